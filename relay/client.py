@@ -197,6 +197,12 @@ class TryLaterError(RejectedError):
     """A temporary error."""
 
 
+class AwayError(TryLaterError):
+    """The relay takes no mail now, and nothing of the message was sent: 421, or a status X.3.Z of
+    the mail system before the reply to the final dot (RFC 5321 3.8, RFC 3463 3.4).
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class DraftToSend:
     """The message to send. Attachments are (name, content); `sender` may be "" for Graph.
@@ -376,6 +382,8 @@ def send_content(
                         raise
                     refused.append(str(error))
             reply = client.data(data)
+            if reply[0] // 100 == 4:
+                raise TryLaterError(_text(*reply))
             _expect(reply)
         finally:  # the last reply is valid whatever happens afterwards
             with contextlib.suppress(OSError):
@@ -431,8 +439,14 @@ def _expect(reply: tuple[int, bytes]) -> None:
 
 
 def _rejection(code: int, text: bytes) -> RejectedError:
-    reply = f"{code} {text.decode('utf-8', 'replace')}"
-    return RejectedError(reply) if code // 100 == 5 else TryLaterError(reply)
+    reply = _text(code, text)
+    if code // 100 == 5:
+        return RejectedError(reply)
+    return AwayError(reply) if code == 421 or text.startswith(b"4.3.") else TryLaterError(reply)
+
+
+def _text(code: int, text: bytes) -> str:
+    return f"{code} {text.decode('utf-8', 'replace')}"
 
 
 def _bytes(text: bytes | str) -> bytes:

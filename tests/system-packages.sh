@@ -53,6 +53,7 @@ unpack() {
     unpack_one usr/sbin/clamav-milter clamav-milter clamav-milter
     unpack_one usr/sbin/opendmarc opendmarc OpenDMARC
     unpack_one usr/sbin/unbound unbound unbound
+    unpack_one usr/bin/fail2ban-regex fail2ban fail2ban
 }
 # With each package that an installation would bring along: names of libraries differ between versions. But
 # clients of databases, updates of signatures, fonts and scripts of pages are not needed.

@@ -13,6 +13,7 @@ from relay.app.srs_key import srs_in
 from relay.settings.document import SettingsError
 from relay.settings.tree import Settings
 from relay.signing.keys import KeyRing
+from relay.spool.engine import LOCAL_DOMAINS
 
 # Of a route: what may be another on each machine.
 _OF_MACHINE = ("auth", "ca", "source_address")
@@ -23,7 +24,8 @@ def agreed_parts(
 ) -> Mapping[str, str]:
     """Return a digest of each part by its name. `rules` and `accounts` are the digests of those.
 
-    Local domains and accounts are those of a mail root: each has its own. The digests are of
+    Local domains and accounts are those of a mail root: each has its own. Of the domains it is the
+    text that other nodes read. The digests are of
     secrets too, and therefore stay in this process.
     """
     routes = [
@@ -38,7 +40,7 @@ def agreed_parts(
     parts = {
         "rules": rules,
         "routes": _digest(routes),
-        f"local domains of the store {store}": _digest(sorted(settings.account_domains)),
+        LOCAL_DOMAINS.format(store): " ".join(sorted(settings.account_domains)),
         f"accounts of the store {store}": accounts,
         "domains that are passed on": _digest(
             sorted(

@@ -10,7 +10,7 @@ from functools import partial
 
 from relay.app.daemon import Daemon
 from relay.app.explain import explainer_of
-from relay.app.foundation import Foundation, RelayDependencies, open_foundation
+from relay.app.foundation import Foundation, RelayDependencies, open_foundation, show_parts
 from relay.app.front_door import build_front_door, build_http_servers, build_pages
 from relay.app.notifications import build_webhooks
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
@@ -33,6 +33,7 @@ def compose(
         lock.take()
         undo.callback(lock.give_back)
         base = open_foundation(settings, sources, clock=clock or SystemClock(), undo=undo)
+        show_parts(base)
         transport = build_transport(base)
         webhooks = build_webhooks(base, transport.resolver)
         front_door = build_front_door(

@@ -53,7 +53,14 @@ from relay.message.outcome import Deferred, Failed
 from relay.message.srs import Srs
 from relay.message.status import own_reply
 from relay.message.tls_policy import REQUIRETLS, TlsDemand
-from relay.message.verdict import ExaminedMessage, Hold, RecipientVerdict, VerdictAction
+from relay.message.verdict import (
+    AddedRecipient,
+    ExaminedMessage,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
 from relay.milter.filters import FilterSession, MilterSet
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.explanation import RulesExplained, explain
@@ -240,6 +247,7 @@ class Explainer:
             time_us=self.clock.time_us(),
             is_own=self.table.is_local_domain,
             results=question.results,
+            given={address.lower(): (question.address,)},
         )
         rules = self.rules()
         if question.content is None:
@@ -272,7 +280,9 @@ class Explainer:
                 ]
                 copies = set(addresses).difference(verdict.successors)
                 targets = [
-                    await self._target(each, sender, question, is_copy=each in copies)
+                    await self._target(
+                        AddedRecipient(each, verdict.rule), sender, question, is_copy=each in copies
+                    )
                     | _held(verdict.hold)
                     for each in dict.fromkeys(addresses)
                 ]
@@ -293,11 +303,15 @@ class Explainer:
         return route | await self._destination(chosen) | _held(hold)
 
     async def _target(
-        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+        self, added: AddedRecipient, sender: _Sender, question: Question, *, is_copy: bool
     ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
-        found = self._examine(address, sender, question, is_copy=is_copy)
-        document = self._document(address, sender, found)
+        asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
+        found = self.forwarding.examiner_of_added(
+            lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
+            asked, self.rules().tenants, trusted=sender.is_trusted,
+        )(added, added.address, "")  # fmt: skip
+        document = self._document(added.address, sender, found)
         if isinstance(found, InvalidRecipient):
             return document
         return document | await self._destination(found)
@@ -326,7 +340,7 @@ class Explainer:
         found = await self._resolved(next_hop)
         document |= _hosts(found, via)
         if not isinstance(found, Hosts):
-            outcome = outcome_of(found, self.table.is_local_domain)
+            outcome = outcome_of(found, self.table.is_own_anywhere)
             state = "invalid" if isinstance(outcome, Failed) else "remote"
             return document | {"state": state, "reply": outcome.evidence.reply}
         tls = found.hosts[0].tls

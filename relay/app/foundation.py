@@ -211,6 +211,23 @@ def _milters(settings: Settings, metrics: Metrics) -> MilterSet:
     return MilterSet(settings.milter, hostname=settings.hostname, observe=observe)
 
 
+def show_parts(base: Foundation) -> None:
+    """Let the metrics have the certificates, milters and signing domains that are in force."""
+    metrics, milters = base.metrics, base.settings.milter
+    metrics.expect(domains=base.sources.keys().domains, milters=[one.name for one in milters])
+    metrics.milter_down.clear()
+    for one in milters:
+        metrics.milter_down.labels(one.name).set_function(partial(_is_down, base.milters, one.name))
+    metrics.certificate_end.clear()
+    for listener in (*base.certificates.smtp, base.certificates.http):
+        for pair in listener.pairs if listener else ():
+            metrics.certificate_end.labels(pair.certificate).set(pair.end_s())
+
+
+def _is_down(milters: MilterSet, name: str) -> int:
+    return int(name in milters.down)
+
+
 def _is_paused(pauses: Pauses, what: Paused) -> int:
     return int(what in pauses.current())
 
@@ -252,6 +269,7 @@ def open_foundation(
     )  # fmt: skip
     undo.callback(engine.close)
     table.hold_of = engine.queue_admin.standing_hold
+    table.is_of_other_store = engine.is_of_other_store
     refusals = (
         RefusalFiles(settings.refused_dir)
         if sources.development is None

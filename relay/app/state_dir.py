@@ -46,7 +46,8 @@ class OwnerLock:
 
     def take(self) -> None:
         """Acquire the locks; create the directories. Raises AlreadyRunningError, OSError."""
-        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._run_dir.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._run_dir.mkdir(mode=0o700, exist_ok=True)
         self._files.append(lock_file(self._run_dir / "lock"))
         if self._submissions is None:
             return

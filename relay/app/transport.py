@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
-from relay.app.foundation import Foundation
+from relay.app.foundation import Foundation, show_parts
 from relay.app.gate import build_gate
 from relay.app.mta_sts import build_policies, count, counted, renewed
 from relay.base.clock import Clock, rfc3339
@@ -168,6 +168,7 @@ def use_settings(
     acceptance.delay_warning_after_s = delivery.delay_warning_after
     acceptance.held_max = settings.policy.held_max
     base.milters.replace(settings.milter)
+    show_parts(base)
     acceptance.use(
         base.srs.at(settings.mailboxes.srs_domain),
         forward_own_from=settings.mailboxes.forward_own_from,

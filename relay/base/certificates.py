@@ -86,6 +86,14 @@ class CheckedPair(Struct, frozen=True):
     pem: bytes
     names: tuple[str, ...]
 
+    def end_s(self) -> float:
+        """Return when it ends, since 1970; 0 if clients would reject it."""
+        try:
+            shown = certificate_of_handshake(self.context, self.certificate)
+        except OSError:
+            return 0.0
+        return float(ssl.cert_time_to_seconds(shown["notAfter"]))
+
 
 class ServerCertificate:
     """The certificates of one listener. `context` is for all its handshakes.

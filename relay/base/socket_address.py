@@ -1,7 +1,8 @@
 """Where a socket listens or connects to, as a value."""
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 _NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
@@ -37,9 +38,16 @@ class Address:
 def client_of(address: str) -> str:
     """Return the key by which failures of a client are counted; "" for a Unix socket."""
     try:
-        ip = ip_address(address.partition("%")[0])
+        ip = plain_ip(address.partition("%")[0])
     except ValueError:
         return ""
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is None and not ip.is_loopback:
+    if isinstance(ip, IPv6Address) and not ip.is_loopback:
         return str(ip_network((ip, _NETWORK_BITS), strict=False))
-    return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return str(ip)
+
+
+@lru_cache(maxsize=4096)
+def plain_ip(address: str) -> IPv4Address | IPv6Address:
+    """Return an IP address; an IPv4-mapped one (RFC 4291 2.5.5.2) is IPv4. Raises ValueError."""
+    ip = ip_address(address)
+    return getattr(ip, "ipv4_mapped", None) or ip

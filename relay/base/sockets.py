@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
 _ACCEPTED_AT_ONCE = 64
 _NO_FILES_S = 1.0
+_DISCARD_PORT = 9  # RFC 863; nothing is sent
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
@@ -180,6 +182,22 @@ def has_address(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_of_this_machine(ip: IPv4Address | IPv6Address) -> bool:
+    """Return whether a connection to an IP address ends at this machine. Nothing is sent."""
+    if ip.is_loopback or ip.is_unspecified:
+        return True
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            if ip.version == 4:  # else its source may be another address of this machine
+                probe.bind((str(ip), 0))
+            # any address is bound with net.ipv4.ip_nonlocal_bind, but connects only if it is here
+            probe.connect((str(ip), _DISCARD_PORT))
+            return bool(probe.getsockname()[0] == str(ip))
+    except OSError:
+        return False
 
 
 async def wait_readable(connection: socket.socket) -> None:

@@ -6,6 +6,7 @@ for a backup that was cut short or changed, and for one that is complete but has
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from relay.base.phrases import counted
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, user_name
 from relay.cli.output import print_progress, printable
+from relay.cli.reload import control_socket
+from relay.client import ControlClient, ControlUnavailableError
 from relay.journeys.wording import RELEASE_RESTORED
+from relay.settings.document import SettingsError
 from relay.settings.environment import read_environment
+from relay.settings.reader import load
+from relay.settings.tree import Settings
 
 _PROGRESS_FILES = 10_000
+_FAULTY = "relay backup: the backup has relay.toml as the running relay has read it before"
 
 
 @click.command()
@@ -39,7 +46,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     """
     from relay.commands.backup import NotEmptyError, back_up  # noqa: PLC0415 - is slow
 
-    settings = context.settings()
+    settings, text = _in_force(context)
     if no_database and settings.spool.is_file:
         raise click.UsageError("--no-database: the spool is a file of this service")
     try:
@@ -51,6 +58,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
             environ=read_environment().variables,
             on_file=lambda number: _tell("backup", "copied", number),
             with_database=not no_database,
+            text=text,
         )
     except NotEmptyError as error:
         raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
@@ -59,6 +67,19 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
         raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
+
+
+def _in_force(context: CommandContext) -> tuple[Settings, str]:
+    """Return the settings; of a faulty relay.toml those of the running service, with its text."""
+    try:
+        return context.settings(), ""
+    except SettingsError as error:
+        with suppress(ControlUnavailableError):
+            text = str(ControlClient(control_socket(context)).get("/configuration")["text"])
+            settings = load(context.config_file(), read_environment().variables, text=text)
+            click.echo(f"{printable(str(error))}\n{_FAULTY}", err=True)
+            return settings, text
+        raise
 
 
 @click.command()

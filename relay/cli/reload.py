@@ -31,7 +31,7 @@ def reload(context: CommandContext) -> None:
     tenant have one, all else is reloaded, and its rules in force stay: exit 78 too. Without a
     running service: exit 69.
     """
-    client = ControlClient(_control_socket(context), timeout_s=_RELOAD_S_MAX)
+    client = ControlClient(control_socket(context), timeout_s=_RELOAD_S_MAX)
     result = client.post("/reload", {})
     context.show(result, lambda: _lines(result))
     if faults := result["faults"]:
@@ -41,7 +41,7 @@ def reload(context: CommandContext) -> None:
         raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept]))
 
 
-def _control_socket(context: CommandContext) -> Path:
+def control_socket(context: CommandContext) -> Path:
     """Return the socket of the service, which is to say itself what is wrong with its file: of a
     faulty one only `state_dir` is needed, which comes before the first table.
     """

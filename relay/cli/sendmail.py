@@ -29,7 +29,7 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import printable
-from relay.client import RejectedError, TryLaterError, send_content
+from relay.client import AwayError, RejectedError, TryLaterError, send_content
 from relay.commands.sendmail import (
     NoRecipientsError,
     OutgoingMessage,
@@ -80,7 +80,7 @@ def sendmail(
 
     It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
     else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
-    relay listens on the socket, it is left in the drop directory.
+    relay listens on the socket, or it takes no mail now, it is left in the drop directory.
     """
     if mode == "p":
         list_queue(context)
@@ -110,10 +110,8 @@ def sendmail(
             )  # fmt: skip
             for reply in refused:
                 click.echo(f"sendmail: {printable(reply)}", err=True)
-        except (ConnectionRefusedError, FileNotFoundError, TryLaterError) as error:
-            # 421: it accepts nothing, or no more sessions; nothing was sent
-            is_away = not isinstance(error, TryLaterError) or str(error).startswith("421")
-            if place.drop is None or not is_away:
+        except (ConnectionRefusedError, FileNotFoundError, AwayError):
+            if place.drop is None:
                 raise
             _drop(place.drop, message, users=place.users, notify=notify, ret=ret)
     except NoRecipientsError:

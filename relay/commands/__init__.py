@@ -23,7 +23,7 @@ Checks:
 - `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
 - `check_findings`: a result: ok, warning, fault, failed
 - `check_milters`: whether the milters answer; whether SMTP sessions have a process of their own
-- `check_dns`: whether the name servers validate DNSSEC
+- `check_dns`: whether the name servers validate DNSSEC; MX records that lead back to this host
 - `check_ports`: whether an address is free to listen on
 - `check_nodes`: limits of all nodes together
 

@@ -24,6 +24,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -36,6 +37,8 @@ from relay.app.tenant_sets import KEPT_SETS
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, replace_file, sync_disk, write_all
 from relay.base.phrases import named
+from relay.ingress.dropped_mail import DroppedFile, HostileFileError
+from relay.ingress.maildrop import ASIDE
 from relay.mailbox.index.seen_files import SeenFiles
 from relay.mailbox.maildir import open_message
 from relay.mailbox.message_file import delivered_id, is_delivered_id, parse_name
@@ -43,7 +46,7 @@ from relay.mailbox.state_file import FILE_NAME as STATES
 from relay.mailbox.state_file import DamagedStatesError, copy_states, state_faults
 from relay.outbox.idempotency import KEYS
 from relay.outbox.on_disk import ClockAnchorFile
-from relay.settings.document import read_document
+from relay.settings.document import Document, parse_document, read_document
 from relay.settings.reader import secret_files
 from relay.settings.tree import Settings
 from relay.settings.values import referenced_files
@@ -111,8 +114,10 @@ def back_up(
     environ: Mapping[str, str],
     on_file: OnFile = lambda _: None,
     with_database: bool = True,
+    text: str = "",
 ) -> Manifest:
-    """Copy into `folder`, which is new or empty; after an error it is as before.
+    """Copy into `folder`, which is new or empty; after an error it is as before. `text` is in force
+    in place of that of a faulty `config`.
 
     Without `with_database` a spool on a server is left out: another node has saved it. Raises
     NotEmptyError, SpoolError, OSError.
@@ -129,8 +134,9 @@ def back_up(
     try:
         with closing(BackupCopy(folder, on_file)) as copy:
             return _back_up(
-                settings, config, copy, clock=clock, environ=environ, with_database=with_database
-            )
+                settings, config, copy, clock=clock, environ=environ,
+                with_database=with_database, text=text,
+            )  # fmt: skip
     except BaseException:
         empty(folder)
         if is_new:
@@ -147,6 +153,7 @@ def _back_up(
     clock: Clock,
     environ: Mapping[str, str],
     with_database: bool,
+    text: str,
 ) -> Manifest:
     stored = spool.storage(settings, as_owner=partial(as_owner, settings))
     is_there = stored.exists()
@@ -154,12 +161,16 @@ def _back_up(
     root, submissions = settings.mailboxes.root, settings.mailboxes.root / ".submissions"
     clock.resume(ClockAnchorFile(submissions).read())
     queue_us = clock.queue_us()
-    named_paths = sorted(_named_paths(settings, config, environ))
+    config = Path(os.path.normpath(config.absolute()))
+    document = parse_document(config, text) if text else read_document(config)
+    named_paths = sorted(_named_paths(settings, document, environ))
     config_files = [
         _place(path)
         for path in named_paths
-        if copy.file(path.resolve(), Path(CONFIG) / path.relative_to("/"))
+        if copy.file(path.resolve(), _kept(path), instead=text.encode() * (path == config))
     ]
+    config_files += (dropped := list(_dropped(settings, copy)))
+    named_paths += [Path(one.path) for one in dropped]
     _submissions(submissions, copy)
     counts: dict[str, Any] = {}
     copied = copy.path(Path(SPOOL))
@@ -188,10 +199,26 @@ def _back_up(
     copy.settle({delivered_id(name) for _, name in late} if counts else ())
     return copy.finish(
         made=rfc3339(made_us), queue_us=queue_us, hostname=settings.hostname,
-        config=str(config.absolute()), config_files=config_files,
+        config=str(config), config_files=config_files,
         directories=_directories(named_paths, settings.state_dir, root),
         state_dir=_place(settings.state_dir), root=_place(root), spool=counts,
     )  # fmt: skip
+
+
+def _kept(path: Path) -> Path:
+    """Return where a backup has a file of the configuration."""
+    return Path(CONFIG) / path.relative_to("/")
+
+
+def _dropped(settings: Settings, copy: "BackupCopy") -> Iterator[Place]:
+    """Copy the mail of the drop directory, which a restoration holds: it puts it aside there."""
+    drop = settings.sendmail.drop if settings.sendmail else None
+    for path in sorted(drop.iterdir()) if drop and drop.is_dir() else ():
+        with suppress(HostileFileError, OSError):
+            DroppedFile(path).close()
+            found, place = _place(path), path.parent / ASIDE / path.name
+            if copy.file(path, _kept(place)):
+                yield msgspec.structs.replace(found, path=str(place))
 
 
 def _submissions(source: Path, copy: "BackupCopy") -> None:
@@ -264,8 +291,10 @@ class BackupCopy:
             self._damaged.append(DamagedFile(str(path), "a symbolic link; not in the backup"))
         return is_link
 
-    def file(self, source: Path, target: Path) -> bool:
-        """Copy a file; return whether it was there, and is no symbolic link."""
+    def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
+        """Copy a file, or what its copy has `instead`; return whether it was there, and is no
+        symbolic link.
+        """
         try:
             opened = open_message(source)
         except (FileNotFoundError, NotADirectoryError):
@@ -276,7 +305,8 @@ class BackupCopy:
             _make_parents(path.parent, self.folder)
             digest = hashlib.sha256()
             with self._new(path) as copy:
-                while block := file.read(_BLOCK_BYTES):
+                octets = BytesIO(instead) if instead else file
+                while block := octets.read(_BLOCK_BYTES):
                     digest.update(block)
                     _write(copy, block, path)
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
@@ -440,14 +470,13 @@ def _make_parents(folder: Path, top: Path) -> None:
         folder.mkdir(mode=0o700)
 
 
-def _named_paths(settings: Settings, config: Path, environ: Mapping[str, str]) -> set[Path]:
+def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str]) -> set[Path]:
     """Return relay.toml, what it and the accounts name, and all that is in named directories."""
-    config = config.absolute()
     accounts = settings.mailboxes.accounts
-    named_paths = {config, *_paths_in(settings)}
+    named_paths = {config.file, *_paths_in(settings)}
     named_paths |= {one.file for one in settings.domain if one.file is not None}
-    named_paths |= {path for _, path in secret_files(read_document(config), environ)}
-    for file in (config, accounts):
+    named_paths |= {path for _, path in secret_files(config, environ)}
+    for file in (config.file, accounts):
         with suppress(FileNotFoundError):
             text = file.read_text("utf-8", "replace")
             named_paths |= set(referenced_files(text, base=file.parent))
@@ -480,8 +509,9 @@ def _paths_in(value: object) -> Iterator[Path]:
 def _place(path: Path) -> Place:
     try:
         facts = path.stat()
-    except FileNotFoundError:
-        return Place(str(path), 0o700, _user(os.geteuid()), _group(os.getegid()))
+    except FileNotFoundError:  # it would belong to whom the directory above belongs
+        above = _place(path.parent)
+        return Place(str(path), 0o700, above.user, above.group)
     return Place(str(path), stat.S_IMODE(facts.st_mode), _user(facts.st_uid), _group(facts.st_gid))
 
 

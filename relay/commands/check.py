@@ -9,7 +9,7 @@ import pwd
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +23,13 @@ from relay.app.configuration import anonymous_fault, read_table
 from relay.app.srs_key import srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
 from relay.app.tenant_sets import load_strictly
-from relay.app.transport import resolver_of
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
-from relay.commands.check_dns import doubts_of_validation
+from relay.commands.check_dns import doubts_of_validation, mail_loops
 from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
 from relay.commands.check_milters import check_gate, check_milters
 from relay.commands.check_nodes import limits_of_all
@@ -38,11 +37,9 @@ from relay.commands.check_ports import WILDCARDS, port_fault
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.delivery.provider_replies import load_provider_replies
 from relay.ingress.dropped_mail import DROP_MODE
-from relay.message.nexthop import HopKind, NextHop
 from relay.policy.rule_files import slow_patterns
 from relay.reports.texts import load_texts
 from relay.routing.dns_client import name_servers_answer
-from relay.routing.mx_hosts import Hosts, TemporaryFailure
 from relay.settings.document import (
     Document,
     KeyPath,
@@ -53,7 +50,6 @@ from relay.settings.document import (
 from relay.settings.reader import load, secret_files
 from relay.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.settings.validation import (
-    domain_matches,
     hidden_routes,
     host_of,
     is_loopback,
@@ -67,6 +63,7 @@ from relay.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableErr
 
 T = TypeVar("T")
 SOON_S = 14 * 86400
+_UNITS = ("relay*.service", "relay*.service.d/*.conf")
 _EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
 
 
@@ -493,6 +490,15 @@ def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
 
+def _is_made_by_unit(folder: Path) -> bool:
+    """Whether a directory is not there, and an installed unit of Relay makes it at its start."""
+    if folder.exists() or folder.parent != Path("/run"):
+        return False
+    line = f"RuntimeDirectory={folder.name}"
+    units = (file for one in _UNITS for file in Path("/etc/systemd/system").glob(one))
+    return any(line in file.read_text().splitlines() for file in units)
+
+
 def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
     and if the mail that programs leave in the drop directory is not taken.
@@ -500,8 +506,7 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     default = SendmailSettings()
     if given := settings.sendmail:
         expected = port_fault(Address(path=str(given.socket)), settings.run_dir)
-        made_later = given.socket == default.socket and not given.socket.parent.exists()
-        if expected and not made_later:  # by the unit
+        if expected and not _is_made_by_unit(given.socket.parent):
             text = f'found "{given.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
             yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
@@ -565,30 +570,6 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         yield CheckFinding("nodes", CheckResult.OK, text)
 
 
-async def _passed_on(
-    settings: Settings, place: Document, clock: Clock
-) -> AsyncIterator[CheckFinding]:
-    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
-    this host itself.
-    """
-    resolver = resolver_of(settings, clock)
-    for number, one in enumerate(settings.domain):
-        asks = one.recipients == "verify"  # also while mail is held
-        is_routed = any(
-            domain_matches(route.domain, one.name)
-            for route in settings.route
-            if route.domain != "*" and not (asks and route.next_hop == "hold")
-        )
-        if one.has_accounts or one.alias_of or is_routed:
-            continue
-        found = await resolver.resolve(NextHop(HopKind.MX, one.name))
-        if not isinstance(found, Hosts | TemporaryFailure):
-            text = f'found "{one.name}", expected a [[route]] for it, or an MX host in the DNS'
-            fault = place.fault(("domain", number, "name"), f"{text} that is preferred to this one")
-            yield CheckFinding("domains", CheckResult.FAULT, str(fault))
-    await resolver.close()
-
-
 async def _dns(
     settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
 ) -> list[CheckFinding]:
@@ -605,5 +586,5 @@ async def _dns(
     if fault:
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
     found = CheckFinding("dns", CheckResult.OK, servers)
-    loops = [one async for one in _passed_on(settings, place, clock)]
+    loops = [one async for one in mail_loops(settings, place, clock)]
     return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]

@@ -56,8 +56,9 @@ from relay.spool.types import Claim
 HOSTS_MAX = 20_000
 OTHER_FAMILY = "no address of the family of source_address"
 
-# address, port, TLS policy, login, source address: a failure with one says nothing about another
-HostKey = tuple[str, int, TlsPolicy | None, str, str]
+# address, port, TLS policy, login, source address, whether the DNS names the host: a failure with
+# one says nothing about another
+HostKey = tuple[str, int, TlsPolicy | None, str, str, bool]
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0
@@ -193,7 +194,7 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         path="" if host.port else address, lmtp=host.lmtp, tls=policy_of(host),
         tls_by=host.tls.by if host.tls is not None else CONFIGURATION,
         credentials=(login.user, login.password) if login is not None else None,
-        source_address=via.source_address,
+        source_address=via.source_address, is_mx=via.is_mx,
     )  # fmt: skip
 
 
@@ -390,7 +391,8 @@ class HostSelection:
     def _key(self, host: Host, address: str) -> HostKey:
         login = self.via.login
         user = login.user if login is not None else ""
-        return (address, host.port, policy_of(host), user, self.via.source_address)
+        via = self.via
+        return (address, host.port, policy_of(host), user, via.source_address, via.is_mx)
 
 
 def _named(host: Host, address: str) -> str:

@@ -381,7 +381,7 @@ class Sites:
             for claim in claims:
                 self._push_to_site(claim, found)
             return
-        outcome = outcome_of(found, self.table.is_local_domain)
+        outcome = outcome_of(found, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
             now_s = self.clock.monotonic()
             self._host_status.note(_host_key(way), ConnectFailure(outcome, now_s))
@@ -482,8 +482,8 @@ def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
 def _host_key(way: Way) -> HostKey:
     """The key in HostStatusCache of a next hop that cannot be resolved."""
     if isinstance(way, NextHop):
-        return (way.key, 0, None, "", "")
-    return (way[0].key, 0, None, way[1], "")
+        return (way.key, 0, None, "", "", False)
+    return (way[0].key, 0, None, way[1], "", False)
 
 
 def _ways_to(next_hop: NextHop) -> tuple[Way, ...]:

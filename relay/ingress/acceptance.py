@@ -11,7 +11,7 @@ internal one, 5yz for a fault of the message. A reply never contains the text of
 RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -69,14 +69,20 @@ from relay.message.envelope import (
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
-from relay.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
+from relay.message.verdict import (
+    AddedRecipient,
+    ExaminedMessage,
+    RateCharge,
+    Verdict,
+    tenant_of_rule,
+)
 from relay.milter.filters import MilterSet
 from relay.mime.dsn import ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
-from relay.policy.rule_book import DEFERRED, RuleBook
+from relay.policy.rule_book import DEFERRED, RuleBook, TenantRules
 from relay.routing.route_table import (
     InvalidRecipient,
     RouteTable,
@@ -229,7 +235,7 @@ class Acceptance:
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
         examinations = examined_recipients(recipients, examine)
         rules = self.policy()
-        examined = self._policy_input(arrival, recipients.paths, parsed, examinations=examinations)
+        examined = self._policy_input(arrival, recipients, parsed, examinations=examinations)
         verdict = await self._evaluate(rules, examined)
         if isinstance(verdict, DataReply):
             return verdict
@@ -245,7 +251,7 @@ class Acceptance:
         while True:
             fan = self._fan_out(
                 arrival, recipients, verdict, examinations=examinations, examine=examine,
-                expand=expand, answers_discarded=answers_discarded,
+                expand=expand, answers_discarded=answers_discarded, tenants=rules.tenants,
             )  # fmt: skip
             reply = await self._carry_out(
                 arrival, verdict, fan,
@@ -326,19 +332,24 @@ class Acceptance:
         examine: Callable[[str, str, bool], RoutingResult],
         expand: Callable[[str], Expansion | None],
         answers_discarded: str,
+        tenants: Mapping[str, TenantRules],
     ) -> FanOut:
-        envelope, trusted = arrival.envelope, arrival.origin.trusted
+        envelope, trusted, forwarding = arrival.envelope, arrival.origin.trusted, self.forwarding
+        aliases = recipients.alias_by_address if verdict.additions else {}
 
-        def sender_of(forwarded_by: str, address: str, is_hidden: bool) -> str:
-            if is_hidden:  # no report of another host may go to the sender
+        def sender_of(forwarded_by: str, address: str, added: AddedRecipient | None) -> str:
+            if added and added.is_quarantine:  # no report of another host may go to the sender
                 return f"MAILER-DAEMON@{self.hostname}" if envelope.reverse_path else ""
-            return self.forwarding.sender_of(
+            if added and not forwarded_by and not verdict.sender:
+                forwarded_by = aliases.get(added.acted_for) or added.acted_for
+            return forwarding.sender_of(
                 forwarded_by, address, envelope.reverse_path, trusted=trusted
             )
 
         return fan_out(
             recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
-            verdict, expand=expand, examine=examine, sender_of=sender_of,
+            verdict, expand=expand, sender_of=sender_of,
+            examine=forwarding.examiner_of_added(examine, verdict, tenants, trusted=trusted),
             answers_discarded=answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
         )  # fmt: skip
@@ -378,18 +389,17 @@ class Acceptance:
     def _policy_input(
         self,
         arrival: ArrivedMail,
-        paths: Sequence[ForwardPath],
+        recipients: ExpandedRecipients,
         content: ParsedContent,
         *,
         examinations: Sequence[RoutingResult],
     ) -> ExaminedMessage:
-        """`paths` are what the recipients lead to that the client named."""
         envelope, origin = arrival.envelope, arrival.origin
         # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
         claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
         valid = [
             (path.address, found)
-            for path, found in zip(paths, examinations, strict=True)
+            for path, found in zip(recipients.paths, examinations, strict=True)
             if not isinstance(found, InvalidRecipient)
         ]
         return ExaminedMessage(
@@ -406,6 +416,7 @@ class Acceptance:
             time_us=self.clock.time_us(),
             is_own=self.router.is_local_domain,
             results=arrival.filtered.results,
+            given=recipients.given,
         )
 
     async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.accounts.account import Expansion
-from relay.ingress.forwarding import ExpandedRecipients
+from relay.ingress.forwarding import LENDS, ExpandedRecipients
 from relay.journeys.events import Event, Step
 from relay.mailbox.types import WellKnown
 from relay.message.envelope import Client, ForwardPath, Notify
@@ -48,6 +48,7 @@ from relay.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
 _NEVER = frozenset({Notify.NEVER})
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
+_Copy = tuple[str, str, str]  # that a rule adds: the rule, for whose recipients, the address
 
 
 class HoldTimes(Struct, frozen=True):
@@ -130,16 +131,15 @@ def fan_out(
     examinations: Sequence[RoutingResult],
     verdict: Verdict,
     *,
-    examine: Callable[[str, str, bool], RoutingResult],
+    examine: Callable[[AddedRecipient, str, str], RoutingResult],
     expand: Callable[[str], Expansion | None],
-    sender_of: Callable[[str, str, bool], str],
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
     answers_discarded: str = "",
     times: HoldTimes = _NO_TIMES,
 ) -> FanOut:
     """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
-    `sender_of` returns the sender of what an alias or, with True, a quarantine sends outside, ""
-    for that of the message. With `answers_discarded`, the reason, answers to reports are discarded.
-    `times` are those of holds.
+    `sender_of` returns the sender of what an alias or a rule sends, "" for that of the message.
+    With `answers_discarded`, the reason, answers to reports are discarded. `times` are for holds.
 
     There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
     in the same order: rules do not see invalid recipients.
@@ -147,6 +147,8 @@ def fan_out(
     buckets: dict[_Key, list[NewRecipient]] = {}
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
+    additions = [(*each, examine(*each)) for each in _additions(verdict, expand)]
+    refused = _refused(additions)
     verdicts = iter(verdict.recipients)
     for path, position, forwarded_by, found in zip(
         recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
@@ -162,16 +164,15 @@ def fan_out(
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
                 continue
-        if (final_state := _final_state(start, decided)) is not None:
+        if (final_state := _final_state(start, decided, refused)) is not None:
             final.append(final_state)
         else:
             key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
             buckets.setdefault(key, []).append(start)
     copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
-    for addition, address, forwarded_by in _additions(verdict, expand):
+    for addition, address, forwarded_by, found in additions:
         if not copies.needs(address, addition):
             continue
-        found = examine(address, forwarded_by, bool(forwarded_by))
         added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
         if isinstance(found, InvalidRecipient):
             final.append(_failed(added, found.status, found.text))
@@ -185,6 +186,17 @@ def fan_out(
         final_recipients=tuple(final),
         aliases=recipients.aliases,
     )
+
+
+def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
+    """Return the copies that rules add of which none may leave."""
+    found = {((one.rule, one.tenant, one.address), it == LENDS) for one, *_, it in additions}
+    return {copy for copy, is_lent in found if is_lent and (copy, False) not in found}
+
+
+def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
+    for address in redirected.successors:
+        yield redirected.rule, redirected.tenant, address
 
 
 def examined_recipients(
@@ -242,7 +254,9 @@ def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
     return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by, rule=rule)
 
 
-def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient | None:
+def _final_state(
+    start: NewRecipient, verdict: RecipientVerdict, refused: set[_Copy]
+) -> NewRecipient | None:
     """Return the recipient in its final state, or None if it is to be delivered."""
     match verdict.action:
         case VerdictAction.DELIVER:
@@ -251,6 +265,8 @@ def _final_state(start: NewRecipient, verdict: RecipientVerdict) -> NewRecipient
             return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
         case VerdictAction.DISCARD:
             return _discarded(start)
+        case VerdictAction.REDIRECT if refused.issuperset(_copies_of(verdict)):
+            return _failed(start, LENDS.status, LENDS.text)
         case VerdictAction.REDIRECT:
             return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
         case VerdictAction.QUARANTINE:  # RFC 3463 3.2
@@ -274,7 +290,7 @@ def _key(
     decided: RecipientVerdict | AddedRecipient,
     *,
     forwarded_by: str,
-    sender_of: Callable[[str, str, bool], str],
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
     times: HoldTimes,
 ) -> _Key:
     """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
@@ -289,11 +305,10 @@ def _key(
         next_hop, chosen, forwarded_by = LOCAL, False, ""
     else:
         next_hop, chosen = examination.next_hop, examination.chosen
-    is_hidden = isinstance(decided, AddedRecipient) and decided.is_quarantine and not is_local
-    if not (is_hidden or forwarded_by or examination.held or chosen or hold or folder):
+    added = decided if isinstance(decided, AddedRecipient) and not is_local else None
+    sender = sender_of(forwarded_by, address, added) if forwarded_by or added else ""
+    if not (sender or forwarded_by or examination.held or chosen or hold or folder):
         return next_hop, content, NO_EXTRA
-    is_other = bool(forwarded_by or is_hidden)
-    sender = sender_of(forwarded_by, address, is_hidden) if is_other else ""
     extra = EntryExtra(
         chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
         until_us=examination.held_until_us, folder=folder,

@@ -13,7 +13,9 @@ that an alias or an account has forwarded already, as Delivered-To says, is not 
 account keeps it, the alias rejects it.
 
 A copy for another domain leaves in the name of this host: it passes SPF for the local domains, and
-DMARC if From has one of them. A stranger's mail in their name is therefore not copied.
+DMARC if From has one of them. A stranger's mail in their name is therefore not copied. What a rule
+sends outside has such a sender too; a rule of the operator may lend each domain, that of a tenant
+its own.
 
 RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (SPF and From);
 RFC 9228 (Delivered-To).
@@ -40,9 +42,10 @@ from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.message.srs import Srs, SrsError, is_srs
 from relay.message.status import own_reply
-from relay.message.verdict import RateCharge
+from relay.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of_rule
 from relay.mime.dsn import ReportedRecipient
 from relay.mime.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
+from relay.policy.rule_book import TenantRules
 from relay.routing.route_table import (
     InvalidRecipient,
     RemoteRecipient,
@@ -71,7 +74,7 @@ _DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters,
 _JOINERS = re.compile("[\u200c\u200d]")  # IDNA 2003 drops them
 _LONG_LABEL = re.compile(r"[^.]{64}")  # readers may leave out some of it; to encode it takes long
 # RFC 3463 3.8
-_LENDS = InvalidRecipient(
+LENDS = InvalidRecipient(
     "5.7.1",
     "550 5.7.1 From or Sender has a domain of this host, whose mail it forwards to other domains "
     "only for authenticated clients",
@@ -122,23 +125,48 @@ class Forwarder(Struct, frozen=True):
         address: then a stranger's copy in our name is rejected.
         """
         lends = cache(lambda: self._may_be_ours(header))
-        may_lend = trusted or self.forward_own_from
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
             found = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            leaves = isinstance(found, RemoteRecipient) and not found.is_local
-            return _LENDS if leaves and is_copy and not may_lend and lends() else found
+            is_lent = is_copy and self._may_lend(found, trusted=trusted) and lends()
+            return LENDS if is_lent else found
 
         return examine
+
+    def examiner_of_added(
+        self,
+        examine: Callable[[str, str, bool], RoutingResult],
+        verdict: Verdict,
+        tenants: Mapping[str, TenantRules],
+        *,
+        trusted: bool,
+    ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
+        """Return examine() for what rules add: a tenant has only its own domains to lend."""
+        lends = cache(lambda at, own: self._may_be_ours(verdict.contents[at].header, own))
+
+        def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
+            found = examine(address, forwarded_by, bool(forwarded_by))
+            tenant = tenants.get(tenant_of_rule(added.rule))
+            if tenant is None or not self._may_lend(found, trusted=trusted):
+                return found
+            return LENDS if lends(added.content, tenant.domains) else found
+
+        return examine_added
+
+    def _may_lend(self, found: RoutingResult, *, trusted: bool) -> bool:
+        """Whether the mail is a stranger's and leaves, where that is not allowed in our name."""
+        leaves = isinstance(found, RemoteRecipient) and not found.is_local
+        return leaves and not (trusted or self.forward_own_from)
 
     def sender_of(
         self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
     ) -> str:
-        """Return the sender of the copy that an alias forwards to `address`; "" for `reverse_path`.
+        """Return the sender of the copy for `address` that an alias forwards, or a rule that acts
+        for a local address; "" for `reverse_path`.
 
         It is rewritten for another domain, unless it is null, or of a local domain and `trusted`.
         """
-        if not reverse_path or not forwarded_by or self._is_local(address):
+        if not reverse_path or not self._is_local(forwarded_by) or self._is_local(address):
             return ""
         if trusted and self._is_local(reverse_path):
             return ""
@@ -174,8 +202,8 @@ class Forwarder(Struct, frozen=True):
     def _is_local(self, address: str) -> bool:
         return self.router.is_local_domain(domain_of(address))
 
-    def _may_be_ours(self, header: Header) -> bool:
-        """Whether From or Sender has an address of a local domain for any reader.
+    def _may_be_ours(self, header: Header, but: Collection[str] = ()) -> bool:
+        """Whether From or Sender has an address of a local domain for any reader, `but` of these.
 
         Where readers may see other addresses, what is behind each @ counts.
         """
@@ -191,7 +219,8 @@ class Forwarder(Struct, frozen=True):
         domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
         is_local = self.router.is_local_domain
         return any(
-            _LONG_LABEL.search(domain) or any(map(is_local, _as_a_labels(domain)))
+            _LONG_LABEL.search(domain)
+            or any(is_local(one) for one in _as_a_labels(domain) if one not in but)
             for domain in domains
         )
 
@@ -297,6 +326,21 @@ class ExpandedRecipients(Struct, frozen=True):
     forwarded_by: Sequence[str]
     aliases: tuple[NewRecipient, ...] = ()
     added_by: Mapping[str, str] = {}
+
+    @property
+    def given(self) -> Mapping[str, Sequence[str]]:
+        """The aliases that led to each address, by this in lower case."""
+        found: dict[str, list[str]] = {}
+        for alias in self.aliases:
+            for one in alias.successors:
+                found.setdefault(one.lower(), []).append(alias.path.address)
+        return found
+
+    @property
+    def alias_by_address(self) -> Mapping[str, str]:
+        """The last alias that led to each, or ""."""
+        addresses = (path.address for path in self.paths)
+        return dict(zip(addresses, self.forwarded_by, strict=True))
 
     @property
     def reported(self) -> tuple[ReportedRecipient, ...]:

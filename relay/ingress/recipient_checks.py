@@ -124,7 +124,7 @@ class RecipientChecks(Struct, frozen=True):
         match found:
             case RemoteRecipient(next_hop):
                 if not (found.is_local or may_relay):
-                    return _DENIED
+                    return self._denial(given)
                 if asks and found.is_asked and next_hop.host and self.verify is not None:
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
@@ -139,6 +139,12 @@ class RecipientChecks(Struct, frozen=True):
             case InvalidRecipient(text=text):
                 return text
         return ""
+
+    def _denial(self, address: str) -> str:
+        if not self.forwarding.router.is_of_other_store(domain_of(address)):
+            return _DENIED
+        # RFC 3463 3.5
+        return f"450 4.4.4 <{address}>: another node has the mailboxes of its domain, try its MX"
 
     def _waits(self, address: str, found: RoutingResult) -> bool:
         """Return whether mail for a valid address waits: its tenant has no rules to be used."""

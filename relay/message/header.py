@@ -35,7 +35,7 @@ _SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without an end is refused lon
 _QUICK_OCTETS_MAX = 64 * 1024  # one call splits them; a longer header must not hold up threads
 _STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
 _MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
-_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]+)[ \t]*:")
+_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?:[ \t]|(?:\r\n?+|\n)[ \t])*+:")
 # A field as almost all messages have it.
 _PLAIN_FIELD = re.compile(
     rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
@@ -109,7 +109,11 @@ def fields_end(header: bytes) -> int:
         line = found[0]
         bare = line.replace(b"\0", b"")
         if bare[:1] not in _WHITE:
-            in_field = bool(_FIELD_START.match(bare) or _MEANT_RECIPIENTS.match(bare))
+            in_field = bool(
+                _FIELD_START.match(bare)
+                or _FIELD_START.match(header, found.start())
+                or _MEANT_RECIPIENTS.match(bare)
+            )
         if in_field:
             end = found.end()
     return end
@@ -324,11 +328,11 @@ def _split(section: bytes) -> tuple[HeaderField, ...]:
             fields[-1].append(line)
         else:
             fields.append([line])
-    return tuple([(_name_of(lines[0]), b"".join(lines)) for lines in fields])
+    return tuple([(_name_of(octets), octets) for octets in map(b"".join, fields)])
 
 
-def _name_of(line: bytes) -> bytes:
-    found = _FIELD_START.match(line.replace(b"\0", b""))
+def _name_of(octets: bytes) -> bytes:
+    found = _FIELD_START.match(octets.replace(b"\0", b""))
     return found[1].lower() if found else b""
 
 

@@ -5,7 +5,7 @@ RecipientVerdict for each examined recipient, in the same order; contents[0] is 
 The vocabulary is that of Exchange's mail flow rules.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Self
 
@@ -47,6 +47,12 @@ class ExaminedMessage(Struct, frozen=True):
     time_us: int | None = None  # for the dates of rules; None: they do not count
     is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
     results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
+    # by a recipient in lower case: the addresses that the client gave and that led there
+    given: Mapping[str, Sequence[str]] = {}
+
+    def names_of(self, recipient: str) -> Sequence[str]:
+        """Return the address of a recipient, and those as the client gave them."""
+        return (recipient, *self.given.get(recipient.lower(), ()))
 
 
 class VerdictAction(StrEnum):
@@ -108,6 +114,7 @@ class AddedRecipient(Struct, frozen=True):
     hold: Hold | None = None
     is_quarantine: bool = False
     tenant: str = ""  # of the recipients for whose copies it was added, as in RecipientVerdict
+    acted_for: str = ""  # the first recipient for whom the rule acted, if possible a local one
 
 
 class RuleMail(Struct, frozen=True):

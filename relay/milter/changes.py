@@ -33,7 +33,7 @@ class ShownHeader(Struct, frozen=True):
             if key:
                 name, _, value = octets.partition(b":")
                 value = value.removesuffix(_CRLF).replace(_CRLF, b"\n")
-                yield name.rstrip(b" \t"), value if leading_blank else value.removeprefix(b" ")
+                yield name.rstrip(), value if leading_blank else value.removeprefix(b" ")
 
     def changed(self, changes: Sequence[FieldChange], *, leading_blank: bool) -> "ShownHeader":
         """Return the header with these changes. Raises MilterFaultError for too many fields."""

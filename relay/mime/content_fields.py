@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from msgspec import Struct
 
 from relay.mime.charsets import decode_octets
-from relay.mime.encoded_words import decode_words, printable
+from relay.mime.encoded_words import printable, text_of_words
 
 _PIECE = re.compile(
     r'"(?P<quoted>(?:[^"\\]|\\.?)*+)(?:"|\Z)|(?P<white>\s++)|(?P<mark>[;=(])|(?P<text>[^";=(\s]++)',
@@ -50,7 +50,7 @@ class ContentField(Struct, frozen=True):
     parameters: tuple[tuple[str, str], ...]
 
     def all(self, name: str) -> Sequence[str]:
-        """Return the values of a parameter as text, the one that counts first."""
+        """Return the values of a parameter, with control characters, the one that counts first."""
         values = [_decoded(text) for key, text in self.parameters if key == name]
         extended = self._extended(name)
         return values if extended is None else [extended, *values]
@@ -83,11 +83,11 @@ class ContentField(Struct, frozen=True):
         # a character, and what is encoded, may be split between two sections
         joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
         octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
-        return printable(decode_octets(octets, charset, fallback="")[0])
+        return decode_octets(octets, charset, fallback="")[0]
 
 
 def _decoded(text: str) -> str:
-    return decode_words(text.encode("utf-8", "surrogateescape"))
+    return text_of_words(text.encode("utf-8", "surrogateescape"))
 
 
 def read_content_field(fields: "Message[str, str]", name: str) -> ContentField:
@@ -119,7 +119,7 @@ def filename_of(fields: "Message[str, str]") -> str:
     ):
         field = read_content_field(fields, name)
         for one in parameters if field.parameters else ():
-            if found := next(filter(None, field.all(one)), ""):
+            if found := next(filter(None, map(printable, field.all(one))), ""):
                 return found
     return ""
 

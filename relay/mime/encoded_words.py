@@ -28,10 +28,15 @@ def decode_words(value: bytes, raw: str = "") -> str:
 
     Raw 8-bit text is UTF-8 if it is valid, else in the charset `raw`, that of the body.
     """
+    return printable(text_of_words(value, raw))
+
+
+def text_of_words(value: bytes, raw: str = "") -> str:
+    """Return decode_words() with the control characters that words have."""
     if not value.isascii():
         value = decode_octets(value, fallback=raw)[0].encode()
     if b"=?" not in value:
-        return printable(value.decode())
+        return value.decode()
     shown: list[str] = []
     pending: list[tuple[bytes, bytes]] = []  # encoded in which way: words of one charset
     charset = ""
@@ -47,7 +52,7 @@ def decode_words(value: bytes, raw: str = "") -> str:
         charset = name
         pending.append((found[2].upper(), found[3]))
     shown.append(_text(pending, charset, raw) + value[position:].decode())
-    return printable("".join(shown))
+    return "".join(shown)
 
 
 def printable(text: str) -> str:

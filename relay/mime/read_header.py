@@ -96,7 +96,7 @@ def parse_header(header: bytes) -> "Message[str, str]":
         text = field.removeprefix(BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
         if name:
             name_text, _, value = text.partition(":")
-            pairs.append((name_text.rstrip(" \t"), value.lstrip(" \t").rstrip("\r\n")))
+            pairs.append((name_text.rstrip(), value.lstrip(" \t").rstrip("\r\n")))
         elif pairs and pairs[-1][1].endswith(";") and pairs[-1][0][:8].lower() == "content-":
             pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {text.strip()}")  # a fold without a blank
     for pair in pairs:
@@ -224,8 +224,12 @@ def originators(header: Header) -> Iterator[Originators]:
             return
         field = parse_header(octets)
         addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
-        unread = "a NUL" if b"\0" in octets else unreadable_addresses(field, shown)
-        yield Originators(shown, addresses, unread)  # some readers end at a NUL
+        unread = unreadable_addresses(field, shown)
+        if b"\0" in octets:  # some readers end there
+            unread = "a NUL"
+        elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
+            unread = "a fold before the colon"
+        yield Originators(shown, addresses, unread)
 
 
 def addressees(header: Header) -> tuple[str, ...]:

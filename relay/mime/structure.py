@@ -42,11 +42,17 @@ _HEADERS_OCTETS_MAX = 4 * 1024 * 1024  # of all headers together: they are kept 
 HEADERS_LINES_MAX = 50_000  # the same: each takes time, and may have two octets
 FALSE_DELIMITERS_MAX = 1_000_000
 _PADDING_OCTETS_MAX = 200  # of white space after a boundary
+_AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # what a delimiter line has beside its boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
 _NO_BLANK = "no blank line between header and body"
-_AFTER_BOUNDARY = re.compile(rb"(--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
+_AFTER_BOUNDARY = re.compile(rb"(?:--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
+# Some programs do not read what follows a boundary, or take other characters for white space.
+_WITH_WORDS = re.compile(
+    rb"(?:[ \t\v\f\xa0]|\xc2\xa0)[^\r\n]{0,%d}+(?:\r\n|[\r\n]|\Z)" % LINE_OCTETS_MAX
+)
+_FIRST_FIELD = re.compile(rb"[ \t\0]*+(?:\xef\xbb\xbf)?(?:>?From |[!-9;-~]++[ \t]*+:)")
 _VISIBLE = re.compile(r"[!-~]+")
 IDENTITY = frozenset(("7bit", "8bit", "binary"))  # the encodings that change nothing
 _ENCODINGS = frozenset((*IDENTITY, *UUENCODE, "quoted-printable", "base64"))
@@ -156,13 +162,15 @@ class Entity:
 class Structure(Struct, frozen=True):
     """All entities in the order of their starts; the first is the message itself.
 
-    `is_complete`: no part is left unread because of a limit.
+    `is_complete`: no part is left unread because of a limit. `is_ambiguous`: another LooseReading
+    may find other delimiters.
     """
 
     entities: tuple[Entity, ...]
     size: int
     defects: tuple[str, ...] = ()
     is_complete: bool = True
+    is_ambiguous: bool = False
 
     @property
     def message(self) -> Entity:
@@ -183,12 +191,16 @@ class LooseReading(Struct, frozen=True):
     """One way to read a message where programs differ, to find what any of them shows.
 
     `last`: of several Content-Types the last counts, not the first. `ends_late`: a header ends at
-    its blank line, not after its last field. In all of them an attached message is read whatever
-    its transfer encoding. The message has CRLF line ends; bodies are not counted.
+    its blank line, not after its last field. `outermost`: of several multiparts with one boundary
+    the outermost has the delimiters, not the innermost. `exact`: a line with words after a boundary
+    is none. In all of them an attached message with a transfer encoding is read as it stands if it
+    begins with a field. The message has CRLF line ends; bodies are not counted.
     """
 
     last: bool = False
     ends_late: bool = True
+    outermost: bool = False
+    exact: bool = False
 
 
 def read_structure(content: bytes | Octets) -> Structure:
@@ -239,7 +251,7 @@ class StructureReader:
     ) -> None:
         self._reading = reading
         self._fields_of = fields_of
-        self._is_complete = True
+        self._is_complete, self._is_ambiguous = True, False
         self._held = b"\n"
         self._offset = -1  # of the first octet in the buffer
         self._entities = [Entity(number=0, parent=-1, depth=0, lead=0, start=0)]
@@ -268,7 +280,9 @@ class StructureReader:
             pass
         size = self._offset + len(self._held)
         self._leave(0, end=size)
-        return Structure(tuple(self._entities), size, tuple(self._defects), self._is_complete)
+        return Structure(
+            tuple(self._entities), size, tuple(self._defects), self._is_complete, self._is_ambiguous
+        )
 
     def _step(self, *, final: bool) -> bool:
         """Process one header or delimiter; False when more octets are needed, or at the end."""
@@ -278,7 +292,8 @@ class StructureReader:
 
     def _header_step(self, final: bool) -> bool:
         entity = self._innermost
-        limit = HEADER_OCTETS_MAX if entity.depth else _MESSAGE_HEADER_OCTETS_MAX
+        is_part = self._entities[entity.parent].boundary  # the parent of the message is none
+        limit = HEADER_OCTETS_MAX if is_part else _MESSAGE_HEADER_OCTETS_MAX
         delimiter = self._find(len(self._held), final)
         end = max(delimiter.start, 1) if delimiter else len(self._held)
         # the line end of the delimiter may be that of the blank line
@@ -297,7 +312,7 @@ class StructureReader:
             place = max(self._held.rfind(b"\n", 1, limit) + 1, 1)
             self._enter(entity, place, place)
         elif final:
-            if self._entities[entity.parent].boundary:
+            if is_part:
                 self._defect(_NO_BLANK)
             self._enter(entity, end, end)
         else:
@@ -359,8 +374,12 @@ class StructureReader:
         elif entity.depth >= DEPTH_MAX:
             self._leave_unread(f"parts more than {DEPTH_MAX} deep")
         elif is_multipart:
+            others = [one.rstrip(b"-") for _, one in self._boundaries()]
+            self._is_ambiguous |= boundary.rstrip(b"-") in others
             entity.boundary = boundary
-        elif entity.encoding in IDENTITY or self._reading is not None:
+        elif entity.encoding in IDENTITY or (
+            self._reading is not None and _FIRST_FIELD.match(self._held, 1)
+        ):
             entity.is_message = self._has_room()  # with a transfer encoding it is a leaf
 
     def _type_as_read(
@@ -391,8 +410,8 @@ class StructureReader:
         self._leave(delimiter.level + 1, end=lead)
         multipart = self._innermost
         self._count(delimiter.end - moved)
-        if delimiter.closing:
-            multipart.is_closed = True
+        if delimiter.closing:  # before the first part it is text
+            multipart.is_closed = self._has_parts(multipart)
         elif self._has_room():
             self._open(multipart, lead=lead)
 
@@ -434,15 +453,17 @@ class StructureReader:
     def _find(self, limit: int, final: bool) -> _BoundaryLine | None:
         """Return the first delimiter line that starts before `limit` and is complete in the buffer.
 
-        If several multiparts have the same boundary, it belongs to the outermost, as for other
-        readers.
+        If several multiparts have the same boundary, it belongs to the innermost that is open.
         """
         if not self._searching:
             return None
         if not final:
             limit = min(limit, len(self._held) - self._margin)
         found: _BoundaryLine | None = None
-        for level, boundary in self._boundaries():
+        boundaries = list(self._boundaries())
+        if self._reading is None or not self._reading.outermost:
+            boundaries.reverse()
+        for level, boundary in boundaries:
             for lead in (b"\n", b"\r") if self._bare_returns else (b"\n",):
                 one = self._find_one(lead + b"--" + boundary, level, limit)
                 if one is not None:
@@ -451,15 +472,20 @@ class StructureReader:
 
     def _find_one(self, wanted: bytes, level: int, limit: int) -> _BoundaryLine | None:
         """Search one boundary from where its last search ended, so that each octet is read once."""
-        position = max(self._looked_for.get(wanted, 0) - self._offset, 0)
+        looked_for = self._looked_for.get(wanted, 0)
+        position = max(looked_for - self._offset, 0)
         end = limit + len(wanted) - 1
         while limit > 0 and (position := self._held.find(wanted, position, end)) >= 0:
             ended = _AFTER_BOUNDARY.match(self._held, position + len(wanted))
+            if not ended and self._reading is not None:
+                ended = _WITH_WORDS.match(self._held, position + len(wanted))
+                self._is_ambiguous |= ended is not None
+                ended = None if self._reading.exact else ended
             if ended:
                 self._looked_for[wanted] = self._offset + position
                 is_pair = self._held[max(position - 1, 0) : position + 1] == b"\r\n"
                 start = position - 1 if is_pair else position
-                return _BoundaryLine(level, start, ended.end(), closing=ended[1] is not None)
+                return _BoundaryLine(level, start, ended.end(), closing=ended[0].startswith(b"--"))
             if _TOO_PADDED.match(self._held, position + len(wanted)):
                 self._leave_unread("too much white space after a boundary")
             position += 1
@@ -467,7 +493,7 @@ class StructureReader:
             if self._false_delimiters > FALSE_DELIMITERS_MAX:
                 self._stop("too many lines that look like delimiters")
                 return None
-        self._looked_for[wanted] = self._offset + max(limit, 0)
+        self._looked_for[wanted] = max(looked_for, self._offset + limit)
         return None
 
     def _boundaries(self) -> Iterator[tuple[int, bytes]]:
@@ -484,8 +510,7 @@ class StructureReader:
     @property
     def _margin(self) -> int:
         """How many octets at the end of the buffer may be an incomplete delimiter line."""
-        longest = max((len(one) for _, one in self._boundaries()), default=0)
-        return longest + _PADDING_OCTETS_MAX + len(b"\r\n----\r\n") if longest else 1
+        return max((len(one) for _, one in self._boundaries()), default=0) + _AHEAD
 
     def _count(self, end: int) -> None:
         """Count the buffer up to `end` as text of the innermost entity, and drop it."""

@@ -5,8 +5,9 @@ contain addresses. relay_attempts_total, of deferred mail too, is counted in
 relay/delivery/attempt_recorder.py.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache, partial
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -86,6 +87,13 @@ class Metrics:
         self._milter_seconds.labels(milter).observe(took_s)
         self._milter_answers.labels(milter, answer).inc()
 
+    def expect(self, *, domains: Iterable[str], milters: Iterable[str]) -> None:
+        """Begin the counters of what is rare, for domains that sign and for milters."""
+        for domain, result in product(domains, ("failed", "ended")):
+            self.dkim_signatures_by(domain, result)
+        for milter in milters:
+            self._milter_answers.labels(milter, "down")
+
     def keep_rules(self, known: Collection[tuple[str, str]]) -> None:
         """Forget the counts of all rules but these, each with an outcome."""
         found = {
@@ -130,11 +138,21 @@ class Metrics:
             "relay_milter_seconds", "Until a milter's answer.", ["milter"],
             registry=self.registry, buckets=BOUNDS_S,
         )  # fmt: skip
+        gauge = partial(Gauge, registry=self.registry)
+        self.milter_down = gauge("relay_milter_down", "1 while a milter is down.", ["milter"])
+        self.certificate_end = gauge(
+            "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
+        )
         self._milter_answers = counter(
             "relay_milter_answers",
             "Milters' refusals, and their decisions about messages.",
             ["milter", "answer"],
         )
+
+        # For Prometheus an increase from nothing is none.
+        self.reports.labels("dead-letter")
+        for outcome in ("failed", "expired"):
+            self.recipients.labels(outcome)
 
         # For what is counted per message or recipient: a look-up takes longer than the count.
         self.accepted_by = cache(self.accepted.labels)

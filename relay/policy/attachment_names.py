@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from relay.mime.charsets import decode_octets
 from relay.mime.content_fields import ContentField, content_field
-from relay.mime.encoded_words import decode_words
+from relay.mime.encoded_words import text_of_words
 from relay.policy.folding import folded
 
 NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
@@ -36,7 +36,11 @@ _CODED = re.compile(r"=\?|%")
 _ENCODINGS_MAX = 4  # of a name, inside each other
 _NESTED_MAX = 10  # comments inside each other
 _BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
+_ESCAPED = re.compile(r'[^";]*+')  # as it is, if some programs keep a backslash
 _PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
+_ENDING = re.compile(r"[\0\r\n]")  # a program may end a name there
+_TRAILING = " ./\\\"'<>|*?:"
+_STREAM = "::$"  # before the type of a stream of a file: v.exe::$DATA is v.exe
 _separators = re.compile(r"[/\\]")
 
 
@@ -55,33 +59,39 @@ def names_in(value: bytes) -> tuple[list[str], bool]:
     is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
     if not (is_plain := is_plain and bool(_PLAIN.fullmatch(text))):
         found += filter(None, _decoded(_others(text)))
+    found += [_ENDING.split(one, 1)[0] for one in found if _ENDING.search(one)]
     return list(dict.fromkeys(map(normalised, found))), is_plain
 
 
 def boundaries_in(value: bytes) -> list[bytes]:
-    """Return all boundaries that a program may read in a Content-Type, the usual one first."""
+    """Return all boundaries that a program may read in a Content-Type, first the usual one, which
+    may be b"".
+    """
     if b"boundary" not in value.lower() and b"(" not in value:
         return []
-    text = value.decode("utf-8", "surrogateescape")
-    found = [content_field(text).raw("boundary")]
+    usual = content_field(value.decode("ascii", "surrogateescape")).raw("boundary").rstrip()
+    text, found = value.decode("utf-8", "surrogateescape"), list[str]()
     places = list(_BOUNDARY.finditer(text))
-    if len(places) != 1 or not _PLAIN_BOUNDARY.match(text, places[0].end()):
-        for one in (text, _without_comments(text)):
+    is_plain = value.isascii() and len(places) == 1 and b"=?" not in value
+    if not is_plain or not _PLAIN_BOUNDARY.match(text, places[0].end()):
+        for one in (text, _without_comments(text), _words(text)):
             found += content_field(one, has_comments=False).all("boundary")
-            found += _decoded(_loose(one, _BOUNDARY))
-    stripped = (one.rstrip().encode("utf-8", "surrogateescape") for one in found)
-    return list(dict.fromkeys(filter(None, stripped)))
+            pieces = list(_loose(one, _BOUNDARY))
+            found += [*_decoded(pieces), *filter(_ESCAPED.fullmatch, pieces)]
+    found = [usual, *filter(None, map(str.strip, found))]
+    return [one.encode("utf-8", "surrogateescape") for one in dict.fromkeys(found)]
 
 
 def normalised(name: str) -> str:
     """Return a name as the receiving system uses it, folded for comparison.
 
     Only the last component of a path; no control or invisible characters, which could hide an
-    extension; no quotes around it, and no trailing dots or blanks, which Windows removes; NFKC
-    (full-width forms as ASCII).
+    extension; no quotes or brackets around it, no stream of the file, and no trailing dots or
+    blanks, which Windows removes; NFKC (full-width forms as ASCII).
     """
     shown = folded(name)
-    last = _separators.split(shown.rstrip(" ./\\\"'"))[-1] or shown
+    last = _separators.split(shown.rstrip(_TRAILING))[-1]
+    last = last.partition(_STREAM)[0].rstrip(_TRAILING) or last or shown
     return last[-NAME_CHARACTERS_MAX:].casefold()
 
 
@@ -92,7 +102,7 @@ def _of(field: ContentField) -> Iterator[str]:
 def _others(text: str) -> Iterator[str]:
     texts = [text]
     if "=?" in text:
-        texts.append(decode_words(text.encode("utf-8", "surrogateescape")))
+        texts.append(_words(text))
     if "(" in text:
         texts += [_without_comments(one) for one in texts]
     for one in texts:
@@ -149,12 +159,16 @@ def _decoded(texts: Iterable[str]) -> list[str]:
         found |= bare
         octets = [one.encode("utf-8", "surrogateescape") for one in new if _CODED.search(one)]
         texts = [
-            *(decode_words(one) for one in octets if b"=?" in one),
+            *(text_of_words(one) for one in octets if b"=?" in one),
             *(_unquoted(one) for one in octets if b"%" in one),
         ]
         if not texts:
             break
     return list(found)
+
+
+def _words(text: str) -> str:
+    return text_of_words(text.encode("utf-8", "surrogateescape"))
 
 
 def _unquoted(text: bytes) -> str:

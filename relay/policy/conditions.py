@@ -14,7 +14,7 @@ The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from functools import reduce
+from functools import partial, reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from math import isfinite
 from operator import or_
@@ -152,17 +152,23 @@ class ToOrCcCondition(HeaderAddressCondition, frozen=True):
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
-    """The recipient's address matches a glob or is in a group."""
+    """The recipient's address, or one that the client gave and that led there, matches a glob or is
+    in a group.
+    """
 
     field = "recipient"
 
     def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
-        return self.takes(view, ascii_address(recipient))
+        return any(map(partial(self._takes_name, view), view.message.names_of(recipient)))
 
-    def value_for(self, _: MessageView, recipient: str) -> str:
-        """Return the address."""
-        return recipient
+    def value_for(self, view: MessageView, recipient: str) -> str:
+        """Return the first of its addresses that matches, else the recipient's own."""
+        names = view.message.names_of(recipient)
+        return next(filter(partial(self._takes_name, view), names), recipient)
+
+    def _takes_name(self, view: MessageView, name: str) -> bool:
+        return self.takes(view, ascii_address(name))
 
 
 class RecipientsOverCondition(BaseCondition, frozen=True):

@@ -509,6 +509,8 @@ class Evaluation:
             by_owner.setdefault(self._owners.get(place, ""), []).append(place)
         for owner, its in by_owner.items():
             content = self._content_of(its[0])
+            its_addresses = [self._message.recipients[place] for place in its]
+            local = [each for each in its_addresses if each in self._message.local]
             held = [hold for place in its if (hold := self._holds.get(place))]
             for action in actions:
                 is_instead = isinstance(action, RedirectAction | QuarantineAction)
@@ -517,6 +519,7 @@ class Evaluation:
                     AddedRecipient(
                         each, rule.name, content, hold,
                         is_quarantine=isinstance(action, QuarantineAction), tenant=owner,
+                        acted_for=(local or its_addresses)[0],
                     )
                     for each in action.addresses
                 ]  # fmt: skip

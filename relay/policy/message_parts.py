@@ -60,6 +60,8 @@ FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
 FIELDS_OCTETS_MAX = 256 * 1024
 _FIELDS = ("Content-Type", "Content-Disposition")
 _READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
+_READINGS += [LooseReading(outermost=one, exact=True) for one in (False, True)]
+_READINGS += [LooseReading(outermost=True)]
 _SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
 # Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
 _INCOMPLETE = ("message/partial", "message/external-body")
@@ -71,6 +73,7 @@ _MORE_IN_TEXT = re.compile(rb"(?!text)|.*(?:name|boundary|=\?|\()", re.IGNORECAS
 _NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
 _ANY_BOUNDARY = b"--=_any"
 _BLANKS = b" \t"  # before the first field of a part, which some programs read
+_NO_BREAK = re.compile(rb"^(?:\xc2?\xa0)*+([!-9;-~]++)(?:\xc2?\xa0)*+(?=[ \t]*+:)", re.MULTILINE)
 # Of octets that are read again, decoded or with another boundary; in multiples of the message.
 _READ_AGAIN_MAX = 8
 
@@ -141,6 +144,7 @@ def may_have_attachments(content: ParsedContent) -> bool:
     return (
         "Content-Disposition" in header
         or any(map(_MORE_IN_TEXT.match, header.values("Content-Type")))
+        or "" in header  # lines that some programs take for fields
         or not isinstance(rest, bytes)
         or b"begin" in rest
         or any(each.decode("latin-1") not in IDENTITY for each in encodings)
@@ -159,8 +163,14 @@ class _PartHeader(Struct, frozen=True):
     boundaries: tuple[bytes, ...]
 
 
+def _as_read(header: bytes) -> bytes:
+    """Return a header without what some programs remove around the names of fields."""
+    header = header.lstrip(_BLANKS)
+    return _NO_BREAK.sub(rb"\1", header) if b"\xa0" in header else header
+
+
 def _part_header(octets: bytes) -> _PartHeader:
-    header = Header.parse(octets.lstrip(_BLANKS))
+    header = Header.parse(_as_read(octets))
     after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
     names: list[str] = []
     is_plain = True
@@ -204,6 +214,7 @@ class _Inside(Struct, frozen=True):
     source: Octets | None
     is_forwarded: bool = False
     encodings: int = 0  # how many encodings are around it
+    is_multipart: bool = False  # with one of the boundaries of a part, which has each in turn
 
 
 class _PartReader:
@@ -213,7 +224,7 @@ class _PartReader:
         self._content = content
         self._between_parts = between_parts
         self._header_of = cache(_part_header)
-        self._fields_of = cache(lambda header: parse_header(header.lstrip(_BLANKS)))
+        self._fields_of = cache(lambda header: parse_header(_as_read(header)))
         self._octets = octets_of(content.joined())
         self._left = 0
 
@@ -229,6 +240,8 @@ class _PartReader:
             structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
             if not structure.is_complete:
                 raise TooManyPartsError("; ".join(structure.defects))
+            is_ambiguous |= structure.is_ambiguous
+            is_several |= structure.is_ambiguous
             for entity in structure.entities:
                 self._between_parts()
                 header = self._header_of(entity.header)
@@ -260,11 +273,14 @@ class _PartReader:
 
     def _insides(self, entity: Entity, part: MessagePart, over: _Inside) -> Iterator[_Inside]:
         """Yield what the structure does not have: what is encoded, or has another boundary."""
+        if over.is_multipart and not entity.number:
+            return
         boundaries = self._header_of(entity.header).boundaries
         is_message = _MESSAGE.match(entity.content_type) is not None
         is_multipart = entity.content_type.startswith("multipart/")
-        if not is_message and not is_multipart and not boundaries:
+        if not is_message and not is_multipart and not any(boundaries):
             return
+        looked_for = entity.boundary or b"".join(boundaries[:1] if is_multipart else ())
         for encoding in part.encodings:
             if encoding and over.encodings >= ENCODINGS_MAX:
                 raise TooManyPartsError(f"more than {ENCODINGS_MAX} encodings inside each other")
@@ -273,17 +289,15 @@ class _PartReader:
                     source = self._again(part, encoding)
                     yield _Inside(source, True, over.encodings + bool(encoding))
                 continue
-            wanted = [one for one in boundaries if encoding or one != entity.boundary]
-            if not encoding and is_multipart and entity.is_leaf:
-                wanted = wanted[1:]  # the first one was looked for
-            if is_multipart and not boundaries:
+            wanted = [one for one in boundaries if one and (encoding or one != looked_for)]
+            if is_multipart and not any(boundaries):
                 wanted = [b""]
             for one in wanted:
                 body = self._again(part, encoding)
                 if not one and body.size <= LARGE_BYTES:
                     body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
                 source = join_octets([_header(entity, one or _ANY_BOUNDARY[2:]), body])
-                yield _Inside(source, part.is_forwarded, over.encodings + 1)
+                yield _Inside(source, part.is_forwarded, over.encodings + 1, is_multipart=True)
 
     def _again(self, part: MessagePart, encoding: str) -> Octets:
         """Return a body to be read again, decoded. Raises TooManyPartsError."""

@@ -7,6 +7,7 @@ content read for several sets of rules, they read once for all.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -223,7 +224,8 @@ class MessageView:
             case "login":
                 return (self.message.login or "<>",)
             case "recipient":
-                return tuple(map(ascii_address, self.message.recipients))
+                names = map(self.message.names_of, self.message.recipients)
+                return tuple(map(ascii_address, chain.from_iterable(names)))
             case "header_from":
                 return self.authors
             case "to_or_cc":

@@ -35,13 +35,14 @@ from relay.policy.table_reader import (
     some_text,
     text,
     texts,
+    true_or_false,
 )
 from relay.settings.document import Document, Fault, KeyPath
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
 _TEST_KEYS = (
     "name", "from", "to", "recipients", "subject", "headers", "body", "attachments", "size",
-    "message", "source", "client", "login", "auth", "local", "enforce", "expect",
+    "message", "source", "client", "login", "auth", "local", "enforce", "alone", "expect",
 )  # fmt: skip
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
 _EXPECTED = ("verdict", "rules", "added", "redirected", "rejected", "quarantined", "journaled",
@@ -82,6 +83,7 @@ def read_test(
         results=reader.key("auth", _results, default=()),
         local=reader.key("local", _domains, default=None),
         enforced=frozenset(reader.key("enforce", _rule_names(prefix), default=tuple[str, ...]())),
+        is_alone=reader.key("alone", true_or_false, default=False),
         expect=_expectation(reader, prefix),
         file=document.file,
         line=reader.line,

@@ -8,6 +8,7 @@ the terminal and the same data for --json.
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, structs
@@ -40,16 +41,19 @@ def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterato
     """Run one test after the other; `local_domains` are for tests that do not name their own."""
 
     @cache
-    def enforcing(names: frozenset[str]) -> RuleSet:
-        if not names:  # nearly always
+    def rules_for(names: frozenset[str], file: Path | None) -> RuleSet:
+        if not names and file is None:  # nearly always
             return rules
         enforced = [
             structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
             for each in rules.rules
+            if file in (None, each.file)
         ]
         return dataclasses.replace(rules, rules=tuple(enforced))
 
-    return (_run(enforcing(test.enforced), test, local_domains) for test in rules.tests)
+    for test in rules.tests:
+        own = rules_for(test.enforced, test.file if test.is_alone else None)
+        yield _run(own, test, local_domains)
 
 
 def untested(rules: RuleSet) -> tuple[Rule, ...]:

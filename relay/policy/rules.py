@@ -199,6 +199,7 @@ class RuleTest:
     results: tuple[AuthResult, ...]  # that a milter found
     local: frozenset[str] | None  # the local domains; None for the configured ones
     enforced: frozenset[str]  # rules that it tests as if their mode was enforce
+    is_alone: bool  # of all rules, only those of its file apply
     expect: ExpectedResult  # what must come out
     file: Path  # for messages
     line: int  # for messages

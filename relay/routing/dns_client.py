@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import dns.asyncbackend
 import dns.asyncresolver
@@ -55,9 +56,11 @@ class StubResolver:
         validating: bool = False,
         resolv_conf: str = "/etc/resolv.conf",
     ) -> None:
-        """Without `nameservers`, those of `resolv_conf` are used; it is read once, here. Only with
+        """Without `nameservers`, those of `resolv_conf` are used as it is at each query. Only with
         `validating` an answer can be secure.
         """
+        self._resolv_conf = None if nameservers else Path(resolv_conf)
+        self._read: tuple[int, ...] = ()  # which file that was
         self._timeout_s = timeout_s
         self._validating = validating
         self._backend = dns.asyncbackend.get_backend("asyncio")
@@ -66,12 +69,9 @@ class StubResolver:
         self._resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)
         if validating:
             self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
-        if nameservers:
-            self._resolver.nameservers = [
-                dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
-            ]
-        else:
-            _configure_from_system(self._resolver, resolv_conf)
+        self._resolver.nameservers = [
+            dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
+        ]
 
     async def ask(self, question: DnsQuestion) -> TimedAnswer:
         """Send a query. The name server follows CNAMEs; truncated answers are repeated by TCP."""
@@ -80,6 +80,8 @@ class StubResolver:
             absolute = dns.name.from_text(name, dns.name.root)
         except dns.exception.DNSException:
             return NoName(), TTL_MAX_S  # not a valid DNS name
+        if self._resolv_conf is not None:
+            self._configure_from(self._resolv_conf)
         try:
             limit_s = self._timeout_s + ONE_SERVER_TIMEOUT_S
             async with asyncio.timeout(limit_s):  # real time: a name server
@@ -107,6 +109,18 @@ class StubResolver:
         owner = answer.canonical_name.to_text(omit_final_dot=True).lower() if secure else name
         found = Records(values, secure, owner if owner != name else "")
         return found, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+
+    def _configure_from(self, resolv_conf: Path) -> None:
+        """Read the file if it has changed: the network may come up, or be another one, later."""
+        try:
+            found = resolv_conf.stat()
+            read = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            if read != self._read:
+                self._resolver.read_resolv_conf(str(resolv_conf))
+                self._read = read
+        except (OSError, ValueError, dns.exception.DNSException):
+            self._read = ()
+            self._resolver.nameservers = []  # the lookup is then a temporary failure that says so
 
     def _is_secure(self, response: dns.message.QueryMessage) -> bool:
         return self._validating and bool(response.flags & dns.flags.AD)
@@ -173,13 +187,6 @@ class DnsCache:
             return None
         self._cache.move_to_end(question)
         return answer
-
-
-def _configure_from_system(resolver: dns.asyncresolver.Resolver, resolv_conf: str) -> None:
-    try:
-        resolver.read_resolv_conf(resolv_conf)
-    except (OSError, dns.exception.DNSException):
-        resolver.nameservers = []  # every lookup is then a temporary failure that says so
 
 
 def _result(task: asyncio.Task[Answer]) -> Answer:

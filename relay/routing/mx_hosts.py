@@ -8,20 +8,22 @@ are left out because this relay is among them, and they would send mail back (ma
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_network
 from itertools import zip_longest
 from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.socket_address import plain_ip
 from relay.message.mta_sts import NO_STS, StsFinding
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.message.tls_policy import NEEDED, NO_TLSA, TlsaFinding, TlsDecision
 
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
+THIS_RELAY = "this relay"  # why an MX host is skipped
+_THIS_HOST = ip_network("0.0.0.0/8")  # RFC 6890 2.2.2
 
 
 class Records(Struct, frozen=True):
@@ -196,7 +198,7 @@ def leading_back(
     if best is None:  # nearly always
         return {}
     return {
-        each: "this relay" if each in own else "not preferred to this relay"
+        each: THIS_RELAY if each in own else "not preferred to this relay"
         for each in exchanges
         if each.preference >= best
     }
@@ -222,7 +224,7 @@ def addresses_of(four: Answer, six: Answer, rng: random.Random) -> tuple[str, ..
     families = []
     for answer in (four, six):
         usable = (
-            [value for value in answer.values if _usable(value)]
+            [value for value in answer.values if is_usable(value)]
             if isinstance(answer, Records)
             else []
         )
@@ -277,8 +279,7 @@ def _exchange(value: str) -> Exchange:
     return Exchange(int(preference), name)
 
 
-@lru_cache(maxsize=4096)
-def _usable(address: str) -> bool:
-    """Whether it is a unicast address; 0.0.0.0 and :: would connect to this machine."""
-    parsed = ip_address(address)
-    return not (parsed.is_unspecified or parsed.is_multicast)
+def is_usable(address: str) -> bool:
+    """Whether it is a unicast address; those of 0.0.0.0/8 and :: would connect to this machine."""
+    ip = plain_ip(address)
+    return not (ip.is_unspecified or ip.is_multicast or ip in _THIS_HOST)

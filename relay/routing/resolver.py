@@ -9,15 +9,17 @@ MailLoop, TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (term
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
 
 from msgspec import structs
 
 from relay.base.clock import Clock
-from relay.base.socket_address import Address
+from relay.base.socket_address import Address, plain_ip
+from relay.base.sockets import is_of_this_machine
 from relay.message.dane import usable_records
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
@@ -39,12 +41,15 @@ from relay.routing.mx_hosts import (
     addresses_of,
     by_preference,
     exchanges_of,
+    is_usable,
     leading_back,
     mx_answer,
 )
 from relay.routing.route_table import literal_address
+from relay.settings.values import is_ip
 
 HOSTS_FILE_TTL_S = 30.0
+_MX_PORT = 25  # RFC 5321 4.5.4.2
 NULL_MX_S = 5.0  # a client waits for it
 _SILENT_S = 10.0  # after that wait was in vain, clients wait for nothing that is not in the cache
 _SYSTEM_THREADS = 2
@@ -72,7 +77,9 @@ class Resolver:
         self._rng = rng
         self._clock = clock
         self._hostname = hostname.lower()
-        self._own = frozenset((_plain(own.host), own.port) for own in own_addresses if own.host)
+        self._own = frozenset(
+            place for own in own_addresses if own.host for place in _places_of(own)
+        )
         self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
@@ -196,7 +203,9 @@ class Resolver:
 
     async def _resolve_mx(self, domain: str) -> Resolution:
         if literal := literal_address(domain):
-            return self._hosts_unless_own(Host(domain, 0, (literal,), self._port))
+            if not is_usable(literal):
+                return NoAddress(domain)
+            return self._hosts_unless_own(Host(domain, 0, (literal,), self._port), is_mx=True)
         [answer] = await self._dns.answers((domain, "MX"))
         exchanges = exchanges_of(domain, answer)
         if not isinstance(exchanges, tuple):
@@ -237,7 +246,8 @@ class Resolver:
                 hosts[exchange] = found
             else:
                 skipped[exchange] = "no address"
-        back = leading_back(list(hosts), lambda each: self._is_own(hosts[each], self._port))
+        is_own = partial(self._is_own, port=self._port, is_mx=True)
+        back = leading_back(list(hosts), lambda each: is_own(hosts[each]))
         mx = mx_answer(exchanges, considered, skipped | back)
         if not hosts and no_answer:
             text = f"no mail host of {domain} could be looked up: {no_answer.text}"
@@ -269,13 +279,21 @@ class Resolver:
             return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
         return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
 
-    def _hosts_unless_own(self, host: Host) -> Resolution:
-        if self._is_own(host.addresses, host.port):
+    def _hosts_unless_own(self, host: Host, *, is_mx: bool = False) -> Resolution:
+        if self._is_own(host.addresses, host.port, is_mx=is_mx):
             return MailLoop(host.name)
         return Hosts((host,), find_tlsa=self._find_tlsa)
 
-    def _is_own(self, addresses: tuple[str, ...], port: int) -> bool:
-        return any((_plain(address), port) in self._own for address in addresses)
+    def _is_own(self, addresses: tuple[str, ...], port: int, *, is_mx: bool = False) -> bool:
+        """Return whether one of the addresses leads back here. No domain of others has its MX at
+        this machine's port 25, whatever program listens there.
+        """
+        return any(
+            (str(ip), port) in self._own
+            or (("", port) in self._own and is_of_this_machine(ip))
+            or (is_mx and port == _MX_PORT and ip.is_loopback)
+            for ip in map(plain_ip, addresses)
+        )
 
     async def _ask(self, question: DnsQuestion) -> TimedAnswer:
         name, kind = question
@@ -377,13 +395,9 @@ def _addresses_by_system(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-@lru_cache(maxsize=4096)
-def _plain(address: str) -> str:
-    """Normalise an address; an IPv4-mapped IPv6 address becomes the IPv4 address."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address.lower()
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(parsed)
+def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
+    """Yield the addresses of a listener, "" for any of this machine, with its port."""
+    host = listener.host
+    with suppress(OSError):  # of a name without an address
+        for ip in map(plain_ip, (host,) if is_ip(host) else _addresses_by_system(host)):
+            yield "" if listener.systemd or ip.is_unspecified else str(ip), listener.port

@@ -92,6 +92,7 @@ class HopOptions(Struct, frozen=True):
     rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
     source_address: str = ""  # "": the system chooses
     requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
+    is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
 
 
 def parse_action(text: str) -> RouteAction:
@@ -137,6 +138,7 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
         rate=route.max_rate,
         source_address=route.source_address,
         requiretls=route.requiretls == "verified",
+        is_mx=isinstance(action, UseMx),
     )
 
 
@@ -300,7 +302,9 @@ class RouteTable:
         self._confinement = confinement
         # returns why an operator holds what comes for an address, and until when
         self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
-        self._default_options = HopOptions(TlsPolicy(tls))
+        # returns whether a domain is local at another node
+        self.is_of_other_store: Callable[[str], bool] = lambda _domain: False
+        self._default_options = HopOptions(TlsPolicy(tls), is_mx=True)
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
         self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
         self.named: dict[str, _TableRoute] = {}
@@ -332,8 +336,8 @@ class RouteTable:
         changed = [name for name in before if name in now and not before[name].equals(now[name])]
         removed = [name for name in before if name not in now]
         ended = {before[name].options for name in (*changed, *removed)}
-        kept = {"_accounts": self._accounts, "hold_of": self.hold_of}
-        self.__dict__ |= read.__dict__ | kept
+        kept = ("_accounts", "hold_of", "is_of_other_store")
+        self.__dict__ |= read.__dict__ | {one: self.__dict__[one] for one in kept}
         return RouteChanges(
             added=tuple(name for name in now if name not in before),
             changed=tuple(changed),
@@ -638,6 +642,10 @@ class RouteTable:
     def is_local_domain(self, domain: str) -> bool:
         """Whether `domain` is local, for all that asks."""
         return self._own.find(domain) is not None
+
+    def is_own_anywhere(self, domain: str) -> bool:
+        """Whether `domain` is local, here or at another node of the spool."""
+        return self.is_local_domain(domain) or self.is_of_other_store(domain)
 
     def _goes_to_simulator(self, address: str, domain: str) -> bool:
         if self._confinement is None or self.is_local_domain(domain) or domain.startswith("["):

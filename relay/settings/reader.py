@@ -21,6 +21,7 @@ from relay.settings.document import (
     KeyPath,
     SettingsError,
     dotted,
+    parse_document,
     read_document,
     unknown_key,
 )
@@ -311,12 +312,15 @@ def _number_or_word(text: str) -> str | float | bool:
     return text
 
 
-def load(path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL) -> Settings:
-    """Return the settings in the file `path`; `environ` is what ${env:NAME} may name.
+def load(
+    path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL, text: str = ""
+) -> Settings:
+    """Return the settings in the file `path`, or in its `text`; `environ` is what ${env:NAME} may
+    name.
 
     The sections of what a service of this `role` does not have are not read. Raises SettingsError.
     """
-    document = read_document(path)
+    document = parse_document(path, text) if text else read_document(path)
     base = path.absolute().parent
     try:
         str(base).encode()  # SQLite opens no other

@@ -210,7 +210,7 @@ class MailboxSettings:
     catch_all: Mailbox = field(default="", metadata=RELOADED)  # of mail to unknown users; "": none
     # of mail to postmaster; "": the dead letters
     postmaster: Mailbox = field(default="", metadata=RELOADED)
-    # whether mail of strangers in the name of a local domain may leave by an alias
+    # whether mail of strangers in the name of a local domain may leave by an alias or a tenant
     forward_own_from: bool = field(default=False, metadata=RELOADED)
     # of the senders that forwarded mail gets; "": that of the alias
     srs_domain: Domain = field(default="", metadata=RELOADED)

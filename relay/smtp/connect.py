@@ -77,6 +77,7 @@ class Target:
     credentials: tuple[str, str] | None = field(default=None, repr=False)  # user, password
     source_address: str = ""  # "": the system chooses
     tls_by: str = CONFIGURATION  # who demands the TLS level
+    is_mx: bool = False  # with the name of this relay, it is this relay: a loop
 
     @property
     def stays_here(self) -> bool:
@@ -303,6 +304,7 @@ class _SessionSetup:
         banner = await protocol.read_response(self._timeouts.command_s)
         if banner.code != _READY:
             raise aiosmtplib.SMTPResponseException(banner.code, banner.message)
+        self._check_name(banner)
         self._stopwatch.end()
 
     async def _hello(self) -> None:
@@ -318,7 +320,7 @@ class _SessionSetup:
         is_secure = self._tls() is not None
         try:
             if self._knows_ehlo:
-                await self._client.ehlo()
+                self._check_name(await self._client.ehlo())
                 return
         except aiosmtplib.SMTPHeloError as error:
             if error.code // 100 != 5:
@@ -326,7 +328,18 @@ class _SessionSetup:
         except aiosmtplib.SMTPServerDisconnected:
             self.hung_up = not is_secure
             raise
-        await self._client.helo()
+        self._check_name(await self._client.helo())
+
+    def _check_name(self, reply: aiosmtplib.SMTPResponse) -> None:
+        """Check that an MX host does not call itself as this relay does, which then sends to
+        itself, through another address. Raises ConnectError.
+        """
+        name, *_ = reply.message.split(None, 1) or [""]
+        if self._target.is_mx and name.rstrip(".").lower() == self._ehlo_name.lower():
+            text = f"{self._target}: the host calls itself {name}, as this relay: mail loops back"
+            # RFC 3463 3.5
+            outcome = Failed(self._place_of_failure().evidence("5.4.6", text))
+            raise ConnectError(outcome, self._stage)
 
     async def _secure(self) -> None:
         """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""

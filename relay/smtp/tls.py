@@ -14,6 +14,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, cast
 
+from relay.base.socket_address import plain_ip
+
 _NAMES_SHOWN = 3
 _CONTEXTS_KEPT = 32
 
@@ -82,9 +84,7 @@ def peer_chain(tls: ssl.SSLObject) -> list[bytes]:
 def is_loopback(host: str) -> bool:
     """Whether `host` is an address of this machine's loopback interface; a name never is."""
     address = ip_of(host)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address is not None and address.is_loopback
+    return address is not None and plain_ip(str(address)).is_loopback
 
 
 def ip_of(text: str) -> IPv4Address | IPv6Address | None:

@@ -157,6 +157,9 @@ class ReceiptLedger(Protocol):
         ...
 
 
+LOCAL_DOMAINS = "local domains of the store {}"
+
+
 def unheld_text(store: str) -> str:
     """Return what `relay check` and /readyz say of one of SpoolMaintenance.unheld_stores."""
     return f'no node has the mail root of the store "{store}": its local mail waits'
@@ -206,8 +209,13 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
 
     on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
     on_news: Callable[[News], None]  # called with what other nodes may have done
-    # returns a digest of each part, by its name, that must be equal on all nodes
+    # returns a digest of each part, by its name, that must be equal on all nodes; the part
+    # LOCAL_DOMAINS has the domains themselves
     agreed: Callable[[], Mapping[str, str]]
+
+    def is_of_other_store(self, domain: str) -> bool:
+        """Whether a domain is local at the node of another mail root."""
+        ...
 
     async def start(self, *, may_wait: bool = False) -> int:
         """Connect, and release the claims of a dead owner; return their number.
@@ -353,6 +361,10 @@ class SpoolStorage(Protocol):
 
     def living_nodes(self) -> Sequence[str]:
         """Return the names of the nodes that share it and live; none of what is not shared."""
+        return ()
+
+    def other_domains(self) -> Sequence[str]:
+        """Return the local domains of the nodes of other mail roots, also of those that ended."""
         return ()
 
     def check(self, *, has_owner: bool) -> None:

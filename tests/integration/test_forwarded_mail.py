@@ -116,6 +116,39 @@ def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(
             assert len(home.received(ANN)) == 1
 
 
+def test_a_tenants_redirect_lends_neither_the_sender_nor_a_name_of_others(remotes: Remotes) -> None:
+    away = remotes.start("away.test")
+    home = remotes.start("sender.test")
+    relay = remotes.relay(
+        config={
+            "mailboxes": {"domains": ["example.test", "acme.test"]},
+            "tenant": [{"name": "acme", "domains": ["acme.test"], "may": ["redirect"]}],
+        },
+        accounts=[{"address": "amy@acme.test"}],
+    )
+    rules = relay.folder / "policies" / "acme"
+    rules.mkdir(0o700)
+    then = 'when = { recipient = "amy@acme.test" }\nthen = [{ redirect = ["office@away.test"] }]'
+    (rules / "10.toml").write_text(f'[[rule]]\nname = "r"\n{then}\n')
+    mail = relay.folder / "mail.eml"
+    mail.write_bytes(HELLO.replace(b"ann@sender.test", b"Alice <alice@example.test>"))
+    with relay:
+        relay.submit(ANN, ["amy@acme.test"], HELLO, source=OUTSIDE)
+        copy = received(away, "office@away.test")
+        assert copy.reverse_path.endswith("=sender.test=ann@acme.test")
+        assert copy.content.startswith(b"Received: ")
+        relay.submit("", [copy.reverse_path], BOUNCE, source=OUTSIDE)
+        assert received(home, ANN).content.endswith(BOUNCE)
+
+        reply = refusal(relay, ANN, "amy@acme.test", mail.read_bytes())
+        assert reply.startswith("550 5.7.1 ")
+        words = ("explain", "amy@acme.test", "--from", ANN, "--message", str(mail))
+        explained = relay.cli(*words, "--ip", OUTSIDE)
+        assert explained.returncode == 65, explained.stdout
+        assert reply in explained.stdout
+        assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
+
+
 def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes) -> None:
     away = remotes.start("away.test", rcpt={"gone@away.test": "550 5.1.1 nobody here"})
     home = remotes.start("sender.test")

@@ -55,6 +55,7 @@ stop() {
   rm -f /run/relay.pid
 }
 start() {
+  install -d -m "$(of RuntimeDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/run/$(of RuntimeDirectory)"
   install -d -m "$(of StateDirectoryMode)" -o "$(of User)" -g "$(of Group)" "/var/lib/$(of StateDirectory)"
   capability=+$(of AmbientCapabilities | sed 's/CAP_//' | tr A-Z a-z)
   env -i PATH=/usr/bin:/bin setpriv --reuid="$(of User)" --regid="$(of Group)" --init-groups --no-new-privs \
@@ -67,18 +68,18 @@ start() {
   done
 }
 case "$*" in
-  daemon-reload) systemd-analyze verify "$unit" ;;
+  daemon-reload) [ ! -e "$unit" ] || systemd-analyze verify "$unit" ;;
   "enable --now relay" | "restart relay" | "start relay") stop; start ;;
   "reload relay") MAINPID=$(cat /run/relay.pid) bash -c "$(of ExecReload)" ;;
-  "stop relay") stop ;;
+  "stop relay" | "disable --now relay") stop ;;
   *) echo "unexpected: systemctl $*" >&2; exit 1 ;;
 esac
 """
 
 
-def blocks(heading: str) -> list[tuple[str, str]]:
+def blocks(heading: str, page: str = PAGE) -> list[tuple[str, str]]:
     """Language and text of the blocks of a section, without those of its subsections."""
-    section = re.split(rf"^##+ {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
+    section = re.split(rf"^##+ {re.escape(heading)}\n", page, flags=re.MULTILINE)[1]
     return BLOCK.findall(re.split(r"^##+ ", section, maxsplit=1, flags=re.MULTILINE)[0])
 
 
@@ -234,6 +235,50 @@ def deliver_to_dovecot(administrator: Administrator) -> None:
         until("Dovecot has it", lambda: dovecot.mail("alice@example.org"))
 
 
+def by_lines(administrator: Administrator, text: str) -> None:
+    """Run a block of which some lines need the network of the tests."""
+    for line in text.splitlines():
+        administrator.run(line, before=with_network() if "/pip " in line else [])
+
+
+def upgrade(administrator: Administrator) -> None:
+    unit = Path("/etc/systemd/system/relay.service")
+    shipped = unit.read_text()
+    old = [line for line in shipped.splitlines() if not line.startswith("RuntimeDirectory")]
+    unit.write_text("\n".join(old) + "\n")
+    shutil.rmtree("/run/relay")
+    shutil.rmtree("/var/spool/relay")
+    administrator.configure({"sendmail": {}})
+    checked = administrator.run("relay check 2>&1 || true")
+    assert 'sendmail.socket: found "/run/relay/submit.sock"' in checked, checked
+    page = (ROOT / "docs/operation-backup.md").read_text()
+    [(_, text)] = blocks("Upgrade", page)
+    by_lines(administrator, text)
+    assert unit.read_text() == shipped
+    assert "sendmail" not in administrator.run("relay check 2>&1 | grep -v ' ok '")
+    administrator.run("echo hello | relay sendmail alice@example.org")
+
+
+def change_python(administrator: Administrator) -> None:
+    for file in Path("/opt/relay/bin").glob("python*"):
+        file.unlink()
+    administrator.run("! relay --version")
+    [text] = administrator.take("After a new release of Debian")
+    by_lines(administrator, text)
+    administrator.run("echo hello | relay sendmail alice@example.org")
+
+
+def uninstall(administrator: Administrator) -> None:
+    commands, removal = administrator.take("Uninstall")
+    administrator.run(commands)
+    assert Path("/var/lib/relay/spool.sqlite").exists()
+    administrator.run(removal)
+    places = "/etc /opt /usr/local/bin /usr/lib/sysusers.d /usr/lib/tmpfiles.d /var/lib /var/spool"
+    found = administrator.run(f"find {places} -maxdepth 3 -name 'relay*'").splitlines()
+    assert [one for one in found if "letsencrypt" not in one] == []
+    assert "relay" not in Path("/etc/passwd").read_text()
+
+
 def by_stranger(address: str) -> None:
     """Send mail from a host outside."""
     with smtplib.SMTP(STRANGER, 25, source_address=(STRANGER, 0), timeout=20) as client:
@@ -255,6 +300,9 @@ def follow(authority: Authority, is_pinned: bool) -> None:
             have_certificates(administrator, authority)
             send_through_a_provider(administrator, remotes, authority)
             deliver_to_dovecot(administrator)
+            upgrade(administrator)
+            change_python(administrator)
+            uninstall(administrator)
         finally:
             administrator.run("[ ! -x /usr/local/bin/systemctl ] || systemctl stop relay")
     headings = re.findall(r"^##+ (.*)\n", PAGE, re.MULTILINE)

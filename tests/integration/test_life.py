@@ -29,6 +29,14 @@ METRICS = (
 
 
 # -- how it is
+def test_a_state_dir_that_a_start_makes_is_closed_to_others() -> None:
+    relay = RelayProcess()
+    state = relay.folder / "state"
+    state.rmdir()
+    with relay:
+        assert f"{state.stat().st_mode:o}"[-3:] == "750"
+
+
 def test_every_metric_is_exposed(shared: SharedRelay) -> None:
     identity = shared.relay.send_mail(to=["metric@a.test", "nobody@b.test", "bob@example.test"])
     shared.relay.until_final(identity)

@@ -106,6 +106,45 @@ def test_a_message_waits_for_the_start(relay, drop):
     assert relay.faults() == []
 
 
+def test_a_backup_has_what_was_left_and_a_restoration_holds_it(relay, drop, tmp_path):
+    assert sendmail(relay, "Subject: left\n\nx\n", "bob").returncode == 0
+    write(drop, "closed", mode=0o600)
+    [kept] = [drop / name for name in left(drop) if name != "closed"]
+    facts, octets = kept.stat(), kept.read_bytes()
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == 0
+    for folder in (relay.folder / "state", relay.folder / "mail", drop):
+        for one in folder.iterdir():
+            one.unlink()
+    command = [*relay_starts.RELAY, "restore", str(tmp_path / "copy"), "--yes"]
+    done = relay_starts.run(command, cwd=tmp_path, env=relay.environment)
+    assert done.returncode == 0, done.stderr
+    held = drop / "aside" / kept.name
+    assert (list(drop.rglob("*")), held.read_bytes()) == ([held.parent, held], octets)
+    assert (held.parent.stat().st_uid, held.parent.stat().st_mode) == (OWNER, 0o40700)
+    there = held.stat()
+    assert (there.st_uid, there.st_mode) == (facts.st_uid, facts.st_mode) == (NOBODY, 0o100640)
+    with relay:
+        assert subjects(relay) == []
+        held.rename(kept)
+        until("taken", lambda: subjects(relay) == ["left"])
+
+
+def test_a_relay_that_takes_no_mail_now_gets_it_later(relay, drop):
+    rule = '[[rule]]\nname = "later"\nwhen = { subject = "later" }\nthen = [ { defer = "4.3.2 later" } ]\n'
+    (relay.folder / "policies/10-later.toml").write_text(rule)
+    relay.write_config(relay.config | {"pressure": {"memory": "20 MiB"}})
+    with relay:
+        done = sendmail(relay, "Subject: too full\n\nx\n", "bob")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(left(drop)) == 1
+        relay.stop()
+        relay.write_config(relay.config)
+        relay.start()
+        until("taken", lambda: subjects(relay) == ["too full"])
+        done = sendmail(relay, "Subject: later\n\nx\n", "bob")
+        assert (done.returncode, left(drop)) == (75, [])
+
+
 def test_large_mail_and_many_files(relay, drop):
     text = "Subject: large\n\n" + "0123456789abcdef\n" * 200_000
     assert sendmail(relay, text, "bob").returncode == 0

@@ -236,3 +236,44 @@ def test_policy_diff_takes_envelopes_from_journeys(setting: Setting) -> None:
         re.sub(rb"X-Relay-Id: \w+", b"X-Relay-Id: l222222222222222", file.read_bytes())
     )
     assert compared() == {"changed": 0, "header": 1}
+
+
+ALIASES = """
+[[alias]]
+address = "shop@example.test"
+to = ["bob@example.test"]
+
+[[alias]]
+address = "team@example.test"
+to = ["bob@example.test", "carol@example.test"]
+"""
+OF_ALIASES = """
+[[rule]]
+name = "shop"
+when = { recipient = "SHOP@example.test" }
+then = [ { subject_prefix = "[shop] " } ]
+
+[[rule]]
+name = "team"
+when = { recipient = ["group:lists"] }
+unless = { recipient = "carol@*" }
+then = [ { subject_prefix = "[team] " } ]
+"""
+
+
+def test_a_rule_knows_the_alias_that_the_client_named() -> None:
+    relay = RelayProcess(policies={"10-a.toml": OF_ALIASES})
+    (relay.folder / "policies/groups").mkdir()
+    (relay.folder / "policies/groups/lists.txt").write_text("team@example.test\n")
+    with (relay.folder / "accounts.toml").open("a") as accounts:
+        accounts.write(ALIASES)
+    with relay:
+        for to in ("shop", "team", "bob"):
+            text = f"Subject: to {to}\r\n\r\nx\r\n".encode()
+            relay.submit("ann@away.test", [f"{to}@example.test"], text, source=STRANGER)
+        until("all are there", lambda: len(relay.subjects("bob")) == 3)
+        until("so is the copy", lambda: relay.subjects("carol"))
+        assert sorted(relay.subjects("bob")) == ["[shop] to shop", "[team] to team", "to bob"]
+        assert relay.subjects("carol") == ["to team"]
+        explained = relay.cli("explain", "shop@example.test").stdout
+        assert '"shop" matches and does subject_prefix: recipient "shop@example.test"' in explained

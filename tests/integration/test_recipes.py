@@ -3,8 +3,11 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import smtplib
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,9 +15,12 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.support.dkim import DkimKeys
+from tests.support.ports import free_port
 from tests.support.relay_process import DOMAIN, ROOT, RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.tls import Authority, authority
+from tests.support.unpacked import UNPACKED
 
 __all__ = ["authority"]
 DOCS = ROOT / "docs"
@@ -156,16 +162,72 @@ def test_a_stolen_account() -> None:
             assert alice.noop()[0] == 250
 
 
-def test_fail2ban_bans_who_guesses_and_nobody_else() -> None:
-    page = (DOCS / "operation-recipes.md").read_text()
-    text = page.partition("failregex = ")[2].partition("\njournalmatch")[0]
-    for name, pattern in (("%(__prefix_line)s", ""), ("<HOST>", "(?P<host>[0-9a-f.:]+)")):
-        text = text.replace(name, pattern)
-    patterns = [re.compile(line.strip()) for line in text.splitlines()]
-    assert len(patterns) == 2
+_LABELS = re.compile(r'(\w+)=~?"([^"]*)"')
+
+
+def test_what_alerts_look_for_is_there_before_it_happens(
+    authority: Authority, tmp_path: Path
+) -> None:
+    page = (DOCS / "operation-recipes.md").read_text().partition("\ngroups:\n")[2]
+    wanted = re.findall(r"(?:increase|rate)\((\w+)(?:\{([^}]*)\})?\[", page)
+    wanted += re.findall(r"expr: (relay_(?:milter|certificate)_\w+)()", page)
+    assert len(wanted) >= 8
+    pair = authority.issue("DNS:relay.example.test")
+    tls = {"certificate": str(pair.certificate), "key": str(pair.key)}
+    keys = DkimKeys.made(tmp_path, {("example.test", "ed"): "ed25519"})
+    config = keys.config | {
+        "milter": [{"name": "gone", "address": f"127.0.0.1:{free_port()}"}],
+        "smtp": [{"listen": "127.0.0.1:0", "tls": tls}],
+    }
+    with RelayProcess(config=config) as relay:
+        exposition = relay.exposition()
+        for metric, matchers in wanted:
+            samples = re.findall(rf"^{metric}(.*) ", exposition, re.MULTILINE)
+            tests = [f'{name}="({text})"' for name, text in _LABELS.findall(matchers)]
+            assert any(all(re.search(one, found) for one in tests) for found in samples), metric
+        assert relay.metric("relay_certificate_end_timestamp_seconds") == pytest.approx(
+            time.time() + 86400, abs=3600
+        )
+        assert relay.metric("relay_milter_down", milter="gone") == 0
+        with relay.smtp(source="127.0.0.2") as stranger:
+            stranger.ehlo()
+        assert relay.metric("relay_milter_down", milter="gone") == 1
+        relay.write_config(relay.config | {"milter": []})
+        assert relay.cli("reload").returncode == 0
+        assert "relay_milter_down{" not in relay.exposition()
+
+
+def banned(log: str, folder: Path) -> list[str]:
+    """Return the address of each line of a log of the unit that fail2ban matches with the filter of the page."""
+    program = shutil.which("fail2ban-regex") or shutil.which(UNPACKED / "bin/fail2ban-regex")
+    if program is None:
+        pytest.skip("fail2ban is not installed")
+    prefix = Path(program).parents[2]  # of the package: / or .system
+    section = (DOCS / "operation-recipes.md").read_text().partition("filter.d/relay.conf`:")[2]
+    filters = folder / "filter.d"
+    filters.mkdir()
+    shutil.copy(prefix / "etc/fail2ban/filter.d/common.conf", filters)
+    (filters / "relay.conf").write_text(section.partition("```ini\n")[2].partition("```")[0])
+    shutil.copy(prefix / "etc/fail2ban/fail2ban.conf", folder)
+    lines = [f"Nov 20 09:16:34 mail relay[812]: {one[3:]}\n" for one in log.splitlines()]
+    (folder / "journal").write_text("".join(lines))
+    done = subprocess.run(
+        ["/usr/bin/python3", program, "--config", folder, "--usedns", "no", "--out", "ip",
+         folder / "journal", "relay[logtype=journal]"],
+        env=os.environ | {"PYTHONPATH": str(prefix / "usr/lib/python3/dist-packages")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def test_fail2ban_bans_who_guesses_and_nobody_else(tmp_path: Path) -> None:
     form = {"client_id": "app", "client_secret": "x", "grant_type": "client_credentials"}
-    with RelayProcess(config={"observe": {"log": "logfmt"}}) as relay:
-        hostile = "at=1 level=x room=ingress event=rejected qid=NOQUEUE client=192.0.2.1 verb=AUTH"
+    relay = RelayProcess(config={"observe": {"log": "logfmt"}})
+    log = relay.folder / "relay.log"
+    log.touch()  # the journal's end, which the unit names
+    relay._environment["JOURNAL_STREAM"] = f"{log.stat().st_dev}:{log.stat().st_ino}"
+    with relay:
+        hostile = "room=ingress event=rejected qid=NOQUEUE client=192.0.2.1 verb=AUTH"
         with logged_in(relay, "alice") as alice:
             assert alice.noop()[0] == 250
         with (
@@ -181,9 +243,6 @@ def test_fail2ban_bans_who_guesses_and_nobody_else() -> None:
             {"Content-Type": "application/x-www-form-urlencoded"},
         )  # fmt: skip
         until("all is logged", lambda: "sign-in rejected" in relay.log)
-        hits = [
-            [found["host"] for one in relay.log.splitlines() if (found := pattern.search(one))]
-            for pattern in patterns
-        ]
-    assert {*hits[0]} == {"127.0.0.3"}
-    assert hits[1] == ["127.0.0.1"]
+        journal = relay.log
+    assert all(re.match("<[3-7]>room=", one) for one in journal.splitlines())
+    assert {*banned(journal, tmp_path)} == {"127.0.0.3", "127.0.0.1"}

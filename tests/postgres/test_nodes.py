@@ -72,6 +72,35 @@ def states_of_nodes(relay: RelayProcess) -> dict[str, str]:
     return {one["name"]: one["state"] for one in nodes}
 
 
+def test_a_node_rejects_no_mail_for_a_domain_of_another_store(
+    remotes: Remotes, node: StartNode
+) -> None:
+    one, two = node("one"), node("two", domains=["example.test", "two.test"])
+
+    def answer(domain: str) -> str:
+        with one.smtp(source="127.0.0.2") as stranger:
+            stranger.ehlo("stranger.test")
+            stranger.mail("ann@away.test")
+            code, text = stranger.rcpt(f"bob@{domain}")
+            return f"{code} {text.decode()}"
+
+    assert answer("else.test").startswith("550 5.7.1 ")
+    until("its domain is known", lambda: answer("two.test").startswith("450 4.4.4 "))
+    two.config["mailboxes"]["domains"].append("later.test")
+    two.write_config(two.config)
+    assert two.cli("reload").returncode == 0
+    until("a reload is seen", lambda: answer("later.test").startswith("450 4.4.4 "))
+    remotes.dns.zone["two.test"] = {"MX": [f"10 {one.config['hostname']}."]}
+    remotes.dns.zone["later.test"] = {"MX": ["10 mx.two.test."]}
+    one.until_state(one.submit("alice@example.test", ["bob@two.test"]), "deferred")
+    checked = one.cli("check").stderr
+    assert "two.test is a domain of another store, and its MX records lead to this node" in checked
+    assert "later.test is" not in checked
+    assert two.stop() == 0
+    assert one.restart() is one
+    assert answer("later.test").startswith("450 4.4.4 ")
+
+
 def test_another_mail_root_needs_another_name(node: StartNode) -> None:
     one = node("one", store="main")
     one.until_final(one.send_mail(to=["bob@example.test"], subject="first"))

@@ -127,8 +127,8 @@ def aliases_reach_all(evidence: Evidence) -> Iterator[str]:
 
 
 def senders_lead_back(evidence: Evidence) -> Iterator[str]:
-    """1: a copy has the sender of its message; from elsewhere, what an alias sends on has one that
-    stands for it, until the message expires at least.
+    """1: a copy has the sender of its message; from elsewhere, what an alias sends on, and what a rule
+    may, has one that stands for it, until the message expires at least.
     """
     messages, names, srs = evidence.rows.messages, evidence.ledger.names, Srs(SRS_KEY)
     for copy in evidence.copies():
@@ -136,7 +136,8 @@ def senders_lead_back(evidence: Evidence) -> Iterator[str]:
         if message is None:
             continue
         sender, is_from_here = copy.reverse_path, message.reverse_path.endswith(f"@{HOME}")
-        if message.reverse_path and not is_from_here and _FORWARDED.match(copy.content):
+        is_sent_on = _FORWARDED.match(copy.content) or sender != message.reverse_path
+        if message.reverse_path and not is_from_here and is_sent_on:
             try:
                 sender = srs.original(sender, now_us=message.expires_us)
             except SrsError as error:

@@ -11,7 +11,8 @@ from hashlib import scrypt
 
 import msgspec
 
-from relay.spool.postgres.nodes import NodeRow
+from relay.spool.engine import LOCAL_DOMAINS
+from relay.spool.postgres.nodes import NodeIdentity, NodeRow
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
 
@@ -21,6 +22,7 @@ _COST = 1 << 13  # 8 MiB, and about 25 ms for each part
 _BLOCKS = 8
 _MEMORY_MAX = 64 << 20
 _NAMED_MAX = 3
+_SET_DOMAINS = "UPDATE mail_root SET domains = ? WHERE store = ? AND domains <> ?"
 _OTHERS = (
     "SELECT r.store, r.domains FROM mail_root r WHERE r.store <> ? AND EXISTS ("
     " SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0) ORDER BY r.store"
@@ -44,6 +46,21 @@ class Agreement:
             self._digests = await asyncio.to_thread(salted, parts, self._salt)
             self._said = parts
         return self._digests
+
+    def exchange_domains(self, tables: ConnectionTables, identity: NodeIdentity) -> frozenset[str]:
+        """Record the local domains of a node that holds its mail root, if they were others before;
+        return other_domains().
+        """
+        own = self._said.get(LOCAL_DOMAINS.format(identity.store))
+        if own is not None and identity.holds_store:
+            tables.execute(_SET_DOMAINS, (own, identity.store, own))
+        return other_domains(tables, identity.store)
+
+
+def other_domains(tables: ConnectionTables, store: str) -> frozenset[str]:
+    """Return the local domains of all other mail roots, also of nodes that do not live."""
+    found = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
+    return frozenset(domain for row in found for domain in row[0].split())
 
 
 def read_salt(transaction: WriteTransaction) -> str:

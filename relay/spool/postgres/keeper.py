@@ -155,6 +155,7 @@ class NodeKeeper:
         self._writer.sample_wall(transaction)
         if rows is None:
             return None
+        self._writer.other_domains = self._agreement.exchange_domains(transaction, own.identity)
         return rows, bool(dead_owners(transaction)), unheld_stores(transaction)
 
     async def _keep_in_touch(self) -> None:

@@ -109,7 +109,6 @@ class NodeIdentity(Struct, frozen=True):
     version: str = ""  # of Relay
     store: str = "main"  # the name of the mail root to which its local mail goes
     holds_store: bool = True  # whether it has this mail root itself
-    domains: tuple[str, ...] = ()  # its local ones
     is_alone: bool = False  # its process keeps all others away: see lock_alone()
 
 
@@ -152,15 +151,10 @@ class Stores(Struct, frozen=True):
 
 
 def stores_of(tables: ConnectionTables, identity: NodeIdentity) -> Stores:
-    """Return the number of the mail root of a node, also if none has come yet. A node that holds it
-    records its local domains.
-    """
+    """Return the number of the mail root of a node, also if none has come yet."""
     store = identity.store
     add = "INSERT INTO mail_root (store, id) VALUES (?, '') ON CONFLICT DO NOTHING"
     tables.execute(add, (store,))
-    if identity.holds_store:
-        set_domains = "UPDATE mail_root SET domains = ? WHERE store = ?"
-        tables.execute(set_domains, (" ".join(identity.domains), store))
     (number,) = tables.fetch_one("SELECT number FROM mail_root WHERE store = ?", (store,))
     return Stores(number, identity.holds_store)
 

@@ -105,7 +105,7 @@ def open_engine(
     identity = NodeIdentity(
         settings.node, _home(settings.state_dir / _HOME_FILE),
         place_of(settings.state_dir, clock.anchor().boot_id), __version__,
-        settings.mailboxes.store, holds_store, settings.account_domains, alone,
+        settings.mailboxes.store, holds_store, alone,
     )  # fmt: skip
     place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(
@@ -213,6 +213,11 @@ class PostgresSpool(SharedSpool):
     async def _follow(self, command: QueueCommand) -> None:
         await super()._follow(command)
         self._keeper.tell(News.RECORDED | News.DUE | News.HOLDS)
+
+    def is_of_other_store(self, domain: str) -> bool:
+        """SpoolEngine.is_of_other_store: maybe, until they were read."""
+        others = self._writer.other_domains
+        return others is None or domain in others
 
     def _agreed(self) -> Mapping[str, str]:
         return self.agreed()

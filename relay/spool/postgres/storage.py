@@ -91,6 +91,12 @@ class PostgresStorage(SpoolStorage):
 
         return self._ask(found)
 
+    def other_domains(self) -> Sequence[str]:
+        """SpoolStorage.other_domains."""
+        from relay.spool.postgres.agreement import other_domains  # noqa: PLC0415 - see above
+
+        return self._ask(lambda tables: sorted(other_domains(tables, self._store)))
+
     def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""
 

@@ -25,6 +25,7 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
+from relay.spool.postgres.agreement import other_domains
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
     DEAD_S,
@@ -130,6 +131,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         self._on_dropped = on_dropped
         self.own: NodeRow | None = None  # this incarnation
         self._lease_until_s = 0.0
+        self.other_domains: frozenset[str] | None = None  # local ones of other mail roots
         self.stores = Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
@@ -524,6 +526,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
                 silent = still_alive(tables, left)
                 self._join(tables, silent=silent)
                 self.stores = stores_of(tables, self.identity)
+                self.other_domains = other_domains(tables, self.identity.store)
                 rows = tables.fetch(_ANCHORS, (self.identity.name,))
                 self._clock.resume_as_node([Anchor(*row) for row in rows])
             except BaseException:

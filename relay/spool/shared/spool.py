@@ -62,6 +62,10 @@ class SharedSpool(KeptMessages, MessageQueries, RecordedEvents):
             self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
         )
 
+    def is_of_other_store(self, domain: str) -> bool:  # noqa: ARG002 - there is one store
+        """SpoolEngine.is_of_other_store."""
+        return False
+
     async def _follow(self, command: QueueCommand) -> None:
         await self.receipts.follow(command)
 

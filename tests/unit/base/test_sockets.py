@@ -3,8 +3,11 @@
 import itertools
 import os
 import re
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,27 @@ from relay.base import systemd_sockets
 from relay.base.socket_address import Address
 from relay.base.sockets import Listener, open_listener
 from relay.base.systemd_sockets import inherited_address
+
+NETWORK = """
+ip link set lo up
+ip link add one type veth peer name two
+ip link set one up
+ip link set two up
+ip address add 192.0.2.1/24 dev one
+ip address add 192.0.2.2/24 dev one
+ip -6 address add 2001:db8::1/64 dev one nodad
+ip -6 address add 2001:db8::2/64 dev one nodad
+ip route add default via 192.0.2.9
+ip -6 route add default via 2001:db8::9
+for version in 4 6; do echo 1 > /proc/sys/net/ipv$version/ip_nonlocal_bind; done
+"$@"
+"""
+IS_HERE = """
+import sys
+from ipaddress import ip_address
+from relay.base.sockets import is_of_this_machine
+print(*[each for each in sys.argv[1:] if is_of_this_machine(ip_address(each))])
+"""
 
 
 @pytest.fixture
@@ -142,3 +166,18 @@ def test_an_abstract_unix_socket_is_refused(given) -> None:
     given["a"][0].listen()
     with pytest.raises(OSError, match="found a Unix socket without a path, expected ListenStream="):
         open_listener(inherited_address("a"), backlog=1)
+
+
+def test_which_addresses_are_of_this_machine() -> None:
+    """Also where any address can be bound, as on a machine that has some of a cluster's in turn."""
+    here = ["127.0.0.1", "127.0.0.7", "192.0.2.1", "192.0.2.2", "0.0.0.0"]
+    here += ["::1", "2001:db8::1", "2001:db8::2"]
+    others = ["192.0.2.3", "198.51.100.1", "2001:db8::3", "2001:db8:1::1"]
+    network = ["unshare", "--net", "sh", "-ec", NETWORK, "sh"]
+    if not shutil.which("unshare") or subprocess.run([*network, "true"], check=False).returncode:
+        pytest.skip("only root makes a network, with ip(8)")
+    command = [*network, sys.executable, "-c", IS_HERE, *here, *others]
+    assert (
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        == here
+    )

@@ -125,6 +125,7 @@ async def test_a_scheduled_draft_gets_no_from_that_may_not_be_used(on_disk: OnDi
         (MIME.replace(b"To:", b"Sender: eve@other.test\r\nTo:"), {CAROL, "eve@other.test"}),
         (b"Resent-From: eve@other.test\r\n" + MIME, {CAROL, "eve@other.test"}),
         (b"From: nobody\r\n" + MIME, {CAROL, ""}),
+        (b"Sender\r\n : eve@other.test\r\n" + MIME, {CAROL, "eve@other.test", ""}),
     ],
 )
 def test_what_leaves_says_who_its_authors_are(content: bytes, authors: set[str]) -> None:

@@ -256,6 +256,7 @@ async def test_send_as_rejects_an_address_that_is_not_listed(
         "From: <@bank.test:alice@example.test>",
         "From: CEO of the Bank\r\nFrom: alice@example.test",
         "From: alice@example.test\r\nSender: (ceo@bank.test)",
+        "From\r\n : alice@example.test",
         "From: " + "alice@example.test, " * 300,
     ],
 )

@@ -51,7 +51,7 @@ class Rules:
 
     def __init__(self, *rejected: str, additions=(), fault: Exception | None = None):
         self.rejected, self.additions, self.fault = rejected, additions, fault
-        self.evaluated = None
+        self.evaluated, self.tenants = None, {}
 
     def begin(self, subject):
         self.evaluated = subject

@@ -49,8 +49,8 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
     verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
     recipients = expand_recipients(paths, no_alias)
     return fan_out(
-        recipients, with_next_hops(found, verdict, examine_chosen), verdict, examine=examine,
-        expand=no_alias, sender_of=lambda *_: "unused",
+        recipients, with_next_hops(found, verdict, examine_chosen), verdict, expand=no_alias,
+        examine=lambda _added, address, _by: examine(address), sender_of=lambda *_: "",
     )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def test_received_has_for_only_with_one_recipient():
         (b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n", b"Subject: a\r\n\r\nX-Relay-In-Body: 1\r\n"),
         (b"no field\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"no field\r\nSubject: a\r\n\r\nb\r\n"),
         (b" x\r\nBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"X-Mailbox-Line:  x\r\nSubject: a\r\n\r\nb\r\n"),
+        (b"Subject: a\r\nBcc\r\n : c@d.test\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"\xef\xbb\xbfBcc: c@d.test\r\nSubject: a\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"Subject: a\r\nno field\r\n\r\nb\r\n", b"Subject: a\r\n\r\nno field\r\n\r\nb\r\n"),
         (b"\r\nonly a body\r\n", b"\r\nonly a body\r\n"),

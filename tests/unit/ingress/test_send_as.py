@@ -20,6 +20,10 @@ REJECTED = {
     "another account's": b"From: bob@example.test",
     "its own domain in another": b"From: alice@example.test.bank.test",
     "white space before the colon": b"from \t: ceo@bank.test",
+    "a fold before the colon": b"Subject: x\r\nFROM\r\n\t : ceo@bank.test\r\nX: y",
+    "its own after a fold before the colon": b"Sender\r\n : alice@example.test",
+    "a fold before the colon, in a second field": b"From: alice@example.test\r\nResent-From\r\n \r\n :"
+    b" ceo@bank.test",
     "on the next line": b"FROM:\r\n ceo@bank.test",
     "after a line of white space": b"From: alice@example.test,\r\n \t\r\n ceo@bank.test",
     "in a second field": b"From: alice@example.test\r\nFrom: ceo@bank.test",

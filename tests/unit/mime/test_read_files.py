@@ -56,6 +56,8 @@ NAMES = [
     ("; filename*0*=utf-8''a%20; filename*1=b%20.pdf", "a b%20.pdf", "a b%20.pdf", "a b%20.pdf",
      "a b%20.pdf", "RFC 2231 4.1: only what is marked is encoded"),
     ("; filename*1=b.pdf; filename*0=a", "ab.pdf", "ab.pdf", "ab.pdf", "ab.pdf", "RFC 2231 3"),
+    ("; filename*=utf-8''v.bat%00.txt", "v.bat .txt", "v.bat\0.txt", "v.bat\0.txt",
+     "v.bat\0.txt", "no control characters; rules read v.bat too"),
     ("; filename*=v%2Ebat", "v.bat", "v%2Ebat", "v.bat", "v.bat", "a charset is missing"),
     ('; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="', "€.pdf", "€.pdf", "€.pdf",
      "=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?=", "most programs write and read words there"),

@@ -197,9 +197,30 @@ def test_parts_of_a_digest_are_messages():
     assert kinds == ["multipart/digest", "message/rfc822", "text/plain"]
 
 
-def test_of_two_multiparts_with_one_boundary_the_outermost_has_the_parts():
-    inner = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n"
-    assert leaves_of(MIXED + b"--b\r\n" + inner) == leaves_by_email(MIXED + b"--b\r\n" + inner)
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        (b"--b\r\n\r\nx\r\n--b--\r\n--b\r\n\r\ny\r\n--b--\r\n", [b"x", b"y"]),
+        (b"--b--\r\n--b\r\n\r\nx\r\n--b--\r\n--b\r\n\r\ny\r\n", [b"x", b"y\r\n"]),
+        (b"--b\r\n\r\nx\r\n--b--\r\n--b--\r\n--b\r\n\r\ny\r\n", [b"x"]),
+    ],
+    ids=["the innermost has the delimiters", "an end line before a part", "after both ends"],
+)
+def test_of_two_multiparts_with_one_boundary_all_parts_are_found(body, texts):
+    """As postal-mime and mailparser read them; `email` takes the first end for that of both."""
+    structure = checked(MIXED + b"--b\r\n" + MIXED + body)
+    assert [one.parent for one in structure.entities][:3] == [-1, 0, 1]
+    assert [text for _, text in leaves_of(MIXED + b"--b\r\n" + MIXED + body)] == texts
+
+
+@pytest.mark.parametrize("size", [200_000, 1_100_000])
+def test_the_header_of_an_attached_message_may_have_1_mib(size):
+    field = b"To: " + b"bob@b.test,\r\n " * (size // 14)
+    content = b"Content-Type: message/rfc822\r\n\r\n" + field + b"\r\nSubject: s\r\n\r\nx"
+    structure = checked(content)
+    assert (
+        structure.is_complete == ("subject" in structure.entities[1].fields()) == (size < 1 << 20)
+    )
 
 
 @pytest.mark.parametrize(

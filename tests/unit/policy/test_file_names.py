@@ -5,7 +5,10 @@ uuencoded files and encoded parts that only programs of users read.
 """
 
 import base64
+import quopri
 import time
+from binascii import b2a_uu
+from itertools import product
 
 import pytest
 
@@ -142,10 +145,26 @@ attachment; filename="=?utf-8?Q?=22v.bat=22?="
 attachment; filename*=utf-8''%22v.bat%22
 attachment; filename*a=v.bat
 attachment; filename*-1=v.bat
+attachment; filename="v.bat::$DATA"
+attachment; filename=v.bat::$DATA
+attachment; filename*=utf-8''v.bat%20%3A%3A%24Index_Allocation
+attachment; filename="=?utf-8?Q?v.bat.=3A=3A=24DATA?="
+attachment; filename="<v.bat>"
+attachment; filename*=utf-8''%3Cv.bat%3E
+attachment; filename="v.bat?"
+attachment; filename="v.bat%00.txt"
+attachment; filename*=utf-8''v.bat%00.txt
+attachment; filename*0*=utf-8''v.ba; filename*1*=t%00.txt
+attachment; filename*=utf-8''v.bat%0D%0A.txt
+attachment; filename="=?utf-8?Q?v.bat=00.txt?="
+attachment; filename="=?utf-8?B?di5iYXQALnR4dA==?="
 """.strip("\n").split("\n")
 OTHERS = [
     'attachment; filename="v.b\u200bat"',
     'attachment; filename="v\u2024bat"',
+    'attachment; filename="v.bat\xa0"',
+    'attachment; filename="v.bat\udca0"',
+    "attachment;\xa0filename\xa0=\xa0v.bat",
     "attachment;\r\n filename=v.bat",
     'attachment;\r\n\tfilename="v.bat"',
     "attachment; filename=\r\n v.bat",
@@ -200,6 +219,8 @@ STRUCTURES = {
     "two types": part("Content-Type: a/b; name=a.txt", "Content-Type: a/b; name=v.bat"),
     "both": part("Content-Type: a/b; name=v.bat", f"{ATTACHED}; filename=a.txt"),
     "a blank before the colon": part("Content-Disposition : attachment; filename=v.bat"),
+    "a fold before the colon": part("Content-Disposition\r\n : attachment; filename=v.bat"),
+    "no-break spaces around a name": part("\xa0Content-Disposition\udca0 : attachment; filename=v.bat"),
     "a location": part("Content-Location: v.bat", ATTACHED),
     "a fold without a blank": part(f"{ATTACHED};\r\nfilename=v.bat", "X: y"),
     "message in base64": coded("message/rfc822", INNER),
@@ -230,7 +251,8 @@ STRUCTURES = {
     "only hyphens": mixed(BAT, "", "multipart/mixed"),
     "only hyphens, boundary empty": mixed(BAT, "", 'multipart/mixed; boundary=""'),
 }  # fmt: skip
-BOUNDARIES = r"""
+BOUNDARIES = (
+    r"""
 multipart/mixed; boundary=c (x)
 multipart/mixed; boundary=(x)c
 multipart/mixed; boundary='c'
@@ -255,7 +277,16 @@ multipart; boundary=c
 ; boundary=c
 multipart/mixed, boundary=c
 multipart/x-odd; boundary=c
-""".strip("\n").split("\n")
+multipart/mixed; boundary="c\xa0"
+multipart/mixed; boundary=c\udca0
+multipart/mixed;\xa0boundary\xa0=c
+multipart/mixed; boundary="=?utf-8?Q?c?="
+=?utf-8?Q?multipart/mixed;_boundary=3Dc?=
+""".strip("\n")
+    .replace("\\xa0", "\xa0")
+    .replace("\\udca0", "\udca0")
+    .split("\n")
+)
 RULES = load_rules(shipped("policies"))
 
 
@@ -284,6 +315,13 @@ def test_a_program_is_refused_wherever_it_is(structure):
     assert is_refused(STRUCTURES[structure])
 
 
+@pytest.mark.parametrize("name", ["\xa0Content-Type", "Content-Type\xa0", "Content-Type\r\n "])
+def test_a_program_is_refused_however_the_name_of_a_field_is_written(name):
+    assert is_refused_whole(
+        mixed(BAT).replace("Content-Type:", f"{name}:").replace("\r\n\r\n", "\r\nX: y\r\n\r\n", 1)
+    )
+
+
 @pytest.mark.parametrize("kind", ["text/plain; boundary=b", "text/html; BOUNDARY=b", "text/x"])
 def test_a_text_with_a_boundary_is_read_as_parts(kind):
     assert is_refused_whole(mixed(BAT, kind=kind)) == ("=b" in kind)
@@ -294,9 +332,53 @@ def test_a_program_is_refused_however_its_boundary_is_written(kind):
     assert is_refused(mixed(BAT, "c", kind))
 
 
+@pytest.mark.parametrize("line", [r"a\bc", "abc"])
+@pytest.mark.parametrize("value", [r'"a\bc"', r"a\bc; x=y"])
+def test_a_backslash_in_a_boundary_may_stay_or_not(value, line):
+    assert is_refused(mixed(BAT, line, f"multipart/mixed; boundary={value}"))
+
+
+PROGRAM = "MZ".ljust(0x3C, "\0") + "\x60\0\0\0\r\n--b words\r\n\r\n".ljust(0x24, "\0") + "PE\0\0"
+
+
+def test_a_line_with_words_after_a_boundary_may_also_be_content():
+    assert is_refused(part(f"{ATTACHED}; filename=a.pdf", body=PROGRAM))
+    assert not is_refused(part(f"{ATTACHED}; filename=a.pdf", body=PROGRAM.replace("PE", "P ")))
+
+
+def uuencoded(octets: bytes) -> bytes:
+    lines = [b2a_uu(octets[at : at + 45]) for at in range(0, len(octets), 45)]
+    return b"begin 644 a.eml\n" + b"".join(lines) + b"`\nend\n"
+
+
+ENCODERS = {
+    "7bit": bytes,
+    "base64": base64.encodebytes,
+    "quoted-printable": quopri.encodestring,
+    "x-uuencode": uuencoded,
+}
+MESSAGES = ("message/rfc822", "message/global", "multipart/digest")
+SIZES = [*product(MESSAGES, ENCODERS, (1_000, 200_000)), *product(MESSAGES[:1], ENCODERS, (10**7,))]
+
+
+@pytest.mark.parametrize(("kind", "encoding", "size"), SIZES)
+def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding, size):
+    started = time.process_time()
+    for attached, expected in ((BAT, True), (part(f"{ATTACHED}; filename=a.pdf"), False)):
+        texts = "\r\n--b\r\n".join(["\r\n" + "lorem ipsum dolor\r\n" * (size // 19), attached])
+        inner = "From: x@y.test\r\n" + mixed(texts)
+        coded = ENCODERS[encoding](inner.replace("\r\n", "\n").encode()).replace(b"\n", b"\r\n")
+        fields = [f"Content-Transfer-Encoding: {encoding}"]
+        fields += [f"Content-Type: {kind}; name=a.eml"] if kind.startswith("message") else []
+        outer = kind if kind.startswith("multipart") else "multipart/mixed"
+        one = part(*fields, body=coded.decode())
+        assert is_refused_whole(mixed(one, "c", f"{outer}; boundary=c")) == expected
+    assert time.process_time() - started < 1 + size / 10**6
+
+
 @pytest.mark.parametrize(
     "name",
-    ["bat.pdf", "v.bat.pdf", "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="],
+    ["bat.pdf", "v.bat.pdf", "v.bat: notes.pdf", "cost::$5.pdf", "<v.bat>.pdf", "v.bat 10:30.pdf", "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="],
 )  # fmt: skip
 def test_a_document_passes(name):
     assert not is_refused(part(f'{ATTACHED}; filename="{name}"; size=3; x="v.bat"'))

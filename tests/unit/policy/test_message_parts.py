@@ -1,8 +1,11 @@
 """Names of attachments, in any encoding and at any nesting, and the limits of the scan."""
 
+import base64
 import contextlib
 import email.policy
+import quopri
 import time
+from binascii import b2a_uu
 from email.message import EmailMessage
 from itertools import pairwise
 
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.content import BLOCK_BYTES, LargeContent, SpanOfOctets, UnreadableError
-from relay.message.header import ParsedContent
+from relay.message.header import ParsedContent, with_crlf
 from relay.mime.read_header import HEADER_OCTETS_MAX
 from relay.mime.structure import ENTITIES_MAX, FALSE_DELIMITERS_MAX
 from relay.policy.message_parts import (
@@ -99,8 +102,22 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         mixed(b"Content-Type: message/rfc822\r\nodd\r\n\r\n" + EXE),
         mixed(b"Content-Type: multipart/x; boundary=c\r\nodd\r\n--c\r\n\r\n--c\r\n" + EXE),
         b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + EXE,
+        mixed(EXE).replace(b"\r\n--b\r\n", b"\r\n--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n--b--\r\n--b\r\n", 1),
+        mixed(mixed(b"\r\nx"), EXE),
+        mixed(mixed(b"\r\nx"), b"\r\n" + EXE, kind=b"digest"),
+        mixed(mixed(b"\r\n" + EXE), kind=b"digest"),
+        mixed(b"\r\nx\r\n--b words\r\n" + EXE),
+        mixed(b"\r\nx\r\n--b\xc2\xa0\r\n" + EXE),
+        mixed(mixed(b"\r\nx") + b"--b words\r\n" + EXE),
+        mixed(EXE.replace(b"data", b"da\r\n--b words\r\n\r\nta")),
+        b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
+        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
     ],
-    ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type", "header to the blank line", "header to the last field", "encoded"],
+    ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type",
+         "header to the blank line", "header to the last field", "encoded",
+         "an inner end before a part", "one boundary", "one boundary of a digest",
+         "one boundary, outer digest", "words", "a no-break space", "words after an inner end",
+         "words in a file", "an end before a part", "the end of the inner is a boundary"],
 )  # fmt: skip
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
@@ -185,6 +202,24 @@ def test_a_large_body_is_read_a_few_times_and_a_block_at_a_time():
     assert names_in(large) == ("part.bin", "a.exe", "part.bin", "part.bin", "a.exe")
     assert body.most_bytes <= BLOCK_BYTES
     assert body.read_bytes < 3 * body.size
+
+
+@pytest.mark.parametrize("encoding", [b"base64", b"quoted-printable", b"x-uuencode"])
+def test_a_large_encoded_message_is_read_a_few_times_and_a_block_at_a_time(encoding):
+    text = b"From: x@y.test\r\n" + mixed(b"\r\n" + b"some text\r\n" * 400_000, EXE)
+    coded = {
+        b"base64": lambda: base64.encodebytes(text),
+        b"quoted-printable": lambda: quopri.encodestring(text),
+        b"x-uuencode": lambda: b"begin 644 a.eml\n" + b"".join(
+            [b2a_uu(text[at : at + 45]) for at in range(0, len(text), 45)]
+        ) + b"`\nend\n",
+    }[encoding]()  # fmt: skip
+    header = b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: %b\r\n" % encoding
+    body = Counted(b"\r\n" + with_crlf(coded))
+    names = names_in(LargeContent(header, (body,), eight_bit=False))
+    assert names[-1] == "a.exe"
+    assert body.most_bytes <= BLOCK_BYTES
+    assert body.read_bytes < 5 * body.size
 
 
 def test_a_truncated_body_raises():

@@ -55,9 +55,18 @@ def test_the_tests_of_all_pass_whichever_rules_are_enforced(names):
         structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
         for each in rules.rules
     ]
-    results = run_tests(dataclasses.replace(rules, rules=tuple(enforced)))
+    tests = tuple(dataclasses.replace(each, is_alone=False) for each in rules.tests)
+    results = run_tests(dataclasses.replace(rules, rules=tuple(enforced), tests=tests))
     assert [each.failures for each in results if each.failures] == []
     assert untested(rules) == ()
+
+
+def test_no_rule_of_the_administrator_fails_their_tests(tmp_path):
+    shutil.copytree(shipped("policies"), tmp_path, dirs_exist_ok=True)
+    mine = '[[rule]]\nname = "mine"\nwhen = { sender = "*" }\nthen = [ { reject = "5.7.1 no" } ]\n'
+    (tmp_path / "05-mine.toml").write_text(mine)
+    names = [each.name for each in load_rules(tmp_path).rules]
+    assert names == ["mine", *NAMES]
 
 
 def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):

@@ -62,10 +62,20 @@ async def test_without_name_servers_the_answer_says_so(tmp_path):
     assert await servers.ask(("x.test", "A")) == (NoAnswer("no name server is configured"), 0.0)
 
 
-def test_the_systems_name_servers_are_those_of_its_file(tmp_path):
-    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.test\n")
-    servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "resolv.conf"))
-    assert servers._resolver.nameservers == ["192.0.2.53"]
+async def test_the_systems_name_servers_are_those_of_its_file_now(tmp_path):
+    file = tmp_path / "resolv.conf"
+    question = ("a.test", "A")
+    with DnsThread({"a.test": {"A": ["192.0.2.1"]}}) as dns:
+        servers = StubResolver((), timeout_s=0.2, resolv_conf=str(file))
+        servers._resolver.port = dns.address.port
+        assert (await servers.ask(question))[0] == NoAnswer("no name server is configured")
+        file.write_text(f"nameserver {dns.address.host}\nsearch example.test\n")
+        assert (await servers.ask(question))[0] == Records(("192.0.2.1",))
+        file.write_text("nameserver 127.0.0.99\n")
+        assert isinstance((await servers.ask(question))[0], NoAnswer)
+        (tmp_path / "next").write_text(f"nameserver {dns.address.host}\n")
+        (tmp_path / "next").rename(file)
+        assert (await servers.ask(question))[0] == Records(("192.0.2.1",))
 
 
 async def test_a_command_looks_up_several_records_at_once():

@@ -58,8 +58,10 @@ ZONE = {
     "unspecified.test": {"A": ["0.0.0.0"], "AAAA": ["::", "ff02::1"]},
     "relay.example.test": {"A": ["127.0.0.1"]},
 }
-MX1 = Host("mx1.three.test", 10, ("127.0.0.11", "::1"), 25)
-MX2 = Host("mx2.three.test", 20, ("127.0.0.12",), 25)
+PORT = 2525  # at 25, no MX host is on loopback
+LISTENER = Address("127.0.0.1", PORT)
+MX1 = Host("mx1.three.test", 10, ("127.0.0.11", "::1"), PORT)
+MX2 = Host("mx2.three.test", 20, ("127.0.0.12",), PORT)
 
 
 @pytest.fixture
@@ -74,14 +76,15 @@ def clock():
 
 
 @contextlib.asynccontextmanager
-async def resolving(*servers, clock=None, timeout_s=5.0, validating=False):
+async def resolving(*servers, clock=None, timeout_s=5.0, validating=False, own=LISTENER, port=PORT):
     resolver = Resolver(
         [server.address for server in servers],
         timeout_s=timeout_s,
         clock=clock or ManualClock(),
         rng=random.Random(7),
         hostname="relay.example.test",
-        own_addresses=[Address("127.0.0.1", 25), Address(path="/run/pickup.sock")],
+        own_addresses=[own, Address(path="/run/pickup.sock")],
+        port=port,
         validating=validating,
     )
     try:
@@ -97,27 +100,27 @@ def mx(domain):
 @pytest.mark.parametrize(
     ("domain", "expected"),
     [
-        ("three.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), 25)))),
+        ("three.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), PORT)))),
         ("null.test", NullMx("null.test")),
-        ("mixed.test", Hosts((Host("mx1.three.test", 5, ("127.0.0.11", "::1"), 25),))),
-        ("implicit.test", Hosts((Host("implicit.test", 0, ("127.0.0.13",), 25),))),
-        ("by-address.test", Hosts((Host("127.0.0.16", 10, ("127.0.0.16",), 25), MX2))),
+        ("mixed.test", Hosts((Host("mx1.three.test", 5, ("127.0.0.11", "::1"), PORT),))),
+        ("implicit.test", Hosts((Host("implicit.test", 0, ("127.0.0.13",), PORT),))),
+        ("by-address.test", Hosts((Host("127.0.0.16", 10, ("127.0.0.16",), PORT), MX2))),
         ("gone.test", NoSuchDomain("gone.test")),
         ("nothing.test", NoAddress("nothing.test")),
         ("no-target.test", NoAddress("no-target.test")),
         ("unspecified.test", NoAddress("unspecified.test")),
         ("half.test", Hosts((MX2,))),
-        ("v6-silent.test", Hosts((Host("v6-silent.test", 0, ("127.0.0.15",), 25),))),
-        ("alias.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), 25)))),
+        ("v6-silent.test", Hosts((Host("v6-silent.test", 0, ("127.0.0.15",), PORT),))),
+        ("alias.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), PORT)))),
         (
             "alias-target.test",
-            Hosts((Host("www.alias-target.test", 10, ("127.0.0.11", "::1"), 25),)),
+            Hosts((Host("www.alias-target.test", 10, ("127.0.0.11", "::1"), PORT),)),
         ),
         ("backup.test", Hosts((MX1,))),
         ("loop.test", MailLoop("loop.test")),
         ("loop-address.test", MailLoop("loop-address.test")),
         ("relay.example.test", MailLoop("relay.example.test")),
-        ("[192.0.2.7]", Hosts((Host("[192.0.2.7]", 0, ("192.0.2.7",), 25),))),
+        ("[192.0.2.7]", Hosts((Host("[192.0.2.7]", 0, ("192.0.2.7",), PORT),))),
         ("[127.0.0.1]", MailLoop("[127.0.0.1]")),
         ("a..b", NoSuchDomain("a..b")),
         (f"{'a' * 64}.test", NoSuchDomain(f"{'a' * 64}.test")),
@@ -294,8 +297,8 @@ async def test_address_families_alternate_and_ipv4_is_first(dns):
         ("::1", 2626, Hosts((Host("::1", 0, ("::1",), 2626),))),
         ("mx2.three.test", 587, Hosts((Host("mx2.three.test", 0, ("127.0.0.12",), 587),))),
         ("three.test", 25, None),  # has MX only, which a smarthost's name is not asked for
-        ("127.0.0.1", 25, MailLoop("127.0.0.1")),
-        ("::ffff:127.0.0.1", 25, MailLoop("::ffff:127.0.0.1")),
+        ("127.0.0.1", PORT, MailLoop("127.0.0.1")),
+        ("::ffff:127.0.0.1", PORT, MailLoop("::ffff:127.0.0.1")),
         ("relay.example.test", 2626, Hosts((Host("relay.example.test", 0, ("127.0.0.1",), 2626),))),
     ],
 )
@@ -308,6 +311,43 @@ async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
         assert "[[route]]" in found.text
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("listener", "host", "is_own"),
+    [
+        (Address("0.0.0.0", PORT), "127.0.0.7", True),
+        (Address("::", PORT), "::ffff:127.0.0.7", True),
+        (Address("0.0.0.0", PORT), "192.0.2.77", False),
+        (Address("0.0.0.0", 25), "127.0.0.7", False),
+        (Address("127.0.0.1", PORT), "127.0.0.7", False),
+        (Address("127.0.0.1", PORT, systemd="smtp"), "127.0.0.7", True),
+        (Address("localhost", PORT), "127.0.0.1", True),
+        (Address("localhost", PORT), "127.0.0.7", False),
+        (Address(systemd="smtp"), "127.0.0.1", False),
+    ],
+)
+async def test_a_listener_at_every_address_is_at_each_of_this_machine(dns, listener, host, is_own):
+    async with resolving(dns, own=listener) as resolver:
+        found = await resolver.resolve(NextHop(HopKind.SMTP, host, PORT))
+    assert isinstance(found, MailLoop) == is_own
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mx:implicit.test", MailLoop),
+        ("mx:[127.0.0.9]", MailLoop),
+        ("mx:[IPv6:::ffff:127.0.0.9]", MailLoop),
+        ("smtp://127.0.0.9:25", Hosts),
+        ("mx:[0.0.0.0]", NoAddress),
+        ("mx:[IPv6:::ffff:0.0.0.0]", NoAddress),
+    ],
+)
+async def test_no_mx_host_is_at_port_25_of_this_machine(dns, text, expected):
+    """Another program may listen there, which trusts this machine; a route may lead there."""
+    async with resolving(dns, port=25) as resolver:
+        assert isinstance(await resolver.resolve(NextHop.parse(text)), expected)
 
 
 async def test_an_lmtp_host_is_looked_up_and_a_unix_socket_is_not(dns):

@@ -249,8 +249,14 @@ async def test_what_an_operator_reads(
 async def test_two_stores_with_the_same_local_domain_split_its_mail(
     at: Start, postgres_url: str
 ) -> None:
-    holder = await at("holder", store="first", domains=("b.test", "a.test"))
-    await at("transport", store="third", holds_store=False, domains=("a.test",))
+    async def node(name: str, store: str, domains: str, **more: Any) -> PostgresSpool:
+        started = await at(name, store=store, **more)
+        started.agreed = lambda: {f"local domains of the store {store}": domains}
+        await started._keeper.beat()
+        return started
+
+    holder = await node("holder", "first", "b.test a.test")
+    await node("transport", "third", "a.test", holds_store=False)
 
     def found(store: str, *domains: str) -> list[str]:
         return list(PostgresStorage(postgres_url, store=store, domains=domains).warnings())
