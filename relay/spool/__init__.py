@@ -13,7 +13,8 @@ What callers see:
 - `types`: messages, entries, claims, settlements, errors (also of the disk); the Protocol Spool
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
-- `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
+- `engine`: what every engine does, and what each adds (SpoolEngine); its stored form for commands
+  (SpoolStorage); kinds of faults of verify
 
 Behind it:
 

@@ -52,7 +52,7 @@ from relay.spool.queue_commands import Operation
 from relay.spool.shared import maintenance
 from relay.spool.shared.queue import admin, decisions
 from relay.spool.shared.queue import entries as queue_entries
-from relay.spool.shared.queue.admin import SpoolQueueAdmin
+from relay.spool.shared.queue.admin import QueueAdmin
 from relay.spool.shared.rows import accepted, claimed, settled
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions, writer
@@ -532,7 +532,7 @@ def _whoever_has_it(original: Any) -> Any:
 
 
 def _all_done(original: Any) -> Any:
-    async def execute(self: SpoolQueueAdmin, order: Any, **more: Any) -> Any:
+    async def execute(self: QueueAdmin, order: Any, **more: Any) -> Any:
         changed = await original(self, order, **more)
         for one in changed.entries:
             one["result"] = "done"
@@ -611,7 +611,7 @@ BROKEN = (
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=conditions.never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(queue_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
-    Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a cancel in flight is reported as done", _instead(QueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a release forgets when", _instead(decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
     Broken("each next hop is warned of", _instead(settled, "record_owed", _nothing), "invariant 6"),

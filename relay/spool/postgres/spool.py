@@ -23,7 +23,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.engine import News, RecordedRoot
+from relay.spool.engine import SUBMISSION_KEEP_S, News, RecordedRoot, SpoolEngine
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
@@ -43,7 +43,6 @@ from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.history import recorded_events
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
-from relay.spool.shared.spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.shared.tables import Tables
 from relay.spool.types import (
     NEVER_US,
@@ -125,8 +124,8 @@ class SpoolPlace(Struct, frozen=True):
     directory: Path
 
 
-class PostgresSpool(SharedSpool):
-    """A SpoolEngine."""
+class PostgresSpool(SpoolEngine):
+    """The engine of a node."""
 
     maintenance: PostgresMaintenance
     contents_sql = (
@@ -145,7 +144,7 @@ class PostgresSpool(SharedSpool):
         captured: CapturedMail,
         elapsed_s: Callable[[], float] = boot_s,
     ) -> None:
-        """See SharedSpool. Leases are counted by `elapsed_s`."""
+        """See SpoolEngine. Leases are counted by `elapsed_s`."""
         super().__init__(
             clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
             store=lambda: self._writer.stores.own,
@@ -395,15 +394,14 @@ class PostgresSpool(SharedSpool):
         return await self._bodies.read(*content_id)
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
-        """SharedSpool.content_of."""
+        """SpoolEngine.content_of."""
         return self._bodies.content_of(tables, name, row)
 
     def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
         found = super()._journey(tables, queue_id, times)
         return with_unheld_store(tables, found) if found is not None else None
 
-    def last(self, tables: Any) -> int:
-        """RecordedEvents.last: what runs may still record smaller ones."""
+    def _last_event(self, tables: Any) -> int:  # what runs may still record smaller ones
         last = self._final_events.read(tables)
         return max(last, recorded_events.removed_to(tables), NO_EVENTS)
 
@@ -444,7 +442,7 @@ class PostgresSpool(SharedSpool):
         return await self._writer.submit(operation, alone=True, is_order=True)
 
     async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
-        """SharedSpool.ask."""
+        """SpoolEngine.ask."""
         return await self._bodies.reader.read(query)
 
     def read_claims(

@@ -1,6 +1,5 @@
 """What the engines of the spool share: the same rows, decisions and SQL on both databases.
 
-- `spool`: the part of an engine that both have: mail root, submission keys
 - `maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
 - `rows`: what accepting, claiming and settling write; which due entries are claimed
 - `queue`: what queue commands do to entries; holds; counts
@@ -9,5 +8,6 @@
 - `columns`: columns and values of rows, checksums of contents
 - `tables`: what an engine supplies for all of these; which SQL works on both databases
 
-No other room imports them.
+Other rooms get `QueueAdmin`, `SpoolMaintenance` and `ReceiptLedger` from an engine, and name them
+in annotations only.
 """

@@ -26,7 +26,6 @@ from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 P = ParamSpec("P")
 T = TypeVar("T")
-E = TypeVar("E", bound="QueueEngine")
 StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
 
@@ -120,6 +119,8 @@ class QueueEngine(Protocol):
     in that of the event loop. Coroutines raise SpoolError.
     """
 
+    contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
+
     async def read(self, query: Callable[[Tables], T]) -> T:
         """Run a query; it never delays delivery."""
         ...
@@ -150,8 +151,12 @@ class QueueEngine(Protocol):
         """Return the names of the other nodes that live."""
         return ()
 
-    async def read_content(self, key: ContentKey) -> Content:
-        """Read a content."""
+    async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
+        """See Spool."""
+        ...
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
         ...
 
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
@@ -191,12 +196,12 @@ class QueueEngine(Protocol):
 
 
 def reads(
-    query: Callable[Concatenate[E, Tables, P], T],
-) -> Callable[Concatenate[E, P], Coroutine[Any, Any, T]]:
-    """Make a coroutine of a method that is a query: QueueEngine.read() calls it with the tables."""
+    query: Callable[Concatenate[Tables, P], T],
+) -> Callable[Concatenate[QueueEngine, P], Coroutine[Any, Any, T]]:
+    """Make a method of an engine from a query: QueueEngine.read() calls it with the tables."""
 
     @wraps(query)
-    async def read(engine: E, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await engine.read(lambda tables: query(engine, tables, *args, **kwargs))
+    async def read(engine: QueueEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await engine.read(lambda tables: query(tables, *args, **kwargs))
 
     return read

@@ -23,11 +23,11 @@ from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
+from relay.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
 from relay.spool.shared.columns import inline_content
 from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
-from relay.spool.shared.spool import SUBMISSION_KEEP_S, SharedSpool
 from relay.spool.shared.tables import Tables
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
@@ -104,8 +104,8 @@ def open_engine(
     )  # fmt: skip
 
 
-class SqliteSpool(SharedSpool):
-    """A SpoolEngine. Open it only with the owner's lock: the start frees claims of a dead owner."""
+class SqliteSpool(SpoolEngine):
+    """Open it only with the owner's lock: the start frees claims of a dead owner."""
 
     maintenance: Maintenance
     contents_sql = (  # one statement, because the id of a content that is removed may be used again
@@ -125,7 +125,7 @@ class SqliteSpool(SharedSpool):
         reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:
-        """See SharedSpool.
+        """See SpoolEngine.
 
         `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
         no threads: the event loop runs everything.
@@ -361,7 +361,7 @@ class SqliteSpool(SharedSpool):
         return inline_content(str(content_id), data, size=size, crc32=crc32 if check else None)
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:  # noqa: ARG002
-        """SharedSpool.content_of."""
+        """SpoolEngine.content_of."""
         size, data, file, header, flags, crc32 = row
         if file:
             return self._files.opened(ContentRow(file, size, header, flags, crc32))
@@ -441,7 +441,7 @@ class SqliteSpool(SharedSpool):
         return await self._writer.submit(operation)
 
     async def ask(self, query: Callable[[SqliteTables], T]) -> T:
-        """SharedSpool.ask."""
+        """SpoolEngine.ask."""
         return await self._delivery.read(query)
 
     def read_claims(

@@ -8,7 +8,7 @@ import pytest
 from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.shared import maintenance
-from relay.spool.shared.maintenance import SharedMaintenance
+from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.types import EntrySchedule, Settlement
 from tests.support.manual_clock import ManualClock
 
@@ -56,9 +56,9 @@ async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, m
     old = [await finished(spool, make) for _ in range(3)]
     clock.advance(60)
     reads = []
-    really = SharedMaintenance.prune_some
+    really = SpoolMaintenance.prune_some
     monkeypatch.setattr(
-        SharedMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
+        SpoolMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
     )
     removed = 0
     while number := await spool.maintenance.prune(30):

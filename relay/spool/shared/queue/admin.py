@@ -39,7 +39,6 @@ from relay.spool.queue_commands import (
     CommandReport,
     CommandResult,
     EntryList,
-    NoActiveClaims,
     Operation,
     ProgressCallback,
     QueueCommand,
@@ -209,8 +208,8 @@ class CancelReports:
         return sorted(claims, key=lambda one: one.key), epochs
 
 
-class SpoolQueueAdmin:
-    """A QueueAdmin on what a QueueEngine supplies."""
+class QueueAdmin:
+    """Lists and changes the queue, on what a QueueEngine supplies."""
 
     def __init__(
         self,
@@ -228,7 +227,7 @@ class SpoolQueueAdmin:
         self._metrics = metrics
         self._shown_times = shown_times
         self._reports = CancelReports(engine)
-        self._delivery: ActiveClaims = NoActiveClaims()
+        self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing: set[asyncio.Task[None]] = set()
         self.standing = StandingHolds(clock)
         self.standing_hold = self.standing.hold_of
@@ -266,11 +265,11 @@ class SpoolQueueAdmin:
         self._delivery = delivery
 
     def report_with(self, writer: ReportWriter) -> None:
-        """QueueAdmin.report_with."""
+        """From now on `writer` writes the reports of a cancel."""
         self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
-        """QueueAdmin.list."""
+        """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
         times = self._times()
         selection = EntrySelection(
             selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
@@ -289,7 +288,9 @@ class SpoolQueueAdmin:
     async def execute(
         self, command: QueueCommand, *, on_progress: ProgressCallback = lambda _: None
     ) -> CommandReport:
-        """QueueAdmin.execute."""
+        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
+        number of entries done. Raises SpoolError between slices.
+        """
         times = self._times()
         selection = EntrySelection(
             command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
@@ -378,13 +379,15 @@ class SpoolQueueAdmin:
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
-        is_retry = command.operation is Operation.RETRY
-        return frozenset() if is_retry else self._delivery.waiting_among(keys)
+        if self._delivery is None or command.operation is Operation.RETRY:
+            return frozenset()
+        return self._delivery.waiting_among(keys)
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt; a retry does not need that."""
-        is_retry = command.operation is Operation.RETRY
-        return frozenset() if is_retry else self._delivery.withdraw(keys)
+        if self._delivery is None or command.operation is Operation.RETRY:
+            return frozenset()
+        return self._delivery.withdraw(keys)
 
     def _follow_up(self, done: "_Done") -> None:
         """Run what follows a durable change."""
@@ -393,6 +396,8 @@ class SpoolQueueAdmin:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
         if done.left:
             self._engine.remove(done.left)
+        if self._delivery is None:
+            return
         if result.next_hops:
             self._delivery.retry_now(result.next_hops)
         if result.due_us is not None:
@@ -418,7 +423,8 @@ class SpoolQueueAdmin:
                 await self._clock.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
-                self._delivery.retry_now(())
+                if self._delivery is not None:
+                    self._delivery.retry_now(())
                 return
 
     def _times(self) -> CommandTimes:
