@@ -352,12 +352,14 @@ def send_content(
     recipients: Sequence[str],
     notify: str = "",
     ret: str = "",
+    envid: str = "",
     refused: list[str] | None = None,
 ) -> str:
     """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
 
-    `notify` and `ret` are the values of NOTIFY and RET (RFC 3461), "" for none. With `refused` it
-    is sent if one recipient is accepted; the replies that reject others for good are added there.
+    `notify`, `ret` and `envid` are the values of these parameters (RFC 3461), "" for none. With
+    `refused` it is sent if one recipient is accepted; the replies that reject others for good are
+    added there.
     """
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
@@ -371,7 +373,8 @@ def send_content(
             options = [f"size={len(data)}"] if client.has_extn("size") else []
             options += ["smtputf8"] if needs_utf8 else []
             options += ["body=8bitmime"] if needs_utf8 or not data.isascii() else []
-            options += [f"ret={ret}"] if ret and client.has_extn("dsn") else []
+            dsn = {"ret": ret, "envid": envid} if client.has_extn("dsn") else {}
+            options += [f"{name}={value}" for name, value in dsn.items() if value]
             _expect(client.mail(sender, options))
             wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
             for recipient in recipients:

@@ -2,7 +2,7 @@
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot, mutt and isync as programs that share a mailbox with the relay, strace to see
 # the sync before the 250, openssl for certificates, faketime to let a clock jump, Chromium and its driver
-# for the pages, nginx as a proxy in front of them, two readers of reports, a verifier of signatures,
+# for the pages, nginx as a proxy in front of them, curl, two readers of reports, a verifier of signatures,
 # sqlite3, PostgreSQL. With "languages": those that run the programs in docs/snippets.md.
 # As root, or where CI is set, they are installed. On a person's machine nothing is changed through sudo
 # unless SYSTEM_PACKAGES=install says so: then, as without apt or the rights, those tests are skipped, and
@@ -12,7 +12,8 @@ set -euo pipefail
 declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=strace
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [mbsync]=isync [faketime]=faketime
     [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
-    [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd [sqlite3]=sqlite3)
+    [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd [sqlite3]=sqlite3
+    [curl]=curl)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs

@@ -330,11 +330,15 @@ def _block_of(batch: EventBatch) -> _Block:
 
 
 def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _EventText:
-    text = str(cursor)
-    event, data = recorded.event, event_data(text, recorded)
-    octets = sender_octets = _octets(text, data)
-    if (detail := sender_detail(int(event.step), event.detail)) is not event.detail:
-        sender_octets = _octets(text, replace(data, detail=detail))
+    text, seen = str(cursor), recorded.of_sender
+    octets = sender_octets = _octets(text, event_data(text, recorded))
+    if seen is None:
+        sender_octets = b""
+    else:
+        data = event_data(text, seen or recorded)
+        detail = sender_detail(data.step, data.detail)
+        if seen or detail is not data.detail:
+            sender_octets = _octets(text, replace(data, detail=detail))
     return _EventText(
         recorded.account, recorded.queue_id, recorded.submission_id, source, cursor, octets,
         sender_octets,

@@ -205,8 +205,7 @@ class Handlers:
 
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
-        found = await self._find(key, principal)
-        if found is None:
+        if (found := await self._find(key, principal)) is None:
             raise _unknown(key)
         return found
 
@@ -358,10 +357,11 @@ class Handlers:
     async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:
             return None
-        found = await self._dependencies.journeys.journey(key, account=principal.account)
+        journeys, account = self._dependencies.journeys, principal.account
+        found = await journeys.journey(key, account=account, added=True)
         if found is None and "@" in key and not key.startswith("<"):
             # a Message-ID without its brackets looks like an address
-            found = await self._dependencies.journeys.journey(f"<{key}>", account=principal.account)
+            found = await journeys.journey(f"<{key}>", account=account, added=True)
         return found
 
     async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:

@@ -91,7 +91,8 @@ async def log_rows(
     journeys: Journeys, query: Mapping[str, str], clock: Clock, *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    wanted, limit = replace(list_search_of(query, clock), kind=MAIL), limit_of(query)
+    wanted, limit = list_search_of(query, clock), limit_of(query)
+    wanted = replace(wanted, kind=MAIL, added=account is None)
     pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
     return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
 

@@ -290,7 +290,7 @@ async def serve(
     daemon.on_fault = stop.set
     loop = asyncio.get_running_loop()
     if ready_file is not None:
-        remove_old_ready_file(ready_file)
+        remove_ready_file(ready_file)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     notify = partial(notify_manager, notify_socket)
@@ -314,6 +314,8 @@ async def serve(
         grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
         notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
+        if ready_file is not None:
+            remove_ready_file(ready_file)
         if reloader is not None:
             await reloader.end()
         await daemon.stop()
@@ -354,8 +356,8 @@ def addresses(daemon: Daemon) -> dict[str, str]:
     }
 
 
-def remove_old_ready_file(path: Path) -> None:
-    """Remove the file of an earlier run, whose ports a program that waits for it would use."""
+def remove_ready_file(path: Path) -> None:
+    """Remove the file of a run that ends or was killed: a program would use its ports."""
     if path.is_file() and path.stat().st_size:  # an empty one is that of mktemp
         path.unlink()
 

@@ -14,7 +14,7 @@ from relay.cli.options import CommandContext, Parsed, common_options, once
 from relay.client import ControlError
 from relay.commands.operator_client import LIST_MAX, OperatorClient
 from relay.journeys.wording import named
-from relay.message.lifecycle import RecipientState, SubmissionState
+from relay.message.lifecycle import RecipientState, SubmissionState, rule_or_milter
 from relay.settings.values import parse_duration
 
 _DAY_US = 86_400_000_000
@@ -99,6 +99,9 @@ def _line(row: Mapping[str, Any], width: int) -> str:
     ]
     name = row["id"] or row["submission_id"]
     who = f"{row['sender'] or '<>'} -> {named(to, row['recipient_count'])}"
+    for one in row.get("added", ()):
+        by = rule_or_milter(one["added_by"])
+        who += f", {one['address']} ({one['state']}, added by {by})"
     line = f'{_moment(row["at"])}  {name}  {row["state"]:<{width}}  {who}  "{row["subject"]}"'
     if row["next_attempt"]:
         line += f"  next attempt {_moment(row['next_attempt'])}"

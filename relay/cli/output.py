@@ -17,6 +17,7 @@ import msgspec
 
 from relay.journeys.document import Journey, JourneyStep, Recipient
 from relay.journeys.wording import client_line, describe, named
+from relay.message.lifecycle import rule_or_milter
 
 
 def print_json(value: Any) -> None:
@@ -65,7 +66,7 @@ def journey_lines(found: Journey, answer: Sequence[str] = ()) -> list[str]:
         lines.append(f"   {client}")
     for step in found.steps:
         lines += step_lines(step, with_date=len(days) > 1)
-    return lines + recipient_lines(found.shown_recipients)
+    return lines + recipient_lines(found.shown_recipients) + recipient_lines(found.added or ())
 
 
 def step_lines(step: JourneyStep, *, with_date: bool = False) -> list[str]:
@@ -91,6 +92,7 @@ def recipient_lines(
         number = sum(tried.outcome != "expired" for tried in one.attempts)
         more = f"  ({number} attempts)" if number > 1 else ""
         more += f"  Graph id {one.graph_id}" if one.graph_id else ""
+        more += f"  (added by {rule_or_milter(one.added_by)})" if one.added_by else ""
         said = f"to {named(one.successors)}" if one.successors else one.reply
         line = f"{indent}{one.address:<{width}}  {one.state:<9}  {said}".rstrip()
         lines.append(line + more)

@@ -55,7 +55,7 @@ def selectors(command: F) -> F:
         once("--recipient", metavar="GLOB", help="One of the recipients."),
         once("--domain", metavar="GLOB", help="The domain of a recipient."),
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
-        once("--route", metavar="GLOB", help="The name of the route to the next hop."),
+        once("--route", metavar="GLOB", help="The route to the next hop, or that holds it."),
         once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
         once("--client", metavar="GLOB", help="The IP address or HELO of the client."),
         once("--login", metavar="GLOB", help="The account that sent it."),

@@ -32,7 +32,6 @@ from relay.cli.output import printable
 from relay.client import AwayError, RejectedError, TryLaterError, send_content
 from relay.commands.sendmail import (
     NoRecipientsError,
-    OutgoingMessage,
     SendmailOptions,
     check_dropped,
     prepare,
@@ -40,6 +39,7 @@ from relay.commands.sendmail import (
 )
 from relay.ingress.dropped_mail import DroppedEnvelope, drop_mail
 from relay.ingress.local_users import LocalUsers
+from relay.message.envelope import encode_xtext, parse_envid
 from relay.settings.document import SettingsError, read_document
 from relay.settings.environment import read_environment
 from relay.settings.reader import DocumentReader
@@ -63,10 +63,11 @@ _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 @click.option("-F", "name", default="", metavar="NAME", help="The name in From, if it is missing.")
 @click.option("-N", "notify", metavar="WHEN", help="never, or some of success,failure,delay.")
 @click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
+@click.option("-V", "envid", default="", metavar="ENVID", help="The envelope id in reports.")
 @click.option("-b", "mode", default="m", help="-bm sends a message, -bs speaks SMTP.")
 @click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
-@click.option("-A", "-B", "-L", "-O", "-X", "-h", "_values", multiple=True, hidden=True)
-@click.option("-G", "-U", "-V", "-m", "-n", "-v", "_flags", is_flag=True, hidden=True)
+@click.option("-A", "-B", "-L", "-O", "-X", "-e", "-h", "-p", "_values", multiple=True, hidden=True)
+@click.option("-G", "-U", "-c", "-m", "-n", "-v", "-x", "_flags", is_flag=True, hidden=True)
 @common_options
 def sendmail(
     context: CommandContext,
@@ -87,7 +88,7 @@ def sendmail(
         return
     if mode not in ("m", "s"):
         raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
-    notify, ret = _notify(given["notify"]), _ret(given["ret"])
+    notify, ret, envid = _notify(given["notify"]), _ret(given["ret"]), _envid(given["envid"])
     place = _place(context)
     address = place.address
     try:
@@ -106,14 +107,15 @@ def sendmail(
         try:
             send_content(
                 address, message.content, sender=message.sender, recipients=message.recipients,
-                notify=notify, ret=ret, refused=refused,
+                notify=notify, ret=ret, envid=envid, refused=refused,
             )  # fmt: skip
             for reply in refused:
                 click.echo(f"sendmail: {printable(reply)}", err=True)
         except (ConnectionRefusedError, FileNotFoundError, AwayError):
             if place.drop is None:
                 raise
-            _drop(place.drop, message, users=place.users, notify=notify, ret=ret)
+            envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
+            _drop(place.drop, envelope, message.content, users=place.users)
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
@@ -140,14 +142,20 @@ def _ret(text: str | None) -> str:
     return _RET[text.lower()] if text else ""
 
 
+def _envid(text: str) -> str:
+    try:
+        return text and encode_xtext(parse_envid(text))
+    except ValueError as error:
+        raise click.UsageError(f"-V: {error}") from None
+
+
 def _drop(
-    directory: Path, message: OutgoingMessage, *, users: LocalUsers | None, notify: str, ret: str
+    directory: Path, envelope: DroppedEnvelope, content: bytes, *, users: LocalUsers | None
 ) -> None:
     """Leave the message for the relay. Raises CommandError (75), RejectedError."""
-    envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret)
-    check_dropped(envelope, message.content, users)
+    check_dropped(envelope, content, users)
     try:
-        drop_mail(directory, envelope, message.content, name=Ids(SystemClock()).new())
+        drop_mail(directory, envelope, content, name=Ids(SystemClock()).new())
     except OSError as error:
         why = f"no relay listens, and {directory} does not take mail: {error.strerror or error}"
         raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None

@@ -44,6 +44,9 @@ def trace(context: CommandContext, key: str) -> None:
     client = OperatorClient(context.settings(), SystemClock())
     refused = client.refused(key) if is_ip(key) or _is_address(key) else []
     found = None if is_ip(key) else client.journey(key)
+    if found is None and _is_address(key):  # a name is looked for among the newest messages only
+        older = client.log(log_query(mailbox=key, limit="1"))["messages"]
+        found = client.journey(older[0]["id"] or older[0]["submission_id"]) if older else None
     listed = _listed(client, {"client": key}) if is_ip(key) else {"messages": []}
     rows = listed["messages"][:_ROWS_MAX]
     if is_ip(key) and not refused and not rows:

@@ -81,7 +81,9 @@ class OperatorClient:
             raise
         except ControlUnavailableError as silent:
             return self._offline(
-                silent, lambda files: files.journeys.journey(key, account=None), nothing=None
+                silent,
+                lambda files: files.journeys.journey(key, account=None, added=True),
+                nothing=None,
             )
 
     def log(self, query: Mapping[str, str]) -> dict[str, Any]:

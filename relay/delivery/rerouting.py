@@ -1,16 +1,15 @@
-"""Reroute claims whose route no longer sends them to their next hop.
+"""Reroute claims that the routes no longer send to their next hop, or now hold there.
 
-Routes change at a restart or a reload while mail waits. A claim whose next hop names a route is
-attempted only if a route of that name still leads there, and still takes its recipients and its
-sender unless an operator or a rule has chosen the route: no mail leaves with the login, TLS policy
-or source address of another route. An older spool names no routes: its mail is attempted as the
-first route to its host says, if that takes it or no route to this host does. Any other claim is
-withdrawn and rerouted, as an operator does it, or its recipients end that the routes now reject,
-and the others are due at once.
+Routes change at a restart or a reload while mail waits. A claim is attempted only where the routes
+of now send its recipients: no mail leaves with the login, TLS policy or source address of another
+route. Any other claim is withdrawn and rerouted, as an operator does it, or its recipients end that
+the routes now reject, and the others are due at once. What an operator or a rule has chosen stays,
+unless it is a route that is gone or leads elsewhere. No route holds again what was released, and
+what an operator holds as it comes is no matter of mail that waits.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
@@ -18,7 +17,7 @@ from relay.base.clock import Clock
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
-from relay.message.nexthop import CAPTURE, NextHop
+from relay.message.nexthop import CAPTURE
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.observe.logs import get_logger
 from relay.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
@@ -52,11 +51,19 @@ class ClaimRerouter:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
         if claim.is_fresh and claim.message.received_us > self.changed_us:  # nearly always
             return False
-        addresses = [one.path.address for one in claim.recipients]
-        sender = claim.message.envelope.reverse_path
-        if self.table.still_leads(claim.next_hop, addresses, sender, chosen=claim.extra.chosen):
+        if self.table.is_settled(claim.next_hop, chosen=claim.extra.chosen):
             return False
-        if self._has_other_way(claim.next_hop, addresses, sender):
+        sender = claim.message.envelope.reverse_path
+        moved = [
+            to
+            for one in claim.recipients
+            if (to := self.table.destination_by_routes(one.path.address, sender)) is None
+            or to.next_hop != claim.next_hop
+            or (to.held and not claim.extra.released)
+        ]
+        if not moved:
+            return False
+        if any(to is not None and to.next_hop != CAPTURE for to in moved):
             self.claims_in_memory.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
@@ -96,12 +103,8 @@ class ClaimRerouter:
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
         return QueueCommand(
             Operation.REROUTE, Selector(ids=ids), "relay", why="its route has changed",
-            to=self.table.destination_of,
+            to=self.table.destination_by_routes,
         )  # fmt: skip
-
-    def _has_other_way(self, now: NextHop, addresses: Collection[str], sender: str) -> bool:
-        hops = {self.table.next_hop_for(address, sender) for address in addresses}
-        return bool(hops - {None, CAPTURE, now})
 
     def _end(self, address: str, sender: str) -> Outcome | None:
         found = self.table.examine(address, sender)

@@ -3,10 +3,11 @@
 Each user has one temporary directory, which the other commands find; a second development relay
 gets a directory of its own. It is in memory if there is much room, so that its end is quick. A
 directory given by --dir is kept, and files in it that do not begin with MARK are never overwritten.
-The last one that was given is found by a symbolic link in the directory of temporary files.
+Those that were given are found by symbolic links in the directory of temporary files.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -83,8 +84,8 @@ class DevelopmentFolder(Struct, frozen=True):
         """Remove a temporary directory, or the link to another one, and release the lock."""
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
-        elif _given_last() == self.path:
-            _link().unlink(missing_ok=True)
+        elif self.path in _given():
+            _link(self.path).unlink()
         self.lock.give_back()
 
 
@@ -94,7 +95,7 @@ def open_folder(given: Path | None) -> DevelopmentFolder:
     Raises ForeignFolderError, AlreadyRunningError, OSError.
     """
     if given is not None:
-        return _open_given(given.absolute())
+        return _open_given(Path(os.path.realpath(given)))
     own = _own_folder(_new_place())
     if not _is_foreign(own):
         own.mkdir(mode=0o700, exist_ok=True)
@@ -125,16 +126,17 @@ def _open_given(path: Path) -> DevelopmentFolder:
             )
     folder = DevelopmentFolder(path, temporary=False, lock=_locked(path))
     with contextlib.suppress(OSError):  # another user's file: --config names the relay
-        _link().unlink(missing_ok=True)
-        _link().symlink_to(path)
+        for one in _given():
+            if one == path or not _in_use(one):  # a killed relay leaves its link
+                _link(one).unlink()
+        _link(path).symlink_to(path)
     return folder
 
 
 def running_config() -> Path | None:
     """Return the configuration of this user's running development relay, or None."""
     found = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
-    if given := _given_last():
-        found.append(given)
+    found += _given()
     configs = (one / "relay.toml" for one in found)
     return next((one for one in configs if one.exists() and _in_use(one.parent)), None)
 
@@ -159,17 +161,19 @@ def _new_place() -> Path:
     return (memory and memory_place(_MEMORY_FREE_BYTES)) or place
 
 
-def _link() -> Path:
-    return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.dir"
+def _link(given: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(given)).hexdigest()
+    return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.{digest[:16]}.dir"
 
 
-def _given_last() -> Path | None:
-    """Return the directory that the link names if this user made it."""
-    link = _link()
-    with contextlib.suppress(OSError):
-        if link.lstat().st_uid == os.getuid():
-            return link.readlink()
-    return None
+def _given() -> list[Path]:
+    """Return the directories that this user's links name, the last one first."""
+    found = []
+    for link in Path(tempfile.gettempdir()).glob(f"relay-dev-{os.getuid()}.*.dir"):
+        with contextlib.suppress(OSError):
+            if (made := link.lstat()).st_uid == os.getuid():
+                found.append((made.st_mtime_ns, link.readlink()))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _locked(path: Path) -> OwnerLock:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from relay.app.daemon import BrokenRelayError, Daemon, remove_old_ready_file, write_ready_file
+from relay.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
 from relay.app.pressure_monitor import raise_open_files_limit
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
@@ -119,7 +119,7 @@ async def develop(
     loop.add_signal_handler(signal.SIGINT, _interrupts(stop, lambda: view.left(folder)))
     raise_open_files_limit()
     if run.ready_file is not None:
-        remove_old_ready_file(run.ready_file)
+        remove_ready_file(run.ready_file)
     relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     relay.daemon.on_fault = stop.set
     tasks = [asyncio.create_task(relay.certificate.keep_valid())]
@@ -131,6 +131,8 @@ async def develop(
         if not done:
             view.stopping(folder)
     finally:
+        if run.ready_file is not None:
+            remove_ready_file(run.ready_file)
         for task in tasks:
             task.cancel()
         await relay.stop()

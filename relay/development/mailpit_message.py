@@ -8,7 +8,7 @@ import hashlib
 import mimetypes
 import re
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email import policy
 from email.errors import MessageError
 from email.headerregistry import Address
@@ -28,6 +28,7 @@ from relay.message.content import Octets
 from relay.message.header import Header, cleaned
 from relay.mime.html_text import preview
 from relay.mime.read_header import (
+    STORED_FIELD_OCTETS_MAX,
     date_us_of,
     parse_header,
     read_addresses,
@@ -36,6 +37,7 @@ from relay.mime.read_header import (
 )
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
+from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, raw_field
 
 _CID = re.compile(r"\bcid:([^\s\"'<>()]++)", re.IGNORECASE)  # RFC 2392
 _ADDRESSES = {"From": "from", "To": "to", "Cc": "cc", "Bcc": "bcc", "ReplyTo": "reply-to"}
@@ -44,6 +46,7 @@ _OWN_FIELDS = frozenset(
     ("to", "from", "cc", "bcc", "reply-to", "date", "subject", "content-type", "mime-version")
 )
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
+_MESSAGE_ID = re.compile(rf"[!-~]{{1,{MESSAGE_ID_CHARACTERS_MAX}}}")
 _TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
 # What `email` raises for line breaks, and for fields that its parser does not survive.
 _UNWRITABLE = (ValueError, LookupError, AttributeError, TypeError, MessageError)
@@ -128,7 +131,10 @@ def body_of(kind: str, queue_id: str, octets: Octets) -> str | None:
 def _common(mail: ListedMail, parts: ReadParts) -> dict[str, Any]:
     row, fields = mail.row, parse_header(parts.header)
     people = {
-        shown: [{"Name": one.name, "Address": one.address} for one in read_addresses(fields, name)]
+        shown: [
+            {"Name": one.name, "Address": one.address}
+            for one in read_addresses(fields, name, octets_max=STORED_FIELD_OCTETS_MAX)
+        ]
         for shown, name in _ADDRESSES.items()
     }
     named = {own_mailbox(one["Address"]) for key in ("To", "Cc", "Bcc") for one in people[key]}
@@ -222,7 +228,8 @@ def outgoing_mail(octets: bytes) -> OutgoingMail:
     message = EmailMessage(policy.SMTP if is_ascii else policy.SMTPUTF8)
     try:
         _write(message, given)
-        return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), message.as_bytes())
+        content = _message_id(given.headers).encode() + message.as_bytes()
+        return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), content)
     except _UNWRITABLE as error:
         raise bad_request(f"The message cannot be written: {error}.") from None
 
@@ -236,7 +243,8 @@ def _write(message: EmailMessage, given: _Mail) -> None:
     for name, value in given.headers.items():
         if not _FIELD_NAME.fullmatch(name) or name.lower() in _OWN_FIELDS:
             raise bad_request(f"Headers: found {quoted(name)}, expected another field.")
-        message[name] = value
+        if name.lower() != "message-id":
+            message[name] = value
     if given.text or not given.html:
         message.set_content(given.text)
     if given.html:
@@ -254,6 +262,14 @@ def _write(message: EmailMessage, given: _Mail) -> None:
             cid=f"<{one.contentid.strip('<>')}>" if one.contentid else None,
             disposition="inline" if one.contentid else "attachment",
         )  # fmt: skip
+
+
+def _message_id(headers: Mapping[str, str]) -> str:
+    """Return the field as given: what the email package makes of it depends on its version."""
+    found = [(name, value) for name, value in headers.items() if name.lower() == "message-id"]
+    if len(found) > 1 or not all(_MESSAGE_ID.fullmatch(value) for _, value in found):
+        raise ValueError("Message-Id: expected one id without blanks")
+    return "".join(raw_field(name, value) for name, value in found)
 
 
 def _author(person: _Person) -> Address:

@@ -26,6 +26,7 @@ from relay.graph.serializer import (
     FOLDER_PROPERTIES,
     MESSAGE_PROPERTIES,
     folder_json,
+    shows_body,
 )
 from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.mailbox.query import (
@@ -96,6 +97,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         listed = MessageQuery(
             request.folder_id, condition,
             top=options.top, after=page, bytes_max=request.page_bytes,
+            has_bodies=shows_body(options.select),
         )  # fmt: skip
         found = await delta.answered(request.store.lists.query(request.mailbox, listed))
         return await respond(
@@ -106,6 +108,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
     query = DeltaQuery(
         request.folder_id, position, options.top, kinds,
         received_from_us=received_from_us, bytes_max=request.page_bytes,
+        has_bodies=shows_body(options.select),
     )  # fmt: skip
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
     return await respond(

@@ -19,7 +19,7 @@ from relay.graph.attachments import json_stream_response, message_pieces, shows_
 from relay.graph.extended_properties import ExpandOptions
 from relay.graph.graph_request import GraphRequest, collection_response
 from relay.graph.preferred_bodies import convert_body, preferred_body_type, show_body_as
-from relay.graph.serializer import message_json
+from relay.graph.serializer import message_json, shows_body
 from relay.mailbox.types import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
@@ -113,7 +113,10 @@ class MessagePage(Struct, frozen=True):
             if not isinstance(item, str):
                 yield separator + msgspec.json.encode(item)
             elif opened := attachments.open_if_there(
-                request.mailbox, item, folder_id=request.folder_id
+                request.mailbox,
+                item,
+                folder_id=request.folder_id,
+                has_body=shows_body(self.select),
             ):
                 shown = self._json(opened.message, request.pages_url)
                 convert_body(shown, body_type)

@@ -27,6 +27,7 @@ from relay.graph.recipients import check_originators, check_recipients_count
 from relay.graph.serializer import (
     MESSAGE_PROPERTIES,
     message_json,
+    shows_body,
 )
 from relay.http.errors import ApiError, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
@@ -353,7 +354,7 @@ async def list_messages(request: GraphRequest) -> Response:
 async def count_messages(request: GraphRequest) -> Response:
     """GET $count: return the number of messages as text."""
     options = request.options({"filter", "search"})
-    options = QueryOptions(filter=options.filter, search=options.search, top=1, count=True)
+    options = QueryOptions(("id",), None, options.filter, options.search, top=1, count=True)
     page = await _query(request, options)
     return Response(str(page.total), headers={"content-type": "text/plain"})
 
@@ -383,6 +384,7 @@ def message_query(
         after=options.skiptoken,
         count=options.count,
         bytes_max=bytes_max,
+        has_bodies=shows_body(options.select),
     )
 
 

@@ -33,6 +33,11 @@ def message_json(
     return {name: value for name, value in shown.items() if value is not None}
 
 
+def shows_body(select: Collection[str]) -> bool:
+    """Return whether the JSON with these properties has a body, or text of it."""
+    return not select or not _OF_BODY.isdisjoint(select)
+
+
 def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
     """Return a mail folder's JSON."""
     wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
@@ -124,6 +129,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     },
     "webLink": lambda _: None,  # see message_json()
 }
+_OF_BODY = frozenset(("body", "bodyPreview", "uniqueBody"))
 _ALWAYS = ("@odata.etag", "id")
 _ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)

@@ -31,13 +31,14 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXE
 _NOT_OURS = (errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EISDIR)
 
 
-class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True):
+class DroppedEnvelope(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The first line; addresses without a domain get that of the relay."""
 
     sender: str
     recipients: tuple[str, ...]
     notify: str = ""  # of NOTIFY, for all recipients; "": none
     ret: str = ""  # of RET
+    envid: str = ""  # of ENVID
 
     @property
     def line(self) -> bytes:

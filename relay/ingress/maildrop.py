@@ -40,7 +40,7 @@ from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
 from relay.message.address import parse_odd_mailbox
 from relay.message.content import BLOCK_BYTES
-from relay.message.envelope import Envelope, ForwardPath, parse_notify, parse_ret
+from relay.message.envelope import Envelope, ForwardPath, parse_envid, parse_notify, parse_ret
 from relay.observe.logs import RepeatedError, get_logger
 
 _log = get_logger("ingress")
@@ -238,6 +238,7 @@ class MailDrop:
         notify = parse_notify(given.notify) if given.notify else frozenset()
         return Envelope(
             sender, ret=parse_ret(given.ret) if given.ret else "", eight_bit=eight_bit,
+            envid=parse_envid(given.envid) if given.envid else "",
             smtputf8=not "".join((sender, *addresses)).isascii(),
         ), [ForwardPath(one, notify) for one in addresses]  # fmt: skip
 

@@ -142,12 +142,14 @@ class Recipient(msgspec.Struct, frozen=True):
     attempts: tuple[Attempt, ...] = ()
     reported: SenderReport | None = None
     graph_id: str | None = None
+    added_by: str | UnsetType = UNSET  # the rule, or "milter NAME", that added it
 
 
 class Journey(msgspec.Struct, frozen=True):
     """A message. `id` is None before step 4, `graph_id` and `submission_id` for mail by SMTP.
 
-    `reached` is in the answer of a wait alone: whether the message is in the state.
+    `reached` is in the answer of a wait alone: whether the message is in the state. `added` are the
+    copies that rules and milters added: nothing else counts them, and no sender sees them.
     """
 
     id: str | None
@@ -162,6 +164,7 @@ class Journey(msgspec.Struct, frozen=True):
     recipients: tuple[Recipient, ...]
     checks: dict[str, Any] | None = None  # what a milter found of the sender: checks_of()
     reached: bool | UnsetType = UNSET
+    added: tuple[Recipient, ...] | UnsetType = UNSET
 
     @property
     def key(self) -> str:

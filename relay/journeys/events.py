@@ -54,7 +54,8 @@ class RecordedEvent(Struct, frozen=True):
     """An event of a message of `account`; one of the two ids may be unknown.
 
     `state` is that of the message before step 4, then that of the recipients that the event is
-    about, None if it does not say.
+    about, None if it does not say. `of_sender` is the event without copies that rules and milters
+    added, which the account does not see: None if nothing is left, () where there are none.
     """
 
     queue_id: str | None
@@ -62,6 +63,7 @@ class RecordedEvent(Struct, frozen=True):
     account: str
     event: Event
     state: RecipientState | SubmissionState | None
+    of_sender: "RecordedEvent | tuple[()] | None" = ()
 
 
 class LogLine(Struct, frozen=True):

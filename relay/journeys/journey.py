@@ -78,12 +78,16 @@ class Journeys:
         self._clock = clock
         self.places = ListPlaces(spool, store)
 
-    async def journey(self, key: str, *, account: str | None) -> Journey | None:
+    async def journey(
+        self, key: str, *, account: str | None, added: bool = False
+    ) -> Journey | None:
         """Return the newest message that `key` names, or None; only of `account` if it is given.
+        Without an account, `added` has the copies that rules and milters added in it.
 
         `key` is a Graph id, submission id, queue id, Message-ID, an address, or "last".
         """
-        found = await self._recent(key, account=account, limit=1)
+        added = added and account is None
+        found = await self._recent(key, account=account, limit=1, added=added)
         return _seen_by(account, found)[0] if found else None
 
     async def mailbox_of(self, submission_id: str) -> str:
@@ -145,7 +149,7 @@ class Journeys:
         shown, older = await self.places.find(
             wanted, account=account, limit=limit, before=before, lookup_s=lookup_s
         )
-        return ListPage(await self._rows([one for _, one in shown]), older)
+        return ListPage(await self._rows([one for _, one in shown], added=wanted.added), older)
 
     async def log(
         self, wanted: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
@@ -249,11 +253,11 @@ class Journeys:
         return await self._spool.recent_addresses(account=account, limit=limit)
 
     async def _rows(
-        self, found: Sequence[FoundMessage | OpenSubmission]
+        self, found: Sequence[FoundMessage | OpenSubmission], *, added: bool
     ) -> tuple[MessageSummary, ...]:
         ids = [one.queue_id for one in found if isinstance(one, FoundMessage)]
         ahead_us = wall_offset_us(self._clock)
-        summaries = await self._spool.summaries(ids, account=None) if ids else ()
+        summaries = await self._spool.summaries(ids, account=None, added=added) if ids else ()
         in_spool = {one.name: one for one in summaries}
         rows = []
         for one in found:
@@ -280,7 +284,7 @@ class Journeys:
                 if not await self._matches_beyond(wanted, place, account=account):
                     continue
                 if journey.id:
-                    rows += await self._rows([FoundMessage(journey.id, "")])
+                    rows += await self._rows([FoundMessage(journey.id, "")], added=wanted.added)
                 else:
                     rows.append(_row_of_journey(journey, place))
         return ListPage(tuple(rows), None)
@@ -393,10 +397,12 @@ class Journeys:
             return await self._by_queue_id(queue_id)
         return await self._by_submission(found.name)
 
-    async def _recent(self, key: str, *, account: str | None, limit: int) -> list[Journey]:
+    async def _recent(
+        self, key: str, *, account: str | None, limit: int, added: bool = False
+    ) -> list[Journey]:
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
         if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
-            journey = await self._by_queue_id(queue_ids[0])
+            journey = await self._by_queue_id(queue_ids[0], added=added)
             return [journey] if journey else []
         if queue_ids and key.startswith("<"):  # the others are accepted: the spool has found them
             submissions = [
@@ -410,29 +416,29 @@ class Journeys:
             ]
         journeys: dict[str, Journey] = {}
         for queue_id in queue_ids:
-            if journey := await self._by_queue_id(queue_id):
+            if journey := await self._by_queue_id(queue_id, added=added):
                 journeys[journey.submission_id or queue_id] = journey
         for submission_id in submissions:
             if submission_id in journeys:
                 continue
-            if journey := await self._by_submission(submission_id):
+            if journey := await self._by_submission(submission_id, added=added):
                 journeys[submission_id] = journey
         return sorted(journeys.values(), key=_known_at, reverse=True)[:limit]
 
-    async def _by_queue_id(self, queue_id: str) -> Journey | None:
-        transport = await self._spool.journey(queue_id)
+    async def _by_queue_id(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        transport = await self._spool.journey(queue_id, added=added)
         if transport is None:
             return None
         submission_id = transport.submission_id
         store = await self._store.submission(submission_id) if submission_id else None
         return join(store, transport)
 
-    async def _by_submission(self, submission_id: str) -> Journey | None:
+    async def _by_submission(self, submission_id: str, *, added: bool = False) -> Journey | None:
         store = await self._store.submission(submission_id)
         if store is None:
             return None
         queue_ids = await self._spool.find_queue_ids(submission_id, account=None, limit=1)
-        transport = await self._spool.journey(queue_ids[0]) if queue_ids else None
+        transport = await self._spool.journey(queue_ids[0], added=added) if queue_ids else None
         return join(store, transport)
 
 

@@ -131,6 +131,7 @@ class MessageSearch(Struct, frozen=True):
     indexed: frozenset[str] | None = None
     key: str = ""  # one of the names of the message
     after: ListCursor | None = None  # messages that were first submitted or accepted later
+    added: bool = False  # copies that rules and milters added count as well: for operators
 
     @property
     def is_before_queue(self) -> bool:
@@ -330,6 +331,7 @@ class ListedRecipient(Struct, frozen=True):
     number: int
     address: str
     state: str
+    added_by: str = ""  # the rule, or "milter NAME", that added it
 
 
 class MessageSummary(Struct, frozen=True):
@@ -350,6 +352,7 @@ class MessageSummary(Struct, frozen=True):
     status: str = ""  # of a recipient that decides the state
     reply: str = ""  # of the same recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
+    added: tuple[ListedRecipient, ...] = ()  # the first copies that rules and milters added
 
     @property
     def name(self) -> str:
@@ -359,6 +362,10 @@ class MessageSummary(Struct, frozen=True):
     def as_json(self) -> dict[str, Any]:
         """Return the row of GET /log."""
         next_us = self.next_attempt_us
+        added = [
+            {"address": one.address, "state": one.state, "added_by": one.added_by}
+            for one in self.added
+        ]
         address, helo = _names_of(self.client)
         return {
             "at": rfc3339(self.position.at_us), "id": self.id, "submission_id": self.submission_id,
@@ -368,6 +375,7 @@ class MessageSummary(Struct, frozen=True):
             "reply": self.reply, "next_attempt": None if next_us is None else rfc3339(next_us),
             "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
             "recipient_count": self.recipient_count,
+            **({"added": added} if added else {}),
         }  # fmt: skip
 
 

@@ -48,8 +48,10 @@ class SpoolHistory(Protocol):
     With `account` only messages of that account are found, with None all.
     """
 
-    async def journey(self, queue_id: str) -> Journey | None:
-        """Return the spool's part of the journey of one message: no graph_id, client or reports."""
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        """Return the spool's part of the journey of one message: no graph_id, client or reports.
+        With `added`, for operators, also copies that rules and milters added.
+        """
         ...
 
     async def read_message(self, queue_id: str) -> KeptMessage:
@@ -89,9 +91,9 @@ class SpoolHistory(Protocol):
         ...
 
     async def summaries(
-        self, queue_ids: Sequence[str], *, account: str | None
+        self, queue_ids: Sequence[str], *, account: str | None, added: bool = False
     ) -> Sequence[MessageSummary]:
-        """Return the rows of messages; those that are gone are left out."""
+        """Return the rows of messages, without those that are gone. `added` as in journey()."""
         ...
 
     async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:

@@ -66,18 +66,22 @@ class Attachments:
         return self._opened(account, message_id, folder_id)
 
     @retry_if_renamed
-    def _opened(self, account: str, message_id: str, folder_id: str = "") -> OpenedMessage:
+    def _opened(
+        self, account: str, message_id: str, folder_id: str = "", *, has_body: bool = True
+    ) -> OpenedMessage:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located)
-        return OpenedMessage(loaded(located), attachments_of(octets), octets)
+        return OpenedMessage(loaded(located, has_body=has_body), attachments_of(octets), octets)
 
     def open_if_there(
-        self, account: str, message_id: str, *, folder_id: str = ""
+        self, account: str, message_id: str, *, folder_id: str = "", has_body: bool
     ) -> OpenedMessage | None:
-        """Return what opened() does, None if the message was removed. Blocks; raises OSError."""
+        """Return what opened() does, None if the message was removed; unless `has_body`, its body
+        is "". Blocks; raises OSError.
+        """
         try:
-            return self._opened(account, message_id, folder_id)
+            return self._opened(account, message_id, folder_id, has_body=has_body)
         except NoSuchItemError:
             return None
         except StoreUnavailableError as error:

@@ -53,7 +53,8 @@ from relay.mime.draft import (
 )
 from relay.mime.edit_attachments import add_part, remove_part
 from relay.mime.edit_draft import NotEditableError, changed_mime
-from relay.mime.read_mime import read_message, read_mime
+from relay.mime.read_header import parse_header, read_properties_of_header
+from relay.mime.read_mime import read_message
 from relay.mime.write_header import is_message_id
 
 
@@ -254,7 +255,8 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
         properties = block.properties
     else:
         length = private_block_length(head) if block else 0
-        properties = read_mime(header_section(head[length:])).properties
+        fields = parse_header(header_section(head[length:]))
+        properties = read_properties_of_header(fields, octets_max=None)
     account = block.origin.account if block else ""
     message_id = block.origin.message_id if block else ""
     return _facts(properties, submission_id, account=account, message_id=message_id)

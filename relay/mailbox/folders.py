@@ -233,7 +233,7 @@ class Folders:
         return mailbox
 
     def inbox(self, account: str) -> Path:
-        """Return the account's Maildir for a delivery; create its Inbox on first use."""
+        """Return the account's Maildir for what needs no folder; create its Inbox on first use."""
         made = self._known.get(account)
         if made is not None and made.inbox.is_dir():
             return made.mailbox

@@ -239,11 +239,11 @@ def open_octets(located: MessageFile) -> Octets:
         return _octets(file)
 
 
-def loaded(located: MessageFile) -> StoredMessage:
-    """Load a file as a message."""
+def loaded(located: MessageFile, *, has_body: bool = True) -> StoredMessage:
+    """Load a file as a message, without its body if nobody asks for it."""
     with open_message(located.path) as file:
         mtime_us = os.fstat(file.fileno()).st_mtime_ns // 1000
-        return load(located, _octets(file), mtime_us=mtime_us)
+        return load(located, _octets(file), mtime_us=mtime_us, has_body=has_body)
 
 
 def _octets(file: BinaryIO) -> Octets:
@@ -253,13 +253,15 @@ def _octets(file: BinaryIO) -> Octets:
     return MemoryOctets(file.read())
 
 
-def load(located: MessageFile, stored: Octets, *, mtime_us: int) -> StoredMessage:
+def load(
+    located: MessageFile, stored: Octets, *, mtime_us: int, has_body: bool = True
+) -> StoredMessage:
     """Return a file as a message; `mtime_us` is when it was last written.
 
     Reading blocks; raises OSError.
     """
     block, _ = read_private_block(stored)
-    message = read_message(stored)
+    message = read_message(stored, has_body=has_body)
     created_us = block.origin.created_us if block else mtime_us
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)

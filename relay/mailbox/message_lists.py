@@ -118,7 +118,7 @@ class MessageLists:
             if messages and (left_bytes <= 0 or limit.is_over()):
                 break
             next_after = hit.position
-            if (message := self._listed(mailbox, hit.located, query.folder_id)) is not None:
+            if (message := self._listed(mailbox, hit.located, query)) is not None:
                 messages.append(message)
                 positions.append(next_after)
                 left_bytes -= message.memory_bytes
@@ -137,17 +137,20 @@ class MessageLists:
                 return DeltaPage(tuple(changed), one.position, more=True)
             message = None
             if one.located is not None:
-                message = self._listed(mailbox, one.located, query.folder_id)
+                message = self._listed(mailbox, one.located, query)
                 if message is None:  # the feed has a later change of it
                     continue
                 left_bytes -= message.memory_bytes
             changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
         return DeltaPage(tuple(changed), found.position, found.more)
 
-    def _listed(self, mailbox: Path, located: MessageFile, folder_id: str) -> StoredMessage | None:
+    def _listed(
+        self, mailbox: Path, located: MessageFile, query: MessageQuery | DeltaQuery
+    ) -> StoredMessage | None:
         """Load a message of a listing, None if it was removed in the meantime."""
         with suppress(FileNotFoundError):
-            return loaded(located)
+            return loaded(located, has_body=query.has_bodies)
         with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
-            return loaded(self.index.get(mailbox, located.message_id, folder_id=folder_id))
+            located = self.index.get(mailbox, located.message_id, folder_id=query.folder_id)
+            return loaded(located, has_body=query.has_bodies)
         return None

@@ -269,7 +269,7 @@ class Messages:
         A large message is read from a file that stays open while the content is referenced.
         Raises NoSuchItemError.
         """
-        mailbox = self.folders.mailbox(account)
+        mailbox = self.folders.inbox(account)
         return render(open_octets(self.index.get(mailbox, message_id)))
 
     @in_thread

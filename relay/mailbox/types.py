@@ -267,7 +267,7 @@ class PendingSubmission:
 
     submission_id: str  # `<draft id>.<n>`: the submission key of the spool
     account: str  # the address of the mailbox
-    base_name: str  # of the draft's file
+    base_name: str  # of the draft's file; "": the record with both is damaged
     path: Path  # the file of the submission
     # queue time of the submission, or the wall clock time until which a scheduled one waits
     ready_us: int

@@ -106,10 +106,13 @@ def by_importance(state: str) -> int:
 OF_MILTER = "milter "  # and its name, in place of a rule
 
 
+def rule_or_milter(name: str) -> str:
+    """Return the rule or the milter that a name stands for, for people."""
+    return name if name.startswith(OF_MILTER) else f'rule "{name}"'
+
+
 def hold_text(reason: str, rule: str = "") -> str:
     """Return why an entry is held, for people, after "by"; `rule` holds it, unless that is "". It
     may be a milter.
     """
-    if not rule:
-        return reason
-    return f"{rule}: {reason}" if rule.startswith(OF_MILTER) else f'rule "{rule}": {reason}'
+    return f"{rule_or_milter(rule)}: {reason}" if rule else reason

@@ -1,8 +1,10 @@
 """Read an address list as mail programs do.
 
 Entries end at commas and semicolons outside of quoted strings, comments, angle brackets and encoded
-words. The last address in angle brackets is the entry's; the other text is its name. What is not an
-address stays a name. An opening quote, comment or bracket without its end is text.
+words; without a comma also after an address in angle brackets, if another one follows, and between
+words that are all addresses. An address in angle brackets is the entry's; the other text is its
+name. What is not an address stays a name. An opening quote, comment or bracket without its end is
+text.
 RFC 5322 3.4; 4.4 (routes and white space are dropped); RFC 2047 5; RFC 6532.
 """
 
@@ -73,6 +75,7 @@ class _AddressToken(Struct):
     is_exact: bool = True  # other readers see the same
 
 
+_END = _AddressToken(_TokenKind.MARK, "")
 _KINDS = {"text": _TokenKind.TEXT, "word": _TokenKind.WORD, "quoted": _TokenKind.QUOTED}
 _NOT_TEXT = (_TokenKind.QUOTED, _TokenKind.COMMENT)
 
@@ -92,18 +95,32 @@ def address_entries(value: str, *, unqualified: bool = False) -> Iterator[Entry]
     pattern = _UNQUALIFIED if unqualified else _ADDRESS
     tokens: list[_AddressToken] = []
     in_group = False
-    for token in _with_angles(list(_tokens(value)), pattern):
+    for token in itertools.chain(_with_angles(list(_tokens(value)), pattern), (_END,)):
         if token.kind is not _TokenKind.MARK or token.text not in ",;:":
             tokens.append(token)
             continue
         is_grouped = in_group or token.text == ";"
-        entry = _entry(tokens, pattern, is_plain=token.text != ":", in_group=is_grouped)
-        if entry and (token.text != ":" or not _is_group_name(tokens)):
-            yield entry
+        if token.text != ":" or not _is_group_name(tokens):
+            several = _without_commas(tokens)
+            is_plain = token.text != ":" and len(several) == 1
+            for some in several:
+                if entry := _entry(some, pattern, is_plain=is_plain, in_group=is_grouped):
+                    yield entry
         tokens = []
         in_group = token.text == ":" or (in_group and token.text == ",")
-    if entry := _entry(tokens, pattern, is_plain=True, in_group=in_group):
-        yield entry
+
+
+def _without_commas(tokens: list[_AddressToken]) -> list[list[_AddressToken]]:
+    """Return the tokens of each entry where commas are missing."""
+    ends = [at for at, one in enumerate(tokens, 1) if one.address]
+    if len(ends) > 1:
+        ends.pop()
+        places = zip([0, *ends], [*ends, len(tokens)], strict=True)
+        return [tokens[start:end] for start, end in places]
+    words = tokens[0].text.split() if len(tokens) == 1 else []
+    if len(words) > 1 and all(map(_ADDRESS.fullmatch, words)):
+        return [[_AddressToken(_TokenKind.TEXT, word)] for word in words]
+    return [tokens]
 
 
 def _tokens(value: str) -> Iterator[_AddressToken]:
@@ -171,6 +188,8 @@ def _with_angles(
         if end > place:
             address, is_exact = _address(tokens[place + 1 : end], pattern)
             text = "".join([one.text for one in tokens[place : end + 1]])
+            if not address:
+                address, is_exact = _address_in(text[1:-1]), False
             yield _AddressToken(_TokenKind.ANGLE, text, address, is_exact)
         else:
             yield tokens[place]

@@ -22,6 +22,7 @@ _TABLE = """
 utf-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8
 utf_16_be unicodefffe utf-16be
 utf_16_le csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le
+utf_32_le utf-32
 ascii ansi_x3.4-1968 ascii us-ascii
 cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1 iso_8859-1:1987
 cp1252 l1 latin1 latin-1
@@ -68,7 +69,8 @@ _CODECS = {
 }
 _UTF_16 = ("utf_16_le", "utf_16_be")
 _OF_ONE_OCTET = frozenset(_CODECS.values()) - {
-    *("utf-8", *_UTF_16, "gb18030", "big5hkscs", "euc_jp", "iso2022_jp_ext", "cp932", "cp949")
+    *("utf-8", *_UTF_16, "utf_32_le", "gb18030", "big5hkscs"),
+    *("euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
 }
 # Python remembers each name that it is asked for: no others.
 _KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
@@ -95,7 +97,8 @@ _OTHER_CHARACTERS: dict[str, Mapping[int, int | str]] = {
 _EURO = {"gb18030": b"\x80", "big5hkscs": b"\xa3\xe1"}
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf_16_le", b"\xfe\xff": "utf_16_be"}
 _META_WITHIN_OCTETS = 1024
-_PIECE_OCTETS = 16 * 1024
+_PIECE_OCTETS = 256 * 1024  # that are decoded at once
+_MENDED_PIECE_OCTETS = 16 * 1024
 _MENDED_MAX = 10_000  # replaced octets, after which all are replaced at once
 _LABEL_CHARACTERS_MAX = 60
 _ERRORS = "relay.mime.charsets"
@@ -185,14 +188,21 @@ def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
     text = _strictly(octets, codec, is_cut=is_cut)
     if text is None:
         text = _mended(octets, codec, is_cut=is_cut)
-    return text.translate(_OTHER_CHARACTERS[codec]) if codec in _OTHER_CHARACTERS else text
+    if table := _OTHER_CHARACTERS.get(codec):
+        pieces = range(0, len(text), _PIECE_OCTETS)
+        text = "".join([text[at : at + _PIECE_OCTETS].translate(table) for at in pieces])
+    return text
 
 
 def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
+    """Decode in pieces, so that other threads run between them: a codec never gives way."""
     try:
-        if not is_cut:
+        if not is_cut and len(octets) <= _PIECE_OCTETS:
             return octets.decode(codec)
-        return codecs.getincrementaldecoder(codec)().decode(octets)
+        decode = codecs.getincrementaldecoder(codec)().decode
+        pieces = range(0, len(octets), _PIECE_OCTETS)
+        texts = [decode(octets[at : at + _PIECE_OCTETS]) for at in pieces]
+        return "".join(texts) + decode(b"", final=not is_cut)
     except UnicodeDecodeError:
         return None
 
@@ -210,11 +220,11 @@ def _characters(codec: str) -> str:
 
 
 def _mended(octets: bytes, codec: str, *, is_cut: bool) -> str:
-    """Decode in pieces, so that other threads run between them."""
+    """Decode in pieces, as _strictly() does."""
     decoder = codecs.getincrementaldecoder(codec)(_ERRORS)
     texts, left = [], _MENDED_MAX
-    for at in range(0, len(octets), _PIECE_OCTETS):
-        texts.append(decoder.decode(octets[at : at + _PIECE_OCTETS]))
+    for at in range(0, len(octets), _MENDED_PIECE_OCTETS):
+        texts.append(decoder.decode(octets[at : at + _MENDED_PIECE_OCTETS]))
         left -= texts[-1].count("\ufffd")
         if left < 0:
             decoder.errors = "replace"

@@ -83,6 +83,8 @@ class ContentField(Struct, frozen=True):
         # a character, and what is encoded, may be split between two sections
         joined = "".join(text if coded else text.replace("%", "%25") for coded, text in ordered)
         octets = unquote_to_bytes(joined.encode("utf-8", "surrogateescape"))
+        if not charset:  # some programs write an encoded word
+            return text_of_words(octets)
         return decode_octets(octets, charset, fallback="")[0]
 
 

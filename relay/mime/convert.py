@@ -235,7 +235,7 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
     if block is not None and block.properties is not None:
         return _of_properties(octets, block, length)
     if block is None and private_block_length(octets.read(0, FIRST_FIELD_BYTES)):
-        raise ConversionError("The draft's file is damaged: it ends before its content does.")
+        raise ConversionError("The draft's file is damaged.")
     content = octets.part(length, octets.size - length)
     structure = read_structure(content)
     if reason := check_header(structure.message.header, structure.message.blank):

@@ -3,7 +3,8 @@
 The mailbox store writes it in steps 1 and 2; conversion and the readers of mailboxes read it. The
 block is recognised at offset 0 only and removed by its length; it grants nothing. It holds the
 properties that have no header field, and the places of the body and attachments in the message. It
-is itself written as header fields, so that the file is a valid message. The content of a MIME draft
+is itself written as header fields, so that the file is a valid message; the last one is a checksum,
+which a block of Relay 0.2 does not have. The content of a MIME draft
 is stored unchanged after the block. Other bytes never raise: a damaged block counts as none.
 The field names of PrivateBlock and the classes in it are part of the file format.
 RFC 5322; RFC 2045, 2046; Graph's message resource type.
@@ -13,6 +14,7 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
+from zlib import crc32
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +46,7 @@ FIRST_FIELD_BYTES = 29
 PRIVATE_BYTES_MAX = 16 * 1024 * 1024  # a longer block is not accepted
 _FIRST = re.compile(rb"X-Relay-Draft: 1 (\d{10})\r\n")
 _DATA_FIELD = "X-Relay-Data: "
+_CHECK_FIELD = b"X-Relay-Check: "
 _DATA_LINE = 900
 _PARAMETER_CHARACTERS_MAX = 76
 _LINE_OCTETS_MAX = 997
@@ -128,7 +131,12 @@ def block_bytes(block: PrivateBlock) -> bytes:
     text = encoded.decode("ascii").replace(" ", "\\u0020")
     lines = [text[start : start + _DATA_LINE] for start in range(0, len(text), _DATA_LINE)]
     data = (_DATA_FIELD + f"{CRLF} ".join(lines) + CRLF).encode()
+    data += _CHECK_FIELD + _checksum(data)
     return b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data
+
+
+def _checksum(data: bytes) -> bytes:
+    return b"%08x\r\n" % crc32(data)
 
 
 def private_block_length(head: bytes) -> int:
@@ -160,8 +168,10 @@ def read_block(head: bytes) -> PrivateBlock | None:
     """Read the block from `head`, which has all of it; the places of parts are not checked."""
     length = private_block_length(head)
     try:
-        folded = head[FIRST_FIELD_BYTES + len(_DATA_FIELD) : length]
-        return _decoder.decode(folded.replace(b"\r\n ", b"")) if length else None
+        data, is_checked, checksum = head[FIRST_FIELD_BYTES:length].partition(_CHECK_FIELD)
+        if not length or (is_checked and checksum != _checksum(data)):
+            return None
+        return _decoder.decode(data[len(_DATA_FIELD) :].replace(b"\r\n ", b""))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

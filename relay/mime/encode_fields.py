@@ -3,7 +3,8 @@
 Octets of 8 bits become encoded words where a word may stand, in the values of parameters RFC 2231;
 they are taken for UTF-8 if they are that, else their charset is unknown-8bit (RFC 1428). A domain
 in an address gets its A-labels; a local part cannot be encoded. What is ASCII stays octet for
-octet, except that a quoted word loses its quotes when it is encoded. The time is linear.
+octet, except that a quoted word of a structured field loses its quotes when it is encoded. Raw
+octets in an encoded word become part of what it encodes. The time is linear.
 RFC 2047 5 (where words may be), RFC 2231 3 and 4, RFC 5322 2.1.1 and 2.2.3, RFC 6531 3.7.1.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from urllib.parse import quote_from_bytes
 
 from relay.message.address import ascii_address
-from relay.mime.encoded_words import encode_text
+from relay.mime.encoded_words import encode_text, with_ascii_words
 from relay.mime.headers import LINE_OCTETS_MAX
 
 UNKNOWN = "unknown-8bit"
@@ -32,7 +33,7 @@ _ADDRESSES = re.compile(
     rb"|return-receipt-to"
 )
 
-_STRUCTURED = (b"content-type", b"content-disposition", b"received")
+_STRUCTURED = (b"content-type", b"content-disposition", b"received", b"list-id", b"keywords")
 
 
 class AddressNotAsciiError(ValueError):
@@ -44,13 +45,14 @@ def seven_bit_field(name: bytes, field: bytes) -> bytes:
 
     Raises AddressNotAsciiError.
     """
-    line = field.removesuffix(_CRLF)
+    line = with_ascii_words(field.removesuffix(_CRLF))
     head, colon, value = line.partition(b":") if name else (b"", b"", line)
     if _ADDRESSES.fullmatch(name):
         tokens = list(map(_with_a_labels, _split(_TOKENS, value)))
         _check_addresses(tokens)
+        tokens = list(map(_unquoted, tokens))
     elif name in _STRUCTURED:
-        tokens = _split(_TOKENS, _PARAMETER.sub(_parameter, value))
+        tokens = list(map(_unquoted, _split(_TOKENS, _PARAMETER.sub(_parameter, value))))
     else:
         tokens = _split(_WORDS, value)
     return head + colon + _with_words(tokens, column=len(head) + 1) + _CRLF
@@ -146,7 +148,7 @@ class _Line:
             self.put(_CRLF + (self.written.pop() if self.written and _is_blank(last) else b" "))
         elif not _is_blank(last) and last != b"(":
             self.put(b" ")
-        octets = b"".join(map(_unquoted, run)).replace(_CRLF, b"")
+        octets = b"".join(run).replace(_CRLF, b"")
         text, charset = _text_of(octets)
         for word in encode_text(text, taken=self._column, charset=charset):
             self.put(_CRLF + b" " if self.written and self.written[-1][-2:] == b"?=" else b"")
@@ -158,7 +160,8 @@ def _is_blank(token: bytes) -> bool:
 
 
 def _unquoted(token: bytes) -> bytes:
-    if token[:1] != b'"':
+    """Return the text of a quoted string that is to be encoded, any other token as it is."""
+    if token[:1] != b'"' or token.isascii():
         return token
     return _ESCAPED.sub(rb"\1", token[1:].removesuffix(b'"'))
 

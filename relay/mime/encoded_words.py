@@ -19,14 +19,18 @@ _AROUND = len("=??B??=")
 _PIECE_OCTETS_MIN = 6  # an encoded word holds at least one whole character
 
 # The text ends before the next word at the latest, so that a search never runs over all words.
-_word = re.compile(rb"=\?([!->@-~]{1,60})\?([bBqQ])\?((?:(?!\?=|=\?[^=])[ -~])*)\?=")
+_WORD = rb"=\?([!->@-~]{1,60})\?([bBqQ])\?((?:(?!\?=|=\?[^=])[%b])*)\?="
+_word = re.compile(_WORD % rb" -~")
+_word_with_raw = re.compile(_WORD % rb" -~\x80-\xff")
+_raw_octets = re.compile(rb"[\x80-\xff]++")
 _controls = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 def decode_words(value: bytes, raw: str = "") -> str:
     """Return the decoded text of an unfolded field value.
 
-    Raw 8-bit text is UTF-8 if it is valid, else in the charset `raw`, that of the body.
+    Raw 8-bit text is UTF-8 if it is valid, else in the charset `raw`, that of the body; in an
+    encoded word it is in the charset of the word.
     """
     return printable(text_of_words(value, raw))
 
@@ -34,7 +38,7 @@ def decode_words(value: bytes, raw: str = "") -> str:
 def text_of_words(value: bytes, raw: str = "") -> str:
     """Return decode_words() with the control characters that words have."""
     if not value.isascii():
-        value = decode_octets(value, fallback=raw)[0].encode()
+        value = decode_octets(with_ascii_words(value), fallback=raw)[0].encode()
     if b"=?" not in value:
         return value.decode()
     shown: list[str] = []
@@ -53,6 +57,21 @@ def text_of_words(value: bytes, raw: str = "") -> str:
         pending.append((found[2].upper(), found[3]))
     shown.append(_text(pending, charset, raw) + value[position:].decode())
     return "".join(shown)
+
+
+def with_ascii_words(value: bytes) -> bytes:
+    """Return a field value whose encoded words have no raw octets of 8 bits: in the Q encoding they
+    are encoded as well, and base64 does not have them.
+    """
+    return _word_with_raw.sub(_with_ascii_text, value) if b"=?" in value else value
+
+
+def _with_ascii_text(found: re.Match[bytes]) -> bytes:
+    is_q = found[2] in b"qQ"
+    text = _raw_octets.sub(
+        lambda raw: f"={raw[0].hex('=').upper()}".encode() if is_q else b"", found[3]
+    )
+    return b"=?%b?%b?%b?=" % (found[1], found[2], text)
 
 
 def printable(text: str) -> str:

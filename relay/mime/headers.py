@@ -15,13 +15,12 @@ from functools import lru_cache
 
 from relay.message.header import Header
 from relay.mime.encoded_words import decode_words, encode_text
-from relay.mime.read_header import body_charset
+from relay.mime.read_header import MONTHS, body_charset
 
 LINE_OCTETS_MAX = 998  # without its CRLF
 LINE_OCTETS_WANTED = 78
 _PLAIN_WORD_MAX = 60  # a longer word is encoded if any word needs encoding
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _field_name = re.compile(r"[!-9;-~]{1,126}").fullmatch  # RFC 5322 2.2
 _pieces = re.compile(r"[ \t]*[^ \t]+(?:[ \t]+\Z)?|[ \t]+\Z").findall
@@ -161,7 +160,7 @@ def date_field(time_us: int) -> str:
 def _date_of_second(second: int) -> str:
     when = datetime.fromtimestamp(second, UTC)
     return (
-        f"{_WEEKDAYS[when.weekday()]}, {when.day:02d} {_MONTHS[when.month - 1]} {when.year}"
+        f"{_WEEKDAYS[when.weekday()]}, {when.day:02d} {MONTHS[when.month - 1]} {when.year}"
         f" {when:%H:%M:%S} +0000"
     )
 

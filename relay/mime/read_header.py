@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.policy import Compat32
 from email.utils import parsedate_tz
+from functools import partial
 from itertools import chain, islice
 
 from msgspec import Struct
@@ -45,12 +46,19 @@ _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
 _ADDRESSES_MAX = 2000
+STORED_FIELD_OCTETS_MAX = 64 * 1024  # of each address field of a stored message
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
 _DAY_S = 86_400
-_ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")  # as programs write it, not only RFC 5322
+# Dates as programs write them, not only as in RFC 5322.
+_DATE_CHARACTERS_MAX = 1000
+_ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
+_COMMENT = re.compile(r"\([^()]*+\)")
+_ISO_8601 = re.compile(r"\A(\d{4})-(0[1-9]|1[0-2])-(\d\d)[Tt ]")
+_TIME = re.compile(r"(\d\d?)(:\d\d(?::\d\d)?)(?:[.,]\d+)?(?: ?([AaPp])\.?[Mm]\b\.?)?")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DATE_US_MIN, _DATE_US_MAX = -11_644_473_600_000_000, 253_402_300_799_000_000  # 1601 to 9999
 _TORN_LINE_ENDS = frozenset(((b"\r", b"\r\n"), (b"\n", b"\r")))
 _SHOWN_OCTETS = 80
@@ -143,41 +151,59 @@ def check_header(header: bytes, blank: bytes) -> str | None:
     return None
 
 
-def read_properties_of_header(fields: "Message[str, str]") -> MessageProperties:
-    """Return all properties that a header has: all but body and attachments."""
+def read_properties_of_header(
+    fields: "Message[str, str]", *, octets_max: int | None = STORED_FIELD_OCTETS_MAX
+) -> MessageProperties:
+    """Return all properties that a header has: all but body and attachments.
+
+    `octets_max` is that of read_addresses(); a submission, whose recipients count, has none.
+    """
     in_reply_to = message_ids(read_token(fields, "in-reply-to"))
+    people = partial(read_addresses, fields, octets_max=octets_max)
     return MessageProperties(
         subject=read_text(fields, "subject"),
-        from_=first_person(read_addresses(fields, "from")),
-        sender=first_person(read_addresses(fields, "sender")),
-        to=read_addresses(fields, "to"),
-        cc=read_addresses(fields, "cc"),
-        bcc=read_addresses(fields, "bcc"),
-        reply_to=read_addresses(fields, "reply-to"),
+        from_=first_person(people("from")),
+        sender=first_person(people("sender")),
+        to=people("to"),
+        cc=people("cc"),
+        bcc=people("bcc"),
+        reply_to=people("reply-to"),
         importance=_importance(fields),
         internet_message_id=own_message_id(read_token(fields, "message-id")),
         internet_message_headers=_all_fields(fields),
         categories=tuple(_phrases(fields, "keywords")),
         sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
-        read_receipt=any(
-            one.address for one in read_addresses(fields, "disposition-notification-to")
-        ),
+        read_receipt=any(one.address for one in people("disposition-notification-to")),
         in_reply_to=in_reply_to[0] if in_reply_to else "",
         references=message_ids(read_token(fields, "references"))[:_IDS_MAX],
         conversation_index=read_token(fields, "thread-index").replace(" ", ""),
     )
 
 
-def read_addresses(message: "Message[str, str]", name: str) -> tuple[EmailAddress, ...]:
+def read_addresses(
+    message: "Message[str, str]", name: str, *, octets_max: int | None = None
+) -> tuple[EmailAddress, ...]:
     """Return the people in an address field; groups are flattened, names decoded.
 
-    The address is "" for text that is not an address.
+    The address is "" for text that is not an address. With `octets_max` only the whole entries at
+    the beginning of the fields are read.
     """
     values = _raw_values(message, name)
+    if octets_max is not None:
+        values = list(_beginnings(values, octets_max))
     raw = _raw_charset(message, values)
-    found = chain.from_iterable(map(address_entries, values))
+    found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
     people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
-    return tuple(islice((one for one in people if one.address or one.name), _ADDRESSES_MAX))
+    return tuple([one for one in people if one.address or one.name])
+
+
+def _beginnings(values: Iterable[str], octets_max: int) -> Iterator[str]:
+    for value in values:
+        if len(value) > octets_max:
+            yield value[: max(value.rfind(mark, 0, octets_max) for mark in ",;") + 1]
+            break
+        yield value
+        octets_max -= len(value)
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
@@ -303,7 +329,7 @@ def date_us_of(message: "Message[str, str]") -> int | None:
     times of Exchange begin. A leap second is the one after it.
     """
     with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
-        if found := parsedate_tz(_ZONE.sub(r"\1\2", read_token(message, "date"))):
+        if found := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
             year, month, day, hour, minute, second, *_, offset_s = found
             year += 1900 if year < 1000 else 0  # RFC 5322 4.3
             is_leap = second == 60
@@ -312,6 +338,22 @@ def date_us_of(message: "Message[str, str]") -> int | None:
             if abs(offset_s or 0) < _DAY_S and DATE_US_MIN <= at_us <= _DATE_US_MAX:
                 return at_us
     return None
+
+
+def _plain_date(text: str) -> str:
+    """Return a date in the form of RFC 5322, without comments and fractions of a second."""
+    text, before = _ESCAPED.sub("", text), ""
+    while text != before:  # comments may be nested
+        text, before = _COMMENT.sub(" ", text), text
+    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text.strip())
+    return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
+
+
+def _plain_time(found: re.Match[str]) -> str:
+    hour, half = int(found[1]), (found[3] or "").lower()
+    if half and hour <= 12:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    return f"{hour:02}{found[2]} "
 
 
 def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:

@@ -79,10 +79,12 @@ class Leaf(Struct, frozen=True):
     """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
 
     `inside` is set in an encoded multipart: the decoded octets, where the entity's positions count.
+    `above` is the content type of the multipart in which it is.
     """
 
     entity: Entity
     fields: "Message[str, str]"
+    above: str
     inside: Octets | None = None
 
     def body(self, content: Octets) -> Octets:
@@ -106,15 +108,15 @@ class SortedLeaves(Struct, frozen=True):
     attached: tuple[Leaf, ...]
 
 
-def read_message(raw: bytes | Octets) -> ReadMessage:
+def read_message(raw: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
     """Read a file of a mailbox: a draft by its block, other messages as MIME.
 
-    Reading blocks; raises OSError.
+    `has_body` is that of read_mime(). Reading blocks; raises OSError.
     """
     stored = as_octets(raw)
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
-        message = read_mime(stored.part(length, stored.size - length))
+        message = read_mime(stored.part(length, stored.size - length), has_body=has_body)
         return _with_properties(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
@@ -141,15 +143,15 @@ def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
     return found if len(found) == count else ("",) * count
 
 
-def read_mime(content: bytes | Octets) -> ReadMessage:
+def read_mime(content: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
     """Read a MIME message; of attachments only the size is computed.
 
-    Reading blocks; raises OSError.
+    Unless `has_body`, the body is "": a large text takes long. Reading blocks; raises OSError.
     """
     octets = as_octets(content)
     structure = read_structure(octets)
     leaves = sorted_leaves(structure, octets)
-    body = leaves.html or leaves.text
+    body = (leaves.html or leaves.text) if has_body else None
     text = _Text("") if body is None else _read_text(octets, body)
     fields = structure.message.fields()
     properties = replace(
@@ -157,7 +159,7 @@ def read_mime(content: bytes | Octets) -> ReadMessage:
         body_type="text" if leaves.html is None else "html",
         body=text.text,
     )
-    html = None if leaves.html is None else text.text
+    html = text.text if has_body and leaves.html else None
     return ReadMessage(
         properties,
         tuple(one.facts for one in _all_attached(octets, leaves, html=html)),
@@ -254,15 +256,22 @@ def _may_be_shown(one: AttachedOctets) -> bool:
 def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:
     """Find the HTML body, the text body and the attachments; attached messages are not searched.
 
+    A text with a file name is a body if it is an alternative, or the first text: one with a
+    Content-Disposition is none after an attachment.
     With `content`, those in an encoded multipart too. Reading it blocks; raises OSError.
     """
     html = text = None
-    attached = []
+    attached: list[Leaf] = []
     for leaf in _leaves(structure, content):
         # A multipart without parts is shown as text.
         kind = leaf.entity.content_type
         is_text = kind == "text/plain" or kind.startswith("multipart/")
-        wants_to_attach = disposition_of(leaf) == "attachment" or filename_of(leaf.fields)
+        disposition = disposition_of(leaf)
+        is_first = not (html or text or (attached and disposition))
+        is_file = (
+            not is_first and leaf.above != "multipart/alternative" and filename_of(leaf.fields)
+        )
+        wants_to_attach = disposition == "attachment" or is_file
         if kind == "text/html" and html is None and not wants_to_attach:
             html = leaf
         elif is_text and text is None and not wants_to_attach:
@@ -278,7 +287,8 @@ def _leaves(
     for entity in structure.entities:
         if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
             continue
-        leaf = Leaf(entity, entity.fields(), inside)
+        above = structure.entities[entity.parent].content_type
+        leaf = Leaf(entity, entity.fields(), above, inside)
         if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
             header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
             decoded = join_octets(

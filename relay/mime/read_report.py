@@ -9,17 +9,19 @@ RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 
 import re
 from collections.abc import Iterator
+from email.message import Message
 from itertools import chain, islice
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.message.content import Octets
-from relay.message.conversation import own_message_id
+from relay.message.conversation import message_ids, own_message_id
 from relay.message.envelope import decode_utf8_address
 from relay.message.header import Header, cleaned, header_section, with_crlf
 from relay.message.status import find_statuses
 from relay.mime.encoded_words import decode_words
+from relay.mime.read_header import read_addresses, read_token
 from relay.mime.structure import IDENTITY, Entity, Structure, read_structure
 from relay.mime.transfer_encoding import decoded_blocks
 
@@ -40,6 +42,7 @@ _ACTIONS = {
 _REMOTE_OCTETS_MAX = 4 * 1024 * 1024  # of the message, from its beginning
 _REMOTE_STATUS_OCTETS_MAX = 1024 * 1024
 _REMOTE_RECIPIENTS_MAX = 1000
+_OTHER_ACTIONS = {"failure": "failed", "expired": "failed"}  # of programs that ignore RFC 3464
 _ACTIONS_OF_CLASSES = {"5": "failed", "4": "delayed", "2": "delivered"}
 _KINDS_OF_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
 _RECIPIENT_FIELDS = ("original-recipient", "final-recipient")
@@ -132,7 +135,7 @@ def read_report(content: Octets) -> DeliveryReport | None:
         if entity.content_type in _STATUS:
             size = min(entity.end - entity.body_start, _STATUS_OCTETS_MAX)
             report = _report_of(with_crlf(content.read(entity.body_start, size)))
-            message_id = _returned_message_id(content, structure)
+            message_id = _original_id(content, structure)
             return report and replace(report, message_id=message_id)
     return None
 
@@ -140,7 +143,8 @@ def read_report(content: Octets) -> DeliveryReport | None:
 def read_remote_report(content: Octets) -> RemoteReport | None:
     """Return what a DSN or MDN claims, None for another message and for one that claims nothing.
 
-    Some hosts send multipart/mixed in place of multipart/report.
+    Some hosts send multipart/mixed in place of multipart/report, and Exim without either a field
+    that names the recipients.
     """
     head = content.part(0, _REMOTE_OCTETS_MAX)
     structure = read_structure(head)
@@ -161,11 +165,15 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             return None
         return RemoteReport(
             _value(about, "original-envelope-id"),
-            own_message_id(_value(about, "original-message-id"))
-            or _returned_message_id(head, structure),
+            own_message_id(_value(about, "original-message-id")) or _original_id(head, structure),
             _first_word(reporter),
             claims,
         )
+    fields = structure.message.fields()
+    failed = read_addresses(fields, "x-failed-recipients", octets_max=_STATUS_OCTETS_MAX)
+    if failed and _is_automatic(fields):
+        claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
+        return RemoteReport("", _original_id(head, structure), "", claims)
     return None
 
 
@@ -185,6 +193,23 @@ def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
     """Return the beginning of a body with CRLF line ends and without its transfer encoding."""
     body = content.part(entity.body_start, min(entity.end - entity.body_start, octets_max))
     return with_crlf(b"".join(decoded_blocks(body, entity.encoding)))
+
+
+def _original_id(content: Octets, structure: Structure) -> str:
+    """Return the Message-ID of the message that is returned, or of its header; of a report without
+    one, the id to which it answers.
+    """
+    if returned := _returned_message_id(content, structure):
+        return returned
+    fields, kind = structure.message.fields(), structure.message.content_type
+    if kind != "multipart/report" and not _is_automatic(fields):
+        return ""
+    named = message_ids(read_token(fields, "in-reply-to"))[:1]
+    return next(iter(named or message_ids(read_token(fields, "references"))[-1:]), "")
+
+
+def _is_automatic(fields: "Message[str, str]") -> bool:
+    return read_token(fields, "auto-submitted").lower().startswith("auto-")  # RFC 3834 5
 
 
 def _returned_message_id(content: Octets, structure: Structure) -> str:
@@ -218,7 +243,8 @@ def _claim(fields: ReportFields) -> RemoteClaim | None:
     original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
     reply = _typed(fields, "diagnostic-code")
     status = _status_of(fields, reply)
-    action = _first_word(_value(fields, "action")).lower()
+    reply = reply or ("" if status else _value(fields, "status"))
+    action = _action(fields)
     if action not in _ACTIONS:
         action = _ACTIONS_OF_CLASSES.get(status[:1], "")
     if not action or not (original or final):
@@ -226,6 +252,11 @@ def _claim(fields: ReportFields) -> RemoteClaim | None:
     kind = "failure" if action == "failed" else action
     host = _first_word(_typed(fields, "remote-mta"))
     return RemoteClaim(original, final, kind, status, reply, host)
+
+
+def _action(fields: ReportFields) -> str:
+    word = _first_word(_value(fields, "action")).lower()
+    return _OTHER_ACTIONS.get(word, word)
 
 
 def _status_of(fields: ReportFields, reply: str) -> str:
@@ -325,7 +356,7 @@ def _typed(fields: ReportFields, name: str) -> str:
 
 def _recipient(fields: ReportFields) -> RecipientReport:
     address = _typed(fields, "original-recipient") or _typed(fields, "final-recipient")
-    action = _value(fields, "action").lower()
+    action = _action(fields)
     status, reply = _value(fields, "status"), _typed(fields, "diagnostic-code")
     said = reply if status in reply else f"{status} {reply}".strip()
     by = _typed(fields, "remote-mta")

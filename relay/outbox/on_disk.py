@@ -2,7 +2,7 @@
 
 A pending submission is the exact snapshot that will be sent, whatever happens to the draft. It is
 prepared in preparing/ and renamed to ready/, or to deferred/ when it is a scheduled send. Only a
-start reads preparing/. A file that cannot be read is moved to corrupt/ and never deleted.
+start reads preparing/. A file that cannot be sent is moved to corrupt/ and never deleted.
 
 The functions raise OSError. docs/design.md 1 has the order of the operations.
 """
@@ -35,6 +35,7 @@ from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import (
     FIRST_FIELD_BYTES,
     PRIVATE_BYTES_MAX,
+    DraftOrigin,
     PrivateBlock,
     private_block_length,
     read_block,
@@ -62,6 +63,7 @@ class _StoredAnchor(msgspec.Struct, frozen=True):
     doubt_ends_us: int = 0
 
 
+_NO_ORIGIN = DraftOrigin("", "", "", 0, 0)  # of a damaged record
 _anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
 _log = get_logger("outbox")
 
@@ -259,7 +261,8 @@ class SubmissionDirectory:
     def read(self, path: Path) -> PendingSubmission | None:
         """Return the submission in a file of ready/ or deferred/, or of those in restored/.
 
-        None if the file does not exist, or was damaged and has been moved to corrupt/.
+        None if the file does not exist. One whose record is damaged has neither account nor base
+        name: pickup ends it with a report.
         """
         match = SUBMISSION_FILE_NAME.fullmatch(path.name)
         if match is None:
@@ -268,11 +271,8 @@ class SubmissionDirectory:
             block = read_block_of(path)
         except FileNotFoundError:
             return None
-        if block is None:
-            self.move_to_corrupt(path)
-            return None
         at_us = int(match[3])
-        origin = block.origin
+        origin = block.origin if block is not None else _NO_ORIGIN
         return PendingSubmission(
             submission_id=f"{match[1]}.{match[2]}",
             account=origin.account,

@@ -145,7 +145,7 @@ class RestoredSubmissions:
         The newer one counts. A change that removed the time has cancelled the send.
         """
         submission = self.directory.read(path)
-        if submission is None:
+        if submission is None or not submission.base_name:
             return
         draft = self._newest_draft(submission)
         mine = parse_name(submission.base_name)

@@ -88,8 +88,8 @@ class ScheduledSends:
             if self._failed_syncs != self._synced_failures:
                 self._sync_cancellations()
             return None
-        is_due = not self.directory.may_change(path)
-        if is_due or (submission := self.directory.read(path)) is None:
+        submission = self.directory.read(path) if self.directory.may_change(path) else None
+        if submission is None or not submission.base_name:
             raise BeingSentError(_BEING_SENT)
         return submission
 
@@ -311,7 +311,7 @@ class ScheduledSends:
         submission = self.directory.read(path)
         if submission is None:
             return None
-        if not self._is_in_drafts(submission):
+        if submission.base_name and not self._is_in_drafts(submission):
             with suppress(BeingSentError):  # by another process
                 self.cancel(submission, reason=_REMOVED)
             return None

@@ -25,7 +25,13 @@ from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
 from relay.mime.link_faults import other_host
 from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
-from relay.mime.read_header import body_charset, date_us_of, parse_header, read_addresses
+from relay.mime.read_header import (
+    STORED_FIELD_OCTETS_MAX,
+    body_charset,
+    date_us_of,
+    parse_header,
+    read_addresses,
+)
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
 from relay.pages.remote_images import RemoteImageUrl
@@ -225,7 +231,9 @@ def _head(fields: Iterable[ShownField], header: bytes) -> MessageHead:
     parsed = parse_header(header)
     date_us = date_us_of(parsed)
     addressed = tuple(
-        one_line(one.address) for name in ("to", "cc") for one in read_addresses(parsed, name)
+        one_line(one.address)
+        for name in ("to", "cc")
+        for one in read_addresses(parsed, name, octets_max=STORED_FIELD_OCTETS_MAX)
     )
     date = "" if date_us is None else rfc3339(date_us)
     return MessageHead(author, to, cc, reply_to, date, addressed)

@@ -5,7 +5,7 @@ StoreError, SpoolError or OSError the submission is unchanged.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from relay.message.status import one_line
 from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import read_private_block
 from relay.mime.dsn import ReportedRecipient, ReportKind
-from relay.mime.read_mime import read_message
+from relay.mime.read_header import parse_header, read_properties_of_header
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.outbox.ready_submissions import ReadySubmissions
@@ -113,6 +113,9 @@ class SubmissionProcessor(Struct, frozen=True):
             content = await self.ready.content(pending)
         except NoSuchItemError:  # already filed, before a restart or by another process
             return None
+        if not pending.base_name:
+            await self._fail_damaged(pending, content)
+            return None
         if end := key_expired(self._age_s(pending), self.give_up_after_s):
             await self._fail(pending, _unconverted(content, pending), end)
             return None
@@ -180,6 +183,18 @@ class SubmissionProcessor(Struct, frozen=True):
         mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
         # A time after now comes from a clock that was wrong.
         return any(not mine[0] <= at <= mine[1] for at in converted)
+
+    async def _fail_damaged(self, pending: PendingSubmission, content: Octets) -> None:
+        """End a submission whose record is damaged: only the log says whose it is. An attempt
+        before the damage may have sent it.
+        """
+        found = await self.log.submission(pending.submission_id)
+        account = (found.facts.account if found else "") or self.postmaster()
+        was_attempted = any(one.step == Step.CONVERTED for one in found.steps) if found else False
+        reply = "5.6.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
+        end = FinalFailure(Evidence("5.6.0", reply), unknown=was_attempted)
+        owned = replace(pending, account=account)
+        await self._fail(owned, _unconverted(content, owned), end, to_corrupt=True)
 
     async def _move_to_corrupt(
         self, pending: PendingSubmission, content: Octets, error: ConversionUnfinishedError
@@ -293,7 +308,7 @@ def _unconverted(
     if block is not None and block.properties is not None:
         properties = block.properties
     elif read_mime:
-        properties = read_message(header).properties
+        properties = read_properties_of_header(parse_header(header), octets_max=None)
     addresses = (*properties.to, *properties.cc, *properties.bcc)
     is_whole = content.size == len(head)
     returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)

@@ -67,11 +67,11 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(refusal: Refusal) -> str:
     """Return a line such as `refused 550 5.7.1 app@example.test -> ann@customer.example "Setup"
-    (rule "no executables")`. It may have characters that a terminal acts on.
+    (rule "no executables": Send no programs)`. It may have characters that a terminal acts on.
     """
     code, text = _split(refusal.reply)
     by = "milter" if refusal.reason is RefusalReason.MILTER else "rule"
-    why = f'{by} "{refusal.rule}"' if refusal.rule else text
+    why = ": ".join(filter(None, (f'{by} "{refusal.rule}"' if refusal.rule else "", text)))
     words = ["refused", code, *_who(refusal)]
     if refusal.subject:
         words.append(f'"{refusal.subject}"')

@@ -17,7 +17,7 @@ dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import lru_cache
@@ -552,14 +552,11 @@ class RouteTable:
 
     def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
         """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
-        match self.examine(address, reverse_path):
-            case LocalRecipient() as found:
-                return Destination(LOCAL, held=found.held, held_until_us=found.held_until_us)
-            case RemoteRecipient() as found:
-                hop, until_us = found.next_hop, found.held_until_us
-                return Destination(hop, held=found.held, held_until_us=until_us)
-            case InvalidRecipient():
-                return None
+        return _destination(self.examine(address, reverse_path))
+
+    def destination_by_routes(self, address: str, reverse_path: str) -> Destination | None:
+        """Return the same for mail that waits, of which an operator holds nothing by its domain."""
+        return _destination(self._examine(address, reverse_path))
 
     def options_for(self, next_hop: NextHop) -> HopOptions:
         """Return how to contact the hosts of a next hop: as its route says.
@@ -579,51 +576,15 @@ class RouteTable:
         route = self._route_behind(next_hop)
         return f"route {route.name}" if route is not None and route.demands_tls else CONFIGURATION
 
-    def still_leads(
-        self,
-        next_hop: NextHop,
-        addresses: Collection[str],
-        reverse_path: str,
-        *,
-        chosen: bool = False,
-    ) -> bool:
-        """Whether a next hop and the route that it names still belong together, and the route still
-        takes this mail. It need not take mail whose next hop was `chosen`. Other mail has to be for
-        mailboxes still, or to leave still; for a local domain its addresses have to be valid.
-
-        A next hop that names no route needs none: a domain's own MX, or a host that was chosen.
-        Mail of an older spool names none either: the first route to its host has to take it,
-        unless no route to this host does.
+    def is_settled(self, next_hop: NextHop, *, chosen: bool) -> bool:
+        """Whether mail stays at a next hop wherever the routes lead: it is captured, or a rule or
+        an operator has `chosen` a host, or a route that still leads there.
         """
-        if next_hop.route == BY_RULE:
-            return True
-        is_settled = chosen or next_hop == CAPTURE
-        if not is_settled and not all(self._fits(next_hop, one, reverse_path) for one in addresses):
-            return False
-        if next_hop.route:
-            route = self.named.get(next_hop.route)
-            if route is None or not route.leads_to(next_hop):
-                return False
-            return chosen or self._takes(route, addresses, reverse_path)
-        if chosen or not next_hop.host:
-            return True
-        routes = self._routes_to.get(next_hop, [])
-        takes = [self._takes(route, addresses, reverse_path) for route in routes]
-        return not any(takes) or takes[0]
-
-    def _fits(self, next_hop: NextHop, address: str, reverse_path: str) -> bool:
-        """Whether mail at a next hop is for a kind of domain that may have it there."""
-        if next_hop != LOCAL and not self.is_local_domain(domain_of(address)):
-            return True
-        found = self.examine(address, reverse_path)
-        if isinstance(found, RemoteRecipient) and next_hop.kind is HopKind.MX:
-            return bool(next_hop.route) or found.next_hop == next_hop
-        return isinstance(found, LocalRecipient if next_hop == LOCAL else RemoteRecipient)
-
-    def _takes(self, route: _TableRoute, addresses: Collection[str], reverse_path: str) -> bool:
-        return route.takes_sender(reverse_path) and all(
-            route in self._routes_for(domain_of(address)) for address in addresses
-        )
+        if next_hop == CAPTURE or not chosen:
+            return next_hop == CAPTURE
+        route = self.named.get(next_hop.route)
+        is_named = next_hop.route not in ("", BY_RULE)
+        return not is_named or (route is not None and route.leads_to(next_hop))
 
     def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
         """Return the route that says how to contact a next hop."""
@@ -690,6 +651,17 @@ class RouteTable:
         if account is None:
             raise ValueError(f"{key}: found {address!r}, expected an account's address")
         return account.address
+
+
+def _destination(found: RoutingResult) -> Destination | None:
+    match found:
+        case LocalRecipient():
+            return Destination(LOCAL, held=found.held, held_until_us=found.held_until_us)
+        case RemoteRecipient():
+            hop, until_us = found.next_hop, found.held_until_us
+            return Destination(hop, held=found.held, held_until_us=until_us)
+        case InvalidRecipient():
+            return None
 
 
 def _action_of(route: Route) -> RouteAction:

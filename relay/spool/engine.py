@@ -244,13 +244,15 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         """Run a short query of delivery, which waits for no long one."""
         ...
 
-    async def journey(self, queue_id: str) -> Journey | None:
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
         """SpoolHistory.journey."""
         times = self.shown_times()
-        return await self.read(lambda tables: self._journey(tables, queue_id, times))
+        return await self.read(lambda tables: self._journey(tables, queue_id, times, added=added))
 
-    def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
-        return journeys.journey(tables, queue_id, times)
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        return journeys.journey(tables, queue_id, times, added=added)
 
     async def read_message(self, queue_id: str) -> KeptMessage:
         """SpoolHistory.read_message."""

@@ -135,9 +135,22 @@ async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, 
 
 
 @pytest.mark.parametrize("find", [search, find_page])
-async def test_recipients_that_policy_added_find_nothing(spool, make, find) -> None:
+async def test_recipients_that_policy_added_are_found_for_operators_only(spool, make, find) -> None:
     await spool.accept(with_added(make(), "audit@b.test"))
     assert not await find(spool, MessageSearch(to="audit@*"), None, 10)
+    for wanted in ({"to": "audit@*"}, {"mailbox": "audit@b.test"}):
+        assert len(await find(spool, MessageSearch(added=True, **wanted), None, 10)) == 1
+
+
+async def test_rows_and_journeys_have_added_recipients_where_operators_ask(spool, make) -> None:
+    queue_id = (await spool.accept(with_added(make(), "audit@b.test"))).queue_id
+    (row,) = await spool.summaries([queue_id], account=None, added=True)
+    journey = await spool.journey(queue_id, added=True)
+    for found in (row.added, journey.added):
+        assert [(one.address, one.added_by) for one in found] == [("audit@b.test", "copy to audit")]
+    assert "audit" not in f"{row.recipients} {journey.recipients}"
+    (row,) = await spool.summaries([queue_id], account=None)
+    assert "audit" not in f"{row} {await spool.journey(queue_id)}"
 
 
 def with_added(message, address: str):

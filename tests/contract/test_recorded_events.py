@@ -135,7 +135,7 @@ async def test_events_are_read_in_parts_up_to_a_place(spool, record, clock) -> N
     assert rest.is_complete
 
 
-async def test_what_concerns_recipients_that_rules_added_is_not_shown(spool, make, clock) -> None:
+async def test_a_sender_sees_nothing_of_recipients_that_rules_added(spool, make, clock) -> None:
     message = make({"mx:a.test": ["x@a.test"], "local": ["copy@example.test"]})
     entries = [
         changed_message_entry(entry, added_by="rule" if number else "")
@@ -148,11 +148,13 @@ async def test_what_concerns_recipients_that_rules_added_is_not_shown(spool, mak
     )
     await spool.accept(changed_message(message, entries=tuple(entries), events=events))
     found = (await all_events(spool)).events
-    shown = [
-        one and [r["number"] for r in one.event.detail.get("recipients", ())] for _, one in found
-    ]
-    assert shown == [[], [1], None]
-    assert found[1][1].state == "deferred"
+
+    def numbers(one) -> list[int] | None:
+        return one and [each["number"] for each in one.event.detail.get("recipients", ())]
+
+    assert [numbers(one) for _, one in found] == [[], [1, 2], [2]]
+    assert [one.of_sender and numbers(one.of_sender) for _, one in found] == [(), [1], None]
+    assert found[1][1].of_sender.state == "deferred"
 
 
 def changed_message_entry(entry, added_by: str):

@@ -163,7 +163,8 @@ def test_what_was_refused_is_a_line_of_the_terminal(dev: RunningDev) -> None:
         session.send_message(message)
     line = (
         'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program"'
-        ' (rule "no executables")'
+        ' (rule "no executables": Attachments that run as programs are not accepted; s'
+        "hare the file in another way)"
     )
     until("the line", lambda: dev.output.splitlines().count(line) == 1)
     (one,) = dev.get("/relay/v1/refused?address=app@example.test").json()["refused"]

@@ -49,6 +49,21 @@ def test_each_message_is_found_by_a_part_of_a_word_of_its_text(relay: DevProcess
     assert found(relay, "nowhere-at-all") == []
 
 
+def test_a_local_mailbox_has_its_folders_when_one_is_used(relay: DevProcess) -> None:
+    send(relay, [("zoe@example.test", "for zoe", "The text of it is zoe-only.")])
+    mailbox = relay.mailbox_of("zoe@example.test")
+
+    def others() -> list[str]:
+        names = sorted(one.name for one in mailbox.iterdir() if one.name[:6] != "relay-")
+        return [one for one in names if one not in ("cur", "new", "tmp")]
+
+    until("it is delivered", lambda: list(mailbox.glob("new/*")))
+    assert found(relay, "zoe-only") == ["for zoe"]
+    assert others() == []
+    assert relay.graph("GET", "/me/mailFolders/drafts", token="zoe").status == 200
+    assert {".Drafts", ".Sent", "subscriptions"} <= {*others()}
+
+
 @pytest.mark.parametrize("text", ["x" * 10_000, " ".join(f"w{n}" for n in range(300))])
 def test_a_long_search_is_refused(relay: DevProcess, text: str) -> None:
     answer = relay.graph("GET", f"/relay/v1/messages?q={quote(text)}", token=OPERATOR)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_private_addresses_with_listen_all(receiver: Receiver) -> None:
         assert "expected https, except to 127.0.0.0/8, ::1/128, 10.0.0.0/8" in answer.message
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_command_of_the_page(relay: DevProcess, receiver: Receiver) -> None:
     [command] = re.findall(r"```\n(curl .*?)```", PAGE.read_text(), re.DOTALL)
     for printed, here in (("8025", relay.http[1]), ("3000", receiver.port)):

@@ -196,6 +196,7 @@ def test_sigterm_ends_stalled_deliveries_after_the_grace_period(remotes: Remotes
         began = time.monotonic()
         assert relay.stop() == 0
         assert time.monotonic() - began < 6
+        assert not (relay.folder / "ready.json").exists()
         mx.gates = {}
         relay.start()
         relay.until_final(identity)
@@ -282,6 +283,7 @@ def test_dev_counts_a_message_sent_when_the_ready_file_appears(
         with smtplib.SMTP(host, int(port)) as session:
             session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
         assert process.wait(30) == 0, output.read_text()
+        assert not ready_file.exists()
     finally:
         sys.stderr.write(output.read_text())  # pytest shows it with a failure
         process.kill()

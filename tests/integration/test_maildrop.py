@@ -158,9 +158,11 @@ def test_large_mail_and_many_files(relay, drop):
 
 
 def test_a_recipient_that_does_not_exist_is_reported(relay, drop):
-    write(drop, "a", "who", recipients=["nobody-here"], sender="alice@example.test", user=0)
+    words = ["-f", "alice@example.test", "-V", "order-17", "nobody-here"]
+    assert sendmail(relay, "Subject: who\n\nx\n", *words, user=0).returncode == 0
     relay.start()
-    until("reported", lambda: any("who" in str(one) for one in relay.maildir("alice")))
+    [report] = until("reported", lambda: relay.maildir("alice"))
+    assert "Original-Envelope-Id: order-17" in str(report)
     until("removed", lambda: not left(drop))
 
 
@@ -187,6 +189,7 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     write(drop, "forged", "forged", sender="alice@example.test")
     write(drop, "bare").write_bytes(b'{"sender": "", "recipients": ["bob"]}\nSubject: a\n\nx\n')
     write(drop, "notify", notify="often")
+    write(drop, "envid", envid="a b")
     with write(drop, "huge").open("r+b") as huge:
         huge.truncate(100_000_001)
     write(drop, "header").write_bytes(

@@ -347,7 +347,11 @@ def test_a_message_that_is_sent(relay: DevProcess) -> None:
         ({"Headers": {"Subject": "x"}}, "'Subject'"),
         ({"Headers": {"X-A": "1\r\nX-B: 2"}}, "cannot be written"),
         ({"Headers": {"X A": "1"}}, "'X A'"),
-        ({"Headers": {"Message-Id": "<a@[b"}}, "cannot be written"),
+        ({"Headers": {"Message-Id": "<a b@c>"}}, "Message-Id: expected one id"),
+        (
+            {"Headers": {"Message-Id": "<a@b>", "message-id": "<c@d>"}},
+            "Message-Id: expected one id",
+        ),
         ({"Attachments": [{"Content": "?"}]}, "no base64"),
     ],
 )
@@ -360,6 +364,13 @@ def test_what_cannot_be_sent(relay: DevProcess, fields: dict[str, object], says:
     assert answer.status == 400
     assert says in answer.json()["Error"]
     assert relay.request("POST", "/api/v1/send", b"{").json()["Error"].startswith("The body")
+
+
+@pytest.mark.parametrize("given", ["<a@[b", "<>", "b@c", f"<{'d' * 200}@[127.0.0.1]>"])
+def test_a_message_id_is_sent_as_it_is_given(relay: DevProcess, given: str) -> None:
+    """What Python's email package makes of it differs from version to version."""
+    send(relay, Headers={"Message-Id": given})
+    assert get(relay, "/api/v1/message/latest/headers")["Message-Id"] == [given]
 
 
 def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:

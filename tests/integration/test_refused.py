@@ -52,7 +52,11 @@ def test_a_rule_is_seen_by_everyone_who_asks(relay):
         "Setup program",
     )
     assert one["recipients"] == ["ann@customer.example"]
-    shown = 'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program" (rule "no executables")'
+    text = "No programs, please"
+    shown = (
+        'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program"'
+        f' (rule "no executables": {text})'
+    )
     for key in ("app@example.test", "ANN@customer.example", "127.0.0.1"):
         done = relay.cli("trace", key)
         assert done.returncode == OK, done.stderr

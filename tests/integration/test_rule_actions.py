@@ -12,6 +12,7 @@ from tests.support import relay_starts
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
+from tests.support.webhooks import WebhookReceiver, hook, recorded
 
 ALICE = "alice@example.test"
 TEMPFAIL, DATA, CONFIGURATION = 75, 65, 78
@@ -204,6 +205,52 @@ name = "ten"
 when = { sender = "*@example.test" }
 then = [ { rate_limit = { rate = "10/1h", per = "sender", text = "4.7.2 Ten in an hour" } } ]
 """
+
+
+HIDDEN = """
+[[rule]]
+name = "to the archive"
+then = [ { bcc = "archive@copy.test" } ]
+"""
+
+
+def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> None:
+    remotes.start("a.test")
+    remotes.start("copy.test", rcpt={"archive@copy.test": "550 5.1.1 no such archive"})
+    with WebhookReceiver() as receiver:
+        config = {"webhook": [hook(receiver, events=["failed"])]}
+        with remotes.relay(policies={"10.toml": HIDDEN}, config=config) as relay:
+            relay.until_final(relay.send_mail(to=["bob@a.test"], subject="secret"))
+            found = relay.cli_json("log", "--subject", "secret")[0]
+            until(
+                "the copy has failed", lambda: "failed" in str(relay.cli_json("trace", found["id"]))
+            )
+            (copy,) = relay.cli_json("trace", found["id"])["added"]
+            assert (copy["address"], copy["state"]) == ("archive@copy.test", "failed")
+            assert (copy["added_by"], copy["reply"]) == (
+                "to the archive",
+                "550 5.1.1 no such archive",
+            )
+            shown = (
+                'archive@copy.test  failed     550 5.1.1 no such archive  (added by rule "to the'
+            )
+            assert shown in relay.cli("trace", "archive@copy.test").stdout
+            for options in (("--address", "archive@copy.test"), ("--state", "failed")):
+                (row,) = relay.cli_json("log", *options)
+                assert (row["id"], row["state"]) == (found["id"], "relayed")
+                assert [one["address"] for one in row["added"]] == ["archive@copy.test"]
+            line = relay.cli("log", "--subject", "secret").stdout
+            assert 'bob@a.test, archive@copy.test (failed, added by rule "to the archive")' in line
+            until("the failure is posted", lambda: "archive@copy.test" in str(receiver.requests))
+            for path in (f"messages/{found['id']}", "messages?q=", "log", "log?to=archive@copy.test",
+                         f"messages?q=id:{found['id']}&to=archive@copy.test"):  # fmt: skip
+                answer = relay.graph("GET", f"/relay/v1/{path}", token="alice")
+                assert answer.status == 200, answer.body
+                assert b"archive" not in answer.body.replace(b"to the archive", b"")
+                assert (b"secret" in answer.body) is ("to=" not in path), path
+            events = {token: str(recorded(relay, token=token)) for token in (OPERATOR, "alice")}
+            assert ["archive@copy.test" in one for one in events.values()] == [True, False]
+            assert "bob@a.test" in events["alice"]
 
 
 def test_of_parallel_messages_as_many_pass_as_the_limit_allows(remotes: Remotes) -> None:

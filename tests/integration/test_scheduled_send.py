@@ -1,8 +1,10 @@
 """Scheduled send and the options of step 4 through a running relay."""
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -76,6 +78,44 @@ def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
     until("its submission is removed", lambda: not relay.scheduled_submissions())
     assert "cancelled" in relay.cli("trace", identity).stdout
     assert by not in relay.subjects("bob")
+
+
+@pytest.mark.parametrize(
+    ("place", "written", "damaged"),
+    [
+        ("deferred", b'"account":"alice@', b'"account":"blice@'),
+        ("deferred", b'"base_name":"17', b'"base_name":"27'),
+        ("ready", b"alice@", b"strang@"),
+        ("ready", b"X-Relay-Draft", b"X-Relay-Drift"),
+    ],
+)
+def test_a_damaged_record_is_reported_to_the_account_in_the_log(
+    relay: RelayProcess, place: str, written: bytes, damaged: bytes
+) -> None:
+    """With what can be read of the message; nobody else learns of it."""
+    subject = f"damaged {uuid4().hex}"
+    identity = relay.send_mail(to=["bob@example.test"], subject=subject, **later(HOUR))
+    until("it waits", relay.scheduled_submissions)
+    relay.stop()
+    (file,) = relay.scheduled_submissions()
+    content = file.read_bytes()
+    assert written in content
+    file.write_bytes(content.replace(written, damaged))
+    now_us = time.time_ns() // 1000
+    file.rename(file.parent.parent / place / f"{file.name.partition('@')[0]}@{now_us}")
+    relay.start()
+    assert relay.until_final(identity)["state"] == "failed"
+    until("it is reported", lambda: not relay.scheduled_submissions() + relay.pending_submissions())
+    (report,) = [one for one in relay.maildir("alice") if subject in one["Subject"]]
+    about, returned = report.get_payload()[1:]
+    assert "Final-Recipient: rfc822;bob@example.test" in about.as_string()
+    assert "Subject: damaged" in returned.as_string()
+    assert "X-Relay-" not in returned.as_string()
+    trace = relay.cli("trace", identity).stdout
+    assert "5.6.0 its record on the disk is damaged" in trace.splitlines()[0]
+    assert [*(relay.folder / "mail/.submissions/corrupt").glob(f"{identity}.*")]
+    assert subject not in relay.subjects("bob")
+    assert {one.name for one in relay.home("alice").parent.iterdir()} <= {"alice", "bob", "carol"}
 
 
 def test_a_draft_selects_the_folder_of_its_sent_copy(relay: RelayProcess) -> None:

@@ -65,7 +65,9 @@ class Records:
     fault: Exception | None = None
     allowed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def journey(self, key: str, *, account: str | None) -> Journey | None:
+    async def journey(
+        self, key: str, *, account: str | None, added: bool = False
+    ) -> Journey | None:
         self.looks.put_nowait(key)
         owner, journey = self.known.get(key, ("", None))
         return journey if account in (None, owner) else None

@@ -57,9 +57,11 @@ class Ready:
         )
         self._changed = asyncio.Condition()
 
-    def submit(self, number=1, *, content=MIME, account="alice@example.test", ready_us=0):
+    def submit(
+        self, number=1, *, content=MIME, account="alice@example.test", base_name="base", ready_us=0
+    ):
         path = self.folder / f"draft{number}.1"
-        pending = PendingSubmission(path.name, account, "base", path, ready_us=ready_us)
+        pending = PendingSubmission(path.name, account, base_name, path, ready_us=ready_us)
         path.write_bytes(content)
         self._ready.append(pending)
         self.pending.offer(pending)
@@ -96,7 +98,7 @@ class Ready:
         await self._end(self.failed, pending, report)
 
     def _forget(self, pending):
-        self._ready.remove(pending)
+        self._ready = [x for x in self._ready if x.submission_id != pending.submission_id]
         self.pending.done(pending)
 
     async def _end(self, ends, pending, value):

@@ -19,6 +19,7 @@ import os
 import pkgutil
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,11 +83,12 @@ class _Server:
     def __init__(self, module: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        code = _code_for_all_users()
         with theirs:
             subprocess.run(
                 [sys.executable, "-m", "tests.support.relay_starts", str(theirs.fileno()), module],
-                pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, check=True,
-                env=kept | {"PYTHONPATH": str(ROOT)},
+                pass_fds=[theirs.fileno()], cwd=code, stdin=subprocess.DEVNULL, check=True,
+                env=kept | {"PYTHONPATH": f"{code}:{ROOT}"},
             )  # fmt: skip
         atexit.register(self._socket.close)
 
@@ -95,6 +97,19 @@ class _Server:
         answer = self._socket.recv(100)
         assert answer, "the process that starts relays has ended"
         return int(answer)
+
+
+@functools.cache
+def _code_for_all_users() -> Path:
+    """Return ROOT; where root starts processes of users who may not enter it, a copy of the code."""
+    if os.geteuid() or all(one.stat().st_mode & 0o001 for one in (ROOT, *ROOT.parents)):
+        return ROOT
+    copy = Path(tempfile.mkdtemp(prefix="relay-code-"))
+    atexit.register(shutil.rmtree, copy)
+    names = ["relay", "policies", "scenarios", "conf", "docs/snippets.md"]
+    subprocess.run(["cp", "-rp", "--parents", *names, copy], cwd=ROOT, check=True)
+    subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
+    return copy
 
 
 @functools.cache
@@ -184,7 +199,8 @@ def _load(module: str) -> None:
         if not one.name.startswith(("relay.testing", "relay.__main__")):
             importlib.import_module(one.name)
     # What is loaded late, by a process that may be that of a user who cannot read Python's files.
-    for name in ("importlib.readers", *(f"encodings.{one.name}" for one in _codecs())):
+    late = ("importlib.readers", "re2", "dns._asyncio_backend", "uvicorn.lifespan.off")
+    for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system
             importlib.import_module(name)
     if module == "pytest":

@@ -54,11 +54,13 @@ def hook(receiver: Receiver, path: str = "/hook", **changed: Any) -> dict[str, A
     return {"url": receiver.url(path), "events": ["*"], "secret": KEY} | changed
 
 
-def recorded(relay: RelayProcess, *, silent_s: float = 1) -> list[dict[str, Any]]:
+def recorded(
+    relay: RelayProcess, *, silent_s: float = 1, token: str = OPERATOR
+) -> list[dict[str, Any]]:
     """The events of GET /relay/v1/events, until none comes for a moment."""
     found = []
     connection = http.client.HTTPConnection(*relay.http, timeout=silent_s)
-    headers = {"Authorization": f"Bearer {OPERATOR}"}
+    headers = {"Authorization": f"Bearer {token}"}
     connection.request("GET", "/relay/v1/events?after=0", headers=headers)
     with suppress(TimeoutError), contextlib.closing(connection), connection.getresponse() as answer:
         found.extend(json.loads(line[6:]) for line in answer if line.startswith(b"data: "))

@@ -51,6 +51,7 @@ from relay.message.properties import EmailAddress, MessageProperties
 from relay.mime.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.mime.html_text import without_tags
 from relay.mime.read_header import (
+    STORED_FIELD_OCTETS_MAX,
     date_us_of,
     first_person,
     parse_header,
@@ -272,7 +273,7 @@ def _addresses_in(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
 @functools.lru_cache(maxsize=4096)
 def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     """Read address fields; cached, because they repeat within a mailbox."""
-    return read_addresses(parse_header(fields), name.decode())
+    return read_addresses(parse_header(fields), name.decode(), octets_max=STORED_FIELD_OCTETS_MAX)
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:

@@ -397,8 +397,10 @@ class PostgresSpool(SpoolEngine):
         """SpoolEngine.content_of."""
         return self._bodies.content_of(tables, name, row)
 
-    def _journey(self, tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
-        found = super()._journey(tables, queue_id, times)
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        found = super()._journey(tables, queue_id, times, added=added)
         return with_unheld_store(tables, found) if found is not None else None
 
     def _last_event(self, tables: Any) -> int:  # what runs may still record smaller ones

@@ -6,6 +6,7 @@ cannot show is how the kernel, the file systems and the compiled libraries of ma
 
 import ctypes
 import errno
+import importlib
 import os
 import select
 import signal
@@ -39,6 +40,7 @@ for module, names in _LACKING.items():
     for name in names:
         if hasattr(module, name):
             delattr(module, name)
+os.process_cpu_count = os.cpu_count  # since Python 3.13
 
 
 def _find(library, name, found=ctypes.CDLL.__getattr__):
@@ -70,6 +72,7 @@ ctypes.CDLL.__getattr__ = _find
 os.statvfs = _statvfs
 sys.addaudithook(_check)
 sysconfig.get_config_vars()  # it reads a module that is named after the system
+importlib.import_module("ctypes.util")  # Debian does not have what it reads on macOS
 sys.platform = "darwin"
 sys.modules["_scproxy"] = proxies = types.ModuleType("_scproxy")  # for urllib.request
 proxies._get_proxies = proxies._get_proxy_settings = dict

@@ -48,17 +48,18 @@ def test_it_sends_as_programs_call_it(relay, sendmail):
 
 
 def test_options_of_other_sendmails_have_no_effect(relay, sendmail):
-    words = ["-V", "-O", "DeliveryMode=b", "-G", "-U", "-m", "-n", "-v", "-h", "3", "-L", "shop"]
-    words += ["-X", "log", "-Am", "-B8BITMIME", "-om", "-oA/etc/aliases"]
+    words = ["-x", "-O", "DeliveryMode=b", "-G", "-U", "-m", "-n", "-v", "-h", "3", "-L", "shop"]
+    words += ["-X", "log", "-Am", "-B8BITMIME", "-om", "-oA/etc/aliases", "-em", "-p", "x:y", "-c"]
     done = sendmail("Subject: o\n\nx\n", *words, "-i", "bob@example.test")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     relay.mailbox("bob@example.test").wait_for(subject="o")
     assert sendmail("Subject: o\n\nx\n", "-O").returncode == 64
 
 
-def test_n_and_r_say_which_report_the_sender_gets(relay, sendmail):
+def test_n_r_and_v_say_which_report_the_sender_gets(relay, sendmail):
     text = "Subject: x\n\nthe text\n"
-    for words in (["-Nfailure"], ["-N", "delay,failure", "-R", "hdrs"], ["-N", "never", "-Rfull"]):
+    every = ["-N", "delay,failure", "-R", "hdrs", "-V", "order+2B17"]
+    for words in (["-Nfailure"], every, ["-N", "never", "-Rfull"]):
         assert (
             sendmail(text, "-i", "-fshop@x.test", *words, "ann+550@customer.example").returncode
             == 0
@@ -67,6 +68,8 @@ def test_n_and_r_say_which_report_the_sender_gets(relay, sendmail):
         reports = relay.mailbox("shop@x.test").messages()
         assert len(reports) == (0 if "never" in words else 1)
         assert all((b"the text" in one.source) == ("hdrs" not in words) for one in reports)
+        envid = b"\nOriginal-Envelope-Id: order+17"
+        assert all((envid in one.source) == ("-V" in words) for one in reports)
         relay.reset()
 
 
@@ -88,6 +91,8 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         ([], "x", 64, "no recipient: expected one, or -t"),
         (["-N", "often", "a@b.test"], "x", 64, '-N: found "often", expected never, or some of'),
         (["-R", "half", "a@b.test"], "x", 64, '-R: found "half", expected full or hdrs'),
+        (["-V", "a b", "a@b.test"], "x", 64, "-V: ENVID: 'a b' is not xtext"),
+        (["-V", "order-17"], "x", 64, "no recipient: expected one, or -t"),
         (["-bz"], "", 64, 'found "-bz", expected -bm, -bs or -bp'),
         (["a b@c"], "x", 65, "sendmail: 'a b@c' is not an address: "),
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),

@@ -124,7 +124,7 @@ class Table:
         assert isinstance(hosts, Hosts)
         return hosts
 
-    def still_leads(self, *_mail: object, chosen: bool) -> bool:
+    def is_settled(self, _next_hop: NextHop, *, chosen: bool) -> bool:
         return True
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:

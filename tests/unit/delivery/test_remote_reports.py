@@ -112,6 +112,18 @@ async def test_a_damaged_report_is_delivered_as_ordinary_mail(delivery, original
     assert {kind for kind, _ in await claims(delivery, original)} <= {"failure"}
 
 
+async def test_a_report_without_the_original_is_joined_by_what_it_answers(
+    delivery, original
+) -> None:
+    bare = report().replace(b"Message-ID: <m@x>\r\n", b"")
+    await receive(delivery, bare)
+    assert await claims(delivery, original) == []
+    await receive(delivery, b"In-Reply-To: <m@x>\r\n" + bare, to="bob@example.test")
+    assert await claims(delivery, original) == []
+    await receive(delivery, b"In-Reply-To: <m@x>\r\n" + bare)
+    assert await claims(delivery, original) == [("failure", "192.0.2.7")]
+
+
 async def test_a_report_whose_reading_fails_is_delivered(delivery, original, monkeypatch) -> None:
     def broken(content):
         raise RuntimeError("a fault of the reader")

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
+from relay.message.envelope import ForwardPath
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Failed, Outcome
 from relay.routing.route_table import RouteTable
@@ -31,35 +33,53 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
     return object()
 
 
+ROUTES = [
+    Route("new.test", "capture"),
+    Route("*", "smtp://h.test:25", name="of-s", sender="*@s.test"),
+    Route("a.test", "smtp://h.test:25", name="of-a"),
+    Route("b.test", "smtp://h.test:25", name="of-b"),
+    Route("m.test", "mx", name="by-mx"),
+    Route("held.test", "hold", name="brake"),
+    Route("here.test", "local"),
+]
+
+
 @pytest.mark.parametrize(
-    ("key", "chosen", "taken"),
+    ("address", "key", "extra", "taken"),
     [
-        ("smtp://h.test:25 of-a", False, False),
-        ("smtp://h.test:25 of-b", False, True),  # another domain
-        ("smtp://h.test:25 of-b", True, False),
-        ("smtp://h.test:25 gone", True, True),
-        ("smtp://i.test:25 of-b", True, True),
-        ("smtp://i.test:25", True, False),
-        # of an older spool, or chosen
-        ("smtp://h.test:25", False, False),
-        ("smtp://h.test:25", True, False),
-        ("smtp://i.test:25", False, False),
-        ("smtp://j.test:25", False, True),  # the first route to it is that of another domain
-        ("smtp://j.test:25", True, False),
-        ("smtp://k.test:25", False, False),  # no route to it takes this mail
-        ("local", False, True),  # its domain is local no longer
-        ("local", True, False),
+        ("1@a.test", "smtp://h.test:25 of-a", {}, False),
+        ("1@a.test", "smtp://h.test:25 of-b", {}, True),  # another domain
+        ("1@a.test", "smtp://h.test:25 of-b", {"chosen": True}, False),
+        ("1@a.test", "smtp://h.test:25 of-s", {}, True),  # another sender
+        ("1@a.test", "smtp://h.test:26 of-a", {}, True),  # another host
+        ("1@a.test", "smtp://h.test:25 gone", {"chosen": True}, True),
+        ("1@a.test", "smtp://i.test:25 of-a", {"chosen": True}, True),
+        ("1@a.test", "smtp://i.test:25", {"chosen": True}, False),
+        ("1@a.test", "smtp://i.test:25 rule", {"chosen": True}, False),
+        ("1@a.test", "smtp://h.test:25", {}, True),  # of an older spool
+        ("1@a.test", "mx:a.test", {}, True),  # there is a route now
+        ("1@a.test", "mx:a.test", {"chosen": True}, False),
+        ("1@other.test", "mx:other.test", {}, False),
+        ("1@m.test", "mx:m.test", {}, True),  # by the TLS level of a route now
+        ("1@m.test", "mx:m.test by-mx", {}, False),
+        ("1@held.test", "mx:held.test", {}, True),
+        ("1@held.test", "mx:held.test", {"released": True}, False),
+        ("1@held.test", "mx:held.test", {"chosen": True}, False),
+        ("1@new.test", "capture", {}, False),
+        ("1@a.test", "local", {}, True),  # its domain is local no longer
+        ("1@a.test", "local", {"chosen": True}, False),
     ],
 )
-def test_a_chosen_route_need_not_match(key: str, chosen: bool, taken: bool) -> None:
-    routes = [Route(f"{one}.test", "smtp://h.test:25", name=f"of-{one}") for one in "ab"]
-    routes += [Route(f"{one}.test", "smtp://j.test:25", name=f"to-j-{one}") for one in "ca"]
-    routes += [Route("b.test", "smtp://k.test:25", name="to-k"), Route("a.test", "local")]
+def test_what_waits_is_where_the_routes_of_now_send_it(
+    address: str, key: str, extra: dict[str, bool], taken: bool
+) -> None:
     rerouter = ClaimRerouter(
         SimpleNamespace(run_in_background=not_run), ClaimsInMemory(),
-        table=RouteTable(routes, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
+        table=RouteTable(ROUTES, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
     )  # fmt: skip
-    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(chosen=chosen))
+    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra))
+    (one,) = claim.recipients
+    claim = replace(claim, recipients=(replace(one, path=ForwardPath(address)),))
     assert rerouter.takes(claim) is taken
     assert bool(rerouter.ready) is taken
 

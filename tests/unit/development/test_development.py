@@ -129,19 +129,26 @@ def test_the_folder_is_in_memory_if_there_is_room(temporary, monkeypatch):
         assert running_config() is None
 
 
-def test_the_last_given_folder_is_found_after_the_users_own(temporary):
-    first, last = open_folder(temporary / "first"), open_folder(temporary / "last")
+def test_of_given_folders_the_last_one_that_runs_is_found_after_the_users_own(temporary):
+    names = ["a", "killed", "b", "a/../c"]
+    first, killed, second, last = (open_folder(temporary / name) for name in names)
     own = open_folder(None)
-    for folder in (first, last, own):
+    for folder in (first, killed, second, last, own):
         write_config(folder)
     assert running_config() == own.config
     own.remove()
-    assert running_config() == last.config
-    first.remove()  # not the one that the link names
+    assert running_config() == last.config == temporary / "c/relay.toml"
+    second.remove()
     assert running_config() == last.config
     last.remove()
+    killed.lock.give_back()
+    assert running_config() == first.config
+    again = open_folder(temporary / "b")
+    assert {one.readlink().name for one in temporary.glob("relay-dev-*")} == {"a", "b"}
+    again.remove()
+    first.remove()
     assert running_config() is None
-    assert sorted(one.name for one in temporary.iterdir()) == ["first", "last"]
+    assert sorted(one.name for one in temporary.iterdir()) == ["a", "b", "c", "killed"]
 
 
 def test_a_link_of_somebody_else_is_not_followed(temporary):

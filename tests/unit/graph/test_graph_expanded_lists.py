@@ -94,11 +94,11 @@ async def test_a_message_that_is_removed_meanwhile_is_left_out(
     ids = [await draft(on_disk, TEXT) for _ in range(3)]
     opened = attachments.Attachments._opened
 
-    def remove_one(self: Any, account: str, message_id: str, folder_id: str = "") -> Any:
+    def remove_one(self: Any, account: str, message_id: str, *given: str, **options: bool) -> Any:
         if message_id == ids[1]:
             [file] = [path for path in on_disk.files() if message_id in path.name]
             file.unlink()
-        return opened(self, account, message_id, folder_id)
+        return opened(self, account, message_id, *given, **options)
 
     monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
     [page] = await pages(on_disk, "/messages?$expand=attachments")

@@ -43,7 +43,7 @@ class Spool:
     halves: dict[str, Journey] = field(default_factory=dict)
     accounts: dict[str, str] = field(default_factory=dict)
 
-    async def journey(self, queue_id: str) -> Journey | None:
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
         return self.halves.get(queue_id)
 
     async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:

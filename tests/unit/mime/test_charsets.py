@@ -1,6 +1,7 @@
 """Octets as text: the labels and tables of the WHATWG Encoding standard, damage, and hostile input."""
 
 import codecs
+import threading
 import time
 from hashlib import sha256
 
@@ -106,6 +107,7 @@ def test_the_parameter_charset_is_found(value, charset):
         (b"\xfe\xff\0a", "utf-16", "a"), (b"\xff\xfea\0", "", "a"), (b"a\0\0", "utf-16le", "a\ufffd"),
         (b"\x1b$)C\x0e0!\x0fa", "iso-2022-kr", "가a"), (b"~{VPND~}a", "hz-gb-2312", "中文a"),
         (b"+Tg0-a+", "utf-7", "不a"), (b"a\xff b", "utf-7", "a\ufffd b"), (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
+        ("a日".encode("utf-32"), "utf-32", "a日"), (b"abcdefg", "utf-32", "\ufffd" * 2),
         (b"\xff\xfea", "iso-8859-1", "ÿþa"), (b"\xef\xbb\xbfa", "iso-8859-1", "a"),
     ],
 )  # fmt: skip
@@ -144,6 +146,32 @@ def test_1_mb_that_is_made_to_be_slow_takes_a_second(octets, label, is_html):
     began = time.process_time()
     decode_octets(octets, label, is_html=is_html)
     assert time.process_time() - began < 2  # at most 0.6 s on an idle machine
+
+
+@pytest.mark.parametrize("line", ["日本語\r\n".encode("euc-jp"), b"\xa4\xa2\xff\r\n"])
+def test_other_threads_run_while_a_long_text_is_decoded(line):
+    """The longest time without one is less than a third of all, in CPU time of the process."""
+    octets, shares = line * (4_000_000 // len(line)), []
+    for _ in range(5):  # another process may be in the way
+        done, gaps = threading.Event(), []
+
+        def tick(done=done, gaps=gaps):
+            last_s = time.process_time()
+            while not done.is_set():
+                time.sleep(0.001)
+                now_s = time.process_time()
+                gaps.append(now_s - last_s)
+                last_s = now_s
+
+        other = threading.Thread(target=tick)
+        other.start()
+        began_s = time.process_time()
+        decode_octets(octets, "euc-jp")
+        took_s = time.process_time() - began_s
+        done.set()
+        other.join()
+        shares.append(max(gaps) / took_s)
+    assert min(shares) < 1 / 3, shares
 
 
 @pytest.mark.parametrize("value", ["(" * 1_000_000, 'a; charset="' * 80_000, "charset\t" * 120_000])

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from relay.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.mime.draft import (
+    FIRST_FIELD_BYTES,
     DraftOrigin,
     part_octets,
     private_block_length,
@@ -126,12 +127,22 @@ GOOD = write_draft(FULL, ORIGIN)
         re.sub(rb'"offset":\d', b'"offset":-', GOOD),
         re.sub(rb'"length":\d\d', b'"length":99', GOOD),
         GOOD[:-900],
+        GOOD.replace(b'"account":"a', b'"account":"b'),
+        GOOD.replace(b"X-Relay-Check: ", b"X-Relay-Check; "),
+        re.sub(rb"X-Relay-Check: .", b"X-Relay-Check: x", GOOD),
     ],
 )
 def test_a_damaged_block_is_not_a_block(raw):
     assert split_private(raw) == (None, 0)
     with pytest.raises(ValueError, match="draft"):
         read_properties(raw)
+
+
+def test_a_block_of_relay_0_2_has_no_checksum():
+    length = private_block_length(GOOD)
+    data, _, rest = GOOD[FIRST_FIELD_BYTES:].partition(b"X-Relay-Check: ")
+    old = b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data + rest[10:]
+    assert split_private(old) == (split_private(GOOD)[0], length - 25)
 
 
 _LONG_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.pivotCacheDefinition+xml"

@@ -176,6 +176,11 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
         ("Content-Type: text/plain (é); charset=utf-8", "Content-Type: text/plain (=?utf-8?B?w6k=?=); charset=utf-8"),
         ("Received: from é (é [192.0.2.1]) by x; 1", "Received: from =?utf-8?B?w6k=?= (=?utf-8?B?w6k=?= [192.0.2.1]) by x; 1"),
         ("Message-ID: <é@x>", "Message-ID: =?utf-8?B?PMOpQHg+?="),
+        ('Subject: said "Grüße an alle"', 'Subject: said =?utf-8?B?Ikdyw7zDn2U=?= an alle"'),
+        ('X-Note: "\\"é\\""', "X-Note: =?utf-8?B?Ilwiw6lcIiI=?="),
+        ('List-Id: "é, ü" <l.x>', "List-Id: =?utf-8?B?w6ksIMO8?= <l.x>"),
+        (b"Subject: =?iso-8859-1?Q?Die_Fr\xf6s=E7he?= x", "Subject: =?iso-8859-1?Q?Die_Fr=F6s=E7he?= x"),
+        (b'To: "=?iso-8859-1?q?\xf6\xf6?=" <a@x>', 'To: "=?iso-8859-1?q?=F6=F6?=" <a@x>'),
     ],
 )  # fmt: skip
 def test_a_field_is_encoded_where_it_may_be(field, wanted):

@@ -11,15 +11,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.mailbox.draft_files import submission_facts
+from relay.message.content import MemoryOctets
 from relay.message.header import Header
 from relay.mime.address_list import address_entries
+from relay.mime.convert import convert
 from relay.mime.read_header import (
+    HEADER_OCTETS_MAX,
     originators,
     parse_header,
     read_addresses,
     read_properties_of_header,
     unreadable_addresses,
 )
+from relay.mime.read_mime import read_mime
 
 # A value; what Relay shows, "name|address"; whether every reader sees these.
 TABLE = [
@@ -27,7 +32,13 @@ TABLE = [
     ("Bob <bob@x.test>", ["Bob|bob@x.test"], True),
     # py shows two addresses, pd the first: a reply would go to a person who did not write.
     ("info@s.test <real@c.test>", ["info@s.test|real@c.test"], False),
-    ("Bob <bob@x.test> <al@x.test>", ["Bob <bob@x.test>|al@x.test"], False),  # pm, py, pd: bob
+    # A comma is missing. pm, py, pd: the first; mp: both.
+    ("Bob <bob@x.test> <al@x.test>", ["Bob|bob@x.test", "|al@x.test"], False),
+    (
+        "Bob <b@x.test> Al <a@x.test>(A), c@x.test",
+        ["Bob|b@x.test", "Al (A)|a@x.test", "|c@x.test"],
+        False,
+    ),
     ("bob@x.test <bob@X.test>", ["bob@x.test|bob@x.test"], True),
     ("'bob@x.test' <bob@x.test>", ["'bob@x.test'|bob@x.test"], False),  # py, pd: 'bob@x.test'
     ("[ERP] System <erp@x.test>", ["[ERP] System|erp@x.test"], False),  # py: also "ERP"; pd: "<>"
@@ -63,7 +74,9 @@ TABLE = [
     ('"bob@x.test"', ["bob@x.test|"], False),  # mp, pm, py take the text for an address
     ("(bob@x.test)", ["bob@x.test|"], True),
     ('"Bob" bob@x.test', ["Bob|bob@x.test"], False),  # py, pd: one with a quoted local part
-    ("a@x.test b@x.test", ["b@x.test|a@x.test"], False),  # py: @x.test
+    ("a@x.test b@x.test", ["|a@x.test", "|b@x.test"], False),  # py: @x.test
+    ('"pm@" <x.test pm@x.test>', ["pm@|pm@x.test"], False),  # words that are none beside it
+    ("<bob @ x.test>", ["|bob@x.test"], True),
     ("Bob [bob@x.test]", ["Bob|bob@x.test"], False),  # pd: "Bob"
     ("<bob@x.test> Bob", ["Bob|bob@x.test"], False),
     ("Bob <> <bob@x.test>", ["Bob|bob@x.test"], False),
@@ -170,6 +183,20 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
 def test_large_lists_are_bounded(value: str, count: int) -> None:
     fields = parse_header(f"To: {value}\r\n".encode())
     assert len([*islice(read_addresses(fields, "To"), 3000)]) <= count
+
+
+def test_of_a_stored_message_64_kib_of_a_field_are_read_and_of_a_submission_all() -> None:
+    people = [f"a{n}@{'.'.join(['x' * 60] * 3)}.test" for n in range(500)]
+    fields = ("To", people[:250]), ("To", people[250:]), ("Cc", people[:1])
+    mime = "".join(f"{name}: {', '.join(some)}\r\n" for name, some in fields).encode() + b"\r\nx"
+    assert 65_536 < len(mime) < HEADER_OCTETS_MAX
+    stored = read_mime(mime).properties
+    shown = len(", ".join(people)[: 64 * 1024].split(",")) - 1  # the last one is cut
+    assert [one.address for one in stored.to] == people[:shown]
+    assert [one.address for one in stored.cc] == people[:1]
+    assert submission_facts(mime, "x").recipients == tuple(people)
+    found = convert(MemoryOctets(mime), now_us=0, hostname="x.test")
+    assert found.recipients == tuple(people)
 
 
 def test_a_nul_in_a_field_of_originators_is_no_address() -> None:

@@ -61,6 +61,7 @@ NAMES = [
     ("; filename*=v%2Ebat", "v.bat", "v%2Ebat", "v.bat", "v.bat", "a charset is missing"),
     ('; filename="=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?="', "€.pdf", "€.pdf", "€.pdf",
      "=?utf-8?Q?=E2=82=AC?=\r\n =?utf-8?Q?.pdf?=", "most programs write and read words there"),
+    ('; filename*="=?utf-8?Q?=E2=82=AC.pdf?="', "€.pdf", "", "", "", "some write words there as well"),
     (";\r\nfilename=v.bat\r\nX: y", "v.bat", "", "", "", "a fold without a blank"),
     ("; filename=a.txt; filename=b.txt", "a.txt", "a.txt", "a.txt", "a.txt", "the first of two"),
     ('; filename="C:\\\\v.bat"', "C:\\v.bat", "C:\\v.bat", "C:\\v.bat", "C:\\v.bat", "RFC 5322 3.2.4"),

@@ -116,6 +116,30 @@ def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition(kind, h
     assert [one.inline for one in found] == [is_inline] * 3
 
 
+NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "body", "attached"),
+    [
+        ("mixed", [NAMED, "Content-Type: application/pdf; name=a.pdf\n\nx\n"], "named", ["a.pdf"]),
+        ("mixed", ["Content-Disposition: inline; filename=a.txt\n" + NAMED], "named", []),
+        ("mixed", ["Content-Disposition: attachment\n" + NAMED], "", ["a.txt"]),
+        ("mixed", [NAMED, NAMED.replace("a.txt", "b.txt")], "named", ["b.txt"]),
+        ("mixed", ["\nunnamed\n", NAMED], "unnamed", ["a.txt"]),
+        ("mixed", [NAMED, NAMED.replace("plain", "html")], "named", ["a.txt"]),
+        ("alternative", [NAMED, NAMED.replace("plain", "html").replace("named", "<b>")], "<b>", []),
+        ("mixed", ["Content-Type: image/png\n\nx\n", "Content-Disposition: inline\n" + NAMED],
+         "", ["attachment.png", "a.txt"]),
+    ],
+)  # fmt: skip
+def test_a_first_text_with_a_file_name_is_the_body(kind, parts, body, attached):
+    lines = "".join(f"--b\n{part}" for part in parts)
+    read = read_mime(f"Content-Type: multipart/{kind}; boundary=b\n\n{lines}--b--\n".encode())
+    assert read.properties.body.strip() == body
+    assert [one.name for one in read.attachments] == attached
+
+
 def test_a_draft_is_read_by_its_block():
     wanted = MessageProperties(
         subject="é", body="b", from_=EmailAddress("a@a.test"), bcc=(EmailAddress("h@h.test"),),

@@ -76,12 +76,14 @@ def test_each_recipient_has_its_sentence():
         b"Final-Recipient: rfc822; c@x.test\r\nAction: relayed\r\nStatus: 2.0.0\r\n"
         b"Diagnostic-Code: smtp; 250 2.0.0\r\n ok\r\n\r\n"
         b"Original-Recipient: rfc822;d@x.test\r\nFinal-Recipient: rfc822; e@x.test\r\n"
-        b"Action: Delivered\r\n"
+        b"Action: Delivered\r\n\r\n"
+        b"Final-Recipient: rfc822; f@x.test\r\nAction: expired\r\n"
     )
     assert [one.text for one in found.recipients] == [
         "b@x.test is not delivered yet: 4.4.1.",
         "c@x.test was passed on to a host that sends no reports: 250 2.0.0 ok.",
         "d@x.test was delivered.",
+        "f@x.test was not delivered.",
     ]
 
 
@@ -168,6 +170,10 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
         (b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
          [RemoteClaim("", "b@y.test", "delayed", "4.4.1")]),
         (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
+        (b"Final-Recipient: b@y.test\r\nAction: failure\r\nStatus: 553 Exceeded maximum size",
+         [RemoteClaim("", "b@y.test", "failure", "", "553 Exceeded maximum size")]),
+        (b"Final-Recipient: b@y.test\r\nAction: Expired\r\nStatus:",
+         [RemoteClaim("", "b@y.test", "failure")]),
         (b"Action: failed\r\nStatus: 5.1.1", []),
         (BLOCK + BLOCK.replace(b"b@", b"c@"),
          [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])]),
@@ -186,6 +192,40 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
 def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
     found = claimed(outside(block + b"\r\n"))
     assert ([*found.claims] if found else []) == claims
+
+
+BARE = outside(BLOCK, returned=b"\r\nno original\r\n")
+MIXED = BARE.replace(b"multipart/report", b"multipart/mixed")
+AUTO = b"Auto-Submitted: auto-replied (x)\r\n"
+EXIM = AUTO + b"X-Failed-Recipients: b@y.test, c@y.test\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message_id"),
+    [
+        (b"In-Reply-To: <m@x>\r\nReferences: <n@x>\r\n" + BARE, "<m@x>"),
+        (b"References: <n@x> <m@x>\r\n" + BARE, "<m@x>"),
+        (AUTO + b"References: <m@x>\r\n" + MIXED, "<m@x>"),
+        (b"References: <m@x>\r\n" + MIXED, ""),  # that of a person, who attached a report
+        (b"Auto-Submitted: no\r\nReferences: <m@x>\r\n" + MIXED, ""),
+        (b"In-Reply-To: <n@x>\r\n" + outside(BLOCK), "<m@x>"),
+        (BARE, ""),
+    ],
+)
+def test_a_report_without_the_original_names_it_by_what_it_answers(
+    content: bytes, message_id: str
+) -> None:
+    found = claimed(content)
+    assert (found.message_id, found.claims) == (message_id, (FAILED,))
+    if b"multipart/report" in content:
+        assert read_report(MemoryOctets(content)).message_id == message_id
+
+
+def test_a_report_of_exim_names_its_recipients_in_a_field() -> None:
+    failed = tuple(RemoteClaim("", f"{one}@y.test", "failure") for one in "bc")
+    text = b"References: <m@x>\r\n\r\nA message that you sent could not be delivered.\r\n"
+    assert claimed(EXIM + text) == RemoteReport("", "<m@x>", "", failed)
+    assert claimed(EXIM.removeprefix(AUTO) + text) is None
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,14 @@ async def test_in_preparing_it_goes_at_the_next_start(place, shortened, length):
 
 
 @pytest.mark.parametrize("length", [nothing, half_of_the_block])
-async def test_in_ready_it_is_moved_to_corrupt(place, store, draft, shortened):
+async def test_in_ready_pickup_gets_it_without_its_record(place, store, draft, shortened):
     whole = await store.submissions.submit_new(ALICE, draft(), SAVE)
     async with aclosing(ready_submissions(place.store())) as submissions:
-        assert (await anext(submissions)).submission_id == whole.submission_id
-    assert place.submissions() == [whole.path]
-    assert (place.root / ".submissions/corrupt" / shortened.path.name).exists()
+        found = [await anext(submissions) for _ in range(2)]
+    assert {one.submission_id: one.base_name for one in found} == {
+        shortened.submission_id: "",
+        whole.submission_id: whole.base_name,
+    }
 
 
 @pytest.mark.parametrize("length", [half_of_the_body])

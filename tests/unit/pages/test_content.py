@@ -165,7 +165,7 @@ def test_a_download_has_a_harmless_name(given, name):
     ],
 )
 def test_a_download_has_a_harmless_type(kind, served):
-    found = content("Content-Type: multipart/mixed; boundary=b", "", "--b", f"Content-Type: {kind}; name=x", "", "", "y")  # fmt: skip
+    found = content("Content-Type: multipart/mixed; boundary=b", "", "--b", f"Content-Type: {kind}; name=x", "Content-Disposition: attachment", "", "y")  # fmt: skip
     assert download_type(found.parts.attachments[0]) == served
 
 

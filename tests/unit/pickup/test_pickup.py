@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -148,6 +149,27 @@ async def test_a_malformed_recipient_of_a_draft_is_reported_on_one_line(fakes):
     fakes.submit(content=draft("b@y.test>\r\nRCPT TO:<c@y.test"))
     mx = await fakes.run_until_ended()
     assert [one.path.address for one in fakes.reports.recipients] == ["b@y.test> RCPT TO:<c@y.test"]
+    assert mx.envelopes == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "reported_to", "kind"),
+    [
+        ([], POSTMASTER, ReportKind.FAILED),
+        ([Step.CREATED], "carol@example.test", ReportKind.FAILED),
+        ([Step.CREATED, Step.CONVERTED], "carol@example.test", ReportKind.UNKNOWN),
+    ],
+)
+async def test_the_log_says_whose_submission_without_a_record_is(fakes, steps, reported_to, kind):
+    damaged = fakes.submit(account="", base_name="")
+    for step in steps:
+        fakes.record(replace(damaged, account="carol@example.test"), step, 1)
+    mx = await fakes.run_until_ended()
+    assert fakes.ready.reported_to == {damaged.submission_id: reported_to}
+    assert fakes.ready.to_corrupt == [damaged.submission_id]
+    ((found, about, _, recipients),) = fakes.reports.asked
+    assert (found, about.envelope.reverse_path) == (kind, reported_to)
+    assert [one.path.address for one in recipients] == ["b@y.test", "c@y.test"]
     assert mx.envelopes == []
 
 

@@ -6,7 +6,7 @@ from relay.refusals.refusal import Refusal, RefusalReason, line_of
 
 APP, ANN = "app@example.test", "ann@customer.example"
 LINES = {
-    f'refused 550 5.7.1 {APP} -> {ANN} "Setup program" (rule "no executables")': {
+    f'refused 550 5.7.1 {APP} -> {ANN} "Setup program" (rule "no executables": No)': {
         "command": "DATA", "sender": APP, "recipients": (ANN,), "recipient_count": 1,
         "subject": "Setup program", "reply": "550 5.7.1 No", "rule": "no executables",
     },

@@ -368,39 +368,6 @@ def test_a_route_may_be_for_one_reverse_path(sender, hop):
     assert made.next_hop_for("x@y.test", sender).route == hop
 
 
-@pytest.mark.parametrize(
-    ("key", "sender", "leads"),
-    [
-        ("smtp://h.test:25 r", "me@s.test", True),
-        ("smtp://h.test:25 r", "me@t.test", False),  # of another sender
-        ("smtp://h.test:26 r", "me@s.test", False),  # to another host
-        ("smtp://h.test:25 q", "me@s.test", False),  # is gone, or has another name
-        ("smtp://h.test:25 other", "me@s.test", False),  # of another domain
-        ("smtp://h.test:25", "me@t.test", True),  # names no route
-        ("mx:a.test m", "me@s.test", True),
-        ("mx:a.test r", "me@s.test", False),
-    ],
-)
-def test_a_next_hop_belongs_to_its_route_while_that_leads_there(key, sender, leads):
-    routes = [
-        Route("new.test", "capture"),
-        Route("a.test", "smtp://h.test:25", name="r", sender="*@s.test"),
-        Route("b.test", "smtp://h.test:25", name="other"),
-        Route("a.test", "mx", name="m"),
-    ]
-    made = RouteTable(routes, [], Accounts())
-    hop, addresses = NextHop.parse(key), ["x@a.test", "y@A.test"]
-    assert made.still_leads(hop, addresses, sender) is leads
-    # what was chosen needs no route that matches, but one of that name which leads there
-    belongs = key in (
-        "smtp://h.test:25 r",
-        "smtp://h.test:25 other",
-        "smtp://h.test:25",
-        "mx:a.test m",
-    )
-    assert made.still_leads(hop, addresses, sender, chosen=True) is belongs
-
-
 def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
     asked = []
 
@@ -452,7 +419,6 @@ def test_no_smarthost_gets_reports_to_the_name_of_this_host(routes, is_here, add
     here = LocalRecipient("carol@example.test", is_answer=True, is_local=False)
     assert (found.examine(address) == here) is is_here
     assert (found.mailbox_for(address) == "carol@example.test") is is_here
-    assert found.still_leads(LOCAL, [address], "") is is_here
     assert isinstance(found.examine(address, "alice@example.test"), RemoteRecipient)
     assert isinstance(found.examine("x@other.test"), RemoteRecipient)
 
@@ -545,7 +511,7 @@ def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
     # also after a restart, whatever the routes are then
     assert NextHop.parse(there.key) == there
     for routes in ([paid], [], [Route("b.test", "reject:5.7.1 No")]):
-        assert RouteTable(routes, [], Accounts()).still_leads(there, ["x@b.test"], "", chosen=True)
+        assert RouteTable(routes, [], Accounts()).is_settled(there, chosen=True)
 
 
 def test_where_nothing_may_leave_a_rule_captures():

@@ -143,8 +143,8 @@ def test_what_was_refused_is_shown():
     assert text.splitlines()[-4:] == [
         "In flight: nothing",
         "Refused: 4",
-        f'  550 5.7.1 app@example.test -> {BOB} "Setup program" (rule "no executables")',
-        f'  550 5.7.1 app@example.test -> {BOB} "a b?[1m" (rule "no executables") 3 times',
+        f'  550 5.7.1 app@example.test -> {BOB} "Setup program" (rule "no executables": No)',
+        f'  550 5.7.1 app@example.test -> {BOB} "a b?[1m" (rule "no executables": No) 3 times',
     ]
     many = Observed([], [], refused=[refusal(number) for number in range(1000)])
     assert len(timeout_text(Wanted(BOB), 2, many)) < 3_000

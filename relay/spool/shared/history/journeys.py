@@ -37,8 +37,10 @@ _FIRST_RECIPIENTS = (  # that policy has not added
 )
 
 
-def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
-    """Return a message with its steps 5 to 7 and recipients, except those that policy added."""
+def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
+    """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
+    added too.
+    """
     with tables.snapshot():  # the states, and the attempts that led to them
         row = tables.fetch_one(_MESSAGE, (queue_id,))
         recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
@@ -59,11 +61,26 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
             for one in detail.get("recipients", ()):
                 if "graph_id" in one:
                     copies[one["number"]] = one["graph_id"]
-            if not is_shown(detail, hidden=hidden, entries=entries):
+            if not (added or is_shown(detail, hidden=hidden, entries=entries)):
                 continue
         steps.append(Event(Step(step), at_us, detail).as_step())
     shown = [one for one in recipients if one[0] not in hidden]
-    reasons = _reasons({(one[2], one[8], one[11] or "") for one in shown}, steps)
+    copied = [one for one in recipients if added and one[5]]
+    reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
+
+    def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
+        return tuple(
+            _recipient(
+                one,
+                attempts.get(one[0], ()),
+                reason=reasons.get((one[2], one[8])),
+                graph_id=copies.get(one[0]),
+                facts=facts,
+                times=times,
+            )
+            for one in rows
+        )
+
     return Journey(
         id=facts.id,
         graph_id=None,
@@ -74,17 +91,8 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes) -> Journey | None:
         state=str(message_state([RecipientState(one[2]) for one in shown])),
         client={},
         steps=tuple(steps),
-        recipients=tuple(
-            _recipient(
-                one,
-                attempts.get(one[0], ()),
-                reason=reasons.get((one[2], one[8])),
-                graph_id=copies.get(one[0]),
-                facts=facts,
-                times=times,
-            )
-            for one in shown
-        ),
+        recipients=listed(shown),
+        added=listed(copied) or UNSET,
     )  # fmt: skip
 
 
@@ -129,7 +137,7 @@ def _recipient(
     facts: MessageFacts,
     times: ShownTimes,
 ) -> Recipient:
-    _, address, state, status, reply, _, successors, hop, _, retry_us, due_us, text = row
+    _, address, state, status, reply, added_by, successors, hop, _, retry_us, due_us, text = row
     extra = readable_extra(text or "") or NO_EXTRA
     expires_us = extra.expires_us or facts.expires_us
     next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
@@ -148,6 +156,7 @@ def _recipient(
         successors=tuple(successors.split("\n")) if successors else UNSET,
         attempts=tuple(attempts),
         graph_id=graph_id,
+        added_by=added_by or UNSET,
     )
 
 

@@ -69,6 +69,10 @@ _FIRST_RECIPIENTS = (
     "SELECT message_id, number, address, state, status, reply FROM recipient"
     f" WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT {LISTED_MAX}"
 )
+_FIRST_ADDED = (
+    "SELECT message_id, number, address, state, added_by FROM recipient"
+    f" WHERE message_id = ? AND added_by <> '' ORDER BY number LIMIT {LISTED_MAX}"
+)
 _NEXT_ATTEMPT = (
     "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
     " GROUP BY message_id"
@@ -93,6 +97,7 @@ class _Matching:
         self._wanted = wanted
         self._strict = wanted.without_content()
         self._account = account
+        self._whose = "" if wanted.added else " AND added_by = ''"
         self.recipients_left = _RECIPIENTS_MAX  # that it may still read
 
     def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
@@ -145,20 +150,19 @@ class _Matching:
         """Return the rows with a recipient in the state."""
         where, values = self._tables.among("message_id", [row[0] for row in rows])
         found = self._tables.fetch(
-            f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND added_by = ''"
-            " AND state = ?",
+            f"SELECT DISTINCT message_id FROM recipient WHERE {where}{self._whose} AND state = ?",
             (*values, self._strict.state),
         )
         ids = {queue_id for (queue_id,) in found}
         return [row for row in rows if row[0] in ids]
 
     def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
-        """Return the recipients by queue id, except those that policy added."""
+        """Return the recipients by queue id."""
         found: dict[str, list[_RecipientRow]] = defaultdict(list)
         where, values = self._tables.among("message_id", [row[0] for row in rows])
         for queue_id, number, address, state in self._tables.fetch(
-            f"SELECT message_id, number, address, state FROM recipient WHERE {where}"
-            " AND added_by = '' LIMIT ?",
+            "SELECT message_id, number, address, state FROM recipient"
+            f" WHERE {where}{self._whose} LIMIT ?",
             (*values, max(self.recipients_left, 0)),
         ):
             found[queue_id].append((number, address, state))
@@ -315,7 +319,11 @@ def find_page(
 
 
 def summaries(
-    tables: Tables, queue_ids: Sequence[str], *, account: str | None
+    tables: Tables,
+    queue_ids: Sequence[str],
+    *,
+    account: str | None,
+    added: bool = False,
 ) -> Sequence[MessageSummary]:
     """SpoolHistory.summaries."""
     rows = [
@@ -330,6 +338,9 @@ def summaries(
     first: dict[str, list[Any]] = defaultdict(list)
     for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
         first[queue_id].append(recipient)
+    copies: dict[str, list[ListedRecipient]] = defaultdict(list)
+    for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
+        copies[queue_id].append(ListedRecipient(*copy))
     retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
     found = []
     for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
@@ -345,6 +356,7 @@ def summaries(
                 recipient_count=sum(counts[queue_id].values()), size_bytes=size,
                 client=client, login=login,
                 status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+                added=tuple(copies[queue_id]),
             )
         )  # fmt: skip
     return found

@@ -8,6 +8,7 @@ sequences, so that a reader that has seen a sequence never misses a smaller one.
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
@@ -46,17 +47,21 @@ def events_after(
         detail = msgspec.json.decode(text)
         detail.pop("client", None)
         step = Step(number)
-        shown = account is not None
-        if shown and step is Step.DELIVERY:
-            if queue_id not in known:
-                known[queue_id] = _recipients(tables, queue_id)
-            hidden, entries = known[queue_id]
-            shown = is_shown(detail, hidden=hidden, entries=entries)
         recorded = None
-        if shown:
+        if account is not None:
             state = _state_after(step, detail, captures_at_once=captures_at_once)
             event = Event(step, at_us, detail)
             recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
+        if recorded is not None and step is Step.DELIVERY:
+            if queue_id not in known:
+                known[queue_id] = _recipients(tables, queue_id)
+            hidden, entries = known[queue_id]
+            if hidden:
+                seen = msgspec.json.decode(text)
+                is_left = is_shown(seen, hidden=hidden, entries=entries)
+                state = _state_after(step, seen, captures_at_once=captures_at_once)
+                of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
+                recorded = replace(recorded, of_sender=of_sender if is_left else None)
         found.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(found) == limit:

@@ -50,6 +50,7 @@ from relay.spool.shared.queue.decisions import (
     CommandTimes,
     decide,
     dry_run_entry,
+    held_by_restore,
     in_flight_note,
 )
 from relay.spool.shared.queue.entries import (
@@ -279,7 +280,10 @@ class QueueAdmin:
         )
 
         def look(tables: Tables) -> None:
-            listing.add(tables, selection.step(tables))
+            keys = selection.step(tables)
+            if selector.restored:  # what was held before stays so at their release
+                keys = held_by_restore(tables, keys)
+            listing.add(tables, keys)
 
         while not (selection.has_ended or listing.is_full):
             await self._engine.read(look)

@@ -32,9 +32,17 @@ from relay.spool.queue_commands import (
     state_after,
 )
 from relay.spool.shared.columns import recipient_row
-from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries
+from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
 from relay.spool.shared.queue.holds import RELEASED, changed_extra, held_extra
-from relay.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient
+from relay.spool.shared.tables import Tables
+from relay.spool.types import (
+    RESTORED_US,
+    ContentKey,
+    Key,
+    NewMessage,
+    NewRecipient,
+    Selector,
+)
 
 _OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"
@@ -151,7 +159,7 @@ def _reroute_targets(loaded: LoadedEntries, key: Key, to: RouteLookup) -> Rerout
         found = to(address, facts.reverse_path)
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
             rejected.append(number)
-        elif found.next_hop.key == facts.next_hop:
+        elif found.next_hop.key == facts.next_hop and not facts.is_held_by(found):
             already.append(number)
         else:
             onward.setdefault(found, []).append(number)
@@ -184,6 +192,13 @@ def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
     holds = (one for one in loaded.operations_on(key) if one["operation"] == Operation.HOLD)
     is_of_restore = next(iter(holds), {}).get("restored", False)
     return "" if is_of_restore else "it was held before the backup, and stays held"
+
+
+def held_by_restore(tables: Tables, keys: Sequence[Key]) -> list[Key]:
+    """Return which of these restored entries a release of what was restored lets go."""
+    release = QueueCommand(Operation.RELEASE, Selector(restored=True), who="")
+    loaded = load_entries(tables, release, keys)
+    return [key for key in keys if key in loaded.facts and not _held_before(loaded, release, key)]
 
 
 class _EntryChanger:
@@ -409,8 +424,9 @@ class _EntryChanger:
         self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
     ) -> None:
         """Let an entry wait at its new next hop, or be held there."""
-        is_held = facts.is_held_by(to)
-        self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
+        if is_held := facts.is_held_by(to):
+            retry_us = to.held_until_us or None
+        self._wait(key, facts, retry_us=retry_us, is_held=is_held)
         if is_held:
             self._note_hold(key, facts, to.held)
             detail = self._events.setdefault(key[0], self._new_detail())

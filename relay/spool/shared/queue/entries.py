@@ -33,7 +33,7 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN
-from relay.spool.shared.queue.holds import count_holds
+from relay.spool.shared.queue.holds import count_holds, is_of_route
 from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_KEY,
@@ -263,10 +263,12 @@ class EntrySelection:
         return [
             (row[0], row[1])
             for row in tables.fetch_each(
-                "SELECT e.message_id, e.number FROM entry e LEFT JOIN message m"
-                f" ON m.id = e.message_id WHERE e.message_id = ? AND e.number = ?{self._condition}",
+                "SELECT e.message_id, e.number, e.next_hop, e.extra FROM entry e"
+                " LEFT JOIN message m ON m.id = e.message_id"
+                f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in some],
             )
+            if not self._selector.route or is_of_route(self._selector.route, *row[2:])
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
@@ -385,11 +387,8 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
         add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
     if selector.client:  # as the row has it: HELO [ADDRESS]
         add("m.client", [one.format(like(selector.client)) for one in ("{} [%]", "% [{}]")])
-    if selector.route:  # NextHop.key has it after a space, and may have more spaces in it
-        add("e.next_hop", [f"% {like(selector.route)}"])
-        if "*" not in selector.route:
-            conditions.append("substr(e.next_hop, 1, length(e.next_hop) - ?) NOT LIKE '% %'")
-            values.append(len(selector.route) + 1)
+    if selector.route:  # which of these, is_of_route() decides
+        conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
     for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
         if pattern:
             forms = _address_forms(pattern)
@@ -444,7 +443,7 @@ class EntryFacts(Struct, frozen=True):
         return self.extra.rule if self.extra is not None and is_held else ""
 
     def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at a new next hop: not what was released before, and not what
+        """Whether the routes hold it at this next hop: not what was released before, and not what
         an operator sends there who has seen it captured.
         """
         if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):

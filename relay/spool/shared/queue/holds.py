@@ -18,11 +18,19 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
+from relay.journeys.message_list import matches_pattern
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
 from relay.spool.shared.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, HoldsFullError, Key, NewMessage, Unanswered
+from relay.spool.types import (
+    Claim,
+    HoldsFullError,
+    Key,
+    NewMessage,
+    Unanswered,
+    readable_extra,
+)
 
 HELD_BY_RULES = "held_by_rules"  # the counter
 # Fields of EntryExtra
@@ -86,6 +94,15 @@ def held_extra(text: str, reason: str, *, since_us: int) -> str:
     time, and by no rule.
     """
     return changed_extra(text, reason=reason, since_us=since_us, rule="", silent=False)
+
+
+def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
+    """Whether a route with such a name leads to the next hop, or holds the entry there."""
+    extra = readable_extra(extra_text)
+    reason = extra.reason if extra is not None else ""
+    holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
+    names = (next_hop.partition(" ")[2], holder)  # NextHop.key
+    return any(name and matches_pattern(pattern, name) for name in names)
 
 
 def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
