@@ -69,15 +69,6 @@ _RECORD_ROOT = (
 _WAS_USED = "SELECT 1 FROM counter WHERE name = 'delivered' AND value > 0"
 
 
-class RecordedRoot(Struct, frozen=True):
-    """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
-    any mail was ever delivered locally.
-    """
-
-    id: str
-    was_used: bool
-
-
 class DevelopmentSpool(Protocol):
     """What only a development relay does, whose engine is SQLite."""
 
@@ -278,14 +269,16 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     def _last_event(self, tables: Tables) -> int:
         return recorded_events.last_event(tables)
 
-    async def mail_root(self, store: str) -> RecordedRoot:
-        """Return what is recorded of the mail root of `store`."""
+    async def mail_root(self, store: str) -> tuple[str, bool]:
+        """Return the id that is recorded of the mail root of `store`, "" for none, and whether any
+        mail was ever delivered locally.
+        """
         return await self.read(lambda tables: self._root(tables, store))
 
-    def _root(self, tables: Tables, store: str) -> RecordedRoot:
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
         row = tables.fetch_one(_ROOT, (store,))
         was_used = tables.fetch_one(_WAS_USED) is not None
-        return RecordedRoot(row[0] if row is not None else "", was_used=was_used)
+        return (row[0] if row is not None else ""), was_used
 
     async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
         """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
@@ -333,7 +326,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
                 "since": rfc3339(one.since_us),
                 "until": None if one.until_us is None else times.wall_time(one.until_us),
             }
-            for one in self.queue_admin.standing.current()
+            for one in self.queue_admin.standing()
         ]
         return {**await self.maintenance.stats(), "holds": holds}
 

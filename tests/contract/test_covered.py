@@ -39,4 +39,4 @@ def test_every_method_is_used() -> None:
     needed = {name for one in other_rooms for name in re.findall(r"\.(\w+)", one.read_text())}
     assert len(declared & needed) > 40
     for_engines = {"added", "ask", "has_room", "take_over"}  # other rooms use the names for others
-    assert (declared & needed) - used == for_engines
+    assert (declared & needed) - used - for_engines == set()

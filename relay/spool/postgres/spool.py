@@ -23,7 +23,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.engine import SUBMISSION_KEEP_S, News, RecordedRoot, SpoolEngine
+from relay.spool.engine import SUBMISSION_KEEP_S, News, SpoolEngine
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
@@ -33,7 +33,6 @@ from relay.spool.postgres.maintenance import PostgresMaintenance
 from relay.spool.postgres.nodes import NodeIdentity, place_of
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
-from relay.spool.postgres.transactions import Bodies
 from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
@@ -43,7 +42,7 @@ from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.history import recorded_events
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
-from relay.spool.shared.tables import Tables
+from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -269,11 +268,11 @@ class PostgresSpool(SpoolEngine):
     def close(self) -> None:
         """SpoolEngine.close: nothing was connected."""
 
-    def _root(self, tables: Tables, store: str) -> RecordedRoot:
-        found = super()._root(tables, store)
-        if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
-            return found
-        return RecordedRoot("", was_used=False)  # the others were
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
+        root_id, was_used = super()._root(tables, store)
+        if root_id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
+            return root_id, was_used
+        return "", False  # the others were used
 
     async def accept(
         self,
@@ -465,9 +464,9 @@ class PostgresSpool(SpoolEngine):
         rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
         return [name for (name,) in rows]
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[Bodies]:
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """QueueEngine.store_contents. If one cannot be written, all are removed."""
-        stored: list[Bodies] = []
+        stored: list[StoredBodies] = []
         try:
             for message in reports:
                 stored += [await self._bodies.store(message)]
@@ -480,7 +479,7 @@ class PostgresSpool(SpoolEngine):
         self,
         transaction: Any,
         reports: Sequence[NewMessage],
-        stored: Sequence[Bodies],
+        stored: StoredContents,
         *,
         original: str,
     ) -> None:
@@ -491,11 +490,11 @@ class PostgresSpool(SpoolEngine):
                 transaction, report, bodies, claim=False, captured=self._captured, store=store
             )
 
-    def committed(self, stored: Sequence[Bodies]) -> None:
+    def committed(self, stored: StoredContents) -> None:
         """QueueEngine.committed."""
         self._bodies.accepted(stored)
 
-    async def discard(self, stored: Sequence[Bodies]) -> None:
+    async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
         await self._bodies.discard(stored)
 

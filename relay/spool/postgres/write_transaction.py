@@ -164,24 +164,6 @@ class WriteTransaction(ConnectionTables):
 Operation = Callable[[WriteTransaction], T]
 
 
-class WaitingOperation(Struct, frozen=True):
-    """An operation that waits for its commit."""
-
-    operation: Operation[Any]  # what it does
-    future: asyncio.Future[Any]  # of its answer
-    size: int = 0  # of the octets that it writes, about
-    accepts: bool = False  # after some seconds its caller gets an error
-    leased: bool = False  # it is refused once the lease of this node has ended
-    alone: bool = False  # it reads, or runs statements
-    is_order: bool = False  # see submit()
-    since_s: float = 0.0  # when it was submitted
-
-    @property
-    def begin(self) -> str:
-        """What begins its transaction, if it runs alone."""
-        return "BEGIN ISOLATION LEVEL REPEATABLE READ" if self.is_order else "BEGIN"
-
-
 class StaleClaimError(SpoolError):
     """A result is of a claim that has ended."""
 

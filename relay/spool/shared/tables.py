@@ -20,14 +20,27 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from msgspec import Struct
+
 from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 P = ParamSpec("P")
 T = TypeVar("T")
-StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
+
+
+class StoredBody(Struct, frozen=True):
+    """What was stored of a content, for its row."""
+
+    name: str  # of the file or of the body in the database
+    crc32: int  # of its octets
+    parts: int = 1  # of a body in the database
+
+
+StoredBodies = Mapping[int, StoredBody]  # by the index of the content in its message
+StoredContents = Sequence[StoredBodies]  # of some messages
 
 
 class Tables(Protocol):

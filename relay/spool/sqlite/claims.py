@@ -10,10 +10,9 @@ raises its epoch.
 See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.spool.shared.columns import LIVE_STATES
@@ -79,23 +78,17 @@ _TAKE = (
 )
 
 
-class DueEntries(Struct, frozen=True):
-    """The result of a query. Its claims have the epochs before they are claimed.
-
-    `damaged` says what is wrong with the rows of other entries.
+def find_due(
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[DueBatch, dict[Key, str]]:
+    """Find up to `limit` entries that are due; nothing is changed. Return claims with the epochs
+    before they are claimed, and what is wrong with the rows of other entries.
     """
-
-    seen: DueBatch
-    damaged: dict[Key, str]
-
-
-def find_due(tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int) -> DueEntries:
-    """Find up to `limit` entries that are due; nothing is changed."""
     scan = _scan_level if look.next_hop is None else _scan_next_hop
     with tables.snapshot():  # an entry's rows as they are under its epoch
         keys, seen = scan(tables, look, now_us=now_us, limit=limit)
         claims, damaged = read_claims(tables, keys)
-    return DueEntries(replace(seen, claims=claims), damaged)
+    return replace(seen, claims=claims), damaged
 
 
 def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
@@ -145,19 +138,21 @@ def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
     batch.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
 
 
-def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> tuple[Claim, ...]:
+def take_claims(
+    batch: Batch, found: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
+) -> tuple[Claim, ...]:
     """Claim what was found, except entries that were claimed since; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
     continue: this is in the log, in the journey and in the queue list.
     """
-    keys = [(*claim.key, claim.epoch) for claim in found.seen.claims]
+    keys = [(*claim.key, claim.epoch) for claim in found]
     taken = set(batch.fetch_each(_TAKE, keys))
     claims = [
         end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
-        for claim in found.seen.claims
+        for claim in found
         if claim.key in taken
     ]
-    for key, text in found.damaged.items():
+    for key, text in damaged.items():
         hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
     return tuple(claims)

@@ -28,7 +28,7 @@ from relay.spool.shared.columns import inline_content
 from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
-from relay.spool.shared.tables import Tables
+from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
@@ -41,7 +41,6 @@ from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
     IncomingFile,
-    StoredFiles,
     is_in_file,
 )
 from relay.spool.sqlite.damage import Damage
@@ -322,14 +321,14 @@ class SqliteSpool(SpoolEngine):
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
-        found = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
-        if not found.seen.claims and not found.damaged:
-            return found.seen
+        seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
+        if not seen.claims and not damaged:
+            return seen
         at_us = self._clock.time_us()
         claims = await self._writer.submit(
-            lambda b: take_claims(b, found, now_us=now_us, at_us=at_us)
+            lambda b: take_claims(b, seen.claims, damaged, now_us=now_us, at_us=at_us)
         )
-        return replace(found.seen, claims=claims)
+        return replace(seen, claims=claims)
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
@@ -390,14 +389,14 @@ class SqliteSpool(SpoolEngine):
         self.reserve_file.make()
         return disk_of(self.reserve_file.directory)
 
-    async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[StoredFiles]:
+    async def _store_large(self, messages: Iterable[NewMessage]) -> StoredContents:
         """Write the contents that need a file. If one cannot be written, all are removed."""
-        files: list[StoredFiles] = []
+        files: list[StoredBodies] = []
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
                 large = {index for index in used if is_in_file(message.contents[index])}
-                stored: StoredFiles = {}
+                stored: StoredBodies = {}
                 if large:
                     write = partial(self._files.write, message.facts.id, message.contents)
                     stored = await asyncio.to_thread(write, only=large)
@@ -407,7 +406,7 @@ class SqliteSpool(SpoolEngine):
             raise
         return files
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[StoredFiles]:
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
         if not reports:
             return ()
@@ -418,13 +417,13 @@ class SqliteSpool(SpoolEngine):
                 raise
             return await self._store_large(reports)
 
-    async def discard(self, stored: Sequence[StoredFiles]) -> None:
+    async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
         names = [file.name for some in stored for file in some.values()]
         if names:
             await asyncio.to_thread(self._files.remove, names)
 
-    def committed(self, stored: Sequence[StoredFiles]) -> None:
+    def committed(self, stored: StoredContents) -> None:
         """QueueEngine.committed."""
         self._files.committed(stored)
 
@@ -454,7 +453,7 @@ class SqliteSpool(SpoolEngine):
         self,
         transaction: Any,
         reports: Sequence[NewMessage],
-        stored: Sequence[StoredFiles],
+        stored: StoredContents,
         *,
         original: str,  # noqa: ARG002 - there is one mail root
     ) -> None:

@@ -38,7 +38,7 @@ from relay.spool.shared.rows.settled import (
     settled_rows,
     waiting_columns,
 )
-from relay.spool.sqlite.content_files import StoredFile, StoredFiles
+from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -68,7 +68,7 @@ _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 def accept(
     batch: Batch,
     messages: Sequence[NewMessage],
-    files: Sequence[StoredFiles],
+    files: StoredContents,
     *,
     submission_key: str,
     submission_expires_us: int,
@@ -103,7 +103,7 @@ def accept(
 def settle(
     batch: Batch,
     settlement: Settlement,
-    files: Sequence[StoredFiles],
+    files: StoredContents,
     *,
     captured: CapturedMail,
     claim_reports: bool,
@@ -152,7 +152,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
 def add_message(
     batch: Batch,
     message: NewMessage,
-    files: StoredFiles,
+    files: StoredBodies,
     *,
     claim: bool,
     captured: CapturedMail,
@@ -229,7 +229,7 @@ def is_content_lost(tables: SqliteTables, message_id: str) -> bool | None:
     return bool(is_lost) if is_lost or is_known else None
 
 
-def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
+def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
     """A content in a file has its name in place of its octets; a large one also its header."""
     if isinstance(content, bytes):
         if file is None:

@@ -155,7 +155,7 @@ class SpoolVerifier:
     def _opened(self) -> apsw.Connection:
         if self._is_owner:
             with translate_os_errors(self._database.parent):
-                if fault := preview_log(self._database).fault:
+                if fault := preview_log(self._database)[1]:
                     raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
         if not self._may_write:

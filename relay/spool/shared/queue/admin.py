@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.message.address import with_a_labels
-from relay.message.envelope import Source
+from relay.message.envelope import Source, domain_of
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
@@ -64,7 +64,6 @@ from relay.spool.shared.queue.entries import (
 )
 from relay.spool.shared.queue.standing_holds import (
     StandingHold,
-    StandingHolds,
     end_new,
     hold_new,
     read_holds,
@@ -102,18 +101,13 @@ _CLAIMED = (
 _log = get_logger("spool")
 
 
-class MessageReports(Struct, frozen=True):
-    """The reports about the cancelled entries of one message, with what is stored of them."""
-
-    plan: ReportPlan
-    stored: StoredContents
-
-
 class PlannedReports(Struct, frozen=True):
-    """`epochs` are those of the entries that the plan is about, None of one that is damaged."""
+    """The reports about cancelled entries."""
 
+    # of the entries that the plans are about; None of one that is damaged
     epochs: Mapping[Key, int | None] = {}
-    by_message: Mapping[str, MessageReports] = {}
+    # of the entries of one message, with what is stored of the reports
+    by_message: Mapping[str, tuple[ReportPlan, StoredContents]] = {}
 
 
 NOTHING_PLANNED = PlannedReports()
@@ -140,7 +134,7 @@ class CancelReports:
             plan = await self._plan(tuple(some), command)
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
-                by_message[message_id] = MessageReports(plan, stored)
+                by_message[message_id] = plan, stored
         return PlannedReports(epochs, by_message)
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
@@ -230,18 +224,32 @@ class QueueAdmin:
         self._reports = CancelReports(engine)
         self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing: set[asyncio.Task[None]] = set()
-        self.standing = StandingHolds(clock)
-        self.standing_hold = self.standing.hold_of
+        self._standing: Sequence[StandingHold] = ()  # as they were read last
 
     async def read_standing(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
-        self.standing.use(await self._engine.read(read_holds))
+        self._standing = await self._engine.read(read_holds)
+
+    def standing(self) -> Sequence[StandingHold]:
+        """Return the holds of domains that have not ended."""
+        now_us = self._clock.queue_us()
+        return [one for one in self._standing if one.until_us is None or one.until_us > now_us]
+
+    def standing_hold(self, address: str) -> tuple[str, int]:
+        """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
+        is not, 0 if no time ends the hold.
+        """
+        if not self._standing:  # nearly always
+            return "", 0
+        domain = domain_of(address)
+        found = next((one for one in self.standing() if one.takes(domain)), None)
+        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
 
     def _ends_standing(self, selector: Selector) -> bool:
         """Whether a release of these entries ends a hold of what comes."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(one.domain, domain) for one in self.standing.current()
+            fnmatchcase(one.domain, domain) for one in self.standing()
         )
 
     async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
@@ -374,12 +382,12 @@ class QueueAdmin:
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
         ids = {one.facts.id for one in made}
-        for one in planned.by_message.values():
-            if any(report.facts.id in ids for report in one.plan.messages):
-                self._engine.committed(one.stored)
-                self._metrics.accepted.labels(Source.REPORT).inc(len(one.plan.messages))
+        for plan, stored in planned.by_message.values():
+            if any(report.facts.id in ids for report in plan.messages):
+                self._engine.committed(stored)
+                self._metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
             else:
-                await self._engine.discard(one.stored)
+                await self._engine.discard(stored)
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
@@ -541,11 +549,12 @@ def change(
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := planned.by_message.get(message_id)) is not None:
-            engine.add_reports(transaction, made.plan.messages, made.stored, original=message_id)
-            transaction.append_events(message_id, made.plan.events)
+            plan, stored = made
+            engine.add_reports(transaction, plan.messages, stored, original=message_id)
+            transaction.append_events(message_id, plan.events)
             paid = [key for key in planned.epochs if key[0] == message_id]
             transaction.execute_each(PAY_REPORTS, paid)
-            result.reports += made.plan.messages
+            result.reports += plan.messages
             result.due_us = times.queue_us
     return result
 

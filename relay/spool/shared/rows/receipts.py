@@ -78,11 +78,11 @@ class ReceiptLedger:
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
         found = []
         for message_id, number, mailbox, copy_id, folder, owed_us, request, state in rows:
-            asked = msgspec.json.decode(request, type=_Asked)
-            if asked.store == self._store():
+            asked = msgspec.json.decode(request, type=dict[str, Any])
+            if asked.get("store", 0) == self._store():
                 owed = OwedReceipt(
-                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.to,
-                    is_trusted=asked.is_trusted, is_sent=state == "sent",
+                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.get("to", ""),
+                    is_trusted=asked.get("is_trusted", False), is_sent=state == "sent",
                 )  # fmt: skip
                 found.append(owed)
         return found
@@ -170,9 +170,3 @@ def count_receipts(tables: Tables) -> int:
 def _of_copies(tables: Tables, *, mailbox: str, copy_ids: Sequence[str]) -> list[Any]:
     where, values = tables.among("copy_id", copy_ids)
     return tables.fetch(f"{_OWED} AND mailbox = ? AND {where}", (mailbox, *values))
-
-
-class _Asked(msgspec.Struct):
-    to: str = ""
-    is_trusted: bool = False
-    store: int = 0
