@@ -10,7 +10,7 @@ from relay.spool.postgres.nodes import node_list
 from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
+from relay.spool.shared.columns import REMOVED_EVENTS
 from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.shared.queue import stats
 from relay.spool.shared.tables import OpenTransaction, QueueEngine
@@ -27,12 +27,6 @@ _REMOVED = (
 class PostgresMaintenance(SpoolMaintenance):
     """A SpoolMaintenance."""
 
-    # OFFSET 0: it is looked for by the key of each message; no table is read as a whole.
-    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id OFFSET 0)"
-    has_live = (
-        "EXISTS (SELECT 1 FROM recipient r"
-        f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} OFFSET 0)"
-    )
     scans = stats.WHOLE
 
     def __init__(

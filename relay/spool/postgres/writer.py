@@ -51,6 +51,7 @@ from relay.spool.postgres.write_transaction import (
     StaleClaimError,
     WriteTransaction,
 )
+from relay.spool.shared.columns import ANCHOR_COLUMNS
 from relay.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, WaitingOperation
 from relay.spool.types import (
     Claim,
@@ -82,7 +83,7 @@ _ADD_UP = (
 )
 # A node continues from its own anchor if its machine was not rebooted, else from the latest.
 _ANCHORS = (
-    "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
+    f"SELECT {ANCHOR_COLUMNS} FROM clock"
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
 )
 _BEGIN = {False: "BEGIN", True: "BEGIN ISOLATION LEVEL REPEATABLE READ"}  # by is_order

@@ -24,6 +24,15 @@ T = TypeVar("T")
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
+# Of a message `m`. OFFSET 0: PostgreSQL looks for it by the key of each, and reads no whole table.
+IS_IN_QUEUE = (
+    "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final'"
+    " LIMIT 1 OFFSET 0)"
+)
+_HAS_LIVE = (
+    "EXISTS (SELECT 1 FROM recipient r"
+    f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} LIMIT 1 OFFSET 0)"
+)
 
 
 class SpoolMaintenance(ABC):
@@ -32,10 +41,6 @@ class SpoolMaintenance(ABC):
     An engine derives from it, and adds what it stores in its own way.
     """
 
-    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
-    has_live = (
-        f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND r.state IN {LIVE_STATES})"
-    )
     scans = stats.SCANS
 
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
@@ -116,7 +121,7 @@ class SpoolMaintenance(ABC):
         the last id that was read, "" when none was left.
         """
         rows = transaction.fetch(
-            f"SELECT id, received_us < ? AND NOT {self.is_in_queue} AND NOT {self.has_live}"
+            f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
             " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
             (before_us, after, self._ids_end(before_us), AT_ONCE),
         )
@@ -142,8 +147,8 @@ class SpoolMaintenance(ABC):
 
     def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> dict[str, int]:
         finished, kept = tables.fetch_one(
-            f"SELECT count(*), count(*) FILTER (WHERE {self.has_live})"
-            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {self.is_in_queue}",
+            f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
+            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {IS_IN_QUEUE}",
             (self._ids_end(before_us), before_us),
         )
         keys = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))

@@ -15,11 +15,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from relay.spool.shared.columns import LIVE_STATES
+from relay.spool.shared.columns import WAITS
 from relay.spool.shared.queue.holds import end_hold, hold_damaged
 from relay.spool.shared.rows import claimed
 from relay.spool.shared.rows.claimed import (
     CLAIM_COLUMNS,
+    IS_NEEDED,
+    OWED,
     RECIPIENT_COLUMNS,
     claims_of,
     scan_level,
@@ -38,26 +40,12 @@ _AFTER = (
     " ORDER BY due_us, message_id, number LIMIT ?"
 )
 _ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry INDEXED BY"
-_WAITS = "WHERE claimed = 0 AND due_us IS NOT NULL AND"
-_OF_LEVEL = f"{_ROW} entry_due {_WAITS} lane = ?{_AFTER}"
+_OF_LEVEL = f"{_ROW} entry_due WHERE {WAITS} AND lane = ?{_AFTER}"
 _ENDED_OF_LEVEL = _OF_LEVEL.replace("sender", f"sender, {claimed.HAS_ENDED}", 1)
-_OF_SENDER = f"{_ROW} entry_sender {_WAITS} sender = ? AND lane = ?{_AFTER}"
-_FOR_HOP = f"FROM entry INDEXED BY entry_hop {_WAITS} next_hop = ?1 AND lane = ?2 AND"
-# A loose index scan: one seek to the next sender, one to its first due entry.
-_SENDERS = (
-    "WITH RECURSIVE turn (sender) AS ("
-    f" SELECT (SELECT sender {_FOR_HOP} sender > ?3 ORDER BY sender LIMIT 1) UNION ALL"
-    f" SELECT (SELECT sender {_FOR_HOP} sender > turn.sender ORDER BY sender LIMIT 1)"
-    " FROM turn WHERE turn.sender IS NOT NULL)"
-    f" SELECT sender, (SELECT due_us {_FOR_HOP} sender = turn.sender ORDER BY due_us LIMIT 1)"
-    " FROM turn WHERE sender IS NOT NULL LIMIT ?4"
-)
-_OF_SENDER_FOR_HOP = (
-    f"SELECT message_id, number {_FOR_HOP} sender = ?3 AND due_us <= ?4 ORDER BY due_us LIMIT ?5"
-)
+_OF_SENDER = f"{_ROW} entry_sender WHERE {WAITS} AND sender = ? AND lane = ?{_AFTER}"
 _NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
     "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
-    f" {_WAITS} lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
+    f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
     for level in PriorityLevel
 ) + ")"  # fmt: skip
 _KEYS = "FROM json_each(?) k CROSS JOIN"
@@ -67,10 +55,9 @@ _FACTS = (
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
 _RECIPIENTS = (
-    "SELECT r.message_id, r.entry, iif(r.owed_report = '', '', r.state || ' ' || r.owed_report),"
-    f" {RECIPIENT_COLUMNS} {_KEYS} recipient r"
+    f"SELECT r.message_id, r.entry, {OWED}, {RECIPIENT_COLUMNS} {_KEYS} recipient r"
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
-    f" AND (r.state IN {LIVE_STATES} OR r.owed_report <> '') ORDER BY 1, 2, 4"
+    f" AND {IS_NEEDED} ORDER BY 1, 2, 4"
 )
 _TAKE = (
     "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
@@ -84,9 +71,13 @@ def find_due(
     """Find up to `limit` entries that are due; nothing is changed. Return claims with the epochs
     before they are claimed, and what is wrong with the rows of other entries.
     """
-    scan = _scan_level if look.next_hop is None else _scan_next_hop
     with tables.snapshot():  # an entry's rows as they are under its epoch
-        keys, seen = scan(tables, look, now_us=now_us, limit=limit)
+        if look.next_hop is None:
+            keys, seen = _scan_level(tables, look, now_us=now_us, limit=limit)
+        else:
+            keys, seen = scan_next_hop(
+                tables, look, ("lane", int(look.level)), now_us=now_us, limit=limit
+            )
         claims, damaged = read_claims(tables, keys)
     return replace(seen, claims=claims), damaged
 
@@ -118,19 +109,6 @@ def _scan_level(
     after = look.after or Position(-1, "", 0)
     rest = (now_us, after.due_us, after.message_id, after.number, claimed.ROWS_MAX)
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
-
-
-def _scan_next_hop(
-    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
-) -> tuple[list[Key], DueBatch]:
-    assert look.next_hop is not None
-    hop = (look.next_hop.key, int(look.level))
-    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, claimed.SENDERS_MAX))
-
-    def take(sender: int, number: int) -> list[Key]:
-        return tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
-
-    return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
 
 
 def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:

@@ -16,7 +16,7 @@ from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
 from relay.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.shared.history.recorded_events import last_sequence
-from relay.spool.shared.maintenance import AT_ONCE, SpoolMaintenance
+from relay.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
 from relay.spool.shared.queue.holds import count_removed
 from relay.spool.shared.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.shared.tables import OpenTransaction, QueueEngine
@@ -156,7 +156,7 @@ class Maintenance(SpoolMaintenance):
     async def sizes(self, limit: int) -> list[tuple[int, int]]:
         """DevelopmentSpool.sizes."""
         sql = (
-            f"SELECT id, CASE WHEN {self.is_in_queue} THEN size ELSE 0 END FROM message m"
+            f"SELECT id, CASE WHEN {IS_IN_QUEUE} THEN size ELSE 0 END FROM message m"
             " ORDER BY id DESC LIMIT ?"
         )
         rows = await self._engine.read(lambda tables: tables.fetch(sql, (limit,)))
