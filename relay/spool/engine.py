@@ -27,7 +27,7 @@ The caller holds the owner lock of the state_dir, so that a queue has one owner.
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from enum import Flag, StrEnum, auto
+from enum import Flag, auto
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -331,19 +331,10 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         return {**await self.maintenance.stats(), "holds": holds}
 
 
-class SpoolFault(StrEnum):
-    """What is wrong; docs/operation-repair.md explains each."""
-
-    DAMAGED_SPOOL = "damaged-spool"
-    LOST_ROW = "lost-row"
-    LOST_CONTENT = "lost-content"
-    NEVER_DUE = "never-due"
-    UNNEEDED_CONTENT = "unneeded-content"
-    COUNTERS = "counters"
-
-
 class SpoolFinding(Struct, frozen=True):
-    """A fault; `action` is what was done about it, or what can be."""
+    """A fault, of a kind that docs/operation-repair.md explains. `action` is what was done about
+    it, or what can be.
+    """
 
     kind: str
     where: str

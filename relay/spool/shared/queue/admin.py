@@ -69,7 +69,6 @@ from relay.spool.shared.queue.standing_holds import (
     read_holds,
 )
 from relay.spool.shared.tables import (
-    Leftovers,
     OpenTransaction,
     QueueEngine,
     StoredContents,
@@ -359,18 +358,17 @@ class QueueAdmin:
                     _write, command=answer.command, keys=left, engine=self._engine, taken=taken,
                     times=self._times(), planned=planned, listing=answer.listing,
                 )  # fmt: skip
-                done = await self._engine.change(write)
+                result, listed = await self._engine.change(write)
             except Exception:
                 self._release_later(taken)
                 await self._discard(planned, ())
                 raise
-            result = done.result
             await self._discard(planned, result.reports)
-            self._follow_up(done)
+            self._follow_up(result)
             certain = (
                 one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
             )
-            answer.add(certain, done.listed, reports=len(result.reports))
+            answer.add(certain, listed, reports=len(result.reports))
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
                 return
@@ -401,13 +399,12 @@ class QueueAdmin:
             return frozenset()
         return self._delivery.withdraw(keys)
 
-    def _follow_up(self, done: "_Done") -> None:
+    def _follow_up(self, result: ChangeResult) -> None:
         """Run what follows a durable change."""
-        result = done.result
         if result.cancelled:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
-        if done.left:
-            self._engine.remove(done.left)
+        if result.left:
+            self._engine.remove(result.left)
         if self._delivery is None:
             return
         if result.next_hops:
@@ -487,14 +484,6 @@ class _ReportBuilder:
         self._record(self.report.counts[CommandResult.DONE])
 
 
-class _Done(Struct, frozen=True):
-    """What a transaction did, the entries as it left them, and what is to be removed after it."""
-
-    result: ChangeResult
-    listed: EntryListBuilder
-    left: Leftovers
-
-
 def _write(
     transaction: OpenTransaction,
     *,
@@ -505,7 +494,7 @@ def _write(
     times: CommandTimes,
     planned: PlannedReports,
     listing: Callable[[], EntryListBuilder],
-) -> _Done:
+) -> tuple[ChangeResult, EntryListBuilder]:
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = change(
         transaction, command, keys, engine=engine, taken=taken, times=times, planned=planned
@@ -518,8 +507,9 @@ def _write(
         for one in (key, *result.made.get(key, ()))
     }
     listed.add(transaction, list(shown), shown)
-    left = engine.entries_ended(transaction, result.ended) if result.ended else None
-    return _Done(result, listed, left)
+    if result.ended:
+        result.left = engine.entries_ended(transaction, result.ended)
+    return result, listed
 
 
 def change(

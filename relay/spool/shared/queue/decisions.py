@@ -34,7 +34,7 @@ from relay.spool.queue_commands import (
 from relay.spool.shared.columns import recipient_row
 from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
 from relay.spool.shared.queue.holds import RELEASED, changed_extra, held_extra
-from relay.spool.shared.tables import Tables
+from relay.spool.shared.tables import Leftovers, Tables
 from relay.spool.types import (
     RESTORED_US,
     ContentKey,
@@ -66,8 +66,9 @@ class CommandTimes(Struct, frozen=True):
 
 @dataclass(slots=True)
 class ChangeResult:
-    """What one transaction did: a result and a note for each entry, new and ended entries."""
+    """What one transaction did."""
 
+    # of each entry, with a note
     results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
     made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
     next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
@@ -75,6 +76,7 @@ class ChangeResult:
     ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
     cancelled: int = 0  # recipients
     reports: list[NewMessage] = field(default_factory=list)  # to senders
+    left: Leftovers = None  # to be removed once it is durable
 
 
 class RerouteTargets(Struct, frozen=True):
