@@ -41,6 +41,7 @@ from relay.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
 from relay.message.content import Content
 from relay.observe.metrics import Metrics
 from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.spool.shared.history import journeys, message_list, recorded_events
 from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.shared.queue.admin import QueueAdmin
@@ -129,6 +130,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     """
 
     maintenance: SpoolMaintenance  # its periodic work
+    _writer: GroupWriter
     find_queue_ids = reads(message_list.find_queue_ids)
     search = reads(message_list.search)
     find_page = reads(message_list.find_page)
@@ -190,17 +192,21 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         """Close an engine that was not started."""
         ...
 
-    @abstractmethod
     def load(self) -> SpoolLoad:
-        """Return the load, without a disk access."""
-        ...
+        """Return the load, without a disk access. A server that is away is no pressure: programs'
+        mail is taken.
+        """
+        return SpoolLoad(
+            entries=self.maintenance.entries,
+            backlog=self._writer.waiting / WAITING_MAX,
+            commit_s=self._writer.commit_timer.commit_s(),
+        )
 
-    @abstractmethod
     def rounds(self) -> int | None:
         """Wake what writes, and return a number that it raises: it is blocked if the number is the
         same seconds later. An error of the disk or the server is no block. None: it does not run.
         """
-        ...
+        return self._writer.rounds()
 
     @abstractmethod
     def health(self) -> str:

@@ -38,7 +38,6 @@ from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimErro
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
 from relay.spool.shared.columns import NO_EVENTS
-from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.history import recorded_events
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
@@ -56,7 +55,6 @@ from relay.spool.types import (
     SentReceipt,
     Settlement,
     SpoolError,
-    SpoolLoad,
     SpoolUnavailableError,
 )
 
@@ -127,6 +125,7 @@ class PostgresSpool(SpoolEngine):
     """The engine of a node."""
 
     maintenance: PostgresMaintenance
+    _writer: WriteConnection
     contents_sql = (
         "SELECT e.message_id, c.size, c.data, c.header, c.body, c.eight_bit, c.crc32 FROM entry e"
         " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id WHERE {}"
@@ -405,18 +404,6 @@ class PostgresSpool(SpoolEngine):
     def _last_event(self, tables: Any) -> int:  # what runs may still record smaller ones
         last = self._final_events.read(tables)
         return max(last, recorded_events.removed_to(tables), NO_EVENTS)
-
-    def load(self) -> SpoolLoad:
-        """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""
-        return SpoolLoad(
-            entries=self.maintenance.entries,
-            backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.commit_timer.commit_s(),
-        )
-
-    def rounds(self) -> int | None:
-        """SpoolEngine.rounds."""
-        return self._writer.rounds()
 
     def health(self) -> str:
         """SpoolEngine.health."""

@@ -25,7 +25,6 @@ from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
 from relay.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
 from relay.spool.shared.columns import inline_content
-from relay.spool.shared.group_commit import WAITING_MAX
 from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.shared.rows.receipts import count_receipts
 from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
@@ -107,6 +106,7 @@ class SqliteSpool(SpoolEngine):
     """Open it only with the owner's lock: the start frees claims of a dead owner."""
 
     maintenance: Maintenance
+    _writer: Writer
     contents_sql = (  # one statement, because the id of a content that is removed may be used again
         f"SELECT e.message_id, {_CONTENT} FROM entry e JOIN content c ON c.id = e.content_id"
         " WHERE {} AND e.state <> 'final'"
@@ -367,18 +367,9 @@ class SqliteSpool(SpoolEngine):
         return inline_content(name, data, size=size, crc32=crc32)
 
     def load(self) -> SpoolLoad:
-        """Return the load, without a disk access."""
-        return SpoolLoad(
-            entries=self.maintenance.entries,
-            backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.commit_timer.commit_s(),
-            is_failing=self._writer.is_failing,
-            kept_bytes=self.reserve_file.missing_bytes,
-        )
-
-    def rounds(self) -> int | None:
-        """SpoolEngine.rounds."""
-        return self._writer.rounds()
+        """SpoolEngine.load."""
+        failing, kept_bytes = self._writer.is_failing, self.reserve_file.missing_bytes
+        return replace(super().load(), is_failing=failing, kept_bytes=kept_bytes)
 
     def health(self) -> str:
         """SpoolEngine.health."""
