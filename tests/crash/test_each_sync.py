@@ -273,8 +273,9 @@ async def damaged_submissions(trial: PowerLossTrial) -> None:
     pending.path.unlink()
     pending.path.write_bytes(b"")
     store = trial.settled_store()
-    assert await store._threads.run(store._directory.list_ready, (), 10) == []
-    await trial.promised(("drafts", "asked"), aside=1)
+    (found,) = await store._threads.run(store._directory.list_ready, (), 10)
+    await store.ready.fail(found, mime("report"), report_to=ALICE, to_corrupt=True)
+    await trial.promised(("drafts", "asked"), ("inbox", "report, unread"), aside=1)
 
 
 async def schedule_message(trial: PowerLossTrial, **properties: object) -> PendingSubmission:
