@@ -542,6 +542,7 @@ OUTDATED_WORDS = {
     "salvage": ("relay/spool/sqlite/spool_files.py",),
     "steady_us": (
         "relay/outbox/on_disk.py",
+        "relay/spool/shared/columns.py",
         "relay/spool/sqlite/",
         "relay/spool/postgres/",
     ),

@@ -25,7 +25,7 @@ In a development relay:
 - `release`: to whom captured mail may leave this machine
 
 Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command does to an entry:
-`relay/spool/queue/decisions.py`; how a journey is made: `relay/journeys/journey.py`; the
+`relay/spool/shared/queue/decisions.py`; how a journey is made: `relay/journeys/journey.py`; the
 answer of explain: `relay/app/explain.py`.
 """
 

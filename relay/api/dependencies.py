@@ -29,7 +29,8 @@ from relay.observe.metrics import Metrics
 from relay.outbox.ready_submissions import ReadySubmissions
 from relay.outbox.restored import RestoredSubmissions
 from relay.refusals.refusal import RefusalStore
-from relay.spool.queue_commands import QueueAdmin, RouteLookup
+from relay.spool.queue_commands import RouteLookup
+from relay.spool.shared.queue.admin import QueueAdmin
 
 
 class ClientSettings(Struct, frozen=True):

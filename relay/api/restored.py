@@ -19,9 +19,9 @@ from relay.spool.queue_commands import (
     CommandResult,
     EntryList,
     Operation,
-    QueueAdmin,
     QueueCommand,
 )
+from relay.spool.shared.queue.admin import QueueAdmin
 from relay.spool.types import FIRST_KEY, Key, PriorityLevel, Selector, SpoolUnavailableError
 
 P = ParamSpec("P")

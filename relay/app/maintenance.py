@@ -178,14 +178,14 @@ class MailRootAttendant:
             self.root.open("", may_take=True)
             return
         try:
-            known = await self.spool.mail_root(self.name)
+            known_id, was_used = await self.spool.mail_root(self.name)
         except SpoolError:
             with suppress(ForeignRootError):
                 self.root.open("", may_take=False)
             return
         self._is_known = True
         try:
-            self.root.open(known.id, may_take=not known.was_used)
+            self.root.open(known_id, may_take=not was_used)
         except ForeignRootError as error:
             raise self._foreign(error) from None
 
@@ -195,12 +195,12 @@ class MailRootAttendant:
         """
         if self._recorded == self.root.id:
             return
-        known = await self.spool.mail_root(self.name)
+        known_id, _ = await self.spool.mail_root(self.name)
         if not self._takes_any:
-            self._check_id(known.id)
+            self._check_id(known_id)
         self._is_known = True
         found = await self.spool.record_mail_root(
-            self.name, self.root.id, instead_of=known.id if self._takes_any else ""
+            self.name, self.root.id, instead_of=known_id if self._takes_any else ""
         )
         self._check_id(found)  # another one may have come at the same moment
         self._recorded = found

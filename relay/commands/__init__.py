@@ -35,5 +35,5 @@ Copies and repairs:
 - `adopt`: `relay storage adopt`: another mail root becomes that of the spool
 
 Elsewhere: what verify checks: `verify` of the spool's engine in `relay/spool`; what a queue command
-does to an entry: `relay/spool/queue/decisions.py`.
+does to an entry: `relay/spool/shared/queue/decisions.py`.
 """

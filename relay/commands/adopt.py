@@ -61,7 +61,7 @@ async def _adopt(
         raise NotAdoptedError(f"{path} has {has}")
     store = settings.mailboxes.store
     async with opened_spool(settings, clock) as engine:
-        known_id = (await engine.mail_root(store)).id
+        known_id, _ = await engine.mail_root(store)
         if not confirm(FoundRoot(str(path), found_id, known_id)):
             raise NotAdoptedError("nothing was changed")
         adopted = FoundRoot(str(path), found_id or write_id(path), known_id)

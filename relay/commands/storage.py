@@ -26,8 +26,7 @@ from relay.mailbox.maildir import DirectorySync, list_names
 from relay.outbox.idempotency import damaged_records
 from relay.outbox.on_disk import SubmissionDirectory
 from relay.settings.tree import Settings
-from relay.spool.engine import SpoolFinding, SpoolStorage
-from relay.spool.shared_spool import SUBMISSION_KEEP_S
+from relay.spool.engine import SUBMISSION_KEEP_S, SpoolFinding, SpoolStorage
 from relay.spool.types import SpoolDamagedError, SpoolUnsupportedError
 
 _FINDINGS_MAX = 10_000  # of one document
@@ -105,7 +104,7 @@ def _verify_spool(
         for lost in _lost_messages(settings, stored, clock):
             found(lost)
     with suppress(SpoolUnsupportedError):  # those of the database check it
-        return stored.tools().verify(
+        return stored.verify(
             is_owner=is_owner, full=options.full, recount=options.recount, clock=clock,
             report=found,
         )  # fmt: skip
@@ -160,7 +159,7 @@ class BackupRefusedError(Exception):
 
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = _stored(settings).tools().backup_size()
+    found = _stored(settings).backup_size()
     dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
     return {
         "database": {"bytes": found.database_bytes},
@@ -213,7 +212,7 @@ def back_up(
 def _stored(settings: Settings) -> SpoolStorage:
     """Return a spool that exists and can be read, and has tools of Relay's."""
     stored = spool.storage(settings)
-    stored.tools()
+    stored.require_tools()
     _check_readable(stored)
     if not stored.exists():
         raise BackupRefusedError(f"there is no {stored}")

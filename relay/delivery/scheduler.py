@@ -47,7 +47,7 @@ from relay.mime.encode_for_host import EncodedForHost, Need
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import HopOptions, RouteTable
-from relay.spool.queue_commands import QueueAdmin
+from relay.spool.shared.queue.admin import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 _log = get_logger("delivery")

@@ -8,19 +8,17 @@ open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme 
 is imported on first use, so that a process that needs only the values does not load it, nor one
 engine the library of the other.
 
+What callers see:
+
 - `types`: messages, entries, claims, settlements, errors (also of the disk); the Protocol Spool
-- `engine`: what an engine must do (SpoolEngine, SpoolStorage); kinds of faults of verify
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
-- `rows`: what accepting, claiming and settling write; which due entries are claimed
-- `queue`: what queue commands do to entries; holds; counts
-- `history`: journeys, the list of messages, events, reports from outside
-- `shared_spool`: the part of an engine that both have: mail root, submission keys
-- `shared_maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
-- `group_commit`: what both writers share: waiting operations, how long commits take
-- `tables`: what an engine supplies for rows, lists, queue commands and maintenance; which SQL works
-  on both databases
-- `columns`: columns and values of rows, checksums of contents
+- `engine`: what every engine does, and what each adds (SpoolEngine); its stored form for commands
+  (SpoolStorage); kinds of faults of verify
+
+Behind it:
+
+- `shared`: what both engines do alike, and the SQL that both databases understand
 - `sqlite`: the engine on SQLite: its writer, its files, verify
 - `postgres`: the engine on PostgreSQL, which several nodes share
 

@@ -1,11 +1,12 @@
-"""The interface of a spool engine: Spool, SpoolHistory, and what only the owner of a queue needs.
+"""A spool engine: Spool, SpoolHistory, and what only the owner of a queue needs.
 
 relay.spool.open() returns the SpoolEngine that `spool.url` names; relay.spool.storage() returns its
 SpoolStorage, for commands that need no running queue. No room outside relay/spool knows the engine.
 Delivery and acceptance take the Spool, readers the SpoolHistory (relay.journeys), relay.app all.
 
-To write another engine, implement both Protocols, choose it by the scheme of the URL in
-relay/spool/__init__.py, and add it to the fixture of tests/contract, which state what follows:
+To write another engine, derive from SpoolEngine and SpoolMaintenance, implement SpoolStorage,
+choose it by the scheme of the URL in relay/spool/__init__.py, and add it to the fixture of
+tests/contract, which state what follows:
 
 - A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
 - A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
@@ -23,64 +24,50 @@ relay/spool/__init__.py, and add it to the fixture of tests/contract, which stat
 The caller holds the owner lock of the state_dir, so that a queue has one owner.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from enum import Flag, StrEnum, auto
+from enum import Flag, auto
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
-from relay.base.clock import Clock
+from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
 from relay.base.pressure import Disk
+from relay.journeys.document import Journey
 from relay.journeys.message_list import ListedRecipient
-from relay.journeys.spool_history import SpoolHistory
-from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
-from relay.spool.queue_commands import QueueAdmin
-from relay.spool.types import Claim, QueueCounts, Spool, SpoolError, SpoolLoad
+from relay.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
+from relay.message.content import Content
+from relay.observe.metrics import Metrics
+from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.shared.group_commit import WAITING_MAX, GroupWriter
+from relay.spool.shared.history import journeys, message_list, recorded_events
+from relay.spool.shared.maintenance import SpoolMaintenance
+from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.rows.accepted import CapturedMail, accepted_as
+from relay.spool.shared.rows.claimed import late_recipients
+from relay.spool.shared.rows.receipts import ReceiptLedger
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables, reads
+from relay.spool.types import (
+    ClaimedRecipient,
+    Key,
+    NewMessage,
+    QueueCounts,
+    Spool,
+    SpoolError,
+    SpoolLoad,
+)
 
-
-class RecordedRoot(Struct, frozen=True):
-    """The mail root of a store as the spool knows it: its id, "" if none was recorded, and whether
-    any mail was ever delivered locally.
-    """
-
-    id: str
-    was_used: bool
-
-
-class SpoolMaintenance(Protocol):
-    """Periodic work, in small transactions, so that mail does not wait for it."""
-
-    async def prune(self, age_s: float) -> int:
-        """Remove some of the history of finished messages older than `age_s`, oldest first, and
-        some expired submission keys; return how much, 0 when nothing is left.
-        """
-        ...
-
-    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
-        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
-        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
-        """
-        ...
-
-    async def sweep(self) -> int:
-        """Remove contents without a message, such as a crash leaves; return their number. What may
-        be all that is left of a message is moved aside.
-        """
-        ...
-
-    @property
-    def unheld_stores(self) -> Sequence[str]:
-        """The stores for which local mail waits while no living node has their mail root."""
-        return ()
-
-    async def claim_unheld(self) -> Sequence[Claim]:
-        """Claim some local mail of such stores that has expired, or whose delay is to be reported.
-
-        It is not attempted: its mail root is not there. Its reports wait as it did.
-        """
-        return ()
+T = TypeVar("T")
+SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
+_RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
+_ROOT = "SELECT id FROM mail_root WHERE store = ?"
+_RECORD_ROOT = (
+    "INSERT INTO mail_root (store, id) VALUES (?, ?)"
+    " ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE mail_root.id IN ('', ?)"
+)
+_WAS_USED = "SELECT 1 FROM counter WHERE name = 'delivered' AND value > 0"
 
 
 class DevelopmentSpool(Protocol):
@@ -119,44 +106,6 @@ class DevelopmentSpool(Protocol):
         ...
 
 
-class ReceiptLedger(Protocol):
-    """The read receipts that settlements have recorded as owed, until they are sent or end."""
-
-    @property
-    def version(self) -> int:
-        """A number that changes when owed() may return others."""
-        ...
-
-    @property
-    def has_any(self) -> bool:
-        """Whether there may be any, without a disk access."""
-        ...
-
-    async def owed(self) -> Sequence[OwedReceipt]:
-        """Return all but those that a restore holds."""
-        ...
-
-    async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
-        """Return those for these copies in a mailbox, as owed()."""
-        ...
-
-    async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
-        """Return what is asked for; None if it is not owed any more."""
-        ...
-
-    async def moved(self, key: ReceiptKey, folder: str) -> None:
-        """Record the folder in which the copy was seen."""
-        ...
-
-    async def end(self, keys: Sequence[ReceiptKey]) -> None:
-        """Forget some."""
-        ...
-
-    async def prune(self, before_us: int) -> None:
-        """Forget those that have been owed since before a queue time, but not what is held."""
-        ...
-
-
 LOCAL_DOMAINS = "local domains of the store {}"
 
 
@@ -174,49 +123,57 @@ class News(Flag):
     HOLDS = auto()  # other mail is held as it comes
 
 
-class SpoolEngine(Spool, SpoolHistory, Protocol):
-    """An open spool, as its owner uses it. Call start() once, then stop() once."""
+class SpoolEngine(QueueEngine, Spool, SpoolHistory):
+    """An open spool, as its owner uses it. Call start() once, then stop() once.
+
+    An engine derives from it, and adds what it stores in its own way.
+    """
+
+    maintenance: SpoolMaintenance  # its periodic work
+    _writer: GroupWriter
+    find_queue_ids = reads(message_list.find_queue_ids)
+    search = reads(message_list.search)
+    find_page = reads(message_list.find_page)
+    summaries = reads(message_list.summaries)
+    accepted_submissions = reads(message_list.accepted_submissions)
+    count_states = reads(message_list.count_states)
+    recent_addresses = reads(message_list.recent_addresses)
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        submission_keep_s: float,
+        captured: CapturedMail,
+        store: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`submission_keep_s` is how long a submission key is remembered after its first use,
+        `captured` what happens to captured mail. `store` is for ReceiptLedger.
+        """
+        self._clock = clock
+        self._metrics = metrics
+        self._captured = captured
+        self._submission_keep_us = int(submission_keep_s * 1_000_000)
+        # Called when it can be used no longer: the node must end.
+        self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        # Called with what other nodes may have done.
+        self.on_news: Callable[[News], None] = lambda _: None
+        # Returns a digest of each part, by its name, that must be equal on all nodes; the part
+        # LOCAL_DOMAINS has the domains themselves.
+        self.agreed: Callable[[], Mapping[str, str]] = dict
+        self.receipts = ReceiptLedger(self, store=store)
+        self.queue_admin = QueueAdmin(
+            self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
+        )
 
     @property
-    def queue_admin(self) -> QueueAdmin:
-        """Lists and changes the queue for operators."""
-        ...
-
-    @property
-    def maintenance(self) -> SpoolMaintenance:
-        """Its periodic work."""
-        ...
-
-    @property
+    @abstractmethod
     def development(self) -> DevelopmentSpool | None:
         """What a development relay does with it; None of an engine that it never has."""
         ...
 
-    @property
-    def receipts(self) -> ReceiptLedger:
-        """The read receipts that are owed."""
-        ...
-
-    async def mail_root(self, store: str) -> RecordedRoot:
-        """Return what is recorded of the mail root of `store`."""
-        ...
-
-    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
-        """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
-        the one that is recorded then.
-        """
-        ...
-
-    on_lost: Callable[[SpoolError], None]  # called when it can be used no longer: the node must end
-    on_news: Callable[[News], None]  # called with what other nodes may have done
-    # returns a digest of each part, by its name, that must be equal on all nodes; the part
-    # LOCAL_DOMAINS has the domains themselves
-    agreed: Callable[[], Mapping[str, str]]
-
-    def is_of_other_store(self, domain: str) -> bool:
-        """Whether a domain is local at the node of another mail root."""
-        ...
-
+    @abstractmethod
     async def start(self, *, may_wait: bool = False) -> int:
         """Connect, and release the claims of a dead owner; return their number.
 
@@ -225,62 +182,165 @@ class SpoolEngine(Spool, SpoolHistory, Protocol):
         """
         ...
 
-    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
-        """Return those of these submission keys that are known; they are remembered as long as if
-        they were used now.
-        """
-        ...
-
+    @abstractmethod
     async def stop(self) -> None:
         """Finish waiting writes and close; also for an engine that was not started."""
         ...
 
+    @abstractmethod
     def close(self) -> None:
         """Close an engine that was not started."""
         ...
 
     def load(self) -> SpoolLoad:
-        """Return the load, without a disk access."""
-        ...
+        """Return the load, without a disk access. A server that is away is no pressure: programs'
+        mail is taken.
+        """
+        return SpoolLoad(
+            entries=self.maintenance.entries,
+            backlog=self._writer.waiting / WAITING_MAX,
+            commit_s=self._writer.commit_timer.commit_s(),
+        )
 
     def rounds(self) -> int | None:
         """Wake what writes, and return a number that it raises: it is blocked if the number is the
         same seconds later. An error of the disk or the server is no block. None: it does not run.
         """
-        ...
+        return self._writer.rounds()
 
+    @abstractmethod
     def health(self) -> str:
         """Return why no new mail is accepted although there is room, or ""."""
         ...
 
+    @abstractmethod
     def disk(self) -> Disk:
         """Return the disk that new mail fills, after its reserve was allocated again if there is
         room. Blocks. Raises OSError.
         """
         ...
 
+    def is_of_other_store(self, domain: str) -> bool:  # noqa: ARG002 - there is one store
+        """Whether a domain is local at the node of another mail root."""
+        return False
+
+    async def _follow(self, command: QueueCommand) -> None:
+        await self.receipts.follow(command)
+
+    def shown_times(self) -> ShownTimes:
+        """Return how times are shown now. A development relay removes captured mail by real time,
+        which an advance of the clock does not change.
+        """
+        captured_us = None
+        if self._captured.is_delivered:
+            captured_us = self._captured.keep_us + advanced_us(self._clock)
+        return ShownTimes(wall_offset_us(self._clock), captured_us)
+
+    @abstractmethod
+    async def ask(self, query: Callable[[Tables], T]) -> T:
+        """Run a short query of delivery, which waits for no long one."""
+        ...
+
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        """SpoolHistory.journey."""
+        times = self.shown_times()
+        return await self.read(lambda tables: self._journey(tables, queue_id, times, added=added))
+
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        return journeys.journey(tables, queue_id, times, added=added)
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """SpoolHistory.read_message."""
+        return await self.read(lambda tables: journeys.read_message(self, tables, queue_id))
+
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """SpoolHistory.read_contents."""
+        return await self.read(lambda tables: journeys.read_contents(self, tables, queue_ids))
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """SpoolHistory.events_after."""
+        return await self.read(
+            lambda tables: recorded_events.events_after(
+                tables, after, min(until, self._last_event(tables)), limit=limit,
+                captures_at_once=not self._captured.is_delivered,
+            )
+        )  # fmt: skip
+
+    async def last_event(self) -> int:
+        """SpoolHistory.last_event."""
+        return await self.read(self._last_event)
+
+    def _last_event(self, tables: Tables) -> int:
+        return recorded_events.last_event(tables)
+
+    async def mail_root(self, store: str) -> tuple[str, bool]:
+        """Return the id that is recorded of the mail root of `store`, "" for none, and whether any
+        mail was ever delivered locally.
+        """
+        return await self.read(lambda tables: self._root(tables, store))
+
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
+        row = tables.fetch_one(_ROOT, (store,))
+        was_used = tables.fetch_one(_WAS_USED) is not None
+        return (row[0] if row is not None else ""), was_used
+
+    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
+        """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
+        the one that is recorded then.
+        """
+
+        def record(transaction: OpenTransaction) -> str:
+            transaction.execute(_RECORD_ROOT, (store, root_id, instead_of))
+            return str(transaction.fetch_one(_ROOT, (store,))[0])
+
+        return await self.change(record)
+
+    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
+        """Return those of these submission keys that are known; they are remembered as long as if
+        they were used now.
+        """
+        until_us = self._clock.queue_us() + self._submission_keep_us
+        values = [(until_us, key) for key in keys]
+        found = await self.change(lambda one: one.fetch_each(_RENEW, values))
+        return frozenset(key for (key,) in found)
+
+    async def accepted_as(self, submission_key: str) -> str:
+        """Spool.accepted_as."""
+        return await self.ask(lambda tables: accepted_as(tables, submission_key))
+
+    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+        """Spool.late_recipients."""
+        return await self.ask(lambda tables: late_recipients(tables, key))
+
+    def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
+        for one in messages:
+            self._metrics.accepted_by(one.facts.source).inc()
+
     async def counts(self) -> QueueCounts:
         """Count the queue, for the metrics."""
-        ...
+        return await self.maintenance.counts()
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`; `nodes` are those that share the queue, if several may."""
-        ...
-
-
-class SpoolFault(StrEnum):
-    """What is wrong; docs/operation-repair.md explains each."""
-
-    DAMAGED_SPOOL = "damaged-spool"
-    LOST_ROW = "lost-row"
-    LOST_CONTENT = "lost-content"
-    NEVER_DUE = "never-due"
-    UNNEEDED_CONTENT = "unneeded-content"
-    COUNTERS = "counters"
+        times = self.shown_times()
+        holds = [
+            {
+                "domain": one.domain,
+                "reason": one.reason,
+                "since": rfc3339(one.since_us),
+                "until": None if one.until_us is None else times.wall_time(one.until_us),
+            }
+            for one in self.queue_admin.standing()
+        ]
+        return {**await self.maintenance.stats(), "holds": holds}
 
 
 class SpoolFinding(Struct, frozen=True):
-    """A fault; `action` is what was done about it, or what can be."""
+    """A fault, of a kind that docs/operation-repair.md explains. `action` is what was done about
+    it, or what can be.
+    """
 
     kind: str
     where: str
@@ -305,32 +365,6 @@ class BackupResult(Struct, frozen=True):
     contents: Path
     counts: Mapping[str, Any]
     missing: Sequence[str] = ()
-
-
-class SpoolTools(Protocol):
-    """Checks of the stored form.
-
-    All methods raise SpoolError and OSError.
-    """
-
-    def verify(
-        self,
-        *,
-        is_owner: bool,
-        full: bool,
-        recount: bool,
-        clock: Clock,
-        report: Callable[[SpoolFinding], None],
-    ) -> dict[str, int]:
-        """Check references, contents (with `full` every octet) and counters; call `report` with
-        each finding; return how many of each were checked. With `recount` counters are corrected,
-        if no relay can start (`is_owner`).
-        """
-        ...
-
-    def backup_size(self) -> BackupSize:
-        """Return what back_up() would copy."""
-        ...
 
 
 class SpoolStorage(Protocol):
@@ -373,10 +407,29 @@ class SpoolStorage(Protocol):
         """
         ...
 
-    def tools(self) -> SpoolTools:
-        """Return its tools. Raises SpoolUnsupportedError, which names those of the database, where
-        they are left to it.
+    def require_tools(self) -> None:
+        """Raise SpoolUnsupportedError, which names the tools of the database, where verify() and
+        backup_size() are left to them.
         """
+        return
+
+    def verify(
+        self,
+        *,
+        is_owner: bool,
+        full: bool,
+        recount: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+    ) -> dict[str, int]:
+        """Check references, contents (with `full` every octet) and counters; call `report` with
+        each finding; return how many of each were checked. With `recount` counters are corrected,
+        if no relay can start (`is_owner`).
+        """
+        ...
+
+    def backup_size(self) -> BackupSize:
+        """Return what back_up() would copy."""
         ...
 
     def back_up(self, folder: Path, *, on_part: Callable[[int, int], None] = ...) -> BackupResult:

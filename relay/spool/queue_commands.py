@@ -18,7 +18,7 @@ from relay.base.clock import rfc3339
 from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.nexthop import Destination, NextHop
-from relay.spool.types import RESTORED_US, Key, ReportWriter, Selector
+from relay.spool.types import RESTORED_US, Key, Selector
 
 ProgressCallback = Callable[[int], object]
 RouteLookup = Callable[[str, str], Destination | None]  # of an address and the reverse-path
@@ -182,52 +182,6 @@ class ActiveClaims(Protocol):
 
     def due_at(self, due_us: int) -> None:
         """Scan the queue at this queue time at the latest."""
-        ...
-
-
-class NoActiveClaims:
-    """For a process in which no delivery runs (an ActiveClaims)."""
-
-    def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - Protocol
-        """See ActiveClaims."""
-        return frozenset()
-
-    def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:  # noqa: ARG002 - Protocol
-        """There are none: the start has released the claims of a dead owner."""
-        return frozenset()
-
-    def retry_now(self, next_hops: Collection[NextHop]) -> None:
-        """Delivery scans when it starts."""
-
-    def due_at(self, due_us: int) -> None:
-        """Delivery scans when it starts."""
-
-
-class QueueAdmin(Protocol):
-    """List and change the queue."""
-
-    def attend(self, delivery: ActiveClaims) -> None:
-        """From now on `delivery` holds claims in memory."""
-        ...
-
-    def report_with(self, writer: ReportWriter) -> None:
-        """From now on `writer` writes the reports of a cancel."""
-        ...
-
-    async def list(self, selector: Selector, *, limit: int, after: Key = ...) -> EntryList:
-        """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
-        ...
-
-    def standing_hold(self, address: str) -> tuple[str, int]:
-        """Return why new mail for an address is held, and until when; ("", 0) if it is not."""
-        ...
-
-    async def execute(
-        self, command: QueueCommand, *, on_progress: ProgressCallback = ...
-    ) -> CommandReport:
-        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
-        number of entries done. Raises SpoolError between slices.
-        """
         ...
 
 

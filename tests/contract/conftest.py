@@ -15,7 +15,7 @@ from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage, SpoolTools
+from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage
 from relay.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.postgres import PostgresServer
@@ -111,9 +111,10 @@ def restored(elsewhere: Settings) -> Callable[..., Awaitable[None]]:
 
 
 @pytest.fixture
-def tools(settings: Settings) -> SpoolTools:
-    """The tools of an engine that does not leave them to its database."""
+def tools(storage: SpoolStorage) -> SpoolStorage:
+    """That of an engine that does not leave its checks to its database."""
     try:
-        return spools.storage(settings).tools()
+        storage.require_tools()
     except SpoolUnsupportedError as error:
         pytest.skip(str(error))
+    return storage

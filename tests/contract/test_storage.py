@@ -57,6 +57,8 @@ async def test_a_spool_can_be_checked_while_it_is_used(storage, spool, make) -> 
     await spool.accept(make())
     storage.check(has_owner=True)
     assert not storage.is_marked_damaged()
+    assert (list(storage.other_domains()), spool.is_of_other_store("a.test")) == ([], False)
+    assert all("is off" in one for one in storage.faults())  # a server of tests syncs nothing
 
 
 async def test_a_spool_that_was_stopped_is_whole(storage, tools, open_spool, make, clock) -> None:

@@ -48,12 +48,12 @@ from relay.routing.resolver import Resolver
 from relay.routing.route_table import RouteTable
 from relay.routing.sts_policies import KeptPolicy
 from relay.smtp import transaction
-from relay.spool import shared_maintenance
-from relay.spool.queue import admin, decisions
-from relay.spool.queue import entries as queue_entries
-from relay.spool.queue.admin import SpoolQueueAdmin
 from relay.spool.queue_commands import Operation
-from relay.spool.rows import accepted, claimed, settled
+from relay.spool.shared import maintenance
+from relay.spool.shared.queue import admin, decisions
+from relay.spool.shared.queue import entries as queue_entries
+from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.rows import accepted, claimed, settled
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions, writer
 from relay.spool.sqlite.disk_space import ReserveFile
@@ -532,7 +532,7 @@ def _whoever_has_it(original: Any) -> Any:
 
 
 def _all_done(original: Any) -> Any:
-    async def execute(self: SpoolQueueAdmin, order: Any, **more: Any) -> Any:
+    async def execute(self: QueueAdmin, order: Any, **more: Any) -> Any:
         changed = await original(self, order, **more)
         for one in changed.entries:
             one["result"] = "done"
@@ -566,7 +566,7 @@ BROKEN = (
     ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
-    Broken("keys end with history", _instead(shared_maintenance, "prune_keys", _keys_with_history), "invariant 7"),
+    Broken("keys end with history", _instead(maintenance, "prune_keys", _keys_with_history), "invariant 7"),
     Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
     Broken("a failed commit is not written over", _instead(WriteAheadLog, "confirm_writable", _not_written_over), "invariant 1", where=conditions.unsyncable),
@@ -611,7 +611,7 @@ BROKEN = (
     Broken("no timer for what is due", _instead(QueueScanner, "due_at", _nothing), "was due", where=conditions.never_anew),
     Broken("expired untried", _expiring_untried, "nobody has tried it", where=conditions.slower_than_expiry),
     Broken("a cancel takes what is in flight", _instead(queue_entries, "_facts", _whoever_has_it), "invariant 9", where=conditions.cancelled_in_flight),
-    Broken("a cancel in flight is reported as done", _instead(SpoolQueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
+    Broken("a cancel in flight is reported as done", _instead(QueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a release forgets when", _instead(decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
     Broken("each next hop is warned of", _instead(settled, "record_owed", _nothing), "invariant 6"),
@@ -638,7 +638,7 @@ BROKEN = (
     Broken("a slow transaction keeps its place", _instead(ConcurrencyLimit, "_slow", _nothing), "slow transactions", where=conditions.crowds),
     Broken("a slow transaction wakes nobody", _instead(Site, "_watch_limit", _nothing), "slow transactions", where=conditions.crowds),
     Broken("a refused connection is the last one", _instead(ConcurrencyLimit, "full_at", _full_for_ever), "slow transactions", where=conditions.crowds),
-    Broken("keys end early", _instead(shared_maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
+    Broken("keys end early", _instead(maintenance, "prune_keys", _keys_end_early), "invariant 7", where=conditions.keys_grow_old),
     Broken("each alias sends a copy", _instead(acceptance, "expand_recipients", _once_for_each_alias), "has 2 recipients", where=conditions.aliased),
     Broken(
         "forwarded in the name of others", _instead(Forwarder, "sender_of", lambda _: lambda *_, **__: ""),

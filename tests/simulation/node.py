@@ -41,8 +41,9 @@ from relay.signing.keys import KeyRing
 from relay.signing.signer import Signer
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.queue_commands import CommandReport, QueueAdmin, QueueCommand
-from relay.spool.rows.accepted import CapturedMail
+from relay.spool.queue_commands import CommandReport, QueueCommand
+from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.rows.accepted import CapturedMail
 from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog

@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from relay.message.lifecycle import RecipientState
-from relay.spool.columns import (
+from relay.spool.shared.columns import (
     REMOVED_EVENTS,
 )
 from relay.spool.sqlite.last_commit import COMMITS_COUNTER

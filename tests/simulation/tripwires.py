@@ -12,7 +12,7 @@ from unittest.mock import patch
 import apsw
 
 from relay.message.lifecycle import FINAL
-from relay.spool.shared_maintenance import SharedMaintenance
+from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.sqlite.writer import Batch
 from tests.simulation.disk import Disk
 from tests.simulation.rows import Message, read_finished
@@ -80,7 +80,7 @@ def watched(
         connection.create_scalar_function("tripwire", lambda words: tell(f"invariant {words}"), 1)
         connection.create_scalar_function("reserve_released", lambda: disk.is_just_given, 0)
 
-    write_counts, prune = Batch.write_counts, SharedMaintenance.prune_some
+    write_counts, prune = Batch.write_counts, SpoolMaintenance.prune_some
 
     def count(batch: Batch) -> None:
         write_counts(batch)
@@ -89,7 +89,7 @@ def watched(
             tell(f"invariant 1: {unaccounted} recipients are unaccounted for in a commit")
 
     def keep(
-        maintenance: SharedMaintenance, batch: Batch, before_us: int, *, after: str
+        maintenance: SpoolMaintenance, batch: Batch, before_us: int, *, after: str
     ) -> tuple[int, str]:
         on_prune(read_finished(batch.cursor, before_us))
         return prune(maintenance, batch, before_us, after=after)
@@ -98,7 +98,7 @@ def watched(
     try:
         with (
             patch.object(Batch, "write_counts", count),
-            patch.object(SharedMaintenance, "prune_some", keep),
+            patch.object(SpoolMaintenance, "prune_some", keep),
         ):
             yield
     finally:

@@ -9,7 +9,7 @@ from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
-from relay.spool.rows.accepted import CapturedMail
+from relay.spool.shared.rows.accepted import CapturedMail
 
 
 class Elapsed:

@@ -28,8 +28,7 @@ Care:
 - `storage`: the stored form for `relay check`, `relay storage`, `relay backup` and `relay restore`
 - `backup`: a copy by pg_dump, its restoration by pg_restore; what they get of the URL
 
-Elsewhere: what is decided alike for both engines: `relay/spool/rows`, `relay/spool/queue` and
-`relay/spool/history`.
+Elsewhere: what is decided alike for both engines: `relay/spool/shared`.
 """
 
 from importlib.util import find_spec

@@ -18,11 +18,10 @@ from zlib import crc32
 from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.columns import inline_content, verify_checksum
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
-from relay.spool.postgres.transactions import Bodies, StoredBody
-from relay.spool.rows.accepted import used_contents
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import inline_content, verify_checksum
+from relay.spool.shared.rows.accepted import used_contents
+from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents, Tables
 from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError, translate_os_errors
 
 T = TypeVar("T")
@@ -163,7 +162,7 @@ class BodyStore:
         """Return a body that is about to come in."""
         return IncomingParts(self._new_id(), self._directory, self.reader)
 
-    async def store(self, message: NewMessage) -> Bodies:
+    async def store(self, message: NewMessage) -> StoredBodies:
         """Store the bodies of a message; contents that differ only in their header share one.
 
         Raises SpoolError, OSError.
@@ -178,14 +177,14 @@ class BodyStore:
                 bodies[index] = stored[content.body]
         return bodies
 
-    def accepted(self, bodies: Iterable[Bodies]) -> None:
+    def accepted(self, bodies: StoredContents) -> None:
         """Contents name these bodies now."""
         for some in bodies:
-            self._in_use.difference_update(one.id for one in some.values())
+            self._in_use.difference_update(one.name for one in some.values())
 
-    async def discard(self, bodies: Iterable[Bodies]) -> None:
+    async def discard(self, bodies: StoredContents) -> None:
         """Remove bodies that no content names."""
-        ids = [one.id for some in bodies for one in some.values()]
+        ids = [one.name for some in bodies for one in some.values()]
         if ids:
             with suppress(SpoolError):  # they are swept
                 await self.reader.read(lambda tables: remove_bodies(tables, ids))

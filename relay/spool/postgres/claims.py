@@ -1,7 +1,7 @@
 """Find due entries and claim them, in one transaction of the writer.
 
 An entry that another transaction has locked is passed over. Facts and recipients are looked for by
-whole keys, as in commit.sql. See relay/spool/rows/claimed.py for what is chosen.
+whole keys, as in commit.sql. See relay/spool/shared/rows/claimed.py for what is chosen.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,16 +9,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from relay.message.nexthop import HopKind
-from relay.spool.columns import LIVE_STATES
+from relay.message.nexthop import HopKind, NextHop
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.queue.holds import end_hold, hold_damaged
-from relay.spool.rows import claimed
-from relay.spool.rows.claimed import (
+from relay.spool.shared.columns import WAITS
+from relay.spool.shared.queue.holds import end_hold, hold_damaged
+from relay.spool.shared.rows import claimed
+from relay.spool.shared.rows.claimed import (
     CLAIM_COLUMNS,
     CLAIMS_AT_ONCE,
+    IS_NEEDED,
+    OWED,
     RECIPIENT_COLUMNS,
     claims_of,
     release_abandoned,
@@ -44,36 +46,19 @@ _ABANDONED = (
     " FOR NO KEY UPDATE SKIP LOCKED"
 )
 _PAGE = 200  # rows of an index at once
-_WAITS = "claimed = 0 AND due_us IS NOT NULL AND"
 # Of each turn in the order of its index, then of all that were found.
 _DUE_ROWS = f"""
 SELECT e.* FROM unnest(?::integer[]) AS t (turn) CROSS JOIN LATERAL (
     SELECT due_us, message_id, number, next_hop, sender FROM entry
-    WHERE {_WAITS} {{}} turn = t.turn AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)
+    WHERE {WAITS} AND {{}} turn = t.turn AND due_us <= ?
+        AND (due_us, message_id, number) > (?, ?, ?)
     ORDER BY due_us, message_id, number LIMIT ?
 ) e ORDER BY e.due_us, e.message_id, e.number LIMIT ?"""
 _ENDED_OF_LEVEL = _DUE_ROWS.replace("sender", f"sender, {claimed.HAS_ENDED}", 1).format("")
 _OF_LEVEL, _OF_SENDER = _DUE_ROWS.format(""), _DUE_ROWS.format("sender = ? AND")
-# A loose index scan: one seek to the next sender, one to its first due entry.
-_SENDERS = """
-WITH RECURSIVE turn (sender) AS (
-    (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-        AND next_hop = $1 AND turn = $2 AND sender > $3 ORDER BY sender LIMIT 1)
-    UNION ALL
-    SELECT (SELECT sender FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-        AND next_hop = $1 AND entry.turn = $2 AND sender > turn.sender ORDER BY sender LIMIT 1)
-    FROM turn WHERE turn.sender IS NOT NULL
-)
-SELECT sender, (SELECT due_us FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
-    AND next_hop = $1 AND entry.turn = $2 AND sender = turn.sender ORDER BY due_us LIMIT 1)
-FROM turn WHERE sender IS NOT NULL LIMIT $4"""
-_OF_SENDER_FOR_HOP = (
-    f"SELECT message_id, number FROM entry WHERE {_WAITS}"
-    " next_hop = ? AND turn = ? AND sender = ? AND due_us <= ? ORDER BY due_us LIMIT ?"
-)
 _NEXT = f"""
 SELECT min(e.due_us) FROM unnest($2::integer[]) AS t (turn) CROSS JOIN LATERAL (
-    SELECT due_us FROM entry WHERE {_WAITS} turn = t.turn AND due_us > $1 ORDER BY due_us LIMIT 1
+    SELECT due_us FROM entry WHERE {WAITS} AND turn = t.turn AND due_us > $1 ORDER BY due_us LIMIT 1
 ) e"""
 _KEYS = "unnest($1::text[], $2::integer[]) WITH ORDINALITY AS k (message_id, number, place)"
 # Another node may have changed what was found: a held entry is due later.
@@ -98,12 +83,10 @@ LEFT JOIN LATERAL (
 ) c ON true
 ORDER BY k.place"""
 _RECIPIENTS = f"""
-SELECT k.message_id, k.number,
-    CASE WHEN r.owed_report = '' THEN '' ELSE r.state || ' ' || r.owed_report END,
-    {RECIPIENT_COLUMNS} FROM {_KEYS}
+SELECT k.message_id, k.number, {OWED}, {RECIPIENT_COLUMNS} FROM {_KEYS}
 CROSS JOIN LATERAL (
-    SELECT * FROM recipient WHERE message_id = k.message_id AND entry = k.number
-        AND (state IN {LIVE_STATES} OR owed_report <> '') OFFSET 0
+    SELECT * FROM recipient r WHERE message_id = k.message_id AND entry = k.number
+        AND {IS_NEEDED} OFFSET 0
 ) r
 ORDER BY k.place, r.number"""
 _RELEASE = (
@@ -120,8 +103,10 @@ def claim_due(
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
     continue: this is in the log, in the journey and in the queue list.
     """
-    scan = _scan_level if look.next_hop is None else _scan_next_hop
-    keys, seen = scan(transaction, look, now_us=now_us, limit=limit)
+    if look.next_hop is None:
+        keys, seen = _scan_level(transaction, look, now_us=now_us, limit=limit)
+    else:
+        keys, seen = _scan_next_hop(transaction, look, look.next_hop, now_us=now_us, limit=limit)
     if not keys:
         transaction.has_changed = False
         return seen
@@ -215,21 +200,13 @@ def _due_rows(
 
 
 def _scan_next_hop(
-    transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
+    transaction: WriteTransaction, look: DueQuery, next_hop: NextHop, *, now_us: int, limit: int
 ) -> tuple[list[Key], DueBatch]:
-    assert look.next_hop is not None
-    is_local = look.next_hop.kind is HopKind.LOCAL
+    is_local = next_hop.kind is HopKind.LOCAL
     turns = transaction.stores.turns(look.level, is_local=is_local)
     if not turns:
         return [], DueBatch(ended=True)
-    hop = (look.next_hop.key, *turns)
-    senders = transaction.fetch(_SENDERS, (*hop, look.after_sender, claimed.SENDERS_MAX))
-
-    def take(sender: int, number: int) -> list[Key]:
-        rows = transaction.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
-        return [(row[0], row[1]) for row in rows]
-
-    return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
+    return scan_next_hop(transaction, look, ("turn", turns[0]), now_us=now_us, limit=limit)
 
 
 def _columns(keys: Sequence[Key]) -> tuple[list[str], list[int]]:

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from relay.base.clock import Clock
-from relay.spool.columns import LIVE_STATES, REMOVED_EVENTS
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.nodes import node_list
 from relay.spool.postgres.unheld_stores import UnheldStores
 from relay.spool.postgres.write_transaction import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.queue import stats
-from relay.spool.shared_maintenance import SharedMaintenance
-from relay.spool.tables import OpenTransaction, QueueEngine
+from relay.spool.shared.columns import REMOVED_EVENTS
+from relay.spool.shared.maintenance import SpoolMaintenance
+from relay.spool.shared.queue import stats
+from relay.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.spool.types import Claim, DueBatch
 
 T = TypeVar("T")
@@ -24,15 +24,9 @@ _REMOVED = (
 )
 
 
-class PostgresMaintenance(SharedMaintenance):
+class PostgresMaintenance(SpoolMaintenance):
     """A SpoolMaintenance."""
 
-    # OFFSET 0: it is looked for by the key of each message; no table is read as a whole.
-    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id OFFSET 0)"
-    has_live = (
-        "EXISTS (SELECT 1 FROM recipient r"
-        f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} OFFSET 0)"
-    )
     scans = stats.WHOLE
 
     def __init__(
@@ -50,15 +44,15 @@ class PostgresMaintenance(SharedMaintenance):
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def change(self, operation: Operation[T]) -> T:
-        """SharedMaintenance.change, in a transaction of its own."""
+        """SpoolMaintenance.change, in a transaction of its own."""
         return await self._writer.submit(operation, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
-        """SharedMaintenance.take_over_some."""
+        """SpoolMaintenance.take_over_some."""
         return take_over(transaction, now_us=now_us, at_us=at_us)
 
     async def happened(self) -> tuple[int, int] | None:
-        """SharedMaintenance.happened."""
+        """SpoolMaintenance.happened."""
         return None if self._writer.fault else (self._writer.commits, self.heard)
 
     @property
@@ -85,7 +79,7 @@ class PostgresMaintenance(SharedMaintenance):
         return await self._bodies.sweep()
 
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
-        """SharedMaintenance.remove_rows."""
+        """SpoolMaintenance.remove_rows."""
         where, values = transaction.among("message_id", queue_ids)
         events = (
             f"SELECT sequence FROM event WHERE {where} OFFSET 0"  # not by the index of sequences

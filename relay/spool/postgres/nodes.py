@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.tables import Tables
+from relay.spool.shared.tables import Tables
 from relay.spool.types import NodeNameError, SpoolInUseError, SpoolUnavailableError
 
 BEAT_S = 5.0

@@ -1,7 +1,7 @@
 """The tables of the spool: which there are, of which schema, and whether the role may use them."""
 
-from relay.spool.columns import schema_difference
 from relay.spool.postgres.tables import ConnectionTables, statement
+from relay.spool.shared.columns import schema_difference
 from relay.spool.types import SpoolFormatError, SpoolInUseError
 
 SCHEMA = 2

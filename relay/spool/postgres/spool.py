@@ -23,10 +23,7 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.settings.tree import Settings
-from relay.spool.columns import NO_EVENTS
-from relay.spool.engine import News, RecordedRoot
-from relay.spool.group_commit import WAITING_MAX
-from relay.spool.history import recorded_events
+from relay.spool.engine import SUBMISSION_KEEP_S, News, SpoolEngine
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
@@ -36,15 +33,15 @@ from relay.spool.postgres.maintenance import PostgresMaintenance
 from relay.spool.postgres.nodes import NodeIdentity, place_of
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
-from relay.spool.postgres.transactions import Bodies
 from relay.spool.postgres.unheld_stores import with_unheld_store
 from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
-from relay.spool.rows.accepted import CapturedMail
-from relay.spool.rows.receipts import count_receipts
-from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import NO_EVENTS
+from relay.spool.shared.history import recorded_events
+from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -58,7 +55,6 @@ from relay.spool.types import (
     SentReceipt,
     Settlement,
     SpoolError,
-    SpoolLoad,
     SpoolUnavailableError,
 )
 
@@ -125,10 +121,11 @@ class SpoolPlace(Struct, frozen=True):
     directory: Path
 
 
-class PostgresSpool(SharedSpool):
-    """A SpoolEngine."""
+class PostgresSpool(SpoolEngine):
+    """The engine of a node."""
 
     maintenance: PostgresMaintenance
+    _writer: WriteConnection
     contents_sql = (
         "SELECT e.message_id, c.size, c.data, c.header, c.body, c.eight_bit, c.crc32 FROM entry e"
         " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id WHERE {}"
@@ -145,7 +142,7 @@ class PostgresSpool(SharedSpool):
         captured: CapturedMail,
         elapsed_s: Callable[[], float] = boot_s,
     ) -> None:
-        """See SharedSpool. Leases are counted by `elapsed_s`."""
+        """See SpoolEngine. Leases are counted by `elapsed_s`."""
         super().__init__(
             clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
             store=lambda: self._writer.stores.own,
@@ -270,11 +267,11 @@ class PostgresSpool(SharedSpool):
     def close(self) -> None:
         """SpoolEngine.close: nothing was connected."""
 
-    def _root(self, tables: Tables, store: str) -> RecordedRoot:
-        found = super()._root(tables, store)
-        if found.id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
-            return found
-        return RecordedRoot("", was_used=False)  # the others were
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
+        root_id, was_used = super()._root(tables, store)
+        if root_id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
+            return root_id, was_used
+        return "", False  # the others were used
 
     async def accept(
         self,
@@ -395,7 +392,7 @@ class PostgresSpool(SharedSpool):
         return await self._bodies.read(*content_id)
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
-        """SharedSpool.content_of."""
+        """SpoolEngine.content_of."""
         return self._bodies.content_of(tables, name, row)
 
     def _journey(
@@ -404,22 +401,9 @@ class PostgresSpool(SharedSpool):
         found = super()._journey(tables, queue_id, times, added=added)
         return with_unheld_store(tables, found) if found is not None else None
 
-    def last(self, tables: Any) -> int:
-        """RecordedEvents.last: what runs may still record smaller ones."""
+    def _last_event(self, tables: Any) -> int:  # what runs may still record smaller ones
         last = self._final_events.read(tables)
         return max(last, recorded_events.removed_to(tables), NO_EVENTS)
-
-    def load(self) -> SpoolLoad:
-        """SpoolEngine.load. A server that is away is no pressure: programs' mail is taken."""
-        return SpoolLoad(
-            entries=self.maintenance.entries,
-            backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.commit_timer.commit_s(),
-        )
-
-    def rounds(self) -> int | None:
-        """SpoolEngine.rounds."""
-        return self._writer.rounds()
 
     def health(self) -> str:
         """SpoolEngine.health."""
@@ -446,7 +430,7 @@ class PostgresSpool(SharedSpool):
         return await self._writer.submit(operation, alone=True, is_order=True)
 
     async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
-        """SharedSpool.ask."""
+        """SpoolEngine.ask."""
         return await self._bodies.reader.read(query)
 
     def read_claims(
@@ -467,9 +451,9 @@ class PostgresSpool(SharedSpool):
         rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
         return [name for (name,) in rows]
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[Bodies]:
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """QueueEngine.store_contents. If one cannot be written, all are removed."""
-        stored: list[Bodies] = []
+        stored: list[StoredBodies] = []
         try:
             for message in reports:
                 stored += [await self._bodies.store(message)]
@@ -482,7 +466,7 @@ class PostgresSpool(SharedSpool):
         self,
         transaction: Any,
         reports: Sequence[NewMessage],
-        stored: Sequence[Bodies],
+        stored: StoredContents,
         *,
         original: str,
     ) -> None:
@@ -493,11 +477,11 @@ class PostgresSpool(SharedSpool):
                 transaction, report, bodies, claim=False, captured=self._captured, store=store
             )
 
-    def committed(self, stored: Sequence[Bodies]) -> None:
+    def committed(self, stored: StoredContents) -> None:
         """QueueEngine.committed."""
         self._bodies.accepted(stored)
 
-    async def discard(self, stored: Sequence[Bodies]) -> None:
+    async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
         await self._bodies.discard(stored)
 

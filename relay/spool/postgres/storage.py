@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
-from relay.spool.rows.accepted import RECIPIENTS_OF_KEYS
+from relay.spool.shared.rows.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:
@@ -107,12 +107,20 @@ class PostgresStorage(SpoolStorage):
 
         self._ask(look)
 
-    def tools(self) -> NoReturn:
-        """SpoolStorage.tools."""
+    def require_tools(self) -> NoReturn:
+        """SpoolStorage.require_tools."""
         raise SpoolUnsupportedError(
             f"the spool is in PostgreSQL ({self}), whose own tools check and repair it;"
             " relay backup copies it"
         )
+
+    def verify(self, **_options: object) -> NoReturn:
+        """SpoolStorage.verify."""
+        self.require_tools()
+
+    def backup_size(self) -> NoReturn:
+        """SpoolStorage.backup_size."""
+        self.require_tools()
 
     def back_up(self, folder: Path, **_progress: object) -> BackupResult:
         """SpoolStorage.back_up, by one run of pg_dump, which does not say how far it is."""

@@ -20,7 +20,7 @@ import uvloop
 from relay.observe.logs import get_logger, inherit
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.server import connect, translate_postgres_errors
-from relay.spool.tables import Tables
+from relay.spool.shared.tables import Tables
 from relay.spool.types import SpoolError
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def statement(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def numbered(sql: str) -> str:
-    """Return a statement of relay.spool.tables in PostgreSQL's dialect."""
+    """Return a statement of relay.spool.shared.tables in PostgreSQL's dialect."""
     numbers = count(1)
     return _PLACE.sub(lambda found: f"${next(numbers)}" if found[0] == "?" else "", sql)
 

@@ -1,31 +1,30 @@
 """Accept messages and settle delivery attempts: operations of the writer.
 
-What they decide is in relay.spool.rows; ordinary mail only adds rows to the commit. accept() ends
-step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3 and 7.
+What they decide is in relay.spool.shared.rows; ordinary mail only adds rows to the commit. accept()
+ends step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
-from msgspec import Struct
-
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
-from relay.spool.columns import message_row
 from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
-from relay.spool.queue.holds import count_holds, lack_of_room
-from relay.spool.queue.standing_holds import as_held_now, is_held_as_it_comes
-from relay.spool.rows.accepted import (
+from relay.spool.shared.columns import message_row
+from relay.spool.shared.queue.holds import count_holds, lack_of_room
+from relay.spool.shared.queue.standing_holds import as_held_now, is_held_as_it_comes
+from relay.spool.shared.rows.accepted import (
     AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
     used_contents,
 )
-from relay.spool.rows.receipts import note_receipt, record_sent
-from relay.spool.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
+from relay.spool.shared.rows.receipts import note_receipt, record_sent
+from relay.spool.shared.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
+from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -43,18 +42,7 @@ _LOCK_HOLDS = " FOR SHARE"
 _PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
 
 
-class StoredBody(Struct, frozen=True):
-    """A body in the database: the checksum of its octets, and the number of its parts."""
-
-    id: str
-    crc32: int
-    parts: int
-
-
-Bodies = Mapping[int, StoredBody]  # by the index of the content in its message
-
-
-def reads_for(messages: Sequence[NewMessage], stored: Sequence[Bodies]) -> bool:
+def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
     """Whether an operation that adds messages has to run alone, since it looks for the parts of
     bodies, or for holds of domains.
     """
@@ -69,7 +57,7 @@ def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
 def accept(
     transaction: WriteTransaction,
     messages: Sequence[NewMessage],
-    bodies: Sequence[Bodies],
+    bodies: StoredContents,
     *,
     submission_key: str,
     submission_expires_us: int,
@@ -108,7 +96,7 @@ def accept(
 def add_message(
     transaction: WriteTransaction,
     message: NewMessage,
-    bodies: Bodies,
+    bodies: StoredBodies,
     *,
     claim: bool,
     captured: CapturedMail,
@@ -151,13 +139,13 @@ def _is_local(message: NewMessage) -> bool:
     return any(entry.next_hop.kind is HopKind.LOCAL for entry in message.entries)
 
 
-def _check_parts(transaction: WriteTransaction, bodies: Bodies) -> None:
+def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
     """Raise SpoolUnavailableError if a part is not there: they were not synced, and the server may
     have crashed since. What this transaction sees is durable with its commit.
     """
     if not bodies:
         return
-    expected = {(one.id, one.parts) for one in bodies.values()}
+    expected = {(one.name, one.parts) for one in bodies.values()}
     ids = [(body_id,) for body_id, _ in expected]
     if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
         raise SpoolUnavailableError("the server has lost a part of the message")
@@ -166,7 +154,7 @@ def _check_parts(transaction: WriteTransaction, bodies: Bodies) -> None:
 def settle(
     transaction: WriteTransaction,
     settlement: Settlement,
-    bodies: Sequence[Bodies],
+    bodies: StoredContents,
     *,
     captured: CapturedMail,
     claim_reports: bool,
@@ -221,4 +209,4 @@ def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ..
         return len(content), content, None, "", 0, crc32(content)
     assert body is not None
     found = crc32(content.header, body.crc32)
-    return content.size, None, content.header, body.id, content.flags, found
+    return content.size, None, content.header, body.name, content.flags, found

@@ -17,7 +17,8 @@ from relay.message.nexthop import LOCAL
 from relay.observe.logs import get_logger
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import WAITS
+from relay.spool.shared.tables import Tables
 from relay.spool.types import Key, Position, PriorityLevel
 
 UNHELD_S = 60.0
@@ -30,16 +31,16 @@ _IS_UNHELD = (
 _UNHELD = f"""
 SELECT r.number, r.store FROM mail_root r WHERE {_IS_UNHELD} AND EXISTS (
     SELECT FROM unnest(?::integer[]) AS l (level) CROSS JOIN LATERAL (
-        SELECT FROM entry WHERE claimed = 0 AND due_us IS NOT NULL
+        SELECT FROM entry WHERE {WAITS}
             AND turn = l.level + 8 * r.number ORDER BY due_us LIMIT 1
     ) e OFFSET 0
 ) ORDER BY r.store"""
 # A held entry that is due has expired, or its hold ends.
-_PAGE = """
+_PAGE = f"""
 SELECT p.due_us, p.message_id, p.number, e.state = 'held' OR e.warn_us <= $2 OR m.expires_us <= $2
 FROM (
     SELECT due_us, message_id, number FROM entry
-    WHERE claimed = 0 AND due_us IS NOT NULL AND turn = $1 AND due_us <= $2
+    WHERE {WAITS} AND turn = $1 AND due_us <= $2
         AND (due_us, message_id, number) > ($3, $4, $5)
     ORDER BY due_us, message_id, number LIMIT $6
 ) p

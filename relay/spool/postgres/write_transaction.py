@@ -14,9 +14,9 @@ from msgspec.structs import astuple, replace
 
 from relay.base.clock import Anchor
 from relay.journeys.events import Event
-from relay.spool.columns import json_text
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables, statement
+from relay.spool.shared.columns import json_text
 from relay.spool.types import SpoolError
 
 T = TypeVar("T")
@@ -162,24 +162,6 @@ class WriteTransaction(ConnectionTables):
 
 
 Operation = Callable[[WriteTransaction], T]
-
-
-class WaitingOperation(Struct, frozen=True):
-    """An operation that waits for its commit."""
-
-    operation: Operation[Any]  # what it does
-    future: asyncio.Future[Any]  # of its answer
-    size: int = 0  # of the octets that it writes, about
-    accepts: bool = False  # after some seconds its caller gets an error
-    leased: bool = False  # it is refused once the lease of this node has ended
-    alone: bool = False  # it reads, or runs statements
-    is_order: bool = False  # see submit()
-    since_s: float = 0.0  # when it was submitted
-
-    @property
-    def begin(self) -> str:
-        """What begins its transaction, if it runs alone."""
-        return "BEGIN ISOLATION LEVEL REPEATABLE READ" if self.is_order else "BEGIN"
 
 
 class StaleClaimError(SpoolError):

@@ -25,7 +25,6 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter
 from relay.spool.postgres.agreement import other_domains
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
@@ -50,9 +49,10 @@ from relay.spool.postgres.write_transaction import (
     KnownKeyError,
     Operation,
     StaleClaimError,
-    WaitingOperation,
     WriteTransaction,
 )
+from relay.spool.shared.columns import ANCHOR_COLUMNS
+from relay.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, WaitingOperation
 from relay.spool.types import (
     Claim,
     NodeNameError,
@@ -83,9 +83,10 @@ _ADD_UP = (
 )
 # A node continues from its own anchor if its machine was not rebooted, else from the latest.
 _ANCHORS = (
-    "SELECT steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us FROM clock"
+    f"SELECT {ANCHOR_COLUMNS} FROM clock"
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
 )
+_BEGIN = {False: "BEGIN", True: "BEGIN ISOLATION LEVEL REPEATABLE READ"}  # by is_order
 _OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
 T = TypeVar("T")
 _log = get_logger("spool")
@@ -101,7 +102,7 @@ class _LostError(Exception):
         self.answers = answers
 
 
-class WriteConnection(GroupWriter[WaitingOperation]):
+class WriteConnection(GroupWriter):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
     def __init__(
@@ -219,7 +220,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         future: asyncio.Future[T] = self._future()
         self._queue(
             WaitingOperation(
-                operation, future, size, accepts, leased or accepts, alone, is_order,
+                operation, future, accepts, size, leased or accepts, alone, is_order,
                 self._clock.real_s(),
             )
         )  # fmt: skip
@@ -306,7 +307,7 @@ class WriteConnection(GroupWriter[WaitingOperation]):
         with self._translated(answers):
             try:
                 if batch[0].alone:
-                    transaction.wait(self._connection.execute(batch[0].begin))
+                    transaction.wait(self._connection.execute(_BEGIN[batch[0].is_order]))
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)

@@ -25,6 +25,5 @@ Files and their care:
 - `verify`: what `relay storage verify` checks in the spool
 - `backup`: a copy of a running spool
 
-Elsewhere: what is decided alike for both engines: `relay/spool/rows`, `relay/spool/queue` and
-`relay/spool/history`.
+Elsewhere: what is decided alike for both engines: `relay/spool/shared`.
 """

@@ -16,8 +16,8 @@ import apsw
 
 from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.spool.engine import BackupResult, BackupSize
-from relay.spool.queue import stats
-from relay.spool.rows.accepted import RECIPIENTS_OF_KEYS
+from relay.spool.shared.queue import stats
+from relay.spool.shared.rows.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.sqlite.database import SqliteTables, open_database
 from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (

@@ -1,6 +1,6 @@
 """Find due entries and claim them for delivery.
 
-Which of the due ones are chosen is decided in relay/spool/rows/claimed.py.
+Which of the due ones are chosen is decided in relay/spool/shared/rows/claimed.py.
 
 find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
 index rows however long the queue is, and reads tables only for the entries that it returns.
@@ -10,17 +10,18 @@ raises its epoch.
 See docs/design.md 4 (Claims), 5 and 7.3.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.spool.columns import LIVE_STATES
-from relay.spool.queue.holds import end_hold, hold_damaged
-from relay.spool.rows import claimed
-from relay.spool.rows.claimed import (
+from relay.spool.shared.columns import WAITS
+from relay.spool.shared.queue.holds import end_hold, hold_damaged
+from relay.spool.shared.rows import claimed
+from relay.spool.shared.rows.claimed import (
     CLAIM_COLUMNS,
+    IS_NEEDED,
+    OWED,
     RECIPIENT_COLUMNS,
     claims_of,
     scan_level,
@@ -39,26 +40,12 @@ _AFTER = (
     " ORDER BY due_us, message_id, number LIMIT ?"
 )
 _ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry INDEXED BY"
-_WAITS = "WHERE claimed = 0 AND due_us IS NOT NULL AND"
-_OF_LEVEL = f"{_ROW} entry_due {_WAITS} lane = ?{_AFTER}"
+_OF_LEVEL = f"{_ROW} entry_due WHERE {WAITS} AND lane = ?{_AFTER}"
 _ENDED_OF_LEVEL = _OF_LEVEL.replace("sender", f"sender, {claimed.HAS_ENDED}", 1)
-_OF_SENDER = f"{_ROW} entry_sender {_WAITS} sender = ? AND lane = ?{_AFTER}"
-_FOR_HOP = f"FROM entry INDEXED BY entry_hop {_WAITS} next_hop = ?1 AND lane = ?2 AND"
-# A loose index scan: one seek to the next sender, one to its first due entry.
-_SENDERS = (
-    "WITH RECURSIVE turn (sender) AS ("
-    f" SELECT (SELECT sender {_FOR_HOP} sender > ?3 ORDER BY sender LIMIT 1) UNION ALL"
-    f" SELECT (SELECT sender {_FOR_HOP} sender > turn.sender ORDER BY sender LIMIT 1)"
-    " FROM turn WHERE turn.sender IS NOT NULL)"
-    f" SELECT sender, (SELECT due_us {_FOR_HOP} sender = turn.sender ORDER BY due_us LIMIT 1)"
-    " FROM turn WHERE sender IS NOT NULL LIMIT ?4"
-)
-_OF_SENDER_FOR_HOP = (
-    f"SELECT message_id, number {_FOR_HOP} sender = ?3 AND due_us <= ?4 ORDER BY due_us LIMIT ?5"
-)
+_OF_SENDER = f"{_ROW} entry_sender WHERE {WAITS} AND sender = ? AND lane = ?{_AFTER}"
 _NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
     "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
-    f" {_WAITS} lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
+    f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
     for level in PriorityLevel
 ) + ")"  # fmt: skip
 _KEYS = "FROM json_each(?) k CROSS JOIN"
@@ -68,10 +55,9 @@ _FACTS = (
     " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
 )
 _RECIPIENTS = (
-    "SELECT r.message_id, r.entry, iif(r.owed_report = '', '', r.state || ' ' || r.owed_report),"
-    f" {RECIPIENT_COLUMNS} {_KEYS} recipient r"
+    f"SELECT r.message_id, r.entry, {OWED}, {RECIPIENT_COLUMNS} {_KEYS} recipient r"
     " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
-    f" AND (r.state IN {LIVE_STATES} OR r.owed_report <> '') ORDER BY 1, 2, 4"
+    f" AND {IS_NEEDED} ORDER BY 1, 2, 4"
 )
 _TAKE = (
     "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
@@ -79,23 +65,21 @@ _TAKE = (
 )
 
 
-class DueEntries(Struct, frozen=True):
-    """The result of a query. Its claims have the epochs before they are claimed.
-
-    `damaged` says what is wrong with the rows of other entries.
+def find_due(
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[DueBatch, dict[Key, str]]:
+    """Find up to `limit` entries that are due; nothing is changed. Return claims with the epochs
+    before they are claimed, and what is wrong with the rows of other entries.
     """
-
-    seen: DueBatch
-    damaged: dict[Key, str]
-
-
-def find_due(tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int) -> DueEntries:
-    """Find up to `limit` entries that are due; nothing is changed."""
-    scan = _scan_level if look.next_hop is None else _scan_next_hop
     with tables.snapshot():  # an entry's rows as they are under its epoch
-        keys, seen = scan(tables, look, now_us=now_us, limit=limit)
+        if look.next_hop is None:
+            keys, seen = _scan_level(tables, look, now_us=now_us, limit=limit)
+        else:
+            keys, seen = scan_next_hop(
+                tables, look, ("lane", int(look.level)), now_us=now_us, limit=limit
+            )
         claims, damaged = read_claims(tables, keys)
-    return DueEntries(replace(seen, claims=claims), damaged)
+    return replace(seen, claims=claims), damaged
 
 
 def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
@@ -127,37 +111,26 @@ def _scan_level(
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 
-def _scan_next_hop(
-    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
-) -> tuple[list[Key], DueBatch]:
-    assert look.next_hop is not None
-    hop = (look.next_hop.key, int(look.level))
-    senders = tables.fetch(_SENDERS, (*hop, look.after_sender, claimed.SENDERS_MAX))
-
-    def take(sender: int, number: int) -> list[Key]:
-        return tables.fetch(_OF_SENDER_FOR_HOP, (*hop, sender, now_us, number))
-
-    return scan_next_hop(senders, take, look, now_us=now_us, limit=limit)
-
-
 def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
     """Release untried claims, unless their epoch has ended."""
     batch.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
 
 
-def take_claims(batch: Batch, found: DueEntries, *, now_us: int, at_us: int) -> tuple[Claim, ...]:
+def take_claims(
+    batch: Batch, found: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
+) -> tuple[Claim, ...]:
     """Claim what was found, except entries that were claimed since; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
     continue: this is in the log, in the journey and in the queue list.
     """
-    keys = [(*claim.key, claim.epoch) for claim in found.seen.claims]
+    keys = [(*claim.key, claim.epoch) for claim in found]
     taken = set(batch.fetch_each(_TAKE, keys))
     claims = [
         end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
-        for claim in found.seen.claims
+        for claim in found
         if claim.key in taken
     ]
-    for key, text in found.damaged.items():
+    for key, text in damaged.items():
         hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
     return tuple(claims)

@@ -16,7 +16,7 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -35,7 +35,8 @@ from relay.base.files import (
     write_all,
 )
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
-from relay.spool.columns import verify_checksum
+from relay.spool.shared.columns import verify_checksum
+from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
 from relay.spool.types import SpoolError, SpoolUnavailableError, translate_os_errors
 
@@ -131,16 +132,6 @@ def is_in_file(content: Content) -> bool:
     return isinstance(content, LargeContent) or len(content) > INLINE_BYTES_MAX
 
 
-class StoredFile(Struct, frozen=True):
-    """A file that was written for a content, and the checksum of its octets."""
-
-    name: str
-    crc32: int
-
-
-StoredFiles = Mapping[int, StoredFile]  # by the index of the content in its message
-
-
 class ContentRow(Struct, frozen=True):
     """The row of a content in a file: `size` includes the header.
 
@@ -192,7 +183,7 @@ class ContentFiles:
 
     def write(
         self, message_id: str, contents: Sequence[Content], *, only: Collection[int]
-    ) -> StoredFiles:
+    ) -> StoredBodies:
         """Store the contents with the indexes in `only`, at least one.
 
         Contents that differ only in their header share the file of their body. The names are in use
@@ -200,12 +191,12 @@ class ContentFiles:
         """
         names = _names(message_id, contents, only)
         self._in_use.update(names.values())
-        stored: dict[str, StoredFile] = {}
+        stored: dict[str, StoredBody] = {}
         try:
             with translate_os_errors(self._directory):
                 for index, name in names.items():
                     if name not in stored:
-                        stored[name] = StoredFile(name, self._store(name, contents[index]))
+                        stored[name] = StoredBody(name, self._store(name, contents[index]))
                 fsync_path(self._directory)
         except SpoolError:
             self.remove(names.values())
@@ -252,7 +243,7 @@ class ContentFiles:
         start = octets.size - sum(part.size for part in content.body)
         return dataclasses.replace(content, body=(octets.part(start, octets.size),))
 
-    def committed(self, files: Iterable[StoredFiles]) -> None:
+    def committed(self, files: StoredContents) -> None:
         """Rows name these files now."""
         self._in_use.difference_update(file.name for some in files for file in some.values())
 

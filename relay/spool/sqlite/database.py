@@ -17,19 +17,19 @@ from msgspec.structs import astuple
 
 from relay.base.clock import Anchor
 from relay.observe.logs import inherit
+from relay.spool.shared.columns import ANCHOR_COLUMNS
+from relay.spool.shared.tables import Tables
 from relay.spool.sqlite.last_commit import RecordedCommit, check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import check_presence, is_openable
 from relay.spool.sqlite.write_ahead_log import check_log
-from relay.spool.tables import Tables
 from relay.spool.types import SpoolDamagedError, SpoolError, translate_os_errors
 
 SQLITE_VERSION_MIN = 3_051_003
 _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
 _LOG_BYTES_MAX = 64 * 1024 * 1024  # to which a longer log is truncated
 _CACHE_KIB = 16 * 1024
-_ANCHOR = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
 T = TypeVar("T")
 
 
@@ -147,14 +147,14 @@ def read_anchor(connection: apsw.Connection) -> Anchor | None:
     """Return the clock anchor of the last commits, from which a start continues queue time; None in
     a new file. Raises apsw's exceptions.
     """
-    row = connection.execute(f"SELECT {_ANCHOR} FROM clock").fetchone()
+    row = connection.execute(f"SELECT {ANCHOR_COLUMNS} FROM clock").fetchone()
     return Anchor(*row) if row is not None else None
 
 
 def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
     """Replace the clock anchor in the transaction of `cursor`. Raises apsw's exceptions."""
     cursor.execute(
-        f"INSERT OR REPLACE INTO clock (id, {_ANCHOR}) VALUES (1, ?, ?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO clock (id, {ANCHOR_COLUMNS}) VALUES (1, ?, ?, ?, ?, ?, ?)",
         astuple(anchor),
     )
 

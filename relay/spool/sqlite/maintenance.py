@@ -14,17 +14,17 @@ from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
-from relay.spool.columns import LIVE_STATES, REMOVED_EVENTS
-from relay.spool.history.recorded_events import last_sequence
-from relay.spool.queue.holds import count_removed
-from relay.spool.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
-from relay.spool.shared_maintenance import AT_ONCE, SharedMaintenance
+from relay.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
+from relay.spool.shared.history.recorded_events import last_sequence
+from relay.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
+from relay.spool.shared.queue.holds import count_removed
+from relay.spool.shared.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
+from relay.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.tables import OpenTransaction, QueueEngine
 
 _TABLES = {"recipient": "message_id", "event": "message_id", "entry": "message_id", "message": "id"}
 _ABANDONED = (
@@ -111,7 +111,7 @@ def _remove_rows(batch: Batch, queue_ids: Sequence[str]) -> None:
         batch.execute_each(f"DELETE FROM {table} WHERE {column} = ?", ids)
 
 
-class Maintenance(SharedMaintenance):
+class Maintenance(SpoolMaintenance):
     """A SpoolMaintenance, and a DevelopmentSpool."""
 
     def __init__(
@@ -131,17 +131,17 @@ class Maintenance(SharedMaintenance):
         self._accepted: tuple[object, frozenset[str]] = None, frozenset()  # see accepted_ids()
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
-        """SharedMaintenance.take_over_some."""
+        """SpoolMaintenance.take_over_some."""
         claimed = transaction.fetch(_ABANDONED, (CLAIMS_AT_ONCE,))
         release_abandoned(transaction, claimed, now_us=now_us, at_us=at_us)
         return len(claimed)
 
     async def happened(self) -> tuple[apsw.Connection, int]:
-        """SharedMaintenance.happened."""
+        """SpoolMaintenance.happened."""
         return await self._engine.count(_data_version)
 
     def remove_rows(self, transaction: Any, queue_ids: Sequence[str]) -> None:
-        """SharedMaintenance.remove_rows."""
+        """SpoolMaintenance.remove_rows."""
         _remove_rows(transaction, queue_ids)
 
     async def sweep(self) -> int:
@@ -156,7 +156,7 @@ class Maintenance(SharedMaintenance):
     async def sizes(self, limit: int) -> list[tuple[int, int]]:
         """DevelopmentSpool.sizes."""
         sql = (
-            f"SELECT id, CASE WHEN {self.is_in_queue} THEN size ELSE 0 END FROM message m"
+            f"SELECT id, CASE WHEN {IS_IN_QUEUE} THEN size ELSE 0 END FROM message m"
             " ORDER BY id DESC LIMIT ?"
         )
         rows = await self._engine.read(lambda tables: tables.fetch(sql, (limit,)))

@@ -21,7 +21,7 @@ import apsw
 from msgspec import Struct
 
 from relay.observe.logs import get_logger
-from relay.spool.columns import schema_difference
+from relay.spool.shared.columns import schema_difference
 from relay.spool.sqlite.disk_space import check_free_space
 from relay.spool.sqlite.last_commit import check_commits_unopened
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
@@ -106,10 +106,10 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     check_presence(path)
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    foreseen = preview_log(path)
-    if foreseen.fault and not has_owner:
-        raise SpoolDamagedError(foreseen.fault)
-    header = foreseen.first_page[:_HEADER_BYTES] or header
+    first_page, fault = preview_log(path)
+    if fault and not has_owner:
+        raise SpoolDamagedError(fault)
+    header = first_page[:_HEADER_BYTES] or header
     if header and not header.startswith(_MAGIC):
         raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file")
     _check_made_by(

@@ -23,11 +23,11 @@ from relay.message.content import Content, LargeContent, memory_part
 from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
-from relay.spool.columns import inline_content
-from relay.spool.group_commit import WAITING_MAX
-from relay.spool.rows.accepted import CapturedMail
-from relay.spool.rows.receipts import count_receipts
-from relay.spool.shared_spool import SUBMISSION_KEEP_S, SharedSpool
+from relay.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
+from relay.spool.shared.columns import inline_content
+from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.claims import (
     find_due,
@@ -40,7 +40,6 @@ from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
     IncomingFile,
-    StoredFiles,
     is_in_file,
 )
 from relay.spool.sqlite.damage import Damage
@@ -56,7 +55,6 @@ from relay.spool.sqlite.maintenance import Maintenance
 from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
 from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.tables import Tables
 from relay.spool.types import (
     NEVER_US,
     Accepted,
@@ -104,10 +102,11 @@ def open_engine(
     )  # fmt: skip
 
 
-class SqliteSpool(SharedSpool):
-    """A SpoolEngine. Open it only with the owner's lock: the start frees claims of a dead owner."""
+class SqliteSpool(SpoolEngine):
+    """Open it only with the owner's lock: the start frees claims of a dead owner."""
 
     maintenance: Maintenance
+    _writer: Writer
     contents_sql = (  # one statement, because the id of a content that is removed may be used again
         f"SELECT e.message_id, {_CONTENT} FROM entry e JOIN content c ON c.id = e.content_id"
         " WHERE {} AND e.state <> 'final'"
@@ -125,7 +124,7 @@ class SqliteSpool(SharedSpool):
         reserve_file: ReserveFile | None = None,
         inline: bool = False,
     ) -> None:
-        """See SharedSpool.
+        """See SpoolEngine.
 
         `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
         no threads: the event loop runs everything.
@@ -322,14 +321,14 @@ class SqliteSpool(SharedSpool):
 
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         """Spool.claim_due."""
-        found = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
-        if not found.seen.claims and not found.damaged:
-            return found.seen
+        seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
+        if not seen.claims and not damaged:
+            return seen
         at_us = self._clock.time_us()
         claims = await self._writer.submit(
-            lambda b: take_claims(b, found, now_us=now_us, at_us=at_us)
+            lambda b: take_claims(b, seen.claims, damaged, now_us=now_us, at_us=at_us)
         )
-        return replace(found.seen, claims=claims)
+        return replace(seen, claims=claims)
 
     async def next_due_us(self, after_us: int = 0) -> int | None:
         """Spool.next_due_us."""
@@ -361,25 +360,16 @@ class SqliteSpool(SharedSpool):
         return inline_content(str(content_id), data, size=size, crc32=crc32 if check else None)
 
     def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:  # noqa: ARG002
-        """SharedSpool.content_of."""
+        """SpoolEngine.content_of."""
         size, data, file, header, flags, crc32 = row
         if file:
             return self._files.opened(ContentRow(file, size, header, flags, crc32))
         return inline_content(name, data, size=size, crc32=crc32)
 
     def load(self) -> SpoolLoad:
-        """Return the load, without a disk access."""
-        return SpoolLoad(
-            entries=self.maintenance.entries,
-            backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.commit_timer.commit_s(),
-            is_failing=self._writer.is_failing,
-            kept_bytes=self.reserve_file.missing_bytes,
-        )
-
-    def rounds(self) -> int | None:
-        """SpoolEngine.rounds."""
-        return self._writer.rounds()
+        """SpoolEngine.load."""
+        failing, kept_bytes = self._writer.is_failing, self.reserve_file.missing_bytes
+        return replace(super().load(), is_failing=failing, kept_bytes=kept_bytes)
 
     def health(self) -> str:
         """SpoolEngine.health."""
@@ -390,14 +380,14 @@ class SqliteSpool(SharedSpool):
         self.reserve_file.make()
         return disk_of(self.reserve_file.directory)
 
-    async def _store_large(self, messages: Iterable[NewMessage]) -> Sequence[StoredFiles]:
+    async def _store_large(self, messages: Iterable[NewMessage]) -> StoredContents:
         """Write the contents that need a file. If one cannot be written, all are removed."""
-        files: list[StoredFiles] = []
+        files: list[StoredBodies] = []
         try:
             for message in messages:
                 used = {entry.content for entry in message.entries}
                 large = {index for index in used if is_in_file(message.contents[index])}
-                stored: StoredFiles = {}
+                stored: StoredBodies = {}
                 if large:
                     write = partial(self._files.write, message.facts.id, message.contents)
                     stored = await asyncio.to_thread(write, only=large)
@@ -407,7 +397,7 @@ class SqliteSpool(SharedSpool):
             raise
         return files
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> Sequence[StoredFiles]:
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
         if not reports:
             return ()
@@ -418,13 +408,13 @@ class SqliteSpool(SharedSpool):
                 raise
             return await self._store_large(reports)
 
-    async def discard(self, stored: Sequence[StoredFiles]) -> None:
+    async def discard(self, stored: StoredContents) -> None:
         """QueueEngine.discard."""
         names = [file.name for some in stored for file in some.values()]
         if names:
             await asyncio.to_thread(self._files.remove, names)
 
-    def committed(self, stored: Sequence[StoredFiles]) -> None:
+    def committed(self, stored: StoredContents) -> None:
         """QueueEngine.committed."""
         self._files.committed(stored)
 
@@ -441,7 +431,7 @@ class SqliteSpool(SharedSpool):
         return await self._writer.submit(operation)
 
     async def ask(self, query: Callable[[SqliteTables], T]) -> T:
-        """SharedSpool.ask."""
+        """SpoolEngine.ask."""
         return await self._delivery.read(query)
 
     def read_claims(
@@ -454,7 +444,7 @@ class SqliteSpool(SharedSpool):
         self,
         transaction: Any,
         reports: Sequence[NewMessage],
-        stored: Sequence[StoredFiles],
+        stored: StoredContents,
         *,
         original: str,  # noqa: ARG002 - there is one mail root
     ) -> None:

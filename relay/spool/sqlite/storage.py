@@ -6,7 +6,6 @@ See relay.spool.engine.SpoolStorage; each method calls the module that does it.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Self
 
 import apsw
 
@@ -16,7 +15,6 @@ from relay.spool.engine import (
     BackupSize,
     SpoolFinding,
     SpoolStorage,
-    SpoolTools,
 )
 from relay.spool.sqlite.backup import accepted_since, back_up, backup_size, restore
 from relay.spool.sqlite.disk_space import RESERVE_FILE
@@ -32,8 +30,8 @@ from relay.spool.sqlite.spool_files import (
 from relay.spool.sqlite.verify import SpoolVerifier
 
 
-class SqliteStorage(SpoolStorage, SpoolTools):
-    """A SpoolStorage, and its SpoolTools."""
+class SqliteStorage(SpoolStorage):
+    """A SpoolStorage."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -53,10 +51,6 @@ class SqliteStorage(SpoolStorage, SpoolTools):
         """SpoolStorage.is_marked_damaged."""
         return damage_mark_of(self._database).exists()
 
-    def tools(self) -> Self:
-        """SpoolStorage.tools."""
-        return self
-
     def check(self, *, has_owner: bool) -> None:
         """SpoolStorage.check."""
         check_files(self._database, has_owner=has_owner)
@@ -70,7 +64,7 @@ class SqliteStorage(SpoolStorage, SpoolTools):
         clock: Clock,
         report: Callable[[SpoolFinding], None],
     ) -> dict[str, int]:
-        """SpoolTools.verify."""
+        """SpoolStorage.verify."""
         verifier = SpoolVerifier(
             self._database,
             is_owner=is_owner,
@@ -82,7 +76,7 @@ class SqliteStorage(SpoolStorage, SpoolTools):
         return verifier.run()
 
     def backup_size(self) -> BackupSize:
-        """SpoolTools.backup_size."""
+        """SpoolStorage.backup_size."""
         return backup_size(self._database)
 
     def back_up(

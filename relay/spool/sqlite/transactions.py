@@ -1,6 +1,6 @@
 """Accept messages and settle delivery attempts; each function runs inside one transaction.
 
-What they write is decided in relay/spool/rows (`accepted`, `settled`). accept() ends
+What they write is decided in relay/spool/shared/rows (`accepted`, `settled`). accept() ends
 step 5 of a message, settle() ends steps 6 and 7. The writer commits them. The state of a recipient
 changes only as the table in message.lifecycle allows, and epochs only grow. apsw's exceptions roll
 the transaction back.
@@ -14,15 +14,15 @@ from typing import Any
 from zlib import crc32
 
 from relay.message.content import Content
-from relay.spool.columns import (
+from relay.spool.shared.columns import (
     LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
     message_row,
 )
-from relay.spool.queue.holds import count_holds, lack_of_room
-from relay.spool.queue.standing_holds import as_held_now
-from relay.spool.rows.accepted import (
+from relay.spool.shared.queue.holds import count_holds, lack_of_room
+from relay.spool.shared.queue.standing_holds import as_held_now
+from relay.spool.shared.rows.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
     CapturedMail,
@@ -30,15 +30,15 @@ from relay.spool.rows.accepted import (
     accepted_rows,
     used_contents,
 )
-from relay.spool.rows.receipts import note_receipt, record_sent
-from relay.spool.rows.settled import (
+from relay.spool.shared.rows.receipts import note_receipt, record_sent
+from relay.spool.shared.rows.settled import (
     Recorded,
     SettledRows,
     record_beside,
     settled_rows,
     waiting_columns,
 )
-from relay.spool.sqlite.content_files import StoredFile, StoredFiles
+from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -68,7 +68,7 @@ _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
 def accept(
     batch: Batch,
     messages: Sequence[NewMessage],
-    files: Sequence[StoredFiles],
+    files: StoredContents,
     *,
     submission_key: str,
     submission_expires_us: int,
@@ -103,7 +103,7 @@ def accept(
 def settle(
     batch: Batch,
     settlement: Settlement,
-    files: Sequence[StoredFiles],
+    files: StoredContents,
     *,
     captured: CapturedMail,
     claim_reports: bool,
@@ -152,7 +152,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
 def add_message(
     batch: Batch,
     message: NewMessage,
-    files: StoredFiles,
+    files: StoredBodies,
     *,
     claim: bool,
     captured: CapturedMail,
@@ -229,7 +229,7 @@ def is_content_lost(tables: SqliteTables, message_id: str) -> bool | None:
     return bool(is_lost) if is_lost or is_known else None
 
 
-def _content_row(content: Content, file: StoredFile | None) -> tuple[Any, ...]:
+def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
     """A content in a file has its name in place of its octets; a large one also its header."""
     if isinstance(content, bytes):
         if file is None:

@@ -22,11 +22,11 @@ from relay.base.files import FileOctets, fsync_path
 from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.spool.engine import SpoolFault, SpoolFinding
-from relay.spool.queue import stats
-from relay.spool.queue.holds import counted
-from relay.spool.queue.holds import recount as recount_holds
+from relay.spool.engine import SpoolFinding
+from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.spool.shared.queue import stats
+from relay.spool.shared.queue.holds import counted
+from relay.spool.shared.queue.holds import recount as recount_holds
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor
 from relay.spool.sqlite.last_commit import LastCommit, commits_of
@@ -155,7 +155,7 @@ class SpoolVerifier:
     def _opened(self) -> apsw.Connection:
         if self._is_owner:
             with translate_os_errors(self._database.parent):
-                if fault := preview_log(self._database).fault:
+                if fault := preview_log(self._database)[1]:
                     raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
         if not self._may_write:
@@ -179,7 +179,7 @@ class SpoolVerifier:
         self._clock.resume(read_anchor(connection))
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
-                self._found(SpoolFault.LOST_ROW, where, "none", expected=expected)
+                self._found("lost-row", where, "none", expected=expected)
         self._check_due()
         self._check_unneeded()
         for row in connection.execute(_FILES):
@@ -197,7 +197,7 @@ class SpoolVerifier:
         sql = f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}"
         for message_id, number, state in self._rows.fetch(sql):
             self._found(
-                SpoolFault.NEVER_DUE, f"{message_id}-{number}", "no time to look at it",
+                "never-due", f"{message_id}-{number}", "no time to look at it",
                 expected=f"one, as it is {state}",
             )  # fmt: skip
 
@@ -206,7 +206,7 @@ class SpoolVerifier:
         for (content_id,) in self._rows.fetch(_UNNEEDED):
             target = self._put_aside / f"content-{content_id}.eml"
             self._correct(
-                SpoolFault.UNNEEDED_CONTENT, "no entry that needs it", "one",
+                "unneeded-content", "no entry that needs it", "one",
                 cure=f"moved to {target}", act=partial(self._export, content_id, target),
                 where=f"content {content_id}",
             )  # fmt: skip
@@ -225,7 +225,7 @@ class SpoolVerifier:
             found = (error.strerror or str(error)).lower()
         # One that is not needed was delivered meanwhile.
         if found != expected and is_file_needed(self._rows, name):
-            self._found(SpoolFault.LOST_CONTENT, path, found, expected=expected)
+            self._found("lost-content", path, found, expected=expected)
 
     def _check_inline(self, *row: Any) -> None:
         content_id, data, checksum = row
@@ -234,16 +234,14 @@ class SpoolVerifier:
             entry = self._rows.fetch_one(_ENTRY_OF, (content_id,))
             where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
             expected = _checksum_text(checksum)
-            self._found(SpoolFault.LOST_CONTENT, where, _checksum_text(found), expected=expected)
+            self._found("lost-content", where, _checksum_text(found), expected=expected)
 
     def _check_entryless(self) -> None:
         """End recipients without an entry, once an operator knows the cause."""
         (number,) = self._rows.fetch_one(f"SELECT count(*) {_ENTRYLESS}")
         if number:
             found = f"{number} recipients without an entry"
-            self._correct(
-                SpoolFault.LOST_ROW, found, 0, cure="ended as cancelled", act=self._end_entryless
-            )
+            self._correct("lost-row", found, 0, cure="ended as cancelled", act=self._end_entryless)
 
     def _end_entryless(self) -> None:
         rows = self._rows
@@ -276,14 +274,14 @@ class SpoolVerifier:
         correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
             found = f"{unaccounted} recipients unaccounted for"
-            self._correct(SpoolFault.COUNTERS, found, 0, cure="corrected", act=correct)
+            self._correct("counters", found, 0, cure="corrected", act=correct)
         for name, (held, expected) in counted(self._rows).items():
             if held != expected:
                 _, _, tenant = name.partition("/")
                 by = f"rules of {tenant}" if tenant else "rules"
                 recount = partial(recount_holds, self._rows)
                 found = f"{held} entries held by {by}"
-                self._correct(SpoolFault.COUNTERS, found, expected, cure="corrected", act=recount)
+                self._correct("counters", found, expected, cure="corrected", act=recount)
         return unaccounted
 
     def _export(self, content_id: int, target: Path) -> None:
@@ -304,7 +302,7 @@ class SpoolVerifier:
 
     def _correct(
         self,
-        kind: SpoolFault,
+        kind: str,
         found: str,
         expected: object,
         *,
@@ -327,10 +325,10 @@ class SpoolVerifier:
 
     def _report_damage(self, found: str) -> None:
         expected = "pages that can be read"
-        self._found(SpoolFault.DAMAGED_SPOOL, self._database, found, expected=expected)
+        self._found("damaged-spool", self._database, found, expected=expected)
 
     def _found(
-        self, kind: SpoolFault, where: Path | str, found: str, *, expected: str, action: str = ""
+        self, kind: str, where: Path | str, found: str, *, expected: str, action: str = ""
     ) -> None:
         self._report(SpoolFinding(kind, str(where), found, expected, action=action))
 

@@ -47,13 +47,6 @@ _BUSY_MS = 5000
 _BLOCK_BYTES = 1 << 20
 
 
-class LogPreview(Struct, frozen=True):
-    """The first page as the log has it, b"" where it has none, and the damage of the log."""
-
-    first_page: bytes
-    fault: str
-
-
 class _Head(Struct, frozen=True):
     salts: bytes
     sums: bytes
@@ -91,13 +84,14 @@ def check_log(connection: apsw.Connection, database: Path) -> None:
         raise SpoolDamagedError(_fault(path, seen=seen, last=last))
 
 
-def preview_log(database: Path) -> LogPreview:
-    """Return what an owner who opens `database` would find in its log. Neither file is opened by
+def preview_log(database: Path) -> tuple[bytes, str]:
+    """Return what an owner who opens `database` would find in its log: the first page, b"" where it
+    has none, and its damage. Neither file is opened by
     SQLite, which would create files next to them. Raises OSError.
     """
     path = log_of(database)
     if not path.exists() or not path.stat().st_size:
-        return LogPreview(b"", "")
+        return b"", ""
     size = _page_size(database, path)
     seen, pending, first = 0, b"", b""
     with path.open("rb") as file:
@@ -112,7 +106,7 @@ def preview_log(database: Path) -> LogPreview:
             if frame.ends_commit:
                 seen, first = number, pending
     last = _last_certain(path, seen, size=size)
-    return LogPreview(first, _fault(path, seen=seen, last=last) if last else "")
+    return first, _fault(path, seen=seen, last=last) if last else ""
 
 
 def _fault(path: Path, *, seen: int, last: int) -> str:

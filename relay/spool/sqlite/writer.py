@@ -17,14 +17,19 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import apsw
-from msgspec import Struct
 
 from relay.base.clock import Clock, Timer
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event
 from relay.observe.metrics import Metrics
-from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS, json_text
-from relay.spool.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, settle_futures
+from relay.spool.shared.columns import NO_EVENTS, REMOVED_EVENTS, json_text
+from relay.spool.shared.group_commit import (
+    ANCHOR_S,
+    BATCH_MAX,
+    GroupWriter,
+    WaitingOperation,
+    settle_futures,
+)
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
@@ -83,13 +88,7 @@ class Batch(SqliteTables):
 Operation = Callable[[Batch], T]
 
 
-class _Job(Struct, frozen=True):
-    operation: Operation[Any]
-    future: asyncio.Future[Any]
-    accepts: bool  # for the crash points, and for the reserve
-
-
-class Writer(GroupWriter[_Job]):
+class Writer(GroupWriter):
     """Writes by the connection of a log. submit() belongs to the event loop that start() ran in."""
 
     def __init__(
@@ -161,7 +160,7 @@ class Writer(GroupWriter[_Job]):
         Raises SpoolUnavailableError when too many wait, or the writer is stopping.
         """
         future: asyncio.Future[T] = self._future()
-        self._queue(_Job(operation, future, accepts))
+        self._queue(WaitingOperation(operation, future, accepts))
         return future
 
     def _end_turn(self) -> None:
@@ -210,14 +209,14 @@ class Writer(GroupWriter[_Job]):
             if self._stopping and not self._jobs:
                 return
 
-    def _gather(self) -> list[_Job]:
+    def _gather(self) -> list[WaitingOperation]:
         self._rounds += 1
-        batch: list[_Job] = []
+        batch: list[WaitingOperation] = []
         while self._jobs and len(batch) < BATCH_MAX:
             batch.append(self._jobs.popleft())
         return batch
 
-    def _write(self, batch: Sequence[_Job], *, again: bool = False) -> None:
+    def _write(self, batch: Sequence[WaitingOperation], *, again: bool = False) -> None:
         began = self._clock.real_s()
         self._rounds += 1
         try:
@@ -252,7 +251,7 @@ class Writer(GroupWriter[_Job]):
             [(job.future, answer, None) for job, answer in zip(batch, answers, strict=True)]
         )
 
-    def _commit(self, batch: Sequence[_Job]) -> list[Any]:
+    def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
         accepts = any(job.accepts for job in batch)
         with translate_sqlite_errors():
             cursor = self._log.connection.cursor()
@@ -280,7 +279,7 @@ class Writer(GroupWriter[_Job]):
             self._crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
 
-    def _is_readable_again(self, job: _Job, error: SpoolDamagedError) -> bool:
+    def _is_readable_again(self, job: WaitingOperation, error: SpoolDamagedError) -> bool:
         self._damage.found(error, lambda: self._rehearse(job))
         return self._damage.retry(self._open_again)
 
@@ -289,7 +288,7 @@ class Writer(GroupWriter[_Job]):
         self._log.leave()
         self._log = self._reopen()
 
-    def _rehearse(self, job: _Job) -> None:
+    def _rehearse(self, job: WaitingOperation) -> None:
         """Read and write the pages that an operation needs, and change nothing."""
         with translate_sqlite_errors():
             cursor = self._log.connection.cursor()

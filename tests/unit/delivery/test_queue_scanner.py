@@ -13,7 +13,7 @@ from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
-from relay.spool.rows import claimed
+from relay.spool.shared.rows import claimed
 from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
@@ -82,12 +82,12 @@ class Queue:
     async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
         self.queries.append(look)
         batch = Batch(self.cursor)
-        found = find_due(batch, look, now_us=now_us, limit=limit)
+        found, damaged = find_due(batch, look, now_us=now_us, limit=limit)
         self.meanwhile()
-        claims = take_claims(batch, found, now_us=now_us, at_us=now_us)
+        claims = take_claims(batch, found.claims, damaged, now_us=now_us, at_us=now_us)
         return DueBatch(
-            claims, found.seen.ended, found.seen.reached, found.seen.reached_sender,
-            found.seen.left_hops, found.seen.left_senders,
+            claims, found.ended, found.reached, found.reached_sender,
+            found.left_hops, found.left_senders,
         )  # fmt: skip
 
     async def next_due_us(self, after_us: int) -> int | None:

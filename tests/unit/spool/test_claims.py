@@ -5,9 +5,9 @@ import pytest
 
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.history import remote_reports
-from relay.spool.queue.holds import DAMAGED_DUE_US
-from relay.spool.rows import claimed
+from relay.spool.shared.history import remote_reports
+from relay.spool.shared.queue.holds import DAMAGED_DUE_US
+from relay.spool.shared.rows import claimed
 from relay.spool.sqlite import claims
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.types import (
@@ -20,6 +20,7 @@ from tests.support.spools import ids_of
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NOW = 10**18  # after the due time of every entry in these tests
+HOP = ("mx:a.test", 1)
 
 
 def raw(tmp_path, sql: str, *values) -> list:
@@ -137,8 +138,8 @@ async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_p
     [
         (claims._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
         (claims._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
-        (claims._SENDERS, ("mx:a.test", 1, -1, 9), "entry_hop"),
-        (claims._OF_SENDER_FOR_HOP, ("mx:a.test", 1, 7, NOW, 9), "entry_hop"),
+        (claimed._SENDERS.format(*["lane"] * 3), (*HOP, -1, *HOP, *HOP, 9), "entry_hop"),
+        (claimed._OF_SENDER.format("lane"), (*HOP, 7, NOW, 9), "entry_hop"),
         (claims._NEXT, (5,), "entry_due"),
         (claims._FACTS, ('[["a",1]]',), None),
         (claims._RECIPIENTS, ('[["a",1]]',), None),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.spool.group_commit import CommitTimer
+from relay.spool.shared.group_commit import CommitTimer
 from tests.support.manual_clock import ManualClock
 
 

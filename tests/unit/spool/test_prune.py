@@ -7,8 +7,8 @@ import pytest
 
 from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool import shared_maintenance
-from relay.spool.shared_maintenance import SharedMaintenance
+from relay.spool.shared import maintenance
+from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.types import EntrySchedule, Settlement
 from tests.support.manual_clock import ManualClock
 
@@ -49,16 +49,16 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
 
 
 async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(shared_maintenance, "AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "AT_ONCE", 2)
     for _ in range(5):
         await spool.accept(make())
         clock.advance(0.01)
     old = [await finished(spool, make) for _ in range(3)]
     clock.advance(60)
     reads = []
-    really = SharedMaintenance.prune_some
+    really = SpoolMaintenance.prune_some
     monkeypatch.setattr(
-        SharedMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
+        SpoolMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
     )
     removed = 0
     while number := await spool.maintenance.prune(30):
@@ -69,8 +69,8 @@ async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, m
 
 
 async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(shared_maintenance, "AT_ONCE", 1)
-    monkeypatch.setattr(shared_maintenance, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "AT_ONCE", 1)
+    monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
     for _ in range(3):
         await finished(spool, make)
     clock.advance(60)

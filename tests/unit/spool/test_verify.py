@@ -12,7 +12,7 @@ from msgspec import structs
 
 from relay.message.content import LargeContent
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.engine import SpoolFault, SpoolFinding
+from relay.spool.engine import SpoolFinding
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.spool_files import damage_mark_of
 from relay.spool.sqlite.verify import SpoolVerifier
@@ -99,7 +99,7 @@ def test_lost_rows_are_reported_by_every_verification(path, filled, sql, expecte
 
 def test_counters_are_corrected_only_with_recount(path: Path, filled) -> None:
     def counters(**more: bool) -> list[tuple[str, bool, str]]:
-        found = [one for one in verify(path, **more) if one.kind is SpoolFault.COUNTERS]
+        found = [one for one in verify(path, **more) if one.kind == "counters"]
         return [(one.found, one.repaired, one.action) for one in found]
 
     by_hand(path, "DELETE FROM recipient WHERE message_id = ?", filled)
@@ -133,7 +133,7 @@ async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
     assert finding not in [(one.found, one.action) for one in verify(path)]
     repaired = [one for one in verify(path, recount=True) if one.repaired]
     assert finding in [(one.found, one.action) for one in repaired]
-    assert not any(one.kind is SpoolFault.COUNTERS for one in repaired)
+    assert not any(one.kind == "counters" for one in repaired)
     assert verify(path) == []
     spool = open_spool(path)
     await spool.start()
@@ -150,7 +150,7 @@ async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
 
 def test_an_entry_without_a_due_time_is_found(path: Path, filled) -> None:
     by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
-    (found,) = [one.where for one in verify(path) if one.kind is SpoolFault.NEVER_DUE]
+    (found,) = [one.where for one in verify(path) if one.kind == "never-due"]
     assert found == f"{filled}-1"
 
 
@@ -170,7 +170,7 @@ def test_a_lost_content_is_reported(path: Path, filled, harm, found) -> None:
     harm(content)
     (finding,) = verify(path)
     assert finding == SpoolFinding(
-        SpoolFault.LOST_CONTENT,
+        "lost-content",
         str(content),
         found,
         f"{len(LARGE)} bytes",
@@ -185,11 +185,11 @@ def test_changed_bytes_are_reported_by_a_full_verification(path, filled) -> None
     by_hand(path, "UPDATE content SET data = zeroblob(size) WHERE data IS NOT NULL")
     assert verify(path) == []
     in_file, inline = verify(path, full=True)
-    assert (in_file.kind, in_file.where) == (SpoolFault.LOST_CONTENT, str(content))
+    assert (in_file.kind, in_file.where) == ("lost-content", str(content))
     assert in_file.expected == f"octets with CRC-32 {crc32(LARGE):08x}"
     assert in_file.found == f"octets with CRC-32 {crc32(content.read_bytes()):08x}"
     assert (inline.kind, inline.repaired, inline.action) == (
-        SpoolFault.LOST_CONTENT,
+        "lost-content",
         False,
         "",
     )
@@ -214,7 +214,7 @@ async def test_versions_that_share_a_file_have_their_own_checksums(path, make, o
     assert verify(path, full=True) == []
     by_hand(path, "UPDATE content SET header = CAST(replace(header, 'two', 'six') AS BLOB)")
     (finding,) = verify(path, full=True)
-    assert finding.kind is SpoolFault.LOST_CONTENT
+    assert finding.kind == "lost-content"
 
 
 @pytest.mark.parametrize("column", ["data", "file"])
@@ -225,11 +225,11 @@ def test_contents_without_an_entry_are_moved_whole_to_put_aside_by_recount(
     by_hand(path, f"DELETE FROM entry WHERE state <> 'final' AND content_id IN"
                   f" (SELECT id FROM content WHERE {column} IS NOT NULL)")  # fmt: skip
     kinds = [one.kind for one in verify(path) if not one.repaired]
-    assert SpoolFault.UNNEEDED_CONTENT in kinds
+    assert "unneeded-content" in kinds
     verify(path, recount=True)
     (aside,) = path.with_name(path.name + "-put-aside").iterdir()
     assert aside.read_bytes() == (LARGE if column == "file" else b"Subject: s\r\n\r\nbody\r\n")
-    assert SpoolFault.UNNEEDED_CONTENT not in {one.kind for one in verify(path)}
+    assert "unneeded-content" not in {one.kind for one in verify(path)}
 
 
 def test_an_inconsistent_index_is_found_by_a_full_verification(path: Path, filled) -> None:
@@ -239,14 +239,14 @@ def test_an_inconsistent_index_is_found_by_a_full_verification(path: Path, fille
     with path.open("r+b") as file:  # an empty leaf in place of the index
         file.seek((root - 1) * 4096)
         file.write(b"\x0a\0\0\0\0\x10\0\0" + bytes(4088))
-    assert {one.kind for one in verify(path, full=True)} == {SpoolFault.DAMAGED_SPOOL}
+    assert {one.kind for one in verify(path, full=True)} == {"damaged-spool"}
 
 
 def test_damage_is_reported(path: Path, filled) -> None:
     octets = path.read_bytes()
     path.write_bytes(octets[:4096] + b"\xff" * (len(octets) - 4096))
     found = verify(path)
-    assert {one.kind for one in found} == {SpoolFault.DAMAGED_SPOOL}
+    assert {one.kind for one in found} == {"damaged-spool"}
     assert not any(one.repaired for one in found)
 
 

@@ -68,7 +68,7 @@ def test_a_server_that_does_not_answer(tmp_path):
 
 def test_the_tools_are_those_of_the_database(tmp_path):
     with pytest.raises(SpoolUnsupportedError, match=r"check and repair it; relay backup copies it"):
-        spools.storage(settings_of(tmp_path)).tools()
+        spools.storage(settings_of(tmp_path)).require_tools()
 
 
 async def wait_in(file, count: int) -> None:

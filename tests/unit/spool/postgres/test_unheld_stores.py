@@ -21,6 +21,7 @@ from relay.spool.postgres.tables import numbered
 from relay.spool.postgres.unheld_stores import UNHELD_S, UnheldStores
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
+from relay.spool.shared.rows import claimed
 from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
 from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
@@ -197,12 +198,13 @@ async def test_a_claim_reads_nothing_of_an_absent_store(
     connection = await connect(parse_postgres_url(postgres_url), purpose="plans")
     await connection.execute(PLANS)
     turns = transport._writer.stores.turns(PriorityLevel.NORMAL)
+    hop = ("local", *turns)
     of_level = (turns, NOW, -1, "", 0, 200, 200)
     looks = {
         claims._OF_LEVEL: of_level,
         claims._OF_SENDER: (turns, 7, *of_level[1:]),
-        claims._SENDERS: ("local", *turns, -1, 100),
-        claims._OF_SENDER_FOR_HOP: ("local", *turns, 7, NOW, 100),
+        claimed._SENDERS.format(*["turn"] * 3): (*hop, -1, *hop, *hop, 100),
+        claimed._OF_SENDER.format("turn"): (*hop, 7, NOW, 100),
         claims._NEXT: (-1, turns),
     }
     read = {}

@@ -32,8 +32,8 @@ from relay.journeys.message_list import (
 )
 from relay.message.address import own_mailbox, shown_address
 from relay.message.lifecycle import RecipientState, message_state
-from relay.spool.columns import LOGIN, in_chunks
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import LOGIN, in_chunks
+from relay.spool.shared.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
 _CHUNK = 200
@@ -264,149 +264,140 @@ def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
     return not suffix[1:].isdecimal() or int(suffix[1:]) <= at_us
 
 
-class MessageQueries(QueueEngine):
-    """The part of a SpoolHistory that finds messages, and says what a list shows of them."""
+def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
+    """SpoolHistory.find_queue_ids; also for an entry's ID-NUMBER."""
+    key = _ENTRY.sub(r"\1", key)
+    rows = tables.fetch(*_lookup(key)) if key != "last" else []
+    if not rows and _COPY.match(key):
+        rows = tables.fetch(
+            _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
+        )
+    found = [row[0] for row in rows if account in (None, row[1])]
+    if found or (key != "last" and "@" not in key):
+        return sorted(found, reverse=True)[:limit]
+    return _scan(tables, key, account=account, limit=limit)
 
-    @reads
-    def find_queue_ids(
-        self, tables: Tables, key: str, *, account: str | None, limit: int
-    ) -> list[str]:
-        """SpoolHistory.find_queue_ids; also for an entry's ID-NUMBER."""
-        key = _ENTRY.sub(r"\1", key)
-        rows = tables.fetch(*_lookup(key)) if key != "last" else []
-        if not rows and _COPY.match(key):
-            rows = tables.fetch(
-                _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
+
+def search(
+    tables: Tables,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    since_us: int | None,
+    limit: int,
+) -> Sequence[FoundMessage]:
+    """SpoolHistory.search."""
+    found: list[FoundMessage] = []
+    matching = _Matching(tables, wanted, account)
+    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+    rows = tables.each(
+        f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
+        " ORDER BY id DESC LIMIT ?",
+        (earliest, SCAN_MAX),
+    )
+    for some in in_chunks(rows, _SEARCHED_AT_ONCE):
+        chunk = matching.among(some)
+        if since_us is not None:
+            times = _accepted_us(tables, [one.queue_id for one in chunk])
+            chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
+        found += [one for one in chunk if since_us is None or one.at_us > since_us]
+        if len(found) >= limit or matching.recipients_left <= 0:
+            break
+    return found[:limit]
+
+
+def find_page(
+    tables: Tables,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    before: ListPosition | None,
+    limit: int,
+) -> FoundPage:
+    """SpoolHistory.find_page."""
+    return _PageSearch(tables, wanted, account=account, before=before, limit=limit).find()
+
+
+def summaries(
+    tables: Tables,
+    queue_ids: Sequence[str],
+    *,
+    account: str | None,
+    added: bool = False,
+) -> Sequence[MessageSummary]:
+    """SpoolHistory.summaries."""
+    rows = [
+        row
+        for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
+        if account in (None, row[7])
+    ]
+    keys = [(row[0],) for row in rows]
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for queue_id, state, number in tables.fetch_each(_STATES, keys):
+        counts[queue_id][state] = number
+    first: dict[str, list[Any]] = defaultdict(list)
+    for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
+        first[queue_id].append(recipient)
+    copies: dict[str, list[ListedRecipient]] = defaultdict(list)
+    for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
+        copies[queue_id].append(ListedRecipient(*copy))
+    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
+    found = []
+    for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
+        recipients = sorted(first[queue_id])
+        state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
+        status, reply = _deciding(tables, queue_id, state=state, first=recipients)
+        found.append(
+            MessageSummary(
+                position=position_of(queue_id, submission_id), id=queue_id,
+                submission_id=submission_id or None, message_id=message_id, sender=sender,
+                subject=subject, state=state,
+                recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
+                recipient_count=sum(counts[queue_id].values()), size_bytes=size,
+                client=client, login=login,
+                status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+                added=tuple(copies[queue_id]),
             )
-        found = [row[0] for row in rows if account in (None, row[1])]
-        if found or (key != "last" and "@" not in key):
-            return sorted(found, reverse=True)[:limit]
-        return _scan(tables, key, account=account, limit=limit)
+        )  # fmt: skip
+    return found
 
-    @reads
-    def search(
-        self,
-        tables: Tables,
-        wanted: MessageSearch,
-        *,
-        account: str | None,
-        since_us: int | None,
-        limit: int,
-    ) -> Sequence[FoundMessage]:
-        """SpoolHistory.search."""
-        found: list[FoundMessage] = []
-        matching = _Matching(tables, wanted, account)
-        earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
-        rows = tables.each(
-            f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
-            " ORDER BY id DESC LIMIT ?",
-            (earliest, SCAN_MAX),
-        )
-        for some in in_chunks(rows, _SEARCHED_AT_ONCE):
-            chunk = matching.among(some)
-            if since_us is not None:
-                times = _accepted_us(tables, [one.queue_id for one in chunk])
-                chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
-            found += [one for one in chunk if since_us is None or one.at_us > since_us]
-            if len(found) >= limit or matching.recipients_left <= 0:
-                break
-        return found[:limit]
 
-    @reads
-    def find_page(
-        self,
-        tables: Tables,
-        wanted: MessageSearch,
-        *,
-        account: str | None,
-        before: ListPosition | None,
-        limit: int,
-    ) -> FoundPage:
-        """SpoolHistory.find_page."""
-        return _PageSearch(tables, wanted, account=account, before=before, limit=limit).find()
+def accepted_submissions(tables: Tables, submission_ids: Sequence[str]) -> Sequence[str]:
+    """SpoolHistory.accepted_submissions."""
+    where, values = tables.among("submission_id", submission_ids)
+    rows = tables.fetch(
+        f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
+    )
+    return [name for (name,) in rows]
 
-    @reads
-    def summaries(
-        self,
-        tables: Tables,
-        queue_ids: Sequence[str],
-        *,
-        account: str | None,
-        added: bool = False,
-    ) -> Sequence[MessageSummary]:
-        """SpoolHistory.summaries."""
-        rows = [
-            row
-            for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
-            if account in (None, row[7])
-        ]
-        keys = [(row[0],) for row in rows]
-        counts: dict[str, dict[str, int]] = defaultdict(dict)
-        for queue_id, state, number in tables.fetch_each(_STATES, keys):
-            counts[queue_id][state] = number
-        first: dict[str, list[Any]] = defaultdict(list)
-        for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
-            first[queue_id].append(recipient)
-        copies: dict[str, list[ListedRecipient]] = defaultdict(list)
-        for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
-            copies[queue_id].append(ListedRecipient(*copy))
-        retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
-        found = []
-        for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
-            recipients = sorted(first[queue_id])
-            state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
-            status, reply = _deciding(tables, queue_id, state=state, first=recipients)
-            found.append(
-                MessageSummary(
-                    position=position_of(queue_id, submission_id), id=queue_id,
-                    submission_id=submission_id or None, message_id=message_id, sender=sender,
-                    subject=subject, state=state,
-                    recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
-                    recipient_count=sum(counts[queue_id].values()), size_bytes=size,
-                    client=client, login=login,
-                    status=status, reply=reply, next_attempt_us=retries.get(queue_id),
-                    added=tuple(copies[queue_id]),
-                )
-            )  # fmt: skip
-        return found
 
-    @reads
-    def accepted_submissions(self, tables: Tables, submission_ids: Sequence[str]) -> Sequence[str]:
-        """SpoolHistory.accepted_submissions."""
-        where, values = tables.among("submission_id", submission_ids)
-        rows = tables.fetch(
-            f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
-        )
-        return [name for (name,) in rows]
+def count_states(
+    tables: Tables, *, account: str | None, limit: int
+) -> tuple[int, Mapping[str, int]]:
+    """SpoolHistory.count_states."""
+    ids = _newest(tables, account=account, limit=limit)
+    of_recipient, of_message = tables.among("message_id", ids), tables.among("id", ids)
+    rows = tables.fetch(
+        "SELECT state, count(DISTINCT message_id) FROM recipient"
+        f" WHERE {of_recipient[0]} AND added_by = '' GROUP BY state"
+        f" UNION ALL SELECT source, count(*) FROM message WHERE {of_message[0]}"
+        " AND source = 'report' GROUP BY source",
+        (*of_recipient[1], *of_message[1]),
+    )
+    return len(ids), dict(rows)
 
-    @reads
-    def count_states(
-        self, tables: Tables, *, account: str | None, limit: int
-    ) -> tuple[int, Mapping[str, int]]:
-        """SpoolHistory.count_states."""
-        ids = _newest(tables, account=account, limit=limit)
-        of_recipient, of_message = tables.among("message_id", ids), tables.among("id", ids)
-        rows = tables.fetch(
-            "SELECT state, count(DISTINCT message_id) FROM recipient"
-            f" WHERE {of_recipient[0]} AND added_by = '' GROUP BY state"
-            f" UNION ALL SELECT source, count(*) FROM message WHERE {of_message[0]}"
-            " AND source = 'report' GROUP BY source",
-            (*of_recipient[1], *of_message[1]),
-        )
-        return len(ids), dict(rows)
 
-    @reads
-    def recent_addresses(self, tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
-        """SpoolHistory.recent_addresses."""
-        ids = _newest(tables, account=account, limit=limit)
-        recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
-        rows = tables.fetch(
-            f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
-            f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
-            " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
-            (*recipients[1], *senders[1], _ADDRESSES_MAX),
-        )
-        return [address for (address,) in rows]
+def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
+    """SpoolHistory.recent_addresses."""
+    ids = _newest(tables, account=account, limit=limit)
+    recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
+    rows = tables.fetch(
+        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
+        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
+        " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+        (*recipients[1], *senders[1], _ADDRESSES_MAX),
+    )
+    return [address for (address,) in rows]
 
 
 def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:

@@ -17,9 +17,9 @@ from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
 from relay.message.content import Content
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
-from relay.spool.columns import MESSAGE_COLUMNS, read_facts
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import MESSAGE_COLUMNS, read_facts
+from relay.spool.shared.tables import QueueEngine, Tables
 from relay.spool.types import NO_EXTRA, SpoolError, readable_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
@@ -37,99 +37,81 @@ _FIRST_RECIPIENTS = (  # that policy has not added
 )
 
 
-class KeptMessages(QueueEngine):
-    """The part of a SpoolHistory that reads one message, and the contents of some."""
+def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
+    """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
+    added too.
+    """
+    with tables.snapshot():  # the states, and the attempts that led to them
+        row = tables.fetch_one(_MESSAGE, (queue_id,))
+        recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
+        events = tables.fetch(_EVENTS, (queue_id,))
+    if row is None:
+        return None
+    facts = read_facts(row)
+    hidden = {one[0] for one in recipients if one[5]}
+    entries = {one[8] for one in recipients if not one[5]}
+    steps: list[JourneyStep] = []
+    attempts: dict[int, list[Attempt]] = {}
+    copies: dict[int, str] = {}  # Graph ids
+    for step, at_us, text in events:
+        detail = msgspec.json.decode(text)
+        if step == Step.DELIVERY:
+            for number, tried in attempts_in(detail, rfc3339(at_us)):
+                attempts.setdefault(number, []).append(tried)
+            for one in detail.get("recipients", ()):
+                if "graph_id" in one:
+                    copies[one["number"]] = one["graph_id"]
+            if not (added or is_shown(detail, hidden=hidden, entries=entries)):
+                continue
+        steps.append(Event(Step(step), at_us, detail).as_step())
+    shown = [one for one in recipients if one[0] not in hidden]
+    copied = [one for one in recipients if added and one[5]]
+    reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
 
-    contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
-
-    def shown_times(self) -> ShownTimes:
-        """Return how times are shown now."""
-        raise NotImplementedError
-
-    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
-        """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
-        raise NotImplementedError
-
-    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
-        """SpoolHistory.journey."""
-        times = self.shown_times()
-        return await self.read(lambda tables: self._journey(tables, queue_id, times, added=added))
-
-    def _journey(
-        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
-    ) -> Journey | None:
-        """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
-        added too.
-        """
-        with tables.snapshot():  # the states, and the attempts that led to them
-            row = tables.fetch_one(_MESSAGE, (queue_id,))
-            recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
-            events = tables.fetch(_EVENTS, (queue_id,))
-        if row is None:
-            return None
-        facts = read_facts(row)
-        hidden = {one[0] for one in recipients if one[5]}
-        entries = {one[8] for one in recipients if not one[5]}
-        steps: list[JourneyStep] = []
-        attempts: dict[int, list[Attempt]] = {}
-        copies: dict[int, str] = {}  # Graph ids
-        for step, at_us, text in events:
-            detail = msgspec.json.decode(text)
-            if step == Step.DELIVERY:
-                for number, tried in attempts_in(detail, rfc3339(at_us)):
-                    attempts.setdefault(number, []).append(tried)
-                for one in detail.get("recipients", ()):
-                    if "graph_id" in one:
-                        copies[one["number"]] = one["graph_id"]
-                if not (added or is_shown(detail, hidden=hidden, entries=entries)):
-                    continue
-            steps.append(Event(Step(step), at_us, detail).as_step())
-        shown = [one for one in recipients if one[0] not in hidden]
-        copied = [one for one in recipients if added and one[5]]
-        reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
-
-        def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
-            return tuple(
-                _recipient(
-                    one,
-                    attempts.get(one[0], ()),
-                    reason=reasons.get((one[2], one[8])),
-                    graph_id=copies.get(one[0]),
-                    facts=facts,
-                    times=times,
-                )
-                for one in rows
+    def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
+        return tuple(
+            _recipient(
+                one,
+                attempts.get(one[0], ()),
+                reason=reasons.get((one[2], one[8])),
+                graph_id=copies.get(one[0]),
+                facts=facts,
+                times=times,
             )
+            for one in rows
+        )
 
-        return Journey(
-            id=facts.id,
-            graph_id=None,
-            submission_id=facts.submission_id or None,
-            message_id=facts.message_id,
-            sender=facts.envelope.reverse_path,
-            subject=facts.subject,
-            state=str(message_state([RecipientState(one[2]) for one in shown])),
-            client={},
-            steps=tuple(steps),
-            recipients=listed(shown),
-            added=listed(copied) or UNSET,
-        )  # fmt: skip
+    return Journey(
+        id=facts.id,
+        graph_id=None,
+        submission_id=facts.submission_id or None,
+        message_id=facts.message_id,
+        sender=facts.envelope.reverse_path,
+        subject=facts.subject,
+        state=str(message_state([RecipientState(one[2]) for one in shown])),
+        client={},
+        steps=tuple(steps),
+        recipients=listed(shown),
+        added=listed(copied) or UNSET,
+    )  # fmt: skip
 
-    @reads
-    def read_message(self, tables: Tables, queue_id: str) -> KeptMessage:
-        """SpoolHistory.read_message."""
-        found = _contents(self, tables, (queue_id,), strict=True)
-        recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
-        return KeptMessage(found.get(queue_id), recipients)
 
-    @reads
-    def read_contents(self, tables: Tables, queue_ids: Sequence[str]) -> Mapping[str, Content]:
-        """SpoolHistory.read_contents."""
-        return _contents(self, tables, queue_ids[:CONTENTS_MAX], strict=False)
+def read_message(engine: QueueEngine, tables: Tables, queue_id: str) -> KeptMessage:
+    """SpoolHistory.read_message."""
+    found = _contents(engine, tables, (queue_id,), strict=True)
+    recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
+    return KeptMessage(found.get(queue_id), recipients)
+
+
+def read_contents(
+    engine: QueueEngine, tables: Tables, queue_ids: Sequence[str]
+) -> Mapping[str, Content]:
+    """SpoolHistory.read_contents."""
+    return _contents(engine, tables, queue_ids[:CONTENTS_MAX], strict=False)
 
 
 def _contents(
-    engine: KeptMessages, tables: Tables, queue_ids: Sequence[str], *, strict: bool
+    engine: QueueEngine, tables: Tables, queue_ids: Sequence[str], *, strict: bool
 ) -> dict[str, Content]:
     """Return the contents of the first live entries of messages. With `strict` one that is
     damaged raises SpoolError.

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from relay.message.content import size_of
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import HopKind, NextHop
-from relay.spool.columns import ACCEPTED_COUNTER, recipient_row
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
+from relay.spool.shared.tables import Tables
 from relay.spool.types import (
     FIRST_EPOCH,
     NEVER_US,

@@ -12,9 +12,9 @@ import msgspec
 from msgspec.structs import asdict
 
 from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptRequest
-from relay.spool.columns import json_text
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.shared.columns import json_text
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import Selector, SentReceipt
 
 TOTAL_MAX = 50_000  # later requests are not recorded
@@ -42,8 +42,8 @@ _CHANGES = {
 }
 
 
-class ReceiptRecords:
-    """A ReceiptLedger."""
+class ReceiptLedger:
+    """The read receipts that settlements have recorded as owed, until they are sent or end."""
 
     def __init__(self, engine: QueueEngine, *, store: Callable[[], int]) -> None:
         """`store` returns the number of the mail root whose mailboxes owe what is returned: those
@@ -52,11 +52,11 @@ class ReceiptRecords:
         self._engine = engine
         self._store = store
         self.count = 0  # how many are owed, held ones included
-        self.version = 0
+        self.version = 0  # changes when owed() may return others
 
     @property
     def has_any(self) -> bool:
-        """ReceiptLedger.has_any."""
+        """Whether there may be any, without a disk access."""
         return self.count > 0
 
     @property
@@ -70,7 +70,7 @@ class ReceiptRecords:
         self.version += 1
 
     async def owed(self) -> Sequence[OwedReceipt]:
-        """ReceiptLedger.owed."""
+        """Return all but those that a restore holds."""
         rows = await self._engine.read(lambda tables: tables.fetch(_OWED))
         self.count = await self._engine.read(count_receipts)
         return self._own(rows)
@@ -78,17 +78,17 @@ class ReceiptRecords:
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
         found = []
         for message_id, number, mailbox, copy_id, folder, owed_us, request, state in rows:
-            asked = msgspec.json.decode(request, type=_Asked)
-            if asked.store == self._store():
+            asked = msgspec.json.decode(request, type=dict[str, Any])
+            if asked.get("store", 0) == self._store():
                 owed = OwedReceipt(
-                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.to,
-                    is_trusted=asked.is_trusted, is_sent=state == "sent",
+                    (message_id, number), mailbox, copy_id, folder, owed_us, to=asked.get("to", ""),
+                    is_trusted=asked.get("is_trusted", False), is_sent=state == "sent",
                 )  # fmt: skip
                 found.append(owed)
         return found
 
     async def find(self, mailbox: str, copy_ids: Sequence[str]) -> Sequence[OwedReceipt]:
-        """ReceiptLedger.find."""
+        """Return those for these copies in a mailbox, as owed()."""
         found: list[Any] = []
         for start in range(0, len(copy_ids), _AT_ONCE):
             some = copy_ids[start : start + _AT_ONCE]
@@ -96,25 +96,25 @@ class ReceiptRecords:
         return self._own(found)
 
     async def request(self, key: ReceiptKey) -> ReceiptRequest | None:
-        """ReceiptLedger.request."""
+        """Return what is asked for; None if it is not owed any more."""
         sql = "SELECT request FROM owed_receipt WHERE message_id = ? AND number = ?"
         row = await self._engine.read(lambda tables: tables.fetch_one(sql, key))
         return None if row is None else msgspec.json.decode(row[0], type=ReceiptRequest)
 
     async def moved(self, key: ReceiptKey, folder: str) -> None:
-        """ReceiptLedger.moved."""
+        """Record the folder in which the copy was seen."""
         sql = "UPDATE owed_receipt SET folder = ? WHERE message_id = ? AND number = ?"
         await self._engine.change(
             lambda transaction: transaction.execute_each(sql, [(folder, *key)])
         )
 
     async def end(self, keys: Sequence[ReceiptKey]) -> None:
-        """ReceiptLedger.end."""
+        """Forget some."""
         await self._engine.change(lambda transaction: transaction.execute_each(_END, keys))
         self.version += 1
 
     async def prune(self, before_us: int) -> None:
-        """ReceiptLedger.prune."""
+        """Forget those that have been owed since before a queue time, but not what is held."""
         sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed'"
         await self._engine.change(lambda transaction: transaction.execute_each(sql, [(before_us,)]))
         self.version += 1
@@ -170,9 +170,3 @@ def count_receipts(tables: Tables) -> int:
 def _of_copies(tables: Tables, *, mailbox: str, copy_ids: Sequence[str]) -> list[Any]:
     where, values = tables.among("copy_id", copy_ids)
     return tables.fetch(f"{_OWED} AND mailbox = ? AND {where}", (mailbox, *values))
-
-
-class _Asked(msgspec.Struct):
-    to: str = ""
-    is_trusted: bool = False
-    store: int = 0

@@ -27,6 +27,9 @@ LOGIN = (
     " ELSE {0}account END"
 )
 LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
+WAITS = "claimed = 0 AND due_us IS NOT NULL"  # of an entry that may come due
+# Of a clock anchor, in the order of its fields.
+ANCHOR_COLUMNS = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
 # Of an entry's recipients: their reports are written, or no longer needed.
 PAY_REPORTS = (
     "UPDATE recipient SET owed_report = '' WHERE message_id = ? AND entry = ? AND owed_report <> ''"

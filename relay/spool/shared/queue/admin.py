@@ -26,14 +26,26 @@ from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.message.address import with_a_labels
-from relay.message.envelope import Source
+from relay.message.envelope import Source, domain_of
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Evidence
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
-from relay.spool.columns import PAY_REPORTS
-from relay.spool.queue.decisions import (
+from relay.spool.queue_commands import (
+    LISTED_MAX,
+    RECIPIENTS_MAX,
+    ActiveClaims,
+    CommandReport,
+    CommandResult,
+    EntryList,
+    Operation,
+    ProgressCallback,
+    QueueCommand,
+    ShownTimes,
+)
+from relay.spool.shared.columns import PAY_REPORTS
+from relay.spool.shared.queue.decisions import (
     ChangeResult,
     CommandTimes,
     decide,
@@ -41,7 +53,7 @@ from relay.spool.queue.decisions import (
     held_by_restore,
     in_flight_note,
 )
-from relay.spool.queue.entries import (
+from relay.spool.shared.queue.entries import (
     EntryListBuilder,
     EntrySelection,
     like,
@@ -50,27 +62,18 @@ from relay.spool.queue.entries import (
     store_changes,
     to_be_planned,
 )
-from relay.spool.queue.standing_holds import (
+from relay.spool.shared.queue.standing_holds import (
     StandingHold,
-    StandingHolds,
     end_new,
     hold_new,
     read_holds,
 )
-from relay.spool.queue_commands import (
-    LISTED_MAX,
-    RECIPIENTS_MAX,
-    ActiveClaims,
-    CommandReport,
-    CommandResult,
-    EntryList,
-    NoActiveClaims,
-    Operation,
-    ProgressCallback,
-    QueueCommand,
-    ShownTimes,
+from relay.spool.shared.tables import (
+    OpenTransaction,
+    QueueEngine,
+    StoredContents,
+    Tables,
 )
-from relay.spool.tables import Leftovers, OpenTransaction, QueueEngine, StoredContents, Tables
 from relay.spool.types import (
     FIRST_KEY,
     Claim,
@@ -97,18 +100,13 @@ _CLAIMED = (
 _log = get_logger("spool")
 
 
-class MessageReports(Struct, frozen=True):
-    """The reports about the cancelled entries of one message, with what is stored of them."""
-
-    plan: ReportPlan
-    stored: StoredContents
-
-
 class PlannedReports(Struct, frozen=True):
-    """`epochs` are those of the entries that the plan is about, None of one that is damaged."""
+    """The reports about cancelled entries."""
 
+    # of the entries that the plans are about; None of one that is damaged
     epochs: Mapping[Key, int | None] = {}
-    by_message: Mapping[str, MessageReports] = {}
+    # of the entries of one message, with what is stored of the reports
+    by_message: Mapping[str, tuple[ReportPlan, StoredContents]] = {}
 
 
 NOTHING_PLANNED = PlannedReports()
@@ -135,7 +133,7 @@ class CancelReports:
             plan = await self._plan(tuple(some), command)
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
-                by_message[message_id] = MessageReports(plan, stored)
+                by_message[message_id] = plan, stored
         return PlannedReports(epochs, by_message)
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
@@ -204,8 +202,8 @@ class CancelReports:
         return sorted(claims, key=lambda one: one.key), epochs
 
 
-class SpoolQueueAdmin:
-    """A QueueAdmin on what a QueueEngine supplies."""
+class QueueAdmin:
+    """Lists and changes the queue, on what a QueueEngine supplies."""
 
     def __init__(
         self,
@@ -223,20 +221,34 @@ class SpoolQueueAdmin:
         self._metrics = metrics
         self._shown_times = shown_times
         self._reports = CancelReports(engine)
-        self._delivery: ActiveClaims = NoActiveClaims()
+        self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing: set[asyncio.Task[None]] = set()
-        self.standing = StandingHolds(clock)
-        self.standing_hold = self.standing.hold_of
+        self._standing: Sequence[StandingHold] = ()  # as they were read last
 
     async def read_standing(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
-        self.standing.use(await self._engine.read(read_holds))
+        self._standing = await self._engine.read(read_holds)
+
+    def standing(self) -> Sequence[StandingHold]:
+        """Return the holds of domains that have not ended."""
+        now_us = self._clock.queue_us()
+        return [one for one in self._standing if one.until_us is None or one.until_us > now_us]
+
+    def standing_hold(self, address: str) -> tuple[str, int]:
+        """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
+        is not, 0 if no time ends the hold.
+        """
+        if not self._standing:  # nearly always
+            return "", 0
+        domain = domain_of(address)
+        found = next((one for one in self.standing() if one.takes(domain)), None)
+        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
 
     def _ends_standing(self, selector: Selector) -> bool:
         """Whether a release of these entries ends a hold of what comes."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(one.domain, domain) for one in self.standing.current()
+            fnmatchcase(one.domain, domain) for one in self.standing()
         )
 
     async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
@@ -261,11 +273,11 @@ class SpoolQueueAdmin:
         self._delivery = delivery
 
     def report_with(self, writer: ReportWriter) -> None:
-        """QueueAdmin.report_with."""
+        """From now on `writer` writes the reports of a cancel."""
         self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
-        """QueueAdmin.list."""
+        """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
         times = self._times()
         selection = EntrySelection(
             selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
@@ -287,7 +299,9 @@ class SpoolQueueAdmin:
     async def execute(
         self, command: QueueCommand, *, on_progress: ProgressCallback = lambda _: None
     ) -> CommandReport:
-        """QueueAdmin.execute."""
+        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
+        number of entries done. Raises SpoolError between slices.
+        """
         times = self._times()
         selection = EntrySelection(
             command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
@@ -344,18 +358,17 @@ class SpoolQueueAdmin:
                     _write, command=answer.command, keys=left, engine=self._engine, taken=taken,
                     times=self._times(), planned=planned, listing=answer.listing,
                 )  # fmt: skip
-                done = await self._engine.change(write)
+                result, listed = await self._engine.change(write)
             except Exception:
                 self._release_later(taken)
                 await self._discard(planned, ())
                 raise
-            result = done.result
             await self._discard(planned, result.reports)
-            self._follow_up(done)
+            self._follow_up(result)
             certain = (
                 one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
             )
-            answer.add(certain, done.listed, reports=len(result.reports))
+            answer.add(certain, listed, reports=len(result.reports))
             left = [key for key in left if _is_in_flight(result, key)]
             if not left:
                 return
@@ -367,30 +380,33 @@ class SpoolQueueAdmin:
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
         ids = {one.facts.id for one in made}
-        for one in planned.by_message.values():
-            if any(report.facts.id in ids for report in one.plan.messages):
-                self._engine.committed(one.stored)
-                self._metrics.accepted.labels(Source.REPORT).inc(len(one.plan.messages))
+        for plan, stored in planned.by_message.values():
+            if any(report.facts.id in ids for report in plan.messages):
+                self._engine.committed(stored)
+                self._metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
             else:
-                await self._engine.discard(one.stored)
+                await self._engine.discard(stored)
 
     def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Return what _take() would take."""
-        is_retry = command.operation is Operation.RETRY
-        return frozenset() if is_retry else self._delivery.waiting_among(keys)
+        if self._delivery is None or command.operation is Operation.RETRY:
+            return frozenset()
+        return self._delivery.waiting_among(keys)
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt; a retry does not need that."""
-        is_retry = command.operation is Operation.RETRY
-        return frozenset() if is_retry else self._delivery.withdraw(keys)
+        if self._delivery is None or command.operation is Operation.RETRY:
+            return frozenset()
+        return self._delivery.withdraw(keys)
 
-    def _follow_up(self, done: "_Done") -> None:
+    def _follow_up(self, result: ChangeResult) -> None:
         """Run what follows a durable change."""
-        result = done.result
         if result.cancelled:
             self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
-        if done.left:
-            self._engine.remove(done.left)
+        if result.left:
+            self._engine.remove(result.left)
+        if self._delivery is None:
+            return
         if result.next_hops:
             self._delivery.retry_now(result.next_hops)
         if result.due_us is not None:
@@ -416,7 +432,8 @@ class SpoolQueueAdmin:
                 await self._clock.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
-                self._delivery.retry_now(())
+                if self._delivery is not None:
+                    self._delivery.retry_now(())
                 return
 
     def _times(self) -> CommandTimes:
@@ -467,14 +484,6 @@ class _ReportBuilder:
         self._record(self.report.counts[CommandResult.DONE])
 
 
-class _Done(Struct, frozen=True):
-    """What a transaction did, the entries as it left them, and what is to be removed after it."""
-
-    result: ChangeResult
-    listed: EntryListBuilder
-    left: Leftovers
-
-
 def _write(
     transaction: OpenTransaction,
     *,
@@ -485,7 +494,7 @@ def _write(
     times: CommandTimes,
     planned: PlannedReports,
     listing: Callable[[], EntryListBuilder],
-) -> _Done:
+) -> tuple[ChangeResult, EntryListBuilder]:
     """Change and list in one transaction, so that entries are shown as the change left them."""
     result = change(
         transaction, command, keys, engine=engine, taken=taken, times=times, planned=planned
@@ -498,8 +507,9 @@ def _write(
         for one in (key, *result.made.get(key, ()))
     }
     listed.add(transaction, list(shown), shown)
-    left = engine.entries_ended(transaction, result.ended) if result.ended else None
-    return _Done(result, listed, left)
+    if result.ended:
+        result.left = engine.entries_ended(transaction, result.ended)
+    return result, listed
 
 
 def change(
@@ -529,11 +539,12 @@ def change(
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
         if (made := planned.by_message.get(message_id)) is not None:
-            engine.add_reports(transaction, made.plan.messages, made.stored, original=message_id)
-            transaction.append_events(message_id, made.plan.events)
+            plan, stored = made
+            engine.add_reports(transaction, plan.messages, stored, original=message_id)
+            transaction.append_events(message_id, plan.events)
             paid = [key for key in planned.epochs if key[0] == message_id]
             transaction.execute_each(PAY_REPORTS, paid)
-            result.reports += made.plan.messages
+            result.reports += plan.messages
             result.due_us = times.queue_us
     return result
 

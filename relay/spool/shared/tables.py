@@ -1,7 +1,7 @@
 """What an engine supplies: tables, by SQL that both databases understand; transactions; contents.
 
-What all engines do alike (relay.spool.rows, queue, history) reads and changes rows through these
-Protocols, in the thread that has the connection. A statement for them
+What all engines do alike (relay.spool.shared) reads and changes rows through these Protocols, in
+the thread that has the connection. A statement for them
 
 - marks each value with "?", in the order of the values;
 - may have SQLite's INDEXED BY, which another database leaves out, and which stands behind the table
@@ -20,15 +20,27 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from msgspec import Struct
+
 from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.spool.types import Claim, ContentKey, Key, NewMessage
 
 P = ParamSpec("P")
 T = TypeVar("T")
-E = TypeVar("E", bound="QueueEngine")
-StoredContents = Any  # of some messages, as the engine names them
 Leftovers = Any  # what a commit leaves to be removed; falsy where that is nothing
+
+
+class StoredBody(Struct, frozen=True):
+    """What was stored of a content, for its row."""
+
+    name: str  # of the file or of the body in the database
+    crc32: int  # of its octets
+    parts: int = 1  # of a body in the database
+
+
+StoredBodies = Mapping[int, StoredBody]  # by the index of the content in its message
+StoredContents = Sequence[StoredBodies]  # of some messages
 
 
 class Tables(Protocol):
@@ -120,6 +132,8 @@ class QueueEngine(Protocol):
     in that of the event loop. Coroutines raise SpoolError.
     """
 
+    contents_sql: str  # content rows of entries, after the id of the message; {} is a condition
+
     async def read(self, query: Callable[[Tables], T]) -> T:
         """Run a query; it never delays delivery."""
         ...
@@ -150,8 +164,12 @@ class QueueEngine(Protocol):
         """Return the names of the other nodes that live."""
         return ()
 
-    async def read_content(self, key: ContentKey) -> Content:
-        """Read a content."""
+    async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
+        """See Spool."""
+        ...
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """Return the content in a row; it stays readable when it is removed. Raises SpoolError."""
         ...
 
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
@@ -191,12 +209,12 @@ class QueueEngine(Protocol):
 
 
 def reads(
-    query: Callable[Concatenate[E, Tables, P], T],
-) -> Callable[Concatenate[E, P], Coroutine[Any, Any, T]]:
-    """Make a coroutine of a method that is a query: QueueEngine.read() calls it with the tables."""
+    query: Callable[Concatenate[Tables, P], T],
+) -> Callable[Concatenate[QueueEngine, P], Coroutine[Any, Any, T]]:
+    """Make a method of an engine from a query: QueueEngine.read() calls it with the tables."""
 
     @wraps(query)
-    async def read(engine: E, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await engine.read(lambda tables: query(engine, tables, *args, **kwargs))
+    async def read(engine: QueueEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await engine.read(lambda tables: query(tables, *args, **kwargs))
 
     return read

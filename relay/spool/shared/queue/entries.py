@@ -7,7 +7,7 @@ and by recipients; its times are wall time.
 
 load_entries() reads what a command needs of some entries, and store_changes() writes what was
 decided about them, each in a few statements however many entries there are. What is decided in
-between needs no tables: see relay/spool/queue/decisions.py.
+between needs no tables: see relay/spool/shared/queue/decisions.py.
 
 See docs/names.md (Commands).
 """
@@ -25,8 +25,6 @@ from relay.journeys.events import Event, Step
 from relay.message.address import pattern_forms, with_a_labels, with_u_labels
 from relay.message.lifecycle import FINAL, RecipientState, message_state
 from relay.message.nexthop import Destination
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN
-from relay.spool.queue.holds import count_holds, is_of_route
 from relay.spool.queue_commands import (
     Operation,
     QueueCommand,
@@ -34,7 +32,9 @@ from relay.spool.queue_commands import (
     has_been_restored,
     states_before,
 )
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN, WAITS
+from relay.spool.shared.queue.holds import count_holds, is_of_route
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_KEY,
     RESTORED_US,
@@ -64,8 +64,8 @@ STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
 # Each live entry is in one of the two: it is claimed, or it has a due time.
 _CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
-_DUE = "entry INDEXED BY entry_due WHERE claimed = 0 AND due_us IS NOT NULL"
-_HOP = "entry INDEXED BY entry_hop WHERE claimed = 0 AND due_us IS NOT NULL"
+_DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
+_HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
 _BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
 _BY_ID = (
     "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"

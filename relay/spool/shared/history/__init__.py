@@ -6,5 +6,5 @@
 - `remote_reports`: which message a DSN or MDN from outside is about; what is recorded of it
 
 Elsewhere: what a journey and its events are: `relay/journeys`; how long history is kept
-(spool.keep): `relay/spool/shared_maintenance.py`.
+(spool.keep): `relay/spool/shared/maintenance.py`.
 """

@@ -10,40 +10,37 @@ correct.
 See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from msgspec import Struct
-from msgspec.structs import asdict
-
 from relay.base.clock import Clock, first_id_after, wall_offset_us
-from relay.spool.columns import LIVE_STATES
-from relay.spool.engine import SpoolMaintenance
-from relay.spool.queue import stats
-from relay.spool.tables import OpenTransaction, QueueEngine, Tables
-from relay.spool.types import QueueCounts, SpoolUnavailableError
+from relay.spool.shared.columns import LIVE_STATES
+from relay.spool.shared.queue import stats
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.types import Claim, QueueCounts, SpoolUnavailableError
 
 T = TypeVar("T")
 AT_ONCE = 200
 _STEPS_AT_ONCE = 50  # calls of prune() in one request
 _COUNT_S_MAX = 30.0
+# Of a message `m`. OFFSET 0: PostgreSQL looks for it by the key of each, and reads no whole table.
+IS_IN_QUEUE = (
+    "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final'"
+    " LIMIT 1 OFFSET 0)"
+)
+_HAS_LIVE = (
+    "EXISTS (SELECT 1 FROM recipient r"
+    f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} LIMIT 1 OFFSET 0)"
+)
 
 
-class Removable(Struct, frozen=True):
-    """What prune() would remove; `kept` are old messages that stay because an entry was lost."""
+class SpoolMaintenance(ABC):
+    """Periodic work, in small transactions, so that mail does not wait for it.
 
-    messages: int
-    submissions: int
-    kept: int
+    An engine derives from it, and adds what it stores in its own way.
+    """
 
-
-class SharedMaintenance(SpoolMaintenance):
-    """The part of a SpoolMaintenance that is the same for every engine."""
-
-    is_in_queue = "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final')"
-    has_live = (
-        f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND r.state IN {LIVE_STATES})"
-    )
     scans = stats.SCANS
 
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
@@ -53,17 +50,39 @@ class SharedMaintenance(SpoolMaintenance):
         self._counts: QueueCounts | None = None  # the most recent ones
         self._counted: Any = None  # what had happened before that
 
+    @abstractmethod
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
         """Release some claims of owners that do not live; return how many, 0 when none is left."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     async def happened(self) -> Any:
         """Return what changes when any owner has committed; None where that is not known."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """Remove all rows of finished messages."""
-        raise NotImplementedError
+        ...
+
+    @abstractmethod
+    async def sweep(self) -> int:
+        """Remove contents without a message, such as a crash leaves; return their number. What may
+        be all that is left of a message is moved aside.
+        """
+        ...
+
+    @property
+    def unheld_stores(self) -> Sequence[str]:
+        """The stores for which local mail waits while no living node has their mail root."""
+        return ()
+
+    async def claim_unheld(self) -> Sequence[Claim]:
+        """Claim some local mail of such stores that has expired, or whose delay is to be reported.
+
+        It is not attempted: its mail root is not there. Its reports wait as it did.
+        """
+        return ()
 
     async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
         """Run an operation, as QueueEngine.change."""
@@ -80,7 +99,11 @@ class SharedMaintenance(SpoolMaintenance):
         return released
 
     async def prune(self, age_s: float) -> int:
-        """SpoolMaintenance.prune. Time that is in doubt (Clock.confirmed_us) makes nothing old."""
+        """Remove some of the history of finished messages older than `age_s`, oldest first, and
+        some expired submission keys; return how much, 0 when nothing is left.
+
+        Time that is in doubt (Clock.confirmed_us) makes nothing old.
+        """
         now_us = self._clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
         keys = await self.change(lambda one: prune_keys(one, now_us))
@@ -98,7 +121,7 @@ class SharedMaintenance(SpoolMaintenance):
         the last id that was read, "" when none was left.
         """
         rows = transaction.fetch(
-            f"SELECT id, received_us < ? AND NOT {self.is_in_queue} AND NOT {self.has_live}"
+            f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
             " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
             (before_us, after, self._ids_end(before_us), AT_ONCE),
         )
@@ -107,27 +130,30 @@ class SharedMaintenance(SpoolMaintenance):
         return len(ids), rows[-1][0] if len(rows) == AT_ONCE else ""
 
     async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
-        """SpoolMaintenance.prune_many."""
+        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
+        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
+        """
         if dry_run:
             now_us = self._clock.confirmed_us()
             before_us = now_us - int(age_s * 1_000_000)
             would = await self._engine.read(
                 lambda one: self._removable(one, before_us, now_us=now_us)
             )
-            return asdict(would) | {"ended": True}
+            return would | {"ended": True}
         for _ in range(_STEPS_AT_ONCE):
             if not await self.prune(age_s):
                 return {"ended": True}
         return {"ended": False}
 
-    def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> Removable:
+    def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> dict[str, int]:
         finished, kept = tables.fetch_one(
-            f"SELECT count(*), count(*) FILTER (WHERE {self.has_live})"
-            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {self.is_in_queue}",
+            f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
+            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {IS_IN_QUEUE}",
             (self._ids_end(before_us), before_us),
         )
         keys = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
-        return Removable(finished - kept, keys[0], kept)
+        # old messages are kept where an entry was lost
+        return {"messages": finished - kept, "submissions": keys[0], "kept": kept}
 
     def _ids_end(self, before_us: int) -> str:
         """Return the id at which a scan of messages received before `before_us` can stop: ids are

@@ -14,10 +14,10 @@ from relay.journeys.events import Event, RecordedEvent, Step
 from relay.journeys.spool_history import SpoolEvents
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.nexthop import HopKind
-from relay.spool.columns import NO_EVENTS, REMOVED_EVENTS
-from relay.spool.history.journeys import is_shown
 from relay.spool.queue_commands import Operation
-from relay.spool.tables import QueueEngine, Tables, reads
+from relay.spool.shared.columns import NO_EVENTS, REMOVED_EVENTS
+from relay.spool.shared.history.journeys import is_shown
+from relay.spool.shared.tables import Tables
 
 _EVENTS = (
     "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"
@@ -33,52 +33,45 @@ _STATES = {str(state): state for state in RecipientState} | {
 }
 
 
-class RecordedEvents(QueueEngine):
-    """The part of a SpoolHistory that followers read."""
+def events_after(
+    tables: Tables, after: int, until: int, *, limit: int, captures_at_once: bool
+) -> SpoolEvents:
+    """SpoolHistory.events_after. With `captures_at_once` mail for the next hop "capture" is
+    captured when it is accepted.
+    """
+    known: dict[str, _Recipients] = {}
+    found: list[tuple[int, RecordedEvent | None]] = []
+    characters = 0
+    rows = tables.each(_EVENTS, (after, until, limit))
+    for sequence, queue_id, number, at_us, text, submission_id, account in rows:
+        detail = msgspec.json.decode(text)
+        detail.pop("client", None)
+        step = Step(number)
+        recorded = None
+        if account is not None:
+            state = _state_after(step, detail, captures_at_once=captures_at_once)
+            event = Event(step, at_us, detail)
+            recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
+        if recorded is not None and step is Step.DELIVERY:
+            if queue_id not in known:
+                known[queue_id] = _recipients(tables, queue_id)
+            hidden, entries = known[queue_id]
+            if hidden:
+                seen = msgspec.json.decode(text)
+                is_left = is_shown(seen, hidden=hidden, entries=entries)
+                state = _state_after(step, seen, captures_at_once=captures_at_once)
+                of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
+                recorded = replace(recorded, of_sender=of_sender if is_left else None)
+        found.append((sequence, recorded))
+        characters += len(text)
+        if characters > _CHARACTERS_MAX or len(found) == limit:
+            return SpoolEvents(found, removed_to(tables), False)
+    return SpoolEvents(found, removed_to(tables), True)
 
-    captures_at_once: bool  # mail for the next hop "capture" is captured when it is accepted
 
-    @reads
-    def events_after(self, tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
-        """SpoolHistory.events_after."""
-        known: dict[str, _Recipients] = {}
-        found: list[tuple[int, RecordedEvent | None]] = []
-        characters = 0
-        last = min(until, self.last(tables))
-        rows = tables.each(_EVENTS, (after, last, limit))
-        for sequence, queue_id, number, at_us, text, submission_id, account in rows:
-            detail = msgspec.json.decode(text)
-            detail.pop("client", None)
-            step = Step(number)
-            recorded = None
-            if account is not None:
-                state = _state_after(step, detail, captures_at_once=self.captures_at_once)
-                event = Event(step, at_us, detail)
-                recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
-            if recorded is not None and step is Step.DELIVERY:
-                if queue_id not in known:
-                    known[queue_id] = _recipients(tables, queue_id)
-                hidden, entries = known[queue_id]
-                if hidden:
-                    seen = msgspec.json.decode(text)
-                    is_left = is_shown(seen, hidden=hidden, entries=entries)
-                    state = _state_after(step, seen, captures_at_once=self.captures_at_once)
-                    of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
-                    recorded = replace(recorded, of_sender=of_sender if is_left else None)
-            found.append((sequence, recorded))
-            characters += len(text)
-            if characters > _CHARACTERS_MAX or len(found) == limit:
-                return SpoolEvents(found, removed_to(tables), False)
-        return SpoolEvents(found, removed_to(tables), True)
-
-    @reads
-    def last_event(self, tables: Tables) -> int:
-        """SpoolHistory.last_event."""
-        return self.last(tables)
-
-    def last(self, tables: Tables) -> int:
-        """Return the sequence behind which all later events are."""
-        return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
+def last_event(tables: Tables) -> int:
+    """Return the sequence behind which all later events are."""
+    return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
 
 
 def last_sequence(tables: Tables) -> int | None:

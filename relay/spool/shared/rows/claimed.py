@@ -4,7 +4,7 @@ Every engine finds due entries in its own way. A query reads a bounded number of
 long the queue is.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from relay.journeys.events import Event, Step
@@ -14,8 +14,8 @@ from relay.message.lifecycle import PARKED, RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
-from relay.spool.columns import LIVE_STATES, MESSAGE_COLUMNS, read_facts
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.columns import LIVE_STATES, MESSAGE_COLUMNS, WAITS, read_facts
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,
     ClaimedRecipient,
@@ -39,6 +39,23 @@ CLAIM_COLUMNS = (
 )
 _FACTS = 16  # before the columns of the message
 RECIPIENT_COLUMNS = "r.number, r.address, r.notify, r.orcpt, r.added_by, r.status, r.reply"
+# What is owed for a recipient `r`, "" for one that is not final; and those that a claim needs.
+OWED = "CASE WHEN r.owed_report = '' THEN '' ELSE r.state || ' ' || r.owed_report END"
+IS_NEEDED = f"(r.state IN {LIVE_STATES} OR r.owed_report <> '')"
+# Of the due entries for a next hop; {} is the column that has the level.
+_FOR_HOP = f"FROM entry INDEXED BY entry_hop WHERE {WAITS} AND next_hop = ? AND {{}} = ? AND"
+# A loose index scan: one seek to the next sender, one to its first due entry.
+_SENDERS = (
+    "WITH RECURSIVE walk (sender) AS ("
+    f" SELECT (SELECT sender {_FOR_HOP} sender > ? ORDER BY sender LIMIT 1) UNION ALL"
+    f" SELECT (SELECT sender {_FOR_HOP} sender > walk.sender ORDER BY sender LIMIT 1)"
+    " FROM walk WHERE walk.sender IS NOT NULL)"
+    f" SELECT sender, (SELECT due_us {_FOR_HOP} sender = walk.sender ORDER BY due_us LIMIT 1)"
+    " FROM walk WHERE sender IS NOT NULL LIMIT ?"
+)
+_OF_SENDER = (
+    f"SELECT message_id, number {_FOR_HOP} sender = ? AND due_us <= ? ORDER BY due_us LIMIT ?"
+)
 CLAIMS_AT_ONCE = 500
 _NOT_RECORDED = "the relay was stopped before this attempt was recorded"
 _LOST_STATUS = "4.4.2"  # RFC 3463: bad connection, which is how the peer saw it
@@ -110,18 +127,21 @@ def scan_level(
 
 
 def scan_next_hop(
-    senders: Sequence[Sequence[Any]],
-    take: Callable[[int, int], Sequence[Key]],
+    tables: Tables,
     look: DueQuery,
+    level: tuple[str, int],
     *,
     now_us: int,
     limit: int,
 ) -> tuple[list[Key], DueBatch]:
-    """Choose the same number of entries from each sender of a next hop, round robin.
-
-    `senders` are those behind look.after_sender, at most SENDERS_MAX, each with the due time of its
-    first entry; `take` returns so many due entries of one, oldest first.
+    """Choose the same number of entries from each sender of a next hop, round robin, behind the
+    sender look.after_sender. `level` is the column of the priority level, and its number there.
     """
+    assert look.next_hop is not None
+    column, number = level
+    hop = (look.next_hop.key, number)
+    values = (*hop, look.after_sender, *hop, *hop, SENDERS_MAX)
+    senders = tables.fetch(_SENDERS.format(column, column, column), values)
     with_due = [sender for sender, due_us in senders if due_us <= now_us]
     left = [sender for sender in with_due if sender in look.without_senders]
     asked = [sender for sender in with_due if sender not in look.without_senders]
@@ -133,8 +153,8 @@ def scan_next_hop(
         if len(keys) == limit:
             break
         some = min(each, limit - len(keys))
-        rows = take(sender, some + 1)
-        keys += rows[:some]
+        rows = tables.fetch(_OF_SENDER.format(column), (*hop, sender, now_us, some + 1))
+        keys += [(row[0], row[1]) for row in rows[:some]]
         more = more or len(rows) > some
         reached = sender
     if len(keys) == limit and asked and reached != asked[-1]:

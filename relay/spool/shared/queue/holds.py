@@ -22,7 +22,7 @@ from relay.journeys.message_list import matches_pattern
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,
     HoldsFullError,
@@ -65,12 +65,8 @@ _SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
 _log = get_logger("spool")
 
 
-class _Rule(msgspec.Struct):
-    rule: str = ""
-
-
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_RULE = msgspec.json.Decoder(_Rule)
+_VALUES = msgspec.json.Decoder(dict[str, Any])
 
 
 def changed_extra(text: str, **fields: Any) -> str:
@@ -207,7 +203,7 @@ def _by_rules(rows: Iterable[tuple[str]]) -> Counter[str]:
 
 def _rule_of(text: str) -> str:
     try:
-        return _RULE.decode(text).rule if text else ""
+        return str(_VALUES.decode(text).get("rule", "")) if text else ""
     except ValueError:
         return ""
 

@@ -16,12 +16,12 @@ from relay.message.outcome import (
     Relayed,
 )
 from relay.message.receipt import ReceiptRequest
-from relay.spool.columns import PAY_REPORTS
-from relay.spool.history.remote_reports import join_report
-from relay.spool.queue.holds import note_hold, note_unanswered
-from relay.spool.rows.accepted import CapturedMail
-from relay.spool.rows.receipts import add_receipts
-from relay.spool.tables import OpenTransaction
+from relay.spool.shared.columns import PAY_REPORTS
+from relay.spool.shared.history.remote_reports import join_report
+from relay.spool.shared.queue.holds import note_hold, note_unanswered
+from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.rows.receipts import add_receipts
+from relay.spool.shared.tables import OpenTransaction
 from relay.spool.types import Claim, EntrySchedule, PriorityLevel, Settlement
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"

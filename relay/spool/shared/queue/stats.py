@@ -19,8 +19,8 @@ from relay.journeys.events import Step
 from relay.message.envelope import domain_of
 from relay.message.lifecycle import FINAL, RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
-from relay.spool.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, WAITS
+from relay.spool.shared.tables import Tables
 from relay.spool.types import PriorityLevel, QueueCounts
 
 ENTRY_STATES = (
@@ -31,7 +31,6 @@ ENTRY_STATES = (
 )
 ENTRIES_AT_ONCE = 5000
 HOPS_MAX = 20
-_WAITS = "claimed = 0 AND due_us IS NOT NULL"
 _SLICE = (
     "SELECT e.state, count(*), min(e.message_id),"
     " CAST(sum(CASE WHEN EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)"
@@ -49,7 +48,7 @@ _BY_HOP = (
     " CAST(sum(in_delivery) AS BIGINT) AS in_delivery, CAST(sum(tried) AS BIGINT) AS tried,"
     " min(oldest) AS oldest FROM ("
     "SELECT next_hop, count(*) AS number, 0 AS in_delivery, 0 AS tried, min(message_id) AS oldest"
-    f" FROM entry INDEXED BY entry_hop WHERE {_WAITS} GROUP BY next_hop UNION ALL"
+    f" FROM entry INDEXED BY entry_hop WHERE {WAITS} GROUP BY next_hop UNION ALL"
     " SELECT next_hop, count(*), count(*), count(*) FILTER (WHERE state = 'deferred'),"
     " min(message_id) FROM entry INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY next_hop)"
     f" AS part GROUP BY next_hop ORDER BY number DESC, next_hop LIMIT {HOPS_MAX}) AS hop"
@@ -66,7 +65,7 @@ _NEWEST_EVENTS = (
 )
 _TRIED_ENTRIES = (
     "SELECT message_id FROM (SELECT message_id, attempts, due_us FROM entry INDEXED BY entry_hop"
-    f" WHERE {_WAITS} AND next_hop = ? ORDER BY lane DESC, sender DESC, due_us DESC LIMIT ?)"
+    f" WHERE {WAITS} AND next_hop = ? ORDER BY lane DESC, sender DESC, due_us DESC LIMIT ?)"
     " AS seen WHERE attempts > 0 ORDER BY due_us DESC LIMIT ?"
 )
 _EVENTS_OF = (
@@ -91,7 +90,7 @@ SCANS = (
     *(
         _IndexScan(
             "entry_due",
-            f"{_WAITS} AND lane = {level:d}",
+            f"{WAITS} AND lane = {level:d}",
             "due_us, message_id, number",
             (-(1 << 63), "", 0),
             ((1 << 63) - 1, _LAST_ID, 0),
@@ -202,7 +201,7 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
     with tables.snapshot():
         counters = read_counters(tables)
         waiting = tables.fetch(
-            f"{_BY_LEVEL} INDEXED BY entry_due WHERE {_WAITS} GROUP BY lane ORDER BY lane"
+            f"{_BY_LEVEL} INDEXED BY entry_due WHERE {WAITS} GROUP BY lane ORDER BY lane"
         )
         claimed = tables.fetch(
             f"{_BY_LEVEL} INDEXED BY entry_claimed WHERE claimed = 1 GROUP BY lane"
@@ -211,7 +210,7 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
         oldest = min((row[2] for row in groups if row[2]), default=None)
         received = tables.fetch_one("SELECT received_us FROM message WHERE id = ?", (oldest,))
         due = tables.fetch_one(
-            f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {_WAITS}"
+            f"SELECT count(*) FROM entry INDEXED BY entry_due WHERE {WAITS}"
             f" AND lane IN ({', '.join(str(int(one)) for one in PriorityLevel)}) AND due_us <= ?",
             (now_us,),
         )
@@ -247,7 +246,7 @@ def _next_hops(tables: Tables, offset_us: int) -> list[dict[str, Any]]:
     last = _last_replies(tables, [row[0] for row in rows])
     deferred = (
         "SELECT count(*) FROM entry INDEXED BY entry_hop"
-        f" WHERE {_WAITS} AND next_hop = ? AND state = 'deferred'"
+        f" WHERE {WAITS} AND next_hop = ? AND state = 'deferred'"
     )
     return [
         {

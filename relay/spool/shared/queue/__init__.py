@@ -10,5 +10,6 @@
 - `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
 
 Elsewhere: in which state a command is possible: `relay/spool/queue_commands.py`; which entries are
-claimed: `relay/spool/rows/claimed.py`; when an entry is tried again: `relay/delivery/retry.py`.
+claimed: `relay/spool/shared/rows/claimed.py`;
+when an entry is tried again: `relay/delivery/retry.py`.
 """

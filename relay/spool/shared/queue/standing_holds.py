@@ -13,11 +13,10 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
 from relay.journeys.events import Event, Step
 from relay.message.envelope import domain_of
-from relay.spool.queue.holds import RELEASED
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.queue.holds import RELEASED
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, SpoolError
 
 STANDING_MAX = 1000
@@ -45,33 +44,6 @@ class StandingHold(Struct, frozen=True):
         """Whether it is for a recipient's domain."""
         is_below = self.domain.startswith("*.") and domain.endswith(self.domain[1:])
         return is_below or domain == self.domain
-
-
-class StandingHolds:
-    """The holds as they were read last."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._all: Sequence[StandingHold] = ()
-
-    def current(self) -> Sequence[StandingHold]:
-        """Return those that have not ended."""
-        now_us = self._clock.queue_us()
-        return [one for one in self._all if one.until_us is None or one.until_us > now_us]
-
-    def use(self, read: Sequence[StandingHold]) -> None:
-        """Replace them."""
-        self._all = read
-
-    def hold_of(self, address: str) -> tuple[str, int]:
-        """Return why mail for an address is held, and until when in queue time; "" and 0 if it is
-        not, 0 if no time ends the hold.
-        """
-        if not self._all:  # nearly always
-            return "", 0
-        domain = domain_of(address)
-        found = next((one for one in self.current() if one.takes(domain)), None)
-        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
 
 
 def read_holds(tables: Tables) -> Sequence[StandingHold]:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from typing import Any
+
+from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.spool.types import SpoolUnavailableError
 
-JobT = TypeVar("JobT")
 WAITING_MAX = 20_000
 BATCH_MAX = 256
 ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
@@ -61,7 +62,20 @@ class CommitTimer:
         return max(running_s, took_s)
 
 
-class GroupWriter(Generic[JobT]):
+class WaitingOperation(Struct, frozen=True):
+    """An operation that waits for its commit."""
+
+    operation: Callable[[Any], Any]  # what it does in the transaction
+    future: asyncio.Future[Any]  # of its answer
+    accepts: bool = False  # it accepts mail
+    size: int = 0  # of the octets that it writes, about
+    leased: bool = False  # it is refused once the lease of this node has ended
+    alone: bool = False  # it reads, or runs statements: no other is in its commit
+    is_order: bool = False  # it is repeated where another node has changed what it changes
+    since_s: float = 0.0  # when it was submitted
+
+
+class GroupWriter:
     """Operations that wait for the next commit, and the thread that writes them.
 
     Operations queued in the same iteration of the event loop share a commit: the thread gets them
@@ -71,8 +85,8 @@ class GroupWriter(Generic[JobT]):
     def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
         """`run` is what the thread does."""
         self.commit_timer = CommitTimer(clock)
-        self._turn: list[JobT] = []  # of the loop's present iteration
-        self._jobs: deque[JobT] = deque()  # of earlier iterations: for the thread
+        self._turn: list[WaitingOperation] = []  # of the loop's present iteration
+        self._jobs: deque[WaitingOperation] = deque()  # of earlier iterations: for the thread
         self._wake = threading.Semaphore(0)
         self._stopping = False
         self._rounds = 0  # how often the thread has come to a new piece of work, or to none
@@ -110,7 +124,7 @@ class GroupWriter(Generic[JobT]):
             )
         return self._home_loop.create_future()
 
-    def _queue(self, job: JobT) -> None:
+    def _queue(self, job: WaitingOperation) -> None:
         assert self._home_loop is not None
         self._turn.append(job)
         if len(self._turn) == 1:

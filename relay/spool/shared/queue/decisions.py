@@ -1,7 +1,7 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
 A dry run and the change itself decide by the same functions, on values that were read before
-(relay/spool/queue/entries.py). An entry that is being delivered is left alone. Every change
+(relay/spool/shared/queue/entries.py). An entry that is being delivered is left alone. Every change
 raises the epoch, so that a claim made before cannot be settled; and it has an event that says who
 changed the entry and why.
 
@@ -22,9 +22,6 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.nexthop import Destination, HopKind, NextHop
-from relay.spool.columns import recipient_row
-from relay.spool.queue.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
-from relay.spool.queue.holds import RELEASED, changed_extra, held_extra
 from relay.spool.queue_commands import (
     CommandResult,
     Operation,
@@ -34,7 +31,10 @@ from relay.spool.queue_commands import (
     has_been_restored,
     state_after,
 )
-from relay.spool.tables import Tables
+from relay.spool.shared.columns import recipient_row
+from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.spool.shared.queue.holds import RELEASED, changed_extra, held_extra
+from relay.spool.shared.tables import Leftovers, Tables
 from relay.spool.types import (
     RESTORED_US,
     ContentKey,
@@ -66,8 +66,9 @@ class CommandTimes(Struct, frozen=True):
 
 @dataclass(slots=True)
 class ChangeResult:
-    """What one transaction did: a result and a note for each entry, new and ended entries."""
+    """What one transaction did."""
 
+    # of each entry, with a note
     results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
     made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
     next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
@@ -75,6 +76,7 @@ class ChangeResult:
     ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
     cancelled: int = 0  # recipients
     reports: list[NewMessage] = field(default_factory=list)  # to senders
+    left: Leftovers = None  # to be removed once it is durable
 
 
 class RerouteTargets(Struct, frozen=True):

@@ -8,7 +8,6 @@ States and counters never change.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -17,8 +16,8 @@ import msgspec
 from relay.journeys.events import Event, Step
 from relay.message.address import own_mailbox
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.columns import json_text
-from relay.spool.tables import OpenTransaction, Tables
+from relay.spool.shared.columns import json_text
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import DeliveredReport, Settlement
 
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
@@ -58,11 +57,11 @@ def join_report(
     source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
     events = []
     for address, claim in claims.items():
-        known = kept.get(address, _Kept())
-        if carrier.id in known.reports:
+        known = kept.get(address, [])
+        if any(report_id == carrier.id for _, report_id in known):
             continue
-        if known.count >= _CLAIMS_MAX:
-            _count_one_more(transaction, message_id, known.last)
+        if len(known) >= _CLAIMS_MAX:
+            _count_one_more(transaction, message_id, known[-1][0])
             continue
         detail = {
             "by": "remote", "kind": claim.kind, "recipients": [address], "status": claim.status,
@@ -126,28 +125,13 @@ def _names(claim: RemoteClaim) -> Iterator[str]:
     yield from filter(None, (claim.original, claim.final))
 
 
-@dataclass(slots=True)
-class _Kept:
-    """What is recorded of a recipient: how many claims, by which reports, and the last of them."""
-
-    count: int = 0
-    last: int = 0
-    reports: set[str] = field(default_factory=set)
-
-
-class _Detail(msgspec.Struct):
-    recipients: list[str] = []
-    received: str = ""
-
-
-def _kept(tables: Tables, message_id: str) -> dict[str, _Kept]:
-    found: dict[str, _Kept] = {}
+def _kept(tables: Tables, message_id: str) -> dict[str, list[tuple[int, str]]]:
+    """Return what is recorded of each recipient: the sequence of each claim, and its report."""
+    found: dict[str, list[tuple[int, str]]] = {}
     for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
-        detail = msgspec.json.decode(text, type=_Detail)
-        for address in detail.recipients:
-            one = found.setdefault(address, _Kept())
-            one.count, one.last = one.count + 1, sequence
-            one.reports.add(detail.received)
+        detail = msgspec.json.decode(text, type=dict[str, Any])
+        for address in detail.get("recipients", ()):
+            found.setdefault(address, []).append((sequence, detail.get("received", "")))
     return found
 
 
