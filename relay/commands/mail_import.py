@@ -72,14 +72,10 @@ class FoundMail(Struct, frozen=True):
                 yield line
 
 
-def _raised(error: BadMailError) -> None:
-    raise error
-
-
 def find_mail(
     path: Path,
     note: Callable[[str], object] = lambda _: None,
-    pass_over: Callable[[BadMailError], object] = _raised,
+    pass_over: Callable[[BadMailError], object] | None = None,
 ) -> Iterator[FoundMail]:
     """Yield the messages of a file or directory; `note` gets what its user should know, `pass_over`
     the files of a directory that are no mail.
@@ -103,6 +99,8 @@ def find_mail(
                 try:
                     yield from _in_file(one, note)
                 except BadMailError as error:
+                    if pass_over is None:
+                        raise
                     pass_over(error)
 
 
