@@ -310,7 +310,7 @@ class QueueAdmin:
         if command.operation is Operation.RELEASE and self._ends_standing(command.selector):
             command = replace(command, new=True)
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
-        if not command.dry_run:  # before what is there: nothing comes unheld between the two
+        if not command.dry_run:  # before what is there: what is looked up in between is held
             answer.report.new = await asyncio.shield(self._change_standing(command))
         left: list[Key] = []
         others: Sequence[str] = ()
