@@ -67,6 +67,9 @@ async def start_again(root: Path, clock: ManualClock, at_start: AtStart) -> Foun
         names = [name for _, name in store._directory.list_scheduled()]
         await store._threads.run(store._scheduled.make_due_ready, names)
         for pending in await store._threads.run(store._directory.list_ready, (), 1000):
+            if not pending.base_name:  # its record is damaged
+                await store.ready.fail(pending, None, to_corrupt=True)
+                continue
             content = await store.ready.content(pending)
             found.sent[read_properties(content.read(0, content.size)).subject] += 1
             await store.ready.complete(pending, queue_id="q")
