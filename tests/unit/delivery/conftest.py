@@ -110,7 +110,7 @@ class Table:
     def mailbox_for(self, address: str) -> str | None:
         return address if address in self.mailboxes else None
 
-    def is_local_domain(self, _domain: str) -> bool:
+    def is_own_anywhere(self, _domain: str) -> bool:
         return False
 
     def options_for(self, next_hop: NextHop) -> HopOptions:
