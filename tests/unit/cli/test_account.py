@@ -354,5 +354,5 @@ def test_a_disabled_account_is_listed_with_its_scheme(files: Files) -> None:
     files.accounts.write_text(files.text.replace('"plain:bob"', '"plain:bob"\n  disabled = true'))
     assert "bob@example.test  password (PLAIN)  disabled" in files("list").stdout
     accounts = files.load()
-    assert accounts.schemes() == {"PLAIN": 1}
+    assert accounts.tables.schemes() == {"PLAIN": 1}
     accounts.close()

@@ -50,7 +50,7 @@ async def test_a_csv(files: Files, mark: str, end: str) -> None:
     assert found.quota == 2 * 1024**3
     assert found.aliases == ("info@example.test", "help@example.test")
     assert accounts.by_address("dave@example.test").quota == 1024**3
-    assert accounts.schemes() == {"SHA512-CRYPT": 1, "ARGON2ID": 1, "PLAIN": 1}
+    assert accounts.tables.schemes() == {"SHA512-CRYPT": 1, "ARGON2ID": 1, "PLAIN": 1}
     assert accounts.by_address("eve@example.test").quota is None
     accounts.close()
 
@@ -214,7 +214,7 @@ async def test_a_locked_user_has_no_password(files: Files) -> None:
     locked = f"carol@example.test:!{HASH}:::\ndave@example.test:*:::\nfay@example.test:!!:::\n"
     assert files.made("import", written(files, locked))["accounts"] == 3
     accounts = files.load()
-    assert accounts.schemes() == {"PLAIN": 1}
+    assert accounts.tables.schemes() == {"PLAIN": 1}
     assert await accounts.by_password("carol@example.test", "pä55", client="") is None
     accounts.close()
 
