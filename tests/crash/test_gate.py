@@ -44,11 +44,11 @@ def session(relay: RelayProcess, *commands: str) -> Iterator[tuple[socket.socket
 
 def has_read(pid: int, client: socket.socket) -> bool:
     """Whether a process has read all that a client has sent, and waits for more (proc(5))."""
-    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
+    ends = {f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"}
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
-    (unread,) = [row[4] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
+    queued = [row[4] for row in rows if {row[1][-5:], row[2][-5:]} == ends]  # unsent:unread
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return unread.endswith(":00000000") and state == "S"
+    return queued == ["00000000:00000000"] * 2 and state == "S"
 
 
 @contextmanager
