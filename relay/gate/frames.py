@@ -69,7 +69,9 @@ class FrameChannel(asyncio.Protocol):
         """Write what waits now."""
         waiting, self._waiting = self._waiting, []
         if waiting and self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(waiting)
+            # Not writelines(): in Python 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 it does not pause who
+            # writes (CVE-2024-12254), so that memory would have no bound.
+            self._transport.write(b"".join(waiting))
 
     async def room(self) -> None:
         """Wait until the other end has read most of what was sent."""
