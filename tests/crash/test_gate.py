@@ -79,7 +79,7 @@ def test_what_a_killed_process_has_handed_over_is_accepted(relay: RelayProcess) 
         assert (last_line(replies), last_line(idle)) == (b"", b"")
         until("it is noticed", relay.faults)
         with session(relay):  # which waits for the next process
-            assert relay.gate_pid != child
+            until("it has a process", lambda: relay.gate_pid != child)
     until("it is delivered", lambda: relay.subjects("bob") == ["between"])
     (fault,) = relay.faults()
     assert "the process of the SMTP sessions ended: " in fault

@@ -221,7 +221,8 @@ def test_a_mark_is_that_of_the_pages_and_sends_no_receipt(relay: DevProcess) -> 
     relay.graph("PATCH", f"/me/messages/{copy['id']}", {"isRead": False}, token="bob")
     assert unread(relay) == 1
     assert b'class="unread"' in relay.request("GET", "/").body
-    assert relay.graph("GET", "/me/messages").json()["value"] == []  # alice got no receipt
+    alice = relay.graph("GET", "/me/messages").json()["value"]  # a report of another test may come
+    assert not [one for one in alice if one["subject"].startswith("Read:")]
 
 
 def put(relay: DevProcess, **body: object) -> Answer:

@@ -10,6 +10,7 @@ import pytest
 
 from relay.base.socket_address import Address
 from relay.client import (
+    AwayError,
     DraftToSend,
     NotAllowedError,
     RejectedError,
@@ -85,11 +86,11 @@ async def test_non_ascii_addresses_use_smtputf8():
     ("replies", "kind", "expected_text"),
     [
         ({"RCPT": b"550 5.1.1 no such user\r\n"}, RejectedError, "550 5.1.1 no such user"),
-        ({"RCPT": b"451 4.3.0 not now\r\n"}, TryLaterError, "451 4.3.0 not now"),
+        ({"RCPT": b"451 4.3.0 not now\r\n"}, AwayError, "451 4.3.0 not now"),
         ({"MAIL": b"501 5.1.7 bad\r\n"}, RejectedError, "501 5.1.7 bad"),
         ({"DATA": b"554 5.7.1 no\r\n"}, RejectedError, "554 5.7.1 no"),
         ({".": b"552 5.3.4 too big\r\n"}, RejectedError, "552 5.3.4 too big"),
-        ({"greeting": b"421 4.3.2 full\r\n"}, TryLaterError, "421 4.3.2 full"),
+        ({"greeting": b"421 4.3.2 full\r\n"}, AwayError, "421 4.3.2 full"),
         ({"greeting": b"nonsense\r\n"}, TryLaterError, "-1"),
     ],
     ids=str,
