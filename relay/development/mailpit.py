@@ -32,8 +32,8 @@ from relay.http.gateway import BLOCK_BYTES, Gateway, PathRouter, StreamedRespons
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.journeys.message_list import MessageSummary
 from relay.journeys.text_index import IndexFailedError
+from relay.mailbox.mailbox_list import unread_ids
 from relay.mailbox.types import StoreError
-from relay.mailbox.unread_files import unread_ids
 from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.lifecycle import RecipientState
 from relay.pages.content import content_disposition, decoded, file_name

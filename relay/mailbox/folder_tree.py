@@ -11,7 +11,9 @@ See Maildir++ and Graph's mailFolder.
 """
 
 import errno
+import os
 import shutil
+import stat
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +25,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.mailbox.draft_files import NewNames
-from relay.mailbox.folder_copy import copy_messages
 from relay.mailbox.folders import (
     COPY_PREFIX,
     DELETED_PREFIX,
@@ -44,14 +45,18 @@ from relay.mailbox.folders import (
     write_folder_ids,
 )
 from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.lock_file import take_lock
+from relay.mailbox.keywords import KEYWORDS_FILE
 from relay.mailbox.maildir import (
     Stripes,
+    list_names,
+    place_again,
     remove,
     sync_directory,
+    take_lock,
     undone_after_errors,
     write_synced,
 )
+from relay.mailbox.message_file import MessageName, parse_name
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.quota import Quota
 from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
@@ -68,6 +73,7 @@ from relay.observe.logs import get_logger
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"
 _STALE_S = 30  # Dovecot's own limit for this lock
+_LISTINGS_MAX = 20  # another program may rename files faster than they are copied
 
 _log = get_logger("mailbox")
 
@@ -463,3 +469,48 @@ def rename_directory(source: Path, target: Path) -> None:
         if error.errno in _EXISTS:
             raise _existing(target.name[1:]) from error
         raise
+
+
+def copy_messages(source: Path, target: Path, names: NewNames) -> Mapping[str, str]:
+    """Copy the messages of a folder to the directory `target`, durably. Return the ids of the
+    copies, by the base name of the original.
+
+    A message that other programs rename meanwhile is copied once; one that they remove may be
+    copied or not.
+    """
+    with suppress(FileNotFoundError):
+        shutil.copyfile(source / KEYWORDS_FILE, target / KEYWORDS_FILE)
+    done: dict[str, str] = {}
+    for _ in range(_LISTINGS_MAX):
+        if not _copy_once(source, target, names, done=done):
+            break
+    sync_directory(target / "cur")
+    return done
+
+
+def _copy_once(source: Path, target: Path, names: NewNames, *, done: dict[str, str]) -> bool:
+    """Copy the messages that are not `done`; return whether one was renamed meanwhile."""
+    was_renamed = False
+    for directory in (source / "new", source / "cur"):
+        for file_name in list_names(directory):
+            name = parse_name(file_name)
+            if name is None or name.base_name in done:
+                continue
+            try:
+                base_name = names.of_copy(name)
+                _copy(directory / file_name, target, name, base_name=base_name)
+                copied = parse_name(base_name)
+                assert copied is not None
+                done[name.base_name] = copied.message_id
+            except FileNotFoundError:
+                was_renamed = True
+    return was_renamed
+
+
+def _copy(file: Path, target: Path, name: MessageName, *, base_name: str) -> None:
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return
+    copy = target / "cur" / f"{base_name},S={status.st_size}:2,{name.flags}"
+    if not place_again(file, copy):
+        os.utime(copy, ns=(status.st_mtime_ns, status.st_mtime_ns))

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.mailbox.lock_file import take_lock
-from relay.mailbox.maildir import remove, sync_directory, write_synced
+from relay.mailbox.maildir import remove, sync_directory, take_lock, write_synced
 from relay.mailbox.types import StoreUnavailableError
 
 KEYWORDS_FILE = "dovecot-keywords"

@@ -25,6 +25,7 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index.background import IndexBuilder
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
+from relay.mailbox.mailbox_list import MailFile, remove_files, stored_files
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.message_lists import MessageLists
@@ -32,7 +33,6 @@ from relay.mailbox.messages import Messages
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
-from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.threads import AccountQueues, ThreadPool
 from relay.mailbox.types import (

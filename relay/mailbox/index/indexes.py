@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.mailbox.index import folder_feed
+from relay.mailbox.index import change_feed
 from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
 from relay.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.mailbox.index.database import fetch, marks
@@ -265,11 +265,11 @@ class Indexes:
         """See FolderTree.delta()."""
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
-            states = folder_feed.compare(cursor, _counted(cursor, folders))
+            states = change_feed.compare_folders(cursor, _counted(cursor, folders))
             if states.differing:
                 with index.transaction() as writing:
-                    folder_feed.update(writing, states)
-            return folder_feed.folders_after(cursor, after, limit, folders=states.folders)
+                    change_feed.update_folders(writing, states)
+            return change_feed.folders_after(cursor, after, limit, folders=states.folders)
 
         with self._of(mailbox) as index:
             return index.run(operation)
