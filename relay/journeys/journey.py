@@ -29,9 +29,8 @@ from relay.journeys.message_list import (
     row_of,
 )
 from relay.journeys.open_submissions import state_before_queue
-from relay.journeys.reported import with_reports
 from relay.journeys.sender_view import sender_journey
-from relay.journeys.sentences import reasons_of
+from relay.journeys.sentences import reasons_of, with_reports
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog, SubmissionRecord
 from relay.message.envelope import Client

@@ -16,20 +16,18 @@ from relay.journeys.message_list import (
     SCAN_MAX,
     FoundMessage,
     FoundPage,
+    IndexFailedError,
     ListPosition,
     MessageSearch,
     OpenSubmission,
-    position_of,
-)
-from relay.journeys.spool_history import SpoolHistory
-from relay.journeys.submission_log import SubmissionLog
-from relay.journeys.text_index import (
-    IndexFailedError,
     SearchedNumber,
     SearchTerm,
     TextIndex,
     TextSearch,
+    position_of,
 )
+from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.submission_log import SubmissionLog
 
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once

@@ -9,7 +9,7 @@ from typing import Any
 
 from relay.base.phrases import counted, moment
 from relay.journeys.events import NO_SIGNING_KEYS
-from relay.journeys.reported import claim_words, is_remote, remote_report
+from relay.journeys.sentences import claim_words, is_remote, remote_report
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300

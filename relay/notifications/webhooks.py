@@ -26,8 +26,8 @@ from msgspec import Struct
 
 from relay.base.clock import Clock, SystemClock, rfc3339
 from relay.base.files import replace_file
-from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import (
+    ChangeNotifier,
     EventBatch,
     EventCursor,
     EventData,
