@@ -9,6 +9,7 @@ The store as others see it:
 
 - `types`: values and errors: messages, folders, submissions, quota, changes; what delivery needs
 - `threads`: in which thread a call runs, how many, time limit of a query
+- `store_part`: what all parts of the store work with
 - `mail_root`: whether the path still leads to the mail root, and whether it is the spool's
 - `mailbox_list`: which mailboxes exist, their files, and which messages are unread
 

@@ -30,7 +30,6 @@ from relay.mailbox.folders import (
     DELETED_PREFIX,
     ROOT_ID,
     SEPARATOR,
-    Folders,
     as_single_name,
     checked_directory,
     directory_within,
@@ -44,7 +43,6 @@ from relay.mailbox.folders import (
     same_name,
     write_folder_ids,
 )
-from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.keywords import KEYWORDS_FILE
 from relay.mailbox.maildir import (
     Stripes,
@@ -57,9 +55,8 @@ from relay.mailbox.maildir import (
     write_synced,
 )
 from relay.mailbox.message_file import MessageName, parse_name
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
+from relay.mailbox.store_part import StorePart
+from relay.mailbox.threads import AccountQueues, in_thread
 from relay.mailbox.types import (
     Folder,
     FolderDeltaPage,
@@ -163,15 +160,9 @@ class _FolderPair(Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FolderTree:
+class FolderTree(StorePart):
     """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 
-    threads: ThreadPool  # in which the coroutines work
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # counts messages
-    quota: Quota  # reserves room for copies
-    names: NewNames  # ids for folders, ids and file names for copies
-    old_files: OldFiles  # a mailbox is cleaned before the first write
     queries: AccountQueues  # queries take long: they have threads of their own
     changes: AccountQueues  # so do the changes of folders
     _stripes: Stripes = field(default_factory=Stripes, init=False)

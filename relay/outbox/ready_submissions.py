@@ -13,24 +13,20 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.base.clock import Clock, rfc3339
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import rfc3339
+from relay.base.crashpoints import CrashPoint
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.folders import Folders, find_folder, well_known_path
+from relay.journeys.submission_log import SubmissionFacts
+from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
-    DirectorySync,
-    Stripes,
     in_order_with,
     place_again,
     remove,
     retry_if_renamed,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.threads import in_thread
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -42,7 +38,7 @@ from relay.message.content import Octets
 from relay.outbox.idempotency import KeyedSubmissions
 from relay.outbox.on_disk import (
     FIRST_SUBMISSION,
-    SubmissionDirectory,
+    OutboxPart,
     content_of,
     draft_of,
 )
@@ -79,21 +75,11 @@ def _ending(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ReadySubmissions:
+class ReadySubmissions(OutboxPart):
     """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
 
-    threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the times of messages and submissions
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
-    directory: SubmissionDirectory  # `.submissions/`
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    log: SubmissionLog  # of steps 1 to 4
     inbox: Inbox  # takes the reports of step 3
 
     def __post_init__(self) -> None:

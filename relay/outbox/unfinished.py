@@ -21,15 +21,9 @@ import apsw
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, sync_disk
-from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import submission_facts
-from relay.mailbox.folders import Folders
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
-    DirectorySync,
-    Stripes,
     open_message,
     place_again,
     remove,
@@ -47,6 +41,7 @@ from relay.observe.logs import get_logger
 from relay.outbox.idempotency import KeyedSubmission, KeyedSubmissions
 from relay.outbox.on_disk import (
     FIRST_SUBMISSION,
+    OutboxPart,
     PreparedFile,
     SubmissionDirectory,
     draft_of,
@@ -59,18 +54,10 @@ _log = get_logger("outbox")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnfinishedSubmissions:
+class UnfinishedSubmissions(OutboxPart):
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
-    clock: Clock  # for the time of a cancellation
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
-    submissions: SubmissionDirectory  # `.submissions/`
     keyed: KeyedSubmissions  # the records of keys
-    log: SubmissionLog  # of steps 1 to 4
     is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
 
     def remove_unfinished(self) -> int:
@@ -83,7 +70,7 @@ class UnfinishedSubmissions:
         `is_due` again, while no other call of the store runs.
         """
         self.is_due = True
-        submissions = self.submissions
+        submissions = self.directory
         read_old_keys(submissions, self.keyed, self.clock)
         found = submissions.prepared()
         removed, unfinished = 0, ""
@@ -109,7 +96,7 @@ class UnfinishedSubmissions:
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
-        submissions = self.submissions
+        submissions = self.directory
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
@@ -139,7 +126,7 @@ class UnfinishedSubmissions:
             except (OSError, StoreError) as error:
                 failure = error
                 continue
-            if path is not None and (found := self.submissions.read(path)) is not None:
+            if path is not None and (found := self.directory.read(path)) is not None:
                 offer(found)
         if failure is not None:
             raise StoreUnavailableError(str(failure))
@@ -148,7 +135,7 @@ class UnfinishedSubmissions:
 
     def _settle(self, one: PendingSubmission) -> Path | None:
         """Record and finish an open submission; return its path. One without a file is gone."""
-        keyed, submissions = self.keyed, self.submissions
+        keyed, submissions = self.keyed, self.directory
         prepared = submissions.prepared_path(one.submission_id, one.options.key)
         if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
             keyed.record_again(one)
@@ -175,7 +162,7 @@ class UnfinishedSubmissions:
         """Finish an interrupted change of a scheduled draft: if its submission was replaced or
         cancelled, or if the draft was moved or deleted, which cancels it.
         """
-        submissions = self.submissions
+        submissions = self.directory
         submission = submissions.find_submission(prepared.submission_id)
         block = read_block_of(submission) if submission else None
         if submission and (block is None or block.origin.base_name != origin.base_name):
