@@ -304,9 +304,7 @@ class Journeys:
 
     async def _visible(self, since_us: int) -> dict[str, int]:
         """Return the times, by name, of all messages since then."""
-        submissions = await self._store.search(
-            _ALL, account=None, since_us=since_us, limit=SCAN_MAX
-        )
+        submissions = await self._store.search(_ALL, account=None, since_us=since_us)
         messages = await self._spool.search(_ALL, account=None, since_us=since_us, limit=SCAN_MAX)
         accepted = {one.name: one.at_us for one in messages}
         return accepted | {one.name: one.at_us for one in submissions}
@@ -365,9 +363,7 @@ class Journeys:
 
         The log is read first: what it has as accepted is in the spool by then.
         """
-        submissions = await self._store.search(
-            wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
-        )
+        submissions = await self._store.search(wanted, account=account, since_us=after.since_us)
         messages = await self._spool.search(
             wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
         )

@@ -17,8 +17,7 @@ from relay.mailbox.draft_files import (
 from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.mailbox.messages import Messages
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     AttachmentsTooLargeError,

@@ -55,8 +55,8 @@ from relay.mailbox.maildir import (
     write_synced,
 )
 from relay.mailbox.message_file import MessageName, parse_name
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import AccountQueues, in_thread
+from relay.mailbox.store_part import StorePart, in_thread
+from relay.mailbox.threads import AccountQueues
 from relay.mailbox.types import (
     Folder,
     FolderDeltaPage,

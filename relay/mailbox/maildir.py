@@ -428,19 +428,19 @@ _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM)  # in a sandbox: a full sync is equiv
 _WriteBack = Callable[[int, int, int, int], int]
 
 
-def finish_content(descriptor: int, *, synced: bool = False) -> bool:
+def finish_content(descriptor: int) -> bool:
     """Prepare a new file for its names: none of them becomes durable before its content.
 
-    With `synced` the content is durable at once. Return whether the names that are given from now
-    on become durable in their order: then the fsync of a directory covers every name that was given
-    before the last one in it. Closes the descriptor. Raises OSError.
+    Return whether the names that are given from now on become durable in their order: then the
+    fsync of a directory covers every name that was given before the last one in it. Closes the
+    descriptor. Raises OSError.
     """
     try:
         in_order = keeps_order(os.fstat(descriptor).st_dev)
-        if synced or not in_order:
-            sync_descriptor(descriptor)
-        else:
+        if in_order:
             _write_back(descriptor)
+        else:
+            sync_descriptor(descriptor)
         return in_order
     finally:
         os.close(descriptor)

@@ -57,8 +57,7 @@ from relay.mailbox.message_state import (
     encode_state,
     without_content,
 )
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     Folder,

@@ -12,8 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.mailbox.maildir import open_message, remove, sync_directory, write_synced
-from relay.mailbox.store_part import StorePart
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.message.time_zones import time_zone
 from relay.observe.logs import get_logger
 

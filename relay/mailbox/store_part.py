@@ -3,7 +3,10 @@
 FileStore (relay/outbox/store.py) makes all of them with the same values.
 """
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
@@ -32,3 +35,22 @@ class StorePart:
     stripes: Stripes  # a lock for each message, held by every change of it
     syncs: DirectorySync  # shares fsyncs among threads
     old_files: OldFiles  # a mailbox is cleaned before the first write
+
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+_Part = TypeVar("_Part", bound=StorePart)
+
+
+def in_thread(
+    method: Callable[Concatenate[_Part, _Parameters], _Result],
+) -> Callable[Concatenate[_Part, _Parameters], Coroutine[Any, Any, _Result]]:
+    """Make a blocking method of a part of the store a coroutine that runs in its threads."""
+
+    @wraps(method)
+    def call(
+        part: _Part, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> Coroutine[Any, Any, _Result]:
+        return part.threads.run(method, part, *args, **kwargs)
+
+    return call

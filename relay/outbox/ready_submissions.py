@@ -26,7 +26,7 @@ from relay.mailbox.maildir import (
     retry_if_renamed,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,

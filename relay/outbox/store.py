@@ -116,9 +116,7 @@ class FileStore:
             **part, queries=queries, changes=AccountQueues(self._folder_threads)
         )
         self.attachments = Attachments(**part, messages=self.messages)
-        self.owed_copies = OwedCopies(
-            **{name: part[name] for name in ("threads", "clock", "folders", "index", "stripes")}
-        )
+        self.owed_copies = OwedCopies(**part)
 
     def _open_submissions(self, part: dict[str, Any]) -> None:
         self._unfinished = UnfinishedSubmissions(**part, keyed=self.keys)

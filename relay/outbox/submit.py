@@ -43,7 +43,7 @@ from relay.mailbox.message_file import (
     MessageFile,
     open_octets,
 )
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,

@@ -29,7 +29,7 @@ from relay.mailbox.maildir import (
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.threads import in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     MailboxFullError,

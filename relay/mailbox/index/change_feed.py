@@ -15,11 +15,10 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
-from msgspec import Struct
 
 from relay.base.clock import read_boot_id
 from relay.mailbox.index.database import fetch, get_meta, set_meta
@@ -162,28 +161,19 @@ def _last(cursor: apsw.Cursor) -> int:
     return int(found[0]) if found else 0
 
 
-class FolderStates(Struct, frozen=True):
-    """The folders as they are, and those whose rows are not current."""
-
-    folders: Mapping[str, Folder]
-    differing: Mapping[str, bytes]
-
-
-def compare_folders(cursor: apsw.Cursor, folders: Sequence[Folder]) -> FolderStates:
-    """Compare the folders with their rows."""
-    found = {one.id: one for one in folders}
+def differing_folders(cursor: apsw.Cursor, folders: Iterable[Folder]) -> Mapping[str, bytes]:
+    """Return the states of the folders, by id, that differ from their rows."""
     states = {one.id: _digest(one) for one in folders}
     known = dict(fetch(cursor, "SELECT id, digest FROM folder_state"))
     for folder_id in sorted(known.keys() - states.keys()):
         states[folder_id] = _REMOVED
-    differing = {one: state for one, state in states.items() if known.get(one) != state}
-    return FolderStates(found, differing)
+    return {one: state for one, state in states.items() if known.get(one) != state}
 
 
-def update_folders(cursor: apsw.Cursor, states: FolderStates) -> None:
+def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
     """Store the states that differ, in a transaction; forget the folders removed long ago."""
     last = _last_folder(cursor)
-    for number, (folder_id, digest) in enumerate(states.differing.items(), start=last + 1):
+    for number, (folder_id, digest) in enumerate(differing.items(), start=last + 1):
         cursor.execute(
             "INSERT OR REPLACE INTO folder_state (id, sequence, digest) VALUES (?, ?, ?)",
             (folder_id, number, digest),
