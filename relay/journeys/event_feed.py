@@ -1,11 +1,11 @@
 """The recorded events of all messages, behind one cursor.
 
-Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool, where they are recorded
-anyway: a reader costs the mail nothing, and can continue after any time that the history covers.
+Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool. They are recorded there
+anyway, so a reader costs the mail nothing. It can continue after any time that the history covers.
 
 A cursor has a place in each source, and each source is read in the order in which it was recorded.
 So an event that becomes visible late is behind every cursor that was given out before. Between the
-sources, events are merged by their times; but steps 1 to 3 of a message are before those of the
+sources, events are merged by their times. Steps 1 to 3 of a message always come before those of the
 spool, also where the clock was set back.
 """
 

@@ -2,8 +2,8 @@
 
 The spool and the submission log use the conditions to find candidates, Journeys to decide. The list
 has the newest message first, by the time when it was submitted or received by SMTP. This time
-follows from the names of a message, so that a row stays where it is when its submission is
-accepted, and a reader who goes on from a place misses nothing and sees nothing twice.
+follows from the names of a message: a row stays where it is when its submission is accepted. A
+reader who goes on from a place misses nothing and sees nothing twice.
 """
 
 import base64
@@ -239,13 +239,13 @@ def _names_of(client: str) -> tuple[str, str]:
 
 
 class FoundMessage(Struct, frozen=True):
-    """A message in the spool, accepted at `at_us`, or a submission in the log, which has no queue
-    id, submitted then; 0 if that was not asked for. `matches`: it may match, and is not accepted
-    yet if it is in the log.
+    """A message in the spool, or a submission in the log, which has no queue id. `at_us` is when it
+    was accepted or submitted; 0 if that was not asked for. `matches`: it may match, and is not
+    accepted yet if it is in the log.
 
-    `account`, `words_left` and `recipients` are there if the search has conditions on the content:
-    in whose mailbox the sender's copy may be, the words that it must have, and number, address and
-    state of recipients.
+    The other fields are there if the search has conditions on the content. `account` is in whose
+    mailbox the sender's copy may be. `words_left` are the words that it must have. `recipients`
+    have number, address and state.
     """
 
     queue_id: str

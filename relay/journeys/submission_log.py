@@ -179,8 +179,9 @@ class SubmissionLog:
         return await asyncio.to_thread(scan.read, self._files())
 
     async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
-        """Return the submissions that the client has made by HTTP in this time: SCAN_MAX, and
-        the others of that day; and since when they are complete, 0 if there are no more.
+        """Return the submissions that the client has made by HTTP in this time, and since when they
+        are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
+        more.
         """
         return await asyncio.to_thread(self._submitted_by, wanted)
 

@@ -2,9 +2,9 @@
 
 Only directory names change, never files, and a folder keeps its id. Subfolders are renamed before
 their parent, so that a repeated request completes what a crash interrupted. The file
-`subscriptions` says which folders IMAP clients show; it is replaced as a whole under Dovecot's
-lock, and other programs' lines stay (version 2: a tab separates a folder from its subfolder). If
-the lock stays taken, this is logged and the file is not changed.
+`subscriptions` says which folders IMAP clients show. It is replaced as a whole under Dovecot's
+lock, and the lines of other programs stay (version 2: a tab separates a folder from its subfolder).
+If the lock stays taken, this is logged and the file is not changed.
 
 Raises FolderError and its children, NoSuchItemError, and OSError when the disk rejects a change.
 See Maildir++ and Graph's mailFolder.
@@ -287,9 +287,9 @@ class FolderTree(StorePart):
     def copy(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
         """Copy a folder, also a well-known one, with its subfolders and messages to another folder.
 
-        The copies are made in directories that are no folders, and appear by a rename when all of
-        them are durable: a crash before leaves nothing that is shown, and the remains are removed
-        later as stale files.
+        The copies are made in directories that are no folders. They appear by a rename when all of
+        them are durable. A crash before leaves nothing that is shown; what remains is removed later
+        as stale files.
 
         Raises NoSuchItemError, FolderExistsError, FolderError, MailboxFullError,
         StoreUnavailableError.

@@ -1,10 +1,10 @@
 """FileStore: all mailboxes under one root, over Maildir++ directories.
 
-app creates one; graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
-`arrivals`, `settings` and `submissions`, pickup `ready`, ingress and delivery the store itself.
-Each coroutine runs its blocking work in one thread of the store, and its results are durable when
-it returns. It raises only StoreError's children; errors of the disk become StoreUnavailableError.
-docs/design.md 3.
+app creates one. graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
+`arrivals`, `settings` and `submissions`. pickup uses `ready`, ingress and delivery the store
+itself. Each coroutine runs its blocking work in one thread of the store, and its results are
+durable when it returns. It raises only StoreError's children; errors of the disk become
+StoreUnavailableError. docs/design.md 3.
 """
 
 import asyncio

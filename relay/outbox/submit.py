@@ -308,8 +308,8 @@ class Submissions(OutboxPart):
         next sync covers all other names.
 
         It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
-        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails:
-        then it is sent once the disk works, or a start finds no record and removes it.
+        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails. In
+        this case it is sent once the disk works, or a start finds no record and removes it.
         """
         if not is_covered:
             self.directory.sync_preparing()
