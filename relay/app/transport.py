@@ -211,7 +211,7 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
 def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
     settings, ready = base.settings, base.store.ready
     return SubmissionProcessor(
-        ready=ready, reports=reporter,
+        ready=ready, inbox_report=reporter.inbox_report,
         postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
         may_send_as=partial(may_send_as, base.sources.accounts),
         conversion=ConversionPool(

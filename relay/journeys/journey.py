@@ -327,7 +327,7 @@ class Journeys:
         wanted = await self.places.with_index(wanted)
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage] = ()
-        checks = self.places.begin(wanted, lookup_s)
+        check = self.places.begin(wanted, lookup_s)
         for number, candidate in enumerate(candidates):
             if len(found) == limit or number == max(limit, _READ_MAX):
                 unread = candidates[number:]
@@ -341,7 +341,7 @@ class Journeys:
                 continue
             if wanted.needs_content:
                 asked = candidate if candidate.queue_id else _with_words(candidate, journey, wanted)
-                answers = await checks.matching([asked])
+                answers = await check([asked])
                 if not answers:
                     unread = candidates[number:]
                     break

@@ -4,11 +4,11 @@ Every step can be repeated after a crash. Step 3 is recorded before the message 
 StoreError, SpoolError or OSError the submission is unchanged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -56,23 +56,6 @@ _WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
 _TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
 
 _log = get_logger("pickup")
-
-
-class InboxReporter(Protocol):
-    """Writes non-delivery reports: relay.reports' Reporter."""
-
-    async def inbox_report(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        content: Content,
-    ) -> bytes:
-        """Return the non-delivery report as a message for an Inbox. Raises SpoolError if its copy
-        for an operator is not durable.
-        """
-        ...
 
 
 @dataclass(slots=True)
@@ -149,7 +132,8 @@ class SubmissionProcessor(Struct, frozen=True):
     """Processes submissions; shared by all attempts."""
 
     ready: ReadySubmissions  # the submissions
-    reports: InboxReporter  # writes reports into Inboxes
+    # writes the report on a failure: Reporter.inbox_report() of relay.reports
+    inbox_report: Callable[..., Awaitable[bytes]]
     # returns the mailbox for reports that do not fit into the sender's
     postmaster: Callable[[], str]
     conversion: ConversionPool  # the child processes of step 3
@@ -295,7 +279,7 @@ class SubmissionProcessor(Struct, frozen=True):
             for address in message.recipients
         ]
         kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
-        report = await self.reports.inbox_report(kind, about, recipients, content=message.content)
+        report = await self.inbox_report(kind, about, recipients, content=message.content)
         reply = end.evidence.reply
         self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
         detail = {"kind": str(kind), "to": pending.account, "reply": reply}

@@ -160,7 +160,7 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
-            ready=self.ready, reports=self.reports, postmaster=lambda: POSTMASTER,
+            ready=self.ready, inbox_report=self.reports.inbox_report, postmaster=lambda: POSTMASTER,
             conversion=ConversionPool(converter, hostname="relay.test", clock=self.clock),
             limits=StartLimits(
                 self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush
