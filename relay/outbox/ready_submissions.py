@@ -6,12 +6,11 @@ at any of them repeats the step.
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint
@@ -50,28 +49,6 @@ from relay.outbox.scheduled import (
 )
 
 _REMOVALS = 3
-_Parameters = ParamSpec("_Parameters")
-
-
-def _ending(
-    method: Callable[Concatenate["ReadySubmissions", PendingSubmission, _Parameters], None],
-) -> Callable[
-    Concatenate["ReadySubmissions", PendingSubmission, _Parameters], Coroutine[Any, Any, None]
-]:
-    """Make a blocking method that ends a submission a coroutine; then pickup is done with it."""
-
-    @wraps(method)
-    async def ended(
-        ready: "ReadySubmissions",
-        submission: PendingSubmission,
-        /,
-        *args: _Parameters.args,
-        **kwargs: _Parameters.kwargs,
-    ) -> None:
-        await ready.threads.run(method, ready, submission, *args, **kwargs)
-        ready.pending.done(submission)
-
-    return ended
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -185,9 +162,12 @@ class ReadySubmissions(OutboxPart):
                 self.root.check()  # else it may only be out of sight
                 raise
 
-    @_ending
-    def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
+    async def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, end the submission. Idempotent."""
+        await self.threads.run(self._complete, submission, queue_id)
+        self.pending.done(submission)
+
+    def _complete(self, submission: PendingSubmission, queue_id: str) -> None:
         with self.stripes.of(submission.draft_id):
             status = self._status(submission)
             if status is None:
@@ -215,8 +195,7 @@ class ReadySubmissions(OutboxPart):
             remove(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
-    @_ending
-    def fail(
+    async def fail(
         self,
         submission: PendingSubmission,
         report: bytes | None,
@@ -233,14 +212,20 @@ class ReadySubmissions(OutboxPart):
         Raises MailboxFullError when the report does not fit even into the space reserved for
         reports; the submission then does not change.
         """
+        to = report_to or submission.account
+        await self.threads.run(self._fail, submission, report, to, to_corrupt=to_corrupt)
+        self.pending.done(submission)
+
+    def _fail(
+        self, submission: PendingSubmission, report: bytes | None, to: str, *, to_corrupt: bool
+    ) -> None:
         with self.stripes.of(submission.draft_id):
             if self._status(submission) is None:
                 return
             if report is not None:
                 unique = f"{submission.submission_id}.report"
-                mailbox = report_to or submission.account
                 self.inbox.deliver(
-                    mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
+                    to, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # it may be a repeat: a crash may have come before the submission was removed
             self.crash.reached(CrashPoint.REPORT_WRITTEN)
             if to_corrupt:
