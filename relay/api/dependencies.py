@@ -18,8 +18,8 @@ from relay.base.clock import Clock
 from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
 from relay.http.errors import ApiError
-from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
+from relay.journeys.event_feed import ChangeNotifier
 from relay.journeys.journey import Journeys
 from relay.message.authentication_results import AuthResult
 from relay.message.nexthop import NextHop

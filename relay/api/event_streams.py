@@ -24,8 +24,8 @@ from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.event_stream import EventStreamResponse
-from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import (
+    ChangeNotifier,
     EventBatch,
     EventCursor,
     EventData,

@@ -57,10 +57,10 @@ from relay.journeys.message_list import (
     ListPosition,
     MessageSearch,
     MessageSummary,
+    in_flight,
+    nearest,
 )
-from relay.journeys.near_misses import in_flight, nearest
-from relay.journeys.reported import are_failures_reported, has_new
-from relay.journeys.sentences import needed_reports
+from relay.journeys.sentences import are_failures_reported, has_new, needed_reports
 from relay.mailbox.types import StoredMessage
 from relay.message.content import Content, blocks, octets_of
 from relay.message.lifecycle import RecipientState

@@ -32,8 +32,7 @@ from relay.http.gateway import Gateway
 from relay.http.protocol import AllowedHosts
 from relay.http.tunnels import TunnelHosts
 from relay.ingress.smtp_server import ListenerOptions
-from relay.journeys.changes import ChangeNotifier
-from relay.journeys.event_feed import EventFeed
+from relay.journeys.event_feed import ChangeNotifier, EventFeed
 from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader
 from relay.journeys.submission_log import SubmissionLog

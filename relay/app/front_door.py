@@ -180,9 +180,10 @@ def _means(
         mailbox_for=base.table.mailbox_for,
         received=development.received_content if development else None,
     )
-    base.journeys.places.contents = ContentSearch(
+    search = ContentSearch(
         base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock,
     )  # fmt: skip
+    base.journeys.places.contents = lambda wanted, s: search.begin(wanted, lookup_s=s).matching
     return api.ApiDependencies(
         journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
         submissions=base.store.ready,

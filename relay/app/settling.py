@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.http.gateway import Gateway
 from relay.ingress.smtp_server import SmtpServer
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.pickup.dispatch import Pickup
 
 SETTLE_S = 60.0

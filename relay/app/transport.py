@@ -35,8 +35,8 @@ from relay.message.nexthop import NextHop
 from relay.mime.convert import convert
 from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
-from relay.pickup.gate import Gate
 from relay.pickup.processing import SubmissionProcessor
+from relay.pickup.start_limits import StartLimits
 from relay.reports.bounces import Copies, Reporter, SenderRate
 from relay.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.reports.texts import TextSource
@@ -211,14 +211,14 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
 def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
     settings, ready = base.settings, base.store.ready
     return SubmissionProcessor(
-        ready=ready, reports=reporter,
+        ready=ready, inbox_report=reporter.inbox_report,
         postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
         may_send_as=partial(may_send_as, base.sources.accounts),
         conversion=ConversionPool(
             convert, hostname=settings.hostname, clock=base.clock,
             in_threads=base.sources.converts_in_threads,
         ),
-        gate=Gate(
+        limits=StartLimits(
             base.clock, concurrency=settings.pickup.max_concurrent, is_rush=ready.rush.is_rush
         ),
         log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,

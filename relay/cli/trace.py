@@ -21,7 +21,7 @@ from relay.cli.options import KEY, CommandContext, common_options, unknown_messa
 from relay.cli.output import journey_lines, printable
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.document import Journey, Recipient
-from relay.journeys.reported import is_remote
+from relay.journeys.sentences import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR
 from relay.message.lifecycle import BEFORE_QUEUE, FINAL, RecipientState, SubmissionState
 from relay.refusals.refusal import Refusal, line_of

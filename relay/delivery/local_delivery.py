@@ -21,11 +21,11 @@ from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
-from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.message_file import delivered_id
 from relay.mailbox.types import (
     ContentUnreadableError,
     DeliveryResult,
+    DeliveryStore,
     MailboxFullError,
     MailboxTooSmallError,
     StoreUnavailableError,

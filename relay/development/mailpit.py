@@ -30,10 +30,9 @@ from relay.development.mailpit_search import parse_mailpit_search
 from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.http.gateway import BLOCK_BYTES, Gateway, PathRouter, StreamedResponse, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
-from relay.journeys.message_list import MessageSummary
-from relay.journeys.text_index import IndexFailedError
+from relay.journeys.message_list import IndexFailedError, MessageSummary
+from relay.mailbox.mailbox_list import unread_ids
 from relay.mailbox.types import StoreError
-from relay.mailbox.unread_files import unread_ids
 from relay.message.content import Octets, octets_in_blocks, octets_of
 from relay.message.lifecycle import RecipientState
 from relay.pages.content import content_disposition, decoded, file_name

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, tzinfo
 from msgspec.structs import replace
 
 from relay.http.errors import bad_request
-from relay.journeys.text_index import TEXT_FIELDS, SearchedNumber, SearchTerm, TextSearch
+from relay.journeys.message_list import TEXT_FIELDS, SearchedNumber, SearchTerm, TextSearch
 from relay.message.time_zones import time_zone
 
 CHARACTERS_MAX = 2000

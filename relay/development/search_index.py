@@ -23,15 +23,15 @@ from relay.api.message_source import MessageSources
 from relay.app.foundation import Foundation
 from relay.base.clock import id_time_us
 from relay.development.removal import development_spool
-from relay.journeys.message_list import MessageSummary
-from relay.journeys.spool_history import CONTENTS_MAX
-from relay.journeys.text_index import (
+from relay.journeys.message_list import (
     FIELDS,
     IndexFailedError,
+    MessageSummary,
     SearchTerm,
     TextAnswer,
     TextSearch,
 )
+from relay.journeys.spool_history import CONTENTS_MAX
 from relay.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
 from relay.mailbox.types import StoreError
 from relay.message.address import own_mailbox

@@ -17,9 +17,9 @@ from relay.base.clock import Clock, Ids, Timer
 from relay.base.socket_address import Address
 from relay.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.internet.test_recipients import Manner, find_test_recipient
-from relay.mailbox.delivery_store import DeliveryStore
 from relay.mailbox.types import (
     ContentUnreadableError,
+    DeliveryStore,
     MailboxFullError,
     StoreUnavailableError,
 )

@@ -22,7 +22,7 @@ from relay.ingress.recipient_checks import RecipientChecks, Verify
 from relay.ingress.send_as import IsNullMx, local_rejection, null_mx_rejection, sender_rejection
 from relay.ingress.session_refusals import ListenerRefusals
 from relay.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
-from relay.mailbox.delivery_store import DeliveryStore
+from relay.mailbox.types import DeliveryStore
 from relay.message.content import Content, size_of
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger

@@ -13,21 +13,19 @@ command line read journeys.
 - `journey`: joins both parts to a journey; which names find a message; whose journeys one sees
 - `document`: the fields of a journey's JSON; attempts
 - `sender_view`: what the account of the sender does not see: quarantine, journal reports, notices
-- `reported`: what reports say of recipients, Relay's and those from outside
 
 In words:
 
-- `sentences`: the answer: what became of the message, and why, for each recipient
+- `sentences`: the answer: what became of the message, and why, for each recipient; what reports say
+  of one, Relay's and those from outside
 - `wording`: the words for an event, as `relay trace` prints it
 
 Lists and news:
 
-- `message_list`: conditions of the message list, its cursor, the place of a message, and its row
+- `message_list`: conditions of the message list, its cursor, the place of a message, and its row;
+  what a wait that failed was near to; a search in all texts (`relay dev`)
 - `list_places`: which messages are on a page of the list
-- `near_misses`: what a wait that failed was near to, and what is in flight
-- `text_index`: a search in all texts as values, and what answers it (`relay dev`)
-- `event_feed`: the events of all messages behind one cursor
-- `changes`: wakes who waits for a change
+- `event_feed`: the events of all messages behind one cursor; wakes who waits for a change
 
 Elsewhere: states of recipients and of a message in the queue: `relay/message/lifecycle.py`; the
 events of an attempt: `relay/delivery/attempt_result.py`; pruning: `relay/app/maintenance.py`.

@@ -1,16 +1,17 @@
 """The recorded events of all messages, behind one cursor.
 
-Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool, where they are recorded
-anyway: a reader costs the mail nothing, and can continue after any time that the history covers.
+Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool. They are recorded there
+anyway, so a reader costs the mail nothing. It can continue after any time that the history covers.
 
 A cursor has a place in each source, and each source is read in the order in which it was recorded.
 So an event that becomes visible late is behind every cursor that was given out before. Between the
-sources, events are merged by their times; but steps 1 to 3 of a message are before those of the
+sources, events are merged by their times. Steps 1 to 3 of a message always come before those of the
 spool, also where the clock was set back.
 """
 
 import asyncio
 import re
+import threading
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -210,3 +211,37 @@ def pause_after(cost_s: float, *, least_s: float = _PAUSE_S_MIN) -> float:
     of the time.
     """
     return min(max(least_s, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+
+
+class ChangeNotifier:
+    """Wakes the waiting tasks when a journey changes; one for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # the store records steps in threads
+        self._count = 0
+        self._next: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of changes. Read it before a query, so that no change is missed."""
+        return self._count
+
+    def notify(self) -> None:
+        """Report a change, from any thread; cheap if none waits."""
+        with self._lock:
+            self._count += 1
+            waited_for, self._next = self._next, None
+        if waited_for is not None:
+            loop, event = waited_for
+            loop.call_soon_threadsafe(event.set)
+
+    async def wait_beyond(self, count: int) -> None:
+        """Return when the number of changes exceeds `count`."""
+        while True:
+            with self._lock:
+                if self._count > count:
+                    return
+                if self._next is None:
+                    self._next = asyncio.get_running_loop(), asyncio.Event()
+                _, event = self._next
+            await event.wait()

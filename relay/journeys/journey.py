@@ -29,9 +29,8 @@ from relay.journeys.message_list import (
     row_of,
 )
 from relay.journeys.open_submissions import state_before_queue
-from relay.journeys.reported import with_reports
 from relay.journeys.sender_view import sender_journey
-from relay.journeys.sentences import reasons_of
+from relay.journeys.sentences import reasons_of, with_reports
 from relay.journeys.spool_history import SpoolHistory
 from relay.journeys.submission_log import SubmissionLog, SubmissionRecord
 from relay.message.envelope import Client
@@ -305,9 +304,7 @@ class Journeys:
 
     async def _visible(self, since_us: int) -> dict[str, int]:
         """Return the times, by name, of all messages since then."""
-        submissions = await self._store.search(
-            _ALL, account=None, since_us=since_us, limit=SCAN_MAX
-        )
+        submissions = await self._store.search(_ALL, account=None, since_us=since_us)
         messages = await self._spool.search(_ALL, account=None, since_us=since_us, limit=SCAN_MAX)
         accepted = {one.name: one.at_us for one in messages}
         return accepted | {one.name: one.at_us for one in submissions}
@@ -330,7 +327,7 @@ class Journeys:
         wanted = await self.places.with_index(wanted)
         candidates = await self._candidates(wanted, after, account=account)
         unread: Sequence[FoundMessage] = ()
-        checks = self.places.begin(wanted, lookup_s)
+        check = self.places.begin(wanted, lookup_s)
         for number, candidate in enumerate(candidates):
             if len(found) == limit or number == max(limit, _READ_MAX):
                 unread = candidates[number:]
@@ -344,7 +341,7 @@ class Journeys:
                 continue
             if wanted.needs_content:
                 asked = candidate if candidate.queue_id else _with_words(candidate, journey, wanted)
-                answers = await checks.matching([asked])
+                answers = await check([asked])
                 if not answers:
                     unread = candidates[number:]
                     break
@@ -366,9 +363,7 @@ class Journeys:
 
         The log is read first: what it has as accepted is in the spool by then.
         """
-        submissions = await self._store.search(
-            wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
-        )
+        submissions = await self._store.search(wanted, account=account, since_us=after.since_us)
         messages = await self._spool.search(
             wanted, account=account, since_us=after.since_us, limit=SCAN_MAX
         )

@@ -4,8 +4,7 @@ The history is in spool and submission log, contents are checked by another room
 bounded; what it did not reach is on the next page.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -16,20 +15,18 @@ from relay.journeys.message_list import (
     SCAN_MAX,
     FoundMessage,
     FoundPage,
+    IndexFailedError,
     ListPosition,
     MessageSearch,
     OpenSubmission,
-    position_of,
-)
-from relay.journeys.spool_history import SpoolHistory
-from relay.journeys.submission_log import SubmissionLog
-from relay.journeys.text_index import (
-    IndexFailedError,
     SearchedNumber,
     SearchTerm,
     TextIndex,
     TextSearch,
+    position_of,
 )
+from relay.journeys.spool_history import SpoolHistory
+from relay.journeys.submission_log import SubmissionLog
 
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once
@@ -37,54 +34,37 @@ _LOOKS_MAX = 3  # for a page, while submissions are accepted
 Place = tuple[ListPosition, FoundMessage | OpenSubmission]
 
 
-class ContentChecks(Protocol):
-    """The checks of one request."""
-
-    async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-        """Return whether the content of each matches; fewer answers than candidates when the time
-        is over: at a later call there may be none.
-        """
-        ...
+# Returns whether the content of each matches. It gives fewer answers than candidates when the time
+# is over: at a later call there may be none.
+ContentCheck = Callable[[Sequence[FoundMessage]], Awaitable[Sequence[bool]]]
 
 
-class ContentConditions(Protocol):
-    """Checks conditions on contents: relay.api's ContentSearch."""
-
-    def begin(self, wanted: MessageSearch, *, lookup_s: float) -> ContentChecks:
-        """Begin the checks of a request, which take about `lookup_s`."""
-        ...
-
-
-class _NoContents:
-    """Checks that no message meets."""
-
-    async def matching(self, candidates: Sequence[FoundMessage]) -> Sequence[bool]:
-        return [False] * len(candidates)
-
-
-_NO_CONTENTS = _NoContents()
+async def _no_contents(candidates: Sequence[FoundMessage]) -> Sequence[bool]:
+    """Say that no message meets a condition on contents."""
+    return [False] * len(candidates)
 
 
 class ListPlaces:
     """Finds places of the list.
 
-    Without `contents`, no message meets a condition on contents. `lookup_s` is the time for them,
-    of a page that a person looks at.
+    `contents` begins the check of a request, which takes about so many seconds: ContentSearch of
+    relay.api. Without it, no message meets a condition on contents. `lookup_s` is this time for a
+    page that a person looks at.
     """
 
     def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
         self._spool = spool
         self._store = store
-        self.contents: ContentConditions | None = None
+        self.contents: Callable[[MessageSearch, float], ContentCheck] | None = None
         self.index: TextIndex | None = None
         self.lookup_s = _LOOKUP_S
 
-    def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentChecks:
-        """Begin the checks of contents of a request."""
+    def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentCheck:
+        """Begin the check of contents of a request."""
         if self.contents is None:
-            return _NO_CONTENTS
+            return _no_contents
         time_s = self.lookup_s if lookup_s is None else lookup_s
-        return self.contents.begin(wanted, lookup_s=time_s)
+        return self.contents(wanted, time_s)
 
     async def find(
         self,
@@ -103,7 +83,7 @@ class ListPlaces:
         if not wanted.needs_content:
             return await self._find_by_history(wanted, account=account, limit=limit, before=before)
         found: list[Place] = []
-        checks, read = self.begin(wanted, lookup_s), 0
+        check, read = self.begin(wanted, lookup_s), 0
         while True:
             some, older = await self._find_by_history(
                 wanted, account=account, limit=_CHUNK, before=before
@@ -111,7 +91,7 @@ class ListPlaces:
             candidates = [
                 one if isinstance(one, FoundMessage) else one.found(wanted) for _, one in some
             ]
-            answers = await checks.matching(candidates)
+            answers = await check(candidates)
             for place, matches in zip(some, answers, strict=False):
                 if matches and len(found) == limit:
                     return found, found[-1][0]

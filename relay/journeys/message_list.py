@@ -2,8 +2,8 @@
 
 The spool and the submission log use the conditions to find candidates, Journeys to decide. The list
 has the newest message first, by the time when it was submitted or received by SMTP. This time
-follows from the names of a message, so that a row stays where it is when its submission is
-accepted, and a reader who goes on from a place misses nothing and sees nothing twice.
+follows from the names of a message: a row stays where it is when its submission is accepted. A
+reader who goes on from a place misses nothing and sees nothing twice.
 """
 
 import base64
@@ -11,9 +11,10 @@ import fnmatch
 import hashlib
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from relay.base.clock import id_time_us, rfc3339, time_us_of
 from relay.journeys.document import Journey
 from relay.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
-from relay.message.lifecycle import BEFORE_QUEUE, FINAL
+from relay.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 
 MAIL, REPORT = "mail", "report"  # kinds of messages: Relay's own reports are not mail
 FINAL_STATE = "final"  # all recipients are in final states
@@ -238,13 +239,13 @@ def _names_of(client: str) -> tuple[str, str]:
 
 
 class FoundMessage(Struct, frozen=True):
-    """A message in the spool, accepted at `at_us`, or a submission in the log, which has no queue
-    id, submitted then; 0 if that was not asked for. `matches`: it may match, and is not accepted
-    yet if it is in the log.
+    """A message in the spool, or a submission in the log, which has no queue id. `at_us` is when it
+    was accepted or submitted; 0 if that was not asked for. `matches`: it may match, and is not
+    accepted yet if it is in the log.
 
-    `account`, `words_left` and `recipients` are there if the search has conditions on the content:
-    in whose mailbox the sender's copy may be, the words that it must have, and number, address and
-    state of recipients.
+    The other fields are there if the search has conditions on the content. `account` is in whose
+    mailbox the sender's copy may be. `words_left` are the words that it must have. `recipients`
+    have number, address and state.
     """
 
     queue_id: str
@@ -440,3 +441,130 @@ def row_of(submission: OpenSubmission) -> MessageSummary:
         reply=submission.reply,
         next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
     )
+
+
+# -- what a wait that failed was near to
+
+VALUE_CHARACTERS_MAX = 120  # of a value that is compared: the time is quadratic
+Comparison = tuple[str, str, str, bool]  # a field, what was expected and found, whether it matches
+
+
+_M = TypeVar("_M", Journey, MessageSummary)
+
+
+def in_flight(messages: Iterable[_M]) -> list[_M]:
+    """Return the messages with recipients that are neither final nor captured."""
+    return [one for one in messages if any(each.state not in AT_REST for each in one.recipients)]
+
+
+def likeness(compared: Iterable[Comparison]) -> float:
+    """Return how much a message is like what was wanted: one for each field that matches."""
+    return sum(
+        1.0 if is_right else SequenceMatcher(None, expected, found).ratio()
+        for _, expected, found, is_right in compared
+    )
+
+
+def nearest(wanted: MessageSearch, rows: Iterable[MessageSummary]) -> dict[str, Any] | None:
+    """Return the row that differs least, of several the first, with its fields; None for none."""
+    compared = [(row, list(_compare(wanted, row))) for row in rows]
+    found = max(compared, key=lambda one: likeness(one[1]), default=None)
+    if found is None:
+        return None
+    names = ("field", "expected", "found", "matches")
+    fields = [dict(zip(names, one, strict=True)) for one in found[1]]
+    return {**found[0].as_json(), "compared": fields}
+
+
+def _compare(wanted: MessageSearch, row: MessageSummary) -> Iterator[Comparison]:
+    """Yield the conditions that a row decides; of the words, whether they are in the row."""
+    addresses, sender = [one.address for one in row.recipients], row.sender or "<>"
+    states = [(one.address, one.state) for one in row.recipients]
+    here = map(own_mailbox, (row.sender, *addresses))
+    to = ", ".join(addresses)
+    place = row.position
+    is_after = wanted.after is None or wanted.after.is_after(place.name, place.at_us)
+    after = "after the cursor" if wanted.after else ""
+    for field, expected, found, is_right in (
+        ("to", wanted.to, to, any(map(wanted.matches_address, addresses))),
+        ("sender", wanted.sender, sender, matches_address_pattern(wanted.sender, sender)),
+        ("subject", wanted.subject, row.subject, matches_pattern(wanted.subject, row.subject)),
+        ("mailbox", wanted.mailbox, f"{sender}, {to}", own_mailbox(wanted.mailbox) in here),
+        (
+            "state", wanted.state, row.state,
+            MessageSearch(state=wanted.state).matches_recipients(states),
+        ),
+        (
+            "words", " ".join(wanted.words), row.subject,
+            not wanted.words_left(row.sender, row.subject, addresses),
+        ),
+        ("after", after, after if is_after else "before it", is_after),
+    ):  # fmt: skip
+        if expected:
+            yield field, expected[:VALUE_CHARACTERS_MAX], found[:VALUE_CHARACTERS_MAX], is_right
+
+
+# -- a search in the text of all messages, which an index of `relay dev` answers
+
+# Of addresses, names too. `bcc` has recipients of the envelope that no field names.
+TEXT_FIELDS = (
+    "sender", "recipient", "cc", "bcc", "reply_to", "return_path", "subject", "attachment", "body",
+)  # fmt: skip
+FIELDS = ("message_id", *TEXT_FIELDS)
+
+
+class SearchTerm(Struct, frozen=True):
+    """A text that must be in one of these FIELDS, or in none of them.
+
+    It is found as a part of a field, without regard to case and accents. Nothing in it has a
+    meaning of its own.
+    """
+
+    text: str
+    fields: tuple[str, ...] = TEXT_FIELDS
+    is_excluded: bool = False
+
+
+class SearchedNumber(Struct, frozen=True):
+    """A number that must be from `low` to `high`, or must not. `attachments`: not inline."""
+
+    name: Literal["accepted_us", "size_bytes", "attachments", "inline"]
+    low: int = 0
+    high: int = 1 << 62
+    is_excluded: bool = False
+
+
+class TextSearch(Struct, frozen=True):
+    """Conditions, all of which must hold; without any, all messages match."""
+
+    terms: tuple[SearchTerm, ...] = ()
+    numbers: tuple[SearchedNumber, ...] = ()
+
+
+class TextAnswer(Struct, frozen=True):
+    """The queue ids that were found, newest first. Without `is_complete` some messages were not
+    read in time.
+    """
+
+    queue_ids: Sequence[str]
+    is_complete: bool
+
+
+class IndexFailedError(Exception):
+    """The index cannot be used any more, or the search takes too long."""
+
+
+class TextIndex(Protocol):
+    """Finds accepted messages by their text; no reports."""
+
+    @property
+    def count(self) -> int:
+        """How many messages it has."""
+        ...
+
+    async def search(self, wanted: TextSearch) -> TextAnswer:
+        """Return what matches; it waits some seconds for what was accepted before.
+
+        Raises IndexFailedError and SpoolError.
+        """
+        ...

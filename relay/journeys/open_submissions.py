@@ -1,7 +1,7 @@
 """The submissions in the log that are not recorded as accepted: they wait, or ended before step 4.
 
-state_before_queue() derives the state of a message before the queue from its events: scheduled,
-converting, cancelled, failed, or expired if it is not known whether it was sent.
+state_before_queue() derives the state of a message before the queue from its events. It is
+scheduled, converting, cancelled or failed; it is expired if it is not known whether it was sent.
 
 The log is read once, from its end backwards, and then only what was appended to it. Of accepted
 submissions nothing is remembered: the spool has them.

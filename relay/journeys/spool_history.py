@@ -103,8 +103,8 @@ class SpoolHistory(Protocol):
     async def count_states(
         self, *, account: str | None, limit: int
     ) -> tuple[int, Mapping[str, int]]:
-        """Return the number of messages, at most `limit`, and in how many of them, the newest, a
-        recipient is in each state; as REPORT, how many of these are reports.
+        """Return the number of messages, at most `limit`. Return also in how many of these newest
+        ones a recipient is in each state, and as REPORT how many are reports.
         """
         ...
 

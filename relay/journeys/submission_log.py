@@ -170,15 +170,18 @@ class SubmissionLog:
         return await asyncio.to_thread(self._find, key, account, limit)
 
     async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+        self, wanted: MessageSearch, *, account: str | None, since_us: int
     ) -> Sequence[FoundMessage]:
-        """Return submissions that may match, newest first; with `since_us` all that are newer."""
-        scan = _Scan(wanted, account, since_us=since_us, limit=limit)
+        """Return the submissions since then, newest first: the newest SCAN_MAX, and which of them
+        may match.
+        """
+        scan = _Scan(wanted, account, since_us=since_us)
         return await asyncio.to_thread(scan.read, self._files())
 
     async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
-        """Return the submissions that the client has made by HTTP in this time: SCAN_MAX, and
-        the others of that day; and since when they are complete, 0 if there are no more.
+        """Return the submissions that the client has made by HTTP in this time, and since when they
+        are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
+        more.
         """
         return await asyncio.to_thread(self._submitted_by, wanted)
 
@@ -291,38 +294,31 @@ class SubmissionLog:
 
 
 class _Scan:
-    """Reads the log backwards for a search: all submissions since a time, or those that match."""
+    """Reads the log backwards for a search of the submissions since a time."""
 
-    def __init__(
-        self, wanted: MessageSearch, account: str | None, *, since_us: int | None, limit: int
-    ) -> None:
+    def __init__(self, wanted: MessageSearch, account: str | None, *, since_us: int) -> None:
         self._wanted = wanted
         self._account = account
         self._since_us = since_us
-        self._limit = limit
         self._submitted_us: dict[str, int] = {}
         self._ended: set[str] = set()  # accepted or withdrawn: recorded later, so read earlier
         self._found: dict[str, FoundMessage] = {}
         self._read = 0
 
     def read(self, files: Sequence[Path]) -> list[FoundMessage]:
-        earliest_us = None if self._since_us is None else self._since_us - CLOCK_MARGIN_US
+        earliest_us = self._since_us - CLOCK_MARGIN_US
         for path in files:
-            if earliest_us is not None and path.name[:10] < _day_of(earliest_us):
+            if path.name[:10] < _day_of(earliest_us):
                 break
             for line in lines_backwards(path):
                 if (one := parse_line(line)) is None:
                     continue
-                if self._has_enough():
+                if self._read >= SCAN_MAX:
                     return list(self._found.values())
-                is_old = earliest_us is not None and one.at_us < earliest_us
-                if is_old and one.step > Step.CREATED:
+                if one.at_us < earliest_us and one.step > Step.CREATED:
                     break  # a draft may be older than its sending
                 self._take(one)
         return list(self._found.values())
-
-    def _has_enough(self) -> bool:
-        return len(self._found) >= self._limit or self._read >= SCAN_MAX
 
     def _take(self, line: LogLine) -> None:
         if line.step == Step.NOTIFIED:
@@ -343,7 +339,7 @@ class _Scan:
             and any(map(self._wanted.matches_address, line.recipients))
         )
         self._ended.discard(submission_id)
-        if matches if self._since_us is None else at_us > self._since_us:
+        if at_us > self._since_us:
             self._found[submission_id] = FoundMessage(
                 "", submission_id, at_us, line.account, matches=matches
             )

@@ -1,7 +1,7 @@
 """The words for the steps of a journey: what an event says, and what a message waits for.
 
-`relay trace`, `relay wait` and the pages use them. Everything here is a pure function that returns
-text with the characters of the message in it: the caller makes it safe for a terminal or a page.
+`relay trace`, `relay wait` and the pages use them. Everything here is a pure function. The texts
+have the characters of the message in them: the caller makes them safe for a terminal or a page.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from relay.base.phrases import counted, moment
 from relay.journeys.events import NO_SIGNING_KEYS
-from relay.journeys.reported import claim_words, is_remote, remote_report
+from relay.journeys.sentences import claim_words, is_remote, remote_report
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300

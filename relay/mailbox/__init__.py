@@ -7,11 +7,11 @@ Maildirs at the same time.
 
 The store as others see it:
 
-- `delivery_store`: what ingress and delivery need of it
-- `types`: values and errors: messages, folders, submissions, quota, changes
+- `types`: values and errors: messages, folders, submissions, quota, changes; what delivery needs
 - `threads`: in which thread a call runs, how many, time limit of a query
+- `store_part`: what all parts of the store work with
 - `mail_root`: whether the path still leads to the mail root, and whether it is the spool's
-- `mailbox_list`: which mailboxes exist
+- `mailbox_list`: which mailboxes exist, their files, and which messages are unread
 
 Messages and folders:
 
@@ -21,15 +21,12 @@ Messages and folders:
 - `message_lists`: lists, searches and changes, in their own threads
 - `query`: conditions, sort order and page as values
 - `folder_tree`: create, rename, move, copy and delete folders; subscriptions
-- `folder_copy`: copies the messages of a folder
 - `folders`: names and ids of folders, well-known ones, modified UTF-7
 - `settings_file`: mailboxSettings and masterCategories on disk
 - `message_state`: what clients change of received mail: properties and flag, which of two counts
 - `state_file`: these states on disk: `relay-properties`
 - `keywords`: Dovecot's keywords, which a move to another folder keeps
 - `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders
-- `retained_files`: files that the retention of a development relay removes
-- `unread_files`: which messages of all mailboxes are unread, by the names of their files
 
 Delivery:
 
@@ -40,8 +37,8 @@ Delivery:
 
 On the disk:
 
-- `maildir`: write, link, rename, remove and fsync; which file systems keep the order
-- `lock_file`: Dovecot's locks
+- `maildir`: write, link, rename, remove and fsync; which file systems keep the order; Dovecot's
+  locks
 - `message_file`: file names: base name, flags, id; where a mailbox is
 - `index`: the index of a mailbox: search, change feed, ids of messages
 

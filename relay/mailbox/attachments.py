@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
-    NewNames,
     with_attachment,
     without_attachment,
 )
-from relay.mailbox.folders import Folders
-from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.maildir import retry_if_renamed
 from relay.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.mailbox.messages import Messages
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     AttachmentsTooLargeError,
@@ -43,7 +40,7 @@ class _IsThereError(Exception):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Attachments:
+class Attachments(StorePart):
     """The attachments of messages. open_if_there(), add_part() and check() block.
 
     `limit_bytes` applies to all attachments of a draft together. Methods that add or remove one
@@ -51,10 +48,6 @@ class Attachments:
     AttachmentsTooLargeError, MailboxFullError, StoreUnavailableError.
     """
 
-    threads: ThreadPool
-    folders: Folders
-    index: Indexes
-    names: NewNames
     messages: Messages
 
     @in_thread

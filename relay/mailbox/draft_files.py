@@ -377,8 +377,9 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 
 
 class Before(Struct, frozen=True):
-    """A message before a change: its file, and its submission if it is a scheduled send, with the
-    options that it is to have; `cancelled` is the submission if the change cancels it.
+    """A message before a change: its file, and its submission if it is a scheduled send. The
+    submission has the options that it is to have. `cancelled` is the submission if the change
+    cancels it.
     """
 
     account: str

@@ -2,16 +2,18 @@
 
 Only directory names change, never files, and a folder keeps its id. Subfolders are renamed before
 their parent, so that a repeated request completes what a crash interrupted. The file
-`subscriptions` says which folders IMAP clients show; it is replaced as a whole under Dovecot's
-lock, and other programs' lines stay (version 2: a tab separates a folder from its subfolder). If
-the lock stays taken, this is logged and the file is not changed.
+`subscriptions` says which folders IMAP clients show. It is replaced as a whole under Dovecot's
+lock, and the lines of other programs stay (version 2: a tab separates a folder from its subfolder).
+If the lock stays taken, this is logged and the file is not changed.
 
 Raises FolderError and its children, NoSuchItemError, and OSError when the disk rejects a change.
 See Maildir++ and Graph's mailFolder.
 """
 
 import errno
+import os
 import shutil
+import stat
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,13 +25,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.mailbox.draft_files import NewNames
-from relay.mailbox.folder_copy import copy_messages
 from relay.mailbox.folders import (
     COPY_PREFIX,
     DELETED_PREFIX,
     ROOT_ID,
     SEPARATOR,
-    Folders,
     as_single_name,
     checked_directory,
     directory_within,
@@ -43,18 +43,20 @@ from relay.mailbox.folders import (
     same_name,
     write_folder_ids,
 )
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.lock_file import take_lock
+from relay.mailbox.keywords import KEYWORDS_FILE
 from relay.mailbox.maildir import (
     Stripes,
+    list_names,
+    place_again,
     remove,
     sync_directory,
+    take_lock,
     undone_after_errors,
     write_synced,
 )
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import AccountQueues, ThreadPool, in_thread
+from relay.mailbox.message_file import MessageName, parse_name
+from relay.mailbox.store_part import StorePart, in_thread
+from relay.mailbox.threads import AccountQueues
 from relay.mailbox.types import (
     Folder,
     FolderDeltaPage,
@@ -68,6 +70,7 @@ from relay.observe.logs import get_logger
 _FILE = "subscriptions"
 _HEADER = b"V\t2\n"
 _STALE_S = 30  # Dovecot's own limit for this lock
+_LISTINGS_MAX = 20  # another program may rename files faster than they are copied
 
 _log = get_logger("mailbox")
 
@@ -157,15 +160,9 @@ class _FolderPair(Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FolderTree:
+class FolderTree(StorePart):
     """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 
-    threads: ThreadPool  # in which the coroutines work
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # counts messages
-    quota: Quota  # reserves room for copies
-    names: NewNames  # ids for folders, ids and file names for copies
-    old_files: OldFiles  # a mailbox is cleaned before the first write
     queries: AccountQueues  # queries take long: they have threads of their own
     changes: AccountQueues  # so do the changes of folders
     _stripes: Stripes = field(default_factory=Stripes, init=False)
@@ -290,9 +287,9 @@ class FolderTree:
     def copy(self, account: str, folder_id: str, *, parent_id: str) -> Folder:
         """Copy a folder, also a well-known one, with its subfolders and messages to another folder.
 
-        The copies are made in directories that are no folders, and appear by a rename when all of
-        them are durable: a crash before leaves nothing that is shown, and the remains are removed
-        later as stale files.
+        The copies are made in directories that are no folders. They appear by a rename when all of
+        them are durable. A crash before leaves nothing that is shown; what remains is removed later
+        as stale files.
 
         Raises NoSuchItemError, FolderExistsError, FolderError, MailboxFullError,
         StoreUnavailableError.
@@ -463,3 +460,48 @@ def rename_directory(source: Path, target: Path) -> None:
         if error.errno in _EXISTS:
             raise _existing(target.name[1:]) from error
         raise
+
+
+def copy_messages(source: Path, target: Path, names: NewNames) -> Mapping[str, str]:
+    """Copy the messages of a folder to the directory `target`, durably. Return the ids of the
+    copies, by the base name of the original.
+
+    A message that other programs rename meanwhile is copied once; one that they remove may be
+    copied or not.
+    """
+    with suppress(FileNotFoundError):
+        shutil.copyfile(source / KEYWORDS_FILE, target / KEYWORDS_FILE)
+    done: dict[str, str] = {}
+    for _ in range(_LISTINGS_MAX):
+        if not _copy_once(source, target, names, done=done):
+            break
+    sync_directory(target / "cur")
+    return done
+
+
+def _copy_once(source: Path, target: Path, names: NewNames, *, done: dict[str, str]) -> bool:
+    """Copy the messages that are not `done`; return whether one was renamed meanwhile."""
+    was_renamed = False
+    for directory in (source / "new", source / "cur"):
+        for file_name in list_names(directory):
+            name = parse_name(file_name)
+            if name is None or name.base_name in done:
+                continue
+            try:
+                base_name = names.of_copy(name)
+                _copy(directory / file_name, target, name, base_name=base_name)
+                copied = parse_name(base_name)
+                assert copied is not None
+                done[name.base_name] = copied.message_id
+            except FileNotFoundError:
+                was_renamed = True
+    return was_renamed
+
+
+def _copy(file: Path, target: Path, name: MessageName, *, base_name: str) -> None:
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        return
+    copy = target / "cur" / f"{base_name},S={status.st_size}:2,{name.flags}"
+    if not place_again(file, copy):
+        os.utime(copy, ns=(status.st_mtime_ns, status.st_mtime_ns))

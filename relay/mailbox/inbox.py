@@ -11,13 +11,9 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox.draft_files import NewNames
-from relay.mailbox.folders import Folders, list_folders, well_known_path
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
+from relay.base.crashpoints import CrashPoint
+from relay.mailbox.folders import list_folders, well_known_path
 from relay.mailbox.maildir import (
-    DirectorySync,
     Stripes,
     finish_content,
     list_names,
@@ -31,8 +27,7 @@ from relay.mailbox.message_file import (
     is_delivered_id,
     parse_name,
 )
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
+from relay.mailbox.store_part import StorePart
 from relay.mailbox.types import DeliveryResult, WellKnown
 from relay.message.content import Content, edit_header, size_of
 from relay.mime.headers import with_relay_id
@@ -92,17 +87,8 @@ class DeliveredIds:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Inbox:
+class Inbox(StorePart):
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
-
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    quota: Quota  # reserves room
-    names: NewNames  # the host name, in the names of files
-    syncs: DirectorySync  # shares fsyncs among threads
-    old_files: OldFiles  # a mailbox is cleaned before the first write
 
     # Its own: the delivery of a report already holds a shared one.
     _stripes: Stripes = field(default_factory=Stripes, init=False)

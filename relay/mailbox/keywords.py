@@ -1,9 +1,9 @@
 """Dovecot's keywords (the tags of Thunderbird): lower-case letters among a file's flags.
 
 The file `dovecot-keywords` of each folder names the letters. A message that gets to another folder
-keeps its keywords by their names: a letter is converted to the one with the same name there, and a
-name that is not there is added, under Dovecot's lock. A folder has 26 letters: a name beyond them
-is dropped, since Dovecot has it only in its index.
+keeps its keywords by their names. A letter is converted to the one with the same name there. A name
+that is not there is added, under Dovecot's lock. A folder has 26 letters: a name beyond them is
+dropped, since Dovecot has it only in its index.
 """
 
 import os
@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from relay.mailbox.lock_file import take_lock
-from relay.mailbox.maildir import remove, sync_directory, write_synced
+from relay.mailbox.maildir import remove, sync_directory, take_lock, write_synced
 from relay.mailbox.types import StoreUnavailableError
 
 KEYWORDS_FILE = "dovecot-keywords"

@@ -7,7 +7,7 @@ each sync of a directory. Once it fails, the root counts as missing until reopen
 
 Its id is in `.submissions/id`, copies included. The spool records which id it delivered to: a start
 takes no other root. A copy from before the start, such as one below a mount point, is not taken for
-the root when it comes back: `.submissions/session` names the start. docs/design.md 3.
+the root. The file `.submissions/session` shows this, because it names the start. docs/design.md 3.
 """
 
 import errno
@@ -65,9 +65,9 @@ class MailRoot:
         """Open and lock the root with the id `known_id`.
 
         Without a known id, take the root that is there: one with submissions, or with `may_take`
-        any, which is also created. A crash on the way leaves nothing that the next start refuses:
-        first the root is made, then `.submissions`, then the id is written, each durably, and at
-        last the caller records `id` in the spool.
+        any, which is also created. A crash on the way leaves nothing that the next start refuses.
+        First the root is made, then `.submissions`, then the id is written, each durably. At last
+        the caller records `id` in the spool.
 
         If the disk fails, the root counts as missing, and reopen() tries again. Raises
         ForeignRootError, and what `take_lock` raises except OSError.

@@ -13,9 +13,11 @@ import errno
 import functools
 import os
 import re
+import socket
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,8 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
 _LOOKS = 5
+_LOCK_ATTEMPTS = 20
+_LOCK_PAUSE_S = 0.05
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 Undo = list[Callable[[], object]]  # what takes back, in reverse order, what was done
@@ -424,19 +428,19 @@ _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM)  # in a sandbox: a full sync is equiv
 _WriteBack = Callable[[int, int, int, int], int]
 
 
-def finish_content(descriptor: int, *, synced: bool = False) -> bool:
+def finish_content(descriptor: int) -> bool:
     """Prepare a new file for its names: none of them becomes durable before its content.
 
-    With `synced` the content is durable at once. Return whether the names that are given from now
-    on become durable in their order: then the fsync of a directory covers every name that was given
-    before the last one in it. Closes the descriptor. Raises OSError.
+    Return whether the names that are given from now on become durable in their order: then the
+    fsync of a directory covers every name that was given before the last one in it. Closes the
+    descriptor. Raises OSError.
     """
     try:
         in_order = keeps_order(os.fstat(descriptor).st_dev)
-        if synced or not in_order:
-            sync_descriptor(descriptor)
-        else:
+        if in_order:
             _write_back(descriptor)
+        else:
+            sync_descriptor(descriptor)
         return in_order
     finally:
         os.close(descriptor)
@@ -509,3 +513,32 @@ def _found() -> _WriteBack | None:
 
 
 _sync_file_range = _found()
+
+
+def take_lock(lock: Path, *, stale_s: int) -> bool:
+    """Take one of Dovecot's locks, also one that is older than `stale_s`: a crash has left it.
+
+    Who creates the file may change what it protects, until he removes the file. Return False if it
+    stays taken for a second.
+    """
+    for _ in range(_LOCK_ATTEMPTS):
+        with suppress(FileExistsError):
+            # Dovecot takes the lock at once if this process is gone
+            os.close(write_file(lock, f"{os.getpid()}:{socket.gethostname()}".encode()))
+            return True
+        with suppress(FileNotFoundError):
+            if _now_s(lock) - lock.stat().st_mtime > stale_s:
+                remove(lock)
+                continue
+        threading.Event().wait(_LOCK_PAUSE_S)
+    return False
+
+
+def _now_s(lock: Path) -> float:
+    """Return the current time of the file system that holds the lock."""
+    probe = lock.with_suffix(".probe")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        remove(probe)

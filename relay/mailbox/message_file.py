@@ -67,8 +67,9 @@ class MessageName(Struct, frozen=True):
 
     @property
     def name_elsewhere(self) -> str:
-        """The name without flags for another folder: what programs add is of this one, such as the
-        UID of mbsync (`,U=`), which does not read a folder where two files have the same.
+        """The name without flags for another folder. What programs add to a name belongs to this
+        folder, such as the UID of mbsync (`,U=`): it does not read a folder where two files have
+        the same.
         """
         return self.base_name + "".join(_SIZES.findall(self.name_with_size))
 

@@ -11,12 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from relay.base.clock import Clock
-from relay.mailbox.folders import Folders
 from relay.mailbox.index.content_index import CopyLookup
-from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.message_file import MessageFile, loaded
 from relay.mailbox.query import DeltaQuery, MessageQuery
+from relay.mailbox.store_part import StorePart
 from relay.mailbox.threads import AccountQueues, QueryTimeLimit
 from relay.mailbox.types import (
     ChangePage,
@@ -31,12 +29,9 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MessageLists:
+class MessageLists(StorePart):
     """Lists of the messages of all mailboxes. `account` is the canonical address of a mailbox."""
 
-    clock: Clock
-    folders: Folders
-    index: Indexes
     queries: AccountQueues  # in which the queries of an account wait
 
     async def query(self, account: str, query: MessageQuery) -> Page:

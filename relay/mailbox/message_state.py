@@ -104,8 +104,8 @@ def changed_state(before: MessageState, values: Mapping[str, Any], *, now_us: in
 
 
 def united(one: bytes, other: bytes) -> bytes:
-    """Return the encoded state of a message for which there are two: of each property, and of the
-    flag as a whole, the value that was set later.
+    """Return the encoded state of a message for which there are two. Each property, and the flag as
+    a whole, has the value that was set later.
 
     If that is too large, return the later state.
     """

@@ -16,23 +16,17 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint
 from relay.mailbox.draft_files import (
     Before,
     ComposedDraft,
     DraftIdentity,
-    NewNames,
     compose,
     in_folder,
     next_generation,
 )
-from relay.mailbox.folders import Folders, find_folder, is_deleted
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.folders import find_folder, is_deleted
 from relay.mailbox.maildir import (
-    DirectorySync,
-    Stripes,
     Undo,
     finish_content,
     place,
@@ -63,9 +57,7 @@ from relay.mailbox.message_state import (
     encode_state,
     without_content,
 )
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     Folder,
@@ -126,7 +118,7 @@ def _same(state: MessageState) -> MessageState:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Messages:
+class Messages(StorePart):
     """The messages of all mailboxes. `account` is the canonical address of a mailbox.
 
     The coroutines are for the HTTP API; the other methods block, for the store's other parts. With
@@ -134,18 +126,7 @@ class Messages:
     MessageChangedError if it is not true.
     """
 
-    threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the times of messages and submissions
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    quota: Quota  # reserves room
-    names: NewNames  # ids and file names for new messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
     scheduled: ScheduledDrafts  # a change of a draft cancels or changes its send
-    old_files: OldFiles  # a mailbox is cleaned before the first write
     on_read: ReadListener = ignore_read  # awaited by those who mark messages as read
 
     @in_thread

@@ -19,14 +19,13 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import ID_LENGTH, Clock
-from relay.mailbox.folders import Folders, is_deleted
-from relay.mailbox.index.indexes import Indexes
+from relay.base.clock import ID_LENGTH
+from relay.mailbox.folders import is_deleted
 from relay.mailbox.index.watch import InotifyWatcher, MailboxWatch
 from relay.mailbox.keywords import letter_of
-from relay.mailbox.maildir import Stripes, list_names
+from relay.mailbox.maildir import list_names
 from relay.mailbox.message_file import SEEN, MessageFile, MessageName, parse_name, with_flags
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.message.receipt import OwedReceipt
 from relay.observe.logs import get_logger
 
@@ -74,38 +73,26 @@ class _Mailbox:
     is_due: bool = True  # to be listed
 
 
-class OwedCopies:
+@dataclass(kw_only=True, eq=False, repr=False)
+class OwedCopies(StorePart):
     """The copies that are watched. Its coroutines work in a thread of the store."""
 
-    def __init__(
-        self,
-        *,
-        threads: ThreadPool,
-        clock: Clock,
-        folders: Folders,
-        index: Indexes,
-        stripes: Stripes,
-        watcher: InotifyWatcher | None = None,
-    ) -> None:
-        self.threads = threads
-        self._clock = clock
-        self._folders = folders
-        self._index = index
-        self._stripes = stripes
-        self._watcher = watcher or InotifyWatcher()
+    watcher: InotifyWatcher = field(default_factory=InotifyWatcher)
+
+    def __post_init__(self) -> None:
         self._mailboxes: dict[str, _Mailbox] = {}
         self._is_reported = False
-        self._compared_s = clock.monotonic()
+        self._compared_s = self.clock.monotonic()
 
     def close(self) -> None:
         """Stop watching."""
-        self._watcher.close()
+        self.watcher.close()
 
     def add(self, owed: OwedReceipt) -> None:
         """Watch a copy from now on; the next look() looks for it."""
         found = self._mailboxes.get(owed.mailbox)
         if found is None:
-            found = _Mailbox(self._folders.directory(owed.mailbox), self._watcher.for_mailbox())
+            found = _Mailbox(self.folders.directory(owed.mailbox), self.watcher.for_mailbox())
             self._mailboxes[owed.mailbox] = found
         if owed.copy_id not in found.copies:
             found.copies[owed.copy_id] = _OwedCopy(owed)
@@ -129,8 +116,8 @@ class OwedCopies:
         """Return what is to be known of copies in directories that have changed."""
         self._take_events()
         self._compare_times()
-        if self._clock.monotonic() - self._compared_s >= _COMPARE_PLACES_S:
-            self._compared_s = self._clock.monotonic()
+        if self.clock.monotonic() - self._compared_s >= _COMPARE_PLACES_S:
+            self._compared_s = self.clock.monotonic()
             self._compare_places()
         found: list[Sighting] = []
         left = _MAILBOXES_AT_ONCE
@@ -186,7 +173,7 @@ class OwedCopies:
             mailbox.watch.close()
             mailbox.places = places
         mailbox.times.clear()
-        now_ns = self._clock.file_time_us() * 1000
+        now_ns = self.clock.file_time_us() * 1000
         for directory in wanted:
             if not mailbox.watch.add(directory):
                 time_ns = _time_ns(directory)
@@ -198,7 +185,7 @@ class OwedCopies:
             _log.warning(
                 "mailboxes that owe read receipts are scanned: the kernel watches no more"
                 " directories (fs.inotify.max_user_watches)",
-                watched=self._watcher.count,
+                watched=self.watcher.count,
             )
 
     # -- where the copies are
@@ -238,8 +225,8 @@ class OwedCopies:
         if not left:
             return []
         ids = [copy.owed.copy_id for copy in left]
-        located = {one.message_id: one for one in self._index.find_all(mailbox.path, ids)}
-        copied = self._index.claimed(mailbox.path, [one for one in ids if one not in located])
+        located = {one.message_id: one for one in self.index.find_all(mailbox.path, ids)}
+        copied = self.index.claimed(mailbox.path, [one for one in ids if one not in located])
         found: list[Sighting] = []
         for copy in left:
             file = located.get(copy.owed.copy_id)
@@ -268,7 +255,7 @@ class OwedCopies:
         """Set $MDNSent where there is a letter for it. It is not synced: a loss of power may cost
         it, but this relay does not need it.
         """
-        with self._stripes.of(copy_id):
+        with self.stripes.of(copy_id):
             for _ in range(_LOOKS_MAX):
                 located, letter = self._file_and_letter(account, copy_id)
                 if located is None or not letter or letter in located.name.flags:
@@ -280,8 +267,8 @@ class OwedCopies:
                     return
 
     def _file_and_letter(self, account: str, copy_id: str) -> tuple[MessageFile | None, str]:
-        mailbox = self._folders.directory(account)
-        located = self._index.find(mailbox, copy_id) if mailbox.is_dir() else None
+        mailbox = self.folders.directory(account)
+        located = self.index.find(mailbox, copy_id) if mailbox.is_dir() else None
         return located, letter_of(located.folder.path, MDN_SENT) if located is not None else ""
 
 

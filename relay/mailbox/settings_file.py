@@ -11,9 +11,8 @@ from datetime import time
 import msgspec
 from msgspec import Struct
 
-from relay.mailbox.folders import Folders
-from relay.mailbox.maildir import Stripes, open_message, remove, sync_directory, write_synced
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.maildir import open_message, remove, sync_directory, write_synced
+from relay.mailbox.store_part import StorePart, in_thread
 from relay.message.time_zones import time_zone
 from relay.observe.logs import get_logger
 
@@ -56,12 +55,8 @@ class UserSettings(Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SettingsFiles:
+class SettingsFiles(StorePart):
     """The settings of all mailboxes. Methods raise StoreUnavailableError."""
-
-    threads: ThreadPool
-    folders: Folders
-    stripes: Stripes
 
     @in_thread
     def read(self, account: str) -> UserSettings:

@@ -76,8 +76,8 @@ class StateFile:
             return StatePosition(self._reader.inode, rows[0][0]) if rows else StatePosition()
 
     def since(self, version: int, message_id: str = "") -> list[tuple[int, str, bytes]]:
-        """Return some of the encoded states that were written with a version or a later one, in the
-        order of version and id; with an id, those after it. [] after the last.
+        """Return some of the encoded states that were written with this version or a later one, in
+        the order of version and id. With an id, begin after it. [] after the last.
         """
         found: list[tuple[int, str, bytes]] = []
         size_bytes = 0
@@ -99,8 +99,8 @@ class StateFile:
         return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
 
     def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
-        """Store one state for the ids of each message in `unmerged`, durably: what united() makes
-        of the states that they have, or the given state if they have none.
+        """Store one state for the ids of each message in `unmerged`, durably. It is what united()
+        makes of the states that they have, or the given state if they have none.
 
         Return False, and store nothing, while another writer is at work.
         """

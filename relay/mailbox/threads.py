@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.base.clock import Clock
@@ -159,27 +159,6 @@ class ThreadPool:
             future.set_result(result)
         else:
             future.set_exception(error)
-
-
-class _HasThreads(Protocol):
-    threads: ThreadPool
-
-
-_Part = TypeVar("_Part", bound=_HasThreads)
-
-
-def in_thread(
-    method: Callable[Concatenate[_Part, _Parameters], _Result],
-) -> Callable[Concatenate[_Part, _Parameters], Coroutine[Any, Any, _Result]]:
-    """Make a blocking method of a part of the store a coroutine that runs in its threads."""
-
-    @wraps(method)
-    def call(
-        part: _Part, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
-    ) -> Coroutine[Any, Any, _Result]:
-        return part.threads.run(method, part, *args, **kwargs)
-
-    return call
 
 
 class QueryTimeLimit:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from relay.base.clock import rfc3339
 from relay.mailbox.message_state import FollowUpFlag
-from relay.message.content import Octets
+from relay.message.content import Content, Octets
 from relay.message.envelope import Client
 from relay.message.properties import MessageProperties
 from relay.mime.draft import AttachmentFacts
@@ -430,3 +430,34 @@ async def ignore_read(
 ) -> bool:
     """Send no receipt."""
     return False
+
+
+class DeliveryStore(Protocol):
+    """Mailboxes that take mail. `account` is the canonical address of one, in lower case.
+
+    The simulated worlds of the tests have one of their own.
+    """
+
+    async def room(self, account: str, size: int) -> Room:
+        """Whether a message of `size` bytes fits the quota: for RCPT."""
+        ...
+
+    async def deliver(
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        folder: WellKnown = WellKnown.INBOX,
+        over_quota: bool = False,
+        is_repeat: bool = False,
+    ) -> DeliveryResult:
+        """Deliver a message to a folder under a name made from `unique`.
+
+        Repeating a delivery changes nothing. `unique` begins with a clock id (a queue id), whose
+        time is part of the file name. `over_quota` allows reports to exceed the quota, within a
+        bound. `is_repeat`: the message may have been delivered and then renamed by a mail client,
+        so it is also searched by its content, which takes longer.
+        Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
+        """
+        ...

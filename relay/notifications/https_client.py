@@ -1,8 +1,8 @@
 """An HTTPS client for URLs that others name: it decides where a request may go.
 
-A name is resolved once for each request, each of its addresses is checked, and the connection goes
-to one that passed; the certificate is verified for the name. So a name that leads elsewhere at its
-next look-up (DNS rebinding) gains nothing. Redirects are not followed, one time-out covers the
+A name is resolved once for each request, and each of its addresses is checked. The connection goes
+to one that passed, and the certificate is verified for the name. So a name that leads elsewhere at
+its next look-up (DNS rebinding) gains nothing. Redirects are not followed, one time-out covers the
 whole request, and what is read of an answer is bounded. RFC 9112, RFC 9525.
 """
 

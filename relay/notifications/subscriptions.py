@@ -1,9 +1,9 @@
 """The subscriptions to messages: create, renew and end them, and notify of each change.
 
 What is sent comes from the change feed of the mailbox, from the position that the subscription has
-reached: after a crash at any moment the rest follows, in order, and at most one request is
+reached. After a crash at any moment the rest follows, in order, and at most one request is
 repeated. While a receiver is down its changes wait in the feed, for four hours and at most 1,000 of
-them; what is dropped then, or was lost with the feed, is reported as `missed`.
+them. What is dropped then, or was lost with the feed, is reported as `missed`.
 """
 
 import asyncio

@@ -3,9 +3,9 @@
 A webhook is a cursor in the recorded events (relay/journeys/event_feed.py), which only a 2xx
 advances. It has four lanes, and each message belongs to one: the events of a message stay in order,
 those of others do not wait for its answers. The lane that finds a block of events sent reads the
-next one. The file of the cursors is written once in a second, so after a kill or a loss of power
-the events of about that second come again, with the same webhook-id. What waits for more than a day
-is dropped. Without webhooks nothing is read.
+next one. The file of the cursors is written once in a second. After a kill or a loss of power the
+events of about that second come again, with the same webhook-id. What waits for more than a day is
+dropped. Without webhooks nothing is read.
 
 The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
 """
@@ -26,8 +26,8 @@ from msgspec import Struct
 
 from relay.base.clock import Clock, SystemClock, rfc3339
 from relay.base.files import replace_file
-from relay.journeys.changes import ChangeNotifier
 from relay.journeys.event_feed import (
+    ChangeNotifier,
     EventBatch,
     EventCursor,
     EventData,

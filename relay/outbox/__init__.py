@@ -11,10 +11,10 @@ beginning. A submission is a hard link to the draft that was submitted.
   or its removal; a send now or its cancel
 - `pending`: the order in which pickup gets submissions (round robin of accounts); a rush
 - `scheduled`: scheduled sends (deferred send): change, cancel, ready at their time, too late (409)
-- `unfinished`: what a start removes or finishes: interrupted submissions
+- `unfinished`: what a start removes or finishes: interrupted submissions, and the records of keys
+  that Relay 0.2.0 left
 - `restored`: what `relay restore` holds: list, release, cancel
 - `idempotency`: records of Idempotency-Keys: for how long, which submission a repeat gets
-- `old_keys`: the records of keys that Relay 0.2.0 left
 - `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs
 - `store`: FileStore: mailboxes and outbox of a mail root: its parts, its start, its end
 

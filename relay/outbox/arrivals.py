@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relay.base.files import FileOctets, write_all
-from relay.mailbox.draft_files import ComposedDraft, DraftHead, NewNames, draft_head
-from relay.mailbox.folders import Folders, find_folder
-from relay.mailbox.maildir import Stripes, remove, retry_if_renamed
+from relay.mailbox.draft_files import ComposedDraft, DraftHead, draft_head
+from relay.mailbox.folders import find_folder
+from relay.mailbox.maildir import remove, retry_if_renamed
 from relay.mailbox.message_file import open_octets
 from relay.mailbox.message_state import without_content
 from relay.mailbox.messages import Messages
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
 from relay.mailbox.threads import ThreadPool
 from relay.mailbox.types import (
     NO_PRECONDITION,
@@ -34,7 +32,7 @@ from relay.mailbox.types import (
     StoredMessage,
 )
 from relay.mime.read_header import HEADER_OCTETS_MAX
-from relay.outbox.on_disk import SubmissionDirectory
+from relay.outbox.on_disk import OutboxPart
 from relay.outbox.submit import Submissions, first_submission
 
 _Result = TypeVar("_Result")
@@ -137,7 +135,7 @@ class Arrival(Generic[_Result]):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Arrivals:
+class Arrivals(OutboxPart):
     """Drafts from MIME that is too large for memory.
 
     `expected_bytes` is from Content-Length. MIME that does not fit into the mailbox is rejected at
@@ -145,13 +143,6 @@ class Arrivals:
     raises what Messages.create(), submit_new() and Messages.update() raise.
     """
 
-    threads: ThreadPool  # in which the coroutines work
-    folders: Folders  # the directories of the mailboxes
-    quota: Quota  # reserves room
-    names: NewNames  # ids and file names for new messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    directory: SubmissionDirectory  # `.submissions/`
-    old_files: OldFiles  # a mailbox is cleaned before the first write
     submissions: Submissions  # ends an arrival that is sent
     messages: Messages  # ends an arrival that stays a draft
 

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Container
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from msgspec.structs import astuple
 
 from relay.base.clock import Anchor
 from relay.base.files import FileOctets
+from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
@@ -30,6 +32,7 @@ from relay.mailbox.maildir import (
     open_message,
     remove,
 )
+from relay.mailbox.store_part import StorePart
 from relay.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions, SubmissionKey
 from relay.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.mime.draft import (
@@ -401,3 +404,11 @@ def _first(directory: Path, beginning: str) -> Path | None:
     except FileNotFoundError:
         pass
     return None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OutboxPart(StorePart):
+    """A part of the store that works with submissions."""
+
+    directory: SubmissionDirectory  # `.submissions/`
+    log: SubmissionLog  # of steps 1 to 4

@@ -6,31 +6,26 @@ at any of them repeats the step.
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
-from relay.base.clock import Clock, rfc3339
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.clock import rfc3339
+from relay.base.crashpoints import CrashPoint
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.folders import Folders, find_folder, well_known_path
+from relay.journeys.submission_log import SubmissionFacts
+from relay.mailbox.folders import find_folder, well_known_path
 from relay.mailbox.inbox import Inbox
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
-    DirectorySync,
-    Stripes,
     in_order_with,
     place_again,
     remove,
     retry_if_renamed,
 )
 from relay.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     BeingSentError,
     NoSuchItemError,
@@ -42,7 +37,7 @@ from relay.message.content import Octets
 from relay.outbox.idempotency import KeyedSubmissions
 from relay.outbox.on_disk import (
     FIRST_SUBMISSION,
-    SubmissionDirectory,
+    OutboxPart,
     content_of,
     draft_of,
 )
@@ -54,46 +49,14 @@ from relay.outbox.scheduled import (
 )
 
 _REMOVALS = 3
-_Parameters = ParamSpec("_Parameters")
-
-
-def _ending(
-    method: Callable[Concatenate["ReadySubmissions", PendingSubmission, _Parameters], None],
-) -> Callable[
-    Concatenate["ReadySubmissions", PendingSubmission, _Parameters], Coroutine[Any, Any, None]
-]:
-    """Make a blocking method that ends a submission a coroutine; then pickup is done with it."""
-
-    @wraps(method)
-    async def ended(
-        ready: "ReadySubmissions",
-        submission: PendingSubmission,
-        /,
-        *args: _Parameters.args,
-        **kwargs: _Parameters.kwargs,
-    ) -> None:
-        await ready.threads.run(method, ready, submission, *args, **kwargs)
-        ready.pending.done(submission)
-
-    return ended
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ReadySubmissions:
+class ReadySubmissions(OutboxPart):
     """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
 
-    threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the times of messages and submissions
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
-    directory: SubmissionDirectory  # `.submissions/`
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    log: SubmissionLog  # of steps 1 to 4
     inbox: Inbox  # takes the reports of step 3
 
     def __post_init__(self) -> None:
@@ -199,9 +162,12 @@ class ReadySubmissions:
                 self.root.check()  # else it may only be out of sight
                 raise
 
-    @_ending
-    def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
+    async def complete(self, submission: PendingSubmission, *, queue_id: str) -> None:
         """Step 4: move to Sent Items (or remove), record it, end the submission. Idempotent."""
+        await self.threads.run(self._complete, submission, queue_id)
+        self.pending.done(submission)
+
+    def _complete(self, submission: PendingSubmission, queue_id: str) -> None:
         with self.stripes.of(submission.draft_id):
             status = self._status(submission)
             if status is None:
@@ -229,8 +195,7 @@ class ReadySubmissions:
             remove(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_REMOVED)
 
-    @_ending
-    def fail(
+    async def fail(
         self,
         submission: PendingSubmission,
         report: bytes | None,
@@ -247,14 +212,20 @@ class ReadySubmissions:
         Raises MailboxFullError when the report does not fit even into the space reserved for
         reports; the submission then does not change.
         """
+        to = report_to or submission.account
+        await self.threads.run(self._fail, submission, report, to, to_corrupt=to_corrupt)
+        self.pending.done(submission)
+
+    def _fail(
+        self, submission: PendingSubmission, report: bytes | None, to: str, *, to_corrupt: bool
+    ) -> None:
         with self.stripes.of(submission.draft_id):
             if self._status(submission) is None:
                 return
             if report is not None:
                 unique = f"{submission.submission_id}.report"
-                mailbox = report_to or submission.account
                 self.inbox.deliver(
-                    mailbox, unique=unique, content=report, over_quota=True, is_repeat=True
+                    to, unique=unique, content=report, over_quota=True, is_repeat=True
                 )  # it may be a repeat: a crash may have come before the submission was removed
             self.crash.reached(CrashPoint.REPORT_WRITTEN)
             if to_corrupt:

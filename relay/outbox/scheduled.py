@@ -23,12 +23,11 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.clock import Clock, rfc3339
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import SubmissionLog
 from relay.mailbox.draft_files import Before, submission_facts
-from relay.mailbox.folders import Folders, find_folder, well_known_path
-from relay.mailbox.maildir import Stripes, Undo, list_names, remove, undone_after_errors
+from relay.mailbox.folders import find_folder, well_known_path
+from relay.mailbox.maildir import Undo, list_names, remove, undone_after_errors
 from relay.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.mailbox.types import (
     BeingSentError,
@@ -41,7 +40,7 @@ from relay.message.extended_properties import RequestedSendOptions, requested_se
 from relay.message.properties import ExtendedProperty
 from relay.mime.draft import read_block
 from relay.observe.logs import get_logger
-from relay.outbox.on_disk import SubmissionDirectory, draft_of
+from relay.outbox.on_disk import OutboxPart, draft_of
 
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
@@ -60,15 +59,9 @@ class DueSubmissions(Struct, frozen=True):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ScheduledSends:
+class ScheduledSends(OutboxPart):
     """The scheduled sends on disk. Blocking: callers hold the message's lock."""
 
-    directory: SubmissionDirectory  # `.submissions/`
-    folders: Folders  # the directories of the mailboxes
-    stripes: Stripes  # a lock for each message, held by every change of it
-    clock: Clock  # for the times of messages and submissions
-    crash: CrashPoints  # for crash tests
-    log: SubmissionLog  # of steps 1 to 4
     has_open_of: Callable[[str], bool]  # a draft has a submission that is in no place yet
     on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
     _failed_syncs: int = field(default=0, init=False)

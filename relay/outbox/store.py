@@ -1,10 +1,10 @@
 """FileStore: all mailboxes under one root, over Maildir++ directories.
 
-app creates one; graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
-`arrivals`, `settings` and `submissions`, pickup `ready`, ingress and delivery the store itself.
-Each coroutine runs its blocking work in one thread of the store, and its results are durable when
-it returns. It raises only StoreError's children; errors of the disk become StoreUnavailableError.
-docs/design.md 3.
+app creates one. graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
+`arrivals`, `settings` and `submissions`. pickup uses `ready`, ingress and delivery the store
+itself. Each coroutine runs its blocking work in one thread of the store, and its results are
+durable when it returns. It raises only StoreError's children; errors of the disk become
+StoreUnavailableError. docs/design.md 3.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from relay.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock, Ids
@@ -25,6 +26,7 @@ from relay.mailbox.inbox import Inbox
 from relay.mailbox.index.background import IndexBuilder
 from relay.mailbox.index.indexes import Indexes
 from relay.mailbox.mail_root import SUBMISSIONS, MailRoot
+from relay.mailbox.mailbox_list import MailFile, remove_files, stored_files
 from relay.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.mailbox.message_file import mailbox_directory
 from relay.mailbox.message_lists import MessageLists
@@ -32,7 +34,6 @@ from relay.mailbox.messages import Messages
 from relay.mailbox.old_files import OldFiles
 from relay.mailbox.owed_copies import OwedCopies
 from relay.mailbox.quota import Quota
-from relay.mailbox.retained_files import MailFile, remove_files, stored_files
 from relay.mailbox.settings_file import SettingsFiles
 from relay.mailbox.threads import AccountQueues, ThreadPool
 from relay.mailbox.types import (
@@ -84,84 +85,54 @@ class FileStore:
         self._threads = pool(_THREADS, "mailbox")
         self._query_threads = pool(_QUERY_THREADS, "mailbox-query")
         self._folder_threads = pool(_FOLDER_THREADS, "mailbox-folders")
-        stripes, self._syncs = Stripes(), DirectorySync()
-        self._folders, self._index = Folders(directory_of, self._syncs), Indexes(clock)
+        self._syncs = syncs = DirectorySync()
+        self._folders = Folders(directory_of, syncs)
+        self._index = Indexes(clock)
         self._quota = Quota(limits_of, self._index)
-        self._directory = SubmissionDirectory(root.path / SUBMISSIONS, self._syncs)
-        self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, self._syncs)
+        self._directory = SubmissionDirectory(root.path / SUBMISSIONS, syncs)
+        self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, syncs)
+        part: dict[str, Any] = {
+            "threads": self._threads, "clock": clock, "crash": crash, "root": root,
+            "folders": self._folders, "index": self._index, "quota": self._quota,
+            "names": NewNames(clock, ids, hostname), "stripes": Stripes(), "syncs": syncs,
+            "old_files": OldFiles(clock=clock, index=self._index),
+        }  # fmt: skip
+        outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
-            directory=self._directory, folders=self._folders, stripes=stripes, clock=clock,
-            crash=crash, log=log, has_open_of=self.keys.has_open_of,
+            **outbox_part, has_open_of=self.keys.has_open_of,
             on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
         )  # fmt: skip
-        self._old_files = OldFiles(clock=clock, index=self._index)
-        self._unfinished = UnfinishedSubmissions(
-            clock=clock, root=root, folders=self._folders, index=self._index,
-            stripes=stripes, syncs=self._syncs, submissions=self._directory, keyed=self.keys,
-            log=log,
-        )  # fmt: skip
-        self._names = NewNames(clock, ids, hostname)
-        self._crash, self._stripes = crash, stripes
-        self._inbox = Inbox(
-            crash=crash, root=root, folders=self._folders, index=self._index, quota=self._quota,
-            names=self._names, syncs=self._syncs, old_files=self._old_files,
-        )  # fmt: skip
-        self._open_mailboxes()
-        self._open_submissions()
+        self._open_mailboxes(part)
+        self._open_submissions(outbox_part)
         self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
         self.build_indexes = self._builder.run
 
-    def _open_mailboxes(self) -> None:
-        threads, clock, folders, quota = self._threads, self._clock, self._folders, self._quota
-        index, stripes, syncs = self._index, self._stripes, self._syncs
-        names, old_files = self._names, self._old_files
+    def _open_mailboxes(self, part: dict[str, Any]) -> None:
         queries = AccountQueues(self._query_threads)
-        self.messages = Messages(
-            threads=threads, clock=clock, crash=self._crash, root=self._root, folders=folders,
-            index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            scheduled=self._scheduled, old_files=old_files,
-        )  # fmt: skip
-        self.lists = MessageLists(queries=queries, clock=clock, folders=folders, index=index)
+        self._inbox, self.settings = Inbox(**part), SettingsFiles(**part)
+        self.messages = Messages(**part, scheduled=self._scheduled)
+        self.lists = MessageLists(**part, queries=queries)
         self.folders = FolderTree(
-            threads=threads, queries=queries, changes=AccountQueues(self._folder_threads),
-            folders=folders, index=index, quota=quota, names=names, old_files=old_files,
-        )  # fmt: skip
-        self.attachments = Attachments(
-            threads=threads, folders=folders, index=index, names=names, messages=self.messages
+            **part, queries=queries, changes=AccountQueues(self._folder_threads)
         )
-        self.uploads = Uploads(
-            threads=threads, clock=clock, folders=folders, quota=quota, names=names, syncs=syncs,
-            directory=self._directory, attachments=self.attachments,
-        )  # fmt: skip
-        self.owed_copies = OwedCopies(
-            threads=threads, clock=clock, folders=folders, index=index, stripes=stripes
-        )
-        self.settings = SettingsFiles(threads=threads, folders=folders, stripes=stripes)
+        self.attachments = Attachments(**part, messages=self.messages)
+        self.owed_copies = OwedCopies(**part)
 
-    def _open_submissions(self) -> None:
-        threads, clock, crash, root = self._threads, self._clock, self._crash, self._root
-        folders, index, stripes, syncs = self._folders, self._index, self._stripes, self._syncs
-        directory, scheduled, log = self._directory, self._scheduled, self._log
-        quota, names, old_files = self._quota, self._names, self._old_files
+    def _open_submissions(self, part: dict[str, Any]) -> None:
+        self._unfinished = UnfinishedSubmissions(**part, keyed=self.keys)
+        self.uploads = Uploads(**part, attachments=self.attachments)
         self.ready = ReadySubmissions(
-            threads=threads, clock=clock, crash=crash, root=root, folders=folders, index=index,
-            stripes=stripes, syncs=syncs, directory=directory, scheduled=scheduled,
-            keyed=self.keys, inbox=self._inbox, log=log,
-        )  # fmt: skip
+            **part, scheduled=self._scheduled, keyed=self.keys, inbox=self._inbox
+        )
         self.submissions = Submissions(
-            threads=threads, ready=self.ready, clock=clock, crash=crash, root=root,
-            folders=folders, index=index, quota=quota, names=names, stripes=stripes, syncs=syncs,
-            directory=directory, scheduled=scheduled, keyed=self.keys, old_files=old_files,
-            unfinished=self._unfinished, log=log,
+            **part, ready=self.ready, scheduled=self._scheduled, keyed=self.keys,
+            unfinished=self._unfinished,
         )  # fmt: skip
         self.restored = RestoredSubmissions(
-            directory=directory, syncs=syncs, clock=clock, log=log, offer=self.ready.offer
-        )
-        self.arrivals = Arrivals(
-            threads=threads, folders=folders, quota=quota, names=names, stripes=stripes,
-            directory=directory, old_files=old_files, submissions=self.submissions,
-            messages=self.messages,
+            directory=self._directory, syncs=part["syncs"], clock=self._clock, log=self._log,
+            offer=self.ready.offer,
         )  # fmt: skip
+        self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
 
     def close(self) -> None:
         """End the threads after their current work."""

@@ -17,27 +17,21 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from relay.base.clock import Clock
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoint
 from relay.base.files import fsync_path
 from relay.journeys.events import Event, Step
-from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts, SubmissionLog
+from relay.journeys.submission_log import NOT_ANSWERED, SubmissionFacts
 from relay.mailbox.draft_files import (
     ComposedDraft,
     DraftIdentity,
-    NewNames,
     compose,
     facts_of,
     next_generation,
     submission_facts,
 )
-from relay.mailbox.folders import Folders, well_known_path
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
+from relay.mailbox.folders import well_known_path
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
-    DirectorySync,
-    Stripes,
     finish_content,
     in_order_with,
     place_again,
@@ -49,9 +43,7 @@ from relay.mailbox.message_file import (
     MessageFile,
     open_octets,
 )
-from relay.mailbox.old_files import OldFiles
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     BeingSentError,
@@ -67,7 +59,7 @@ from relay.message.content import LARGE_BYTES, Octets
 from relay.message.properties import MessageProperties
 from relay.mime.draft import DraftAttachment, read_private_block
 from relay.outbox.idempotency import KeyedSubmission, KeyedSubmissions
-from relay.outbox.on_disk import FIRST_SUBMISSION, SubmissionDirectory
+from relay.outbox.on_disk import FIRST_SUBMISSION, OutboxPart
 from relay.outbox.ready_submissions import ReadySubmissions
 from relay.outbox.scheduled import ScheduledSends
 from relay.outbox.unfinished import UnfinishedSubmissions
@@ -102,25 +94,12 @@ def _requested(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Submissions:
+class Submissions(OutboxPart):
     """Makes submissions, and finds those with a key. submit_composed() blocks."""
 
-    threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the times of messages and submissions
-    crash: CrashPoints  # for crash tests
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    quota: Quota  # reserves room
-    names: NewNames  # ids and file names for new messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
-    directory: SubmissionDirectory  # `.submissions/`
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
     keyed: KeyedSubmissions  # the records of keys
-    old_files: OldFiles  # a mailbox is cleaned before the first write
     unfinished: UnfinishedSubmissions  # finishes submissions that a failing disk interrupted
-    log: SubmissionLog  # of steps 1 to 4
     ready: ReadySubmissions  # hands new submissions to pickup
 
     @_requested
@@ -329,8 +308,8 @@ class Submissions:
         next sync covers all other names.
 
         It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
-        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails:
-        then it is sent once the disk works, or a start finds no record and removes it.
+        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails. In
+        this case it is sent once the disk works, or a start finds no record and removes it.
         """
         if not is_covered:
             self.directory.sync_preparing()

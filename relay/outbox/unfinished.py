@@ -4,23 +4,26 @@ The API role does so before it accepts requests. Only one process has that role 
 no other process can be using these files. A draft whose submission was ready, or that existed
 before its submission, is never removed.
 
+Here too: the records of keys that Relay 0.2.0 left, rows of `.submissions/keys.sqlite`. They are
+read over once. Those that may still be used become files (idempotency.py).
+
 Methods raise OSError. At a start, errors are logged and the next start tries again.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import apsw
 
 from relay.base.clock import Clock, rfc3339
-from relay.journeys.submission_log import SubmissionLog
+from relay.base.files import fsync_path, sync_disk
 from relay.mailbox.draft_files import submission_facts
-from relay.mailbox.folders import Folders
-from relay.mailbox.index.indexes import Indexes
-from relay.mailbox.mail_root import MailRoot
 from relay.mailbox.maildir import (
     SYNC_FAILURES,
-    DirectorySync,
-    Stripes,
     open_message,
     place_again,
     remove,
@@ -35,10 +38,10 @@ from relay.mailbox.types import (
 from relay.message.content import LARGE_BYTES
 from relay.mime.draft import DraftOrigin
 from relay.observe.logs import get_logger
-from relay.outbox.idempotency import KeyedSubmissions
-from relay.outbox.old_keys import read_old_keys
+from relay.outbox.idempotency import KeyedSubmission, KeyedSubmissions
 from relay.outbox.on_disk import (
     FIRST_SUBMISSION,
+    OutboxPart,
     PreparedFile,
     SubmissionDirectory,
     draft_of,
@@ -51,18 +54,10 @@ _log = get_logger("outbox")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnfinishedSubmissions:
+class UnfinishedSubmissions(OutboxPart):
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
-    clock: Clock  # for the time of a cancellation
-    root: MailRoot  # whether it is there; where a file may be that was just written
-    folders: Folders  # the directories of the mailboxes
-    index: Indexes  # finds messages
-    stripes: Stripes  # a lock for each message, held by every change of it
-    syncs: DirectorySync  # shares fsyncs among threads
-    submissions: SubmissionDirectory  # `.submissions/`
     keyed: KeyedSubmissions  # the records of keys
-    log: SubmissionLog  # of steps 1 to 4
     is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
 
     def remove_unfinished(self) -> int:
@@ -75,7 +70,7 @@ class UnfinishedSubmissions:
         `is_due` again, while no other call of the store runs.
         """
         self.is_due = True
-        submissions = self.submissions
+        submissions = self.directory
         read_old_keys(submissions, self.keyed, self.clock)
         found = submissions.prepared()
         removed, unfinished = 0, ""
@@ -101,7 +96,7 @@ class UnfinishedSubmissions:
         return removed  # not synced: the next start removes what reappears after a power loss
 
     def _remove_one(self, prepared: PreparedFile) -> None:
-        submissions = self.submissions
+        submissions = self.directory
         block = read_block_of(prepared.path)
         if prepared.is_change and block is not None:
             self._finish_change(prepared, block.origin)
@@ -131,7 +126,7 @@ class UnfinishedSubmissions:
             except (OSError, StoreError) as error:
                 failure = error
                 continue
-            if path is not None and (found := self.submissions.read(path)) is not None:
+            if path is not None and (found := self.directory.read(path)) is not None:
                 offer(found)
         if failure is not None:
             raise StoreUnavailableError(str(failure))
@@ -140,7 +135,7 @@ class UnfinishedSubmissions:
 
     def _settle(self, one: PendingSubmission) -> Path | None:
         """Record and finish an open submission; return its path. One without a file is gone."""
-        keyed, submissions = self.keyed, self.submissions
+        keyed, submissions = self.keyed, self.directory
         prepared = submissions.prepared_path(one.submission_id, one.options.key)
         if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
             keyed.record_again(one)
@@ -167,7 +162,7 @@ class UnfinishedSubmissions:
         """Finish an interrupted change of a scheduled draft: if its submission was replaced or
         cancelled, or if the draft was moved or deleted, which cancels it.
         """
-        submissions = self.submissions
+        submissions = self.directory
         submission = submissions.find_submission(prepared.submission_id)
         block = read_block_of(submission) if submission else None
         if submission and (block is None or block.origin.base_name != origin.base_name):
@@ -188,3 +183,54 @@ class UnfinishedSubmissions:
         if submission is None and (before is None or before.is_draft):
             detail = {"cancelled": rfc3339(self.clock.time_us())}
             self.log.remark(prepared.submission_id, detail, account=origin.account)
+
+
+_FILE = "keys.sqlite"
+_BELONGING = ("-shm", "-wal", ".last-commit", "")  # the file last: without it nothing is read
+_KEPT_US = 86_400_000_000
+# `is_removed`: the request failed, and its submission was being removed.
+_ROWS = (
+    "SELECT account, slot, at_us, is_removed, fingerprint, submission_id, place,"
+    " internet_message_id, preference_applied FROM submission WHERE at_us > ? ORDER BY at_us"
+)
+
+
+def read_old_keys(directory: SubmissionDirectory, keyed: KeyedSubmissions, clock: Clock) -> None:
+    """Read over what 0.2.0 left, if there is any. Raises OSError, StoreUnavailableError.
+
+    When the records are durable, the old file goes. A crash before that leaves it to the next
+    start, which writes the same files. With it a submission becomes ready whose key was recorded
+    when the process died, before it had its place.
+    """
+    folder = directory.ready.parent
+    if not (file := folder / _FILE).exists():
+        return
+    for account, slot, at_us, is_removed, *values in _rows(file, clock):
+        record = KeyedSubmission(*values)
+        name = f"{hashlib.sha256(account.encode()).hexdigest()[:16]}-{slot.hex()}"
+        if is_removed and directory.find_submission(record.submission_id) is None:
+            continue
+        keyed.write_old(name, record, at_us=at_us)
+        with suppress(FileNotFoundError):
+            prepared = directory.preparing / record.submission_id
+            prepared.rename(f"{prepared}@{name}")
+    sync_disk(folder)
+    for ending in _BELONGING:
+        (folder / f"{_FILE}{ending}").unlink(missing_ok=True)
+    fsync_path(folder)
+    keyed.forget()
+
+
+def _rows(file: Path, clock: Clock) -> Iterator[Any]:
+    try:
+        with closing(apsw.Connection(str(file))) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").get
+            if found != "ok":  # before the first row is written
+                raise apsw.CorruptError(found)
+            if connection.pragma("user_version"):  # else it has no tables yet
+                yield from connection.execute(_ROWS, (clock.confirmed_us() - _KEPT_US,))
+    except apsw.Error as error:
+        raise StoreUnavailableError(
+            f"the keys in {file} of Relay 0.2.0 cannot be read: {error}; without this file they are"
+            " unknown, and a repeat of their requests is carried out again"
+        ) from error

@@ -19,21 +19,17 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, wall_offset_us
+from relay.base.clock import wall_offset_us
 from relay.base.files import FileOctets, write_all
 from relay.mailbox.attachments import Attachments
-from relay.mailbox.draft_files import NewNames
-from relay.mailbox.folders import Folders
 from relay.mailbox.maildir import (
-    DirectorySync,
     list_names,
     make_directory,
     remove,
     sync_descriptor,
     write_synced,
 )
-from relay.mailbox.quota import Quota
-from relay.mailbox.threads import ThreadPool, in_thread
+from relay.mailbox.store_part import in_thread
 from relay.mailbox.types import (
     NO_PRECONDITION,
     MailboxFullError,
@@ -47,7 +43,7 @@ from relay.mailbox.types import (
 from relay.mime.draft import AttachmentFacts, new_attachment
 from relay.mime.transfer_encoding import base64_size
 from relay.outbox.arrivals import Arrival
-from relay.outbox.on_disk import SubmissionDirectory
+from relay.outbox.on_disk import OutboxPart
 
 UPLOADS_MAX = 20  # incomplete ones per account
 EXPIRE_S = 86400.0
@@ -81,20 +77,13 @@ class _UploadSession:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Uploads:
+class Uploads(OutboxPart):
     """The upload sessions of all mailboxes. clear() blocks.
 
     A session is two files: ID.json, and ID@N with the first N bytes and possibly more bytes of an
     interrupted range. ID is the token's digest.
     """
 
-    threads: ThreadPool  # in which the coroutines work
-    clock: Clock  # for the end of sessions
-    folders: Folders  # the directories of the mailboxes
-    quota: Quota  # reserves room for the bytes to come
-    names: NewNames  # ids for the attachments
-    syncs: DirectorySync  # shares fsyncs among threads
-    directory: SubmissionDirectory  # `.submissions/`; sessions are in uploads/
     attachments: Attachments  # gets the complete upload
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _sessions: dict[str, _UploadSession] | None = field(default=None, init=False)

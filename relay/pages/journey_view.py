@@ -18,7 +18,7 @@ from relay.base.clock import time_us_of
 from relay.base.phrases import counted
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient
 from relay.journeys.events import Step
-from relay.journeys.reported import is_remote
+from relay.journeys.sentences import is_remote
 from relay.journeys.wording import REASONS, WAITS_FOR, client_line
 from relay.message.lifecycle import AT_REST, FINAL, hold_text
 from relay.pages.charts import duration_text

@@ -12,7 +12,7 @@ from msgspec import Struct
 from relay.base.phrases import counted
 from relay.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
 from relay.journeys.events import Step
-from relay.journeys.reported import claim_words, is_remote, remote_report
+from relay.journeys.sentences import claim_words, is_remote, remote_report
 from relay.journeys.wording import client_line, describe, findings, signature_words
 
 _RECIPIENTS_MAX = 20  # of one event

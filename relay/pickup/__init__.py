@@ -5,11 +5,12 @@ until then it is retried. The submission id is the key of the message in the spo
 submission is the same message.
 
 - `dispatch`: takes submissions from the store and runs a few at a time; slow conversions apart
-- `gate`: when a submission may start: per account, during a rush, while the server accepts nothing
-- `processing`: one attempt: read, convert, submit, file in Sent Items or report to the sender
+- `start_limits`: when a submission may start: per account, during a rush, while the server accepts
+  nothing
+- `processing`: one attempt: read, convert, submit on run/pickup.sock with ENVID as the submission
+  id, file in Sent Items or report to the sender
 - `conversion`: which drafts a child process converts; its time limit, and the second try alone
 - `conversion_child`: the child process itself: its memory and CPU limits
-- `smtp_client`: submits on run/pickup.sock, with ENVID as the submission id
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
 Elsewhere: how a draft becomes MIME: `relay/mime/convert.py`, and what of a MIME draft is rewritten:

@@ -4,9 +4,9 @@ Nothing is parsed in this process, and no threads are used. A conversion that ex
 is killed with its process and repeated alone, with more time. An account uses at most one of the
 shared processes.
 
-Raises ConversionError for a message that cannot be sent; ConversionUnfinishedError for a conversion
-that exceeds its time or fails, which is then run alone; OSError if the file cannot be read or no
-process can be started.
+Raises ConversionError for a message that cannot be sent, and OSError if the file cannot be read or
+no process can be started. Raises ConversionUnfinishedError for a conversion that exceeds its time
+or fails: it is then run alone.
 """
 
 import asyncio

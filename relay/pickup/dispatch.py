@@ -1,8 +1,8 @@
-"""Take pending submissions in fair order, when the gate is open, and bring each to its end.
+"""Take pending submissions in fair order, when the limits allow it, and bring each to its end.
 
-The store has the queue, gate.py all limits of the pace. Submissions whose conversion takes long are
-processed one at a time, apart from the others. An error with one submission does not stop the
-others. An exception of the store's queue ends run().
+The store has the queue, start_limits.py all limits of the pace. Submissions whose conversion takes
+long are processed one at a time, apart from the others. An error with one submission does not stop
+the others. An exception of the store's queue ends run().
 """
 
 import asyncio
@@ -18,8 +18,7 @@ from relay.message.outcome import Evidence
 from relay.observe.logs import RepeatedError, get_logger
 from relay.pickup.conversion import ConversionUnfinishedError
 from relay.pickup.decisions import SubmissionDeferred, retry_delay_s
-from relay.pickup.processing import EarlierAttempts, SubmissionProcessor
-from relay.pickup.smtp_client import SubmissionClient
+from relay.pickup.processing import EarlierAttempts, SubmissionClient, SubmissionProcessor
 from relay.spool.types import SpoolError
 
 _EMPTIED_S = 2.0
@@ -38,8 +37,8 @@ class Pickup:
     rng: random.Random  # spreads the retries
 
     def __post_init__(self) -> None:
-        self._ready, self._gate = self.processor.ready, self.processor.gate
-        self._gate.on_reopened = self._start_more
+        self._ready, self._limits = self.processor.ready, self.processor.limits
+        self._limits.on_eased = self._start_more
         gauge = self.processor.metrics.pickup_waiting
         gauge.set_function(lambda: len(self._ready.pending))
         self._attempts: dict[str, EarlierAttempts] = {}  # by submission id, of those to be retried
@@ -61,14 +60,14 @@ class Pickup:
     @property
     def due_count(self) -> int:
         """The number of submissions in progress, or that wait for no later time."""
-        is_waiting = self._gate.waits_to_probe and not self._tasks and not self._slow
+        is_waiting = self._limits.waits_to_probe and not self._tasks and not self._slow
         return 0 if is_waiting else self._ready.due_count
 
     def limit_concurrency(self, submissions: int) -> None:
         """Process at most `submissions` of an account at once (at least one), and one more of all
         accounts. Those in progress continue.
         """
-        self._gate.limit_concurrency(max(1, submissions))
+        self._limits.limit_concurrency(max(1, submissions))
 
     async def drain(self) -> None:
         """Finish the submissions in progress and close the connections; if cancelled, drop them.
@@ -115,13 +114,13 @@ class Pickup:
     def _start_more(self) -> None:
         """Start the submissions that may start now.
 
-        Called when a submission is ready, when one has ended, and when the gate has reopened.
+        Called when a submission is ready, when one has ended, and when the limits have eased.
         """
-        while self._is_running and not self._is_paused and self._gate.is_open():
-            pending = self._ready.pending.take(self._gate.may_start)
+        while self._is_running and not self._is_paused and self._limits.allow_more():
+            pending = self._ready.pending.take(self._limits.may_start)
             if pending is None:
                 return
-            self._gate.started(pending)
+            self._limits.started(pending)
             task = asyncio.create_task(self._work_on(pending), name="pickup")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -130,13 +129,13 @@ class Pickup:
         try:
             await self._process(pending)
         finally:
-            self._gate.ended(pending)
+            self._limits.ended(pending)
             self._start_more()
 
     async def _work_on_slow(self) -> None:
         """Process submissions whose conversion takes long, one at a time, apart from the others.
 
-        The gate does not count them, or others would wait for their conversion. While the server
+        The limits do not count them, or others would wait for their conversion. While the server
         accepts nothing, one submission may be attempted in vain. drain() does not wait for them.
         """
         while self._slow:

@@ -4,10 +4,11 @@ Every step can be repeated after a crash. Step 3 is recorded before the message 
 StoreError, SpoolError or OSError the submission is unchanged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -18,11 +19,12 @@ from relay.journeys.events import Event, Step
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
 from relay.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.message.header import header_end
 from relay.message.outcome import Evidence
 from relay.message.properties import MessageProperties
 from relay.message.status import one_line
+from relay.message.tls_policy import TlsPolicy
 from relay.mime.convert import ConversionError, ConvertedMessage
 from relay.mime.draft import read_private_block
 from relay.mime.dsn import ReportedRecipient, ReportKind
@@ -35,34 +37,25 @@ from relay.pickup.decisions import (
     FinalFailure,
     SubmissionAccepted,
     SubmissionDeferred,
+    SubmissionOutcome,
     give_up,
     key_expired,
+    submission_outcome,
 )
-from relay.pickup.gate import Gate
-from relay.pickup.smtp_client import SubmissionClient
+from relay.pickup.start_limits import StartLimits
+from relay.smtp.connect import ConnectError, Target, connect
+from relay.smtp.connection import Connection, Timeouts
+from relay.smtp.transaction import Transaction
 
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
 _OF_POLICY = "4.7."  # RFC 3463 3.8: of this message, not of the server
 
+# The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
+_WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
+_TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
+
 _log = get_logger("pickup")
-
-
-class InboxReporter(Protocol):
-    """Writes non-delivery reports: relay.reports' Reporter."""
-
-    async def inbox_report(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        content: Content,
-    ) -> bytes:
-        """Return the non-delivery report as a message for an Inbox. Raises SpoolError if its copy
-        for an operator is not durable.
-        """
-        ...
 
 
 @dataclass(slots=True)
@@ -79,15 +72,72 @@ class EarlierAttempts:
     waits: str = ""
 
 
+class SubmissionClient:
+    """Submits one message at a time on run/pickup.sock, and keeps its connection open.
+
+    A submission has all recipients or none. ENVID is always the submission id. Errors are returned
+    as a SubmissionOutcome, never raised. RFC 6409 (submission), RFC 3461 4.4 (ENVID).
+    """
+
+    def __init__(self, socket: Path, *, hostname: str) -> None:
+        self._target = Target(hostname, path=str(socket), tls=TlsPolicy("none"))
+        self._hostname = hostname
+        self._connection: Connection | None = None
+
+    async def submit(
+        self, message: ConvertedMessage, *, submission_id: str, after_dot: Callable[[], None]
+    ) -> SubmissionOutcome:
+        """Submit `message` with the key `submission_id`. It is safe to repeat this."""
+        notify = _WITH_SUCCESS if message.notify_success else frozenset()
+        transaction = Transaction(
+            Envelope(
+                message.originator,
+                envid=submission_id,
+                smtputf8=message.smtputf8,
+                eight_bit=message.eight_bit,
+            ),
+            recipients=tuple(ForwardPath(address, notify) for address in message.recipients),
+            content=message.content,
+            whole=True,
+        )
+        while True:
+            try:
+                connection = await self._open()
+            except ConnectError as error:  # no reply here is about this message
+                return SubmissionDeferred(error.outcome.evidence, is_down=True)
+            if not connection.extensions.dsn:
+                await self.close()  # the next attempt asks again
+                evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
+                return SubmissionDeferred(evidence, is_down=True)
+            result = await connection.transact(transaction, after_dot=after_dot)
+            if not result.stale:  # a stale connection is closed: the next one is new
+                return submission_outcome(result.outcomes.values())
+
+    async def close(self) -> None:
+        """Send QUIT and close the connection."""
+        if self._connection is not None and self._connection.is_open:
+            await self._connection.quit()
+        self._connection = None
+
+    async def _open(self) -> Connection:
+        if self._connection is None or not self._connection.is_open:
+            self._connection = None
+            self._connection = await connect(
+                self._target, ehlo_name=self._hostname, timeouts=_TIMEOUTS
+            )
+        return self._connection
+
+
 class SubmissionProcessor(Struct, frozen=True):
     """Processes submissions; shared by all attempts."""
 
     ready: ReadySubmissions  # the submissions
-    reports: InboxReporter  # writes reports into Inboxes
+    # writes the report on a failure: Reporter.inbox_report() of relay.reports
+    inbox_report: Callable[..., Awaitable[bytes]]
     # returns the mailbox for reports that do not fit into the sender's
     postmaster: Callable[[], str]
     conversion: ConversionPool  # the child processes of step 3
-    gate: Gate  # whether the next submission may begin
+    limits: StartLimits  # when the next submission may start
     # whether an account may send mail from an address
     may_send_as: Callable[[str, str], bool]
     log: SubmissionLog  # of steps 1 to 4
@@ -152,17 +202,17 @@ class SubmissionProcessor(Struct, frozen=True):
         outcome = await client.submit(message, submission_id=pending.submission_id, after_dot=sent)
         match outcome:
             case SubmissionAccepted(queue_id):
-                self.gate.record_success()
+                self.limits.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
                 await self.ready.complete(pending, queue_id=queue_id)
             case FinalFailure():
-                self.gate.record_success()
+                self.limits.record_success()
                 await self._fail(pending, message, outcome)
             case SubmissionDeferred(evidence):
                 if evidence.status.startswith(_OF_POLICY):  # a rule defers it: the server works
-                    self.gate.record_success()
+                    self.limits.record_success()
                 else:
-                    self.gate.record_failure(pending.submission_id, is_down=outcome.is_down)
+                    self.limits.record_failure(pending.submission_id, is_down=outcome.is_down)
                 if not outcome.is_down and evidence.reply != earlier.waits:
                     waits = {"waits": evidence.reply}
                     self.log.remark(pending.submission_id, waits, account=pending.account)
@@ -229,7 +279,7 @@ class SubmissionProcessor(Struct, frozen=True):
             for address in message.recipients
         ]
         kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
-        report = await self.reports.inbox_report(kind, about, recipients, content=message.content)
+        report = await self.inbox_report(kind, about, recipients, content=message.content)
         reply = end.evidence.reply
         self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
         detail = {"kind": str(kind), "to": pending.account, "reply": reply}

@@ -1,11 +1,11 @@
 """Bounces and other reports: who gets one, and the report as a message for the spool.
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
-Reporter writes the report (RFC 3464) and routes it: it has the null reverse-path (RFC 5321 4.5.5),
-NOTIFY=NEVER, and one recipient, or those of an alias, with their next hops. Ingress (step 5) and
-delivery (step 6) commit it together with the failure; pickup puts the report on a failed step 3
-into the Inbox. SenderRate limits reports of successes and delays: senders are remembered by a
-number, at most SENDERS_MAX of them, and a start forgets what they had.
+Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
+4.5.5) and NOTIFY=NEVER. It has one recipient, or those of an alias, with their next hops. Ingress
+(step 5) and delivery (step 6) commit it together with the failure; pickup puts the report on a
+failed step 3 into the Inbox. SenderRate limits reports of successes and delays: senders are
+remembered by a number, at most SENDERS_MAX of them, and a start forgets what they had.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 r"""Read receipts of this relay's own mailboxes: which are sent, and when (RFC 8098).
 
 ReceiptSender hears that a copy was read or deleted unread, decides by the account's setting, and
-has the notification accepted by the spool: in one transaction with the end of what is owed, and
-under a submission key, so that a crash at any moment leaves exactly one.
+has the notification accepted by the spool. That is one transaction with the end of what is owed,
+under a submission key: a crash at any moment leaves exactly one.
 
 ReceiptWatcher notices what other programs have read or deleted. It looks for what changed in the
 mailboxes that owe receipts, some seconds apart. A copy with the flag \Seen was read. One that is in

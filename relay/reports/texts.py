@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import jinja2
@@ -34,7 +33,6 @@ from relay.observe.logs import get_logger
 from relay.reports.wording import (
     SHOWN_RECIPIENTS_MAX,
     Failure,
-    FailureClass,
     Reason,
     RecipientFields,
     accepted_language,
@@ -70,18 +68,6 @@ _log = get_logger("reports")
 
 class _TooLongError(Exception):
     """A template wrote more than a report may have, or took too long."""
-
-
-class _OwnTexts(Struct, frozen=True):
-    """What this relay says in one language; texts/en.txt describes it."""
-
-    words: SimpleNamespace
-    openings: Mapping[str, tuple[str, str]]
-    receipts: Mapping[str, tuple[str, str]]
-    notice: str
-    given_up: str
-    somewhere: str
-    classes: Mapping[FailureClass, Callable[[RecipientFields, str, str], str]]
 
 
 class ReportTexts(Struct, frozen=True):
@@ -226,9 +212,9 @@ class ReportTexts(Struct, frozen=True):
 
 
 def _explained(
-    bare: RecipientFields, failure: Failure, own: _OwnTexts, *, hostname: str
+    bare: RecipientFields, failure: Failure, own: Any, *, hostname: str
 ) -> RecipientFields:
-    text = own.classes[failure.kind](bare, bare.domain or own.somewhere, hostname)
+    text = getattr(own, failure.kind)(bare, bare.domain or own.somewhere, hostname)
     why, _, advice = text.strip().partition("\n")
     why = f"{why} {own.given_up}" if failure.gave_up else why
     return replace(bare, why=why, advice=advice)
@@ -279,20 +265,12 @@ def _layouts() -> Mapping[str, jinja2.Template]:
 
 
 @cache
-def _own_texts(language: str) -> _OwnTexts:
+def _own_texts(language: str) -> Any:
+    """Return what this relay says in one language: the names that texts/en.txt describes."""
     template = _environment(jinja2.Environment, "txt").from_string(
         _package_texts()[f"{language}.txt"]
     )
-    found: Any = template.module
-    return _OwnTexts(
-        words=SimpleNamespace(**found.words),
-        openings=found.openings,
-        receipts=found.receipts,
-        notice=found.notice,
-        given_up=found.given_up,
-        somewhere=found.somewhere,
-        classes={each: getattr(found, each) for each in FailureClass},
-    )
+    return template.module
 
 
 @cache

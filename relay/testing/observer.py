@@ -12,8 +12,7 @@ from pathlib import Path
 from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
-from relay.journeys.message_list import MAIL, MessageSearch
-from relay.journeys.near_misses import in_flight
+from relay.journeys.message_list import MAIL, MessageSearch, in_flight
 from relay.observe.history import total
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy

@@ -9,8 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from relay.journeys.document import Journey
-from relay.journeys.message_list import matches_address_pattern, matches_pattern
-from relay.journeys.near_misses import VALUE_CHARACTERS_MAX, Comparison, in_flight, likeness
+from relay.journeys.message_list import (
+    VALUE_CHARACTERS_MAX,
+    Comparison,
+    in_flight,
+    likeness,
+    matches_address_pattern,
+    matches_pattern,
+)
 from relay.message.address import AddressError, parse_odd_mailbox
 from relay.message.lifecycle import RecipientState
 from relay.refusals.refusal import Refusal, line_of

@@ -579,7 +579,7 @@ SYNCED_BY = frozenset(
 )
 MODULES = (
     *("mailbox/messages.py", "mailbox/inbox.py", "mailbox/folders.py", "mailbox/settings_file.py"),
-    *("mailbox/folder_tree.py", "mailbox/folder_copy.py", "mailbox/keywords.py"),
+    *("mailbox/folder_tree.py", "mailbox/keywords.py"),
     "outbox/unfinished.py",
     *(
         "outbox/submit.py",

@@ -17,8 +17,8 @@ from relay.api.dependencies import Question
 from relay.base.clock import SystemClock
 from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
-from relay.journeys.changes import ChangeNotifier
 from relay.journeys.document import Journey
+from relay.journeys.event_feed import ChangeNotifier
 from relay.journeys.journey import ListPage, MessageList
 from relay.journeys.message_list import ListCursor, ListPosition, MessageSearch
 from relay.message.nexthop import NextHop

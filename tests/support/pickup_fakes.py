@@ -21,8 +21,8 @@ from relay.observe.metrics import Metrics
 from relay.outbox.pending import PendingSubmissions
 from relay.pickup.conversion import ConversionPool
 from relay.pickup.dispatch import Pickup
-from relay.pickup.gate import Gate
 from relay.pickup.processing import SubmissionProcessor
+from relay.pickup.start_limits import StartLimits
 from tests.support.drafts import write_draft
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx
@@ -160,9 +160,11 @@ class PickupFakes:
     @contextlib.asynccontextmanager
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
-            ready=self.ready, reports=self.reports, postmaster=lambda: POSTMASTER,
+            ready=self.ready, inbox_report=self.reports.inbox_report, postmaster=lambda: POSTMASTER,
             conversion=ConversionPool(converter, hostname="relay.test", clock=self.clock),
-            gate=Gate(self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush),
+            limits=StartLimits(
+                self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush
+            ),
             log=self.log, clock=self.clock, crash=self.crash, metrics=self.metrics,
             give_up_after_s=DAY_S, started_us=self.clock.time_us(),
             may_send_as=lambda _account, address: not address.startswith("denied"),

@@ -22,7 +22,5 @@ From the disk to the rows:
 Answers:
 
 - `query_sql`: conditions, sort orders and page tokens as SQL; which SQL index drives a query
-- `change_feed`: changes of messages in their order; which positions are still valid (410)
-- `folder_feed`: changes of folders
-- `seen_files`: which files a backup has seen already, in a table on the disk
+- `change_feed`: changes of messages and of folders; which positions are still valid (410)
 """

@@ -19,8 +19,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.mailbox.index import folder_feed
-from relay.mailbox.index.change_feed import changes_after, first_changes, position_at
+from relay.mailbox.index.change_feed import (
+    changes_after,
+    differing_folders,
+    first_changes,
+    folders_after,
+    position_at,
+    update_folders,
+)
 from relay.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.mailbox.index.database import fetch, marks
 from relay.mailbox.index.mailbox_index import MailboxIndex
@@ -265,11 +271,11 @@ class Indexes:
         """See FolderTree.delta()."""
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
-            states = folder_feed.compare(cursor, _counted(cursor, folders))
-            if states.differing:
+            counted = {one.id: one for one in _counted(cursor, folders)}
+            if differing := differing_folders(cursor, counted.values()):
                 with index.transaction() as writing:
-                    folder_feed.update(writing, states)
-            return folder_feed.folders_after(cursor, after, limit, folders=states.folders)
+                    update_folders(writing, differing)
+            return folders_after(cursor, after, limit, folders=counted)
 
         with self._of(mailbox) as index:
             return index.run(operation)

@@ -214,8 +214,8 @@ class MessageTable:
             self._append_change(ChangeKind.UPDATED, copied)
 
     def _state_of_original(self, file: ScannedFile, claimed_id: str) -> bytes:
-        """Return the state of the message of which another program has made a copy, if it has one:
-        the copy begins with it, as one that a client makes.
+        """Return the state of the original of a copy, b"" if it has none. A copy that another
+        program has made begins with this state, as one that a client makes.
         """
         if claimed_id and (row := self.by_id(claimed_id)) is not None:
             return row.state
@@ -351,8 +351,9 @@ def derived_columns(
 
 
 def state_ids(cursor: apsw.Cursor, message_id: str, name: MessageName) -> tuple[str, ...]:
-    """Return the ids under which a message's state is stored: its own, and that which an index that
-    is built again may give the file with this name, unless another message has it.
+    """Return the ids under which a message's state is stored. These are its own id, and the one
+    that its file has by its name alone, unless another message has that. An index that is built
+    again may use the latter.
     """
     own_id, sql = id_of_name(name), "SELECT 1 FROM message WHERE message_id = ?"
     if own_id in ("", message_id) or cursor.execute(sql, (own_id,)).fetchone():

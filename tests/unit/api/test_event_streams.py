@@ -18,8 +18,7 @@ from relay.base.pressure import Pressure
 from relay.http import event_stream
 from relay.http.http_server import HttpServer
 from relay.journeys import event_feed
-from relay.journeys.changes import ChangeNotifier
-from relay.journeys.event_feed import EventCursor, EventFeed, parse_event_cursor
+from relay.journeys.event_feed import ChangeNotifier, EventCursor, EventFeed, parse_event_cursor
 from relay.journeys.events import Event, Step
 from relay.journeys.journey import Journeys
 from relay.journeys.log_reader import LogReader

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 import pytest
 
 from relay.api import handlers
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.journeys.message_list import NO_MAILBOX, ListCursor, MessageSearch
 from tests.support.api_clients import ApiClients, a_journey, code
 from tests.support.journeys import json_of, made_journey

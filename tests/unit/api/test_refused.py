@@ -11,7 +11,7 @@ from relay.accounts.account import Account, Role
 from relay.api import ApiDependencies, create_app, create_control_app
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.pressure import Pressure
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.accounts import TokenAccounts, authentication_of

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.development.foreground import Follower, is_settled
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary
 from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.journeys import made_journey

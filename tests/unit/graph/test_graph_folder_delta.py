@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relay.mailbox.index import folder_feed
+from relay.mailbox.index import change_feed
 from tests.support.graph_fakes import OnDisk, refused, to
 
 FOLDERS = "/mailFolders/delta"
@@ -200,7 +200,7 @@ async def test_after_the_index_is_lost_the_link_is_gone(on_disk: OnDisk) -> None
 async def test_removed_folders_are_remembered_up_to_a_maximum(
     on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_feed, "REMOVED_FOLDERS_KEPT", 2)
+    monkeypatch.setattr(change_feed, "REMOVED_FOLDERS_KEPT", 2)
     ids = [await made(on_disk, f"F{number}") for number in range(4)]
     early, late = Client(on_disk), Client(on_disk)
     await early.round()

@@ -458,9 +458,9 @@ class Contents:
         self.texts, self.most = texts, most
         self.asked: list[FoundMessage] = []
 
-    def begin(self, wanted: MessageSearch, *, lookup_s: float) -> "Contents":
+    def begin(self, wanted: MessageSearch, lookup_s: float) -> Any:
         self.left = self.most
-        return self
+        return self.matching
 
     async def matching(self, candidates: Sequence[FoundMessage]) -> list[bool]:
         answered = candidates[: self.left]
@@ -477,7 +477,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
     in_text = await messages.accept(subject="b", recipients=["x@a.test", "y@a.test"])
     await messages.accept(subject="c")
     contents = Contents(text.submission_id, in_text)
-    messages.journeys.places.contents = contents
+    messages.journeys.places.contents = contents.begin
     wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
     assert await messages.names(**wanted) == [in_text, by_subject, text.submission_id]
     asked = {one.name: one for one in contents.asked}
@@ -507,7 +507,7 @@ async def test_pages_continue_where_the_time_for_contents_ended(
         else:
             names.append(messages.submit(subject=f"m{number}").submission_id)
     expected = names[::-3]
-    messages.journeys.places.contents = Contents(*expected, most=most)
+    messages.journeys.places.contents = Contents(*expected, most=most).begin
     wanted = MessageSearch(words=("giraffe",), reader=ALL_MAILBOXES)
     found, before, read = [], None, 0
     while True:
@@ -526,7 +526,7 @@ async def test_what_is_behind_a_cursor_has_the_words_in_its_text(messages: Messa
     cursor = await messages.cursor()
     names = [await messages.accept(subject=f"m{number}") for number in range(5)]
     names.append(messages.submit(subject="m5").submission_id)
-    messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2)
+    messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2).begin
     wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
     found: list[str] = []
     for _ in range(10):
@@ -547,7 +547,7 @@ async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages
         ({"from_us": began_us - 1000}, [], True),
         ({"from_us": began_us + 1000}, [], False),
     ]:
-        messages.journeys.places.contents = Contents(*texts)
+        messages.journeys.places.contents = Contents(*texts).begin
         assert await messages.names(key=name, **wanted) == [name] * is_found, wanted
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import folder_copy, folder_tree
+from relay.mailbox import folder_tree
 from relay.mailbox.folders import COPY_PREFIX
 from relay.mailbox.maildir import list_names
 from relay.mailbox.old_files import STALE_S
@@ -156,7 +156,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
     for number in range(3):
         put(home, number, folder=made.path.name)
     before = sorted(list_names(home))
-    real, count = folder_copy.place_again, 0
+    real, count = folder_tree.place_again, 0
 
     def place(source: Path, target: Path) -> bool:
         nonlocal count
@@ -165,7 +165,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
             raise OSError(5, "Input/output error")
         return real(source, target)
 
-    monkeypatch.setattr(folder_copy, "place_again", place)
+    monkeypatch.setattr(folder_tree, "place_again", place)
     with pytest.raises(StoreUnavailableError):
         await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert sorted(list_names(home)) == before
@@ -185,7 +185,7 @@ async def test_without_links_the_files_are_copied_with_their_times(store, home, 
 async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home, monkeypatch):
     made = await store.folders.create(ALICE, "A")
     files = [put(home, number, folder=made.path.name) for number in range(20)]
-    real = folder_copy.list_names
+    real = folder_tree.list_names
 
     def names(directory: Path) -> list[str]:
         found = real(directory)
@@ -194,7 +194,7 @@ async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home
             renamed.rename(f"{renamed}S")
         return found
 
-    monkeypatch.setattr(folder_copy, "list_names", names)
+    monkeypatch.setattr(folder_tree, "list_names", names)
     copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert set(await shown(store, copy.id)) == {str(number) for number in range(20)}
     assert copy.total == 20

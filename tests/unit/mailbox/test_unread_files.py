@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox.unread_files import unread_ids
+from relay.mailbox.mailbox_list import unread_ids
 
 
 def name_of(message_id: str, end: str = "") -> str:

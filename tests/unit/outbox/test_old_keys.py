@@ -115,7 +115,7 @@ async def test_no_key_is_used_before_all_are_durable(old, monkeypatch) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with old.store() as store, monkeypatch.context() as patched:
-        patched.setattr("relay.outbox.old_keys.sync_disk", failing)
+        patched.setattr("relay.outbox.unfinished.sync_disk", failing)
         with pytest.raises(StoreUnavailableError):
             await store.submissions.remove_unfinished()
         with pytest.raises(StoreUnavailableError):

@@ -12,7 +12,7 @@ from relay.accounts.account import Role
 from relay.api.dependencies import ApiDependencies, Principal
 from relay.base.clock import SystemClock
 from relay.base.pressure import Pressure
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.observe.history import MetricsHistory
 from relay.observe.metrics import Metrics
 from relay.pages.app import create_app

@@ -8,7 +8,7 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.http.errors import ApiError
-from relay.journeys.changes import ChangeNotifier
+from relay.journeys.event_feed import ChangeNotifier
 from relay.pages import live
 from relay.pages.live import LiveReader, LiveViews, digest_of
 from tests.support.logs import capture_logs

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,9 @@ class World:
 
     def again(self, watcher: InotifyWatcher | None = None) -> None:
         """Watch with another watcher, that knows nothing, as after a start."""
-        store = self.store
         self.watcher = self.make_watcher(
-            OwedCopies(
-                threads=store.messages.threads, clock=self.clock, folders=store.messages.folders,
-                index=store.messages.index, stripes=store.messages.stripes,
-                watcher=watcher,
-            )
-        )  # fmt: skip
+            replace(self.store.owed_copies, watcher=watcher or InotifyWatcher())
+        )
 
     @property
     def home(self) -> Path:
@@ -448,7 +443,7 @@ async def test_what_was_restored_waits_for_its_release(world) -> None:
 async def test_a_mailbox_that_owes_nothing_is_not_watched(world) -> None:
     [copy] = await world.deliver()
     await world.sent()
-    watched = world.store.owed_copies._watcher._owners
+    watched = world.store.owed_copies.watcher._owners
     assert {directory.name for _, directory in watched.values()} == {"new", "cur"}
     world.move(copy, flags="S")
     await world.sent()

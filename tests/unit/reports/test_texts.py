@@ -88,7 +88,7 @@ def test_each_class_says_why_and_what_to_do(language):
     for kind in FailureClass:
         for detail in ("0.0", "1.0", "1.3", "1.8", "1.10", "2.1", "2.3", "3.0", "4.1", "4.2", "4.3",
                        "4.4", "5.0", "5.3", "6.3", "6.7", "7.8"):  # fmt: skip
-            said = own.classes[kind](structs.replace(one, detail=detail), "b.test", "relay.test")
+            said = getattr(own, kind)(structs.replace(one, detail=detail), "b.test", "relay.test")
             why, _, advice = said.strip().partition("\n")
             assert why.endswith((".", "the text")), (kind, detail, said)
             assert advice.endswith("."), (kind, detail, said)
@@ -97,11 +97,11 @@ def test_each_class_says_why_and_what_to_do(language):
 
 def test_languages_have_the_same_words():
     english, german = map(texts._own_texts, ("en", "de"))
-    assert vars(english.words).keys() == vars(german.words).keys()
+    assert english.words.keys() == german.words.keys()
     assert english.openings.keys() == german.openings.keys() == set(ReportKind)
     assert english.receipts.keys() == german.receipts.keys() == set(ReceiptKind)
-    for name, text in vars(english.words).items():
-        assert re.findall("%.", text) == re.findall("%.", vars(german.words)[name])
+    for name, text in english.words.items():
+        assert re.findall("%.", text) == re.findall("%.", german.words[name])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -1,4 +1,4 @@
-"""The gate: the concurrency limit, the circuit breaker and the throttle."""
+"""When a submission may start: the concurrency limit, the circuit breaker and the throttle."""
 
 import asyncio
 from itertools import count
@@ -9,8 +9,8 @@ import pytest
 from relay.mailbox.types import PendingSubmission
 from relay.outbox import pending as mailbox
 from relay.outbox.pending import RushMeter
-from relay.pickup import gate as module
-from relay.pickup.gate import FAILURES_TO_OPEN, Gate
+from relay.pickup import start_limits as module
+from relay.pickup.start_limits import FAILURES_TO_OPEN, StartLimits
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 
@@ -19,42 +19,42 @@ YOUNG_S, OLD_S = 0.0, module.OLD_S + 1
 
 
 class GateFakes:
-    """A gate whose submit requests and whose clock are a test's."""
+    """Limits whose submit requests and whose clock are a test's."""
 
     def __init__(self, *, concurrency: int = 1000) -> None:
         self.clock = ManualClock()
         self.rush = RushMeter(self.clock)
         self.reopened = 0
-        self.gate = Gate(
+        self.limits = StartLimits(
             self.clock,
             concurrency=concurrency,
             is_rush=self.rush.is_rush,
-            on_reopened=self._count,
+            on_eased=self._count,
         )
 
     def _count(self) -> None:
         self.reopened += 1
 
     def start(self, account: str = "a@b", *, age_s: float = YOUNG_S) -> PendingSubmission:
-        """Start a submission that the gate lets start."""
-        assert self.gate.is_open()
-        assert self.gate.may_start(account)
+        """Start a submission that the limits let start."""
+        assert self.limits.allow_more()
+        assert self.limits.may_start(account)
         ready_us = self.clock.queue_us() - int(age_s * 1e6)
         one = PendingSubmission(str(next(NUMBERS)), account, "", Path("x"), ready_us=ready_us)
-        self.gate.started(one)
+        self.limits.started(one)
         return one
 
     def start_all(self, *, age_s: float = YOUNG_S, most: int = 100) -> int:
         """Start as many as may start now, each of which ends at once; return how many."""
         for number in range(most):
-            if not self.gate.is_open():
+            if not self.limits.allow_more():
                 return number
-            self.gate.ended(self.start(age_s=age_s))
+            self.limits.ended(self.start(age_s=age_s))
         return most
 
     def fail(self, one: PendingSubmission, *, is_down: bool = True) -> None:
-        self.gate.record_failure(one.submission_id, is_down=is_down)
-        self.gate.ended(one)
+        self.limits.record_failure(one.submission_id, is_down=is_down)
+        self.limits.ended(one)
 
     def submit(self, *, takes_s: float, pause_s: float, lasts_s: float = 1.0):
         """One submit request after the other; yields during each and after it."""
@@ -80,24 +80,24 @@ async def fakes(monkeypatch) -> GateFakes:
 async def test_an_account_has_its_share_and_all_accounts_one_more():
     fakes = GateFakes(concurrency=2)
     first, _ = fakes.start("a@b"), fakes.start("a@b")
-    assert not fakes.gate.may_start("a@b")
+    assert not fakes.limits.may_start("a@b")
     fakes.start("c@d")
-    assert not fakes.gate.is_open()
-    fakes.gate.ended(first)
-    assert fakes.gate.is_open()
-    assert fakes.gate.may_start("a@b")
+    assert not fakes.limits.allow_more()
+    fakes.limits.ended(first)
+    assert fakes.limits.allow_more()
+    assert fakes.limits.may_start("a@b")
 
 
 async def test_a_new_concurrency_limit_applies_at_once():
     fakes = GateFakes(concurrency=1)
     fakes.start("a@b")
     fakes.start("c@d")
-    assert not fakes.gate.is_open()
-    fakes.gate.limit_concurrency(2)
+    assert not fakes.limits.allow_more()
+    fakes.limits.limit_concurrency(2)
     assert fakes.reopened == 1
     fakes.start("a@b")
-    fakes.gate.limit_concurrency(1)
-    assert not fakes.gate.is_open()
+    fakes.limits.limit_concurrency(1)
+    assert not fakes.limits.allow_more()
 
 
 # -- the circuit breaker
@@ -105,47 +105,47 @@ async def test_a_new_concurrency_limit_applies_at_once():
 
 async def test_it_closes_at_once_when_no_connection_is_possible(fakes):
     fakes.fail(fakes.start())
-    assert not fakes.gate.is_open()
+    assert not fakes.limits.allow_more()
 
 
 async def test_a_single_submission_that_always_fails_does_not_close_it(fakes):
     one = fakes.start()
     for _ in range(100):
         fakes.fail(one, is_down=False)
-        fakes.gate.started(one)
-    assert fakes.gate.is_open()
+        fakes.limits.started(one)
+    assert fakes.limits.allow_more()
 
 
 async def test_several_submissions_that_fail_in_a_row_close_it(fakes):
     for _ in range(FAILURES_TO_OPEN):
         fakes.fail(fakes.start(), is_down=False)
-    assert not fakes.gate.is_open()
+    assert not fakes.limits.allow_more()
 
 
 async def test_a_successful_probe_opens_it_for_all(fakes):
     fakes.fail(fakes.start())
-    await until(fakes.gate.is_open)
+    await until(fakes.limits.allow_more)
     probe = fakes.start()
-    assert not fakes.gate.is_open()
+    assert not fakes.limits.allow_more()
     before = fakes.reopened
-    fakes.gate.record_success()
+    fakes.limits.record_success()
     assert fakes.reopened == before + 1
-    fakes.gate.ended(probe)
+    fakes.limits.ended(probe)
     assert fakes.start_all() == 100
 
 
 async def test_a_probe_without_a_result_is_followed_by_another(fakes):
     fakes.fail(fakes.start())
-    await until(fakes.gate.is_open)
-    fakes.gate.ended(fakes.start())
+    await until(fakes.limits.allow_more)
+    fakes.limits.ended(fakes.start())
     fakes.start()
-    assert not fakes.gate.is_open()
+    assert not fakes.limits.allow_more()
 
 
 async def test_a_failed_probe_doubles_the_delay_of_the_next_one(fakes):
     loop = asyncio.get_running_loop()
     fakes.fail(fakes.start())
-    await until(fakes.gate.is_open)
+    await until(fakes.limits.allow_more)
     failed_s = loop.time()
     fakes.fail(fakes.start())
     before = fakes.reopened
@@ -156,9 +156,9 @@ async def test_a_failed_probe_doubles_the_delay_of_the_next_one(fakes):
 async def test_a_failure_of_another_submission_does_not_delay_the_probe(fakes):
     other = fakes.start()
     fakes.fail(fakes.start())
-    await until(fakes.gate.is_open)
+    await until(fakes.limits.allow_more)
     fakes.fail(other)
-    assert fakes.gate.is_open()
+    assert fakes.limits.allow_more()
 
 
 # -- the throttle

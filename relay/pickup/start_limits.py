@@ -1,4 +1,4 @@
-"""The gate: decides when pickup may start a submission. All limits of its pace are here.
+"""When pickup may start a submission. All limits of its pace are here.
 
 A submission starts when these three allow it:
 
@@ -27,15 +27,15 @@ _RUSH_CHECK_S = 0.01  # no event marks the end of a rush
 
 
 @dataclass(eq=False)
-class Gate:
+class StartLimits:
     """Counts the submissions in progress and decides whether one more may start."""
 
     clock: Clock
     _: KW_ONLY
     concurrency: int  # submissions of an account that may be in progress
     is_rush: Callable[[], bool]  # whether submissions arrive faster than they are processed
-    # called when is_open() may have changed, except by ended()
-    on_reopened: Callable[[], None] = lambda: None
+    # called when allow_more() may have changed, except by ended()
+    on_eased: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._in_progress = ConcurrencyCounter()  # by account
@@ -47,7 +47,7 @@ class Gate:
         self._next_start_s = -math.inf  # during a rush
         self._rush_timer: Timer | None = None
 
-    def is_open(self) -> bool:
+    def allow_more(self) -> bool:
         """Whether a submission of some account may start now."""
         if self._in_progress.total > self.concurrency:
             return False
@@ -84,7 +84,7 @@ class Gate:
     def limit_concurrency(self, submissions: int) -> None:
         """Let at most `submissions` of one account be in progress, and one more of all accounts."""
         self.concurrency = submissions
-        self.on_reopened()
+        self.on_eased()
 
     # -- the circuit breaker
 
@@ -117,7 +117,7 @@ class Gate:
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
-        self.on_reopened()
+        self.on_eased()
 
     # -- the throttle
 
@@ -132,4 +132,4 @@ class Gate:
 
     def _check_rush(self) -> None:
         self._rush_timer = None
-        self.on_reopened()
+        self.on_eased()
