@@ -41,7 +41,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.ingress.acceptance import POLICY_TIMEOUT_S
-from relay.ingress.final_replies import NO_POLICY, TOO_MANY_PARTS
+from relay.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
 from relay.ingress.forwarding import Forwarder, expand_recipients
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.recipient_checks import RecipientChecks
@@ -82,12 +82,9 @@ from relay.settings.validation import is_trusted
 _NO_PLACE = RoutePlace("", 0)
 
 
-class _UnknownRoom:
-    """Takes the place of a mail store: its mailboxes have room."""
-
-    async def room(self, _account: str, _size: int) -> Room:
-        """See DeliveryStore."""
-        return Room.FITS
+async def _room_for_all(_account: str, _size: int) -> Room:
+    """DeliveryStore.room() of mailboxes that are not looked at."""
+    return Room.FITS
 
 
 class _Sender(Struct, frozen=True):
@@ -458,7 +455,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(
-            forwarding, base.store, transport.verifier.rejection, rules=base.sources.rules
+            forwarding, base.store.room, transport.verifier.rejection, rules=base.sources.rules
         ),
         trusts=partial(is_trusted, base.settings.smtp), milters=base.milters,
         state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
@@ -489,7 +486,7 @@ def explainer_of_files(
             forwarding=forwarding, rules=lambda: rules, resolver=resolver,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
-            checks=RecipientChecks(forwarding, _UnknownRoom(), rules=lambda: rules),
+            checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),
             trusts=partial(is_trusted, settings.smtp),
             milters=MilterSet(settings.milter, hostname=settings.hostname), state_of=None,
         )  # fmt: skip

@@ -4,9 +4,8 @@
 - `advanceable_clock`: a clock that `relay dev` and the test kit advance by days
 - `files`: octets in files: read them in blocks, write them, sync them; directories under a lock
 - `blocks`: which blocks of bodies are read and written on the event loop, and which in a thread
-- `socket_address`: where a socket listens or connects to
+- `socket_address`: where a socket listens or connects to; the sockets of the service manager
 - `sockets`: opens the sockets of listeners
-- `systemd_sockets`: those that the service manager opened
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
 - `memory`: how malloc and the garbage collector keep what is free
 - `pressure`: from which level of disk, memory and queue mail is slowed down or refused

@@ -81,7 +81,9 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """The time."""
+    """The time. Its waits are in that of the running event loop. They import asyncio themselves,
+    because commands without an event loop start faster without it.
+    """
 
     def time_us(self) -> int:
         """Wall clock, microseconds since 1970-01-01 UTC."""
@@ -141,39 +143,11 @@ class Clock(Protocol):
     @property
     def advanced_s(self) -> float:
         """By how many seconds the clock was advanced; 0 where it is not a development relay's."""
-        ...
+        return 0.0
 
     def busy_s(self) -> float:
         """Processor time of the calling thread, in seconds."""
         ...
-
-    def call_later(
-        self, seconds: float, callback: Callable[..., object], *args: Any, slack_s: float = 0.0
-    ) -> Timer:
-        """Call `callback` in the running event loop when `seconds` have passed.
-
-        Where the clock is advanced, the call may come up to `slack_s` later: the advance does not
-        stop for it before.
-        """
-        ...
-
-    async def sleep(self, seconds: float, *, slack_s: float = 0.0) -> None:
-        """Return when `seconds` have passed; `slack_s` as in call_later()."""
-        ...
-
-    async def wait(self, event: "asyncio.Event", seconds: float, *, slack_s: float = 0.0) -> bool:
-        """Wait for `event`, for at most `seconds`; return whether it is set.
-
-        `slack_s` as in call_later().
-        """
-        ...
-
-
-class LoopTimers:
-    """The waits of a Clock, in the time of the running event loop.
-
-    They import asyncio themselves, because commands without an event loop start faster without it.
-    """
 
     def call_later(
         self,
@@ -182,13 +156,17 @@ class LoopTimers:
         *args: Any,
         slack_s: float = 0.0,  # noqa: ARG002 - nothing advances this clock
     ) -> Timer:
-        """See Clock."""
+        """Call `callback` in the running event loop when `seconds` have passed.
+
+        Where the clock is advanced, the call may come up to `slack_s` later: the advance does not
+        stop for it before.
+        """
         import asyncio  # noqa: PLC0415
 
         return asyncio.get_running_loop().call_later(seconds, callback, *args)
 
     async def sleep(self, seconds: float, *, slack_s: float = 0.0) -> None:
-        """See Clock."""
+        """Return when `seconds` have passed; `slack_s` as in call_later()."""
         import asyncio  # noqa: PLC0415
 
         over = asyncio.Event()
@@ -199,7 +177,10 @@ class LoopTimers:
             timer.cancel()
 
     async def wait(self, event: "asyncio.Event", seconds: float, *, slack_s: float = 0.0) -> bool:
-        """See Clock."""
+        """Wait for `event`, for at most `seconds`; return whether it is set.
+
+        `slack_s` as in call_later().
+        """
         import asyncio  # noqa: PLC0415
 
         with suppress(TimeoutError):
@@ -242,7 +223,7 @@ def this_machine() -> Machine:
     )
 
 
-class SystemClock(LoopTimers):
+class SystemClock(Clock):
     """A machine's clocks."""
 
     def __init__(self, machine: Machine | None = None) -> None:
@@ -325,11 +306,6 @@ class SystemClock(LoopTimers):
     def file_time_us(self) -> int:
         """See Clock."""
         return self._machine.wall_us()
-
-    @property
-    def advanced_s(self) -> float:
-        """See Clock."""
-        return 0.0
 
     def busy_s(self) -> float:
         """See Clock."""

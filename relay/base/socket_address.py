@@ -1,5 +1,14 @@
-"""Where a socket listens or connects to, as a value."""
+"""Where a socket listens or connects to, as a value; the listening sockets that the service manager
+opened: sd_listen_fds(3).
 
+Client commands read the configuration too, so this imports nothing of asyncio.
+"""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -51,3 +60,67 @@ def plain_ip(address: str) -> IPv4Address | IPv6Address:
     """Return an IP address; an IPv4-mapped one (RFC 4291 2.5.5.2) is IPv4. Raises ValueError."""
     ip = ip_address(address)
     return getattr(ip, "ipv4_mapped", None) or ip
+
+
+LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_DIGITS_MAX = 7
+_KINDS = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+_inherited: dict[str, list[socket.socket]] = {}  # by name; of this process, for good
+
+
+def inherit_sockets(variables: Mapping[str, str]) -> None:
+    """Take the sockets that the service manager gave this process; no child process gets them."""
+    pid, count, names = (variables.get(name, "") for name in LISTEN_VARIABLES)
+    if pid != str(os.getpid()) or not (count.isdecimal() and len(count) < _DIGITS_MAX):
+        return
+    for descriptor, name in zip(
+        range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)), names.split(":"), strict=False
+    ):
+        with suppress(OSError):  # it is none, which is said where its name is used
+            os.set_inheritable(descriptor, False)
+            _inherited.setdefault(name, []).append(socket.socket(fileno=descriptor))
+
+
+def inherited_address(name: str) -> Address:
+    """Return where the sockets called `name` listen, of several the one that most can reach."""
+    found = [_address_of(one, name) for one in _inherited.get(name, ()) if not _unusable(one)]
+    return min(found, key=_reach, default=Address(systemd=name))
+
+
+def _reach(address: Address) -> int:
+    if address.path:
+        return 2
+    return int(ipaddress.ip_address(address.host.partition("%")[0]).is_loopback)
+
+
+def _address_of(one: socket.socket, name: str) -> Address:
+    place = one.getsockname()
+    if one.family == socket.AF_UNIX:
+        return Address(path=place, systemd=name)
+    return Address(place[0], place[1], systemd=name)
+
+
+def _unusable(one: socket.socket) -> str:
+    """Return what is wrong with a socket of the service manager, "" if a listener can use it."""
+    if one.family not in _KINDS or one.type != socket.SOCK_STREAM:
+        return "found one that is not TCP or a Unix stream"
+    if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "found one that does not listen"
+    if one.family == socket.AF_UNIX and not str(one.getsockname()).startswith("/"):
+        return "found a Unix socket without a path"
+    return ""
+
+
+def inherited_sockets(name: str) -> tuple[socket.socket, ...]:
+    """Return the sockets called `name`. Raises OSError."""
+    given = _inherited.get(name)
+    if not given:
+        names = ", ".join(sorted(_inherited)) or "none"
+        raise OSError(f"systemd gave this process no socket of this name (it gave: {names})")
+    for one in given:
+        if fault := _unusable(one):
+            raise OSError(f"{fault}, expected ListenStream= with Accept=no")
+    for one in given:
+        one.setblocking(False)
+    return tuple([one.dup() for one in given])

@@ -22,8 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.base.phrases import printable
-from relay.base.socket_address import Address
-from relay.base.systemd_sockets import inherited_sockets
+from relay.base.socket_address import Address, inherited_sockets
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0

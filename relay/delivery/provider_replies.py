@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.policy.globs import Globs, some_texts
+from relay.policy.globs import Globs, read_globs
 from relay.policy.patterns import Pattern, PatternError, PatternSet
 from relay.policy.table_reader import FAULTS_MAX, TableReader, array, some_text, unless_many
 from relay.settings.document import Fault, SettingsError, read_document, unknown_key
@@ -137,9 +137,9 @@ def _entry(reader: TableReader) -> ReplyEntry:
     kind = reader.required("class", _class, default=_FAILED)
     return ReplyEntry(
         name=reader.required("name", some_text, default=""),
-        mx=reader.key("mx", _globs, default=None),
+        mx=reader.key("mx", read_globs, default=None),
         codes=reader.key("code", _codes, default=None),
-        status=reader.key("status", _globs, default=None),
+        status=reader.key("status", read_globs, default=None),
         text=reader.key("text", Pattern.parse, default=None),
         kind=None if kind == _FAILED else DeferralClass(kind),
         pause_s=reader.key("pause", _pause, default=0.0),
@@ -151,10 +151,6 @@ def _class(value: Any) -> str:
     if value not in _CLASSES:
         raise ValueError(f"one of {', '.join(_CLASSES)}")
     return str(value)
-
-
-def _globs(value: Any) -> Globs | None:
-    return Globs.of(some_texts(value))
 
 
 def _codes(value: Any) -> frozenset[int] | None:

@@ -43,9 +43,9 @@ from relay.gate.wire import (
     decode_packet,
     encode,
 )
-from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.message_limits import RateLimits
 from relay.ingress.session_limits import SessionLimits
+from relay.ingress.session_services import ListenerDependencies
 from relay.ingress.smtp_session import SessionClient
 from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe import logs

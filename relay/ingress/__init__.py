@@ -10,11 +10,10 @@ The session:
 - `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
-- `listener_dependencies`: what the sessions of a listener share
-- `session_services`: what a session asks of the owner of the mail, by plain values
+- `session_services`: what a session asks of the owner of the mail, by plain values; what the
+  sessions of a listener share
 - `local_services`: who answers that: accounts, checks of recipients, acceptance; its own task
 - `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
-- `session_counts`: too many errors, messages or recipients (421), messages of an address (450)
 - `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, BDAT; limits
   of recipients and size; whether TLS, AUTH or a login is required
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
@@ -32,16 +31,17 @@ Mail of the machine:
 The content and its acceptance:
 
 - `data`: DATA, BDAT: the end of the content (SMTP smuggling), bare CR or LF, long lines, large mail
-- `final_replies`: the replies to the final dot; the log line about accepted mail
 - `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; when the
   entry expires and a delay is reported
-- `arrival`: a message before its rules: checks of its header, mail loops; when milters see it
+- `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
+  replies to the final dot; the log line about accepted mail
 - `filtering`: milters in a session and a played one; what their answers do to a message
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
 - `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
-- `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold
+- `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold; what a
+  session may do: too many errors or messages (421), messages of an address (450)
 - `rule_mail`: journal reports and notices of rules: what they say; a notice once in an hour
 - `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
 

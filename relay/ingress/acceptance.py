@@ -20,7 +20,18 @@ from relay.accounts.account import AccountDirectory, Expansion
 from relay.base.clock import Clock, Ids
 from relay.base.socket_address import client_of
 from relay.ingress import header_cleanup
-from relay.ingress.arrival import ArrivedMail, Preparation
+from relay.ingress.arrival import (
+    HOLDS_FULL_OF_TENANT,
+    LOCAL_ERROR,
+    NO_POLICY,
+    NO_ROOM,
+    TOO_MANY_PARTS,
+    ArrivedMail,
+    Preparation,
+    accepted_reply,
+    deferral_reply,
+    log_accepted,
+)
 from relay.ingress.data import DataReply, Origin, subject_of
 from relay.ingress.fanout import (
     FanOut,
@@ -35,16 +46,6 @@ from relay.ingress.fanout import (
     with_next_hops,
 )
 from relay.ingress.filtering import SessionFilters, is_verified
-from relay.ingress.final_replies import (
-    HOLDS_FULL_OF_TENANT,
-    LOCAL_ERROR,
-    NO_POLICY,
-    NO_ROOM,
-    TOO_MANY_PARTS,
-    accepted_reply,
-    deferral_reply,
-    log_accepted,
-)
 from relay.ingress.forwarding import (
     LARGE_REPORT,
     MANY_REPORTS,

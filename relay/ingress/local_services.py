@@ -26,7 +26,7 @@ from relay.mailbox.types import DeliveryStore
 from relay.message.content import Content, size_of
 from relay.message.envelope import ForwardPath
 from relay.observe.logs import get_logger
-from relay.refusals.refusal import RefusalRecorder
+from relay.refusals.refusal import RefusalStore
 from relay.settings.tree import SmtpListener
 from relay.spool.types import LendableBody
 
@@ -55,7 +55,7 @@ class IngressDependencies:
     quota: DeliveryStore  # whether a local mailbox has room
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
-    refusals: RefusalRecorder | None = None  # keeps what is refused; None: nothing does
+    refusals: RefusalStore | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
     is_null_mx: IsNullMx | None = None  # None: no domain is asked
 
@@ -84,7 +84,7 @@ class LocalServices:
         self._uid = uid
         self._is_trusted_network = is_trusted
         self._checks = RecipientChecks(
-            acceptance.forwarding, shared.quota, shared.verify,
+            acceptance.forwarding, shared.quota.room, shared.verify,
             rules=acceptance.policy, is_pickup=owner.pickup,
         )  # fmt: skip
         self._account: Account | None = None  # that logged in, as it was then

@@ -15,7 +15,6 @@ RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -33,19 +32,12 @@ from relay.routing.route_table import (
     RoutingResult,
 )
 
-
-class MailboxRoom(Protocol):
-    """The part of DeliveryStore that RCPT needs."""
-
-    async def room(self, account: str, size: int) -> Room:
-        """Whether a message of `size` bytes fits the quota."""
-        ...
-
-
 # RFC 5321 7.9
 _DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
 _TAKEN = RecipientAnswer()
 _KEPT = RecipientAnswer(may_keep=True)
+# DeliveryStore.room(), of the mailbox of an account and a size in octets.
+AskRoom = Callable[[str, int], Awaitable[Room]]
 # Returns the reply if a next hop does not take an address, else "".
 Verify = Callable[[str, NextHop], Awaitable[str]]
 
@@ -54,7 +46,7 @@ class RecipientChecks(Struct, frozen=True):
     """What the check of a recipient needs."""
 
     forwarding: Forwarder  # which addresses are valid, and what they lead to
-    quota: MailboxRoom  # whether a local mailbox has room
+    room: AskRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
     rules: Callable[[], RuleBook] = RuleBook  # those in force
     # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
@@ -129,7 +121,7 @@ class RecipientChecks(Struct, frozen=True):
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
                 if mailbox != DEAD_LETTER:
-                    match await self.quota.room(mailbox, size_bytes):
+                    match await self.room(mailbox, size_bytes):
                         case Room.FULL:
                             # RFC 3463 3.3
                             return f"452 4.2.2 <{address}>: the mailbox is full, try again later"

@@ -23,7 +23,7 @@ from relay.ingress.esmtp_parameters import SmtpRejection
 from relay.ingress.session_services import RefusedCommand, SessionClaims, SessionServices
 from relay.message.verdict import RULES_UNAVAILABLE
 from relay.observe.logs import get_logger
-from relay.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalRecorder
+from relay.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalStore
 
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
     from relay.observe.metrics import Metrics
@@ -117,7 +117,7 @@ def handshake_fault(error: OSError) -> str:
 class ListenerRefusals(Struct, frozen=True):
     """Records what the sessions of a listener refuse."""
 
-    recorder: RefusalRecorder | None  # None: only the log has it
+    recorder: RefusalStore | None  # None: only the log has it
     metrics: "Metrics"
     clock: Clock
     address: Callable[[], str] = lambda: ""  # of the listener, with its port

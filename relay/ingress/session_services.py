@@ -4,19 +4,27 @@ There is one object for each session. The owner makes it (local_services) with t
 client and whether its network is trusted, and it keeps the login: of what decides who may do what,
 the session says nothing. MAIL of a trusted network asks nothing, RCPT and the final dot one
 question each.
+
+ListenerDependencies is what the command handlers of a listener share, and ClientConnection their
+connection.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from relay.ingress.data import DataReply, ReceivedContent
+from relay.base.crashpoints import CrashPoints
+from relay.base.pressure import MemoryBudget, Pressure
+from relay.ingress.data import ContentCollector, DataReply, Framing, ReceivedContent
 from relay.ingress.esmtp_parameters import MailArgument
 from relay.ingress.local_users import LocalUser
+from relay.ingress.message_limits import RateLimits
+from relay.ingress.session_limits import SessionLimits
 from relay.message.envelope import ForwardPath
 from relay.refusals.refusal import RefusalReason
+from relay.settings.tree import SmtpListener
 from relay.spool.types import IncomingBody
 
 if TYPE_CHECKING:  # the room of milters
@@ -125,3 +133,67 @@ class SessionServices(Protocol):
     def end(self) -> None:
         """The connection has ended, and nothing more is asked."""
         ...
+
+
+class ClientConnection(Protocol):
+    """The connection, as the command handler uses it: SmtpSession."""
+
+    async def send(self, reply: str) -> None:
+        """Write a reply now, after the buffered ones."""
+        ...
+
+    async def ask(self, reply: str) -> str:
+        """Write a reply and return the client's next line. Raises SmtpRejection if malformed."""
+        ...
+
+    async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
+        """Collect a content or a chunk, or discard it; False if the client disconnects."""
+        ...
+
+    async def start_tls(self) -> str:
+        """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
+        ...
+
+    def fact(self, name: str) -> Any:
+        """Return a fact of the transport, as its get_extra_info() does."""
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, or until the client disconnects."""
+        ...
+
+
+class ListenerDependencies(Struct, frozen=True):
+    """What the command handlers of a listener share."""
+
+    settings: SmtpListener  # its configuration
+    hostname: str  # of the greeting
+    limits: SessionLimits  # of each session
+    budget: MemoryBudget  # the memory for messages that all sessions receive
+    crash: CrashPoints  # for crash tests
+    pressure: Pressure  # whether new mail is taken
+    rates: RateLimits  # messages of strangers, by address
+    offers_tls: bool = False  # STARTTLS, or TLS from the first octet
+    requires_tls: bool = False  # 530 without TLS
+    offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
+    # where a client finds the TLS that it expects here, or does without it, for the log; None: the
+    # log does not say
+    tls_hint: Callable[[], str] | None = None
+    pickup: bool = False  # the listener is pickup's own socket
+    # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
+    odd_domain: str = ""
+
+    @property
+    def rejects_untrusted(self) -> bool:
+        """Whether untrusted clients are rejected now because of pressure.
+
+        Only on a listener of role relay: on the others, every client authenticates.
+        """
+        return self.settings.role == "relay" and self.pressure.rejects_untrusted
+
+    def new_content(self, new_body: Callable[[], IncomingBody]) -> ContentCollector:
+        """Return a collector for a content."""
+        return ContentCollector(
+            size_max_bytes=self.settings.max_message_size, limits=self.limits, budget=self.budget,
+            arrival=new_body,
+        )  # fmt: skip

@@ -33,9 +33,8 @@ from relay.ingress.esmtp_parameters import (
     parse_mail,
     parse_rcpt,
 )
-from relay.ingress.listener_dependencies import ClientConnection, ListenerDependencies
 from relay.ingress.local_users import LocalUser
-from relay.ingress.session_counts import SessionCounts
+from relay.ingress.message_limits import SessionCounts
 from relay.ingress.session_limits import EXPANDED_MAX
 from relay.ingress.session_refusals import (
     ContentRefusedError,
@@ -46,6 +45,8 @@ from relay.ingress.session_refusals import (
 from relay.ingress.session_services import (
     CONNECT,
     LOGIN_ENDED,
+    ClientConnection,
+    ListenerDependencies,
     RefusedCommand,
     SessionClaims,
     SessionServices,

@@ -25,7 +25,6 @@ from relay.base.sockets import (
     open_listener,
 )
 from relay.ingress.data import Origin
-from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.local_services import (
     CheckLogin,
     IngressDependencies,
@@ -37,7 +36,7 @@ from relay.ingress.message_limits import RateLimits
 from relay.ingress.proxy_header import ProxyHeaderError, read_header
 from relay.ingress.session_limits import SessionLimits
 from relay.ingress.session_refusals import ListenerRefusals
-from relay.ingress.session_services import CONNECT, RefusedCommand
+from relay.ingress.session_services import CONNECT, ListenerDependencies, RefusedCommand
 from relay.ingress.smtp_session import SessionClient
 from relay.ingress.smtp_sessions import SmtpSessions
 from relay.observe.logs import get_logger

@@ -22,9 +22,14 @@ from relay.base.pressure import ConcurrencyCounter
 from relay.base.socket_address import client_of
 from relay.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.ingress.esmtp_parameters import SmtpRejection
-from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.session_refusals import LineError
-from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims, SessionServices
+from relay.ingress.session_services import (
+    CONNECT,
+    ListenerDependencies,
+    RefusedCommand,
+    SessionClaims,
+    SessionServices,
+)
 from relay.ingress.smtp_commands import (
     PAUSED,
     SHUTTING_DOWN,
@@ -434,7 +439,7 @@ class SmtpSession(_NoHooks, SMTP):
             self._writer.write(b"".join(self._replies))
             self._replies.clear()
 
-    # -- listener_dependencies.ClientConnection
+    # -- session_services.ClientConnection
 
     async def send(self, reply: str) -> None:
         """Write a reply now, after the buffered ones."""

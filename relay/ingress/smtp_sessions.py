@@ -14,9 +14,13 @@ from msgspec.structs import replace
 
 from relay.base.pressure import ConcurrencyCounter
 from relay.base.sockets import wait_readable
-from relay.ingress.listener_dependencies import ListenerDependencies
 from relay.ingress.session_refusals import handshake_fault
-from relay.ingress.session_services import CONNECT, RefusedCommand, SessionClaims
+from relay.ingress.session_services import (
+    CONNECT,
+    ListenerDependencies,
+    RefusedCommand,
+    SessionClaims,
+)
 from relay.ingress.smtp_commands import SHUTTING_DOWN
 from relay.ingress.smtp_session import (
     TLS_HANDSHAKE_S,

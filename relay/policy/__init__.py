@@ -6,24 +6,23 @@ by the size of the message and the numbers of recipients and rules.
 The rules and their files:
 
 - `rule_files`: loads the rules of a folder; faults of keys, names and routes; slow patterns
-- `rule_limits`: how large a set of rules may be, and how much mail it may write about a message
 - `table_reader`: reads a table of a rule file; faults with file, line and key
 - `groups`: the address groups in policies/groups/NAME.txt
-- `rules`: a rule and a test as values: its mode (enforce, audit, off) and on_error
+- `rules`: a rule and a test as values: its mode (enforce, audit, off) and on_error; how large a set
+  of rules may be, and how much mail it may write about a message
 
 What a rule asks and does:
 
 - `conditions`: the keys of `when` and `unless`: sender, recipient, client, login, size, header ...
-- `content_conditions`: the conditions on the content: attachment names and types, words in the body
-- `message_types`: the condition on the kind of a message: automatic, list, signed, calendar ...
+- `content_conditions`: the conditions on the content: attachment names and types, words and card
+  numbers in the body, the kind of the message: automatic, list, signed, calendar ...
 - `actions`: the keys of `then`: reject, defer, hold, rate_limit (per sender, login or client),
   redirect, quarantine, bcc, cc, discard, journal, notify, next_hop, headers, subject prefix,
-  disclaimer
+  disclaimer; what a content is after the edits of a rule
 
 The evaluation:
 
 - `engine`: applies the rules in order: what each recipient gets, which copies differ
-- `edits`: what a content is after the edits of a rule
 - `rule_book`: the rules of the operator and of tenants; whose rules run on a message
 - `rule_index`: which rules can match a message at all, without asking each of them
 - `message_view`: what conditions read of a message, each fact once
@@ -32,7 +31,6 @@ The evaluation:
 - `archive_child`: that process: inflates, finds names and types; what is encrypted or unreadable
 - `attachment_names`: every file name and boundary that a program may read in a part's fields
 - `body_text`: the text of a body as a reader sees it
-- `card_numbers`: the numbers of payment cards in a text
 - `globs`: how * and ? match
 - `patterns`: regular expressions (RE2), and which are too slow
 - `folding`: which characters are alike in comparisons, and which are invisible

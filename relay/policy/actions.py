@@ -5,15 +5,18 @@ or client) and what follows beyond the limit. What has been counted is in
 relay/ingress/message_limits.py.
 
 To add an action, write a frozen dataclass with parse(), add it to ACTIONS, and apply it in engine.
-Header edits are pure functions here. parse() raises ValueError that says what was expected; an edit
-cannot fail afterwards, but that of a disclaimer raises OSError if a large body cannot be read.
-relay.mime.disclaimer has the messages with disclaimers.
+Header edits are pure functions here, and edited() applies those of a rule. parse() raises
+ValueError that says what was expected; an edit cannot fail afterwards, but that of a disclaimer
+raises OSError if a large body cannot be read. relay.mime.disclaimer has the messages with
+disclaimers.
 
 RFC 3463 (code of reject; 3.7, 5.6.3: the content cannot be converted), RFC 5322 3.6 (fields), RFC
 5321 4.4 (trace fields).
 """
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -26,7 +29,7 @@ from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import ROUTE_PREFIX, NextHop
 from relay.message.properties import EmailAddress
 from relay.message.status import REPLY_TEXT_MAX, split_reply
-from relay.message.verdict import JUNK_EMAIL, ExaminedMessage, Hold, RateCharge
+from relay.message.verdict import JUNK_EMAIL, ExaminedMessage, Finding, Hold, RateCharge
 from relay.mime import headers
 from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.disclaimer_text import Disclaimer
@@ -60,13 +63,6 @@ class DisclaimerFallback(StrEnum):
     REJECT = "reject"  # it is rejected
 
 
-class DisclaimerResult(Struct, frozen=True):
-    """The new content. `obstacle` says why the disclaimer is not in its texts, "" if it is."""
-
-    content: ParsedContent
-    obstacle: str = ""
-
-
 class DisclaimerAction(Struct, frozen=True):
     """The text and the HTML of the message have a disclaimer, exactly once."""
 
@@ -89,15 +85,17 @@ class DisclaimerAction(Struct, frozen=True):
             part(value, "fallback", one_of(DisclaimerFallback)),
         )
 
-    def edit(self, content: ParsedContent) -> DisclaimerResult:
-        """Add it; the same content if nothing changes. Reading blocks; raises OSError."""
+    def edit(self, content: ParsedContent) -> tuple[ParsedContent, str]:
+        """Return the content with it, the same if nothing changes, and why it is not in the texts,
+        "" if it is. Reading blocks; raises OSError.
+        """
         disclaimer = _disclaimer(self)
         new = with_disclaimer(content, disclaimer)
         if not isinstance(new, DisclaimerObstacle):
-            return DisclaimerResult(new)
+            return new, ""
         if self.fallback is DisclaimerFallback.WRAP:
-            return DisclaimerResult(wrapped(content, disclaimer), new.reason)
-        return DisclaimerResult(content, new.reason)
+            return wrapped(content, disclaimer), new.reason
+        return content, new.reason
 
 
 @lru_cache(maxsize=256)  # its words are found once, not for each message
@@ -301,7 +299,7 @@ class QuarantineAction(AddressesAction, frozen=True):
         """Read true or an address. Raises ValueError."""
         if value is not True and not isinstance(value, str):
             raise ValueError(f"true, for {JUNK_EMAIL}, or an address")
-        return cls(() if value is True else (_address(value),))
+        return cls(() if value is True else (read_address(value),))
 
     @staticmethod
     def hold_of(rule: str) -> Hold:
@@ -321,7 +319,7 @@ class JournalAction(AddressesAction, frozen=True):
         """Read one address. Raises ValueError."""
         if not isinstance(value, str):
             raise ValueError('one address as a text, "journal@example.org"')
-        return cls((_address(value),))
+        return cls((read_address(value),))
 
 
 class NotifyAction(AddressesAction, frozen=True):
@@ -432,7 +430,7 @@ class SetSenderAction(Struct, frozen=True):
 
         Whether its domain is an own one is checked where these are known.
         """
-        address = _address(value)
+        address = read_address(value)
         if not address.isascii():
             raise ValueError("an address in ASCII: not each next hop takes others")
         return cls(address)
@@ -514,10 +512,11 @@ def _addresses(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not 0 < len(texts) <= ADDRESSES_MAX:
         raise ValueError(f"an address or a list of 1 to {ADDRESSES_MAX} addresses")
-    return tuple(dict.fromkeys(parts(texts, _address)))
+    return tuple(dict.fromkeys(parts(texts, read_address)))
 
 
-def _address(text: Any) -> str:
+def read_address(text: Any) -> str:
+    """Read an address. Raises ValueError."""
     try:
         return parse_mailbox(text if isinstance(text, str) else "", smtputf8=True)
     except AddressError as error:
@@ -539,3 +538,36 @@ def _checked_name(name: Any) -> str:
             "a field that rules may change, not Received, Return-Path, DKIM-Signature or X-Relay-*"
         )
     return str(name)
+
+
+@dataclass(frozen=True, slots=True)
+class EditedContent:
+    """A content after the edits of a rule: the same object if nothing changes.
+
+    `notes` are what could not be done; with a `refusal`, its recipients are rejected.
+    """
+
+    content: ParsedContent
+    notes: tuple[Finding, ...] = ()
+    refusal: str = ""
+
+
+def edited(
+    content: ParsedContent,
+    edits: Sequence[HeaderEdit | DisclaimerAction],
+    message: ExaminedMessage,
+) -> EditedContent:
+    """Return the content after the edits, in their order. Raises OSError."""
+    notes, refusal = [], ""
+    for action in edits:
+        if isinstance(action, DisclaimerAction):
+            content, obstacle = action.edit(content)
+            if obstacle:
+                notes.append(Finding("disclaimer", f"{action.fallback}: {obstacle}"))
+                if action.fallback is DisclaimerFallback.REJECT:
+                    refusal = f"A disclaimer has to be added to this message, but {obstacle}"
+        else:
+            header = action.edit(content.header, message)
+            if header != content.header:
+                content = dataclasses.replace(content, header=header)
+    return EditedContent(content, tuple(notes), refusal)

@@ -28,13 +28,13 @@ from relay.policy.content_conditions import (
     AttachmentCondition,
     AttachmentNameCondition,
     BodyCondition,
+    MessageTypeCondition,
 )
-from relay.policy.globs import FieldGlobs, Globs, Groups, some_texts
+from relay.policy.globs import FieldGlobs, Globs, Groups, read_globs, some_texts
 from relay.policy.groups import OWN_GROUP
-from relay.policy.message_types import MessageTypeCondition
 from relay.policy.message_view import BaseCondition, MessageView
 from relay.policy.patterns import Pattern
-from relay.policy.table_reader import check_parts, one_of, part, parts
+from relay.policy.table_reader import check_parts, part, parts, words_of
 from relay.settings.values import parse_size
 
 _GROUP = "group:"
@@ -57,7 +57,7 @@ class GlobCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read globs. Raises ValueError."""
-        return cls(Globs.of(some_texts(value)))
+        return cls(read_globs(value))
 
     def terms(self) -> Sequence[FieldGlobs]:
         """See BaseCondition."""
@@ -268,7 +268,7 @@ class DirectionCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more of inbound, outbound, internal. Raises ValueError."""
-        return cls(frozenset(MailDirection(each) for each in _words(value, MailDirection)))
+        return cls(frozenset(words_of(value, MailDirection)))
 
     def matches_recipient(self, view: MessageView, recipient: str) -> bool:
         """Return whether the condition matches."""
@@ -287,7 +287,7 @@ class SourceCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read one or more of graph, smtp, sendmail, report. Raises ValueError."""
-        return cls(frozenset(Source(each) for each in _words(value, Source)))
+        return cls(frozenset(words_of(value, Source)))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -344,7 +344,7 @@ class AuthCondition(BaseCondition, frozen=True):
         if not isinstance(value, dict) or not value:
             raise ValueError('a table with spf, dkim and dmarc, { dmarc = "fail" }')
         check_parts(value, AUTH_METHODS)
-        return cls(tuple([(one, part(value, one, _result_globs)) for one in value]))
+        return cls(tuple([(one, part(value, one, read_globs)) for one in value]))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -360,10 +360,6 @@ class AuthCondition(BaseCondition, frozen=True):
         return " ".join(
             [f"{one.method}={one.result}" for one in view.message.results if one.method in methods]
         )
-
-
-def _result_globs(value: Any) -> Globs:
-    return Globs.of(some_texts(value))
 
 
 # What is asked of a field: globs, a pattern, or a number that its own must exceed.
@@ -536,7 +532,3 @@ def cut_value(value: str) -> str:
     """Return a value as a journey or an explanation shows it."""
     cut = value[:_FOUND_CHARACTERS_MAX]
     return f"{cut}…" if len(cut) < len(value) else cut
-
-
-def _words(value: Any, words: type[StrEnum]) -> list[str]:
-    return [*parts(value if value and isinstance(value, list) else [value], one_of(words))]

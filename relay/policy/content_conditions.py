@@ -1,25 +1,37 @@
-"""The conditions of mail-flow rules that read the body of a message: its text and its attachments.
+"""The conditions of mail-flow rules on the content of a message: its text, its attachments, and its
+kind by the header and the types of its parts.
 
 relay/policy/conditions.py says what a condition is, and has the keys of these. What they read is
 found once per content: the parts of the message, its text as a reader sees it, the types of its
 attachments. Raises what MessageView raises.
+
+The number of a payment card has 13 to 19 digits, alone or in groups of at least three, with a blank
+or hyphen between them. It has the first digits and the length that an issuer of cards gives, and
+the check digit of ISO/IEC 7812-1 (Luhn). A group of digits that is part of a longer one, of a word
+or of a decimal fraction is none of its groups. Finding them takes linear time: a group is compared
+with at most five before it.
+
+RFC 3834 5 (Auto-Submitted), RFC 2919 (List-Id), RFC 1847 (multipart/signed and encrypted), RFC 8551
+3.2 (S/MIME), RFC 6522 (multipart/report), RFC 5545 8.1 (text/calendar).
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
 from itertools import chain
 from typing import Any, Self
 
+from relay.message.header import Header
+from relay.mime.content_fields import ContentField, content_field
 from relay.mime.file_types import ARCHIVES, EXECUTABLES
 from relay.policy.archives import ArchiveContents, UnexaminedArchiveError
 from relay.policy.body_text import in_words
-from relay.policy.card_numbers import card_numbers, masked
 from relay.policy.folding import folded
 from relay.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.policy.message_parts import AttachedFile, may_have_attachments
-from relay.policy.message_view import BaseCondition, MessageView
+from relay.policy.message_view import FIELDS_MAX, BaseCondition, MessageView
 from relay.policy.patterns import PATTERN_STEPS_MAX, Pattern
-from relay.policy.table_reader import check_parts, part, parts
+from relay.policy.table_reader import check_parts, part, parts, words_of
 
 _READ_AT_ONCE_OCTETS = 65536  # for less, a thread costs more than reading
 # What parts, parameters and encoded words begin with: each may take 0.3 ms.
@@ -305,4 +317,178 @@ def _pattern_of(glob: str) -> Pattern:
 _EXPRESSIONS: dict[str, tuple[str, Callable[[Any], Pattern]]] = {
     "matches": (_SMALL_TEXT, _pattern_of),
     "pattern": (_TEXT, Pattern.parse),
+}
+
+
+# Lookarounds, so that no place of the text is looked at twice.
+_GROUP = re.compile(r"(?<![^\W_])(?<!\+)(?<![0-9]\.)[0-9]{3,19}+(?![^\W_])(?!\.[0-9])")
+_BETWEEN_GROUPS = " -\u2010\u2013"  # \u2010 is what NFKC makes of a hyphen that does not break
+_GROUPS_MAX = 6  # of three digits
+_DIGITS_MAX = 19
+_ISSUED = re.compile(
+    r"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})"  # Visa
+    r"|(?:5[1-5][0-9]{2}|222[1-9]|22[3-9][0-9]|2[3-6][0-9]{2}|27[01][0-9]|2720)[0-9]{12}"  # MC
+    r"|3[47][0-9]{13}"  # American Express
+    r"|3(?:0[0-5]|[689][0-9])[0-9]{11}"  # Diners Club
+    r"|35(?:2[89]|[3-8][0-9])[0-9]{12}"  # JCB
+    r"|(?:5[06-8]|6[0-9])[0-9]{11,17}"  # Maestro, Discover, UnionPay and others
+)
+_DOUBLED = bytes.maketrans(b"0123456789", bytes([0, 2, 4, 6, 8, 1, 3, 5, 7, 9]))
+_ZERO = ord("0")
+
+
+def card_numbers(text: str) -> Iterator[str]:
+    """Yield the digits of each number, in the order of the text."""
+    groups: list[str] = []
+    end = -1
+    for found in _GROUP.finditer(text):
+        if found.start() != end + 1 or text[end] not in _BETWEEN_GROUPS:
+            groups.clear()
+        groups = [*groups[1 - _GROUPS_MAX :], found[0]]
+        end = found.end()
+        digits = ""
+        for group in reversed(groups):
+            digits = group + digits
+            if len(digits) > _DIGITS_MAX:
+                break
+            if _ISSUED.fullmatch(digits) and _has_check_digit(digits):
+                yield digits
+                groups.clear()
+                break
+
+
+def masked(digits: str) -> str:
+    """Return a number as it may be shown: its last four digits."""
+    return f"•••• {digits[-4:]}"
+
+
+def _has_check_digit(digits: str) -> bool:
+    octets = digits.encode()
+    single, doubled = octets[::-2], octets[-2::-2]
+    return (sum(single) - _ZERO * len(single) + sum(doubled.translate(_DOUBLED))) % 10 == 0
+
+
+_BULK = ("bulk", "junk")
+_SMIME = ("application/pkcs7-mime", "application/x-pkcs7-mime")
+_ENVELOPED = ("enveloped-data", "authenveloped-data")
+_CALENDARS = ("text/calendar", "application/ics")
+
+
+class MessageType(StrEnum):
+    """The kinds of messages, in the order in which they are asked; a message may be of several."""
+
+    AUTOMATIC = "automatic"  # a program sent it, or it is bulk mail
+    LIST = "list"  # it comes from a mailing list
+    REPORT = "report"  # about the delivery or the reading of another one
+    SIGNED = "signed"  # as a whole
+    ENCRYPTED = "encrypted"  # the same
+    CALENDAR = "calendar"  # an invitation, or an answer to one
+
+
+class MessageTypeCondition(BaseCondition, frozen=True):
+    """The message is of one of these kinds."""
+
+    kinds: tuple[MessageType, ...]  # in the order of MessageType
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read one or more kinds. Raises ValueError."""
+        found = words_of(value, MessageType)
+        return cls(tuple(each for each in MessageType if each in found))
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return MessageType.CALENDAR in self.kinds
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether the types of the parts have to be found, and that takes long."""
+        return self.is_deep and may_have_attachments(view.content) and is_slow(view)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition: the field that says it is there."""
+        if self.is_deep:
+            return ()
+        names = dict.fromkeys(name for each in self.kinds for name in _BY_HEADER[each][0])
+        return [(f"header {name}", None) for name in names]
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches. Raises what MessageView raises."""
+        return any(_is_of(view, each) for each in self.kinds)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the first kind that matches, else the others of the message.
+
+        Raises what MessageView raises.
+        """
+        for each in self.kinds:
+            if _is_of(view, each):
+                return each
+        return ", ".join(each for each in _BY_HEADER if _is_of(view, each))
+
+
+def _is_of(view: MessageView, kind: MessageType) -> bool:
+    """Return whether a message is of a kind."""
+    header = view.content.header
+    if kind is not MessageType.CALENDAR:
+        _, is_of = _BY_HEADER[kind]
+        return is_of(header)
+    if any(each.value in _CALENDARS for each in _read(header, "Content-Type")):
+        return True
+    return may_have_attachments(view.content) and any(
+        part.content_type in _CALENDARS and not part.is_forwarded for part in view.parts
+    )
+
+
+def _read(header: Header, name: str) -> list[ContentField]:
+    values = header.values(name)[:FIELDS_MAX]
+    return [content_field(each.decode("latin-1")) for each in values]
+
+
+def _is_automatic(header: Header) -> bool:
+    return any(each.value not in ("", "no") for each in _read(header, "Auto-Submitted")) or any(
+        each.value in _BULK for each in _read(header, "Precedence")
+    )
+
+
+def _is_signed(header: Header) -> bool:
+    return any(
+        each.value == "multipart/signed" or _smime_type(each, header) == "signed-data"
+        for each in _read(header, "Content-Type")
+    )
+
+
+def _is_encrypted(header: Header) -> bool:
+    return any(
+        each.value == "multipart/encrypted" or _smime_type(each, header) in _ENVELOPED
+        for each in _read(header, "Content-Type")
+    )
+
+
+def _smime_type(field: ContentField, header: Header) -> str:
+    """Return what an S/MIME message contains, "" for other messages. Without a parameter that says
+    it, the name does.
+    """
+    if field.value not in _SMIME:
+        return ""
+    if found := field.raw("smime-type"):
+        return found.lower()
+    names = [*field.all("name")]
+    for each in _read(header, "Content-Disposition"):
+        names += each.all("filename")
+    is_signed = any(name.lower().endswith(".p7s") for name in names)
+    return "signed-data" if is_signed else "enveloped-data"
+
+
+def _is_report(header: Header) -> bool:
+    return any(each.value == "multipart/report" for each in _read(header, "Content-Type"))
+
+
+# The fields without which a message is not of the kind, and whether it is.
+_BY_HEADER: dict[MessageType, tuple[Sequence[str], Callable[[Header], bool]]] = {
+    MessageType.AUTOMATIC: (("auto-submitted", "precedence"), _is_automatic),
+    MessageType.LIST: (("list-id",), lambda header: "List-Id" in header),
+    MessageType.REPORT: (("content-type",), _is_report),
+    MessageType.SIGNED: (("content-type",), _is_signed),
+    MessageType.ENCRYPTED: (("content-type",), _is_encrypted),
 }

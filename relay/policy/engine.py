@@ -57,9 +57,9 @@ from relay.policy.actions import (
     RedirectAction,
     RejectAction,
     SetSenderAction,
+    edited,
 )
 from relay.policy.archives import MessageArchives, UnexaminedArchiveError
-from relay.policy.edits import edited
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.message_view import MessageView, OutOfTimeError
 from relay.policy.rule_index import RuleIndex, RulePlan

@@ -111,3 +111,8 @@ def some_texts(value: Any) -> list[str]:
     if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
         raise ValueError("a text or a list of texts")
     return found
+
+
+def read_globs(value: Any) -> Globs:
+    """Read a glob or a list of globs. Raises ValueError."""
+    return Globs.of(some_texts(value))

@@ -6,12 +6,13 @@ content read for several sets of rules, they read once for all.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
+from relay.base.socket_address import plain_ip
 from relay.message.address import ascii_address, with_a_labels, with_u_labels
 from relay.message.header import ParsedContent
 from relay.message.verdict import ExaminedMessage
@@ -248,11 +249,9 @@ def _first_values(patterns: PatternSet, values: Sequence[str]) -> Mapping[Patter
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:
     """Return an IP address, an IPv4 address in IPv6 as what it is (RFC 4291 2.5.5.2), else None."""
     try:
-        address = ip_address(text.partition("%")[0])
+        return plain_ip(text.partition("%")[0])
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
 
 
 class BaseCondition(Struct, frozen=True):

@@ -53,12 +53,6 @@ from relay.policy.patterns import (
     Pattern,
     PatternError,
 )
-from relay.policy.rule_limits import (
-    first_of,
-    too_large,
-    too_many,
-    too_much_mail,
-)
 from relay.policy.rule_test_reader import read_test
 from relay.policy.rule_tests import run_tests
 from relay.policy.rules import (
@@ -69,6 +63,10 @@ from relay.policy.rules import (
     Rule,
     RuleMode,
     RuleTest,
+    first_of,
+    too_large,
+    too_many,
+    too_much_mail,
 )
 from relay.policy.table_reader import (
     TableReader,

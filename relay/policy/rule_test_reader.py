@@ -15,14 +15,14 @@ from zipfile import ZipFile, ZipInfo
 
 from msgspec import Struct
 
-from relay.message.address import AddressError, own_mailbox, parse_mailbox
+from relay.message.address import own_mailbox
 from relay.message.authentication_results import AuthResult
 from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.message.envelope import Source, domain_of
 from relay.mime import headers
 from relay.mime.transfer_encoding import base64_lines
 from relay.mime.write_header import parameter
-from relay.policy.actions import NextHopAction
+from relay.policy.actions import NextHopAction, read_address
 from relay.policy.conditions import AUTH_METHODS, SizeOverCondition
 from relay.policy.groups import is_inside
 from relay.policy.rules import ExpectedResult, OverallVerdict, RuleTest
@@ -225,21 +225,14 @@ def _attachment(file: _TestFile) -> bytes:
 def _sender(value: Any) -> str:
     if value in ("", "<>"):
         return ""
-    return _address(value)
+    return read_address(value)
 
 
 def _recipients(value: Any) -> list[str]:
     addresses = texts(value)
     if not addresses:
         raise ValueError("at least one address")
-    return [_address(each) for each in addresses]
-
-
-def _address(value: Any) -> str:
-    try:
-        return parse_mailbox(text(value), smtputf8=True)
-    except AddressError as error:
-        raise ValueError(f"an address: {error}") from None
+    return [read_address(each) for each in addresses]
 
 
 def _fields(value: Any) -> bytes:

@@ -170,6 +170,11 @@ def one_of(words: type[Word]) -> Callable[[Any], Word]:
     return read
 
 
+def words_of(value: Any, words: type[Word]) -> list[Word]:
+    """Read one or more of `words`. Raises ValueError."""
+    return parts(value if value and isinstance(value, list) else [value], one_of(words))
+
+
 def _title(path: KeyPath, table: Mapping[str, Any]) -> str:
     """Return `rule "x"`, or `rule 3` for one without a name."""
     kind, index = path[0], path[1]

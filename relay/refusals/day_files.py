@@ -61,7 +61,7 @@ class RefusalFiles:
         self._fault = RepeatedError()
 
     def record(self, refusal: Refusal) -> None:
-        """See RefusalRecorder."""
+        """See RefusalStore."""
         if len(self._waiting) >= WAITING_MAX:
             self._uncounted[refusal.reason] += 1
             return

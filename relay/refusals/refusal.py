@@ -132,16 +132,12 @@ class RefusalPage(Struct, frozen=True):
     older: str | None = None
 
 
-class RefusalRecorder(Protocol):
-    """Takes records from SMTP sessions."""
+class RefusalStore(Protocol):
+    """Takes records from SMTP sessions, and keeps them for those who read them."""
 
     def record(self, refusal: Refusal) -> None:
         """Keep a record, or count it. Does not wait, and raises nothing."""
         ...
-
-
-class RefusalStore(RefusalRecorder, Protocol):
-    """Keeps records for those who read them."""
 
     async def page(self, wanted: RefusalSearch) -> RefusalPage:
         """Return the newest records that are wanted; with `after` the oldest ones behind it.
@@ -210,7 +206,7 @@ class RecentRefusals:
         self._on_record = on_record
 
     def record(self, refusal: Refusal) -> None:
-        """See RefusalRecorder."""
+        """See RefusalStore."""
         self._last = place_after(self._last, refusal.at)
         self._kept.append(msgspec.structs.replace(refusal, at=self._last))
         self._on_record()

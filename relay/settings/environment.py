@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.base.systemd_sockets import LISTEN_VARIABLES, inherit_sockets
+from relay.base.socket_address import LISTEN_VARIABLES, inherit_sockets
 
 DEFAULT_CONFIG = Path("/etc/relay/relay.toml")
 

@@ -16,8 +16,7 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from relay.base.socket_address import Address
-from relay.base.systemd_sockets import inherited_address
+from relay.base.socket_address import Address, inherited_address
 from relay.message.address import AddressError, to_ascii_domain, with_a_labels
 from relay.message.web_url import UrlError, read_url
 from relay.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url

@@ -20,9 +20,15 @@ from relay.message.envelope import domain_of
 from relay.message.header import ParsedContent
 from relay.mime.read_header import sole_author
 from relay.observe.metrics import Metrics
-from relay.signing.canonical import body_form, body_hash
 from relay.signing.keys import KeyRing, SigningKey
-from relay.signing.signature import complete_field, covered_fields, to_sign, unsigned_field
+from relay.signing.signature import (
+    body_form,
+    body_hash,
+    complete_field,
+    covered_fields,
+    to_sign,
+    unsigned_field,
+)
 
 # A smaller message is read on the event loop, and signed there if its keys are quick.
 _QUICK_BYTES = 64 * 1024

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from relay.base.clock import Anchor, LoopTimers, ResumedTime
+from relay.base.clock import Anchor, Clock, ResumedTime
 
 
 @dataclass
-class ManualClock(LoopTimers):
+class ManualClock(Clock):
     """A clock that a test advances. Its waits take real time."""
 
     now_us: int = 1_700_000_000_000_000

@@ -133,7 +133,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
         accounts, given = parts.pop("accounts"), parts.pop("table")
         table = given or RouteTable(ROUTES, ["example.test"], accounts)
         forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock, RateLimits(clock))
-        checks = RecipientChecks(forwarding, Mailboxes())
+        checks = RecipientChecks(forwarding, Mailboxes().room)
         return Explainer(forwarding=forwarding, checks=checks, **parts)
 
     yield made

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.base import systemd_sockets
-from relay.base.socket_address import Address
+from relay.base import socket_address
+from relay.base.socket_address import Address, inherited_address
 from relay.base.sockets import Listener, open_listener
-from relay.base.systemd_sockets import inherited_address
 
 NETWORK = """
 ip link set lo up
@@ -110,7 +109,7 @@ def test_a_unix_socket_that_answers_and_a_file_stay(opened, tmp_path: Path) -> N
 def given(monkeypatch) -> Iterator[dict[str, list[socket.socket]]]:
     """The sockets that the service manager gave this process, by name."""
     given: dict[str, list[socket.socket]] = {}
-    monkeypatch.setattr(systemd_sockets, "_inherited", given)
+    monkeypatch.setattr(socket_address, "_inherited", given)
     yield given
     for one in itertools.chain(*given.values()):
         one.close()

@@ -9,8 +9,7 @@ import pytest
 
 from relay.base.socket_address import Address
 from relay.ingress import smtp_server
-from relay.ingress.message_limits import KEYS_MAX, RateLimits
-from relay.ingress.session_counts import SessionCounts
+from relay.ingress.message_limits import KEYS_MAX, RateLimits, SessionCounts
 from relay.ingress.session_limits import SessionLimits
 from relay.routing import resolver as resolver_module
 from relay.routing.resolver import Resolver

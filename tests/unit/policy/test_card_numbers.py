@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from relay.message.envelope import Source
 from relay.policy.body_text import BODY_OCTETS_MAX
-from relay.policy.card_numbers import card_numbers
+from relay.policy.content_conditions import card_numbers
 from relay.policy.explanation import explain
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import PolicyError

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.message.envelope import Source
+from relay.policy.content_conditions import MessageType
 from relay.policy.explanation import explain
-from relay.policy.message_types import MessageType
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import PolicyError
 from relay.policy.rule_tests import examined_message

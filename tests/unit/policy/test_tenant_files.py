@@ -7,7 +7,7 @@ import pytest
 from relay.policy import rule_files
 from relay.policy.actions import ACTIONS, AddressesAction, SetSenderAction
 from relay.policy.rule_files import PolicyError, load_rules, read_rules, unread_directories
-from relay.policy.rule_limits import first_of
+from relay.policy.rules import first_of
 from relay.settings.tree import Tenant
 from relay.settings.validation import ADDRESS_ACTIONS
 from tests.unit.policy.conftest import rule

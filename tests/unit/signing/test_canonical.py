@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.message.header import Header
-from relay.signing.canonical import SimpleBodyHash, relaxed_body, relaxed_field
+from relay.signing.signature import SimpleBodyHash, relaxed_body, relaxed_field
 
 EXAMPLE = Header.parse(b"A: X\r\nB : Y\t\r\n\tZ  \r\n")
 BODY = b" C \r\nD \t E\r\n\r\n\r\n"

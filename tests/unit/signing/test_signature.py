@@ -9,10 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from relay.message.content import LargeContent, MemoryOctets
 from relay.message.header import FIELDS_MAX, Header, ParsedContent
 from relay.observe.metrics import Metrics
-from relay.signing.canonical import BodyForm, body_hash
 from relay.signing.keys import KeyRing, SigningKey
 from relay.signing.private_keys import Ed25519Key, new_key
-from relay.signing.signature import SIGNED, covered_fields, to_sign
+from relay.signing.signature import SIGNED, BodyForm, body_hash, covered_fields, to_sign
 from relay.signing.signer import Signer
 from tests.support.manual_clock import ManualClock
 
