@@ -28,9 +28,9 @@ from relay.app.srs_key import srs_in
 from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339
-from relay.delivery.dependencies import HostResolver
 from relay.delivery.host_selection import (
     OTHER_FAMILY,
+    HostResolver,
     look_up,
     mx_of,
     of_family,

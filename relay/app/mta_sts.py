@@ -7,7 +7,7 @@ from msgspec import structs
 
 from relay.app.foundation import Foundation
 from relay.app.notifications import lookup_of
-from relay.delivery.dependencies import Connect
+from relay.delivery.host_selection import Connect
 from relay.message.tls_policy import MTA_STS, REQUIRETLS
 from relay.message.web_url import UrlError, read_url
 from relay.notifications.https_client import (

@@ -18,7 +18,7 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import Connect, HostResolver
+from relay.delivery.host_selection import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier

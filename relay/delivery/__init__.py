@@ -3,7 +3,7 @@
 A connection has at most one transaction that is not settled, so a crash causes at most one second
 copy for each connection.
 
-- `dependencies`: what delivery needs of other rooms, as Protocols
+- `dependencies`: what sites and local delivery need of the scheduler, as a Protocol
 - `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and settles them
 - `queue_scanner`: which due entries are fetched from the spool, and when
 - `active_queue`: how many claims of a sender, a next hop and a priority level are in memory

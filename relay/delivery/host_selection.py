@@ -9,15 +9,15 @@ for at most half of the time that the message has waited, so that each retry con
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.site_limits import SiteOptions
 from relay.message.nexthop import NextHop
 from relay.message.outcome import (
@@ -63,6 +63,17 @@ ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; R
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
+
+
+class HostResolver(Protocol):
+    """Resolves a next hop to its hosts: of routing, or with the policies of MTA-STS."""
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        """Hosts in the order to try them, or why there are none."""
+
+
+# Opens a connection that is ready for a transaction. Raises ConnectError.
+Connect = Callable[[Target], Awaitable[Connection]]
 
 
 class ConnectFailure(Struct, frozen=True):

@@ -186,7 +186,7 @@ class LocalDeliveryQueue:
 
     async def _work(self) -> None:
         while (claim := self.ready.pop()) is not None:
-            while not self._scheduler.has_room_for_content(claim):
+            while not self._scheduler.contents.has_room_for(claim):
                 if not await self._scheduler.wait_for_room(claim):
                     break
             else:
@@ -213,7 +213,7 @@ class LocalDeliveryQueue:
     async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         """Fill `outcomes`. A delivery that is cut off may have put its copy into the mailbox."""
         try:
-            content = await self._scheduler.content_of(claim)
+            content = await self._scheduler.contents.of(claim)
         except SpoolError as error:
             outcomes |= unreadable(claim, error)
             return

@@ -27,12 +27,14 @@ from relay.base.clock import Clock, Timer
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.dependencies import Connect, HostResolver, Scheduler
+from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue, SlotQueue, SlotRequest
 from relay.delivery.host_selection import (
     HOSTS_MAX,
+    Connect,
     ConnectFailure,
     HostKey,
+    HostResolver,
     HostSelection,
     HostStatusCache,
     look_up,
@@ -267,9 +269,7 @@ class Sites:
         waiting = self._waiting.get(way)
         if waiting is None and (failure := self._recent_failure(claim)) is not None:
             settling = self._settle_unresolved([claim], failure.outcome)
-            task = asyncio.get_running_loop().create_task(settling)
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self.scheduler.run_in_background(settling)
             return
         if waiting is None:
             waiting = self._waiting[way] = ClaimQueue()
@@ -312,8 +312,8 @@ class Sites:
     def renew(
         self, options: SiteOptions, connect: Connect, is_over: Callable[[HopOptions], bool]
     ) -> list[Claim]:
-        """Use other options; return the claims that are not begun, for which the routes are to be
-        asked again. No transaction begins any more under options of a route that are over.
+        """Use other options. Return the claims that are not begun: the routes have to be asked
+        again for them. Where the options of a route are over, no further transaction begins.
         """
         self.options, self.connect = options, connect
         self._resolved.clear()

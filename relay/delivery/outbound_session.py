@@ -176,10 +176,10 @@ class OutboundSession:
         self._in_doubt = False
         claim = attempt.claim
         await self._connected()  # first: an unreachable host must not keep contents in memory
-        if not self._scheduler.has_room_for_content(claim):
+        if not self._scheduler.contents.has_room_for(claim):
             raise NoRoomError
         try:
-            content = await self._scheduler.content_of(claim)
+            content = await self._scheduler.contents.of(claim)
         except SpoolError as error:
             _log.error("content unreadable", qid=claim.message.id, error=str(error))
             attempt.outcomes |= unreadable(claim, error)
@@ -256,7 +256,7 @@ class OutboundSession:
         need = need_of(transaction.content, eight_bit=offered.eight_bit, smtputf8=offered.smtputf8)
         if not need or wrong_address(transaction, offered):
             return transaction
-        made = await self._scheduler.encoded(claim, need)
+        made = await self._scheduler.contents.encoded(claim, need)
         _, content = _as_forwarded(claim, made.content)
         return dataclasses.replace(transaction, content=content, encoded=made.why)
 
@@ -316,7 +316,7 @@ class OutboundSession:
     async def _before_dot(self, claim: Claim) -> None:
         if self._unsettled is not None and not self._unsettled.done():
             await asyncio.shield(self._unsettled)
-        if not self._scheduler.may_finish(claim):
+        if not self._scheduler.spool.may_finish(claim):
             text = "the database of the spool has not heard of this node for too long"
             raise SmtpProtocolError(SessionFailure.LOST, text)
         self._in_doubt = True

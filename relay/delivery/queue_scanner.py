@@ -309,7 +309,7 @@ class QueueScanner:
         self._has_newly_due = True
 
     def look_for_ended(self, *, only: bool) -> None:
-        """Fetch only what is not to be attempted any more, or again all that is due."""
+        """Fetch with `only` what ends without an attempt, otherwise all that is due."""
         for scan in self._scans.values():
             scan.only_ended = only
         self.restart()

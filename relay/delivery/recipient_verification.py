@@ -12,8 +12,15 @@ import asyncio
 from collections.abc import Sequence
 
 from relay.base.clock import Clock
-from relay.delivery.dependencies import Connect, HostResolver
-from relay.delivery.host_selection import look_up, of_family, target_of, with_policy, with_tls
+from relay.delivery.host_selection import (
+    Connect,
+    HostResolver,
+    look_up,
+    of_family,
+    target_of,
+    with_policy,
+    with_tls,
+)
 from relay.message.address import own_mailbox
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Reply

@@ -21,6 +21,7 @@ from collections.abc import (
 )
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -30,8 +31,8 @@ from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
 from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.dependencies import Connect, HostResolver
 from relay.delivery.fair_queue import ClaimQueue
+from relay.delivery.host_selection import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
@@ -39,17 +40,16 @@ from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, SitePause
-from relay.message.content import Content
 from relay.message.nexthop import HERE, NextHop
 from relay.message.outcome import Outcome, Success
 from relay.message.tls_policy import REQUIRETLS
-from relay.mime.encode_for_host import EncodedForHost, Need
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.shared.queue.admin import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
+T = TypeVar("T")
 _log = get_logger("delivery")
 
 _SLEEP_S_MAX = 60.0
@@ -144,9 +144,7 @@ class DeliveryScheduler:
         now_us = self.clock.confirmed_us()
         for claim in claims:
             self.active_queue.add(claim)
-            is_over = now_us >= claim.expires_us
-            record = self.recorder.record_expiry if is_over else self.recorder.requeue
-            self._spawn(self._finish(claim, record(claim)))
+            self._end_or_requeue(claim, now_us)
 
     def pause(self, is_paused: bool) -> None:
         """Begin no attempt until this is called with False; those in progress end. What expires or
@@ -169,8 +167,8 @@ class DeliveryScheduler:
     def use(
         self, options: SiteOptions, connect: Connect, is_over: Callable[[HopOptions], bool]
     ) -> None:
-        """Use other options, and ask the routes again for all claims that are not begun: `table`
-        has changed. No transaction begins any more under options of a route that are over.
+        """Use other options after `table` has changed: the routes are asked again for all claims
+        that are not begun. Where the options of a route are over, no further transaction begins.
         """
         self.options, self.connect = options, connect
         self._rerouter.changed_us = self.clock.queue_us()
@@ -183,10 +181,6 @@ class DeliveryScheduler:
         """Scan the spool: an operator made entries due."""
         self._scanner.restart()
         self._wake.set()
-
-    def may_finish(self, claim: Claim) -> bool:
-        """Spool.may_finish."""
-        return self.spool.may_finish(claim)
 
     def look_for_work(self, *, from_start: bool) -> None:
         """Scan the spool for what others may have left there, with `from_start` also for what was
@@ -369,18 +363,6 @@ class DeliveryScheduler:
         yield from self._local_queue.workers
 
     # -- for sites and the local delivery queue
-    async def content_of(self, claim: Claim) -> Content:
-        """The content of a claim. Raises SpoolError."""
-        return await self.contents.of(claim)
-
-    async def encoded(self, claim: Claim, need: Need) -> EncodedForHost:
-        """See dependencies.Scheduler."""
-        return await self.contents.encoded(claim, need)
-
-    def has_room_for_content(self, claim: Claim) -> bool:
-        """See dependencies.Scheduler."""
-        return self.contents.has_room_for(claim)
-
     async def wait_for_room(self, claim: Claim) -> bool:
         """See dependencies.Scheduler."""
         if self._stopping:
@@ -421,18 +403,11 @@ class DeliveryScheduler:
     ) -> None:
         """Settle recipients that are done; the attempt goes on with the others."""
         evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
-        try:
-            try:
-                await self.recorder.record_partial(claim, outcomes, evidence=evidence)
-            except SpoolError:
-                raise
-            except Exception:  # noqa: BLE001 - an internal error
-                _log.exception(
-                    "internal error in settlement", qid=claim.message.id, entry=claim.entry_id
-                )
-                await self.recorder.record_partial_after_fault(claim, outcomes)
-        except SpoolError as error:
-            self._log_unsettled(claim, error)
+        await self._recorded(
+            claim,
+            self.recorder.record_partial(claim, outcomes, evidence=evidence),
+            lambda: self.recorder.record_partial_after_fault(claim, outcomes),
+        )
         self._notify_change(claim)
 
     def run_in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -459,9 +434,13 @@ class DeliveryScheduler:
         """See dependencies.Scheduler."""
         now_us = self.clock.queue_us()
         for claim in claims:
-            is_over = now_us >= claim.expires_us
-            record = self.recorder.record_expiry if is_over else self.recorder.requeue
-            self._spawn(self._finish(claim, record(replace(claim, retry_us=until_us))))
+            self._end_or_requeue(replace(claim, retry_us=until_us), now_us)
+
+    def _end_or_requeue(self, claim: Claim, now_us: int) -> None:
+        """Settle a claim without an attempt; at this time it may have expired."""
+        is_over = now_us >= claim.expires_us
+        record = self.recorder.record_expiry if is_over else self.recorder.requeue
+        self._spawn(self._finish(claim, record(claim)))
 
     async def _finish(
         self,
@@ -470,26 +449,36 @@ class DeliveryScheduler:
         outcomes: Mapping[int, Outcome] = _NO_OUTCOMES,
     ) -> None:
         """Wait for the settlement, then remove the claim from memory, whatever the result."""
-        settled = RecordedAttempt((), None)
+        settled = await self._recorded(
+            claim, settling, lambda: self.recorder.record_after_fault(claim, outcomes)
+        )
+        self._remove(claim)
+        if settled is not None:
+            if settled.due_us is not None:
+                self._note_requeued(claim, settled.due_us)
+            self.offer(settled.reports)
+            if settled.has_parked:  # the scanner asks the spool when the first of them ends
+                self.look_for_work(from_start=False)
+        self._notify_change(claim)
+
+    async def _recorded(
+        self, claim: Claim, settling: Awaitable[T], after_fault: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Return what was settled, by `after_fault` after an internal error; None if the spool did
+        not settle the claim before the stop ended.
+        """
+        qid, entry = claim.message.id, claim.entry_id
         try:
             try:
-                settled = await settling
+                return await settling
             except SpoolError:
                 raise
             except Exception:  # noqa: BLE001 - an internal error
-                _log.exception(
-                    "internal error in settlement", qid=claim.message.id, entry=claim.entry_id
-                )
-                settled = await self.recorder.record_after_fault(claim, outcomes)
+                _log.exception("internal error in settlement", qid=qid, entry=entry)
+                return await after_fault()
         except SpoolError as error:
-            self._log_unsettled(claim, error)
-        self._remove(claim)
-        if settled.due_us is not None:
-            self._note_requeued(claim, settled.due_us)
-        self.offer(settled.reports)
-        if settled.has_parked:  # the scanner asks the spool when the first of them ends
-            self.look_for_work(from_start=False)
-        self._notify_change(claim)
+            _log.warning("claim left unsettled", qid=qid, entry=entry, error=str(error))
+        return None
 
     def _notify_change(self, claim: Claim) -> None:
         """Call on_change. Its error must not end the worker that settles."""
@@ -497,11 +486,6 @@ class DeliveryScheduler:
             self.on_change(claim.message.id)
         except Exception:  # noqa: BLE001 - an internal error
             _log.exception("internal error in a change notification", qid=claim.message.id)
-
-    def _log_unsettled(self, claim: Claim, error: SpoolError) -> None:
-        """Log a claim that the spool did not settle before the stop ended."""
-        qid, entry = claim.message.id, claim.entry_id
-        _log.warning("claim left unsettled", qid=qid, entry=entry, error=str(error))
 
     def _remove(self, claim: Claim) -> None:
         self._claims_in_memory.forget(claim)
@@ -527,14 +511,13 @@ class DeliveryScheduler:
         action = claim_action(
             claim, now_us=now_us, confirmed_us=confirmed_us, started_us=self._started_us
         )
-        if self._is_paused and action is ClaimAction.ATTEMPT:
-            is_over = confirmed_us >= claim.expires_us
-            action = ClaimAction.EXPIRE if is_over else ClaimAction.REQUEUE
         match action:
             case ClaimAction.EXPIRE:
                 self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
             case ClaimAction.REQUEUE:
                 self._spawn(self._finish(claim, self.recorder.requeue(claim)))
+            case ClaimAction.ATTEMPT if self._is_paused:
+                self._end_or_requeue(claim, confirmed_us)
             case ClaimAction.ATTEMPT:
                 self._attempt(claim)
 

@@ -178,7 +178,7 @@ class Site:
         return self.ready.drain()
 
     def retire(self) -> list[Claim]:
-        """Close, and let no transaction begin any more, not even on a connection being opened."""
+        """Close. No further transaction begins, not even on a connection that is being opened."""
         for session in self._sessions:
             session.is_over = True
         self.host_selection.forget_failures()

@@ -20,7 +20,7 @@ from relay.base.phrases import shown
 
 PART = "."
 MODE = 0o640  # the group is that of the directory: the relay's
-DROP_MODE = 0o3733  # of the directory: nobody else lists it, or removes what is not his
+DROP_MODE = 0o3733  # of the directory: others cannot list it, or remove files of other users
 FILE_BYTES_MAX = 100_000_000
 RECIPIENTS_MAX = 1000
 Identity = tuple[int, int, int]  # device, inode, time of the last change

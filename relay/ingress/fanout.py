@@ -358,7 +358,7 @@ def routing_event(
     account: str,
 ) -> Event:
     """Return the event of step 5, without recipients that rules added. `sender` is the reverse-path
-    that the client gave, `account` whose message it is, "" if it is nobody's.
+    that the client gave. `account` is the owner of the message, "" without one.
 
     If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
     pickup, whose client is in step 2.

@@ -202,8 +202,8 @@ async def decide(
 
 def is_verified(results: Sequence[AuthResult], sender: str, header: Header) -> bool:
     """Return whether a check passed for the domain of a reverse-path: SPF, or DKIM or DMARC of mail
-    whose only author is the sender. Who has a signed message can send it again, with the
-    reverse-path of any user of its domain.
+    whose only author is the sender. Otherwise a signed message could be sent again with the
+    reverse-path of another user of its domain.
     """
     domain = domain_of(sender)
     passed = {

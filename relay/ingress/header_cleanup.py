@@ -1,7 +1,7 @@
 """Clean up the header of an arriving message: drop Bcc; add Received, complete missing fields.
 
-As Postfix's cleanup(8) and message_drop_headers. What is dropped no milter sees, what is added
-neither; the mail rules see the result. All other fields stay octet for octet; a content without a
+As Postfix's cleanup(8) and message_drop_headers. Milters see neither what is dropped nor what is
+added; the mail rules see the result. All other fields stay octet for octet. A content without a
 header gets one.
 
 RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,

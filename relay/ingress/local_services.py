@@ -193,7 +193,7 @@ class LocalServices:
         self._owner.refusals.record(refused, self._origin(claims))
 
     def end(self) -> None:
-        """See SessionServices. Its messages go on."""
+        """See SessionServices. The acceptance of messages goes on."""
 
     @property
     def _may_relay(self) -> bool:

@@ -57,7 +57,7 @@ class Reservation:
 
     @classmethod
     def of(cls, reservations: "Sequence[Reservation]") -> Self:
-        """Return one for all of these, which hold nothing any more."""
+        """Return one that counts what all of these did. They count nothing afterwards."""
         whole = cls()
         for one in reservations:
             whole.taken += one.taken

@@ -1,8 +1,8 @@
 """Threads for rules that take long, shared fairly: an account or a client has one of them at most.
 
 So one sender of large or hostile messages cannot delay the messages of others: they find the other
-thread free. Several cannot either, once each has used a thread for long: all such senders together
-have one. A client is an address, of IPv6 a network of 64 bits.
+thread free. Senders that have each used a thread for long share one, so that several of them cannot
+do it either. A client is an address, of IPv6 a network of 64 bits.
 """
 
 import asyncio

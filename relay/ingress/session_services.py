@@ -1,9 +1,9 @@
 """What an SMTP session asks of the owner of the mail, by plain values: SessionServices.
 
 There is one object for each session. The owner makes it (local_services) with the address of the
-client and whether its network is trusted, and it keeps the login: of what decides who may do what,
-the session says nothing. MAIL of a trusted network asks nothing, RCPT and the final dot one
-question each.
+client and whether its network is trusted, and it keeps the login. So the session itself says
+nothing that decides who may do what. MAIL of a trusted network asks nothing, RCPT and the final dot
+one question each.
 
 ListenerDependencies is what the command handlers of a listener share, and ClientConnection their
 connection.
@@ -38,7 +38,7 @@ CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
 class SessionClaims(Struct, frozen=True):
-    """What a session says of its client; nothing is decided by it but what is written."""
+    """What a session says of its client. It is only written into records and fields."""
 
     helo: str = ""
     extended: bool = True  # EHLO

@@ -167,8 +167,8 @@ class InputBuffer:
 
 
 class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
-    """The client disconnected, its TLS handshake failed, or nobody knows the reply: nothing is sent
-    any more.
+    """The client disconnected, its TLS handshake failed, or the reply cannot be known. Nothing more
+    is sent.
     """
 
 

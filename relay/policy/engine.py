@@ -126,7 +126,7 @@ class _ThreadNeededError(Exception):
 
 
 class EvaluationStoppedError(Exception):
-    """The caller wants no verdict any more."""
+    """The caller has given up waiting for the verdict."""
 
 
 class _TooManyContentsError(Exception):
@@ -291,8 +291,8 @@ class Evaluation:
             self._defer(Deferral("4.7.1", NOT_APPLIED, rule.name))
 
     def _defer(self, deferral: Deferral) -> None:
-        """Defer the message, or only the tenant's copies of it. Nothing that later rules do to
-        these would count.
+        """Defer the message, or only the tenant's copies of it. Later rules do not see what is
+        deferred.
         """
         if self._is_shared:
             self._deferrals.append(deferral)
@@ -448,7 +448,7 @@ class Evaluation:
         return tuple(dict.fromkeys(each for *_, new in results for each in new.notes))
 
     def _check_room(self, more: Sequence[ParsedContent]) -> None:
-        """Count contents; where that is much, without those that nobody gets any more."""
+        """Count contents. Where that is much, those count that some recipient still gets."""
         self._octets += sum(each.octets_in_memory for each in more)
         if self._octets > CONTENTS_OCTETS_MAX:
             made = zip(self._views[1:], self._having[1:], strict=True)

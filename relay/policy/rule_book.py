@@ -93,7 +93,7 @@ class RuleBook:
     def identity(self, tenants: Iterable[str], account: str) -> Mapping[str, Any] | None:
         """Return which rules ran on a message of these tenants, for journeys; None without any.
 
-        `own` is the tenant whose rules the sender's account may see.
+        Its key `own` names the tenant whose rules the sender's account may see.
         """
         found = self.operator.identity
         sets = {name: self.tenants[name].rules for name in tenants}

@@ -86,6 +86,14 @@ class SlowStore:
         assert len(self.running) == number
 
 
+class SmallContents:
+    def has_room_for(self, _claim):
+        return True
+
+    async def of(self, _claim):
+        return b"\r\n"
+
+
 class RecordingScheduler:
     """Keeps the outcomes of each claim."""
 
@@ -93,12 +101,7 @@ class RecordingScheduler:
         self.settled: dict[int, dict[int, Outcome]] = {}
         self.given_back: list[int] = []
         self.ended = asyncio.Event()
-
-    def has_room_for_content(self, _claim):
-        return True
-
-    async def content_of(self, claim):
-        return b"\r\n"
+        self.contents = SmallContents()
 
     async def settle(self, claim, outcomes):
         self.settled[claim.entry_id] = outcomes
