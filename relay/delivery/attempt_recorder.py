@@ -41,12 +41,7 @@ from relay.delivery.attempt_result import (
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.retry import RetrySchedule
 from relay.journeys.events import Event
-from relay.message.content import (
-    LargeContent,
-    UnreadableError,
-    octets_in_blocks,
-    octets_of,
-)
+from relay.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import (
@@ -121,11 +116,11 @@ class AttemptRecorder:
         evidence: AttemptEvidence = NO_EVIDENCE,
     ) -> RecordedAttempt:
         """Settle an attempt; `reached` as in result_of_attempt()."""
-        time = self._time()
         result = result_of_attempt(
-            claim, outcomes, time=time, schedule=self.schedule, reached=reached, evidence=evidence
-        )
-        return await self._settle(claim, result, time)
+            claim, outcomes, time=self._time(), schedule=self.schedule, reached=reached,
+            evidence=evidence,
+        )  # fmt: skip
+        return await self._settle(claim, result)
 
     async def record_partial(
         self,
@@ -135,19 +130,18 @@ class AttemptRecorder:
         evidence: AttemptEvidence = NO_EVIDENCE,
     ) -> None:
         """Settle recipients that have the message, or may have it; the attempt goes on."""
-        time = self._time()
-        result = partial_result(claim, outcomes, time=time, evidence=evidence)
+        result = partial_result(claim, outcomes, time=self._time(), evidence=evidence)
         succeeded = (*result.delivered, *result.relayed)
         owed = {one.path: one for one in succeeded}
         settlement = Settlement(
-            claim=claim, at_us=result.at_us, outcomes=outcomes, events=result.events,
+            claim=claim, at_us=result.time.at_us, outcomes=outcomes, events=result.events,
             goes_on=True, owed=[one.id for one in claim.recipients if one.path in owed],
         )  # fmt: skip
         in_time, _ = await self._write(settlement)
         if in_time:
             if owed:
                 self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *succeeded)
-            self._count_and_log(claim, result, time)
+            self._count_and_log(claim, result)
 
     async def record_after_fault(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
@@ -158,8 +152,8 @@ class AttemptRecorder:
         """
 
         async def settle() -> RecordedAttempt:
-            time = self._time()
-            return await self._settle(claim, unrecorded_result(claim, outcomes, time=time), time)
+            result = unrecorded_result(claim, outcomes, time=self._time())
+            return await self._settle(claim, result)
 
         return await self._retry_until_recorded(claim, settle)
 
@@ -176,41 +170,31 @@ class AttemptRecorder:
 
     async def record_expiry(self, claim: Claim) -> RecordedAttempt:
         """Settle an expired claim."""
-        time = self._time()
-        return await self._settle(claim, expiry_result(claim, time=time), time)
+        return await self._settle(claim, expiry_result(claim, time=self._time()))
 
     async def requeue(self, claim: Claim) -> RecordedAttempt:
         """Requeue a claim without an attempt; report its delay once, when that is due."""
-        time = self._time()
-        return await self._settle(claim, requeue_result(claim, time=time), time)
+        return await self._settle(claim, requeue_result(claim, time=self._time()))
 
     def _time(self) -> AttemptTime:
         return AttemptTime(now_us=self.clock.queue_us(), at_us=self.clock.time_us())
 
-    async def _settle(
-        self, claim: Claim, result: AttemptResult, time: AttemptTime
-    ) -> RecordedAttempt:
+    async def _settle(self, claim: Claim, result: AttemptResult) -> RecordedAttempt:
         own = result.late
         if own is None:  # nearly always
-            return await self._settle_with(claim, result, time, late=())
+            return await self._settle_with(claim, result, late=())
         lock = self._warning[crc32(claim.message.id.encode()) % _LOCKS]
         async with lock:  # its other entries may be late at the same moment
             try:
                 waiting = await self.spool.late_recipients(claim.key)
             except SpoolError as error:
                 _log.error("delay not reported yet", qid=claim.message.id, error=str(error))
-                result = postponed_warning(result, time=time)
-                return await self._settle_with(claim, result, time, late=())
+                return await self._settle_with(claim, postponed_warning(result), late=())
             late = own + late_elsewhere(claim, waiting) if waiting else ()
-            return await self._settle_with(claim, result, time, late=late)
+            return await self._settle_with(claim, result, late=late)
 
     async def _settle_with(
-        self,
-        claim: Claim,
-        result: AttemptResult,
-        time: AttemptTime,
-        *,
-        late: tuple[ReportedRecipient, ...],
+        self, claim: Claim, result: AttemptResult, *, late: tuple[ReportedRecipient, ...]
     ) -> RecordedAttempt:
         """Settle; the delay report, if any, is about `late`."""
         owed = self._owed_by(claim)
@@ -231,7 +215,7 @@ class AttemptRecorder:
         outcomes = result.outcomes.values()
         settlement = Settlement(
             claim=claim,
-            at_us=result.at_us,
+            at_us=result.time.at_us,
             outcomes=result.outcomes,
             waiting=result.waiting,
             unanswered=result.unanswered,
@@ -258,7 +242,7 @@ class AttemptRecorder:
             _log.error("message held: outcome not recorded", qid=claim.message.id)
         elif result.held:
             _log.error("message held: content unreadable", qid=claim.message.id)
-        self._count_and_log(claim, result, time)
+        self._count_and_log(claim, result)
         due_us = result.waiting.due_us if result.waiting else None
         has_parked = len(claims) < sum(len(report.entries) for report in reports)
         return RecordedAttempt(claims, due_us, has_parked)
@@ -356,19 +340,19 @@ class AttemptRecorder:
             events += (replace(one, detail={**one.detail, **entry}) for one in plan.events)
         return tuple(messages), tuple(events)
 
-    def _count_and_log(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
+    def _count_and_log(self, claim: Claim, result: AttemptResult) -> None:
         """Count the attempt and log it, one line per recipient.
 
         The names of the fields are Postfix's where they fit. The attempt is settled: an
         error here must not settle it again.
         """
         try:
-            self._count_and_log_each(claim, result, time)
+            self._count_and_log_each(claim, result)
         except Exception:  # noqa: BLE001 - an internal error
             _log.exception("internal error in logging an outcome", qid=claim.message.id)
 
-    def _count_and_log_each(self, claim: Claim, result: AttemptResult, time: AttemptTime) -> None:
-        delay_s = (time.now_us - claim.message.received_us) / 1_000_000
+    def _count_and_log_each(self, claim: Claim, result: AttemptResult) -> None:
+        delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
             outcome = result.outcomes.get(recipient.id)
             if outcome is None:

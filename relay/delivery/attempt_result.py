@@ -107,7 +107,7 @@ class AttemptResult(Struct, frozen=True):
     makes.
     """
 
-    at_us: int  # of the attempt: wall time
+    time: AttemptTime  # of the attempt
     outcomes: Mapping[int, Outcome] = {}  # by the recipient's number
     expired: Mapping[int, Outcome] = {}  # these end as expired
     failed: tuple[ReportedRecipient, ...] = ()  # the failed and expired, for reports
@@ -155,7 +155,7 @@ def result_of_attempt(
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
         return AttemptResult(
-            time.at_us, outcomes, failed=failed, unknown=unknown, delivered=delivered,
+            time, outcomes, failed=failed, unknown=unknown, delivered=delivered,
             relayed=relayed, events=(event,),
         )  # fmt: skip
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
@@ -178,7 +178,7 @@ def result_of_attempt(
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
     return AttemptResult(
-        time.at_us, outcomes, failed=failed, unknown=unknown, delivered=delivered, relayed=relayed,
+        time, outcomes, failed=failed, unknown=unknown, delivered=delivered, relayed=relayed,
         waiting=waiting, unanswered=unanswered, late=late, events=(event,), held=held,
     )  # fmt: skip
 
@@ -225,9 +225,7 @@ def partial_result(
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
-    return AttemptResult(
-        time.at_us, outcomes, delivered=delivered, relayed=relayed, events=(event,)
-    )
+    return AttemptResult(time, outcomes, delivered=delivered, relayed=relayed, events=(event,))
 
 
 def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
@@ -242,7 +240,7 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     elif claim.retry_us is not None and claim.retry_us <= time.now_us:
         # It is due and is attempted before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
-    return AttemptResult(time.at_us, waiting=waiting, late=late)
+    return AttemptResult(time, waiting=waiting, late=late)
 
 
 def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
@@ -271,7 +269,7 @@ def unrecorded_result(
             claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
             level=claim.level, warn_us=claim.warn_us, now_us=again_us,
         )  # fmt: skip
-        return AttemptResult(time.at_us, waiting=waiting)
+        return AttemptResult(time, waiting=waiting)
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
     may_be_delivered = any(isinstance(one, doubtful) for one in outcomes.values())
@@ -286,9 +284,7 @@ def unrecorded_result(
     )  # fmt: skip
     reason = _NOT_RECORDED if may_be_delivered else ""
     event = _attempt_event(claim, concluded, time.at_us, held=reason)
-    return AttemptResult(
-        time.at_us, concluded, waiting=waiting, events=(event,), held=may_be_delivered
-    )
+    return AttemptResult(time, concluded, waiting=waiting, events=(event,), held=may_be_delivered)
 
 
 def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
@@ -315,7 +311,7 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     if rule:
         detail |= {"rule": rule, **({"silent": True} if is_silent else {})}
     event = Event(Step.DELIVERY, time.at_us, detail)
-    return AttemptResult(time.at_us, expired=expired, failed=tuple(reported), events=(event,))
+    return AttemptResult(time, expired=expired, failed=tuple(reported), events=(event,))
 
 
 def outcome_name(outcome: Outcome) -> str:
@@ -380,10 +376,10 @@ def late_elsewhere(
     )
 
 
-def postponed_warning(result: AttemptResult, *, time: AttemptTime) -> AttemptResult:
+def postponed_warning(result: AttemptResult) -> AttemptResult:
     """The result without its delay report, which is due again later."""
     assert result.waiting is not None
-    again_us = time.now_us + _UNRECORDED_US
+    again_us = result.time.now_us + _UNRECORDED_US
     due_us = min(result.waiting.due_us, again_us)
     return replace(
         result, late=None, waiting=replace(result.waiting, warn_us=again_us, due_us=due_us)

@@ -22,14 +22,7 @@ from relay.mime.encode_for_host import EncodedForHost, Need, encode_for_host
 from relay.observe.logs import get_logger
 from relay.signing.signature import NAME
 from relay.signing.signer import Signer, SigningError
-from relay.spool.types import (
-    Claim,
-    ContentKey,
-    Key,
-    Spool,
-    SpoolError,
-    SpoolUnavailableError,
-)
+from relay.spool.types import Claim, ContentKey, Key, Spool, SpoolError, SpoolUnavailableError
 
 _log = get_logger("delivery")
 _ENCODED_AT_ONCE = 2  # each occupies a thread, which other mail needs too

@@ -20,14 +20,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.delivery.site_limits import SiteOptions
 from relay.message.nexthop import NextHop
-from relay.message.outcome import (
-    DeferralClass,
-    Deferred,
-    Failed,
-    Peer,
-    SessionFailure,
-    SmtpStage,
-)
+from relay.message.outcome import DeferralClass, Deferred, Failed, Peer, SessionFailure, SmtpStage
 from relay.message.tls_policy import (
     CONFIGURATION,
     OPTIONAL,

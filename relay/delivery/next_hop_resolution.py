@@ -49,13 +49,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
 from relay.observe.logs import get_logger
-from relay.routing.mx_hosts import (
-    Hosts,
-    Resolution,
-    TemporaryFailure,
-    Unresolved,
-    outcome_of,
-)
+from relay.routing.mx_hosts import Hosts, Resolution, TemporaryFailure, Unresolved, outcome_of
 from relay.routing.route_table import HopOptions, RouteTable
 from relay.spool.types import Claim, PriorityLevel
 

@@ -40,12 +40,7 @@ from relay.observe.logs import get_logger
 from relay.smtp.client_protocol import SmtpProtocolError
 from relay.smtp.connect import ConnectError
 from relay.smtp.connection import Connection, OnReplies
-from relay.smtp.transaction import (
-    Extensions,
-    Transaction,
-    TransactionResult,
-    wrong_address,
-)
+from relay.smtp.transaction import Extensions, Transaction, TransactionResult, wrong_address
 from relay.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")

@@ -60,13 +60,7 @@ from relay.ingress.policy_threads import PolicyThreads
 from relay.ingress.rule_mail import MailSubject, RuleMails
 from relay.journeys.events import Event
 from relay.message.content import Content, size_of
-from relay.message.envelope import (
-    Envelope,
-    ForwardPath,
-    MessageExtra,
-    MessageFacts,
-    domain_of,
-)
+from relay.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
 from relay.message.header import Header, ParsedContent
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
@@ -84,11 +78,7 @@ from relay.observe.metrics import Metrics
 from relay.policy.archives import UnexaminedArchiveError
 from relay.policy.message_parts import TooManyPartsError
 from relay.policy.rule_book import DEFERRED, RuleBook, TenantRules
-from relay.routing.route_table import (
-    InvalidRecipient,
-    RouteTable,
-    RoutingResult,
-)
+from relay.routing.route_table import InvalidRecipient, RouteTable, RoutingResult
 from relay.signing.signer import Signer, SigningError
 from relay.spool.types import (
     Accepted,

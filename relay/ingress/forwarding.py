@@ -46,12 +46,7 @@ from relay.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of
 from relay.mime.dsn import ReportedRecipient
 from relay.mime.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.policy.rule_book import TenantRules
-from relay.routing.route_table import (
-    InvalidRecipient,
-    RemoteRecipient,
-    RouteTable,
-    RoutingResult,
-)
+from relay.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable, RoutingResult
 from relay.spool.types import NewRecipient
 
 REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address

@@ -36,12 +36,7 @@ from relay.ingress.esmtp_parameters import (
 from relay.ingress.local_users import LocalUser
 from relay.ingress.message_limits import SessionCounts
 from relay.ingress.session_limits import EXPANDED_MAX
-from relay.ingress.session_refusals import (
-    ContentRefusedError,
-    LineError,
-    SessionRefusals,
-    path_in,
-)
+from relay.ingress.session_refusals import ContentRefusedError, LineError, SessionRefusals, path_in
 from relay.ingress.session_services import (
     CONNECT,
     LOGIN_ENDED,

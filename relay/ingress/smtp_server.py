@@ -17,13 +17,7 @@ from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import MemoryBudget, Pressure
-from relay.base.sockets import (
-    EVERYBODY,
-    OWNER_ONLY,
-    Acceptor,
-    Listener,
-    open_listener,
-)
+from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.ingress.data import Origin
 from relay.ingress.local_services import (
     CheckLogin,

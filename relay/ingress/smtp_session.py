@@ -30,11 +30,7 @@ from relay.ingress.session_services import (
     SessionClaims,
     SessionServices,
 )
-from relay.ingress.smtp_commands import (
-    PAUSED,
-    SHUTTING_DOWN,
-    SmtpCommandHandler,
-)
+from relay.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommandHandler
 from relay.observe.logs import get_logger
 from relay.spool.types import SpoolFullError, SpoolUnavailableError
 

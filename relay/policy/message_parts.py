@@ -37,13 +37,7 @@ from relay.mime.content_fields import content_field
 from relay.mime.file_types import OTHER_NAMES, file_types
 from relay.mime.read_header import parse_header
 from relay.mime.read_mime import ENCODINGS_MAX
-from relay.mime.structure import (
-    ENTITIES_MAX,
-    IDENTITY,
-    Entity,
-    LooseReading,
-    structure_of,
-)
+from relay.mime.structure import ENTITIES_MAX, IDENTITY, Entity, LooseReading, structure_of
 from relay.mime.transfer_encoding import (
     BASE64_IN_ONE_PIECE,
     UUENCODE,

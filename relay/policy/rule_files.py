@@ -46,13 +46,7 @@ from relay.policy.groups import (
     read_groups,
     visible_files,
 )
-from relay.policy.patterns import (
-    SAMPLE_CHARACTERS,
-    SET_STEPS_MAX,
-    SLOW_S,
-    Pattern,
-    PatternError,
-)
+from relay.policy.patterns import SAMPLE_CHARACTERS, SET_STEPS_MAX, SLOW_S, Pattern, PatternError
 from relay.policy.rule_test_reader import read_test
 from relay.policy.rule_tests import run_tests
 from relay.policy.rules import (

@@ -34,14 +34,7 @@ from relay.message.outcome import (
     classify,
     classify_session_failure,
 )
-from relay.message.tls_policy import (
-    CONFIGURATION,
-    MTA_STS,
-    NEEDED,
-    REQUIRETLS,
-    TlsLevel,
-    TlsPolicy,
-)
+from relay.message.tls_policy import CONFIGURATION, MTA_STS, NEEDED, REQUIRETLS, TlsLevel, TlsPolicy
 from relay.smtp.client_protocol import (
     REPLY_BYTES_MAX,
     REPLY_LINES_MAX,

@@ -17,13 +17,7 @@ from typing import Self
 from msgspec import Struct
 
 from relay.message.content import Content, is_eight_bit, memory_part, size_of
-from relay.message.envelope import (
-    Envelope,
-    ForwardPath,
-    domain_of,
-    encode_orcpt,
-    encode_xtext,
-)
+from relay.message.envelope import Envelope, ForwardPath, domain_of, encode_orcpt, encode_xtext
 from relay.message.outcome import (
     DeferralClass,
     Deferred,
