@@ -43,8 +43,8 @@ from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
 from relay.app.transport import Transport
 from relay.base.clock import wall_offset_us
-from relay.base.memory import limit_malloc_retention, tune_garbage_collector
 from relay.base.pauses import Paused
+from relay.base.process_limits import limit_malloc_retention, tune_garbage_collector
 from relay.http.http_server import HttpServer
 from relay.mailbox.mail_root import ForeignRootError
 from relay.mailbox.types import StoreError

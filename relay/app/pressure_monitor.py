@@ -17,7 +17,6 @@ from pathlib import Path
 
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
 from relay.base.files import disk_of
-from relay.base.memory import trim_memory
 from relay.base.pressure import (
     Bounds,
     Disk,
@@ -29,6 +28,7 @@ from relay.base.pressure import (
     assess,
     describe,
 )
+from relay.base.process_limits import trim_memory
 from relay.observe.logs import get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings

@@ -389,7 +389,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         reporter=reporter, spool=base.spool, accounts=base.sources.accounts,
         clock=base.clock, ids=base.ids, metrics=base.metrics,
         on_accepted=accepted, on_waiting=scheduler.accepted_unclaimed, on_parked=scheduler.due_at,
-        level_of=scheduler.level_of, has_room=takes_claim,
+        level_of=scheduler.active_queue.level_of, has_room=takes_claim,
         expire_after_s=base.settings.delivery.expire_after,
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
         any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,

@@ -7,10 +7,10 @@
 - `socket_address`: where a socket listens or connects to; the sockets of the service manager
 - `sockets`: opens the sockets of listeners
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
-- `memory`: how malloc and the garbage collector keep what is free
 - `pressure`: from which level of disk, memory and queue mail is slowed down or refused
 - `child_process`: starts a process of this program that answers requests, and ends it
-- `child_limits`: what such a process may use: memory, CPU time
+- `process_limits`: how malloc and the garbage collector keep what is free; what a child process may
+  use: memory, CPU time
 - `pauses`: whether an operator lets this node neither deliver nor accept mail, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys

@@ -1,6 +1,6 @@
 """A child process of this program that answers requests on a socket: start it, kill it, reap it.
 
-The socket is its input and output. relay/base/child_limits.py is for the process itself.
+The socket is its input and output. relay/base/process_limits.py is for the process itself.
 """
 
 import os

@@ -117,10 +117,6 @@ class DeliveryScheduler:
         is_closed = self._stopping or self._is_paused
         return not is_closed and self.active_queue.has_room_for(next_hop, sender, level)
 
-    def level_of(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> PriorityLevel:
-        """The priority level for mail that is accepted now, as ActiveQueue.level_of()."""
-        return self.active_queue.level_of(next_hop, sender, level)
-
     def offer(self, claims: Iterable[Claim]) -> None:
         """Take claims."""
         for claim in claims:

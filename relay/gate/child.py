@@ -24,8 +24,8 @@ from relay.base.certificates import ServerCertificate
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import Descriptor, write_all
-from relay.base.memory import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason
+from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.gate.frames import FrameChannel, receive_descriptor
 from relay.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
 from relay.gate.services import OwnerCalls, RemoteServices

@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from relay.base.child_limits import limit_cpu, limit_this_process
 from relay.base.files import FileOctets
+from relay.base.process_limits import limit_cpu, limit_this_process
 from relay.mime.convert import ConversionError, ConvertedMessage
 
 READY = b"\n"

@@ -22,7 +22,7 @@ from io import BytesIO
 from typing import IO, Any, cast
 from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED, ZipFile, ZipInfo
 
-from relay.base.child_limits import limit_cpu, limit_this_process
+from relay.base.process_limits import limit_cpu, limit_this_process
 from relay.mime.file_types import CLOSED_ARCHIVES, OLE, ZIP, file_types
 
 READY = b"\n"

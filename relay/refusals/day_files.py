@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -42,7 +41,6 @@ _DIGITS = 10  # of a number that is written over
 _log = get_logger("refusals")
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Refusal)
-_network_of = lru_cache(maxsize=4096)(client_of)  # a client is refused again and again
 
 
 class RefusalFiles:
@@ -252,7 +250,7 @@ class _DayFile:
 
     def add(self, refusal: Refusal) -> None:
         """Add a line, or count the refusal."""
-        key = _network_of(refusal.client)
+        key = client_of(refusal.client)
         if number := self._numbers.get(key):
             self._raise(key, number, refusal.times)
             return
@@ -303,7 +301,7 @@ class _DayFile:
 
 def _key_of(refusal: Refusal) -> str:
     """Return whose number a line has. Only the line of a reason has no reply."""
-    return _network_of(refusal.client) if refusal.reply else refusal.reason
+    return client_of(refusal.client) if refusal.reply else refusal.reason
 
 
 def _is_day(path: Path) -> bool:

@@ -18,8 +18,8 @@ from relay.app.pressure_monitor import (
     raise_open_files_limit,
     resident_bytes,
 )
-from relay.base.memory import trim_memory
 from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
+from relay.base.process_limits import trim_memory
 from relay.observe.metrics import Metrics
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.types import SpoolLoad

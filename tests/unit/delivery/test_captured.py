@@ -75,7 +75,9 @@ async def test_its_mail_is_never_of_the_unreachable_level(delivery) -> None:
         await delivery.send(f"{number}@a.test", claim=False)
     delivery.compose()
     await delivery.scheduler._scanner.run()
-    level = delivery.scheduler.level_of(CAPTURE, sender_key("alice"), PriorityLevel.NORMAL)
+    level = delivery.scheduler.active_queue.level_of(
+        CAPTURE, sender_key("alice"), PriorityLevel.NORMAL
+    )
     assert level is PriorityLevel.NORMAL
     delivery.run()
 

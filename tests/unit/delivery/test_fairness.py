@@ -127,7 +127,7 @@ class FairWorld(RunningDelivery):
         if queued:
             return (await self.spool.accept(message, claim=False)).queue_id
         [entry], key = message.entries, sender_key(sender)
-        level = self.scheduler.level_of(entry.next_hop, key, PriorityLevel.NORMAL)
+        level = self.scheduler.active_queue.level_of(entry.next_hop, key, PriorityLevel.NORMAL)
         message = replace(message, entries=(replace(entry, level=level),))
         has_room = self.scheduler.has_room_for(entry.next_hop, key, level)
         accepted = await self.spool.accept(message, claim=has_room)

@@ -1,7 +1,15 @@
-"""The memory of this process: how malloc and the garbage collector keep what is free."""
+"""What a process sets for itself: how it keeps free memory, and the limits of a child process.
+
+A child process is limited against what it reads. It is the first one that the kernel kills when
+memory runs out. A sandbox may forbid a limit; the parent kills the process as well. It ignores
+signals that end the relay, which finishes what it has begun; it ends when its input ends.
+"""
 
 import gc
+import resource
+import signal
 from contextlib import suppress
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _OWN_PAGES_FROM_BYTES = 1 << 20
@@ -42,3 +50,24 @@ def trim_memory(*, collect: bool = True) -> None:
         import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
 
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def limit_this_process(memory_bytes: int) -> None:
+    """Limit the address space; no core files."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def limit_cpu(seconds: int) -> None:
+    """End this process after that much more CPU time, in case its parent no longer exists."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit_s = int(used.ru_utime + used.ru_stime) + seconds + 1
+    with suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, hard))
