@@ -40,8 +40,10 @@ _log = get_logger("milter")
 class ConfiguredMilter:
     """One `[[milter]]`, for all sessions. `fault` is why the last connection failed, or ""."""
 
-    def __init__(self, settings: Milter) -> None:
+    def __init__(self, settings: Milter, *, has_log: bool = True) -> None:
+        """Without `has_log` nothing is logged: the caller shows the fault."""
         self.settings = settings
+        self._has_log = has_log
         self.fault = ""
         self.connections = 0
         self._logged = RepeatedError()
@@ -50,7 +52,7 @@ class ConfiguredMilter:
     def failed(self, error: Exception) -> None:
         """Log a fault, unless it is the last one again."""
         self.fault = str(error)
-        if self._logged.is_new(error):
+        if self._has_log and self._logged.is_new(error):
             one = self.settings
             _log.warning(
                 "milter failed", milter=one.name, address=str(one.address), when_down=one.when_down,
@@ -78,17 +80,10 @@ class ConfiguredMilter:
         return await _connected(last[0], last[4])
 
 
-class _CheckedMilter(ConfiguredMilter):
-    """One of no session."""
-
-    def failed(self, error: Exception) -> None:
-        """Keep a fault, which is shown and not logged."""
-        self.fault = str(error)
-
-
 async def fault_of_milter(milter: Milter) -> str:
     """Connect and negotiate, within some seconds; return what fails, "" for nothing."""
-    checked = _CheckedMilter(replace(milter, timeout=min(milter.timeout, _CHECK_S_MAX)))
+    limited = replace(milter, timeout=min(milter.timeout, _CHECK_S_MAX))
+    checked = ConfiguredMilter(limited, has_log=False)
     connection = MilterConnection(checked)
     await connection.open(now_s() + 3 * _CHECK_S_MAX)
     connection.close()
