@@ -33,9 +33,14 @@ from relay.accounts.account import (
     untagged,
 )
 from relay.accounts.aliases import AliasTable, Forwarding
-from relay.accounts.dovecot_auth import DovecotPassword
 from relay.accounts.password_schemes import Password, is_plain, parse_password, shown_scheme
-from relay.accounts.passwords import FORGOTTEN_S, PasswordChecker, digest_of, parse_token
+from relay.accounts.passwords import (
+    FORGOTTEN_S,
+    DovecotPassword,
+    PasswordChecker,
+    digest_of,
+    parse_token,
+)
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import shown

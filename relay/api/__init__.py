@@ -5,7 +5,8 @@ account sees only its own messages; others are 404. docs/names.md describes the 
 same as that of `relay trace`.
 
 - `app`: answers /healthz, /readyz (readiness) and /metrics itself, without a token; the paths of
-  /relay/v1, and who asks: a bearer token, or run/control.sock
+  /relay/v1, and who asks: a bearer token, or run/control.sock; in a development relay
+  /relay/v1/dev/...: clock, reset, deletion; the scenario of the simulated internet
 - `dependencies`: who may read, read contents and operate (Principal); what the room needs of others
 - `request_parameters`: query parameters and JSON bodies: conditions of the queue, limits, cursors
 - `handlers`: what needs a principal: messages, waiting for a state, queue commands, refusals, prune
@@ -18,11 +19,7 @@ same as that of `relay trace`.
 - `webhooks`: /relay/v1/webhooks: a list, a test, a replay
 - `explain`: /relay/v1/explain: its question, and who may ask
 - `restored`: submissions that a restore holds, in lists and commands of the queue
-
-In a development relay:
-
-- `development`: /relay/v1/dev/...: clock, reset, deletion; the scenario of the simulated internet
-- `release`: to whom captured mail may leave this machine
+- `release`: to whom captured mail may leave this machine, in a development relay
 
 Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command does to an entry:
 `relay/spool/shared/queue/decisions.py`; how a journey is made: `relay/journeys/journey.py`; the

@@ -17,19 +17,24 @@ import msgspec
 from starlette.responses import Response
 
 from relay.graph.extended_properties import ExpandOptions
-from relay.graph.graph_request import GraphRequest, etag_field, minimal_response
+from relay.graph.graph_request import (
+    GraphRequest,
+    etag_field,
+    minimal_response,
+    show_preferred_body,
+)
 from relay.graph.json_values import missing_property, read_parameters
-from relay.graph.message_parser import read_attachment, read_upload
-from relay.graph.preferred_bodies import show_preferred_body
-from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
-from relay.graph.reference_attachments import (
+from relay.graph.message_parser import (
     REFERENCE_BYTES_MAX,
     REFERENCE_PROPERTIES,
     REFERENCE_TYPE,
     Reference,
+    read_attachment,
     read_reference,
+    read_upload,
     reference_json,
 )
+from relay.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.graph.upload_sessions import upload_url
 from relay.http.errors import ApiError, quoted

@@ -1,5 +1,8 @@
 """A request to one mailbox, what its handler needs, the limits of an account (429), and the errors
 of the mail store.
+
+Prefer: outlook.body-content-type converts the bodies that are shown; the stored body does not
+change. Relay never removes anything from HTML, so that outlook.allow-unsafe-html always holds.
 """
 
 import asyncio
@@ -54,6 +57,7 @@ from relay.mailbox.types import (
 )
 from relay.message.content import LARGE_BYTES
 from relay.message.time_zones import time_zone
+from relay.mime.html_text import html_to_text, text_to_html
 from relay.notifications.subscriptions import Subscriptions
 from relay.outbox.store import FileStore
 
@@ -74,6 +78,9 @@ _UPLOAD_RETRY_S = 60
 _CONCURRENCY_RETRY_S = 1
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
+_TYPE = "outlook.body-content-type"
+_UNSAFE = "outlook.allow-unsafe-html"
+_CONVERT = {"text": html_to_text, "html": text_to_html}
 
 
 class StreamedBodies:
@@ -582,3 +589,43 @@ def find_mailbox(
         message = "Access is denied. Check credentials and try again."
         raise ApiError(403, "ErrorAccessDenied", message)
     return owner, segments[2:]
+
+
+async def show_preferred_body(request: GraphRequest, shown: dict[str, Any]) -> None:
+    """Convert the body in a message's JSON to the preferred type."""
+    await show_body_as(request, shown, preferred_body_type(request))
+
+
+async def show_body_as(request: GraphRequest, shown: dict[str, Any], wanted: str) -> None:
+    """Convert the body in a message's JSON to a type; "" leaves it.
+
+    A large page takes many seconds. Requests take turns with each message, so that none waits for
+    the whole page of another one.
+    """
+    if _others(shown, wanted):
+        async with request.dependencies.conversions:
+            await asyncio.to_thread(convert_body, shown, wanted)
+
+
+def preferred_body_type(request: GraphRequest) -> str:
+    """Return the preferred type, or "". The preferences count as applied."""
+    preferred = request.preferences
+    wanted = preferred.get(_TYPE, "").lower()
+    if wanted in _CONVERT:
+        request.applied.append(f'{_TYPE}="{wanted}"')
+    if _UNSAFE in preferred:
+        request.applied.append(_UNSAFE)
+    return wanted if wanted in _CONVERT else ""
+
+
+def convert_body(shown: dict[str, Any], wanted: str) -> None:
+    """Convert the body if it has another type. Takes long for a large one."""
+    for name in _others(shown, wanted):
+        content = _CONVERT[wanted](shown[name]["content"])
+        shown[name] = {"contentType": wanted, "content": content}
+
+
+def _others(shown: Mapping[str, Any], wanted: str) -> list[str]:
+    """Return the bodies that have another type."""
+    bodies = [name for name in ("body", "uniqueBody") if wanted and name in shown]
+    return [name for name in bodies if shown[name]["contentType"] != wanted]

@@ -17,8 +17,13 @@ from starlette.responses import Response
 
 from relay.graph.attachments import json_stream_response, message_pieces, shows_content
 from relay.graph.extended_properties import ExpandOptions
-from relay.graph.graph_request import GraphRequest, collection_response
-from relay.graph.preferred_bodies import convert_body, preferred_body_type, show_body_as
+from relay.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    convert_body,
+    preferred_body_type,
+    show_body_as,
+)
 from relay.graph.serializer import message_json, shows_body
 from relay.mailbox.types import StoredMessage
 

@@ -3,10 +3,15 @@
 The result is fit for a draft: addresses are valid, header text is on one line, base64 is checked.
 Every ApiError names the JSON path. Annotations and read-only properties are ignored; a part of
 Graph that is not supported is a 501.
+
+A referenceAttachment is a link to a file elsewhere. In MIME it is a list of URIs (RFC 2483 5) with
+one URI. What a list cannot hold is in its comments, whose first line marks it, so that other lists
+of URIs stay files. Any mail program shows the file, and its text is readable.
 """
 
 import binascii
 import re
+from binascii import b2a_base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,7 +41,6 @@ from relay.graph.recipients import (
     read_recipients,
     sender_on_behalf,
 )
-from relay.graph.reference_attachments import read_reference_attachment
 from relay.http.errors import ApiError, quoted
 from relay.mailbox.attachments import ATTACHMENTS_MAX
 from relay.mailbox.message_state import FollowUpFlag
@@ -46,6 +50,19 @@ from relay.mime.draft import AttachmentFacts, write_message
 from relay.mime.read_header import DATE_US_MIN
 from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
+REFERENCE_PROPERTIES = (
+    *("sourceUrl", "providerType", "permission", "isFolder", "previewUrl", "thumbnailUrl"),
+)
+REFERENCE_TYPE = "text/uri-list"
+REFERENCE_BYTES_MAX = 32 * 1024  # a longer list is a file
+_PROVIDERS = ("other", "oneDriveBusiness", "oneDriveConsumer", "dropbox")
+_PERMISSIONS = (
+    *("other", "view", "edit", "anonymousView", "anonymousEdit"),
+    *("organizationView", "organizationEdit"),
+)
+_MARK = "# referenceAttachment"
+_COMMENT = re.compile(r"# (\w+): (\S+)")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}:[!-~]{1,4000}")
 _NAME_CHARACTERS = 255
 _TYPE_CHARACTERS = 255
 _CONTENT_ID_CHARACTERS = 255
@@ -83,6 +100,102 @@ _UNSUPPORTED = {
 _CLASSIFICATION = "inferenceClassification"
 _NOT_FLAGGED = "notFlagged"
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
+
+
+class Reference(Struct, frozen=True):
+    """The link; `provider` is of _PROVIDERS, `permission` of _PERMISSIONS. "" is not given."""
+
+    url: str
+    provider: str = "other"
+    permission: str = "other"
+    is_folder: bool = False
+    preview_url: str = ""
+    thumbnail_url: str = ""
+
+
+def read_reference_attachment(given: Mapping[str, Any], name: str, path: str) -> Attachment:
+    """Return the attachment that holds a link. Raises ApiError 400."""
+    if given.get("sourceUrl") is None:
+        raise missing_property(f"{path}.sourceUrl")
+    content = _write_reference(
+        Reference(
+            url=_uri(given, "sourceUrl", path),
+            provider=_choice(given, "providerType", path, choices=_PROVIDERS),
+            permission=_choice(given, "permission", path, choices=_PERMISSIONS),
+            is_folder=read_boolean(given.get("isFolder") or False, f"{path}.isFolder"),
+            preview_url=_uri(given, "previewUrl", path),
+            thumbnail_url=_uri(given, "thumbnailUrl", path),
+        )
+    )
+    return Attachment(name, REFERENCE_TYPE, b2a_base64(content, newline=False), len(content))
+
+
+def reference_json(reference: Reference) -> dict[str, Any]:
+    """Return the properties that only a referenceAttachment has."""
+    return {
+        "sourceUrl": reference.url,
+        "providerType": reference.provider,
+        "permission": reference.permission,
+        "isFolder": reference.is_folder,
+        "previewUrl": reference.preview_url or None,
+        "thumbnailUrl": reference.thumbnail_url or None,
+    }
+
+
+def _uri(given: Mapping[str, Any], name: str, path: str) -> str:
+    text = read_string(given.get(name), f"{path}.{name}")
+    if given.get(name) is not None and not _is_uri(text):
+        expected = "a URL such as https://example.com/file, in ASCII and without spaces"
+        raise invalid_value(f"{path}.{name}", text, expected)
+    return text
+
+
+def _choice(given: Mapping[str, Any], name: str, path: str, *, choices: tuple[str, ...]) -> str:
+    if given.get(name) is None:
+        return "other"
+    spelling = {choice.lower(): choice for choice in choices}
+    return spelling[one_of(given[name], f"{path}.{name}", tuple(spelling))]
+
+
+# -- in MIME
+
+
+def _is_uri(text: str) -> bool:
+    """Return whether a text is a URI: a scheme, and visible ASCII characters."""
+    return _URI.fullmatch(text) is not None
+
+
+def _write_reference(reference: Reference) -> bytes:
+    """Return the list of URIs."""
+    comments = {
+        "providerType": reference.provider,
+        "permission": reference.permission,
+        "isFolder": "true" if reference.is_folder else "",
+        "previewUrl": reference.preview_url,
+        "thumbnailUrl": reference.thumbnail_url,
+    }
+    lines = [_MARK, *(f"# {name}: {value}" for name, value in comments.items() if value)]
+    return "".join(f"{line}\r\n" for line in (*lines, reference.url)).encode("ascii")
+
+
+def read_reference(content: bytes) -> Reference | None:
+    """Return the link in a list of URIs that _write_reference() made, else None."""
+    lines = content.decode("ascii", "replace").splitlines()
+    if len(content) > REFERENCE_BYTES_MAX or lines[:1] != [_MARK]:
+        return None
+    comments = {found[1]: found[2] for line in lines if (found := _COMMENT.fullmatch(line))}
+    urls = [line for line in lines if line and not line.startswith("#")]
+    if len(urls) != 1 or not _is_uri(urls[0]):
+        return None
+    provider, permission = comments.get("providerType", ""), comments.get("permission", "")
+    return Reference(
+        url=urls[0],
+        provider=provider if provider in _PROVIDERS else "other",
+        permission=permission if permission in _PERMISSIONS else "other",
+        is_folder=comments.get("isFolder") == "true",
+        preview_url=comments.get("previewUrl", ""),
+        thumbnail_url=comments.get("thumbnailUrl", ""),
+    )
 
 
 class ParsedMessage(Struct, frozen=True):

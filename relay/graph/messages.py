@@ -14,14 +14,13 @@ from starlette.responses import Response
 from relay.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.graph.follow_up_flags import changed_flag
-from relay.graph.graph_request import GraphRequest, etag_field
+from relay.graph.graph_request import GraphRequest, etag_field, show_preferred_body
 from relay.graph.json_values import destination_id, is_same_json
 from relay.graph.message_pages import MessagePage
 from relay.graph.message_parser import ParsedMessage, comparable, draft_only, parse_message
 from relay.graph.mime_body import MimeConsumer, MimeMessage, receive_in_blocks, receive_mime
 from relay.graph.odata.resources import message_condition, message_order
 from relay.graph.odata.search import search_condition
-from relay.graph.preferred_bodies import show_preferred_body
 from relay.graph.query_options import QueryOptions
 from relay.graph.recipients import check_originators, check_recipients_count
 from relay.graph.serializer import (

@@ -33,8 +33,8 @@ from relay.message.content import Octets
 from relay.message.conversation import answer_index, answer_references, answer_subject, message_ids
 from relay.message.header import Header, ParsedContent
 from relay.message.properties import MessageProperties
-from relay.mime.carry_attachments import carried_attachments
 from relay.mime.draft import AttachmentFacts, DraftAttachment, StoredPart
+from relay.mime.edit_attachments import carried_attachments
 from relay.mime.html_tokens import content_ids
 from relay.mime.quoting import quoted_body
 from relay.mime.write_header import header_fields

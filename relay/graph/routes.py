@@ -1,8 +1,8 @@
 """The routes in a mailbox: from a path and method to a handler and what the request adds.
 
-A path or method that Graph has and that has no route is a 501 (unsupported.py). Any other path is a
-404, any other method a 405 with Allow (RFC 9110 15.5.5, 15.5.6). Names match in any case; the
-prefix `microsoft.graph.` is accepted.
+A path or method that Graph has and that has no route is a 501: the tables have the names of v1.0,
+and for mail those of beta too. Any other path is a 404, any other method a 405 with Allow
+(RFC 9110 15.5.5, 15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,6 @@ from starlette.responses import Response
 from relay.accounts.account import Scope
 from relay.graph import (
     attachments,
-    categories,
     delta,
     mail_folders,
     mailbox_settings,
@@ -22,22 +21,110 @@ from relay.graph import (
     replies,
     send_mail,
     subscriptions,
-    translate_ids,
     users,
 )
 from relay.graph.graph_request import GraphRequest, not_implemented
-from relay.graph.unsupported import (
-    OPERATIONS,
-    OUTSIDE_MAILBOXES,
-    RESOURCES_AT_TOP,
-    RESOURCES_OF_USERS,
-    UnsupportedOperation,
-)
 from relay.http.errors import ApiError, method_not_allowed, quoted
 
+# Resources, actions and functions after /me and /users/{id}, with all that is below them.
+_OF_USERS = """
+    activities adhocCalls agreementAcceptances analytics appRoleAssignments assignLicense
+    authentication calendar calendarGroups calendarView calendars changePassword chats
+    checkMemberGroups checkMemberObjects cloudClipboard cloudPCs contactFolders contacts
+    createdObjects dataSecurityAndGovernance deviceManagementTroubleshootingEvents directReports
+    drive drives employeeExperience events exportDeviceAndAppManagementData exportPersonalData
+    extensions findMeetingTimes findRoomLists findRooms followedSites getMailTips
+    getManagedAppDiagnosticStatuses getManagedAppPolicies getManagedDevicesWithAppFailures
+    getMemberGroups getMemberObjects inferenceClassification insights joinedGroups joinedTeams
+    licenseDetails managedAppRegistrations managedDevices manager memberOf notes
+    oauth2PermissionGrants onPremisesSyncBehavior onenote onlineMeetings outlook ownedDevices
+    ownedObjects people permissionGrants photo photos planner presence profile registeredDevices
+    reminderView removeAllDevicesFromManagement reprocessLicenseAssignment restore
+    retryServiceProvisioning revokeSignInSessions scopedRoleMemberOf serviceProvisioningErrors
+    settings solutions sponsorOf sponsors teamwork todo transitiveMemberOf
+    wipeManagedAppRegistrationsByDeviceTag
+"""
+# The same at the top, after the version.
+_AT_TOP = """
+    $metadata admin agreementAcceptances agreements appCatalogs applicationTemplates applications
+    auditLogs authenticationMethodConfigurations authenticationMethodsPolicy
+    certificateBasedAuthConfiguration chats communications compliance connections contacts contracts
+    dataPolicyOperations deviceAppManagement deviceManagement devices directory directoryObjects
+    directoryRoleTemplates directoryRoles domainDnsRecords domains drive drives education
+    employeeExperience external filterOperators functions groupLifecyclePolicies
+    groupSettingTemplates groupSettings groups identity identityGovernance identityProtection
+    identityProviders informationProtection invitations oauth2PermissionGrants organization
+    permissionGrants places planner policies print privacy reports roleManagement schemaExtensions
+    scopedRoleMemberships search security servicePrincipals shares sites solutions storage
+    subscribedSkus teams teamsTemplates teamwork tenantRelationships
+"""
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _NAMESPACE = "microsoft.graph."
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
+
+
+class UnsupportedOperation(Struct, frozen=True):
+    """Operations of Graph on paths that match a pattern."""
+
+    path: str  # the pattern, as those of `routes`
+    methods: frozenset[str]  # empty: all
+    what: str
+
+
+def _operation(path: str, methods: str, what: str) -> UnsupportedOperation:
+    return UnsupportedOperation(path, frozenset(methods.split()), what)
+
+
+def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
+    one = f"{prefix}messages/{{message}}"
+    return (
+        _operation(f"{one}/$value", "DELETE", "Deleting the MIME of a message"),
+        _operation(f"{one}/extensions/*", "", "The resource openTypeExtension"),
+        _operation(f"{one}/mentions/*", "", "The resource mention"),
+        _operation(f"{one}/markasjunk", "POST", "markAsJunk"),
+        _operation(f"{one}/markasnotjunk", "POST", "markAsNotJunk"),
+        _operation(f"{one}/unsubscribe", "POST", "unsubscribe"),
+    )
+
+
+_CHILDREN_DELTA = "A delta query of child folders"
+OPERATIONS = (
+    _operation("", "PATCH DELETE", "Changing users"),
+    *_of_messages(""),
+    *_of_messages("mailfolders/{folder}/"),
+    _operation("mailfolders/{folder}/childfolders/delta", "GET", _CHILDREN_DELTA),
+    _operation("mailfolders/{folder}/childfolders/delta()", "GET", _CHILDREN_DELTA),
+    _operation(
+        "mailfolders/{folder}/messagerules/*", "GET POST PATCH DELETE", "The resource messageRule"
+    ),
+    _operation(
+        "inferenceclassification/overrides", "POST", "The resource inferenceClassificationOverride"
+    ),
+    _operation(
+        "mailfolders/{folder}/updateallmessagesreadstate", "POST", "updateAllMessagesReadState"
+    ),
+    _operation("mailfolders/{folder}/userconfigurations/*", "", "The resource userConfiguration"),
+)
+OUTSIDE_MAILBOXES = (
+    _operation("", "GET", "The service document"),
+    _operation("users", "POST", "Creating users"),
+    *(
+        _operation(f"users/{name.lower()}", "GET", f"{name} of users")
+        for name in ("$count", "delta", "delta()")
+    ),
+    *(
+        _operation(f"users/{name.lower()}", "POST", name)
+        for name in ("getAvailableExtensionProperties", "getByIds", "validateProperties")
+    ),
+)
+
+
+def _by_plain_name(names: str) -> Mapping[str, str]:
+    return {name.lower(): name for name in names.split()}
+
+
+RESOURCES_OF_USERS = _by_plain_name(_OF_USERS)
+RESOURCES_AT_TOP = _by_plain_name(_AT_TOP)
 
 
 class Intake(Enum):
@@ -287,7 +374,7 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "": {"GET": _reads(users.get_user, MAY_READ_USER)},
     "sendmail": {"POST": _sends(send_mail.send_mail)},
     "translateexchangeids": {
-        "POST": _reads(translate_ids.translate_ids, (Scope.USER_READ, *MAY_READ)),
+        "POST": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
     },
     "mailboxsettings": {
         "GET": _reads(mailbox_settings.get_settings, mailbox_settings.MAY_READ),
@@ -295,13 +382,13 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     },
     "inferenceclassification/overrides": {"GET": _reads(mailbox_settings.list_overrides)},
     "outlook/mastercategories": {
-        "GET": _reads(categories.list_categories, mailbox_settings.MAY_READ),
-        "POST": _changes(categories.create_category, mailbox_settings.MAY_CHANGE),
+        "GET": _reads(mailbox_settings.list_categories, mailbox_settings.MAY_READ),
+        "POST": _changes(mailbox_settings.create_category, mailbox_settings.MAY_CHANGE),
     },
     "outlook/mastercategories/{category}": {
-        "GET": _reads(categories.get_category, mailbox_settings.MAY_READ),
-        "PATCH": _changes(categories.change_category, mailbox_settings.MAY_CHANGE),
-        "DELETE": _changes(categories.delete_category, mailbox_settings.MAY_CHANGE),
+        "GET": _reads(mailbox_settings.get_category, mailbox_settings.MAY_READ),
+        "PATCH": _changes(mailbox_settings.change_category, mailbox_settings.MAY_CHANGE),
+        "DELETE": _changes(mailbox_settings.delete_category, mailbox_settings.MAY_CHANGE),
     },
     "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
     "outlook/supportedtimezones": _TIME_ZONES,

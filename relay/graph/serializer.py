@@ -14,7 +14,7 @@ from relay.mailbox.types import Folder, StoredMessage
 from relay.message.conversation import conversation_id
 from relay.message.properties import EmailAddress
 from relay.mime.html_text import preview
-from relay.mime.unique_body import unique_body
+from relay.mime.quoting import unique_body
 
 ROOT_FOLDER_ID = "msgfolderroot"
 

@@ -6,15 +6,15 @@ unexpected exception becomes a 500 without internals; its traceback is logged wi
 
 The connection:
 
-- `http_server`: binds the listeners, starts and stops; keep-alive (time of an idle connection)
-- `tls_connection`: the TLS handshake of a connection, within the limits
+- `http_server`: binds the listeners, starts and stops; keep-alive (time of an idle connection); the
+  TLS handshake of a connection
 - `protocol`: header size, time-outs of header and response, the Host field
-- `connection_limits`: how many connections and running requests, in all and per client; which close
+- `connection_limits`: how many connections and running requests, in all and per client; which
+  close; the client behind a reverse proxy: X-Forwarded-For, Forwarded
 - `tunnels`: what a development relay answers as a proxy (CONNECT)
 
 The request:
 
-- `forwarded`: the client behind a reverse proxy: X-Forwarded-For, Forwarded
 - `browsers`: requests of foreign web pages (403), CORS
 - `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to; removes
   the path of public_url

@@ -4,7 +4,7 @@ A stranger may link to a page of the relay, and nothing else.
 
 Any page may make a browser send a GET, or a POST of text or a form, to any address, also on
 loopback. Such a request has no Authorization, and says by Origin or Sec-Fetch-Site that it comes
-from another site. The token in a form of Relay's own pages is checked in relay/pages/forms.py.
+from another site. The token in a form of Relay's own pages is checked in relay/pages/logins.py.
 Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
 """
 

@@ -24,8 +24,7 @@ from relay.message.header import Header, ParsedContent
 from relay.message.lifecycle import RecipientState
 from relay.message.verdict import RateCharge, RuleMail, Verdict, VerdictAction
 from relay.mime.address_list import address_entries
-from relay.mime.dsn import report_fields, short_subject
-from relay.mime.journal import write_journal, write_notice
+from relay.mime.dsn import report_fields, short_subject, write_journal, write_notice
 from relay.policy.rule_book import RuleBook
 from relay.spool.types import NewMessage, ReportWriter
 

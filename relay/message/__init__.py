@@ -13,7 +13,6 @@ The envelope and its addresses:
 - `mta_sts`: what a domain publishes by MTA-STS: the TXT record, the policy file, its hosts
 - `tls_policy`: the TLS level of a host (none, opportunistic, required, verify, dane), who
   demands it
-- `dane`: which TLSA records of a host can be used
 
 The content:
 

@@ -13,9 +13,10 @@ From a draft to what is sent (step 3):
 Changes of a draft, replies, forwards:
 
 - `edit_draft`: a PATCH of a draft that is MIME: only the fields and the body that it names
-- `edit_attachments`: adds an attachment to MIME, or removes one; when a multipart is put around it
-- `carry_attachments`: attachments of a stored message in a new draft
-- `quoting`: the quote of a reply or forward: From, Sent, To, Subject, and its HTML
+- `edit_attachments`: adds an attachment to MIME, or removes one; when a multipart is put around it;
+  attachments of a stored message in a new draft
+- `quoting`: the quote of a reply or forward: From, Sent, To, Subject, and its HTML; what stands
+  above it (uniqueBody)
 - `safe_markup`: which elements, attributes and styles of HTML are harmless
 - `html_tokens`: tags and texts of HTML, as a browser splits them; cid: references
 
@@ -27,14 +28,13 @@ Reading messages:
 - `address_list`: the names and addresses of From, To and their like, and which have two readings
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies
-- `body_checks`: which mail programs support the HTML, by caniemail.json; what is wrong in links
-- `html_features`: which features of HTML and CSS a body uses, and in which lines
+- `body_checks`: which features of HTML and CSS a body uses, in which lines, and which mail programs
+  support them, by caniemail.json; what is wrong in links
 - `link_faults`: relative, unencrypted, unfilled links; a text that names another host
 - `file_types`: the type of a file by its first octets
 
 Header fields and encodings:
 
-- `unique_body`: what stands above the quoted message
 - `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
 - `charsets`: octets as text for all readers: labels, damage, byte order marks, `<meta charset>`
 - `encoded_words`: RFC 2047 words: read and write
@@ -42,17 +42,17 @@ Header fields and encodings:
 
 For a host that cannot take a message as it is (step 6):
 
-- `encode_for_host`: 8-bit content, and lines of more than 998 octets: which parts are encoded again
-- `encode_fields`: fields in ASCII (encoded words, RFC 2231), and long ones on several lines
+- `encode_for_host`: 8-bit content, and lines of more than 998 octets: which parts are encoded
+  again; fields in ASCII (encoded words, RFC 2231), and long ones on several lines
 
 Reports and disclaimers:
 
-- `dsn`: the parts of a bounce (DSN): status block, the original or its header
+- `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and
+  a notice, which rules send
 - `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself
-- `journal`: a journal report and a notice, which rules send
 - `read_report`: what a DSN or MDN says, of Relay or from outside; message class
-- `disclaimer`: where a message gets a disclaimer, and which cannot have one (signed, encrypted)
-- `disclaimer_text`: a disclaimer in a text or in HTML, and whether it is there already
+- `disclaimer`: where a message gets a disclaimer, in a text or in HTML; whether it is there
+  already; which cannot have one (signed, encrypted)
 
 Elsewhere: splitting and editing a header: `relay/message/header.py`; Received and Bcc of arriving
 mail: `relay/ingress/header_cleanup.py`; who gets a bounce: `relay/reports/bounces.py`; Subject and

@@ -22,7 +22,7 @@ from relay.message.content import (
 from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, cleaned
 from relay.message.properties import EmailAddress
 from relay.mime.draft import DraftOrigin
-from relay.mime.encode_fields import with_short_lines
+from relay.mime.encode_for_host import with_short_lines
 from relay.mime.headers import date_field
 from relay.mime.read_header import read_addresses
 from relay.mime.structure import IDENTITY, LINE_OCTETS_MAX, BodyStatistics, Entity, Structure

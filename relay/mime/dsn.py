@@ -4,7 +4,12 @@ Delivery, ingress and pickup fill in ReportedRecipient; the reports room decides
 calls write_dsn(), and writes what people read. Lines end in CRLF. The original is returned octet
 for octet but without Bcc; of a large content, or one that SMTP cannot carry, its header is.
 Read receipts have the same form, joined_report(), and the same part for people, human_part().
-RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), RFC 2046 5.1.4.
+
+write_journal() and write_notice() make the mails that rules send about a message. A journal report
+is in the manner of Exchange's: a text part with a "Key: value" in each line, then the message
+itself, octet for octet. Of a large message nothing is read or copied.
+RFC 3464 2, RFC 6522, RFC 3461 4.3 and 6, RFC 3834 5, RFC 6533 (international), RFC 2046 5.1.1
+(multipart), 5.1.4, 5.2.1 (message/rfc822).
 """
 
 import dataclasses
@@ -14,7 +19,14 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from relay.message.content import Content, MemoryOctets
+from relay.message.content import (
+    Content,
+    LargeContent,
+    MemoryOctets,
+    is_eight_bit,
+    join_octets,
+    octets_of,
+)
 from relay.message.conversation import message_ids
 from relay.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
 from relay.message.header import BCC_FIELDS, Header, ParsedContent
@@ -28,7 +40,8 @@ from relay.mime.headers import (
     fold,
 )
 from relay.mime.structure import BodyStatistics
-from relay.mime.transfer_encoding import coded_text, has_line_over
+from relay.mime.transfer_encoding import LINE_MAX, coded_text, has_line_over
+from relay.mime.write_header import raw_field
 
 UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"  # in its place
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
@@ -40,6 +53,9 @@ _SUBJECT_CHARACTERS_MAX = 200
 _VALUE_CHARACTERS_MAX = 500
 _ID_CHARACTERS_MAX = 252
 _thread_index = re.compile(rb"[A-Za-z0-9+/=]{1,500}").fullmatch
+_CRLF = b"\r\n"
+_MIME = b"MIME-Version: 1.0\r\n"
+_EIGHT_BIT = b"Content-Transfer-Encoding: 8bit\r\n"
 
 
 class ReportKind(StrEnum):
@@ -384,3 +400,38 @@ def _boundary(wanted: str, parts: Sequence[bytes]) -> str:
 def clipped(text: str) -> str:
     """Return a value from outside as one line."""
     return one_line(text[:_VALUE_CHARACTERS_MAX])
+
+
+def write_journal(
+    head: bytes, lines: Iterable[tuple[str, str]], *, original: Content, boundary: str
+) -> Content:
+    """Return a journal report with the fields of `head`. No message has `boundary` in it."""
+    delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
+    label = _EIGHT_BIT if is_eight_bit(original) else b""
+    content_type = f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"\r\n'.encode("ascii")
+    header = head + b"X-MS-Journal-Report:\r\n" + _MIME + content_type + label
+    text = _text_part(_written(lines))
+    message = b"Content-Type: message/rfc822\r\nContent-Disposition: attachment\r\n" + label + _CRLF
+    before = b"".join((_CRLF, delimiter[2:], text, delimiter, message))
+    after = delimiter[:-2] + b"--\r\n"
+    if isinstance(original, bytes):
+        return b"".join((header, before, original, after))
+    body = join_octets([before, octets_of(original), after])
+    long_lines = original.long_lines or has_line_over(original.header, LINE_MAX)
+    return LargeContent(header, (body,), is_eight_bit(original), long_lines)
+
+
+def write_notice(head: bytes, text: str, lines: Iterable[tuple[str, str]]) -> bytes:
+    """Return a notice with the fields of `head`: a text, then the lines."""
+    paragraphs = "\r\n".join(text.splitlines()) + "\r\n\r\n"
+    return head + _MIME + _text_part(paragraphs + _written(lines))
+
+
+def _written(lines: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"{name}: {clipped(value)}\r\n" for name, value in lines)
+
+
+def _text_part(text: str) -> bytes:
+    coded = coded_text(text.encode("utf-8", "replace"))
+    fields = "".join(raw_field(*one) for one in coded.fields("plain"))
+    return fields.encode("ascii") + _CRLF + coded.content

@@ -1,20 +1,27 @@
-"""Add an attachment to MIME that exists, or remove one; every other octet stays as it is.
+"""Add an attachment to MIME that exists, or remove one; every other octet stays as it is. Carry
+attachments of a stored message to a new draft, as a forward or reply does.
 
 A new part goes before the closing delimiter of the message's multipart/mixed. A message of another
 type gets a multipart/mixed around it: its Content fields move, unchanged, into the header of the
 first part, and its body is that part's body. An image for the HTML (inline, with a Content-ID) goes
 into the HTML's multipart/related in the same way. A removed part goes with the delimiter before it.
 
+Carried attachments stay in the message's file and are read in blocks while the draft is written.
+Those of MIME are encoded again where a draft needs it; what is damaged is carried as far as it can
+be read.
+
 Contents are never copied into memory: the result is made of ranges of the old content. Raises
 NotEditableError for a message that is signed or encrypted as a whole, for a part inside a signed
 one, and for more parts than Relay reads; OSError where the content cannot be read.
-RFC 2045 6.4 (encoding of a multipart), RFC 2046 5.1, RFC 2387 (related), RFC 1847.
+RFC 2045 6.4 (encoding of a multipart), 6.8 (base64), RFC 2046 5.1, 5.2.1 (message/rfc822 is not
+encoded), RFC 2387 (related), RFC 1847.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.message.content import (
     JoinedOctets,
@@ -25,10 +32,31 @@ from relay.message.content import (
     spliced,
 )
 from relay.message.header import BYTE_ORDER_MARK, Header, cleaned
-from relay.mime.draft import DraftAttachment, attachment_fields
+from relay.mime.draft import (
+    AttachmentFacts,
+    DraftAttachment,
+    as_message,
+    attachment_fields,
+    new_attachment,
+    read_private_block,
+    stored_attachments,
+)
 from relay.mime.edit_draft import NotEditableError, check_parts
-from relay.mime.read_mime import SortedLeaves, sorted_leaves
-from relay.mime.structure import DEPTH_MAX, ENTITIES_MAX, Entity, Structure, read_structure
+from relay.mime.read_mime import AttachedOctets, SortedLeaves, read_attachments, sorted_leaves
+from relay.mime.structure import (
+    DEPTH_MAX,
+    ENTITIES_MAX,
+    BodyStatistics,
+    Entity,
+    Structure,
+    read_structure,
+)
+from relay.mime.transfer_encoding import (
+    RewrappedBase64,
+    decoding_of,
+    recode,
+    whole_base64_size,
+)
 from relay.mime.write_header import raw_field
 
 _CRLF = b"\r\n"
@@ -214,3 +242,35 @@ def _line_end(content: Octets, place: int) -> bytes:
     if octets == _CRLF:
         return octets
     return octets[:1] if octets[:1] in (b"\r", b"\n") else b""
+
+
+def carried_attachments(
+    stored: Octets, wanted: Callable[[AttachmentFacts], bool]
+) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of a file of a mailbox for which `wanted` is true."""
+    found = read_attachments(stored)
+    chosen = [number for number, one in enumerate(found) if wanted(one.facts)]
+    block, _ = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        whole = stored_attachments(stored)
+        return tuple(whole[number] for number in chosen)
+    return tuple(_from_mime(found[number]) for number in chosen)
+
+
+def _from_mime(one: AttachedOctets) -> DraftAttachment:
+    new = new_attachment(one.facts, one.octets)
+    if one.facts.item and (part := _as_message(one, new)):
+        return part
+    if one.encoding == "base64" and whole_base64_size(one.octets) is not None:
+        return replace(new, octets=recode(one.octets, RewrappedBase64()))
+    if coding := decoding_of(one.encoding):
+        return new_attachment(one.facts, recode(one.octets, coding))
+    return new
+
+
+def _as_message(one: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
+    """Return an attached message without encoding; None if it can only be carried in base64."""
+    counted = BodyStatistics.of(one.octets)
+    if not counted.fits_smtp:
+        return None
+    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), one.octets)

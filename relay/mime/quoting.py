@@ -7,6 +7,9 @@ dropped. Therefore no quote runs code, hides or covers the comment before it, or
 after a forward. Time and memory are linear in the size of the body; no tree is built. Of a longer
 original than QUOTE_CHARACTERS_MAX the beginning is quoted, and a line says so. Nothing raises.
 The HTML standard 13.2.5 (tokenization), 13.3 (serializing).
+
+unique_body() returns what stands above the quoted message. The quotation begins where common mail
+programs mark it: Outlook, Gmail, Apple Mail, Thunderbird, and Relay.
 """
 
 import re
@@ -44,6 +47,19 @@ _LINKS = {
     "src": re.compile(r"https?:|cid:|data:image/(?:png|gif|jpeg|webp|bmp)[;,]", re.IGNORECASE),
 }
 _IN_URL = re.compile(r"[\x00-\x1f\x7f]+")
+_HTML = re.compile(
+    r"<hr tabindex=\"-1\"|<blockquote[^<>]{0,200}?type=\"?cite"
+    r"|<div[^<>]{0,200}?(?:id=\"(?:x_)?(?:divRplyFwdMsg|appendonsend|mail-editor-reference-message)"
+    r"|class=\"(?:gmail_quote|moz-cite-prefix|moz-forward-container|yahoo_quoted|protonmail_quote)"
+    r"|border-top: ?solid #(?:E1E1E1|B5C4DF) 1\.0pt)",
+    re.IGNORECASE,
+)
+_TEXT = re.compile(
+    r"^(?:[ \t]*+-{2,20} ?(?:Original|Forwarded|Urspr\u00fcngliche|Weitergeleitete) [^\n]{1,40}-"
+    r"|_{20,}+[ \t]*+\r?\n(?=[^\n:]{2,40}:)"
+    r"|(?:On|Am|Le|El|Il|Op|Den) [^\n]{5,200}(?:\n[^\n]{0,80})?:[ \t]*+\r?\n\s*+>)",
+    re.MULTILINE,
+)
 
 
 def quoted_body(
@@ -210,3 +226,13 @@ def _attributes(given: Mapping[str, str]) -> str:
         if is_safe:
             written.append(f' {name}="{escape(value)}"')
     return "".join(written)
+
+
+def unique_body(body: str, body_type: str) -> str:
+    """Return a body without the message that it quotes."""
+    is_html = body_type == "html"
+    found = (_HTML if is_html else _TEXT).search(body)
+    if found is None:
+        return body
+    above = body[: found.start()].rstrip()
+    return f"{above}</body></html>" if is_html else above

@@ -8,10 +8,10 @@ What all pages share:
 - `app`: which page answers a path, errors as pages, how many requests a visitor may have
 - `login`: /login and /logout; where a request without a login is sent, and where `next` may lead
 - `logins`: who the visitor is: a login, or everyone in an open development relay; checks address
-  and password of a login; the cookie and its attributes
-- `sessions`: how long a login lasts, and what ends it
-- `forms`: reads a POST; the CSRF token
-- `site`: templates, relative links, the Content-Security-Policy, static files; what a handler gets
+  and password of a login; the cookie and its attributes; how long a login lasts, and what ends it;
+  the form of a POST and its CSRF token
+- `site`: templates, relative links, the Content-Security-Policy, static files; what a handler gets;
+  what the header of each page says of the clock
 - `live`: parts of a page that change by themselves (server-sent events), and how often
 
 Messages:
@@ -24,7 +24,6 @@ Messages:
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
 - `journey_view`: the seven steps of a message, its recipients, and what happens next
 - `step_evidence`: the sentences and facts of one event of a journey
-- `release`: send a copy of captured mail, in a development relay
 - `refused`: /refused: what SMTP sessions refused
 
 The content of a message:
@@ -32,18 +31,17 @@ The content of a message:
 - `content_pages`: HTML, text, headers, source and attachments; who may load remote images
 - `content`: what of a content is shown: fields, links (and whether a link's text names another
   host: phishing), codes, file names of attachments
-- `sanitize`: which HTML elements, attributes and URLs of a message a page shows
-- `remote_images`: which remote images a development relay may load
+- `sanitize`: which HTML elements, attributes and URLs of a message a page shows, and which remote
+  images a development relay may load
 
 The queue and the relay:
 
 - `queue_page`: /queue: entries, why they wait, tabs of states
-- `queue_selection`: the conditions of the queue page, in a query or a form
-- `queue_change`: retry, hold, release, cancel and reroute: the confirmation, and doing it
+- `queue_change`: retry, hold, release, cancel and reroute: the confirmation, and doing it; the
+  conditions in a query or a form; send a copy of captured mail, in a development relay
 - `health`: /health: readiness, queue, the last hour
 - `charts`: the lines of a chart, and numbers and durations as text
 - `clock`: /clock: advance the clock of a development relay
-- `clock_facts`: what the header of each page says of the clock
 - `internet`: /internet: the simulated hosts, what they reply, and changes of it
 
 Elsewhere: who may see whose messages, and run queue commands: `relay/api/handlers.py`; words of a

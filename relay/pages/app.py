@@ -18,21 +18,19 @@ from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
 from relay.pages.clock import ClockPage
-from relay.pages.forms import PageForm, read_form
 from relay.pages.health import HealthPage
 from relay.pages.help import help_page, send_example, snippets_page
 from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
-from relay.pages.logins import Access, Visitor
+from relay.pages.logins import Access, PageForm, Visitor, read_form
 from relay.pages.marked_messages import marked_messages
 from relay.pages.message import advance_to_next, change_scheduled, message_page
 from relay.pages.message_list import message_list
-from relay.pages.queue_change import queue_change
+from relay.pages.queue_change import queue_change, release
 from relay.pages.queue_page import queue_page
 from relay.pages.refused import refused_page
-from relay.pages.release import release
 from relay.pages.site import PageRequest, PageSite
 from relay.pages.undo import PendingDeletions
 from relay.spool.queue_commands import Operation

@@ -15,9 +15,8 @@ from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import ADVANCED_S_MAX
 from relay.http.errors import quoted
 from relay.pages.charts import duration_text
-from relay.pages.clock_facts import CLOCK_STEPS, NEXT_RETRY
-from relay.pages.forms import PageForm
-from relay.pages.site import PageRequest
+from relay.pages.logins import PageForm
+from relay.pages.site import CLOCK_STEPS, NEXT_RETRY, PageRequest
 from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 
 _WAIT_S = 5.0

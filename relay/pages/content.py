@@ -34,11 +34,11 @@ from relay.mime.read_header import (
 )
 from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.mime.transfer_encoding import decoded_blocks
-from relay.pages.remote_images import RemoteImageUrl
 from relay.pages.sanitize import (
     HTML_CHARACTERS_MAX,
     IMAGE_CHARACTERS_MAX,
     RASTER_TYPES,
+    RemoteImageUrl,
     RemoteLoads,
     SafeDocument,
     safe_document,

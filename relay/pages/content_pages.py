@@ -55,15 +55,14 @@ from relay.pages.content import (
     read_content,
     shown_text,
 )
-from relay.pages.forms import is_csrf_token
-from relay.pages.logins import Visitor
-from relay.pages.remote_images import (
+from relay.pages.logins import Visitor, is_csrf_token
+from relay.pages.sanitize import (
     DEFAULT_PORTS,
     OwnPlaces,
     RemoteImageUrl,
+    SafeDocument,
     remote_image_url,
 )
-from relay.pages.sanitize import SafeDocument
 
 View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
 VIEWS: tuple[View, ...] = get_args(View)

@@ -15,7 +15,7 @@ from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import require_method, single_values
 from relay.http.errors import ApiError
 from relay.pages.charts import duration_text
-from relay.pages.forms import PageForm
+from relay.pages.logins import PageForm
 from relay.pages.site import PageRequest
 from relay.settings.document import Fault, SettingsError
 

@@ -14,9 +14,7 @@ from relay.accounts.account import LoginDelayedError
 from relay.api.request_parameters import require_method
 from relay.http.errors import ApiError
 from relay.http.http_request import HttpRequest, body_too_large
-from relay.pages.forms import read_form
-from relay.pages.logins import Logins, Visitor
-from relay.pages.sessions import new_secret
+from relay.pages.logins import Logins, Visitor, new_secret, read_form
 from relay.pages.site import PageRequest, PageSite
 
 # The first segment has no colon, so it is no scheme. No segment is empty, so there is no authority.

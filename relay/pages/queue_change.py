@@ -2,25 +2,38 @@
 
 /queue/{operation}. Both use the same selection and the checks of the API: the page runs the
 operation as `--dry-run` does, and the form on it has the conditions, not a list of what they found.
+The conditions become the parameters of GET /relay/v1/queue or the body of a queue command.
+
+POST /messages/{id}/release of a development relay sends a copy of captured mail to the addresses
+that a person types. A page says first where it goes, and to whom. Mail is released to its own
+recipients by /queue/release, where --release-allow matches them; typed, they need a match as well.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.api.request_parameters import require_method
+from relay.api.dependencies import DevelopmentControls
+from relay.api.release import (
+    captured_recipients,
+    check_own_recipients,
+    parse_addresses,
+    release_host,
+)
+from relay.api.request_parameters import TEXT_CONDITIONS, require_method
 from relay.base.phrases import counted
-from relay.http.errors import ApiError
+from relay.http.errors import ApiError, quoted
 from relay.journeys.wording import changed_line
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import NextHop
-from relay.pages.queue_selection import selection_of
-from relay.pages.release import released_by_command
 from relay.pages.site import PageRequest
-from relay.spool.queue_commands import Operation, QueueCommand
+from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
+from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.spool.types import Selector
 
 _LISTED_MAX = 20
@@ -47,6 +60,67 @@ EFFECTS = {
     "sender gets a report only if you choose that.",
     Operation.REROUTE: "The mail goes to another next hop.",
 }
+_SEPARATOR = re.compile(r"[\s,;]+")
+_AGE = "older_than"
+
+
+class QueueSelection(Struct, frozen=True):
+    """Which entries: `ids`, or all that meet `conditions`; none of both selects nothing."""
+
+    ids: tuple[str, ...] = ()
+    conditions: Mapping[str, str] = {}
+    all: bool = False
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The fields of a form or a link that select the same."""
+        pairs = [("id", one) for one in self.ids] + list(self.conditions.items())
+        return [*pairs, ("all", "true")] if self.all else pairs
+
+    @property
+    def words(self) -> str:
+        """The selection in words."""
+        if self.ids:
+            return "the selected entries" if len(self.ids) > 1 else f"the entry {self.ids[0]}"
+        if not self.conditions:
+            return "all entries in the queue" if self.all else "nothing"
+        parts = [f"{name.replace('_', ' ')} {text}" for name, text in self.conditions.items()]
+        return f"all entries with {', '.join(parts)}"
+
+    def query(self) -> dict[str, str]:
+        """Return the parameters of GET /relay/v1/queue. Raises ApiError 400."""
+        query = dict(self.conditions)
+        if self.ids:
+            query["id"] = ",".join(quote(one, safe="") for one in self.ids)
+        if _AGE in query:
+            query[_AGE] = f"{self._older_than_s():g}"
+        return query
+
+    def body(self) -> dict[str, Any]:
+        """Return the selector in the body of a queue command. Raises ApiError 400."""
+        body: dict[str, Any] = dict(self.conditions) | {"ids": list(self.ids)}
+        if body.pop(_AGE, None):
+            body["older_than_s"] = self._older_than_s()
+        return body | ({"all": True} if self.all and not self.conditions else {})
+
+    def _older_than_s(self) -> float:
+        text = self.conditions[_AGE]
+        try:
+            return parse_duration(text)
+        except ValueError:
+            message = f"older than: found {quoted(text)}, expected {WRITTEN_DURATION_EXPECTED}."
+            raise ApiError(400, "BadRequest", message) from None
+
+
+def selection_of(pairs: Collection[tuple[str, str]]) -> QueueSelection:
+    """Return the selection in the fields of a query or a form; an empty field is no condition."""
+    conditions = {
+        name: text.strip()
+        for name, text in pairs
+        if name in (*TEXT_CONDITIONS, _AGE) and text.strip()
+    }
+    ids = tuple(dict.fromkeys(text for name, text in pairs if name == "id" and text))
+    return QueueSelection(ids, conditions, all=("all", "true") in pairs)
 
 
 class OperationChoice(Struct, frozen=True):
@@ -174,3 +248,55 @@ def _fields(given: Mapping[str, str]) -> dict[str, str | bool]:
 
 def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
     return next((text.strip() for given, text in pairs if given == name), "")
+
+
+async def release(request: PageRequest, key: str) -> Response:
+    """Show to whom a copy goes, and send it when that is confirmed."""
+    site, form, principal = request.site, request.form, request.principal
+    require_method(request.http, "POST")
+    principal.check_may_operate()
+    journey = await site.handlers.message(key, principal)
+    entries = await site.handlers.captured_entries(journey)
+    entry, development = entries[0], site.dependencies.development
+    values: dict[str, Any] = {
+        "journey": journey,
+        "release_host": release_host(development),
+        "copy_of": entry["id"],
+        "own": captured_recipients(entry),
+        "typed": form.text("to"),
+    }
+    try:
+        addresses = parse_addresses([one for one in _SEPARATOR.split(form.text("to")) if one])
+        check_own_recipients(entries, development, named=addresses)
+    except ApiError as error:
+        return request.page(
+            "release.html", status=error.status, fault=error.message, addresses=(), **values
+        )
+    if not form.text("confirmed"):
+        return request.page("release.html", fault="", addresses=addresses, **values)
+    await site.handlers.release_copy(
+        journey, addresses, principal, request=request.http, why=form.text("reason")
+    )
+    copies = len(addresses)
+    return request.redirect(f"messages/{entry['id']}", did="release", copies=copies)
+
+
+def released_by_command(
+    answer: Mapping[str, Any] | None, development: DevelopmentControls | None
+) -> dict[str, Any]:
+    """Return for the page of a queue command: `release_host`, the recipients that are `leaving`,
+    and `copy_of`, the one captured message that can be copied ("": none, or several).
+    """
+    host = development.release_to if development is not None else None
+    listed = answer["entries"] if answer is not None else ()
+    captured = [one for one in listed if one["state"] == RecipientState.CAPTURED]
+    leaving = [
+        address
+        for entry in captured
+        if development is not None and entry["result"] == CommandResult.DONE
+        for address in captured_recipients(entry)
+        if development.may_release(address)
+    ]
+    messages = {one["id"] for one in captured} if host is not None else set()
+    copy_of = messages.pop() if len(messages) == 1 else ""
+    return {"release_host": host, "leaving": leaving, "copy_of": copy_of}

@@ -12,8 +12,7 @@ from relay.api.request_parameters import require_method, selector_of_query
 from relay.base.clock import id_time_us
 from relay.http.errors import ApiError
 from relay.message.lifecycle import FINAL, RecipientState, hold_text
-from relay.pages.queue_change import EFFECTS, LABELS, result_sentence
-from relay.pages.queue_selection import QueueSelection, selection_of
+from relay.pages.queue_change import EFFECTS, LABELS, QueueSelection, result_sentence, selection_of
 from relay.pages.site import PageRequest, PageSite
 from relay.pages.step_evidence import hop_words
 from relay.spool.queue_commands import LIVE

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.api.dependencies import ApiDependencies, Principal
+from relay.api.dependencies import ApiDependencies, DevelopmentControls, Principal
 from relay.api.handlers import Handlers
 from relay.base.clock import rfc3339, time_us_of
 from relay.base.phrases import moment, time_left
@@ -26,12 +26,11 @@ from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.message.address import ascii_address, shown_address
 from relay.mime.link_faults import LINK_PROBLEMS
-from relay.pages.clock_facts import clock_facts
+from relay.pages.charts import duration_text
 from relay.pages.content import one_line
 from relay.pages.content_pages import ContentPages
-from relay.pages.forms import PageForm
 from relay.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
-from relay.pages.logins import Access, Visitor
+from relay.pages.logins import Access, PageForm, Visitor
 from relay.pages.undo import PendingDeletions
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
@@ -70,6 +69,8 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
 _DOMAIN = re.compile(r"(?<=@)([\w.-]*\w)")  # without the dot of a sentence
+CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
+NEXT_RETRY = "next"
 
 
 class LivePart(Struct, frozen=True):
@@ -303,3 +304,27 @@ def _load_static() -> dict[str, tuple[str, bytes]]:
         content = folder.joinpath(name).read_bytes()
         found[name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
     return found
+
+
+def clock_facts(controls: DevelopmentControls) -> dict[str, Any]:
+    """Return `now`, `ahead` ("" if it is not), `is_advancing`, `last` ("" for none) and `steps`."""
+    clock, last = controls.clock, controls.last_advance
+    return {
+        "now": rfc3339(clock.time_us()),
+        "ahead": duration_text(clock.advanced_s) if clock.advanced_s else "",
+        "is_advancing": controls.is_advancing,
+        "last": _sentence(last) if last else "",
+        "steps": CLOCK_STEPS,
+    }
+
+
+def _sentence(last: Mapping[str, Any]) -> str:
+    """Return what an advance did: Advanced by 1 h: 3 attempts, 1 report."""
+    attempts, reports = (
+        f"{last[key]} {key if last[key] != 1 else key[:-1]}" for key in ("attempts", "reports")
+    )
+    done = f"{attempts}, {reports}"
+    if not last["error"]:
+        return f"Advanced by {duration_text(last['seconds'])}: {done}."
+    reached = duration_text(last["seconds"]) if last["seconds"] > 0 else "nothing"
+    return f"Advanced by {reached}: {done}. It stopped early: {last['error']}."

@@ -31,8 +31,7 @@ from relay.message.properties import EmailAddress
 from relay.message.status import REPLY_TEXT_MAX, split_reply
 from relay.message.verdict import JUNK_EMAIL, ExaminedMessage, Finding, Hold, RateCharge
 from relay.mime import headers
-from relay.mime.disclaimer import DisclaimerObstacle, with_disclaimer, wrapped
-from relay.mime.disclaimer_text import Disclaimer
+from relay.mime.disclaimer import Disclaimer, DisclaimerObstacle, with_disclaimer, wrapped
 from relay.mime.html_tokens import html_layout
 from relay.mime.read_header import originators
 from relay.mime.write_header import address_list_field

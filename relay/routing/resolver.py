@@ -3,7 +3,8 @@
 Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
 is never routed back to this relay: which host is this relay is decided here, which others are left
 out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
-MailLoop, TemporaryFailure. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
+MailLoop, TemporaryFailure. usable_records() says which TLSA records count (RFC 7671, RFC 7672);
+what a host must show for them: `relay/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
 """
 
 import asyncio
@@ -20,7 +21,6 @@ from msgspec import structs
 from relay.base.clock import Clock
 from relay.base.socket_address import Address, plain_ip
 from relay.base.sockets import is_of_this_machine
-from relay.message.dane import usable_records
 from relay.message.nexthop import HopKind, NextHop
 from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
@@ -53,6 +53,8 @@ _MX_PORT = 25  # RFC 5321 4.5.4.2
 NULL_MX_S = 5.0  # a client waits for it
 _SILENT_S = 10.0  # after that wait was in vain, clients wait for nothing that is not in the cache
 _SYSTEM_THREADS = 2
+RECORDS_MAX = 16  # they are part of the keys of connections; one or two are usual
+_DIGEST_BYTES = {1: 32, 2: 64}  # SHA-256 and SHA-512
 
 
 class Resolver:
@@ -401,3 +403,34 @@ def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
     with suppress(OSError):  # of a name without an address
         for ip in map(plain_ip, (host,) if is_ip(host) else _addresses_by_system(host)):
             yield "" if listener.systemd or ip.is_unspecified else str(ip), listener.port
+
+
+def usable_records(found: Iterable[TlsaRecord]) -> tuple[TlsaRecord, ...]:
+    """Return the records that can be used, RECORDS_MAX at most, in one order for each answer.
+
+    () means that TLS is required, and nothing verified (RFC 7672 2.2). Usages 0 and 1 need a store
+    of authorities, and are no part of DANE for SMTP (RFC 7672 3.1.3).
+    """
+    return tuple(sorted(filter(_is_usable, set(found))))[:RECORDS_MAX]
+
+
+def _is_usable(record: TlsaRecord) -> bool:
+    if record.usage not in (2, 3) or record.selector not in (0, 1):
+        return False
+    if record.matching:
+        return len(record.data) == _DIGEST_BYTES.get(record.matching)
+    return _can_be_read(record)
+
+
+def _can_be_read(record: TlsaRecord) -> bool:
+    """Return whether a record has a certificate, or the key of one."""
+    # A large library, and few hosts have such a record.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate  # noqa: PLC0415
+
+    try:
+        (load_der_public_key if record.selector else load_der_x509_certificate)(record.data)
+    except (ValueError, LookupError, InvalidVersion, UnsupportedAlgorithm):
+        return False
+    return True

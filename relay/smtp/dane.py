@@ -2,7 +2,7 @@
 
 Usage 3 is the certificate of the host: its names and dates do not count. Usage 2 is an authority:
 its certificate is among those shown or in the record, signed what is shown, and names and dates
-count, by the machine's clock. Which records can be used: `relay/message/dane.py`.
+count, by the machine's clock. Which records can be used: `relay/routing/resolver.py`.
 """
 
 import hashlib

@@ -4,8 +4,7 @@ import pytest
 
 from relay.message.content import read_all
 from relay.message.header import ParsedContent
-from relay.mime.disclaimer import with_disclaimer, wrapped
-from relay.mime.disclaimer_text import Disclaimer
+from relay.mime.disclaimer import Disclaimer, with_disclaimer, wrapped
 from tests.interop.conftest import program
 from tests.support.mutt import run_mutt
 

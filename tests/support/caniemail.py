@@ -3,7 +3,7 @@
     npm pack caniemail@2.0.2 && tar xzf caniemail-2.0.2.tgz
     .venv/bin/python -m tests.support.caniemail package
 
-Of each feature: its title, the names by which relay/mime/html_features.py finds it in a message,
+Of each feature: its title, the names by which relay/mime/body_checks.py finds it in a message,
 the newest known support of each program (y, a: partly, n, u: not known), and the notes of those
 that do not support all of it. Features that cannot be seen in HTML or CSS are left out.
 """

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from relay.accounts.account import LoginDelayedError
-from relay.accounts.dovecot_auth import DovecotPassword
 from relay.accounts.password_schemes import parse_password
-from relay.accounts.passwords import WAITING_MAX, PasswordChecker
+from relay.accounts.passwords import WAITING_MAX, DovecotPassword, PasswordChecker
 from tests.support.manual_clock import ManualClock
 
 HELLO = b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nSPID\t7\nCUID\t1\nCOOKIE\tx\nDONE\n"
@@ -99,7 +98,7 @@ async def test_what_says_nothing_of_the_password(
 async def test_a_dovecot_that_is_silent(
     checker: PasswordChecker, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.accounts.dovecot_auth._ANSWER_S", 0.05)
+    monkeypatch.setattr("relay.accounts.passwords._ANSWER_S", 0.05)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

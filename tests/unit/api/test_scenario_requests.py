@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from relay.api.development import scenario_response
+from relay.api.app import scenario_response
 from relay.http.gateway import Gateway
 from relay.http.http_request import RequestLimits
 from tests.support.manual_clock import ManualClock

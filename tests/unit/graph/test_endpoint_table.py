@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from relay.graph import routes, unsupported
+from relay.graph import routes
 from tests.support.endpoint_rows import rows
 from tests.support.graph_fakes import GraphInMemory, OnDisk
 
@@ -33,7 +33,7 @@ def operations() -> set[tuple[str, str]]:
 
 def unsupported_operations() -> set[tuple[str, str]]:
     """The methods, or *, and paths of operations that only Graph has."""
-    table = [(plain(one.path), one.methods or {"*"}) for one in unsupported.OPERATIONS]
+    table = [(plain(one.path), one.methods or {"*"}) for one in routes.OPERATIONS]
     return {(method, path) for path, methods in outside_folders(table) for method in methods}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.graph import attachments, preferred_bodies
+from relay.graph import attachments, graph_request
 from relay.graph.graph_request import BODY_CONVERSIONS_MAX
 from tests.support.graph_fakes import OnDisk, refused
 
@@ -243,7 +243,7 @@ async def test_few_bodies_are_converted_at_a_time(
             crowds.append(one_too_many.wait())
         return html
 
-    monkeypatch.setitem(preferred_bodies._CONVERT, "text", converted)
+    monkeypatch.setitem(graph_request._CONVERT, "text", converted)
     header = preferring('outlook.body-content-type="text"')
     requests = (on_disk.http.get(path, headers=header) for _ in range(3 * BODY_CONVERSIONS_MAX))
     answers = await asyncio.gather(*requests)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.graph.translate_ids import IDS_MAX
+from relay.graph.users import IDS_MAX
 from tests.support.graph_fakes import GraphInMemory, refused, to
 
 PATH = "/v1.0/me/translateExchangeIds"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from relay.http.forwarded import Proxies
+from relay.http.connection_limits import Proxies
 
 PROXIES = Proxies(["10.0.0.0/8", "fd00::/8"])
 

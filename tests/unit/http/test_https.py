@@ -17,7 +17,7 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
-from relay.http import protocol, tls_connection
+from relay.http import http_server, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
@@ -192,7 +192,7 @@ CLIENT_HELLO_START = bytes.fromhex("1603010200010001fc0303")
 @pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])
 @on_both_loops
 async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sent) -> None:
-    before, tls_connection.HANDSHAKE_TIMEOUT_S = tls_connection.HANDSHAKE_TIMEOUT_S, 0.1
+    before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 0.1
     try:
         async with serving(
             certificate=certificate, connection_limits=ConnectionLimits(connections=1)
@@ -205,7 +205,7 @@ async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sen
             await all_closed(server)
             assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
     finally:
-        tls_connection.HANDSHAKE_TIMEOUT_S = before
+        http_server.HANDSHAKE_TIMEOUT_S = before
 
 
 @pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
-from relay.http import tls_connection
+from relay.http import http_server
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
@@ -244,7 +244,7 @@ async def test_a_service_is_no_proxy() -> None:
 
 @on_both_loops
 async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> None:
-    before, tls_connection.HANDSHAKE_TIMEOUT_S = tls_connection.HANDSHAKE_TIMEOUT_S, 1.0
+    before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 1.0
     limits = ConnectionLimits(connections=200)
     try:
         async with serving(where, tunnel_hosts=hosts, connection_limits=limits) as server:
@@ -258,7 +258,7 @@ async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> N
                 await all_closed(server, within_s=10)  # the clients hold them
             assert server._table._connections == 0
     finally:
-        tls_connection.HANDSHAKE_TIMEOUT_S = before
+        http_server.HANDSHAKE_TIMEOUT_S = before
 
 
 @on_both_loops

@@ -4,8 +4,8 @@ from hashlib import sha256
 
 import pytest
 
-from relay.message.dane import RECORDS_MAX, usable_records
 from relay.message.tls_policy import TlsaRecord, TlsPolicy
+from relay.routing.resolver import RECORDS_MAX, usable_records
 
 DIGEST, LONG = bytes(32), bytes(64)
 

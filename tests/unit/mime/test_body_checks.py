@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay.mime
-from relay.mime.body_checks import CHARACTERS_MAX, LINKS_MAX, check_bodies
-from relay.mime.html_features import CSS_CHARACTERS_MAX, LINES_MAX, FeatureReader
+from relay.mime.body_checks import (
+    CHARACTERS_MAX,
+    CSS_CHARACTERS_MAX,
+    LINES_MAX,
+    LINKS_MAX,
+    FeatureReader,
+    check_bodies,
+)
 from tests.support.long_tests import sampled
 
 DATA_FILE = Path(relay.mime.__file__).with_name("caniemail.json")

@@ -1,7 +1,7 @@
 """Attachments of a stored message that a forward or reply carries."""
 
 from relay.message.content import BLOCK_BYTES, MemoryOctets
-from relay.mime.carry_attachments import carried_attachments
+from relay.mime.edit_attachments import carried_attachments
 
 
 def test_a_message_is_carried_as_it_is_where_the_blocks_of_its_octets_divide_a_line_end():

@@ -12,11 +12,11 @@ from relay.message.content import LargeContent, MemoryOctets, read_all
 from relay.message.header import ParsedContent
 from relay.mime.disclaimer import (
     TEXT_OCTETS_MAX,
+    Disclaimer,
     DisclaimerObstacle,
     with_disclaimer,
     wrapped,
 )
-from relay.mime.disclaimer_text import Disclaimer
 from tests.support.contents import as_large
 
 HEAD = b"From: a@in.test\r\nTo: b@out.test\r\nSubject: s\r\nMessage-ID: <1@in.test>\r\n"

@@ -15,8 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message.content import Content, LargeContent, MemoryOctets, read_all
-from relay.mime.encode_fields import AddressNotAsciiError, seven_bit_field, with_short_lines
-from relay.mime.encode_for_host import CannotEncodeError, Need, encode_for_host, need_of
+from relay.mime.encode_for_host import (
+    AddressNotAsciiError,
+    CannotEncodeError,
+    Need,
+    encode_for_host,
+    need_of,
+    seven_bit_field,
+    with_short_lines,
+)
 from relay.mime.transfer_encoding import LINE_MAX, has_line_over
 from tests.support.long_tests import long
 

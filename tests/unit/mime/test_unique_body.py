@@ -3,8 +3,7 @@
 import pytest
 
 from relay.message.properties import MessageProperties
-from relay.mime.quoting import quoted_body
-from relay.mime.unique_body import unique_body
+from relay.mime.quoting import quoted_body, unique_body
 from tests.unit.mime.test_quoting import SENT_US, UTC
 
 

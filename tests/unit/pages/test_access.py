@@ -19,8 +19,7 @@ from relay.development.accounts import DevelopmentAccounts
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.pages.logins import Access, Logins
-from relay.pages.sessions import IDLE_S
+from relay.pages.logins import IDLE_S, Access, Logins
 from tests.support.http_server import serving
 from tests.support.manual_clock import ManualClock
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from relay.http.gateway import json_response
 from relay.http.http_request import HttpRequest
-from relay.pages.forms import read_form
+from relay.pages.logins import read_form
 from tests.support.http_server import LIMIT, serving
 
 TOKEN = "the-token"

@@ -3,11 +3,13 @@
 import pytest
 
 from relay.mime.safe_markup import safe_framed_style, safe_style_sheet
-from relay.pages.remote_images import OwnPlaces, remote_image_url, remote_srcset
 from relay.pages.sanitize import (
     REMOTE_IMAGES_MAX,
+    OwnPlaces,
     RemoteLoads,
     SafeDocument,
+    remote_image_url,
+    remote_srcset,
     safe_document,
 )
 

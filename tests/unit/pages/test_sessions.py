@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from relay.accounts.account import Account, Role, Scope
-from relay.pages import sessions
-from relay.pages.sessions import IDLE_S, LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
+from relay.pages import logins
+from relay.pages.logins import IDLE_S, LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
 from tests.support.accounts import TokenAccounts
 from tests.support.manual_clock import ManualClock
 
@@ -112,7 +112,7 @@ def test_an_account_has_a_number_of_sessions(made):
 
 
 def test_all_accounts_have_a_number_of_sessions(made, monkeypatch):
-    monkeypatch.setattr(sessions, "SESSIONS_MAX", 2)
+    monkeypatch.setattr(logins, "SESSIONS_MAX", 2)
     begun = [made.sessions.begin(account) for account in (BOB, ALICE, BOB)]
     assert [made.sessions.find(one) is not None for one in begun] == [False, True, True]
     assert len(made.sessions) == 2

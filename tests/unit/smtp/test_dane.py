@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from relay.message.dane import usable_records
 from relay.message.outcome import DeferralClass, Relayed
 from relay.message.tls_policy import TlsaRecord, TlsPolicy
+from relay.routing.resolver import usable_records
 from relay.smtp.connect import ConnectError
 from relay.smtp.dane import dane_mismatch
 from tests.support.remote_mx import DROP, RemoteMx
