@@ -168,8 +168,7 @@ class EventStreams:
 
     def _check_number(self, view: EventView) -> None:
         if self._is_closed or self._open.total >= STREAMS_MAX:
-            message = "Too many event streams are open already."
-            raise service_unavailable(message, retry_after_s=5)
+            raise service_unavailable("Too many event streams are open already.", retry_after_s=5)
         if self._open.count(view.account) >= STREAMS_OF_ACCOUNT_MAX:
             message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."
             raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})

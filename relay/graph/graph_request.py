@@ -523,8 +523,7 @@ def api_error(error: StoreError) -> ApiError:
         case MessageChangedError():
             return ApiError(412, "ErrorIrresolvableConflict", text)
         case NotADraftError():
-            message = text or "The message is not a draft."
-            return ApiError(400, "ErrorInvalidRequest", message)
+            return ApiError(400, "ErrorInvalidRequest", text or "The message is not a draft.")
         case AttachmentsTooLargeError() | StateTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():

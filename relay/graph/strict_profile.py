@@ -127,8 +127,7 @@ def check_part_type(identifier: str, *, has_body: bool, headers: Collection[str]
     """Check the Content-Type of a request of a batch. Raises ApiError 400 for the whole batch."""
     if has_body and "content-type" not in headers:
         named = f"Write request with id {quoted(identifier)}"
-        message = f"{named} does not contain a Content-Type header."
-        raise ApiError(400, "BadRequest", message)
+        raise ApiError(400, "BadRequest", f"{named} does not contain a Content-Type header.")
 
 
 def check_body(value: object, kind: str) -> None:

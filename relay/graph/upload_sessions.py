@@ -77,8 +77,7 @@ def read_content_range(text: str, size: int) -> ContentRange:
     """Read a Content-Range of a file of `size` bytes. Raises ApiError."""
     match = _RANGE.fullmatch(text.strip())
     if match is None:
-        message = f"Content-Range: found {quoted(text)}, {_EXPECTED}."
-        raise ApiError(400, "invalidRange", message)
+        raise ApiError(400, "invalidRange", f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     content_range = ContentRange(*map(int, match.groups()))
     if content_range.total != size:
         message = f"Content-Range: found a total of {content_range.total}, expected {size}."

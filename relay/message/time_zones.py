@@ -26,10 +26,9 @@ def time_zone(name: str) -> ZoneInfo:
         except (LookupError, ValueError, OSError):  # OSError: "Europe" is a directory
             pass
     shown = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "…"
-    message = (
+    raise ValueError(
         f"found {shown!r}, expected a time zone such as Europe/Berlin or W. Europe Standard Time"
     )
-    raise ValueError(message)
 
 
 _SHOWN_MAX = 100

@@ -161,5 +161,4 @@ async def _page(request: PageRequest) -> Response:
             return await send_example(request)
         case _:
             path = "/".join(http.segments)
-            message = f"There is no page {quoted(path)}."
-            raise ApiError(404, "ResourceNotFound", message)
+            raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")

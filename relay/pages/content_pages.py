@@ -295,8 +295,7 @@ def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
     index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
     if not 1 <= index <= len(found):
         expected = f"the message has {len(found)}" if found else "the message has none"
-        message = f"Found attachment {quoted(number)}; {expected}."
-        raise ApiError(404, "ErrorItemNotFound", message)
+        raise ApiError(404, "ErrorItemNotFound", f"Found attachment {quoted(number)}; {expected}.")
     one = found[index - 1]
     image = image_type(one) if shows else ""
     disposition = content_disposition(file_name(index, one), is_shown=bool(image))

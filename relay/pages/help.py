@@ -84,8 +84,7 @@ async def send_example(request: PageRequest) -> Response:
         raise ApiError(400, "BadRequest", message)
     reason = await development.send_example(key)
     if reason:
-        message = f"The example was not sent: {reason}"
-        raise service_unavailable(message, retry_after_s=1)
+        raise service_unavailable(f"The example was not sent: {reason}", retry_after_s=1)
     return request.redirect()
 
 

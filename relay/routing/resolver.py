@@ -4,7 +4,8 @@ Delivery calls it before it connects. A missing answer is never taken for "no su
 is never routed back to this relay: which host is this relay is decided here, which others are left
 out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
 MailLoop, TemporaryFailure. usable_records() says which TLSA records count (RFC 7671, RFC 7672);
-what a host must show for them: `relay/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX), RFC 8499 (terms).
+what a host must show for them: `relay/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX),
+RFC 8499 (terms).
 """
 
 import asyncio

@@ -293,8 +293,7 @@ class _SearchParser:
             raise self._error(token, "a word with a letter or a digit in it")
         if len(value) > TERM_CHARACTERS_MAX:
             found = f"position {token.position}: found a word or phrase of {len(value)} characters"
-            message = f"{found}, expected at most {TERM_CHARACTERS_MAX}"
-            raise clause_error("search", message)
+            raise clause_error("search", f"{found}, expected at most {TERM_CHARACTERS_MAX}")
         self._prefixes += words != value
         # the index has both forms of an address, but that with A-labels in lower case always
         sought = with_a_labels(words) if where in _OF_ADDRESSES else words
