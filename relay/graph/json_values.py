@@ -20,29 +20,70 @@ from relay.message.extended_properties import ExtendedPropertyError, canonical_v
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 
+_ATTACHMENT = "id lastModifiedDateTime name contentType size isInline"
+FILE_PROPERTIES = "contentBytes contentId contentLocation"
+REFERENCE_PROPERTIES = "sourceUrl providerType thumbnailUrl previewUrl permission isFolder"
+# The properties of Graph's types; after a colon the type of the value, if it is a resource.
+PROPERTIES_OF_TYPES = {
+    "parameters": "message:message toRecipients:recipient attachmentItem:attachmentItem",
+    "message": (
+        "id changeKey conversationId conversationIndex parentFolderId webLink createdDateTime "
+        "lastModifiedDateTime receivedDateTime sentDateTime hasAttachments isDraft bodyPreview "
+        "uniqueBody:itemBody body:itemBody subject categories importance inferenceClassification "
+        "internetMessageId isDeliveryReceiptRequested isRead isReadReceiptRequested sensitivity "
+        "from:recipient sender:recipient toRecipients:recipient ccRecipients:recipient "
+        "bccRecipients:recipient replyTo:recipient flag:followupFlag attachments:attachment "
+        "internetMessageHeaders:internetMessageHeader extensions "
+        "singleValueExtendedProperties:singleValueLegacyExtendedProperty "
+        "multiValueExtendedProperties:multiValueLegacyExtendedProperty"
+    ),
+    "itemBody": "contentType content",
+    "recipient": "emailAddress:emailAddress",
+    "emailAddress": "name address",
+    "followupFlag": (
+        "flagStatus startDateTime:dateTimeTimeZone dueDateTime:dateTimeTimeZone "
+        "completedDateTime:dateTimeTimeZone"
+    ),
+    "dateTimeTimeZone": "dateTime timeZone",
+    "internetMessageHeader": "name value",
+    "singleValueLegacyExtendedProperty": "id value",
+    "multiValueLegacyExtendedProperty": "id value",
+    "attachment": _ATTACHMENT,
+    "fileAttachment": f"{_ATTACHMENT} {FILE_PROPERTIES}",
+    "itemAttachment": f"{_ATTACHMENT} item:message",
+    "referenceAttachment": f"{_ATTACHMENT} {REFERENCE_PROPERTIES}",
+    "attachmentItem": "attachmentType name size contentType isInline contentId",
+    "mailFolder": (
+        "id displayName parentFolderId childFolderCount unreadItemCount totalItemCount isHidden "
+        "sizeInBytes wellKnownName singleValueExtendedProperties:singleValueLegacyExtendedProperty "
+        "multiValueExtendedProperties:multiValueLegacyExtendedProperty"
+    ),
+    "outlookCategory": "id displayName color",
+    "mailboxSettings": (
+        "archiveFolder timeZone delegateMeetingMessageDeliveryOptions dateFormat timeFormat "
+        "userPurpose automaticRepliesSetting:automaticRepliesSetting language:localeInfo "
+        "workingHours:workingHours"
+    ),
+    "automaticRepliesSetting": (
+        "status externalAudience scheduledStartDateTime:dateTimeTimeZone "
+        "scheduledEndDateTime:dateTimeTimeZone internalReplyMessage externalReplyMessage"
+    ),
+    "localeInfo": "locale displayName",
+    "workingHours": "daysOfWeek startTime endTime timeZone",
+}
+_OF_SUBSCRIPTIONS = (
+    "changeType clientState expirationDateTime includeResourceData latestSupportedTlsVersion "
+    "lifecycleNotificationUrl notificationUrl resource"
+)
 _PROPERTIES = (
-    "@odata.type", "address", "archiveFolder", "attachmentType", "attachments",
-    "automaticRepliesSetting", "bccRecipients", "bias", "body", "bodyPreview", "categories",
-    "ccRecipients", "changeKey", "childFolderCount", "color", "completedDateTime", "content",
-    "contentBytes", "contentId", "contentLocation", "contentType", "conversationId",
-    "conversationIndex", "createdDateTime", "dateFormat", "dateTime", "daysOfWeek",
-    "delegateMeetingMessageDeliveryOptions", "displayName", "dueDateTime", "emailAddress",
-    "endTime", "extensions", "externalAudience", "externalReplyMessage", "flag", "flagStatus",
-    "from", "hasAttachments", "id", "importance", "inferenceClassification",
-    "internalReplyMessage", "internetMessageHeaders", "internetMessageId",
-    "isDeliveryReceiptRequested", "isDraft", "isFolder", "isHidden", "isInline", "isRead",
-    "isReadReceiptRequested", "item", "language", "lastModifiedDateTime", "locale",
-    "multiValueExtendedProperties", "name", "parentFolderId", "permission", "previewUrl",
-    "providerType", "receivedDateTime", "replyTo", "scheduledEndDateTime",
-    "scheduledStartDateTime", "sender", "sensitivity", "sentDateTime",
-    "singleValueExtendedProperties", "size", "sizeInBytes", "sourceUrl", "startDateTime",
-    "startTime", "status", "subject", "thumbnailUrl", "timeFormat", "timeZone", "toRecipients",
-    "totalItemCount", "uniqueBody", "unreadItemCount", "userPurpose", "value", "webLink",
-    "wellKnownName", "workingHours",
-    # of a subscription
-    "changeType", "clientState", "expirationDateTime", "includeResourceData",
-    "latestSupportedTlsVersion", "lifecycleNotificationUrl", "notificationUrl", "resource",
-)  # fmt: skip
+    *("@odata.type", "bias", *_OF_SUBSCRIPTIONS.split()),
+    *(
+        one.partition(":")[0]
+        for kind, names in PROPERTIES_OF_TYPES.items()
+        for one in names.split()
+        if kind != "parameters"
+    ),
+)
 _KNOWN = frozenset(_PROPERTIES)
 _BY_LOWER_CASE = {name.lower(): name for name in _PROPERTIES}
 # Small values take many times their size in memory; the largest messages have a few thousand.

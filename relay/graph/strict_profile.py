@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from relay.graph.json_values import FILE_PROPERTIES, PROPERTIES_OF_TYPES, REFERENCE_PROPERTIES
 from relay.graph.odata.expression import (
     And,
     Comparison,
@@ -191,58 +192,7 @@ def _check_upload_size(value: object) -> None:
 
 
 _NAMESPACE = "microsoft.graph."
-_ATTACHMENT = "id lastModifiedDateTime name contentType size isInline"
-_FILE = "contentBytes contentId contentLocation"
-_REFERENCE = "sourceUrl providerType thumbnailUrl previewUrl permission isFolder"
-_OF_ONE_KIND = frozenset(f"{_FILE} {_REFERENCE} item".lower().split())
-# The properties of Graph's types; after a colon the type of the value, if it is a resource.
-_PROPERTIES = {
-    "parameters": "message:message toRecipients:recipient attachmentItem:attachmentItem",
-    "message": (
-        "id changeKey conversationId conversationIndex parentFolderId webLink createdDateTime "
-        "lastModifiedDateTime receivedDateTime sentDateTime hasAttachments isDraft bodyPreview "
-        "uniqueBody:itemBody body:itemBody subject categories importance inferenceClassification "
-        "internetMessageId isDeliveryReceiptRequested isRead isReadReceiptRequested sensitivity "
-        "from:recipient sender:recipient toRecipients:recipient ccRecipients:recipient "
-        "bccRecipients:recipient replyTo:recipient flag:followupFlag attachments:attachment "
-        "internetMessageHeaders:internetMessageHeader extensions "
-        "singleValueExtendedProperties:singleValueLegacyExtendedProperty "
-        "multiValueExtendedProperties:multiValueLegacyExtendedProperty"
-    ),
-    "itemBody": "contentType content",
-    "recipient": "emailAddress:emailAddress",
-    "emailAddress": "name address",
-    "followupFlag": (
-        "flagStatus startDateTime:dateTimeTimeZone dueDateTime:dateTimeTimeZone "
-        "completedDateTime:dateTimeTimeZone"
-    ),
-    "dateTimeTimeZone": "dateTime timeZone",
-    "internetMessageHeader": "name value",
-    "singleValueLegacyExtendedProperty": "id value",
-    "multiValueLegacyExtendedProperty": "id value",
-    "attachment": _ATTACHMENT,
-    "fileAttachment": f"{_ATTACHMENT} {_FILE}",
-    "itemAttachment": f"{_ATTACHMENT} item:message",
-    "referenceAttachment": f"{_ATTACHMENT} {_REFERENCE}",
-    "attachmentItem": "attachmentType name size contentType isInline contentId",
-    "mailFolder": (
-        "id displayName parentFolderId childFolderCount unreadItemCount totalItemCount isHidden "
-        "sizeInBytes wellKnownName singleValueExtendedProperties:singleValueLegacyExtendedProperty "
-        "multiValueExtendedProperties:multiValueLegacyExtendedProperty"
-    ),
-    "outlookCategory": "id displayName color",
-    "mailboxSettings": (
-        "archiveFolder timeZone delegateMeetingMessageDeliveryOptions dateFormat timeFormat "
-        "userPurpose automaticRepliesSetting:automaticRepliesSetting language:localeInfo "
-        "workingHours:workingHours"
-    ),
-    "automaticRepliesSetting": (
-        "status externalAudience scheduledStartDateTime:dateTimeTimeZone "
-        "scheduledEndDateTime:dateTimeTimeZone internalReplyMessage externalReplyMessage"
-    ),
-    "localeInfo": "locale displayName",
-    "workingHours": "daysOfWeek startTime endTime timeZone",
-}
+_OF_ONE_KIND = frozenset(f"{FILE_PROPERTIES} {REFERENCE_PROPERTIES} item".lower().split())
 
 
 def _type_of(names: str) -> Mapping[str, str]:
@@ -250,4 +200,4 @@ def _type_of(names: str) -> Mapping[str, str]:
     return {name.lower(): kind for name, _, kind in pairs}
 
 
-_TYPES = {kind: _type_of(names) for kind, names in _PROPERTIES.items()}
+_TYPES = {kind: _type_of(names) for kind, names in PROPERTIES_OF_TYPES.items()}

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from contextlib import nullcontext
 from email.utils import formatdate
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
@@ -141,14 +141,6 @@ _TOO_MANY_UNREAD = service_unavailable(
     "Too many responses wait until their clients read them.", retry_after_s=2
 )
 _log = get_logger("http")
-
-
-class _AllowResponse(Protocol):
-    """The function that the server puts into the scope."""
-
-    def __call__(self, size_bytes: int, *, may_be_refused: bool) -> bool:
-        """Return whether a response of this size may be sent."""
-        ...
 
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
@@ -293,10 +285,9 @@ def _may_send(response: Response, scope: Scope, *, may_be_refused: bool) -> bool
     The response to a change is always sent; a GET can be repeated.
     """
     size_bytes = BLOCK_BYTES if isinstance(response, StreamedResponse) else len(response.body)
-    may_send_response: _AllowResponse | None = scope.get(
-        ALLOW_RESPONSE
-    )  # absent outside of Relay's own server
-    return may_send_response is None or may_send_response(size_bytes, may_be_refused=may_be_refused)
+    # absent outside of Relay's own server
+    may_send_response: Callable[[int, bool], bool] | None = scope.get(ALLOW_RESPONSE)
+    return may_send_response is None or may_send_response(size_bytes, may_be_refused)
 
 
 def _shutdown_error(request: HttpRequest | None) -> ApiError:

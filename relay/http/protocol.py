@@ -445,7 +445,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._error = error
         raise _RejectedError
 
-    def _may_send_response(self, size_bytes: int, *, may_be_refused: bool) -> bool:
+    def _may_send_response(self, size_bytes: int, may_be_refused: bool) -> bool:
         assert self._connection is not None
         return self.connection_table.may_send_response(
             self._connection, size_bytes, may_be_refused=may_be_refused

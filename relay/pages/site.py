@@ -52,19 +52,6 @@ _STATIC_TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# All are read at the start: one that is missing is found then, and files of another version may
-# replace them while Relay runs.
-STATIC_FILES = (
-    "htmx.min.js", "icon-unread.svg", "icon.svg", "pages.css", "pages.js", "sse.min.js", "theme.js",
-)  # fmt: skip
-TEMPLATES = (
-    "_answer.html", "_checks.html", "_clock.html", "_content.html", "_figures.html", "_first.html",
-    "_hosts.html", "_journey.html", "_list.html", "_more.html", "_pane.html", "_queue.html",
-    "_refused.html", "_release.html", "_report.html", "base.html", "charts.html", "clock.html",
-    "error.html", "health.html", "help.html", "internet.html", "list.html", "login.html",
-    "macros.html", "marked.html", "message.html", "queue.html", "queue_change.html", "refused.html",
-    "release.html", "snippets.html",
-)  # fmt: skip
 _IMMUTABLE = "public, max-age=31536000, immutable"
 _VERSION_DIGITS = 12
 
@@ -91,7 +78,9 @@ class PageSite:
         *,
         deletions: PendingDeletions,
     ) -> None:
-        """Load templates and static files of the package. Raises OSError if one is missing."""
+        """Load all templates and static files of the package: files of another version may replace
+        them while Relay runs. Raises OSError.
+        """
         self.dependencies = dependencies
         self.access = access
         self.live_views = live_views
@@ -259,7 +248,8 @@ def _depth(request: HttpRequest) -> int:
 @cache
 def _environment() -> jinja2.Environment:
     folder = resources.files("relay.pages").joinpath("templates")
-    texts = {name: folder.joinpath(name).read_text("utf-8") for name in TEMPLATES}
+    every = [one for one in folder.iterdir() if one.name.endswith(".html")]
+    texts = {one.name: one.read_text("utf-8") for one in every}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
         autoescape=True,
@@ -299,10 +289,10 @@ def _left_until(at: str, now: str) -> str:
 def _load_static() -> dict[str, tuple[str, bytes]]:
     """Return version and content of each script and style sheet, by name."""
     found = {}
-    folder = resources.files("relay.pages").joinpath("static")
-    for name in STATIC_FILES:
-        content = folder.joinpath(name).read_bytes()
-        found[name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
+    for one in resources.files("relay.pages").joinpath("static").iterdir():
+        if one.name.rpartition(".")[2] in _STATIC_TYPES:
+            content = one.read_bytes()
+            found[one.name] = (hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS], content)
     return found
 
 

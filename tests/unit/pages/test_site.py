@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.pages import site
-from relay.pages.site import STATIC_FILES, TEMPLATES, relative_url
+from relay.pages.site import relative_url
 
 PAGES = Path(__file__).parents[3] / "relay/pages"
 VENDORED = tomllib.loads((PAGES / "static/vendored.toml").read_text())
@@ -23,19 +23,6 @@ def test_a_vendored_script_is_unchanged(name):
 def test_each_script_is_ours_or_recorded_as_vendored():
     scripts = {path.name for path in (PAGES / "static").glob("*.js")}
     assert scripts - set(VENDORED) == {"pages.js", "theme.js"}
-
-
-def test_each_template_and_static_file_is_read_at_the_start():
-    assert {path.name for path in (PAGES / "templates").iterdir()} == set(TEMPLATES)
-    static = {path.name for path in (PAGES / "static").iterdir()}
-    assert static - {"vendored.toml"} == set(STATIC_FILES)
-
-
-def test_a_missing_template_is_an_error_that_names_its_file(monkeypatch):
-    monkeypatch.setattr(site, "TEMPLATES", (*TEMPLATES, "gone.html"))
-    site._environment.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"templates/gone\.html"):
-        site._environment()
 
 
 @pytest.mark.parametrize(
