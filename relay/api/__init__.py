@@ -12,9 +12,8 @@ same as that of `relay trace`.
 - `handlers`: what needs a principal: messages, waiting for a state, queue commands, refusals, prune
 - `search_text`: text of the search box and of `q`: from:, client:, state:, before: ...; GET /log
 - `content_search`: conditions on contents: words, attachments, unread copies
-- `message_previews`: what a row of the list shows of a content
-- `message_source`: where the content of a message is found: spool, mailbox, or a report
-- `message_copies`: the copies in mailboxes: read, unread, their removal
+- `message_source`: where the content of a message is found: spool, mailbox, or a report;
+  the copies in mailboxes: read, unread, their removal; what a row of the list shows of a content
 - `event_streams`: /relay/v1/events: recorded events as server-sent events
 - `webhooks`: /relay/v1/webhooks: a list, a test, a replay
 - `explain`: /relay/v1/explain: its question, and who may ask

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
-from relay.api.message_copies import MessageCopies
+from relay.api.message_source import MessageCopies
 from relay.base.clock import Clock
 from relay.journeys.message_list import ALL_MAILBOXES, FoundMessage, ListedRecipient, MessageSearch
 from relay.journeys.spool_history import CONTENTS_MAX, SpoolHistory

@@ -11,8 +11,7 @@ from msgspec import Struct
 
 from relay.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.api.event_streams import EventStreams
-from relay.api.message_copies import MessageCopies
-from relay.api.message_source import MessageSources
+from relay.api.message_source import MessageCopies, MessageSources
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
 from relay.base.pauses import Pauses

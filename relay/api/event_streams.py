@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
-from relay.http.event_stream import EventStreamResponse
+from relay.http.gateway import EventStreamResponse
 from relay.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,

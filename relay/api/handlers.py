@@ -23,7 +23,7 @@ from relay.api import restored
 from relay.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.api.event_streams import WantedMessage
 from relay.api.explain import ExplainHandler
-from relay.api.message_previews import NO_PREVIEW, MessagePreviews, RowFacts
+from relay.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.api.release import addresses_of_body, check_own_recipients, release_host, release_route
 from relay.api.request_parameters import (
     MESSAGE_STATES,

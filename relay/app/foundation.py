@@ -60,7 +60,7 @@ from relay.spool.engine import SpoolEngine
 if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
     from relay.sign_in.access_tokens import AccessTokens
     from relay.sign_in.authentication import HttpAuthentication
-    from relay.sign_in.grants import UserGrants
+    from relay.sign_in.token_endpoint import UserSignIn
 
 
 _NO_ROOT = "no-mail-root"
@@ -122,7 +122,7 @@ class RelayDependencies:
     is_api_open: bool = False  # so has in /relay/v1 who reaches it on loopback, with any token
     # puts an application in front of the Graph API
     before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
-    user_sign_in: "Callable[[AccessTokens], UserGrants] | None" = None  # returns further grants
+    user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants
     # returns a further API with its own paths, on the port of the pages
     further_api: Callable[[api.ApiDependencies, SpoolEngine], ASGIApp] | None = None
 

@@ -16,8 +16,7 @@ from msgspec.structs import asdict, replace
 from starlette.types import ASGIApp
 
 from relay.api.dependencies import ApiDependencies, ClientSettings
-from relay.api.message_copies import MessageCopies
-from relay.api.message_source import MessageSources
+from relay.api.message_source import MessageCopies, MessageSources
 from relay.app.compose import compose
 from relay.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.app.daemon import Daemon

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from relay.api.message_copies import MessageCopies
+from relay.api.message_source import MessageCopies
 from relay.app.daemon import Daemon
 from relay.journeys.document import Journey
 from relay.journeys.submission_log import SubmissionFacts

@@ -43,9 +43,8 @@ Attachments:
 Folders, settings, users:
 
 - `mail_folders`: list, create, rename, move, delete folders; well-known ones (403)
-- `mailbox_settings`: time zone, language, working hours; no automatic replies (501);
-  masterCategories
-- `users`: /me, /users: whose mailboxes a token may open; translateExchangeIds
+- `users`: /me, /users: whose mailboxes a token may open; time zone, language, working hours; no
+  automatic replies (501); masterCategories; translateExchangeIds
 - `subscriptions`: /subscriptions: what a client may ask for; 400, 403, 404, 501
 
 Elsewhere: tokens: `relay/sign_in/authentication.py`; bodies, sizes and 413:

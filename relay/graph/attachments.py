@@ -23,10 +23,15 @@ from relay.graph.graph_request import (
     minimal_response,
     show_preferred_body,
 )
-from relay.graph.json_values import missing_property, read_parameters
+from relay.graph.json_values import (
+    COMMON_PROPERTIES,
+    FILE_PROPERTIES,
+    REFERENCE_PROPERTIES,
+    missing_property,
+    read_parameters,
+)
 from relay.graph.message_parser import (
     REFERENCE_BYTES_MAX,
-    REFERENCE_PROPERTIES,
     REFERENCE_TYPE,
     Reference,
     read_attachment,
@@ -52,17 +57,13 @@ from relay.mime.transfer_encoding import decoded_blocks
 
 CONTENT = "contentBytes"
 ITEM_BYTES_MAX = 10 * 1024 * 1024
-_COMMON_PROPERTIES = ("id", "lastModifiedDateTime", "name", "contentType", "size", "isInline")
-_FILE_PROPERTIES = ("contentId", "contentLocation", CONTENT)
 _CASTS = {
-    "microsoft.graph.fileAttachment/": _FILE_PROPERTIES,
+    "": f"{COMMON_PROPERTIES} {FILE_PROPERTIES} {REFERENCE_PROPERTIES}",
+    "microsoft.graph.fileAttachment/": FILE_PROPERTIES,
     "microsoft.graph.referenceAttachment/": REFERENCE_PROPERTIES,
 }
 ATTACHMENT_PROPERTIES = frozenset(
-    (
-        *(*_COMMON_PROPERTIES, *_FILE_PROPERTIES, *REFERENCE_PROPERTIES),
-        *(cast + name for cast, names in _CASTS.items() for name in names),
-    )
+    cast + name for cast, names in _CASTS.items() for name in names.split()
 )
 _ITEM_PROPERTIES = (
     *("subject", "body", "bodyPreview", "from", "sender", "toRecipients", "ccRecipients"),

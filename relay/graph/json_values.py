@@ -20,7 +20,8 @@ from relay.message.extended_properties import ExtendedPropertyError, canonical_v
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 
-_ATTACHMENT = "id lastModifiedDateTime name contentType size isInline"
+# of attachments of every kind, of files, and of references
+COMMON_PROPERTIES = "id lastModifiedDateTime name contentType size isInline"
 FILE_PROPERTIES = "contentBytes contentId contentLocation"
 REFERENCE_PROPERTIES = "sourceUrl providerType thumbnailUrl previewUrl permission isFolder"
 # The properties of Graph's types; after a colon the type of the value, if it is a resource.
@@ -48,10 +49,10 @@ PROPERTIES_OF_TYPES = {
     "internetMessageHeader": "name value",
     "singleValueLegacyExtendedProperty": "id value",
     "multiValueLegacyExtendedProperty": "id value",
-    "attachment": _ATTACHMENT,
-    "fileAttachment": f"{_ATTACHMENT} {FILE_PROPERTIES}",
-    "itemAttachment": f"{_ATTACHMENT} item:message",
-    "referenceAttachment": f"{_ATTACHMENT} {REFERENCE_PROPERTIES}",
+    "attachment": COMMON_PROPERTIES,
+    "fileAttachment": f"{COMMON_PROPERTIES} {FILE_PROPERTIES}",
+    "itemAttachment": f"{COMMON_PROPERTIES} item:message",
+    "referenceAttachment": f"{COMMON_PROPERTIES} {REFERENCE_PROPERTIES}",
     "attachmentItem": "attachmentType name size contentType isInline contentId",
     "mailFolder": (
         "id displayName parentFolderId childFolderCount unreadItemCount totalItemCount isHidden "

@@ -50,9 +50,6 @@ from relay.mime.draft import AttachmentFacts, write_message
 from relay.mime.read_header import DATE_US_MIN
 from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 
-REFERENCE_PROPERTIES = (
-    *("sourceUrl", "providerType", "permission", "isFolder", "previewUrl", "thumbnailUrl"),
-)
 REFERENCE_TYPE = "text/uri-list"
 REFERENCE_BYTES_MAX = 32 * 1024  # a longer list is a file
 _PROVIDERS = ("other", "oneDriveBusiness", "oneDriveConsumer", "dropbox")
@@ -93,10 +90,6 @@ _CATEGORY_CHARACTERS = 255
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _MESSAGE = "microsoft.graph.message"
 
-# Not supported; false, empty and null are accepted.
-_UNSUPPORTED = {
-    "extensions": "open extensions are not supported",
-}
 _CLASSIFICATION = "inferenceClassification"
 _NOT_FLAGGED = "notFlagged"
 _CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
@@ -325,8 +318,8 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
             if patch and name in _CREATE_ONLY:
                 raise invalid_value(where, item, "it only when the message is created")
             fields |= _READERS[name](item, where)
-        elif name in _UNSUPPORTED and read_array(item, where):
-            raise unsupported(where, _UNSUPPORTED[name])
+        elif name == "extensions" and read_array(item, where):
+            raise unsupported(where, "open extensions are not supported")
     return fields | read_extended(given, prefix)
 
 

@@ -16,7 +16,6 @@ from relay.graph import (
     attachments,
     delta,
     mail_folders,
-    mailbox_settings,
     messages,
     replies,
     send_mail,
@@ -368,7 +367,7 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
 }
 _TIME_ZONES: Mapping[str, GraphOperation] = {
-    "GET": _reads(mailbox_settings.list_time_zones, MAY_READ_USER),
+    "GET": _reads(users.list_time_zones, MAY_READ_USER),
 }
 _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "": {"GET": _reads(users.get_user, MAY_READ_USER)},
@@ -377,24 +376,24 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "POST": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
     },
     "mailboxsettings": {
-        "GET": _reads(mailbox_settings.get_settings, mailbox_settings.MAY_READ),
-        "PATCH": _changes(mailbox_settings.change_settings, mailbox_settings.MAY_CHANGE),
+        "GET": _reads(users.get_settings, users.MAY_READ),
+        "PATCH": _changes(users.change_settings, users.MAY_CHANGE),
     },
-    "inferenceclassification/overrides": {"GET": _reads(mailbox_settings.list_overrides)},
+    "inferenceclassification/overrides": {"GET": _reads(users.list_overrides)},
     "outlook/mastercategories": {
-        "GET": _reads(mailbox_settings.list_categories, mailbox_settings.MAY_READ),
-        "POST": _changes(mailbox_settings.create_category, mailbox_settings.MAY_CHANGE),
+        "GET": _reads(users.list_categories, users.MAY_READ),
+        "POST": _changes(users.create_category, users.MAY_CHANGE),
     },
     "outlook/mastercategories/{category}": {
-        "GET": _reads(mailbox_settings.get_category, mailbox_settings.MAY_READ),
-        "PATCH": _changes(mailbox_settings.change_category, mailbox_settings.MAY_CHANGE),
-        "DELETE": _changes(mailbox_settings.delete_category, mailbox_settings.MAY_CHANGE),
+        "GET": _reads(users.get_category, users.MAY_READ),
+        "PATCH": _changes(users.change_category, users.MAY_CHANGE),
+        "DELETE": _changes(users.delete_category, users.MAY_CHANGE),
     },
     "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
     "outlook/supportedtimezones": _TIME_ZONES,
     "outlook/supportedtimezones()": _TIME_ZONES,
     "mailboxsettings/{setting}": {
-        "GET": _reads(mailbox_settings.get_setting, mailbox_settings.MAY_READ),
+        "GET": _reads(users.get_setting, users.MAY_READ),
     },
 }
 _ROUTES = tuple(

@@ -17,10 +17,9 @@ The request:
 
 - `browsers`: requests of foreign web pages (403), CORS
 - `gateway`: request ids, 500, 503 at a stop, large responses; which room a path belongs to; removes
-  the path of public_url
+  the path of public_url; server-sent events
 - `http_request`: path, query and body: 413, 415, time-out of a body
 - `errors`: ApiError, and Graph's JSON of an error
-- `event_stream`: server-sent events
 
 Elsewhere: the account of a bearer token, the token endpoint: `relay/sign_in`; which scopes a
 request needs: `relay/graph/routes.py`; logins of browsers: `relay/pages/logins.py`.

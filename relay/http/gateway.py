@@ -3,12 +3,24 @@
 Each response has request-id, client-request-id and date; each error Graph's envelope. An unexpected
 exception is logged under its request id and answered with 500. If the outcome of a request is
 unknown, the connection is closed without a response.
+
+Server-sent events (HTML, 9.2) are sent as their blocks come, until an end. A silent stream sends a
+comment from time to time, so that proxies and clients keep it open. A client that does not take
+what was sent is cut off: nothing is buffered for it but one piece.
 """
 
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import nullcontext
 from email.utils import formatdate
 from functools import partial
@@ -23,6 +35,7 @@ from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.pressure import MemoryBudget
 from relay.http.errors import ApiError, RequestIds, UnansweredError, error_body, service_unavailable
 from relay.http.http_request import (
+    ABORT,
     ALLOW_RESPONSE,
     SMALL_LIMITS,
     ClientDisconnectedError,
@@ -36,6 +49,16 @@ BLOCK_BYTES = 64 * 1024
 # Sending this waits until the client has read most of what was sent before.
 EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
 _LAST_CHUNK = {"type": "http.response.body", "body": b""}
+HEARTBEAT_S = 15.0
+TAKE_TIMEOUT_S = 10.0  # for one piece
+_PIECE_BYTES = 64 * 1024
+# A comment without an empty line after it, at which some clients would report an event.
+_HEARTBEAT = b":\n"
+_HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",  # nginx would collect the events
+}
 
 
 class BodyOnDemand(ABC, Response):
@@ -381,3 +404,60 @@ class BasePath:
         query = request.target.partition(b"?")[2].decode("latin-1")
         location = f"{self._path.rpartition(b'/')[2].decode()}/" + (f"?{query}" if query else "")
         return Response(status_code=307, headers={"location": f"./{location}"})
+
+
+class EventStreamResponse(BodyOnDemand):
+    """Sends the blocks of an asynchronous generator, each as events in their text form.
+
+    The generator is closed when the client disconnects or is cut off. With HEAD it is not started.
+    """
+
+    def __init__(
+        self, blocks: AsyncGenerator[bytes, None], *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(None, headers=_HEADERS | dict(headers or {}))
+        del self.headers["content-length"]
+        self._blocks = blocks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response (ASGI)."""
+        try:
+            await super().__call__(scope, receive, send)
+        except TimeoutError:
+            client = (scope.get("client") or ("",))[0]
+            _log.info("event stream cut off: its client does not read", client=client)
+            if (abort := scope.get(ABORT)) is not None:
+                abort()  # a close would wait until the client has read
+
+    async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
+        """Send all blocks; return False if the client has disconnected. Raises TimeoutError."""
+        following: asyncio.Future[bytes] | None = None
+        try:
+            while True:
+                if following is None:
+                    following = asyncio.ensure_future(anext(self._blocks, b""))
+                await asyncio.wait(  # real time: a client
+                    (following, disconnected),
+                    timeout=HEARTBEAT_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if disconnected.done():
+                    return False
+                block = _HEARTBEAT
+                if following.done():
+                    block, following = following.result(), None
+                if not block:
+                    return True
+                await self._send(send, block)
+        finally:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            await self._blocks.aclose()
+
+    async def _send(self, send: Send, block: bytes) -> None:
+        for start in range(0, len(block), _PIECE_BYTES):
+            piece = block[start : start + _PIECE_BYTES]
+            async with asyncio.timeout(TAKE_TIMEOUT_S):  # real time: a client
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send(EMPTY_CHUNK)

@@ -27,10 +27,10 @@ Reading messages:
 - `read_header`: header fields as Graph's properties; the only author
 - `address_list`: the names and addresses of From, To and their like, and which have two readings
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
-- `links`: links and one-time codes in bodies
+- `links`: links and one-time codes in bodies; relative, unencrypted, unfilled links; a text that
+  names another host
 - `body_checks`: which features of HTML and CSS a body uses, in which lines, and which mail programs
   support them, by caniemail.json; what is wrong in links
-- `link_faults`: relative, unencrypted, unfilled links; a text that names another host
 - `file_types`: the type of a file by its first octets
 
 Header fields and encodings:

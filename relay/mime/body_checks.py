@@ -1,7 +1,7 @@
 """Check the bodies of a message: which mail programs support its HTML, and what is wrong in links.
 
 check_bodies() says which features of HTML and CSS some programs do not support, by the tests of
-caniemail.json, and which links (relay.mime.link_faults) lead nowhere or elsewhere. Nothing is
+caniemail.json, and which links (relay.mime.links) lead nowhere or elsewhere. Nothing is
 fetched. It takes seconds for what is hostile: call it in a thread. Long bodies are cut, and
 `notices` says so. Nothing raises.
 
@@ -27,7 +27,7 @@ from msgspec import Struct
 from tinycss2.ast import Node
 
 from relay.mime.html_tokens import LineNumbers, attribute_value, split_html, tag_attributes
-from relay.mime.link_faults import CheckedLink, checked_links
+from relay.mime.links import CheckedLink, checked_links
 
 CSS_CHARACTERS_MAX = 256 * 1024
 LINES_MAX = 10

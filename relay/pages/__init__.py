@@ -16,15 +16,14 @@ What all pages share:
 
 Messages:
 
-- `message_list`: the first page: the list, its search, filters, tabs and pages
-- `marked_messages`: mark messages of the list as read or unread, or delete them
+- `message_list`: the first page: the list, its search, filters, tabs and pages; mark messages as
+  read or unread, or delete them; /refused: what SMTP sessions refused
 - `undo`: the ten seconds in which the deletion of one message can be undone
 - `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
   docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
 - `journey_view`: the seven steps of a message, its recipients, and what happens next
 - `step_evidence`: the sentences and facts of one event of a journey
-- `refused`: /refused: what SMTP sessions refused
 
 The content of a message:
 

@@ -25,12 +25,10 @@ from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
 from relay.pages.logins import Access, PageForm, Visitor, read_form
-from relay.pages.marked_messages import marked_messages
 from relay.pages.message import advance_to_next, change_scheduled, message_page
-from relay.pages.message_list import message_list
+from relay.pages.message_list import marked_messages, message_list, refused_page
 from relay.pages.queue_change import queue_change, release
 from relay.pages.queue_page import queue_page
-from relay.pages.refused import refused_page
 from relay.pages.site import PageRequest, PageSite
 from relay.pages.undo import PendingDeletions
 from relay.spool.queue_commands import Operation

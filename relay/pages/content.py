@@ -23,8 +23,14 @@ from relay.message.header import Header, cleaned
 from relay.mime.encoded_words import decode_words
 from relay.mime.html_text import html_to_text
 from relay.mime.html_tokens import content_ids
-from relay.mime.link_faults import other_host
-from relay.mime.links import BodyLink, find_codes, links_of_html, links_of_text, text_of_html
+from relay.mime.links import (
+    BodyLink,
+    find_codes,
+    links_of_html,
+    links_of_text,
+    other_host,
+    text_of_html,
+)
 from relay.mime.read_header import (
     STORED_FIELD_OCTETS_MAX,
     body_charset,

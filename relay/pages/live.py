@@ -22,7 +22,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, service_unavailable
-from relay.http.event_stream import EventStreamResponse
+from relay.http.gateway import EventStreamResponse
 from relay.journeys.event_feed import ChangeNotifier
 from relay.mailbox.types import StoreError
 from relay.observe.logs import get_logger

@@ -25,7 +25,7 @@ from relay.base.phrases import moment, time_left
 from relay.http.errors import ApiError, quoted
 from relay.http.http_request import HttpRequest
 from relay.message.address import ascii_address, shown_address
-from relay.mime.link_faults import LINK_PROBLEMS
+from relay.mime.links import LINK_PROBLEMS
 from relay.pages.charts import duration_text
 from relay.pages.content import one_line
 from relay.pages.content_pages import ContentPages

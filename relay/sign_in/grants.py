@@ -1,4 +1,4 @@
-"""Grants by which users sign in to a development relay.
+"""Grants by which users sign in to a development relay (a UserSignIn).
 
 /authorize and a device code are approved at once, for the login hint or the first account, with no
 page. With a token, a person has to give it: as the password, on the page of /authorize, or on
@@ -108,10 +108,8 @@ class _Wanted(Struct, frozen=True):
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL asks before."""
 
-    paths: Sequence[str] = (TOKEN_V1, DEVICE_PAGE)  # after the tenant, beside SIGN_IN_PATHS
-    # tenants of whose paths all are its own: of the path with a user's name
-    prefixes: Sequence[str] = ("common",)
-    # that a person opens in a browser, also from another site
+    paths: Sequence[str] = (TOKEN_V1, DEVICE_PAGE)
+    prefixes: Sequence[str] = ("common",)  # of the path with a user's name
     pages: Sequence[str] = (AUTHORIZE, DEVICE_PAGE)
 
     def __init__(
@@ -150,7 +148,7 @@ class UserGrants:
         }
 
     async def respond(self, asked: SignInRequest) -> Response | None:
-        """Return the response for a path of its own, None for another. Raises as grant()."""
+        """See UserSignIn."""
         if asked.path == AUTHORIZE:
             return await self._authorize(asked)
         if asked.path == DEVICE_CODE:
@@ -175,9 +173,7 @@ class UserGrants:
     async def grant(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
     ) -> Response:
-        """Return the response of the token endpoint; `client` is the one that gave its secret,
-        None if none was given. Raises SignInError, ApiError.
-        """
+        """See UserSignIn."""
         grant, has_secret = form["grant_type"], client is not None
         if client is None:
             client = self._public_client(form)

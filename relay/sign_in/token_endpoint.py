@@ -2,17 +2,16 @@
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
 that the client asked, or http.public_url. A client has a secret, or a key with which it signs
-assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of
-UserGrants, which only a development relay has; with it, any client_assertion is a secret of its
-client.
+assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of a
+UserSignIn, which only a development relay has.
 """
 
 import base64
 import binascii
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 from msgspec import Struct
@@ -33,11 +32,8 @@ from relay.sign_in.client_assertions import (
     AssertionsFullError,
 )
 
-if TYPE_CHECKING:  # a development relay has it
-    from relay.sign_in.grants import UserGrants
-
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
-TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of UserGrants
+TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
 AUTHORIZE = "oauth2/v2.0/authorize"
 DEVICE_CODE = "oauth2/v2.0/devicecode"
 _KEYS = "discovery/v2.0/keys"
@@ -115,6 +111,28 @@ class SignInRequest(Struct, frozen=True):
         return f"{self.authority}/v2.0"
 
 
+class UserSignIn(Protocol):
+    """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
+
+    paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
+    prefixes: Sequence[str]  # tenants of whose paths all are its own, but for the others here
+    pages: Sequence[str]  # paths that a person opens in a browser, also from another site
+    grants: Sequence[str]  # grant types
+    discovery: Mapping[str, Any]  # what the discovery document says of them
+
+    async def respond(self, asked: SignInRequest) -> Response | None:
+        """Return the response for a path of its own, None for another. Raises as grant()."""
+        ...
+
+    async def grant(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
+    ) -> Response:
+        """Return the response of the token endpoint; `client` is the one that gave its secret,
+        None if none was given. Raises SignInError, ApiError.
+        """
+        ...
+
+
 class _Credentials(Struct, frozen=True):
     """Client id, and secret or assertion, of a request."""
 
@@ -131,7 +149,7 @@ def create_sign_in_app(
     clock: Clock,
     hostname: str,
     public_url: str = "",
-    users: "UserGrants | None" = None,
+    users: UserSignIn | None = None,
 ) -> Gateway:
     """Return the application for SIGN_IN_PATHS, and for the paths of `users`."""
     base = (public_url, hostname)
@@ -159,7 +177,7 @@ class _Endpoints:
         *,
         clock: Clock,
         base: tuple[str, str],
-        users: "UserGrants | None",
+        users: UserSignIn | None,
     ) -> None:
         """`base` is the public URL, and the host name without one."""
         self._accounts = accounts

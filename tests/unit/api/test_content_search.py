@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay.api.content_search import ContentSearch
-from relay.api.message_copies import MessageCopies
+from relay.api.message_source import MessageCopies
 from relay.journeys.message_list import ALL_MAILBOXES, NO_MAILBOX, FoundMessage, MessageSearch
 from relay.mailbox.types import MessageChange
 from relay.message.content import Content

@@ -15,7 +15,7 @@ from relay.api import ApiDependencies, EventStreams, create_app, event_streams
 from relay.api.event_streams import EventView
 from relay.base.clock import Ids, SystemClock
 from relay.base.pressure import Pressure
-from relay.http import event_stream
+from relay.http import gateway
 from relay.http.http_server import HttpServer
 from relay.journeys import event_feed
 from relay.journeys.event_feed import ChangeNotifier, EventCursor, EventFeed, parse_event_cursor
@@ -481,7 +481,7 @@ async def test_a_reset_is_a_gap_and_the_stream_goes_on(relay: Relay) -> None:
 async def test_a_client_that_does_not_read_is_cut_off_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "TAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(gateway, "TAKE_TIMEOUT_S", 0.3)
     async with running(tmp_path) as relay:
         async with relay.stream(receive_bytes=4096) as slow, relay.stream() as other:
             big = Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}, "text": "x" * 200_000})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.graph.mailbox_settings import CATEGORIES_MAX
+from relay.graph.users import CATEGORIES_MAX
 from tests.support.graph_fakes import OnDisk, refused
 
 CATEGORIES = "/outlook/masterCategories"

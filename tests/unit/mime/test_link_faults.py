@@ -3,7 +3,7 @@
 import pytest
 
 from relay.mime.body_checks import check_bodies
-from relay.mime.link_faults import LINK_PROBLEMS, CheckedLink, checked_links
+from relay.mime.links import LINK_PROBLEMS, CheckedLink, checked_links
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from html import unescape
 
 import pytest
 
-from relay.api.message_previews import READ_OCTETS_MAX, read_preview
-from relay.api.message_source import MessageSources
+from relay.api.message_source import READ_OCTETS_MAX, MessageSources, read_preview
 from relay.base.clock import SystemClock
 from relay.message.content import MemoryOctets
-from relay.pages import marked_messages, message_list
+from relay.pages import message_list
 from relay.pages.undo import PENDING_MAX, UNDO_S, PendingDeletions
 from tests.unit.pages.conftest import PageReader, plain
 
@@ -178,7 +177,7 @@ async def test_all_that_match_are_marked_as_read_after_a_question(pages):
 
 
 async def test_of_more_than_the_limit_the_newest_are_asked_about(pages, monkeypatch):
-    monkeypatch.setattr(marked_messages, "NAMES_MAX", 3)
+    monkeypatch.setattr(message_list, "NAMES_MAX", 3)
     await send(pages, *(mail(str(number)) for number in range(5)))
     asked = await pages.get("/messages?action=delete")
     assert "Delete 3 messages?" in asked.text
