@@ -286,12 +286,8 @@ def read_delta_request(
 
 
 def _texts(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in query:
-        option = name.removeprefix("$").lower()
-        if option in allowed:
-            found[option] = value
-    return found
+    texts = {name.removeprefix("$").lower(): value for name, value in query}
+    return {name: value for name, value in texts.items() if name in allowed}
 
 
 def _spelled(option: str) -> str:

@@ -157,10 +157,6 @@ _FIELDS = {
 # -- shown
 
 
-def _display_to(message: StoredMessage) -> str:
-    return "; ".join(one.name or one.address for one in message.properties.to)
-
-
 def _flags(message: StoredMessage) -> str:
     flags = message.is_read * READ | message.is_draft * UNSENT
     has_files = any(not one.inline for one in message.attachments)
@@ -171,7 +167,9 @@ def _flags(message: StoredMessage) -> str:
 COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
     "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
     "String 0x0037": lambda message: message.properties.subject,
-    "String 0x0E04": _display_to,
+    "String 0x0E04": lambda message: "; ".join(
+        one.name or one.address for one in message.properties.to
+    ),
     "String 0x1035": lambda message: message.properties.internet_message_id,
     "Integer 0x0E08": lambda message: str(message.size),
     "Long 0x0E08": lambda message: str(message.size),

@@ -86,7 +86,7 @@ class Srs:
         if first := _first_forwarder(plain, host):
             written = f"SRS1={self._hash('SRS1', day, *first, domain)}={'='.join(first)}"
         else:
-            stamp = _stamp_of(day)
+            stamp = _DIGITS[day // 32 % 32] + _DIGITS[day % 32]
             found = self._hash("SRS0", stamp, host, plain, domain)
             written = f"SRS0={found}={stamp}={host}={plain}"
         address = f"{written_local_part(written)}@{domain}"
@@ -161,7 +161,3 @@ def _first_forwarder(plain: str, host: str) -> tuple[str, str] | None:
 def _equal(found: str, expected: str) -> bool:
     """Compare in constant time."""
     return hmac.compare_digest(found.encode().upper(), expected.encode())
-
-
-def _stamp_of(day: int) -> str:
-    return _DIGITS[day // 32 % 32] + _DIGITS[day % 32]

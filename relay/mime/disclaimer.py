@@ -294,7 +294,8 @@ def _with_words(octets: Octets, leaf: Leaf, disclaimer: Disclaimer) -> _NewText 
     try:
         new = text.encode(body.codec, "strict" if body.is_exact else "surrogateescape")
         charset = "utf-8" if is_foreign and body.codec != body.declared else ""
-        return _NewText(leaf, new, charset, _is_ascii_based(body.codec))
+        is_ascii_based = "\r\n".encode(body.codec) == _CRLF
+        return _NewText(leaf, new, charset, is_ascii_based)
     except UnicodeError:
         if not body.is_exact:
             return "a text is not in its charset"
@@ -350,10 +351,6 @@ def _decoded(payload: bytes, fields: "Message[str, str]") -> _TextBody | str:
     except Exception:  # noqa: BLE001 - LookupError; damaged fields make `email` raise in many ways
         return "a text has an unknown charset"
     return "a text is not in its charset"
-
-
-def _is_ascii_based(codec: str) -> bool:
-    return "\r\n".encode(codec) == _CRLF
 
 
 def _is_flowed(fields: "Message[str, str]") -> bool:

@@ -147,12 +147,8 @@ def visible_text(html: str) -> str:
     body = _VisibleReader()
     for token in split_html(source[:end]):
         body.take(token)
-    rest = _MARKUP.sub(_separator, source[end:])
+    rest = _MARKUP.sub(lambda found: "" if found[1] else " ", source[end:])
     return "".join(body.pieces) + unescaped(rest)
-
-
-def _separator(found: re.Match[str]) -> str:
-    return "" if found[1] else " "
 
 
 class _TextWriter:

@@ -152,14 +152,10 @@ class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
         """See Coding. Where no line is too long, the lines stay."""
-        octets = _NOT_QUOTED.sub(_as_escape, octets)
+        octets = _NOT_QUOTED.sub(lambda found: b"=%02X" % found[0][0], octets)
         if has_line_over(octets, LINE_MAX) or not (last or octets.endswith(b"\n")):
             return super().code(octets, last=last)
         return octets
-
-
-def _as_escape(found: re.Match[bytes]) -> bytes:
-    return b"=%02X" % found[0][0]
 
 
 class Base64Decoding(Struct, frozen=True):

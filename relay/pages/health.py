@@ -115,7 +115,7 @@ def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
 
 
 def _charts(found: Sequence[Minute], done: Sequence[str]) -> list[Chart]:
-    times = [_clock_time(one.start_us) for one in found]
+    times = [rfc3339(one.start_us)[11:16] for one in found]  # in UTC
 
     def counts(title: str, names: Sequence[str]) -> Chart:
         is_busy = any((_count(one, name) or 0) >= _BUSY for one in found for name in names)
@@ -162,10 +162,6 @@ def _count(minute: Minute, name: str) -> float | None:
 
 def _rate(minute: Minute, name: str) -> float | None:
     return minute.counts[name] / minute.seconds if minute.counts else None
-
-
-def _clock_time(time_us: int) -> str:
-    return rfc3339(time_us)[11:16]  # in UTC
 
 
 def _reasons(state: PressureState) -> list[str]:

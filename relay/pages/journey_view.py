@@ -324,12 +324,9 @@ def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepSt
     if number == Step.POLICY_AND_ROUTING:
         count = len(journey.recipients)
         if detail.get("refused") and not detail.get("next_hops"):
-            return StepState.FAILED, f"Refused for {_all_or(count)}."
+            whom = "the recipient" if count == 1 else f"all {count} recipients"
+            return StepState.FAILED, f"Refused for {whom}."
     return StepState.DONE, ""
-
-
-def _all_or(number: int) -> str:
-    return "the recipient" if number == 1 else f"all {number} recipients"
 
 
 def _end_before_transport(events: _Events) -> tuple[int, str] | None:

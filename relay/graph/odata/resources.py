@@ -439,18 +439,6 @@ def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_M
     return CollectionField({"": item}, any_of)
 
 
-def _all_match(parts: tuple[_Matches, ...]) -> _Matches:
-    return lambda record: all(matches(record) for matches in parts)
-
-
-def _any_matches(parts: tuple[_Matches, ...]) -> _Matches:
-    return lambda record: any(matches(record) for matches in parts)
-
-
-def _not_matching(part: _Matches) -> _Matches:
-    return lambda record: not part(record)
-
-
 def _record_type(
     type_name: str,
     types: Mapping[str, FieldType],
@@ -472,9 +460,9 @@ def _record_type(
         fields={
             name.lower(): _record_field(name, kind, readers[name]) for name, kind in types.items()
         },
-        all_of=_all_match,
-        one_of=_any_matches,
-        negated=_not_matching,
+        all_of=lambda parts: lambda record: all(matches(record) for matches in parts),
+        one_of=lambda parts: lambda record: any(matches(record) for matches in parts),
+        negated=lambda part: lambda record: not part(record),
         items={name.lower(): _texts_field(properties[name]) for name in collections},
         known=frozenset(name.lower() for name in properties),
     )
