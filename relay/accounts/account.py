@@ -144,9 +144,10 @@ class DovecotUser(Account):
 
 
 class AliasTarget(Struct, frozen=True):
-    """An address that gets the mail of another one. `through` are the addresses that led to it, as
-    accounts.toml has them, from the one that was asked for to the one that forwarded last. It is
-    empty for the mailbox of an account that forwards, and was asked for itself.
+    """An address that gets the mail of another one. `through` lists the aliases and accounts on the
+    way to it, as accounts.toml has them: first the address that was asked for, last the one that
+    forwarded the mail here. It is empty for an account's own mailbox, if that account was asked
+    for.
     """
 
     address: str
@@ -188,8 +189,8 @@ def key_name(text: str) -> str:
 
 
 class RegisteredClient(Struct, frozen=True):
-    """A client id of the token endpoint. `secret_digest` changes with the client's secret, or is
-    the digest of the key that it signed in with: one of `keys`.
+    """A client id of the token endpoint. `secret_digest` changes with the client's secret. After a
+    sign-in with one of `keys`, it is the digest of that key.
     """
 
     client_id: str

@@ -285,7 +285,7 @@ class FileAccounts:
         return sum(map(self._checker.unlock, names))
 
     def _log_delay(self, name: str, client: str) -> None:
-        """Log that the logins of a user, or of a client id, are delayed; nothing for unknown ones.
+        """Log that the logins of a known user or client id are delayed.
 
         Guesses from many addresses cause one line, until failures would be forgotten.
         """
@@ -306,8 +306,8 @@ class FileAccounts:
 def load_accounts(
     path: Path, domains: Iterable[str | OwnDomain], *, clock: Clock, environ: Mapping[str, str]
 ) -> FileAccounts:
-    """Read accounts.toml; `domains` are the own ones, `environ` is for ${env:NAME}. A name is that
-    of one with accounts.
+    """Read accounts.toml. `domains` are the own domains; one that is given as a name has accounts.
+    `environ` is for ${env:NAME}.
 
     Raises SettingsError.
     """
@@ -372,7 +372,9 @@ class _Domains:
         return tuple(found)
 
     def target_of(self, address: str) -> str:
-        """Return the address that one in a domain with alias_of means; another one as it is."""
+        """Return the address that is meant by one in a domain with alias_of. Any other address
+        stays as it is.
+        """
         target = self._targets.get(domain_of(address))
         return f"{address.rpartition('@')[0]}@{target}" if target else address
 

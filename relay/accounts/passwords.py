@@ -345,8 +345,8 @@ class PasswordChecker:
         return proof
 
     def unlock(self, user: str) -> int:
-        """Forget the failures of a user, and those of the clients that they came from. Return the
-        number of clients from which the user was delayed.
+        """Forget the failures of a user and of the clients that made them. Return from how many
+        clients the user was delayed.
         """
         now = self._clock.monotonic()
         delayed = 0

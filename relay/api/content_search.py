@@ -104,8 +104,8 @@ class ContentCheck:
         return self._wanted.reader == ALL_MAILBOXES or not self._wanted.words
 
     def _places(self, one: FoundMessage, *, received: bool = False) -> list[_Place]:
-        """Return the copies of a message that may be looked up; the sender's too, if not only
-        those that were received.
+        """Return the copies of a message that may be looked up. The sender's is among them unless
+        only `received` ones are wanted.
         """
         found: list[_Place] = []
         if one.submission_id and one.account and not received:

@@ -516,8 +516,9 @@ class Handlers:
     async def mark_messages(
         self, names: Sequence[str], principal: Principal, *, is_read: bool
     ) -> int:
-        """Mark the copies of messages as read or unread, in a service only those in the mailbox of
-        the principal; return how many messages have one. `names` are those of rows of the list.
+        """Mark the copies of messages as read or unread, and return how many messages have one. In
+        a service, only copies in the principal's mailbox count. `names` are the names of rows of
+        the list.
 
         Raises ApiError 403.
         """
@@ -535,7 +536,8 @@ class Handlers:
         self, rows: Sequence[MessageSummary], principal: Principal
     ) -> Mapping[str, RowFacts]:
         """Return what rows of the list show of copies and contents, by name. The mailboxes are as
-        for mark_messages(); in a service, only what is in that of the principal has its text.
+        for mark_messages(). In a service, a row shows its text only if a copy is in the principal's
+        mailbox.
         """
         mailbox = None if self.is_development else principal.name
         copies = self._dependencies.sources.copies
@@ -624,8 +626,8 @@ class Handlers:
 
 
 def has_reached(journey: Journey, state: str) -> bool:
-    """Return whether a journey is in `state`; "final": whether all recipients are, "there": whether
-    all are captured or final, "reported": whether some failed, each of these has its report, and
+    """Return whether a journey is in `state`. In "final", all recipients are final. In "there", all
+    are captured or final. In "reported", some recipients failed, each of them has its report, and
     all others were attempted.
     """
     if state == REPORTED:

@@ -93,8 +93,8 @@ def check_own_recipients(
     *,
     named: Sequence[str] | None = None,
 ) -> None:
-    """Raise ApiError 403 unless mail may leave for all captured recipients of these entries, or for
-    those of them that a person has `named` for a copy.
+    """Raise ApiError 403 unless mail may leave for all captured recipients of these entries. For a
+    copy, only the recipients among its `named` addresses count.
     """
     if development is None:
         return

@@ -227,8 +227,8 @@ class ExpandOptions(Struct, frozen=True):
 
 
 def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[ExtendedProperty, ...]:
-    """Return the extended properties that clients see: those of the message, its class, and of
-    `ids` those that are computed. A draft has what its author set instead.
+    """Return the extended properties that clients see: the message's own, its class, and the
+    computed ones among `ids`. In a draft, a value that its author set comes before a computed one.
     """
     given = message.properties.extended
     values = {one: COMPUTED[one](message) for one in ids if one in COMPUTED}

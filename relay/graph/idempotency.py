@@ -89,8 +89,8 @@ class _Running:
 
 
 class _Remembered(Generic[_Key, _Value]):
-    """What is known of the requests of each account, for five minutes. At a limit the oldest is
-    forgotten, at that of all accounts the one of the idlest account.
+    """What is known of the requests of each account, for five minutes. At an account's limit its
+    oldest value is forgotten; at the limit of all accounts, that of the idlest account.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -89,8 +89,9 @@ async def create_draft(
     kept: Sequence[DraftAttachment] = (),
     record: MessageRecord | None = None,
 ) -> Response:
-    """Create a draft, with the isRead, flag and inferenceClassification of its JSON, `parsed`, and
-    attachments of another message; with a `record` a message that was received or sent.
+    """Create a draft. Its isRead, flag and inferenceClassification come from `parsed`, its JSON;
+    the attachments may be those of another message. With a `record`, create a message that was
+    received or sent.
     """
     messages, mailbox = request.store.messages, request.mailbox
     if record is None:
@@ -214,8 +215,8 @@ async def find_message(request: GraphRequest) -> StoredMessage:
 async def _without_unchanged(
     request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
 ) -> Mapping[str, Any]:
-    """Return the properties without those that a client sends back as they are: some read a
-    message, change it and send all of it. Raises NotADraftError.
+    """Return the properties that change. Some clients read a message, change it and send all of it:
+    what is as before is left out. Raises NotADraftError.
     """
     shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
     await show_preferred_body(request, shown)

@@ -65,8 +65,8 @@ async def check_mime_content(
 
 
 def check_content(content: bytes, account: Account, *, to_send: bool = True) -> MimeMessage:
-    """Check the header of MIME that the account wants to send; without `to_send` it is a draft,
-    which may have any author. It may have no recipients yet.
+    """Check the header of MIME that the account wants to send. Without `to_send` it becomes a
+    draft, which may have any author, and no recipients yet.
 
     Raises ApiError 400; 403 ErrorSendAsDenied.
     """

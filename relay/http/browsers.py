@@ -44,9 +44,9 @@ class BrowserGuard:
         may_be_linked: bool = False,
         trusts_authorization: bool = True,
     ) -> None:
-        """`own_origins` are those of public URLs; that of the request's Host is implied. Without
-        `trusts_authorization` foreign pages are refused with a token too: a browser adds a password
-        of HTTP Basic by itself.
+        """`own_origins` are the origins of public URLs; the origin of the request's Host is
+        implied. Without `trusts_authorization` foreign pages are refused even with a token: a
+        browser adds a password of HTTP Basic by itself.
         """
         self._app = app
         self._own_origins = frozenset(map(str.lower, own_origins))

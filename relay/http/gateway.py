@@ -338,8 +338,8 @@ def json_response(
 
 class PathRouter:
     """Selects an application by the path after its first segment, else by that segment, in any
-    case; `otherwise` is the default. `in_browser` is that for what a browser opens, if `otherwise`
-    has nothing there: only `others` are its first segments.
+    case. `otherwise` is the default. It serves the first segments in `others`; what a browser opens
+    elsewhere goes to `in_browser`.
     """
 
     def __init__(

@@ -108,8 +108,9 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
 
 
 def parse_odd_mailbox(text: str, odd_domain: str = "", *, smtputf8: bool = False) -> str:
-    """Return the canonical form of an address as parse_mailbox() does, with `odd_domain` if it has
-    none; its labels may have underscores, as those of containers. Raises AddressError.
+    """Return the canonical form of an address as parse_mailbox() does. An address without a domain
+    gets `odd_domain`. Labels may have underscores, as the names of containers do. Raises
+    AddressError.
     """
     local_part, at, domain = text.rpartition("@")
     if odd_domain and not at:
@@ -185,8 +186,8 @@ def with_u_labels(text: str) -> str:
 
 
 def pattern_forms(pattern: str) -> tuple[str, ...]:
-    """Return the forms in which a pattern of addresses is compared with addresses that have
-    A-labels. Without an @, it may be a domain, or a part of one.
+    """Return the forms of a pattern that are compared with addresses, which have A-labels. A
+    pattern without an @ may be a domain, or a part of one.
     """
     forms = (with_a_labels(pattern), with_a_labels(f"@{pattern}")[1:])
     return forms[:1] if "@" in pattern or pattern.isascii() else forms

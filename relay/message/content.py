@@ -235,7 +235,9 @@ class JoinedOctets(Struct, frozen=True):
 
 
 def join_octets(pieces: Iterable[bytes | Octets]) -> JoinedOctets:
-    """Return the pieces as one source, also those of pieces that are joined; without empty ones."""
+    """Return the pieces as one source. Empty ones are left out, and a joined piece counts as its
+    own pieces.
+    """
     each = chain.from_iterable(
         one.pieces if isinstance(one, JoinedOctets) else (as_octets(one),) for one in pieces
     )

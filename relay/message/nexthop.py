@@ -103,9 +103,9 @@ CAPTURE = NextHop(HopKind.CAPTURE)
 
 
 class Destination(Struct, frozen=True):
-    """Where a reroute sends mail for an address. `chosen`: the command named the next hop, and no
-    route has to match. `held` is why the mail is held there, "" where it is not; a report that is
-    held is until `held_until_us` in queue time, unless that is 0.
+    """Where a reroute sends mail for an address. If it is `chosen`, the command named the next hop,
+    and no route has to match. `held` is why the mail is held there, "" where it is not. A report is
+    held until `held_until_us` in queue time; 0 has no end.
     """
 
     next_hop: NextHop

@@ -35,10 +35,10 @@ class DeferralClass(StrEnum):
 
 
 class SessionEvidence(Struct, frozen=True):
-    """How a session was set up: what its TLS handshake verified (none, chain, name or dane), the
-    TLS level that was demanded, and how long it took: `connect_ms` until the greeting, None for a
-    connection that was open already; `tls_ms` for TLS. `mismatch` is the result type (RFC 8460 4.3)
-    of what an MTA-STS policy in testing would have refused.
+    """How a session was set up. `verified` is what its TLS handshake verified: none, chain, name or
+    dane. `level` is the TLS level that was demanded. `connect_ms` is the time until the greeting,
+    None for a connection that was open already; `tls_ms` is the time for TLS. `mismatch` is the
+    result type (RFC 8460 4.3) of what an MTA-STS policy in testing would have refused.
     """
 
     verified: str = "none"

@@ -57,7 +57,9 @@ class Srs:
     """Rewrites and reverses addresses with one key."""
 
     def __init__(self, key: bytes, domain: str = "") -> None:
-        """`domain` is that of all addresses that it writes; "": that of each forwarder."""
+        """All addresses that it writes have `domain`; with "", each has the domain of its
+        forwarder.
+        """
         self._key = key
         self._domain = domain
         self._read_on = lru_cache(_ADDRESSES_KEPT)(self._read)

@@ -104,8 +104,9 @@ class RecipientVerdict(Struct, frozen=True):
 
 
 class AddedRecipient(Struct, frozen=True):
-    """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` is that of a
-    recipient who was redirected while held. `is_quarantine`: the sender must not hear of the copy.
+    """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` comes from a
+    recipient who was redirected while held. With `is_quarantine`, the sender must not hear of the
+    copy.
     """
 
     address: str
@@ -146,8 +147,8 @@ def mails_about(
 
 
 class AddedCopies:
-    """Decides which of the added copies are needed: an address gets one. Further tenants do not add
-    it again, unless their copy differs: what is held or changed for one is not so for the other.
+    """Decides which of the added copies are needed. An address gets one copy. A further tenant adds
+    a second one only if its copy is held or changed in another way.
     """
 
     def __init__(self, served: Iterable[str]) -> None:
@@ -177,8 +178,8 @@ class Finding(Struct, frozen=True):
 
 
 class RuleHit(Struct, frozen=True):
-    """A rule that matched. `outcome` is what it did, or would have done in audit mode; `because`
-    has what each of its conditions found, for the first recipient.
+    """A rule that matched. `outcome` is what it did, or would have done in audit mode. `because` is
+    what each condition found for the first recipient.
     """
 
     rule: str

@@ -325,8 +325,8 @@ def _of_mime(
 
 
 def _authors_made(header: bytes, properties: MessageProperties) -> tuple[str, ...]:
-    """Return the authors of a message that was made of properties, () if they are its `from_` and
-    `sender` alone: a draft that a mail client wrote may have a block that holds anything.
+    """Return the authors of a message that was made of properties, () if its `from_` and `sender`
+    are the only ones. A mail client may have written the draft: then its block may hold anything.
     """
     expected = sum(map(bool, (properties.from_, explicit_sender(properties))))
     found = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))

@@ -115,8 +115,8 @@ def _with_a_labels(token: bytes) -> bytes:
 
 
 def _check_addresses(tokens: Sequence[bytes]) -> None:
-    """Raise AddressNotAsciiError if octets of 8 bits are in an address: in angle brackets, or in an
-    entry that has an @ and none of these. Comments do not count.
+    """Raise AddressNotAsciiError if an address has octets of 8 bits. The address is in angle
+    brackets, or it is an entry with an @ and without brackets. Comments do not count.
     """
     depth, in_angle, has_angle, has_at, is_ascii = 0, False, False, False, True
     for token in (*tokens, b","):

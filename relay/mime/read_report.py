@@ -116,8 +116,8 @@ class RemoteClaim(Struct, frozen=True):
 
 
 class RemoteReport(Struct, frozen=True):
-    """A DSN or MDN from outside. `envelope_id` and `message_id` are those of the original, ""
-    without; `reporter` is the name that the reporting host gives itself.
+    """A DSN or MDN from outside. `envelope_id` and `message_id` are the original's, "" where it has
+    none. `reporter` is the name that the reporting host gives itself.
     """
 
     envelope_id: str
@@ -196,8 +196,8 @@ def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
 
 
 def _original_id(content: Octets, structure: Structure) -> str:
-    """Return the Message-ID of the message that is returned, or of its header; of a report without
-    one, the id to which it answers.
+    """Return the Message-ID of the returned message or header. A report without either has the id
+    of the message that it answers.
     """
     if returned := _returned_message_id(content, structure):
         return returned

@@ -209,8 +209,8 @@ class ContentPages:
         return Response(shown, headers=TEXT_HEADERS)
 
     async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
-        """Run blocking work in one of the threads, one at a time of each visitor, so that costly
-        messages of one do not keep the others from theirs. Raises ApiError 503.
+        """Run blocking work in one of the threads. Each visitor has one thread at most, so that one
+        visitor's costly messages do not delay the others. Raises ApiError 503.
         """
         name = principal.name
         most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX

@@ -223,8 +223,8 @@ def _event(
 
 
 def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
-    """Yield the events, each alone; but attempts for an entry that are like the one before, up to
-    the next operation, as one.
+    """Yield the events, each alone. Attempts for an entry that equal the one before come together,
+    until the next operation.
     """
     found: list[list[JourneyStep]] = []
     last: dict[Any, list[JourneyStep]] = {}  # by entry

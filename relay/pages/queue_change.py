@@ -284,8 +284,9 @@ async def release(request: PageRequest, key: str) -> Response:
 def released_by_command(
     answer: Mapping[str, Any] | None, development: DevelopmentControls | None
 ) -> dict[str, Any]:
-    """Return for the page of a queue command: `release_host`, the recipients that are `leaving`,
-    and `copy_of`, the one captured message that can be copied ("": none, or several).
+    """Return what the page of a queue command needs. `leaving` are the recipients whose mail
+    leaves. `copy_of` is the captured message that can be copied, "" if there is none or more than
+    one.
     """
     host = development.release_to if development is not None else None
     listed = answer["entries"] if answer is not None else ()

@@ -104,8 +104,9 @@ def _claims_of_client(client: RegisteredClient) -> dict[str, Any]:
 
 
 def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
-    """Return the claim `scp`: the names of the scopes that a user is granted, but those of Relay
-    that the account has not. User.Read is granted always: Entra gives it to each application.
+    """Return the claim `scp`: the names of the scopes that a user is granted. Scopes of Relay that
+    the account has not are left out. User.Read is always granted: Entra gives it to each
+    application.
 
     Without names of resources' scopes, or with .default, these are all that the account has.
     """
@@ -117,7 +118,9 @@ def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
 
 
 def _scope_of(name: str) -> Scope | None:
-    """Return the scope of Relay that one of Graph's needs, such as that of Mail.Read.Shared."""
+    """Return the scope of Relay that stands for a scope of Graph, such as Mail.Read for
+    Mail.Read.Shared.
+    """
     plain = name.lower().removesuffix(".all").removesuffix(".shared").replace("readbasic", "read")
     return _SCOPES.get(plain)
 
@@ -156,8 +159,9 @@ class AccessTokens:
         user: Account | None = None,
         granted: Iterable[str] = (),
     ) -> str:
-        """Return a token for the client, with the claims of Entra's tokens for applications; with a
-        `user`, those of users, who have `granted` these scopes.
+        """Return a token for the client. Its claims are those of Entra's tokens for applications.
+        With a `user`, they are those of Entra's tokens for users, and `granted` are the user's
+        scopes.
         """
         now_s = self._clock.time_us() // 1_000_000
         claims = {
