@@ -6,7 +6,8 @@ same as that of `relay trace`.
 
 - `app`: answers /healthz, /readyz (readiness) and /metrics itself, without a token; the paths of
   /relay/v1, and who asks: a bearer token, or run/control.sock; in a development relay
-  /relay/v1/dev/...: clock, reset, deletion; the scenario of the simulated internet
+  /relay/v1/dev/...: clock, reset, deletion; the scenario of the simulated internet;
+  /relay/v1/webhooks: a list, a test, a replay
 - `dependencies`: who may read, read contents and operate (Principal); what the room needs of others
 - `request_parameters`: query parameters and JSON bodies: conditions of the queue, limits, cursors
 - `handlers`: what needs a principal: messages, waiting for a state, queue commands, refusals, prune
@@ -15,7 +16,6 @@ same as that of `relay trace`.
 - `message_source`: where the content of a message is found: spool, mailbox, or a report;
   the copies in mailboxes: read, unread, their removal; what a row of the list shows of a content
 - `event_streams`: /relay/v1/events: recorded events as server-sent events
-- `webhooks`: /relay/v1/webhooks: a list, a test, a replay
 - `explain`: /relay/v1/explain: its question, and who may ask
 - `restored`: submissions that a restore holds, in lists and commands of the queue
 - `release`: to whom captured mail may leave this machine, in a development relay

@@ -43,7 +43,9 @@ from relay.base.pressure import PressureState
 from relay.http.errors import ApiError, quoted, service_unavailable, unsupported_media_type
 from relay.http.gateway import Gateway, json_response
 from relay.http.http_request import HttpRequest, RequestLimits, body_too_large
+from relay.journeys.event_feed import parse_event_cursor
 from relay.mailbox.types import StoreError
+from relay.observe.logs import get_logger
 from relay.observe.metrics import CONTENT_TYPE
 from relay.settings.document import SettingsError
 from relay.spool.queue_commands import Operation
@@ -60,6 +62,7 @@ if TYPE_CHECKING:  # imports libraries that the control socket does not need
 PREFIXES = ("relay", "healthz", "livez", "readyz", "metrics")  # the first segments of all paths
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
+_log = get_logger("api")
 
 
 class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,11 +127,8 @@ async def scenario_response(request: HttpRequest, controls: DevelopmentControls)
 async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
     if request.media_type not in (_TOML, _JSON):
         raise unsupported_media_type(request.media_type, f"{_TOML} or {_JSON}")
-    if (request.declared_bytes or 0) > _BYTES_MAX:
-        raise body_too_large(_BYTES_MAX)
+    request.limit_body(_BYTES_MAX, partial(body_too_large, _BYTES_MAX))
     body = await request.body()
-    if len(body) > _BYTES_MAX:
-        raise body_too_large(_BYTES_MAX)
     try:
         await controls.use_scenario(_content(body, is_json=request.media_type == _JSON))
     except SettingsError as error:
@@ -208,7 +208,7 @@ def _application(
                 if response is not None:
                     return response
             if request.segments[2:3] == ("webhooks",):
-                return json_response(await handlers.webhooks.answer(request, principal))
+                return json_response(await _webhooks(request, principal, dependencies))
             if request.segments[2:] == ("configuration",) and principal is OPERATOR:
                 _query(request, "GET")  # it may have secrets: for those who can read relay.toml
                 return json_response({"text": dependencies.configuration()})
@@ -248,6 +248,41 @@ def _readiness(state: PressureState, impaired: str) -> str:
     """Return the text of /readyz. Under pressure the relay is ready: it reads and delivers mail."""
     level = f"{state.level.name.lower()}: {', '.join(state.reasons)}" if state.levels else ""
     return "; ".join(filter(None, ("ready", level, impaired)))
+
+
+class _WebhookBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = ""  # "": all
+    from_: str = msgspec.field(name="from", default="")
+
+
+async def _webhooks(
+    request: HttpRequest, principal: Principal, needed: ApiDependencies
+) -> dict[str, Any]:
+    """GET /webhooks, POST /webhooks/test and /webhooks/replay: for operators only, since URLs may
+    have secrets.
+    """
+    principal.check_may_operate()
+    single_values(request.query, ())
+    webhooks, verb = needed.webhooks, request.segments[3:]
+    if verb not in ((), ("test",), ("replay",)):
+        raise ApiError(404, "ResourceNotFound", "Expected webhooks, or its test or replay.")
+    require_method(request, "POST" if verb else "GET")
+    if verb:
+        body = read_body(await request.body(), _WebhookBody)
+        urls = [str(one["url"]) for one in webhooks.shown() if body.url in ("", str(one["url"]))]
+        if body.url and not urls:
+            raise ApiError(404, "ErrorItemNotFound", f"There is no webhook {quoted(body.url)}.")
+        if verb == ("test",):
+            return {"webhooks": await webhooks.test(urls)}
+        try:
+            cursor = parse_event_cursor(body.from_, now_us=needed.clock.time_us())
+        except ValueError:
+            text = 'the cursor of an event, or "0" for the beginning'
+            message = f"from: found {quoted(body.from_)}, expected {text}."
+            raise ApiError(400, "BadRequest", message) from None
+        await webhooks.replay(cursor, urls)
+        _log.info("webhooks replay", who=principal.name, cursor=body.from_, count=len(urls))
+    return {"webhooks": webhooks.shown()}
 
 
 async def _relay_v1(

@@ -42,7 +42,6 @@ from relay.api.request_parameters import (
     single_values,
 )
 from relay.api.search_text import list_search_of, log_rows
-from relay.api.webhooks import WebhookHandler
 from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.http.errors import ApiError, quoted, service_unavailable
@@ -138,7 +137,6 @@ class Handlers:
         self._previews = MessagePreviews(dependencies.sources)
         self._checking = asyncio.Lock()  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
-        self.webhooks = WebhookHandler(dependencies.webhooks, dependencies.clock)
         self._waiting = ConcurrencyCounter()
 
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:

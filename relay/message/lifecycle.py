@@ -75,10 +75,7 @@ def message_state(states: list[RecipientState]) -> RecipientState:
 
     The order is by importance to the sender. A message without recipients is "discarded".
     """
-    for state in _ORDER_OF_IMPORTANCE:
-        if state in states:
-            return state
-    return RecipientState.DISCARDED
+    return min(states, key=_ORDER_OF_IMPORTANCE.index, default=RecipientState.DISCARDED)
 
 
 _ORDER_OF_IMPORTANCE = (
@@ -99,8 +96,7 @@ _ORDER_OF_IMPORTANCE = (
 
 def by_importance(state: str) -> int:
     """Return the place of a state in the order by importance to the sender."""
-    places = [place for place, one in enumerate(_ORDER_OF_IMPORTANCE) if one == state]
-    return places[0] if places else -1
+    return _ORDER_OF_IMPORTANCE.index(state) if state in _ORDER_OF_IMPORTANCE else -1
 
 
 OF_MILTER = "milter "  # and its name, in place of a rule
