@@ -7,6 +7,7 @@ needs the role read or operate.
 import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -56,14 +57,11 @@ class ExplainHandler:
 
     async def _message_of(self, request: HttpRequest) -> bytes:
         """Read the body. Raises ApiError 413, 415, 503, and what blocks() raises."""
-        if (request.declared_bytes or 0) > MESSAGE_BYTES_MAX:
-            raise body_too_large(MESSAGE_BYTES_MAX)
+        request.limit_body(MESSAGE_BYTES_MAX, partial(body_too_large, MESSAGE_BYTES_MAX))
         parts: list[bytes] = []
         size_bytes = 0
         try:
             async for block in request.blocks():
-                if size_bytes + len(block) > MESSAGE_BYTES_MAX:
-                    raise body_too_large(MESSAGE_BYTES_MAX)
                 if not self._budget.take(len(block)):
                     raise _unavailable("Too many messages are being read; try again.")
                 size_bytes += len(block)

@@ -18,7 +18,7 @@ from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
 from relay.pages.clock import ClockPage
-from relay.pages.health import HealthPage
+from relay.pages.health import health_page
 from relay.pages.help import help_page, send_example, snippets_page
 from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
@@ -59,7 +59,6 @@ def create_app(
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     deletions = deletions or PendingDeletions(dependencies.clock)
     site = PageSite(dependencies, access, live_views, deletions=deletions)
-    health = HealthPage(dependencies)
     controls = dependencies.development
     clock = ClockPage(controls) if controls is not None else None
 
@@ -83,8 +82,6 @@ def create_app(
             if request.segments == ("logout",):
                 return logout(asked)
             with _counted(running, visitor.principal.name):
-                if request.segments == ("health",):
-                    return await health.respond(asked)
                 if request.segments == ("clock",) and clock is not None:
                     return await clock.respond(asked)
                 return await _page(asked)
@@ -132,6 +129,8 @@ async def _page(request: PageRequest) -> Response:
             return await site.contents.response(http, request.visitor, key)
         case ("refused",):
             return await refused_page(request)
+        case ("health",):
+            return await health_page(request)
         case ("queue",):
             return await queue_page(request)
         case ("queue", operation) if operation in tuple(Operation):

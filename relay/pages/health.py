@@ -1,10 +1,8 @@
 """Health: is the relay ready, what is in the queue, and the last hour as charts.
 
-All figures are of this process. They come from its metrics, so that a page costs no query. The part
-that changes is drawn for all its readers together, at most once a second.
+All figures are of this process. They come from its metrics, so that a page costs no query.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +18,6 @@ from relay.observe.history import Minute, Sample, minutes, quantile
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.pages.site import PageRequest
 
-_KEPT_S = 1.0
 _BUSY = 60  # in one minute: rates are per second then
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
 _DONE = ("accepted", "delivered", "captured", "relayed")
@@ -48,58 +45,46 @@ class HourOfMetrics(Struct, frozen=True):
     levels: Mapping[str, float]
 
 
-class HealthPage:
-    """GET /health, and with `?part=figures` what changes of it."""
+async def health_page(request: PageRequest) -> Response:
+    """GET /health, and with `?part=figures` what changes of it. Raises ApiError 403 for an account
+    of the role user.
+    """
+    require_method(request.http, "GET")
+    request.principal.check_may_read()
+    part = single_values(request.http.query, ("part",)).get("part")
+    name = "_figures.html" if part == "figures" else "health.html"
+    return request.page(name, **_values(request.site.dependencies))
 
-    def __init__(self, dependencies: ApiDependencies) -> None:
-        self._dependencies = dependencies
-        self._figures = (-math.inf, b"", "")  # when the part was rendered, for which path
 
-    async def respond(self, request: PageRequest) -> Response:
-        """Return the page or the part. Raises ApiError 403 for an account of the role user."""
-        http = request.http
-        require_method(http, "GET")
-        request.principal.check_may_read()
-        part = single_values(http.query, ("part",)).get("part")
-        if part != "figures":
-            return request.page("health.html", **self._values())
-        now_s = self._dependencies.clock.real_s()
-        rendered_s, target, text = self._figures
-        if target != http.target or now_s - rendered_s >= _KEPT_S:
-            text = request.shared_part("_figures.html", **self._values())
-            self._figures = now_s, http.target, text
-        return request.site.html(text)
-
-    def _values(self) -> dict[str, Any]:
-        """Return the values of the templates."""
-        dependencies = self._dependencies
-        captures = dependencies.development is not None
-        hour = last_hour(dependencies.history.last_hour(), captures=captures)
-        state, fault = dependencies.pressure.state, dependencies.ready()
-        running_s = dependencies.history.running_s
-        started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
-        return {
-            "fault": fault,
-            "impaired": dependencies.impaired(),
-            "pressure": _LEVELS[state.level],
-            "is_calm": state.level is PressureLevel.NORMAL,
-            "reasons": _reasons(state),
-            "queue": {
-                name: number_text(hour.levels.get(name, 0.0))
-                for name in _QUEUE_STATES
-            },
-            "oldest": _oldest(hour.levels),
-            "waiting": number_text(hour.levels["pickup"]),
-            "connections": {
-                name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")
-            },
-            "counted": hour.counted,
-            "charts": hour.charts,
-            "running": duration_text(running_s),
-            "started": rfc3339(started_us),
-            "version": __version__,
-            "is_advanced": dependencies.clock.advanced_s > 1,
-        }  # fmt: skip
+def _values(dependencies: ApiDependencies) -> dict[str, Any]:
+    """Return the values of the templates."""
+    captures = dependencies.development is not None
+    hour = last_hour(dependencies.history.last_hour(), captures=captures)
+    state, fault = dependencies.pressure.state, dependencies.ready()
+    running_s = dependencies.history.running_s
+    started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
+    return {
+        "fault": fault,
+        "impaired": dependencies.impaired(),
+        "pressure": _LEVELS[state.level],
+        "is_calm": state.level is PressureLevel.NORMAL,
+        "reasons": _reasons(state),
+        "queue": {
+            name: number_text(hour.levels.get(name, 0.0))
+            for name in _QUEUE_STATES
+        },
+        "oldest": _oldest(hour.levels),
+        "waiting": number_text(hour.levels["pickup"]),
+        "connections": {
+            name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")
+        },
+        "counted": hour.counted,
+        "charts": hour.charts,
+        "running": duration_text(running_s),
+        "started": rfc3339(started_us),
+        "version": __version__,
+        "is_advanced": dependencies.clock.advanced_s > 1,
+    }  # fmt: skip
 
 
 def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
