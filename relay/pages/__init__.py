@@ -40,8 +40,8 @@ The queue and the relay:
   conditions in a query or a form; send a copy of captured mail, in a development relay
 - `health`: /health: readiness, queue, the last hour
 - `charts`: the lines of a chart, and numbers and durations as text
-- `clock`: /clock: advance the clock of a development relay
-- `internet`: /internet: the simulated hosts, what they reply, and changes of it
+- `development`: /clock: advance the clock; /internet: the simulated hosts, what they reply, and
+  changes of it
 
 Elsewhere: who may see whose messages, and run queue commands: `relay/api/handlers.py`; words of a
 journey shared with `relay trace`: `relay/journeys/sentences.py`; the safe styles and elements of

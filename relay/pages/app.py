@@ -17,10 +17,9 @@ from relay.http.errors import ApiError, quoted, service_unavailable
 from relay.http.gateway import Gateway
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.mailbox.types import StoreError
-from relay.pages.clock import ClockPage
+from relay.pages.development import change_internet, clock_page, internet_page
 from relay.pages.health import health_page
 from relay.pages.help import help_page, send_example, snippets_page
-from relay.pages.internet import change_internet, internet_page
 from relay.pages.live import LiveViews
 from relay.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
 from relay.pages.login import login, login_needed, logout
@@ -59,9 +58,6 @@ def create_app(
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     deletions = deletions or PendingDeletions(dependencies.clock)
     site = PageSite(dependencies, access, live_views, deletions=deletions)
-    controls = dependencies.development
-    clock = ClockPage(controls) if controls is not None else None
-
     running = ConcurrencyCounter()  # by the name of the visitor
 
     async def handle(request: HttpRequest) -> Response:
@@ -82,8 +78,6 @@ def create_app(
             if request.segments == ("logout",):
                 return logout(asked)
             with _counted(running, visitor.principal.name):
-                if request.segments == ("clock",) and clock is not None:
-                    return await clock.respond(asked)
                 return await _page(asked)
         except (SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
@@ -135,6 +129,8 @@ async def _page(request: PageRequest) -> Response:
             return await queue_page(request)
         case ("queue", operation) if operation in tuple(Operation):
             return await queue_change(request, Operation(operation))
+        case ("clock",) if (controls := site.dependencies.development) is not None:
+            return await clock_page(request, controls)
         case ("internet",) if (controls := site.dependencies.development) is not None:
             return internet_page(request, controls)
         case ("internet", "add" | "remove" | "shipped" | "scenario") if (

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from relay.app.settling import UnsettledError
-from relay.pages import clock as clock_page
-from relay.pages.clock import _place
+from relay.pages import development as clock_page
+from relay.pages.development import _place
 from tests.unit.pages.conftest import plain, send
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from relay.internet.scenario_file import parse_scenario
-from relay.pages.internet import ACTIONS, VERBS
+from relay.pages.development import ACTIONS, VERBS
 from tests.unit.pages.conftest import plain, send
 
 ADD = {"domain": "b.test", "verb": "RCPT", "reply": "550 5.1.1 not here"}

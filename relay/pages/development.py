@@ -1,23 +1,33 @@
-"""The simulated internet of a development relay: what its hosts reply and have seen, and changes.
+"""The pages that only a development relay has: its simulated internet, and its clock.
 
-A change is checked by the code that reads scenario files. With a fault nothing is changed, and the
-page shows it next to what was typed.
+/internet shows what the hosts reply and have seen, and changes it. A change is checked by the code
+that reads scenario files. With a fault nothing is changed, and the page shows it next to what was
+typed.
+
+/clock advances the clock; such a form is also in the header of each page. An advance goes on when
+the browser is gone. The response waits a few seconds for it, and then shows that it is in progress.
 """
 
+import asyncio
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
 from starlette.responses import Response
 
 from relay.api.dependencies import DevelopmentControls
 from relay.api.request_parameters import require_method, single_values
-from relay.http.errors import ApiError
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import ADVANCED_S_MAX
+from relay.http.errors import ApiError, quoted
 from relay.pages.charts import duration_text
 from relay.pages.logins import PageForm
-from relay.pages.site import PageRequest
+from relay.pages.site import CLOCK_STEPS, NEXT_RETRY, PageRequest
 from relay.settings.document import Fault, SettingsError
+from relay.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 
 VERBS = (
     "RCPT", "DOT", "MAIL", "DATA", "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "QUIT", "DNS",
@@ -38,6 +48,12 @@ _NOT_REPLACED = (
     "The scenario was changed meanwhile; nothing was replaced. The text below is still yours: use "
     "it again to replace what is in force now."
 )
+_WAIT_S = 5.0
+_FAULT_CHARACTERS_MAX = 1000
+_IN_PROGRESS = (
+    "The clock is being advanced already. Wait until that has ended, and advance it again then."
+)
+_NO_RETRY = "No message waits for another attempt."
 
 
 class RefusedChange(Struct, frozen=True):
@@ -160,3 +176,59 @@ def _toml_of(form: PageForm) -> str:
 def _fault_line(fault: Fault) -> str:
     """Return a fault of the TOML text: LINE: KEY: MESSAGE."""
     return ": ".join(filter(None, [str(fault.line or ""), fault.key, fault.message]))
+
+
+async def clock_page(request: PageRequest, controls: DevelopmentControls) -> Response:
+    """GET /clock, with `?part=state` what changes of it; POST /clock advances the clock."""
+    require_method(request.http, "GET", "POST")
+    if request.http.method == "GET":
+        part = single_values(request.http.query, ("part",)).get("part")
+        name = "_clock.html" if part == "state" else "clock.html"
+        return request.page(name, fault="", own="")
+    request.principal.check_may_operate()
+    form = request.form
+    status, fault = await _advance(form, controls)
+    if fault:
+        return request.page("clock.html", status=status, fault=fault, own=form.text("own"))
+    if controls.is_advancing:
+        return request.redirect("clock")
+    path, query = _place(form.text("back"))
+    return request.redirect(path, **query)
+
+
+async def _advance(form: PageForm, controls: DevelopmentControls) -> tuple[int, str]:
+    """Advance the clock; return a status and why it is not advanced, "" if it is."""
+    if controls.is_advancing:
+        return 409, _IN_PROGRESS
+    by, own = form.text("by"), form.text("own").strip()
+    if by == NEXT_RETRY:
+        next_s = await controls.next_retry_s()
+        if next_s is None:
+            return 409, _NO_RETRY
+        seconds = next_s
+    else:
+        written = by if by in CLOCK_STEPS else own
+        try:
+            seconds = parse_duration(written)
+        except ValueError:
+            return 400, f"Found {quoted(written)}, expected {WRITTEN_DURATION_EXPECTED}."
+        left_s = ADVANCED_S_MAX - controls.clock.advanced_s
+        if not 0 < seconds <= left_s:
+            expected = f"a time over 0 and of at most {duration_text(left_s)}"
+            return 400, f"Found {quoted(written)}, expected {expected}."
+    try:
+        with contextlib.suppress(TimeoutError):  # it goes on
+            async with asyncio.timeout(_WAIT_S):  # real time: a browser waits
+                await controls.advance_clock(seconds)
+    except (AdvanceError, ValueError) as failure:
+        return 503, f"The clock did not get so far: {failure}."[:_FAULT_CHARACTERS_MAX]
+    return 200, ""
+
+
+def _place(back: str) -> tuple[str, dict[str, str]]:
+    """Return the page to go back to, its path and query; the first page if there is none."""
+    path, _, query = back.partition("?")
+    segments = [unquote(one) for one in path.split("/")] if path else []
+    if any(one in ("", ".", "..") or "/" in one for one in segments):
+        return "", {}
+    return "/".join(segments), dict(parse_qsl(query))
