@@ -9,14 +9,15 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
-from starlette.background import BackgroundTask
+from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
@@ -174,7 +175,7 @@ class BatchHandler:
             raise UnansweredError(message) from None
         finally:
             self._budget.release(run.held_bytes)
-        answer.background = BackgroundTask(_run_all, run.background)
+        answer.background = BackgroundTasks(run.background)
         return answer
 
     async def _run_in_turn(self, item: BatchItem, run: _Run) -> dict[str, Any] | None:
@@ -284,11 +285,6 @@ async def _content(response: Response, run: _Run) -> bytes | None:
             raise ApiError(503, "ResourceUnhealthy", message) from None
 
 
-async def _run_all(tasks: Iterable[BackgroundTask]) -> None:
-    for task in tasks:
-        await task()
-
-
 def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchItem]:
     """Read a batch. Raises ApiError 400 that names the request and the field."""
     check_number_of_values(body)
@@ -387,16 +383,11 @@ def _check_dependencies(items: Mapping[str, BatchItem]) -> None:
             if one not in items:
                 path = f"requests[{number}].dependsOn"
                 raise _bad(path, f"found {quoted(one)}, expected the id of another request")
-    waiting = dict(items)
-    while waiting:
-        ready = [
-            one for one, item in waiting.items() if not any(d in waiting for d in item.depends_on)
-        ]
-        if not ready:
-            names = ", ".join(map(quoted, waiting))
-            raise _bad("requests", f"{names} depend on each other in a cycle")
-        for one in ready:
-            del waiting[one]
+    try:
+        TopologicalSorter({one: item.depends_on for one, item in items.items()}).prepare()
+    except CycleError as error:
+        names = ", ".join(map(quoted, dict.fromkeys(error.args[1])))
+        raise _bad("requests", f"{names} depend on each other in a cycle") from None
 
 
 def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, bytes]]:
