@@ -31,10 +31,10 @@ _BEYOND_ASCII = r"[^\x00-\x9f\u2028\u2029\ud800-\udfff]"
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOM = rf"(?:{_ATEXT}|{_BEYOND_ASCII})+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_ORDINARY = rf"(?=[^@]{{1,64}}@){_ATEXT}+(?:\.{_ATEXT}+)*@{_LABEL}(?:\.{_LABEL})*"
 
-_ordinary_mailbox = re.compile(_ORDINARY).fullmatch
-_ordinary_path = re.compile(rf"<({_ORDINARY})>(?: +(.*))?", re.DOTALL).fullmatch
+_ordinary_mailbox = re.compile(
+    rf"(?=[^@]{{1,64}}@){_ATEXT}+(?:\.{_ATEXT}+)*@{_LABEL}(?:\.{_LABEL})*"
+).fullmatch
 _dot_string = re.compile(rf"{_ATOM}(?:\.{_ATOM})*").fullmatch
 _label = re.compile(_LABEL).fullmatch
 _quoted = re.compile(
@@ -85,12 +85,6 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
     The caller decides which of these a command allows. Raises AddressError as parse_mailbox does.
     """
     text = text.strip(" ")
-    found = _ordinary_path(text)
-    if found:
-        address, rest = found.groups()
-        if len(address) <= _ADDRESS_OCTETS_MAX:
-            at = address.rindex("@")
-            return address[:at] + address[at:].lower(), rest or ""
     found = _in_brackets(text)
     if not found:
         raise AddressError(f"expected an address in angle brackets, found {excerpt(text)}")
