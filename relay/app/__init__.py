@@ -8,7 +8,8 @@ Building:
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
 - `srs_key`: the key of SRS addresses: where it is, and when it is made
-- `foundation`: opens the mail root and the spool; which mail stays on this machine
+- `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
+  `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
   in them
 - `gate`: whether SMTP sessions are in a process of their own; what it gets of the settings
@@ -20,15 +21,13 @@ Running:
 
 - `daemon`: order of start and stop, drain, SIGTERM; readiness and signs of life for systemd, the
   ready file
-- `reload`: SIGHUP and `relay reload`: one reload at a time; how the log, metrics and systemd learn
-  what came of it
 - `pressure_monitor`: measures disk space, memory and queue each second
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
-  expired uploads, ending DKIM keys, whether the mail root belongs to the spool
-- `dead_letters`: which answers to reports stay in the dead-letter mailbox
+  expired uploads, ending DKIM keys, whether the mail root belongs to the spool; which answers to
+  reports stay in the dead-letter mailbox
 - `settling`: when a relay has nothing to do
-- `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it
-- `asked_milters`: what the milters say of the message of such a question
+- `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it, and
+  the milters
 
 Elsewhere: from which level on mail is refused: `relay/base/pressure.py`; which keys a reload
 applies: `relay/settings/reloadable_keys.py`; the development relay: `relay/development/relay.py`.

@@ -1,11 +1,14 @@
 """Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
 that end.
 
-Each pass is bounded. A pass that fails is logged and repeated at the next interval.
+Each pass is bounded. A pass that fails is logged and repeated at the next interval. What strangers
+cause in the dead-letter mailbox is kept within a size: answers to reports, and notices on
+strangers' mail; the oldest go. What else Relay put there, for the postmaster, stays.
 """
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -13,7 +16,6 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.app.dead_letters import prune_answers
 from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.journeys.submission_log import SubmissionLog
@@ -341,3 +343,39 @@ async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None
 _KEYS_S = 600.0
 _KEY_ENDS = "the last signing key of a domain ends soon: its mail then goes out unsigned"
 _KEY_ENDED = "the last signing key of a domain has ended: its mail goes out unsigned"
+
+
+KEPT_BYTES_MAX = 100_000_000
+_HEAD_BYTES = 2000  # delivery writes its fields first
+_FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay writes to it
+_NOTICE = b">\r\nTo: <postmaster@"  # the begin of its header
+
+
+def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
+    """Remove the oldest of these from a Maildir until all of it has at most `kept_bytes`; return
+    their number.
+    """
+    files: list[tuple[float, int, Path]] = []
+    for part in ("new", "cur"):
+        with suppress(FileNotFoundError), os.scandir(mailbox / part) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    found = entry.stat()
+                    files.append((found.st_mtime, found.st_size, Path(entry.path)))
+    excess = sum(size for _, size, _ in files) - kept_bytes
+    removed = 0
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            break
+        with suppress(FileNotFoundError):
+            if _is_of_strangers(path):
+                path.unlink()
+                excess -= size
+                removed += 1
+    return removed
+
+
+def _is_of_strangers(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = b"\n" + file.read(_HEAD_BYTES)
+    return _FOR_POSTMASTER not in head or _NOTICE in head

@@ -8,44 +8,37 @@ What verbs share:
 
 - `root`: the list of verbs, and which module is loaded for one
 - `options`: --config, --json, --role; which configuration file is used without --config
-- `output`: JSON and text; the lines of journeys and recipients; control characters
-- `rule_lines`: the text of what rules compared and would do
+- `output`: JSON and text; the lines of journeys, recipients, and what rules compared and would do;
+  control characters
 - `errors`: which exception has which exit code, and the line on stderr
 
 A service:
 
 - `serve`: `relay serve`
-- `reload`: `relay reload`
-- `pause`: `relay pause` and `relay resume`
-- `check`: `relay check`
-- `webhook`: `relay webhook list | test | replay`
+- `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`,
+  `relay clock show | advance`, `relay reset`
 - `account`: `relay account`: add, list, remove, token, password, unlock
-- `dkim`: `relay dkim keygen | show`
-- `dns`: `relay dns`
-- `policy`: `relay policy check | test | try | diff`
-- `diff_report`: what `relay policy diff` prints
-- `backup`: `relay backup` and `relay restore`
+- `dns`: `relay dns`, `relay dkim keygen | show`
+- `policy`: `relay policy check | test | try | diff`; what diff prints
+- `backup`: `relay backup`, `relay restore`, `relay check`
 - `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
 - `mail_files`: `relay import`
 
 Messages:
 
 - `send`: `relay send`
-- `sendmail`: `relay sendmail`, and the program name sendmail
-- `mailq`: `relay mailq`, the program name mailq, and `relay sendmail -bp`
-- `trace`: `relay trace` and `relay wait`; why a wait has timed out
-- `log`: `relay log`; the line of a message, also for `relay trace IP`
+- `sendmail`: `relay sendmail` and `relay mailq`, the program names sendmail and mailq
+- `trace`: `relay trace` and `relay wait`; why a wait has timed out; `relay log`; the line of a
+  message
 - `show`: `relay show`
 - `explain`: `relay explain`
 - `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text
-  of entries and statistics
+  of entries and statistics; `relay pause` and `relay resume`
 
 A development relay:
 
 - `dev`: `relay dev`: what it prints
 - `dev_options`: its options, and the variables RELAY_DEV_...; which options exclude each other
-- `clock`: `relay clock show | advance`
-- `reset`: `relay reset`
 """
 
 import gc

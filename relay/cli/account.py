@@ -27,8 +27,8 @@ from relay.commands.account import (
     new_client_id,
     new_client_secret,
     new_token,
+    read_users,
 )
-from relay.commands.account_import import read_users
 from relay.commands.operator_client import OperatorClient
 from relay.settings.document import Fault
 from relay.settings.environment import read_environment

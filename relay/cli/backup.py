@@ -1,7 +1,10 @@
-"""`relay backup` and `relay restore`: everything of a service, in one directory.
+"""`relay backup` and `relay restore`: everything of a service, in one directory; `relay check`.
 
-Progress is on stderr if that is a terminal. Exit codes: 64 for a directory that is not empty, 65
-for a backup that was cut short or changed, and for one that is complete but has a damaged file.
+Progress is on stderr if that is a terminal. Backup and restore exit 64 for a directory that is not
+empty, 65 for a backup that was cut short or changed, and for one that is complete but has a damaged
+file. Check prints passed checks to stdout, and faults and warnings to stderr as
+`file:line: key: text`. With --json everything is one document on stdout. It exits 78 for faults, 69
+if a needed service does not answer. What is checked is in relay/commands/check.py.
 """
 
 import sys
@@ -15,19 +18,63 @@ import msgspec
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
+from relay.cli.control import control_socket
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.options import CommandContext, common_options, user_name
-from relay.cli.output import print_progress, printable
-from relay.cli.reload import control_socket
+from relay.cli.options import CommandContext, common_options, role_option, user_name
+from relay.cli.output import print_json, print_progress, printable
 from relay.client import ControlClient, ControlUnavailableError
+from relay.commands.backup import NotEmptyError, back_up
+from relay.commands.check import check_file
+from relay.commands.check_network import CheckFinding, CheckResult
+from relay.commands.restore import DamagedBackupError, UnknownOwnerError, document
+from relay.commands.restore import restore as restored_from
 from relay.journeys.wording import RELEASE_RESTORED
 from relay.settings.document import SettingsError
 from relay.settings.environment import read_environment
 from relay.settings.reader import load
-from relay.settings.tree import Settings
+from relay.settings.tree import NodeRole, Settings
 
 _PROGRESS_FILES = 10_000
 _FAULTY = "relay backup: the backup has relay.toml as the running relay has read it before"
+
+
+@click.command()
+@role_option
+@common_options
+def check(context: CommandContext, role: NodeRole) -> None:
+    """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
+
+    Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
+    would reject its certificate, 69 when something it needs does not answer, 0 with warnings only.
+    Run it as the user of the service, or as root, who checks as the owner of state_dir.
+    """
+    environ = read_environment().variables
+    file = context.found_config_file()
+    findings = check_file(file, environ, SystemClock(), role=role)
+    if context.json:
+        print_json(
+            [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
+        )
+    else:
+        for one in findings:
+            show_finding(one)
+    verdicts = {one.verdict for one in findings}
+    if CheckResult.FAULT in verdicts:
+        count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
+        raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
+    if CheckResult.FAILED in verdicts:
+        raise CommandError(
+            ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer"
+        )
+
+
+def show_finding(one: CheckFinding) -> None:
+    """Print a passed check on stdout, any other on stderr."""
+    if one.verdict is CheckResult.OK:
+        click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+        return
+    begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
+    click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)
 
 
 @click.command()
@@ -44,8 +91,6 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     read it. manifest.json is written last: without it a backup was cut short. A damaged
     relay-properties of a mailbox is copied as it is, and the command then exits with 65.
     """
-    from relay.commands.backup import NotEmptyError, back_up  # noqa: PLC0415 - is slow
-
     settings, text = _in_force(context)
     if no_database and settings.spool.is_file:
         raise click.UsageError("--no-database: the spool is a file of this service")
@@ -95,16 +140,6 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     consent. What waits is held, and does not expire: see relay queue list --restored, then relay
     queue release --restored. At the end, everything is checked as by relay check.
     """
-    from relay.cli.check import show_finding  # noqa: PLC0415 - is slow
-    from relay.commands.backup import NotEmptyError  # noqa: PLC0415 - the same
-    from relay.commands.check import check_file  # noqa: PLC0415 - the same
-    from relay.commands.check_findings import CheckResult  # noqa: PLC0415 - the same
-    from relay.commands.restore import (  # noqa: PLC0415 - the same
-        DamagedBackupError,
-        UnknownOwnerError,
-        document,
-    )
-    from relay.commands.restore import restore as restored_from  # noqa: PLC0415 - the same
 
     def allow(outside: list[Path]) -> None:
         click.echo("relay restore: outside the directories of the service, it would make", err=True)

@@ -29,9 +29,9 @@ from relay.cli.dev_options import (
     visible_secrets,
 )
 from relay.cli.errors import INTERRUPTED, CommandError, ExitCode
-from relay.cli.log import log_lines
 from relay.cli.options import CommandContext, common_options
 from relay.cli.output import print_json_line, printable, step_lines
+from relay.cli.trace import log_lines
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop

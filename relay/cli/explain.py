@@ -13,7 +13,7 @@ from relay.base.clock import SystemClock
 from relay.base.phrases import counted, time_left
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, InputPath, common_options, read_input
-from relay.cli.rule_lines import condition_text, rule_text
+from relay.cli.output import condition_text, rule_text
 from relay.commands.operator_client import OperatorClient
 from relay.journeys.wording import milter_words
 from relay.message.nexthop import BY_RULE

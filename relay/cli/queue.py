@@ -1,7 +1,9 @@
 """`relay queue`: list the queue, and the commands that change it; the text of entries and counts.
 
-Commands that change entries need a selector. Exits 65 for an unknown message, 69 if another
-process owns the spool, 75 if all selected entries are in flight, 130 for Ctrl-C.
+`relay pause` and `relay resume` are what this node does not do until an operator or a time ends it;
+without a running relay they are for its next start. Commands that change entries need a selector.
+Exits 65 for an unknown message, 69 if another process owns the spool, 75 if all selected entries
+are in flight, 130 for Ctrl-C.
 """
 
 from collections import Counter
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import SystemClock
 from relay.base.pauses import Pause, Paused
 from relay.base.phrases import counted, shown
@@ -32,11 +35,17 @@ from relay.cli.output import (
     print_lines,
     recipient_lines,
 )
-from relay.client import ControlError
+from relay.client import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+)
 from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
 from relay.journeys.document import Recipient
 from relay.journeys.wording import RELEASE_RESTORED, changed_line, named
 from relay.message.lifecycle import hold_text
+from relay.settings.tree import Settings
 from relay.spool.queue_commands import EntryList
 from relay.spool.types import Selector
 
@@ -447,3 +456,53 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
     by_state = ", ".join(f"{number} {state}" for state, number in states.items())
     total = f"{counted(len(entries), 'entry')}, {counted(recipients, 'recipient')}"
     return total + (f": {by_state}" if by_state else "")
+
+
+@click.command()
+@click.argument("what", type=click.Choice([one.value for one in Paused]))
+@once("--until", metavar="TIME|DURATION", help="When it ends automatically.")
+@common_options
+def pause(context: CommandContext, *, what: str, until: str) -> None:
+    """Stop "delivery" or "accept" on this node, over restarts.
+
+    Without delivery, mail is accepted and waits in the queue, local mail too; it still expires.
+    Without accept, SMTP clients get 421 and the Graph API sends nothing (503); what was accepted is
+    delivered. An example of a TIME is 2027-01-31T09:00:00Z.
+    """
+    _change_pause(context, "pause", {"what": what, "until": until})
+
+
+@click.command()
+@click.argument("what", type=click.Choice([one.value for one in Paused]), required=False)
+@common_options
+def resume(context: CommandContext, *, what: str | None) -> None:
+    """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""
+    _change_pause(context, "resume", {"what": what, "until": None})
+
+
+def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
+    try:
+        found = _asked(context.settings(), verb, order | {"who": user_name()})
+    except ControlError as error:
+        if error.status == HTTPStatus.BAD_REQUEST:
+            raise click.UsageError(with_option(str(error))) from None
+        raise
+    context.show(found, lambda: pause_lines(found) or ["nothing is paused"])
+
+
+def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Return what is paused after the order, from the relay or from its file."""
+    given = {name: one for name, one in order.items() if one is not None}
+    try:
+        return ControlClient(settings.control_socket).post(f"/{verb}", given)
+    except ControlForbiddenError:
+        raise
+    except ControlUnavailableError as error:
+        silent = str(error)
+    from relay.commands.offline import change_pauses  # noqa: PLC0415 - slow
+
+    try:
+        left = change_pauses(settings, SystemClock(), **order)
+    except AlreadyRunningError as running:
+        raise ControlUnavailableError(f"{silent}, but {running}") from None
+    return {what: msgspec.to_builtins(left.get(what)) for what in Paused}

@@ -52,8 +52,10 @@ _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items
 _UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
-    "wait": "trace", "import": "mail_files", "restore": "backup",
-    "nodes": "queue", "resume": "pause",
+    "wait": "trace", "log": "trace", "import": "mail_files", "restore": "backup",
+    "check": "backup", "nodes": "queue", "pause": "queue", "resume": "queue", "mailq": "sendmail",
+    "reload": "control", "webhook": "control", "clock": "control", "reset": "control",
+    "dkim": "dns",
 }  # fmt: skip
 _CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
 _NAMES = {"import": "import_mail"}

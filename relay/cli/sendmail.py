@@ -1,13 +1,18 @@
-"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own.
+"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own. `relay mailq`:
+the queue as mailq(1) of Postfix and sendmail shows it, which monitors read.
 
-The root calls it too if the program is called sendmail. Exits 64 without a recipient, 65 if the
-relay rejects the message, 67 if it does not know any recipient, 75 if no relay listens, and for a
-temporary error. Nothing is sent then. Of the configuration only what is needed is read; if that has
-a fault, [sendmail] or its defaults are used: somebody may be editing it.
+The root calls them too if the program is called sendmail or mailq. `relay sendmail` exits 64
+without a recipient, 65 if the relay rejects the message, 67 if it does not know any recipient, 75
+if no relay listens, and for a temporary error. Nothing is sent then. Of the configuration only what
+is needed is read; if that has a fault, [sendmail] or its defaults are used: somebody may be editing
+it.
 """
 
+import os
 import re
 import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
@@ -15,12 +20,11 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from relay.base.clock import Ids, SystemClock
+from relay.base.clock import Ids, SystemClock, id_time_us
 from relay.base.files import check_readable
-from relay.base.phrases import shown
+from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.cli.errors import CommandError, ExitCode
-from relay.cli.mailq import list_queue
 from relay.cli.options import (
     INPUT_BYTES_MAX,
     CommandContext,
@@ -30,6 +34,7 @@ from relay.cli.options import (
 )
 from relay.cli.output import printable
 from relay.client import AwayError, RejectedError, TryLaterError, send_content
+from relay.commands.operator_client import OperatorClient
 from relay.commands.sendmail import (
     NoRecipientsError,
     SendmailOptions,
@@ -37,7 +42,7 @@ from relay.commands.sendmail import (
     prepare,
     talk,
 )
-from relay.ingress.dropped_mail import DroppedEnvelope, drop_mail
+from relay.ingress.dropped_mail import PART, DroppedEnvelope, drop_mail
 from relay.ingress.local_users import LocalUsers
 from relay.message.envelope import encode_xtext, parse_envid
 from relay.settings.document import SettingsError, read_document
@@ -45,6 +50,7 @@ from relay.settings.environment import read_environment
 from relay.settings.reader import DocumentReader
 from relay.settings.tree import SendmailSettings, Settings
 from relay.settings.values import parse_address
+from relay.spool.types import Selector
 
 _DEFAULT = Address("127.0.0.1", 1025)
 _NOTIFY = re.compile(
@@ -255,3 +261,56 @@ def _message(*, ends_with_dot: bool) -> bytes:
         limit = f"the message has more than {INPUT_BYTES_MAX >> 20} MiB"
         raise CommandError(ExitCode.DATA, f"sendmail: {limit}")
     return text
+
+
+_HEAD = "-Queue ID-        --Size-- ---Arrival Time---- -Sender/Recipient-------"
+_EMPTY = "Mail queue is empty"
+_MARKS = {"held": "!", "captured": "!"}  # after the id, as Postfix has it; "*": in delivery
+_KB = 1024
+
+
+@click.command()
+@common_options
+def mailq(context: CommandContext) -> None:
+    """List the queue, oldest first, in the form that monitors of Postfix and sendmail read."""
+    list_queue(context)
+
+
+def list_queue(context: CommandContext) -> None:
+    """Print the queue; on stderr, how many files of programs no relay has taken yet."""
+    settings = context.settings()
+    entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
+    context.show(entries, lambda: queue_lines(entries))
+    drop = settings.sendmail.drop if settings.sendmail else None
+    if drop is not None and (dropped := _dropped(drop)):
+        click.echo(f"relay mailq: {counted(dropped, 'message')} not taken yet in {drop}", err=True)
+
+
+def _dropped(drop: Path) -> int:
+    """Return how many whole files are in the drop directory; 0 if it cannot be read."""
+    try:
+        with os.scandir(drop) as files:
+            return sum(not one.name.startswith(PART) and not one.is_dir() for one in files)
+    except OSError:
+        return 0
+
+
+def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of mailq(1) for entries as the JSON of `queue list` has them."""
+    if not entries:
+        return [_EMPTY]
+    lines = [_HEAD]
+    for one in entries:
+        mark = "*" if one["claimed"] else _MARKS.get(one["state"], "")
+        arrived = datetime.fromtimestamp((id_time_us(one["id"]) or 0) / 1e6).astimezone()
+        sender = one["sender"] or "MAILER-DAEMON"
+        size = one["size"]
+        lines.append(f"{one['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
+        replies = dict.fromkeys(each["reply"] for each in one["recipients"] if each["reply"])
+        lines += [f"({reply})" for reply in replies]
+        lines += [f"{'':40}{each['address']}" for each in one["recipients"]]
+        lines.append("")
+    size_kb = -(-sum(one["size"] for one in entries) // _KB)
+    count = len({one["id"] for one in entries})
+    lines.append(f"-- {size_kb} Kbytes in {count} Request{'' if count == 1 else 's'}.")
+    return lines

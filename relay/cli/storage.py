@@ -127,8 +127,8 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     was delivered to; it prints the ID. "new" accepts a directory without one. No relay may run.
     Exits 65 if the directory has another ID, and if you do not confirm.
     """
-    from relay.commands.adopt import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
-    from relay.commands.adopt import adopt as adopted  # noqa: PLC0415 - the same
+    from relay.commands.storage import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
+    from relay.commands.storage import adopt as adopted  # noqa: PLC0415 - the same
 
     def confirm(found: FoundRoot) -> bool:
         click.echo(f"mail root  {found.path}", err=True)

@@ -8,8 +8,8 @@ that a command that uses the daemon loads neither of them.
 - `offline`: opens the files of the spool while no daemon runs; queue commands without one
 - `sendmail`: the message that sendmail sends: recipients of the header (To or
   Resent-To), missing fields; its SMTP
-- `account_import`: which users a CSV or a passwd-file of Dovecot names
-- `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords
+- `account`: how accounts.toml is changed in place; new tokens, client secrets, hashes of passwords;
+  which users a CSV or a passwd-file of Dovecot names
 - `dkim`: new DKIM keys: their file, owner and DNS record; whether records are published, warnings
 - `dns`: asks the DNS for `relay dns`: SPF with its includes, MX, TLSA ...
 - `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
@@ -21,18 +21,16 @@ that a command that uses the daemon loads neither of them.
 Checks:
 
 - `check`: what `relay check` finds: files, permissions, certificates, listeners, routes, DNS
-- `check_findings`: a result: ok, warning, fault, failed
-- `check_milters`: whether the milters answer; whether SMTP sessions have a process of their own
-- `check_dns`: whether the name servers validate DNSSEC; MX records that lead back to this host
-- `check_ports`: whether an address is free to listen on
-- `check_nodes`: limits of all nodes together
+- `check_network`: whether an address is free to listen on, the milters answer, the name servers
+  validate DNSSEC, MX records lead back to this host; whether SMTP sessions have a process of their
+  own; limits of all nodes together; a result: ok, warning, fault, failed
 
 Copies and repairs:
 
 - `backup`: `relay backup`: what is copied, in which order
 - `restore`: `relay restore`: which backups are complete, where it may restore to, what is held then
-- `storage`: `relay storage verify` and `backup`: what is checked and copied
-- `adopt`: `relay storage adopt`: another mail root becomes that of the spool
+- `storage`: `relay storage verify` and `backup`: what is checked and copied; `adopt`: another mail
+  root becomes that of the spool
 
 Elsewhere: what verify checks: `verify` of the spool's engine in `relay/spool`; what a queue command
 does to an entry: `relay/spool/shared/queue/decisions.py`.

@@ -4,10 +4,18 @@ Comments and the order stay. One process at a time changes the file; the new tex
 whole, synced, and replaces the file at once, with the owner and the mode that it had; a new file
 has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, SettingsError for a
 file that is or would be faulty, and OSError.
+
+`relay account import` reads users from a CSV file, or from a passwd-file of Dovecot. A row becomes
+the keys of an [[account]]. A CSV has a header with the names of its columns. A passwd-file has
+user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
+taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
+begins with ! or * is that of a locked user (passwd(1)), who gets no password.
 """
 
+import csv
 import dataclasses
 import fcntl
+import io
 import os
 import re
 import secrets
@@ -23,14 +31,14 @@ from typing import Any
 
 import argon2
 import tomlkit
+from msgspec import Struct
 
 from relay.accounts.account import AccountError
-from relay.accounts.directory import load_accounts
+from relay.accounts.directory import FILE_BYTES_MAX, load_accounts
 from relay.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all
 from relay.base.phrases import shown
-from relay.commands.account_import import ImportedUser
 from relay.development.folder import MARK
 from relay.message.address import own_mailbox
 from relay.settings.document import Fault, SettingsError, locate
@@ -55,6 +63,22 @@ _SHOWN = (
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _OTHER = re.compile(r"(account\S*) in line (\d+)")  # in faults about an address twice
 _Entry = dict[str, Any]
+COLUMNS = ("address", "hash", "quota", "aliases")
+_HEADER = ",".join(COLUMNS)
+_FOREIGN = re.compile(r"[;\t]")  # between the columns of other programs
+_IS_CSV = re.compile(r"\"?address\"?\Z|[^:#,;\t]*+[,;\t][^:]*+\Z", re.IGNORECASE)  # the first line
+_BETWEEN = re.compile(r"[\s,;]+")
+_QUOTA = re.compile(
+    r"quota(?:_rule=\*:(storage|bytes)|_storage_size)=([0-9]{1,15})([BKMGT]?)\b", re.IGNORECASE
+)
+_UNITS = "BKMGT"  # each is 1024 of the one before
+
+
+class ImportedUser(Struct, frozen=True):
+    """A row: its line in the file, and keys of an [[account]]."""
+
+    line: int
+    values: Mapping[str, Any]
 
 
 class AccountFile:
@@ -356,3 +380,84 @@ def _without_table(text: str, index: int) -> str:
     if begin and not lines[begin - 1].strip() and not "".join(lines[end : end + 1]).strip():
         begin -= 1
     return "".join(lines[:begin] + lines[end:])
+
+
+def read_users(file: Path, octets: bytes) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
+    """Return the users of a file, and the faults of other lines."""
+    if len(octets) > FILE_BYTES_MAX:
+        return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
+    try:
+        text = octets.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
+        return (), [Fault(file, line, "", found)]
+    is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
+    rows = list(_csv(text, file) if is_csv else _passwd(text, file))
+    faults = [one for one in rows if isinstance(one, Fault)]
+    if not rows:
+        faults = [Fault(file, 0, "", "found no account, expected one or several")]
+    return [one for one in rows if isinstance(one, ImportedUser)], faults
+
+
+def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] = []
+    line = 1
+    try:
+        for cells in rows:
+            if not columns:
+                columns = [one.strip().lower() for one in cells]
+                if found := _wrong_header(columns):
+                    yield Fault(file, 1, "", f"found {found}, expected the header {_HEADER}")
+                    return
+            elif len(cells) > len(columns):
+                expected = f"expected {len(columns)}: a hash with commas is in quotes"
+                yield Fault(file, line, "", f"found {len(cells)} columns, {expected}")
+            elif any(cells):
+                yield _user(line, dict(zip(columns, map(str.strip, cells), strict=False)))
+            line = rows.line_num + 1
+    except csv.Error as error:
+        yield Fault(file, line, "", f"found no CSV ({error}), expected quotes around such a value")
+
+
+def _wrong_header(columns: Sequence[str]) -> str:
+    """Return what is wrong with the columns, "" if nothing is; no more of them than a name, as a
+    row without a header has a hash.
+    """
+    if between := _FOREIGN.search(columns[0]):
+        return f"{shown(between[0])} between columns"
+    for one in columns:
+        if one not in COLUMNS or columns.count(one) > 1:
+            return f"the column {shown(one)}"
+    return "" if "address" in columns else 'no column "address"'
+
+
+def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
+    for number, line in enumerate(text.split("\n"), 1):
+        address, colon, rest = line.strip().partition(":")
+        if not address or address.startswith("#"):
+            continue
+        if not colon:
+            expected = f"ADDRESS:HASH:..., or a CSV with the header {_HEADER}"
+            yield Fault(file, number, "", f"found no colon, expected {expected}")
+            continue
+        fields = rest.split(":", 6)
+        found = _QUOTA.search(fields[6]) if len(fields) > 6 else None
+        quota = ""
+        if found:
+            unit = found[3].upper() or ("K" if found[1] == "storage" else "B")
+            quota = str(int(found[2]) * 1024 ** _UNITS.index(unit) or "")
+        yield _user(number, {"address": address, "hash": fields[0], "quota": quota})
+
+
+def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
+    quota = cells.get("quota", "")
+    given = {
+        "address": cells.get("address"),
+        "password": "" if (hashed := cells.get("hash", "")).startswith(("!", "*")) else hashed,
+        "quota": int(quota) if re.fullmatch(r"[0-9]{1,18}", quota) else quota,
+        "aliases": [one for one in _BETWEEN.split(cells.get("aliases", "")) if one],
+    }
+    values = {name: value for name, value in given.items() if value or name == "address"}
+    return ImportedUser(line, values)

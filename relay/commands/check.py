@@ -29,11 +29,18 @@ from relay.base.files import open_to_others
 from relay.base.phrases import counted, shown
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
-from relay.commands.check_dns import doubts_of_validation, mail_loops
-from relay.commands.check_findings import CheckFinding, CheckResult, warning_of
-from relay.commands.check_milters import check_gate, check_milters
-from relay.commands.check_nodes import limits_of_all
-from relay.commands.check_ports import WILDCARDS, port_fault
+from relay.commands.check_network import (
+    WILDCARDS,
+    CheckFinding,
+    CheckResult,
+    check_gate,
+    check_milters,
+    doubts_of_validation,
+    limits_of_all,
+    mail_loops,
+    port_fault,
+    warning_of,
+)
 from relay.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.delivery.provider_replies import load_provider_replies
 from relay.ingress.dropped_mail import DROP_MODE

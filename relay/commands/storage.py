@@ -1,9 +1,11 @@
-"""Verify and back up the spool, whether the relay runs or not.
+"""Verify and back up the spool, whether the relay runs or not; accept another mail root while none
+runs. A start takes only the mail root that the spool knows (relay/mailbox/mail_root.py).
 
 If root starts a command, it works as the owner of state_dir, so that the relay can write all files
 that the command creates. No relay can start while the spool is verified.
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -21,8 +23,11 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import check_readable
 from relay.commands.backup import BackupCopy
+from relay.commands.offline import opened_spool
 from relay.journeys.submission_log import read_accepted
+from relay.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.mailbox.maildir import DirectorySync, list_names
+from relay.observe.logs import get_logger
 from relay.outbox.idempotency import damaged_records
 from relay.outbox.on_disk import SubmissionDirectory
 from relay.settings.tree import Settings
@@ -234,3 +239,56 @@ def _letters(maildir: Path) -> Iterator[Path]:
         for name in sorted(names):
             if Path(place).name in ("new", "cur") or name == "maildirfolder":
                 yield Path(place) / name
+
+
+_log = get_logger("commands")
+
+
+class NotAdoptedError(Exception):
+    """The mail root is not what the operator named, or was not confirmed."""
+
+
+class FoundRoot(Struct, frozen=True):
+    """A mail root and its id, and the id that the spool knows; "" where there is none."""
+
+    path: str
+    id: str
+    known_id: str
+
+
+def adopt(
+    settings: Settings, clock: Clock, root_id: str, *, confirm: Callable[[FoundRoot], bool]
+) -> FoundRoot:
+    """Record the id of the mail root in the spool; with NEW_ID give it one before.
+
+    `confirm` is asked first. Returns the root with its id, and the id that was known before. Raises
+    NotAdoptedError, AlreadyRunningError, SpoolError, OSError.
+    """
+    with as_owner(settings):
+        if not spool.storage(settings).exists():
+            raise NotAdoptedError(
+                "there is no spool yet: a start takes the mail root that is there"
+            )
+        with OwnerLock(settings.run_dir):
+            return asyncio.run(_adopt(settings, clock, root_id, confirm=confirm))
+
+
+async def _adopt(
+    settings: Settings, clock: Clock, root_id: str, *, confirm: Callable[[FoundRoot], bool]
+) -> FoundRoot:
+    path = settings.mailboxes.root
+    if not path.is_dir():
+        raise NotAdoptedError(f"{path} is no directory; is its file system mounted?")
+    found_id = read_id(path)
+    if found_id != root_id and (found_id or root_id != NEW_ID):
+        has = f"the id {found_id}" if found_id else f"no id: expected {NEW_ID}"
+        raise NotAdoptedError(f"{path} has {has}")
+    store = settings.mailboxes.store
+    async with opened_spool(settings, clock) as engine:
+        known_id, _ = await engine.mail_root(store)
+        if not confirm(FoundRoot(str(path), found_id, known_id)):
+            raise NotAdoptedError("nothing was changed")
+        adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
+        await engine.record_mail_root(store, adopted.id, instead_of=known_id)
+    _log.warning("mail root adopted", path=adopted.path, id=adopted.id, before=known_id)
+    return adopted

@@ -11,10 +11,10 @@
 - `clock_advances`: advances of the clock, one at a time
 - `retention`: which old mail goes, by number, age and size
 - `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
-- `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it
+- `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;
+  which terms its search has
 - `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which
   fields of it are refused
-- `mailpit_search`: which terms Mailpit's search has, and what they mean
 - `removal`: removes one message, or all (`relay reset`), while the relay runs
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later

@@ -6,7 +6,7 @@ modules when they are first used, because pytest imports the plugin in every tes
 
 - `plugin`: the fixtures `relay`, `internet` and `clock`; what a failed test shows
 - `frameworks`: mail settings of Django and Flask for a relay; mail in Django's outbox
-- `relay`: Relay and Mailbox, for tests without coroutines
+- `relay`: Relay and Mailbox, for tests without coroutines; the files that a failed test leaves
 - `async_relay`: the same for coroutines; ports and addresses of a relay, its environment (env)
 - `internet`: remote domains and their replies, as a test describes them
 - `message`: a message as a test sees it: text, links, code, attachments, bounce
@@ -15,7 +15,6 @@ modules when they are first used, because pytest imports the plugin in every tes
 - `observer`: which messages a wait finds, and which were seen before
 - `arrivals`: when a message counts as arrived; reads the Maildirs
 - `waiting`: which message a wait wants; the text of a time-out
-- `artifacts`: the files that a failed test leaves
 
 Elsewhere: the development relay itself: `relay/development/relay.py`; scenarios:
 `relay/internet/scenario.py`.

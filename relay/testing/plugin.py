@@ -154,7 +154,7 @@ def pytest_runtest_makereport(
     if call.when != "call" or not report.failed:
         return
     for used in _used_by(item):
-        from relay.testing.artifacts import write_artifacts  # noqa: PLC0415 - see above
+        from relay.testing.relay import write_artifacts  # noqa: PLC0415 - see above
 
         report.sections.append(("relay", write_artifacts(used, _artifacts_of(item))))
 

@@ -2,20 +2,26 @@
 
 It runs in a thread with an event loop of its own, on free ports of loopback, with its state in a
 temporary directory. Nothing leaves loopback. All methods may be called from any thread.
+A failed test leaves the journeys and sources of its messages, and the log.
 """
 
 import asyncio
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from relay.client import DraftToSend
 from relay.testing.async_relay import AsyncRelay, RelayPlaces
 from relay.testing.internet import Internet, InternetScenario
 from relay.testing.message import WAIT_S, Message
+from relay.testing.relay_thread import LOG_NAME
 from relay.testing.running import RelayOptions, RunningRelay, VirtualClock
-from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
+from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address, journey_lines
 
 
 class Relay(RelayPlaces):
@@ -159,3 +165,36 @@ class Mailbox:
     def messages(self) -> list[Message]:
         """Return all messages, in the order of their arrival."""
         return self._running.run(self._running.arrived(self.address, settles=True))
+
+
+_SHOWN_MAX = 20
+_NAME_CHARACTERS_MAX = 40
+
+
+def write_artifacts(relay: Relay, folder: Path) -> str:
+    """Write them into a new folder, and return what the report shows. Does not raise."""
+    try:
+        return _write(relay, folder)
+    except Exception as error:  # noqa: BLE001 - the test has failed already, for its own reason
+        return f"the messages of this test were not kept: {error!r}"
+
+
+def _write(relay: Relay, folder: Path) -> str:
+    running = relay.running
+    folder.mkdir(parents=True)
+    journeys = running.run(running.observer.journeys())
+    arrivals = running.run(running.observer.arrivals())
+    for number, journey in enumerate(journeys, start=1):
+        name = f"{number:02}-{_file_name(journey.subject)}"
+        document = msgspec.json.format(msgspec.json.encode(journey), indent=1)
+        (folder / f"{name}.json").write_bytes(document)
+    for number, arrival in enumerate(arrivals, start=1):
+        name = f"{number:02}-{_file_name(arrival.copy.recipient)}-{_file_name(arrival.subject)}"
+        (folder / f"{name}.eml").write_bytes(arrival.copy.content)
+    shutil.copyfile(running.thread.folder.path / LOG_NAME, folder / LOG_NAME)
+    lines = [line for one in journeys[-_SHOWN_MAX:] for line in journey_lines(one)]
+    return "\n".join([*lines, f"journeys and messages: {folder}"])
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9@._-]+", "-", text).strip("-")[:_NAME_CHARACTERS_MAX] or "message"

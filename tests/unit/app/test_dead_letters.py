@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from relay.app.dead_letters import prune_answers
+from relay.app.maintenance import prune_answers
 
 
 def put(mailbox: Path, name: str, to: str, *, at_s: int, part: str = "new") -> Path:

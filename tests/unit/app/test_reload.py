@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.app.configuration import ActiveConfiguration, route_table
-from relay.app.reload import Reloader
+from relay.app.foundation import Reloader
 from relay.base.clock import SystemClock
 from relay.observe.metrics import Metrics
 from relay.policy import rule_files

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from relay.cli import diff_report
+from relay.cli import policy
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
 from relay.commands.saved_mail import envelope_of
@@ -157,7 +157,7 @@ def test_the_sums_count_what_each_rule_matches(folders):
 
 
 def test_files_beyond_the_limit_are_counted(folders, monkeypatch):
-    monkeypatch.setattr(diff_report, "SHOWN_MAX", 3)
+    monkeypatch.setattr(policy, "SHOWN_MAX", 3)
     folders.rules(rule("r", TAG), rule("r", REJECT))
     for number in range(7):
         folders.put(f"{number}.eml", b"" if number == 0 else HEADER + b"\n")

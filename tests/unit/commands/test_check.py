@@ -15,9 +15,9 @@ import pytest
 
 from relay.app.state_dir import OwnerLock
 from relay.base.clock import SystemClock
-from relay.commands import check, check_milters, check_ports
+from relay.commands import check, check_network
 from relay.commands.check import check_file
-from relay.commands.check_findings import CheckResult
+from relay.commands.check_network import CheckResult
 from relay.signing.private_keys import new_key, read_pem, write_pem
 from relay.signing.record import key_record, txt_strings
 from relay.spool.sqlite.database import open_database
@@ -408,7 +408,7 @@ def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monke
     config = CONFIG.replace("127.0.0.1:0", taken)
     with running(files.folder / "state"):  # this process, which listens there
         assert files.faults(config) == []
-        monkeypatch.setattr(check_ports, "owner_of", lambda _run_dir: "1")  # which does not
+        monkeypatch.setattr(check_network, "owner_of", lambda _run_dir: "1")  # which does not
         assert len(files.faults(config)) == (1 if os.geteuid() == 0 else 0)
     monkeypatch.undo()
     monkeypatch.setattr(check, "DNS_TIMEOUT_S", 0.05)
@@ -441,7 +441,7 @@ sys.stdin.read()
 
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
-    monkeypatch.setattr(check_ports, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    monkeypatch.setattr(check_network, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
     ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
@@ -1039,7 +1039,7 @@ MILTER = '[[milter]]\nname = "m"\naddress = "127.0.0.1:1"\n'
 )  # fmt: skip
 def test_where_smtp_sessions_are(files, monkeypatch, top, tables, cores, lacks, text):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(check_milters, "available", lambda: lacks)
+    monkeypatch.setattr(check_network, "available", lambda: lacks)
     (found,) = (x for x in files(relay=f"{top}\n{CONFIG}{tables}") if x.what == "smtp_gate")
     assert (found.verdict, text in found.text) == (CheckResult.OK, True)
 

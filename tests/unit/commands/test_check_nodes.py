@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from relay.commands.check_nodes import limits_of_all
+from relay.commands.check_network import limits_of_all
 from relay.settings.tree import (
     DeliverySettings,
     PolicySettings,

@@ -16,7 +16,7 @@ from relay.base.certificates import certificate_of_handshake
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
 from relay.commands.check import check_file
-from relay.commands.check_findings import CheckResult
+from relay.commands.check_network import CheckResult
 from relay.development import folder as folder_module
 from relay.development import options as development
 from relay.development.authority import (

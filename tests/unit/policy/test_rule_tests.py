@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from relay.cli.rule_lines import verdict_lines
+from relay.cli.output import verdict_lines
 from relay.message.verdict import Source
 from relay.policy.explanation import explain, verdict_document
 from relay.policy.rule_book import RuleBook
