@@ -16,7 +16,13 @@ from relay.app.notifications import build_webhooks
 from relay.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
 from relay.app.settling import Settling
 from relay.app.state_dir import OwnerLock
-from relay.app.transport import Transport, build_transport, queue_stats, use_settings
+from relay.app.transport import (
+    SUBMISSIONS_MAX,
+    Transport,
+    build_transport,
+    queue_stats,
+    use_settings,
+)
 from relay.base.clock import Clock, SystemClock
 from relay.base.pressure import PressureLevel, PressureState
 from relay.settings.tree import Settings
@@ -73,10 +79,9 @@ def compose(
 
 
 def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor:
-    notes = base.settings.pickup.max_concurrent
     allowed = {
-        PressureLevel.NORMAL: notes,
-        PressureLevel.SLOW: notes // _SLOW_DIVISOR,
+        PressureLevel.NORMAL: SUBMISSIONS_MAX,
+        PressureLevel.SLOW: SUBMISSIONS_MAX // _SLOW_DIVISOR,
         PressureLevel.REFUSE: 1,
     }
 

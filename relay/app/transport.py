@@ -51,6 +51,7 @@ from relay.spool.types import Claim, NewMessage, PriorityLevel
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
+SUBMISSIONS_MAX = 8  # of one account that are processed at once; plus one for all others
 _PICKUP_SESSIONS_MAX = 64
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
 
@@ -219,7 +220,7 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
             in_threads=base.sources.converts_in_threads,
         ),
         limits=StartLimits(
-            base.clock, concurrency=settings.pickup.max_concurrent, is_rush=ready.rush.is_rush
+            base.clock, concurrency=SUBMISSIONS_MAX, is_rush=ready.rush.is_rush
         ),
         log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
         give_up_after_s=settings.pickup.give_up_after, started_us=base.clock.time_us(),
@@ -418,7 +419,7 @@ def _mail_of_machine(
 def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
     listener = SmtpListener(
         listen=Address(path=str(base.settings.pickup_socket)),
-        max_sessions=max(_PICKUP_SESSIONS_MAX, 2 * base.settings.pickup.max_concurrent),
+        max_sessions=_PICKUP_SESSIONS_MAX,
         max_recipients=100_000,
         max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
     )

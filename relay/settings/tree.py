@@ -250,7 +250,6 @@ class PickupSettings:
     """The pickup daemon."""
 
     give_up_after: PositiveSeconds = 86400.0
-    max_concurrent: Annotated[int, Between(1, 1000)] = 8
 
 
 _SPOOL_FILE: Final = "spool.sqlite"
