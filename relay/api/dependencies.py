@@ -23,7 +23,7 @@ from relay.journeys.journey import Journeys
 from relay.message.authentication_results import AuthResult
 from relay.message.nexthop import NextHop
 from relay.notifications.webhooks import Webhooks
-from relay.observe.history import MetricsHistory
+from relay.observe.metric_samples import MetricSamples
 from relay.observe.metrics import Metrics
 from relay.outbox.ready_submissions import ReadySubmissions
 from relay.outbox.restored import RestoredSubmissions
@@ -178,7 +178,7 @@ class ApiDependencies:
     target_of: Callable[[str], str]  # that of RouteTable
     changes: ChangeNotifier  # wakes those who wait for an event
     metrics: Metrics  # of this process
-    history: MetricsHistory  # the metrics of the last hour
+    samples: MetricSamples  # the metrics of the last hour
     ready: Callable[[], str]  # "", or the reason why the relay is not ready
     clock: Clock  # for time-outs and ages
     pressure: Pressure  # the level and its reasons

@@ -96,5 +96,5 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
     return PressureMonitor(
         base.pressure, base.spool, bounds=bounds_of(base.settings),
         mailboxes=base.root.path, metrics=base.metrics, clock=base.clock,
-        on_change=use, resident=resident, on_measured=base.history.keep,
+        on_change=use, resident=resident, on_measured=base.samples.keep,
     )  # fmt: skip

@@ -48,8 +48,8 @@ from relay.mailbox.types import QuotaLimits
 from relay.message.nexthop import NextHop
 from relay.message.srs import Srs
 from relay.milter.filters import MilterSet
-from relay.observe.history import MetricsHistory
 from relay.observe.logs import get_logger
+from relay.observe.metric_samples import MetricSamples
 from relay.observe.metrics import Metrics
 from relay.outbox.store import FileStore
 from relay.policy.rule_book import RuleBook
@@ -276,7 +276,7 @@ class Foundation:
     ids: Ids  # of messages and submissions
     crash: CrashPoints  # where a crash test kills the process
     metrics: Metrics  # counted where it happens
-    history: MetricsHistory  # the metrics of the last hour
+    samples: MetricSamples  # the metrics of the last hour
     changes: ChangeNotifier  # wakes who waits for a step of a journey
     pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
     pauses: Pauses  # what an operator has stopped on this node
@@ -420,7 +420,7 @@ def open_foundation(
     return Foundation(
         given=settings, sources=sources, reloader=reloader, certificates=certificates,
         clock=clock, ids=ids, crash=crash, metrics=metrics,
-        history=MetricsHistory(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
+        samples=MetricSamples(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
         readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
         signer=Signer(sources.keys, clock=clock, metrics=metrics),
         store_log=store_log, store=store, spool=engine,

@@ -189,7 +189,7 @@ def _means(
         submissions=base.store.ready,
         stats=stats,
         way_to=way_to, target_of=base.table.target_of, changes=base.changes,
-        metrics=base.metrics, history=base.history,
+        metrics=base.metrics, samples=base.samples,
         clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
         pressure=base.pressure, development=development, events=events,
         unlock=base.sources.accounts.unlock,

@@ -22,13 +22,13 @@ from relay.cli.control import control_socket
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, role_option, user_name
 from relay.cli.output import print_json, print_progress, printable
-from relay.client import ControlClient, ControlUnavailableError
 from relay.commands.backup import NotEmptyError, back_up
 from relay.commands.check import check_file
 from relay.commands.check_network import CheckFinding, CheckResult
 from relay.commands.restore import DamagedBackupError, UnknownOwnerError, document
 from relay.commands.restore import restore as restored_from
 from relay.journeys.wording import RELEASE_RESTORED
+from relay.running_relay import ControlClient, ControlUnavailableError
 from relay.settings.document import SettingsError
 from relay.settings.environment import read_environment
 from relay.settings.reader import load

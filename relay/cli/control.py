@@ -16,8 +16,8 @@ from relay.base.clock import SystemClock
 from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, once
-from relay.client import ControlClient, ControlError
 from relay.commands.operator_client import OperatorClient
+from relay.running_relay import ControlClient, ControlError
 from relay.settings.document import SettingsError, parse_document, read_text
 from relay.settings.environment import read_environment
 from relay.settings.reader import DocumentReader

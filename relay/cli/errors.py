@@ -13,7 +13,8 @@ import click
 from relay.accounts.account import AccountError
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.output import printable
-from relay.client import (
+from relay.development.folder import ForeignFolderError
+from relay.running_relay import (
     ControlError,
     ControlForbiddenError,
     ControlUnavailableError,
@@ -21,7 +22,6 @@ from relay.client import (
     RejectedError,
     TryLaterError,
 )
-from relay.development.folder import ForeignFolderError
 from relay.settings.document import SettingsError
 from relay.spool.types import (
     NodeNameError,

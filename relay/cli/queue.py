@@ -35,16 +35,16 @@ from relay.cli.output import (
     print_lines,
     recipient_lines,
 )
-from relay.client import (
+from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
+from relay.journeys.document import Recipient
+from relay.journeys.wording import RELEASE_RESTORED, changed_line, named
+from relay.message.lifecycle import hold_text
+from relay.running_relay import (
     ControlClient,
     ControlError,
     ControlForbiddenError,
     ControlUnavailableError,
 )
-from relay.commands.operator_client import LIST_MAX, CommandInterruptedError, OperatorClient
-from relay.journeys.document import Recipient
-from relay.journeys.wording import RELEASE_RESTORED, changed_line, named
-from relay.message.lifecycle import hold_text
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import EntryList
 from relay.spool.types import Selector

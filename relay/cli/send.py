@@ -22,7 +22,7 @@ from relay.cli.options import (
     read_input,
     user_name,
 )
-from relay.client import DraftToSend, send_by_graph, send_by_smtp
+from relay.running_relay import DraftToSend, send_by_graph, send_by_smtp
 from relay.settings.tree import Settings
 
 

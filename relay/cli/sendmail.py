@@ -33,7 +33,6 @@ from relay.cli.options import (
     user_name,
 )
 from relay.cli.output import printable
-from relay.client import AwayError, RejectedError, TryLaterError, send_content
 from relay.commands.operator_client import OperatorClient
 from relay.commands.sendmail import (
     NoRecipientsError,
@@ -45,6 +44,7 @@ from relay.commands.sendmail import (
 from relay.ingress.dropped_mail import PART, DroppedEnvelope, drop_mail
 from relay.ingress.local_users import LocalUsers
 from relay.message.envelope import encode_xtext, parse_envid
+from relay.running_relay import AwayError, RejectedError, TryLaterError, send_content
 from relay.settings.document import SettingsError, read_document
 from relay.settings.environment import read_environment
 from relay.settings.reader import DocumentReader

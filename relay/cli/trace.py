@@ -20,7 +20,6 @@ from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import KEY, CommandContext, Parsed, common_options, once, unknown_message
 from relay.cli.output import journey_lines, printable
-from relay.client import ControlError
 from relay.commands.operator_client import LIST_MAX, OperatorClient
 from relay.journeys.document import Journey, Recipient
 from relay.journeys.sentences import is_remote
@@ -33,6 +32,7 @@ from relay.message.lifecycle import (
     rule_or_milter,
 )
 from relay.refusals.refusal import Refusal, line_of
+from relay.running_relay import ControlError
 from relay.settings.values import is_ip, parse_duration
 
 _DAY_US = 86_400_000_000

@@ -26,7 +26,6 @@ from relay.app.state_dir import OwnerLock, as_owner
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.pauses import Pause, Paused
-from relay.client import ControlError
 from relay.http.errors import ApiError
 from relay.journeys.journey import Journeys
 from relay.journeys.submission_log import SubmissionLog
@@ -38,6 +37,7 @@ from relay.refusals.day_files import RefusalFiles
 from relay.refusals.refusal import RefusalPage, RefusalSearch
 from relay.reports.bounces import Reporter
 from relay.routing.route_table import RouteTable
+from relay.running_relay import ControlError
 from relay.settings.document import Fault, SettingsError
 from relay.settings.environment import read_environment
 from relay.settings.tree import Settings

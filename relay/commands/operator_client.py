@@ -17,16 +17,16 @@ from msgspec.structs import asdict
 from relay.app.state_dir import AlreadyRunningError
 from relay.base.clock import Clock, now_at_least_us
 from relay.base.pauses import Pause, Paused
-from relay.client import (
+from relay.journeys.document import Journey
+from relay.journeys.sentences import answer, needed_reports
+from relay.refusals.refusal import Refusal, RefusalPage, RefusalSearch
+from relay.running_relay import (
     ControlClient,
     ControlError,
     ControlForbiddenError,
     ControlUnavailableError,
     path_of,
 )
-from relay.journeys.document import Journey
-from relay.journeys.sentences import answer, needed_reports
-from relay.refusals.refusal import Refusal, RefusalPage, RefusalSearch
 from relay.settings.tree import Settings
 from relay.spool.queue_commands import BEFORE_QUEUE_HEADER, UNKNOWN_HEADER, EntryList
 

@@ -17,7 +17,6 @@ from msgspec import Struct, structs
 
 from relay.base.clock import SystemClock
 from relay.base.files import OpenOctets
-from relay.client import ControlError, ControlUnavailableError
 from relay.commands.operator_client import OperatorClient
 from relay.ingress.data import HEADER_BYTES_MAX
 from relay.ingress.header_cleanup import without_dropped
@@ -32,6 +31,7 @@ from relay.message.verdict import ExaminedMessage
 from relay.mime.address_list import address_entries
 from relay.mime.headers import read_relay_id, without_delivery_fields
 from relay.policy.rule_tests import examined_message
+from relay.running_relay import ControlError, ControlUnavailableError
 from relay.settings.tree import Settings
 from relay.settings.validation import is_trusted
 

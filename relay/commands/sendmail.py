@@ -21,7 +21,6 @@ from msgspec import Struct
 from relay.base.clock import Clock, Ids
 from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
-from relay.client import RejectedError
 from relay.ingress.dropped_mail import FILE_BYTES_MAX, RECIPIENTS_MAX, DroppedEnvelope
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.session_limits import SessionLimits
@@ -30,6 +29,7 @@ from relay.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, 
 from relay.message.properties import EmailAddress
 from relay.mime.address_list import address_entries
 from relay.mime.write_header import address_list_field, raw_field
+from relay.running_relay import RejectedError
 
 _FIELDS = ("To", "Cc", "Bcc")
 _RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from relay.app.daemon import Daemon
-from relay.client import DraftToSend, send_by_graph
 from relay.development.accounts import DOMAIN
 from relay.journeys.document import Journey
 from relay.journeys.events import Step
 from relay.mailbox.query import MessageQuery
 from relay.mailbox.types import WellKnown
+from relay.running_relay import DraftToSend, send_by_graph
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"

@@ -349,15 +349,15 @@ class MailpitApi:
                 raise
 
     async def _info(self) -> Response:
-        found, history = await self._listing(), self._means.history
+        found, samples = await self._listing(), self._means.samples
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response({
             **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
             "Messages": len(found.every), "Unread": len(found.unread), "Tags": {},
             "Database": "", "DatabaseSize": 0,
             "RuntimeStats": dict.fromkeys(unknown, 0) | {
-                "Uptime": int(history.running_s),
-                "SMTPAccepted": int(history.sample().counts["accepted"]),
+                "Uptime": int(samples.running_s),
+                "SMTPAccepted": int(samples.sample().counts["accepted"]),
             },
         })  # fmt: skip
 

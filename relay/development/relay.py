@@ -25,7 +25,6 @@ from relay.app.settling import SETTLE_S
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
 from relay.base.socket_address import Address
-from relay.client import RejectedError, TryLaterError, send_by_graph, send_content
 from relay.delivery.provider_replies import load_provider_replies
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
@@ -73,6 +72,7 @@ from relay.policy.globs import Globs
 from relay.policy.rule_book import RuleBook
 from relay.policy.rule_files import load_rules, unread_directories
 from relay.reports.texts import load_texts
+from relay.running_relay import RejectedError, TryLaterError, send_by_graph, send_content
 from relay.settings.reader import load
 from relay.settings.tree import Settings, SmtpListener
 from relay.settings.validation import next_hops_by_name
@@ -130,7 +130,7 @@ class DevelopmentRelay:
             self.clock,
             folder,
             partial(settling.settle, is_delayed=lambda: self.internet.delayed > 0),
-            counts=lambda: self.daemon.base.history.sample().counts,
+            counts=lambda: self.daemon.base.samples.sample().counts,
         )
         base = self.daemon.base
         sources = MessageSources(

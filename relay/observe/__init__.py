@@ -4,7 +4,7 @@ Every room logs and counts. Writing a log line never blocks the event loop.
 
 - `logs`: the log: its formats, which fields are secrets, length of lines, what a full pipe loses
 - `metrics`: the names and labels of all metrics, as /metrics prints them
-- `history`: the metrics of the last hour, minute by minute, for the page Health
+- `metric_samples`: the metrics of the last hour, minute by minute, for the page Health
 
 Elsewhere: /metrics, /healthz and /readyz are answered in `relay/api/app.py`; why /readyz is 503:
 `relay/app/front_door.py`; events and journeys of messages: `relay/journeys`.

@@ -14,7 +14,7 @@ from relay.api.dependencies import ApiDependencies
 from relay.api.request_parameters import require_method, single_values
 from relay.base.clock import rfc3339
 from relay.base.pressure import PressureLevel, PressureState, describe
-from relay.observe.history import Minute, Sample, minutes, quantile
+from relay.observe.metric_samples import Minute, Sample, minutes, quantile
 from relay.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.pages.site import PageRequest
 
@@ -59,9 +59,9 @@ async def health_page(request: PageRequest) -> Response:
 def _values(dependencies: ApiDependencies) -> dict[str, Any]:
     """Return the values of the templates."""
     captures = dependencies.development is not None
-    hour = last_hour(dependencies.history.last_hour(), captures=captures)
+    hour = last_hour(dependencies.samples.last_hour(), captures=captures)
     state, fault = dependencies.pressure.state, dependencies.ready()
-    running_s = dependencies.history.running_s
+    running_s = dependencies.samples.running_s
     started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
     return {
         "fault": fault,

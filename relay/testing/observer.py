@@ -13,7 +13,7 @@ from relay.app.settling import UnsettledError
 from relay.development.relay import DevelopmentRelay
 from relay.journeys.document import Journey
 from relay.journeys.message_list import MAIL, MessageSearch, in_flight
-from relay.observe.history import total
+from relay.observe.metric_samples import total
 from relay.refusals.refusal import PAGE_MAX, RefusalSearch
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.frameworks import django_outbox

@@ -118,7 +118,7 @@ def test_a_relay_that_does_not_answer_is_not_waited_for_without_end(relay, monke
         silent.listen()
         from click.testing import CliRunner
 
-        from relay.client import ControlUnavailableError
+        from relay.running_relay import ControlUnavailableError
 
         done = CliRunner().invoke(command.reload, ["--config", str(relay.config_file)])
     assert isinstance(done.exception, ControlUnavailableError)

@@ -22,7 +22,7 @@ from relay.journeys.event_feed import ChangeNotifier
 from relay.journeys.journey import ListPage, MessageList
 from relay.journeys.message_list import ListCursor, ListPosition, MessageSearch
 from relay.message.nexthop import NextHop
-from relay.observe.history import MetricsHistory
+from relay.observe.metric_samples import MetricSamples
 from relay.observe.metrics import Metrics
 from relay.refusals.refusal import RecentRefusals
 from relay.spool.queue_commands import (
@@ -168,7 +168,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         target_of=str,
         changes=changes,
         metrics=(metrics := Metrics()),
-        history=MetricsHistory(metrics, SystemClock()),
+        samples=MetricSamples(metrics, SystemClock()),
         ready=lambda: made.not_ready,
         clock=SystemClock(),
         pressure=(pressure := Pressure()),

@@ -9,11 +9,11 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.socket_address import Address
-from relay.client import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.http.errors import ApiError
 from relay.http.gateway import Gateway, json_response
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
+from relay.running_relay import ControlClient, ControlError, ControlUnavailableError, path_of
 from tests.support.manual_clock import ManualClock
 
 

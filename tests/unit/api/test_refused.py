@@ -42,7 +42,7 @@ def dependencies() -> ApiDependencies:
     return ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats, way_to=sentinel.way_to, target_of=sentinel.target_of,
         changes=ChangeNotifier(), metrics=Metrics(), ready=lambda: "", clock=SystemClock(), prune=no_prune,
-        pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, history=sentinel.history,
+        pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock, samples=sentinel.samples,
         refusals=refusals, restored=sentinel.restored, submissions=sentinel.submissions,
         events=sentinel.events, impaired=lambda: "", pauses=None, explain=sentinel.explain, webhooks=None,
     )  # fmt: skip

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from relay.app.daemon import Daemon
-from relay.client import ControlClient
 from relay.ingress.data import Origin
 from relay.journeys.document import Recipient
 from relay.message.envelope import Envelope, ForwardPath
+from relay.running_relay import ControlClient
 from relay.smtp import connect as connecting
 from relay.smtp.connect import Target
 from relay.spool.types import Selector

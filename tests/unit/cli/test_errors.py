@@ -8,7 +8,8 @@ import pytest
 
 from relay.app.state_dir import AlreadyRunningError
 from relay.cli.errors import CommandError, ExitCode, report_error
-from relay.client import (
+from relay.development.folder import ForeignFolderError
+from relay.running_relay import (
     ControlError,
     ControlForbiddenError,
     ControlUnavailableError,
@@ -16,7 +17,6 @@ from relay.client import (
     RejectedError,
     TryLaterError,
 )
-from relay.development.folder import ForeignFolderError
 from relay.settings.document import Fault, SettingsError
 from relay.spool.types import SpoolError
 

@@ -14,9 +14,9 @@ import pytest
 from msgspec import convert
 
 from relay.app.state_dir import OwnerLock
-from relay.client import ControlError, ControlUnavailableError
 from relay.commands.operator_client import CommandInterruptedError, OperatorClient
 from relay.journeys.document import Journey
+from relay.running_relay import ControlError, ControlUnavailableError
 from relay.settings.reader import load
 from relay.spool.types import Selector
 from tests.support.journeys import json_of, made_journey

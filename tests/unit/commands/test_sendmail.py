@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.client import RejectedError
 from relay.commands.sendmail import NoRecipientsError, SendmailOptions, prepare
+from relay.running_relay import RejectedError
 from tests.support.manual_clock import ManualClock
 
 

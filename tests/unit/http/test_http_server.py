@@ -13,7 +13,6 @@ import uvloop
 from starlette.responses import Response
 
 from relay.base.socket_address import Address
-from relay.client import ControlClient
 from relay.http import http_request, protocol
 from relay.http.connection_limits import ConnectionLimits
 from relay.http.errors import ApiError
@@ -21,6 +20,7 @@ from relay.http.gateway import Gateway, PathRouter, StreamedResponse, json_respo
 from relay.http.http_request import HttpRequest, RequestLimits
 from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
+from relay.running_relay import ControlClient
 from tests.support.http_server import (
     ANY_PORT,
     LIMIT,

@@ -12,7 +12,7 @@ from relay.api.dependencies import ApiDependencies, Principal
 from relay.base.clock import SystemClock
 from relay.base.pressure import Pressure
 from relay.journeys.event_feed import ChangeNotifier
-from relay.observe.history import MetricsHistory
+from relay.observe.metric_samples import MetricSamples
 from relay.observe.metrics import Metrics
 from relay.pages.app import create_app
 from relay.pages.health import last_hour
@@ -36,8 +36,8 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
 
 
 async def test_each_chart_is_an_image_with_words_and_a_table(pages):
-    history = pages.relay.daemon.base.history
-    history._samples.append(history.sample())
+    samples = pages.relay.daemon.base.samples
+    samples._samples.append(samples.sample())
     await send(pages, "bob@example.test")
     text = await pages.text("/health")
     for figure in re.findall(r"<figure.*?</figure>", text, re.DOTALL):
@@ -55,8 +55,8 @@ async def test_each_chart_is_an_image_with_words_and_a_table(pages):
 
 
 async def test_the_time_until_mail_is_captured_is_that_of_its_delivery(pages):
-    history = pages.relay.daemon.base.history
-    history._samples.append(history.sample())
+    samples = pages.relay.daemon.base.samples
+    samples._samples.append(samples.sample())
     await send(pages, "e@elsewhere.test")
     text = plain(await pages.text("/health"))
     chart = text[text.index("Time from acceptance to delivery") :]
@@ -110,7 +110,7 @@ async def get_from_service(path, role):
     dependencies = ApiDependencies(
         journeys=sentinel.journeys, queue_admin=sentinel.queue_admin, stats=sentinel.stats,
         way_to=sentinel.way_to, target_of=sentinel.target_of, changes=ChangeNotifier(), metrics=metrics, clock=clock,
-        history=MetricsHistory(metrics, clock), ready=lambda: "", prune=sentinel.prune,
+        samples=MetricSamples(metrics, clock), ready=lambda: "", prune=sentinel.prune,
         pressure=Pressure(), sources=sentinel.sources, unlock=sentinel.unlock,
         restored=sentinel.restored, submissions=sentinel.submissions, events=sentinel.events,
         refusals=sentinel.refusals, impaired=lambda: "", pauses=None, explain=sentinel.explain, webhooks=None,
@@ -123,12 +123,12 @@ async def get_from_service(path, role):
 
 def test_rates_of_a_busy_relay_are_per_second_and_captured_mail_is_left_out_of_a_service():
     metrics, clock = Metrics(), ManualClock()
-    history = MetricsHistory(metrics, clock)
+    samples = MetricSamples(metrics, clock)
     for _ in range(30):
-        history.keep()
+        samples.keep()
         metrics.accepted.labels("smtp").inc(500)
         clock.advance(10)
-    found = last_hour(history.last_hour(), captures=False)
+    found = last_hour(samples.last_hour(), captures=False)
     chart = found.charts[0]
     assert chart.title == "Accepted and delivered, per second"
     assert chart.lines[0].highest == "50"

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.client import RejectedError
+from relay.running_relay import RejectedError
 from relay.settings.document import SettingsError
 from relay.signing.private_keys import new_key, write_pem
 from relay.testing import AsyncRelay, Relay, WaitTimeout

@@ -1,4 +1,4 @@
-"""The metrics over the last hour: samples in memory, and what they say about each minute.
+"""Samples of the metrics over the last hour, in memory, and what they say about each minute.
 
 Samples are taken in real time, one each ten seconds while the process runs, and only of this
 process. An advance of the clock of a development relay shows as what was done in that real time. A
@@ -57,7 +57,7 @@ class Minute(Struct, frozen=True):
     commits: Sequence[float] = ()
 
 
-class MetricsHistory:
+class MetricSamples:
     """Keeps the samples of the last hour. Belongs to the event loop."""
 
     def __init__(self, metrics: Metrics, clock: Clock) -> None:

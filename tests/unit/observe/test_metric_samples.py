@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.observe.history import INTERVAL_S, MetricsHistory, minutes, quantile
+from relay.observe.metric_samples import INTERVAL_S, MetricSamples, minutes, quantile
 from relay.observe.metrics import BOUNDS_S, Metrics
 from tests.support.manual_clock import ManualClock
 
@@ -13,17 +13,17 @@ WHOLE_MINUTE_US = 1_700_000_040_000_000
 class Watched:
     def __init__(self) -> None:
         self.metrics, self.clock = Metrics(), ManualClock(now_us=WHOLE_MINUTE_US)
-        self.history = MetricsHistory(self.metrics, self.clock)
+        self.samples = MetricSamples(self.metrics, self.clock)
 
     def run(self, seconds: float) -> None:
         """Let the monitor call it each second."""
-        self.history.keep()
+        self.samples.keep()
         for _ in range(round(seconds)):
             self.clock.advance(1)
-            self.history.keep()
+            self.samples.keep()
 
     def minutes(self):
-        return minutes(self.history.last_hour())
+        return minutes(self.samples.last_hour())
 
 
 @pytest.fixture
@@ -87,19 +87,19 @@ def test_a_silence_is_a_gap_and_what_was_counted_in_it_belongs_to_no_minute(watc
     found = watched.minutes()[-12:]
     assert [one.counts is None for one in found] == [False, False, *[True] * 9, False]
     assert [one.counts["accepted"] for one in found if one.counts] == [0, 0, 0]
-    first, *_, last = watched.history.last_hour()
+    first, *_, last = watched.samples.last_hour()
     assert last.counts["accepted"] - first.counts["accepted"] == 1000
 
 
 def test_only_the_samples_of_one_hour_are_kept(watched):
     watched.run(3 * 3600)
-    found = watched.history.last_hour()
+    found = watched.samples.last_hour()
     assert len(found) == 3600 / INTERVAL_S + 2  # both ends, and now
     assert found[-1].at_us - found[0].at_us == 3600 * 1_000_000
     watched.clock.advance(3600.5)
-    assert len(watched.history.last_hour()) == 1
-    watched.history.keep()
-    assert len(watched.history._samples) == 1
+    assert len(watched.samples.last_hour()) == 1
+    watched.samples.keep()
+    assert len(watched.samples._samples) == 1
 
 
 def test_samples_are_in_real_time_while_the_clock_is_advanced(watched, monkeypatch):
@@ -115,11 +115,11 @@ def test_samples_of_the_future_are_dropped_when_the_wall_clock_is_set_back(watch
     watched.run(600)
     watched.clock.jumped_us = -300 * 1_000_000
     watched.run(5)
-    found = watched.history.last_hour()
+    found = watched.samples.last_hour()
     assert found[-1].at_us == WHOLE_MINUTE_US + 305 * 1_000_000
     assert sum(one.counts is not None for one in watched.minutes()) == 6
     watched.run(400)  # over the times of the dropped samples
-    found = watched.history.last_hour()
+    found = watched.samples.last_hour()
     assert [one.at_us for one in found] == sorted(one.at_us for one in found)
 
 
@@ -157,4 +157,4 @@ def test_a_quantile_lies_in_its_bucket(part, counts, expected):
 
 def test_it_tells_for_how_long_it_has_counted(watched):
     watched.run(90)
-    assert watched.history.running_s == 90
+    assert watched.samples.running_s == 90

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from relay.base.socket_address import Address
-from relay.client import (
+from relay.running_relay import (
     AwayError,
     DraftToSend,
     NotAllowedError,
