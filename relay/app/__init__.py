@@ -4,10 +4,10 @@ Building:
 
 - `compose`: builds the daemon from the settings
 - `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
-  the route table; what must be equal on all nodes; what the text of `queue reroute --to` means
+  the route table; what must be equal on all nodes; what the text of `queue reroute --to` means;
+  the key of SRS addresses: where it is, and when it is made
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
-- `srs_key`: the key of SRS addresses: where it is, and when it is made
 - `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
   `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes

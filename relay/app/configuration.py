@@ -4,9 +4,16 @@ its route table.
 A reload applies the reloadable keys (relay/settings/reloadable_keys.py), rules, accounts and texts,
 and only if all files are without faults. Faults raise SettingsError, but for those in the rules of
 tenants: see relay/app/tenant_sets.py.
+
+The key of SRS addresses is `mailboxes.srs_key`, or a file in state_dir that a start makes. Reports
+come back to addresses of the last three weeks, so a key is never replaced: what cannot be used
+stops a start. `relay backup` copies the file with the state_dir.
 """
 
+import os
 import re
+import secrets
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -20,7 +27,6 @@ from msgspec.structs import replace
 
 from relay.accounts.account import AccountDirectory, Role
 from relay.accounts.directory import AccountTables, FileAccounts, load_accounts
-from relay.app.srs_key import srs_in
 from relay.app.tenant_sets import (
     LastGoodSets,
     TenantSet,
@@ -33,10 +39,12 @@ from relay.app.tenant_sets import (
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoints
+from relay.base.files import replace_file
 from relay.base.phrases import without_login
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.message.envelope import domain_of
 from relay.message.nexthop import CAPTURE, LOCAL, ROUTE_PREFIX, Destination, HopKind, NextHop
+from relay.message.srs import Srs
 from relay.observe.logs import get_logger
 from relay.policy.engine import RuleSet
 from relay.policy.rule_book import RuleBook
@@ -48,13 +56,15 @@ from relay.settings.reader import load
 from relay.settings.reloadable_keys import ChangedKey, apply_reloadable
 from relay.settings.tree import ListenerTls, NodeRole, Settings
 from relay.settings.validation import name_of
-from relay.settings.values import parse_domain
+from relay.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs_key
 from relay.signing.key_files import load_keys
 from relay.signing.keys import KeyRing
 from relay.spool.engine import LOCAL_DOMAINS
 from relay.spool.queue_commands import RouteLookup
 
 # Of a route: what may be another on each machine.
+SRS_KEY_FILE = "srs.key"
+_MADE_BYTES = 32
 _OF_MACHINE = ("auth", "ca", "source_address")
 _log = get_logger("app")
 
@@ -432,3 +442,50 @@ def agreed_parts(
 
 def _digest(value: object) -> str:
     return sha256(msgspec.json.encode(value)).hexdigest()
+
+
+class UnusableKeyError(SettingsError):
+    """The file has no key, or others can read it."""
+
+    def __init__(self, path: Path, found: str, expected: str) -> None:
+        super().__init__([Fault(path, 0, "", f"found {found}, expected {expected}")])
+        self.path, self.found, self.expected = path, found, expected
+
+
+def srs_of(settings: Settings) -> Srs:
+    """Return what writes and reads SRS addresses; create the file if there is none and no other key
+    is configured. Raises UnusableKeyError, OSError.
+    """
+    if found := srs_in(settings):
+        return found
+    path = settings.state_dir / SRS_KEY_FILE
+    replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
+    return Srs(_read_key(path).encode(), settings.mailboxes.srs_domain)
+
+
+def srs_in(settings: Settings) -> Srs | None:
+    """Return the same with a key that there is already; None: the next start makes one.
+
+    Raises UnusableKeyError.
+    """
+    key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
+    if not key and not os.access(path, os.F_OK):
+        return None
+    return Srs((key or _read_key(path)).encode(), settings.mailboxes.srs_domain)
+
+
+def _read_key(path: Path) -> str:
+    """Read the key in a file. Raises UnusableKeyError."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableKeyError(path, f"what cannot be read ({error})", SRS_KEY_EXPECTED) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        expected = "a key of its owner alone (chmod 600)"
+        raise UnusableKeyError(path, f"mode {mode:04o}", expected)
+    try:
+        return parse_srs_key(text)
+    except ValueError as error:
+        found = "something else" if text else "nothing"
+        raise UnusableKeyError(path, found, f"{error}, from a backup") from None

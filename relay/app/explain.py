@@ -24,9 +24,8 @@ from relay.accounts.account import Expansion
 from relay.accounts.directory import load_accounts
 from relay.api.dependencies import Question
 from relay.api.explain import MESSAGE_BYTES_MAX
-from relay.app.configuration import RoutePlace, read_table, route_places
+from relay.app.configuration import RoutePlace, read_table, route_places, srs_in
 from relay.app.foundation import Foundation
-from relay.app.srs_key import srs_in
 from relay.app.tenant_sets import book_of, load_strictly
 from relay.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.base.clock import Clock, rfc3339

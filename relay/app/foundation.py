@@ -26,8 +26,8 @@ from relay.app.configuration import (
     RoutePlace,
     route_table,
     server_certificates,
+    srs_of,
 )
-from relay.app.srs_key import srs_of
 from relay.app.state_dir import lock_file
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.crashpoints import CrashPoints

@@ -36,7 +36,7 @@ from relay.development.demonstration import DemonstratedMessage, DemonstrationEr
 from relay.development.folder import DevelopmentFolder, open_folder
 from relay.development.foreground import DevelopmentView, RunOptions, develop
 from relay.development.options import ANY, DevelopmentAddresses, DevelopmentOptions
-from relay.development.retention import KeepLimits
+from relay.development.removal import KeepLimits
 from relay.journeys.document import Journey, JourneyStep
 from relay.journeys.events import Step
 from relay.journeys.message_list import MessageSummary

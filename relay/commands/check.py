@@ -19,8 +19,7 @@ from msgspec import Struct
 
 from relay import spool
 from relay.accounts.directory import load_accounts
-from relay.app.configuration import anonymous_fault, read_table
-from relay.app.srs_key import srs_in
+from relay.app.configuration import anonymous_fault, read_table, srs_in
 from relay.app.state_dir import as_owner, foreign_state, is_running, unusable_state, unwritable
 from relay.app.tenant_sets import load_strictly
 from relay.base.certificates import certificate_of_handshake, load_pair

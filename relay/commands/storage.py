@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 
 from relay import spool
 from relay.accounts.account import DEAD_LETTER
-from relay.app.srs_key import UnusableKeyError, srs_in
+from relay.app.configuration import UnusableKeyError, srs_in
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import check_readable

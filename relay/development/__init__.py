@@ -9,13 +9,13 @@
 - `accounts`: which account a token, login or client names: any, without set-up
 - `authority`: its certificate authority, and the certificates of HTTPS
 - `clock_advances`: advances of the clock, one at a time
-- `retention`: which old mail goes, by number, age and size
 - `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;
   which terms its search has
 - `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which
   fields of it are refused
-- `removal`: removes one message, or all (`relay reset`), while the relay runs
+- `removal`: removes one message, or all (`relay reset`), while the relay runs; which old mail goes,
+  by number, age and size
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 

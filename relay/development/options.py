@@ -24,7 +24,7 @@ from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
 from relay.development.folder import DevelopmentFolder
-from relay.development.retention import DEFAULT_LIMITS, KeepLimits
+from relay.development.removal import DEFAULT_LIMITS, KeepLimits
 from relay.internet.simulator import SimulatedInternet
 from relay.message.nexthop import HopKind, NextHop
 from relay.notifications.https_client import LOOPBACK, PRIVATE

@@ -42,8 +42,7 @@ from relay.development.options import (
     DevelopmentOptions,
     write_config,
 )
-from relay.development.removal import Reset, development_spool, remove_message
-from relay.development.retention import MailRetention
+from relay.development.removal import MailRetention, Reset, development_spool, remove_message
 from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
 from relay.http.errors import bad_request, service_unavailable

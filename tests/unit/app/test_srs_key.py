@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.app.srs_key import SRS_KEY_FILE, UnusableKeyError, srs_of
+from relay.app.configuration import SRS_KEY_FILE, UnusableKeyError, srs_of
 from relay.settings.document import SettingsError
 from relay.settings.reader import load
 from relay.settings.tree import MailboxSettings, Settings

@@ -18,7 +18,7 @@ import relay.cli.policy
 import relay.cli.send
 import relay.cli.storage
 import relay.spool.sqlite.storage  # noqa: F401 - the other user may not be able to read them
-from relay.app.srs_key import srs_of
+from relay.app.configuration import srs_of
 from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.base.clock import SystemClock
 from relay.cli.errors import ExitCode, report_error

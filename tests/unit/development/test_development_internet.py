@@ -15,7 +15,7 @@ from relay.development import simulated_recipients
 from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.development.retention import KeepLimits, MailRetention
+from relay.development.removal import KeepLimits, MailRetention
 from relay.internet.scenario_file import parse_scenario
 from relay.settings.document import SettingsError
 

@@ -5,7 +5,7 @@ from email import message_from_bytes
 import pytest
 
 from relay.base.clock import time_us_of
-from relay.development.retention import KeepLimits, cut_us
+from relay.development.removal import KeepLimits, cut_us
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import OPERATOR, until
 
