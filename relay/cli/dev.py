@@ -176,7 +176,7 @@ class _WarningView(DevelopmentView):
 
 
 class _JsonView(_WarningView):
-    """JSON lines: the listeners, two journeys, then steps."""
+    """JSON lines: the listeners, two journeys, then steps; nothing else."""
 
     has_steps = True
 
@@ -190,24 +190,13 @@ class _JsonView(_WarningView):
     def demonstrated(self, shown: DemonstratedMessage) -> None:
         print_json_line(shown.journey)
 
-    def waiting(self, addresses: DevelopmentAddresses) -> None:
-        """Print nothing; the next line is a step."""
-
     def step(self, journey: Journey, step: JourneyStep) -> None:
         names = ("id", "graph_id", "submission_id", "message_id")
         print_json_line({**{name: getattr(journey, name) for name in names}, **asdict(step)})
 
-    def message(self, row: MessageSummary) -> None:
-        """Print nothing: each line is a step."""
-
-    def refused(self, refusal: Refusal) -> None:
-        """Print nothing: as above."""
-
 
 class _TextView(_WarningView):
-    """Text for a terminal."""
-
-    has_steps = False
+    """Text for a terminal: each line is a message."""
 
     def __init__(self, place: DevelopmentFolder, plan: DevelopmentOptions) -> None:
         self._place = place
@@ -326,9 +315,6 @@ class _TextView(_WarningView):
             return ()
         variables = f"HTTPS_PROXY=http://{here.http} NO_PROXY=localhost,127.0.0.1"
         return (f"  export {variables}    with Trust: for programs that say graph.microsoft.com",)
-
-    def step(self, journey: Journey, step: JourneyStep) -> None:
-        """Print nothing: each line is a message."""
 
     def message(self, row: MessageSummary) -> None:
         subject = row.subject[:_SUBJECT_MAX] + "…" * (len(row.subject) > _SUBJECT_MAX)

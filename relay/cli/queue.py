@@ -157,14 +157,6 @@ def stats(context: CommandContext) -> None:
     context.show(found, lambda: stats_lines(found, now_us=clock.time_us()))
 
 
-@click.command(hidden=True, context_settings={"ignore_unknown_options": True})
-@click.argument("_words", nargs=-1, type=click.UNPROCESSED)
-def nodes(_words: Sequence[str]) -> None:
-    """Say where the nodes of a spool are listed."""
-    text = "relay nodes: `relay queue stats` lists the nodes of a PostgreSQL spool"
-    raise CommandError(ExitCode.UNAVAILABLE, text)
-
-
 @queue.command()
 @changing
 @common_options

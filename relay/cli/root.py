@@ -49,11 +49,10 @@ _GROUPS = {
     },
 }
 _VERBS = {name: text for group in _GROUPS.values() for name, text in group.items()}
-_UNLISTED = ("nodes",)
 # Other verbs are in the module of their name, by that name.
 _MODULES = {
     "wait": "trace", "log": "trace", "import": "mail_files", "restore": "backup",
-    "check": "backup", "nodes": "queue", "pause": "queue", "resume": "queue", "mailq": "sendmail",
+    "check": "backup", "pause": "queue", "resume": "queue", "mailq": "sendmail",
     "reload": "control", "webhook": "control", "clock": "control", "reset": "control",
     "dkim": "dns",
 }  # fmt: skip
@@ -72,7 +71,7 @@ class _Verbs(click.Group):
         ctx: click.Context,  # noqa: ARG002 - click's signature
         cmd_name: str,
     ) -> click.Command | None:
-        if cmd_name not in (*_VERBS, *_UNLISTED):
+        if cmd_name not in _VERBS:
             return None
         module = _MODULES.get(cmd_name, cmd_name)
         name = _NAMES.get(cmd_name, cmd_name)

@@ -6,7 +6,6 @@ For `relay dkim` and `relay check`.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +142,16 @@ def _entry(key: SigningKey, config: Path) -> str:
     return "".join(["[[dkim]]\n", *lines])
 
 
-class Published(StrEnum):
-    """Whether the DNS has the record of a key."""
-
-    YES = "yes"
-    NO = "no"
-    DIFFERS = "differs"
-    UNKNOWN = "unknown"
+_PUBLISHED = {
+    RecordVerdict.OK: "yes", RecordVerdict.MISSING: "no", RecordVerdict.WRONG: "differs",
+}  # fmt: skip
 
 
 class ShownKey(Struct, frozen=True):
     """A key, whether its record is published, and why it is not right or not known."""
 
     key: SigningKey
-    published: Published
+    published: str  # yes, no, differs, or unknown
     reasons: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
@@ -189,13 +184,8 @@ def _compare(key: SigningKey, answer: Answer) -> ComparedRecord | NoAnswer:
 
 def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
     if isinstance(compared, NoAnswer):
-        return ShownKey(key, Published.UNKNOWN, (compared.text,))
-    published = {
-        RecordVerdict.OK: Published.YES,
-        RecordVerdict.MISSING: Published.NO,
-        RecordVerdict.WRONG: Published.DIFFERS,
-    }[compared.verdict]
-    return ShownKey(key, published, tuple(map(str, compared.faults)))
+        return ShownKey(key, "unknown", (compared.text,))
+    return ShownKey(key, _PUBLISHED[compared.verdict], tuple(map(str, compared.faults)))
 
 
 def shown_lines(shown: Sequence[ShownKey], *, now_us: int) -> list[str]:

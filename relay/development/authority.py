@@ -114,7 +114,9 @@ def open_authority(
         found = _read_certificate(file, key, now=now)
         allowed = _allowed_by(found) if found is not None else set()
         wanted = _DEFAULT_CONSTRAINTS | {
-            _constraint(one) for one in hosts if not _is_allowed_by_default(one)
+            _general_name(one, is_constraint=True)
+            for one in hosts
+            if not _is_allowed_by_default(one)
         }
         if found is None or not wanted <= allowed:
             if len(allowed | wanted) <= _CONSTRAINTS_MAX:
@@ -220,15 +222,14 @@ def _is_allowed_by_default(host: str) -> bool:
     return any(f".{host}".endswith(f".{domain}") for domain in _DOMAINS)
 
 
-def _constraint(host: str) -> x509.GeneralName:
-    """Return the constraint that allows a host name or an address, with brackets or without."""
+def _general_name(host: str, *, is_constraint: bool = False) -> x509.GeneralName:
+    """Return a host name or an address, with or without brackets; or the constraint that allows
+    it.
+    """
     bare = host.strip("[]")
-    return x509.IPAddress(ip_network(bare)) if is_ip(bare) else x509.DNSName(host)
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    bare = host.strip("[]")
-    return x509.IPAddress(ip_address(bare)) if is_ip(bare) else x509.DNSName(host)
+    if not is_ip(bare):
+        return x509.DNSName(host)
+    return x509.IPAddress(ip_network(bare) if is_constraint else ip_address(bare))
 
 
 def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:

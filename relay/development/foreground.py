@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -57,46 +57,37 @@ class RunOptions(Struct, frozen=True):
     ready_file: Path | None = None
 
 
-class DevelopmentView(Protocol):
-    """The output of `relay dev`: text or JSON."""
+class DevelopmentView:
+    """The output of `relay dev`, text or JSON: what is not overridden is not shown."""
 
-    has_steps: bool  # step() is called instead of message()
+    has_steps = False  # step() is called instead of message()
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         """All listeners are open."""
-        ...
 
     def demonstrated(self, shown: DemonstratedMessage) -> None:
         """One of the two demonstration messages ended."""
-        ...
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
         """The demonstration is over; messages of the developer are shown from now on."""
-        ...
 
     def step(self, journey: Journey, step: JourneyStep) -> None:
         """A message made a step."""
-        ...
 
     def message(self, row: MessageSummary) -> None:
         """There is a message, or it has another state."""
-        ...
 
     def refused(self, refusal: Refusal) -> None:
         """An SMTP session refused something."""
-        ...
 
     def rules_changed(self, text: str) -> None:
         """The files of the rules have changed; `text` says what is in force."""
-        ...
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         """A signal ends the relay."""
-        ...
 
     def left(self, folder: DevelopmentFolder) -> None:
         """A second Ctrl-C ends it at once; the directory stays as it is."""
-        ...
 
 
 async def develop(

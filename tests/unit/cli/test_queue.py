@@ -407,12 +407,6 @@ def test_the_nodes_of_a_spool():
     assert stats_lines(reported, now_us=0)[-1] == "living nodes have several versions: 0.10, 0.9"
 
 
-def test_a_verb_that_points_to_the_list_of_nodes():
-    ended = CliRunner().invoke(cli, ["nodes", "--json"])
-    assert ended.exception.code == 69
-    assert "`relay queue stats` lists the nodes" in str(ended.exception)
-
-
 def test_a_queue_command_in_a_journey_reads_as_a_sentence():
     detail = {
         "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
