@@ -50,8 +50,8 @@ def reload(context: CommandContext) -> None:
 
 
 def control_socket(context: CommandContext) -> Path:
-    """Return the socket of the service, which is to say itself what is wrong with its file: of a
-    faulty one only `state_dir` is needed, which comes before the first table.
+    """Return the socket of the service. Of a faulty relay.toml only `state_dir` is read, which
+    comes before the first table: the service says itself what is wrong with the rest.
     """
     try:
         return context.settings().control_socket

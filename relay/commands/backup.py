@@ -116,8 +116,8 @@ def back_up(
     with_database: bool = True,
     text: str = "",
 ) -> Manifest:
-    """Copy into `folder`, which is new or empty; after an error it is as before. `text` is in force
-    in place of that of a faulty `config`.
+    """Copy into `folder`, which is new or empty; after an error it is as before. If the file
+    `config` is faulty, `text` is what the running service has read of it.
 
     Without `with_database` a spool on a server is left out: another node has saved it. Raises
     NotEmptyError, SpoolError, OSError.
@@ -292,8 +292,8 @@ class BackupCopy:
         return is_link
 
     def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
-        """Copy a file, or what its copy has `instead`; return whether it was there, and is no
-        symbolic link.
+        """Copy a file. Its copy has the content `instead`, if that is given. Return whether the
+        file was there and is no symbolic link.
         """
         try:
             opened = open_message(source)
@@ -352,9 +352,10 @@ class BackupCopy:
     def tree(
         self, source: Path, target: Path, *, skip: Callable[[Path], bool] = lambda _: False
     ) -> None:
-        """Copy a directory, or a file. Of a message that is moved meanwhile there is one copy.
+        """Copy a directory, or a file. A message that is moved meanwhile is copied once.
 
-        A program that keeps moving the same message may hide it in each of ten listings.
+        The directory is listed until nothing new is found, at most ten times. A program that moves
+        the same message all the time may hide it from each of them.
         """
         if source.exists() and not source.is_dir():
             self.file(source, target)

@@ -2,8 +2,8 @@
 
 Each user has one temporary directory, which the other commands find; a second development relay
 gets a directory of its own. It is in memory if there is much room, so that its end is quick. A
-directory given by --dir is kept, and files in it that do not begin with MARK are never overwritten.
-Those that were given are found by symbolic links in the directory of temporary files.
+directory given by --dir is kept. Files in it that do not begin with MARK are never overwritten. The
+other commands find it by a symbolic link in the directory of temporary files.
 """
 
 import contextlib

@@ -202,8 +202,8 @@ class MailRetention:
     async def remove(self) -> None:
         """Remove what is above the limits now. Raises StoreError, SpoolError.
 
-        Nothing is older than in real time. The times of files are real: those of the queue are
-        ahead of them by what the clock was, so that each is limited alone once it was advanced.
+        Ages are those of real time. Files have real times. The queue has times of the relay's
+        clock: once that was advanced, mailboxes and queue are limited separately.
         """
         files = await self._store.stored_files()
         kept = await self._spool.sizes(self._keep.messages + 1)

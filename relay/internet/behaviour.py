@@ -82,4 +82,3 @@ class Behaviour(Protocol):
 
     def at(self, moment: Moment) -> Action:
         """Return what the host does at this moment. Called once for each."""
-        ...

@@ -49,7 +49,6 @@ class Zone(Protocol):
         A word instead is an RCODE ("NXDOMAIN", "SERVFAIL", "REFUSED"), or "TIMEOUT" for no answer.
         `name` is in lower case, without the final dot.
         """
-        ...
 
 
 class DnsServer:

@@ -321,7 +321,7 @@ def load(
     """Return the settings in the file `path`, or in its `text`; `environ` is what ${env:NAME} may
     name.
 
-    The sections of what a service of this `role` does not have are not read. Raises SettingsError.
+    Sections that have no meaning for this `role` are not read. Raises SettingsError.
     """
     document = parse_document(path, text) if text else read_document(path)
     base = path.absolute().parent

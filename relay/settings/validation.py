@@ -99,8 +99,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
 
 
 def is_loopback(address: Address) -> bool:
-    """Return whether the address is reachable only from this machine. That of the service manager's
-    sockets is known, and judged, only where the relay starts.
+    """Return whether the address is reachable only from this machine. Sockets of the service
+    manager count as such here. Their address is known when the relay starts, and is judged then.
     """
     if address.path or address.host == "localhost" or address.is_elsewhere:
         return True
@@ -329,14 +329,10 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
     own |= {one.name for _, one in read if isinstance(one, OwnDomain) and not one.alias_of}
     hops = next_hops_by_name(one for _, one in read if isinstance(one, Route))
     words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
-    names: dict[str, KeyPath] = {}
     taken: dict[str, str] = {}
     tenants = [(path, one) for path, one in read if isinstance(one, Tenant)]
-    if len(tenants) > _TENANTS_MAX:
-        yield ("tenant",), f"at most {_TENANTS_MAX} tenants"
+    yield from _too_many_or_alike(tenants, "name", most=_TENANTS_MAX)
     for path, tenant in tenants:
-        if (other := names.setdefault(tenant.name, path)) != path:
-            yield (*path, "name"), f"a name of its own: {dotted(other)} has it too"
         if not tenant.domains:
             yield (*path, "domains"), f"at least one own domain of the tenant {tenant.name}"
         for number, domain in enumerate(tenant.domains):
@@ -351,32 +347,35 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
                 yield (*path, "may", number), f"one of {', '.join(words)}"
 
 
+def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most: int) -> Found:
+    """Yield the array of tables if it has more than `most`, and each `key` of an earlier table."""
+    places: dict[str, KeyPath] = {}
+    for path, _ in tables[most : most + 1]:
+        yield path[:1], f"at most {most} {path[0]}s"
+    for path, one in tables:
+        if (other := places.setdefault(getattr(one, key), path)) != path:
+            what = f"a {key}" if key != "url" else "a URL"
+            yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
+
+
 def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
     """Yield the webhooks that are sent nothing, or have the URL of an earlier one."""
-    places: dict[str, KeyPath] = {}
-    if len(webhooks) > _WEBHOOKS_MAX:
-        yield ("webhook",), f"at most {_WEBHOOKS_MAX} webhooks"
+    yield from _too_many_or_alike(webhooks, "url", most=_WEBHOOKS_MAX)
     for path, hook in webhooks:
         if not hook.events:
             yield (*path, "events"), 'at least one event, or "*" for all'
         if not hook.accounts:
             yield (*path, "accounts"), 'at least one glob, such as "*"'
-        if (other := places.setdefault(hook.url, path)) != path:
-            yield (*path, "url"), f"a URL of its own: {dotted(other)} has it too"
 
 
 def _milters(milters: Sequence[tuple[KeyPath, Milter]]) -> Found:
     """Yield the milters that see no mail, cannot be reached, or have the name of an earlier one."""
-    places: dict[str, KeyPath] = {}
-    if len(milters) > _MILTERS_MAX:
-        yield ("milter",), f"at most {_MILTERS_MAX} milters"
+    yield from _too_many_or_alike(milters, "name", most=_MILTERS_MAX)
     for path, milter in milters:
         if not milter.role:
             yield (*path, "role"), "at least one of relay, submission, submissions, local"
         if not milter.address.path and not milter.address.port:
             yield (*path, "address"), "a port of 1 to 65535"
-        if (other := places.setdefault(milter.name, path)) != path:
-            yield (*path, "name"), f"a name of its own: {dotted(other)} has it too"
 
 
 def usable_routes(next_hops: Mapping[str, str]) -> list[str]:

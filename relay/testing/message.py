@@ -68,15 +68,12 @@ class MessageSource(Protocol):
 
     def journey(self) -> Journey | None:
         """Return the journey, None if there is none."""
-        ...
 
     def reports(self) -> Sequence[Bounce]:
         """Return what reports and read receipts say about it, failures first."""
-        ...
 
     def wait_for_bounce(self, timeout_s: float) -> Bounce:
         """Return what the report of its failure says; raise WaitTimeout."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
