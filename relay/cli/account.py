@@ -29,7 +29,7 @@ from relay.commands.account import (
     new_token,
     read_users,
 )
-from relay.commands.operator_client import OperatorClient
+from relay.running_relay import ControlClient
 from relay.settings.document import Fault
 from relay.settings.environment import read_environment
 from relay.settings.values import parse_mailbox
@@ -208,7 +208,8 @@ def unlock(context: CommandContext, address: str) -> None:
     Also that of the account's client id. Delays are in the memory of the running relay, and end
     with it.
     """
-    done = OperatorClient(context.settings(), SystemClock()).unlock(address)
+    client = ControlClient(context.settings().control_socket)
+    done = client.post("/accounts/unlock", {"address": address})
     number = done["delays"]
     text = f"{counted(number, 'delay')} lifted" if number else "was not delayed"
     context.show(done, lambda: [f"{address}: {text}"])

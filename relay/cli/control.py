@@ -12,11 +12,9 @@ from typing import Any
 
 import click
 
-from relay.base.clock import SystemClock
 from relay.base.phrases import counted, shown
 from relay.cli.errors import CommandError, ExitCode
 from relay.cli.options import CommandContext, common_options, once
-from relay.commands.operator_client import OperatorClient
 from relay.running_relay import ControlClient, ControlError
 from relay.settings.document import SettingsError, parse_document, read_text
 from relay.settings.environment import read_environment
@@ -26,7 +24,8 @@ from relay.settings.values import parse_duration
 
 _RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
 _TEST_S_MAX = 30.0
-_NOT_FOUND = 404
+_LONG_S_MAX = 3600.0  # of an advance of the clock, and of a reset
+_NOT_FOUND, _NOT_ALLOWED = 404, 405
 
 
 @click.command()
@@ -120,8 +119,8 @@ def replay(context: CommandContext, *, url: str, start: str) -> None:
     _show_webhooks(context, _client(context).post("/webhooks/replay", {"url": url, "from": start}))
 
 
-def _client(context: CommandContext) -> ControlClient:
-    return ControlClient(context.settings().control_socket, timeout_s=_TEST_S_MAX)
+def _client(context: CommandContext, timeout_s: float = _TEST_S_MAX) -> ControlClient:
+    return ControlClient(context.settings().control_socket, timeout_s=timeout_s)
 
 
 def _show_webhooks(context: CommandContext, found: dict[str, Any]) -> None:
@@ -168,9 +167,10 @@ def advance(context: CommandContext, duration: str) -> None:
 
 
 def _show_clock(context: CommandContext, advance_s: float) -> None:
-    client = OperatorClient(context.settings(), SystemClock())
+    path = "/dev/clock"
+    client = _client(context, _LONG_S_MAX if advance_s else _TEST_S_MAX)
     try:
-        found = client.advance_clock(advance_s) if advance_s else client.clock_state()
+        found = client.post(path, {"advance_s": advance_s}) if advance_s else client.get(path)
     except ControlError as error:
         if error.status == _NOT_FOUND:
             text = "relay clock: the relay is a service; only the clock of `relay dev` advances"
@@ -188,8 +188,11 @@ def reset(context: CommandContext) -> None:
     Queue, mailboxes, drafts, scheduled sends, histories and the accounts that were made. It does
     not ask. The relay goes on. A service is never emptied.
     """
-    deleted = OperatorClient(context.settings(), SystemClock()).reset()
-    if deleted is None:
-        text = "relay reset: this relay is a service; only `relay dev` can be emptied"
-        raise CommandError(ExitCode.USAGE, text)
+    try:
+        deleted = _client(context, _LONG_S_MAX).delete("/messages")
+    except ControlError as error:
+        if error.status in (_NOT_FOUND, _NOT_ALLOWED):
+            text = "relay reset: this relay is a service; only `relay dev` can be emptied"
+            raise CommandError(ExitCode.USAGE, text) from None
+        raise
     context.show(deleted, lambda: [f"deleted {counted(deleted['messages'], 'message')}"])

@@ -38,10 +38,10 @@ T = TypeVar("T")
 _ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
 _REFUSED_MAX = 20
-_NOT_FOUND, _NOT_ALLOWED = 404, 405
+_NOT_FOUND = 404
 WAIT_S_MAX = 300.0  # per request
 _WAIT_MARGIN_S = 10.0
-_CHANGE_S_MAX = 3600.0  # for a change of a million entries, and an advance of the clock
+_CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
 _EXPLAIN_S_MAX = 120.0  # the rules may take 10 s, the name servers longer
 _NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0, "refused": 0}
@@ -199,39 +199,10 @@ class OperatorClient:
         """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""
         return self._client.download(path_of(key) + "/source")
 
-    def reset(self) -> dict[str, Any] | None:
-        """Delete everything that a development relay has stored; None: it is a service.
-
-        Raises ControlUnavailableError without a daemon.
-        """
-        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
-        try:
-            return client.delete("/messages")
-        except ControlError as error:
-            if error.status in (_NOT_FOUND, _NOT_ALLOWED):
-                return None
-            raise
-
     def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
         """Return the entries of a message that are not final, from the daemon."""
         response = self._client.get_response("/queue", {"id": queue_id}, kind=_ENTRIES)
         return response.value
-
-    def unlock(self, address: str) -> dict[str, Any]:
-        """Lift the delays of an account; return its `address` and their number in `delays`.
-
-        Raises ControlUnavailableError without a daemon, which alone has delays.
-        """
-        return self._client.post("/accounts/unlock", {"address": address})
-
-    def clock_state(self) -> dict[str, Any]:
-        """Return `now` and `advanced_s` of a development relay. A service raises ControlError."""
-        return self._client.get("/dev/clock")
-
-    def advance_clock(self, seconds: float) -> dict[str, Any]:
-        """Advance the clock of a development relay; return what clock_state() does then."""
-        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
-        return client.post("/dev/clock", {"advance_s": seconds})
 
     def queue_list(self, selector: "Selector") -> EntryList:
         """Return entries that are not final, oldest first, at most LIST_MAX."""
