@@ -23,9 +23,13 @@ from relay.cli.output import (
 from relay.commands.operator_client import OperatorClient
 from relay.commands.storage import (
     BackupRefusedError,
-    VerifyOptions,
+    FoundRoot,
+    NotAdoptedError,
     back_up,
     extent,
+)
+from relay.commands.storage import (
+    adopt as adopted,
 )
 from relay.commands.storage import verify as verified
 from relay.spool.engine import SpoolFinding
@@ -52,7 +56,8 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
     """
     result = verified(
         context.settings(),
-        VerifyOptions(full, recount),
+        full=full,
+        recount=recount,
         clock=SystemClock(),
         on_finding=(lambda _: None)
         if context.json
@@ -127,8 +132,6 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
     was delivered to; it prints the ID. "new" accepts a directory without one. No relay may run.
     Exits 65 if the directory has another ID, and if you do not confirm.
     """
-    from relay.commands.storage import FoundRoot, NotAdoptedError  # noqa: PLC0415 - is slow
-    from relay.commands.storage import adopt as adopted  # noqa: PLC0415 - the same
 
     def confirm(found: FoundRoot) -> bool:
         click.echo(f"mail root  {found.path}", err=True)

@@ -38,17 +38,11 @@ _FINDINGS_MAX = 10_000  # of one document
 _LINES_AT_ONCE = 1000
 
 
-class VerifyOptions(Struct, frozen=True):
-    """The options of verify."""
-
-    full: bool = False
-    recount: bool = False
-
-
 def verify(
     settings: Settings,
-    options: VerifyOptions,
     *,
+    full: bool = False,
+    recount: bool = False,
     clock: Clock,
     on_finding: Callable[[SpoolFinding], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -71,7 +65,15 @@ def verify(
     with as_owner(settings, root), _locked(settings) as is_owner:
         for fault in _faults_beside(settings):
             found(fault)
-        in_spool = _verify_spool(settings, options, clock=clock, is_owner=is_owner, found=found)
+        stored, in_spool = spool.storage(settings), None
+        if stored.exists():
+            with suppress(SpoolDamagedError):  # its tools report that
+                for lost in _lost_messages(settings, stored, clock):
+                    found(lost)
+            with suppress(SpoolUnsupportedError):  # those of the database check it
+                in_spool = stored.verify(
+                    is_owner=is_owner, full=full, recount=recount, clock=clock, report=found
+                )
         submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
         waiting = {
             "ready": len(list_names(submissions.ready)),
@@ -92,28 +94,6 @@ def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
         yield SpoolFinding("srs-key", str(error.path), error.found, error.expected)
     for path, why in damaged_records(settings.mailboxes.root / ".submissions"):
         yield SpoolFinding("damaged-key", str(path), why, "the record of an Idempotency-Key")
-
-
-def _verify_spool(
-    settings: Settings,
-    options: VerifyOptions,
-    *,
-    clock: Clock,
-    is_owner: bool,
-    found: Callable[[SpoolFinding], None],
-) -> dict[str, int] | None:
-    stored = spool.storage(settings)
-    if not stored.exists():
-        return None
-    with suppress(SpoolDamagedError):  # its tools report that
-        for lost in _lost_messages(settings, stored, clock):
-            found(lost)
-    with suppress(SpoolUnsupportedError):  # those of the database check it
-        return stored.verify(
-            is_owner=is_owner, full=options.full, recount=options.recount, clock=clock,
-            report=found,
-        )  # fmt: skip
-    return None
 
 
 def _lost_messages(

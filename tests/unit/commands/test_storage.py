@@ -23,7 +23,7 @@ from relay.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.base.clock import SystemClock
 from relay.cli.errors import ExitCode, report_error
 from relay.cli.root import cli
-from relay.commands.storage import VerifyOptions, back_up, extent, verify
+from relay.commands.storage import back_up, extent, verify
 from relay.settings.tree import Settings
 from tests.support.relay_config import written_settings
 from tests.support.spools import new_message, spool_on
@@ -173,7 +173,7 @@ def test_a_backup_of_the_spool_has_the_dead_letters(with_letters: Settings, tmp_
 
 def test_a_damaged_key_of_srs_addresses_or_of_a_client_is_found(stored: Settings) -> None:
     def verified() -> list[tuple[str, ...]]:
-        result = verify(stored, VerifyOptions(), clock=SystemClock())
+        result = verify(stored, clock=SystemClock())
         findings = result["findings"]
         assert result["remaining"] == len(findings)
         return [(one["kind"], one["where"], one["found"]) for one in findings]
@@ -201,7 +201,7 @@ def test_verify_works_while_a_relay_runs_and_else_none_can_start(stored, state):
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_bytes(b"")
         verify(
-            stored, VerifyOptions(), clock=SystemClock(),
+            stored, clock=SystemClock(),
             on_finding=lambda _: starts.append(could_start(stored, state)),
         )  # fmt: skip
 
@@ -220,5 +220,5 @@ def test_verify_works_while_a_relay_runs_and_else_none_can_start(stored, state):
 def test_verify_creates_nothing_without_mail(tmp_path):
     settings = written_settings(tmp_path, {})
     before = sorted(tmp_path.rglob("*"))
-    assert verify(settings, VerifyOptions(), clock=SystemClock())["findings"] == []
+    assert verify(settings, clock=SystemClock())["findings"] == []
     assert sorted(tmp_path.rglob("*")) == before
