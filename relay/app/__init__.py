@@ -11,8 +11,7 @@ Building:
 - `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
   `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
-  in them
-- `gate`: whether SMTP sessions are in a process of their own; what it gets of the settings
+  in them; whether SMTP sessions are in a process of their own, and what it gets of the settings
 - `notifications`: subscriptions; where their receivers may be
 - `mta_sts`: how the policy file of a domain is fetched; which sessions are counted
 - `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503

@@ -1,16 +1,20 @@
-"""Build the transport: pickup (step 3), SMTP servers (step 5), delivery (step 6), reports (7)."""
+"""Build the transport: pickup (step 3), SMTP servers (step 5) and their gate (relay.gate), delivery
+(step 6), reports (7).
+"""
 
 import dataclasses
+import os
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from relay.accounts.account import DEAD_LETTER, Account, AccountDirectory
 from relay.app.foundation import Foundation, show_parts
-from relay.app.gate import build_gate
 from relay.app.mta_sts import build_policies, count, counted, renewed
+from relay.base.certificates import ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import PressureReason
 from relay.base.socket_address import Address
@@ -26,11 +30,12 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.gate.keeper import GateKeeper
+from relay.gate.wire import ListenerSetup, LoadState, Setup
 from relay.ingress.acceptance import Acceptance
 from relay.ingress.local_services import IngressDependencies
 from relay.ingress.local_users import LocalUsers
 from relay.ingress.maildrop import MailDrop
-from relay.ingress.smtp_server import SmtpServer
+from relay.ingress.smtp_server import SmtpServer, offers_auth_in_clear
 from relay.message.nexthop import NextHop
 from relay.mime.convert import convert
 from relay.pickup.conversion import ConversionPool
@@ -424,3 +429,53 @@ def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer
         max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
     )
     return SmtpServer(listener, ingress, pickup=True)
+
+
+def why_in_process(settings: Settings) -> str:
+    """Return why `relay serve` has the SMTP sessions in its own process; "" if it has not."""
+    if not settings.smtp:
+        return "there is no [[smtp]]"
+    if settings.smtp_gate == "on":
+        return ""
+    if settings.smtp_gate == "off":
+        return 'smtp_gate is "off"'
+    if settings.milter:
+        return "there are milters"
+    if sys.platform != "linux":
+        return "this is not Linux"
+    return "" if len(os.sched_getaffinity(0)) > 1 else "there is one processor"
+
+
+def build_gate(base: Foundation) -> GateKeeper | None:
+    """Return the gate, not started; None if the sessions are in this process."""
+    words = base.sources.gate_words
+    if words is None or why_in_process(base.given):
+        return None
+
+    def setup() -> Setup:
+        shown = base.certificates.smtp
+        return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
+
+    return GateKeeper(
+        words=words, setup=setup,
+        load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
+        on_change=partial(setattr, base.readiness, "gate"),
+    )  # fmt: skip
+
+
+def setup_of(
+    hostname: str, listeners: Iterable[tuple[SmtpListener, ServerCertificate | None]]
+) -> Setup:
+    """Return what the child gets of listeners and their certificates."""
+    return Setup(
+        hostname,
+        [
+            ListenerSetup(
+                dataclasses.replace(one, tls=None, trusted_networks=(), proxy_networks=()),
+                [pair.pem for pair in shown.pairs] if shown is not None else [],
+                requires_tls=one.tls is not None and one.tls.require,
+                offers_auth_in_clear=offers_auth_in_clear(one),
+            )
+            for one, shown in listeners
+        ],
+    )

@@ -17,10 +17,9 @@ from typing import Any
 from msgspec import Struct
 
 from relay import spool
-from relay.app.gate import why_in_process
 from relay.app.state_dir import owner_of
 from relay.app.tenant_sets import load_set
-from relay.app.transport import resolver_of
+from relay.app.transport import resolver_of, why_in_process
 from relay.base.clock import Clock
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS

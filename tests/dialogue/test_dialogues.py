@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from relay.app.gate import setup_of
+from relay.app.transport import setup_of
 from relay.base.certificates import ServerCertificate
 from relay.base.pressure import PressureState
 from relay.base.socket_address import Address
