@@ -1,7 +1,7 @@
 """The simulated internet of the development relay: name, web and mail servers on loopback.
 
 They are real servers, so that Relay delivers with the code that also runs in production. What a
-host replies is decided by a Behaviour, what the name server answers by a Zone. `relay serve` never
+host replies, and what the name server answers, is decided by the scenario. `relay serve` never
 imports this room.
 
 - `simulator`: which hosts there are and listen, their loopback addresses; DNS answers for a domain

@@ -8,7 +8,6 @@ LMTP once for each recipient), RSET, QUIT.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 _HEADER_BYTES_MAX = 16 * 1024
 _queue_id = re.compile(rb"\bid ([0-9a-z]{16})\b")
@@ -75,10 +74,3 @@ class Action:
     stall: bool = False
     delay_s: float = 0.0
     bad_certificate: bool = False
-
-
-class Behaviour(Protocol):
-    """Decides what a host does."""
-
-    def at(self, moment: Moment) -> Action:
-        """Return what the host does at this moment. Called once for each."""

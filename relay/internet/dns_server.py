@@ -1,4 +1,4 @@
-"""A DNS server on one loopback port, UDP and TCP, that answers from a Zone.
+"""A DNS server on one loopback port, UDP and TCP, that answers what a function returns.
 
 It is authoritative for every name. CNAMEs are followed as a recursive server would do, and answers
 that do not fit into a datagram are truncated. A query that cannot be read is ignored. Connections,
@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -40,32 +40,24 @@ _DATAGRAM_BYTES_MIN = 512  # RFC 1035 4.2.1: what a client without EDNS takes
 _MESSAGE_BYTES_MAX = 65_535
 
 
-class Zone(Protocol):
-    """What a DnsServer answers."""
-
-    def records(self, name: str, kind: str) -> Records:
-        """Return the records of type `kind`, as text; none if the name has others.
-
-        A word instead is an RCODE ("NXDOMAIN", "SERVFAIL", "REFUSED"), or "TIMEOUT" for no answer.
-        `name` is in lower case, without the final dot.
-        """
-
-
 class DnsServer:
-    """Answers from `zone` between start() and stop(); `ttl_s` and `negative_ttl_s` go into answers.
+    """Answers between start() and stop(); `ttl_s` and `negative_ttl_s` go into answers.
 
-    `address` is a free port of 127.0.0.1, the same for UDP and TCP.
+    `records` returns the records of a name and a type, as text; none if the name has others. A word
+    instead is an RCODE ("NXDOMAIN", "SERVFAIL", "REFUSED"), or "TIMEOUT" for no answer. The name is
+    in lower case, without the final dot. `address` is a free port of 127.0.0.1, the same for UDP
+    and TCP.
     """
 
     def __init__(
-        self, zone: Zone, *, ttl_s: int = 300, negative_ttl_s: int = 60,
+        self, records: Callable[[str, str], Records], *, ttl_s: int = 300, negative_ttl_s: int = 60,
         is_signed: Callable[[str], bool] = lambda _name: False,
     ) -> None:  # fmt: skip
         """Bind the port; queries wait for start(). What it says of a name that `is_signed` has AD,
         as if it had validated it (RFC 6840 5.7). Raises OSError.
         """
         self._is_signed = is_signed
-        self.zone = zone
+        self._records = records
         self.ttl_s = ttl_s
         self.negative_ttl_s = negative_ttl_s
         self._listener, self._datagrams = _bound_pair()
@@ -131,7 +123,7 @@ class DnsServer:
         """Put the answer into `response`; return whether there is one."""
         for _ in range(_CNAMES_MAX):
             key = _key(name)
-            records = self.zone.records(key, kind)
+            records = self._records(key, kind)
             if records == NO_REPLY:
                 return False
             if isinstance(records, str):
@@ -140,7 +132,7 @@ class DnsServer:
             if records:
                 response.answer.append(self._rrset(name, kind, records))
                 return True
-            alias = self.zone.records(key, "CNAME")
+            alias = self._records(key, "CNAME")
             if isinstance(alias, str) or not alias:
                 return True
             response.answer.append(self._rrset(name, "CNAME", alias))

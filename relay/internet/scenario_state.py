@@ -45,7 +45,7 @@ class UsedReply:
 
 
 class ScenarioState:
-    """Decides for one scenario (a Behaviour). Belongs to the event loop."""
+    """Decides for one scenario. Belongs to the event loop."""
 
     def __init__(self, scenario: Scenario, clock: Clock) -> None:
         self.scenario = scenario
@@ -63,7 +63,7 @@ class ScenarioState:
         return is_scripted or find_test_recipient(address) is not None
 
     def at(self, moment: Moment) -> Action:
-        """See Behaviour."""
+        """Return what the host does at this moment, which counts it."""
         action = self._scripted(moment) or self._for_test_recipient(moment) or Action()
         latency = self.scenario.latency_of(moment.host)
         return dataclasses.replace(action, delay_s=action.delay_s + latency) if latency else action

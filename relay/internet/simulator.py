@@ -62,7 +62,7 @@ class SimulatedInternet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
-        self._dns = DnsServer(self, ttl_s=0, negative_ttl_s=0, is_signed=self._is_signed)
+        self._dns = DnsServer(self.records, ttl_s=0, negative_ttl_s=0, is_signed=self._is_signed)
         self.policies = PolicyServer(self.certificates, self._domain_of)
 
     @property
@@ -137,14 +137,14 @@ class SimulatedInternet:
         place = self._places.get(address) if port == self.port else None
         return (place.host, place.port) if place else (address, port)
 
-    # -- Behaviour and Zone
+    # -- what hosts do, and what the name server answers
 
     def at(self, moment: Moment) -> Action:
-        """See Behaviour."""
+        """Return what a host does, by the scenario in force."""
         return self.state.at(moment)
 
     def records(self, name: str, kind: str) -> Records:
-        """See Zone."""
+        """Return what the name server answers; see DnsServer."""
         if fault := self.state.dns(name, kind):
             return fault
         if not name or name.endswith(".invalid"):
@@ -211,7 +211,7 @@ class SimulatedInternet:
         if len(self._hosts) >= HOSTS_MAX and not self._close_unused():
             return ""
         host = SmtpHost(
-            name, self, clock=self._clock, options=self._options_of(name), on_mail=self._accept
+            name, self.at, clock=self._clock, options=self._options_of(name), on_mail=self._accept
         )
         for number in range(_ADDRESSES_TRIED):
             address = address_of(name, number)

@@ -1,6 +1,6 @@
-"""A remote mail host: an SMTP server on loopback whose replies a Behaviour decides.
+"""A remote mail host: an SMTP server on loopback whose replies are decided elsewhere.
 
-Whatever the Behaviour leaves open, the host does as a usual MX: it accepts. Sessions, recipients,
+Whatever the decision leaves open, the host does as a usual MX: it accepts. Sessions, recipients,
 lines, content and the time of a silent client are bounded; delays end by the Clock. A session ends
 without a word when its client is gone. See RFC 5321, RFC 2920 (pipelining), RFC 3207 (STARTTLS),
 RFC 4954 (AUTH, PLAIN only), RFC 2033 (LMTP).
@@ -23,7 +23,7 @@ from relay.base.clock import Clock
 from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
 from relay.base.sockets import Listener, open_listener
-from relay.internet.behaviour import Action, Behaviour, ForwardedTo, Moment, ReceivedMail
+from relay.internet.behaviour import Action, ForwardedTo, Moment, ReceivedMail
 from relay.observe.logs import get_logger
 
 _log = get_logger("internet")
@@ -77,25 +77,25 @@ class GivenReply:
 
 
 class SmtpHost:
-    """One mail host. `behaviour` may be replaced while it runs.
+    """One mail host. `decide` returns what it does at a moment, and is called once for each.
 
     `on_mail` is awaited before a message is accepted; if it raises OSError, the host replies 451.
     `sessions` counts the sessions so far, `open` those that are not over, `delayed` those that wait
-    for the Clock, or without end. `given` are the latest of what its behaviour decided, and of its
+    for the Clock, or without end. `given` are the latest of what was decided for it, and of its
     replies to messages.
     """
 
     def __init__(
         self,
         name: str,
-        behaviour: Behaviour,
+        decide: Callable[[Moment], Action],
         *,
         clock: Clock,
         options: HostOptions | None = None,
         on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None,
     ) -> None:
         self.name = name
-        self.behaviour = behaviour
+        self.decide = decide
         self.clock = clock
         self.options = options or HostOptions()
         self.on_mail = on_mail
@@ -162,7 +162,7 @@ class SmtpHost:
 
         `pause` waits for so many seconds, or for ever, and raises EOFError if the client leaves.
         """
-        action = self.behaviour.at(moment)
+        action = self.decide(moment)
         if _is_notable(action, moment.stage):
             self.remember(moment, action)
         if action.delay_s <= 0 and not action.stall:
@@ -373,7 +373,7 @@ class _Session:
     async def _at(
         self, stage: str, *, recipient: str = "", mail: ReceivedMail | None = None
     ) -> Action:
-        """Ask the behaviour; return what to reply. Drops the connection here."""
+        """Ask what to do; return what to reply. Drops the connection here."""
         moment = Moment(
             stage, self._host.name, tls=bool(self._tls),
             sender=self._mail[0] if self._mail else "", recipient=recipient,
@@ -387,7 +387,7 @@ class _Session:
         return action
 
     async def _reply(self, stage: str, usual: str, *, recipient: str = "") -> int:
-        """Ask the behaviour and write its reply, or the usual one; return its code."""
+        """Ask what to do, and write its reply, or the usual one; return its code."""
         action = await self._at(stage, recipient=recipient)
         return await self._write(action.reply or usual)
 

@@ -245,11 +245,9 @@ def _is_among(address: str, part: float) -> bool:
     return sum(address.encode()) % 10 < 10 * part
 
 
-class _Unasked:
-    """The behaviour of a host whose act() decides everything."""
-
-    def at(self, moment: Moment) -> Action:
-        raise AssertionError(moment)
+def _unasked(moment: Moment) -> Action:
+    """Return nothing: act() of the host decides everything."""
+    raise AssertionError(moment)
 
 
 class _SiteHost(SmtpHost):
@@ -261,7 +259,7 @@ class _SiteHost(SmtpHost):
             extensions=manner.extensions, sessions_max=manner.connections_max, idle_s=None,
             users=site.users, lmtp=manner.lmtp, tls=_TLS if manner.certificate else None,
         )  # fmt: skip
-        super().__init__(site.name, _Unasked(), clock=ManualClock(), options=options)
+        super().__init__(site.name, _unasked, clock=ManualClock(), options=options)
         self._site = site
         self._manner = manner
         self._chance = site._rng.random

@@ -50,7 +50,7 @@ class DnsThread:
         self._loop.close()
 
     def records(self, name: str, kind: str) -> Records:
-        """See relay.internet.dns_server.Zone."""
+        """See relay.internet.dns_server.DnsServer."""
         entry = self.zone.get(name, NO_NAME)
         return entry if isinstance(entry, str) else entry.get(kind, ())
 
@@ -75,7 +75,7 @@ class _CountingServer(DnsServer):
     """Counts what is asked, not the names that a CNAME leads to."""
 
     def __init__(self, owner: DnsThread) -> None:
-        super().__init__(owner)
+        super().__init__(owner.records)
         self._owner = owner
 
     def answer(self, data, *, tcp):

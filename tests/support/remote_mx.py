@@ -165,7 +165,7 @@ class RemoteMx:
             writer.close()
 
     def at(self, moment: Moment) -> Action:
-        """See relay.internet.behaviour.Behaviour."""
+        """Return what the host does."""
         if moment.stage == "CONNECT":
             return Action()
         stage = _SCRIPTED_AS.get(moment.stage, moment.stage)
@@ -201,7 +201,7 @@ class _GatedHost(SmtpHost):
     """Tells a RemoteMx where its sessions are, and waits for its gates."""
 
     def __init__(self, mx: RemoteMx, options: HostOptions) -> None:
-        super().__init__(mx.name, mx, clock=SystemClock(), options=options)
+        super().__init__(mx.name, mx.at, clock=SystemClock(), options=options)
         self._mx = mx
         self.writers: dict[asyncio.StreamWriter, None] = {}  # in the order of their start
 

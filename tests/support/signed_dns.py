@@ -153,7 +153,7 @@ class Unbound:
         self._insecure = insecure
 
     def __enter__(self) -> Self:
-        server = DnsServer(self._root.thread)  # a port that is free for both
+        server = DnsServer(self._root.thread.records)  # a port that is free for both
         server.close()
         self.address: Address = server.address
         self._file = self._folder / "unbound.conf"

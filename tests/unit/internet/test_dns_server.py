@@ -23,7 +23,7 @@ class OneName:
 
 @pytest.fixture
 async def server():
-    server = DnsServer(OneName())
+    server = DnsServer(OneName().records)
     await server.start()
     yield server
     await server.stop()
