@@ -69,7 +69,7 @@ check: lint types layers unused rules
 of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/contract tests/dialogue \
 	$(addprefix tests/unit/,base message observe reports routing settings spool/queue) \
-	tests/unit/test_client.py \
+	tests/unit/test_running_relay.py \
 	$(call of,sign_in,access_tokens) \
 	$(call of,api,queue_commands search_text) \
 	$(call of,app,daemon maintenance pressure_monitor routes) \
