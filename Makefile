@@ -85,7 +85,7 @@ QUICK := tests/contract tests/dialogue \
 	$(call of,outbox,scheduled_sends submissions) \
 	$(call of,mime,convert draft dsn headers read_mime write_header) \
 	$(call of,pages,content forms site) \
-	$(call of,pickup,decisions gate) \
+	$(call of,pickup,decisions start_limits) \
 	$(call of,policy,engine rule_files shipped_policies) \
 	$(call of,smtp,connection transaction) \
 	$(call of,spool,claims prune restart spool write_ahead_log) \
