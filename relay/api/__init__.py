@@ -21,7 +21,7 @@ same as that of `relay trace`.
 - `release`: to whom captured mail may leave this machine, in a development relay
 
 Elsewhere: why /readyz is 503: `relay/app/front_door.py`; what a queue command does to an entry:
-`relay/spool/shared/queue/decisions.py`; how a journey is made: `relay/journeys/journey.py`; the
+`relay/spool/shared/decisions.py`; how a journey is made: `relay/journeys/journey.py`; the
 answer of explain: `relay/app/explain.py`.
 """
 

@@ -29,7 +29,7 @@ from relay.outbox.ready_submissions import ReadySubmissions
 from relay.outbox.restored import RestoredSubmissions
 from relay.refusals.refusal import RefusalStore
 from relay.spool.queue_commands import RouteLookup
-from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.queue_admin import QueueAdmin
 
 
 class ClientSettings(Struct, frozen=True):

@@ -21,7 +21,7 @@ from relay.spool.queue_commands import (
     Operation,
     QueueCommand,
 )
-from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.types import FIRST_KEY, Key, PriorityLevel, Selector, SpoolUnavailableError
 
 P = ParamSpec("P")

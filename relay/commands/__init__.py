@@ -33,5 +33,5 @@ Copies and repairs:
   root becomes that of the spool
 
 Elsewhere: what verify checks: `verify` of the spool's engine in `relay/spool`; what a queue command
-does to an entry: `relay/spool/shared/queue/decisions.py`.
+does to an entry: `relay/spool/shared/decisions.py`.
 """

@@ -22,7 +22,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Out
 from relay.observe.logs import get_logger
 from relay.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.types import Claim, Selector, SpoolError
 
 _log = get_logger("delivery")

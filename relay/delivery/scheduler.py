@@ -46,7 +46,7 @@ from relay.message.tls_policy import REQUIRETLS
 from relay.observe.logs import RepeatedError, get_logger
 from relay.routing.mx_hosts import Hosts
 from relay.routing.route_table import HopOptions, RouteTable
-from relay.spool.shared.queue.admin import QueueAdmin
+from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
 
 T = TypeVar("T")

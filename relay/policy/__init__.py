@@ -44,5 +44,5 @@ Tests and explanations:
 Elsewhere: what counts against a rate limit so far, and how much rules may hold:
 `relay/ingress/message_limits.py`; the verdict as a value: `relay/message/verdict.py`; the text of a
 disclaimer in a message: `relay/mime/disclaimer.py`; release of held mail:
-`relay/spool/shared/queue/decisions.py`.
+`relay/spool/shared/decisions.py`.
 """

@@ -16,5 +16,5 @@ postmaster.
 Elsewhere: when a delay report is due: `relay/ingress/acceptance.py` sets the time,
 `relay/delivery/attempt_result.py` decides; the parts of a DSN:
 `relay/mime/dsn.py`, of an MDN: `relay/mime/mdn.py`; reports received from other hosts:
-`relay/spool/shared/history/remote_reports.py`.
+`relay/spool/shared/results.py`.
 """

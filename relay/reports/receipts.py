@@ -26,7 +26,7 @@ from relay.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind
 from relay.observe.logs import RepeatedError, get_logger
 from relay.reports.bounces import Reporter
 from relay.spool.engine import SpoolEngine
-from relay.spool.shared.rows.receipts import ReceiptLedger
+from relay.spool.shared.receipts import ReceiptLedger
 from relay.spool.types import Claim, SentReceipt, SpoolError
 
 _log = get_logger("reports")

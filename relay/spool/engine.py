@@ -41,13 +41,13 @@ from relay.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
 from relay.message.content import Content
 from relay.observe.metrics import Metrics
 from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.shared import event_log, message_list
+from relay.spool.shared.accepted import CapturedMail, accepted_as
+from relay.spool.shared.claimed import late_recipients
 from relay.spool.shared.group_commit import WAITING_MAX, GroupWriter
-from relay.spool.shared.history import journeys, message_list, recorded_events
 from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.shared.queue.admin import QueueAdmin
-from relay.spool.shared.rows.accepted import CapturedMail, accepted_as
-from relay.spool.shared.rows.claimed import late_recipients
-from relay.spool.shared.rows.receipts import ReceiptLedger
+from relay.spool.shared.queue_admin import QueueAdmin
+from relay.spool.shared.receipts import ReceiptLedger
 from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables, reads
 from relay.spool.types import (
     ClaimedRecipient,
@@ -249,20 +249,20 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     def _journey(
         self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
     ) -> Journey | None:
-        return journeys.journey(tables, queue_id, times, added=added)
+        return event_log.journey(tables, queue_id, times, added=added)
 
     async def read_message(self, queue_id: str) -> KeptMessage:
         """SpoolHistory.read_message."""
-        return await self.read(lambda tables: journeys.read_message(self, tables, queue_id))
+        return await self.read(lambda tables: event_log.read_message(self, tables, queue_id))
 
     async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
         """SpoolHistory.read_contents."""
-        return await self.read(lambda tables: journeys.read_contents(self, tables, queue_ids))
+        return await self.read(lambda tables: event_log.read_contents(self, tables, queue_ids))
 
     async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
         """SpoolHistory.events_after."""
         return await self.read(
-            lambda tables: recorded_events.events_after(
+            lambda tables: event_log.events_after(
                 tables, after, min(until, self._last_event(tables)), limit=limit,
                 captures_at_once=not self._captured.is_delivered,
             )
@@ -273,7 +273,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         return await self.read(self._last_event)
 
     def _last_event(self, tables: Tables) -> int:
-        return recorded_events.last_event(tables)
+        return event_log.last_event(tables)
 
     async def mail_root(self, store: str) -> tuple[str, bool]:
         """Return the id that is recorded of the mail root of `store`, "" for none, and whether any

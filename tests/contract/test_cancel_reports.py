@@ -60,7 +60,7 @@ async def test_all_next_hops_of_a_message_are_in_one_report(spool, make) -> None
 async def test_a_message_gets_one_report_however_its_entries_are_found(
     spool, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr("relay.spool.shared.queue.entries.STEP", 3)
+    monkeypatch.setattr("relay.spool.shared.entries.STEP", 3)
     hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
     for message in (make(hops), make(hops)):
         await spool.accept(message, claim=False)

@@ -12,8 +12,8 @@ from relay.spool.engine import (
     SpoolStorage,
 )
 from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.shared.queue.admin import QueueAdmin
-from relay.spool.shared.rows.receipts import ReceiptLedger
+from relay.spool.shared.queue_admin import QueueAdmin
+from relay.spool.shared.receipts import ReceiptLedger
 from relay.spool.types import IncomingBody, LendableBody, Spool
 from tests.support import spool_fixtures
 

@@ -7,7 +7,7 @@ import pytest
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import OwedReceipt, ReceiptRequest
-from relay.spool.shared.rows.receipts import RECEIPTS_PER_MAILBOX_MAX
+from relay.spool.shared.receipts import RECEIPTS_PER_MAILBOX_MAX
 from relay.spool.types import EntrySchedule, Selector, SentReceipt, Settlement
 from tests.support.operator import command
 

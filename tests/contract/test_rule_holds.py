@@ -10,7 +10,7 @@ from relay.base.clock import rfc3339
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.shared.queue import holds
+from relay.spool.shared import holds
 from relay.spool.types import (
     DueQuery,
     EntryExtra,

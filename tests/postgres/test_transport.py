@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.postgres.unheld_stores import UNHELD_S
+from relay.spool.postgres.maintenance import UNHELD_S
 from tests.support.long_tests import long
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer

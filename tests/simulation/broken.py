@@ -49,17 +49,21 @@ from relay.routing.route_table import RouteTable
 from relay.routing.sts_policies import KeptPolicy
 from relay.smtp import transaction
 from relay.spool.queue_commands import Operation
-from relay.spool.shared import maintenance
-from relay.spool.shared.queue import admin, decisions
-from relay.spool.shared.queue import entries as queue_entries
-from relay.spool.shared.queue.admin import QueueAdmin
-from relay.spool.shared.rows import accepted, claimed, settled
+from relay.spool.shared import (
+    accepted,
+    claimed,
+    decisions,
+    maintenance,
+    queue_admin,
+    results,
+)
+from relay.spool.shared import entries as queue_entries
+from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.sqlite import spool as spool_module
 from relay.spool.sqlite import transactions, writer
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.last_commit import LastCommit
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog
+from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import EntryExtra
 from tests.simulation import conditions
@@ -600,7 +604,7 @@ BROKEN = (
     Broken("a hold keeps the epoch", _instead(queue_entries, "_WAIT", _same_epoch), "invariant 3", where=conditions.operated),
     Broken(
         "a release keeps the epoch",
-        _instead(admin, "change", _released_in_its_epoch),
+        _instead(queue_admin, "change", _released_in_its_epoch),
         "invariant 3", where=conditions.operated,
     ),
     Broken("what is withdrawn is tried", _instead(DeliveryScheduler, "withdraw", _still_tried), "invariant 2", where=conditions.operated),
@@ -614,7 +618,7 @@ BROKEN = (
     Broken("a cancel in flight is reported as done", _instead(QueueAdmin, "execute", _all_done), "invariant 9", where=conditions.cancelled_in_flight),
     Broken("a release forgets when", _instead(decisions._EntryChanger, "_due_before", _nothing), "before its hold", where=conditions.paused),
     Broken("a release forgets the attempts", _instead(decisions._EntryChanger, "_is_deferred_again", _nothing), "before its hold", where=conditions.paused),
-    Broken("each next hop is warned of", _instead(settled, "record_owed", _nothing), "invariant 6"),
+    Broken("each next hop is warned of", _instead(results, "record_owed", _nothing), "invariant 6"),
     Broken("what is owed is not paid", _instead(AttemptRecorder, "_owed_by", _nothing_owed), "unreported", where=conditions.owing, seeds=120),
     Broken("never warned", _instead(attempt_result, "_warning", _never_warned), "invariant 6"),
     Broken("counted later", _instead(Batch, "write_counts", _counted_later), "unaccounted"),

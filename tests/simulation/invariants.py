@@ -20,7 +20,7 @@ from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed
 from relay.message.srs import Srs, SrsError
-from relay.spool.shared.queue.holds import HELD_BY_RULES
+from relay.spool.shared.holds import HELD_BY_RULES
 from relay.spool.types import Claim, Settlement
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger

@@ -42,11 +42,10 @@ from relay.signing.signer import Signer
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
 from relay.spool.queue_commands import CommandReport, QueueCommand
-from relay.spool.shared.queue.admin import QueueAdmin
-from relay.spool.shared.rows.accepted import CapturedMail
-from relay.spool.sqlite.last_commit import LastCommit
+from relay.spool.shared.accepted import CapturedMail
+from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog
+from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.disk import POLICIES

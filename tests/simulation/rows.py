@@ -16,7 +16,7 @@ from relay.message.lifecycle import RecipientState
 from relay.spool.shared.columns import (
     REMOVED_EVENTS,
 )
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER
+from relay.spool.sqlite.write_ahead_log import COMMITS_COUNTER
 from tests.simulation.sites import TOKEN
 
 

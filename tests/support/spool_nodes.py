@@ -8,8 +8,8 @@ from relay.base.crashpoints import CrashPoints
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
-from relay.spool.postgres.spool import PostgresSpool, SpoolPlace
-from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.postgres.spool import PostgresSpool
+from relay.spool.shared.accepted import CapturedMail
 
 
 class Elapsed:
@@ -32,11 +32,13 @@ def open_node(
     elapsed_s: Callable[[], float] = boot_s,
 ) -> PostgresSpool:
     """Return the spool of a URL as a node has it, which is not started."""
-    return PostgresSpool(
-        SpoolPlace(parse_postgres_url(url), identity, folder),
+    node = PostgresSpool(
+        parse_postgres_url(url), identity, folder,
         clock=clock or SystemClock(), crash=crash or CrashPoints(), metrics=Metrics(),
-        submission_keep_s=86400, captured=CapturedMail(10**12), elapsed_s=elapsed_s,
+        submission_keep_s=86400, captured=CapturedMail(10**12),
     )  # fmt: skip
+    node._writer.elapsed_s = elapsed_s
+    return node
 
 
 async def beats(node: PostgresSpool, elapsed: Elapsed, seconds: float) -> None:

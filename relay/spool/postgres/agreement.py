@@ -14,7 +14,7 @@ import msgspec
 from relay.spool.engine import LOCAL_DOMAINS
 from relay.spool.postgres.nodes import NodeIdentity, NodeRow
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.transactions import WriteTransaction
 
 AgreedParts = Callable[[], Mapping[str, str]]
 _BYTES = 12  # enough to tell two apart

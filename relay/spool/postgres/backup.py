@@ -21,7 +21,7 @@ from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.schema import schema_version
 from relay.spool.postgres.server import system_user
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.shared.queue.stats import copied
+from relay.spool.shared.stats import copied
 from relay.spool.types import SpoolNotEmptyError, SpoolUnsupportedError
 
 _NO_FILE = "/dev/null/none"

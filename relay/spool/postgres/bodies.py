@@ -19,8 +19,8 @@ from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
+from relay.spool.shared.accepted import used_contents
 from relay.spool.shared.columns import inline_content, verify_checksum
-from relay.spool.shared.rows.accepted import used_contents
 from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents, Tables
 from relay.spool.types import NewMessage, SpoolError, SpoolUnavailableError, translate_os_errors
 

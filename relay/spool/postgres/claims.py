@@ -1,7 +1,7 @@
 """Find due entries and claim them, in one transaction of the writer.
 
 An entry that another transaction has locked is passed over. Facts and recipients are looked for by
-whole keys, as in commit.sql. See relay/spool/shared/rows/claimed.py for what is chosen.
+whole keys, as in commit.sql. See relay/spool/shared/claimed.py for what is chosen.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +12,9 @@ from msgspec.structs import replace
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.postgres.nodes import Stores
 from relay.spool.postgres.tables import ConnectionTables
-from relay.spool.postgres.write_transaction import WriteTransaction
-from relay.spool.shared.columns import WAITS
-from relay.spool.shared.queue.holds import end_hold, hold_damaged
-from relay.spool.shared.rows import claimed
-from relay.spool.shared.rows.claimed import (
+from relay.spool.postgres.transactions import WriteTransaction
+from relay.spool.shared import claimed
+from relay.spool.shared.claimed import (
     CLAIM_COLUMNS,
     CLAIMS_AT_ONCE,
     IS_NEEDED,
@@ -27,6 +25,8 @@ from relay.spool.shared.rows.claimed import (
     scan_level,
     scan_next_hop,
 )
+from relay.spool.shared.columns import WAITS
+from relay.spool.shared.holds import end_hold, hold_damaged
 from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
 
 # A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.

@@ -20,10 +20,10 @@ from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
 from relay.spool.postgres.agreement import AgreedParts, Agreement, differences, read_salt
 from relay.spool.postgres.claims import dead_owners
+from relay.spool.postgres.maintenance import UnheldStores, unheld_stores
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
-from relay.spool.postgres.unheld_stores import UnheldStores, unheld_stores
-from relay.spool.postgres.write_transaction import WriteTransaction
+from relay.spool.postgres.transactions import WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.types import NodeNameError, SpoolError
 

@@ -1,20 +1,26 @@
 """Maintain the spool on PostgreSQL: how much it holds, and mail of stores that no node holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from relay.base.clock import Clock
+from relay.journeys.document import Journey
+from relay.message.lifecycle import RecipientState
+from relay.message.nexthop import LOCAL
+from relay.observe.logs import get_logger
 from relay.spool.postgres.bodies import BodyStore
 from relay.spool.postgres.claims import claim_keys, take_over
 from relay.spool.postgres.nodes import node_list
-from relay.spool.postgres.unheld_stores import UnheldStores
-from relay.spool.postgres.write_transaction import Operation, WriteTransaction
+from relay.spool.postgres.tables import ConnectionTables
+from relay.spool.postgres.transactions import Operation, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.shared.columns import REMOVED_EVENTS
+from relay.spool.shared import stats
+from relay.spool.shared.columns import REMOVED_EVENTS, WAITS
 from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.shared.queue import stats
-from relay.spool.shared.tables import OpenTransaction, QueueEngine
-from relay.spool.types import Claim, DueBatch
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
+from relay.spool.types import Claim, DueBatch, Key, Position, PriorityLevel
 
 T = TypeVar("T")
 _REMOVED = (
@@ -22,6 +28,39 @@ _REMOVED = (
     " ON CONFLICT (node, number, name) DO UPDATE"
     " SET value = greatest(counter.value, excluded.value)"
 )
+UNHELD_S = 60.0
+ROWS_AT_ONCE = 1000  # that are read
+_KEYS_AT_ONCE = 100  # that are claimed
+_LEVELS = list(PriorityLevel)
+_IS_UNHELD = (
+    "NOT EXISTS (SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0)"
+)
+_UNHELD = f"""
+SELECT r.number, r.store FROM mail_root r WHERE {_IS_UNHELD} AND EXISTS (
+    SELECT FROM unnest(?::integer[]) AS l (level) CROSS JOIN LATERAL (
+        SELECT FROM entry WHERE {WAITS}
+            AND turn = l.level + 8 * r.number ORDER BY due_us LIMIT 1
+    ) e OFFSET 0
+) ORDER BY r.store"""
+# A held entry that is due has expired, or its hold ends.
+_PAGE = f"""
+SELECT p.due_us, p.message_id, p.number, e.state = 'held' OR e.warn_us <= $2 OR m.expires_us <= $2
+FROM (
+    SELECT due_us, message_id, number FROM entry
+    WHERE {WAITS} AND turn = $1 AND due_us <= $2
+        AND (due_us, message_id, number) > ($3, $4, $5)
+    ORDER BY due_us, message_id, number LIMIT $6
+) p
+JOIN LATERAL (
+    SELECT state, warn_us FROM entry WHERE message_id = p.message_id AND number = p.number OFFSET 0
+) e ON true
+LEFT JOIN LATERAL (SELECT expires_us FROM message WHERE id = p.message_id OFFSET 0) m ON true
+ORDER BY p.due_us, p.message_id, p.number"""
+_OF_MESSAGE = f"""
+SELECT r.store FROM entry e JOIN mail_root r ON r.number = e.store
+WHERE e.message_id = ? AND e.next_hop = ? AND e.claimed = 0 AND {_IS_UNHELD} LIMIT 1"""
+_WAITING = (RecipientState.QUEUED, RecipientState.DEFERRED)
+_log = get_logger("spool")
 
 
 class PostgresMaintenance(SpoolMaintenance):
@@ -96,3 +135,90 @@ class PostgresMaintenance(SpoolMaintenance):
         """The JSON of `queue stats`, with the nodes."""
         nodes = await self._engine.read(lambda one: node_list(one, self._writer.incarnation))
         return await super().stats() | {"nodes": nodes}
+
+
+def unheld_stores(tables: ConnectionTables) -> Mapping[int, str]:
+    """Return number and name of the stores without a living holder for which mail waits."""
+    return dict(map(tuple, tables.fetch(_UNHELD, (_LEVELS,))))
+
+
+def with_unheld_store(tables: Tables, journey: Journey) -> Journey:
+    """Return a journey in which recipients say that they wait for a mail root that no node has."""
+    waiting = [
+        one for one in journey.recipients if one.state in _WAITING and one.next_hop == LOCAL.key
+    ]
+    row = tables.fetch_one(_OF_MESSAGE, (journey.id, LOCAL.key)) if waiting else None
+    if row is None:
+        return journey
+    reason = f'no node has the mail root of the store "{row[0]}"'
+    recipients = (
+        replace(one, reason=reason) if one in waiting else one for one in journey.recipients
+    )
+    return replace(journey, recipients=tuple(recipients))
+
+
+class UnheldStores:
+    """What one node knows of stores without a holder."""
+
+    def __init__(self) -> None:
+        self.names: Sequence[str] = ()
+        self._since_s: dict[int, float] = {}
+        self._logged: set[str] = set()
+        self._turns: list[int] = []  # those that are left of this walk
+        self._after = _START
+
+    def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
+        """Take a reading of unheld_stores() at `now_s`, seconds since the boot.
+
+        A store is logged at its second reading: a command has one.
+        """
+        self._since_s = {number: self._since_s.get(number, now_s) for number in found}
+        self.names = tuple(found.values())
+        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
+        for name in sorted(lasting - self._logged):
+            _log.warning("no node has a mail root for which mail waits", store=name)
+        for name in sorted(self._logged - set(self.names)):
+            _log.info("no mail waits for this mail root without a node any more", store=name)
+        self._logged = (self._logged | lasting) & set(self.names)
+
+    def forget(self) -> None:
+        """Begin once more: this node was away."""
+        self._since_s = {}
+
+    def lasting(self, now_s: float) -> list[int]:
+        """Return the numbers of those that have been without a holder for long enough."""
+        return [one for one, since_s in self._since_s.items() if now_s - since_s >= UNHELD_S]
+
+    def ended(
+        self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
+    ) -> list[Key]:
+        """Return entries of these stores that have expired, or whose delay is to be reported, of
+        the next page of what is due.
+        """
+        found = unheld_stores(transaction)  # a holder may have joined
+        turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
+        self._turns = [turn for turn in self._turns if turn in turns] or turns
+        keys: list[Key] = []
+        left = ROWS_AT_ONCE
+        while self._turns and left > 0:
+            rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
+            for due_us, message_id, number, has_ended in rows:
+                self._after = Position(due_us, message_id, number)
+                keys += [(message_id, number)] if has_ended else []
+                if len(keys) == _KEYS_AT_ONCE:
+                    return keys
+            if len(rows) < left:
+                self._turns.pop(0)
+                self._after = _START
+            left -= len(rows)
+        return keys
+
+    def _page(
+        self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
+    ) -> list[Sequence[Any]]:
+        after = self._after
+        place = (after.due_us, after.message_id, after.number)
+        return [tuple(row) for row in tables.fetch(_PAGE, (turn, now_us, *place, limit))]
+
+
+_START = Position(-1, "", 0)

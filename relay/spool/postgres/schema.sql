@@ -116,7 +116,7 @@ CREATE TABLE recipient (
 ) WITH (fillfactor = 80);
 
 -- The numbers of events: a transaction takes its own id before it takes any of them, so that a
--- reader can tell which are final (relay/spool/postgres/final_events.py). They go on from the time at
+-- reader can tell which are final (relay/spool/postgres/spool.py). They go on from the time at
 -- which a node joins, so that after an older state was restored none is given again.
 CREATE SEQUENCE event_number AS bigint CACHE 1;
 

@@ -10,10 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import Struct
-
 from relay import __version__
-from relay.base.clock import Clock, boot_s
+from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import replace_file
 from relay.base.pressure import UNKNOWN_DISK, Disk
@@ -27,20 +25,18 @@ from relay.spool.engine import SUBMISSION_KEEP_S, News, SpoolEngine
 from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
-from relay.spool.postgres.final_events import FinalEvents
 from relay.spool.postgres.keeper import NodeKeeper
-from relay.spool.postgres.maintenance import PostgresMaintenance
+from relay.spool.postgres.maintenance import PostgresMaintenance, with_unheld_store
 from relay.spool.postgres.nodes import NodeIdentity, place_of
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
-from relay.spool.postgres.unheld_stores import with_unheld_store
-from relay.spool.postgres.write_transaction import KnownKeyError, StaleClaimError, WriteTransaction
+from relay.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
 from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.shared import event_log
+from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import NO_EVENTS
-from relay.spool.shared.history import recorded_events
-from relay.spool.shared.rows.accepted import CapturedMail
-from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.receipts import count_receipts
 from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.types import (
     NEVER_US,
@@ -82,6 +78,11 @@ _NEXT_HOPS = (
     " AND e.number = r.entry AND r.message_id = ? AND r.next_hop <> e.next_hop"
 )
 T = TypeVar("T")
+_LAST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_number"
+_OWN_ID = "SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint)"
+_OLDEST_ID = "SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)"
+_LOOKS = 30
+_PAUSE_S = 0.001  # after the first look; each next one is a fifth longer
 _log = get_logger("spool")
 
 
@@ -103,22 +104,12 @@ def open_engine(
         place_of(settings.state_dir, clock.anchor().boot_id), __version__,
         settings.mailboxes.store, holds_store, alone,
     )  # fmt: skip
-    place = SpoolPlace(parse_postgres_url(settings.spool.url), identity, directory)
     return PostgresSpool(
-        place, clock=clock, crash=crash, metrics=metrics,
+        parse_postgres_url(settings.spool.url), identity, directory,
+        clock=clock, crash=crash, metrics=metrics,
         submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
         captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
     )  # fmt: skip
-
-
-class SpoolPlace(Struct, frozen=True):
-    """Where the spool is, and who uses it. `directory` is for bodies that are being received or
-    sent.
-    """
-
-    options: ServerOptions
-    identity: NodeIdentity
-    directory: Path
 
 
 class PostgresSpool(SpoolEngine):
@@ -133,31 +124,31 @@ class PostgresSpool(SpoolEngine):
 
     def __init__(
         self,
-        place: SpoolPlace,
+        options: ServerOptions,
+        identity: NodeIdentity,
+        directory: Path,
         *,
         clock: Clock,
         crash: CrashPoints,
         metrics: Metrics,
         submission_keep_s: float,
         captured: CapturedMail,
-        elapsed_s: Callable[[], float] = boot_s,
     ) -> None:
-        """See SpoolEngine. Leases are counted by `elapsed_s`."""
+        """See SpoolEngine. `directory` is for bodies that are being received or sent."""
         super().__init__(
             clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
             store=lambda: self._writer.stores.own,
         )  # fmt: skip
-        options = self._options = place.options
+        self._options = options
         self._crash = crash
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(
-            options, place.directory,
+            options, directory,
             incarnation=lambda: self._writer.own.incarnation if self._writer.own else 0,
         )  # fmt: skip
         self._writer = WriteConnection(
-            options, identity=place.identity, clock=clock, crash=crash, metrics=metrics,
+            options, identity=identity, clock=clock, crash=crash, metrics=metrics,
             on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
-            elapsed_s=elapsed_s,
         )  # fmt: skip
         self._connecting: asyncio.Task[None] | None = None
         self._reading_holds: asyncio.Task[None] | None = None
@@ -169,7 +160,9 @@ class PostgresSpool(SpoolEngine):
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
             unheld=self.maintenance.unheld,
         )  # fmt: skip
-        self._final_events = FinalEvents()
+        self._final_to = 0  # all events up to this number are there
+        # a number, and the transaction id before which all must have ended
+        self._final_next: tuple[int, int] | None = None
 
     def _lost(self, error: SpoolError) -> None:
         self._fault = str(error)
@@ -401,9 +394,33 @@ class PostgresSpool(SpoolEngine):
         found = super()._journey(tables, queue_id, times, added=added)
         return with_unheld_store(tables, found) if found is not None else None
 
-    def _last_event(self, tables: Any) -> int:  # what runs may still record smaller ones
-        last = self._final_events.read(tables)
-        return max(last, recorded_events.removed_to(tables), NO_EVENTS)
+    def _last_event(self, tables: Any) -> int:
+        return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)
+
+    def _read_final(self, tables: ConnectionTables) -> int:
+        """Return the number up to which all events are there, while several nodes commit.
+
+        Numbers are taken before the commit: a smaller one may become visible after a greater one.
+        A transaction takes its own id before it takes a number (commit.sql). So all numbers up to
+        the last one are final once every transaction has ended that began to write before a later
+        id was given: `pg_snapshot_xmin` is the oldest that still runs. A transaction of somebody
+        else that writes for longer than about a second delays the events, but loses none.
+        """
+        if self._final_next is not None and _oldest(tables) >= self._final_next[1]:
+            self._final_to, self._final_next = self._final_next[0], None
+        last = int(tables.fetch_one(_LAST)[0])
+        if last <= self._final_to:
+            return self._final_to
+        before = int(tables.fetch_one(_OWN_ID)[0])
+        pause_s = _PAUSE_S
+        for _ in range(_LOOKS):
+            if _oldest(tables) >= before:
+                self._final_to, self._final_next = last, None
+                return last
+            tables.wait(asyncio.sleep(pause_s))  # real time: other transactions
+            pause_s *= 1.2
+        self._final_next = self._final_next or (last, before)
+        return self._final_to
 
     def health(self) -> str:
         """SpoolEngine.health."""
@@ -514,3 +531,7 @@ def _home(path: Path) -> str:
     except OSError as error:
         raise SpoolUnavailableError(f"{path}: {error.strerror or error}") from error
     return home
+
+
+def _oldest(tables: ConnectionTables) -> int:
+    return int(tables.fetch_one(_OLDEST_ID)[0])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
 from relay.spool.postgres import require_driver
-from relay.spool.shared.rows.accepted import RECIPIENTS_OF_KEYS
+from relay.spool.shared.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.types import SpoolError, SpoolUnsupportedError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PostgresStorage(SpoolStorage):
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
             from relay.spool.postgres import agreement, nodes, schema  # noqa: PLC0415 - see above
-            from relay.spool.postgres.unheld_stores import unheld_stores  # noqa: PLC0415
+            from relay.spool.postgres.maintenance import unheld_stores  # noqa: PLC0415
 
             if not schema.tables_there(tables):
                 return ()

@@ -1,29 +1,37 @@
-"""Accept messages and settle delivery attempts: operations of the writer.
+"""Accept messages and record the results of attempts: operations of the writer, and their rows.
 
-What they decide is in relay.spool.shared.rows; ordinary mail only adds rows to the commit. accept()
-ends step 5 of a message, settle() ends steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
+What they decide is in relay.spool.shared. Ordinary mail only adds rows to the commit, which one
+statement writes: the arrays of commit.sql. accept() ends step 5 of a message, settle() ends steps 6
+and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
+import asyncio
+import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
 from zlib import crc32
 
+from msgspec.structs import astuple, replace
+
+from relay.base.clock import Anchor
+from relay.journeys.events import Event
 from relay.message.content import Content
 from relay.message.nexthop import HopKind
-from relay.spool.postgres.write_transaction import KnownKeyError, SettledEntry, WriteTransaction
-from relay.spool.shared.columns import message_row
-from relay.spool.shared.queue.holds import count_holds, lack_of_room
-from relay.spool.shared.queue.standing_holds import as_held_now, is_held_as_it_comes
-from relay.spool.shared.rows.accepted import (
+from relay.spool.postgres.nodes import Stores
+from relay.spool.postgres.tables import ConnectionTables, statement
+from relay.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
     accepted_as,
     accepted_rows,
     used_contents,
 )
-from relay.spool.shared.rows.receipts import note_receipt, record_sent
-from relay.spool.shared.rows.settled import Recorded, record_beside, settled_rows, waiting_columns
+from relay.spool.shared.columns import json_text, message_row
+from relay.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes, lack_of_room
+from relay.spool.shared.receipts import note_receipt, record_sent
+from relay.spool.shared.results import Recorded, record_beside, settled_rows, waiting_columns
 from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.types import (
     NEVER_US,
@@ -33,13 +41,171 @@ from relay.spool.types import (
     NewMessage,
     SentReceipt,
     Settlement,
+    SpoolError,
     SpoolUnavailableError,
 )
 
-_ENDS, _WAITS, _GOES_ON = 1, 0, 2
+_ENDS, _WAITS, _GOES_ON = 1, 0, 2  # what a result does to its entry; see commit.sql
 # A release, or another hold of the domain, waits for acceptances, and then finds their entries.
 _LOCK_HOLDS = " FOR SHARE"
 _PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
+T = TypeVar("T")
+_PARAMETER = re.compile(r"\$(\d+)")
+# For each column of a table, what is passed of it: the whole of it, one value for all rows if they
+# have the same, or nothing if all have NULL. Most columns have one value in nearly all mail, and an
+# element of an array takes more time than anything else here.
+_MESSAGE = "wooowwwooooooowwo"
+_CONTENT = "wowwnoow"
+_ENTRY = "wooooonnoonoooo"
+_RECIPIENT = "woowoooooooo"
+_EVENT = "wwww"
+_SUBMISSION = "www"
+# Of an entry: its key, epoch, owner and content; whether it ends; of one that waits its state,
+# attempts and waiting_columns().
+_SETTLED = "wooooooonnooon"
+_OUTCOME = "ooowoo"
+_COUNT = "ww"
+_ANCHOR = "wwwwww"
+
+
+@lru_cache
+def _parts(*names: str) -> tuple[str, Sequence[int]]:
+    """Return these parts of commit.sql, and which of its parameters they have."""
+    _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
+    parts = zip(pieces[::2], pieces[1::2], strict=True)
+    text = "".join(sql for name, sql in parts if name in names)
+    used = sorted({int(one) for one in _PARAMETER.findall(text)})
+    return _PARAMETER.sub(lambda one: f"${1 + used.index(int(one[1]))}", text), used
+
+
+class CommitRows:
+    """Collects the rows of a commit."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, ...]] = []
+        self.contents: list[tuple[Any, ...]] = []
+        self.entries: list[tuple[Any, ...]] = []
+        self.recipients: list[tuple[Any, ...]] = []
+        self.events: list[tuple[str, Event]] = []
+        self.submissions: list[tuple[str, str, int]] = []
+        self.settled: list[tuple[Any, ...]] = []  # see _SETTLED
+        self.outcomes: list[tuple[Any, ...]] = []
+        self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
+        self.counts: Counter[str] = Counter()
+
+    def made_by(self, node: str) -> None:
+        """Have the events name another node than that of the commit."""
+        self.events = [
+            (message_id, replace(event, detail={**event.detail, "node": node}))
+            for message_id, event in self.events
+        ]
+
+    def statement(
+        self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
+    ) -> tuple[str, Sequence[Any]]:
+        """Return the statement, with its values, that is the commit with this number of this
+        incarnation; `name` is that of the node, which each event names.
+        """
+        events = [
+            (message_id, int(event.step), event.at_us, json_text({"node": name, **event.detail}))
+            for message_id, event in self.events
+        ]
+        counts = [one for one in sorted(self.counts.items()) if one[1]]
+        values = [
+            *_columns(self.messages, _MESSAGE),
+            *_columns(self.contents, _CONTENT),
+            *_columns(self.entries, _ENTRY),
+            *_columns(self.recipients, _RECIPIENT),
+            *_columns(events, _EVENT),
+            *_columns(self.submissions, _SUBMISSION),
+            *_columns(self.settled, _SETTLED),
+            _once(self._ended_with()),
+            *_columns(self.outcomes, _OUTCOME),
+            _once(self.hops),
+            *_columns(counts, _COUNT),
+            *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
+            incarnation,
+            number,
+            name,
+        ]
+        sql, used = _parts(
+            "always",
+            "accepted" if self.messages else "",
+            "submitted" if self.submissions else "",
+            "settled" if self.settled else "",
+            "noted" if anchor is not None else "",
+        )
+        return sql, [values[one - 1] for one in used]
+
+    def _ended_with(self) -> list[str]:
+        """Return for each result the numbers of the entries of its message that end here."""
+        ended: dict[str, str] = {}
+        for message_id, number, *_, ends in (one[:6] for one in self.settled):
+            if ends == _ENDS:
+                known = ended.get(message_id)
+                ended[message_id] = f"{known},{number}" if known else str(number)
+        return [ended.get(one[0], "") for one in self.settled]
+
+
+class WriteTransaction(ConnectionTables):
+    """An OpenTransaction. Rows that are added are written with its commit, after all else."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Any,
+        *,
+        incarnation: int,
+        stores: Stores,
+    ) -> None:
+        super().__init__(loop, connection)
+        self.rows = CommitRows()
+        self.incarnation = incarnation  # of this node
+        self.stores = stores
+        self.has_changed = True  # an operation that runs alone and changes nothing says so
+
+    @property
+    def counts(self) -> Counter[str]:
+        """OpenTransaction.counts."""
+        return self.rows.counts
+
+    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
+        """OpenTransaction.append_events."""
+        self.rows.events += [(message_id, event) for event in events]
+
+
+Operation = Callable[[WriteTransaction], T]
+
+
+class StaleClaimError(SpoolError):
+    """A result is of a claim that has ended."""
+
+
+class KnownKeyError(SpoolError):
+    """A message was accepted with this submission key before."""
+
+
+def _columns(rows: Sequence[Sequence[Any]], kinds: str) -> Iterable[Sequence[Any]]:
+    """Return the arrays of columns of these kinds."""
+    if not rows:
+        return ((),) * len(kinds)
+    columns = zip(*rows, strict=True)
+    return [_KINDS[kind](column) for kind, column in zip(kinds, columns, strict=True)]
+
+
+def _once(column: Sequence[Any]) -> Sequence[Any]:
+    return column[:1] if column and column.count(column[0]) == len(column) else column
+
+
+def _none(column: Sequence[Any]) -> Sequence[Any]:
+    return () if column.count(None) == len(column) else column
+
+
+def _whole(column: Sequence[Any]) -> Sequence[Any]:
+    return column
+
+
+_KINDS = {"w": _whole, "o": _once, "n": _none}
 
 
 def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
@@ -166,11 +332,12 @@ def settle(
     claim, rows = settlement.claim, transaction.rows
     changed = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
     ends = _ENDS if changed.is_finished else _GOES_ON if settlement.goes_on else _WAITS
-    entry = SettledEntry(
-        *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
-        changed.attempts, *waiting_columns(changed.waiting),
+    rows.settled.append(
+        (
+            *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
+            changed.attempts, *waiting_columns(changed.waiting),
+        )
     )  # fmt: skip
-    rows.settled.append(entry)
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
     rows.counts.update(changed.final)

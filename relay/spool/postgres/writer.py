@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncpg
 import uvloop
 
-from relay.base.clock import Anchor, Clock
+from relay.base.clock import Anchor, Clock, boot_s
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
@@ -45,7 +45,7 @@ from relay.spool.postgres.nodes import (
 from relay.spool.postgres.schema import bring_to_schema
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.tables import ConnectionTables, without_nul
-from relay.spool.postgres.write_transaction import (
+from relay.spool.postgres.transactions import (
     KnownKeyError,
     Operation,
     StaleClaimError,
@@ -115,16 +115,15 @@ class WriteConnection(GroupWriter):
         metrics: Metrics,
         on_lost_ownership: Callable[[SpoolError], None],
         on_dropped: Callable[[Sequence[str]], None],
-        elapsed_s: Callable[[], float],
     ) -> None:
         """`on_lost_ownership` is called in the event loop when another node has this one's name, or
         the spool for itself: this one must end. `on_dropped` is called there with bodies of
-        contents that were removed. A lease is counted by `elapsed_s`, which no suspend stops.
+        contents that were removed.
         """
         super().__init__(clock, self._run_to_end)
         self._options = options
         self.identity = identity
-        self.elapsed_s = elapsed_s
+        self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
         self._clock = clock
         self._crash = crash
         self._metrics = metrics

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
+from relay.spool.shared import stats
 from relay.spool.shared.columns import LIVE_STATES
-from relay.spool.shared.queue import stats
 from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.spool.types import Claim, QueueCounts, SpoolUnavailableError
 

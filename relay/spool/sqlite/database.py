@@ -19,11 +19,15 @@ from relay.base.clock import Anchor
 from relay.observe.logs import inherit
 from relay.spool.shared.columns import ANCHOR_COLUMNS
 from relay.spool.shared.tables import Tables
-from relay.spool.sqlite.last_commit import RecordedCommit, check_commits, has_log, read_recorded
 from relay.spool.sqlite.migrate import bring_to_version, check_version
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.spool_files import check_presence, is_openable
-from relay.spool.sqlite.write_ahead_log import check_log
+from relay.spool.sqlite.spool_files import check_presence, is_openable, translate_sqlite_errors
+from relay.spool.sqlite.write_ahead_log import (
+    RecordedCommit,
+    check_commits,
+    check_log,
+    has_log,
+    read_recorded,
+)
 from relay.spool.types import SpoolDamagedError, SpoolError, translate_os_errors
 
 SQLITE_VERSION_MIN = 3_051_003

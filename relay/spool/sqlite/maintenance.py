@@ -14,16 +14,16 @@ from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.journeys.message_list import ListedRecipient
 from relay.message.lifecycle import RecipientState
 from relay.observe.logs import get_logger
+from relay.spool.shared.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
-from relay.spool.shared.history.recorded_events import last_sequence
+from relay.spool.shared.event_log import last_sequence
+from relay.spool.shared.holds import count_removed
 from relay.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
-from relay.spool.shared.queue.holds import count_removed
-from relay.spool.shared.rows.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.spool.sqlite.content_files import ContentFiles, message_of
 from relay.spool.sqlite.database import SqliteTables
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER
 from relay.spool.sqlite.transactions import is_content_lost, is_file_needed, note_removed_events
+from relay.spool.sqlite.write_ahead_log import COMMITS_COUNTER
 from relay.spool.sqlite.writer import Batch, Writer
 
 _TABLES = {"recipient": "message_id", "event": "message_id", "entry": "message_id", "message": "id"}

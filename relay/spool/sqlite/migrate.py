@@ -23,16 +23,15 @@ from msgspec import Struct
 from relay.observe.logs import get_logger
 from relay.spool.shared.columns import schema_difference
 from relay.spool.sqlite.disk_space import check_free_space
-from relay.spool.sqlite.last_commit import check_commits_unopened
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
 from relay.spool.sqlite.spool_files import (
     check_presence,
     contents_of,
     copy_database,
     log_bytes,
     open_copy,
+    translate_sqlite_errors,
 )
-from relay.spool.sqlite.write_ahead_log import preview_log
+from relay.spool.sqlite.write_ahead_log import check_commits_unopened, preview_log
 from relay.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 
 _log = get_logger("spool")

@@ -24,18 +24,11 @@ from relay.observe.logs import get_logger, inherit
 from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings
 from relay.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
+from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import inline_content
-from relay.spool.shared.rows.accepted import CapturedMail
-from relay.spool.shared.rows.receipts import count_receipts
+from relay.spool.shared.receipts import count_receipts
 from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.sqlite import transactions
-from relay.spool.sqlite.claims import (
-    find_due,
-    next_due_us,
-    read_claims,
-    release_claims,
-    take_claims,
-)
 from relay.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
@@ -50,10 +43,16 @@ from relay.spool.sqlite.database import (
     read_anchor,
 )
 from relay.spool.sqlite.disk_space import RESERVE_FILE, RESERVE_FILE_PARTS, ReserveFile
-from relay.spool.sqlite.last_commit import LastCommit, commits_of
 from relay.spool.sqlite.maintenance import Maintenance
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
+from relay.spool.sqlite.spool_files import translate_sqlite_errors
+from relay.spool.sqlite.transactions import (
+    find_due,
+    next_due_us,
+    read_claims,
+    release_claims,
+    take_claims,
+)
+from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog, commits_of, rewrite_log
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import (
     NEVER_US,

@@ -4,23 +4,61 @@ A database that is missing or empty while its content files, its log or its mark
 damaged (SpoolDamagedError). No process then starts with an empty queue, or removes the contents
 as stale files. copy_database() copies the database while others use it.
 
+Neither an apsw exception nor an OSError leaves the spool. The text of each error names the file.
+
 See docs/operation-repair.md (The spool is damaged).
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile
 
 import apsw
 
 from relay.base.files import fsync_path
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.types import SpoolDamagedError, SpoolFormatError, translate_os_errors
+from relay.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolFullError,
+    SpoolUnavailableError,
+    translate_os_errors,
+)
 
 ARRIVING = "arriving-"  # the prefix of files that no message names
 _PAGES_AT_ONCE = 1000
+_FAULTS_MAX = 100
+
+
+@contextmanager
+def translate_sqlite_errors(path: Path | str = "the spool") -> Iterator[None]:
+    """Turn apsw's exceptions into the spool's."""
+    try:
+        yield
+    except apsw.NotADBError as error:
+        raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file") from error
+    except apsw.CorruptError as error:
+        raise SpoolDamagedError(f"{path} is damaged: {error}") from error
+    except apsw.FullError as error:
+        raise SpoolFullError(f"{path}: the disk is full") from error
+    except apsw.ConnectionClosedError as error:
+        raise SpoolUnavailableError(f"{path} is closed") from error
+    except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError) as error:
+        raise SpoolUnavailableError(f"{path}: {error}") from error
+    except apsw.Error as error:
+        raise SpoolError(f"{path}: {error}") from error
+
+
+def integrity_errors(connection: apsw.Connection, *, full: bool) -> list[str]:
+    """Return what SQLite finds wrong with the pages; with `full` in indexes as well."""
+    check = "integrity_check" if full else "quick_check"
+    try:
+        found = [str(row[0]) for row in connection.execute(f"PRAGMA {check}({_FAULTS_MAX})")]
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        return [str(error)]
+    return [text for text in found if text != "ok"]
 
 
 def contents_of(database: Path) -> Path:

@@ -23,17 +23,21 @@ from relay.journeys.events import Event, Step
 from relay.message.content import octets_in_blocks
 from relay.message.lifecycle import RecipientState
 from relay.spool.engine import SpoolFinding
+from relay.spool.shared import stats
 from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.spool.shared.queue import stats
-from relay.spool.shared.queue.holds import counted
-from relay.spool.shared.queue.holds import recount as recount_holds
+from relay.spool.shared.holds import counted
+from relay.spool.shared.holds import recount as recount_holds
 from relay.spool.sqlite.content_files import checksum_of
 from relay.spool.sqlite.database import open_database, read_anchor
-from relay.spool.sqlite.last_commit import LastCommit, commits_of
-from relay.spool.sqlite.spool_errors import integrity_errors, translate_sqlite_errors
-from relay.spool.sqlite.spool_files import contents_of, damage_mark_of, put_aside_of
+from relay.spool.sqlite.spool_files import (
+    contents_of,
+    damage_mark_of,
+    integrity_errors,
+    put_aside_of,
+    translate_sqlite_errors,
+)
 from relay.spool.sqlite.transactions import is_file_needed
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog, preview_log
+from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog, commits_of, preview_log
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import SpoolDamagedError, translate_os_errors
 

@@ -33,9 +33,8 @@ from relay.spool.shared.group_commit import (
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
 from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.last_commit import COMMITS_COUNTER
-from relay.spool.sqlite.spool_errors import translate_sqlite_errors
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog
+from relay.spool.sqlite.spool_files import translate_sqlite_errors
+from relay.spool.sqlite.write_ahead_log import COMMITS_COUNTER, WriteAheadLog
 from relay.spool.types import SpoolDamagedError, SpoolError, SpoolFullError, SpoolUnavailableError
 
 _COUNT = "INSERT INTO counter VALUES (?,?) ON CONFLICT DO UPDATE SET value = value + excluded.value"

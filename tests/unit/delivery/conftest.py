@@ -31,7 +31,7 @@ from relay.routing.mx_hosts import Host, Hosts, Resolution
 from relay.routing.route_table import HopOptions
 from relay.smtp.connect import connect
 from relay.smtp.connection import Timeouts
-from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.accepted import CapturedMail
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
     NO_EXTRA,

@@ -18,7 +18,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relay
 from relay.routing.mx_hosts import Host, Hosts
 from relay.smtp.connect import ConnectError, Target
 from relay.smtp.transaction import Extensions, Transaction, TransactionResult
-from relay.spool.shared.rows.accepted import CapturedMail
+from relay.spool.shared.accepted import CapturedMail
 from relay.spool.types import PriorityLevel, Selector, sender_key
 from tests.simulation.clock import Time, WorldClock
 from tests.simulation.network import Network

@@ -13,8 +13,8 @@ from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
 from relay.message.nexthop import NextHop
-from relay.spool.shared.rows import claimed
-from relay.spool.sqlite.claims import find_due, next_due_us, take_claims
+from relay.spool.shared import claimed
+from relay.spool.sqlite.transactions import find_due, next_due_us, take_claims
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     Claim,

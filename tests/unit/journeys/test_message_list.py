@@ -22,7 +22,7 @@ from relay.journeys.message_list import (
     position_of,
 )
 from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.spool.shared.history import message_list
+from relay.spool.shared import message_list
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on

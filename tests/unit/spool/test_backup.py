@@ -9,10 +9,12 @@ import apsw
 import pytest
 
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.sqlite import backup, disk_space
+from relay.spool.sqlite import disk_space, storage
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.spool import SqliteSpool
+from relay.spool.sqlite.spool_files import contents_of
+from relay.spool.sqlite.storage import SqliteStorage
 from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
 from tests.support import next_schema
 
@@ -43,7 +45,7 @@ async def test_a_backup_can_replace_the_spool(spool, path, folder, make, open_sp
     (in_work,) = (await spool.accept(make(content=LARGE))).claims
     (waiting,) = (await spool.accept(make())).claims
     await spool.release([waiting])
-    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     assert copied.missing == ()
     assert copied.counts["entries"] == {"queued": 2}
     assert (copied.counts["recipients"], copied.counts["submissions"]) == (2, 1)
@@ -79,7 +81,7 @@ async def test_a_backup_during_deliveries_is_consistent(
             await spool.settle(Settlement(claim, 5, {1: OK}))
 
     moving = asyncio.gather(*(traffic() for _ in range(4)))
-    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     going = False
     await moving
     assert copied.missing == ()
@@ -99,11 +101,11 @@ async def test_a_content_removed_during_the_backup_is_not_reported_missing(
     spool, path, folder, make, monkeypatch
 ) -> None:
     """Its file no longer exists, so the backup must be of a later time."""
-    contents = backup.contents_of(path)
+    contents = contents_of(path)
     claims = [(await spool.accept(make(content=LARGE))).claims[0] for _ in range(3)]
     taken, kept, missed = sorted(claims, key=lambda claim: claim.message.id)
     loop = asyncio.get_running_loop()
-    really = backup.link_or_copy
+    really = storage.link_or_copy
 
     def settled_first(source: Path, target: Path) -> None:
         if source.name == f"{missed.message.id}-0" and source.exists():
@@ -113,8 +115,8 @@ async def test_a_content_removed_during_the_backup_is_not_reported_missing(
                 (contents / f"{claim.message.id}-0").unlink(missing_ok=True)
         really(source, target)
 
-    monkeypatch.setattr(backup, "link_or_copy", settled_first)
-    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    monkeypatch.setattr(storage, "link_or_copy", settled_first)
+    copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     assert copied.missing == ()
     assert copied.counts["entries"] == {"queued": 1}
     assert [one.name for one in copied.contents.iterdir()] == [f"{kept.message.id}-0"]
@@ -122,8 +124,8 @@ async def test_a_content_removed_during_the_backup_is_not_reported_missing(
 
 async def test_a_lost_content_is_reported(spool, path, folder, make) -> None:
     (claim,) = (await spool.accept(make(content=LARGE))).claims
-    (backup.contents_of(path) / f"{claim.message.id}-0").unlink()
-    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    (contents_of(path) / f"{claim.message.id}-0").unlink()
+    copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     assert copied.missing == (f"{claim.message.id}-0",)
 
 
@@ -136,7 +138,7 @@ async def test_contents_are_copied_where_hard_links_are_impossible(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    copied = await asyncio.to_thread(backup.back_up, path, folder)
+    copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     (file,) = copied.contents.iterdir()
     assert (file.read_bytes(), file.stat().st_nlink, file.stat().st_mode & 0o777) == (
         LARGE, 1, 0o600,
@@ -150,7 +152,7 @@ async def test_no_backup_is_started_without_free_space(spool, path, folder, monk
     )
     monkeypatch.setattr(disk_space.os, "statvfs", lambda _: full)
     with pytest.raises(SpoolFullError):
-        backup.back_up(path, folder)
+        SqliteStorage(path).back_up(folder)
     assert list(folder.iterdir()) == []
 
 
@@ -168,19 +170,19 @@ async def test_a_damaged_spool_is_reported_with_its_copy(path, folder, make, ope
     octets[(root - 1) * 4096 : (root - 1) * 4096 + 200] = b"\xff" * 200
     path.write_bytes(octets)
     with pytest.raises(SpoolError, match="damaged, and its copy too"):
-        backup.back_up(path, folder)
+        SqliteStorage(path).back_up(folder)
 
 
 def test_a_spool_of_an_older_schema_is_refused(path: Path, folder: Path, monkeypatch) -> None:
     open_database(path).close()
     next_schema.use(monkeypatch.setattr)
     with pytest.raises(SpoolFormatError, match="a start brings it forward"):
-        backup.back_up(path, folder)
+        SqliteStorage(path).back_up(folder)
 
 
 async def test_backup_size(spool, path, make) -> None:
     await spool.accept(make(content=LARGE))
-    extent = backup.backup_size(path)
+    extent = SqliteStorage(path).backup_size()
     assert (extent.contents, extent.content_bytes) == (1, len(LARGE))
     assert extent.database_bytes >= 4096
 
@@ -188,6 +190,9 @@ async def test_backup_size(spool, path, make) -> None:
 def test_the_copy_of_another_kind_of_spool_is_none(path: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "spool.dump").touch()
-    with pytest.raises(FileNotFoundError, match="has no copy of a spool"):
-        backup.restore(path, folder)
+    with (
+        pytest.raises(FileNotFoundError, match="has no copy of a spool"),
+        SqliteStorage(path).restored(folder),
+    ):
+        pass
     assert not path.exists()

@@ -5,11 +5,10 @@ import pytest
 
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.shared.history import remote_reports
-from relay.spool.shared.queue.holds import DAMAGED_DUE_US
-from relay.spool.shared.rows import claimed
-from relay.spool.sqlite import claims
+from relay.spool.shared import claimed, results
+from relay.spool.shared.holds import DAMAGED_DUE_US
 from relay.spool.sqlite import spool as spool_module
+from relay.spool.sqlite import transactions
 from relay.spool.types import (
     DueQuery,
     Selector,
@@ -58,7 +57,7 @@ async def test_an_entry_is_claimed_only_under_the_epoch_that_was_read(
     spool, accept, tmp_path, monkeypatch
 ) -> None:
     await accept("mx:a.test", "ann", 1)
-    find = claims.find_due
+    find = transactions.find_due
 
     def slow(*args, **more):
         result = find(*args, **more)
@@ -136,14 +135,14 @@ async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_p
 @pytest.mark.parametrize(
     ("sql", "values", "index"),
     [
-        (claims._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
-        (claims._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
+        (transactions._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
+        (transactions._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
         (claimed._SENDERS.format(*["lane"] * 3), (*HOP, -1, *HOP, *HOP, 9), "entry_hop"),
         (claimed._OF_SENDER.format("lane"), (*HOP, 7, NOW, 9), "entry_hop"),
-        (claims._NEXT, (5,), "entry_due"),
-        (claims._FACTS, ('[["a",1]]',), None),
-        (claims._RECIPIENTS, ('[["a",1]]',), None),
-        (remote_reports._OF_ENVID, ("e", "e", 9), None),
+        (transactions._NEXT, (5,), "entry_due"),
+        (transactions._FACTS, ('[["a",1]]',), None),
+        (transactions._RECIPIENTS, ('[["a",1]]',), None),
+        (results._OF_ENVID, ("e", "e", 9), None),
     ],
 )
 async def test_no_query_scans_a_table_or_sorts_waiting_entries(

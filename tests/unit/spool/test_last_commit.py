@@ -11,12 +11,17 @@ import pytest
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.spool.sqlite import write_ahead_log
-from relay.spool.sqlite.backup import back_up
 from relay.spool.sqlite.database import open_database
-from relay.spool.sqlite.last_commit import LastCommit, RecordedCommit, check_commits, read_recorded
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import last_commit_of, log_of
+from relay.spool.sqlite.storage import back_up
+from relay.spool.sqlite.write_ahead_log import (
+    LastCommit,
+    RecordedCommit,
+    check_commits,
+    read_recorded,
+)
 from relay.spool.types import Selector, SpoolDamagedError
 from tests.support.long_tests import sampled
 from tests.support.spools import new_spool

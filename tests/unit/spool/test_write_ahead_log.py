@@ -10,8 +10,7 @@ import pytest
 
 from relay.base.crashpoints import CrashPoints
 from relay.spool.sqlite import write_ahead_log
-from relay.spool.sqlite.last_commit import LastCommit
-from relay.spool.sqlite.write_ahead_log import WriteAheadLog, rewrite_log
+from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog, rewrite_log
 from relay.spool.types import SpoolUnavailableError
 from tests.support.disks import read_only
 from tests.support.vfs import FaultyDisk

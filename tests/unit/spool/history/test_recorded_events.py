@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 
 from relay.journeys.events import Event, Step
-from relay.spool.shared.history.recorded_events import _EVENTS
+from relay.spool.shared.event_log import _EVENTS
 
 ENDLESS = 2**63 - 1
 

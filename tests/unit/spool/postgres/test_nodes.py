@@ -19,7 +19,7 @@ from relay.spool.engine import News
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S, NodeIdentity, Watch
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
-from relay.spool.shared.queue.admin import _put_back
+from relay.spool.shared.queue_admin import _put_back
 from relay.spool.types import (
     DueQuery,
     NodeNameError,

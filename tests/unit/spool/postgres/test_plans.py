@@ -29,12 +29,12 @@ from relay.reports.bounces import Reporter
 from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import SpoolEngine
+from relay.spool.postgres.maintenance import UNHELD_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.tables import numbered
-from relay.spool.postgres.unheld_stores import UNHELD_S
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.shared.history.remote_reports import _OF_ENVID, _OF_MESSAGE_ID
+from relay.spool.shared.results import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.types import (
     DeliveredReport,
     DueQuery,

@@ -23,7 +23,7 @@ from relay.spool.postgres import claims, keeper, writer
 from relay.spool.postgres.nodes import BEAT_S, DEAD_S, NodeIdentity, Stores, Watch
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
-from relay.spool.shared.rows import claimed
+from relay.spool.shared import claimed
 from relay.spool.types import (
     Claim,
     DueQuery,

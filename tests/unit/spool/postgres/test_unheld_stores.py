@@ -12,16 +12,16 @@ from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_re
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.postgres import claims, unheld_stores
+from relay.spool.postgres import claims, maintenance
+from relay.spool.postgres.maintenance import UNHELD_S, UnheldStores
 from relay.spool.postgres.nodes import BEAT_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.postgres.tables import numbered
-from relay.spool.postgres.unheld_stores import UNHELD_S, UnheldStores
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.shared.rows import claimed
+from relay.spool.shared import claimed
 from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
 from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
@@ -159,7 +159,7 @@ async def test_a_walk_goes_through_all_that_is_due(
     transport: PostgresSpool, elapsed: Elapsed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has expired may be behind what has not."""
-    monkeypatch.setattr(unheld_stores, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(maintenance, "ROWS_AT_ONCE", 3)
     for _ in range(7):
         await transport.accept(new_message(LOCAL))
     late = {"received_us": transport._clock.queue_us(), "expires_us": 2_000_000}

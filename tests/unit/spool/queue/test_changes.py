@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from relay.spool.shared.queue.admin import change
-from relay.spool.shared.queue.decisions import CommandTimes
+from relay.spool.shared.decisions import CommandTimes
+from relay.spool.shared.queue_admin import change
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import Settlement
 from tests.support.journeys import states

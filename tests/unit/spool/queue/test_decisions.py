@@ -8,8 +8,8 @@ import pytest
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue_commands import CommandResult, QueueCommand
-from relay.spool.shared.queue.decisions import ChangeResult, CommandTimes, decide
-from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries
+from relay.spool.shared.decisions import ChangeResult, CommandTimes, decide
+from relay.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries
 from relay.spool.types import RESTORED_US, EntryExtra, Key, Selector, extra_text
 from tests.support.operator import HOUR_US, command
 

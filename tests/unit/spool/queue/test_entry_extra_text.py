@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.spool.shared.queue.holds import RELEASED, changed_extra
+from relay.spool.shared.holds import RELEASED, changed_extra
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ async def test_a_failed_change_releases_its_claims(
         return submit(operation, **more)
 
     monkeypatch.setattr(spool._writer, "submit", refuse)
-    monkeypatch.setattr("relay.spool.shared.queue.admin._PAUSE_S_FIRST", 0.001)
+    monkeypatch.setattr("relay.spool.shared.queue_admin._PAUSE_S_FIRST", 0.001)
     with pytest.raises(type(fault)):
         await spool.queue_admin.execute(command("cancel"))
     async with asyncio.timeout(30):
@@ -63,8 +63,8 @@ async def test_a_failed_change_releases_its_claims(
 async def test_a_large_command_runs_in_slices_and_mail_is_accepted_between_them(
     spool, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr("relay.spool.shared.queue.admin._AT_ONCE", 10)
-    monkeypatch.setattr("relay.spool.shared.queue.admin.LISTED_MAX", 25)
+    monkeypatch.setattr("relay.spool.shared.queue_admin._AT_ONCE", 10)
+    monkeypatch.setattr("relay.spool.shared.queue_admin.LISTED_MAX", 25)
     for _ in range(100):
         await spool.accept(make(), claim=False)
     reported: list[int] = []

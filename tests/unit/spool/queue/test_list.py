@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.shared.queue.entries import EntrySelection
+from relay.spool.shared.entries import EntrySelection
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.types import Key, Selector
 from tests.support.operator import ALL, command
@@ -59,7 +59,7 @@ async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selecto
 
 
 async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:
-    monkeypatch.setattr("relay.spool.shared.queue.admin.RECIPIENTS_MAX", 5)
+    monkeypatch.setattr("relay.spool.shared.queue_admin.RECIPIENTS_MAX", 5)
     many = {"mx:a.test": [f"{number}@a.test" for number in range(4)]}
     for _ in range(3):
         await spool.accept(make(many))

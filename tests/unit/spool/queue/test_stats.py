@@ -9,7 +9,7 @@ import pytest
 from relay.message.envelope import ForwardPath
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.shared.queue import stats
+from relay.spool.shared import stats
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.types import (
     EntrySchedule,

@@ -1,33 +1,45 @@
-"""Why entries are held, when a hold ends by itself, and how many the rules of the policy hold.
+"""Why entries are held, when a hold ends by itself, and for which domains new mail is held.
 
-The counter HELD_BY_RULES has those of the operator's rules, HELD_BY_RULES/TENANT those of a
-tenant's, so that one of them never uses up what another may hold. They are written with the
-transaction that changes an entry, so they hold after a crash, and a message that holds needs no
-scan. A version without tenants has counted rules of the operator that have a "/" in their name as
-other rules of the operator: what is below 0 for a tenant is too much for the operator. Each
-function runs inside one transaction.
+The counter HELD_BY_RULES has the entries that the operator's rules hold, HELD_BY_RULES/TENANT those
+of a tenant's. So a tenant never uses up what another may hold. The transaction that changes an
+entry also writes the counters: they are right after a crash, and no message needs a scan. A version
+without tenants has counted rules of the operator that have a "/" in their name as other rules of
+the operator. What is below 0 for a tenant is therefore too much for the operator.
 
-See relay/spool/types.py (EntryExtra) and docs/design.md 4.
+A hold rule holds all new mail for a domain, until a time or until a release of the domain; reports
+too. The table is the truth, on PostgreSQL that of all nodes. What is in memory is read at the
+start, after each change, and when other nodes have changed the table. The route table asks for each
+recipient. The commit asks the table again, because a hold rule may have ended since; the release
+that ended it has looked for the mail that was there then.
+
+Each function runs inside one transaction. See relay/spool/types.py (EntryExtra), docs/design.md 4
+and docs/operation-queue.md (Hold what comes).
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.journeys.events import Event, Step
 from relay.journeys.message_list import matches_pattern
+from relay.message.envelope import domain_of
 from relay.message.lifecycle import RecipientState, check_transition
 from relay.message.verdict import tenant_of_rule
 from relay.observe.logs import get_logger
 from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     Claim,
+    EntryExtra,
     HoldsFullError,
     Key,
+    NewEntry,
     NewMessage,
+    NewRecipient,
+    SpoolError,
     Unanswered,
     readable_extra,
 )
@@ -62,11 +74,20 @@ _MOVE_RECIPIENTS = (
     " AND state IN ('queued', 'deferred', 'held')"
 )
 _SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
-_log = get_logger("spool")
-
-
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, Any])
+STANDING_MAX = 1000
+_OF_A_ROUTE = "route "  # see EntryExtra.reason
+_SOME = "SELECT domain, reason, since_us, until_us FROM standing_hold WHERE {} ORDER BY domain"
+_LIST = _SOME.format("1 = 1")
+_HOLD = (
+    "INSERT INTO standing_hold (domain, reason, since_us, until_us) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (domain) DO UPDATE SET reason = excluded.reason, since_us = excluded.since_us,"
+    " until_us = excluded.until_us"
+)
+_END = "DELETE FROM standing_hold WHERE domain LIKE ? ESCAPE '\\' RETURNING domain"
+_END_PAST = "DELETE FROM standing_hold WHERE until_us IS NOT NULL AND until_us <= ?"
+_log = get_logger("spool")
 
 
 def changed_extra(text: str, **fields: Any) -> str:
@@ -236,3 +257,85 @@ def hold_damaged(
     detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
     transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)
+
+
+class StandingHold(Struct, frozen=True):
+    """One hold: its `domain` may be "*.DOMAIN", for every domain below it."""
+
+    domain: str  # in lower case, of A-labels
+    reason: str  # who holds it, and why
+    since_us: int  # wall time
+    until_us: int | None  # queue time; None: until a release
+
+    def takes(self, domain: str) -> bool:
+        """Whether it is for a recipient's domain."""
+        is_below = self.domain.startswith("*.") and domain.endswith(self.domain[1:])
+        return is_below or domain == self.domain
+
+
+def read_holds(tables: Tables) -> Sequence[StandingHold]:
+    """Read all."""
+    return [StandingHold(*row) for row in tables.fetch(_LIST)]
+
+
+def hold_new(transaction: OpenTransaction, hold: StandingHold, *, now_us: int) -> Sequence[str]:
+    """Add a hold, or replace that of the same domain. Raises SpoolError beyond STANDING_MAX."""
+    transaction.execute(_END_PAST, (now_us,))
+    others = [one for one in read_holds(transaction) if one.domain != hold.domain]
+    if len(others) >= STANDING_MAX:
+        raise SpoolError(f"{STANDING_MAX:,} domains are held already: release one of them")
+    transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
+    return [hold.domain]
+
+
+def end_new(transaction: OpenTransaction, pattern: str) -> Sequence[str]:
+    """End the holds of domains LIKE `pattern`; return these."""
+    return sorted(domain for (domain,) in transaction.fetch_each(_END, [(pattern,)]))
+
+
+def is_held_as_it_comes(messages: Iterable[NewMessage]) -> bool:
+    """Whether a hold of a domain holds an entry of one of them."""
+    return any(_is_held(entry.extra) for message in messages for entry in message.entries)
+
+
+def _is_held(extra: EntryExtra) -> bool:
+    return bool(extra.reason and not extra.rule and not extra.reason.startswith(_OF_A_ROUTE))
+
+
+def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMessage:
+    """Return a message, in the transaction that accepts it, as the holds of domains are now: what
+    none holds any more is released. Until the end of this transaction `lock` keeps those that hold
+    it as they are.
+    """
+    if not is_held_as_it_comes((message,)):  # nearly always
+        return message
+    held = [entry for entry in message.entries if _is_held(entry.extra)]
+    domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
+    holds = [one for one in read_holds(tables) if any(map(one.takes, domains))]
+    if lock and holds:
+        where, values = tables.among("domain", [one.domain for one in holds])
+        holds = [StandingHold(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
+    entries: list[NewEntry] = []
+    ended: list[int] = []
+    for entry in message.entries:
+        by_extra: dict[EntryExtra, list[NewRecipient]] = {}
+        for to in entry.recipients:
+            extra = _extra_now(entry.extra, domain_of(to.path.address), holds)
+            by_extra.setdefault(extra, []).append(to)
+        for extra, recipients in by_extra.items():
+            entries.append(replace(entry, extra=extra, recipients=tuple(recipients)))
+            if entry.extra.reason and not extra.reason:
+                ended.append(len(entries))
+    events = message.events
+    if ended and events:
+        detail = {"operation": "release", "entries": ended, "who": "the end of its hold"}
+        events = (*events, Event(Step.DELIVERY, events[-1].at_us, detail))
+    return replace(message, entries=tuple(entries), events=events)
+
+
+def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[StandingHold]) -> EntryExtra:
+    if not _is_held(extra):
+        return extra
+    if (found := next((one for one in holds if one.takes(domain)), None)) is None:
+        return replace(extra, **RELEASED, until_us=0)
+    return replace(extra, reason=found.reason, until_us=found.until_us or 0)

@@ -1,7 +1,11 @@
-"""Read the journey of a message, and what is left of it: contents and recipients.
+"""Read what has happened to messages: the journey of one, its contents, and the events of all.
 
-Nothing is changed here. A limit or a single message bounds each answer. The JSON is that of
-`/relay/v1/messages/{id}` (docs/names.md).
+Nothing is changed here. A limit or a single message bounds each answer. The JSON of a journey is
+that of `/relay/v1/messages/{id}` (docs/names.md).
+
+Followers read the events of all messages in the order in which they were recorded. It is the order
+of the sequence, not that of the times. A transaction becomes visible as a whole, and later ones
+have greater sequences: a reader that has seen a sequence never misses a smaller one.
 """
 
 from collections.abc import Collection, Container, Mapping, Sequence
@@ -9,32 +13,46 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
 from relay.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
-from relay.journeys.events import Event, Step
-from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage
+from relay.journeys.events import Event, RecordedEvent, Step
+from relay.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
 from relay.message.content import Content
 from relay.message.envelope import MessageFacts
 from relay.message.lifecycle import FINAL, RecipientState, hold_text, message_state
+from relay.message.nexthop import HopKind
 from relay.spool.queue_commands import Operation, ShownTimes, command_reason
-from relay.spool.shared.columns import MESSAGE_COLUMNS, read_facts
+from relay.spool.shared.columns import MESSAGE_COLUMNS, NO_EVENTS, REMOVED_EVENTS, read_facts
 from relay.spool.shared.tables import QueueEngine, Tables
 from relay.spool.types import NO_EXTRA, SpoolError, readable_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
-_RECIPIENTS = (
+_JOURNEY_RECIPIENTS = (
     "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
     " {}, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
     " ON e.message_id = r.message_id AND e.number = r.entry"
     " WHERE r.message_id = ? ORDER BY r.number"
 )
-_EVENTS = "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence"
+_JOURNEY_EVENTS = "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence"
 _COPIES_MAX = 20
 _FIRST_RECIPIENTS = (  # that policy has not added
     "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
     " ORDER BY state = 'delivered' DESC, number LIMIT ?"
 )
+_EVENTS = (
+    "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"
+    " FROM event e INDEXED BY event_sequence LEFT JOIN message m ON m.id = e.message_id"
+    " WHERE e.sequence > ? AND e.sequence <= ?"
+    " ORDER BY e.sequence LIMIT ?"
+)
+_CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
+_RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
+_Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
+_STATES = {str(state): state for state in RecipientState} | {
+    "indeterminate": RecipientState.DEFERRED
+}
 
 
 def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
@@ -43,8 +61,8 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
     """
     with tables.snapshot():  # the states, and the attempts that led to them
         row = tables.fetch_one(_MESSAGE, (queue_id,))
-        recipients = tables.fetch(_RECIPIENTS.format(tables.next_hop), (queue_id,))
-        events = tables.fetch(_EVENTS, (queue_id,))
+        recipients = tables.fetch(_JOURNEY_RECIPIENTS.format(tables.next_hop), (queue_id,))
+        events = tables.fetch(_JOURNEY_EVENTS, (queue_id,))
     if row is None:
         return None
     facts = read_facts(row)
@@ -196,3 +214,93 @@ def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Contain
         detail["entries"] = [number for number in detail["entries"] if number in entries]
         return bool(detail["entries"])
     return True
+
+
+def events_after(
+    tables: Tables, after: int, until: int, *, limit: int, captures_at_once: bool
+) -> SpoolEvents:
+    """SpoolHistory.events_after. With `captures_at_once` mail for the next hop "capture" is
+    captured when it is accepted.
+    """
+    known: dict[str, _Recipients] = {}
+    found: list[tuple[int, RecordedEvent | None]] = []
+    characters = 0
+    rows = tables.each(_EVENTS, (after, until, limit))
+    for sequence, queue_id, number, at_us, text, submission_id, account in rows:
+        detail = msgspec.json.decode(text)
+        detail.pop("client", None)
+        step = Step(number)
+        recorded = None
+        if account is not None:
+            state = _state_after(step, detail, captures_at_once=captures_at_once)
+            event = Event(step, at_us, detail)
+            recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
+        if recorded is not None and step is Step.DELIVERY:
+            if queue_id not in known:
+                known[queue_id] = _recipients(tables, queue_id)
+            hidden, entries = known[queue_id]
+            if hidden:
+                seen = msgspec.json.decode(text)
+                is_left = is_shown(seen, hidden=hidden, entries=entries)
+                state = _state_after(step, seen, captures_at_once=captures_at_once)
+                of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
+                recorded = replace(recorded, of_sender=of_sender if is_left else None)
+        found.append((sequence, recorded))
+        characters += len(text)
+        if characters > _CHARACTERS_MAX or len(found) == limit:
+            return SpoolEvents(found, removed_to(tables), False)
+    return SpoolEvents(found, removed_to(tables), True)
+
+
+def last_event(tables: Tables) -> int:
+    """Return the sequence behind which all later events are."""
+    return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
+
+
+def last_sequence(tables: Tables) -> int | None:
+    """Return the sequence of the last event that was recorded and is kept."""
+    last: int | None = tables.fetch_one("SELECT max(sequence) FROM event")[0]
+    return last
+
+
+def removed_to(tables: Tables) -> int:
+    """Return the greatest sequence that was removed."""
+    row = tables.fetch_one("SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
+    return int(row[0]) if row else 0
+
+
+def _recipients(tables: Tables, queue_id: str) -> _Recipients:
+    rows = tables.fetch(_RECIPIENTS, (queue_id,))
+    return (
+        frozenset(number for number, _, is_added in rows if is_added),
+        frozenset(entry for _, entry, is_added in rows if not is_added),
+    )
+
+
+def _state_after(
+    step: Step, detail: dict[str, Any], *, captures_at_once: bool
+) -> RecipientState | None:
+    """Return the state of the recipients that the event is about; None if it does not say."""
+    if step is Step.POLICY_AND_ROUTING:
+        captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
+        states = [
+            captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
+            for hop in detail.get("next_hops", ())
+        ]
+        states += [RecipientState.DELIVERED] * bool(detail.get("quarantined"))
+        return message_state(states + [RecipientState.FAILED] * bool(detail.get("refused")))
+    if step is not Step.DELIVERY:
+        return None
+    match detail.get("operation"):
+        case Operation.HOLD:
+            return RecipientState.HELD
+        case Operation.RELEASE:
+            return RecipientState.DEFERRED if "deferred" in detail else RecipientState.QUEUED
+        case Operation.CANCEL:
+            return RecipientState.CANCELLED
+    states = [_STATES[one["outcome"]] for one in detail.get("recipients", ())]
+    if not states:
+        return None
+    if "held" in detail:
+        states = [RecipientState.HELD if one is RecipientState.DEFERRED else one for one in states]
+    return message_state(states)

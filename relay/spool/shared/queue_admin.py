@@ -45,7 +45,7 @@ from relay.spool.queue_commands import (
     ShownTimes,
 )
 from relay.spool.shared.columns import PAY_REPORTS
-from relay.spool.shared.queue.decisions import (
+from relay.spool.shared.decisions import (
     ChangeResult,
     CommandTimes,
     decide,
@@ -53,7 +53,7 @@ from relay.spool.shared.queue.decisions import (
     held_by_restore,
     in_flight_note,
 )
-from relay.spool.shared.queue.entries import (
+from relay.spool.shared.entries import (
     EntryListBuilder,
     EntrySelection,
     like,
@@ -62,7 +62,7 @@ from relay.spool.shared.queue.entries import (
     store_changes,
     to_be_planned,
 )
-from relay.spool.shared.queue.standing_holds import (
+from relay.spool.shared.holds import (
     StandingHold,
     end_new,
     hold_new,

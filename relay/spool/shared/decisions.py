@@ -1,7 +1,7 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
 A dry run and the change itself decide by the same functions, on values that were read before
-(relay/spool/shared/queue/entries.py). An entry that is being delivered is left alone. Every change
+(relay/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
 raises the epoch, so that a claim made before cannot be settled; and it has an event that says who
 changed the entry and why.
 
@@ -32,8 +32,8 @@ from relay.spool.queue_commands import (
     state_after,
 )
 from relay.spool.shared.columns import recipient_row
-from relay.spool.shared.queue.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
-from relay.spool.shared.queue.holds import RELEASED, changed_extra, held_extra
+from relay.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.spool.shared.holds import RELEASED, changed_extra, held_extra
 from relay.spool.shared.tables import Leftovers, Tables
 from relay.spool.types import (
     RESTORED_US,

@@ -7,7 +7,7 @@ and by recipients; its times are wall time.
 
 load_entries() reads what a command needs of some entries, and store_changes() writes what was
 decided about them, each in a few statements however many entries there are. What is decided in
-between needs no tables: see relay/spool/shared/queue/decisions.py.
+between needs no tables: see relay/spool/shared/decisions.py.
 
 See docs/names.md (Commands).
 """
@@ -33,7 +33,7 @@ from relay.spool.queue_commands import (
     states_before,
 )
 from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN, WAITS
-from relay.spool.shared.queue.holds import count_holds, is_of_route
+from relay.spool.shared.holds import count_holds, is_of_route
 from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_KEY,
