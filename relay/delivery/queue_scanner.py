@@ -170,10 +170,10 @@ class PriorityScan:
 
     # -- next hops and senders that are left behind
     def _add_unclaimed(self, next_hop: NextHop, sender: int, due_us: int) -> None:
-        if self._after is None or due_us > self._after.due_us:
+        if self._after is None or due_us > self._after[0]:
             self.resume()
         elif sender in self._active_queue.full_senders(self.level):
-            self._leave_sender(sender, Position(due_us, "", 0))
+            self._leave_sender(sender, (due_us, "", 0))
         else:
             self._leave_hop(next_hop)
 
@@ -228,7 +228,7 @@ class PriorityScan:
 def _earlier(one: Position | None, other: Position | None) -> Position | None:
     if one is None or other is None:
         return None
-    return min(one, other, key=lambda it: (it.due_us, it.message_id, it.number))
+    return min(one, other)
 
 
 @dataclass(eq=False)

@@ -48,12 +48,19 @@ from relay.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.shared.queue_admin import QueueAdmin
 from relay.spool.shared.receipts import ReceiptLedger
-from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables, reads
+from relay.spool.shared.results import Recorded
+from relay.spool.shared.tables import OpenTransaction, QueueEngine, StoredContents, Tables, reads
 from relay.spool.types import (
+    NEVER_US,
+    Accepted,
+    Claim,
     ClaimedRecipient,
+    HoldsFullError,
     Key,
     NewMessage,
     QueueCounts,
+    SentReceipt,
+    Settlement,
     Spool,
     SpoolError,
     SpoolLoad,
@@ -191,6 +198,97 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     def close(self) -> None:
         """Close an engine that was not started."""
         ...
+
+    async def accept(
+        self,
+        message: NewMessage,
+        *,
+        reports: Sequence[NewMessage] = (),
+        submission_key: str = "",
+        claim: bool = True,
+        receipt: SentReceipt | None = None,
+    ) -> Accepted:
+        """Spool.accept."""
+        messages = (message, *reports)
+        stored = await self._store_new(messages)
+        expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
+        try:
+            accepted = await self._accept(
+                messages, stored, submission=(submission_key, expires_us), claim=claim,
+                receipt=receipt,
+            )  # fmt: skip
+        except Exception:
+            await self.discard(stored)
+            raise
+        if isinstance(accepted, HoldsFullError):
+            await self.discard(stored)
+            raise HoldsFullError(accepted.tenant)
+        if receipt is not None:
+            self.receipts.version += 1
+        if accepted.repeated:
+            await self.discard(stored)
+        else:
+            self.committed(stored)
+            self._count_accepted(messages)
+        self._tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)
+        return accepted
+
+    @abstractmethod
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        """Store of the contents of new messages what must be there before their transaction. Raises
+        SpoolUnavailableError where no new mail is accepted.
+        """
+        ...
+
+    @abstractmethod
+    async def _accept(
+        self,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        """Make a message, and the reports that follow it, durable; `submission` is its key, and
+        when that is forgotten.
+        """
+        ...
+
+    async def settle(
+        self, settlement: Settlement, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[Claim, ...]]:
+        """Spool.settle."""
+        stored = await self.store_contents(settlement.reports)
+        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
+        try:
+            recorded = await self._settle(
+                settlement, stored, claim_reports=claim_reports, now_us=now_us
+            )
+        except Exception:
+            await self.discard(stored)
+            raise
+        if recorded is None:
+            await self.discard(stored)
+            return False, ()
+        if recorded.owes:
+            self.receipts.added()
+        self.committed(stored)
+        self._count_accepted(settlement.reports)
+        self._tell(News.RECORDED)
+        return True, recorded.claims
+
+    @abstractmethod
+    async def _settle(
+        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
+        """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
+        NEVER_US if no read receipts are to be recorded.
+        """
+        ...
+
+    def _tell(self, news: News) -> None:
+        """Tell other nodes what this one has done."""
 
     def load(self) -> SpoolLoad:
         """Return the load, without a disk access. A server that is away is no pressure: programs'

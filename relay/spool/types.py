@@ -34,6 +34,9 @@ from relay.mime.read_report import RemoteReport
 ContentKey = Any  # of a content: hashable; what it is, only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
+# In the order in which the entries of a level are due: due time, and key.
+Position = tuple[int, str, int]
+FIRST_POSITION: Position = (-1, "", 0)
 FIRST_EPOCH = 1
 Unanswered = tuple[tuple[int, int], ...]  # recipients by number, and attempts
 # A restored entry is due, and its message expires, at this and the time that was left until it
@@ -67,14 +70,6 @@ class EntrySchedule(Struct, frozen=True):
     cause: str = ""
     cause_attempts: int = 0
     warn_us: int | None = None
-
-
-class Position(Struct, frozen=True):
-    """A place in the order in which the entries of a level are due."""
-
-    due_us: int
-    message_id: str
-    number: int
 
 
 class DueQuery(Struct, frozen=True):

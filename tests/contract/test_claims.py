@@ -5,7 +5,6 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.types import (
     DueQuery,
     EntrySchedule,
-    Position,
     PriorityLevel,
     Settlement,
     sender_key,
@@ -65,7 +64,7 @@ async def test_a_query_for_a_sender_finds_only_its_entries(spool, accept) -> Non
     left = await accept("mx:a.test", "bob", 1)
     batch = await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), without_hops=[A]))
     assert (ids_of(batch), batch.left_hops) == (names, {A})
-    after = Position(0, "", 0)
+    after = (0, "", 0)
     assert (
         ids_of(await spool.claim_due(NOW, 9, DueQuery(sender=sender_key("bob"), after=after)))
         == left

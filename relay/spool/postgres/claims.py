@@ -27,7 +27,7 @@ from relay.spool.shared.claimed import (
 )
 from relay.spool.shared.columns import WAITS
 from relay.spool.shared.holds import end_hold, hold_damaged
-from relay.spool.types import Claim, DueBatch, DueQuery, Key, Position, PriorityLevel
+from relay.spool.types import FIRST_POSITION, Claim, DueBatch, DueQuery, Key, PriorityLevel
 
 # A loose index scan: one seek to the next owner. An owner that is not among the nodes is dead too.
 _DEAD_OWNERS = """
@@ -186,17 +186,16 @@ def _due_rows(
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     if look.only_ended:
         sql, whose = _ENDED_OF_LEVEL, (turns, now_us, now_us)
-    after = look.after or Position(-1, "", 0)
+    after = look.after or FIRST_POSITION
     left = claimed.ROWS_MAX
     while left > 0:
         number = min(left, max(limit + 1, _PAGE))
-        place = (after.due_us, after.message_id, after.number)
-        rows = transaction.fetch(sql, (*whose, now_us, *place, number, number))
+        rows = transaction.fetch(sql, (*whose, now_us, *after, number, number))
         yield from rows
         if len(rows) < number:
             return
         left -= number
-        after = Position(rows[-1][0], rows[-1][1], rows[-1][2])
+        after = (rows[-1][0], rows[-1][1], rows[-1][2])
 
 
 def _scan_next_hop(

@@ -20,7 +20,7 @@ from relay.spool.shared import stats
 from relay.spool.shared.columns import REMOVED_EVENTS, WAITS
 from relay.spool.shared.maintenance import SpoolMaintenance
 from relay.spool.shared.tables import OpenTransaction, QueueEngine, Tables
-from relay.spool.types import Claim, DueBatch, Key, Position, PriorityLevel
+from relay.spool.types import FIRST_POSITION, Claim, DueBatch, Key, PriorityLevel
 
 T = TypeVar("T")
 _REMOVED = (
@@ -165,7 +165,7 @@ class UnheldStores:
         self._since_s: dict[int, float] = {}
         self._logged: set[str] = set()
         self._turns: list[int] = []  # those that are left of this walk
-        self._after = _START
+        self._after = FIRST_POSITION
 
     def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
         """Take a reading of unheld_stores() at `now_s`, seconds since the boot.
@@ -203,22 +203,18 @@ class UnheldStores:
         while self._turns and left > 0:
             rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
             for due_us, message_id, number, has_ended in rows:
-                self._after = Position(due_us, message_id, number)
+                self._after = (due_us, message_id, number)
                 keys += [(message_id, number)] if has_ended else []
                 if len(keys) == _KEYS_AT_ONCE:
                     return keys
             if len(rows) < left:
                 self._turns.pop(0)
-                self._after = _START
+                self._after = FIRST_POSITION
             left -= len(rows)
         return keys
 
     def _page(
         self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
     ) -> list[Sequence[Any]]:
-        after = self._after
-        place = (after.due_us, after.message_id, after.number)
-        return [tuple(row) for row in tables.fetch(_PAGE, (turn, now_us, *place, limit))]
-
-
-_START = Position(-1, "", 0)
+        values = (turn, now_us, *self._after, limit)
+        return [tuple(row) for row in tables.fetch(_PAGE, values)]

@@ -37,9 +37,9 @@ from relay.spool.shared import event_log
 from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import NO_EVENTS
 from relay.spool.shared.receipts import count_receipts
+from relay.spool.shared.results import Recorded
 from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.types import (
-    NEVER_US,
     Accepted,
     Claim,
     ContentKey,
@@ -202,7 +202,7 @@ class PostgresSpool(SpoolEngine):
 
     async def _follow(self, command: QueueCommand) -> None:
         await super()._follow(command)
-        self._keeper.tell(News.RECORDED | News.DUE | News.HOLDS)
+        self._tell(News.RECORDED | News.DUE | News.HOLDS)
 
     def is_of_other_store(self, domain: str) -> bool:
         """SpoolEngine.is_of_other_store: maybe, until they were read."""
@@ -266,52 +266,35 @@ class PostgresSpool(SpoolEngine):
             return root_id, was_used
         return "", False  # the others were used
 
-    async def accept(
+    async def _accept(
         self,
-        message: NewMessage,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
         *,
-        reports: Sequence[NewMessage] = (),
-        submission_key: str = "",
-        claim: bool = True,
-        receipt: SentReceipt | None = None,
-    ) -> Accepted:
-        """Spool.accept."""
-        self._check_usable()
-        messages = (message, *reports)
-        bodies = await self.store_contents(messages)
-        expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        key, expires_us = submission
 
         def write(transaction: WriteTransaction) -> Accepted | HoldsFullError:
             return transactions.accept(
-                transaction, messages, bodies, submission_key=submission_key,
+                transaction, messages, stored, submission_key=key,
                 submission_expires_us=expires_us, captured=self._captured, claim=claim,
                 receipt=receipt,
             )  # fmt: skip
 
         try:
-            accepted = await self._writer.submit(
+            return await self._writer.submit(
                 write, accepts=True, size=_size_of(messages),
-                alone=transactions.reads_first(message, receipt)
-                or transactions.reads_for(messages, bodies),
+                alone=transactions.reads_first(messages[0], receipt)
+                or transactions.reads_for(messages, stored),
             )  # fmt: skip
         except KnownKeyError:
-            await self.discard(bodies)
-            return await self._known(submission_key)
-        except BaseException:
-            await self.discard(bodies)
+            return await self._known(key)
+        except asyncio.CancelledError:
+            await self.discard(stored)
             raise
-        if isinstance(accepted, HoldsFullError):
-            await self.discard(bodies)
-            raise HoldsFullError(accepted.tenant)
-        if accepted.repeated:
-            await self.discard(bodies)
-        if receipt is not None:
-            self.receipts.version += 1
-        self._keeper.tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)
-        if not accepted.repeated:
-            self._bodies.accepted(bodies)
-            self._count_accepted(messages)
-        return accepted
 
     async def _known(self, submission_key: str) -> Accepted:
         queue_id = await self.accepted_as(submission_key)
@@ -319,35 +302,28 @@ class PostgresSpool(SpoolEngine):
             raise SpoolUnavailableError("the submission key is being removed")
         return Accepted(queue_id, repeated=True)
 
-    async def settle(
-        self, settlement: Settlement, *, claim_reports: bool = True
-    ) -> tuple[bool, tuple[Claim, ...]]:
-        """Spool.settle."""
+    async def _settle(
+        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
         self._check_usable()
-        bodies = await self.store_contents(settlement.reports)
-        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
-            recorded = await self._writer.submit(
+            return await self._writer.submit(
                 lambda transaction: transactions.settle(
-                    transaction, settlement, bodies, captured=self._captured,
+                    transaction, settlement, stored, captured=self._captured,
                     claim_reports=claim_reports, now_us=now_us,
                 ),
                 alone=transactions.runs_statements(settlement)
-                or transactions.reads_for(settlement.reports, bodies),
+                or transactions.reads_for(settlement.reports, stored),
                 size=_size_of(settlement.reports),
             )  # fmt: skip
         except StaleClaimError:
-            await self.discard(bodies)
-            return False, ()
-        except BaseException:
-            await self.discard(bodies)
+            return None
+        except asyncio.CancelledError:
+            await self.discard(stored)
             raise
-        if recorded.owes:
-            self.receipts.added()
-        self._bodies.accepted(bodies)
-        self._count_accepted(settlement.reports)
-        self._keeper.tell(News.RECORDED)
-        return True, recorded.claims
+
+    def _tell(self, news: News) -> None:
+        self._keeper.tell(news)
 
     def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""
@@ -369,7 +345,7 @@ class PostgresSpool(SpoolEngine):
     async def release(self, claims: Sequence[Claim]) -> None:
         """Spool.release."""
         await self.change(lambda one: release_claims(one, claims))
-        self._keeper.tell(News.RELEASED)
+        self._tell(News.RELEASED)
 
     def incoming_body(self) -> IncomingParts:
         """Spool.incoming_body."""
@@ -467,6 +443,10 @@ class PostgresSpool(SpoolEngine):
         own = (self._writer.incarnation,)
         rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
         return [name for (name,) in rows]
+
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        self._check_usable()
+        return await self.store_contents(messages)
 
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """QueueEngine.store_contents. If one cannot be written, all are removed."""

@@ -24,19 +24,18 @@ from relay.spool.postgres.tables import ConnectionTables, statement
 from relay.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
-    accepted_as,
+    accepted,
     accepted_rows,
+    decided_before,
     used_contents,
 )
 from relay.spool.shared.columns import json_text, message_row
-from relay.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes, lack_of_room
-from relay.spool.shared.receipts import note_receipt, record_sent
+from relay.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
 from relay.spool.shared.results import Recorded, record_beside, settled_rows, waiting_columns
 from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.types import (
     NEVER_US,
     Accepted,
-    Claim,
     HoldsFullError,
     NewMessage,
     SentReceipt,
@@ -236,27 +235,23 @@ def accept(
     key.
     """
     first = messages[0]
+    answer = None
     if reads_first(first, receipt):
-        if receipt is not None:
-            record_sent(transaction, receipt)
-        if submission_key and (known := accepted_as(transaction, submission_key)):
-            return Accepted(known, repeated=True)
-        if (full := lack_of_room(transaction, first)) is not None:
-            return full
-        if receipt is not None:
-            note_receipt(transaction, receipt)
+        answer = decided_before(transaction, first, submission_key, receipt)
+    if answer is not None:
+        return answer
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
         if any(one[0] == submission_key for one in transaction.rows.submissions):
             raise KnownKeyError("the submission key is used twice in one commit")
         transaction.rows.submissions.append(row)
-    claims: list[Claim] = []
-    ends: list[int] = []
-    for message, stored in zip(messages, bodies, strict=True):
-        added = add_message(transaction, message, stored, claim=claim, captured=captured)
-        claims += added.claims
-        ends += added.parked_until_us
-    return Accepted(first.facts.id, tuple(claims), parked_until_us=min(ends, default=None))
+    return accepted(
+        first,
+        [
+            add_message(transaction, message, stored, claim=claim, captured=captured)
+            for message, stored in zip(messages, bodies, strict=True)
+        ],
+    )
 
 
 def add_message(
@@ -340,18 +335,14 @@ def settle(
     )  # fmt: skip
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    rows.counts.update(changed.final)
-    if changed.is_finished and claim.is_held_by_rule:
-        count_holds(transaction, {claim.extra.rule: -1})
-    transaction.append_events(claim.message.id, settlement.events)
-    if runs_statements(settlement):
-        record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)
-    claims: list[Claim] = []
-    for message, stored in zip(settlement.reports, bodies, strict=True):
-        added = add_message(
+    record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)
+    claims = [
+        one
+        for message, stored in zip(settlement.reports, bodies, strict=True)
+        for one in add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
-        )
-        claims += added.claims
+        ).claims
+    ]
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 

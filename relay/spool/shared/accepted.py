@@ -12,15 +12,20 @@ from relay.message.content import size_of
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import HopKind, NextHop
 from relay.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
-from relay.spool.shared.tables import Tables
+from relay.spool.shared.holds import lack_of_room
+from relay.spool.shared.receipts import note_receipt, record_sent
+from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_EPOCH,
     NEVER_US,
+    Accepted,
     Claim,
     ClaimedRecipient,
     ContentKey,
+    HoldsFullError,
     NewEntry,
     NewMessage,
+    SentReceipt,
     extra_text,
 )
 
@@ -72,6 +77,32 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
     """Spool.accepted_as."""
     known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
     return str(known[0]) if known else ""
+
+
+def decided_before(
+    transaction: OpenTransaction,
+    message: NewMessage,
+    submission_key: str,
+    receipt: SentReceipt | None,
+) -> Accepted | HoldsFullError | None:
+    """Return what an acceptance answers that adds nothing: that the submission key is known, or
+    that rules would hold more entries than they may. None for any other; what becomes of the read
+    receipt is recorded then.
+    """
+    if receipt is not None:
+        record_sent(transaction, receipt)
+    if submission_key and (known := accepted_as(transaction, submission_key)):
+        return Accepted(known, repeated=True)
+    if (full := lack_of_room(transaction, message)) is None and receipt is not None:
+        note_receipt(transaction, receipt)
+    return full
+
+
+def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
+    """Return the answer for a message, whose rows, and those of its reports, were added."""
+    claims = tuple(claim for one in added for claim in one.claims)
+    ends = (end_us for one in added for end_us in one.parked_until_us)
+    return Accepted(message.facts.id, claims, parked_until_us=min(ends, default=None))
 
 
 def used_contents(message: NewMessage) -> set[int]:

@@ -23,7 +23,6 @@ from relay.spool.types import (
     DueBatch,
     DueQuery,
     Key,
-    Position,
     PriorityLevel,
     parse_entry_extra,
 )
@@ -118,7 +117,7 @@ def scan_level(
             left_hops.add(hop)
         else:
             keys.append((message_id, number))
-    reached = look.after if last is None else Position(last[0], last[1], last[2])
+    reached = look.after if last is None else (last[0], last[1], last[2])
     seen = DueBatch(
         ended=not stopped and rows_read < ROWS_MAX, reached=reached,
         left_hops=frozenset(left_hops), left_senders=frozenset(left_senders),

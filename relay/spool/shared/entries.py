@@ -34,6 +34,7 @@ from relay.spool.queue_commands import (
 )
 from relay.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, LOGIN, WAITS
 from relay.spool.shared.holds import count_holds, is_of_route
+from relay.spool.shared.message_list import naming
 from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import (
     FIRST_KEY,
@@ -66,11 +67,6 @@ _NAMED_MAX = 10_000  # entries of one id
 _CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
 _DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
 _HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
-_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
-_BY_ID = (
-    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
-    " AND submission_id >= ? AND submission_id < ?"
-)
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for an operation
 _FACTS = (
     "SELECT e.message_id, e.number, e.state, e.claimed, e.next_hop, e.retry_us, e.due_us,"
@@ -305,7 +301,7 @@ class EntrySelection:
 
 def _entries_of(tables: Tables, name: str) -> list[Key]:
     """Return the live entries of a message by any of its ids, or one entry by ID-NUMBER."""
-    where, values = _naming(name)
+    where, values = naming(name)
     rows = tables.fetch(
         "SELECT e.message_id, e.number FROM entry e WHERE e.state <> 'final' AND e.message_id IN"
         f" ({where}) LIMIT ?",
@@ -316,17 +312,6 @@ def _entries_of(tables: Tables, name: str) -> list[Key]:
     if keys or not (dash and number.isascii() and number.isdecimal() and _is_id(queue_id)):
         return keys
     return [key for key in _entries_of(tables, queue_id) if key[1] == int(number)]
-
-
-def _naming(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return a query for the ids of messages with this name: a queue id, Message-ID, submission id,
-    or draft id (the part of a submission id before the point).
-    """
-    if "@" in name or name.startswith("<"):
-        bare = name.removeprefix("<").removesuffix(">")
-        return _BY_MESSAGE_ID, (bare, f"<{bare}>")
-    low, high = (name, name + "\1") if "." in name else (name + ".", name + "/")
-    return _BY_ID, (name, low, high)
 
 
 def _is_id(text: str) -> bool:

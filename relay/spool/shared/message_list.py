@@ -77,6 +77,11 @@ _NEXT_ATTEMPT = (
     "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
     " GROUP BY message_id"
 )
+_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+_BY_ID = (
+    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
+    " AND submission_id >= ? AND submission_id < ?"
+)
 _FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
 _ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
 # The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
@@ -267,7 +272,9 @@ def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
 def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
     """SpoolHistory.find_queue_ids; also for an entry's ID-NUMBER."""
     key = _ENTRY.sub(r"\1", key)
-    rows = tables.fetch(*_lookup(key)) if key != "last" else []
+    where, values = naming(key)
+    sql = f"SELECT id, account FROM message WHERE id IN ({where})"
+    rows = tables.fetch(sql, values) if key != "last" else []
     if not rows and _COPY.match(key):
         rows = tables.fetch(
             _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
@@ -436,19 +443,15 @@ def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
     return list(islice(own, limit))
 
 
-def _lookup(key: str) -> tuple[str, tuple[str, ...]]:
-    """Return a query for the messages with this name, and its values."""
-    if "@" in key or key.startswith("<"):
-        sql = "SELECT id, account FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
-        return sql, (key, f"<{key.removeprefix('<').removesuffix('>')}>")
-    sql = (
-        "SELECT id, account FROM message WHERE id = ?"
-        " UNION SELECT id, account FROM message WHERE submission_id <> ''"
-        " AND submission_id >= ? AND submission_id < ?"
-    )
-    if "." in key:  # a whole submission id
-        return sql, (key, key, key + "\1")
-    return sql, (key, key + ".", key + "/")  # "." to "/": every submission of a draft
+def naming(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a query for the ids of messages with this name: a queue id, Message-ID, submission id,
+    or draft id (the part of a submission id before the point).
+    """
+    if "@" in name or name.startswith("<"):
+        bare = name.removeprefix("<").removesuffix(">")
+        return _BY_MESSAGE_ID, (bare, f"<{bare}>")
+    low, high = (name, name + "\1") if "." in name else (name + ".", name + "/")
+    return _BY_ID, (name, low, high)
 
 
 def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:

@@ -31,7 +31,7 @@ from relay.message.receipt import ReceiptRequest
 from relay.mime.read_report import RemoteClaim, RemoteReport
 from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import PAY_REPORTS, json_text
-from relay.spool.shared.holds import note_hold, note_unanswered
+from relay.spool.shared.holds import count_holds, note_hold, note_unanswered
 from relay.spool.shared.receipts import add_receipts
 from relay.spool.shared.tables import OpenTransaction, Tables
 from relay.spool.types import Claim, DeliveredReport, EntrySchedule, PriorityLevel, Settlement
@@ -142,11 +142,15 @@ def record_beside(
     now_us: int,
     store: int,
 ) -> None:
-    """Record what ordinary mail has none of: reports and read receipts that are owed, a hold,
-    attempts without an answer, and what a report from outside claims. `now_us` is queue time,
-    `store` that of the claim.
+    """Record counts and events, and what ordinary mail has none of: reports and read receipts that
+    are owed, a hold, attempts without an answer, and what a report from outside claims. `now_us` is
+    queue time, `store` that of the claim.
     """
     claim = settlement.claim
+    transaction.counts.update(rows.final)
+    if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
+        count_holds(transaction, {claim.extra.rule: -1})
+    transaction.append_events(claim.message.id, settlement.events)
     record_owed(transaction, settlement)
     if rows.held:
         note_hold(transaction, claim.key, rows.held, since_us=settlement.at_us)

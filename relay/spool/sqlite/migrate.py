@@ -1,6 +1,7 @@
-"""Migrate a spool to the current schema with numbered SQL texts, one transaction each.
+"""Migrate a spool to the current schema with numbered SQL texts, in one transaction.
 
-Schema 1 is that of Relay 0.2.0. A file has one schema or the next, whenever the process is killed.
+Schema 1 is that of Relay 0.2.0. A file has its old schema or the current one, whenever the process
+is killed.
 Before the first change the database is copied next to the original. The table `migration` records
 which texts made the file. A file of a newer Relay, of one before 0.2.0, or with other tables and
 columns than its schema has, raises SpoolFormatError; a disk without room for the copy
@@ -152,10 +153,7 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
         _apply(connection, schema())
     elif found < SCHEMA_VERSION:
         _copy_before(connection, path, found=found)
-        for text in migrations():
-            if text.version > found:
-                _log.info("migrating spool", file=path.name, step=text.name)
-                _apply(connection, text)
+        _apply(connection, *(text for text in migrations() if text.version > found))
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
     if _OWED in connection.execute(_COLUMNS).fetchall():
         connection.execute(_RENAME)
@@ -179,14 +177,15 @@ def _check_made_by(path: Path, *, made_by: int, found: int) -> None:
         raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
 
 
-def _apply(connection: apsw.Connection, text: Text) -> None:
+def _apply(connection: apsw.Connection, *texts: Text) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute(text.sql)
-        connection.execute(_RECORDS)
-        record = (text.version, text.name, text.checksum)
-        connection.execute("INSERT INTO migration VALUES (?,?,?)", record)
-        connection.execute(f"PRAGMA user_version = {text.version}")
+        for text in texts:
+            connection.execute(text.sql)
+            connection.execute(_RECORDS)
+            record = (text.version, text.name, text.checksum)
+            connection.execute("INSERT INTO migration VALUES (?,?,?)", record)
+            connection.execute(f"PRAGMA user_version = {text.version}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -210,18 +209,8 @@ def _check_records(connection: apsw.Connection, path: Path) -> None:
 
 
 def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None:
-    """Copy the file before its migration, so that it can be restored.
-
-    A copy of an older schema is never replaced. A migration that was cut off between two texts has
-    made it of this queue: then it is the way back, and the only copy.
-    """
+    """Copy the file before its migration, so that it can be restored."""
     copy = path.with_name(f"{path.name}.before-{SCHEMA_VERSION}")
-    copied, counters = _state_of_copy(copy)
-    if 0 < copied < found:
-        if counters == _counters(connection):
-            _log.info("copy from before the migration kept", file=copy.name, schema=copied)
-            return
-        copy = copy.with_name(f"{copy.name}-from-{found}")  # the other one is of an earlier time
     size = connection.pragma("page_count") * connection.pragma("page_size")
     try:
         check_free_space(path.parent, _COPIES_ROOM * size)
@@ -238,20 +227,8 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
             old.unlink()
 
 
-def _state_of_copy(copy: Path) -> tuple[int, dict[str, int]]:
-    """Return the schema and the counters of a copy; no schema for no copy, or no readable one."""
-    with suppress(apsw.Error), closing(open_copy(copy)) as connection:
-        return connection.pragma("user_version"), _counters(connection)
-    return 0, {}
-
-
-def _counters(connection: apsw.Connection) -> dict[str, int]:
-    """Return what each commit changes, and no migration."""
-    return dict(connection.execute("SELECT name, value FROM counter"))
-
-
 def _version_of(copy: Path) -> int:
-    number = copy.name.rpartition(".before-")[2].partition("-")[0]
+    number = copy.name.rpartition(".before-")[2]
     return int(number) if number.isdigit() else 0
 
 

@@ -27,6 +27,7 @@ from relay.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
 from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import inline_content
 from relay.spool.shared.receipts import count_receipts
+from relay.spool.shared.results import Recorded
 from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.sqlite import transactions
 from relay.spool.sqlite.content_files import (
@@ -55,7 +56,6 @@ from relay.spool.sqlite.transactions import (
 from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog, commits_of, rewrite_log
 from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import (
-    NEVER_US,
     Accepted,
     Claim,
     ContentKey,
@@ -233,31 +233,26 @@ class SqliteSpool(SpoolEngine):
         self._last_commit.forget()
         self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 
-    async def accept(
+    async def _accept(
         self,
-        message: NewMessage,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
         *,
-        reports: Sequence[NewMessage] = (),
-        submission_key: str = "",
-        claim: bool = True,
-        receipt: SentReceipt | None = None,
-    ) -> Accepted:
-        """Spool.accept."""
-        self.damage.check()
-        messages = (message, *reports)
-        files = await self._store_large(messages)
-        expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        key, expires_us = submission
         inline_bytes = sum(
             len(memory_part(content))
-            for index, content in enumerate(message.contents)
-            if index not in files[0] or isinstance(content, LargeContent)
+            for index, content in enumerate(messages[0].contents)
+            if index not in stored[0] or isinstance(content, LargeContent)
         )
 
         def write(batch: Batch) -> Accepted | HoldsFullError:
             accepted = transactions.accept(
-                batch, messages, files, submission_key=submission_key,
-                submission_expires_us=expires_us, captured=self._captured,
-                claim=claim, receipt=receipt,
+                batch, messages, stored, submission_key=key, submission_expires_us=expires_us,
+                captured=self._captured, claim=claim, receipt=receipt,
             )  # fmt: skip
             # a repetition needs no room
             if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
@@ -265,54 +260,22 @@ class SqliteSpool(SpoolEngine):
             return accepted
 
         try:
-            accepted = await self._writer.submit(write, accepts=True)
-        except Exception as error:
-            await self.discard(files)
-            if isinstance(error, SpoolDamagedError):
-                raise SpoolUnavailableError(str(error)) from error
-            raise
-        if isinstance(accepted, HoldsFullError):
-            await self.discard(files)
-            raise HoldsFullError(accepted.tenant)
-        if receipt is not None:
-            self.receipts.version += 1
-        if accepted.repeated:
-            await self.discard(files)
-        else:
-            self._files.committed(files)
-            self._count_accepted(messages)
-        return accepted
+            return await self._writer.submit(write, accepts=True)
+        except SpoolDamagedError as error:
+            raise SpoolUnavailableError(str(error)) from error
 
-    async def settle(
-        self, settlement: Settlement, *, claim_reports: bool = True
-    ) -> tuple[bool, tuple[Claim, ...]]:
-        """Spool.settle."""
-        files = await self.store_contents(settlement.reports)
-        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
-        try:
-            recorded = await self._writer.submit(
-                lambda batch: transactions.settle(
-                    batch,
-                    settlement,
-                    files,
-                    claim_reports=claim_reports,
-                    captured=self._captured,
-                    now_us=now_us,
-                )
+    async def _settle(
+        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
+        recorded = await self._writer.submit(
+            lambda batch: transactions.settle(
+                batch, settlement, stored, claim_reports=claim_reports, captured=self._captured,
+                now_us=now_us,
             )
-        except Exception:
-            await self.discard(files)
-            raise
-        if recorded is None:
-            await self.discard(files)
-            return False, ()
-        if recorded.unneeded:
+        )  # fmt: skip
+        if recorded is not None and recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
-        if recorded.owes:
-            self.receipts.added()
-        self._files.committed(files)
-        self._count_accepted(settlement.reports)
-        return True, recorded.claims
+        return recorded
 
     def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
         """Spool.may_finish: nobody else has the file."""
@@ -378,6 +341,10 @@ class SqliteSpool(SpoolEngine):
         """SpoolEngine.disk."""
         self.reserve_file.make()
         return disk_of(self.reserve_file.directory)
+
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        self.damage.check()
+        return await self._store_large(messages)
 
     async def _store_large(self, messages: Iterable[NewMessage]) -> StoredContents:
         """Write the contents that need a file. If one cannot be written, all are removed."""

@@ -27,8 +27,9 @@ from relay.spool.shared.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
     CapturedMail,
-    accepted_as,
+    accepted,
     accepted_rows,
+    decided_before,
     used_contents,
 )
 from relay.spool.shared.claimed import (
@@ -47,8 +48,7 @@ from relay.spool.shared.columns import (
     WAITS,
     message_row,
 )
-from relay.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged, lack_of_room
-from relay.spool.shared.receipts import note_receipt, record_sent
+from relay.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
 from relay.spool.shared.results import (
     Recorded,
     SettledRows,
@@ -61,6 +61,7 @@ from relay.spool.sqlite.database import SqliteTables
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import (
     FIRST_EPOCH,
+    FIRST_POSITION,
     NEVER_US,
     Accepted,
     Claim,
@@ -70,7 +71,6 @@ from relay.spool.types import (
     HoldsFullError,
     Key,
     NewMessage,
-    Position,
     PriorityLevel,
     SentReceipt,
     Settlement,
@@ -134,25 +134,19 @@ def accept(
     """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
     where rules would hold more entries than they may. `files` are those of each message.
     """
-    if receipt is not None:
-        record_sent(batch, receipt)
     first = messages[0]
-    if submission_key and (known := accepted_as(batch, submission_key)):
-        return Accepted(known, repeated=True)
-    if (full := lack_of_room(batch, first)) is not None:
-        return full
+    if (answer := decided_before(batch, first, submission_key, receipt)) is not None:
+        return answer
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
         batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
-    claims: list[Claim] = []
-    ends: list[int] = []
-    for message, names in zip(messages, files, strict=True):
-        added = add_message(batch, message, names, claim=claim, captured=captured)
-        claims += added.claims
-        ends += added.parked_until_us
-    if receipt is not None:
-        note_receipt(batch, receipt)
-    return Accepted(first.facts.id, tuple(claims), parked_until_us=min(ends, default=None))
+    return accepted(
+        first,
+        [
+            add_message(batch, message, names, claim=claim, captured=captured)
+            for message, names in zip(messages, files, strict=True)
+        ],
+    )
 
 
 def settle(
@@ -171,9 +165,6 @@ def settle(
     rows = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
     if not _leave(batch, settlement, rows):
         return None
-    batch.counts.update(rows.final)
-    if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
-        count_holds(batch, {claim.extra.rule: -1})
     batch.execute_each(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
         " WHERE message_id = ? AND entry = ? AND number = ?"
@@ -183,12 +174,12 @@ def settle(
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    batch.append_events(claim.message.id, settlement.events)
     record_beside(batch, settlement, rows, now_us=now_us, store=0)
-    claims: list[Claim] = []
-    for message, names in zip(settlement.reports, files, strict=True):
-        added = add_message(batch, message, names, claim=claim_reports, captured=captured)
-        claims += added.claims
+    claims = [
+        one
+        for message, names in zip(settlement.reports, files, strict=True)
+        for one in add_message(batch, message, names, claim=claim_reports, captured=captured).claims
+    ]
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
@@ -336,8 +327,7 @@ def _scan_level(
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     if look.only_ended:
         sql, whose = _ENDED_OF_LEVEL, (now_us, now_us, *whose)
-    after = look.after or Position(-1, "", 0)
-    rest = (now_us, after.due_us, after.message_id, after.number, claimed.ROWS_MAX)
+    rest = (now_us, *(look.after or FIRST_POSITION), claimed.ROWS_MAX)
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 

@@ -21,7 +21,6 @@ from relay.spool.types import (
     DueBatch,
     DueQuery,
     NewMessage,
-    Position,
     PriorityLevel,
     sender_key,
 )
@@ -280,7 +279,7 @@ async def test_every_priority_level_is_scanned_within_its_part() -> None:
 def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
     """The cycle goes through the senders of a next hop; it has passed 7 when 3 has an entry."""
     hop, walk = NextHop.parse("mx:a.test"), PriorityScan(PriorityLevel.NORMAL, ActiveQueue())
-    reached = Position(100, "z", 1)
+    reached = (100, "z", 1)
     look = walk.next_query()
     walk.apply(look, DueBatch(reached=reached, left_hops=frozenset({hop})))
     look = walk.next_query()

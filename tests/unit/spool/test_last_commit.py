@@ -15,7 +15,7 @@ from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.migrate import check_files
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import last_commit_of, log_of
-from relay.spool.sqlite.storage import back_up
+from relay.spool.sqlite.storage import SqliteStorage
 from relay.spool.sqlite.write_ahead_log import (
     LastCommit,
     RecordedCommit,
@@ -133,7 +133,7 @@ async def test_a_lost_log_is_damage_until_an_operator_decides(
             open_spool(killed)
     (tmp_path / "backup").mkdir()
     with pytest.raises(SpoolDamagedError):
-        back_up(killed, tmp_path / "backup")
+        SqliteStorage(killed).back_up(tmp_path / "backup")
     last_commit_of(killed).unlink()  # an operator takes what is left
     assert len(await listed(open_spool, killed)) < MESSAGES
 
@@ -145,7 +145,7 @@ async def test_a_restored_backup_next_to_a_newer_last_commit_file_is_explained(
     await spool.start()
     await fill(spool, make, 2)
     (tmp_path / "backup").mkdir()
-    back_up(path, tmp_path / "backup")
+    SqliteStorage(path).back_up(tmp_path / "backup")
     await fill(spool, make, 2)
     killed = copied(path, tmp_path / "killed")
     await spool.stop()

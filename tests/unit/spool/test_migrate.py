@@ -155,31 +155,6 @@ def test_a_copy_is_made_before_the_first_change(older: Path) -> None:
     assert _schema_of(copy) == VERSION
 
 
-def test_the_copy_of_a_killed_migration_is_kept(older: Path, killed) -> None:
-    assert killed(older, 2, "BEGIN IMMEDIATE") == -9  # of the second step
-    assert _schema_of(older) == VERSION + 1
-    copy = older.with_name(f"{older.name}.before-{NEXT}")
-    octets = copy.read_bytes()
-    open_database(older).close()
-    assert (_schema_of(older), _schema_of(copy)) == (NEXT, VERSION)
-    assert copy.read_bytes() == octets
-    assert [one.name for one in older.parent.glob("*before*")] == [copy.name]
-
-
-def test_a_copy_of_an_older_queue_is_kept_next_to_the_new_one(older: Path, killed) -> None:
-    first = older.with_name(f"{older.name}.before-{NEXT}")
-    first.write_bytes(older.read_bytes())
-    assert killed(older, 2, "BEGIN IMMEDIATE") == -9
-    connection = apsw.Connection(str(older))  # a Relay of that schema has worked in the meantime
-    connection.execute("INSERT INTO counter VALUES ('accepted', 1)")
-    connection.close()
-    older.with_name(f"{older.name}.before-{VERSION}").write_bytes(b"")
-    open_database(older).close()
-    second = first.with_name(f"{first.name}-from-{VERSION + 1}")
-    assert sorted(older.parent.glob("*before*")) == [first, second]
-    assert (_schema_of(first), _schema_of(second)) == (VERSION, VERSION + 1)
-
-
 def _schema_of(file: Path) -> int:
     connection = apsw.Connection(str(file))
     try:
