@@ -28,7 +28,7 @@ from relay.app.maintenance import (
     MaintenanceGauges,
     PrunedHistory,
     check_policies,
-    end_unheld_mail,
+    end_mail_without_node,
     expire_uploads,
     log_continued,
     prune_history,
@@ -126,8 +126,8 @@ class Daemon:
         self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
         self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
         if not base.settings.spool.is_file:
-            end = self.transport.scheduler.end_unheld
-            self._spawn(end_unheld_mail(base.spool, end, base.clock), "unheld-mail")
+            end = self.transport.scheduler.end_without_node
+            self._spawn(end_mail_without_node(base.spool, end, base.clock), "mail-without-node")
         self._spawn(warn_of_ending_keys(base.sources.keys, base.clock), "signing-keys")
         if self.transport.maildrop is not None:
             self._spawn(self.transport.maildrop.run(), "maildrop")

@@ -405,7 +405,7 @@ def open_foundation(
         delivers_captured=sources.development is not None, holds_store=sources.holds_root,
     )  # fmt: skip
     undo.callback(engine.close)
-    table.hold_of = engine.queue_admin.standing_hold
+    table.hold_of = engine.queue_admin.hold_rule
     table.is_of_other_store = engine.is_of_other_store
     refusals = (
         RefusalFiles(settings.refused_dir)

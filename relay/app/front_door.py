@@ -36,7 +36,7 @@ from relay.http.http_server import HttpServer
 from relay.http.protocol import AllowedHosts
 from relay.notifications.webhooks import Webhooks
 from relay.routing.resolver import LoopbackResolver, Resolver
-from relay.spool.engine import unheld_text
+from relay.spool.engine import without_node_text
 from relay.spool.queue_commands import RouteLookup
 
 if TYPE_CHECKING:
@@ -203,11 +203,11 @@ def _impairment(base: Foundation) -> str:
     """Return what does not work although /readyz is 200, "" if there is nothing."""
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
-    unheld = map(unheld_text, base.spool.maintenance.unheld_stores)
+    without_node = map(without_node_text, base.spool.maintenance.stores_without_node)
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
-    found = (refusing, paused, base.readiness.impaired, rules, *unheld, *down)
+    found = (refusing, paused, base.readiness.impaired, rules, *without_node, *down)
     return "; ".join(filter(None, found))
 
 

@@ -40,8 +40,8 @@ _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
 _SETTLE_S = 1.0
-_UNHELD_S = 5.0
-_UNHELD_PAUSE_S = 0.1
+_WITHOUT_NODE_S = 5.0
+_WITHOUT_NODE_PAUSE_S = 0.1
 _CLOCK_DIFFERS_US = 60_000_000
 
 
@@ -302,17 +302,19 @@ async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
     await _repeat(sweep, clock, interval_s=_DAY_S, fault="stale contents not removed")
 
 
-async def end_unheld_mail(
+async def end_mail_without_node(
     spool: SpoolEngine, end: Callable[[Sequence[Claim]], None], clock: Clock
 ) -> None:
     """Claim the mail that has expired in stores without a node, and `end` it, until cancelled."""
 
     async def look() -> None:
-        while claims := await spool.maintenance.claim_unheld():
+        while claims := await spool.maintenance.claim_without_node():
             end(claims)
-            await clock.sleep(_UNHELD_PAUSE_S)  # sleeps: lets others write
+            await clock.sleep(_WITHOUT_NODE_PAUSE_S)  # sleeps: lets others write
 
-    await _repeat(look, clock, interval_s=_UNHELD_S, fault="mail without a mail root not ended")
+    await _repeat(
+        look, clock, interval_s=_WITHOUT_NODE_S, fault="mail without a mail root not ended"
+    )
 
 
 async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:

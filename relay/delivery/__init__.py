@@ -1,10 +1,10 @@
 """Step 6: delivery, to local mailboxes and by SMTP to the next hop.
 
-A connection has at most one transaction that is not settled, so a crash causes at most one second
+A connection has at most one transaction that is not recorded, so a crash causes at most one second
 copy for each connection.
 
 - `dependencies`: what sites and local delivery need of the scheduler, as a Protocol
-- `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and settles them
+- `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and records them
 - `queue_scanner`: which due entries are fetched from the spool, and when
 - `active_queue`: how many claims of a sender, a next hop and a priority level are in memory
 - `fair_queue`: whose turn it is: priority levels, round robin among senders

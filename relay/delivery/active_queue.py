@@ -354,12 +354,14 @@ class ClaimsInMemory:
         heapq.heappush(self._heap, (end_us, key))
 
     def forget(self, claim: Claim) -> None:
-        """Forget a claim that is settled or released."""
+        """Forget a claim whose result is recorded, or that is released."""
         key = claim.key
         self._queues.pop(key, None)
         if self._expiries.pop(key, None) is None:  # a claim of a first attempt has no expiry
             return
-        if len(self._heap) > 2 * len(self._expiries) + _HEAP_SLACK:  # most of it is settled already
+        if (
+            len(self._heap) > 2 * len(self._expiries) + _HEAP_SLACK
+        ):  # most of it is recorded already
             self._heap = [(end_us, key) for key, end_us in self._expiries.items()]
             heapq.heapify(self._heap)
 

@@ -58,11 +58,11 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.types import (
     Claim,
+    ClaimResult,
     DeliveredReport,
     Key,
     NewMessage,
     ReportWriter,
-    Settlement,
     Spool,
     SpoolError,
 )
@@ -76,12 +76,12 @@ _LOCKS = 64
 
 class RecordedAttempt(Struct, frozen=True):
     """`reports` are claimed already; `due_us` is when the entry is due again, None if final.
-    `has_parked`: reports were put into the spool that are not claimed: held, or captured.
+    `has_unclaimed`: reports were put into the spool that are not claimed: held, or captured.
     """
 
     reports: tuple[Claim, ...]
     due_us: int | None
-    has_parked: bool = False
+    has_unclaimed: bool = False
 
 
 @dataclass(eq=False)
@@ -104,7 +104,7 @@ class AttemptRecorder:
         self._warning = [asyncio.Lock() for _ in range(_LOCKS)]  # by message
 
     def stop_retrying(self) -> None:
-        """Stop retrying a spool that fails: the next start recovers what is unsettled."""
+        """Stop retrying a spool that fails: the next start recovers what is not recorded."""
         self._stopped.set()
 
     async def record_attempt(
@@ -115,12 +115,12 @@ class AttemptRecorder:
         reached: bool = True,
         evidence: AttemptEvidence = NO_EVIDENCE,
     ) -> RecordedAttempt:
-        """Settle an attempt; `reached` as in result_of_attempt()."""
+        """Record an attempt; `reached` as in result_of_attempt()."""
         result = result_of_attempt(
             claim, outcomes, time=self._time(), schedule=self.schedule, reached=reached,
             evidence=evidence,
         )  # fmt: skip
-        return await self._settle(claim, result)
+        return await self._record(claim, result)
 
     async def record_partial(
         self,
@@ -129,15 +129,15 @@ class AttemptRecorder:
         *,
         evidence: AttemptEvidence = NO_EVIDENCE,
     ) -> None:
-        """Settle recipients that have the message, or may have it; the attempt goes on."""
+        """Record recipients that have the message, or may have it; the attempt goes on."""
         result = partial_result(claim, outcomes, time=self._time(), evidence=evidence)
         succeeded = (*result.delivered, *result.relayed)
         owed = {one.path: one for one in succeeded}
-        settlement = Settlement(
+        claim_result = ClaimResult(
             claim=claim, at_us=result.time.at_us, outcomes=outcomes, events=result.events,
             goes_on=True, owed=[one.id for one in claim.recipients if one.path in owed],
         )  # fmt: skip
-        in_time, _ = await self._write(settlement)
+        in_time, _ = await self._write(claim_result)
         if in_time:
             if owed:
                 self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *succeeded)
@@ -146,16 +146,16 @@ class AttemptRecorder:
     async def record_after_fault(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
     ) -> RecordedAttempt:
-        """Settle a claim whose settlement failed with an internal error, by unrecorded_result().
+        """Record a claim whose result was not recorded, by an internal error: unrecorded_result().
 
         Until that succeeds, no other task has the claim. Raises SpoolError after stop_retrying().
         """
 
-        async def settle() -> RecordedAttempt:
+        async def record() -> RecordedAttempt:
             result = unrecorded_result(claim, outcomes, time=self._time())
-            return await self._settle(claim, result)
+            return await self._record(claim, result)
 
-        return await self._retry_until_recorded(claim, settle)
+        return await self._retry_until_recorded(claim, record)
 
     async def record_partial_after_fault(
         self, claim: Claim, outcomes: Mapping[int, Success]
@@ -169,34 +169,34 @@ class AttemptRecorder:
         )
 
     async def record_expiry(self, claim: Claim) -> RecordedAttempt:
-        """Settle an expired claim."""
-        return await self._settle(claim, expiry_result(claim, time=self._time()))
+        """Record an expired claim."""
+        return await self._record(claim, expiry_result(claim, time=self._time()))
 
     async def requeue(self, claim: Claim) -> RecordedAttempt:
         """Requeue a claim without an attempt; report its delay once, when that is due."""
-        return await self._settle(claim, requeue_result(claim, time=self._time()))
+        return await self._record(claim, requeue_result(claim, time=self._time()))
 
     def _time(self) -> AttemptTime:
         return AttemptTime(now_us=self.clock.queue_us(), at_us=self.clock.time_us())
 
-    async def _settle(self, claim: Claim, result: AttemptResult) -> RecordedAttempt:
+    async def _record(self, claim: Claim, result: AttemptResult) -> RecordedAttempt:
         own = result.late
         if own is None:  # nearly always
-            return await self._settle_with(claim, result, late=())
+            return await self._record_with(claim, result, late=())
         lock = self._warning[crc32(claim.message.id.encode()) % _LOCKS]
         async with lock:  # its other entries may be late at the same moment
             try:
                 waiting = await self.spool.late_recipients(claim.key)
             except SpoolError as error:
                 _log.error("delay not reported yet", qid=claim.message.id, error=str(error))
-                return await self._settle_with(claim, postponed_warning(result), late=())
+                return await self._record_with(claim, postponed_warning(result), late=())
             late = own + late_elsewhere(claim, waiting) if waiting else ()
-            return await self._settle_with(claim, result, late=late)
+            return await self._record_with(claim, result, late=late)
 
-    async def _settle_with(
+    async def _record_with(
         self, claim: Claim, result: AttemptResult, *, late: tuple[ReportedRecipient, ...]
     ) -> RecordedAttempt:
-        """Settle; the delay report, if any, is about `late`."""
+        """Record a result; the delay report, if any, is about `late`."""
         owed = self._owed_by(claim)
         delivered, relayed = result.delivered, result.relayed
         if owed:  # rarely
@@ -213,7 +213,7 @@ class AttemptRecorder:
             },
         )
         outcomes = result.outcomes.values()
-        settlement = Settlement(
+        claim_result = ClaimResult(
             claim=claim,
             at_us=result.time.at_us,
             outcomes=result.outcomes,
@@ -228,7 +228,7 @@ class AttemptRecorder:
             pays=bool(owed),
             ends_warning=result.late is not None,
         )
-        in_time, claims = await self._write(settlement)
+        in_time, claims = await self._write(claim_result)
         self._owed.pop((claim.key, claim.epoch), None)
         self.contents.release(claim)
         if not in_time:
@@ -244,31 +244,31 @@ class AttemptRecorder:
             _log.error("message held: content unreadable", qid=claim.message.id)
         self._count_and_log(claim, result)
         due_us = result.waiting.due_us if result.waiting else None
-        has_parked = len(claims) < sum(len(report.entries) for report in reports)
-        return RecordedAttempt(claims, due_us, has_parked)
+        has_unclaimed = len(claims) < sum(len(report.entries) for report in reports)
+        return RecordedAttempt(claims, due_us, has_unclaimed)
 
-    async def _write(self, settlement: Settlement) -> tuple[bool, tuple[Claim, ...]]:
+    async def _write(self, claim_result: ClaimResult) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                settled = await self.spool.settle(settlement, claim_reports=self.claims_reports)
+                recorded = await self.spool.record(claim_result, claim_reports=self.claims_reports)
             except SpoolError as error:
                 if self._spool_fault.is_new(error):
-                    qid = settlement.claim.message.id
+                    qid = claim_result.claim.message.id
                     _log.error("spool cannot settle", qid=qid, error=str(error))
                 if self._stopped.is_set():
                     raise
                 pause_s = await self._pause(pause_s)
             else:
                 self._spool_fault.clear()
-                return settled
+                return recorded
 
-    async def _retry_until_recorded(self, claim: Claim, settle: Callable[[], Awaitable[T]]) -> T:
+    async def _retry_until_recorded(self, claim: Claim, record: Callable[[], Awaitable[T]]) -> T:
         """Retry after internal errors as well. Raises SpoolError after stop_retrying()."""
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                return await settle()
+                return await record()
             except SpoolError:
                 raise
             except Exception as error:
@@ -343,8 +343,8 @@ class AttemptRecorder:
     def _count_and_log(self, claim: Claim, result: AttemptResult) -> None:
         """Count the attempt and log it, one line per recipient.
 
-        The names of the fields are Postfix's where they fit. The attempt is settled: an
-        error here must not settle it again.
+        The names of the fields are Postfix's where they fit. The attempt is recorded: an
+        error here must not record it again.
         """
         try:
             self._count_and_log_each(claim, result)

@@ -18,7 +18,7 @@ from relay.base.phrases import counted
 from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
 from relay.journeys.events import Event, Step
 from relay.message.envelope import Notify
-from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.message.nexthop import CAPTURE, LOCAL
 from relay.message.outcome import (
     INTERNAL_ERROR,
@@ -47,7 +47,7 @@ from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLe
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
-_UNRECORDED_US = 600_000_000  # until the next attempt after a settlement that failed
+_UNRECORDED_US = 600_000_000  # until the next attempt after a result that was not recorded
 _NOT_READ = "the message cannot be read; release it when its file is back"
 _NOT_RECORDED = "a host may have the message; look at the log, then release or cancel it"
 _UNSURE_EXPIRY_US = 600_000_000  # until the next check of an expiry that may not have passed
@@ -235,7 +235,9 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
         claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
         level=claim.level, warn_us=warned, now_us=time.now_us,
     )  # fmt: skip
-    if claim.state in PARKED and waiting.due_us <= time.now_us:  # it may have expired, or may not
+    if (
+        claim.state in HELD_OR_CAPTURED and waiting.due_us <= time.now_us
+    ):  # it may have expired, or may not
         waiting = replace(waiting, due_us=time.now_us + _UNSURE_EXPIRY_US)
     elif claim.retry_us is not None and claim.retry_us <= time.now_us:
         # It is due and is attempted before it expires: its due time stays.
@@ -257,7 +259,7 @@ def internal_error_outcomes(claim: Claim) -> dict[int, Outcome]:
 def unrecorded_result(
     claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
 ) -> AttemptResult:
-    """The result for a claim whose settlement failed with an internal error.
+    """The result for a claim whose result was not recorded, by an internal error.
 
     If no host can have the message, it is retried later. If one may have it, the claim is
     indeterminate and held for an operator: a retry would deliver it again each time the error

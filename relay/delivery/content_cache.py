@@ -30,7 +30,7 @@ _Encoding = asyncio.Future[EncodedForHost]
 
 
 class ContentCache:
-    """Reads contents, and keeps each until its claim is settled."""
+    """Reads contents, and keeps each until the result of its claim is recorded."""
 
     def __init__(self, spool: Spool, *, budget_bytes: int, signer: Signer | None = None) -> None:
         self._spool = spool
@@ -120,7 +120,7 @@ class ContentCache:
             await self._room_freed()
 
     def release(self, claim: Claim) -> None:
-        """Drop the content of a settled claim, and what only it needs of encoded ones."""
+        """Drop the content of a claim that has ended, and what only it needs of encoded ones."""
         if claim.content_id in self._encoded:
             claims, _ = self._encoded[claim.content_id]
             claims.discard(claim.key)

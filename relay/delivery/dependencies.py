@@ -15,7 +15,7 @@ class Scheduler(Protocol):
     spool: Spool
     contents: ContentCache  # of the claims being delivered
 
-    async def settle(
+    async def record(
         self,
         claim: Claim,
         outcomes: Mapping[int, Outcome],
@@ -30,7 +30,7 @@ class Scheduler(Protocol):
         """
         ...
 
-    async def settle_some(
+    async def record_some(
         self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
         """Make the outcomes of some recipients durable; the attempt goes on. Never raises."""

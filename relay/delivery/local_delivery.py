@@ -202,11 +202,11 @@ class LocalDeliveryQueue:
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in local delivery", qid=claim.message.id)
             outcomes = internal_error_outcomes(claim) | outcomes
-        await self._scheduler.settle(claim, outcomes)
+        await self._scheduler.record(claim, outcomes)
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         if outcomes:
-            await self._scheduler.settle(claim, outcomes)
+            await self._scheduler.record(claim, outcomes)
         else:
             await self._scheduler.give_back(claim)
 

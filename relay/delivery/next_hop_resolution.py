@@ -228,7 +228,7 @@ class _ResolvedSite:
 class Sites:
     """All sites, and the claims that wait for next-hop resolution."""
 
-    scheduler: Scheduler  # settles claims
+    scheduler: Scheduler  # records the results of claims
     claims_in_memory: ClaimsInMemory  # records where each claim waits
     _: KW_ONLY
     resolver: HostResolver  # finds the hosts of a next hop
@@ -246,7 +246,7 @@ class Sites:
         self._retry_now: dict[Way, None] = {}  # the lookup forgets their hosts' failures
         self._waiting: dict[Way, ClaimQueue] = {}
         self._lookups: dict[Way, asyncio.Task[None]] = {}
-        self._settling: set[asyncio.Task[None]] = set()
+        self._recording: set[asyncio.Task[None]] = set()
         self._lookup_queue = LookupQueue(self.clock)
         self._host_status = HostStatusCache()
         self.pauses = SitePauses(self.clock)
@@ -262,14 +262,14 @@ class Sites:
             return
         waiting = self._waiting.get(way)
         if waiting is None and (failure := self._recent_failure(claim)) is not None:
-            settling = self._settle_unresolved([claim], failure.outcome)
-            self.scheduler.run_in_background(settling)
+            recording = self._record_unresolved([claim], failure.outcome)
+            self.scheduler.run_in_background(recording)
             return
         if waiting is None:
             waiting = self._waiting[way] = ClaimQueue()
             lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
             self._lookups[way] = lookup
-            lookup.add_done_callback(self._settling.discard)
+            lookup.add_done_callback(self._recording.discard)
         else:  # once the lookup waits: it may have been created a moment ago
             asyncio.get_running_loop().call_soon(
                 partial(self._lookup_queue.use_earlier_turn, claim, at_once=self._is_urgent(claim))
@@ -299,7 +299,7 @@ class Sites:
         not_begun += [claim for waiting in self._waiting.values() for claim in waiting.drain()]
         for lookup in self._lookups.values():
             lookup.cancel()
-            self._settling.add(lookup)
+            self._recording.add(lookup)
         self._lookups.clear()
         return not_begun
 
@@ -328,9 +328,9 @@ class Sites:
 
     @property
     def tasks(self) -> Iterator[asyncio.Task[None]]:
-        """Lookups, the settlements they began, and connections that have not ended."""
+        """Lookups, the recording they began, and connections that have not ended."""
         yield from self._lookups.values()
-        yield from self._settling
+        yield from self._recording
         for site in (*self._sites.values(), *self._retired):
             yield from site.workers
 
@@ -363,7 +363,7 @@ class Sites:
         """Resolve the next hop of the first claim, and push all claims that wait for it."""
         way = way_of(first)
         found = await self._resolve(first)
-        self._settling.add(self._lookups.pop(way))  # from here on close() does not cancel it
+        self._recording.add(self._lookups.pop(way))  # from here on close() does not cancel it
         claims = self._waiting.pop(way).drain()
         if isinstance(found, Site):
             if len(self._resolved) >= _RESOLVED_MAX:
@@ -379,7 +379,7 @@ class Sites:
         if isinstance(outcome, Deferred):
             now_s = self.clock.monotonic()
             self._host_status.note(_host_key(way), ConnectFailure(outcome, now_s))
-        await self._settle_unresolved(claims, outcome, took_s=0.0)
+        await self._record_unresolved(claims, outcome, took_s=0.0)
 
     def _recent_failure(self, claim: Claim) -> ConnectFailure | None:
         since_s = self.clock.monotonic() - self.options.failure_age_max_s(claim)
@@ -424,11 +424,11 @@ class Sites:
             {one.name: one.tls for one in hosts if one.tls is not None},
         )
 
-    async def _settle_unresolved(
+    async def _record_unresolved(
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
-        settle = partial(self.scheduler.settle, reached=False, took_s=took_s)
-        await asyncio.gather(*(settle(one, same_outcome(one, outcome)) for one in claims))
+        record = partial(self.scheduler.record, reached=False, took_s=took_s)
+        await asyncio.gather(*(record(one, same_outcome(one, outcome)) for one in claims))
 
     def _site(self, hosts: Hosts, options: HopOptions) -> Site:
         """The site of these hosts: the same for every domain that they serve.

@@ -1,11 +1,11 @@
-"""One connection of a site, with the settlement that its next final dot must wait for.
+"""One connection of a site, with the recording that its next final dot waits for.
 
-A connection has at most one transaction that is not settled. When a stop cuts an attempt off, it is
-settled as far as it is known: indeterminate if its final dot may have been written (RFC 1047), and
-released if nothing is known. A recipient for whom an LMTP host accepts the message is settled while
-the replies for others are awaited (RFC 2033 4.2): after a crash it is not retried. Recipients that
-did not fit into one transaction (452, RFC 5321 4.5.3.1.10; LIMITS, RFC 9422) are sent in further
-ones, which count as the same attempt.
+A connection has at most one transaction that is not recorded. When a stop cuts an attempt off, it
+is recorded as far as it is known: indeterminate if its final dot may have been written (RFC 1047),
+and released if nothing is known. A recipient for whom an LMTP host accepts the message is recorded
+while the replies for others are awaited (RFC 2033 4.2): after a crash it is not retried. Recipients
+that did not fit into one transaction (452, RFC 5321 4.5.3.1.10; LIMITS, RFC 9422) are sent in
+further ones, which count as the same attempt.
 """
 
 import asyncio
@@ -51,11 +51,11 @@ _AGAIN_MAX = 1000  # transactions for one claim
 
 @dataclass
 class _Attempt:
-    """An attempt in progress. `claim` has the recipients that are not settled yet."""
+    """An attempt in progress. `claim` has the recipients without a recorded result."""
 
     claim: Claim
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    settled: frozenset[int] = frozenset()
+    recorded: frozenset[int] = frozenset()
     has_begun: bool = False  # MAIL was answered
 
     def add(
@@ -69,7 +69,7 @@ class _Attempt:
         """
         for index, outcome in found.items():
             number = recipients[index].id
-            if number not in self.settled:
+            if number not in self.recorded:
                 if isinstance(outcome, Deferred | Failed):
                     outcome = judged(outcome)  # noqa: PLW2901 - nothing needs the former
                 self.outcomes[number] = outcome
@@ -82,7 +82,7 @@ class _Attempt:
             del self.outcomes[key]
         others = tuple(one for one in self.claim.recipients if one.id not in taken)
         self.claim = replace(self.claim, recipients=others)
-        self.settled |= taken.keys()
+        self.recorded |= taken.keys()
         return taken
 
 
@@ -103,7 +103,7 @@ class NoRoomError(Exception):
 
 
 class OutboundSession:
-    """A connection and its last settlement. `host` is the last host that it connected to."""
+    """A connection and its last recording. `host` is the last host that it connected to."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class OutboundSession:
         self._began_s = 0.0
         self.host = ""
         self._connection: Connection | None = None
-        self._unsettled: asyncio.Task[None] | None = None
+        self._unrecorded: asyncio.Task[None] | None = None
         self._in_doubt = False  # the final dot may have been written and was not answered
         self.is_over = False  # begins no transaction any more
 
@@ -142,8 +142,8 @@ class OutboundSession:
         self.host = host
 
     async def deliver(self, claim: Claim) -> Pushback:
-        """Attempt every recipient of the claim once and begin to settle. Raises ConnectError if no
-        host gives a connection, NoRoomError; nothing was attempted then.
+        """Attempt every recipient of the claim once and begin to record it. Raises ConnectError if
+        no host gives a connection, NoRoomError; nothing was attempted then.
         """
         attempt = _Attempt(claim)
         self._began_s = self._clock.real_s()
@@ -157,8 +157,8 @@ class OutboundSession:
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
-        self._settle_in_order(
-            self._scheduler.settle(attempt.claim, attempt.outcomes, took_s=self.took_s)
+        self._record_in_order(
+            self._scheduler.record(attempt.claim, attempt.outcomes, took_s=self.took_s)
         )
         self._note_reuse()
         await self._quit_when_worn()
@@ -188,7 +188,7 @@ class OutboundSession:
                 on_replies = self._on_replies_for(attempt, left)
                 result = await self._transact(claim, transaction, on_replies)
             except ConnectError as error:
-                if not attempt.outcomes and not attempt.settled:
+                if not attempt.outcomes and not attempt.recorded:
                     raise
                 for one in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(one.id, error.outcome)
@@ -201,26 +201,26 @@ class OutboundSession:
             if not result.again:
                 return
             left = tuple(left[index] for index in result.again)
-            self._settle_accepted(attempt)  # before the next final dot
+            self._record_accepted(attempt)  # before the next final dot
             await self._quit_when_worn()
 
     def _on_replies_for(
         self, attempt: _Attempt, recipients: Sequence[ClaimedRecipient]
     ) -> OnReplies | None:
-        """Return what settles recipients by LMTP while others have no reply yet."""
+        """Return what records recipients by LMTP while others have no reply yet."""
         if attempt.claim.next_hop.kind is not HopKind.LMTP:
             return None
 
-        def settle_accepted(outcomes: Mapping[int, Outcome]) -> None:
+        def record_accepted(outcomes: Mapping[int, Outcome]) -> None:
             attempt.add(recipients, outcomes, self._judged)
-            self._settle_accepted(attempt)
+            self._record_accepted(attempt)
 
-        return settle_accepted
+        return record_accepted
 
-    def _settle_accepted(self, attempt: _Attempt) -> None:
+    def _record_accepted(self, attempt: _Attempt) -> None:
         attempted = attempt.claim
         if taken := attempt.take_accepted():
-            self._settle_in_order(self._scheduler.settle_some(attempted, taken, took_s=self.took_s))
+            self._record_in_order(self._scheduler.record_some(attempted, taken, took_s=self.took_s))
 
     async def _transact(
         self, claim: Claim, transaction: Transaction, on_replies: OnReplies | None
@@ -268,36 +268,36 @@ class OutboundSession:
         return self._connection
 
     def _cut_off(self, attempt: _Attempt) -> None:
-        """Settle what is known; release the claim if nothing is."""
+        """Record what is known; release the claim if nothing is."""
         claim, outcomes = attempt.claim, attempt.outcomes
         if self._in_doubt:
             text = "the relay was stopped before the host answered the final dot"
             in_doubt = Indeterminate(Evidence("4.4.2", text, host=self.host))
             outcomes = same_outcome(claim, in_doubt) | outcomes
         scheduler = self._scheduler
-        self._settle_in_order(
-            scheduler.settle(claim, outcomes, took_s=self.took_s)
+        self._record_in_order(
+            scheduler.record(claim, outcomes, took_s=self.took_s)
             if outcomes
             else scheduler.give_back(claim)
         )
 
-    def _settle_in_order(self, settling: Coroutine[None, None, None]) -> None:
-        """Begin to settle, after the settlement in progress.
+    def _record_in_order(self, recording: Coroutine[None, None, None]) -> None:
+        """Begin to record, after the recording in progress.
 
-        A transaction without a final dot does not wait for that one. If it were settled first, the
+        A transaction without a final dot does not wait for that one. If it were recorded first, the
         entry would be requeued before its accepted recipients are recorded, and the next final dot
-        would not wait for the earlier settlement.
+        would not wait for the earlier recording.
         """
-        before = self._unsettled
+        before = self._unrecorded
 
         async def in_order() -> None:
             try:
                 if before is not None:
                     await before
-            finally:  # an error of that one must not leave this claim unsettled
-                await settling
+            finally:  # an error of that one must not leave this claim without a record
+                await recording
 
-        self._unsettled = self._scheduler.run_in_background(in_order())
+        self._unrecorded = self._scheduler.run_in_background(in_order())
 
     def _note_reuse(self) -> None:
         """Let the evidence of further attempts say that the connection was open already."""
@@ -309,8 +309,8 @@ class OutboundSession:
             connection.peer = replace(connection.peer, session=reused)
 
     async def _before_dot(self, claim: Claim) -> None:
-        if self._unsettled is not None and not self._unsettled.done():
-            await asyncio.shield(self._unsettled)
+        if self._unrecorded is not None and not self._unrecorded.done():
+            await asyncio.shield(self._unrecorded)
         if not self._scheduler.spool.may_finish(claim):
             text = "the database of the spool has not heard of this node for too long"
             raise SmtpProtocolError(SessionFailure.LOST, text)
@@ -325,10 +325,10 @@ class OutboundSession:
             await connection.quit()
 
     async def end(self) -> None:
-        """Wait for the last settlement, then send QUIT."""
+        """Wait for the last recording, then send QUIT."""
         try:
-            if self._unsettled is not None:
-                await asyncio.shield(self._unsettled)
+            if self._unrecorded is not None:
+                await asyncio.shield(self._unrecorded)
             if self._connection is not None and self._connection.is_open:
                 await self._connection.quit()
         finally:

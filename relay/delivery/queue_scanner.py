@@ -27,14 +27,14 @@ class _HopLeftBehind:
     """A next hop that is left behind. A cycle of queries goes once through its senders.
 
     `blocked` are senders that were full, at this next hop or in all. When a cycle has found only
-    entries of blocked senders, the next hop `is_parked` until one of them has room. `again`:
+    entries of blocked senders, the next hop `is_suspended` until one of them has room. `again`:
     senders that the cycle has passed may have more entries to claim.
     """
 
     after_sender: int = -1
     again: bool = False
     blocked: set[int] = field(default_factory=set)
-    is_parked: bool = False
+    is_suspended: bool = False
 
 
 class PriorityScan:
@@ -126,7 +126,7 @@ class PriorityScan:
         if opened.sender in self._senders:
             self._open_senders[opened.sender] = None
         for next_hop, hop in self._hops.items():
-            if hop.is_parked and opened.sender in hop.blocked:
+            if hop.is_suspended and opened.sender in hop.blocked:
                 self._open_hop(next_hop)
 
     # -- the kinds of queries, round robin
@@ -189,13 +189,13 @@ class PriorityScan:
             elif not hop.blocked:
                 return
             else:
-                hop.is_parked = True
+                hop.is_suspended = True
         self._hops[next_hop] = hop
         self._open_hop(next_hop)
 
     def _leave_hop(self, next_hop: NextHop) -> None:
         hop = self._hops.get(next_hop)
-        if hop is None or hop.is_parked:
+        if hop is None or hop.is_suspended:
             if hop is None and len(self._hops) >= LEFT_BEHIND_MAX:
                 return
             self._hops[next_hop] = _HopLeftBehind()
@@ -209,7 +209,7 @@ class PriorityScan:
         if next_hop in active_queue.full_hops(level):
             return
         hop = self._hops[next_hop]
-        if hop.is_parked:
+        if hop.is_suspended:
             if all(active_queue.is_full_for(next_hop, sender, level) for sender in hop.blocked):
                 return
             self._hops[next_hop] = _HopLeftBehind()

@@ -35,7 +35,7 @@ _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the en
 class ClaimRerouter:
     """Takes claims whose route has changed."""
 
-    scheduler: Scheduler  # settles claims that have no way left
+    scheduler: Scheduler  # records the results of claims that have no way left
     claims_in_memory: ClaimsInMemory  # where each claim waits, from where `admin` withdraws it
     _: KW_ONLY
     table: RouteTable  # the routes in force
@@ -74,7 +74,7 @@ class ClaimRerouter:
                 for one in claim.recipients
                 if (end := self._end(one.path.address, sender)) is not None
             }
-            self.scheduler.run_in_background(self.scheduler.settle(claim, outcomes))
+            self.scheduler.run_in_background(self.scheduler.record(claim, outcomes))
         return True
 
     def close(self) -> list[Claim]:

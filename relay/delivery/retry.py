@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
-from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.spool.types import Claim
 
 _JITTER = 0.1
@@ -96,10 +96,10 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
     Clock.confirmed_us(), by which held and captured claims expire.
     """
     ends_us = end_us(claim, started_us=started_us)
-    is_parked = claim.state in PARKED
-    if ends_us is not None and (confirmed_us if is_parked else now_us) >= ends_us:
+    is_held_or_captured = claim.state in HELD_OR_CAPTURED
+    if ends_us is not None and (confirmed_us if is_held_or_captured else now_us) >= ends_us:
         return ClaimAction.EXPIRE
-    if is_parked:
+    if is_held_or_captured:
         return ClaimAction.REQUEUE
     is_over = now_us >= claim.expires_us
     if claim.retry_us is not None and now_us < claim.retry_us and not is_over:

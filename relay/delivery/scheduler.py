@@ -1,4 +1,5 @@
-"""The queue manager: takes claims, gives them to sites and local delivery, and settles them.
+"""The queue manager: takes claims, gives them to sites and local delivery, and
+records what became of them.
 
 New mail is offered by ingress as it is accepted; due mail is fetched from the spool while the
 active queue has room. Claims that wait in memory expire on time, and an operator can withdraw them.
@@ -59,7 +60,7 @@ _UNREADABLE_S = 10.0  # how long faults of the queue are expected to pass
 _SCAN_DELAY_S = 0.1  # until a scan for less than a batch
 _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 _ABORTS, _EMPTIED_S = 2, 0.5  # how often, and how long each time, emptied() waits
-_AFTER_CANCEL_S = 1.0  # for cancelled attempts to be settled after the grace time
+_AFTER_CANCEL_S = 1.0  # for cancelled attempts to be recorded after the grace time
 
 
 @dataclass(eq=False)
@@ -102,7 +103,7 @@ class DeliveryScheduler:
         self._unread_since_s = math.inf  # in real time
         self._unread_because = ""
         self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
-        self._background: set[asyncio.Task[None]] = set()  # settlements begun by connections
+        self._background: set[asyncio.Task[None]] = set()  # recordings that connections began
         self._stopping = False
         self._is_paused = False
 
@@ -135,8 +136,8 @@ class DeliveryScheduler:
                     self._finish(claim, self.recorder.record_attempt(claim, outcomes), outcomes)
                 )
 
-    def end_unheld(self, claims: Iterable[Claim]) -> None:
-        """Take claims of SpoolMaintenance.claim_unheld(): expire them, or report their delay."""
+    def end_without_node(self, claims: Iterable[Claim]) -> None:
+        """Take claims of SpoolMaintenance.claim_without_node(): they expire, or are reported."""
         now_us = self.clock.confirmed_us()
         for claim in claims:
             self.active_queue.add(claim)
@@ -311,7 +312,7 @@ class DeliveryScheduler:
     async def emptied(self) -> AsyncIterator[None]:
         """Forget all claims, end all attempts, and do nothing until the block is left.
 
-        What hosts did is forgotten too. An attempt that is cut off is settled before the block, if
+        What hosts did is forgotten too. An attempt that is cut off is recorded before the block, if
         its host lets go of it soon. The block removes the entries; a claim that it leaves in the
         spool is released by the next start only.
         """
@@ -374,7 +375,7 @@ class DeliveryScheduler:
         self._claims_in_memory.track(claim, came_from)
         return True
 
-    async def settle(
+    async def record(
         self,
         claim: Claim,
         outcomes: Mapping[int, Outcome],
@@ -382,7 +383,7 @@ class DeliveryScheduler:
         reached: bool = True,
         took_s: float | None = None,
     ) -> None:
-        """Settle an attempt, as the Protocol Scheduler says."""
+        """Record an attempt, as the Protocol Scheduler says."""
         if reached:
             self.active_queue.mark_reached(claim.next_hop)
         elif claim.message.envelope.tls != REQUIRETLS:  # other mail may reach the hosts
@@ -394,10 +395,10 @@ class DeliveryScheduler:
             outcomes,
         )
 
-    async def settle_some(
+    async def record_some(
         self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
     ) -> None:
-        """Settle recipients that are done; the attempt goes on with the others."""
+        """Record recipients that are done; the attempt goes on with the others."""
         evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
         await self._recorded(
             claim,
@@ -433,7 +434,7 @@ class DeliveryScheduler:
             self._end_or_requeue(replace(claim, retry_us=until_us), now_us)
 
     def _end_or_requeue(self, claim: Claim, now_us: int) -> None:
-        """Settle a claim without an attempt; at this time it may have expired."""
+        """Record the result of a claim without an attempt; at this time it may have expired."""
         is_over = now_us >= claim.expires_us
         record = self.recorder.record_expiry if is_over else self.recorder.requeue
         self._spawn(self._finish(claim, record(claim)))
@@ -441,32 +442,32 @@ class DeliveryScheduler:
     async def _finish(
         self,
         claim: Claim,
-        settling: Awaitable[RecordedAttempt],
+        recording: Awaitable[RecordedAttempt],
         outcomes: Mapping[int, Outcome] = _NO_OUTCOMES,
     ) -> None:
-        """Wait for the settlement, then remove the claim from memory, whatever the result."""
-        settled = await self._recorded(
-            claim, settling, lambda: self.recorder.record_after_fault(claim, outcomes)
+        """Wait until it is recorded, or fails, then remove the claim from memory."""
+        recorded = await self._recorded(
+            claim, recording, lambda: self.recorder.record_after_fault(claim, outcomes)
         )
         self._remove(claim)
-        if settled is not None:
-            if settled.due_us is not None:
-                self._note_requeued(claim, settled.due_us)
-            self.offer(settled.reports)
-            if settled.has_parked:  # the scanner asks the spool when the first of them ends
+        if recorded is not None:
+            if recorded.due_us is not None:
+                self._note_requeued(claim, recorded.due_us)
+            self.offer(recorded.reports)
+            if recorded.has_unclaimed:  # the scanner asks the spool when the first of them ends
                 self.look_for_work(from_start=False)
         self._notify_change(claim)
 
     async def _recorded(
-        self, claim: Claim, settling: Awaitable[T], after_fault: Callable[[], Awaitable[T]]
+        self, claim: Claim, recording: Awaitable[T], after_fault: Callable[[], Awaitable[T]]
     ) -> T | None:
-        """Return what was settled, by `after_fault` after an internal error; None if the spool did
-        not settle the claim before the stop ended.
+        """Return what was recorded, by `after_fault` after an internal error; None if the spool did
+        not end the claim before the stop ended.
         """
         qid, entry = claim.message.id, claim.entry_id
         try:
             try:
-                return await settling
+                return await recording
             except SpoolError:
                 raise
             except Exception:  # noqa: BLE001 - an internal error
@@ -477,7 +478,7 @@ class DeliveryScheduler:
         return None
 
     def _notify_change(self, claim: Claim) -> None:
-        """Call on_change. Its error must not end the worker that settles."""
+        """Call on_change. Its error must not end the worker that records."""
         try:
             self.on_change(claim.message.id)
         except Exception:  # noqa: BLE001 - an internal error

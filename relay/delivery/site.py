@@ -1,6 +1,6 @@
 """A site: the hosts that one next hop resolves to, and the connections that deliver to them.
 
-Each connection is a worker that takes the next claim, attempts it and settles it. A site opens one
+Each connection is a worker that takes the next claim, attempts it and records it. A site opens one
 connection first, as a probe; once that stands, as many as its ConcurrencyLimit allows. When no host
 gives a connection, all claims that wait share the outcome of that probe. A site of which another
 connection works is not unreachable: it opens no more connections for a while. A claim that waits
@@ -82,7 +82,7 @@ class Site:
     name: str  # of its first hosts, for the log
     host_selection: HostSelection  # connects to the next host
     options: SiteOptions  # its limits
-    scheduler: Scheduler  # settles claims
+    scheduler: Scheduler  # records the results of claims
     slots: ConnectionSlots  # of all sites together
     clock: Clock  # for how long something is remembered
     pauses: SitePauses  # of all sites
@@ -154,7 +154,7 @@ class Site:
         self.slots.use_earlier_turn(self, claim.sender, is_new=claim.is_fresh)
 
     def has_known_failure_for(self, claim: Claim) -> bool:
-        """Whether a known failure would settle the claim, without another lookup."""
+        """Whether a known failure would end the claim, without another lookup."""
         return not self._is_connected and self.host_selection.known_failure(claim) is not None
 
     def has_answered(self) -> bool:
@@ -363,7 +363,7 @@ class Site:
     # -- one connection
     async def _run_connection(self) -> None:
         """Run one connection, from the first claim to the end of an idle wait."""
-        await self._settle_known_failures()
+        await self._record_known_failures()
         first = self.ready.first
         if first is None or self._closing:
             return
@@ -553,15 +553,15 @@ class Site:
         self._wake_idle()
 
     async def _unreachable(self, claim: Claim, outcome: Outcome, *, took_s: float) -> None:
-        """Settle all claims that wait with the outcome of this failed probe for `claim`."""
+        """Record all claims that wait with the outcome of this failed probe for `claim`."""
         if isinstance(outcome, Deferred):
             self._concurrency = ConcurrencyLimit(self._connections_max)
             _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
         self._obey(outcome)
-        await self._settle_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
+        await self._record_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
 
-    async def _settle_known_failures(self) -> None:
-        """Settle claims that came after a failed probe, if that failure is recent enough."""
+    async def _record_known_failures(self) -> None:
+        """Record claims that came after a failed probe, if that failure is recent enough."""
         if self._is_connected or not self.ready:
             return
         known: list[tuple[Claim, Outcome]] = []
@@ -570,17 +570,17 @@ class Site:
             if outcome is not None:
                 self.ready.remove(claim.key)
                 known.append((claim, outcome))
-        await self._settle_all(known)
+        await self._record_all(known)
 
-    async def _settle_all(
+    async def _record_all(
         self, outcomes: list[tuple[Claim, Outcome]], took_s: float | None = None
     ) -> None:
-        """Settle claims together in few commits. The first has had an attempt that took `took_s`;
+        """Record claims together in few commits. The first has had an attempt that took `took_s`;
         the others, and without it all, have none of their own.
         """
         await asyncio.gather(
             *(
-                self.scheduler.settle(
+                self.scheduler.record(
                     claim, same_outcome(claim, outcome), reached=False,
                     took_s=None if number else took_s,
                 )

@@ -123,7 +123,7 @@ class Acceptance:
     # gets messages that were committed without claims and are due in the spool
     on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
     # gets when held and captured mail ends: nothing looks at it before
-    on_parked: Callable[[int], None] = lambda _due_us: None
+    on_first_end: Callable[[int], None] = lambda _due_us: None
     # the priority level for a next hop and sender, which may be unreachable
     level_of: Callable[[NextHop, int, PriorityLevel], PriorityLevel] = (
         lambda _next_hop, _sender, level: level
@@ -540,8 +540,8 @@ class Acceptance:
     def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
         try:
             self.on_accepted(accepted.claims)
-            if accepted.parked_until_us is not None:
-                self.on_parked(accepted.parked_until_us)
+            if accepted.first_end_us is not None:
+                self.on_first_end(accepted.first_end_us)
             if waiting:
                 self.on_waiting(waiting)
         except Exception:  # noqa: BLE001 -- the message is durable, so the reply must be 250

@@ -45,8 +45,11 @@ FINAL = frozenset(RecipientState) - {
 AT_REST = FINAL | {RecipientState.CAPTURED}  # nothing happens to such a recipient by itself
 
 _FROM_QUEUED = frozenset(RecipientState) - {RecipientState.QUEUED}
-PARKED = (RecipientState.HELD, RecipientState.CAPTURED)  # not attempted until an operator acts
-_FROM_PARKED = frozenset(
+HELD_OR_CAPTURED = (
+    RecipientState.HELD,
+    RecipientState.CAPTURED,
+)  # not attempted until an operator acts
+_FROM_HELD_OR_CAPTURED = frozenset(
     {
         RecipientState.QUEUED,
         RecipientState.CANCELLED,
@@ -58,8 +61,8 @@ _FROM_PARKED = frozenset(
 TRANSITIONS: dict[RecipientState, frozenset[RecipientState]] = {
     RecipientState.QUEUED: _FROM_QUEUED,
     RecipientState.DEFERRED: _FROM_QUEUED | {RecipientState.QUEUED},
-    RecipientState.HELD: _FROM_PARKED | {RecipientState.DEFERRED},  # undoing a hold
-    RecipientState.CAPTURED: _FROM_PARKED,
+    RecipientState.HELD: _FROM_HELD_OR_CAPTURED | {RecipientState.DEFERRED},  # undoing a hold
+    RecipientState.CAPTURED: _FROM_HELD_OR_CAPTURED,
     **{state: frozenset() for state in FINAL},
 }
 

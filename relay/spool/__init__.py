@@ -1,7 +1,7 @@
 """The durable queue: its values and Protocols (types, engine), and the engines that store it.
 
 The SMTP server commits a message to the spool before it replies 250 (step 5). Delivery claims due
-entries, attempts them and settles the result (step 6). It touches only its own files. The spool
+entries, attempts them and records the result (step 6). It touches only its own files. The spool
 keeps the invariants 1, 3, 7 and 9 of docs/design.md.
 
 open() and storage() choose the engine, SQLite's or PostgreSQL's, by the scheme of `spool.url`. Each
@@ -10,7 +10,7 @@ engine the library of the other.
 
 What callers see:
 
-- `types`: messages, entries, claims, settlements, errors (also of the disk); the Protocol Spool
+- `types`: messages, entries, claims, results, errors (also of the disk); the Protocol Spool
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
 - `engine`: what every engine does, and what each adds (SpoolEngine); its stored form for commands

@@ -10,7 +10,7 @@ tests/contract, which state what follows:
 
 - A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
 - A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
-  epoch cannot settle. Outcomes, events and reports of a settlement are one transaction, and so is
+  epoch cannot record. Outcomes, events and reports of a result are one transaction, and so is
   what a report that it delivers claims of another message: an event there, and nothing else.
 - A start records each claim of a dead owner as an indeterminate attempt that is due at once.
 - A submission key is remembered for a week longer than pickup tries to submit, and expires by
@@ -55,12 +55,12 @@ from relay.spool.types import (
     Accepted,
     Claim,
     ClaimedRecipient,
+    ClaimResult,
     HoldsFullError,
     Key,
     NewMessage,
     QueueCounts,
     SentReceipt,
-    Settlement,
     Spool,
     SpoolError,
     SpoolLoad,
@@ -108,7 +108,7 @@ class DevelopmentSpool(Protocol):
 
     async def clear(self) -> int:
         """Remove every message, in whatever state, and every submission key; return the number of
-        messages that are not reports. Claims can no longer settle.
+        messages that are not reports. Claims can no longer record.
         """
         ...
 
@@ -116,8 +116,8 @@ class DevelopmentSpool(Protocol):
 LOCAL_DOMAINS = "local domains of the store {}"
 
 
-def unheld_text(store: str) -> str:
-    """Return what `relay check` and /readyz say of one of SpoolMaintenance.unheld_stores."""
+def without_node_text(store: str) -> str:
+    """Return what `relay check` and /readyz say of one of SpoolMaintenance.stores_without_node."""
     return f'no node has the mail root of the store "{store}": its local mail waits'
 
 
@@ -255,15 +255,15 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         """
         ...
 
-    async def settle(
-        self, settlement: Settlement, *, claim_reports: bool = True
+    async def record(
+        self, claim_result: ClaimResult, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
-        """Spool.settle."""
-        stored = await self.store_contents(settlement.reports)
+        """Spool.record."""
+        stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
-            recorded = await self._settle(
-                settlement, stored, claim_reports=claim_reports, now_us=now_us
+            recorded = await self._record(
+                claim_result, stored, claim_reports=claim_reports, now_us=now_us
             )
         except Exception:
             await self.discard(stored)
@@ -274,13 +274,13 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         if recorded.owes:
             self.receipts.added()
         self.committed(stored)
-        self._count_accepted(settlement.reports)
+        self._count_accepted(claim_result.reports)
         self._tell(News.RECORDED)
         return True, recorded.claims
 
     @abstractmethod
-    async def _settle(
-        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
         """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
         NEVER_US if no read receipts are to be recorded.
@@ -430,7 +430,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
                 "since": rfc3339(one.since_us),
                 "until": None if one.until_us is None else times.wall_time(one.until_us),
             }
-            for one in self.queue_admin.standing()
+            for one in self.queue_admin.hold_rules()
         ]
         return {**await self.maintenance.stats(), "holds": holds}
 

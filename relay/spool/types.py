@@ -1,7 +1,7 @@
 """The values that go into the spool and come out of it, and the Protocol Spool.
 
 Nothing here depends on the database. The listener and the reports create NewMessage; delivery
-claims entries (Claim), records results (Settlement) and says when an entry is due next
+claims entries (Claim), records results (ClaimResult) and says when an entry is due next
 (EntrySchedule). Queue ids are Ids of the clock. Times are microseconds since 1970 UTC in queue
 time (Clock.queue_us). Errors are SpoolError and its subclasses.
 
@@ -341,12 +341,12 @@ class ClaimedRecipient(Struct, frozen=True):
 class Claim(Struct, frozen=True):
     """The right to attempt one entry once.
 
-    It ends with settle or release, or when the epoch of the entry is raised. Times are queue time
+    It ends with record or release, or when the epoch of the entry is raised. Times are queue time
     in microseconds.
     """
 
     entry_id: int  # of the entry
-    epoch: int  # that the entry has; with another one nothing can be settled
+    epoch: int  # that the entry has; with another one nothing can be recorded
     message: MessageFacts  # what all entries of the message share
     next_hop: NextHop  # where it goes
     recipients: tuple[ClaimedRecipient, ...]  # those that are not final
@@ -396,7 +396,7 @@ class Claim(Struct, frozen=True):
 
 
 class DeliveredReport(Struct, frozen=True):
-    """A report that came in from outside, and the addresses that get it with a settlement.
+    """A report that came in from outside, and the addresses that get it with this result.
 
     What it claims is recorded in the journey of the message that it is about, if that one is known.
     """
@@ -405,7 +405,7 @@ class DeliveredReport(Struct, frozen=True):
     to: tuple[str, ...]
 
 
-class Settlement(Struct, frozen=True):
+class ClaimResult(Struct, frozen=True):
     """The result of a claim; all of it is one transaction.
 
     Recipients without an outcome (not tried) stay as they are. If one outcome is Captured, every
@@ -425,7 +425,7 @@ class Settlement(Struct, frozen=True):
     remote_report: DeliveredReport | None = None  # what the message says of another one
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator
-    goes_on: bool = False  # only these recipients are settled; the claim stays open for the others
+    goes_on: bool = False  # only these recipients are recorded; the claim stays open for the others
     # with `goes_on`, by number: recipients of which the sender is owed a report at the end
     owed: Collection[int] = ()
     pays: bool = False  # `reports` has what was owed
@@ -450,13 +450,13 @@ class DueBatch(Struct, frozen=True):
 
 class Accepted(Struct, frozen=True):
     """`queue_id` is the id of the first acceptance when `repeated` (same submission key).
-    `parked_until_us` is when the first of the held and captured entries ends, None without one.
+    `first_end_us` is when the first of the held and captured entries ends, None without one.
     """
 
     queue_id: str
     claims: tuple[Claim, ...] = ()
     repeated: bool = False
-    parked_until_us: int | None = None
+    first_end_us: int | None = None
 
 
 WAITING = "waiting"  # in place of a state: all but captured
@@ -577,8 +577,8 @@ class Spool(Protocol):
         """Return the queue id of the message that was accepted with this key, "" for none."""
         ...
 
-    async def settle(
-        self, settlement: Settlement, *, claim_reports: bool = True
+    async def record(
+        self, claim_result: ClaimResult, *, claim_reports: bool = True
     ) -> tuple[bool, tuple[Claim, ...]]:
         """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
         epoch has ended.
@@ -619,7 +619,7 @@ class Spool(Protocol):
 
     async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
         """Read a content, a large one as its header and the file of its body. The file exists until
-        the claim is settled.
+        the claim is recorded.
 
         `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
         """

@@ -38,7 +38,7 @@ from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import SpoolEngine
 from relay.spool.postgres.server import connect
-from relay.spool.types import DueQuery, NewMessage, Settlement
+from relay.spool.types import ClaimResult, DueQuery, NewMessage
 from tests.bench.queued.figures import Figure
 from tests.bench.side_by_side import ROUND_S, WARM_SHARE, write_template
 from tests.bench.versions import kit
@@ -145,7 +145,7 @@ async def use(messages: Sequence[NewMessage], *nodes: SpoolEngine) -> None:
     async def one_by_one(node: SpoolEngine) -> None:
         for message in left:
             for claim in (await node.accept(message)).claims:
-                await node.settle(Settlement(claim, 5, {1: OK}))
+                await node.record(ClaimResult(claim, 5, {1: OK}))
 
     await asyncio.gather(*(one_by_one(node) for node in nodes for _ in range(IN_FLIGHT)))
 

@@ -8,7 +8,7 @@ from relay.message.envelope import Envelope, ForwardPath, Notify, Source
 from relay.message.nexthop import LOCAL, Destination
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
-from relay.spool.types import DueQuery, EntrySchedule, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntrySchedule
 from tests.support.operator import LATER, command, operations
 
 NOW = 10**18  # after the due time of every entry in these tests
@@ -100,7 +100,7 @@ async def test_what_is_in_flight_is_not_in_the_report(spool, make, active_claims
     one, two, _ = (await spool.accept(make(hops))).claims
     active_claims.waiting = {one.key}  # the others are being delivered
     waiting = EntrySchedule(retry_us=NOW, due_us=NOW)
-    await spool.settle(Settlement(two, 1, {2: LATER}, waiting))
+    await spool.record(ClaimResult(two, 1, {2: LATER}, waiting))
     answer = await spool.queue_admin.execute(command("cancel", bounce=True))
     assert (answer.as_json()["done"], answer.as_json()["in_flight"]) == (2, 1)
     (report,) = await reports(spool)

@@ -11,7 +11,7 @@ from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
 from relay.spool.engine import SpoolEngine
 from relay.spool.queue_commands import QueueCommand
-from relay.spool.types import DueQuery, EntrySchedule, Selector, Settlement, SpoolError
+from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector, SpoolError
 from tests.support.operator import HOUR_US, OK, all_to, command, operations, reroute, without_node
 
 COPIED = Captured(Evidence("2.1.5", "250 2.1.5 captured"))
@@ -29,12 +29,12 @@ async def spool(open_spool) -> AsyncIterator[SpoolEngine]:
 
 @pytest.fixture
 def captured(spool, make):
-    """Accept a message for these recipients and settle its copies; return its claim."""
+    """Accept a message for these recipients and record its copies; return its claim."""
 
     async def captured(*addresses: str):
         (claim,) = (await spool.accept(make({"capture": addresses or ["x@a.test"]}))).claims
         outcomes = {one.id: COPIED for one in claim.recipients}
-        assert (await spool.settle(Settlement(claim, 5, outcomes)))[0]
+        assert (await spool.record(ClaimResult(claim, 5, outcomes)))[0]
         return claim
 
     return captured
@@ -44,12 +44,12 @@ async def states(spool: SpoolEngine, queue_id: str) -> list[str]:
     return [one.state for one in (await spool.journey(queue_id)).recipients]
 
 
-async def test_it_is_queued_until_its_copies_are_settled(spool, make) -> None:
+async def test_it_is_queued_until_its_copies_are_recorded(spool, make) -> None:
     accepted = await spool.accept(make({"capture": ["x@a.test"], "local": ["b@c.test"]}))
     assert [str(one.next_hop) for one in accepted.claims] == ["capture", "local"]
     assert await states(spool, accepted.queue_id) == ["queued", "queued"]
     claim = accepted.claims[0]
-    await spool.settle(Settlement(claim, 5, {1: COPIED}))
+    await spool.record(ClaimResult(claim, 5, {1: COPIED}))
     assert await states(spool, accepted.queue_id) == ["captured", "queued"]
     counts = await spool.counts()
     assert (counts.entries["captured"], counts.unaccounted) == (1, 0)
@@ -84,11 +84,11 @@ async def test_it_says_when_it_is_removed_in_real_time(spool, captured, clock) -
 async def test_a_deferred_copy_is_captured_by_a_later_attempt(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make({"capture": ["x@a.test", "y@b.test"]}))).claims
     now_us = clock.queue_us()
-    await spool.settle(Settlement(claim, 5, {2: LATER}, EntrySchedule(now_us, now_us)))
+    await spool.record(ClaimResult(claim, 5, {2: LATER}, EntrySchedule(now_us, now_us)))
     assert await states(spool, claim.message.id) == ["queued", "deferred"]
     (claim,) = (await spool.claim_due(now_us, 10, DueQuery())).claims
     assert (len(claim.recipients), claim.attempts) == (2, 1)
-    await spool.settle(Settlement(claim, 6, {1: COPIED, 2: COPIED}))
+    await spool.record(ClaimResult(claim, 6, {1: COPIED, 2: COPIED}))
     assert await states(spool, claim.message.id) == ["captured", "captured"]
 
 
@@ -97,7 +97,7 @@ async def test_a_recipient_that_failed_does_not_keep_the_others_from_being_captu
 ) -> None:
     (claim,) = (await spool.accept(make({"capture": ["x@a.test", "y@b.test"]}))).claims
     failed = Failed(Evidence("5.2.2", "552 5.2.2 too small"))
-    await spool.settle(Settlement(claim, 5, {1: failed, 2: COPIED}))
+    await spool.record(ClaimResult(claim, 5, {1: failed, 2: COPIED}))
     assert await states(spool, claim.message.id) == ["failed", "captured"]
     assert (await spool.counts()).entries["captured"] == 1
 
@@ -116,9 +116,7 @@ async def test_an_operator_reroutes_or_cancels_it(spool, captured, clock) -> Non
     assert (await spool.counts()).unaccounted == 0
 
 
-async def test_a_copy_whose_settlement_a_crash_lost_is_attempted_again(
-    make, clock, open_spool
-) -> None:
+async def test_a_copy_whose_result_a_crash_lost_is_attempted_again(make, clock, open_spool) -> None:
     dead = open_spool(delivers_captured=True)
     await dead.start()
     (claim,) = (await dead.accept(make({"capture": ["x@a.test"]}))).claims
@@ -127,7 +125,7 @@ async def test_a_copy_whose_settlement_a_crash_lost_is_attempted_again(
     assert await alive.start() == 1
     (again,) = (await alive.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert (str(again.next_hop), again.attempts) == ("capture", 1)
-    await alive.settle(Settlement(again, 6, {1: COPIED}))
+    await alive.record(ClaimResult(again, 6, {1: COPIED}))
     assert await states(alive, claim.message.id) == ["captured"]
     await alive.stop()
 
@@ -160,7 +158,7 @@ async def test_a_copy_is_released_and_its_recipients_stay_captured(spool, captur
         "operation": "release", "entries": [2], "who": "olga", "why": "look",
         "from": {"2": "capture"}, "to": [str(OUT)], "copies": ["me@c.test", "you@d.test"],
     }  # fmt: skip
-    await spool.settle(Settlement(copy, 6, {3: OK, 4: OK}))
+    await spool.record(ClaimResult(copy, 6, {3: OK, 4: OK}))
     assert await states(spool, queue_id) == ["captured", "captured", "relayed", "relayed"]
     assert await spool.read_content(claim.content_id) == b"Subject: s\r\n\r\nbody\r\n"
     assert (await spool.counts()).unaccounted == 0
@@ -202,7 +200,7 @@ async def test_a_released_copy_outlives_a_restart(make, clock, open_spool) -> No
     first = open_spool(delivers_captured=True)
     await first.start()
     (claim,) = (await first.accept(make({"capture": ["x@a.test"]}))).claims
-    await first.settle(Settlement(claim, 5, {1: COPIED}))
+    await first.record(ClaimResult(claim, 5, {1: COPIED}))
     await first.queue_admin.execute(copy_to("me@c.test"))
     await first.stop()
     second = open_spool(delivers_captured=True)

@@ -3,10 +3,10 @@
 from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.types import (
+    ClaimResult,
     DueQuery,
     EntrySchedule,
     PriorityLevel,
-    Settlement,
     sender_key,
 )
 from tests.support.operator import ALL, command
@@ -78,7 +78,7 @@ async def test_the_next_due_time(spool, make, clock) -> None:
         claim = (await spool.accept(make(priority=level))).claims[0]
         times[level] = clock.now_us + 1000 * (9 - level)
         waiting = EntrySchedule(times[level], times[level], level)
-        await spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
+        await spool.record(ClaimResult(claim, 5, {1: LATER}, waiting))
     assert await spool.next_due_us(0) == times[PriorityLevel.UNREACHABLE]
     assert await spool.next_due_us(times[PriorityLevel.UNREACHABLE]) == times[PriorityLevel.LOW]
     assert await spool.next_due_us(times[PriorityLevel.HIGH]) is None

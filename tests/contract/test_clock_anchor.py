@@ -9,7 +9,7 @@ from relay.base.clock import Clock, Ids, Machine, SystemClock
 from relay.delivery.retry import ClaimAction, claim_action
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.engine import SpoolEngine
-from relay.spool.types import DueQuery, NewMessage, Selector, Settlement
+from relay.spool.types import ClaimResult, DueQuery, NewMessage, Selector
 from tests.support.operator import command
 from tests.support.spools import message_of
 
@@ -109,7 +109,7 @@ class Site:
                 claim, now_us=now_us, confirmed_us=confirmed_us, started_us=now_us
             )
             if action is ClaimAction.EXPIRE:
-                await spool.settle(Settlement(claim, 5, {1: OK}))
+                await spool.record(ClaimResult(claim, 5, {1: OK}))
                 del self.held[claim.message.id]
             else:
                 await spool.release([claim])
@@ -125,7 +125,7 @@ def new_message(clock: Clock) -> NewMessage:
 
 async def finished(spool: SpoolEngine, message: NewMessage) -> str:
     (claim,) = (await spool.accept(message)).claims
-    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
     return claim.message.id
 
 

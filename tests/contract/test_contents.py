@@ -7,7 +7,7 @@ import pytest
 
 from relay.base.files import write_all
 from relay.message.content import LARGE_BYTES, LargeContent, read_all
-from relay.spool.types import Settlement, SpoolError
+from relay.spool.types import ClaimResult, SpoolError
 from tests.support.operator import OK
 
 HEADER = b"Subject: large\r\n"
@@ -65,8 +65,8 @@ async def test_an_opened_content_stays_readable_when_it_is_removed(spool, make) 
     _, content = await received(spool)
     (claim,) = (await spool.accept(make(content=content))).claims
     kept = await spool.read_message(claim.message.id)
-    await spool.settle(Settlement(claim, 5, {1: OK}))
-    await spool.maintenance.sweep()  # what the settlement does not need may be removed later
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
+    await spool.maintenance.sweep()  # what the result does not need may be removed later
     assert kept.content is not None
     assert read_all(kept.content) == HEADER + BODY
     later = await spool.read_message(claim.message.id)

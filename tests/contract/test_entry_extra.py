@@ -9,7 +9,7 @@ from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate
 from relay.observe.metrics import Metrics
 from relay.spool.queue_commands import RouteLookup
-from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Selector, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.operator import all_to, command, own_mx, reroute
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
@@ -39,7 +39,7 @@ async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, 
     claims = (await spool.accept(message)).claims
     assert [one.extra for one in claims] == [EXTRA, ORDINARY]
     waiting = EntrySchedule(retry_us=5, due_us=5)
-    await spool.settle(Settlement(claims[0], 78, {1: LATER}, waiting))
+    await spool.record(ClaimResult(claims[0], 78, {1: LATER}, waiting))
     await spool.stop()
 
     spool = open_spool()
@@ -80,7 +80,7 @@ async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(open_s
     (claim,) = (await spool.accept(message)).claims
     waiting = EntrySchedule(retry_us=5, due_us=5)
     for counts in (((1, 1), (2, 1)), ((2, 2),), ()):  # () leaves what is there
-        await spool.settle(Settlement(claim, 78, {1: DOUBT, 2: DOUBT}, waiting, unanswered=counts))
+        await spool.record(ClaimResult(claim, 78, {1: DOUBT, 2: DOUBT}, waiting, unanswered=counts))
         (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
         expected = counts or ((2, 2),)
         assert claim.extra == EntryExtra(sender="s@x.test", unanswered=expected)

@@ -14,7 +14,7 @@ from relay.journeys.message_list import (
 )
 from relay.message.envelope import ForwardPath, MessageExtra, Source
 from relay.message.outcome import Evidence, Failed
-from relay.spool.types import EntrySchedule, NewRecipient, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule, NewRecipient
 from tests.support.operator import LATER, OK
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -121,7 +121,7 @@ async def test_messages_are_found_by_client_login_and_time(spool, add, clock, fi
 async def test_a_state_is_that_of_the_recipients_that_match(spool, make, clock, find) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@b.test"]}))).claims
     now_us = clock.queue_us()
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, EntrySchedule(now_us, now_us)))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, EntrySchedule(now_us, now_us)))
     for wanted, is_found in [
         ({"state": "relayed"}, True),
         ({"state": "deferred"}, True),
@@ -214,7 +214,7 @@ async def test_a_row_shows_what_decides_the_state_and_what_is_next(spool, make, 
     (claim,) = (await spool.accept(with_added(message, "audit@b.test"))).claims
     next_us = clock.queue_us() + 60_000_000
     outcomes = dict.fromkeys(range(1, 30), OK) | {30: LATER, 31: LATER}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(next_us, next_us)))
+    await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(next_us, next_us)))
     gone, (other,) = "0" * 16, (await spool.accept(make())).claims
     rows = await spool.summaries([other.message.id, gone, message.facts.id], account=None)
     assert [row.id for row in rows] == [other.message.id, message.facts.id]
@@ -249,10 +249,10 @@ async def test_accepted_submissions_are_those_that_the_spool_has(spool, make) ->
 async def test_states_are_counted_in_the_newest_messages(spool, add, make, clock) -> None:
     no = Failed(Evidence("5.1.1", "550 5.1.1 no"))
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: no}))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: no}))
     clock.advance(1)
     (claim,) = (await spool.accept(with_added(make(account=BOB), "audit@b.test"))).claims
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: no}))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: no}))
     await add("x@a.test", "y@a.test")
     await add("x@a.test", source=Source.REPORT)
     for account, limit, counted in [
@@ -296,8 +296,8 @@ async def test_a_message_is_found_by_the_graph_id_of_a_copy(spool, make) -> None
     said = {"outcome": "delivered", "status": "2.1.5", "reply": "250 2.1.5 delivered"}
     copy = "lmbxq3tu5vw7yz2a"
     detail = {"entry": "1", "recipients": [people[0] | said | {"graph_id": copy}, people[1] | said]}
-    await spool.settle(
-        Settlement(claim, 5, {1: OK, 2: OK}, events=(Event(Step.DELIVERY, 5, detail),))
+    await spool.record(
+        ClaimResult(claim, 5, {1: OK, 2: OK}, events=(Event(Step.DELIVERY, 5, detail),))
     )
     journey = await spool.journey(message.facts.id)
     assert [one.graph_id for one in journey.recipients] == [copy, None]
@@ -365,7 +365,7 @@ async def test_contents_are_read_until_no_entry_needs_them(spool, make) -> None:
     assert {one: found[one] for one in ids} == {
         one: b"Subject: %d\r\n\r\n" % n for n, one in enumerate(ids)
     }
-    await spool.settle(Settlement(claims[0], 5, {1: OK}))
+    await spool.record(ClaimResult(claims[0], 5, {1: OK}))
     assert set(await spool.read_contents(ids)) == set(ids[1:])
     assert await spool.read_contents([]) == {}
 

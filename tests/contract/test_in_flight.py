@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.spool.types import DueQuery, Settlement
+from relay.spool.types import ClaimResult, DueQuery
 from tests.support.operator import OK, command, operations, reroute
 
 
@@ -24,8 +24,8 @@ async def test_waiting_entries_are_changed_and_entries_in_flight_are_reported(
         reported = {one["id"]: one["result"] for one in changed.entries}
         assert reported == {waiting.message.id: "done", in_flight.message.id: "in flight"}
     assert answer.as_json()["in_flight"] == 1
-    assert await spool.settle(Settlement(waiting, 5, {1: OK})) == (False, ()), "its epoch is over"
-    held, _ = await spool.settle(Settlement(in_flight, 5, {1: OK}))
+    assert await spool.record(ClaimResult(waiting, 5, {1: OK})) == (False, ()), "its epoch is over"
+    held, _ = await spool.record(ClaimResult(in_flight, 5, {1: OK}))
     assert held
 
 

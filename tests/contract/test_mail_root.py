@@ -2,7 +2,7 @@
 
 from relay.message.outcome import Delivered, Evidence
 from relay.spool import storage
-from relay.spool.types import EntrySchedule, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule
 
 DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 
@@ -29,7 +29,7 @@ async def test_a_local_delivery_is_remembered_without_its_history(open_spool, ma
     spool = open_spool()
     await spool.start()
     (claim,) = (await spool.accept(make({"local": ["bob@example.test"]}))).claims
-    await spool.settle(Settlement(claim, 5, {1: DELIVERED}, EntrySchedule(None, None)))
+    await spool.record(ClaimResult(claim, 5, {1: DELIVERED}, EntrySchedule(None, None)))
     await spool.maintenance.prune_many(0)
     await spool.stop()
     again = open_spool()
@@ -43,8 +43,8 @@ async def test_no_store_is_without_the_node_that_holds_it(open_spool, make, sett
     spool = open_spool()
     await spool.start()
     await spool.accept(make({"local": ["bob@example.test"]}), claim=False)
-    assert list(spool.maintenance.unheld_stores) == []
-    assert list(await spool.maintenance.claim_unheld()) == []
+    assert list(spool.maintenance.stores_without_node) == []
+    assert list(await spool.maintenance.claim_without_node()) == []
     assert list(storage(settings).warnings()) == []
     await spool.stop()
 

@@ -12,7 +12,7 @@ from relay.journeys.message_list import MessageSearch, position_of
 from relay.message.envelope import Source
 from relay.message.lifecycle import RecipientState, message_state
 from relay.message.outcome import Evidence, Failed
-from relay.spool.types import EntrySchedule, NewMessage, Selector, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule, NewMessage, Selector
 from tests.support.long_tests import long
 from tests.support.operator import ALL, HOUR_US, LATER, OK, command
 
@@ -72,17 +72,17 @@ def generate(make, clock, rng: random.Random, count: int) -> list[Generated]:
         fates = []
         for entry in message.entries:
             kind = rng.choice(("queued", "deferred", "final", "final", "final"))
-            is_parked = entry.next_hop.key == "capture"
+            is_captured = entry.next_hop.key == "capture"
             for number in range(len(entry.recipients)):
                 final = rng.choice(("relayed", "failed"))
                 fate = final if kind == "final" or (kind == "deferred" and number) else kind
-                fates.append("captured" if is_parked else fate)
+                fates.append("captured" if is_captured else fate)
         generated.append(Generated(message, fates))
     return generated
 
 
 async def put(spool, clock, one: Generated) -> None:
-    """Accept a message, and settle its entries but those that wait."""
+    """Accept a message, and record its entries but those that wait."""
     accepted = await spool.accept(one.message)
     fates = iter(one.fates)
     for claim in accepted.claims:
@@ -94,8 +94,8 @@ async def put(spool, clock, one: Generated) -> None:
         later_us = clock.queue_us() + HOUR_US
         waits = EntrySchedule(later_us, later_us) if "deferred" in its_own.values() else None
         outcomes = {number: outcome[fate] for number, fate in its_own.items()}
-        settled, _ = await spool.settle(Settlement(claim, 5, outcomes, waits))
-        assert settled
+        recorded, _ = await spool.record(ClaimResult(claim, 5, outcomes, waits))
+        assert recorded
 
 
 @pytest.fixture(params=[2000, pytest.param(10_000, marks=long)])

@@ -8,7 +8,7 @@ from relay.journeys.message_list import MessageSearch
 from relay.message.envelope import ForwardPath
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import DueQuery, EntrySchedule, NewRecipient, Selector, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, NewRecipient, Selector
 
 NUL = "a\0b"
 KEPT = (NUL, "a\ufffdb")  # as it was, or with the replacement character
@@ -47,18 +47,20 @@ async def test_what_has_one_is_accepted_and_read(spool, make, clock, held_max) -
     assert any(NUL in str(one) or "\\x00" in str(one) or "\ufffd" in str(one) for one in details)
     (claim,) = accepted.claims
     due_us = clock.queue_us() + 1000
-    settled, _ = await spool.settle(
-        Settlement(
+    recorded, _ = await spool.record(
+        ClaimResult(
             claim, 5, {1: LATER, 2: LATER}, EntrySchedule(due_us, due_us, cause=NUL), events=EVENTS
         )
     )
-    assert settled
+    assert recorded
     (again,) = (await spool.claim_due(due_us, 10, DueQuery())).claims
     assert is_kept(again.message.envelope.reverse_path, f"{NUL}@a.test")
     report = make({"local": ["alice@example.test"]}, subject=NUL)
     failed = Failed(Evidence("5.1.1", f"550 5.1.1 {NUL}"))
-    settled, _ = await spool.settle(Settlement(again, 6, {1: failed, 2: failed}, reports=(report,)))
-    assert settled
+    recorded, _ = await spool.record(
+        ClaimResult(again, 6, {1: failed, 2: failed}, reports=(report,))
+    )
+    assert recorded
     journey = await spool.journey(accepted.queue_id)
     assert journey.state == "failed"
     assert is_kept(journey.recipients[0].reply, f"550 5.1.1 {NUL}")

@@ -12,12 +12,12 @@ from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import CAPTURE, NextHop
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.types import (
+    ClaimResult,
     DueQuery,
     EntrySchedule,
     NewRecipient,
     PriorityLevel,
     Selector,
-    Settlement,
     SpoolError,
 )
 from tests.support.operator import (
@@ -65,7 +65,7 @@ async def test_a_retry_does_not_change_an_entry_being_delivered(spool, make, act
     answer = await spool.queue_admin.execute(command("retry"))
     assert [one["result"] for one in answer.entries] == ["in flight"]
     assert active_claims.waiting == {claim.key}
-    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    held, _ = await spool.record(ClaimResult(claim, 5, {1: OK}))
     assert held
 
 
@@ -104,7 +104,7 @@ async def test_a_hold_may_end_at_a_given_time(spool, active_claims, defer, clock
     assert (claim.state, len(claim.recipients)) == (RecipientState.QUEUED, 1)
     released = {"operation": "release", "entries": [1], "who": "its time"}
     assert (await operations(spool, queue_id))[-1] == released
-    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    held, _ = await spool.record(ClaimResult(claim, 5, {1: OK}))
     assert held
     assert (await spool.journey(queue_id)).state == "relayed"
 
@@ -113,8 +113,8 @@ async def test_no_delay_warning_is_sent_for_a_held_entry(spool, make, clock) -> 
     warn_us = clock.queue_us() + 60_000_000
     (claim,) = (await spool.accept(make(warn_us=warn_us))).claims
     later_us = clock.queue_us() + HOUR_US // 2
-    await spool.settle(
-        Settlement(claim, 5, {1: LATER}, EntrySchedule(later_us, warn_us, warn_us=warn_us))
+    await spool.record(
+        ClaimResult(claim, 5, {1: LATER}, EntrySchedule(later_us, warn_us, warn_us=warn_us))
     )
     await spool.queue_admin.execute(command("hold"))
     assert await spool.next_due_us(0) == claim.message.expires_us
@@ -161,7 +161,7 @@ async def test_a_held_entry_expires(spool, defer, clock) -> None:
         await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     ).claims
     assert (claim.state, len(claim.recipients)) == (RecipientState.HELD, 1)
-    await spool.settle(Settlement(claim, 5, {}, expired={1: LATER}))
+    await spool.record(ClaimResult(claim, 5, {}, expired={1: LATER}))
     assert (await spool.journey(queue_id)).state == "expired"
     assert (await spool.counts()).unaccounted == 0
 
@@ -171,7 +171,7 @@ async def test_an_entry_held_by_the_relay_has_a_reason(spool, make, clock) -> No
     waiting = EntrySchedule(None, claim.message.expires_us)
     detail = {"entry": 1, "recipients": [], "held": "it cannot be read"}
     event = Event(Step.DELIVERY, 5, detail)
-    await spool.settle(Settlement(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
+    await spool.record(ClaimResult(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
     (one,) = await spool.queue_admin.list(Selector(state="held"), limit=10)
     assert (one["reason"], one["due"]) == ("relay: it cannot be read", None)
     (one,) = (await spool.queue_admin.execute(command("release"))).entries
@@ -219,7 +219,7 @@ async def test_a_cancelled_entry_is_final(spool, make) -> None:
 async def test_delivered_recipients_are_not_cancelled(spool, make) -> None:
     (claim,) = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims
     waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, waiting))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, waiting))
     await spool.queue_admin.execute(command("cancel"))
     journey = await spool.journey(claim.message.id)
     assert [one.state for one in journey.recipients] == ["relayed", "cancelled"]
@@ -281,7 +281,7 @@ async def test_the_journey_of_what_was_rerouted_and_delivered_has_its_last_next_
     queue_id = (await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)).queue_id
     await spool.queue_admin.execute(reroute("smtp://c.test:25"))
     (claim,) = (await spool.claim_due(10**18, 5, DueQuery())).claims
-    await spool.settle(Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250 2.0.0 ok"))}))
+    await spool.record(ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250 2.0.0 ok"))}))
     (recipient,) = (await spool.journey(queue_id)).recipients
     assert (recipient.state, recipient.next_hop) == ("relayed", "smtp://c.test:25")
 

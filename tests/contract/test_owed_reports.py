@@ -9,7 +9,7 @@ from relay.message.nexthop import LOCAL, Destination
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.observe.metrics import Metrics
 from relay.reports.bounces import Reporter
-from relay.spool.types import DueQuery, EntrySchedule, Selector, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector
 from tests.support.operator import ALL, command
 
 SUCCESS = frozenset({Notify.SUCCESS})
@@ -34,9 +34,9 @@ async def test_what_is_owed_is_in_each_claim_until_it_is_paid(open_spool, make) 
     message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
     (claim,) = (await spool.accept(message)).claims
     assert claim.owed == ()
-    part = Settlement(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2])
-    assert (await spool.settle(part))[0]
-    await spool.stop()  # as a crash: the claim is not settled
+    part = ClaimResult(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2])
+    assert (await spool.record(part))[0]
+    await spool.stop()  # as a crash: the claim is not recorded
 
     spool = open_spool()
     assert await spool.start() == 1
@@ -49,7 +49,7 @@ async def test_what_is_owed_is_in_each_claim_until_it_is_paid(open_spool, make) 
     assert claim.owed[0].path == message.entries[0].recipients[0].path
     assert claim.owed[0].log_id == f"{claim.message.id}-1"
     waiting = EntrySchedule(retry_us=5, due_us=5)
-    await spool.settle(Settlement(claim, 78, {3: LATER}, waiting, pays=True))
+    await spool.record(ClaimResult(claim, 78, {3: LATER}, waiting, pays=True))
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert ([one.id for one in claim.recipients], claim.owed) == ([3], ())
     await spool.stop()
@@ -61,10 +61,10 @@ async def test_a_cancel_of_the_rest_pays_what_is_owed(open_spool, make, clock, h
     await spool.start()
     message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
     (claim,) = (await spool.accept(message)).claims
-    await spool.settle(Settlement(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2]))
+    await spool.record(ClaimResult(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2]))
     other = make({"mx:a.test": ["4@a.test"]})
     await spool.accept(other, claim=False)
-    await spool.stop()  # as a crash: the claim is not settled
+    await spool.stop()  # as a crash: the claim is not recorded
 
     spool = open_spool()
     await spool.start()
@@ -108,19 +108,19 @@ async def test_the_delay_of_a_message_has_the_recipients_of_all_waiting_entries(
     }  # fmt: skip
     claims = (await spool.accept(make(hops, warn_us=5))).claims
     first, second, third = claims[:3]
-    part = Settlement(second, 1, {2: OK}, goes_on=True)
-    await spool.settle(part)
-    await spool.settle(Settlement(third, 1, {4: OK}))
+    part = ClaimResult(second, 1, {2: OK}, goes_on=True)
+    await spool.record(part)
+    await spool.record(ClaimResult(third, 1, {4: OK}))
     found = await spool.late_recipients(first.key)
     assert {
         entry: [one.path.address for one in recipients] for entry, recipients in found.items()
     } == {1: ["1@a.test"], 2: ["3@b.test"]}
     waiting = EntrySchedule(retry_us=5, due_us=5)
-    await spool.settle(Settlement(first, 1, {1: LATER}, waiting, ends_warning=True))
+    await spool.record(ClaimResult(first, 1, {1: LATER}, waiting, ends_warning=True))
     assert await spool.late_recipients(second.key) == {}
     # a claim from before the report does not bring the warning back
     later = EntrySchedule(retry_us=5, due_us=5, warn_us=5)
-    await spool.settle(Settlement(second, 1, {3: LATER}, later))
+    await spool.record(ClaimResult(second, 1, {3: LATER}, later))
     again = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert {claim.entry_id: claim.warn_us for claim in again[:2]} == {1: None, 2: None}
     late = await spool.late_recipients(first.key)
@@ -133,8 +133,8 @@ async def test_a_delay_report_names_what_the_relay_holds_and_nobody_else(spool, 
     for claim in claims[:2]:  # its content cannot be read
         held = EntrySchedule(retry_us=None, due_us=5, warn_us=5)
         later = dict.fromkeys([one.id for one in claim.recipients], LATER)
-        await spool.settle(Settlement(claim, 1, later, held, held=True))
-    await spool.settle(Settlement(claims[2], 1, {3: LATER}, EntrySchedule(retry_us=9, due_us=5)))
+        await spool.record(ClaimResult(claim, 1, later, held, held=True))
+    await spool.record(ClaimResult(claims[2], 1, {3: LATER}, EntrySchedule(retry_us=9, due_us=5)))
     await spool.queue_admin.execute(command("hold", Selector(ids=(f"{claims[2].message.id}-3",))))
     found = await spool.late_recipients(claims[0].key)
     assert list(found) == [1, 2]
@@ -145,7 +145,7 @@ async def test_the_reply_of_the_last_attempt_is_in_the_delay_report(spool, make)
         await spool.accept(make({"mx:a.test": ["1@a.test"], "mx:b.test": ["2@b.test"]}, warn_us=5))
     ).claims
     waiting = EntrySchedule(retry_us=5, due_us=5, warn_us=5)
-    await spool.settle(Settlement(claim, 1, {1: LATER}, waiting))
+    await spool.record(ClaimResult(claim, 1, {1: LATER}, waiting))
     found = await spool.late_recipients(other.key)
     assert (found[1][0].status, found[1][0].reply) == ("4.2.0", "450 4.2.0 later")
     assert (found[2][0].status, found[2][0].reply) == ("", "")

@@ -6,7 +6,7 @@ import pytest
 
 from relay.journeys.message_list import ListedRecipient
 from relay.message.outcome import Evidence, Relayed
-from relay.spool.types import EntrySchedule, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
@@ -22,7 +22,7 @@ EVER = 1e9
 
 async def finished(spool, make) -> str:
     (claim,) = (await spool.accept(make())).claims
-    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
     return claim.message.id
 
 
@@ -56,7 +56,7 @@ async def test_a_submission_key_is_pruned_when_it_expires(spool, make, clock) ->
 
 async def test_a_submission_key_outlives_the_history_of_its_message(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make(), submission_key="draft.1")).claims
-    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
     clock.advance(60)
     assert await spool.maintenance.prune(30) == 1
     assert await spool.journey(claim.message.id) is None
@@ -84,7 +84,7 @@ async def test_captured_mail_has_its_own_expiry(spool, make, clock) -> None:
 async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
     (claim,) = (await spool.accept(make())).claims
     due_us = clock.queue_us() + 10**12
-    await spool.settle(Settlement(claim, 5, {}, EntrySchedule(due_us, due_us)))
+    await spool.record(ClaimResult(claim, 5, {}, EntrySchedule(due_us, due_us)))
     clock.advance(60)
     assert await spool.maintenance.prune(0) == 0
 
@@ -100,7 +100,7 @@ async def test_clear_removes_everything_and_the_queue_goes_on(spool, make, devel
     cleared += await development.clear()
     assert cleared == 6
     assert await spool.journey(held) is None
-    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0] is False
+    assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0] is False
     assert (await spool.counts()).unaccounted == 0
     again = await spool.accept(make(), submission_key="k")
     assert not again.repeated
@@ -152,5 +152,5 @@ async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(
     ]  # fmt: skip
     assert await development.remove(done)
     assert [await spool.journey(one) for one in (captured, done)] == [None, None]
-    assert await spool.settle(Settlement(claim, 5, {1: OK})) == (True, ())
+    assert await spool.record(ClaimResult(claim, 5, {1: OK})) == (True, ())
     assert (await spool.counts()).unaccounted == 0

@@ -8,7 +8,7 @@ from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence
 from relay.message.receipt import OwedReceipt, ReceiptRequest
 from relay.spool.shared.receipts import RECEIPTS_PER_MAILBOX_MAX
-from relay.spool.types import EntrySchedule, Selector, SentReceipt, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule, Selector, SentReceipt
 from tests.support.operator import command
 
 BOB = "bob@example.test"
@@ -29,7 +29,7 @@ async def deliver_on(spool, make, copy_id: str = "lcopy", recipients: int = 1) -
     accepted = await spool.accept(make({"local": [BOB] * recipients}))
     (claim,) = accepted.claims
     outcomes = {one.id: delivered(copy_id) for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(None, None)))
+    await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(None, None)))
     return accepted.queue_id
 
 
@@ -56,11 +56,11 @@ async def test_recipients_with_one_copy_owe_one_receipt(spool, deliver) -> None:
     assert [one.key[1] for one in await spool.receipts.owed()] == [1]
 
 
-async def test_a_settlement_that_came_too_late_records_nothing(spool, make) -> None:
+async def test_a_result_that_came_too_late_records_nothing(spool, make) -> None:
     (claim,) = (await spool.accept(make({"local": [BOB]}))).claims
     await spool.release([claim])
-    settlement = Settlement(claim, 5, {1: delivered("lcopy")}, EntrySchedule(None, None))
-    assert (await spool.settle(settlement))[0] is False
+    claim_result = ClaimResult(claim, 5, {1: delivered("lcopy")}, EntrySchedule(None, None))
+    assert (await spool.record(claim_result))[0] is False
     assert await spool.receipts.owed() == []
 
 
@@ -167,5 +167,5 @@ async def test_a_mailbox_owes_a_bounded_number(spool, make, clock) -> None:
     accepted = await spool.accept(make({"local": [f"{one}@example.test" for one in range(number)]}))
     (claim,) = accepted.claims
     outcomes = {one.id: delivered(f"l{one.id}") for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(None, None)))
+    await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(None, None)))
     assert len(await spool.receipts.owed()) == RECEIPTS_PER_MAILBOX_MAX

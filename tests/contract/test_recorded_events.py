@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Delivered, Evidence
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector, Settlement
+from relay.spool.types import ClaimResult, Selector
 from tests.support.spools import changed_message
 
 ENDLESS = 2**63 - 1
@@ -54,7 +54,7 @@ async def test_the_order_is_that_of_the_commits_and_not_that_of_the_times(
     second, _ = await record(routed(clock.time_us() - DAY_US))
     third, _ = await record(routed(clock.time_us() + 5_000_000))
     late = attempt(clock.time_us() + 1, (1, "delivered"))
-    await spool.settle(Settlement(claim, 5, {1: DELIVERED}, None, events=(late,)))
+    await spool.record(ClaimResult(claim, 5, {1: DELIVERED}, None, events=(late,)))
     found = (await all_events(spool)).events
     assert [one.queue_id for _, one in found] == [first, second, third, first]
     assert all(a < b for a, b in pairwise([sequence for sequence, _ in found]))
@@ -79,7 +79,7 @@ async def test_a_number_is_not_given_again_after_a_removal(
     for remove in ("clear", "prune", "discard"):
         _, (claim,) = await record(routed(past_us))
         ended = attempt(past_us, (1, "delivered"))
-        await spool.settle(Settlement(claim, 5, {1: DELIVERED}, None, events=(ended,)))
+        await spool.record(ClaimResult(claim, 5, {1: DELIVERED}, None, events=(ended,)))
         seen += await sequences(spool)
         match remove:
             case "clear":
@@ -111,8 +111,8 @@ async def test_numbers_continue_after_a_restart(open_spool, make) -> None:
 
 async def test_only_what_was_removed_counts_as_removed(spool, record, clock) -> None:
     _, (claim,) = await record()
-    await spool.settle(
-        Settlement(claim, 5, {1: DELIVERED}, None, events=(attempt(1, (1, "delivered")),))
+    await spool.record(
+        ClaimResult(claim, 5, {1: DELIVERED}, None, events=(attempt(1, (1, "delivered")),))
     )
     clock.advance(3600.0)
     kept, _ = await record()

@@ -7,7 +7,7 @@ from relay.journeys.journey import join
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.outcome import Delivered, Evidence, Relayed
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.types import DeliveredReport, NewEntry, NewRecipient, Settlement
+from relay.spool.types import ClaimResult, DeliveredReport, NewEntry, NewRecipient
 from tests.support.operator import without_node
 from tests.support.spools import changed_message
 
@@ -29,7 +29,7 @@ def send(spool, make):
         facts = {"message_id": "<m@x>", "submission_id": "d1.1", "envid": "d1.1"} | changes
         accepted = await spool.accept(make(hops, **facts))
         for claim in accepted.claims:
-            await spool.settle(Settlement(claim, 5, {one.id: SENT for one in claim.recipients}))
+            await spool.record(ClaimResult(claim, 5, {one.id: SENT for one in claim.recipients}))
         return accepted.queue_id
 
     return send
@@ -37,16 +37,18 @@ def send(spool, make):
 
 @pytest.fixture
 def deliver(spool, make):
-    """Deliver a report to a mailbox here; return the settlement, and whether it was in time."""
+    """Deliver a report to a mailbox here; return the result, and whether it was in time."""
 
-    async def deliver(what: RemoteReport, to: str = ALICE) -> tuple[Settlement, bool]:
+    async def deliver(what: RemoteReport, to: str = ALICE) -> tuple[ClaimResult, bool]:
         carrier = make(
             {"local": [to]}, reverse_path="", account="", trusted=False,
             client="mx.a.test [192.0.2.7]",
         )  # fmt: skip
         (claim,) = (await spool.accept(carrier)).claims
-        settlement = Settlement(claim, 9, {1: COPIED}, remote_report=DeliveredReport(what, (to,)))
-        return settlement, (await spool.settle(settlement))[0]
+        claim_result = ClaimResult(
+            claim, 9, {1: COPIED}, remote_report=DeliveredReport(what, (to,))
+        )
+        return claim_result, (await spool.record(claim_result))[0]
 
     return deliver
 
@@ -61,14 +63,14 @@ async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
 ) -> None:
     queue_id = await send({"mx:a.test": ["x@a.test", "y@a.test"]})
     before = await spool.journey(queue_id)
-    settlement, in_time = await deliver(report(envid="d1.1"))
+    claim_result, in_time = await deliver(report(envid="d1.1"))
     assert in_time
     after = await spool.journey(queue_id)
     assert (after.state, after.recipients) == (before.state, before.recipients)
     assert after.steps[: len(before.steps)] == before.steps
     (event,) = after.steps[len(before.steps) :]
     assert (event.step, event.at[:19]) == (7, "1970-01-01T00:00:00")
-    received = settlement.claim.message.id
+    received = claim_result.claim.message.id
     assert without_node(event.detail) == {
         "by": "remote", "kind": "failure", "recipients": ["x@a.test"], "status": "5.1.1",
         "reply": "550 5.1.1 no such user", "host": "mx2.a.test", "received": received,
@@ -84,10 +86,10 @@ async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
     assert second.reported is None
 
 
-async def test_a_report_settled_twice_is_one_event(spool, send, deliver) -> None:
+async def test_a_report_recorded_twice_is_one_event(spool, send, deliver) -> None:
     queue_id = await send()
-    settlement, _ = await deliver(report())
-    assert (await spool.settle(settlement))[0] is False
+    claim_result, _ = await deliver(report())
+    assert (await spool.record(claim_result))[0] is False
     assert len(await claims(spool, queue_id)) == 1
 
 

@@ -4,9 +4,9 @@ from msgspec.structs import replace
 
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.types import (
+    ClaimResult,
     DueQuery,
     EntrySchedule,
-    Settlement,
 )
 
 
@@ -22,8 +22,8 @@ async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, 
     dead = open_spool()
     await dead.start()
     claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    await dead.settle(
-        Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
+    await dead.record(
+        ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
     )
     await dead.claim_due(6, 10, DueQuery())
     await dead.stop()
@@ -41,22 +41,22 @@ async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, 
     assert [one.outcome for one in cut_off.attempts] == ["indeterminate"]
 
 
-async def test_recipients_settled_before_the_crash_are_not_indeterminate(
+async def test_recipients_recorded_before_the_crash_are_not_indeterminate(
     make, clock, open_spool
 ) -> None:
     dead = open_spool()
     await dead.start()
     claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    taken = Settlement(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
-    assert await dead.settle(taken) == (True, ())
-    assert await dead.settle(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
+    taken = ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
+    assert await dead.record(taken) == (True, ())
+    assert await dead.record(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
         False,
         (),
     )
     await dead.stop()
     alive = open_spool()
     assert await alive.start() == 1
-    assert await alive.settle(taken) == (False, ())  # the new process owns it
+    assert await alive.record(taken) == (False, ())  # the new process owns it
     (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
     await alive.stop()

@@ -7,7 +7,7 @@ from relay.journeys.events import Event, Step
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.types import DueQuery, EntryExtra, EntrySchedule, Selector, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.journeys import states
 from tests.support.operator import ALL, command, reroute
 
@@ -83,7 +83,7 @@ async def test_a_held_entry_expires_unattempted(spool, make, clock) -> None:
     (claim,) = (await spool.claim_due(clock.queue_us() + 1000, 9, DueQuery())).claims
     assert (claim.state, claim.attempts) == (RecipientState.HELD, 0)
     over = Failed(Evidence("5.4.7", "expired"))
-    assert (await spool.settle(Settlement(claim, 5, {}, expired={1: over})))[0]
+    assert (await spool.record(ClaimResult(claim, 5, {}, expired={1: over})))[0]
     assert states(await spool.journey(name)) == {"x@a.test": "expired"}
     assert (await spool.counts()).unaccounted == 0
 
@@ -101,7 +101,7 @@ async def test_each_hold_says_why_and_since_when(spool, make, clock) -> None:
     assert (claim.state, claim.extra.reason) == (RecipientState.QUEUED, "")
     event = Event(Step.DELIVERY, 7, {"entry": 1, "held": "its content cannot be read"})
     waiting = EntrySchedule(retry_us=None, due_us=10**18)
-    await spool.settle(Settlement(claim, 7, {1: UNREADABLE}, waiting, held=True, events=(event,)))
+    await spool.record(ClaimResult(claim, 7, {1: UNREADABLE}, waiting, held=True, events=(event,)))
     expected = ("held", "relay: its content cannot be read", rfc3339(7))
     assert await listed(spool) == [expected]
 
@@ -114,8 +114,8 @@ async def test_a_reroute_by_the_routes_holds_what_they_hold_unless_it_was_releas
     fresh = (await spool.accept(make(hub), claim=False)).queue_id
     released = (await spool.accept(held(make()))).queue_id
     await spool.queue_admin.execute(command("release", Selector(ids=(released,))))
-    parked = (await spool.accept(make(hub), claim=False)).queue_id
-    await spool.queue_admin.execute(command("hold", Selector(ids=(parked,))))
+    kept = (await spool.accept(make(hub), claim=False)).queue_id
+    await spool.queue_admin.execute(command("hold", Selector(ids=(kept,))))
     clock.advance(60)
 
     def by_routes(address: str, _sender: str) -> Destination:
@@ -129,7 +129,7 @@ async def test_a_reroute_by_the_routes_holds_what_they_hold_unless_it_was_releas
         ("held", "route r", now), ("queued", "", "")
     ]  # fmt: skip
     assert await listed(spool, Selector(ids=(released,))) == [("queued", "", "")]
-    assert {one[:2] for one in await listed(spool, Selector(ids=(parked,)))} == {("held", "olga")}
+    assert {one[:2] for one in await listed(spool, Selector(ids=(kept,)))} == {("held", "olga")}
     (detail,) = [
         one.detail for one in (await spool.journey(fresh)).steps
         if one.detail.get("operation") == "reroute"

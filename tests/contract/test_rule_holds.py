@@ -12,12 +12,12 @@ from relay.message.nexthop import Destination, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.shared import holds
 from relay.spool.types import (
+    ClaimResult,
     DueQuery,
     EntryExtra,
     EntrySchedule,
     HoldsFullError,
     Selector,
-    Settlement,
 )
 from tests.support.journeys import states
 from tests.support.operator import ALL, command, reroute
@@ -95,7 +95,7 @@ async def test_a_hold_ends_at_its_own_time_and_not_with_its_message(
     (claim,) = await due(spool, end_us)
     assert (claim.state, claim.expires_us) == (RecipientState.HELD, end_us)
     assert claim.is_held_by_rule
-    assert (await spool.settle(Settlement(claim, 5, {}, expired={1: OVER})))[0]
+    assert (await spool.record(ClaimResult(claim, 5, {}, expired={1: OVER})))[0]
     assert states(await spool.journey(name)) == {"x@a.test": "expired"}
     assert (await spool.counts()).unaccounted == 0
 
@@ -113,7 +113,7 @@ async def test_a_release_gives_the_time_of_new_mail_and_no_hold_comes_back(
     (claim,) = await due(spool, clock.queue_us())
     assert (claim.expires_us, claim.is_held_by_rule) == (end_us, False)
     waiting = EntrySchedule(clock.queue_us() + 60, clock.queue_us() + 60)
-    await spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
+    await spool.record(ClaimResult(claim, 5, {1: LATER}, waiting))
     await spool.queue_admin.execute(
         command("reroute", to=lambda *_: Destination(NextHop.parse("mx:n.test"), held="route r"))
     )
@@ -182,9 +182,9 @@ async def test_rules_hold_no_more_than_they_may(open_spool, make, clock, ends) -
     await spool.start()
     two = {"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}
     route = EntryExtra(reason="route slow")  # those of routes and operators do not count
-    parked = make()
-    parked = replace(parked, entries=(replace(parked.entries[0], extra=route),))
-    await spool.accept(replace(parked, held_max=0))
+    kept = make()
+    kept = replace(kept, entries=(replace(kept.entries[0], extra=route),))
+    await spool.accept(replace(kept, held_max=0))
     await spool.queue_admin.execute(command("hold", ALL))
     await spool.accept(by_rule(make(two), held_max=2))
     with pytest.raises(HoldsFullError):
@@ -223,7 +223,7 @@ async def test_expiry_removal_and_split_change_the_number(
     assert await full_of(spool, make)
     for claim in await due(spool, clock.queue_us() + 1000):
         over = {one.id: OVER for one in claim.recipients}
-        await spool.settle(Settlement(claim, 5, {}, expired=over))
+        await spool.record(ClaimResult(claim, 5, {}, expired=over))
     assert states(await spool.journey(name)) == {"x@a.test": "expired", "y@b.test": "expired"}
     assert not await full_of(spool, make)
     for _ in range(2):

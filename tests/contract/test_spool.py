@@ -1,4 +1,4 @@
-"""Accepting and settling messages, submission keys, journeys."""
+"""Accepting and recording messages, submission keys, journeys."""
 
 import asyncio
 
@@ -9,12 +9,12 @@ from relay.journeys.events import Event, Step
 from relay.message.envelope import ForwardPath
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
 from relay.spool.types import (
+    ClaimResult,
     DueBatch,
     DueQuery,
     EntrySchedule,
     NewRecipient,
     Selector,
-    Settlement,
     SpoolError,
 )
 from tests.support.spools import changed_message
@@ -50,9 +50,9 @@ async def test_the_same_submission_key_is_the_same_message(spool, make) -> None:
     assert await spool.accepted_as("draft.2") == await spool.accepted_as("") == ""
 
 
-async def test_settling_every_recipient_ends_the_entry_and_its_content(spool, make) -> None:
+async def test_recording_every_recipient_ends_the_entry_and_its_content(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
-    held, _ = await spool.settle(Settlement(claim, 5, {1: OK}))
+    held, _ = await spool.record(ClaimResult(claim, 5, {1: OK}))
     assert held
     assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
     with pytest.raises(SpoolError):
@@ -67,9 +67,9 @@ async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> 
     claims = (
         await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
     ).claims
-    await spool.settle(Settlement(claims[0], 5, {1: OK}))
+    await spool.record(ClaimResult(claims[0], 5, {1: OK}))
     assert await spool.read_content(claims[1].content_id)
-    await spool.settle(Settlement(claims[1], 6, {2: OK}))
+    await spool.record(ClaimResult(claims[1], 6, {2: OK}))
     with pytest.raises(SpoolError):
         await spool.read_content(claims[1].content_id)
 
@@ -77,7 +77,7 @@ async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> 
 async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
     claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
     due_us = clock.time_us() + 60_000_000
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, EntrySchedule(due_us, due_us)))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, EntrySchedule(due_us, due_us)))
     assert await spool.next_due_us(0) == due_us
     assert await spool.claim_due(due_us - 1, 10, DueQuery()) == DueBatch()
     (again,) = (await spool.claim_due(due_us, 10, DueQuery())).claims
@@ -89,20 +89,20 @@ async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make,
     assert await spool.claim_due(due_us, 10, DueQuery()) == DueBatch()
 
 
-async def test_a_fenced_claim_cannot_settle(spool, make, clock) -> None:
+async def test_a_fenced_claim_cannot_record(spool, make, clock) -> None:
     claim = (await spool.accept(make())).claims[0]
     await spool.release([claim])
     (stolen,) = (await spool.claim_due(clock.time_us(), 10, DueQuery())).claims
-    assert (await spool.settle(Settlement(claim, 5, {1: NO})))[0] is False
-    assert (await spool.settle(Settlement(stolen, 5, {1: OK})))[0] is True
+    assert (await spool.record(ClaimResult(claim, 5, {1: NO})))[0] is False
+    assert (await spool.record(ClaimResult(stolen, 5, {1: OK})))[0] is True
 
 
 async def test_failure_and_report_are_one_transaction(spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
     report = make({"local": ["alice@example.test"]}, reverse_path="", content=b"report")
     event = Event(Step.REPORT, 7, {"report_id": report.facts.id})
-    held, claims = await spool.settle(
-        Settlement(claim, 5, {1: NO}, reports=(report,), events=(event,))
+    held, claims = await spool.record(
+        ClaimResult(claim, 5, {1: NO}, reports=(report,), events=(event,))
     )
     assert held
     assert [one.message.id for one in claims] == [report.facts.id]
@@ -151,7 +151,7 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
         {"number": n, "outcome": "relayed", "status": "2.0.0", "reply": "250"} for n in (1, 2)
     ]}  # fmt: skip
     event = Event(Step.DELIVERY, 5, detail)
-    await spool.settle(Settlement(claim, 5, {1: OK, 2: NO}, events=(event,)))
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: NO}, events=(event,)))
     journey = await spool.journey(message.facts.id)
     assert journey is not None
     assert [one.address for one in journey.recipients] == ["x@a.test"]
@@ -162,7 +162,7 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
 
 async def test_local_delivery_is_a_final_state(spool, make) -> None:
     claim = (await spool.accept(make({"local": ["bob@example.test"]}))).claims[0]
-    await spool.settle(Settlement(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
+    await spool.record(ClaimResult(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
     journey = await spool.journey(claim.message.id)
     assert journey is not None
     assert journey.state == "delivered"

@@ -5,7 +5,7 @@ import shutil
 from relay.base.pressure import UNKNOWN_DISK
 from relay.journeys.events import Event, Step
 from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.types import DueQuery, EntrySchedule, PriorityLevel, Settlement
+from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, PriorityLevel
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
@@ -89,7 +89,7 @@ async def test_each_next_hop_has_its_last_reply(spool, make, clock) -> None:
             at_us, hop.partition(" ")[0], reply, address="x@a.test", route=hop.partition(" ")[2]
         )
         waiting = EntrySchedule(10**18, 10**18, PriorityLevel.NORMAL)
-        await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=(event,)))
+        await spool.record(ClaimResult(claim, 5, {1: later}, waiting, events=(event,)))
     figures = await spool.stats()
     last = {one["route"]: one["last"] for one in figures["next_hops"]}
     assert last["paid"] == {
@@ -105,13 +105,13 @@ async def test_the_last_reply_of_a_quiet_next_hop_is_found_behind_newer_events(s
     (claim,) = (await spool.accept(make({"mx:quiet.test": ["x@quiet.test"]}))).claims
     event = attempt_at(1_000_000, "mx:quiet.test", "450 busy", address="x@quiet.test")
     waiting = EntrySchedule(10**18, 10**18, PriorityLevel.NORMAL)
-    await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=(event,)))
+    await spool.record(ClaimResult(claim, 5, {1: later}, waiting, events=(event,)))
     (claim,) = (await spool.accept(make({"mx:loud.test": ["x@loud.test"]}))).claims
     loud = [
         attempt_at(2_000_000 + number, "mx:loud.test", f"450 {number}", address="x@loud.test")
         for number in range(1001)
     ]
-    await spool.settle(Settlement(claim, 5, {1: later}, waiting, events=tuple(loud)))
+    await spool.record(ClaimResult(claim, 5, {1: later}, waiting, events=tuple(loud)))
     last = {one["next_hop"]: one["last"] for one in (await spool.stats())["next_hops"]}
     assert last["mx:quiet.test"]["reply"] == "450 busy"
     assert last["mx:loud.test"]["reply"] == "450 1000"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.postgres.maintenance import UNHELD_S
+from relay.spool.postgres.maintenance import WITHOUT_NODE_S
 from tests.support.long_tests import long
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer
@@ -145,18 +145,18 @@ def test_a_spool_in_a_file_has_no_such_node(tmp_path) -> None:
 def test_a_store_without_a_node_is_named(node: NewNode) -> None:
     one = transport(node, mailboxes={"store": "first"})
     queue_id = one.submit("alice@example.test", ["bob@example.test"])
-    text = until("it is named", lambda: _unheld(one))
-    unheld = 'no node has the mail root of the store "first"'
-    assert text == f"ready; {unheld}: its local mail waits\n"
-    assert f"Queued: {unheld}." in one.cli("trace", queue_id).stdout
+    text = until("it is named", lambda: _without_node(one))
+    without_node = 'no node has the mail root of the store "first"'
+    assert text == f"ready; {without_node}: its local mail waits\n"
+    assert f"Queued: {without_node}." in one.cli("trace", queue_id).stdout
     done = one.cli("check", "--role", "transport")
-    assert f"warning: {unheld}: its local mail waits" in done.stderr
+    assert f"warning: {without_node}: its local mail waits" in done.stderr
     holder = node("first", mailboxes={"store": "first"}).start()
     holder.until_final(queue_id)
-    until("it is named no longer", lambda: not _unheld(one))
+    until("it is named no longer", lambda: not _without_node(one))
 
 
-def _unheld(relay: RelayProcess) -> str:
+def _without_node(relay: RelayProcess) -> str:
     status, text = asked(relay, "/readyz")
     assert status == 200
     return text if "mail root" in text else ""
@@ -168,7 +168,9 @@ def test_mail_of_a_store_without_a_node_expires_with_a_report(node: NewNode) -> 
     expires = {"delivery": {"expire_after": "2s"}}
     one = transport(node, mailboxes={"store": "first"}, **expires)
     queue_id = one.submit("alice@example.test", ["bob@example.test"])
-    until("it expires", lambda: state(one, queue_id) == "expired", timeout_s=UNHELD_S + WAIT_S)
+    until(
+        "it expires", lambda: state(one, queue_id) == "expired", timeout_s=WITHOUT_NODE_S + WAIT_S
+    )
     (report,) = one.cli_json("queue", "list")
     assert [to["address"] for to in report["recipients"]] == ["alice@example.test"]
     holder = node("first", mailboxes={"store": "first"}, **expires).start()

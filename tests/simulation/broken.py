@@ -40,7 +40,7 @@ from relay.ingress.acceptance import Acceptance
 from relay.ingress.data import DataReply
 from relay.ingress.forwarding import ExpandedRecipients, Forwarder
 from relay.message.envelope import ForwardPath
-from relay.message.lifecycle import PARKED
+from relay.message.lifecycle import HELD_OR_CAPTURED
 from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.message.srs import Srs
 from relay.reports import bounces
@@ -114,16 +114,16 @@ def _answer_at_once(original: Any) -> Any:
 
 
 def _any_epoch(original: Any) -> Any:
-    def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
-        claim = settlement.claim
+    def record(batch: Any, claim_result: Any, *args: Any, **more: Any) -> Any:
+        claim = claim_result.claim
         row = batch.cursor.execute(
             "SELECT epoch FROM entry WHERE message_id = ? AND number = ?",
             (claim.message.id, claim.entry_id),
         ).fetchone()
-        settlement = replace(settlement, claim=replace(claim, epoch=row[0]))
-        return original(batch, settlement, *args, **more)
+        claim_result = replace(claim_result, claim=replace(claim, epoch=row[0]))
+        return original(batch, claim_result, *args, **more)
 
-    return settle
+    return record
 
 
 def _always_in_time(_original: Any) -> Any:
@@ -131,28 +131,28 @@ def _always_in_time(_original: Any) -> Any:
 
 
 def _reviving(original: Any) -> Any:
-    def settle(batch: Any, settlement: Any, *args: Any, **more: Any) -> Any:
-        recorded = original(batch, settlement, *args, **more)
-        if settlement.waiting is not None and recorded is not None:
+    def record(batch: Any, claim_result: Any, *args: Any, **more: Any) -> Any:
+        recorded = original(batch, claim_result, *args, **more)
+        if claim_result.waiting is not None and recorded is not None:
             batch.cursor.execute(
                 "UPDATE recipient SET state = 'deferred'"
                 " WHERE message_id = ? AND entry = ? AND state = 'delivered'",
-                settlement.claim.key,
+                claim_result.claim.key,
             )
         return recorded
 
-    return settle
+    return record
 
 
 def _report_later(original: Any) -> Any:
-    async def settle(self: SqliteSpool, settlement: Any, **more: Any) -> Any:
-        held, claims = await original(self, replace(settlement, reports=()), **more)
-        for report in settlement.reports if held else ():
+    async def record(self: SqliteSpool, claim_result: Any, **more: Any) -> Any:
+        held, claims = await original(self, replace(claim_result, reports=()), **more)
+        for report in claim_result.reports if held else ():
             accepted = await self.accept(report, claim=more.get("claim_reports", True))
             claims = (*claims, *accepted.claims)
         return held, claims
 
-    return settle
+    return record
 
 
 def _no_waiting(_original: Any) -> Any:
@@ -523,7 +523,7 @@ def _expiring_untried() -> Iterator[None]:
     original = retry.end_us
 
     def end_us(claim: Any, *, started_us: int) -> Any:
-        if claim.attempts == 0 and claim.state not in PARKED:
+        if claim.attempts == 0 and claim.state not in HELD_OR_CAPTURED:
             return claim.expires_us
         return original(claim, started_us=started_us)
 
@@ -547,7 +547,7 @@ def _all_done(original: Any) -> Any:
 
 BROKEN = (
     Broken("reply before commit", _instead(Acceptance, "_commit", _answer_at_once), "invariant 1"),
-    Broken("settle without epoch", _instead(transactions, "settle", _any_epoch), "invariant 3"),
+    Broken("settle without epoch", _instead(transactions, "record", _any_epoch), "invariant 3"),
     Broken(
         "a partial settlement without epoch",
         _instead(transactions, "_is_in_time", _always_in_time),
@@ -555,11 +555,11 @@ BROKEN = (
     ),
     Broken(
         "a recipient is retried after its settled 2xx",
-        _instead(transactions, "settle", _reviving), "invariant 2", where=conditions.boxed,
+        _instead(transactions, "record", _reviving), "invariant 2", where=conditions.boxed,
     ),
     Broken(
         "bounce and removal in two transactions",
-        _instead(SqliteSpool, "settle", _report_later),
+        _instead(SqliteSpool, "record", _report_later),
         "invariant 1", where=conditions.slow_and_short,
     ),
     Broken("next dot before settle", _instead(OutboundSession, "_before_dot", _no_waiting), "invariant 10", where=conditions.crowded),

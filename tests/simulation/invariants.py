@@ -21,7 +21,7 @@ from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Relayed
 from relay.message.srs import Srs, SrsError
 from relay.spool.shared.holds import HELD_BY_RULES
-from relay.spool.types import Claim, Settlement
+from relay.spool.types import Claim, ClaimResult
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED
@@ -381,7 +381,7 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
                     continue
                 is_lost = (message.token, one.address) in lost
                 reports = sorted(found[message.token, one.address])
-                # a lost one may have been delivered by a process that died before it settled
+                # a lost one may have been delivered by a process that died before it recorded
                 if not 1 - is_lost <= len(reports) <= 1:
                     yield f"1: {message.id} ({message.token}) to {one.address} is {one.state}; reports: {reports}"
     for key, reports in found.items():
@@ -443,7 +443,7 @@ def _lost(evidence: Evidence, causes: _Causes) -> Iterator[tuple[str, str]]:
         inboxes = evidence.ledger.inboxes
         gone += [name.partition("-")[0] for _, name, content in inboxes if _is_unread(content)]
     if plan.store_fails or plan.lives:
-        # one that died before it could settle may have delivered it before
+        # one that died before it could record may have delivered it before
         there = {name.partition("-")[0] for _, name, _ in evidence.ledger.inboxes}
         for message in evidence.rows.messages.values():
             dropped = any(detail.get("kind") == "dropped" for _, _, detail in message.events)
@@ -474,13 +474,13 @@ def no_backscatter(evidence: Evidence) -> Iterator[str]:
 
 def expiry_in_time(evidence: Evidence) -> Iterator[str]:
     """6: no entry expires before its time, or long after it."""
-    for queue_id, expires_us, settled_s, spare_s in evidence.ledger.expiries:
+    for queue_id, expires_us, recorded_s, spare_s in evidence.ledger.expiries:
         expires_s = (expires_us - BEGINNING_US) / 1e6
-        if settled_s < expires_s - 0.001:
-            yield f"6: {queue_id} expired {expires_s - settled_s:.0f} s too early"
+        if recorded_s < expires_s - 0.001:
+            yield f"6: {queue_id} expired {expires_s - recorded_s:.0f} s too early"
         expires_s = max(expires_s, evidence.ledger.rerouted_s.get(queue_id, 0.0))
-        late_s = settled_s - expires_s - spare_s
-        outage_s = evidence.ledger.outage_s(expires_s, settled_s)
+        late_s = recorded_s - expires_s - spare_s
+        outage_s = evidence.ledger.outage_s(expires_s, recorded_s)
         turns_s = _turns_s(evidence) if outage_s else 0.0
         if late_s - outage_s - turns_s > _LAST_S_MAX:
             yield f"6: {queue_id} expired {late_s:.0f} s too late"
@@ -702,16 +702,16 @@ def nothing_left_over(evidence: Evidence) -> Iterator[str]:
 
 
 async def haunt(node: Any, claim: Claim, world: Any) -> None:
-    """Settle a claim of another time as relayed: as if its attempt went on, and as if it ended."""
+    """Record the result of a claim of another time as relayed: as if its attempt went on, and as if it ended."""
     outcome = Relayed(Words("2.0.0", "250 from another time"))
     outcomes = {recipient.id: outcome for recipient in claim.recipients}
-    ended = Settlement(claim=claim, at_us=node.clock.time_us(), outcomes=outcomes)
-    for settlement in (replace(ended, goes_on=True), ended):
+    ended = ClaimResult(claim=claim, at_us=node.clock.time_us(), outcomes=outcomes)
+    for claim_result in (replace(ended, goes_on=True), ended):
         try:
-            held, _ = await node.spool.settle(settlement)
+            held, _ = await node.spool.record(claim_result)
         except Exception:  # noqa: BLE001 - as good as fenced
             return
         world.reached["settled: fenced"] += not held
         if held:
-            part = "in part " if settlement.goes_on else ""
+            part = "in part " if claim_result.goes_on else ""
             world.fault(f"invariant 3: {claim.message.id} was settled {part}by the dead")

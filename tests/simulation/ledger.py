@@ -1,4 +1,4 @@
-"""What everybody saw, kept outside of every process: answers, claims, settlements, copies.
+"""What everybody saw, kept outside of every process: answers, claims, results, copies.
 
 Nothing in it is the relay's word alone where somebody else's is to be had. It tells the world of a
 fault at once where no later look could find it. See docs/design.md 7.
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from relay.base.clock import DOUBT_US
 from relay.delivery.site_limits import Rate
 from relay.message.envelope import Notify
-from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.message.nexthop import HERE
 from relay.message.outcome import DeferralClass, Deferred, Delivered, Failed, Relayed
 from relay.message.tls_policy import OPTIONAL
 from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
-from relay.spool.types import Claim, Settlement
+from relay.spool.types import Claim, ClaimResult
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
 from tests.simulation.policies import GivenPolicies, allows, demands_tls
@@ -77,12 +77,12 @@ class Ledger:
         self.tries: list[Try] = []
         self.epochs: dict[Key, int] = {}
         self.open: dict[Key, Claim] = {}
-        self.ghosts: list[Claim] = []  # claims that a dead process never settled
+        self.ghosts: list[Claim] = []  # claims that a dead process never recorded
         # when an operator saw that an entry is in flight whose claim is not known here
         self._in_flight_since_s: dict[Key, float] = {}
         self._operated_at_s: dict[Key, float] = {}  # the last answer
-        self.settlements: Counter[tuple[str, str]] = Counter()
-        # queue id, expires_us, when it was settled, how much later that may be; in queue time
+        self.claim_results: Counter[tuple[str, str]] = Counter()
+        # queue id, expires_us, when it was recorded, how much later that may be; in queue time
         self.expiries: list[tuple[str, int, float, float]] = []
         self.rerouted_s: dict[str, float] = {}  # by queue id: what is captured outlives its message
         self.outages: list[tuple[float, float]] = []  # when nothing could be done
@@ -96,7 +96,7 @@ class Ledger:
         self.names: dict[str, str] = {}  # Message-ID: queue id
         self.archive: dict[str, Message] = {}  # what was pruned, as it was then
         self.calm_s = float("inf")  # from when on no trouble is made any more
-        self._settling: defaultdict[Key, set[int]] = defaultdict(set)  # epochs
+        self._recording: defaultdict[Key, set[int]] = defaultdict(set)  # epochs
         self._dots: dict[str, tuple[str, Collection[str], int]] = {}
         self.rated: dict[str, Rate] = {}  # by domain, where a transaction begins once it may
         self.starts_s: list[float] = []  # of processes: a rate is kept by one
@@ -117,7 +117,7 @@ class Ledger:
         self._blocked_s: dict[Key, float] = {}  # its site, before it came
         self._looked_up_us: dict[Key, int] = {}  # its hosts, at the earliest
         self.policies = GivenPolicies()
-        self._in_flight: set[Key] = set()  # as answered to the operator, until they are settled
+        self._in_flight: set[Key] = set()  # as answered to the operator, until they are recorded
         # taken out of memory for a command of which no success was answered: perhaps not given back
         self._withdrawn: set[Key] = set()
 
@@ -144,7 +144,7 @@ class Ledger:
             self._judge_hold(claim)
             if claim.epoch <= self.epochs.get(key, 0):
                 self.world.fault(f"invariant 3: epoch {claim.epoch} of {key} is not new")
-            if key in self.open and self.open[key].epoch not in self._settling[key]:
+            if key in self.open and self.open[key].epoch not in self._recording[key]:
                 self.world.fault(f"invariant 3: {key} is claimed twice at once")
             if key in self.cancelled:
                 self.world.fault(f"invariant 9: {key} is claimed, and was reported to be cancelled")
@@ -227,31 +227,31 @@ class Ledger:
             words = f"{claim.key} has waited for slow transactions for {blocked_s:.0f} s"
             self.world.fault(f"invariant 4: {words}")
 
-    def settles(self, claim: Claim) -> bool:
-        """Note that a settlement begins, which others may see before who waits for it; whether the
+    def records(self, claim: Claim) -> bool:
+        """Note that a result begins, which others may see before who waits for it; whether the
         claim is fenced already.
         """
-        self._settling[claim.key].add(claim.epoch)
+        self._recording[claim.key].add(claim.epoch)
         return claim.epoch < self.epochs.get(claim.key, 0)
 
-    def settled(self, settlement: Settlement, *, held: bool, was_fenced: bool) -> None:
-        claim = settlement.claim
+    def recorded(self, claim_result: ClaimResult, *, held: bool, was_fenced: bool) -> None:
+        claim = claim_result.claim
         key = (claim.message.id, claim.entry_id)
-        self.world.note("settle", *key, "epoch", claim.epoch, "held" if held else "fenced")
-        self._settling[key].discard(claim.epoch)
+        self.world.note("record", *key, "epoch", claim.epoch, "held" if held else "fenced")
+        self._recording[key].discard(claim.epoch)
         if not held:
             self.waits.lost(claim)
             self.world.fault(f"invariant 3: {key} was changed while a connection had it")
-        if key in self._in_flight and not settlement.goes_on:
+        if key in self._in_flight and not claim_result.goes_on:
             self._in_flight.remove(key)
-            is_done = any(isinstance(one, Relayed) for one in settlement.outcomes.values())
+            is_done = any(isinstance(one, Relayed) for one in claim_result.outcomes.values())
             self.world.reached[
                 f"reported in flight: {'relayed' if is_done else 'not relayed'}"
             ] += 1
         if held and was_fenced:
             self.world.fault(f"invariant 3: a fenced claim of {key} was settled")
         reached = self.world.reached
-        for outcome in settlement.outcomes.values():
+        for outcome in claim_result.outcomes.values():
             kind = f": {outcome.kind}" if isinstance(outcome, Deferred) else ""
             name = type(outcome).__name__.lower()
             reached[f"deferred{kind}" if kind else f"outcome: {name}"] += 1
@@ -259,21 +259,21 @@ class Ledger:
                 self._judge_refusal(claim)
         if not held:
             reached["settled: fenced"] += 1
-        if settlement.goes_on:
+        if claim_result.goes_on:
             reached["settled: some"] += 1
-            self._settled_people(claim, settlement.outcomes)
+            self._recorded_people(claim, claim_result.outcomes)
             return
         self._closed(claim)
-        self._settled_people(claim, [one.id for one in claim.recipients])
-        if settlement.outcomes:
+        self._recorded_people(claim, [one.id for one in claim.recipients])
+        if claim_result.outcomes:
             self._tried.add(key)
-        elif claim.state in PARKED and not settlement.expired:
+        elif claim.state in HELD_OR_CAPTURED and not claim_result.expired:
             self._kept_in_doubt.add(key)  # past its end, perhaps, until somebody releases it
         self._judge_progress(claim)
         if held:
-            self._judge_delay(settlement)
-            self._judge_wait(settlement)
-        if held and settlement.expired:
+            self._judge_delay(claim_result)
+            self._judge_wait(claim_result)
+        if held and claim_result.expired:
             reached[f"expired: {claim.state}"] += 1
             expires_us = claim.expires_us
             if claim.is_held_by_rule:
@@ -281,10 +281,10 @@ class Ledger:
             if claim.state is RecipientState.CAPTURED:
                 expires_us = claim.message.received_us + self._captured_keep_us
             self._judge_untried(claim, expires_us)
-            was_parked = claim.state in PARKED or key in self._kept_in_doubt
-            parked_s = DOUBT_US / 1e6 if was_parked and self._plan.may_doubt else 0.0
+            was_held_for_good = claim.state in HELD_OR_CAPTURED or key in self._kept_in_doubt
+            kept_s = DOUBT_US / 1e6 if was_held_for_good and self._plan.may_doubt else 0.0
             now_s = self.world.clocks.steady_s()
-            self.expiries.append((claim.message.id, expires_us, now_s, parked_s))
+            self.expiries.append((claim.message.id, expires_us, now_s, kept_s))
 
     def _judge_refusal(self, claim: Claim) -> None:
         """Mail waits for TLS only under a policy that demands it."""
@@ -299,7 +299,7 @@ class Ledger:
         for claim in claims:
             self.world.note("release", claim.message.id, claim.entry_id)
             self._closed(claim)
-            self._settled_people(claim, [one.id for one in claim.recipients])
+            self._recorded_people(claim, [one.id for one in claim.recipients])
 
     def _closed(self, claim: Claim) -> None:
         key = (claim.message.id, claim.entry_id)
@@ -308,27 +308,27 @@ class Ledger:
             del self.open[key]
             self.looks_idle()
 
-    def _settled_people(self, claim: Claim, numbers: Collection[int]) -> None:
+    def _recorded_people(self, claim: Claim, numbers: Collection[int]) -> None:
         for recipient in claim.recipients:
             if recipient.id in numbers:
-                self.settlements[claim.message.id, recipient.path.address] += 1
+                self.claim_results[claim.message.id, recipient.path.address] += 1
 
-    def _judge_wait(self, settlement: Settlement) -> None:
+    def _judge_wait(self, claim_result: ClaimResult) -> None:
         """Invariant 6: the next attempt is due as the retry lists say."""
-        now_us = self._concluded_us(settlement)
+        now_us = self._concluded_us(claim_result)
         if abs(now_us - self.queue_us()) > _JUMP_US_MIN:  # the clock has jumped since
-            self.waits.lost(settlement.claim)
+            self.waits.lost(claim_result.claim)
             return
-        for words in self.waits.settled(settlement, now_us=now_us):
+        for words in self.waits.recorded(claim_result, now_us=now_us):
             self.world.fault(f"invariant 6: {words}")
 
-    def _judge_delay(self, settlement: Settlement) -> None:
+    def _judge_delay(self, claim_result: ClaimResult) -> None:
         """Invariant 6: a message of which an entry waits after its warning time, and only it, is
         reported as delayed, once.
         """
-        claim, waiting = settlement.claim, settlement.waiting
-        reported = sum(one.detail.get("kind") == "delayed" for one in settlement.events)
-        now_us = self._concluded_us(settlement)
+        claim, waiting = claim_result.claim, claim_result.waiting
+        reported = sum(one.detail.get("kind") == "delayed" for one in claim_result.events)
+        now_us = self._concluded_us(claim_result)
         was_reported = claim.message.id in self._delayed
         if reported:
             self._delayed.add(claim.message.id)
@@ -337,10 +337,10 @@ class Ledger:
         is_late = claim.warn_us is not None and claim.warn_us <= now_us
         if reported > (is_late and not was_reported):
             self.world.fault(f"invariant 6: a delay of {claim.key} is reported that is none")
-        people = settlement.outcomes or {one.id for one in claim.recipients}
+        people = claim_result.outcomes or {one.id for one in claim.recipients}
         done = {
             number
-            for number, outcome in settlement.outcomes.items()
+            for number, outcome in claim_result.outcomes.items()
             if isinstance(outcome, Delivered | Relayed | Failed)
         }
         late = [one for one in claim.recipients if one.id in people and one.id not in done]
@@ -355,7 +355,7 @@ class Ledger:
     def _judge_untried(self, claim: Claim, expires_us: int) -> None:
         """Invariant 6: a wrong clock alone ends nothing that may still be tried."""
         expires_s = (expires_us - BEGINNING_US) / 1e6
-        if claim.state in PARKED or claim.key in self._tried:
+        if claim.state in HELD_OR_CAPTURED or claim.key in self._tried:
             return
         if any(before_s < expires_s <= after_s for before_s, after_s in self.gaps):
             self.world.fault(f"invariant 6: {claim.key} expired by a clock, and was not tried")
@@ -373,16 +373,16 @@ class Ledger:
             for spans in (self.gaps, self.outages):
                 spans[:] = [(start_s, min(end_s, after_s)) for start_s, end_s in spans]
 
-    def _concluded_us(self, settlement: Settlement) -> int:
+    def _concluded_us(self, claim_result: ClaimResult) -> int:
         """Return when the attempt ended, in queue time; the write may take longer."""
         clocks = self.world.clocks
-        return settlement.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.offset_us)
+        return claim_result.at_us - (clocks.jumped_us + clocks.wrong_us - clocks.offset_us)
 
     # -- the operators' side
 
     def is_in_flight(self, key: Key) -> bool:
-        """Whether it is claimed, and its settlement is not being written."""
-        return key in self.open and self.open[key].epoch not in self._settling[key]
+        """Whether it is claimed, and its result is not being written."""
+        return key in self.open and self.open[key].epoch not in self._recording[key]
 
     def asked(self, order: QueueCommand) -> None:
         """An operator gave a queue command."""
@@ -450,9 +450,9 @@ class Ledger:
             self.waits.lost(claim)
         self.looks_idle(works=False)
         self.waits.ended()
-        # the settlement of an attempt may be durable although the process did not see it
-        self._tried.update(key for key, epochs in self._settling.items() if epochs)
-        self._settling.clear()
+        # the result of an attempt may be durable although the process did not see it
+        self._tried.update(key for key, epochs in self._recording.items() if epochs)
+        self._recording.clear()
         self._in_flight.clear()
         self.open.clear()
         self._in_flight_since_s.clear()
@@ -469,7 +469,7 @@ class Ledger:
     # -- the sites' side
 
     def dot(self, connection: str, name: str, addresses: Collection[str], session: Session) -> None:
-        """A final dot has come: what went before it on the connection must be settled by now."""
+        """A final dot has come: what went before it on the connection must be recorded by now."""
         queue_id = self.names.get(name, name)
         for claim in self._claims_of(queue_id, addresses):
             if session.is_logged_in != (str(claim.next_hop) == GATED_HOP):
@@ -480,11 +480,11 @@ class Ledger:
         before = self._dots.get(connection)
         if before is not None and (before[0], before[1]) != (queue_id, tuple(addresses)):
             earlier_id, earlier, count = before
-            if self._settlements(earlier_id, earlier) <= count:
+            if self._claim_results(earlier_id, earlier) <= count:
                 self.world.fault(
                     f"invariant 10: a dot on {connection} before {earlier_id} was settled"
                 )
-        count = self._settlements(queue_id, addresses)
+        count = self._claim_results(queue_id, addresses)
         self._dots[connection] = (queue_id, tuple(addresses), count)
 
     def _judge_held(self, queue_id: str, addresses: Collection[str]) -> None:
@@ -541,8 +541,8 @@ class Ledger:
         if len(begun_s) > processes * rate.count + late:
             self.world.fault(f"invariant 4: {len(begun_s)} to {domain} in {rate.per_s:g} s")
 
-    def _settlements(self, queue_id: str, addresses: Collection[str]) -> int:
-        return min((self.settlements[queue_id, one] for one in addresses), default=1 << 30)
+    def _claim_results(self, queue_id: str, addresses: Collection[str]) -> int:
+        return min((self.claim_results[queue_id, one] for one in addresses), default=1 << 30)
 
     # -- the clients' side
 

@@ -216,7 +216,7 @@ class Node:
             hostname="relay.test", router=self.table, policy=lambda: RuleBook(around.rules),
             reporter=reporter, spool=self.witness, accounts=accounts, clock=self.clock, ids=ids,
             metrics=self.metrics, on_accepted=self.scheduler.offer,
-            on_waiting=self.scheduler.accepted_unclaimed, on_parked=self.scheduler.due_at, level_of=self.scheduler.active_queue.level_of,
+            on_waiting=self.scheduler.accepted_unclaimed, on_first_end=self.scheduler.due_at, level_of=self.scheduler.active_queue.level_of,
             has_room=self.scheduler.has_room_for, expire_after_s=scenario.expire_after_s,
             delay_warning_after_s=scenario.warn_after_s, srs=Srs(SRS_KEY),
             signer=Signer(KeyRing, clock=self.clock, metrics=self.metrics), milters=MilterSet((), hostname=""),

@@ -364,7 +364,7 @@ class _Play:
                 return
 
     async def _haunt(self, life: Life) -> None:
-        """A process that was thought dead settles what it had: nothing may come of it."""
+        """A process that was thought dead records what it had: nothing may come of it."""
         rng = self.world.rng
         for claim in self.ledger.ghosts[:]:
             await asyncio.sleep(rng.choice((0.0, 1.0, 100.0)) * rng.random())

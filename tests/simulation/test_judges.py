@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from relay.message.outcome import Evidence as Words
 from relay.message.outcome import Failed
-from relay.spool.types import Settlement
+from relay.spool.types import ClaimResult
 from tests.simulation.clock import BEGINNING_US, Time
 from tests.simulation.ledger import Ledger
 from tests.simulation.policies import GivenPolicies
@@ -58,7 +58,7 @@ def test_time_that_was_read_and_never_written_down_has_not_passed() -> None:
         claim = a_claim(expires_us=BEGINNING_US + expires_s * SECOND_US)
         expired = {1: Failed(Words("5.4.7", ""))}
         faults.clear()
-        ledger.settled(Settlement(claim, 0, {}, expired=expired), held=True, was_fenced=False)
+        ledger.recorded(ClaimResult(claim, 0, {}, expired=expired), held=True, was_fenced=False)
         return any("expired by a clock" in line for line in faults)
 
     world.clocks.offset_us = 9_000_000 * SECOND_US

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from relay.message.lifecycle import RecipientState
 from relay.message.outcome import Deferred, Indeterminate
-from relay.spool.types import Claim, Key, Settlement
+from relay.spool.types import Claim, ClaimResult, Key
 from tests.simulation.scenario import Scenario
 
 _JITTER = 0.1
 _ROUNDING_US = 2
-_PARKED = (RecipientState.HELD, RecipientState.CAPTURED)
+_KEPT = (RecipientState.HELD, RecipientState.CAPTURED)
 _FRESH = ("", 0)
 
 
@@ -51,7 +51,7 @@ class Waits:
         return claim.message.id in self._rerouted | self._routed_anew
 
     def lost(self, claim: Claim) -> None:
-        """A process died with this claim, or could not settle it."""
+        """A process died with this claim, or could not record it."""
         self._causes[claim.key] = None
         self._tried.add(claim.key)
 
@@ -88,21 +88,21 @@ class Waits:
         if idle_s > self._slack_s:
             yield f"{claim.key} was due, and no claim was in memory for {idle_s:.1f} s"
 
-    def settled(self, settlement: Settlement, *, now_us: int) -> Iterator[str]:
+    def recorded(self, claim_result: ClaimResult, *, now_us: int) -> Iterator[str]:
         """Invariant 6: the next attempt is due as the retry lists say, and nothing expires untried."""
-        claim, waiting = settlement.claim, settlement.waiting
-        if settlement.expired and claim.state not in _PARKED:
+        claim, waiting = claim_result.claim, claim_result.waiting
+        if claim_result.expired and claim.state not in _KEPT:
             if claim.key not in self._tried and not self._is_on_another_way(claim):
                 yield f"{claim.key} expired, and nobody has tried it"
             return
-        if not settlement.counts_as_attempt:
+        if not claim_result.counts_as_attempt:
             if waiting is not None and waiting.retry_us != claim.retry_us:
                 yield f"{claim.key} was put back untried, and is due at another time"
             return
         self._tried.add(claim.key)
         if waiting is None:
             return
-        low_s, high_s = self._bounds_s(settlement)
+        low_s, high_s = self._bounds_s(claim_result)
         if waiting.retry_us is None:  # it is held
             return
         ends_us = claim.expires_us
@@ -114,12 +114,12 @@ class Waits:
         if waiting.due_us > max(now_us, waiting.retry_us):
             yield f"{claim.key} is looked at after its next attempt is due"
 
-    def _bounds_s(self, settlement: Settlement) -> tuple[float, float]:
+    def _bounds_s(self, claim_result: ClaimResult) -> tuple[float, float]:
         """The shortest and the longest wait that the lists allow; and note what the wait is for."""
-        claim = settlement.claim
+        claim = claim_result.claim
         waits = [
             outcome
-            for outcome in settlement.outcomes.values()
+            for outcome in claim_result.outcomes.values()
             if isinstance(outcome, Deferred | Indeterminate)
         ]
         kinds = {str(one.kind) if isinstance(one, Deferred) else "" for one in waits} or {""}

@@ -7,7 +7,7 @@ from typing import Any
 from relay.delivery.content_cache import ContentCache
 from relay.message.content import LARGE_BYTES, Content, LargeContent
 from relay.spool.sqlite.content_files import is_in_file
-from relay.spool.types import Accepted, Claim, DueBatch, DueQuery, Settlement, SpoolError
+from relay.spool.types import Accepted, Claim, ClaimResult, DueBatch, DueQuery, SpoolError
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
 
@@ -81,19 +81,19 @@ class Witness:
             self._ledger.claimed(accepted.claims, self._life)
         return accepted
 
-    async def settle(self, settlement: Settlement, **more: Any) -> Any:
-        was_fenced = self._ledger.settles(settlement.claim)
-        if settlement.reports:
+    async def record(self, claim_result: ClaimResult, **more: Any) -> Any:
+        was_fenced = self._ledger.records(claim_result.claim)
+        if claim_result.reports:
             self._life.doing.append("a report")
             self._life.may_die(self._ledger.world.rng)
         try:
             with self._ledger.progress.made():
-                held, claims = await self._spool.settle(settlement, **more)
+                held, claims = await self._spool.record(claim_result, **more)
         finally:
-            if settlement.reports:
+            if claim_result.reports:
                 self._life.doing.remove("a report")
         with self._judging():
-            self._ledger.settled(settlement, held=held, was_fenced=was_fenced)
+            self._ledger.recorded(claim_result, held=held, was_fenced=was_fenced)
             self._ledger.claimed(claims, self._life)
         return held, claims
 

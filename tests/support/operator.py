@@ -7,7 +7,7 @@ from relay.message.envelope import domain_of
 from relay.message.nexthop import Destination, HopKind, NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.queue_commands import Operation, QueueCommand, RouteLookup
-from relay.spool.types import EntrySchedule, Key, PriorityLevel, Selector, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule, Key, PriorityLevel, Selector
 
 ALL = Selector(all=True)
 HOUR_US = 3600_000_000
@@ -78,5 +78,5 @@ async def deferred(
     """Accept a message, defer all its recipients, and return its queue id."""
     (claim,) = (await spool.accept(make(**changes))).claims
     outcomes = {one.id: LATER for one in claim.recipients}
-    await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
+    await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(due_us, due_us, level)))
     return claim.message.id

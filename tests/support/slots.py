@@ -54,7 +54,7 @@ def some_slots(limit: int) -> ConnectionSlots:
     return ConnectionSlots(limit, Gauge("c", "c", ["state"], registry=CollectorRegistry()))
 
 
-async def settled() -> None:
+async def recorded() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.base.clock import Ids
-from relay.spool.types import EntrySchedule, NewMessage, PriorityLevel, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule, NewMessage, PriorityLevel
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
 from tests.support.spools import message_of
@@ -47,8 +47,8 @@ def defer(spool, make, clock):
         for claim in accepted.claims:
             retry_us = clock.queue_us() + HOUR_US
             outcomes = {one.id: LATER for one in claim.recipients}
-            await spool.settle(
-                Settlement(
+            await spool.record(
+                ClaimResult(
                     claim,
                     5,
                     outcomes,

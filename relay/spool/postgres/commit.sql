@@ -86,7 +86,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 , new_submission AS (
     INSERT INTO submission SELECT * FROM unnest($57::text[], $58::text[], $59::bigint[])
 )
--- settled:
+-- results:
 , claimed AS MATERIALIZED (
     SELECT k.*, e.place
     FROM (
@@ -153,7 +153,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
             AND state IN ('queued', 'deferred', 'held', 'captured')
         OFFSET 0
     ) r
-), settled_recipient AS (
+), ended_recipient AS (
     UPDATE recipient r SET
         state = k.state, status = k.status, reply = k.reply, next_hop = k.next_hop
     FROM changed_recipient k WHERE r.ctid = k.place
@@ -186,7 +186,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 )
 -- always:
 SELECT 1
--- settled:
+-- results:
     / CASE WHEN (SELECT count(*) FROM ended) + (SELECT count(*) FROM waiting)
         + (SELECT count(*) FROM going_on) = cardinality($60::text[]) THEN 1 ELSE 0 END,
     ARRAY(SELECT body FROM dropped WHERE body <> '')

@@ -20,7 +20,7 @@ from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
 from relay.spool.postgres.agreement import AgreedParts, Agreement, differences, read_salt
 from relay.spool.postgres.claims import dead_owners
-from relay.spool.postgres.maintenance import UnheldStores, unheld_stores
+from relay.spool.postgres.maintenance import StoresWithoutNode, stores_without_node
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.transactions import WriteTransaction
@@ -47,7 +47,7 @@ class NodeKeeper:
         on_news: Callable[[News], None],
         agreed: AgreedParts,
         on_lost: Callable[[SpoolError], None],
-        unheld: UnheldStores,
+        without_node: StoresWithoutNode,
     ) -> None:
         """`take_over` frees the claims of dead nodes. `agreed` returns a digest of each part that
         must be equal on all nodes. `on_news` is called with what other nodes may
@@ -59,7 +59,7 @@ class NodeKeeper:
         self._take_over = take_over
         self._on_news = on_news
         self._on_lost = on_lost
-        self._unheld = unheld
+        self._without_node = without_node
         self._watch = Watch()
         self._agreement = Agreement(agreed)
         self._differences: Sequence[str] = ()
@@ -114,12 +114,12 @@ class NodeKeeper:
             self._on_lost(error)
             raise
         if seen is None:
-            self._unheld.forget()
+            self._without_node.forget()
             await self._writer.rejoin()
             return
         self._writer.confirm(sent_s)
-        self.nodes, has_dead, unheld = seen
-        self._unheld.seen(unheld, now_s=self._writer.elapsed_s())
+        self.nodes, has_dead, without_node = seen
+        self._without_node.seen(without_node, now_s=self._writer.elapsed_s())
         states = Counter(row.state for row in self.nodes)
         for state in STATES:
             self._metrics.nodes.labels(state).set(states[state])
@@ -156,7 +156,7 @@ class NodeKeeper:
         if rows is None:
             return None
         self._writer.other_domains = self._agreement.exchange_domains(transaction, own.identity)
-        return rows, bool(dead_owners(transaction)), unheld_stores(transaction)
+        return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 
     async def _keep_in_touch(self) -> None:
         fault = RepeatedError()

@@ -28,15 +28,15 @@ _REMOVED = (
     " ON CONFLICT (node, number, name) DO UPDATE"
     " SET value = greatest(counter.value, excluded.value)"
 )
-UNHELD_S = 60.0
+WITHOUT_NODE_S = 60.0
 ROWS_AT_ONCE = 1000  # that are read
 _KEYS_AT_ONCE = 100  # that are claimed
 _LEVELS = list(PriorityLevel)
-_IS_UNHELD = (
+_IS_WITHOUT_NODE = (
     "NOT EXISTS (SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0)"
 )
-_UNHELD = f"""
-SELECT r.number, r.store FROM mail_root r WHERE {_IS_UNHELD} AND EXISTS (
+_WITHOUT_NODE = f"""
+SELECT r.number, r.store FROM mail_root r WHERE {_IS_WITHOUT_NODE} AND EXISTS (
     SELECT FROM unnest(?::integer[]) AS l (level) CROSS JOIN LATERAL (
         SELECT FROM entry WHERE {WAITS}
             AND turn = l.level + 8 * r.number ORDER BY due_us LIMIT 1
@@ -58,7 +58,7 @@ LEFT JOIN LATERAL (SELECT expires_us FROM message WHERE id = p.message_id OFFSET
 ORDER BY p.due_us, p.message_id, p.number"""
 _OF_MESSAGE = f"""
 SELECT r.store FROM entry e JOIN mail_root r ON r.number = e.store
-WHERE e.message_id = ? AND e.next_hop = ? AND e.claimed = 0 AND {_IS_UNHELD} LIMIT 1"""
+WHERE e.message_id = ? AND e.next_hop = ? AND e.claimed = 0 AND {_IS_WITHOUT_NODE} LIMIT 1"""
 _WAITING = (RecipientState.QUEUED, RecipientState.DEFERRED)
 _log = get_logger("spool")
 
@@ -79,7 +79,7 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
-        self.unheld = UnheldStores()
+        self.without_node = StoresWithoutNode()
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def change(self, operation: Operation[T]) -> T:
@@ -95,18 +95,18 @@ class PostgresMaintenance(SpoolMaintenance):
         return None if self._writer.fault else (self._writer.commits, self.heard)
 
     @property
-    def unheld_stores(self) -> Sequence[str]:
-        """SpoolMaintenance.unheld_stores."""
-        return self.unheld.names
+    def stores_without_node(self) -> Sequence[str]:
+        """SpoolMaintenance.stores_without_node."""
+        return self.without_node.names
 
-    async def claim_unheld(self) -> Sequence[Claim]:
-        """SpoolMaintenance.claim_unheld."""
+    async def claim_without_node(self) -> Sequence[Claim]:
+        """SpoolMaintenance.claim_without_node."""
         now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
-        if not (lasting := self.unheld.lasting(self._writer.elapsed_s())):
+        if not (lasting := self.without_node.lasting(self._writer.elapsed_s())):
             return ()
 
         def claim(transaction: WriteTransaction) -> DueBatch:
-            if keys := self.unheld.ended(transaction, lasting, now_us=now_us):
+            if keys := self.without_node.ended(transaction, lasting, now_us=now_us):
                 return DueBatch(claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
             transaction.has_changed = False
             return DueBatch()
@@ -137,12 +137,12 @@ class PostgresMaintenance(SpoolMaintenance):
         return await super().stats() | {"nodes": nodes}
 
 
-def unheld_stores(tables: ConnectionTables) -> Mapping[int, str]:
+def stores_without_node(tables: ConnectionTables) -> Mapping[int, str]:
     """Return number and name of the stores without a living holder for which mail waits."""
-    return dict(map(tuple, tables.fetch(_UNHELD, (_LEVELS,))))
+    return dict(map(tuple, tables.fetch(_WITHOUT_NODE, (_LEVELS,))))
 
 
-def with_unheld_store(tables: Tables, journey: Journey) -> Journey:
+def with_store_without_node(tables: Tables, journey: Journey) -> Journey:
     """Return a journey in which recipients say that they wait for a mail root that no node has."""
     waiting = [
         one for one in journey.recipients if one.state in _WAITING and one.next_hop == LOCAL.key
@@ -157,7 +157,7 @@ def with_unheld_store(tables: Tables, journey: Journey) -> Journey:
     return replace(journey, recipients=tuple(recipients))
 
 
-class UnheldStores:
+class StoresWithoutNode:
     """What one node knows of stores without a holder."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class UnheldStores:
         self._after = FIRST_POSITION
 
     def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
-        """Take a reading of unheld_stores() at `now_s`, seconds since the boot.
+        """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
 
         A store is logged at its second reading: a command has one.
         """
@@ -187,7 +187,7 @@ class UnheldStores:
 
     def lasting(self, now_s: float) -> list[int]:
         """Return the numbers of those that have been without a holder for long enough."""
-        return [one for one, since_s in self._since_s.items() if now_s - since_s >= UNHELD_S]
+        return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
 
     def ended(
         self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
@@ -195,7 +195,7 @@ class UnheldStores:
         """Return entries of these stores that have expired, or whose delay is to be reported, of
         the next page of what is due.
         """
-        found = unheld_stores(transaction)  # a holder may have joined
+        found = stores_without_node(transaction)  # a holder may have joined
         turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
         self._turns = [turn for turn in self._turns if turn in turns] or turns
         keys: list[Key] = []

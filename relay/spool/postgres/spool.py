@@ -26,7 +26,7 @@ from relay.spool.postgres import transactions
 from relay.spool.postgres.bodies import BodyStore, IncomingParts
 from relay.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
 from relay.spool.postgres.keeper import NodeKeeper
-from relay.spool.postgres.maintenance import PostgresMaintenance, with_unheld_store
+from relay.spool.postgres.maintenance import PostgresMaintenance, with_store_without_node
 from relay.spool.postgres.nodes import NodeIdentity, place_of
 from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
@@ -42,6 +42,7 @@ from relay.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.spool.types import (
     Accepted,
     Claim,
+    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
@@ -49,7 +50,6 @@ from relay.spool.types import (
     Key,
     NewMessage,
     SentReceipt,
-    Settlement,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -158,7 +158,7 @@ class PostgresSpool(SpoolEngine):
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
-            unheld=self.maintenance.unheld,
+            without_node=self.maintenance.without_node,
         )  # fmt: skip
         self._final_to = 0  # all events up to this number are there
         # a number, and the transaction id before which all must have ended
@@ -194,7 +194,7 @@ class PostgresSpool(SpoolEngine):
             _log.warning("the database of the spool is not safe for mail", error=one)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
-        await self.queue_admin.read_standing()
+        await self.queue_admin.read_hold_rules()
         self._keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
@@ -221,7 +221,7 @@ class PostgresSpool(SpoolEngine):
 
     async def _read_holds(self) -> None:
         with suppress(SpoolError):  # it is repeated at the next beat
-            await self.queue_admin.read_standing()
+            await self.queue_admin.read_hold_rules()
 
     async def _take_over(self) -> int:
         taken = await self.maintenance.take_over()
@@ -302,19 +302,19 @@ class PostgresSpool(SpoolEngine):
             raise SpoolUnavailableError("the submission key is being removed")
         return Accepted(queue_id, repeated=True)
 
-    async def _settle(
-        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
         self._check_usable()
         try:
             return await self._writer.submit(
-                lambda transaction: transactions.settle(
-                    transaction, settlement, stored, captured=self._captured,
+                lambda transaction: transactions.record(
+                    transaction, claim_result, stored, captured=self._captured,
                     claim_reports=claim_reports, now_us=now_us,
                 ),
-                alone=transactions.runs_statements(settlement)
-                or transactions.reads_for(settlement.reports, stored),
-                size=_size_of(settlement.reports),
+                alone=transactions.runs_statements(claim_result)
+                or transactions.reads_for(claim_result.reports, stored),
+                size=_size_of(claim_result.reports),
             )  # fmt: skip
         except StaleClaimError:
             return None
@@ -368,7 +368,7 @@ class PostgresSpool(SpoolEngine):
         self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
     ) -> Journey | None:
         found = super()._journey(tables, queue_id, times, added=added)
-        return with_unheld_store(tables, found) if found is not None else None
+        return with_store_without_node(tables, found) if found is not None else None
 
     def _last_event(self, tables: Any) -> int:
         return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.engine import BackupResult, SpoolStorage, unheld_text
+from relay.spool.engine import BackupResult, SpoolStorage, without_node_text
 from relay.spool.postgres import require_driver
 from relay.spool.shared.accepted import RECIPIENTS_OF_KEYS
 from relay.spool.types import SpoolError, SpoolUnsupportedError
@@ -71,13 +71,13 @@ class PostgresStorage(SpoolStorage):
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
             from relay.spool.postgres import agreement, nodes, schema  # noqa: PLC0415 - see above
-            from relay.spool.postgres.maintenance import unheld_stores  # noqa: PLC0415
+            from relay.spool.postgres.maintenance import stores_without_node  # noqa: PLC0415
 
             if not schema.tables_there(tables):
                 return ()
-            unheld = map(unheld_text, unheld_stores(tables).values())
+            without_node = map(without_node_text, stores_without_node(tables).values())
             split = agreement.split_domains(tables, self._store, self._domains)
-            return [*unheld, *split, *agreement.node_warnings(nodes.read_nodes(tables))]
+            return [*without_node, *split, *agreement.node_warnings(nodes.read_nodes(tables))]
 
         return self._ask(found)
 

@@ -1,7 +1,7 @@
 """Accept messages and record the results of attempts: operations of the writer, and their rows.
 
 What they decide is in relay.spool.shared. Ordinary mail only adds rows to the commit, which one
-statement writes: the arrays of commit.sql. accept() ends step 5 of a message, settle() ends steps 6
+statement writes: the arrays of commit.sql. accept() ends step 5 of a message, record() ends steps 6
 and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
 """
 
@@ -31,15 +31,15 @@ from relay.spool.shared.accepted import (
 )
 from relay.spool.shared.columns import json_text, message_row
 from relay.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
-from relay.spool.shared.results import Recorded, record_beside, settled_rows, waiting_columns
+from relay.spool.shared.results import Recorded, record_beside, result_rows, waiting_columns
 from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.spool.types import (
     NEVER_US,
     Accepted,
+    ClaimResult,
     HoldsFullError,
     NewMessage,
     SentReceipt,
-    Settlement,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -61,7 +61,7 @@ _EVENT = "wwww"
 _SUBMISSION = "www"
 # Of an entry: its key, epoch, owner and content; whether it ends; of one that waits its state,
 # attempts and waiting_columns().
-_SETTLED = "wooooooonnooon"
+_RECORDED = "wooooooonnooon"
 _OUTCOME = "ooowoo"
 _COUNT = "ww"
 _ANCHOR = "wwwwww"
@@ -87,7 +87,7 @@ class CommitRows:
         self.recipients: list[tuple[Any, ...]] = []
         self.events: list[tuple[str, Event]] = []
         self.submissions: list[tuple[str, str, int]] = []
-        self.settled: list[tuple[Any, ...]] = []  # see _SETTLED
+        self.results: list[tuple[Any, ...]] = []  # see _RECORDED
         self.outcomes: list[tuple[Any, ...]] = []
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
         self.counts: Counter[str] = Counter()
@@ -117,7 +117,7 @@ class CommitRows:
             *_columns(self.recipients, _RECIPIENT),
             *_columns(events, _EVENT),
             *_columns(self.submissions, _SUBMISSION),
-            *_columns(self.settled, _SETTLED),
+            *_columns(self.results, _RECORDED),
             _once(self._ended_with()),
             *_columns(self.outcomes, _OUTCOME),
             _once(self.hops),
@@ -131,7 +131,7 @@ class CommitRows:
             "always",
             "accepted" if self.messages else "",
             "submitted" if self.submissions else "",
-            "settled" if self.settled else "",
+            "results" if self.results else "",
             "noted" if anchor is not None else "",
         )
         return sql, [values[one - 1] for one in used]
@@ -139,11 +139,11 @@ class CommitRows:
     def _ended_with(self) -> list[str]:
         """Return for each result the numbers of the entries of its message that end here."""
         ended: dict[str, str] = {}
-        for message_id, number, *_, ends in (one[:6] for one in self.settled):
+        for message_id, number, *_, ends in (one[:6] for one in self.results):
             if ends == _ENDS:
                 known = ended.get(message_id)
                 ended[message_id] = f"{known},{number}" if known else str(number)
-        return [ended.get(one[0], "") for one in self.settled]
+        return [ended.get(one[0], "") for one in self.results]
 
 
 class WriteTransaction(ConnectionTables):
@@ -312,9 +312,9 @@ def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
         raise SpoolUnavailableError("the server has lost a part of the message")
 
 
-def settle(
+def record(
     transaction: WriteTransaction,
-    settlement: Settlement,
+    claim_result: ClaimResult,
     bodies: StoredContents,
     *,
     captured: CapturedMail,
@@ -324,10 +324,10 @@ def settle(
     """Record outcomes; the commit raises StaleClaimError where the claim has ended. `now_us` is
     queue time, or NEVER_US if no read receipts are to be recorded.
     """
-    claim, rows = settlement.claim, transaction.rows
-    changed = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
-    ends = _ENDS if changed.is_finished else _GOES_ON if settlement.goes_on else _WAITS
-    rows.settled.append(
+    claim, rows = claim_result.claim, transaction.rows
+    changed = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+    ends = _ENDS if changed.is_finished else _GOES_ON if claim_result.goes_on else _WAITS
+    rows.results.append(
         (
             *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
             changed.attempts, *waiting_columns(changed.waiting),
@@ -335,10 +335,10 @@ def settle(
     )  # fmt: skip
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    record_beside(transaction, settlement, changed, now_us=now_us, store=claim.store)
+    record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)
     claims = [
         one
-        for message, stored in zip(settlement.reports, bodies, strict=True)
+        for message, stored in zip(claim_result.reports, bodies, strict=True)
         for one in add_message(
             transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
         ).claims
@@ -346,16 +346,16 @@ def settle(
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 
 
-def runs_statements(settlement: Settlement) -> bool:
-    """Whether a settlement has to run alone, since it does more than add rows."""
+def runs_statements(claim_result: ClaimResult) -> bool:
+    """Whether a result has to run alone, since it does more than add rows."""
     return bool(
-        settlement.held
-        or settlement.unanswered
-        or settlement.owed
-        or settlement.pays
-        or settlement.ends_warning
-        or settlement.remote_report is not None
-        or any(one.evidence.receipt is not None for one in settlement.outcomes.values())
+        claim_result.held
+        or claim_result.unanswered
+        or claim_result.owed
+        or claim_result.pays
+        or claim_result.ends_warning
+        or claim_result.remote_report is not None
+        or any(one.evidence.receipt is not None for one in claim_result.outcomes.values())
     )
 
 

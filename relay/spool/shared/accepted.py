@@ -70,7 +70,7 @@ class AcceptedRows(Struct, frozen=True):
     recipients: Sequence[tuple[Any, ...]]  # recipient_row()
     counts: Counter[str]  # by how much counters change, but that of holds
     claims: Sequence[Claim]  # of the entries that are claimed
-    parked_until_us: Sequence[int]  # when entries end that are held or captured from the beginning
+    first_end_us: Sequence[int]  # when entries end that are held or captured from the beginning
 
 
 def accepted_as(tables: Tables, submission_key: str) -> str:
@@ -101,8 +101,8 @@ def decided_before(
 def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
     """Return the answer for a message, whose rows, and those of its reports, were added."""
     claims = tuple(claim for one in added for claim in one.claims)
-    ends = (end_us for one in added for end_us in one.parked_until_us)
-    return Accepted(message.facts.id, claims, parked_until_us=min(ends, default=None))
+    ends = (end_us for one in added for end_us in one.first_end_us)
+    return Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
 
 
 def used_contents(message: NewMessage) -> set[int]:
@@ -125,7 +125,7 @@ def accepted_rows(
     """
     facts, (owner, store) = message.facts, claimed_by
     counts: Counter[str] = Counter()
-    entries, recipients, claims, parked_until_us = [], [], [], []
+    entries, recipients, claims, first_end_us = [], [], [], []
     numbers = _numbers(message)
     for recipient in message.final_recipients:
         number = recipient.position or next(numbers)
@@ -139,8 +139,8 @@ def accepted_rows(
         warn_us = message.warn_us
         if not is_queued:  # it is not attempted, and nobody is warned
             warn_us = None
-            retry_us, due_us = _parked_times(message, entry, captured)
-            parked_until_us.append(due_us)
+            retry_us, due_us = _times_unattempted(message, entry, captured)
+            first_end_us.append(due_us)
         level, priority = message.level_of(entry), message.priority_of(entry)
         entries.append(
             (
@@ -169,7 +169,7 @@ def accepted_rows(
                 )
             )  # fmt: skip
     counts[ACCEPTED_COUNTER] += len(recipients)
-    return AcceptedRows(entries, recipients, counts, claims, parked_until_us)
+    return AcceptedRows(entries, recipients, counts, claims, first_end_us)
 
 
 def _numbers(message: NewMessage) -> Iterator[int]:
@@ -186,7 +186,7 @@ def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
     return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
 
 
-def _parked_times(
+def _times_unattempted(
     message: NewMessage, entry: NewEntry, captured: CapturedMail
 ) -> tuple[int | None, int]:
     """Return when an entry that is held or captured from the beginning is queued by itself, and

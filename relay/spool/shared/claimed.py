@@ -10,7 +10,7 @@ from typing import Any
 from relay.journeys.events import Event, Step
 from relay.message.address import ascii_address
 from relay.message.envelope import ForwardPath, Notify
-from relay.message.lifecycle import PARKED, RecipientState
+from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Evidence
 from relay.mime.dsn import ReportedRecipient
@@ -218,7 +218,7 @@ def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
 
 
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
-    """Return a recipient that a host accepted, as settle() recorded that its report is owed."""
+    """Return a recipient that a host accepted, and whose report is owed."""
     state, at_us, host = row[0].split(" ", 2)
     one = recipient_of(row[1:])
     evidence = Evidence(one.status, one.reply, host=host, remote=True)
@@ -252,7 +252,7 @@ def release_abandoned(
     meanwhile. Held and captured entries were claimed to expire, and were not attempted. `now_us` is
     queue time, `at_us` wall time.
     """
-    tried = [row for row in claimed if row[4] not in PARKED]
+    tried = [row for row in claimed if row[4] not in HELD_OR_CAPTURED]
     for message_id, entry, hop, attempts, _ in tried:
         recipients = transaction.fetch(_DOUBT, (_LOST_STATUS, _NOT_RECORDED, message_id, entry))
         attempted = [

@@ -2,7 +2,7 @@
 
 A dry run and the change itself decide by the same functions, on values that were read before
 (relay/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
-raises the epoch, so that a claim made before cannot be settled; and it has an event that says who
+raises the epoch, so that a claim made before cannot be recorded; and it has an event that says who
 changed the entry and why.
 
 See docs/design.md 4, invariants 1, 3 and 9.
@@ -295,13 +295,13 @@ class _EntryChanger:
         until_us = self._order.until_us
         if note := _unchanged_reason(self._order, facts, now_us=self._times.queue_us):
             return note
-        was_parked = facts.state is RecipientState.HELD and facts.retry_us is None
+        was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
         if self._order.backed_up_us is not None:
             facts = self._without_end(key, facts, self._order.backed_up_us)
         elif facts.rule:  # the operator's hold takes the place of the rule's
             facts = self._with_lifetime(key, facts)
         self._wait(key, facts, retry_us=until_us)
-        if self._order.backed_up_us is not None and was_parked:
+        if self._order.backed_up_us is not None and was_held_for_good:
             return "it was held before"
         detail = self._record(key)
         reason = ": ".join(filter(None, (self._order.who, self._order.why)))

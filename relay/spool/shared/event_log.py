@@ -142,7 +142,7 @@ def _contents(
             found[queue_id] = engine.content_of(tables, queue_id, row)
         except SpoolError:
             if strict and tables.fetch(sql, values):
-                raise  # otherwise its last entry was settled in the meantime
+                raise  # otherwise its last entry was recorded in the meantime
     return found
 
 

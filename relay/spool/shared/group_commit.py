@@ -142,10 +142,10 @@ class GroupWriter:
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         if answers:
-            self._call(settle_futures, answers)
+            self._call(answer_futures, answers)
 
 
-def settle_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+def answer_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
     """Set the results or errors of operations, in the loop of their callers."""
     for future, answer, error in answers:
         if future.cancelled():

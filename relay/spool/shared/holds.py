@@ -76,7 +76,7 @@ _MOVE_RECIPIENTS = (
 _SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, Any])
-STANDING_MAX = 1000
+HOLD_RULES_MAX = 1000
 _OF_A_ROUTE = "route "  # see EntryExtra.reason
 _SOME = "SELECT domain, reason, since_us, until_us FROM standing_hold WHERE {} ORDER BY domain"
 _LIST = _SOME.format("1 = 1")
@@ -259,7 +259,7 @@ def hold_damaged(
     _log.error("entry damaged", qid=message_id, entry=number, error=text)
 
 
-class StandingHold(Struct, frozen=True):
+class HoldRule(Struct, frozen=True):
     """One hold: its `domain` may be "*.DOMAIN", for every domain below it."""
 
     domain: str  # in lower case, of A-labels
@@ -273,17 +273,17 @@ class StandingHold(Struct, frozen=True):
         return is_below or domain == self.domain
 
 
-def read_holds(tables: Tables) -> Sequence[StandingHold]:
+def stored_hold_rules(tables: Tables) -> Sequence[HoldRule]:
     """Read all."""
-    return [StandingHold(*row) for row in tables.fetch(_LIST)]
+    return [HoldRule(*row) for row in tables.fetch(_LIST)]
 
 
-def hold_new(transaction: OpenTransaction, hold: StandingHold, *, now_us: int) -> Sequence[str]:
-    """Add a hold, or replace that of the same domain. Raises SpoolError beyond STANDING_MAX."""
+def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Sequence[str]:
+    """Add a hold, or replace that of the same domain. Raises SpoolError beyond HOLD_RULES_MAX."""
     transaction.execute(_END_PAST, (now_us,))
-    others = [one for one in read_holds(transaction) if one.domain != hold.domain]
-    if len(others) >= STANDING_MAX:
-        raise SpoolError(f"{STANDING_MAX:,} domains are held already: release one of them")
+    others = [one for one in stored_hold_rules(transaction) if one.domain != hold.domain]
+    if len(others) >= HOLD_RULES_MAX:
+        raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
     transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
     return [hold.domain]
 
@@ -311,10 +311,10 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
         return message
     held = [entry for entry in message.entries if _is_held(entry.extra)]
     domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
-    holds = [one for one in read_holds(tables) if any(map(one.takes, domains))]
+    holds = [one for one in stored_hold_rules(tables) if any(map(one.takes, domains))]
     if lock and holds:
         where, values = tables.among("domain", [one.domain for one in holds])
-        holds = [StandingHold(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
+        holds = [HoldRule(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
     entries: list[NewEntry] = []
     ended: list[int] = []
     for entry in message.entries:
@@ -333,7 +333,7 @@ def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMe
     return replace(message, entries=tuple(entries), events=events)
 
 
-def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[StandingHold]) -> EntryExtra:
+def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[HoldRule]) -> EntryExtra:
     if not _is_held(extra):
         return extra
     if (found := next((one for one in holds if one.takes(domain)), None)) is None:

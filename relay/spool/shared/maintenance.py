@@ -73,11 +73,11 @@ class SpoolMaintenance(ABC):
         ...
 
     @property
-    def unheld_stores(self) -> Sequence[str]:
+    def stores_without_node(self) -> Sequence[str]:
         """The stores for which local mail waits while no living node has their mail root."""
         return ()
 
-    async def claim_unheld(self) -> Sequence[Claim]:
+    async def claim_without_node(self) -> Sequence[Claim]:
         """Claim some local mail of such stores that has expired, or whose delay is to be reported.
 
         It is not attempted: its mail root is not there. Its reports wait as it did.

@@ -211,14 +211,14 @@ class _PageSearch:
             read += len(chunk)
             self._take(chunk)
             last_us = id_time_us(chunk[-1][0]) or 0
-            self._settle(last_us)
+            self._move(last_us)
             if len(self._found) >= self._limit:
                 return FoundPage(tuple(self._found[: self._limit]), None)
             if last_us < self._from_us:
                 break  # no place is behind its id
             if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
-        self._settle(-1)
+        self._move(-1)
         return FoundPage(tuple(self._found[: self._limit]), None)
 
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
@@ -251,7 +251,7 @@ class _PageSearch:
             if self._before is None or position.order > self._before.order:
                 heapq.heappush(self._waiting, (position.order, found))
 
-    def _settle(self, until_us: int) -> None:
+    def _move(self, until_us: int) -> None:
         """Move the messages whose places are after `until_us` into the page."""
         while self._waiting and -self._waiting[0][0][0] > until_us:
             if len(self._found) >= self._limit:

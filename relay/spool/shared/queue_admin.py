@@ -63,10 +63,10 @@ from relay.spool.shared.entries import (
     to_be_planned,
 )
 from relay.spool.shared.holds import (
-    StandingHold,
+    HoldRule,
     end_new,
     hold_new,
-    read_holds,
+    stored_hold_rules,
 )
 from relay.spool.shared.tables import (
     OpenTransaction,
@@ -223,49 +223,49 @@ class QueueAdmin:
         self._reports = CancelReports(engine)
         self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing: set[asyncio.Task[None]] = set()
-        self._standing: Sequence[StandingHold] = ()  # as they were read last
+        self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
 
-    async def read_standing(self) -> None:
+    async def read_hold_rules(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
-        self._standing = await self._engine.read(read_holds)
+        self._hold_rules = await self._engine.read(stored_hold_rules)
 
-    def standing(self) -> Sequence[StandingHold]:
+    def hold_rules(self) -> Sequence[HoldRule]:
         """Return the holds of domains that have not ended."""
         now_us = self._clock.queue_us()
-        return [one for one in self._standing if one.until_us is None or one.until_us > now_us]
+        return [one for one in self._hold_rules if one.until_us is None or one.until_us > now_us]
 
-    def standing_hold(self, address: str) -> tuple[str, int]:
+    def hold_rule(self, address: str) -> tuple[str, int]:
         """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
         is not, 0 if no time ends the hold.
         """
-        if not self._standing:  # nearly always
+        if not self._hold_rules:  # nearly always
             return "", 0
         domain = domain_of(address)
-        found = next((one for one in self.standing() if one.takes(domain)), None)
+        found = next((one for one in self.hold_rules() if one.takes(domain)), None)
         return (found.reason, found.until_us or 0) if found is not None else ("", 0)
 
-    def _ends_standing(self, selector: Selector) -> bool:
+    def _ends_hold_rule(self, selector: Selector) -> bool:
         """Whether a release of these entries ends a hold of what comes."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(one.domain, domain) for one in self.standing()
+            fnmatchcase(one.domain, domain) for one in self.hold_rules()
         )
 
-    async def _change_standing(self, command: QueueCommand) -> Sequence[str]:
+    async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
         """Hold or release what comes, as the command says; return of which domains."""
         selector, times = command.selector, self._times()
         domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
-            hold = StandingHold(domain, reason, times.wall_us, command.until_us)
+            hold = HoldRule(domain, reason, times.wall_us, command.until_us)
             change = partial(hold_new, hold=hold, now_us=times.queue_us)
         elif command.new:
             change = partial(end_new, pattern=like(domain))
         else:
             return ()
         changed = await self._engine.change(change)
-        await self.read_standing()
+        await self.read_hold_rules()
         return changed
 
     def attend(self, delivery: ActiveClaims) -> None:
@@ -307,11 +307,11 @@ class QueueAdmin:
             command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
         )
         listing = partial(EntryListBuilder, self._shown_times())
-        if command.operation is Operation.RELEASE and self._ends_standing(command.selector):
+        if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
             command = replace(command, new=True)
         answer = _ReportBuilder(command, listing, on_progress=on_progress)
         if not command.dry_run:  # before what is there: what is looked up in between is held
-            answer.report.new = await asyncio.shield(self._change_standing(command))
+            answer.report.new = await asyncio.shield(self._change_hold_rules(command))
         left: list[Key] = []
         others: Sequence[str] = ()
         if command.operation is Operation.RETRY:  # which forgets the failures that this node knows

@@ -1,6 +1,6 @@
 """The read receipts that are owed: found by their copy, held after a restore, ended.
 
-Settlements add them, and acceptances of notifications end them (transactions.py). `version` changes
+Results add them, and acceptances of notifications end them (transactions.py). `version` changes
 with each of these, so that who has them in memory reads them again only when needed.
 """
 
@@ -43,7 +43,7 @@ _CHANGES = {
 
 
 class ReceiptLedger:
-    """The read receipts that settlements have recorded as owed, until they are sent or end."""
+    """The read receipts that results have recorded as owed, until they are sent or end."""
 
     def __init__(self, engine: QueueEngine, *, store: Callable[[], int]) -> None:
         """`store` returns the number of the mail root whose mailboxes owe what is returned: those
@@ -65,7 +65,7 @@ class ReceiptLedger:
         return self.count < TOTAL_MAX
 
     def added(self) -> None:
-        """Note that a settlement has added some."""
+        """Note that a result has added some."""
         self.count += 1
         self.version += 1
 

@@ -34,7 +34,7 @@ from relay.spool.shared.columns import PAY_REPORTS, json_text
 from relay.spool.shared.holds import count_holds, note_hold, note_unanswered
 from relay.spool.shared.receipts import add_receipts
 from relay.spool.shared.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, DeliveredReport, EntrySchedule, PriorityLevel, Settlement
+from relay.spool.types import Claim, ClaimResult, DeliveredReport, EntrySchedule, PriorityLevel
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
@@ -59,8 +59,8 @@ _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
 _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
 
-class SettledRows(Struct, frozen=True):
-    """The changes of one settlement. They hold only where the entry still has the claim's epoch."""
+class ResultRows(Struct, frozen=True):
+    """The changes of one result. They hold only where the entry still has the epoch of the claim."""
 
     # the recipients: state, status, reply; message, entry and number
     recipients: Sequence[tuple[RecipientState, str, str, str, int, int]]
@@ -75,7 +75,7 @@ class SettledRows(Struct, frozen=True):
 
 
 class Recorded(Struct, frozen=True):
-    """What a settlement leaves: claims of its reports, and a content file that is to be removed, or
+    """What a result leaves: claims of its reports, and a content file that is to be removed, or
     "". `owes`: it has added read receipts.
     """
 
@@ -84,60 +84,60 @@ class Recorded(Struct, frozen=True):
     owes: bool = False
 
 
-def settled_rows(
-    settlement: Settlement, *, captured: CapturedMail, takes_receipts: bool
-) -> SettledRows:
+def result_rows(
+    claim_result: ClaimResult, *, captured: CapturedMail, takes_receipts: bool
+) -> ResultRows:
     """Return what to write. Raises ValueError for a transition that is not allowed."""
-    claim = settlement.claim
+    claim = claim_result.claim
     changed: list[tuple[RecipientState, str, str, str, int, int]] = []
     receipts: dict[str, tuple[int, ReceiptRequest]] = {}
-    for number, outcome in settlement.outcomes.items():
+    for number, outcome in claim_result.outcomes.items():
         state = _state_after(outcome)
-        if settlement.held and state is RecipientState.DEFERRED:
+        if claim_result.held and state is RecipientState.DEFERRED:
             state = RecipientState.HELD
         evidence = outcome.evidence
         changed.append((state, evidence.status, evidence.reply, *claim.key, number))
         if takes_receipts and evidence.receipt is not None:
             receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
-    for number, outcome in settlement.expired.items():
+    for number, outcome in claim_result.expired.items():
         evidence = outcome.evidence
         state = RecipientState.EXPIRED
         changed.append((state, evidence.status, evidence.reply, *claim.key, number))
     for state, *_ in changed:  # both live states allow the same
         check_transition(RecipientState.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
-    is_finished = len(final) == len(claim.recipients) and not settlement.goes_on
+    is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
     held = ""
-    if settlement.held and not is_finished:
-        why = next((one.detail["held"] for one in settlement.events if "held" in one.detail), "")
+    if claim_result.held and not is_finished:
+        why = next((one.detail["held"] for one in claim_result.events if "held" in one.detail), "")
         held = f"relay: {why}" if why else "relay"
-    state, waiting = _waiting(settlement, captured)
-    return SettledRows(
+    state, waiting = _waiting(claim_result, captured)
+    return ResultRows(
         changed, final, is_finished, state,
-        attempts=claim.attempts + int(settlement.counts_as_attempt),
+        attempts=claim.attempts + int(claim_result.counts_as_attempt),
         waiting=waiting, receipts=receipts, held=held,
     )  # fmt: skip
 
 
 def _waiting(
-    settlement: Settlement, captured: CapturedMail
+    claim_result: ClaimResult, captured: CapturedMail
 ) -> tuple[RecipientState, EntrySchedule | None]:
     """Return the state of an entry that goes on, and when it is tried next."""
-    claim, waiting = settlement.claim, settlement.waiting
-    if any(isinstance(outcome, Captured) for outcome in settlement.outcomes.values()):
+    claim, waiting = claim_result.claim, claim_result.waiting
+    if any(isinstance(outcome, Captured) for outcome in claim_result.outcomes.values()):
         due_us = captured.due_us(claim.message.received_us)
         return RecipientState.CAPTURED, EntrySchedule(None, due_us, claim.priority)
-    if settlement.held:
+    if claim_result.held:
         return RecipientState.HELD, waiting
-    if not settlement.counts_as_attempt:
+    if not claim_result.counts_as_attempt:
         return claim.state, waiting
     return RecipientState.DEFERRED, waiting
 
 
 def record_beside(
     transaction: OpenTransaction,
-    settlement: Settlement,
-    rows: SettledRows,
+    claim_result: ClaimResult,
+    rows: ResultRows,
     *,
     now_us: int,
     store: int,
@@ -146,33 +146,33 @@ def record_beside(
     are owed, a hold, attempts without an answer, and what a report from outside claims. `now_us` is
     queue time, `store` that of the claim.
     """
-    claim = settlement.claim
+    claim = claim_result.claim
     transaction.counts.update(rows.final)
     if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
         count_holds(transaction, {claim.extra.rule: -1})
-    transaction.append_events(claim.message.id, settlement.events)
-    record_owed(transaction, settlement)
+    transaction.append_events(claim.message.id, claim_result.events)
+    record_owed(transaction, claim_result)
     if rows.held:
-        note_hold(transaction, claim.key, rows.held, since_us=settlement.at_us)
-    if settlement.unanswered:
-        note_unanswered(transaction, claim.key, settlement.unanswered)
+        note_hold(transaction, claim.key, rows.held, since_us=claim_result.at_us)
+    if claim_result.unanswered:
+        note_unanswered(transaction, claim.key, claim_result.unanswered)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
-    if settlement.remote_report is not None:
-        join_report(transaction, settlement, settlement.remote_report)
+    if claim_result.remote_report is not None:
+        join_report(transaction, claim_result, claim_result.remote_report)
 
 
-def record_owed(transaction: OpenTransaction, settlement: Settlement) -> None:
+def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:
     """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
-    key = settlement.claim.key
-    if settlement.owed:
-        evidence = {number: settlement.outcomes[number].evidence for number in settlement.owed}
+    key = claim_result.claim.key
+    if claim_result.owed:
+        evidence = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
         rows = [
-            (f"{settlement.at_us} {one.host}", *key, number) for number, one in evidence.items()
+            (f"{claim_result.at_us} {one.host}", *key, number) for number, one in evidence.items()
         ]
         transaction.execute_each(_OWE, rows)
-    if settlement.pays:
+    if claim_result.pays:
         transaction.execute(PAY_REPORTS, key)
-    if settlement.ends_warning:
+    if claim_result.ends_warning:
         transaction.execute(_END_WARNING, key[:1])
 
 
@@ -205,13 +205,13 @@ def _state_after(outcome: Outcome) -> RecipientState:
 
 
 def join_report(
-    transaction: OpenTransaction, settlement: Settlement, delivered: DeliveredReport
+    transaction: OpenTransaction, claim_result: ClaimResult, delivered: DeliveredReport
 ) -> None:
     """Append what a report claims to the journey of its original, if that is here.
 
     A further claim about a recipient that has enough of them is only counted.
     """
-    report, carrier = delivered.report, settlement.claim.message
+    report, carrier = delivered.report, claim_result.claim.message
     original = _find(transaction, report, set(map(own_mailbox, delivered.to)))
     if original is None:
         return
@@ -231,7 +231,7 @@ def join_report(
             "reply": claim.reply, "host": claim.host, "source": source,
             "received": carrier.id,
         }  # fmt: skip
-        events.append(Event(Step.REPORT, settlement.at_us, detail))
+        events.append(Event(Step.REPORT, claim_result.at_us, detail))
     transaction.append_events(message_id, events)
 
 

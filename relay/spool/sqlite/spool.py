@@ -58,6 +58,7 @@ from relay.spool.sqlite.writer import Batch, Writer
 from relay.spool.types import (
     Accepted,
     Claim,
+    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
@@ -65,7 +66,6 @@ from relay.spool.types import (
     Key,
     NewMessage,
     SentReceipt,
-    Settlement,
     SpoolDamagedError,
     SpoolError,
     SpoolFullError,
@@ -208,7 +208,7 @@ class SqliteSpool(SpoolEngine):
         """SpoolEngine.start."""
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
-        await self.queue_admin.read_standing()
+        await self.queue_admin.read_hold_rules()
         return await self.maintenance.take_over()
 
     async def stop(self) -> None:
@@ -264,12 +264,12 @@ class SqliteSpool(SpoolEngine):
         except SpoolDamagedError as error:
             raise SpoolUnavailableError(str(error)) from error
 
-    async def _settle(
-        self, settlement: Settlement, stored: StoredContents, *, claim_reports: bool, now_us: int
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
     ) -> Recorded | None:
         recorded = await self._writer.submit(
-            lambda batch: transactions.settle(
-                batch, settlement, stored, claim_reports=claim_reports, captured=self._captured,
+            lambda batch: transactions.record(
+                batch, claim_result, stored, claim_reports=claim_reports, captured=self._captured,
                 now_us=now_us,
             )
         )  # fmt: skip

@@ -173,7 +173,7 @@ def count_waiting(database: Path) -> int:
 def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
     """Begin a snapshot whose contents are all in `target`.
 
-    If a content is missing, it was probably settled after the snapshot began, and another snapshot
+    If a content is missing, it was probably recorded after the snapshot began, and another snapshot
     is taken. A content that is missing twice was lost before.
     """
     missing: list[str] = []

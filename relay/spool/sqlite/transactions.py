@@ -2,7 +2,7 @@
 
 Each function runs inside one transaction, which the writer commits; apsw's exceptions roll it back.
 What they write is decided in relay/spool/shared (`accepted`, `claimed`, `results`). accept() ends
-step 5 of a message, settle() ends steps 6 and 7. The state of a recipient changes only as the table
+step 5 of a message, record() ends steps 6 and 7. The state of a recipient changes only as the table
 in message.lifecycle allows.
 
 find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
@@ -51,9 +51,9 @@ from relay.spool.shared.columns import (
 from relay.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
 from relay.spool.shared.results import (
     Recorded,
-    SettledRows,
+    ResultRows,
     record_beside,
-    settled_rows,
+    result_rows,
     waiting_columns,
 )
 from relay.spool.shared.tables import StoredBodies, StoredBody, StoredContents
@@ -65,6 +65,7 @@ from relay.spool.types import (
     NEVER_US,
     Accepted,
     Claim,
+    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
@@ -73,7 +74,6 @@ from relay.spool.types import (
     NewMessage,
     PriorityLevel,
     SentReceipt,
-    Settlement,
 )
 
 _MESSAGE = (
@@ -149,9 +149,9 @@ def accept(
     )
 
 
-def settle(
+def record(
     batch: Batch,
-    settlement: Settlement,
+    claim_result: ClaimResult,
     files: StoredContents,
     *,
     captured: CapturedMail,
@@ -161,9 +161,9 @@ def settle(
     """Record outcomes; None, and nothing is done, where the claim's epoch has ended. `now_us` is
     queue time, or NEVER_US if no read receipts are to be recorded.
     """
-    claim = settlement.claim
-    rows = settled_rows(settlement, captured=captured, takes_receipts=now_us != NEVER_US)
-    if not _leave(batch, settlement, rows):
+    claim = claim_result.claim
+    rows = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+    if not _leave(batch, claim_result, rows):
         return None
     batch.execute_each(
         "UPDATE recipient SET state = ?, status = ?, reply = ?"
@@ -174,10 +174,10 @@ def settle(
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    record_beside(batch, settlement, rows, now_us=now_us, store=0)
+    record_beside(batch, claim_result, rows, now_us=now_us, store=0)
     claims = [
         one
-        for message, names in zip(settlement.reports, files, strict=True)
+        for message, names in zip(claim_result.reports, files, strict=True)
         for one in add_message(batch, message, names, claim=claim_reports, captured=captured).claims
     ]
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
@@ -222,10 +222,10 @@ def add_message(
     return rows
 
 
-def _leave(batch: Batch, settlement: Settlement, rows: SettledRows) -> bool:
+def _leave(batch: Batch, claim_result: ClaimResult, rows: ResultRows) -> bool:
     """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
-    claim = settlement.claim
-    if settlement.goes_on:
+    claim = claim_result.claim
+    if claim_result.goes_on:
         return _is_in_time(batch, claim)
     changed = batch.execute(
         "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"

@@ -28,7 +28,7 @@ from relay.spool.shared.group_commit import (
     BATCH_MAX,
     GroupWriter,
     WaitingOperation,
-    settle_futures,
+    answer_futures,
 )
 from relay.spool.sqlite.damage import Damage
 from relay.spool.sqlite.database import SqliteTables, write_anchor
@@ -229,7 +229,7 @@ class Writer(GroupWriter):
                 self._answer([(job.future, None, error) for job in batch])
                 return
             self._log.shrink()
-            for job in batch:  # settling must not fail because accepting does
+            for job in batch:  # recording must not fail because accepting does
                 self._write([job], again=True)
             return
         except SpoolUnavailableError as error:  # the disk failed, not an operation
@@ -306,6 +306,6 @@ class Writer(GroupWriter):
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         if self._inline:
-            settle_futures(answers)
+            answer_futures(answers)
         else:
             super()._answer(answers)

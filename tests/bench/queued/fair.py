@@ -17,7 +17,7 @@ from tests.bench.queued.setting import Setting
 from tests.bench.queued.traffic import Load, stamps
 
 _BULK, _OTHER = "bulk@bench.test", "other@bench.test"
-_SETTLED_S = 2.0
+_RECORDED_S = 2.0
 _PATIENCE_S = 20.0
 _MESSAGES = 6
 _BACKLOG_S = 8.0  # of sending as fast as it goes, before the other sends
@@ -45,7 +45,7 @@ def measure(setting: Setting) -> Iterator[Figure]:
     for case, (text, targets) in _CASES.items():
         relay = setting.full(f"fair-{case}", spool=case)
         with relay:
-            time.sleep(_SETTLED_S)
+            time.sleep(_RECORDED_S)
             yield from _others(setting, relay, targets, text=f"{text}, queued at the start")
         relay.remove()
     with setting.empty("fair-running") as relay:

@@ -19,12 +19,12 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.types import (
     Claim,
+    ClaimResult,
     EntrySchedule,
     NewEntry,
     NewMessage,
     NewRecipient,
     PriorityLevel,
-    Settlement,
 )
 from tests.support.spools import new_spool
 
@@ -89,7 +89,7 @@ async def _fill(path: Path, queue: Iterator[Queued]) -> float:
         )
         await asyncio.gather(
             *(
-                spool.settle(_deferred(answer.claims[0], one, now_us))
+                spool.record(_deferred(answer.claims[0], one, now_us))
                 for answer, one in zip(accepted, some, strict=True)
                 if one.due_in_us is not None
             )
@@ -117,7 +117,7 @@ def _message(queued: Queued, queue_id: str, now_us: int) -> NewMessage:
     )  # fmt: skip
 
 
-def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
+def _deferred(claim: Claim, queued: Queued, now_us: int) -> ClaimResult:
     due_us = now_us + (queued.due_in_us or 0)
     reported = [
         {"number": one.id, "address": one.path.address, "outcome": "deferred",
@@ -126,7 +126,7 @@ def _deferred(claim: Claim, queued: Queued, now_us: int) -> Settlement:
     ]  # fmt: skip
     detail = {"entry": claim.entry_id, "attempt": 1, "host": _REFUSED.host, "recipients": reported}
     outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
-    return Settlement(
+    return ClaimResult(
         claim=claim,
         at_us=now_us,
         outcomes={one.id: outcome for one in claim.recipients},

@@ -26,7 +26,7 @@ from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.observe.metrics import Metrics
-from relay.spool.types import Settlement, SpoolUnavailableError
+from relay.spool.types import ClaimResult, SpoolUnavailableError
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.event_source import EventSource, ReceivedEvent, event_source
 from tests.support.events import until
@@ -113,7 +113,7 @@ class Relay:
         recipients = [{"number": 1, "address": "x@a.test", "outcome": "delivered"}]
         recipients[0] |= {"status": "", "reply": ""}
         event = Event(Step.DELIVERY, at_us + 6, {"entry": 1, "recipients": recipients})
-        await self.spool.settle(Settlement(claim, at_us, {1: DELIVERED}, None, events=(event,)))
+        await self.spool.record(ClaimResult(claim, at_us, {1: DELIVERED}, None, events=(event,)))
         self.changes.notify()
         return submission_id, accepted.queue_id
 

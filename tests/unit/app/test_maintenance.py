@@ -38,7 +38,7 @@ class Spool:
             raise answer
         return answer
 
-    counts = prune = sweep = claim_unheld = _next
+    counts = prune = sweep = claim_without_node = _next
 
     @property
     def maintenance(self) -> "Spool":
@@ -56,7 +56,13 @@ class Log:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
-    for name in ("_FIGURES_S", "_PRUNE_S", "_PRUNE_PAUSE_S", "_UNHELD_S", "_UNHELD_PAUSE_S"):
+    for name in (
+        "_FIGURES_S",
+        "_PRUNE_S",
+        "_PRUNE_PAUSE_S",
+        "_WITHOUT_NODE_S",
+        "_WITHOUT_NODE_PAUSE_S",
+    ):
         monkeypatch.setattr(maintenance, name, 0.0)
 
 
@@ -105,7 +111,9 @@ async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_mail_of_stores_without_a_node_is_ended_after_errors_too() -> None:
     spool, ended = Spool([(1, 2), (3,), (), SpoolError("busy"), ZeroDivisionError(), (4,)]), []
-    await run_until_over(spool, maintenance.end_unheld_mail(spool, ended.append, SystemClock()))
+    await run_until_over(
+        spool, maintenance.end_mail_without_node(spool, ended.append, SystemClock())
+    )
     assert ended == [(1, 2), (3,), (4,)]
 
 

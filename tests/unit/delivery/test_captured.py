@@ -96,7 +96,7 @@ async def test_in_a_development_relay_it_does_not_leave_the_queue_by_itself(deli
     assert delivery.reporter.failures_reported == []
 
 
-async def test_a_service_settles_what_a_development_relay_left_without_a_copy(delivery) -> None:
+async def test_a_service_records_what_a_development_relay_left_without_a_copy(delivery) -> None:
     delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
     await delivery.open()
     queue_id = await delivery.send("a@a.test", claim=False)

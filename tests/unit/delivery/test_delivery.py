@@ -320,21 +320,21 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
     assert {len(one.attempts) for one in journey.recipients} == {1}
 
 
-async def test_relayed_recipients_are_settled_before_the_next_final_dot(delivery) -> None:
+async def test_relayed_recipients_are_recorded_before_the_next_final_dot(delivery) -> None:
     full = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["250 ok", "550 5.1.1 no"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
-        settle, settled = delivery.spool.settle, []
+        record, recorded = delivery.spool.record, []
 
-        async def watched(settlement, **options):
-            answer = await settle(settlement, **options)
-            settled.append((len(mx.envelopes), sorted(settlement.outcomes), answer[0]))
+        async def watched(claim_result, **options):
+            answer = await record(claim_result, **options)
+            recorded.append((len(mx.envelopes), sorted(claim_result.outcomes), answer[0]))
             return answer
 
-        delivery.spool.settle = watched
+        delivery.spool.record = watched
         journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(5))))
-    assert settled == [(1, [1, 2, 3], True), (2, [4, 5], True)]
+    assert recorded == [(1, [1, 2, 3], True), (2, [4, 5], True)]
     assert list(states(journey).values()) == ["relayed"] * 4 + ["failed"]
     assert [len(one.attempts) for one in journey.recipients] == [1] * 5
     counts = await delivery.spool.counts()

@@ -31,7 +31,7 @@ async def test_a_failing_spool_does_not_block_a_stop(delivery, monkeypatch, stag
         await delivery.send("y@a.test")  # waits: it would be released first
         await mx.reached(stage)
         monkeypatch.setattr(delivery.spool, "release", refuse)
-        monkeypatch.setattr(delivery.spool, "settle", refuse)
+        monkeypatch.setattr(delivery.spool, "record", refuse)
         async with asyncio.timeout(SOON_S):
             await delivery.scheduler.drain(0.05)
 
@@ -45,7 +45,7 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
         else:
             delivery.table.at("a.test", mx)
         await delivery.start()
-        asked = refuse_to_settle(delivery, monkeypatch)
+        asked = refuse_to_record(delivery, monkeypatch)
         with capture_logs() as lines:
             queue_ids = [await delivery.send(f"x{number}@a.test") for number in range(3)]
             async with asyncio.timeout(SOON_S):
@@ -53,7 +53,7 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
                     await asyncio.sleep(0.01)
             before = asyncio.all_tasks()
             await delivery.scheduler.drain(0.05)
-        left = [one for one in asyncio.all_tasks() & before if "settle" in repr(one)]
+        left = [one for one in asyncio.all_tasks() & before if "record" in repr(one)]
         assert left == []
         assert delivery.scheduler._background == set()
         told = [one["event"] for one in lines]
@@ -65,19 +65,19 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
         assert not due & {*asked}, "they are as they were: the next start finds them"
 
 
-def refuse_to_settle(delivery, monkeypatch) -> Counter[str]:
-    """Let every settlement fail; return how often each message was tried."""
+def refuse_to_record(delivery, monkeypatch) -> Counter[str]:
+    """Let every result fail; return how often each message was tried."""
     asked: Counter[str] = Counter()
 
-    async def settle(settlement, **_more):
-        asked[settlement.claim.message.id] += 1
+    async def record(claim_result, **_more):
+        asked[claim_result.claim.message.id] += 1
         raise SpoolUnavailableError("the disk is full")
 
-    monkeypatch.setattr(delivery.spool, "settle", settle)
+    monkeypatch.setattr(delivery.spool, "record", record)
     return asked
 
 
-async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
+async def test_relayed_recipients_are_recorded_before_the_others_of_the_attempt(
     delivery, monkeypatch
 ) -> None:
     """The others need no final dot, so that nothing else waits. Put back first, the entry would be
@@ -85,17 +85,17 @@ async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
     """
     many = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["450 4.2.1 later"] * 2 + ["250 ok"]
     await delivery.open()
-    settle, in_time = delivery.spool.settle, []
+    record, in_time = delivery.spool.record, []
 
-    async def refuse_once(settlement, **more):
-        if settlement.goes_on and not in_time:
+    async def refuse_once(claim_result, **more):
+        if claim_result.goes_on and not in_time:
             in_time.append(None)
             raise SpoolUnavailableError("the disk is full")
-        answer = await settle(settlement, **more)
+        answer = await record(claim_result, **more)
         in_time.append(answer[0])
         return answer
 
-    monkeypatch.setattr(delivery.spool, "settle", refuse_once)
+    monkeypatch.setattr(delivery.spool, "record", refuse_once)
     async with RemoteMx(replies={"RCPT": many}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -106,19 +106,17 @@ async def test_relayed_recipients_are_settled_before_the_others_of_the_attempt(
     assert in_time == [None, True, True, True]
 
 
-async def test_a_final_dot_waits_for_every_settlement_of_its_connection(
-    delivery, monkeypatch
-) -> None:
+async def test_a_final_dot_waits_for_every_result_of_its_connection(delivery, monkeypatch) -> None:
     """Also for the first of two, though the second needed no final dot and could be done sooner."""
     await delivery.open()
-    settle, before_dot = delivery.spool.settle, OutboundSession._before_dot
+    record, before_dot = delivery.spool.record, OutboundSession._before_dot
     overtaken, again, waited = asyncio.Event(), asyncio.Event(), []
 
-    async def settle_first_later(settlement, **more):
-        (address,) = (one.path.address for one in settlement.claim.recipients)
+    async def record_first_later(claim_result, **more):
+        (address,) = (one.path.address for one in claim_result.claim.recipients)
         if address == "first@a.test":
             await again.wait()
-        answer = await settle(settlement, **more)
+        answer = await record(claim_result, **more)
         if address == "refused@a.test":
             overtaken.set()
         return answer
@@ -136,7 +134,7 @@ async def test_a_final_dot_waits_for_every_settlement_of_its_connection(
         again.set()
         await waiting
 
-    monkeypatch.setattr(delivery.spool, "settle", settle_first_later)
+    monkeypatch.setattr(delivery.spool, "record", record_first_later)
     monkeypatch.setattr(OutboundSession, "_before_dot", watched)
     async with RemoteMx(rcpt={"refused@a.test": "550 5.1.1 no"}) as mx:
         delivery.table.at("a.test", mx)

@@ -114,7 +114,7 @@ def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() ->
     assert claims_in_memory.next_expiry_us is None
 
 
-def test_settled_claims_leave_no_expiries_behind() -> None:
+def test_recorded_claims_leave_no_expiries_behind() -> None:
     claims_in_memory, queue = ClaimsInMemory(), ClaimQueue()
     for number in range(10_000):
         claim = a_claim(str(number))

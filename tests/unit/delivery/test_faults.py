@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from relay.delivery import attempt_recorder as settlement_module
+from relay.delivery import attempt_recorder as result_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
 from relay.delivery.outbound_session import OutboundSession
 from relay.smtp.connect import connect
-from relay.spool.types import Selector, Settlement
+from relay.spool.types import ClaimResult, Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -67,24 +67,24 @@ def soon(monkeypatch) -> None:
     monkeypatch.setattr(attempt_result, "_UNRECORDED_US", 0)
 
 
-async def breaking_off(delivery, monkeypatch, times: int) -> list[Settlement]:
-    """Let the first `times` settlements fail with an internal error; return all settlements."""
+async def breaking_off(delivery, monkeypatch, times: int) -> list[ClaimResult]:
+    """Let the first `times` results fail with an internal error; return all results."""
     await delivery.open()
-    settle, asked = delivery.spool.settle, []
+    record, asked = delivery.spool.record, []
 
-    async def break_off(settlement, **more):
-        asked.append(settlement)
+    async def break_off(claim_result, **more):
+        asked.append(claim_result)
         if len(asked) <= times:
             raise ValueError("ours")
-        return await settle(settlement, **more)
+        return await record(claim_result, **more)
 
-    monkeypatch.setattr(delivery.spool, "settle", break_off)
-    monkeypatch.setattr(settlement_module, "_PAUSE_S_FIRST", 0.001)
+    monkeypatch.setattr(delivery.spool, "record", break_off)
+    monkeypatch.setattr(result_module, "_PAUSE_S_FIRST", 0.001)
     return asked
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_deferral_that_cannot_be_settled_is_retried_without_a_restart(
+async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
     delivery, monkeypatch, soon, times: int
 ) -> None:
     asked = await breaking_off(delivery, monkeypatch, times)
@@ -99,7 +99,7 @@ async def test_a_deferral_that_cannot_be_settled_is_retried_without_a_restart(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_delivery_that_cannot_be_settled_is_held_as_indeterminate(
+async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(
     delivery, monkeypatch, soon, times: int
 ) -> None:
     """A retry would send it again each time that the error recurs."""
@@ -138,7 +138,7 @@ async def test_a_failure_whose_bounce_cannot_be_made_is_retried(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_an_expiry_that_cannot_be_settled_is_retried(
+async def test_an_expiry_that_cannot_be_recorded_is_retried(
     delivery, monkeypatch, soon, times: int
 ) -> None:
     await breaking_off(delivery, monkeypatch, times)
@@ -147,7 +147,7 @@ async def test_an_expiry_that_cannot_be_settled_is_retried(
     assert states(await delivery.done(queue_id)) == {"x@unheard.test": "expired"}
 
 
-async def test_an_internal_error_after_a_settlement_does_not_settle_it_again(
+async def test_an_internal_error_after_a_result_does_not_record_it_again(
     delivery, monkeypatch
 ) -> None:
     def break_off(*_) -> None:
@@ -183,13 +183,13 @@ async def test_an_internal_error_of_on_change_leaves_no_claim_behind(delivery, m
             await asyncio.sleep(0.01)
 
 
-async def test_a_settlement_follows_a_failed_one() -> None:
-    """The settlement after one that failed is done as well."""
+async def test_a_result_follows_a_failed_one() -> None:
+    """The result after one that failed is done as well."""
 
     async def broken() -> None:
         raise ValueError("ours")
 
-    async def settled() -> None:
+    async def recorded() -> None:
         done.append(True)
 
     class Now:
@@ -197,13 +197,13 @@ async def test_a_settlement_follows_a_failed_one() -> None:
 
     done: list[bool] = []
     session = OutboundSession(None, Now(), None)  # type: ignore[arg-type]
-    session._settle_in_order(broken())
-    session._settle_in_order(settled())
-    await asyncio.gather(session._unsettled, return_exceptions=True)
+    session._record_in_order(broken())
+    session._record_in_order(recorded())
+    await asyncio.gather(session._unrecorded, return_exceptions=True)
     assert done
 
 
-async def test_a_stop_ends_settlements_that_fail(delivery, monkeypatch) -> None:
+async def test_a_stop_ends_results_that_fail(delivery, monkeypatch) -> None:
     await breaking_off(delivery, monkeypatch, 1 << 30)
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)

@@ -1,4 +1,4 @@
-"""Delivery by LMTP: recipients are settled as their replies come, and are then delivered."""
+"""Delivery by LMTP: recipients are recorded as their replies come, and are then delivered."""
 
 import asyncio
 
@@ -67,7 +67,7 @@ async def test_after_a_fault_only_recipients_without_a_reply_get_the_message_aga
         assert outcomes(journey, one) == ["indeterminate", "delivered"]
 
 
-async def test_each_recipient_is_settled_by_its_own_reply(delivery) -> None:
+async def test_each_recipient_is_recorded_by_its_own_reply(delivery) -> None:
     dot = {
         "a@a.test": "552 5.2.2 quota exceeded",
         "b@a.test": ["452-4.2.2 full\n452 4.2.2 come again", "250 saved"],
@@ -88,7 +88,7 @@ async def test_each_recipient_is_settled_by_its_own_reply(delivery) -> None:
         assert host.sessions == 1
 
 
-async def test_a_stop_settles_what_the_replies_so_far_say(delivery) -> None:
+async def test_a_stop_records_what_the_replies_so_far_say(delivery) -> None:
     dot = {"b@a.test": "550 5.7.1 never", "c@a.test": STALL}
     async with RemoteMx(lmtp=True, dot=dot) as host:
         delivery.table.at("a.test", host)
@@ -108,20 +108,20 @@ async def test_a_stop_settles_what_the_replies_so_far_say(delivery) -> None:
     assert states(journey)["c@a.test"] == "deferred"
 
 
-async def test_no_retry_has_a_recipient_that_was_settled_before_the_process_ended(
+async def test_no_retry_has_a_recipient_that_was_recorded_before_the_process_ended(
     monkeypatch, tmp_path
 ) -> None:
     delivery = RunningDelivery(tmp_path)
     await delivery.open()
-    settle, stuck = delivery.spool.settle, asyncio.Event()
+    record, stuck = delivery.spool.record, asyncio.Event()
 
-    async def only_parts(settlement, **more):
-        if settlement.goes_on:
-            return await settle(settlement, **more)
+    async def only_parts(claim_result, **more):
+        if claim_result.goes_on:
+            return await record(claim_result, **more)
         stuck.set()
         raise SpoolUnavailableError("the disk is gone")
 
-    monkeypatch.setattr(delivery.spool, "settle", only_parts)
+    monkeypatch.setattr(delivery.spool, "record", only_parts)
     gate = asyncio.Event()
     gates = {"DOT c@a.test": gate}
     async with RemoteMx(lmtp=True, extensions=WITHOUT_DSN, gates=gates) as host:

@@ -98,13 +98,13 @@ class RecordingScheduler:
     """Keeps the outcomes of each claim."""
 
     def __init__(self) -> None:
-        self.settled: dict[int, dict[int, Outcome]] = {}
+        self.recorded: dict[int, dict[int, Outcome]] = {}
         self.given_back: list[int] = []
         self.ended = asyncio.Event()
         self.contents = SmallContents()
 
-    async def settle(self, claim, outcomes):
-        self.settled[claim.entry_id] = outcomes
+    async def record(self, claim, outcomes):
+        self.recorded[claim.entry_id] = outcomes
         self.ended.set()
 
     async def give_back(self, claim):
@@ -121,12 +121,12 @@ class Deliveries:
     def push(self, entry_id: int, *, count: int) -> None:
         self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
 
-    async def until_settled(self, entry_id: int) -> dict[int, Outcome]:
+    async def until_recorded(self, entry_id: int) -> dict[int, Outcome]:
         async with asyncio.timeout(30):
-            while entry_id not in self.scheduler.settled:
+            while entry_id not in self.scheduler.recorded:
                 self.scheduler.ended.clear()
                 await self.scheduler.ended.wait()
-        return self.scheduler.settled[entry_id]
+        return self.scheduler.recorded[entry_id]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_a_message_for_many_mailboxes_fills_a_limited_number_of_them_at_on
     deliveries.push(1, count=40)
     await deliveries.store.until(16)
     deliveries.store.may_end.set()
-    outcomes = await deliveries.until_settled(1)
+    outcomes = await deliveries.until_recorded(1)
     assert sorted(outcomes) == [*range(1, 41)]
     assert all(isinstance(one, Delivered) for one in outcomes.values())
     assert deliveries.store.most == 16
@@ -151,14 +151,14 @@ async def test_claims_share_the_limit(deliveries):
     await deliveries.store.until(5 + 5 + 1)
     deliveries.store.may_end.set()
     for number in (1, 2, 3):
-        await deliveries.until_settled(number)
+        await deliveries.until_recorded(number)
 
 
 async def test_a_delivery_that_is_cut_off_leaves_what_was_not_begun_without_an_outcome(deliveries):
     deliveries.push(1, count=40)
     await deliveries.store.until(16)
     deliveries.queue.abort()
-    outcomes = await deliveries.until_settled(1)
+    outcomes = await deliveries.until_recorded(1)
     assert sorted(outcomes) == [*range(1, 17)]
     assert all(isinstance(one, Indeterminate) for one in outcomes.values())
     assert deliveries.store.running == []
@@ -176,7 +176,7 @@ async def test_an_internal_error_ends_the_deliveries_that_it_leaves(deliveries, 
     deliveries.push(1, count=40)
     await deliveries.store.until(16)
     deliveries.store.may_end.set()
-    outcomes = await deliveries.until_settled(1)
+    outcomes = await deliveries.until_recorded(1)
     assert len(outcomes) == 40
     assert deliveries.store.running == []
 
@@ -184,6 +184,6 @@ async def test_an_internal_error_ends_the_deliveries_that_it_leaves(deliveries, 
 async def test_an_outcome_has_the_graph_id_of_the_copy(deliveries):
     deliveries.store.may_end.set()
     deliveries.push(1, count=2)
-    outcomes = await deliveries.until_settled(1)
+    outcomes = await deliveries.until_recorded(1)
     found = {number: one.evidence.graph_id for number, one in outcomes.items()}
     assert found == {1: delivered_id("q1-1"), 2: delivered_id("q1-2")}

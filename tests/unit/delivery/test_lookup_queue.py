@@ -22,7 +22,7 @@ from tests.support.manual_clock import ManualClock
 _NUMBERS = itertools.count()
 
 
-async def settled() -> None:
+async def recorded() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -50,7 +50,7 @@ async def test_lookups_of_unreachable_next_hops_do_not_delay_others() -> None:
     searches = LookupQueue(ManualClock())
     dead = [Search(searches, PriorityLevel.UNREACHABLE, 1) for _ in range(1000)]
     live = Search(searches, PriorityLevel.NORMAL, 2)
-    await settled()
+    await recorded()
     assert sum(one.asks for one in dead) == LOOKUPS_UNREACHABLE_MAX - LOOKUPS_UNREACHABLE_MAX // 16
     assert live.asks
     for one in (*dead, live):
@@ -61,23 +61,23 @@ async def test_lookups_of_unreachable_next_hops_do_not_delay_others() -> None:
 async def test_a_sender_with_many_lookups_does_not_delay_the_lookup_of_another() -> None:
     searches = LookupQueue(ManualClock())
     bulk = [Search(searches, PriorityLevel.NORMAL, 1) for _ in range(LOOKUPS_MAX + 100)]
-    await settled()
+    await recorded()
     assert sum(one.asks for one in bulk) == LOOKUPS_MAX - LOOKUPS_MAX // 16
     single = [Search(searches, PriorityLevel.NORMAL, 2) for _ in range(2)]
-    await settled()
+    await recorded()
     assert [one.asks for one in single] == [True, False]  # a few are kept for who has none
     gone = Search(searches, PriorityLevel.NORMAL, 2)
-    await settled()
+    await recorded()
     gone.task.cancel()
     bulk[0].end.set()
     bulk[1].end.set()
-    await settled()
+    await recorded()
     assert single[1].asks  # who has the fewest comes first
     for one in (*bulk, *single):
         one.end.set()
     await asyncio.gather(*(one.task for one in (*bulk, *single)))
     after = [Search(searches, PriorityLevel.NORMAL, number) for number in range(LOOKUPS_MAX)]
-    await settled()
+    await recorded()
     assert all(one.asks for one in after)  # no turn was lost
     for one in after:
         one.task.cancel()
@@ -129,7 +129,7 @@ async def test_pacing_stops_when_there_is_nothing_to_begin() -> None:
         clock.advance(1.0)
         pace.go_on()
         await until_begun(begun, count)
-        await settled()
+        await recorded()
         assert len(begun) == count
 
 
@@ -138,9 +138,9 @@ async def test_lookups_for_queued_mail_are_paced_and_those_for_new_mail_begin_at
     clock.more_s = 1.0
     searches = LookupQueue(clock)
     queued = [Search(searches, PriorityLevel.NORMAL, number, at_once=False) for number in range(3)]
-    await settled()
+    await recorded()
     fresh = Search(searches, PriorityLevel.NORMAL, 9)
-    await settled()
+    await recorded()
     assert fresh.asks
     assert sum(one.asks for one in queued) <= 1
     for one in (*queued, fresh):
@@ -165,7 +165,7 @@ async def test_a_lookup_for_new_mail_does_not_wait_for_those_of_queued_mail() ->
         while sum(one.asks for one in queued) < LOOKUPS_MAX - LOOKUPS_MAX // 8:
             await asyncio.sleep(0.001)
     fresh = [Search(searches, PriorityLevel.NORMAL, 1) for _ in range(LOOKUPS_MAX // 16 + 2)]
-    await settled()
+    await recorded()
     assert [one.asks for one in fresh] == [True] * (LOOKUPS_MAX // 16 + 1) + [False]
     everybody = [*queued, *fresh]
     for one in everybody:
@@ -185,7 +185,7 @@ async def test_a_waiting_lookup_uses_the_earlier_turn_of_new_mail(sender: int) -
     last = queued[-1]
     searches.use_earlier_turn(replace(last.claim, sender=9), at_once=False)
     searches.use_earlier_turn(replace(last.claim, sender=sender), at_once=True)
-    await settled()
+    await recorded()
     assert last.asks
     last.end.set()
     await last.task

@@ -65,7 +65,7 @@ class Queue:
             reverse_path=sender, account=sender, priority=level,
         )  # fmt: skip
 
-    def settle(self, claim: Claim, due_us: int | None) -> None:
+    def record(self, claim: Claim, due_us: int | None) -> None:
         self.cursor.execute(
             "UPDATE entry SET claimed = 0, due_us = ?, epoch = epoch + 1,"
             " state = iif(?1 IS NULL, 'final', 'deferred') WHERE message_id = ? AND epoch = ?",
@@ -123,9 +123,9 @@ class ScannedQueue:
         message = self.queue.add(hop, sender, due_us=self.clock.now_us - late_us, level=level)
         self.is_awake |= self.scanner.add_unclaimed(message)
 
-    def settle(self, index: int, due_us: int | None = None) -> None:
+    def record(self, index: int, due_us: int | None = None) -> None:
         claim = self.claims.pop(index % len(self.claims))
-        self.queue.settle(claim, due_us)
+        self.queue.record(claim, due_us)
         self.scanner.capacity_freed(self.active_queue.remove(claim))
         self.is_awake |= self.scanner.can_scan
         if due_us is not None:
@@ -164,10 +164,10 @@ def act(scanned: ScannedQueue, what: tuple) -> None:
                 scanned.accept(hop, sender, level, late_us=late_us)
         case ("done", index, times):
             for _ in range(min(times, len(scanned.claims))):
-                scanned.settle(index)
+                scanned.record(index)
         case ("defer", index, steps):
             if scanned.claims:
-                scanned.settle(index, scanned.clock.now_us + steps * STEP_US)
+                scanned.record(index, scanned.clock.now_us + steps * STEP_US)
         case ("wait", steps):
             scanned.clock.advance(steps)
         case ("anew",):
@@ -209,7 +209,7 @@ def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max:
                 scanned.clock.now_us = scanned.scanner.next_run_us
                 assert scanned.queue.due(scanned.clock.now_us), "waits for what is not there"
                 continue
-            scanned.settle(0)
+            scanned.record(0)
 
     asyncio.run(story())
 
@@ -248,7 +248,7 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
     queries = len(scanned.queue.queries)
     assert queries < 10_000 / claimed.ROWS_MAX + 20
     for _ in range(20):  # each makes room, none reads the queue again
-        scanned.settle(0)
+        scanned.record(0)
         await scanned.run()
     for look in scanned.queue.queries[queries:]:
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None

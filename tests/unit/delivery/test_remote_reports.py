@@ -9,7 +9,7 @@ from relay.base.files import FileOctets
 from relay.delivery import attempt_recorder
 from relay.message.content import LARGE_BYTES, LargeContent
 from relay.message.envelope import Source
-from relay.spool.types import Settlement
+from relay.spool.types import ClaimResult
 from tests.support.journeys import states
 
 ALICE = "alice@example.test"
@@ -82,18 +82,18 @@ async def test_no_other_mail_is_read(delivery, original, read_in, changes) -> No
 
 
 async def test_ordinary_mail_costs_no_further_query(delivery, original, monkeypatch) -> None:
-    settled: list[Settlement] = []
-    settle = delivery.spool.settle
+    recorded: list[ClaimResult] = []
+    record = delivery.spool.record
 
-    async def noted(settlement, **options):
-        settled.append(settlement)
-        return await settle(settlement, **options)
+    async def noted(claim_result, **options):
+        recorded.append(claim_result)
+        return await record(claim_result, **options)
 
-    monkeypatch.setattr(delivery.spool, "settle", noted)
+    monkeypatch.setattr(delivery.spool, "record", noted)
     await receive(delivery, b"Subject: s\r\n\r\nbody\r\n", reverse_path="carol@example.test")
     await receive(delivery, b"Subject: s\r\n\r\nbody\r\n")
     await receive(delivery, report())
-    assert [one.remote_report is not None for one in settled] == [False, False, True]
+    assert [one.remote_report is not None for one in recorded] == [False, False, True]
 
 
 @pytest.mark.parametrize(

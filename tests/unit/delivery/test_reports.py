@@ -56,15 +56,15 @@ async def test_a_report_survives_the_end_of_the_process_between_two_transactions
 ) -> None:
     delivery = RunningDelivery(tmp_path)
     await delivery.open()
-    settle, stuck = delivery.spool.settle, asyncio.Event()
+    record, stuck = delivery.spool.record, asyncio.Event()
 
-    async def only_parts(settlement, **more):
-        if settlement.goes_on:
-            return await settle(settlement, **more)
+    async def only_parts(claim_result, **more):
+        if claim_result.goes_on:
+            return await record(claim_result, **more)
         stuck.set()
         raise SpoolUnavailableError("the disk is gone")
 
-    monkeypatch.setattr(delivery.spool, "settle", only_parts)
+    monkeypatch.setattr(delivery.spool, "record", only_parts)
     replies = [*TWO_AT_ONCE, *["450 4.2.0 later"] * 3]
     async with RemoteMx(replies={"RCPT": replies}, extensions=WITHOUT_DSN) as mx:
         delivery.table.at("a.test", mx)
@@ -88,14 +88,14 @@ async def test_a_report_survives_the_end_of_the_process_between_two_transactions
 
 @pytest.mark.parametrize("parked", ["held", "captured"])
 async def test_a_report_that_nobody_attempts_ends_at_its_time(
-    delivery, monkeypatch, parked: str
+    delivery, monkeypatch, kept: str
 ) -> None:
     monkeypatch.setattr(queue_scanner, "RESCAN_US", 1 << 60)  # or that would find it
     monkeypatch.setattr(conftest, "KEEP_US", 300_000)
     now_us = delivery.clock.queue_us()
-    extra = EntryExtra(reason="route alice is held") if parked == "held" else NO_EXTRA
+    extra = EntryExtra(reason="route alice is held") if kept == "held" else NO_EXTRA
     report = message_of(
-        [("mx:home.test" if parked == "held" else "capture", ["alice@home.test"])],
+        [("mx:home.test" if kept == "held" else "capture", ["alice@home.test"])],
         queue_id=delivery.ids.new(), now_us=now_us, reverse_path="", expires_us=now_us + 300_000,
     )  # fmt: skip
     report = replace(report, entries=tuple(replace(one, extra=extra) for one in report.entries))

@@ -89,12 +89,12 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
 ) -> None:
     """A reroute would change nothing: the others are at their next hop already."""
     (tmp_path / "listed").write_text("1@a.test\n")
-    settled: dict[int, Outcome] = {}
+    recorded: dict[int, Outcome] = {}
 
-    async def settle(_claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
-        settled.update(outcomes)
+    async def record(_claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+        recorded.update(outcomes)
 
-    scheduler = SimpleNamespace(run_in_background=asyncio.run, settle=settle)
+    scheduler = SimpleNamespace(run_in_background=asyncio.run, record=record)
     table = RouteTable([], [OwnDomain("a.test", f"file:{tmp_path}/listed")], Directory())
     rerouter = ClaimRerouter(
         scheduler, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
@@ -103,11 +103,11 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
     claim = a_claim(count=2, epoch=2, cause="mailbox", cause_attempts=3)
     assert rerouter.takes(claim)
     assert not rerouter.ready
-    assert {number: type(outcome) for number, outcome in settled.items()} == {2: Failed}
-    assert settled[2].evidence.status == "5.1.1"
+    assert {number: type(outcome) for number, outcome in recorded.items()} == {2: Failed}
+    assert recorded[2].evidence.status == "5.1.1"
     result = result_of_attempt(
         claim,
-        settled,
+        recorded,
         time=AttemptTime(now_us=5, at_us=5),
         schedule=RetrySchedule((60.0,), lambda: 0.5),
     )

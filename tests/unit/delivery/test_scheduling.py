@@ -10,10 +10,10 @@ from relay.delivery import local_delivery, queue_scanner, scheduler
 from relay.message.outcome import DeferralClass, Deferred, Evidence
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.types import (
+    ClaimResult,
     EntrySchedule,
     PriorityLevel,
     Selector,
-    Settlement,
     SpoolUnavailableError,
 )
 from tests.support.events import until
@@ -25,7 +25,7 @@ HOUR_US = 3_600_000_000
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
 
-async def settled(delivery, queue_id: str) -> dict:
+async def recorded(delivery, queue_id: str) -> dict:
     async with asyncio.timeout(SOON_S):
         return await delivery.done(queue_id)
 
@@ -48,7 +48,7 @@ async def test_a_waiting_claim_is_withdrawn_and_one_being_delivered_is_not(deliv
         assert delivery.scheduler.waiting_among(keys) == frozenset()
         assert delivery.active_queue.claims_left == left + 1
         gate.set()
-        assert states(await settled(delivery, works)) == {"0@a.test": "relayed"}
+        assert states(await recorded(delivery, works)) == {"0@a.test": "relayed"}
         assert [one.addresses for one in mx.envelopes] == [["0@a.test"]]
 
 
@@ -91,7 +91,7 @@ async def test_a_claim_that_waits_for_the_resolver_is_withdrawn(delivery, monkey
         await asked.wait()
         assert delivery.scheduler.withdraw([(first, 1)]) == {(first, 1)}
         answer.set()
-        await settled(delivery, second)
+        await recorded(delivery, second)
         assert [one.addresses for one in mx.envelopes] == [["1@a.test"]]
 
 
@@ -108,7 +108,7 @@ async def test_a_claim_that_waits_in_memory_expires_on_time(delivery) -> None:
             await delivery.changed.get()
         await delivery.send("stuck@a.test")
         await mx.reached("DOT")
-        journey = await settled(delivery, late)
+        journey = await recorded(delivery, late)
         assert states(journey) == {"late@a.test": "expired"}
         assert outcomes(journey, "late@a.test")[-1] == "expired"
         assert delivery.reporter.failures_reported == [("late@a.test", "5.4.7")]
@@ -131,7 +131,7 @@ async def test_a_claim_that_waits_for_room_for_its_content_expires_on_time(deliv
             await delivery.changed.get()
         await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
         await mx.reached("DOT")
-        journey = await settled(delivery, late)
+        journey = await recorded(delivery, late)
         assert states(journey) == {"late@a.test": "expired"}
         assert delivery.reporter.failures_reported == [("late@a.test", "5.4.7")]
 
@@ -182,7 +182,7 @@ async def test_a_claim_that_was_taken_while_it_waited_for_room_leaves_its_succes
         await until(lambda: roomless)
         assert roomless.get(key).epoch > first.epoch
         answers.set()
-        journey = await settled(delivery, key[0])
+        journey = await recorded(delivery, key[0])
         assert set(states(journey).values()) <= {"relayed", "delivered"}
         assert len(journey.recipients[0].attempts) == 1
 
@@ -196,9 +196,9 @@ async def test_mail_that_came_due_while_the_relay_was_down_gets_one_attempt(deli
             claim,
         ) = await delivery.claim_due()  # it was tried, then the relay was down beyond its time
         waiting = EntrySchedule(claim.message.expires_us, claim.message.expires_us)
-        await delivery.spool.settle(Settlement(claim, 5, {1: LATER}, waiting))
+        await delivery.spool.record(ClaimResult(claim, 5, {1: LATER}, waiting))
         await delivery.start()
-        journey = await settled(delivery, queue_id)
+        journey = await recorded(delivery, queue_id)
         assert outcomes(journey, "x@a.test") == ["relayed"]
 
 
@@ -210,7 +210,9 @@ async def test_the_start_of_the_spool_may_set_the_clock(delivery, monkeypatch) -
         queue_id = await delivery.send("x@a.test", claim=False, expire_s=0.0)
         (claim,) = await delivery.claim_due()
         due_us = delivery.clock.queue_us() + HOUR_US // 2
-        await delivery.spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
+        await delivery.spool.record(
+            ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us))
+        )
         delivery.compose()
         scanner = delivery.scheduler._scanner
         scan = scanner.run
@@ -224,7 +226,7 @@ async def test_the_start_of_the_spool_may_set_the_clock(delivery, monkeypatch) -
         monkeypatch.setattr(scanner, "run", fail_once)
         monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.001)
         delivery.run()
-        journey = await settled(delivery, queue_id)
+        journey = await recorded(delivery, queue_id)
         assert outcomes(journey, "x@a.test") == ["relayed"]
 
 
@@ -238,14 +240,14 @@ async def test_an_attempt_cut_off_by_a_crash_is_retried_although_it_has_expired(
         delivery.compose()  # what the spool releases at a start was due before it
         assert await delivery.spool.maintenance.take_over() == 1
         delivery.run()
-        journey = await settled(delivery, queue_id)
+        journey = await recorded(delivery, queue_id)
         assert outcomes(journey, "x@a.test") == ["indeterminate", "relayed"]
 
 
 async def test_mail_that_comes_due_after_its_expiry_expires(delivery) -> None:
     await delivery.start()
     queue_id = await delivery.send("x@unheard.test", expire_s=0.05)  # its resolver has a fault
-    journey = await settled(delivery, queue_id)
+    journey = await recorded(delivery, queue_id)
     assert outcomes(journey, "x@unheard.test") == ["deferred", "expired"]
 
 
@@ -267,7 +269,7 @@ async def test_a_bulk_of_local_mail_does_not_delay_another_sender(delivery, monk
     assert len(delivery.scheduler._local_queue.workers) == 2
     may_go.set()
     for queue_id in (*bulk, single):
-        await settled(delivery, queue_id)
+        await recorded(delivery, queue_id)
     assert order.index("single@example.test") <= 4
 
 
@@ -281,18 +283,18 @@ async def test_a_local_claim_that_comes_while_the_last_worker_ends_is_delivered(
     sent = [await delivery.send("bob@example.test", claim=False) for _ in range(2)]
     delivery.compose()
     first, second = await delivery.claim_due()
-    settle = delivery.scheduler.settle
+    record = delivery.scheduler.record
 
-    async def settle_then_offer(claim, outcomes) -> None:
-        await settle(claim, outcomes)
+    async def record_then_offer(claim, outcomes) -> None:
+        await record(claim, outcomes)
         if claim is first:
             asyncio.get_running_loop().call_soon(delivery.scheduler.offer, [second])
 
-    monkeypatch.setattr(delivery.scheduler, "settle", settle_then_offer)
+    monkeypatch.setattr(delivery.scheduler, "record", record_then_offer)
     delivery.run()
     delivery.scheduler.offer([first])
     for queue_id in sent:
-        await settled(delivery, queue_id)
+        await recorded(delivery, queue_id)
 
 
 @pytest.mark.parametrize("level", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
@@ -312,7 +314,7 @@ async def test_a_stalled_bulk_leaves_room_in_its_priority_level_for_another_send
         await delivery.start()
         await slow.reached("DOT")
         single = await delivery.send("y@live.test", account="single", claim=False, level=level)
-        assert states(await settled(delivery, single)) == {"y@live.test": "relayed"}
+        assert states(await recorded(delivery, single)) == {"y@live.test": "relayed"}
         assert not any(one.answered for one in slow.envelopes)
         gate.set()
 
@@ -324,7 +326,7 @@ async def test_a_claim_before_its_retry_time_is_requeued(delivery) -> None:
         await delivery.start()
         warn_us = delivery.clock.queue_us() + 150_000
         queue_id = await delivery.send("x@a.test", warn_us=warn_us)
-        journey = await settled(delivery, queue_id)
+        journey = await recorded(delivery, queue_id)
         assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
         assert len(mx.envelopes) == 1
 
@@ -354,7 +356,7 @@ async def test_a_delay_is_reported_once_while_the_claim_waits_in_memory(
                 await delivery.changed.get()
         assert states(await delivery.spool.journey(waits)) == {"waits@a.test": "queued"}
         gate.set()
-        assert outcomes(await settled(delivery, waits), "waits@a.test") == ["relayed"]
+        assert outcomes(await recorded(delivery, waits), "waits@a.test") == ["relayed"]
         assert await told(waits) == ["delayed"]
         assert await told(works) == []  # it was being delivered
 
@@ -367,7 +369,7 @@ async def test_a_held_entry_is_never_attempted_and_expires(delivery) -> None:
         order = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), who="t")
         await delivery.spool.queue_admin.execute(order)
         await delivery.start()
-        journey = await settled(delivery, queue_id)
+        journey = await recorded(delivery, queue_id)
         assert states(journey) == {"x@a.test": "expired"}
         assert mx.envelopes == []
 
@@ -380,7 +382,7 @@ async def test_what_this_node_cannot_attempt_expires_or_waits_on(delivery) -> No
     over = await delivery.send("bob@here.test", claim=False, expire_s=-1.0)
     late = await delivery.send("carol@here.test", claim=False, warn_us=1)
     claims = await delivery.claim_due()
-    delivery.scheduler.end_unheld(claims)
+    delivery.scheduler.end_without_node(claims)
     assert states(await delivery.done(over)) == {"bob@here.test": "expired"}
     while await delivery.changed.get() != late:  # the other may be told once more before it
         pass
@@ -410,7 +412,7 @@ async def test_a_pause_lets_attempts_end_and_begins_none(delivery) -> None:
             await delivery.send("bob@here.test"),
         ]
         gate.set()
-        assert states(await settled(delivery, works)) == {"0@a.test": "relayed"}
+        assert states(await recorded(delivery, works)) == {"0@a.test": "relayed"}
         await until(lambda: not delivery.active_queue.claims)
         for queue_id in (waits, *new):
             journey = await delivery.spool.journey(queue_id)
@@ -420,7 +422,7 @@ async def test_a_pause_lets_attempts_end_and_begins_none(delivery) -> None:
         assert delivery.store.inboxes == {}
         delivery.scheduler.pause(False)
         for queue_id in (waits, *new):
-            await settled(delivery, queue_id)
+            await recorded(delivery, queue_id)
         sent = sorted(address for one in mx.envelopes for address in one.addresses)
         assert sent == [f"{n}@a.test" for n in range(4)]
         assert len(delivery.store.inboxes) == 1
@@ -441,7 +443,7 @@ async def test_mail_expires_and_is_late_during_a_pause(delivery, monkeypatch) ->
         delivery.run()
         after = await delivery.send("after@a.test", claim=False, expire_s=0.5)
         for queue_id, name in ((before, "before@a.test"), (after, "after@a.test")):
-            assert outcomes(await settled(delivery, queue_id), name) == ["expired"]
+            assert outcomes(await recorded(delivery, queue_id), name) == ["expired"]
         assert sorted(delivery.reporter.failures_reported) == [
             ("after@a.test", "5.4.7"),
             ("before@a.test", "5.4.7"),
@@ -450,4 +452,4 @@ async def test_mail_expires_and_is_late_during_a_pause(delivery, monkeypatch) ->
         assert delivery.reporter.reported == [("delayed", ["late@a.test"])]
         assert mx.envelopes == []
         delivery.scheduler.pause(False)
-        assert states(await settled(delivery, late)) == {"late@a.test": "relayed"}
+        assert states(await recorded(delivery, late)) == {"late@a.test": "relayed"}

@@ -416,21 +416,21 @@ async def test_a_name_that_cannot_be_resolved_is_looked_up_once(delivery) -> Non
     assert len(asked) == 2
 
 
-async def test_no_final_dot_before_the_settlement_of_the_one_before(delivery, monkeypatch) -> None:
+async def test_no_final_dot_before_the_result_of_the_one_before(delivery, monkeypatch) -> None:
     """A peer counts the dots; the spool is slow."""
-    settle, gate, began = None, asyncio.Event(), []
+    record, gate, began = None, asyncio.Event(), []
 
-    async def slow(settlement, **options):
-        began.append(settlement.claim.message.id)
+    async def slow(claim_result, **options):
+        began.append(claim_result.claim.message.id)
         await gate.wait()
-        return await settle(settlement, **options)
+        return await record(claim_result, **options)
 
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
         delivery.connections_max = 1
         await delivery.start()
-        settle = delivery.spool.settle
-        monkeypatch.setattr(delivery.spool, "settle", slow)
+        record = delivery.spool.record
+        monkeypatch.setattr(delivery.spool, "record", slow)
         ids = [await delivery.send(f"{n}@a.test") for n in range(5)]
         await until(lambda: len(mx.commands) >= 6 and began)
         await until(lambda: sum("DATA" in one for one in mx.commands) == 2)

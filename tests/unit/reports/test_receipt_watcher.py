@@ -24,7 +24,7 @@ from relay.outbox.store import FileStore
 from relay.reports.bounces import Reporter
 from relay.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import EntrySchedule, Selector, Settlement, SpoolUnavailableError
+from relay.spool.types import ClaimResult, EntrySchedule, Selector, SpoolUnavailableError
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import command
@@ -102,7 +102,7 @@ class World:
             copies.append(delivered_id(unique))
             evidence = Evidence("2.1.5", "250 ok", graph_id=copies[-1], receipt=request)
             waiting = EntrySchedule(None, None)
-            await self.spool.settle(Settlement(claim, 5, {1: Delivered(evidence)}, waiting))
+            await self.spool.record(ClaimResult(claim, 5, {1: Delivered(evidence)}, waiting))
         return copies
 
     def file(self, copy_id: str) -> Path:

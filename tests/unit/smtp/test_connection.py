@@ -259,12 +259,12 @@ async def test_a_rejection_in_the_middle_of_the_content_is_the_reply(
 
 
 @pytest.mark.parametrize("size", [10, 500_000])
-async def test_no_final_dot_before_the_last_message_is_settled(connected, message, size):
-    settled, asked = asyncio.Event(), asyncio.Event()
+async def test_no_final_dot_before_the_last_message_is_recorded(connected, message, size):
+    recorded, asked = asyncio.Event(), asyncio.Event()
 
     async def before_dot():
         asked.set()
-        await settled.wait()
+        await recorded.wait()
 
     async with RemoteMx() as mx:
         connection = await connected(mx)
@@ -273,12 +273,12 @@ async def test_no_final_dot_before_the_last_message_is_settled(connected, messag
         async with asyncio.timeout(30):
             await asked.wait()
         assert mx.envelopes == []
-        settled.set()
+        recorded.set()
         assert kinds(await task) == {0: Relayed}
         assert len(mx.envelopes) == 1
 
 
-async def test_a_failing_settlement_ends_the_connection_without_the_dot(connected, message):
+async def test_a_failing_result_ends_the_connection_without_the_dot(connected, message):
     async def before_dot():
         raise OSError("disk full")
 

@@ -115,7 +115,7 @@ async def test_a_file_damaged_midway(connected, message, large, damage):
         assert mx.envelopes == []
 
 
-async def test_the_dot_waits_for_the_settlement_after_the_content(connected, message, large):
+async def test_the_dot_waits_for_the_result_after_the_content(connected, message, large):
     content = large(b"\r\n" + b"x\r\n" * 500_000)
     gate = asyncio.Event()
     async with RemoteMx() as mx:

@@ -15,7 +15,7 @@ from relay.spool.sqlite.database import open_database
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import contents_of
 from relay.spool.sqlite.storage import SqliteStorage
-from relay.spool.types import Selector, Settlement, SpoolError, SpoolFormatError, SpoolFullError
+from relay.spool.types import ClaimResult, Selector, SpoolError, SpoolFormatError, SpoolFullError
 from tests.support import next_schema
 
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
@@ -41,7 +41,7 @@ async def opened(open_spool: Callable[[Path], SqliteSpool], folder: Path) -> Sql
 
 async def test_a_backup_can_replace_the_spool(spool, path, folder, make, open_spool) -> None:
     (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
-    await spool.settle(Settlement(done, 5, {1: OK}))
+    await spool.record(ClaimResult(done, 5, {1: OK}))
     (in_work,) = (await spool.accept(make(content=LARGE))).claims
     (waiting,) = (await spool.accept(make())).claims
     await spool.release([waiting])
@@ -50,7 +50,7 @@ async def test_a_backup_can_replace_the_spool(spool, path, folder, make, open_sp
     assert copied.counts["entries"] == {"queued": 2}
     assert (copied.counts["recipients"], copied.counts["submissions"]) == (2, 1)
     assert not list(folder.glob("*-wal"))
-    await spool.settle(Settlement(in_work, 5, {1: OK}))  # goes on without the copy
+    await spool.record(ClaimResult(in_work, 5, {1: OK}))  # goes on without the copy
 
     copy = await opened(open_spool, folder)
     listed = {one["id"]: one for one in await copy.queue_admin.list(Selector(all=True), limit=10)}
@@ -78,7 +78,7 @@ async def test_a_backup_during_deliveries_is_consistent(
     async def traffic() -> None:
         while going:
             (claim,) = (await spool.accept(make(content=LARGE))).claims
-            await spool.settle(Settlement(claim, 5, {1: OK}))
+            await spool.record(ClaimResult(claim, 5, {1: OK}))
 
     moving = asyncio.gather(*(traffic() for _ in range(4)))
     copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
@@ -107,15 +107,15 @@ async def test_a_content_removed_during_the_backup_is_not_reported_missing(
     loop = asyncio.get_running_loop()
     really = storage.link_or_copy
 
-    def settled_first(source: Path, target: Path) -> None:
+    def recorded_first(source: Path, target: Path) -> None:
         if source.name == f"{missed.message.id}-0" and source.exists():
             for claim in (taken, missed):
-                settlement = spool.settle(Settlement(claim, 5, {1: OK}))
-                asyncio.run_coroutine_threadsafe(settlement, loop).result(5)
+                claim_result = spool.record(ClaimResult(claim, 5, {1: OK}))
+                asyncio.run_coroutine_threadsafe(claim_result, loop).result(5)
                 (contents / f"{claim.message.id}-0").unlink(missing_ok=True)
         really(source, target)
 
-    monkeypatch.setattr(storage, "link_or_copy", settled_first)
+    monkeypatch.setattr(storage, "link_or_copy", recorded_first)
     copied = await asyncio.to_thread(SqliteStorage(path).back_up, folder)
     assert copied.missing == ()
     assert copied.counts["entries"] == {"queued": 1}

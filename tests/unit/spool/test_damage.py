@@ -18,9 +18,9 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.spool_files import damage_mark_of, last_commit_of, log_of
 from relay.spool.types import (
     Claim,
+    ClaimResult,
     DueQuery,
     Selector,
-    Settlement,
     SpoolDamagedError,
     SpoolError,
     SpoolUnavailableError,
@@ -133,7 +133,7 @@ async def test_after_a_short_eio_the_spool_works_again_with_the_same_claims(
     await until_well(spool)
     assert (damaged_gauge(spool), damage_mark_of(path).exists()) == (0, False)
     for claim in claims:
-        assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+        assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
     await spool.accept(make())
     listed = await spool.queue_admin.list(Selector(all=True), limit=100)
     assert len(listed) == 1
@@ -191,7 +191,7 @@ async def test_a_log_cut_to_an_older_commit_stays_damaged_until_it_is_back(
     assert "its last commit is number" in spool.health()
     for write in (
         spool.accept(make()),
-        spool.settle(Settlement(claims[0], 5, {1: OK})),
+        spool.record(ClaimResult(claims[0], 5, {1: OK})),
         spool.claim_due(1 << 62, 10, DueQuery()),
     ):
         with pytest.raises(SpoolUnavailableError):
@@ -201,7 +201,7 @@ async def test_a_log_cut_to_an_older_commit_stays_damaged_until_it_is_back(
     last_commit_of(path).write_bytes(last)
     await until_well(spool)
     for claim in claims:
-        assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+        assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
 
 
 async def test_a_record_of_a_later_commit_than_any_that_is_remembered_counts(
@@ -281,7 +281,7 @@ async def test_a_page_that_stays_damaged_keeps_the_spool_damaged(spool, path, ma
         await spool.accept(make(), submission_key="draft.1")
     await tried_again(spool)
     assert "malformed" in spool.health()
-    assert (await spool.settle(Settlement(claims[0], 5, {1: OK})))[0]
+    assert (await spool.record(ClaimResult(claims[0], 5, {1: OK})))[0]
     await tried_again(spool)
     assert "malformed" in spool.health()
     assert damage_mark_of(path).exists()

@@ -15,7 +15,7 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.spool.sqlite import content_files
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import Claim, DueQuery, EntrySchedule, Settlement, SpoolError
+from relay.spool.types import Claim, ClaimResult, DueQuery, EntrySchedule, SpoolError
 
 HEADER = b"Subject: large\r\n"
 BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
@@ -81,7 +81,7 @@ def overwrite(files: Path) -> None:
 
 async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
     """Defer a claim and claim the entry again."""
-    held, _ = await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
+    held, _ = await spool.record(ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     assert held
     (again,) = (await spool.claim_due(due_us, 1, DueQuery())).claims
     return again
@@ -163,7 +163,7 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(sp
     one, two = (await spool.accept(message)).claims
     read = await spool.read_content(one.content_id)
     letter = make({"local": ["postmaster"]}, content=replace(read, header=b"To: p\r\n" + HEADER))
-    held, (dead,) = await spool.settle(Settlement(one, 5, {1: NO}, reports=(letter,)))
+    held, (dead,) = await spool.record(ClaimResult(one, 5, {1: NO}, reports=(letter,)))
     assert held
     assert read_all(await spool.read_content(two.content_id)) == other.header + BODY
     assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")

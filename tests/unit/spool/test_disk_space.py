@@ -8,7 +8,7 @@ import pytest
 
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.sqlite import disk_space
-from relay.spool.types import Selector, Settlement, SpoolFullError
+from relay.spool.types import ClaimResult, Selector, SpoolFullError
 
 MIB = 1024 * 1024
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
@@ -53,13 +53,13 @@ async def test_a_refused_message_does_not_fail_an_outcome_of_its_batch(spool, ma
     disk.free_bytes = 64 * MIB
     claim = (await spool.accept(make())).claims[0]
     disk.free_bytes = MIB
-    *refused, settled = await asyncio.gather(  # one batch
+    *refused, recorded = await asyncio.gather(  # one batch
         *(spool.accept(make()) for _ in range(3)),
-        spool.settle(Settlement(claim, 5, {1: OK})),
+        spool.record(ClaimResult(claim, 5, {1: OK})),
         return_exceptions=True,
     )
     assert [type(each) for each in refused] == [SpoolFullError] * 3
-    assert settled == (True, ())
+    assert recorded == (True, ())
     assert await spool.queue_admin.list(Selector(all=True), limit=10) == []
 
 

@@ -18,8 +18,8 @@ from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.sqlite.write_ahead_log import check_log
 from relay.spool.types import (
     Accepted,
+    ClaimResult,
     NewMessage,
-    Settlement,
     SpoolError,
     SpoolFullError,
     SpoolUnavailableError,
@@ -90,7 +90,7 @@ async def test_one_message_costs_one_fsync_and_its_outcome_another(disk, spool, 
     for number in range(1, 6):
         accepted = await spool.accept(make())
         assert disk.syncs == {"-wal": 2 * number - 1}
-        await spool.settle(Settlement(accepted.claims[0], 5, {1: OK}))
+        await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK}))
         assert disk.syncs == {"-wal": 2 * number}
 
 
@@ -98,7 +98,7 @@ async def test_many_senders_share_one_fsync(disk, spool, make) -> None:
     async def sender() -> None:
         for _ in range(MESSAGES_EACH):
             accepted = await accept_as_a_session(spool, make())
-            await spool.settle(Settlement(accepted.claims[0], 5, {1: OK}))
+            await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK}))
 
     await asyncio.gather(*(sender() for _ in range(SENDERS)))
     assert SENDERS * MESSAGES_EACH / disk.syncs["-wal"] >= PER_SYNC
@@ -171,12 +171,12 @@ async def test_mail_is_refused_while_fsync_fails_and_the_disk_is_checked_again(
 
 async def test_an_outcome_is_not_lost_with_a_failed_commit(disk, spool, make) -> None:
     claim = (await spool.accept(make())).claims[0]
-    settlement = Settlement(claim, 5, {1: OK})
+    claim_result = ClaimResult(claim, 5, {1: OK})
     disk.refuses("sync")
     with pytest.raises(SpoolUnavailableError):
-        await spool.settle(settlement)
+        await spool.record(claim_result)
     disk.is_well()
-    assert (await spool.settle(settlement))[0]
+    assert (await spool.record(claim_result))[0]
     journey = await spool.journey(claim.message.id)
     assert journey.state == "relayed"
 
@@ -259,7 +259,7 @@ async def live(
                 answered.accepted.add(message.facts.id)
                 if rng.random() < 0.5:
                     with suppress(SpoolError):
-                        await spool.settle(Settlement(accepted.claims[0], 5, {1: OK}))
+                        await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK}))
 
 
 async def killed(spool: SqliteSpool, disk: FaultyDisk, path: Path) -> None:

@@ -17,7 +17,7 @@ from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite import content_files
 from relay.spool.sqlite.spool import SqliteSpool
 from relay.spool.types import (
-    Settlement,
+    ClaimResult,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -117,9 +117,9 @@ async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     assert f"{message.facts.id}-1" not in names(files)
     assert read_all(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
     for number in (0, 2):
-        await spool.settle(Settlement(claims[number], 5, {claims[number].recipients[0].id: OK}))
+        await spool.record(ClaimResult(claims[number], 5, {claims[number].recipients[0].id: OK}))
     assert read_all(await spool.read_content(claims[1].content_id)) == HEADER + BODY
-    await spool.settle(Settlement(claims[1], 5, {2: OK}))
+    await spool.record(ClaimResult(claims[1], 5, {2: OK}))
     await gone(files / f"{message.facts.id}-0")
 
 
@@ -152,7 +152,7 @@ async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     content = await spool.read_content(claim.content_id)
     letter = make({"local": ["postmaster"]}, content=content)
-    held, (dead,) = await spool.settle(Settlement(claim, 5, {1: NO}, reports=(letter,)))
+    held, (dead,) = await spool.record(ClaimResult(claim, 5, {1: NO}, reports=(letter,)))
     assert held
     await gone(files / f"{claim.message.id}-0")
     assert read_all(await spool.read_content(dead.content_id)) == HEADER + BODY

@@ -9,7 +9,7 @@ from relay.base.clock import Ids, first_id_after
 from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.shared import maintenance
 from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.types import EntrySchedule, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule
 from tests.support.manual_clock import ManualClock
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -17,7 +17,7 @@ OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
 async def finished(spool, make) -> str:
     (claim,) = (await spool.accept(make())).claims
-    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
     return claim.message.id
 
 
@@ -36,7 +36,7 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
     if len(recipients) > 1:
         due_us = clock.queue_us() + 1
         outcomes = {1: OK, 2: Deferred(Evidence("4.2.0", "450 no"), DeferralClass.RECIPIENT)}
-        await spool.settle(Settlement(claim, 5, outcomes, EntrySchedule(due_us, due_us)))
+        await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(due_us, due_us)))
     gone = await finished(spool, make)
     clock.advance(60)
     with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:

@@ -13,7 +13,7 @@ from relay.message.nexthop import LOCAL
 from relay.message.outcome import Evidence, Failed, Relayed
 from relay.spool.sqlite.disk_space import ReserveFile
 from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import DueQuery, NewEntry, NewRecipient, Settlement, SpoolFullError
+from relay.spool.types import ClaimResult, DueQuery, NewEntry, NewRecipient, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import new_spool
@@ -65,7 +65,7 @@ async def open_here(disk: Path, clock: ManualClock) -> AsyncIterator:
     await opened[-1].stop()
 
 
-def failed(claim, make, size_bytes: int, *, reports: int = 1) -> Settlement:
+def failed(claim, make, size_bytes: int, *, reports: int = 1) -> ClaimResult:
     """A permanent failure with bounces of `size_bytes` each."""
     entries = (NewEntry(LOCAL, (NewRecipient(ForwardPath("alice@example.test")),)),)
     bounces = tuple(
@@ -75,7 +75,7 @@ def failed(claim, make, size_bytes: int, *, reports: int = 1) -> Settlement:
         )
         for _ in range(reports)
     )  # fmt: skip
-    return Settlement(claim, 5, {1: NO}, reports=bounces)
+    return ClaimResult(claim, 5, {1: NO}, reports=bounces)
 
 
 @pytest.mark.parametrize(("size_bytes", "reports"), [(IN_A_FILE, 1), (INLINE, 1), (INLINE // 6, 5)])
@@ -84,14 +84,14 @@ async def test_a_bounce_is_written_on_a_full_disk(disk, open_here, make, size_by
     claim = (await spool.accept(make())).claims[0]
     assert (disk / "ballast").stat().st_blocks * 512 >= SIZE
     with full(disk):
-        held, claims = await spool.settle(failed(claim, make, size_bytes, reports=reports))
+        held, claims = await spool.record(failed(claim, make, size_bytes, reports=reports))
         assert held
         assert len(claims) == reports
         assert not (disk / "ballast").exists()
         assert spool.reserve_file.missing_bytes == SIZE
         with pytest.raises(SpoolFullError):
             await spool.accept(make())
-        outcomes = [await spool.settle(Settlement(one, 6, {1: OK})) for one in claims]
+        outcomes = [await spool.record(ClaimResult(one, 6, {1: OK})) for one in claims]
         assert outcomes == [(True, ())] * reports
         spool.reserve_file.make()
         assert spool.reserve_file.missing_bytes == SIZE  # there is no space for it yet
@@ -105,8 +105,8 @@ async def test_without_a_reserve_file_a_bounce_cannot_be_written(disk, open_here
     spool = await open_here(size_bytes=0)
     claim = (await spool.accept(make())).claims[0]
     with full(disk), pytest.raises(SpoolFullError):
-        await spool.settle(failed(claim, make, IN_A_FILE))
-    assert (await spool.settle(failed(claim, make, IN_A_FILE)))[0]
+        await spool.record(failed(claim, make, IN_A_FILE))
+    assert (await spool.record(failed(claim, make, IN_A_FILE)))[0]
 
 
 async def test_new_mail_never_uses_the_reserve_file(disk, open_here, make):
@@ -138,7 +138,7 @@ async def test_a_spool_opens_on_a_full_disk(disk, open_here, make, clock):
     with full(disk):
         again = await open_here()
         claim = (await again.claim_due(clock.time_us(), 10, DueQuery())).claims[0]
-        assert (await again.settle(Settlement(claim, 5, {1: OK})))[0]
+        assert (await again.record(ClaimResult(claim, 5, {1: OK})))[0]
 
 
 @pytest.mark.parametrize(

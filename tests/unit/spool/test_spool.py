@@ -6,7 +6,7 @@ import pytest
 
 from relay.message.outcome import Evidence, Relayed
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
-from relay.spool.types import Settlement, SpoolError, SpoolFormatError
+from relay.spool.types import ClaimResult, SpoolError, SpoolFormatError
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
@@ -20,7 +20,7 @@ async def test_large_contents_are_files_and_are_removed_with_their_entry(
     assert claim.content is None
     assert [path.stat().st_size for path in files.iterdir()] == [len(large)]
     assert await spool.read_content(claim.content_id) == large
-    await spool.settle(Settlement(claim, 5, {1: OK}))
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
     with pytest.raises(SpoolError):  # the reader runs jobs in order, so the removal has run
         await spool.read_content(claim.content_id)
     assert list(files.iterdir()) == []

@@ -16,7 +16,7 @@ from relay.spool.engine import SpoolFinding
 from relay.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.spool.sqlite.spool_files import damage_mark_of
 from relay.spool.sqlite.verify import SpoolVerifier
-from relay.spool.types import EntrySchedule, Settlement
+from relay.spool.types import ClaimResult, EntrySchedule
 from tests.support.manual_clock import ManualClock
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
@@ -35,11 +35,11 @@ async def filled(path: Path, make, open_spool, clock) -> str:
     spool = open_spool(path)
     await spool.start()
     (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
-    await spool.settle(Settlement(done, 5, {1: OK}))
+    await spool.record(ClaimResult(done, 5, {1: OK}))
     await spool.accept(make())
     due_us = clock.queue_us() + 1000
     (claim,) = (await spool.accept(make(content=LARGE))).claims
-    await spool.settle(Settlement(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
+    await spool.record(ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     await spool.stop()
     return claim.message.id
 

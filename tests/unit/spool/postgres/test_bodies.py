@@ -15,7 +15,7 @@ from relay.observe.metrics import Metrics
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import SpoolEngine
 from relay.spool.postgres.bodies import PART_BYTES
-from relay.spool.types import IncomingBody, NewMessage, Settlement, SpoolUnavailableError
+from relay.spool.types import ClaimResult, IncomingBody, NewMessage, SpoolUnavailableError
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spools import new_message
 
@@ -96,11 +96,11 @@ async def test_a_part_of_a_report_that_was_lost(spool, sql) -> None:
     (claim,) = (await spool.accept(new_message(TO_A))).claims
     report = with_body(await arrived(spool), ("local", "alice@example.test"))
     outcome = Failed(Evidence("5.1.1", "550 5.1.1 no"))
-    settlement = Settlement(claim, 5, {1: outcome}, reports=(report,))
+    claim_result = ClaimResult(claim, 5, {1: outcome}, reports=(report,))
     sql("CREATE RULE lose AS ON INSERT TO body WHERE NEW.part = 4 DO INSTEAD NOTHING")
     with pytest.raises(SpoolUnavailableError, match="lost a part"):
-        await spool.settle(settlement)
+        await spool.record(claim_result)
     sql("DROP RULE lose ON body")
     report = with_body(await arrived(spool), ("local", "alice@example.test"))
-    settled, _ = await spool.settle(replace(settlement, reports=(report,)))
-    assert settled
+    recorded, _ = await spool.record(replace(claim_result, reports=(report,)))
+    assert recorded

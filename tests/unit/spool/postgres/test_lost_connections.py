@@ -16,8 +16,8 @@ from relay.spool.postgres.nodes import NodeIdentity
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.types import (
     Claim,
+    ClaimResult,
     DueQuery,
-    Settlement,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -76,7 +76,7 @@ async def test_a_message_is_there_once_whatever_is_lost(
     assert proxy.losses == 1
     assert messages(postgres_server, postgres_url) == 1
     (claim,) = accepted.claims
-    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert (await spool.counts()).unaccounted == 0
 
 
@@ -84,8 +84,8 @@ async def test_a_message_is_there_once_whatever_is_lost(
 async def test_a_result_is_recorded_once_whatever_is_lost(spool, proxy, cut) -> None:
     claims = [(await spool.accept(new_message(TO_A))).claims[0] for _ in range(3)]
     proxy.lose("writer", cut)
-    settled = await asyncio.gather(*(spool.settle(Settlement(one, 5, {1: OK})) for one in claims))
-    assert [in_time for in_time, _ in settled] == [True] * 3
+    recorded = await asyncio.gather(*(spool.record(ClaimResult(one, 5, {1: OK})) for one in claims))
+    assert [in_time for in_time, _ in recorded] == [True] * 3
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
 
@@ -101,7 +101,7 @@ async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> Non
         batch = await spool.claim_due(NOW, 10, DueQuery())
     (claim,) = batch.claims
     assert claim.message.id == queue_id
-    assert (await spool.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert sum((await spool.counts()).entries.values()) == 0
 
 
@@ -179,7 +179,7 @@ async def test_what_waits_behind_an_operation_that_is_lost_twice_is_sent(spool, 
     )
     assert isinstance(claimed, SpoolUnavailableError)
     assert len(accepted.claims) == 1
-    assert (await spool.settle(Settlement(accepted.claims[0], 5, {1: OK})))[0]
+    assert (await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK})))[0]
     assert len(await claims_of(spool)) == 1
     assert (await spool.counts()).unaccounted == 0
 

@@ -21,10 +21,10 @@ from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.spool.shared.queue_admin import _put_back
 from relay.spool.types import (
+    ClaimResult,
     DueQuery,
     NodeNameError,
     Selector,
-    Settlement,
     SpoolUnavailableError,
 )
 from tests.support.operator import FakeActiveClaims, command, reroute
@@ -59,7 +59,7 @@ async def test_nodes_share_one_queue(at) -> None:
     assert claim.message.id == waiting  # the other one is claimed
     assert (await one.claim_due(NOW, 10, DueQuery())).claims == ()
     for node, some in ((one, own[0]), (two, claim)):
-        assert (await node.settle(Settlement(some, 5, {1: OK})))[0]
+        assert (await node.record(ClaimResult(some, 5, {1: OK})))[0]
     for node in (one, two):
         counts = await node.counts()
         assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
@@ -79,8 +79,8 @@ async def test_claims_of_a_dead_node_are_taken_over(at) -> None:
     (recipient,) = (await two.journey(claim.message.id)).recipients
     assert [attempt.outcome for attempt in recipient.attempts] == ["indeterminate"]
     assert two._metrics.takeovers._value.get() == 1
-    assert (await one.settle(Settlement(claim, 5, {1: OK}))) == (False, ())
-    assert (await two.settle(Settlement(taken, 5, {1: OK})))[0]
+    assert (await one.record(ClaimResult(claim, 5, {1: OK}))) == (False, ())
+    assert (await two.record(ClaimResult(taken, 5, {1: OK})))[0]
     counts = await two.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
 
@@ -100,7 +100,7 @@ async def test_a_node_that_wakes_up_joins_again_and_its_claims_are_freed(at, sql
     assert one._writer.incarnation > first
     assert not one.may_finish(before)  # the other node may take it over at any time
     (claim,) = (await one.accept(new_message(TO_A))).claims
-    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.record(ClaimResult(claim, 5, {1: OK})))[0]
     await two._keeper.beat()
     assert [row.is_alive for row in two._keeper.nodes] == [True, True]
     assert (await two.counts()).unaccounted == 0
@@ -120,7 +120,7 @@ async def test_the_lease_ends_what_a_node_may_do(at) -> None:
     for refused in (node.accept(new_message(TO_A)), node.claim_due(NOW, 10, DueQuery())):
         with pytest.raises(SpoolUnavailableError, match="has not heard of this node"):
             await refused
-    assert (await node.settle(Settlement(claim, 5, {1: OK})))[0]  # it is fenced by its owner
+    assert (await node.record(ClaimResult(claim, 5, {1: OK})))[0]  # it is fenced by its owner
     await node._keeper.beat()
     assert node.may_finish(claim)
     await node.accept(new_message(TO_A))
@@ -154,7 +154,7 @@ async def test_a_silent_name_may_be_taken_and_its_node_ends_when_it_wakes(at) ->
         await one._keeper.beat()
     assert [type(error) for error in lost] == [NodeNameError]
     with pytest.raises(SpoolUnavailableError):
-        await one.settle(Settlement(claim, 5, {1: OK}))
+        await one.record(ClaimResult(claim, 5, {1: OK}))
 
 
 @pytest.mark.parametrize(("place", "is_itself"), [("here", True), ("elsewhere", False)])
@@ -173,7 +173,7 @@ async def test_a_copied_state_dir_with_another_name_is_another_node(at) -> None:
     (claim,) = (await one.accept(new_message(TO_A))).claims
     two = await at("two.test", home="home", place="elsewhere")
     assert (await two.claim_due(NOW, 10, DueQuery())).claims == ()
-    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.record(ClaimResult(claim, 5, {1: OK})))[0]
     await two._keeper.beat()
     assert [row.is_alive for row in two._keeper.nodes] == [True, True]
 
@@ -188,7 +188,7 @@ async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
     await one._keeper.beat()
     (claim,) = (await one.claim_due(NOW, 10, DueQuery())).claims
     assert claim.message.id == queue_id
-    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert (await one.counts()).unaccounted == 0
 
 
@@ -259,7 +259,7 @@ async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
         )
         assert len(batch.claims) + report.counts[CommandResult.DONE] == 1
         for claim in batch.claims:
-            assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
+            assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert (await one.counts()).unaccounted == 0
 
 
@@ -273,8 +273,8 @@ async def test_events_and_attempts_name_their_node(at) -> None:
     again = {"entry": 1, "recipients": [
         {"number": 1, "address": "x@a.test", "outcome": "relayed", "status": "2.0.0", "reply": "250 ok"}
     ]}  # fmt: skip
-    settled = Settlement(taken, 5, {1: OK}, events=(Event(Step.DELIVERY, 6, again),))
-    assert (await two.settle(settled))[0]
+    recorded = ClaimResult(taken, 5, {1: OK}, events=(Event(Step.DELIVERY, 6, again),))
+    assert (await two.record(recorded))[0]
     journey = await two.journey(claim.message.id)
     assert [(step.step, step.detail["node"]) for step in journey.steps] == [
         (5, "one.test"), (6, "one.test"), (6, "two.test"),
@@ -289,7 +289,7 @@ async def test_the_queue_is_counted_as_a_whole_on_each_node(at, sql) -> None:
     one, two = await at("one.test"), await at("two.test")
     first = (await one.accept(new_message(TO_A), claim=False)).queue_id
     (claim,) = (await one.accept(new_message(TO_A))).claims
-    assert (await one.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await one.record(ClaimResult(claim, 5, {1: OK})))[0]
     await two.accept(new_message(TO_A))
     await one.stop()
     three = await at("three.test")
@@ -322,7 +322,7 @@ async def test_what_another_node_delivers_is_left_alone_and_the_answer_names_it(
         assert entry["note"] == "it is being delivered at two.test"
     told = ("two.test",) if order.operation is Operation.RETRY else ()
     assert answer.other_nodes == told
-    assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
     answer = await two.queue_admin.execute(order)
     assert "in_flight_at" not in answer.as_json()
 
@@ -342,7 +342,7 @@ async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, orde
         answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
         assert answer.in_flight_at == {"two.test": 1}
     await one.change(partial(_put_back, keys=[claim.key], engine=one))
-    assert (await two.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
 
 
 async def test_local_mail_is_claimed_where_its_mail_root_is(at) -> None:
@@ -358,15 +358,15 @@ async def test_local_mail_is_claimed_where_its_mail_root_is(at) -> None:
             batch = await node.claim_due(NOW, 10, DueQuery(next_hop=hop))
             assert (batch.claims, await node.next_due_us()) == ((), None)
     report = new_message(LOCAL)
-    settled = Settlement(remote, 5, {1: OK}, reports=(report,))
-    assert await other.settle(settled) == (True, ())
+    recorded = ClaimResult(remote, 5, {1: OK}, reports=(report,))
+    assert await other.record(recorded) == (True, ())
     (local,) = (await holder.claim_due(NOW, 1, DueQuery())).claims
     (told,) = (await holder.claim_due(NOW, 10, DueQuery(next_hop=NextHop.parse("local")))).claims
     assert {local.message.id, told.message.id} == {accepted.queue_id, report.facts.id}
     own = (await other.accept(new_message(LOCAL))).claims[0]
     for node, claim in ((holder, local), (holder, told), (other, own)):
         outcomes = {one.id: OK for one in claim.recipients}
-        assert (await node.settle(Settlement(claim, 5, outcomes)))[0]
+        assert (await node.record(ClaimResult(claim, 5, outcomes)))[0]
     assert (await other.counts()).unaccounted == 0
 
 
@@ -410,7 +410,7 @@ async def test_read_receipts_are_owed_where_the_mailbox_is(at) -> None:
     (claim,) = (await other.accept(new_message(LOCAL))).claims
     asked = ReceiptRequest("bob@example.test", "alice@example.test", "bob@example.test")
     evidence = Evidence("2.1.5", "250 2.1.5 ok", graph_id="copy", receipt=asked)
-    await other.settle(Settlement(claim, 5, {1: Delivered(evidence)}))
+    await other.record(ClaimResult(claim, 5, {1: Delivered(evidence)}))
     (owed,) = await other.receipts.owed()
     assert [owed] == await other.receipts.find("bob@example.test", ["copy"])
     assert await other.receipts.request(owed.key) == asked
@@ -428,14 +428,14 @@ async def test_a_result_that_meets_a_takeover_is_not_recorded(
     (claim,) = (await node.accept(new_message(TO_A))).claims
     admin = await connected(postgres_server, postgres_url)
     await admin.execute("BEGIN; UPDATE entry SET epoch = epoch + 1, claimed = 0, owner = 0")
-    settlement = Settlement(claim, 5, {1: OK}, goes_on=goes_on)
-    settling = asyncio.create_task(node.settle(settlement))
+    claim_result = ClaimResult(claim, 5, {1: OK}, goes_on=goes_on)
+    recording = asyncio.create_task(node.record(claim_result))
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     while sql(waits) == "0":
         await asyncio.sleep(0)
     await admin.execute("COMMIT")
     await admin.close()
-    assert await settling == (False, ())
+    assert await recording == (False, ())
     assert (await node.journey(claim.message.id)).state == "queued"
     assert (await node.counts()).unaccounted == 0
 
@@ -460,7 +460,7 @@ async def test_followers_on_each_node_see_the_same_events(at) -> None:
         for _ in range(60):
             some = [new_message(TO_A, events=(ROUTED,)) for _ in range(5)]
             for accepted in await asyncio.gather(*map(node.accept, some)):
-                await node.settle(Settlement(accepted.claims[0], 5, {1: OK}, events=(ATTEMPT,)))
+                await node.record(ClaimResult(accepted.claims[0], 5, {1: OK}, events=(ATTEMPT,)))
 
     followers = [asyncio.create_task(follow(*pair)) for pair in enumerate((one, two))]
     await asyncio.gather(work(one), work(two), work(one), work(two))
@@ -524,7 +524,7 @@ async def test_news_of_another_node_come_at_once(at) -> None:
             break
     await one.accept(new_message(TO_A), claim=False)
     await asyncio.wait_for(hear(News.DUE), 3)  # the next beat comes later
-    await one.settle(Settlement(claim, 5, {1: OK}))
+    await one.record(ClaimResult(claim, 5, {1: OK}))
     await asyncio.wait_for(hear(News.RECORDED), 3)
     await one.release((await one.claim_due(NOW, 10, DueQuery())).claims)
     await asyncio.wait_for(hear(News.RELEASED), 3)

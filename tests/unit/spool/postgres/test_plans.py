@@ -29,13 +29,14 @@ from relay.reports.bounces import Reporter
 from relay.settings.postgres_url import parse_postgres_url
 from relay.settings.tree import Settings, SpoolSettings
 from relay.spool.engine import SpoolEngine
-from relay.spool.postgres.maintenance import UNHELD_S
+from relay.spool.postgres.maintenance import WITHOUT_NODE_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.tables import numbered
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.shared.results import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.types import (
+    ClaimResult,
     DeliveredReport,
     DueQuery,
     EntryExtra,
@@ -43,7 +44,6 @@ from relay.spool.types import (
     PriorityLevel,
     Selector,
     SentReceipt,
-    Settlement,
 )
 from tests.support.operator import LATER, FakeActiveClaims, command, own_mx, reroute
 from tests.support.postgres import database_of
@@ -132,28 +132,28 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
     (claim,) = (await spool.accept(make(), submission_key="once")).claims
     await asyncio.gather(  # all parts of a commit
         spool.accept(make(), submission_key="twice"),
-        spool.settle(Settlement(claim, 5, {1: SENT})),
+        spool.record(ClaimResult(claim, 5, {1: SENT})),
     )
     await spool.renew_submission_keys(["once"])
     await spool.record_mail_root("store", "id")
     reached = Evidence("2.0.0", "250 ok", remote=True)
     (claim,) = claims
-    part = Settlement(claim, 5, {1: Relayed(reached)}, goes_on=True, owed=[1])
-    await spool.settle(part)
+    part = ClaimResult(claim, 5, {1: Relayed(reached)}, goes_on=True, owed=[1])
+    await spool.record(part)
     at_us = clock.queue_us()
     later = EntrySchedule(at_us, at_us, PriorityLevel.NORMAL, "dns", 1)
-    await spool.settle(Settlement(claim, 5, {2: LATER}, later, pays=True, ends_warning=True))
+    await spool.record(ClaimResult(claim, 5, {2: LATER}, later, pays=True, ends_warning=True))
     await run_claims(spool, make)
     await run_receipts(spool, make)
     sent = await spool.accept(make(submission_id="d1", envid="d1", message_id="<m@x>"))
-    await spool.settle(Settlement(sent.claims[0], 5, {1: Relayed(reached)}))
+    await spool.record(ClaimResult(sent.claims[0], 5, {1: Relayed(reached)}))
     gone = RemoteClaim("", "x@a.test", "failure", "5.1.1", "550 no", "mx.a.test")
     for envid in ("d1", "", "another", "d1"):
         report = RemoteReport(envid, "<m@x>", "mx.a.test", (gone,))
         carrier = make({"local": [BOB]}, reverse_path="", client="mx.a.test [192.0.2.7]")
         (claim,) = (await spool.accept(carrier)).claims
         about = DeliveredReport(report, ("alice@example.test",))
-        await spool.settle(Settlement(claim, 9, {1: DELIVERED}, remote_report=about))
+        await spool.record(ClaimResult(claim, 9, {1: DELIVERED}, remote_report=about))
     await run_commands(spool, make)
     clock.advance(100 * 86400)
     await spool.maintenance.prune(1.0)
@@ -174,14 +174,14 @@ async def run_claims(spool: SpoolEngine, make) -> None:
     claims = (await spool.accept(make({"mx:a.test": ["x@a.test"]}))).claims
     waiting = EntrySchedule(1, 1)
     event = Event(Step.DELIVERY, 5, {"entry": 1, "recipients": [], "held": "unreadable"})
-    await spool.settle(Settlement(claims[0], 5, {1: LATER}, waiting, held=True, events=(event,)))
+    await spool.record(ClaimResult(claims[0], 5, {1: LATER}, waiting, held=True, events=(event,)))
 
 
 async def run_receipts(spool: SpoolEngine, make) -> None:
     """Owe a read receipt, move it, send it, and end it."""
     for copies in range(2):
         (claim,) = (await spool.accept(make({"local": [BOB]}))).claims
-        await spool.settle(Settlement(claim, 5, {1: DELIVERED}))
+        await spool.record(ClaimResult(claim, 5, {1: DELIVERED}))
         owed, *_ = await spool.receipts.owed()
         await spool.receipts.moved(owed.key, "archive")
         event = Event(Step.REPORT, 7, {"kind": "read"})
@@ -217,22 +217,22 @@ async def run_commands(spool: SpoolEngine, make) -> None:
         await spool.queue_admin.execute(copied)
         await spool.queue_admin.execute(release)
         (claim,) = (await spool.accept(make({"local": [BOB]}))).claims
-        await spool.settle(Settlement(claim, 5, {1: DELIVERED}))
+        await spool.record(ClaimResult(claim, 5, {1: DELIVERED}))
         backed_up_us = 1 if restored == "hold" else None
         selector = Selector(all=True) if backed_up_us else Selector(restored=True)
         await spool.queue_admin.execute(command(restored, selector, backed_up_us=backed_up_us))
 
 
-async def end_unheld(spool: SpoolEngine, make, clock, sql) -> None:
+async def end_without_node(spool: SpoolEngine, make, clock, sql) -> None:
     """Claim what has expired for a mail root that no node holds."""
     await spool.accept(make({"local": [BOB]}, expires_us=clock.queue_us() + 1), claim=False)
     sql("INSERT INTO mail_root (store, id) VALUES ('gone', '') ON CONFLICT DO NOTHING")
     number = int(sql("SELECT number FROM mail_root WHERE store = 'gone'"))
     sql(f"UPDATE entry SET store = {number} WHERE next_hop = 'local'")
     clock.advance(100 * 86400)
-    spool.maintenance.unheld.forget()
-    spool.maintenance.unheld.seen({number: "gone"}, now_s=-UNHELD_S)
-    assert await spool.maintenance.claim_unheld()
+    spool.maintenance.without_node.forget()
+    spool.maintenance.without_node.seen({number: "gone"}, now_s=-WITHOUT_NODE_S)
+    assert await spool.maintenance.claim_without_node()
 
 
 def replace_command(of: QueueCommand, **changes: Any) -> QueueCommand:
@@ -256,7 +256,7 @@ async def ran(tmp_path, make, clock, postgres_server, postgres_url) -> list[str]
         spool.queue_admin.report_with(reporter)
         await run_all(spool, make, clock)
         await spool.accept(make())
-        await end_unheld(spool, make, clock, lambda text: sql(text, database=database))
+        await end_without_node(spool, make, clock, lambda text: sql(text, database=database))
         await spool.stop()
     found = []
     for line in LINE.split(postgres_server.log[seen:]):

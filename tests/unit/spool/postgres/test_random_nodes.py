@@ -1,6 +1,6 @@
 """Random operations of several nodes, which give on PostgreSQL what they give on a plain model.
 
-A node accepts, claims, settles, releases, beats, sleeps beyond its lease, loses its connection, stops,
+A node accepts, claims, records, releases, beats, sleeps beyond its lease, loses its connection, stops,
 is killed and comes back, in an order that the seed chooses. After each operation its answer is that of
 the model, and from time to time all rows are compared. At the end every entry has had one result.
 """
@@ -26,11 +26,11 @@ from relay.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.spool.shared import claimed
 from relay.spool.types import (
     Claim,
+    ClaimResult,
     DueQuery,
     EntrySchedule,
     Key,
     Selector,
-    Settlement,
     SpoolUnavailableError,
 )
 from tests.support.long_tests import long, sampled
@@ -102,7 +102,7 @@ class RunningNode:
 
 
 WEIGHTS = {
-    "accept": 30, "claim": 30, "claim_together": 6, "settle": 50, "release": 8, "order": 8,
+    "accept": 30, "claim": 30, "claim_together": 6, "record": 50, "release": 8, "order": 8,
     "pass_time": 30, "sleep": 6, "cut": 5, "stop": 2, "kill": 2, "start": 6,
 }  # fmt: skip
 
@@ -251,7 +251,7 @@ class RandomNodes:
         had = [*node.claims, *claims]
         node.claims = [one for one in had[:-OLD_MAX] if self._has(one)] + had[-OLD_MAX:]
 
-    async def _settle(self, node: RunningNode) -> None:
+    async def _record(self, node: RunningNode) -> None:
         if not node.claims:
             return
         claim = self.rng.choice(node.claims)
@@ -259,8 +259,8 @@ class RandomNodes:
         outcomes = {one.id: RELAYED if is_relayed else LATER for one in claim.recipients}
         now_us = self._now_us()
         waiting = None if is_relayed else EntrySchedule(now_us, now_us)
-        held, _ = await node.spool.settle(
-            Settlement(claim, 5, outcomes, waiting=waiting, events=(ATTEMPT,))
+        held, _ = await node.spool.record(
+            ClaimResult(claim, 5, outcomes, waiting=waiting, events=(ATTEMPT,))
         )
         self._reconnected(node)
         self._agree(held == self._has(claim), f"{claim} of {claim.owner}: settled is {held}")
@@ -434,8 +434,8 @@ class RandomNodes:
             found = (await node.spool.claim_due(self._now_us(), 10_000, DueQuery())).claims
             for claim in [*own, *found]:
                 outcomes = {one.id: RELAYED for one in claim.recipients}
-                settled = Settlement(claim, 5, outcomes, events=(ATTEMPT,))
-                self._agree((await node.spool.settle(settled))[0], f"{claim} at the end")
+                recorded = ClaimResult(claim, 5, outcomes, events=(ATTEMPT,))
+                self._agree((await node.spool.record(recorded))[0], f"{claim} at the end")
                 self.entries[claim.key].state = "relayed"
         left = [key for key, one in self.entries.items() if one.is_live]
         self._agree(not left, f"left at the end: {left[:5]}")

@@ -10,7 +10,7 @@ from relay.message.outcome import Evidence, Relayed
 from relay.spool.postgres import schema
 from relay.spool.postgres.storage import PostgresStorage
 from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector, Settlement, SpoolFormatError, SpoolInUseError
+from relay.spool.types import ClaimResult, Selector, SpoolFormatError, SpoolInUseError
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spools import new_message
 
@@ -39,7 +39,7 @@ async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monke
     assert sql(MADE) != ""
     versions = sql("SELECT version FROM schema_version ORDER BY version").split()
     assert versions == [str(version) for version in (schema.SCHEMA - 1, NEXT)]
-    assert (await older.settle(Settlement(claim, 5, {1: OK})))[0]
+    assert (await older.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert sql("SELECT state FROM recipient") == "relayed"
 
 
@@ -61,7 +61,7 @@ async def test_tables_of_the_first_release_become_those_of_today(at, sql, storag
     await node.queue_admin.execute(hold)
     assert sql("SELECT domain, reason FROM standing_hold") == "a.test|ann: all mail for a.test"
     (claim,) = (await node.accept(new_message([("mx:a.test", "x@a.test")]))).claims
-    assert (await node.settle(Settlement(claim, 5, {1: OK}, goes_on=True, owed=[1])))[0]
+    assert (await node.record(ClaimResult(claim, 5, {1: OK}, goes_on=True, owed=[1])))[0]
     assert sql("SELECT owed_report <> '' FROM recipient") == "t"
     assert sql("SELECT max(version) FROM schema_version") == str(schema.SCHEMA)
 

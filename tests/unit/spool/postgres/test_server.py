@@ -361,7 +361,7 @@ async def test_a_start_that_the_server_interrupts_is_tried_again(
 ) -> None:
     monkeypatch.setattr("relay.spool.postgres.spool._AGAIN_S", 0)
     node = open_node(postgres_url, tmp_path, NodeIdentity("a", "a", ""), elapsed_s=Elapsed())
-    read = node.queue_admin.read_standing
+    read = node.queue_admin.read_hold_rules
     faults = [SpoolUnavailableError("the server has gone")]
 
     async def interrupted() -> None:
@@ -369,7 +369,7 @@ async def test_a_start_that_the_server_interrupts_is_tried_again(
             raise faults.pop()
         await read()
 
-    monkeypatch.setattr(node.queue_admin, "read_standing", interrupted)
+    monkeypatch.setattr(node.queue_admin, "read_hold_rules", interrupted)
     await node.start(may_wait=True)
     assert node._connecting is not None
     await node._connecting

@@ -8,7 +8,7 @@ import pytest
 from relay.spool.shared.decisions import CommandTimes
 from relay.spool.shared.queue_admin import change
 from relay.spool.sqlite.writer import Batch
-from relay.spool.types import Settlement
+from relay.spool.types import ClaimResult
 from tests.support.journeys import states
 from tests.support.operator import HOUR_US, OK, command, own_mx
 
@@ -62,7 +62,7 @@ async def test_a_new_entry_never_gets_the_number_of_one_that_has_ended(
     hub = {"smtp://hub.test:25": ["x@a.test", "y@b.test"], "mx:c.test": ["z@c.test"]}
     accepted = await spool.accept(make(hub))
     waits, ends = accepted.claims
-    await spool.settle(Settlement(ends, 5, {one.id: OK for one in ends.recipients}))
+    await spool.record(ClaimResult(ends, 5, {one.id: OK for one in ends.recipients}))
     await spool.release([waits])
     if not is_kept:
         remove = "DELETE FROM entry WHERE state = 'final'"

@@ -12,10 +12,10 @@ from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.spool.shared import stats
 from relay.spool.sqlite.database import SqliteTables
 from relay.spool.types import (
+    ClaimResult,
     EntrySchedule,
     NewRecipient,
     PriorityLevel,
-    Settlement,
     SpoolUnavailableError,
 )
 from tests.support.operator import deferred
@@ -55,7 +55,7 @@ async def test_every_state_and_priority_level_is_counted_once(
     await asyncio.gather(*(spool.accept(make(TWO)) for _ in range(4)))  # claimed
     await spool.accept(make({"capture": ["z@c.test"]}))
     (done,) = (await spool.accept(make())).claims
-    await spool.settle(Settlement(done, 5, {1: OK}))
+    await spool.record(ClaimResult(done, 5, {1: OK}))
     refused = NewRecipient(
         ForwardPath("bad@example.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
     )
@@ -99,7 +99,7 @@ async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
     for number, claim in enumerate(claims):
         counting = asyncio.create_task(spool.counts())
         schedule = EntrySchedule(10**18, 10**18, PriorityLevel(number % 4))
-        await spool.settle(Settlement(claim, 5, {1: OK, 2: LATER}, schedule))
+        await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, schedule))
         await spool.accept(make(TWO))
         seen.append(await counting)
     assert {counts.unaccounted for counts in seen} == {0}

@@ -13,7 +13,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres import claims, maintenance
-from relay.spool.postgres.maintenance import UNHELD_S, UnheldStores
+from relay.spool.postgres.maintenance import WITHOUT_NODE_S, StoresWithoutNode
 from relay.spool.postgres.nodes import BEAT_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.spool import PostgresSpool
@@ -22,7 +22,7 @@ from relay.spool.postgres.tables import numbered
 from relay.spool.postgres.writer import PLANS
 from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.shared import claimed
-from relay.spool.types import Claim, DueQuery, PriorityLevel, Selector, Settlement
+from relay.spool.types import Claim, ClaimResult, DueQuery, PriorityLevel, Selector
 from tests.support.logs import capture_logs
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
@@ -52,30 +52,35 @@ async def transport(at: Start, elapsed: Elapsed) -> PostgresSpool:
     return await at("transport", elapsed=elapsed, store="gone", holds_store=False)
 
 
-def expired(node: PostgresSpool, claim: Claim) -> Settlement:
+def expired(node: PostgresSpool, claim: Claim) -> ClaimResult:
     now_us = node._clock.queue_us()
     time = AttemptTime(now_us, now_us + wall_offset_us(node._clock))
     result = expiry_result(claim, time=time)
-    return Settlement(claim, time.at_us, {}, expired=result.expired, events=result.events)
+    return ClaimResult(claim, time.at_us, {}, expired=result.expired, events=result.events)
 
 
-async def test_what_has_expired_is_ended_once_its_store_was_unheld_for_long(
+async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
     transport: PostgresSpool, elapsed: Elapsed
 ) -> None:
     over = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
     await transport.accept(new_message(LOCAL))
-    await beats(transport, elapsed, UNHELD_S - BEAT_S)
-    assert await transport.maintenance.claim_unheld() == ()
+    await beats(transport, elapsed, WITHOUT_NODE_S - BEAT_S)
+    assert await transport.maintenance.claim_without_node() == ()
     await beats(transport, elapsed, BEAT_S)
-    (claim,) = await transport.maintenance.claim_unheld()
+    (claim,) = await transport.maintenance.claim_without_node()
     assert claim.message.id == over
-    assert await transport.maintenance.claim_unheld() == ()
+    assert await transport.maintenance.claim_without_node() == ()
     report = new_message(LOCAL)
-    settled = expired(transport, claim)
-    settlement = Settlement(
-        claim, settled.at_us, {}, expired=settled.expired, events=settled.events, reports=(report,)
+    recorded = expired(transport, claim)
+    claim_result = ClaimResult(
+        claim,
+        recorded.at_us,
+        {},
+        expired=recorded.expired,
+        events=recorded.events,
+        reports=(report,),
     )
-    assert await transport.settle(settlement) == (True, ())  # the report waits for the same store
+    assert await transport.record(claim_result) == (True, ())  # the report waits for the same store
     assert (await transport.journey(over)).state == "expired"
     counts = await transport.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (2, 0)
@@ -86,18 +91,18 @@ async def test_its_report_is_delivered_by_its_own_store_and_no_other(
 ) -> None:
     other = await at("other", store="other")
     await transport.accept(new_message(LOCAL, **OVER))
-    await beats(transport, elapsed, UNHELD_S)
-    (claim,) = await transport.maintenance.claim_unheld()
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    (claim,) = await transport.maintenance.claim_without_node()
     report = new_message(LOCAL)
-    settled = expired(transport, claim)
-    await transport.settle(
-        Settlement(claim, settled.at_us, {}, expired=settled.expired, reports=(report,))
+    recorded = expired(transport, claim)
+    await transport.record(
+        ClaimResult(claim, recorded.at_us, {}, expired=recorded.expired, reports=(report,))
     )
     assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
     holder = await at("holder", store="gone")
     (told,) = (await holder.claim_due(NOW, 10, DueQuery())).claims
     assert told.message.id == report.facts.id
-    assert (await holder.settle(Settlement(told, 5, {1: OK})))[0]
+    assert (await holder.record(ClaimResult(told, 5, {1: OK})))[0]
     assert (await other.counts()).unaccounted == 0
 
 
@@ -105,9 +110,9 @@ async def test_a_report_that_expires_as_well_ends(
     transport: PostgresSpool, elapsed: Elapsed
 ) -> None:
     report = (await transport.accept(new_message(LOCAL, reverse_path="", **OVER))).queue_id
-    await beats(transport, elapsed, UNHELD_S)
-    (claim,) = await transport.maintenance.claim_unheld()
-    assert (await transport.settle(expired(transport, claim)))[0]
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    (claim,) = await transport.maintenance.claim_without_node()
+    assert (await transport.record(expired(transport, claim)))[0]
     assert (await transport.journey(report)).is_final
     assert (await transport.counts()).unaccounted == 0
 
@@ -116,14 +121,14 @@ async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     transport: PostgresSpool, elapsed: Elapsed, at: Start
 ) -> None:
     queue_id = (await transport.accept(new_message(LOCAL, warn_us=1))).queue_id
-    await beats(transport, elapsed, UNHELD_S)
-    (claim,) = await transport.maintenance.claim_unheld()
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    (claim,) = await transport.maintenance.claim_without_node()
     now_us = transport._clock.queue_us()
     result = requeue_result(claim, time=AttemptTime(now_us, now_us))
     assert [one.path.address for one in result.late] == ["bob@example.test"]
-    settlement = Settlement(claim, now_us, {}, waiting=result.waiting, ends_warning=True)
-    assert (await transport.settle(settlement))[0]
-    assert await transport.maintenance.claim_unheld() == ()
+    claim_result = ClaimResult(claim, now_us, {}, waiting=result.waiting, ends_warning=True)
+    assert (await transport.record(claim_result))[0]
+    assert await transport.maintenance.claim_without_node() == ()
     holder = await at("holder", store="gone")
     now_us = holder._clock.queue_us()
     (found,) = (await holder.claim_due(now_us, 10, DueQuery())).claims
@@ -134,8 +139,8 @@ async def test_what_is_held_expires_too(transport: PostgresSpool, elapsed: Elaps
     queue_id = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
     command = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), "test")
     await transport.queue_admin.execute(command)
-    await beats(transport, elapsed, UNHELD_S)
-    (claim,) = await transport.maintenance.claim_unheld()
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    (claim,) = await transport.maintenance.claim_without_node()
     assert claim.state == "held"
 
 
@@ -143,16 +148,16 @@ async def test_a_holder_that_is_back_ends_its_mail_itself(
     transport: PostgresSpool, elapsed: Elapsed, at: Start
 ) -> None:
     await transport.accept(new_message(LOCAL, **OVER))
-    await beats(transport, elapsed, UNHELD_S)
-    assert transport.maintenance.unheld_stores == ("gone",)
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    assert transport.maintenance.stores_without_node == ("gone",)
     holder = await at("holder", store="gone")
-    assert await transport.maintenance.claim_unheld() == ()  # it has not heard of it yet
+    assert await transport.maintenance.claim_without_node() == ()  # it has not heard of it yet
     assert len((await holder.claim_due(NOW, 10, DueQuery())).claims) == 1
     await transport._keeper.beat()
-    assert transport.maintenance.unheld_stores == ()
+    assert transport.maintenance.stores_without_node == ()
     await holder.stop()
     await transport._keeper.beat()
-    assert await transport.maintenance.claim_unheld() == ()  # the time begins once more
+    assert await transport.maintenance.claim_without_node() == ()  # the time begins once more
 
 
 async def test_a_walk_goes_through_all_that_is_due(
@@ -164,11 +169,11 @@ async def test_a_walk_goes_through_all_that_is_due(
         await transport.accept(new_message(LOCAL))
     late = {"received_us": transport._clock.queue_us(), "expires_us": 2_000_000}
     last = (await transport.accept(new_message(LOCAL, **late))).queue_id
-    await beats(transport, elapsed, UNHELD_S)
-    looks = [await transport.maintenance.claim_unheld() for _ in range(4)]
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    looks = [await transport.maintenance.claim_without_node() for _ in range(4)]
     assert [[claim.message.id for claim in one] for one in looks] == [[], [], [last], []]
     first = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
-    looks = [await transport.maintenance.claim_unheld() for _ in range(3)]
+    looks = [await transport.maintenance.claim_without_node() for _ in range(3)]
     assert [claim.message.id for one in looks for claim in one] == [first]
 
 
@@ -178,10 +183,15 @@ async def test_two_nodes_do_not_end_the_same_mail(
     times = Elapsed()
     other = await at("other", elapsed=times, store="other")
     await transport.accept(new_message(LOCAL, **OVER))
-    await beats(transport, elapsed, UNHELD_S)
-    await beats(other, times, UNHELD_S)
+    await beats(transport, elapsed, WITHOUT_NODE_S)
+    await beats(other, times, WITHOUT_NODE_S)
     assert (
-        len([*await transport.maintenance.claim_unheld(), *await other.maintenance.claim_unheld()])
+        len(
+            [
+                *await transport.maintenance.claim_without_node(),
+                *await other.maintenance.claim_without_node(),
+            ]
+        )
         == 1
     )
 
@@ -235,15 +245,15 @@ async def test_what_an_operator_reads(
     (warning,) = storage.warnings()
     assert warning == 'no node has the mail root of the store "gone": its local mail waits'
     reasons = {one.address: one.reason for one in (await transport.journey(both)).recipients}
-    unheld = 'no node has the mail root of the store "gone"'
-    assert reasons == {"bob@example.test": unheld, "x@a.test": None}
+    without_node = 'no node has the mail root of the store "gone"'
+    assert reasons == {"bob@example.test": without_node, "x@a.test": None}
     await transport._keeper.beat()
-    assert transport.maintenance.unheld_stores == ("gone",)
+    assert transport.maintenance.stores_without_node == ("gone",)
     holder = await at("holder", store="gone")
     assert storage.warnings() == []
     assert {one.reason for one in (await transport.journey(both)).recipients} == {None}
     (claim,) = (await holder.claim_due(NOW, 9, DueQuery(next_hop=NextHop.parse("local")))).claims
-    await holder.settle(Settlement(claim, 5, {1: OK}))
+    await holder.record(ClaimResult(claim, 5, {1: OK}))
     await holder.stop()
     assert storage.warnings() == []  # nothing waits for it
 
@@ -277,7 +287,7 @@ async def test_two_stores_with_the_same_local_domain_split_its_mail(
 
 
 async def test_a_store_is_logged_once_when_it_stays_without_a_node() -> None:
-    stores = UnheldStores()
+    stores = StoresWithoutNode()
     readings: list[dict[int, str]] = [{2: "a"}, {2: "a", 3: "b"}, {2: "a"}, {}, {2: "a"}]
     logged = []
     for now_s, found in enumerate(readings):

@@ -10,7 +10,7 @@ from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.journeys.events import Event, Step
 from relay.message.outcome import Evidence, Failed
-from relay.spool.types import DueQuery, EntryExtra, Selector, Settlement, SpoolError
+from relay.spool.types import ClaimResult, DueQuery, EntryExtra, Selector, SpoolError
 from tests.support.operator import ALL, HOUR_US, command
 
 A, HELD = Selector(domain="a.test"), Selector(state="held")
@@ -24,11 +24,11 @@ async def hold(spool, domain: str = "a.test", **changes):
 
 async def test_a_hold_of_a_domain_takes_what_is_there_and_what_comes(spool, make) -> None:
     await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)
-    assert spool.queue_admin.standing_hold("x@a.test") == ("", 0)
+    assert spool.queue_admin.hold_rule("x@a.test") == ("", 0)
     done = await hold(spool, why="stolen list")
     assert (done.as_json()["done"], done.as_json()["new"]) == (1, ["a.test"])
-    assert spool.queue_admin.standing_hold("x@a.test") == ("olga: stolen list", 0)
-    assert spool.queue_admin.standing_hold("x@sub.a.test") == ("", 0)
+    assert spool.queue_admin.hold_rule("x@a.test") == ("olga: stolen list", 0)
+    assert spool.queue_admin.hold_rule("x@sub.a.test") == ("", 0)
     assert len(await spool.queue_admin.list(HELD, limit=9)) == 1
 
 
@@ -39,7 +39,7 @@ async def test_a_hold_of_all_below_a_domain(spool) -> None:
         "xn--bcher-kva.test": "",
         "axn--bcher-kva.test": "",
     }.items():
-        assert spool.queue_admin.standing_hold(f"x@{domain}")[0] == reason
+        assert spool.queue_admin.hold_rule(f"x@{domain}")[0] == reason
 
 
 async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, clock) -> None:
@@ -51,7 +51,7 @@ async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, 
     await spool.stop()
     spool = open_spool()
     await spool.start()
-    assert spool.queue_admin.standing_hold("x@a.test") == ("olga: all mail for a.test", until_us)
+    assert spool.queue_admin.hold_rule("x@a.test") == ("olga: all mail for a.test", until_us)
     listed = {one["domain"]: one for one in (await spool.stats())["holds"]}
     assert listed["a.test"] == {
         "domain": "a.test", "reason": "olga: all mail for a.test",
@@ -59,7 +59,7 @@ async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, 
     }  # fmt: skip
     assert listed["b.test"]["until"] is None
     clock.advance(3600)
-    assert spool.queue_admin.standing_hold("x@a.test") == ("", 0)
+    assert spool.queue_admin.hold_rule("x@a.test") == ("", 0)
     assert [one["domain"] for one in (await spool.stats())["holds"]] == ["b.test"]
     await spool.stop()
 
@@ -114,7 +114,7 @@ async def test_a_hold_replaces_that_of_the_same_domain(spool) -> None:
 
 
 async def test_there_are_not_too_many(spool, monkeypatch) -> None:
-    monkeypatch.setattr("relay.spool.shared.holds.STANDING_MAX", 1)
+    monkeypatch.setattr("relay.spool.shared.holds.HOLD_RULES_MAX", 1)
     await hold(spool)
     await hold(spool)
     with pytest.raises(SpoolError, match="release one of them"):
@@ -127,7 +127,7 @@ async def test_mail_that_was_held_as_it_came_is_queued_when_the_hold_ends(
     until_us = clock.queue_us() + HOUR_US // 2
     await hold(spool, until_us=until_us)
     accepted = await spool.accept(held_as_it_comes(spool, make()))
-    assert (accepted.claims, accepted.parked_until_us) == ((), until_us)
+    assert (accepted.claims, accepted.first_end_us) == ((), until_us)
     (one,) = await spool.queue_admin.list(ALL, limit=9)
     assert (one["state"], one["held_until"]) == ("held", rfc3339(until_us))
     assert (await spool.claim_due(until_us - 1, 9, DueQuery())).claims == ()
@@ -140,7 +140,7 @@ def held_as_it_comes(spool, message):
     """Return the message as it is when its recipients are looked up, each of another domain's hold or route."""
     entries = []
     for entry in message.entries:
-        reason, until_us = spool.queue_admin.standing_hold(entry.recipients[0].path.address)
+        reason, until_us = spool.queue_admin.hold_rule(entry.recipients[0].path.address)
         extra = replace(entry.extra, reason=reason, until_us=until_us) if reason else entry.extra
         entries.append(replace(entry, extra=extra))
     return replace(message, entries=tuple(entries))
@@ -209,7 +209,7 @@ async def test_a_report_whose_hold_ends_before_its_commit_is_not_held(spool, mak
     report = held_as_it_comes(spool, make())
     await spool.queue_admin.execute(command("release", A))
     failed = {1: Failed(Evidence("5.1.1", "550 5.1.1 no"))}
-    _, claims = await spool.settle(Settlement(claim, 5, failed, reports=(report,)))
+    _, claims = await spool.record(ClaimResult(claim, 5, failed, reports=(report,)))
     assert [one.message.id for one in claims] == [report.facts.id]
     assert await held(spool) == []
 

@@ -29,7 +29,7 @@ async def test_another_node_holds_what_comes_too(at) -> None:
     one, two = await at("one.test"), await at("two.test")
     await one.queue_admin.execute(HOLD)
     two._hear(News.HOLDS)  # as a message, and as each beat says
-    await until(lambda: two.queue_admin.standing_hold("x@a.test")[0])
+    await until(lambda: two.queue_admin.hold_rule("x@a.test")[0])
 
 
 class Stopped(CrashPoints):
@@ -66,7 +66,7 @@ async def test_a_command_of_another_node_waits_for_an_acceptance_and_finds_its_m
 ) -> None:
     one, two, stopped = nodes
     await one.queue_admin.execute(HOLD)
-    await two.queue_admin.read_standing()
+    await two.queue_admin.read_hold_rules()
     message = new_message([("mx:a.test", "x@a.test")])
     (entry,) = message.entries
     held = replace(entry, extra=EntryExtra(reason="ann: all mail for a.test"))
