@@ -145,12 +145,7 @@ class BackupRefusedError(Exception):
 def extent(settings: Settings) -> dict[str, Any]:
     """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
     found = _stored(settings).backup_size()
-    dead_letters = sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))
-    return {
-        "database": {"bytes": found.database_bytes},
-        "contents": {"files": found.contents, "bytes": found.content_bytes},
-        "dead_letters": dead_letters,
-    }
+    return found | {"dead_letters": sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))}
 
 
 def back_up(

@@ -53,13 +53,12 @@ from relay.message.outcome import (
     Success,
 )
 from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
-from relay.mime.read_report import read_remote_report
+from relay.mime.read_report import RemoteReport, read_remote_report
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.spool.types import (
     Claim,
     ClaimResult,
-    DeliveredReport,
     Key,
     NewMessage,
     ReportWriter,
@@ -283,7 +282,9 @@ class AttemptRecorder:
         await self.clock.wait(self._stopped, pause_s)
         return min(pause_s * 2, _PAUSE_S_MAX)
 
-    async def _remote_report(self, claim: Claim, result: AttemptResult) -> DeliveredReport | None:
+    async def _remote_report(
+        self, claim: Claim, result: AttemptResult
+    ) -> tuple[RemoteReport, tuple[str, ...]] | None:
         """Return what a message from the null sender claims of another one, if this attempt put it
         into mailboxes here; None for Relay's own reports. Whatever it contains, it is delivered.
         """
@@ -306,7 +307,7 @@ class AttemptRecorder:
         except Exception:  # noqa: BLE001 - no content may prevent its delivery
             _log.exception("internal error in reading a report that came in", qid=facts.id)
         else:
-            return DeliveredReport(report, to) if report is not None else None
+            return (report, to) if report is not None else None
         return None
 
     def _owed_by(self, claim: Claim) -> tuple[ReportedRecipient, ...]:

@@ -297,7 +297,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         return SpoolLoad(
             entries=self.maintenance.entries,
             backlog=self._writer.waiting / WAITING_MAX,
-            commit_s=self._writer.commit_timer.commit_s(),
+            commit_s=self._writer.commit_s(),
         )
 
     def rounds(self) -> int | None:
@@ -448,14 +448,6 @@ class SpoolFinding(Struct, frozen=True):
     action: str = ""
 
 
-class BackupSize(Struct, frozen=True):
-    """How much there is to copy."""
-
-    database_bytes: int
-    contents: int
-    content_bytes: int
-
-
 class BackupResult(Struct, frozen=True):
     """What the copy contains; `missing` are contents that the spool had lost before."""
 
@@ -526,8 +518,10 @@ class SpoolStorage(Protocol):
         """
         ...
 
-    def backup_size(self) -> BackupSize:
-        """Return what back_up() would copy."""
+    def backup_size(self) -> dict[str, dict[str, int]]:
+        """Return what back_up() would copy, as JSON: bytes of `database`, bytes and files of
+        `contents`.
+        """
         ...
 
     def back_up(self, folder: Path, *, on_part: Callable[[int, int], None] = ...) -> BackupResult:

@@ -395,16 +395,6 @@ class Claim(Struct, frozen=True):
         return self.epoch == FIRST_EPOCH
 
 
-class DeliveredReport(Struct, frozen=True):
-    """A report that came in from outside, and the addresses that get it with this result.
-
-    What it claims is recorded in the journey of the message that it is about, if that one is known.
-    """
-
-    report: RemoteReport
-    to: tuple[str, ...]
-
-
 class ClaimResult(Struct, frozen=True):
     """The result of a claim; all of it is one transaction.
 
@@ -422,7 +412,9 @@ class ClaimResult(Struct, frozen=True):
     expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
     events: tuple[Event, ...] = ()  # steps of the journey
-    remote_report: DeliveredReport | None = None  # what the message says of another one
+    # what the message says of another one, and the addresses that get it; it is recorded in the
+    # journey of the other one, if that is known
+    remote_report: tuple[RemoteReport, tuple[str, ...]] | None = None
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator
     goes_on: bool = False  # only these recipients are recorded; the claim stays open for the others

@@ -2,7 +2,7 @@
 
 from relay.message.outcome import Delivered, Evidence
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.types import ClaimResult, DeliveredReport, DueQuery, PriorityLevel, Selector
+from relay.spool.types import ClaimResult, DueQuery, PriorityLevel, Selector
 from tests.support.operator import HOUR_US, command
 
 COPIED = Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id="l1"))
@@ -38,7 +38,7 @@ async def test_a_queued_u_label_is_an_a_label_for_delivery_reports_and_the_opera
     gone = RemoteClaim("", "x@xn--bcher-kva.test", "failure", "5.1.1", "550 5.1.1 no such user", "")
     to = "älice@xn--bro-hoa.test"
     (carried,) = (await spool.accept(make({"local": [to]}, reverse_path="", trusted=False))).claims
-    report = DeliveredReport(RemoteReport("", "<m@x>", "mx.a.test", (gone,)), (to,))
+    report = (RemoteReport("", "<m@x>", "mx.a.test", (gone,)), (to,))
     await spool.record(ClaimResult(carried, 9, {1: COPIED}, remote_report=report))
     journey = await spool.journey(queue_id)
     assert journey.steps[-1].detail["recipients"] == ["X@bücher.test"]  # history keeps its text

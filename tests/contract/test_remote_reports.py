@@ -7,7 +7,7 @@ from relay.journeys.journey import join
 from relay.message.envelope import ForwardPath, Notify
 from relay.message.outcome import Delivered, Evidence, Relayed
 from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.types import ClaimResult, DeliveredReport, NewEntry, NewRecipient
+from relay.spool.types import ClaimResult, NewEntry, NewRecipient
 from tests.support.operator import without_node
 from tests.support.spools import changed_message
 
@@ -45,9 +45,7 @@ def deliver(spool, make):
             client="mx.a.test [192.0.2.7]",
         )  # fmt: skip
         (claim,) = (await spool.accept(carrier)).claims
-        claim_result = ClaimResult(
-            claim, 9, {1: COPIED}, remote_report=DeliveredReport(what, (to,))
-        )
+        claim_result = ClaimResult(claim, 9, {1: COPIED}, remote_report=(what, (to,)))
         return claim_result, (await spool.record(claim_result))[0]
 
     return deliver

@@ -5,8 +5,7 @@ a person may have chosen, so that the digests must be costly to try out: they ar
 with a salt that only this spool has. And what two stores must not both have: a local domain.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import scrypt
 
 import msgspec
@@ -29,32 +28,16 @@ _OTHERS = (
 )
 
 
-class Agreement:
-    """The digests of one node, which are made where a part has changed."""
-
-    def __init__(self, parts: AgreedParts) -> None:
-        self._parts = parts
-        self._said: Mapping[str, str] = {}
-        self._salt = ""
-        self._digests = ""
-
-    async def digests(self, read_salt: Callable[[], Awaitable[str]]) -> str:
-        """Return the digests of the parts as they are now. Raises what read_salt() does."""
-        parts = self._parts()
-        if parts != self._said:
-            self._salt = self._salt or await read_salt()
-            self._digests = await asyncio.to_thread(salted, parts, self._salt)
-            self._said = parts
-        return self._digests
-
-    def exchange_domains(self, tables: ConnectionTables, identity: NodeIdentity) -> frozenset[str]:
-        """Record the local domains of a node that holds its mail root, if they were others before;
-        return other_domains().
-        """
-        own = self._said.get(LOCAL_DOMAINS.format(identity.store))
-        if own is not None and identity.holds_store:
-            tables.execute(_SET_DOMAINS, (own, identity.store, own))
-        return other_domains(tables, identity.store)
+def exchange_domains(
+    tables: ConnectionTables, identity: NodeIdentity, parts: Mapping[str, str]
+) -> frozenset[str]:
+    """Record the local domains of a node that holds its mail root, if they were others before;
+    return other_domains().
+    """
+    own = parts.get(LOCAL_DOMAINS.format(identity.store))
+    if own is not None and identity.holds_store:
+        tables.execute(_SET_DOMAINS, (own, identity.store, own))
+    return other_domains(tables, identity.store)
 
 
 def other_domains(tables: ConnectionTables, store: str) -> frozenset[str]:

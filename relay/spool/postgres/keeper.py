@@ -18,9 +18,15 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
-from relay.spool.postgres.agreement import AgreedParts, Agreement, differences, read_salt
+from relay.spool.postgres.agreement import (
+    AgreedParts,
+    differences,
+    exchange_domains,
+    read_salt,
+    salted,
+)
 from relay.spool.postgres.claims import dead_owners
-from relay.spool.postgres.maintenance import StoresWithoutNode, stores_without_node
+from relay.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
 from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.transactions import WriteTransaction
@@ -47,7 +53,7 @@ class NodeKeeper:
         on_news: Callable[[News], None],
         agreed: AgreedParts,
         on_lost: Callable[[SpoolError], None],
-        without_node: StoresWithoutNode,
+        maintenance: PostgresMaintenance,
     ) -> None:
         """`take_over` frees the claims of dead nodes. `agreed` returns a digest of each part that
         must be equal on all nodes. `on_news` is called with what other nodes may
@@ -59,9 +65,12 @@ class NodeKeeper:
         self._take_over = take_over
         self._on_news = on_news
         self._on_lost = on_lost
-        self._without_node = without_node
+        self._maintenance = maintenance
         self._watch = Watch()
-        self._agreement = Agreement(agreed)
+        self._agreed = agreed
+        self._said: Mapping[str, str] = {}  # the parts of which these are the digests
+        self._digests = ""
+        self._salt = ""
         self._differences: Sequence[str] = ()
         self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,7 +115,7 @@ class NodeKeeper:
         """Say that this node lives, look at the others, and take over from the dead. Raises
         SpoolError.
         """
-        digests = await self._agreement.digests(self._read_salt)
+        digests = await self._digests_now()
         sent_s = self._writer.elapsed_s()
         try:
             seen = await self._writer.submit(partial(self._look, digests), alone=True)
@@ -114,12 +123,12 @@ class NodeKeeper:
             self._on_lost(error)
             raise
         if seen is None:
-            self._without_node.forget()
+            self._maintenance.forget()
             await self._writer.rejoin()
             return
         self._writer.confirm(sent_s)
         self.nodes, has_dead, without_node = seen
-        self._without_node.seen(without_node, now_s=self._writer.elapsed_s())
+        self._maintenance.seen(without_node, now_s=self._writer.elapsed_s())
         states = Counter(row.state for row in self.nodes)
         for state in STATES:
             self._metrics.nodes.labels(state).set(states[state])
@@ -133,8 +142,14 @@ class NodeKeeper:
         if (silent or has_dead) and (taken := await self._take_over()):
             _log.warning("claims of dead nodes taken over", entries=taken)
 
-    async def _read_salt(self) -> str:
-        return await self._writer.submit(read_salt, alone=True)
+    async def _digests_now(self) -> str:
+        """Return the digests of the parts, which are made where a part has changed."""
+        parts = self._agreed()
+        if parts != self._said:
+            self._salt = self._salt or await self._writer.submit(read_salt, alone=True)
+            self._digests = await asyncio.to_thread(salted, parts, self._salt)
+            self._said = parts
+        return self._digests
 
     def _compare(self) -> None:
         """Say what has begun to differ between nodes."""
@@ -155,7 +170,7 @@ class NodeKeeper:
         self._writer.sample_wall(transaction)
         if rows is None:
             return None
-        self._writer.other_domains = self._agreement.exchange_domains(transaction, own.identity)
+        self._writer.other_domains = exchange_domains(transaction, own.identity, self._said)
         return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 
     async def _keep_in_touch(self) -> None:

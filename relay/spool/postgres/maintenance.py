@@ -79,7 +79,11 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
-        self.without_node = StoresWithoutNode()
+        self._names: Sequence[str] = ()  # of stores without a node
+        self._since_s: dict[int, float] = {}  # by their numbers
+        self._logged: set[str] = set()
+        self._turns: list[int] = []  # those that are left of this walk
+        self._after = FIRST_POSITION
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def change(self, operation: Operation[T]) -> T:
@@ -97,21 +101,73 @@ class PostgresMaintenance(SpoolMaintenance):
     @property
     def stores_without_node(self) -> Sequence[str]:
         """SpoolMaintenance.stores_without_node."""
-        return self.without_node.names
+        return self._names
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """SpoolMaintenance.claim_without_node."""
         now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
-        if not (lasting := self.without_node.lasting(self._writer.elapsed_s())):
+        if not (lasting := self._lasting(self._writer.elapsed_s())):
             return ()
 
         def claim(transaction: WriteTransaction) -> DueBatch:
-            if keys := self.without_node.ended(transaction, lasting, now_us=now_us):
+            if keys := self._ended(transaction, lasting, now_us=now_us):
                 return DueBatch(claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
             transaction.has_changed = False
             return DueBatch()
 
         return (await self._writer.submit(claim, leased=True, alone=True)).claims
+
+    def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
+        """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
+
+        A store is logged at its second reading: a command has one.
+        """
+        self._since_s = {number: self._since_s.get(number, now_s) for number in found}
+        self._names = tuple(found.values())
+        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
+        for name in sorted(lasting - self._logged):
+            _log.warning("no node has a mail root for which mail waits", store=name)
+        for name in sorted(self._logged - set(self._names)):
+            _log.info("no mail waits for this mail root without a node any more", store=name)
+        self._logged = (self._logged | lasting) & set(self._names)
+
+    def forget(self) -> None:
+        """Begin once more: this node was away."""
+        self._since_s = {}
+
+    def _lasting(self, now_s: float) -> list[int]:
+        """Return the numbers of those that have been without a holder for long enough."""
+        return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
+
+    def _ended(
+        self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
+    ) -> list[Key]:
+        """Return entries of these stores that have expired, or whose delay is to be reported, of
+        the next page of what is due.
+        """
+        found = stores_without_node(transaction)  # a holder may have joined
+        turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
+        self._turns = [turn for turn in self._turns if turn in turns] or turns
+        keys: list[Key] = []
+        left = ROWS_AT_ONCE
+        while self._turns and left > 0:
+            rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
+            for due_us, message_id, number, has_ended in rows:
+                self._after = (due_us, message_id, number)
+                keys += [(message_id, number)] if has_ended else []
+                if len(keys) == _KEYS_AT_ONCE:
+                    return keys
+            if len(rows) < left:
+                self._turns.pop(0)
+                self._after = FIRST_POSITION
+            left -= len(rows)
+        return keys
+
+    def _page(
+        self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
+    ) -> list[Sequence[Any]]:
+        values = (turn, now_us, *self._after, limit)
+        return [tuple(row) for row in tables.fetch(_PAGE, values)]
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
@@ -155,66 +211,3 @@ def with_store_without_node(tables: Tables, journey: Journey) -> Journey:
         replace(one, reason=reason) if one in waiting else one for one in journey.recipients
     )
     return replace(journey, recipients=tuple(recipients))
-
-
-class StoresWithoutNode:
-    """What one node knows of stores without a holder."""
-
-    def __init__(self) -> None:
-        self.names: Sequence[str] = ()
-        self._since_s: dict[int, float] = {}
-        self._logged: set[str] = set()
-        self._turns: list[int] = []  # those that are left of this walk
-        self._after = FIRST_POSITION
-
-    def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
-        """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
-
-        A store is logged at its second reading: a command has one.
-        """
-        self._since_s = {number: self._since_s.get(number, now_s) for number in found}
-        self.names = tuple(found.values())
-        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
-        for name in sorted(lasting - self._logged):
-            _log.warning("no node has a mail root for which mail waits", store=name)
-        for name in sorted(self._logged - set(self.names)):
-            _log.info("no mail waits for this mail root without a node any more", store=name)
-        self._logged = (self._logged | lasting) & set(self.names)
-
-    def forget(self) -> None:
-        """Begin once more: this node was away."""
-        self._since_s = {}
-
-    def lasting(self, now_s: float) -> list[int]:
-        """Return the numbers of those that have been without a holder for long enough."""
-        return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
-
-    def ended(
-        self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
-    ) -> list[Key]:
-        """Return entries of these stores that have expired, or whose delay is to be reported, of
-        the next page of what is due.
-        """
-        found = stores_without_node(transaction)  # a holder may have joined
-        turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
-        self._turns = [turn for turn in self._turns if turn in turns] or turns
-        keys: list[Key] = []
-        left = ROWS_AT_ONCE
-        while self._turns and left > 0:
-            rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
-            for due_us, message_id, number, has_ended in rows:
-                self._after = (due_us, message_id, number)
-                keys += [(message_id, number)] if has_ended else []
-                if len(keys) == _KEYS_AT_ONCE:
-                    return keys
-            if len(rows) < left:
-                self._turns.pop(0)
-                self._after = FIRST_POSITION
-            left -= len(rows)
-        return keys
-
-    def _page(
-        self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
-    ) -> list[Sequence[Any]]:
-        values = (turn, now_us, *self._after, limit)
-        return [tuple(row) for row in tables.fetch(_PAGE, values)]

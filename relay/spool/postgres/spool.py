@@ -158,7 +158,7 @@ class PostgresSpool(SpoolEngine):
         self._keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
-            without_node=self.maintenance.without_node,
+            maintenance=self.maintenance,
         )  # fmt: skip
         self._final_to = 0  # all events up to this number are there
         # a number, and the transaction id before which all must have ended

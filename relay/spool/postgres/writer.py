@@ -124,7 +124,6 @@ class WriteConnection(GroupWriter):
         self._options = options
         self.identity = identity
         self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
-        self._clock = clock
         self._crash = crash
         self._metrics = metrics
         self._on_lost_ownership = on_lost_ownership
@@ -288,7 +287,7 @@ class WriteConnection(GroupWriter):
             else:
                 self._answer([(batch[0].future, None, error)])
             return
-        self._metrics.commit_seconds.observe(self.commit_timer.ended(began_s))
+        self._metrics.commit_seconds.observe(self.commit_ended(began_s))
         self._metrics.commit_batch.observe(len(batch))
         self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
 

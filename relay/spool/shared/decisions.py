@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import offset_us, rfc3339
@@ -26,7 +25,6 @@ from relay.spool.queue_commands import (
     CommandResult,
     Operation,
     QueueCommand,
-    RouteLookup,
     earliest_due_us,
     has_been_restored,
     state_after,
@@ -52,18 +50,6 @@ _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted onc
 _NEVER = frozenset((Notify.NEVER,))
 
 
-class CommandTimes(Struct, frozen=True):
-    """The present moment in queue time and in wall time."""
-
-    queue_us: int
-    wall_us: int
-
-    @property
-    def offset_us(self) -> int:
-        """How far the wall clock is ahead of queue time."""
-        return offset_us(wall_us=self.wall_us, queue_us=self.queue_us)
-
-
 @dataclass(slots=True)
 class ChangeResult:
     """What one transaction did."""
@@ -77,27 +63,6 @@ class ChangeResult:
     cancelled: int = 0  # recipients
     reports: list[NewMessage] = field(default_factory=list)  # to senders
     left: Leftovers = None  # to be removed once it is durable
-
-
-class RerouteTargets(Struct, frozen=True):
-    """Which recipients of an entry (by number) a reroute sends where."""
-
-    onward: dict[Destination, list[int]]
-    already: list[int]  # these go there already
-    rejected: list[int]  # these have no route
-
-    def inapplicable_reason(self, operation: Operation) -> str:
-        """Return why no recipient gets another next hop, "" if one does."""
-        if self.onward:
-            return ""
-        if not self.rejected:
-            return "it goes there already"
-        if operation is Operation.RELEASE:
-            return (
-                "it is captured, and no --release-allow matches its recipients: release a copy to "
-                "addresses that you name"
-            )
-        return "none of its recipients has a mailbox or a next hop there"
 
 
 def dry_run_entry(
@@ -123,8 +88,7 @@ def dry_run_entry(
     )
     is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
     if command.to is not None and is_rerouting and not note:
-        targets = _reroute_targets(loaded, key, command.to)
-        note = targets.inapplicable_reason(command.operation)
+        _, note = _reroute_targets(loaded, key, command)
     return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
 
 
@@ -139,33 +103,45 @@ def decide(
     keys: Sequence[Key],
     *,
     taken: Collection[Key],
-    times: CommandTimes,
+    now_us: int,
+    at_us: int,
     planned: Mapping[Key, int | None],
 ) -> tuple[ChangeResult, EntryChanges]:
     """Return what `command` does to these entries; `taken` are entries whose claims were withdrawn.
-    `planned` are those for which reports are planned, with the epochs of then.
+    `planned` are those for which reports are planned, with the epochs of then. `now_us` is queue
+    time, `at_us` wall time.
     """
-    changer = _EntryChanger(loaded, command, taken=taken, times=times)
+    changer = _EntryChanger(loaded, command, taken=taken, now_us=now_us, at_us=at_us)
     is_cancel = command.operation is Operation.CANCEL
     passed_over = changer.changed_since(planned, keys) if is_cancel else frozenset[Key]()
     return changer.run(keys, passed_over=passed_over), changer.changes
 
 
-def _reroute_targets(loaded: LoadedEntries, key: Key, to: RouteLookup) -> RerouteTargets:
-    """Call `to` for each recipient of the entry that is not final."""
+def _reroute_targets(
+    loaded: LoadedEntries, key: Key, command: QueueCommand
+) -> tuple[Mapping[Destination, list[int]], str]:
+    """Return where a command sends which recipients of an entry, by number; and why no recipient
+    gets another next hop, "" if one does.
+    """
+    assert command.to is not None
     onward: dict[Destination, list[int]] = {}
-    already: list[int] = []
-    rejected: list[int] = []
-    facts = loaded.facts[key]
+    facts, has_rejected = loaded.facts[key], False
     for number, address in loaded.recipients.get(key, ()):
-        found = to(address, facts.reverse_path)
+        found = command.to(address, facts.reverse_path)
         if found is None or found.next_hop.kind is HopKind.CAPTURE:
-            rejected.append(number)
-        elif found.next_hop.key == facts.next_hop and not facts.is_held_by(found):
-            already.append(number)
-        else:
+            has_rejected = True
+        elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
             onward.setdefault(found, []).append(number)
-    return RerouteTargets(onward, already, rejected)
+    if onward:
+        return onward, ""
+    if not has_rejected:
+        return onward, "it goes there already"
+    if command.operation is Operation.RELEASE:
+        return onward, (
+            "it is captured, and no --release-allow matches its recipients: release a copy to "
+            "addresses that you name"
+        )
+    return onward, "none of its recipients has a mailbox or a next hop there"
 
 
 def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
@@ -212,13 +188,15 @@ class _EntryChanger:
         command: QueueCommand,
         *,
         taken: Collection[Key],
-        times: CommandTimes,
+        now_us: int,
+        at_us: int,
     ) -> None:
         self.changes = EntryChanges()
         self._loaded = loaded
         self._order = command
         self._taken = taken
-        self._times = times
+        self._now_us = now_us
+        self._at_us = at_us
         self._work = ChangeResult()
         self._last_numbers = dict(loaded.last_numbers)
         self._events: dict[str, dict[str, Any]] = {}  # by message
@@ -255,7 +233,7 @@ class _EntryChanger:
             else:
                 self._result(key, CommandResult.DONE)
         for message_id, detail in self._events.items():
-            event = Event(Step.DELIVERY, self._times.wall_us, detail)
+            event = Event(Step.DELIVERY, self._at_us, detail)
             self.changes.events[message_id] = event
         return self._work
 
@@ -285,15 +263,15 @@ class _EntryChanger:
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
-        if note := _unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
             return note
-        self._wait(key, facts, retry_us=self._times.queue_us)
+        self._wait(key, facts, retry_us=self._now_us)
         self._record(key)
         return ""
 
     def _hold(self, key: Key, facts: EntryFacts) -> str:
         until_us = self._order.until_us
-        if note := _unchanged_reason(self._order, facts, now_us=self._times.queue_us):
+        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
             return note
         was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
         if self._order.backed_up_us is not None:
@@ -328,7 +306,7 @@ class _EntryChanger:
 
     def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
         """Let the message of a restored entry expire again, after the time that was left."""
-        expires_us = self._times.queue_us + facts.due_us - RESTORED_US
+        expires_us = self._now_us + facts.due_us - RESTORED_US
         if facts.expires_us < RESTORED_US:
             expires_us = max(expires_us, facts.expires_us)
         self._expire_at(key, facts, expires_us)
@@ -337,7 +315,7 @@ class _EntryChanger:
     def _with_lifetime(self, key: Key, facts: EntryFacts) -> EntryFacts:
         """Let an entry that a rule has held expire as late as new mail."""
         assert facts.extra is not None
-        expires_us = self._times.queue_us + facts.extra.lifetime_us
+        expires_us = self._now_us + facts.extra.lifetime_us
         self._change_extra(key, facts, expires_us=expires_us)
         return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
 
@@ -348,7 +326,7 @@ class _EntryChanger:
             self.changes.expiries[key[0]] = expires_us
 
     def _release(self, key: Key, facts: EntryFacts) -> str:
-        now_us = self._times.queue_us
+        now_us = self._now_us
         if note := _held_before(self._loaded, self._order, key):
             self.changes.due.append((self._with_end(key, facts).due_us, *key))
             return note
@@ -376,7 +354,7 @@ class _EntryChanger:
             made.append(copy := self._copied_entry(key, facts, to, attempts=0))
             for address in addresses:
                 self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
-            self._wait(copy, facts, retry_us=self._times.queue_us)
+            self._wait(copy, facts, retry_us=self._now_us)
             self._due_now(to.next_hop.key)
         self._work.made[key] = made
         detail = self._record(*made)
@@ -397,22 +375,20 @@ class _EntryChanger:
         return ""
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
-        assert self._order.to is not None
-        targets = _reroute_targets(self._loaded, key, self._order.to)
-        if reason := targets.inapplicable_reason(self._order.operation):
+        targets, reason = _reroute_targets(self._loaded, key, self._order)
+        if reason:
             return reason
-        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._times.queue_us
-        apart = onward = list(targets.onward)
-        if not (
-            targets.rejected or targets.already
-        ):  # no recipient stays: the entry gets the first next hop
+        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._now_us
+        apart = onward = list(targets)
+        if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
+            # no recipient stays: the entry gets the first next hop
             self.changes.next_hops.append((onward[0].next_hop.key, *key))
             self._note_choice(key, facts, onward[0])
             self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]
         else:
             self._put_back(key, facts)
-        made = [self._split(key, facts, to, numbers=targets.onward[to]) for to in apart]
+        made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
         self.changes.held_by_rules[facts.rule] += len(made)
         for one, to in zip(made, apart, strict=True):
             self._arrive(one, facts, to, retry_us=retry_us)
@@ -472,7 +448,7 @@ class _EntryChanger:
         """Record why an entry is held; no rule holds it now."""
         extras = self.changes.extras
         text = extras.get(key, facts.extra_text)
-        extras[key] = held_extra(text, reason, since_us=self._times.wall_us)
+        extras[key] = held_extra(text, reason, since_us=self._at_us)
 
     def _wait(
         self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
@@ -550,7 +526,7 @@ class _EntryChanger:
         ]
 
     def _wall_time(self, queue_us: int) -> str:
-        return rfc3339(queue_us + self._times.offset_us)
+        return rfc3339(queue_us + offset_us(wall_us=self._at_us, queue_us=self._now_us))
 
     def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
         self._work.results[key] = (result, note)

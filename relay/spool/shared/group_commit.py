@@ -26,42 +26,6 @@ _LAST_S = 30.0
 _PART = 0.95
 
 
-class CommitTimer:
-    """How long recent commits took, and the running one. One thread writes it, another reads.
-
-    One slow commit alone does not count once it has ended.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._ended: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
-        self._began_s: float | None = None
-
-    @contextmanager
-    def commit(self) -> Iterator[None]:
-        """Time the block as one commit."""
-        began_s = self._began_s = self._clock.real_s()
-        try:
-            yield
-        finally:
-            self.ended(began_s)
-            self._began_s = None
-
-    def ended(self, began_s: float) -> float:
-        """Count a commit that has ended now; return how long it took."""
-        now_s = self._clock.real_s()
-        self._ended.append((now_s, now_s - began_s))
-        return now_s - began_s
-
-    def commit_s(self) -> float:
-        """Return the 95th percentile of recent commits, or the time of the running one."""
-        now_s, began_s = self._clock.real_s(), self._began_s
-        running_s = now_s - began_s if began_s is not None else 0.0
-        times = sorted(took for ended, took in self._ended.copy() if now_s - ended <= _LAST_S)
-        took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
-        return max(running_s, took_s)
-
-
 class WaitingOperation(Struct, frozen=True):
     """An operation that waits for its commit."""
 
@@ -84,7 +48,9 @@ class GroupWriter:
 
     def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
         """`run` is what the thread does."""
-        self.commit_timer = CommitTimer(clock)
+        self._clock = clock
+        self._commits: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
+        self._began_s: float | None = None  # of the running commit
         self._turn: list[WaitingOperation] = []  # of the loop's present iteration
         self._jobs: deque[WaitingOperation] = deque()  # of earlier iterations: for the thread
         self._wake = threading.Semaphore(0)
@@ -112,6 +78,32 @@ class GroupWriter:
     def waiting(self) -> int:
         """How many operations wait for a commit."""
         return len(self._turn) + len(self._jobs)
+
+    @contextmanager
+    def timed_commit(self) -> Iterator[None]:
+        """Time the block as one commit."""
+        began_s = self._began_s = self._clock.real_s()
+        try:
+            yield
+        finally:
+            self.commit_ended(began_s)
+            self._began_s = None
+
+    def commit_ended(self, began_s: float) -> float:
+        """Count a commit that has ended now; return how long it took."""
+        now_s = self._clock.real_s()
+        self._commits.append((now_s, now_s - began_s))
+        return now_s - began_s
+
+    def commit_s(self) -> float:
+        """Return the 95th percentile of recent commits, or the time of the running one. One slow
+        commit alone does not count once it has ended.
+        """
+        now_s, began_s = self._clock.real_s(), self._began_s
+        running_s = now_s - began_s if began_s is not None else 0.0
+        times = sorted(took for ended, took in self._commits.copy() if now_s - ended <= _LAST_S)
+        took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
+        return max(running_s, took_s)
 
     def _future(self) -> asyncio.Future[Any]:
         """Return a future for the answer of an operation. Raises SpoolUnavailableError when too

@@ -22,8 +22,6 @@ from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 
-from msgspec import Struct
-
 from relay.base.clock import Clock
 from relay.message.address import with_a_labels
 from relay.message.envelope import Source, domain_of
@@ -47,7 +45,6 @@ from relay.spool.queue_commands import (
 from relay.spool.shared.columns import PAY_REPORTS
 from relay.spool.shared.decisions import (
     ChangeResult,
-    CommandTimes,
     decide,
     dry_run_entry,
     held_by_restore,
@@ -100,16 +97,10 @@ _CLAIMED = (
 _log = get_logger("spool")
 
 
-class PlannedReports(Struct, frozen=True):
-    """The reports about cancelled entries."""
-
-    # of the entries that the plans are about; None of one that is damaged
-    epochs: Mapping[Key, int | None] = {}
-    # of the entries of one message, with what is stored of the reports
-    by_message: Mapping[str, tuple[ReportPlan, StoredContents]] = {}
-
-
-NOTHING_PLANNED = PlannedReports()
+# The reports about cancelled entries: the epochs of the entries that the plans are about, None of
+# one that is damaged; and by message the plan for its entries, with what is stored of the reports.
+PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, tuple[ReportPlan, StoredContents]]]
+NOTHING_PLANNED: PlannedReports = ({}, {})
 
 
 class CancelReports:
@@ -134,7 +125,7 @@ class CancelReports:
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
                 by_message[message_id] = plan, stored
-        return PlannedReports(epochs, by_message)
+        return epochs, by_message
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
         """How many reports there would be."""
@@ -253,13 +244,13 @@ class QueueAdmin:
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
         """Hold or release what comes, as the command says; return of which domains."""
-        selector, times = command.selector, self._times()
+        selector, now_us = command.selector, self._clock.queue_us()
         domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
-            hold = HoldRule(domain, reason, times.wall_us, command.until_us)
-            change = partial(hold_new, hold=hold, now_us=times.queue_us)
+            hold = HoldRule(domain, reason, self._clock.time_us(), command.until_us)
+            change = partial(hold_new, hold=hold, now_us=now_us)
         elif command.new:
             change = partial(end_new, pattern=like(domain))
         else:
@@ -278,9 +269,8 @@ class QueueAdmin:
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
-        times = self._times()
         selection = EntrySelection(
-            selector, now_us=times.queue_us, keys_at_once=2 * limit, after=after
+            selector, now_us=self._clock.queue_us(), keys_at_once=2 * limit, after=after
         )
         listing = EntryListBuilder(
             self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
@@ -302,9 +292,8 @@ class QueueAdmin:
         """Execute a command in slices. Each slice is durable when `on_progress` is called with the
         number of entries done. Raises SpoolError between slices.
         """
-        times = self._times()
         selection = EntrySelection(
-            command.selector, now_us=times.queue_us, keys_at_once=KEYS_AT_ONCE
+            command.selector, now_us=self._clock.queue_us(), keys_at_once=KEYS_AT_ONCE
         )
         listing = partial(EntryListBuilder, self._shown_times())
         if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
@@ -354,10 +343,11 @@ class QueueAdmin:
             try:
                 if answer.command.operation is Operation.CANCEL:
                     planned = await self._reports.plan(left, answer.command, taken=taken)
-                write = partial(
-                    _write, command=answer.command, keys=left, engine=self._engine, taken=taken,
-                    times=self._times(), planned=planned, listing=answer.listing,
+                make = partial(
+                    change, command=answer.command, keys=left, engine=self._engine, taken=taken,
+                    now_us=self._clock.queue_us(), at_us=self._clock.time_us(), planned=planned,
                 )  # fmt: skip
+                write = partial(_write, make=make, engine=self._engine, listing=answer.listing)
                 result, listed = await self._engine.change(write)
             except Exception:
                 self._release_later(taken)
@@ -380,7 +370,7 @@ class QueueAdmin:
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
         ids = {one.facts.id for one in made}
-        for plan, stored in planned.by_message.values():
+        for plan, stored in planned[1].values():
             if any(report.facts.id in ids for report in plan.messages):
                 self._engine.committed(stored)
                 self._metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
@@ -436,9 +426,6 @@ class QueueAdmin:
                     self._delivery.retry_now(())
                 return
 
-    def _times(self) -> CommandTimes:
-        return CommandTimes(queue_us=self._clock.queue_us(), wall_us=self._clock.time_us())
-
 
 class _ReportBuilder:
     """Collects the results of a command's slices in its report."""
@@ -487,18 +474,12 @@ class _ReportBuilder:
 def _write(
     transaction: OpenTransaction,
     *,
-    command: QueueCommand,
-    keys: Sequence[Key],
+    make: Callable[[OpenTransaction], ChangeResult],
     engine: QueueEngine,
-    taken: Collection[Key],
-    times: CommandTimes,
-    planned: PlannedReports,
     listing: Callable[[], EntryListBuilder],
 ) -> tuple[ChangeResult, EntryListBuilder]:
     """Change and list in one transaction, so that entries are shown as the change left them."""
-    result = change(
-        transaction, command, keys, engine=engine, taken=taken, times=times, planned=planned
-    )
+    result = make(transaction)
     listed = listing()
     shown = {
         one: {"result": str(outcome), "note": note}
@@ -519,7 +500,8 @@ def change(
     *,
     engine: QueueEngine,
     taken: Collection[Key],
-    times: CommandTimes,
+    now_us: int,
+    at_us: int,
     planned: PlannedReports = NOTHING_PLANNED,
 ) -> ChangeResult:
     """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
@@ -528,24 +510,25 @@ def change(
     messages with reports only if they are as `planned` knew them. What another node has claimed is
     left alone.
     """
+    epochs, plans = planned
     loaded = load_entries(transaction, command, keys)
     # what was withdrawn may have been taken over since, by the node that delivers it now
     elsewhere = engine.elsewhere(transaction, taken) if taken else {}
     result, changes = decide(
         loaded, command, keys, taken=[key for key in taken if key not in elsewhere],
-        times=times, planned=planned.epochs,
+        now_us=now_us, at_us=at_us, planned=epochs,
     )  # fmt: skip
     result.cancelled = store_changes(transaction, changes)
     done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
     for message_id in dict.fromkeys(done):
-        if (made := planned.by_message.get(message_id)) is not None:
+        if (made := plans.get(message_id)) is not None:
             plan, stored = made
             engine.add_reports(transaction, plan.messages, stored, original=message_id)
             transaction.append_events(message_id, plan.events)
-            paid = [key for key in planned.epochs if key[0] == message_id]
+            paid = [key for key in epochs if key[0] == message_id]
             transaction.execute_each(PAY_REPORTS, paid)
             result.reports += plan.messages
-            result.due_us = times.queue_us
+            result.due_us = now_us
     return result
 
 

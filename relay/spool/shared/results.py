@@ -34,7 +34,7 @@ from relay.spool.shared.columns import PAY_REPORTS, json_text
 from relay.spool.shared.holds import count_holds, note_hold, note_unanswered
 from relay.spool.shared.receipts import add_receipts
 from relay.spool.shared.tables import OpenTransaction, Tables
-from relay.spool.types import Claim, ClaimResult, DeliveredReport, EntrySchedule, PriorityLevel
+from relay.spool.types import Claim, ClaimResult, EntrySchedule, PriorityLevel
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
@@ -60,7 +60,7 @@ _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?
 
 
 class ResultRows(Struct, frozen=True):
-    """The changes of one result. They hold only where the entry still has the epoch of the claim."""
+    """The changes of a result. They hold only where the entry still has the epoch of the claim."""
 
     # the recipients: state, status, reply; message, entry and number
     recipients: Sequence[tuple[RecipientState, str, str, str, int, int]]
@@ -158,7 +158,7 @@ def record_beside(
         note_unanswered(transaction, claim.key, claim_result.unanswered)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
     if claim_result.remote_report is not None:
-        join_report(transaction, claim_result, claim_result.remote_report)
+        join_report(transaction, claim_result, *claim_result.remote_report)
 
 
 def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:
@@ -205,14 +205,14 @@ def _state_after(outcome: Outcome) -> RecipientState:
 
 
 def join_report(
-    transaction: OpenTransaction, claim_result: ClaimResult, delivered: DeliveredReport
+    transaction: OpenTransaction, claim_result: ClaimResult, report: RemoteReport, to: Sequence[str]
 ) -> None:
     """Append what a report claims to the journey of its original, if that is here.
 
     A further claim about a recipient that has enough of them is only counted.
     """
-    report, carrier = delivered.report, claim_result.claim.message
-    original = _find(transaction, report, set(map(own_mailbox, delivered.to)))
+    carrier = claim_result.claim.message
+    original = _find(transaction, report, set(map(own_mailbox, to)))
     if original is None:
         return
     message_id, claims = original

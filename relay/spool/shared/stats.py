@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from relay.base.clock import rfc3339
 from relay.journeys.events import Step
@@ -72,23 +71,20 @@ _EVENTS_OF = (
     "SELECT at_us, detail FROM (SELECT step, at_us, detail FROM event WHERE message_id = ?"
     " ORDER BY sequence DESC LIMIT ?) AS newest WHERE step = ?"
 )
-
-
-class _IndexScan(Struct, frozen=True):
-    """Live entries in the order of an index, which has every column that is looked at."""
-
-    index: str
-    where: str
-    columns: str
-    first: tuple[Any, ...]
-    last: tuple[Any, ...]
-
-
-_CLAIMED = _IndexScan("entry_claimed", "claimed = 1", "message_id, number", ("", 0), (_LAST_ID, 0))
-SCANS = (
+# Live entries in the order of an index, which has every column that is looked at: the index, a
+# condition, the columns, and the first and the last place.
+_IndexScan = tuple[str, str, str, tuple[Any, ...], tuple[Any, ...]]
+_CLAIMED: _IndexScan = (
+    "entry_claimed",
+    "claimed = 1",
+    "message_id, number",
+    ("", 0),
+    (_LAST_ID, 0),
+)
+SCANS: Sequence[_IndexScan] = (
     _CLAIMED,
     *(
-        _IndexScan(
+        (
             "entry_due",
             f"{WAITS} AND lane = {level:d}",
             "due_us, message_id, number",
@@ -101,7 +97,7 @@ SCANS = (
 
 
 # All live entries in the order of their keys, where no index has the levels apart.
-WHOLE = (_IndexScan("entry_key", "true", "message_id, number", ("", 0), (_LAST_ID, 0)),)
+WHOLE: Sequence[_IndexScan] = (("entry_key", "true", "message_id, number", ("", 0), (_LAST_ID, 0)),)
 
 
 @dataclass
@@ -148,17 +144,18 @@ class QueueCounter:
 
     def _count_slice(self, tables: Tables, scan: _IndexScan) -> None:
         """Count the entries after what was reached, up to the next bound."""
-        after = self._reached or scan.first
+        index, where, columns, first, last = scan
+        after = self._reached or first
         marks = ", ".join("?" * len(after))
-        source = f"INDEXED BY {scan.index} WHERE {scan.where} AND ({scan.columns})"
+        source = f"INDEXED BY {index} WHERE {where} AND ({columns})"
         bound = tables.fetch_one(
-            f"SELECT {scan.columns} FROM entry {source} > ({marks})"
-            f" ORDER BY {scan.columns} LIMIT 1 OFFSET {ENTRIES_AT_ONCE - 1}",
+            f"SELECT {columns} FROM entry {source} > ({marks})"
+            f" ORDER BY {columns} LIMIT 1 OFFSET {ENTRIES_AT_ONCE - 1}",
             after,
         )
         rows = tables.fetch(
-            f"{_SLICE} {source} > ({marks}) AND ({scan.columns}) <= ({marks}) GROUP BY e.state",
-            (*after, *(bound or scan.last)),
+            f"{_SLICE} {source} > ({marks}) AND ({columns}) <= ({marks}) GROUP BY e.state",
+            (*after, *(bound or last)),
         )
         for state, entries, oldest_id, recipients in rows:
             self.entries[state] += entries

@@ -148,7 +148,7 @@ class SqliteSpool(SpoolEngine):
             metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
             reserve_file=self.reserve_file,
         )  # fmt: skip
-        commit_s, free = self._writer.commit_timer.commit_s, self.reserve_file.check_free_space
+        commit_s, free = self._writer.commit_s, self.reserve_file.check_free_space
         disk = BodyDisk(clock, commit_s, free)
         self._files = ContentFiles(path, disk, crash=crash, started_us=clock.time_us())
         reader = partial(Reader, path, on_damage=self._found_damage)

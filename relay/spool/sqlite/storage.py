@@ -18,7 +18,6 @@ from relay.base.clock import Clock
 from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.spool.engine import (
     BackupResult,
-    BackupSize,
     SpoolFinding,
     SpoolStorage,
 )
@@ -89,7 +88,7 @@ class SqliteStorage(SpoolStorage):
             report=report,
         ).run()  # fmt: skip
 
-    def backup_size(self) -> BackupSize:
+    def backup_size(self) -> dict[str, dict[str, int]]:
         """SpoolStorage.backup_size."""
         folder = contents_of(self._database)
         with (
@@ -98,7 +97,10 @@ class SqliteStorage(SpoolStorage):
         ):
             pages = connection.pragma("page_count") * connection.pragma("page_size")
             sizes = [_size_of(folder / name) for (name,) in connection.execute(_FILES)]
-        return BackupSize(pages, len(sizes), sum(sizes))
+        return {
+            "database": {"bytes": pages},
+            "contents": {"files": len(sizes), "bytes": sum(sizes)},
+        }
 
     def back_up(
         self, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None

@@ -60,6 +60,9 @@ _READERS_WAIT_MS = 250
 _BUSY_MS = 5000
 _BLOCK_BYTES = 1 << 20
 COMMITS_COUNTER = "commits"
+# The number of the last commit that was recorded, and whether a checkpoint was copying pages then:
+# the database has some of the newest and some older pages, and only the log has them all.
+RecordedCommit = tuple[int, bool]
 _COMMITS = "SELECT value FROM counter WHERE name = ?"
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
 _CHECKPOINT = "checkpoint"
@@ -71,17 +74,6 @@ _CAUSE = "its write-ahead log is missing or was cut short"
 def has_log(database: Path) -> bool:
     """Whether there is a log that may contain a commit."""
     return log_bytes(database) >= _FRAME_BYTES_MIN
-
-
-class RecordedCommit(Struct, frozen=True):
-    """The last commit that was recorded.
-
-    While a checkpoint copies pages, the database has some of the newest and some older pages, and
-    only the log has them all: `is_checkpoint` records that.
-    """
-
-    number: int
-    is_checkpoint: bool
 
 
 class LastCommit:
@@ -98,7 +90,7 @@ class LastCommit:
         self._is_failing = False
         noted = read_recorded(database)
         self.was_closed = noted is None  # the owner before has ended in order
-        self._is_checkpoint = noted is not None and noted.is_checkpoint
+        self._is_checkpoint = noted is not None and noted[1]
         self._may_say_checkpoint = self._is_checkpoint
 
     def begin(self) -> None:
@@ -134,10 +126,8 @@ class LastCommit:
 
     def answered(self) -> RecordedCommit:
         """Return what the file must have, by the record and by what this process remembers."""
-        noted = read_recorded(self._database) or RecordedCommit(0, is_checkpoint=False)
-        return RecordedCommit(
-            max(noted.number, self._number), noted.is_checkpoint or self._is_checkpoint
-        )
+        number, is_checkpoint = read_recorded(self._database) or (0, False)
+        return max(number, self._number), is_checkpoint or self._is_checkpoint
 
     def forget(self) -> None:
         """Remove the record of a file that was closed with everything in its database."""
@@ -185,8 +175,8 @@ def read_recorded(database: Path) -> RecordedCommit | None:
         return None
     number, _, state = line.strip().partition(" ")
     if len(number) != _DIGITS or not number.isdecimal():
-        return RecordedCommit(0, is_checkpoint=False)
-    return RecordedCommit(int(number), is_checkpoint=state == _CHECKPOINT)
+        return 0, False
+    return int(number), state == _CHECKPOINT
 
 
 def commits_of(connection: apsw.Connection) -> int | None:
@@ -207,18 +197,19 @@ def check_commits(
     """
     if noted is None:
         return
+    number, is_checkpoint = noted
     found = commits_of(connection)
     if found is None:
         raise SpoolDamagedError(
             f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
         )
-    if found < noted.number:
+    if found < number:
         raise SpoolDamagedError(
             f"{database} is damaged: its last commit is number {found},"
-            f" and number {noted.number} was synced; {_CAUSE}"
+            f" and number {number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
-    if noted.is_checkpoint and not with_log:
+    if is_checkpoint and not with_log:
         raise SpoolDamagedError(
             f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
         )

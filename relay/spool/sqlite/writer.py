@@ -111,7 +111,6 @@ class Writer(GroupWriter):
         super().__init__(clock, self._run)
         self._log = log
         self._inline = inline
-        self._clock = clock
         self._crash = crash
         self._metrics = metrics
         self._reserve_file = reserve_file
@@ -170,7 +169,7 @@ class Writer(GroupWriter):
 
     def _write_all(self) -> None:
         while batch := self._gather():
-            with self.commit_timer.commit():
+            with self.timed_commit():
                 self._write(batch)
                 self._log.checkpoint_if_grown(is_idle=False)
 

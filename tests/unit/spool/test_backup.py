@@ -183,8 +183,8 @@ def test_a_spool_of_an_older_schema_is_refused(path: Path, folder: Path, monkeyp
 async def test_backup_size(spool, path, make) -> None:
     await spool.accept(make(content=LARGE))
     extent = SqliteStorage(path).backup_size()
-    assert (extent.contents, extent.content_bytes) == (1, len(LARGE))
-    assert extent.database_bytes >= 4096
+    assert extent["contents"] == {"files": 1, "bytes": len(LARGE)}
+    assert extent["database"]["bytes"] >= 4096
 
 
 def test_the_copy_of_another_kind_of_spool_is_none(path: Path, folder: Path) -> None:

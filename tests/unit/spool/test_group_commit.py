@@ -1,14 +1,14 @@
-"""CommitTimer: the commit time that the pressure check and the metrics read."""
+"""GroupWriter: the commit time that the pressure check and the metrics read."""
 
 import pytest
 
-from relay.spool.shared.group_commit import CommitTimer
+from relay.spool.shared.group_commit import GroupWriter
 from tests.support.manual_clock import ManualClock
 
 
-def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> None:
+def committed(writer: GroupWriter, clock: ManualClock, *times: float) -> None:
     for seconds in times:
-        with commit_timer.commit():
+        with writer.timed_commit():
             clock.advance(seconds)
 
 
@@ -25,25 +25,25 @@ def committed(commit_timer: CommitTimer, clock: ManualClock, *times: float) -> N
 )
 def test_commit_time_is_the_95th_percentile(times, commit_s):
     clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, *times)
-    assert commit_timer.commit_s() == pytest.approx(commit_s)
+    writer = GroupWriter(clock, lambda: None)
+    committed(writer, clock, *times)
+    assert writer.commit_s() == pytest.approx(commit_s)
 
 
 def test_a_running_commit_counts_immediately():
     clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, 0.01, 0.01)
-    with commit_timer.commit():
+    writer = GroupWriter(clock, lambda: None)
+    committed(writer, clock, 0.01, 0.01)
+    with writer.timed_commit():
         clock.advance(7)
-        assert commit_timer.commit_s() == 7
-    assert commit_timer.commit_s() == pytest.approx(0.01)
+        assert writer.commit_s() == 7
+    assert writer.commit_s() == pytest.approx(0.01)
 
 
 def test_commit_times_are_forgotten_after_30_seconds():
     clock = ManualClock()
-    commit_timer = CommitTimer(clock)
-    committed(commit_timer, clock, 4, 4, 4)
-    assert commit_timer.commit_s() == 4
+    writer = GroupWriter(clock, lambda: None)
+    committed(writer, clock, 4, 4, 4)
+    assert writer.commit_s() == 4
     clock.advance(31)
-    assert commit_timer.commit_s() == 0
+    assert writer.commit_s() == 0

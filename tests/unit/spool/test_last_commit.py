@@ -315,10 +315,10 @@ async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
 @pytest.mark.parametrize(
     ("line", "noted"),
     [
-        ("", RecordedCommit(0, is_checkpoint=False)),
-        ("\0" * 32, RecordedCommit(0, is_checkpoint=False)),
-        ("00000000000000000007           \n", RecordedCommit(7, is_checkpoint=False)),
-        ("00000000000000000007 checkpoint\n", RecordedCommit(7, is_checkpoint=True)),
+        ("", (0, False)),
+        ("\0" * 32, (0, False)),
+        ("00000000000000000007           \n", (7, False)),
+        ("00000000000000000007 checkpoint\n", (7, True)),
     ],
 )
 async def test_a_last_commit_file_is_read_after_a_power_loss(

@@ -37,7 +37,6 @@ from relay.spool.queue_commands import Operation, QueueCommand
 from relay.spool.shared.results import _OF_ENVID, _OF_MESSAGE_ID
 from relay.spool.types import (
     ClaimResult,
-    DeliveredReport,
     DueQuery,
     EntryExtra,
     EntrySchedule,
@@ -152,7 +151,7 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
         report = RemoteReport(envid, "<m@x>", "mx.a.test", (gone,))
         carrier = make({"local": [BOB]}, reverse_path="", client="mx.a.test [192.0.2.7]")
         (claim,) = (await spool.accept(carrier)).claims
-        about = DeliveredReport(report, ("alice@example.test",))
+        about = (report, ("alice@example.test",))
         await spool.record(ClaimResult(claim, 9, {1: DELIVERED}, remote_report=about))
     await run_commands(spool, make)
     clock.advance(100 * 86400)
@@ -230,8 +229,8 @@ async def end_without_node(spool: SpoolEngine, make, clock, sql) -> None:
     number = int(sql("SELECT number FROM mail_root WHERE store = 'gone'"))
     sql(f"UPDATE entry SET store = {number} WHERE next_hop = 'local'")
     clock.advance(100 * 86400)
-    spool.maintenance.without_node.forget()
-    spool.maintenance.without_node.seen({number: "gone"}, now_s=-WITHOUT_NODE_S)
+    spool.maintenance.forget()
+    spool.maintenance.seen({number: "gone"}, now_s=-WITHOUT_NODE_S)
     assert await spool.maintenance.claim_without_node()
 
 

@@ -13,7 +13,7 @@ from relay.message.nexthop import NextHop
 from relay.message.outcome import Delivered, Evidence
 from relay.settings.postgres_url import parse_postgres_url
 from relay.spool.postgres import claims, maintenance
-from relay.spool.postgres.maintenance import WITHOUT_NODE_S, StoresWithoutNode
+from relay.spool.postgres.maintenance import WITHOUT_NODE_S
 from relay.spool.postgres.nodes import BEAT_S
 from relay.spool.postgres.server import connect
 from relay.spool.postgres.spool import PostgresSpool
@@ -286,12 +286,13 @@ async def test_two_stores_with_the_same_local_domain_split_its_mail(
     assert found("second", "a.test") == []
 
 
-async def test_a_store_is_logged_once_when_it_stays_without_a_node() -> None:
-    stores = StoresWithoutNode()
+async def test_a_store_is_logged_once_when_it_stays_without_a_node(
+    transport: PostgresSpool,
+) -> None:
     readings: list[dict[int, str]] = [{2: "a"}, {2: "a", 3: "b"}, {2: "a"}, {}, {2: "a"}]
     logged = []
     for now_s, found in enumerate(readings):
         with capture_logs() as lines:
-            stores.seen(found, now_s=now_s)
+            transport.maintenance.seen(found, now_s=now_s)
         logged.append([(one["log_level"], one["store"]) for one in lines])
     assert logged == [[], [("warning", "a")], [], [("info", "a")], []]

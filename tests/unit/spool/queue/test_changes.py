@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from relay.spool.shared.decisions import CommandTimes
 from relay.spool.shared.queue_admin import change
 from relay.spool.sqlite.writer import Batch
 from relay.spool.types import ClaimResult
@@ -41,8 +40,8 @@ async def test_the_number_of_statements_does_not_grow_with_that_of_entries(
         counts = []
         for order in OPERATIONS:
             counting = CountingBatch(batch)
-            times = CommandTimes(clock.queue_us(), clock.time_us())
-            done = change(counting, order, keys, engine=None, taken=(), times=times)
+            times = {"now_us": clock.queue_us(), "at_us": clock.time_us()}
+            done = change(counting, order, keys, engine=None, taken=(), **times)
             assert len(done.results) == len(keys)
             counts.append(counting.used.total())
         return counts

@@ -8,7 +8,7 @@ import pytest
 from relay.message.lifecycle import RecipientState
 from relay.message.nexthop import Destination, NextHop
 from relay.spool.queue_commands import CommandResult, QueueCommand
-from relay.spool.shared.decisions import ChangeResult, CommandTimes, decide
+from relay.spool.shared.decisions import ChangeResult, decide
 from relay.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries
 from relay.spool.types import RESTORED_US, EntryExtra, Key, Selector, extra_text
 from tests.support.operator import HOUR_US, command
@@ -39,7 +39,7 @@ def decided(
 ) -> tuple[ChangeResult, EntryChanges]:
     return decide(
         LoadedEntries(entries, **more), order, list(entries), taken=taken,
-        times=CommandTimes(NOW_US, NOW_US), planned=planned or {},
+        now_us=NOW_US, at_us=NOW_US, planned=planned or {},
     )  # fmt: skip
 
 
