@@ -137,6 +137,8 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
     """
 
     maintenance: SpoolMaintenance  # its periodic work
+    # what a development relay does with it; None of an engine that it never has
+    development: DevelopmentSpool | None = None
     _writer: GroupWriter
     find_queue_ids = reads(message_list.find_queue_ids)
     search = reads(message_list.search)
@@ -173,12 +175,6 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
         self.queue_admin = QueueAdmin(
             self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
         )
-
-    @property
-    @abstractmethod
-    def development(self) -> DevelopmentSpool | None:
-        """What a development relay does with it; None of an engine that it never has."""
-        ...
 
     @abstractmethod
     async def start(self, *, may_wait: bool = False) -> int:
@@ -324,6 +320,7 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
 
     async def _follow(self, command: QueueCommand) -> None:
         await self.receipts.follow(command)
+        self._tell(News.RECORDED | News.DUE | News.HOLDS)
 
     def shown_times(self) -> ShownTimes:
         """Return how times are shown now. A development relay removes captured mail by real time,

@@ -79,12 +79,10 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
-        self._names: Sequence[str] = ()  # of stores without a node
         self._since_s: dict[int, float] = {}  # by their numbers
         self._logged: set[str] = set()
         self._turns: list[int] = []  # those that are left of this walk
         self._after = FIRST_POSITION
-        self.heard = 0  # how often other nodes may have done something: at each beat, for one
 
     async def change(self, operation: Operation[T]) -> T:
         """SpoolMaintenance.change, in a transaction of its own."""
@@ -93,15 +91,6 @@ class PostgresMaintenance(SpoolMaintenance):
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SpoolMaintenance.take_over_some."""
         return take_over(transaction, now_us=now_us, at_us=at_us)
-
-    async def happened(self) -> tuple[int, int] | None:
-        """SpoolMaintenance.happened."""
-        return None if self._writer.fault else (self._writer.commits, self.heard)
-
-    @property
-    def stores_without_node(self) -> Sequence[str]:
-        """SpoolMaintenance.stores_without_node."""
-        return self._names
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """SpoolMaintenance.claim_without_node."""
@@ -123,13 +112,13 @@ class PostgresMaintenance(SpoolMaintenance):
         A store is logged at its second reading: a command has one.
         """
         self._since_s = {number: self._since_s.get(number, now_s) for number in found}
-        self._names = tuple(found.values())
+        self.stores_without_node = tuple(found.values())
         lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
         for name in sorted(lasting - self._logged):
             _log.warning("no node has a mail root for which mail waits", store=name)
-        for name in sorted(self._logged - set(self._names)):
+        for name in sorted(self._logged - set(self.stores_without_node)):
             _log.info("no mail waits for this mail root without a node any more", store=name)
-        self._logged = (self._logged | lasting) & set(self._names)
+        self._logged = (self._logged | lasting) & set(self.stores_without_node)
 
     def forget(self) -> None:
         """Begin once more: this node was away."""

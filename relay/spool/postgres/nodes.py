@@ -94,11 +94,6 @@ class ServerSession(Struct, frozen=True):
     begun: str
     timeline: str  # the identifier of the cluster, a slash, and its timeline
 
-    @property
-    def system(self) -> str:
-        """The identifier of the cluster."""
-        return self.timeline.partition("/")[0]
-
 
 class NodeIdentity(Struct, frozen=True):
     """Who a node is, apart from its incarnation."""
@@ -215,7 +210,7 @@ def end_session(tables: ConnectionTables, session: ServerSession) -> None:
 
     Raises SpoolUnavailableError if it has not gone in time.
     """
-    values = (_END_MS, session.pid, session.begun, session.system)
+    values = (_END_MS, session.pid, session.begun, session.timeline.partition("/")[0])
     ended = tables.fetch_one(_END, values)
     if ended is not None and not ended[0]:
         raise SpoolUnavailableError(f"the server has not ended its process {session.pid} in time")

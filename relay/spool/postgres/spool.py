@@ -32,7 +32,7 @@ from relay.spool.postgres.server import server_faults
 from relay.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
-from relay.spool.queue_commands import QueueCommand, ShownTimes
+from relay.spool.queue_commands import ShownTimes
 from relay.spool.shared import event_log
 from relay.spool.shared.accepted import CapturedMail
 from relay.spool.shared.columns import NO_EVENTS
@@ -168,11 +168,6 @@ class PostgresSpool(SpoolEngine):
         self._fault = str(error)
         self.on_lost(error)
 
-    @property
-    def development(self) -> None:
-        """SpoolEngine.development."""
-        return
-
     async def start(self, *, may_wait: bool = False) -> int:
         """SpoolEngine.start."""
         try:
@@ -200,10 +195,6 @@ class PostgresSpool(SpoolEngine):
         self._fault = ""
         return taken_over
 
-    async def _follow(self, command: QueueCommand) -> None:
-        await super()._follow(command)
-        self._tell(News.RECORDED | News.DUE | News.HOLDS)
-
     def is_of_other_store(self, domain: str) -> bool:
         """SpoolEngine.is_of_other_store: maybe, until they were read."""
         others = self._writer.other_domains
@@ -213,7 +204,6 @@ class PostgresSpool(SpoolEngine):
         return self.agreed()
 
     def _hear(self, news: News) -> None:
-        self.maintenance.heard += 1
         is_reading = self._reading_holds is not None and not self._reading_holds.done()
         if News.HOLDS in news and not is_reading:
             self._reading_holds = asyncio.create_task(self._read_holds(), name="spool-holds")

@@ -50,6 +50,9 @@ class ConnectionTables(Tables):
     A text of its values has U+FFFD in place of U+0000, also one that is looked for.
     """
 
+    next_hop = "coalesce(e.next_hop, nullif(r.next_hop, ''))"
+    entry_columns = ", store"
+
     def __init__(self, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
         self._loop = loop
         self.connection = connection
@@ -101,16 +104,6 @@ class ConnectionTables(Tables):
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Tables.among."""
         return f"{column} = ANY(?)", (list(values),)
-
-    @property
-    def next_hop(self) -> str:
-        """Tables.next_hop."""
-        return "coalesce(e.next_hop, nullif(r.next_hop, ''))"
-
-    @property
-    def entry_columns(self) -> str:
-        """Tables.entry_columns."""
-        return ", store"
 
     def begin_snapshot(self) -> None:
         """Tables.begin_snapshot."""

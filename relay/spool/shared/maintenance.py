@@ -42,6 +42,8 @@ class SpoolMaintenance(ABC):
     """
 
     scans = stats.SCANS
+    # those for which local mail waits while no living node has their mail root
+    stores_without_node: Sequence[str] = ()
 
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
         self._engine = engine
@@ -55,10 +57,9 @@ class SpoolMaintenance(ABC):
         """Release some claims of owners that do not live; return how many, 0 when none is left."""
         ...
 
-    @abstractmethod
     async def happened(self) -> Any:
         """Return what changes when any owner has committed; None where that is not known."""
-        ...
+        return None
 
     @abstractmethod
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
@@ -71,11 +72,6 @@ class SpoolMaintenance(ABC):
         be all that is left of a message is moved aside.
         """
         ...
-
-    @property
-    def stores_without_node(self) -> Sequence[str]:
-        """The stores for which local mail waits while no living node has their mail root."""
-        return ()
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """Claim some local mail of such stores that has expired, or whose delay is to be reported.

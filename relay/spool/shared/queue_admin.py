@@ -323,7 +323,7 @@ class QueueAdmin:
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         listed = answer.listing()
-        waiting = self._waiting(answer.command, keys)
+        waiting = self._take(answer.command, keys)
         rehearse = partial(
             _dry_run, command=answer.command, keys=keys, waiting=waiting,
             now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
@@ -377,17 +377,14 @@ class QueueAdmin:
             else:
                 await self._engine.discard(stored)
 
-    def _waiting(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
-        """Return what _take() would take."""
-        if self._delivery is None or command.operation is Operation.RETRY:
-            return frozenset()
-        return self._delivery.waiting_among(keys)
-
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
-        """Withdraw the claims that wait for an attempt; a retry does not need that."""
+        """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
+        them. A retry does not need that.
+        """
         if self._delivery is None or command.operation is Operation.RETRY:
             return frozenset()
-        return self._delivery.withdraw(keys)
+        take = self._delivery.waiting_among if command.dry_run else self._delivery.withdraw
+        return take(keys)
 
     def _follow_up(self, result: ChangeResult) -> None:
         """Run what follows a durable change."""

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -46,6 +46,10 @@ StoredContents = Sequence[StoredBodies]  # of some messages
 class Tables(Protocol):
     """Reads rows. Raises SpoolError."""
 
+    next_hop: ClassVar[str]  # of a recipient `r`, whose entry `e` may have ended: an expression
+    # of an entry, this engine's only, which are copied with it: each after a comma
+    entry_columns: ClassVar[str]
+
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return all rows of a query."""
         ...
@@ -65,18 +69,6 @@ class Tables(Protocol):
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Return a condition that holds where the column has one of these values, and the values
         for its marks.
-        """
-        ...
-
-    @property
-    def next_hop(self) -> str:
-        """The next hop of a recipient `r`, whose entry `e` may have ended: an expression."""
-        ...
-
-    @property
-    def entry_columns(self) -> str:
-        """The columns of an entry that are this engine's only and are copied with it, each after a
-        comma.
         """
         ...
 

@@ -94,6 +94,8 @@ class SqliteTables(Tables):
     """The Tables of a connection, by a cursor of it. Raises apsw's exceptions."""
 
     __slots__ = ("cursor",)
+    next_hop = "e.next_hop"
+    entry_columns = ""
 
     def __init__(self, cursor: apsw.Cursor) -> None:
         self.cursor = cursor
@@ -117,16 +119,6 @@ class SqliteTables(Tables):
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
         """Tables.among."""
         return f"{column} IN ({', '.join('?' * len(values))})", tuple(values)
-
-    @property
-    def next_hop(self) -> str:
-        """Tables.next_hop."""
-        return "e.next_hop"
-
-    @property
-    def entry_columns(self) -> str:
-        """Tables.entry_columns."""
-        return ""
 
     def begin_snapshot(self) -> None:
         """Tables.begin_snapshot."""

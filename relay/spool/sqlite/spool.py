@@ -161,13 +161,9 @@ class SqliteSpool(SpoolEngine):
         self.maintenance = Maintenance(
             self, self._writer, self._files, clock=clock, was_closed=self._last_commit.was_closed
         )
+        self.development = self.maintenance
         with translate_sqlite_errors(path):
             self.receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
-
-    @property
-    def development(self) -> Maintenance:
-        """SpoolEngine.development."""
-        return self.maintenance
 
     def _open(self) -> apsw.Connection:
         try:
@@ -221,9 +217,9 @@ class SqliteSpool(SpoolEngine):
         for reader in (self._counting, self._queries, self._delivery):
             reader.close()
         self._checking.shutdown(cancel_futures=True)
-        if not self._writer.is_open:  # the next start needs the record to know what is missing
+        if not self._writer.log.is_open:  # the next start needs the record to know what is missing
             return
-        self._writer.empty_log()
+        self._writer.log.empty()
         self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
         try:
             self._connection.close()
@@ -330,7 +326,7 @@ class SqliteSpool(SpoolEngine):
 
     def load(self) -> SpoolLoad:
         """SpoolEngine.load."""
-        failing, kept_bytes = self._writer.is_failing, self.reserve_file.missing_bytes
+        failing, kept_bytes = self._writer.log.is_failing, self.reserve_file.missing_bytes
         return replace(super().load(), is_failing=failing, kept_bytes=kept_bytes)
 
     def health(self) -> str:

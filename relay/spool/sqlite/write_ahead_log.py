@@ -386,8 +386,8 @@ class WriteAheadLog:
         self._last_commit = last_commit
         self._pages = self._pages_seen = 0
         self._is_blocked = False
-        self.is_failing = False
-        self.is_open = True
+        self.is_failing = False  # the last write to the disk did; it is tried again
+        self.is_open = True  # not where the spool could not be opened again
         connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
         connection.execute(f"PRAGMA journal_size_limit = {_BYTES_KEPT}")
 

@@ -109,7 +109,7 @@ class Writer(GroupWriter):
         opens them again.
         """
         super().__init__(clock, self._run)
-        self._log = log
+        self.log = log
         self._inline = inline
         self._crash = crash
         self._metrics = metrics
@@ -125,25 +125,11 @@ class Writer(GroupWriter):
         if not self._inline:
             self._thread.start()
 
-    @property
-    def is_failing(self) -> bool:
-        """Whether the last write to the disk failed; it is tried again from time to time."""
-        return self._log.is_failing
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection: none is where the spool could not be opened again."""
-        return self._log.is_open
-
     async def stop(self) -> None:
         """Write what waits, then end."""
         await super().stop()
         if self._timer is not None:
             self._timer.cancel()
-
-    def empty_log(self) -> None:
-        """Checkpoint the log before the connection of a stopped writer is closed."""
-        self._log.empty()
 
     def wake(self) -> None:
         """Let the writer look at the damage, which another thread has found."""
@@ -171,7 +157,7 @@ class Writer(GroupWriter):
         while batch := self._gather():
             with self.timed_commit():
                 self._write(batch)
-                self._log.checkpoint_if_grown(is_idle=False)
+                self.log.checkpoint_if_grown(is_idle=False)
 
     def _schedule_idle_work(self) -> None:
         """Without a thread: run the idle work later, as the waiting thread would."""
@@ -185,7 +171,7 @@ class Writer(GroupWriter):
             self._timer = None
         if not self._stopping:
             self._try_to_confirm_writable()
-            self._log.checkpoint_if_grown(is_idle=True)
+            self.log.checkpoint_if_grown(is_idle=True)
             self._damage.retry(self._open_again)
             self._schedule_idle_work()
 
@@ -193,7 +179,7 @@ class Writer(GroupWriter):
     def _idle_timeout_s(self) -> float | None:
         """When to work although nothing is to be committed; None for never."""
         times = [
-            one for one in (self._log.idle_timeout_s, self._damage.retry_in_s) if one is not None
+            one for one in (self.log.idle_timeout_s, self._damage.retry_in_s) if one is not None
         ]
         return min(times, default=None)
 
@@ -202,7 +188,7 @@ class Writer(GroupWriter):
             is_idle = not self._wake.acquire(timeout=self._idle_timeout_s)
             self._write_all()
             self._try_to_confirm_writable()
-            self._log.checkpoint_if_grown(is_idle=is_idle)
+            self.log.checkpoint_if_grown(is_idle=is_idle)
             self._damage.retry(self._open_again)
             if self._stopping and not self._jobs:
                 return
@@ -218,7 +204,7 @@ class Writer(GroupWriter):
         began = self._clock.real_s()
         self._rounds += 1
         try:
-            self._log.confirm_writable()
+            self.log.confirm_writable()
             answers = self._commit(batch)
         except SpoolFullError as error:
             if again:
@@ -227,7 +213,7 @@ class Writer(GroupWriter):
                     return
                 self._answer([(job.future, None, error) for job in batch])
                 return
-            self._log.shrink()
+            self.log.shrink()
             for job in batch:  # recording must not fail because accepting does
                 self._write([job], again=True)
             return
@@ -252,7 +238,7 @@ class Writer(GroupWriter):
     def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
         accepts = any(job.accepts for job in batch)
         with translate_sqlite_errors():
-            cursor = self._log.connection.cursor()
+            cursor = self.log.connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 shared = Batch(cursor)
@@ -265,9 +251,9 @@ class Writer(GroupWriter):
                 shared.write_counts()
                 if accepts:
                     self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
-                self._log.commit(cursor)
+                self.log.commit(cursor)
             except BaseException:
-                if self._log.connection.in_transaction:
+                if self.log.connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 self._try_to_confirm_writable()  # a caller that gets an error can rely on it
                 raise
@@ -283,25 +269,25 @@ class Writer(GroupWriter):
 
     def _open_again(self) -> None:
         """Replace the connections of the spool. Raises SpoolError; then there may be none."""
-        self._log.leave()
-        self._log = self._reopen()
+        self.log.leave()
+        self.log = self._reopen()
 
     def _rehearse(self, job: WaitingOperation) -> None:
         """Read and write the pages that an operation needs, and change nothing."""
         with translate_sqlite_errors():
-            cursor = self._log.connection.cursor()
+            cursor = self.log.connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 shared = Batch(cursor)
                 job.operation(shared)
                 shared.write_counts()
             finally:
-                if self._log.connection.in_transaction:
+                if self.log.connection.in_transaction:
                     cursor.execute("ROLLBACK")
 
     def _try_to_confirm_writable(self) -> None:
         with suppress(SpoolError):
-            self._log.confirm_writable()
+            self.log.confirm_writable()
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
         if self._inline:

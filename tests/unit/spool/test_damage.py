@@ -120,7 +120,7 @@ async def test_after_a_short_eio_the_spool_works_again_with_the_same_claims(
 ) -> None:
     claims = await claims_of(spool, make)
     if suffix == ".sqlite":
-        spool._writer._log.shrink()  # else nothing is read there
+        spool._writer.log.shrink()  # else nothing is read there
     for fault in faults:
         disk.refuses(fault, suffix=suffix)
     await until_damaged(spool)
@@ -270,7 +270,7 @@ async def test_a_page_that_stays_damaged_keeps_the_spool_damaged(spool, path, ma
     claims = await claims_of(spool, make)
     for number in range(MESSAGES):
         await spool.accept(make(), submission_key=f"draft.{number}")
-    spool._writer._log.shrink()
+    spool._writer.log.shrink()
     root = spool._connection.execute(
         "SELECT rootpage FROM sqlite_schema WHERE name = 'submission'"
     ).get

@@ -289,7 +289,7 @@ async def test_a_kill_after_the_log_was_emptied_is_not_damage(
     spool = open_spool(path)
     await spool.start()
     await fill(spool, make)
-    spool._writer._log.shrink()
+    spool._writer.log.shrink()
     assert log_of(path).stat().st_size == 0
     left = copied(path, tmp_path / "left")
     await spool.stop()
@@ -306,7 +306,7 @@ async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
     spool = open_spool(path)
     await spool.start()
     names = await fill(spool, make, 3)
-    spool._writer._log.shrink()
+    spool._writer.log.shrink()
     await spool.stop()
     assert "".join(capfd.readouterr()).count("last commit not noted") == 1
     assert await listed(open_spool, path) == names
