@@ -53,8 +53,8 @@ def open(  # noqa: A001 - called as spool.open()
 
     With `delivers_captured` captured mail is queued like other mail, and is captured once an
     attempt has that outcome; otherwise when it is accepted. Without `holds_store` the mail root of
-    `mailboxes.store` is that of another node of the spool, which claims all local mail. `alone` is
-    for a block of SpoolStorage.restored().
+    `mailboxes.store` is that of another node of the spool, which claims all local mail. With `alone`
+    the caller is in a block of SpoolStorage.restored(), which keeps all other nodes away.
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
     if not settings.spool.is_file:
@@ -101,8 +101,8 @@ def load_engine(settings: "Settings") -> None:
 def storage(
     settings: "Settings", *, as_owner: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> "SpoolStorage":
-    """Return the stored form of the spool; nothing is opened. A server is asked in a block of
-    `as_owner`, which works as the user of the service.
+    """Return the stored form of the spool; nothing is opened. `as_owner` is a context in which the
+    process works as the user of the service. A server is asked in it.
     """
     if not settings.spool.is_file:
         from relay.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
@@ -117,8 +117,8 @@ def storage(
 
 
 def left_behind(settings: "Settings") -> str:
-    """Return what keeps a queue on a server from being used: the entries that wait in a file of
-    state_dir; or "". Raises SpoolError.
+    """Return why a queue on a server cannot be used: entries wait in a file of state_dir. Return
+    "" if none do. Raises SpoolError.
     """
     if settings.spool.is_file or not settings.spool_file.exists():
         return ""

@@ -530,9 +530,9 @@ class SpoolStorage(Protocol):
         ...
 
     def restored(self, folder: Path) -> AbstractContextManager[None]:
-        """Put in place, where there is no spool, what back_up() wrote into `folder`. No node but
-        one that is opened as `alone` can join before the end of the block; after an error in it the
-        tables of a database are removed again.
+        """Put in place, where there is no spool, what back_up() wrote into `folder`. Until the
+        end of the block no node can join, except one that is opened with `alone`. After an error in
+        the block the tables of a database are removed again.
 
         Raises SpoolNotEmptyError, SpoolInUseError while a node lives, and FileNotFoundError for the
         copy of another kind of spool.

@@ -76,8 +76,8 @@ class DueQuery(Struct, frozen=True):
     """Which due entries of a priority level are wanted.
 
     Without `next_hop` and `sender`: all, oldest due first. With `sender`: those of one sender. With
-    `next_hop`: those for one next hop, round robin among its senders. What was asked for is not
-    skipped.
+    `next_hop`: those for one next hop, round robin among its senders. An entry that was
+    asked for by its sender or next hop is not skipped.
     """
 
     level: PriorityLevel = PriorityLevel.NORMAL  # the priority level
@@ -578,8 +578,8 @@ class Spool(Protocol):
         ...
 
     def may_finish(self, claim: Claim) -> bool:
-        """Whether an attempt of a claim may still go as far as to hand the message over: no other
-        node has the claim.
+        """Whether an attempt may still hand the message over. It may not once another node can have
+        the claim.
         """
         ...
 

@@ -104,7 +104,8 @@ def claim_due(
     continue: this is in the log, in the journey and in the queue list.
     """
     if look.next_hop is None:
-        keys, seen = _scan_level(transaction, look, now_us=now_us, limit=limit)
+        rows = _due_rows(transaction, look, now_us=now_us, limit=limit)
+        keys, seen = scan_level(rows, look, limit=limit)
     else:
         keys, seen = _scan_next_hop(transaction, look, look.next_hop, now_us=now_us, limit=limit)
     if not keys:
@@ -168,13 +169,6 @@ def dead_owners(tables: ConnectionTables) -> Sequence[Sequence[Any]]:
     for each that dies.
     """
     return tables.fetch(_DEAD_OWNERS)
-
-
-def _scan_level(
-    transaction: WriteTransaction, look: DueQuery, *, now_us: int, limit: int
-) -> tuple[list[Key], DueBatch]:
-    rows = _due_rows(transaction, look, now_us=now_us, limit=limit)
-    return scan_level(rows, look, limit=limit)
 
 
 def _due_rows(

@@ -77,24 +77,15 @@ _TEXTS = {
     "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
     "0A000": "the server does not support what the spool needs",
 }
+_UNAVAILABLE = (
+    "26000", "42P05", "3D000", "42501", "3F", "08", "25", "28", "40", "53", "55", "57", "58",
+)  # fmt: skip
 _KINDS: Mapping[str, type[SpoolError]] = {
+    **dict.fromkeys(_UNAVAILABLE, SpoolUnavailableError),
     "53100": SpoolFullError,
     "XX001": SpoolDamagedError,
     "XX002": SpoolDamagedError,
-    "3D000": SpoolUnavailableError,
-    "42501": SpoolUnavailableError,
-    "26000": SpoolUnavailableError,
-    "42P05": SpoolUnavailableError,
-    "3F": SpoolUnavailableError,
     "42": SpoolFormatError,  # no such table or column, or one of another type
-    "08": SpoolUnavailableError,
-    "25": SpoolUnavailableError,
-    "28": SpoolUnavailableError,
-    "40": SpoolUnavailableError,
-    "53": SpoolUnavailableError,
-    "55": SpoolUnavailableError,
-    "57": SpoolUnavailableError,
-    "58": SpoolUnavailableError,
 }
 
 

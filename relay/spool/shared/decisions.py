@@ -367,7 +367,7 @@ class _EntryChanger:
         check_transition(facts.state, RecipientState.CANCELLED)
         self.changes.held_by_rules[facts.rule] -= 1
         self.changes.ended.append(key)
-        self._recipients_to(key, RecipientState.CANCELLED)
+        self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
         self._work.ended[key] = facts.content_id
         detail = self._record(key)
         if self._order.bounce:
@@ -383,7 +383,7 @@ class _EntryChanger:
         if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
             self.changes.next_hops.append((onward[0].next_hop.key, *key))
-            self._note_choice(key, facts, onward[0])
+            self._change_extra(key, facts, chosen=onward[0].chosen)
             self._arrive(key, facts, onward[0], retry_us=retry_us)
             apart = onward[1:]
         else:
@@ -425,7 +425,7 @@ class _EntryChanger:
         self._last_numbers[message_id] = (entry + 1, recipient)
         made = (message_id, entry + 1)
         self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
-        self._note_choice(made, facts, to)
+        self._change_extra(made, facts, chosen=to.chosen)
         return made
 
     def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:
@@ -434,10 +434,6 @@ class _EntryChanger:
         self._last_numbers[message_id] = (self._last_numbers[message_id][0], number)
         row = recipient_row(message_id, recipient, entry=entry, number=number)
         self.changes.added.append(row)
-
-    def _note_choice(self, key: Key, facts: EntryFacts, to: Destination) -> None:
-        """Record whether the new next hop of an entry was chosen, or follows from the routes."""
-        self._change_extra(key, facts, chosen=to.chosen)
 
     def _change_extra(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
         """Change the EntryExtra of an entry, or of one that is made of it."""
@@ -463,7 +459,7 @@ class _EntryChanger:
             facts, is_restored = self._with_end(key, facts), False
         if after is not facts.state:
             check_transition(facts.state, after)
-            self._recipients_to(key, after)
+            self.changes.states.setdefault(after, []).append(key)
             if facts.state is RecipientState.HELD:
                 if facts.rule:
                     facts = self._with_lifetime(key, facts)
@@ -476,9 +472,6 @@ class _EntryChanger:
         self.changes.extras.setdefault(key, facts.extra_text)
         self.changes.waiting[key] = (after, retry_us, look)
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
-
-    def _recipients_to(self, key: Key, after: RecipientState) -> None:
-        self.changes.states.setdefault(after, []).append(key)
 
     def _put_back(self, key: Key, facts: EntryFacts) -> None:
         """Release a claim that was withdrawn, of an entry that is due as before."""

@@ -118,7 +118,7 @@ _END = (
     "UPDATE entry SET state = 'final', claimed = 0, epoch = epoch + 1, retry_us = NULL,"
     " due_us = NULL, warn_us = NULL WHERE message_id = ? AND number = ?"
 )
-_PUT_BACK = (
+PUT_BACK = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"
     " WHERE message_id = ? AND number = ? AND claimed = 1 AND state <> 'final'"
 )
@@ -523,7 +523,7 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges) -> int:
         (_WAIT, waiting),
         (_SET_DUE, changes.due),
         (_END, changes.ended),
-        (_PUT_BACK, changes.put_back),
+        (PUT_BACK, changes.put_back),
         (_SET_EXTRA, [(text, *key) for key, text in changes.extras.items()]),
         (_EXPIRE_AT, [(expires_us, one) for one, expires_us in changes.expiries.items()]),
     )
@@ -535,11 +535,6 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges) -> int:
     for message_id, event in changes.events.items():
         transaction.append_events(message_id, [event])
     return cancelled
-
-
-def put_back(transaction: OpenTransaction, keys: Collection[Key]) -> None:
-    """Release claims that were withdrawn for an operation that was not done."""
-    transaction.execute_each(_PUT_BACK, keys)
 
 
 def _facts(row: Sequence[Any]) -> EntryFacts:

@@ -51,11 +51,11 @@ from relay.spool.shared.decisions import (
     in_flight_note,
 )
 from relay.spool.shared.entries import (
+    PUT_BACK,
     EntryListBuilder,
     EntrySelection,
     like,
     load_entries,
-    put_back,
     store_changes,
     to_be_planned,
 )
@@ -268,7 +268,7 @@ class QueueAdmin:
         self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
-        """Return entries that are not final, oldest first; of all but ids, those behind `after`."""
+        """Return live entries, oldest first. Without ids they begin behind `after`."""
         selection = EntrySelection(
             selector, now_us=self._clock.queue_us(), keys_at_once=2 * limit, after=after
         )
@@ -572,8 +572,9 @@ def _in_flight(node: str) -> dict[str, str]:
 
 
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
+    """Release claims that were withdrawn for an operation that was not done."""
     elsewhere = engine.elsewhere(transaction, keys)  # these were taken over since
-    put_back(transaction, [key for key in keys if key not in elsewhere])
+    transaction.execute_each(PUT_BACK, [key for key in keys if key not in elsewhere])
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:

@@ -82,7 +82,7 @@ class Tables(Protocol):
             self.end_snapshot()
 
     def begin_snapshot(self) -> None:
-        """From now on all queries read the same state, also those of later calls."""
+        """From now on all queries read the same state, until end_snapshot()."""
         ...
 
     def end_snapshot(self) -> None:
@@ -190,8 +190,9 @@ class QueueEngine(Protocol):
     def entries_ended(
         self, transaction: OpenTransaction, ended: Mapping[Key, ContentKey]
     ) -> Leftovers:
-        """Remove contents that no entry in the queue needs any more. The entries here are final
-        since this transaction, and listed: an engine that keeps none of these removes them.
+        """Remove contents that no entry in the queue needs any more. `ended` has the entries that
+        are final since this transaction, with their contents. An engine that keeps no final entries
+        removes them.
         """
         ...
 

@@ -86,7 +86,7 @@ async def test_a_report_survives_the_end_of_the_process_between_two_transactions
     await again.stop()
 
 
-@pytest.mark.parametrize("parked", ["held", "captured"])
+@pytest.mark.parametrize("kept", ["held", "captured"])
 async def test_a_report_that_nobody_attempts_ends_at_its_time(
     delivery, monkeypatch, kept: str
 ) -> None:
