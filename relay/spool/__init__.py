@@ -53,8 +53,8 @@ def open(  # noqa: A001 - called as spool.open()
 
     With `delivers_captured` captured mail is queued like other mail, and is captured once an
     attempt has that outcome; otherwise when it is accepted. Without `holds_store` the mail root of
-    `mailboxes.store` is that of another node of the spool, which claims all local mail. With `alone`
-    the caller is in a block of SpoolStorage.restored(), which keeps all other nodes away.
+    `mailboxes.store` is that of another node of the spool, which claims all local mail. With
+    `alone` the caller is in a block of SpoolStorage.restored(), which keeps all other nodes away.
     Only the holder of the owner lock may call it. Raises SpoolError.
     """
     if not settings.spool.is_file:
