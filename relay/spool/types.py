@@ -420,7 +420,7 @@ class ClaimResult(Struct, frozen=True):
     goes_on: bool = False  # only these recipients are recorded; the claim stays open for the others
     # with `goes_on`, by number: recipients of which the sender is owed a report at the end
     owed: Collection[int] = ()
-    pays: bool = False  # `reports` has what was owed
+    pays: bool = False  # `reports` has the reports that were owed
     ends_warning: bool = False  # no entry of the message has a delay warning any more
 
 

@@ -407,7 +407,7 @@ class WriteConnection(GroupWriter):
         waiting = self._without_expired(waiting, lost)
         with suppress(SpoolError):  # else when the connection is back once more
             self._release_unanswered(self._tables())
-        # Without answers it was not sent: what was found is of an operation that was lost twice.
+        # Without answers the commit was not sent. The number is then of one that was lost before.
         if lost.answers and self._found == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return

@@ -173,7 +173,7 @@ def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
 
 
 def held_by_restore(tables: Tables, keys: Sequence[Key]) -> list[Key]:
-    """Return which of these restored entries a release of what was restored lets go."""
+    """Return which of these entries a release with --restored releases."""
     release = QueueCommand(Operation.RELEASE, Selector(restored=True), who="")
     loaded = load_entries(tables, release, keys)
     return [key for key in keys if key in loaded.facts and not _held_before(loaded, release, key)]

@@ -428,8 +428,8 @@ class EntryFacts(Struct, frozen=True):
         return self.extra.rule if self.extra is not None and is_held else ""
 
     def is_held_by(self, to: Destination) -> bool:
-        """Whether the routes hold it at this next hop: not what was released before, and not what
-        an operator sends there who has seen it captured.
+        """Whether the routes hold it at this next hop. They do not hold it if it was released
+        before, nor if it is captured: an operator has seen it then.
         """
         if not to.held or self.state not in (RecipientState.QUEUED, RecipientState.DEFERRED):
             return False

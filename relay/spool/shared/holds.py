@@ -303,9 +303,9 @@ def _is_held(extra: EntryExtra) -> bool:
 
 
 def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMessage:
-    """Return a message, in the transaction that accepts it, as the holds of domains are now: what
-    none holds any more is released. Until the end of this transaction `lock` keeps those that hold
-    it as they are.
+    """Return a message, in the transaction that accepts it, as the hold rules are now: an entry
+    that no rule holds any more is released. With `lock`, an end of SELECT, nobody changes the rules
+    that hold it before this transaction ends.
     """
     if not is_held_as_it_comes((message,)):  # nearly always
         return message

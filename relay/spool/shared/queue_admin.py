@@ -113,8 +113,8 @@ class CancelReports:
     async def plan(
         self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
     ) -> PlannedReports:
-        """Write the reports about those of these entries that need a plan; those that delivery has,
-        but for `taken`, are left out. Raises SpoolError.
+        """Write the reports about those of these entries that need a plan. Entries that delivery
+        has are left out, unless they are in `taken`. Raises SpoolError.
         """
         claims, epochs = await self._engine.read(
             lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)

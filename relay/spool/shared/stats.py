@@ -187,8 +187,8 @@ def copied(tables: Tables) -> dict[str, Any]:
 
 
 def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
-    """Return the JSON of `queue stats`, from one snapshot; from index pages only, but for the last
-    replies.
+    """Return the JSON of `queue stats`, from one snapshot. All but the last replies is read from
+    index pages alone.
 
     `now_us` is queue time, `offset_us` how far the wall clock is ahead of it. `recipients` is from
     the counters. `due` entries could be attempted now; entries that delivery holds are not among

@@ -165,7 +165,7 @@ class LastCommit:
 
 
 def read_recorded(database: Path) -> RecordedCommit | None:
-    """Return what was recorded; None where nothing was.
+    """Return the last commit that was recorded, None without a record.
 
     A record without its line, left by a power loss, belongs to a database that has its tables.
     """
