@@ -79,6 +79,7 @@ class PostgresMaintenance(SpoolMaintenance):
         super().__init__(engine, clock)
         self._writer = writer
         self._bodies = bodies
+        self.heard = 0  # how often other nodes may have done something: at each beat, for one
         self._since_s: dict[int, float] = {}  # by their numbers
         self._logged: set[str] = set()
         self._turns: list[int] = []  # those that are left of this walk
@@ -91,6 +92,10 @@ class PostgresMaintenance(SpoolMaintenance):
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SpoolMaintenance.take_over_some."""
         return take_over(transaction, now_us=now_us, at_us=at_us)
+
+    async def happened(self) -> tuple[int, int] | None:
+        """SpoolMaintenance.happened."""
+        return None if self._writer.fault else (self._writer.commits, self.heard)
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """SpoolMaintenance.claim_without_node."""

@@ -204,6 +204,7 @@ class PostgresSpool(SpoolEngine):
         return self.agreed()
 
     def _hear(self, news: News) -> None:
+        self.maintenance.heard += 1
         is_reading = self._reading_holds is not None and not self._reading_holds.done()
         if News.HOLDS in news and not is_reading:
             self._reading_holds = asyncio.create_task(self._read_holds(), name="spool-holds")

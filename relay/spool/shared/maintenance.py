@@ -57,9 +57,10 @@ class SpoolMaintenance(ABC):
         """Release some claims of owners that do not live; return how many, 0 when none is left."""
         ...
 
+    @abstractmethod
     async def happened(self) -> Any:
         """Return what changes when any owner has committed; None where that is not known."""
-        return None
+        ...
 
     @abstractmethod
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:

@@ -273,7 +273,7 @@ async def test_an_interrupted_checkpoint_needs_its_log(
     killed: Path, open_spool, tmp_path: Path
 ) -> None:
     """The database may have the newest commit number without all pages of these commits."""
-    count = LastCommit(killed, read_recorded(killed).number, crash=CrashPoints())
+    count = LastCommit(killed, read_recorded(killed)[0], crash=CrashPoints())
     count.checkpoint_begins()
     whole = copied(killed, tmp_path / "whole")
     with closing(apsw.Connection(str(killed))) as connection:
