@@ -140,6 +140,7 @@ async def test_a_message_is_removed_in_any_state_unless_delivery_has_it(
 ) -> None:
     captured = (await spool.accept(make({"capture": ["x@a.test", "y@a.test"]}))).queue_id
     assert await development.accepted_ids() == {captured}
+    assert await development.accepted_ids() is await development.accepted_ids(), "nothing happened"
     assert await development.addresses([captured, "0" * 16]) == {captured: ["x@a.test", "y@a.test"]}
     (claim,) = (await spool.accept(make())).claims
     assert await development.accepted_ids() == {captured, claim.message.id}

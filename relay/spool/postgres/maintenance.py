@@ -80,8 +80,8 @@ class PostgresMaintenance(SpoolMaintenance):
         self._writer = writer
         self._bodies = bodies
         self.heard = 0  # how often other nodes may have done something: at each beat, for one
-        self._since_s: dict[int, float] = {}  # by their numbers
-        self._logged: set[str] = set()
+        self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
+        self._logged: set[str] = set()  # their names
         self._turns: list[int] = []  # those that are left of this walk
         self._after = FIRST_POSITION
 

@@ -128,6 +128,7 @@ class Maintenance(SpoolMaintenance):
         self._writer = writer
         self._files = files
         self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
+        self._accepted: tuple[object, frozenset[str]] = None, frozenset()  # see accepted_ids()
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
         """SpoolMaintenance.take_over_some."""
@@ -163,8 +164,16 @@ class Maintenance(SpoolMaintenance):
 
     async def accepted_ids(self) -> frozenset[str]:
         """DevelopmentSpool.accepted_ids."""
-        sql = "SELECT id FROM message WHERE source <> 'report'"
-        return frozenset(one for (one,) in await self._engine.read(lambda t: t.fetch(sql)))
+        self._accepted = await self._engine.read(self._accepted_now)
+        return self._accepted[1]
+
+    def _accepted_now(self, tables: Any) -> tuple[object, frozenset[str]]:
+        """Return the ids, and when they were those: as long as nothing is committed."""
+        now = _data_version(tables)
+        if now == self._accepted[0]:
+            return self._accepted
+        rows = tables.fetch("SELECT id FROM message WHERE source <> 'report'")
+        return now, frozenset(one for (one,) in rows)
 
     async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """DevelopmentSpool.addresses."""
