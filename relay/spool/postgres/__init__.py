@@ -15,9 +15,9 @@ Commits:
 
 Nodes:
 
-- `nodes`: which nodes there are; the lease of a node and its claims: when it counts as dead
+- `nodes`: which nodes there are; the lease of a node and its claims: when it counts as dead;
+  whether all nodes have the same rules, routes and keys
 - `keeper`: beats, takes over from dead nodes, wakes others
-- `agreement`: whether all nodes have the same rules, routes and keys
 
 Care:
 

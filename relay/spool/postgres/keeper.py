@@ -18,16 +18,20 @@ from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
 from relay.spool.engine import News
-from relay.spool.postgres.agreement import (
-    AgreedParts,
-    differences,
-    exchange_domains,
-    read_salt,
-    salted,
-)
 from relay.spool.postgres.claims import dead_owners
 from relay.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
-from relay.spool.postgres.nodes import BEAT_S, STATES, NodeRow, Watch, beat, declare_dead
+from relay.spool.postgres.nodes import (
+    BEAT_S,
+    STATES,
+    AgreedParts,
+    NodeRow,
+    Watch,
+    beat,
+    declare_dead,
+    differences,
+    exchange_domains,
+    salted,
+)
 from relay.spool.postgres.server import connect, translate_postgres_errors
 from relay.spool.postgres.transactions import WriteTransaction
 from relay.spool.postgres.writer import WriteConnection
@@ -146,7 +150,7 @@ class NodeKeeper:
         """Return the digests of the parts, which are made where a part has changed."""
         parts = self._agreed()
         if parts != self._said:
-            self._salt = self._salt or await self._writer.submit(read_salt, alone=True)
+            self._salt = self._salt or await self._writer.submit(_read_salt, alone=True)
             self._digests = await asyncio.to_thread(salted, parts, self._salt)
             self._said = parts
         return self._digests
@@ -216,6 +220,12 @@ class NodeKeeper:
         connection, pid, _, text = message
         if pid != connection.get_server_pid():
             self._on_news(News(int(text)))
+
+
+def _read_salt(transaction: WriteTransaction) -> str:
+    """Return the salt of this spool."""
+    transaction.has_changed = False
+    return str(transaction.fetch_one("SELECT value FROM salt")[0])
 
 
 def _say_deaf(fault: RepeatedError, error: SpoolError) -> None:

@@ -8,18 +8,26 @@ lives again: a node that wakes up joins as another incarnation.
 All nodes hold an advisory lock together, so that a Relay that wants the spool for itself can take
 it alone. The session of a node's write connection is in its row: a session that was lost may still
 be committing, so its successor ends it first, and waits until it has gone.
+
+What must be equal on all nodes, such as rules, routes and keys, has a digest of each part in the
+row of each node. Some parts are made of secrets that a person may have chosen, so that the digests
+must be costly to try out: they are made by scrypt, with a salt that only this spool has. Two stores
+must not have the same local domain.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from hashlib import scrypt
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
 from relay.observe.logs import get_logger
+from relay.spool.engine import LOCAL_DOMAINS
 from relay.spool.postgres.tables import ConnectionTables
 from relay.spool.shared.tables import Tables
 from relay.spool.types import NodeNameError, SpoolInUseError, SpoolUnavailableError
@@ -84,6 +92,17 @@ SELECT name, state, version, store, since_us, greatest(0, {WALL} - beat_us), inc
     (SELECT count(*) FROM entry WHERE claimed = 1 AND owner = incarnation)
 FROM node ORDER BY state <> 'alive', incarnation DESC LIMIT {NODES_MAX}"""
 _JUMP = "SELECT setval('event_number', ?) FROM event_number WHERE last_value < ?"
+AgreedParts = Callable[[], Mapping[str, str]]
+_DIGEST_BYTES = 12  # enough to tell two apart
+_COST = 1 << 13  # 8 MiB, and about 25 ms for each part
+_BLOCKS = 8
+_MEMORY_MAX = 64 << 20
+_NAMED_MAX = 3
+_SET_DOMAINS = "UPDATE mail_root SET domains = ? WHERE store = ? AND domains <> ?"
+_OTHERS = (
+    "SELECT r.store, r.domains FROM mail_root r WHERE r.store <> ? AND EXISTS ("
+    " SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0) ORDER BY r.store"
+)
 _log = get_logger("spool")
 
 
@@ -116,7 +135,7 @@ class NodeRow(Struct, frozen=True):
     identity: NodeIdentity
     since_us: int  # when it joined, by the wall
     session: ServerSession  # of its write connection
-    digests: str = ""  # of what must be equal on all nodes: see agreement.py
+    digests: str = ""  # of what must be equal on all nodes: see salted()
 
     @property
     def is_alive(self) -> bool:
@@ -391,3 +410,88 @@ class Watch:
         }
         self._since_s = {key: self._since_s.get(key, now_s) for key in alive}
         return [alive[key] for key, since_s in self._since_s.items() if now_s - since_s >= DEAD_S]
+
+
+def exchange_domains(
+    tables: ConnectionTables, identity: NodeIdentity, parts: Mapping[str, str]
+) -> frozenset[str]:
+    """Record the local domains of a node that holds its mail root, if they were others before;
+    return other_domains().
+    """
+    own = parts.get(LOCAL_DOMAINS.format(identity.store))
+    if own is not None and identity.holds_store:
+        tables.execute(_SET_DOMAINS, (own, identity.store, own))
+    return other_domains(tables, identity.store)
+
+
+def other_domains(tables: ConnectionTables, store: str) -> frozenset[str]:
+    """Return the local domains of all other mail roots, also of nodes that do not live."""
+    found = tables.fetch("SELECT domains FROM mail_root WHERE store <> ?", (store,))
+    return frozenset(domain for row in found for domain in row[0].split())
+
+
+def salted(parts: Mapping[str, str], salt: str) -> str:
+    """Return the text of a node's row: the digests of parts by their names. Takes a moment."""
+    digests = {
+        name: scrypt(
+            value.encode(), salt=f"{salt}/{name}".encode(), n=_COST, r=_BLOCKS, p=1,
+            maxmem=_MEMORY_MAX, dklen=_DIGEST_BYTES,
+        ).hex()
+        for name, value in parts.items()
+    }  # fmt: skip
+    return msgspec.json.encode(digests, order="sorted").decode()
+
+
+def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
+    """Return what differs between which nodes that live: a sentence for each part. A node that has
+    not said yet, and a part that only one knows, differ from none.
+    """
+    found: dict[str, dict[str, list[str]]] = {}  # by part and digest, the names of nodes
+    for row in rows:
+        if row.is_alive and row.digests:
+            digests = msgspec.json.decode(row.digests, type=dict[str, str])
+            for part, digest in digests.items():
+                found.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
+    return [
+        f"{part}: not the same at {_groups(names.values())}"
+        for part, names in sorted(found.items())
+        if len(names) > 1
+    ]
+
+
+def split_domains(tables: ConnectionTables, store: str, domains: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each other store of a living node that has some of these domains."""
+    for other, theirs in map(tuple, tables.fetch(_OTHERS, (store,))):
+        if both := sorted(set(domains) & set(theirs.split())):
+            more = len(both) - _NAMED_MAX
+            names = ", ".join([*both[:_NAMED_MAX], *([f"{more} more"] if more > 0 else [])])
+            noun = "local domain" if len(both) == 1 else "local domains"
+            yield (
+                f'the stores "{store}" and "{other}" have the same {noun} {names}: each message'
+                " goes to the store of the node that accepts it"
+            )
+
+
+def node_warnings(rows: Sequence[NodeRow]) -> Sequence[str]:
+    """Return what `relay check` says of the nodes that live."""
+    versions = _several_versions(rows)
+    return [
+        *(f"nodes differ in what must be equal: {one}" for one in differences(rows)),
+        *([f"nodes have several versions ({versions}): bring all to the newest"] * bool(versions)),
+    ]
+
+
+def _several_versions(rows: Iterable[NodeRow]) -> str:
+    """Return which versions the nodes that live have, "" if it is one."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.is_alive:
+            found.setdefault(row.identity.version, []).append(row.identity.name)
+    if len(found) < 2:
+        return ""
+    return "; ".join(f"{', '.join(names)}: {version}" for version, names in sorted(found.items()))
+
+
+def _groups(groups: Iterable[Sequence[str]]) -> str:
+    """Return names of nodes, of which those with a comma between them are equal."""
+    return " and at ".join(", ".join(one) for one in sorted(sorted(one) for one in groups))

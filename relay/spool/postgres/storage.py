@@ -70,14 +70,14 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.warnings."""
 
         def found(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.spool.postgres import agreement, nodes, schema  # noqa: PLC0415 - see above
+            from relay.spool.postgres import nodes, schema  # noqa: PLC0415 - see above
             from relay.spool.postgres.maintenance import stores_without_node  # noqa: PLC0415
 
             if not schema.tables_there(tables):
                 return ()
             without_node = map(without_node_text, stores_without_node(tables).values())
-            split = agreement.split_domains(tables, self._store, self._domains)
-            return [*without_node, *split, *agreement.node_warnings(nodes.read_nodes(tables))]
+            split = nodes.split_domains(tables, self._store, self._domains)
+            return [*without_node, *split, *nodes.node_warnings(nodes.read_nodes(tables))]
 
         return self._ask(found)
 
@@ -93,7 +93,7 @@ class PostgresStorage(SpoolStorage):
 
     def other_domains(self) -> Sequence[str]:
         """SpoolStorage.other_domains."""
-        from relay.spool.postgres.agreement import other_domains  # noqa: PLC0415 - see above
+        from relay.spool.postgres.nodes import other_domains  # noqa: PLC0415 - see above
 
         return self._ask(lambda tables: sorted(other_domains(tables, self._store)))
 

@@ -25,7 +25,6 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.observe.logs import RepeatedError, get_logger
 from relay.observe.metrics import Metrics
 from relay.settings.postgres_url import ServerOptions
-from relay.spool.postgres.agreement import other_domains
 from relay.spool.postgres.claims import release_claims
 from relay.spool.postgres.nodes import (
     DEAD_S,
@@ -38,6 +37,7 @@ from relay.spool.postgres.nodes import (
     leave,
     lock_shared,
     namesakes,
+    other_domains,
     return_to,
     still_alive,
     stores_of,

@@ -6,8 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from relay.spool.postgres.agreement import differences, node_warnings, salted
-from relay.spool.postgres.nodes import NodeIdentity, NodeRow, ServerSession
+from relay.spool.postgres.nodes import (
+    NodeIdentity,
+    NodeRow,
+    ServerSession,
+    differences,
+    node_warnings,
+    salted,
+)
 from relay.spool.postgres.spool import PostgresSpool
 from relay.spool.postgres.storage import PostgresStorage
 from tests.support.postgres import PostgresServer, database_of
