@@ -237,7 +237,7 @@ def accept(
     first = messages[0]
     answer = None
     if reads_first(first, receipt):
-        answer = decided_before(transaction, first, submission_key, receipt)
+        answer = decided_before(transaction, first, submission_key=submission_key, receipt=receipt)
     if answer is not None:
         return answer
     if submission_key:

@@ -82,6 +82,7 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
 def decided_before(
     transaction: OpenTransaction,
     message: NewMessage,
+    *,
     submission_key: str,
     receipt: SentReceipt | None,
 ) -> Accepted | HoldsFullError | None:

@@ -158,7 +158,8 @@ def record_beside(
         note_unanswered(transaction, claim.key, claim_result.unanswered)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
     if claim_result.remote_report is not None:
-        join_report(transaction, claim_result, *claim_result.remote_report)
+        report, to = claim_result.remote_report
+        join_report(transaction, claim_result, report, to=to)
 
 
 def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:
@@ -205,7 +206,11 @@ def _state_after(outcome: Outcome) -> RecipientState:
 
 
 def join_report(
-    transaction: OpenTransaction, claim_result: ClaimResult, report: RemoteReport, to: Sequence[str]
+    transaction: OpenTransaction,
+    claim_result: ClaimResult,
+    report: RemoteReport,
+    *,
+    to: Sequence[str],
 ) -> None:
     """Append what a report claims to the journey of its original, if that is here.
 

@@ -135,7 +135,8 @@ def accept(
     where rules would hold more entries than they may. `files` are those of each message.
     """
     first = messages[0]
-    if (answer := decided_before(batch, first, submission_key, receipt)) is not None:
+    answer = decided_before(batch, first, submission_key=submission_key, receipt=receipt)
+    if answer is not None:
         return answer
     if submission_key:
         row = (submission_key, first.facts.id, submission_expires_us)
