@@ -59,7 +59,7 @@ class ForgetfulDisk:
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._top = self._folder.stat().st_ino
-        self.record()
+        self.settle()
         os.fsync = self._synced  # type: ignore[assignment]
         return self
 
@@ -82,7 +82,7 @@ class ForgetfulDisk:
         """Take a file's octets as there whenever one of its names is: an ordered journal does so."""
         self._octets[os.fstat(descriptor).st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
 
-    def record(self) -> None:
+    def settle(self) -> None:
         """Let everything be as durable as if all of it had been synced now."""
         self.look()
         for seen in (self._moments, *self._names.values()):
