@@ -58,7 +58,7 @@ def blow(storm: NodeStorm, sql: Sql, deeds: Sequence[Callable[[], object]]) -> N
                 storm.live(LETTERS)
                 happens()
             storm.live(LETTERS)
-        storm.record()
+        storm.settle()
         storm.check_events(numbers_of_events(storm, sql))
     storm.check()
     storm.check_nodes()

@@ -97,7 +97,7 @@ async def test_an_advance_goes_on_without_the_client_and_another_is_refused(page
         await let_go.wait()
         await settle()
 
-    monkeypatch.setattr(pages.relay._advances, "_record", held)
+    monkeypatch.setattr(pages.relay._advances, "_settle", held)
     csrf = await pages.csrf()
     fields = {"by": "1h", "csrf": csrf}
     first = asyncio.create_task(pages.http.post("/clock", data=fields))
@@ -128,7 +128,7 @@ async def test_a_long_advance_is_shown_while_it_is_in_progress(pages, monkeypatc
         await let_go.wait()
         await settle()
 
-    monkeypatch.setattr(pages.relay._advances, "_record", held)
+    monkeypatch.setattr(pages.relay._advances, "_settle", held)
     monkeypatch.setattr(clock_page, "_WAIT_S", 0.01)
     answer = await pages.post("/clock", {"by": "1h", "back": "queue"})
     assert (answer.status_code, answer.headers["location"]) == (303, "clock")
@@ -140,7 +140,7 @@ async def test_an_advance_that_stops_early_says_so(pages, monkeypatch):
     async def never():
         raise UnsettledError("still in progress: <x>")
 
-    monkeypatch.setattr(pages.relay._advances, "_record", never)
+    monkeypatch.setattr(pages.relay._advances, "_settle", never)
     answer = await pages.post("/clock", {"by": "1h"})
     assert answer.status_code == 503
     assert "still in progress: &lt;x&gt;" in answer.text
