@@ -1,6 +1,6 @@
 # make help prints these lines.
 #   make run         the development relay in the foreground; ARGS="--once" ends by itself
-#   make test        the tests; TESTS="tests/unit/spool -k claim" for some; WORKERS=6 processes;
+#   make test        the tests; TESTS="tests/unit/store/spool -k claim" for some; WORKERS=6 processes;
 #                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
 #   make test-suites crashes, PostgreSQL, pages in a browser: not in make test; test-long: the longest tests
 #   make check       lint, types, import contracts, dead code, the policies' own tests
@@ -48,7 +48,7 @@ run: $(VENV)/installed
 venv: $(VENV)/development
 
 # What takes longest, and shows little of a change elsewhere. Of the contract, the engine that has a server.
-SUITES := tests/crash tests/pages tests/postgres tests/unit/spool/postgres
+SUITES := tests/crash tests/pages tests/postgres tests/unit/store/spool/postgres
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
@@ -91,8 +91,8 @@ QUICK := tests/contract tests/dialogue \
 	$(call of,spool,claims prune restart spool write_ahead_log) \
 	$(call of,testing,message waiting) \
 	tests/integration/test_seven_steps.py \
-	tests/unit/http/test_https.py::test_httpx \
-	tests/unit/internet/test_smtp_host.py::test_starttls_has_the_good_certificate_or_the_bad_one \
+	tests/unit/front_door/http/test_https.py::test_httpx \
+	tests/unit/development/internet/test_smtp_host.py::test_starttls_has_the_good_certificate_or_the_bad_one \
 	tests/clients/test_token_endpoint.py::test_msal_without_instance_discovery
 
 # What looks at the tree finds the same with another Python.

@@ -1,6 +1,20 @@
 """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process.
 
-docs/flow.md follows one message through the rooms, docs/design.md gives the reasons.
+The packages here are the wings. Each imports only from those below it:
+
+- `testing`: the test kit: a relay inside a test
+- `development`: `relay dev`, and the simulated internet around it
+- `operation`: a relay is put together, started, checked, commanded
+- `front_door`: step 1: who comes in by HTTP: Graph, pages, sign-in; and who is notified
+- `submission`: steps 2, 3 and 4: what a 202 promised, until it is accepted
+- `delivery`: steps 6 and 7: to mailboxes and by SMTP to hosts; reports
+- `transport`: step 5: SMTP sessions, rules, routes, signatures, what was refused
+- `store`: what an fsync stands behind: mailboxes, the spool, journeys
+- `formats`: messages as octets: MIME, headers, reports
+- `base`: values of mail, settings, accounts, the log; time, files and sockets
+
+A wing's `__init__.py` says what comes in, what goes out, and what its rooms are for.
+docs/flow.md follows one message through the wings, docs/design.md gives the reasons.
 """
 
 __version__ = "0.3.0.dev0"

@@ -48,7 +48,7 @@ _SLOW = (
     "tests/simulation/",
     "tests/crash/",
     "tests/integration/",
-    "tests/unit/cli/test_process.py",
+    "tests/unit/operation/cli/test_process.py",
     "tests/pages/",
     "tests/interop/",
 )
@@ -160,8 +160,8 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def cheap_refusals() -> Iterator[None]:
     """A login of an unknown user takes 60 ms of CPU, like a check of a password: in tests, less."""
-    from relay.accounts import directory
-    from relay.accounts.password_schemes import Password
+    from relay.base.accounts import directory
+    from relay.base.accounts.password_schemes import Password
 
     cheap = "$argon2id$v=19$m=8,t=1,p=1$cmVsYXlyZWxheXJlbGF5cg$" + "A" * 43
     with pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,7 @@ BANNED = {
     r"time\.sleep\(": set(),
     r"(?<!\.)random\.(random|randint|choice|shuffle|uniform|sample|randrange|seed)\(": set(),
     r"uuid\.uuid\d\(": set(),
-    r"os\.(environ|getenv)\b": {"relay/settings/environment.py"},
+    r"os\.(environ|getenv)\b": {"relay/base/settings/environment.py"},
     r"\b(FIXME|TODO|XXX|HACK)\b": set(),
     r"# type: ignore(?!\[)": set(),
     r"# noqa(?!: [A-Z])": set(),
@@ -205,22 +205,24 @@ def test_the_docstring_of_a_package_is_the_map_of_its_modules(path):
 def test_faults_of_a_map_are_found():
     docstring = """Step 8: tidy up.
 
-- `broom`: what is swept, for example in `relay/spool/types.py`
+- `broom`: what is swept, for example in `relay/store/spool/types.py`
 - `bin`: what is kept: two
   lines are possible
 
-Elsewhere: why there is dust: `relay/message/outcome.py`; its `colour`: `relay/spool`.
+Elsewhere: why there is dust: `relay/base/message/outcome.py`; its `colour`: `relay/store/spool`.
 """
     assert map_faults(docstring, {"broom", "bin"}) == []
     assert map_faults(docstring, {"broom", "bin", "mop"}) == ["no line for `mop`"]
     assert map_faults(docstring, {"broom"}) == ["a line for `bin`, which does not exist"]
     twice = f"{docstring}- `bin`: what is thrown away\n"
     assert map_faults(twice, {"broom", "bin"}) == ["two lines for `bin`"]
-    empty = docstring.replace(": what is swept, for example in `relay/spool/types.py`", ":")
+    empty = docstring.replace(": what is swept, for example in `relay/store/spool/types.py`", ":")
     assert map_faults(empty, {"broom", "bin"}) == ["no line for `broom`"]
-    moved = docstring.replace("outcome.py", "outcomes.py").replace("`relay/spool`", "`relay/soap`")
+    moved = docstring.replace("outcome.py", "outcomes.py").replace(
+        "`relay/store/spool`", "`relay/soap`"
+    )
     assert map_faults(moved, {"broom", "bin"}) == [
-        "`relay/message/outcomes.py` does not exist",
+        "`relay/base/message/outcomes.py` does not exist",
         "`relay/soap` does not exist",
     ]
 
@@ -470,7 +472,7 @@ def test_no_test_waits_for_a_fixed_time(path):
 
 @for_each(MODULES)
 def test_log_lines_name_their_room_and_are_plain_text(path):
-    if path == Path("relay/observe/logs.py"):
+    if path == Path("relay/base/observe/logs.py"):
         return
     text = text_of(path)
     assert "import logging" not in text
@@ -495,16 +497,16 @@ def test_a_class_name_occurs_once():
 
 
 def test_only_the_spool_and_the_index_name_sqlite():
-    """What runs on a spool must not depend on its engine: relay.spool.open() and storage() choose it."""
+    """What runs on a spool must not depend on its engine: relay.store.spool.open() and storage() choose it."""
     own = (
-        "relay/spool/",
-        "relay/mailbox/index/",
-        "relay/settings/",
-        "relay/mailbox/state_file.py",
-        "relay/outbox/unfinished.py",
-        "relay/commands/backup.py",  # a table of its own, of the files that it has seen
+        "relay/store/spool/",
+        "relay/store/mailbox/index/",
+        "relay/base/settings/",
+        "relay/store/mailbox/state_file.py",
+        "relay/submission/outbox/unfinished.py",
+        "relay/operation/commands/backup.py",  # a table of its own, of the files that it has seen
         "relay/development/search_index.py",
-        "relay/notifications/subscription_file.py",
+        "relay/front_door/notifications/subscription_file.py",
     )
     found = [
         f"{path}:{number}"
@@ -526,9 +528,9 @@ def test_domains_are_converted_by_idna_2008():
 
 # Words of no standard, and the paths that may have them: names on disk, and prose not yet rewritten.
 OUTDATED_WORDS = {
-    "anew": ("relay/pages/step_evidence.py", "docs/"),  # "encoded anew: 8 bit"
+    "anew": ("relay/front_door/pages/step_evidence.py", "docs/"),  # "encoded anew: 8 bit"
     "ballast": (
-        "relay/spool/sqlite/disk_space.py",
+        "relay/store/spool/sqlite/disk_space.py",
         "docs/operation-reference.md",
         "docs/operation-repair.md",
     ),
@@ -540,12 +542,12 @@ OUTDATED_WORDS = {
     "mend": (),
     "noteboard": (),
     "put aside": (),
-    "salvage": ("relay/spool/sqlite/spool_files.py",),
+    "salvage": ("relay/store/spool/sqlite/spool_files.py",),
     "steady_us": (
-        "relay/outbox/on_disk.py",
-        "relay/spool/shared/columns.py",
-        "relay/spool/sqlite/",
-        "relay/spool/postgres/",
+        "relay/submission/outbox/on_disk.py",
+        "relay/store/spool/shared/columns.py",
+        "relay/store/spool/sqlite/",
+        "relay/store/spool/postgres/",
     ),
     "taken on": (),
     "takes on": (),

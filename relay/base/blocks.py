@@ -17,7 +17,7 @@ _SLOW_S = 10.0
 
 async def next_block(coming: Iterator[bytes]) -> bytes:
     """Return the next block, b"" at the end. What follows b"" is read in a thread; see
-    relay.message.content.octets_in_blocks(). Raises what reading raises.
+    relay.base.message.content.octets_in_blocks(). Raises what reading raises.
     """
     if (block := next(coming, None)) == b"":
         return await asyncio.to_thread(next, filter(None, coming), b"")

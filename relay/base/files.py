@@ -28,7 +28,7 @@ _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EAC
 
 
 class FileOctets(Struct, frozen=True):
-    """`size` octets of a file from `start` on (a relay.message.content.Octets)."""
+    """`size` octets of a file from `start` on (a relay.base.message.content.Octets)."""
 
     path: Path
     start: int
@@ -147,7 +147,7 @@ class Descriptor:
 
 
 class OpenOctets(Struct, frozen=True):
-    """`size` octets from `start` on of an open file (a relay.message.content.Octets)."""
+    """`size` octets from `start` on of an open file (a relay.base.message.content.Octets)."""
 
     descriptor: Descriptor
     start: int

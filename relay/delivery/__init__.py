@@ -25,9 +25,9 @@ copy for each connection.
 - `attempt_recorder`: commits the result with its reports, or ignores one that comes too late; the
   log line and metric of an attempt
 
-Elsewhere: which reply means what: `relay/message/outcome.py`; the order of MX hosts:
-`relay/routing/mx_hosts.py`; the session itself: `relay/smtp`; who gets a bounce:
-`relay/reports/bounces.py`.
+Elsewhere: which reply means what: `relay/base/message/outcome.py`; the order of MX hosts:
+`relay/transport/routing/mx_hosts.py`; the session itself: `relay/delivery/smtp`; who gets a bounce:
+`relay/delivery/reports/bounces.py`.
 
 The promise of fairness: due mail for a next hop that answers is attempted soon, whatever else is
 in the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of

@@ -17,9 +17,9 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from relay.base.message.nexthop import HERE, NextHop
 from relay.delivery.fair_queue import ClaimQueue
-from relay.message.nexthop import HERE, NextHop
-from relay.spool.types import Claim, Key, PriorityLevel
+from relay.store.spool.types import Claim, Key, PriorityLevel
 
 ACTIVE_QUEUE_CLAIMS = 2000
 ACTIVE_QUEUE_BYTES = 64 * 1024 * 1024  # of contents that were claimed with their messages

@@ -1,7 +1,7 @@
 """Record attempts: commit outcomes, reports and events in one transaction.
 
 Which recipients are final is decided in `attempt_result`, who gets a report in
-relay/reports/bounces.py.
+relay/delivery/reports/bounces.py.
 
 A final status and its report (bounce) are one transaction. A report of success waits for the end of
 the attempt: until then the spool records that it is owed, so that one report names all recipients.
@@ -23,6 +23,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.base.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
+from relay.base.message.envelope import Source
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.outcome import (
+    INTERNAL_ERROR,
+    Captured,
+    Evidence,
+    Indeterminate,
+    Outcome,
+    Success,
+)
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
 from relay.delivery.attempt_result import (
     NO_EVIDENCE,
     AttemptEvidence,
@@ -40,23 +53,10 @@ from relay.delivery.attempt_result import (
 )
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.retry import RetrySchedule
-from relay.journeys.events import Event
-from relay.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
-from relay.message.envelope import Source
-from relay.message.lifecycle import RecipientState
-from relay.message.outcome import (
-    INTERNAL_ERROR,
-    Captured,
-    Evidence,
-    Indeterminate,
-    Outcome,
-    Success,
-)
-from relay.mime.dsn import UNREADABLE, ReportedRecipient, ReportKind
-from relay.mime.read_report import RemoteReport, read_remote_report
-from relay.observe.logs import RepeatedError, get_logger
-from relay.observe.metrics import Metrics
-from relay.spool.types import (
+from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
+from relay.formats.read_report import RemoteReport, read_remote_report
+from relay.store.journeys.events import Event
+from relay.store.spool.types import (
     Claim,
     ClaimResult,
     Key,

@@ -1,9 +1,9 @@
 """The result of an attempt: the final recipients, when the others are tried again, the events.
 
 Pure functions. Each recipient with an outcome is final, or waits for a retry. Expired recipients
-get X.4.7 (RFC 3463). The result has the recipients for each kind of report; relay/reports decides
-what is sent. `_warning()` says whether a delay report is due; acceptance set its time. Times
-ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
+get X.4.7 (RFC 3463). The result has the recipients for each kind of report; relay/delivery/reports
+decides what is sent. `_warning()` says whether a delay report is due; acceptance set its time.
+Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 """
 
 from collections import Counter
@@ -14,13 +14,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.base.phrases import counted
-from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
-from relay.journeys.events import Event, Step
-from relay.message.envelope import Notify
-from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
-from relay.message.nexthop import CAPTURE, LOCAL
-from relay.message.outcome import (
+from relay.base.message.envelope import Notify
+from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
+from relay.base.message.nexthop import CAPTURE, LOCAL
+from relay.base.message.outcome import (
     INTERNAL_ERROR,
     Captured,
     DeferralClass,
@@ -33,7 +30,7 @@ from relay.message.outcome import (
     Relayed,
     SessionEvidence,
 )
-from relay.message.tls_policy import (
+from relay.base.message.tls_policy import (
     CONFIGURATION,
     DANE,
     MTA_STS,
@@ -41,8 +38,17 @@ from relay.message.tls_policy import (
     TlsDecision,
     TlsPolicy,
 )
-from relay.mime.dsn import ReportedRecipient
-from relay.spool.types import Claim, ClaimedRecipient, EntrySchedule, PriorityLevel, Unanswered
+from relay.base.phrases import counted
+from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
+from relay.formats.dsn import ReportedRecipient
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import (
+    Claim,
+    ClaimedRecipient,
+    EntrySchedule,
+    PriorityLevel,
+    Unanswered,
+)
 
 _NO_REPLY = Evidence("", "")
 _DETAIL_RECIPIENTS_MAX = 1000

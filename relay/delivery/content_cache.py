@@ -13,16 +13,16 @@ import asyncio
 from collections import Counter, deque
 from itertools import dropwhile
 
+from relay.base.message.content import LARGE_BYTES, Content, memory_part
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Outcome
+from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_result import same_outcome
-from relay.message.content import LARGE_BYTES, Content, memory_part
-from relay.message.header import Header, ParsedContent
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Outcome
-from relay.mime.encode_for_host import EncodedForHost, Need, encode_for_host
-from relay.observe.logs import get_logger
-from relay.signing.signature import NAME
-from relay.signing.signer import Signer, SigningError
-from relay.spool.types import Claim, ContentKey, Key, Spool, SpoolError, SpoolUnavailableError
+from relay.formats.encode_for_host import EncodedForHost, Need, encode_for_host
+from relay.store.spool.types import Claim, ContentKey, Key, Spool, SpoolError, SpoolUnavailableError
+from relay.transport.signing.signature import NAME
+from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("delivery")
 _ENCODED_AT_ONCE = 2  # each occupies a thread, which other mail needs too

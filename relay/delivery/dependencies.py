@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Protocol
 
+from relay.base.message.outcome import Outcome, Success
 from relay.delivery.content_cache import ContentCache
-from relay.message.outcome import Outcome, Success
-from relay.spool.types import Claim, Spool
+from relay.store.spool.types import Claim, Spool
 
 
 class Scheduler(Protocol):

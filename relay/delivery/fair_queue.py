@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.base.round_robin import RoundRobinQueue
-from relay.spool.types import Claim, Key, PriorityLevel
+from relay.store.spool.types import Claim, Key, PriorityLevel
 
 PASSED_OVER_MAX = 8  # claims of better levels that may go before one of this level
 _NOTHING: Counter[int] = Counter()

@@ -18,10 +18,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.delivery.site_limits import SiteOptions
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Failed, Peer, SessionFailure, SmtpStage
-from relay.message.tls_policy import (
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Failed,
+    Peer,
+    SessionFailure,
+    SmtpStage,
+)
+from relay.base.message.tls_policy import (
     CONFIGURATION,
     OPTIONAL,
     REQUIRETLS,
@@ -29,7 +35,12 @@ from relay.message.tls_policy import (
     TlsPolicy,
     decide_tls,
 )
-from relay.routing.mx_hosts import (
+from relay.delivery.site_limits import SiteOptions
+from relay.delivery.smtp.connect import ConnectError, Target
+from relay.delivery.smtp.connection import Connection
+from relay.delivery.smtp.tls import is_loopback
+from relay.store.spool.types import Claim
+from relay.transport.routing.mx_hosts import (
     NO_MX,
     Host,
     Hosts,
@@ -40,11 +51,7 @@ from relay.routing.mx_hosts import (
     TemporaryFailure,
     Unprotected,
 )
-from relay.routing.route_table import HopOptions
-from relay.smtp.connect import ConnectError, Target
-from relay.smtp.connection import Connection
-from relay.smtp.tls import is_loopback
-from relay.spool.types import Claim
+from relay.transport.routing.route_table import HopOptions
 
 HOSTS_MAX = 20_000
 OTHER_FAMILY = "no address of the family of source_address"

@@ -3,11 +3,11 @@
 In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
 
 LocalDelivery has the store put one copy into a mailbox, which decides whether there is room
-(relay/mailbox/quota.py) and whether it is there already (relay/mailbox/inbox.py). Its file is named
-after the queue id and the recipient's number, so that a repeated delivery finds the first copy.
-LocalDeliveryQueue has the claims that wait and their workers. A delivery that is cut off is
-indeterminate: the next attempt first looks for its copy in the mailbox. An unknown user gets 550
-5.1.1 here, if the account was removed after ingress accepted it.
+(relay/store/mailbox/quota.py) and whether it is there already (relay/store/mailbox/inbox.py). Its
+file is named after the queue id and the recipient's number, so that a repeated delivery finds the
+first copy. LocalDeliveryQueue has the claims that wait and their workers. A delivery that is cut
+off is indeterminate: the next attempt first looks for its copy in the mailbox. An unknown user gets
+550 5.1.1 here, if the account was removed after ingress accepted it.
 """
 
 import asyncio
@@ -17,25 +17,11 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
-from relay.delivery.attempt_result import internal_error_outcomes
-from relay.delivery.content_cache import unreadable
-from relay.delivery.dependencies import Scheduler
-from relay.delivery.fair_queue import ClaimQueue
-from relay.mailbox.message_file import delivered_id
-from relay.mailbox.types import (
-    ContentUnreadableError,
-    DeliveryResult,
-    DeliveryStore,
-    MailboxFullError,
-    MailboxTooSmallError,
-    StoreUnavailableError,
-    WellKnown,
-)
-from relay.message.address import own_mailbox
-from relay.message.content import Content, edit_header
-from relay.message.envelope import Source
-from relay.message.nexthop import CAPTURE
-from relay.message.outcome import (
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import Content, edit_header
+from relay.base.message.envelope import Source
+from relay.base.message.nexthop import CAPTURE
+from relay.base.message.outcome import (
     INTERNAL_ERROR,
     Captured,
     DeferralClass,
@@ -46,11 +32,25 @@ from relay.message.outcome import (
     Indeterminate,
     Outcome,
 )
-from relay.message.receipt import ReceiptRequest
-from relay.mime.mdn import asks_for_receipt, receipt_request
-from relay.observe.logs import get_logger
-from relay.routing.route_table import RouteTable
-from relay.spool.types import Claim, ClaimedRecipient, SpoolError
+from relay.base.message.receipt import ReceiptRequest
+from relay.base.observe.logs import get_logger
+from relay.delivery.attempt_result import internal_error_outcomes
+from relay.delivery.content_cache import unreadable
+from relay.delivery.dependencies import Scheduler
+from relay.delivery.fair_queue import ClaimQueue
+from relay.formats.mdn import asks_for_receipt, receipt_request
+from relay.store.mailbox.message_file import delivered_id
+from relay.store.mailbox.types import (
+    ContentUnreadableError,
+    DeliveryResult,
+    DeliveryStore,
+    MailboxFullError,
+    MailboxTooSmallError,
+    StoreUnavailableError,
+    WellKnown,
+)
+from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
+from relay.transport.routing.route_table import RouteTable
 
 _log = get_logger("delivery")
 _AT_ONCE = 16

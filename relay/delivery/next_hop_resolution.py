@@ -1,6 +1,6 @@
 """Next-hop resolution: which site a next hop's claims go to, and when its hosts are looked up.
 
-Which hosts a next hop has is decided in relay/routing/resolver.py.
+Which hosts a next hop has is decided in relay/transport/routing/resolver.py.
 
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
@@ -24,6 +24,10 @@ from itertools import chain
 from msgspec.structs import replace
 
 from relay.base.clock import Clock, Timer
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
+from relay.base.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
+from relay.base.observe.logs import get_logger
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
@@ -45,13 +49,15 @@ from relay.delivery.host_selection import (
 )
 from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, SitePauses, parse_rate
-from relay.message.nexthop import NextHop
-from relay.message.outcome import INTERNAL_ERROR, Deferred, Outcome
-from relay.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
-from relay.observe.logs import get_logger
-from relay.routing.mx_hosts import Hosts, Resolution, TemporaryFailure, Unresolved, outcome_of
-from relay.routing.route_table import HopOptions, RouteTable
-from relay.spool.types import Claim, PriorityLevel
+from relay.store.spool.types import Claim, PriorityLevel
+from relay.transport.routing.mx_hosts import (
+    Hosts,
+    Resolution,
+    TemporaryFailure,
+    Unresolved,
+    outcome_of,
+)
+from relay.transport.routing.route_table import HopOptions, RouteTable
 
 _TICK_S = 0.002
 # the share of the time since the last lookup that the event loop may have been busy

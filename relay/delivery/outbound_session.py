@@ -17,14 +17,10 @@ from functools import partial
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
-from relay.delivery.content_cache import unreadable
-from relay.delivery.dependencies import Scheduler
-from relay.delivery.site_limits import Pushback, is_pushback
-from relay.message.content import Content, edit_header
-from relay.message.envelope import Envelope
-from relay.message.nexthop import HopKind
-from relay.message.outcome import (
+from relay.base.message.content import Content, edit_header
+from relay.base.message.envelope import Envelope
+from relay.base.message.nexthop import HopKind
+from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
     Evidence,
@@ -35,13 +31,22 @@ from relay.message.outcome import (
     SmtpStage,
     Success,
 )
-from relay.mime.encode_for_host import CannotEncodeError, need_of
-from relay.observe.logs import get_logger
-from relay.smtp.client_protocol import SmtpProtocolError
-from relay.smtp.connect import ConnectError
-from relay.smtp.connection import Connection, OnReplies
-from relay.smtp.transaction import Extensions, Transaction, TransactionResult, wrong_address
-from relay.spool.types import Claim, ClaimedRecipient, SpoolError
+from relay.base.observe.logs import get_logger
+from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
+from relay.delivery.content_cache import unreadable
+from relay.delivery.dependencies import Scheduler
+from relay.delivery.site_limits import Pushback, is_pushback
+from relay.delivery.smtp.client_protocol import SmtpProtocolError
+from relay.delivery.smtp.connect import ConnectError
+from relay.delivery.smtp.connection import Connection, OnReplies
+from relay.delivery.smtp.transaction import (
+    Extensions,
+    Transaction,
+    TransactionResult,
+    wrong_address,
+)
+from relay.formats.encode_for_host import CannotEncodeError, need_of
+from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
 

@@ -1,9 +1,9 @@
 """What a host's reply means where its provider does not mean what the code says: [[reply]] entries.
 
 They come from the operator's file, `[delivery] providers`, and then from conf/providers.toml; the
-first that matches a 4yz or 5yz reply decides its outcome in place of relay/message/outcome.py. They
-are never asked about success, about a reply that was not understood, or about an attempt whose end
-is unknown. A pause and a number of connections are for `site` to obey. The format is in
+first that matches a 4yz or 5yz reply decides its outcome in place of relay/base/message/outcome.py.
+They are never asked about success, about a reply that was not understood, or about an attempt whose
+end is unknown. A pause and a number of connections are for `site` to obey. The format is in
 docs/operation-delivery.md.
 """
 
@@ -16,13 +16,19 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.policy.globs import Globs, read_globs
-from relay.policy.patterns import Pattern, PatternError, PatternSet
-from relay.policy.table_reader import FAULTS_MAX, TableReader, array, some_text, unless_many
-from relay.settings.document import Fault, SettingsError, read_document, unknown_key
-from relay.settings.environment import shipped
-from relay.settings.values import parse_duration
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.base.settings.document import Fault, SettingsError, read_document, unknown_key
+from relay.base.settings.environment import shipped
+from relay.base.settings.values import parse_duration
+from relay.transport.policy.globs import Globs, read_globs
+from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
+from relay.transport.policy.table_reader import (
+    FAULTS_MAX,
+    TableReader,
+    array,
+    some_text,
+    unless_many,
+)
 
 FILE_BYTES_MAX = 256 * 1024
 _PAUSE_S_MAX = 86400.0

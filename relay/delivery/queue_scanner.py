@@ -13,9 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
 from relay.base.clock import Clock
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
-from relay.message.nexthop import HopKind, NextHop
-from relay.spool.types import Claim, DueBatch, DueQuery, NewMessage, Position, PriorityLevel, Spool
+from relay.store.spool.types import (
+    Claim,
+    DueBatch,
+    DueQuery,
+    NewMessage,
+    Position,
+    PriorityLevel,
+    Spool,
+)
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start

@@ -12,6 +12,10 @@ import asyncio
 from collections.abc import Sequence
 
 from relay.base.clock import Clock
+from relay.base.message.address import own_mailbox
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Reply
+from relay.base.message.status import reply_text, split_reply
 from relay.delivery.host_selection import (
     Connect,
     HostResolver,
@@ -21,14 +25,10 @@ from relay.delivery.host_selection import (
     with_policy,
     with_tls,
 )
-from relay.message.address import own_mailbox
-from relay.message.nexthop import NextHop
-from relay.message.outcome import Reply
-from relay.message.status import reply_text, split_reply
-from relay.routing.mx_hosts import Hosts
-from relay.routing.route_table import RouteTable
-from relay.smtp.client_protocol import SmtpProtocolError
-from relay.smtp.connect import ConnectError, Target
+from relay.delivery.smtp.client_protocol import SmtpProtocolError
+from relay.delivery.smtp.connect import ConnectError, Target
+from relay.transport.routing.mx_hosts import Hosts
+from relay.transport.routing.route_table import RouteTable
 
 CONNECT_S = 3.0  # to one address
 _PROBES_MAX = 20  # at once

@@ -14,16 +14,16 @@ from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 from relay.base.clock import Clock
+from relay.base.message.nexthop import CAPTURE
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
+from relay.base.observe.logs import get_logger
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
-from relay.message.nexthop import CAPTURE
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
-from relay.observe.logs import get_logger
-from relay.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.shared.queue_admin import QueueAdmin
-from relay.spool.types import Claim, Selector, SpoolError
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.types import Claim, Selector, SpoolError
+from relay.transport.routing.route_table import InvalidRecipient, RemoteRecipient, RouteTable
 
 _log = get_logger("delivery")
 _AT_ONCE = 500  # claims of one command

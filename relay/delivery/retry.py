@@ -15,8 +15,8 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
-from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
-from relay.spool.types import Claim
+from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
+from relay.store.spool.types import Claim
 
 _JITTER = 0.1
 

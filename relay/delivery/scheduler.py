@@ -27,6 +27,10 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from relay.base.clock import Clock, Timer
+from relay.base.message.nexthop import HERE, NextHop
+from relay.base.message.outcome import Outcome, Success
+from relay.base.message.tls_policy import REQUIRETLS
+from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
 from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcomes
@@ -41,14 +45,10 @@ from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, SitePause
-from relay.message.nexthop import HERE, NextHop
-from relay.message.outcome import Outcome, Success
-from relay.message.tls_policy import REQUIRETLS
-from relay.observe.logs import RepeatedError, get_logger
-from relay.routing.mx_hosts import Hosts
-from relay.routing.route_table import HopOptions, RouteTable
-from relay.spool.shared.queue_admin import QueueAdmin
-from relay.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
+from relay.transport.routing.mx_hosts import Hosts
+from relay.transport.routing.route_table import HopOptions, RouteTable
 
 T = TypeVar("T")
 _log = get_logger("delivery")

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from relay.base.clock import Clock, Timer
+from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
+from relay.base.observe.logs import get_logger
 from relay.base.phrases import counted
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
@@ -36,11 +38,9 @@ from relay.delivery.site_limits import (
     SitePauses,
     TokenBucket,
 )
-from relay.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
-from relay.observe.logs import get_logger
-from relay.smtp.connect import ConnectError
-from relay.smtp.connection import Connection
-from relay.spool.types import Claim, PriorityLevel
+from relay.delivery.smtp.connect import ConnectError
+from relay.delivery.smtp.connection import Connection
+from relay.store.spool.types import Claim, PriorityLevel
 
 T = TypeVar("T")
 _log = get_logger("delivery")

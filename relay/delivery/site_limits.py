@@ -12,9 +12,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.base.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.delivery.provider_replies import ProviderReplies
-from relay.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
-from relay.spool.types import Claim
+from relay.store.spool.types import Claim
 
 _AT_ONCE = 10  # 1 / this of the messages may go at once
 _FAILURE_AGE_S_MAX = 300.0  # how long a failure to connect counts at most

@@ -19,6 +19,7 @@
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
-Elsewhere: how users sign in: `relay/sign_in/grants.py`; what simulated hosts reply:
-`relay/internet/scenario_state.py`; to whom captured mail may be released: `relay/api/release.py`.
+Elsewhere: how users sign in: `relay/front_door/sign_in/grants.py`; what simulated hosts reply:
+`relay/development/internet/scenario_state.py`; to whom captured mail may be released:
+`relay/front_door/api/release.py`.
 """

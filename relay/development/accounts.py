@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from relay.accounts.account import (
+from relay.base.accounts.account import (
     LOGIN_OCTETS_MAX,
     Account,
     Expansion,
@@ -33,13 +33,13 @@ from relay.accounts.account import (
     Role,
     UnknownUserError,
 )
-from relay.accounts.passwords import GuessDelays, digest_of
+from relay.base.accounts.passwords import GuessDelays, digest_of
 from relay.base.clock import Clock, SystemClock
-from relay.http.errors import ApiError
-from relay.http.http_request import HttpRequest
-from relay.mailbox.mailbox_list import MailboxList
-from relay.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
-from relay.settings.values import is_atom_character, parse_mailbox
+from relay.base.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
+from relay.base.settings.values import is_atom_character, parse_mailbox
+from relay.front_door.http.errors import ApiError
+from relay.front_door.http.http_request import HttpRequest
+from relay.store.mailbox.mailbox_list import MailboxList
 
 DOMAIN = "example.test"
 NAMES = ("alice", "bob")  # they always exist; the password of each is its name

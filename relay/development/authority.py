@@ -30,9 +30,9 @@ from msgspec import Struct
 from relay.base.certificates import ServerCertificate, load_pair
 from relay.base.clock import Clock
 from relay.base.files import locked_directory, replace_file
-from relay.http.tunnels import TunnelHosts
-from relay.settings.tree import CertificateFiles
-from relay.settings.values import is_ip
+from relay.base.settings.tree import CertificateFiles
+from relay.base.settings.values import is_ip
+from relay.front_door.http.tunnels import TunnelHosts
 
 _RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
 LEAF_DAYS = 14

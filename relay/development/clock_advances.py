@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from msgspec import Struct
 
-from relay.app.settling import UnsettledError
 from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
-from relay.development.folder import DevelopmentFolder
+from relay.operation.app.development_folder import DevelopmentFolder
+from relay.operation.app.settling import UnsettledError
 
 _WAITING_MAX = 64
 _COUNTED = ("attempts", "reports")

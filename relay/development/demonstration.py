@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from relay.app.daemon import Daemon
+from relay.base.running_relay import DraftToSend, send_by_graph
 from relay.development.accounts import DOMAIN
-from relay.journeys.document import Journey
-from relay.journeys.events import Step
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import WellKnown
-from relay.running_relay import DraftToSend, send_by_graph
+from relay.operation.app.daemon import Daemon
+from relay.store.journeys.document import Journey
+from relay.store.journeys.events import Step
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.types import WellKnown
 
 _TIMEOUT_S = 15.0
 _ALICE = f"alice@{DOMAIN}"

@@ -20,19 +20,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from relay.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
-from relay.app.pressure_monitor import raise_open_files_limit
 from relay.base.clock import SystemClock
+from relay.base.message.lifecycle import AT_REST, RecipientState, SubmissionState
+from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
 from relay.development.demonstration import DemonstratedMessage, demonstrate
-from relay.development.folder import DevelopmentFolder, open_new_folder
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.journeys.document import Journey, JourneyStep
-from relay.journeys.message_list import MAIL, MessageSearch, MessageSummary
-from relay.message.lifecycle import AT_REST, RecipientState, SubmissionState
-from relay.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
-from relay.settings.document import SettingsError
+from relay.operation.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
+from relay.operation.app.development_folder import DevelopmentFolder, open_new_folder
+from relay.operation.app.pressure_monitor import raise_open_files_limit
+from relay.store.journeys.document import Journey, JourneyStep
+from relay.store.journeys.message_list import MAIL, MessageSearch, MessageSummary
+from relay.transport.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 
 _FREE_PORT = Address("127.0.0.1", 0)
 _LOOK_S = 0.5  # between two looks at the files of the rules

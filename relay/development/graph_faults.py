@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.base.clock import Clock
 from relay.base.pressure import MemoryBudget
-from relay.http.errors import ApiError, RequestIds
-from relay.http.gateway import Gateway
-from relay.http.http_request import SMALL_LIMITS, HttpRequest
-from relay.internet.scenario import GraphFault
-from relay.internet.scenario_state import ScenarioState
-from relay.sign_in.authentication import HttpAuthentication
+from relay.development.internet.scenario import GraphFault
+from relay.development.internet.scenario_state import ScenarioState
+from relay.front_door.http.errors import ApiError, RequestIds
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest
+from relay.front_door.sign_in.authentication import HttpAuthentication
 
 _AFTER = 504
 _NO_BODY = MemoryBudget(0)

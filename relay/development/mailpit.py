@@ -29,14 +29,25 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from relay import __version__
-from relay.api.dependencies import OPERATOR, ApiDependencies
-from relay.api.handlers import Handlers
+from relay.base.message.content import Octets, octets_in_blocks, octets_of
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.time_zones import time_zone
 from relay.development import mailpit_message
 from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
-from relay.http.errors import ApiError, bad_request, quoted, service_unavailable
-from relay.http.gateway import BLOCK_BYTES, Gateway, PathRouter, StreamedResponse, json_response
-from relay.http.http_request import HttpRequest, RequestLimits
-from relay.journeys.message_list import (
+from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
+from relay.front_door.api.handlers import Handlers
+from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
+from relay.front_door.http.gateway import (
+    BLOCK_BYTES,
+    Gateway,
+    PathRouter,
+    StreamedResponse,
+    json_response,
+)
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.pages.content import content_disposition, decoded, file_name
+from relay.front_door.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS, TEXT_HEADERS
+from relay.store.journeys.message_list import (
     TEXT_FIELDS,
     IndexFailedError,
     MessageSummary,
@@ -44,15 +55,10 @@ from relay.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
-from relay.mailbox.mailbox_list import unread_ids
-from relay.mailbox.types import StoreError
-from relay.message.content import Octets, octets_in_blocks, octets_of
-from relay.message.lifecycle import RecipientState
-from relay.message.time_zones import time_zone
-from relay.pages.content import content_disposition, decoded, file_name
-from relay.pages.content_pages import CONTENT_HEADERS, HTML_HEADERS, TEXT_HEADERS
-from relay.spool.engine import SpoolEngine
-from relay.spool.types import SpoolError
+from relay.store.mailbox.mailbox_list import unread_ids
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import SpoolError
 
 BODY_BYTES_MAX = 5_000_000  # of all but `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15

@@ -21,13 +21,11 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.clock import id_time_us, rfc3339
-from relay.http.errors import bad_request, quoted
-from relay.journeys.message_list import MessageSummary
-from relay.message.address import AddressError, ascii_address, own_mailbox, parse_mailbox
-from relay.message.content import Octets
-from relay.message.header import Header, cleaned
-from relay.mime.html_text import preview
-from relay.mime.read_header import (
+from relay.base.message.address import AddressError, ascii_address, own_mailbox, parse_mailbox
+from relay.base.message.content import Octets
+from relay.base.message.header import Header, cleaned
+from relay.formats.html_text import preview
+from relay.formats.read_header import (
     STORED_FIELD_OCTETS_MAX,
     date_us_of,
     parse_header,
@@ -35,9 +33,11 @@ from relay.mime.read_header import (
     read_text,
     read_token,
 )
-from relay.mime.read_mime import AttachedOctets, ReadParts, read_parts
-from relay.mime.transfer_encoding import decoded_blocks
-from relay.mime.write_header import MESSAGE_ID_CHARACTERS_MAX, raw_field
+from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
+from relay.formats.transfer_encoding import decoded_blocks
+from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, raw_field
+from relay.front_door.http.errors import bad_request, quoted
+from relay.store.journeys.message_list import MessageSummary
 
 _CID = re.compile(r"\bcid:([^\s\"'<>()]++)", re.IGNORECASE)  # RFC 2392
 _ADDRESSES = {"From": "from", "To": "to", "Cc": "cc", "Bcc": "bcc", "ReplyTo": "reply-to"}

@@ -3,8 +3,9 @@
 Other commands find the relay by this configuration. The development relay itself loads it too.
 
 A ReleaseTarget is the host to which captured mail may be sent that a person releases; the release
-itself is release_message() of relay/api/handlers.py. The delivery code treats it as the next hop of
-a route: a login is sent only with TLS and a verified certificate, unless the host is on loopback.
+itself is release_message() of relay/front_door/api/handlers.py. The delivery code treats it as the
+next hop of a route: a login is sent only with TLS and a verified certificate, unless the host is on
+loopback.
 """
 
 import dataclasses
@@ -20,18 +21,18 @@ import tomlkit
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.settings.environment import shipped
+from relay.base.settings.tree import MilterRole, Route, RouteAuth
+from relay.base.settings.validation import is_loopback
+from relay.base.settings.values import is_ip, parse_domain
 from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
-from relay.development.folder import DevelopmentFolder
+from relay.development.internet.simulator import SimulatedInternet
 from relay.development.removal import DEFAULT_LIMITS, KeepLimits
-from relay.internet.simulator import SimulatedInternet
-from relay.message.nexthop import HopKind, NextHop
-from relay.notifications.https_client import LOOPBACK, PRIVATE
-from relay.settings.environment import shipped
-from relay.settings.tree import MilterRole, Route, RouteAuth
-from relay.settings.validation import is_loopback
-from relay.settings.values import is_ip, parse_domain
+from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
+from relay.operation.app.development_folder import DevelopmentFolder
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 # The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.

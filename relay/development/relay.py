@@ -15,23 +15,37 @@ from typing import Any
 from msgspec.structs import asdict, replace
 from starlette.types import ASGIApp
 
-from relay.api.dependencies import ApiDependencies, ClientSettings
-from relay.api.message_source import MessageCopies, MessageSources
-from relay.app.compose import compose
-from relay.app.configuration import ListenerCertificates, route_places, warn_of_rules
-from relay.app.daemon import Daemon
-from relay.app.foundation import RelayDependencies
-from relay.app.settling import SETTLE_S
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock, Ids, SystemClock, rfc3339, time_us_of
+from relay.base.message.address import with_a_labels
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.observe.logs import get_logger
+from relay.base.running_relay import RejectedError, TryLaterError, send_by_graph, send_content
+from relay.base.settings.reader import load
+from relay.base.settings.tree import Settings, SmtpListener
+from relay.base.settings.validation import next_hops_by_name
 from relay.base.socket_address import Address
 from relay.delivery.provider_replies import load_provider_replies
+from relay.delivery.reports.texts import load_texts
+from relay.delivery.smtp.connect import Target
 from relay.development.accounts import DOMAIN, DevelopmentAccounts
 from relay.development.authority import DevelopmentCertificate
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
-from relay.development.folder import DevelopmentFolder
 from relay.development.graph_faults import FaultyFrontDoor
+from relay.development.internet.overview import overview
+from relay.development.internet.scenario_file import (
+    EditedScenario,
+    ScenarioText,
+    parse_scenario,
+    read_scenarios,
+    read_shipped_scenario,
+    scenario_of,
+    with_reply,
+    without_reply,
+)
+from relay.development.internet.simulator import SimulatedInternet
 from relay.development.mailpit import MailpitApi
 from relay.development.mailpit_message import OutgoingMail
 from relay.development.options import (
@@ -45,41 +59,27 @@ from relay.development.options import (
 from relay.development.removal import MailRetention, Reset, development_spool, remove_message
 from relay.development.search_index import SearchIndex
 from relay.development.simulated_recipients import SimulatedRecipients
-from relay.http.errors import bad_request, service_unavailable
-from relay.http.protocol import AllowedHosts
-from relay.http.tunnels import TunnelHosts
-from relay.ingress.smtp_server import ListenerOptions
-from relay.internet.overview import overview
-from relay.internet.scenario_file import (
-    EditedScenario,
-    ScenarioText,
-    parse_scenario,
-    read_scenarios,
-    read_shipped_scenario,
-    scenario_of,
-    with_reply,
-    without_reply,
-)
-from relay.internet.simulator import SimulatedInternet
-from relay.journeys.document import Journey
-from relay.mailbox.mailbox_list import MailboxList
-from relay.message.address import with_a_labels
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import HopKind, NextHop
-from relay.observe.logs import get_logger
-from relay.policy.globs import Globs
-from relay.policy.rule_book import RuleBook
-from relay.policy.rule_files import load_rules, unread_directories
-from relay.reports.texts import load_texts
-from relay.running_relay import RejectedError, TryLaterError, send_by_graph, send_content
-from relay.settings.reader import load
-from relay.settings.tree import Settings, SmtpListener
-from relay.settings.validation import next_hops_by_name
-from relay.sign_in.grants import UserGrants
-from relay.signing.key_files import load_keys
-from relay.smtp.connect import Target
-from relay.spool.engine import SpoolEngine
-from relay.spool.types import Selector
+from relay.front_door.api.dependencies import ApiDependencies, ClientSettings
+from relay.front_door.api.message_source import MessageCopies, MessageSources
+from relay.front_door.http.errors import bad_request, service_unavailable
+from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.tunnels import TunnelHosts
+from relay.front_door.sign_in.grants import UserGrants
+from relay.operation.app.compose import compose
+from relay.operation.app.configuration import ListenerCertificates, route_places, warn_of_rules
+from relay.operation.app.daemon import Daemon
+from relay.operation.app.development_folder import DevelopmentFolder
+from relay.operation.app.foundation import RelayDependencies
+from relay.operation.app.settling import SETTLE_S
+from relay.store.journeys.document import Journey
+from relay.store.mailbox.mailbox_list import MailboxList
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import Selector
+from relay.transport.ingress.smtp_server import ListenerOptions
+from relay.transport.policy.globs import Globs
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import load_rules, unread_directories
+from relay.transport.signing.key_files import load_keys
 
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
 # The configuration cannot have networks so wide. Nothing that such a client sends can leave.
@@ -426,9 +426,9 @@ class DevelopmentRelay:
         return has_users and not options.rules and not self._scenario.scenario.graph
 
     async def settle(self, timeout_s: float = SETTLE_S) -> None:
-        """Return when nothing is queued and due, or in progress; see relay/app/settling.py.
+        """Return when nothing is queued and due, or in progress.
 
-        Raises UnsettledError.
+        Raises UnsettledError. See relay/operation/app/settling.py.
         """
         await self.daemon.settling.settle(timeout_s)
 

@@ -18,17 +18,17 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from relay.api.message_source import MessageCopies
-from relay.app.daemon import Daemon
 from relay.base.clock import Clock
-from relay.journeys.document import Journey
-from relay.journeys.submission_log import SubmissionFacts
-from relay.mailbox.types import BeingSentError, StoreError
-from relay.observe.logs import get_logger
-from relay.outbox.store import FileStore
-from relay.spool.engine import DevelopmentSpool, SpoolEngine
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector, SpoolError
+from relay.base.observe.logs import get_logger
+from relay.front_door.api.message_source import MessageCopies
+from relay.operation.app.daemon import Daemon
+from relay.store.journeys.document import Journey
+from relay.store.journeys.submission_log import SubmissionFacts
+from relay.store.mailbox.types import BeingSentError, StoreError
+from relay.store.spool.engine import DevelopmentSpool, SpoolEngine
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import Selector, SpoolError
+from relay.submission.outbox.store import FileStore
 
 _log = get_logger("development")
 _WHO = "development"

@@ -19,11 +19,18 @@ from typing import Any, TypeVar
 
 import apsw
 
-from relay.api.message_source import MessageSources
-from relay.app.foundation import Foundation
 from relay.base.clock import id_time_us
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import Content, octets_of
+from relay.base.message.header import with_first_fields
+from relay.base.message.properties import EmailAddress
+from relay.base.observe.logs import get_logger
 from relay.development.removal import development_spool
-from relay.journeys.message_list import (
+from relay.formats.html_text import without_tags
+from relay.formats.read_mime import read_mime
+from relay.front_door.api.message_source import MessageSources
+from relay.operation.app.foundation import Foundation
+from relay.store.journeys.message_list import (
     FIELDS,
     IndexFailedError,
     MessageSummary,
@@ -31,17 +38,10 @@ from relay.journeys.message_list import (
     TextAnswer,
     TextSearch,
 )
-from relay.journeys.spool_history import CONTENTS_MAX
-from relay.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
-from relay.mailbox.types import StoreError
-from relay.message.address import own_mailbox
-from relay.message.content import Content, octets_of
-from relay.message.header import with_first_fields
-from relay.message.properties import EmailAddress
-from relay.mime.html_text import without_tags
-from relay.mime.read_mime import read_mime
-from relay.observe.logs import get_logger
-from relay.spool.types import SpoolError
+from relay.store.journeys.spool_history import CONTENTS_MAX
+from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.types import SpoolError
 
 _VERSION = 1
 _STEP = 1000  # messages between two looks at what there is

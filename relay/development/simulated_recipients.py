@@ -14,18 +14,9 @@ from ipaddress import ip_address
 from msgspec import Struct
 
 from relay.base.clock import Clock, Ids, Timer
-from relay.base.socket_address import Address
-from relay.internet.behaviour import ForwardedTo, ReceivedMail
-from relay.internet.test_recipients import Manner, find_test_recipient
-from relay.mailbox.types import (
-    ContentUnreadableError,
-    DeliveryStore,
-    MailboxFullError,
-    StoreUnavailableError,
-)
-from relay.message.address import own_mailbox
-from relay.message.content import edit_header
-from relay.message.envelope import (
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import edit_header
+from relay.base.message.envelope import (
     Envelope,
     ForwardPath,
     MessageFacts,
@@ -36,15 +27,24 @@ from relay.message.envelope import (
     parse_orcpt,
     parse_ret,
 )
-from relay.message.outcome import Evidence, Relayed
-from relay.message.status import split_reply
-from relay.message.tls_policy import TlsPolicy
-from relay.mime.dsn import ReportedRecipient, ReportKind, write_dsn
-from relay.observe.logs import get_logger
-from relay.reports.texts import ReportTexts
-from relay.smtp.connect import ConnectError, Target, connect
-from relay.smtp.connection import Timeouts
-from relay.smtp.transaction import Transaction
+from relay.base.message.outcome import Evidence, Relayed
+from relay.base.message.status import split_reply
+from relay.base.message.tls_policy import TlsPolicy
+from relay.base.observe.logs import get_logger
+from relay.base.socket_address import Address
+from relay.delivery.reports.texts import ReportTexts
+from relay.delivery.smtp.connect import ConnectError, Target, connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.delivery.smtp.transaction import Transaction
+from relay.development.internet.behaviour import ForwardedTo, ReceivedMail
+from relay.development.internet.test_recipients import Manner, find_test_recipient
+from relay.formats.dsn import ReportedRecipient, ReportKind, write_dsn
+from relay.store.mailbox.types import (
+    ContentUnreadableError,
+    DeliveryStore,
+    MailboxFullError,
+    StoreUnavailableError,
+)
 
 _log = get_logger("development")
 

@@ -17,7 +17,7 @@ modules when they are first used, because pytest imports the plugin in every tes
 - `waiting`: which message a wait wants; the text of a time-out
 
 Elsewhere: the development relay itself: `relay/development/relay.py`; scenarios:
-`relay/internet/scenario.py`.
+`relay/development/internet/scenario.py`.
 """
 
 from importlib import import_module

@@ -14,12 +14,12 @@ from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import unquote
 
-from relay.app.daemon import Daemon
-from relay.journeys.document import Journey
-from relay.mailbox.message_file import mailbox_directory
-from relay.mailbox.types import NoSuchItemError
-from relay.message.address import own_mailbox
-from relay.message.lifecycle import AT_REST, RecipientState
+from relay.base.message.address import own_mailbox
+from relay.base.message.lifecycle import AT_REST, RecipientState
+from relay.operation.app.daemon import Daemon
+from relay.store.journeys.document import Journey
+from relay.store.mailbox.message_file import mailbox_directory
+from relay.store.mailbox.types import NoSuchItemError
 from relay.testing.message import field_addresses, field_text
 
 _NOT_RECEIVED = frozenset({".Drafts", ".Sent", ".Outbox"})

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from relay.base.running_relay import DraftToSend
 from relay.base.socket_address import Address
-from relay.running_relay import DraftToSend
 from relay.testing.internet import InternetScenario, RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import WAIT_S, Message
 from relay.testing.running import AsyncVirtualClock, RunningRelay

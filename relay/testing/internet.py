@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from relay.internet.behaviour import ReceivedMail
-from relay.internet.scenario_file import read_scenarios, scenario_of
-from relay.message.envelope import domain_of
-from relay.message.lifecycle import RecipientState
+from relay.base.message.envelope import domain_of
+from relay.base.message.lifecycle import RecipientState
+from relay.development.internet.behaviour import ReceivedMail
+from relay.development.internet.scenario_file import read_scenarios, scenario_of
 from relay.testing.message import WAIT_S, Message, MessageSource
 from relay.testing.running import RunningRelay
 from relay.testing.waiting import Pattern, WaitTimeout, Wanted, journey_lines, timeout_text

@@ -10,16 +10,16 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from relay.journeys.document import Journey
-from relay.message.address import own_mailbox
-from relay.message.content import MemoryOctets
-from relay.mime.body_checks import Checks, check_bodies
-from relay.mime.charsets import decode_octets
-from relay.mime.content_fields import charset_of, filename_of
-from relay.mime.html_tokens import content_ids
-from relay.mime.links import find_codes, links_of_html, links_of_text, text_of_html
-from relay.mime.read_header import parse_header
-from relay.mime.read_report import read_remote_report
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import MemoryOctets
+from relay.formats.body_checks import Checks, check_bodies
+from relay.formats.charsets import decode_octets
+from relay.formats.content_fields import charset_of, filename_of
+from relay.formats.html_tokens import content_ids
+from relay.formats.links import find_codes, links_of_html, links_of_text, text_of_html
+from relay.formats.read_header import parse_header
+from relay.formats.read_report import read_remote_report
+from relay.store.journeys.document import Journey
 
 WAIT_S = 10.0  # unless a test says another one
 _TEXT_SHOWN_MAX = 400

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from relay.app.settling import UnsettledError
+from relay.base.observe.metric_samples import total
 from relay.development.relay import DevelopmentRelay
-from relay.journeys.document import Journey
-from relay.journeys.message_list import MAIL, MessageSearch, in_flight
-from relay.observe.metric_samples import total
-from relay.refusals.refusal import PAGE_MAX, RefusalSearch
+from relay.operation.app.settling import UnsettledError
+from relay.store.journeys.document import Journey
+from relay.store.journeys.message_list import MAIL, MessageSearch, in_flight
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.frameworks import django_outbox
 from relay.testing.message import Bounce, read_reports
@@ -28,6 +27,7 @@ from relay.testing.waiting import (
     timeout_text,
     unexpected_text,
 )
+from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch
 
 _JOURNEYS_MAX = 1000
 _LOG_LINES_MAX = 10

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
-from relay.running_relay import DraftToSend
+from relay.base.running_relay import DraftToSend
 from relay.testing.async_relay import AsyncRelay, RelayPlaces
 from relay.testing.internet import Internet, InternetScenario
 from relay.testing.message import WAIT_S, Message

@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from relay.app.daemon import BrokenRelayError
-from relay.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.base.files import locked_directory
-from relay.development.folder import DevelopmentFolder, memory_place, short_place
+from relay.base.observe import logs
 from relay.development.relay import DevelopmentRelay
-from relay.observe import logs
+from relay.operation.app.daemon import BrokenRelayError
+from relay.operation.app.development_folder import DevelopmentFolder, memory_place, short_place
+from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 
 _FREE_BYTES_MIN = 128 * 1024 * 1024  # a container often has 64 MiB: too little for large mail
 

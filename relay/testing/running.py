@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relay.accounts.account import untagged
+from relay.base.accounts.account import untagged
+from relay.base.message.address import own_mailbox
+from relay.base.running_relay import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
 from relay.base.socket_address import Address
 from relay.development.accounts import DOMAIN
-from relay.development.folder import DevelopmentFolder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.journeys.document import Journey
-from relay.message.address import own_mailbox
-from relay.running_relay import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
+from relay.operation.app.development_folder import DevelopmentFolder
+from relay.store.journeys.document import Journey
 from relay.testing.arrivals import ArrivedMessage
 from relay.testing.message import Bounce, Message, MessageSource
 from relay.testing.observer import Observer

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.journeys.document import Journey
-from relay.journeys.message_list import (
+from relay.base.message.address import AddressError, parse_odd_mailbox
+from relay.base.message.lifecycle import RecipientState
+from relay.store.journeys.document import Journey
+from relay.store.journeys.message_list import (
     VALUE_CHARACTERS_MAX,
     Comparison,
     in_flight,
@@ -17,10 +19,8 @@ from relay.journeys.message_list import (
     matches_address_pattern,
     matches_pattern,
 )
-from relay.message.address import AddressError, parse_odd_mailbox
-from relay.message.lifecycle import RecipientState
-from relay.refusals.refusal import Refusal, line_of
 from relay.testing.arrivals import ArrivedMessage
+from relay.transport.refusals.refusal import Refusal, line_of
 
 SETTLE_S = 60.0
 _SHOWN_MAX = 10

@@ -28,10 +28,10 @@ import apsw
 
 from relay.base.clock import Ids, SystemClock
 from relay.base.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.index.background import LARGE_MESSAGES
-from relay.mailbox.index.database import FILE_NAME
-from relay.mailbox.query import (
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.index.background import LARGE_MESSAGES
+from relay.store.mailbox.index.database import FILE_NAME
+from relay.store.mailbox.query import (
     AllOf,
     Compare,
     Condition,
@@ -42,9 +42,9 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.mailbox.threads import QueryTimeLimit
-from relay.mailbox.types import QuotaLimits
-from relay.outbox.store import FileStore
+from relay.store.mailbox.threads import QueryTimeLimit
+from relay.store.mailbox.types import QuotaLimits
+from relay.submission.outbox.store import FileStore
 from tests.support.stores import opened_root
 
 ALICE = "alice@example.test"

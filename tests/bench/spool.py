@@ -29,16 +29,16 @@ from typing import Any
 import uvloop
 from msgspec.structs import replace
 
-from relay import spool as spools
 from relay.base.clock import Ids, SystemClock
 from relay.base.crashpoints import CrashPoints
-from relay.message.outcome import Evidence, Relayed
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import SpoolEngine
-from relay.spool.postgres.server import connect
-from relay.spool.types import ClaimResult, DueQuery, NewMessage
+from relay.base.message.outcome import Evidence, Relayed
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.postgres_url import parse_postgres_url
+from relay.base.settings.tree import Settings, SpoolSettings
+from relay.store import spool as spools
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.postgres.server import connect
+from relay.store.spool.types import ClaimResult, DueQuery, NewMessage
 from tests.bench.queued.figures import Figure
 from tests.bench.side_by_side import ROUND_S, WARM_SHARE, write_template
 from tests.bench.versions import kit

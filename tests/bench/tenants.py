@@ -15,12 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from relay.message.envelope import Source
-from relay.message.verdict import ExaminedMessage
-from relay.policy.rule_book import RuleBook, TenantRules
-from relay.policy.rule_files import read_rules
-from relay.policy.rule_tests import examined_message
-from relay.settings.tree import Tenant
+from relay.base.message.envelope import Source
+from relay.base.message.verdict import ExaminedMessage
+from relay.base.settings.tree import Tenant
+from relay.transport.policy.rule_book import RuleBook, TenantRules
+from relay.transport.policy.rule_files import read_rules
+from relay.transport.policy.rule_tests import examined_message
 
 RULES, TENANTS = 50, 100
 BOUND_MS = 0.2

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from relay.spool.types import DueQuery
+from relay.store.spool.types import DueQuery
 from tests.bench.spool import Bench, Cost, batch, cost, use
 from tests.support.long_tests import long
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.graph.graph_request import with_keys
-from relay.graph.routes import find_route, find_route_outside
-from relay.http.errors import ApiError
+from relay.front_door.graph.graph_request import with_keys
+from relay.front_door.graph.routes import find_route, find_route_outside
+from relay.front_door.http.errors import ApiError
 
 msgraph = pytest.importorskip("msgraph.generated", reason="make clients installs msgraph-sdk")
 

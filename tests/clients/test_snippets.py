@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.clients.conftest import INSTALLED
 from tests.support.endpoint_rows import PAGE
 from tests.support.relay_process import ROOT, until

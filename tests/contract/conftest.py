@@ -1,4 +1,4 @@
-"""What any spool engine must do (relay/spool/engine.py); each test runs on each engine.
+"""What any spool engine must do (relay/store/spool/engine.py); each test runs on each engine.
 
 `make test` takes SQLite, `make test-suites` PostgreSQL, `.ci/run` both.
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from relay import spool as spools
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.settings.tree import Settings, SpoolSettings
-from relay.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage
-from relay.spool.types import SpoolUnsupportedError
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Settings, SpoolSettings
+from relay.store import spool as spools
+from relay.store.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage
+from relay.store.spool.types import SpoolUnsupportedError
 from tests.support.manual_clock import ManualClock
 from tests.support.postgres import PostgresServer
 from tests.support.spool_fixtures import *  # noqa: F403

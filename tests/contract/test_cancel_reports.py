@@ -4,11 +4,11 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids
-from relay.message.envelope import Envelope, ForwardPath, Notify, Source
-from relay.message.nexthop import LOCAL, Destination
-from relay.observe.metrics import Metrics
-from relay.reports.bounces import Reporter
-from relay.spool.types import ClaimResult, DueQuery, EntrySchedule
+from relay.base.message.envelope import Envelope, ForwardPath, Notify, Source
+from relay.base.message.nexthop import LOCAL, Destination
+from relay.base.observe.metrics import Metrics
+from relay.delivery.reports.bounces import Reporter
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule
 from tests.support.operator import LATER, command, operations
 
 NOW = 10**18  # after the due time of every entry in these tests
@@ -60,7 +60,7 @@ async def test_all_next_hops_of_a_message_are_in_one_report(spool, make) -> None
 async def test_a_message_gets_one_report_however_its_entries_are_found(
     spool, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr("relay.spool.shared.entries.STEP", 3)
+    monkeypatch.setattr("relay.store.spool.shared.entries.STEP", 3)
     hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
     for message in (make(hops), make(hops)):
         await spool.accept(message, claim=False)

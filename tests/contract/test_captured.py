@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from relay.base.clock import rfc3339
-from relay.message.envelope import Notify
-from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
-from relay.spool.engine import SpoolEngine
-from relay.spool.queue_commands import QueueCommand
-from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector, SpoolError
+from relay.base.message.envelope import Notify
+from relay.base.message.nexthop import Destination, NextHop
+from relay.base.message.outcome import Captured, DeferralClass, Deferred, Evidence, Failed
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.queue_commands import QueueCommand
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector, SpoolError
 from tests.support.operator import HOUR_US, OK, all_to, command, operations, reroute, without_node
 
 COPIED = Captured(Evidence("2.1.5", "250 2.1.5 captured"))

@@ -1,8 +1,8 @@
 """Queries for due entries: in order, round robin; and the claims they take."""
 
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.types import (
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
+from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
     EntrySchedule,

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from relay.base.clock import Clock, Ids, Machine, SystemClock
+from relay.base.message.outcome import Evidence, Relayed
 from relay.delivery.retry import ClaimAction, claim_action
-from relay.message.outcome import Evidence, Relayed
-from relay.spool.engine import SpoolEngine
-from relay.spool.types import ClaimResult, DueQuery, NewMessage, Selector
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import ClaimResult, DueQuery, NewMessage, Selector
 from tests.support.operator import command
 from tests.support.spools import message_of
 

@@ -6,8 +6,8 @@ from zlib import crc32
 import pytest
 
 from relay.base.files import write_all
-from relay.message.content import LARGE_BYTES, LargeContent, read_all
-from relay.spool.types import ClaimResult, SpoolError
+from relay.base.message.content import LARGE_BYTES, LargeContent, read_all
+from relay.store.spool.types import ClaimResult, SpoolError
 from tests.support.operator import OK
 
 HEADER = b"Subject: large\r\n"

@@ -5,16 +5,16 @@ import re
 from pathlib import Path
 
 import relay
-from relay.journeys.spool_history import SpoolHistory
-from relay.spool.engine import (
+from relay.store.journeys.spool_history import SpoolHistory
+from relay.store.spool.engine import (
     DevelopmentSpool,
     SpoolEngine,
     SpoolStorage,
 )
-from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.shared.queue_admin import QueueAdmin
-from relay.spool.shared.receipts import ReceiptLedger
-from relay.spool.types import IncomingBody, LendableBody, Spool
+from relay.store.spool.shared.maintenance import SpoolMaintenance
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.shared.receipts import ReceiptLedger
+from relay.store.spool.types import IncomingBody, LendableBody, Spool
 from tests.support import spool_fixtures
 
 PROTOCOLS = (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.message.nexthop import CAPTURE
+from relay.base.message.nexthop import CAPTURE
 from tests.support.operator import ALL, all_to, command, own_mx, reroute
 
 

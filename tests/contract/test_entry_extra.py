@@ -3,13 +3,13 @@
 import pytest
 from msgspec.structs import replace
 
-from relay import spool as spools
 from relay.base.crashpoints import CrashPoints
-from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate
-from relay.observe.metrics import Metrics
-from relay.spool.queue_commands import RouteLookup
-from relay.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
+from relay.base.message.nexthop import Destination, NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate
+from relay.base.observe.metrics import Metrics
+from relay.store import spool as spools
+from relay.store.spool.queue_commands import RouteLookup
+from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.operator import all_to, command, own_mx, reroute
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)

@@ -4,17 +4,17 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids
-from relay.journeys.events import Event, Step
-from relay.journeys.message_list import (
+from relay.base.message.envelope import ForwardPath, MessageExtra, Source
+from relay.base.message.outcome import Evidence, Failed
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
     FoundMessage,
     ListedRecipient,
     MessageSearch,
     position_of,
 )
-from relay.message.envelope import ForwardPath, MessageExtra, Source
-from relay.message.outcome import Evidence, Failed
-from relay.spool.types import ClaimResult, EntrySchedule, NewRecipient
+from relay.store.spool.types import ClaimResult, EntrySchedule, NewRecipient
 from tests.support.operator import LATER, OK
 
 ALICE, BOB = "alice@example.test", "bob@example.test"

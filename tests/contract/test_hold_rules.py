@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.journeys.events import Event, Step
-from relay.message.outcome import Evidence, Failed
-from relay.spool.types import ClaimResult, DueQuery, EntryExtra, Selector, SpoolError
+from relay.base.message.outcome import Evidence, Failed
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, Selector, SpoolError
 from tests.support.operator import ALL, HOUR_US, command
 
 A, HELD = Selector(domain="a.test"), Selector(state="held")
@@ -114,7 +114,7 @@ async def test_a_hold_replaces_that_of_the_same_domain(spool) -> None:
 
 
 async def test_there_are_not_too_many(spool, monkeypatch) -> None:
-    monkeypatch.setattr("relay.spool.shared.holds.HOLD_RULES_MAX", 1)
+    monkeypatch.setattr("relay.store.spool.shared.holds.HOLD_RULES_MAX", 1)
     await hold(spool)
     await hold(spool)
     with pytest.raises(SpoolError, match="release one of them"):

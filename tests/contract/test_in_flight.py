@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.spool.types import ClaimResult, DueQuery
+from relay.store.spool.types import ClaimResult, DueQuery
 from tests.support.operator import OK, command, operations, reroute
 
 

@@ -1,8 +1,8 @@
 """What a spool knows of the mail root: its id by store, and whether it was ever used."""
 
-from relay.message.outcome import Delivered, Evidence
-from relay.spool import storage
-from relay.spool.types import ClaimResult, EntrySchedule
+from relay.base.message.outcome import Delivered, Evidence
+from relay.store.spool import storage
+from relay.store.spool.types import ClaimResult, EntrySchedule
 
 DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 

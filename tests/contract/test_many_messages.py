@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pytest
 from msgspec import Struct
 
-from relay.journeys.message_list import MessageSearch, position_of
-from relay.message.envelope import Source
-from relay.message.lifecycle import RecipientState, message_state
-from relay.message.outcome import Evidence, Failed
-from relay.spool.types import ClaimResult, EntrySchedule, NewMessage, Selector
+from relay.base.message.envelope import Source
+from relay.base.message.lifecycle import RecipientState, message_state
+from relay.base.message.outcome import Evidence, Failed
+from relay.store.journeys.message_list import MessageSearch, position_of
+from relay.store.spool.types import ClaimResult, EntrySchedule, NewMessage, Selector
 from tests.support.long_tests import long
 from tests.support.operator import ALL, HOUR_US, LATER, OK, command
 

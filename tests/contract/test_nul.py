@@ -3,12 +3,12 @@
 import pytest
 from msgspec.structs import replace
 
-from relay.journeys.events import Event, Step
-from relay.journeys.message_list import MessageSearch
-from relay.message.envelope import ForwardPath
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, NewRecipient, Selector
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.message_list import MessageSearch
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, NewRecipient, Selector
 
 NUL = "a\0b"
 KEPT = (NUL, "a\ufffdb")  # as it was, or with the replacement character

@@ -1,8 +1,8 @@
 """What an earlier version queued with U-labels: it is retried, reported and cancelled as others are."""
 
-from relay.message.outcome import Delivered, Evidence
-from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.types import ClaimResult, DueQuery, PriorityLevel, Selector
+from relay.base.message.outcome import Delivered, Evidence
+from relay.formats.read_report import RemoteClaim, RemoteReport
+from relay.store.spool.types import ClaimResult, DueQuery, PriorityLevel, Selector
 from tests.support.operator import HOUR_US, command
 
 COPIED = Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id="l1"))

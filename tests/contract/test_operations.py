@@ -6,12 +6,12 @@ import pytest
 from msgspec import structs
 
 from relay.base.clock import rfc3339
-from relay.journeys.events import Event, Step
-from relay.message.envelope import ForwardPath
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import CAPTURE, NextHop
-from relay.message.outcome import Evidence, Relayed
-from relay.spool.types import (
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import CAPTURE, NextHop
+from relay.base.message.outcome import Evidence, Relayed
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
     EntrySchedule,

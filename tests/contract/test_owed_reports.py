@@ -4,12 +4,12 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids
-from relay.message.envelope import ForwardPath, Notify, Source
-from relay.message.nexthop import LOCAL, Destination
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.observe.metrics import Metrics
-from relay.reports.bounces import Reporter
-from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector
+from relay.base.message.envelope import ForwardPath, Notify, Source
+from relay.base.message.nexthop import LOCAL, Destination
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.base.observe.metrics import Metrics
+from relay.delivery.reports.bounces import Reporter
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector
 from tests.support.operator import ALL, command
 
 SUCCESS = frozenset({Notify.SUCCESS})

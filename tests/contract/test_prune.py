@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from relay.journeys.message_list import ListedRecipient
-from relay.message.outcome import Evidence, Relayed
-from relay.spool.types import ClaimResult, EntrySchedule
+from relay.base.message.outcome import Evidence, Relayed
+from relay.store.journeys.message_list import ListedRecipient
+from relay.store.spool.types import ClaimResult, EntrySchedule
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 

@@ -3,8 +3,8 @@
 import pytest
 
 from relay.base.clock import rfc3339
-from relay.message.envelope import MessageExtra
-from relay.spool.types import Selector
+from relay.base.message.envelope import MessageExtra
+from relay.store.spool.types import Selector
 from tests.support.operator import ALL, HOUR_US, command
 
 

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 
-from relay.journeys.events import Event, Step
-from relay.message.outcome import Delivered, Evidence
-from relay.message.receipt import OwedReceipt, ReceiptRequest
-from relay.spool.shared.receipts import RECEIPTS_PER_MAILBOX_MAX
-from relay.spool.types import ClaimResult, EntrySchedule, Selector, SentReceipt
+from relay.base.message.outcome import Delivered, Evidence
+from relay.base.message.receipt import OwedReceipt, ReceiptRequest
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.shared.receipts import RECEIPTS_PER_MAILBOX_MAX
+from relay.store.spool.types import ClaimResult, EntrySchedule, Selector, SentReceipt
 from tests.support.operator import command
 
 BOB = "bob@example.test"

@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from relay.journeys.events import Event, Step
-from relay.message.outcome import Delivered, Evidence
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import ClaimResult, Selector
+from relay.base.message.outcome import Delivered, Evidence
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import ClaimResult, Selector
 from tests.support.spools import changed_message
 
 ENDLESS = 2**63 - 1

@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 
-from relay.journeys.journey import join
-from relay.message.envelope import ForwardPath, Notify
-from relay.message.outcome import Delivered, Evidence, Relayed
-from relay.mime.read_report import RemoteClaim, RemoteReport
-from relay.spool.types import ClaimResult, NewEntry, NewRecipient
+from relay.base.message.envelope import ForwardPath, Notify
+from relay.base.message.outcome import Delivered, Evidence, Relayed
+from relay.formats.read_report import RemoteClaim, RemoteReport
+from relay.store.journeys.journey import join
+from relay.store.spool.types import ClaimResult, NewEntry, NewRecipient
 from tests.support.operator import without_node
 from tests.support.spools import changed_message
 

@@ -2,8 +2,8 @@
 
 from msgspec.structs import replace
 
-from relay.message.outcome import Evidence, Relayed
-from relay.spool.types import (
+from relay.base.message.outcome import Evidence, Relayed
+from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
     EntrySchedule,

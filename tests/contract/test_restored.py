@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from msgspec import structs
 
-from relay import spool as spools
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoints
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import CAPTURE
-from relay.observe.metrics import Metrics
-from relay.spool.types import (
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import CAPTURE
+from relay.base.observe.metrics import Metrics
+from relay.store import spool as spools
+from relay.store.spool.types import (
     DueQuery,
     PriorityLevel,
     Selector,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from relay.spool.engine import SpoolEngine
+from relay.store.spool.engine import SpoolEngine
 
 SOON_S = 30.0
 

@@ -3,11 +3,11 @@
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.journeys.events import Event, Step
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import Destination, NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.journeys import states
 from tests.support.operator import ALL, command, reroute
 

@@ -7,11 +7,11 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import Destination, NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Failed
-from relay.spool.shared import holds
-from relay.spool.types import (
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import Destination, NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.store.spool.shared import holds
+from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
     EntryExtra,

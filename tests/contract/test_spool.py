@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from relay.journeys.events import Event, Step
-from relay.message.envelope import ForwardPath
-from relay.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
-from relay.spool.types import (
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import (
     ClaimResult,
     DueBatch,
     DueQuery,

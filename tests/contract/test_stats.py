@@ -2,10 +2,10 @@
 
 import shutil
 
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.pressure import UNKNOWN_DISK
-from relay.journeys.events import Event, Step
-from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.types import ClaimResult, DueQuery, EntrySchedule, PriorityLevel
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, PriorityLevel
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}

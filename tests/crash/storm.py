@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from relay.mailbox.message_file import parse_name
+from relay.store.mailbox.message_file import parse_name
 from tests.support.graph_client import Answer, message
 from tests.support.relay_process import RelayProcess, until
 

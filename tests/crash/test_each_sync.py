@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from relay.base.crashpoints import CrashPoint
-from relay.mailbox import maildir
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.settings_file import UserSettings
-from relay.mailbox.types import (
+from relay.store.mailbox import maildir
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.settings_file import UserSettings
+from relay.store.mailbox.types import (
     MessageChange,
     OutcomeUnknownError,
     PendingSubmission,
     SendOptions,
     StoreUnavailableError,
 )
-from relay.outbox.store import FileStore
+from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
 from tests.support.power_loss import (

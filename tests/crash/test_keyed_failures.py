@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import maildir
-from relay.mailbox.types import (
+from relay.store.mailbox import maildir
+from relay.store.mailbox.types import (
     BeingSentError,
     MessageChange,
     OutcomeUnknownError,
@@ -20,8 +20,8 @@ from relay.mailbox.types import (
     StoreError,
     StoreUnavailableError,
 )
-from relay.outbox.idempotency import KEYS
-from relay.outbox.store import FileStore
+from relay.submission.outbox.idempotency import KEYS
+from relay.submission.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, until
 from tests.support.stores import store_on

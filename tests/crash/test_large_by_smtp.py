@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from relay.base.crashpoints import CrashPoint
-from relay.message.content import LARGE_BYTES
+from relay.base.message.content import LARGE_BYTES
 from tests.crash.conftest import HeldRemote
 from tests.support.relay_process import RelayProcess, until
 

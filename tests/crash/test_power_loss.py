@@ -21,12 +21,12 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.mailbox import maildir
-from relay.mailbox.message_file import delivered_base_name
-from relay.mailbox.types import OutcomeUnknownError, SendOptions, StoreUnavailableError
-from relay.message.properties import EmailAddress, MessageProperties
-from relay.mime.draft import read_properties
-from relay.outbox.store import FileStore
+from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.formats.draft import read_properties
+from relay.store.mailbox import maildir
+from relay.store.mailbox.message_file import delivered_base_name
+from relay.store.mailbox.types import OutcomeUnknownError, SendOptions, StoreUnavailableError
+from relay.submission.outbox.store import FileStore
 from tests.support.logged_disk import LoggedDisk
 from tests.support.long_tests import sampled
 from tests.support.stores import HOSTNAME, store_on

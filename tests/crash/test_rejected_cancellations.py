@@ -15,9 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import maildir
-from relay.mailbox.types import MessageChange, PendingSubmission, SendOptions, StoreUnavailableError
-from relay.outbox.store import FileStore
+from relay.store.mailbox import maildir
+from relay.store.mailbox.types import (
+    MessageChange,
+    PendingSubmission,
+    SendOptions,
+    StoreUnavailableError,
+)
+from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
 from tests.support.power_loss import (

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.mailbox import maildir
-from relay.mailbox.types import (
+from relay.store.mailbox import maildir
+from relay.store.mailbox.types import (
     OutcomeUnknownError,
     SendOptions,
     StoreUnavailableError,
 )
-from relay.outbox.store import FileStore
+from relay.submission.outbox.store import FileStore
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.power_loss import ALICE, HOUR_US, letter, options_with_key, trial_on, until

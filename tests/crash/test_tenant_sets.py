@@ -7,10 +7,10 @@ from signal import SIGKILL
 
 import pytest
 
-from relay.app.tenant_sets import LastGoodSets, TenantSet
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.policy.rule_files import read_rules
-from relay.settings.tree import Tenant
+from relay.base.settings.tree import Tenant
+from relay.operation.app.tenant_sets import LastGoodSets, TenantSet
+from relay.transport.policy.rule_files import read_rules
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.relay_process import RelayProcess
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from relay.app.transport import setup_of
 from relay.base.certificates import ServerCertificate
+from relay.base.message.content import read_all
 from relay.base.pressure import PressureState
+from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import Address
-from relay.gate.keeper import GateKeeper
-from relay.gate.wire import LoadState
-from relay.ingress.session_limits import SessionLimits
-from relay.message.content import read_all
-from relay.settings.tree import SmtpListener
-from relay.spool.types import SpoolFullError, SpoolUnavailableError
+from relay.operation.app.transport import setup_of
+from relay.store.spool.types import SpoolFullError, SpoolUnavailableError
+from relay.transport.gate.keeper import GateKeeper
+from relay.transport.gate.wire import LoadState
+from relay.transport.ingress.session_limits import SessionLimits
 from tests.dialogue.script import Script, octets, over_bdat, read_script
 from tests.support.ingress import Relay, make_certificate
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from relay.base.message.content import read_all
 from relay.base.socket_address import Address
-from relay.message.content import read_all
 from tests.support.ingress import Relay
 from tests.support.smuggling import SEQUENCES
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from relay.base.clock import SystemClock
-from relay.commands.offline import restored_submissions
-from relay.journeys.submission_log import SubmissionLog
-from relay.settings.reader import load
-from relay.signing.private_keys import new_key, write_pem
+from relay.base.settings.reader import load
+from relay.operation.commands.offline import restored_submissions
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.transport.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
 from tests.support.disks import small_disk
 from tests.support.relay_process import RelayProcess, until

@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.cli.dev import dev as command
-from relay.cli.dev_options import PORTS, PREFIX, check_together
-from relay.cli.root import cli
+from relay.development.verbs.dev import dev as command
+from relay.development.verbs.dev_options import PORTS, PREFIX, check_together
+from relay.operation.cli.root import cli
 from tests.support.relay_process import ROOT, until
 from tests.support.running_dev import relay_dev
 
@@ -129,7 +129,7 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
     """Rules, scenarios and what the pages print are among it."""
     variables = {"PATH": os.environ["PATH"], "HOME": str(short_path), "TMPDIR": str(short_path)}
     where = (
-        "import relay; from relay.settings.environment import shipped as s;"
+        "import relay; from relay.base.settings.environment import shipped as s;"
         "print(relay.__file__, s('policies'), s('scenarios'), s('conf'), s('docs/snippets.md'))"
     )
     for words in (["-c", where], ["-m", "relay", "dev", "--once"]):

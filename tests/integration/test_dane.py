@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from relay.routing.resolver import RECORDS_MAX
+from relay.transport.routing.resolver import RECORDS_MAX
 from tests.support.relay_process import RelayProcess
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes

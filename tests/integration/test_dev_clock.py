@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.long_tests import sampled

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT
+from relay.base.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.base.sockets import has_ipv6
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.support.relay_process import until
 from tests.support.running_dev import RunningDev, relay_dev
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
 

@@ -17,8 +17,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from relay.cli import dev_options
-from relay.cli.dev_options import OPTIONAL
+from relay.development.verbs import dev_options
+from relay.development.verbs.dev_options import OPTIONAL
 from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
 from tests.support.running_dev import (

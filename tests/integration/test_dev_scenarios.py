@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
-from relay.development.folder import open_folder
+from relay.development.internet.scenario_file import SCENARIO_BYTES_MAX
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.internet.scenario_file import SCENARIO_BYTES_MAX
-from relay.settings.document import SettingsError
+from relay.operation.app.development_folder import open_folder
 from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.relay_process import ROOT

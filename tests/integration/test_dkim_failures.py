@@ -19,7 +19,7 @@ STRANGER = "127.0.0.9"
 FAILING = """
 from pathlib import Path
 
-from relay.signing import private_keys
+from relay.transport.signing import private_keys
 
 usual = private_keys.RsaKey.sign
 

@@ -21,7 +21,7 @@ from tests.integration.test_reload import hang_up
 from tests.support.dkim import verified
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remotes import Remotes
-from tests.unit.policy.test_policy_page import matches
+from tests.unit.transport.policy.test_policy_page import matches
 
 PAGE = (ROOT / "docs/dkim.md").read_text()
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

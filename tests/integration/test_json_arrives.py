@@ -7,7 +7,7 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from typing import Any
 
-from relay.mime.read_mime import read_mime
+from relay.formats.read_mime import read_mime
 from tests.support.graph_client import people
 from tests.support.remotes import Remotes, received
 

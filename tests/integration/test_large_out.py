@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from relay.base.files import FileOctets
-from relay.message.content import LargeContent
+from relay.base.message.content import LargeContent
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.integration.conftest import SharedRelay
 from tests.support import relay_starts
 from tests.support.relay_config import changed, configuration

@@ -11,9 +11,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from relay.graph.odata.resources import message_condition, message_order
-from relay.graph.odata.search import search_condition
-from relay.mailbox.query import AllOf, Condition
+from relay.front_door.graph.odata.resources import message_condition, message_order
+from relay.front_door.graph.odata.search import search_condition
+from relay.store.mailbox.query import AllOf, Condition
 from tests.support.conditions import Facts, facts_of_json, matches, order_key
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until

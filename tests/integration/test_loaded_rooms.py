@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.signing.private_keys import new_key, write_pem
+from relay.transport.signing.private_keys import new_key, write_pem
 from tests.integration.test_life import dev, environment
 from tests.integration.test_reload import hang_up
 from tests.support import relay_starts
@@ -26,7 +26,7 @@ def test_without_http_listeners_a_relay_loads_neither_pages_nor_graph():
         relay.submit("app@example.test", ["bob@example.test"])
         until("delivered", lambda: relay.maildir("bob"))
         names = set(re.findall(r"^import time: .*\| +(\S+)$", relay.log, re.MULTILINE))
-        assert "relay.ingress.smtp_session" in names
+        assert "relay.transport.ingress.smtp_session" in names
         assert sorted(filter(ONLY_FOR_HTTP.match, names)) == []
         assert "apsw" in names
         assert sorted(filter(FOR_POSTGRES.match, names)) == []
@@ -39,7 +39,7 @@ def test_a_development_relay_loads_nothing_of_postgresql(tmp_path):
     done = relay_starts.run(dev(tmp_path, "--once"), cwd=tmp_path, env=asked)
     assert done.returncode == 0, done.stderr
     names = set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
-    assert "relay.spool.sqlite.spool" in names
+    assert "relay.store.spool.sqlite.spool" in names
     assert sorted(filter(FOR_POSTGRES.match, names)) == []
 
 

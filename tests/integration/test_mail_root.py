@@ -9,7 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.mailbox.mail_root import read_id
+from relay.store.mailbox.mail_root import read_id
 from tests.support.dev_process import DevProcess
 from tests.support.disks import covered, disk_of_its_own
 from tests.support.graph_client import message

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from relay.base.crashpoints import CrashPoint
-from relay.ingress.dropped_mail import DroppedFile, HostileFileError
-from relay.ingress.maildrop import FILES_MAX
+from relay.transport.ingress.dropped_mail import DroppedFile, HostileFileError
+from relay.transport.ingress.maildrop import FILES_MAX
 from tests.support import relay_starts
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until

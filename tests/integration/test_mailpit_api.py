@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from relay.mailbox.index.database import FILE_NAME
+from relay.store.mailbox.index.database import FILE_NAME
 from tests.support.dev_process import DevProcess, running_dev
 from tests.support.graph_client import Answer
 from tests.support.relay_process import until

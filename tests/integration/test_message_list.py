@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from relay.base.clock import Ids, SystemClock
-from relay.journeys.message_list import SCAN_MAX
+from relay.store.journeys.message_list import SCAN_MAX
 from tests.support.relay_process import OPERATOR, RelayProcess
 
 

@@ -12,7 +12,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from relay.internet.test_recipients import Manner, find_test_recipient
+from relay.development.internet.test_recipients import Manner, find_test_recipient
 from tests.support.dev_process import DevProcess
 from tests.support.long_tests import long
 from tests.support.recipients_by_client import EXPECTED, Client, SentToAll, subject_for

@@ -107,7 +107,7 @@ def test_without_a_relay_it_is_unavailable(relay):
 
 
 def test_a_relay_that_does_not_answer_is_not_waited_for_without_end(relay, monkeypatch):
-    from relay.cli import control as command
+    from relay.operation.cli import control as command
 
     monkeypatch.setattr(command, "_RELOAD_S_MAX", 0.2)
     assert relay.stop() == 0
@@ -118,7 +118,7 @@ def test_a_relay_that_does_not_answer_is_not_waited_for_without_end(relay, monke
         silent.listen()
         from click.testing import CliRunner
 
-        from relay.running_relay import ControlUnavailableError
+        from relay.base.running_relay import ControlUnavailableError
 
         done = CliRunner().invoke(command.reload, ["--config", str(relay.config_file)])
     assert isinstance(done.exception, ControlUnavailableError)

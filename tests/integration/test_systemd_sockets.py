@@ -225,8 +225,8 @@ def test_child_processes_get_neither_the_sockets_nor_the_variables():
     script = """
 import json, os, subprocess, sys
 from relay.base.socket_address import Address
-from relay.settings.environment import take_sockets
-from relay.settings.values import parse_listener
+from relay.base.settings.environment import take_sockets
+from relay.base.settings.values import parse_listener
 os.environ["LISTEN_PID"] = str(os.getpid())
 take_sockets()
 look = "import os; print([n for n in os.environ if n.startswith('LISTEN_')], os.path.exists('/proc/self/fd/3'))"

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.app.daemon import Daemon, serve
-from relay.spool.sqlite import database
+from relay.operation.app.daemon import Daemon, serve
+from relay.store.spool.sqlite import database
 from tests.support.disks import filled, small_disk
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 from tests.support.service_manager import ServiceManager
 from tests.support.vfs import FaultyDisk
-from tests.unit.app.conftest import composed, settings_with  # noqa: F401 - fixtures
-from tests.unit.app.test_failing_disk import Running
+from tests.unit.operation.app.conftest import composed, settings_with  # noqa: F401 - fixtures
+from tests.unit.operation.app.test_failing_disk import Running
 
 WATCHDOG_S = 1.5
 KIB = 1024

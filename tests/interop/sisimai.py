@@ -15,17 +15,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from relay.message.address import AddressError, parse_mailbox
-from relay.message.content import MemoryOctets
-from relay.message.header import with_crlf
-from relay.mime.encoded_words import decode_words
-from relay.mime.read_report import (
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.content import MemoryOctets
+from relay.base.message.header import with_crlf
+from relay.formats.encoded_words import decode_words
+from relay.formats.read_report import (
     RemoteClaim,
     read_remote_report,
     read_report,
     returned_message,
 )
-from relay.mime.structure import read_structure
+from relay.formats.structure import read_structure
 
 SHARE_MIN = 0.98
 NO_MAIL = {".json", ".md"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from relay.message.content import read_all
-from relay.message.header import ParsedContent
-from relay.mime.disclaimer import Disclaimer, with_disclaimer, wrapped
+from relay.base.message.content import read_all
+from relay.base.message.header import ParsedContent
+from relay.formats.disclaimer import Disclaimer, with_disclaimer, wrapped
 from tests.interop.conftest import program
 from tests.support.mutt import run_mutt
 

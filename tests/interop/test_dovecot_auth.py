@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.accounts.password_schemes import parse_password
+from relay.base.accounts.password_schemes import parse_password
 from tests.integration.test_reload import hang_up
 from tests.support.dovecot import NoDovecotError, dovecot_version
 from tests.support.dovecot_auth import DovecotAuth

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from relay.accounts.passwords import FREE_FAILURES
+from relay.base.accounts.passwords import FREE_FAILURES
 from tests.interop.conftest import program
 from tests.support.long_tests import sampled
 from tests.support.ports import free_port

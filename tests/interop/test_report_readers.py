@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from flufl.bounce import all_failures
 
-from relay.message.receipt import ReceiptKind
-from relay.mime.dsn import ReportKind
-from relay.reports.texts import LANGUAGES
+from relay.base.message.receipt import ReceiptKind
+from relay.delivery.reports.texts import LANGUAGES
+from relay.formats.dsn import ReportKind
 from tests.interop.conftest import program
 from tests.support.sample_reports import CASES, RECIPIENTS, golden_reports
 

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from relay.mailbox.maildir import keeps_order
+from relay.store.mailbox.maildir import keeps_order
 from tests.support.disks import journaled_disk, small_disk
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.sync_trace import (
@@ -109,11 +109,11 @@ FIRST_ACCEPTED = """
 import asyncio, pathlib, sys
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.message.nexthop import LOCAL
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import NewEntry, NewMessage, NewRecipient
+from relay.base.observe.metrics import Metrics
+from relay.base.message.nexthop import LOCAL
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.types import NewEntry, NewMessage, NewRecipient
 
 async def main():
     path = pathlib.Path(sys.argv[1]) / "state/spool.sqlite"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.pages import app
+from relay.front_door.pages import app
 from tests.support.page_routes import routes
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess, until

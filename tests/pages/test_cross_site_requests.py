@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.api import app as api_app
-from relay.pages import app as pages_app
+from relay.front_door.api import app as api_app
+from relay.front_door.pages import app as pages_app
 from tests.support.browser import Browser
 from tests.support.endpoint_rows import rows
 from tests.support.page_routes import routes

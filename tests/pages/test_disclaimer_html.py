@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.mime.disclaimer import Disclaimer, in_html
+from relay.formats.disclaimer import Disclaimer, in_html
 from tests.support.browser import Browser
 
 DOCUMENTS = {

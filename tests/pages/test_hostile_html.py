@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from selenium.common.exceptions import WebDriverException
 
-from relay.pages.content_pages import HTML_HEADERS, REMOTE_IMAGES_HEADERS
-from relay.pages.sanitize import safe_document
+from relay.front_door.pages.content_pages import HTML_HEADERS, REMOTE_IMAGES_HEADERS
+from relay.front_door.pages.sanitize import safe_document
 from tests.support.browser import Browser
 from tests.support.hostile_html import HOSTILE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from relay.pages.login import local_reference
+from relay.front_door.pages.login import local_reference
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.running_dev import relay_dev

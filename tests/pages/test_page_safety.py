@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
-from relay.pages.site import CONTENT_SECURITY_POLICY
+from relay.front_door.pages.site import CONTENT_SECURITY_POLICY
 from tests.support.page_routes import routes
 from tests.support.relay_process import until
 from tests.support.running_dev import RunningDev, relay_dev

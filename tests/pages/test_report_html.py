@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from relay.message.receipt import ReceiptKind
-from relay.mime.dsn import ReportKind
-from relay.reports.texts import LANGUAGES
+from relay.base.message.receipt import ReceiptKind
+from relay.delivery.reports.texts import LANGUAGES
+from relay.formats.dsn import ReportKind
 from tests.support.browser import AXE, Browser
 from tests.support.sample_reports import FULL, report, report_of
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from relay.journeys.events import Step
+from relay.store.journeys.events import Step
 from tests.crash.queue_storm import QueueStorm
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.postgres import PostgresServer

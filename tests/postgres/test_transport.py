@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.spool.postgres.maintenance import WITHOUT_NODE_S
+from relay.store.spool.postgres.maintenance import WITHOUT_NODE_S
 from tests.support.long_tests import long
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer

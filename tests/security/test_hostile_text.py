@@ -24,17 +24,17 @@ from typing import Any
 
 import pytest
 
-from relay.message.content import octets_of
-from relay.message.header import Header, ParsedContent
-from relay.mime.links import find_codes
-from relay.mime.read_header import (
+from relay.base.message.content import octets_of
+from relay.base.message.header import Header, ParsedContent
+from relay.formats.links import find_codes
+from relay.formats.read_header import (
     parse_header,
     read_addresses,
     read_text,
     read_token,
     unreadable_addresses,
 )
-from relay.pages.sanitize import safe_document
+from relay.front_door.pages.sanitize import safe_document
 from tests.support.long_tests import long
 
 ROOMS = ("graph", "ingress", "message", "mime", "pages", "policy", "reports")
@@ -299,8 +299,8 @@ GIVEN: dict[str, tuple[Callable[[str], object], ...]] = {
 OTHER_NAMES = {
     "str | None": "str",
     "bytes | Octets": "Octets",
-    "bytes | relay.message.content.Octets": "Octets",
-    "bytes | relay.message.content.LargeContent": "Content",
+    "bytes | relay.base.message.content.Octets": "Octets",
+    "bytes | relay.base.message.content.LargeContent": "Content",
     "str | int | bool": "str",
     "str | tuple[str | None, str | None, str]": "str",
 }
@@ -338,7 +338,11 @@ def readers() -> dict[str, tuple[Callable[[Any], object], tuple[Callable[[str], 
 
 
 # Modules that make patterns of a word, of a glob (fnmatch, atomic), or for an operator's text.
-MADE_LATER = {"relay.graph.odata.resources", "relay.policy.globs", "relay.policy.actions"}
+MADE_LATER = {
+    "relay.front_door.graph.odata.resources",
+    "relay.transport.policy.globs",
+    "relay.transport.policy.actions",
+}
 
 
 def repeated(before: str, again: str, end: str, size: int) -> str:
@@ -380,12 +384,14 @@ def test_a_function_that_reads_text_takes_linear_time(name: str, one_of: int) ->
 
 
 def test_the_search_finds_the_patterns_and_the_functions() -> None:
-    assert {"relay.policy.attachment_names._COMMENT.0", "relay.pages.sanitize._IN_STYLE.0"} <= set(
-        PATTERNS
-    )
-    assert {"relay.mime.read_mime.read_mime", "relay.policy.message_parts.message_parts"} <= set(
-        READERS
-    )
+    assert {
+        "relay.transport.policy.attachment_names._COMMENT.0",
+        "relay.front_door.pages.sanitize._IN_STYLE.0",
+    } <= set(PATTERNS)
+    assert {
+        "relay.formats.read_mime.read_mime",
+        "relay.transport.policy.message_parts.message_parts",
+    } <= set(READERS)
     for module in modules():
         tree = ast.parse(Path(module.__file__).read_text())
         inside = [

@@ -17,6 +17,10 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from relay.base.clock import QueueTime
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.lifecycle import HELD_OR_CAPTURED
+from relay.base.message.outcome import Deferred, Failed, Reply, SmtpStage
+from relay.base.message.srs import Srs
 from relay.delivery import (
     attempt_recorder,
     attempt_result,
@@ -31,25 +35,14 @@ from relay.delivery.host_selection import HostSelection
 from relay.delivery.next_hop_resolution import SiteKey, Sites
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
+from relay.delivery.reports import bounces
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
-from relay.ingress import acceptance, fanout
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.data import DataReply
-from relay.ingress.forwarding import ExpandedRecipients, Forwarder
-from relay.message.envelope import ForwardPath
-from relay.message.lifecycle import HELD_OR_CAPTURED
-from relay.message.outcome import Deferred, Failed, Reply, SmtpStage
-from relay.message.srs import Srs
-from relay.reports import bounces
-from relay.routing.resolver import Resolver
-from relay.routing.route_table import RouteTable
-from relay.routing.sts_policies import KeptPolicy
-from relay.smtp import transaction
-from relay.spool.queue_commands import Operation
-from relay.spool.shared import (
+from relay.delivery.smtp import transaction
+from relay.store.spool.queue_commands import Operation
+from relay.store.spool.shared import (
     accepted,
     claimed,
     decisions,
@@ -57,15 +50,22 @@ from relay.spool.shared import (
     queue_admin,
     results,
 )
-from relay.spool.shared import entries as queue_entries
-from relay.spool.shared.queue_admin import QueueAdmin
-from relay.spool.sqlite import spool as spool_module
-from relay.spool.sqlite import transactions, writer
-from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
-from relay.spool.sqlite.writer import Batch, Writer
-from relay.spool.types import EntryExtra
+from relay.store.spool.shared import entries as queue_entries
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.sqlite import spool as spool_module
+from relay.store.spool.sqlite import transactions, writer
+from relay.store.spool.sqlite.disk_space import ReserveFile
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
+from relay.store.spool.sqlite.writer import Batch, Writer
+from relay.store.spool.types import EntryExtra
+from relay.transport.ingress import acceptance, fanout
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.data import DataReply
+from relay.transport.ingress.forwarding import ExpandedRecipients, Forwarder
+from relay.transport.routing.resolver import Resolver
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.sts_policies import KeptPolicy
 from tests.simulation import conditions
 from tests.simulation.clock import WorldClock
 from tests.simulation.neighbours import Mailboxes

@@ -1,6 +1,6 @@
 """What a scenario has in it, for the broken relays that show only there."""
 
-from relay.message.envelope import Notify
+from relay.base.message.envelope import Notify
 from tests.simulation.scenario import (
     BESIDE,
     CROWD,

@@ -6,12 +6,12 @@ The names are made of the code's own words, so that a new one is missed at once.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from relay.base.message.lifecycle import FINAL, RecipientState
+from relay.base.message.outcome import DeferralClass
 from relay.base.pressure import PressureLevel
-from relay.journeys.events import Step
-from relay.message.lifecycle import FINAL, RecipientState
-from relay.message.outcome import DeferralClass
-from relay.spool.queue_commands import CommandResult, Operation
-from relay.spool.types import PriorityLevel
+from relay.store.journeys.events import Step
+from relay.store.spool.queue_commands import CommandResult, Operation
+from relay.store.spool.types import PriorityLevel
 from tests.simulation.rows import Message
 from tests.simulation.sites import BOXED, CROWDED, MANNERS, REFUSING_LOGINS
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import apsw
 
-from relay.spool.sqlite.spool_files import last_commit_of
+from relay.store.spool.sqlite.spool_files import last_commit_of
 from tests.simulation.life import Death, Life
 from tests.simulation.world import World
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
+from relay.base.message.outcome import Evidence as Words
+from relay.base.message.outcome import Relayed
+from relay.base.message.srs import Srs, SrsError
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site_limits import parse_rate
-from relay.journeys.events import Step
-from relay.message.lifecycle import FINAL, TRANSITIONS, RecipientState
-from relay.message.outcome import Evidence as Words
-from relay.message.outcome import Relayed
-from relay.message.srs import Srs, SrsError
-from relay.spool.shared.holds import HELD_BY_RULES
-from relay.spool.types import Claim, ClaimResult
+from relay.store.journeys.events import Step
+from relay.store.spool.shared.holds import HELD_BY_RULES
+from relay.store.spool.types import Claim, ClaimResult
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED

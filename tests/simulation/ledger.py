@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.base.clock import DOUBT_US
+from relay.base.message.envelope import Notify
+from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
+from relay.base.message.nexthop import HERE
+from relay.base.message.outcome import DeferralClass, Deferred, Delivered, Failed, Relayed
+from relay.base.message.tls_policy import OPTIONAL
 from relay.delivery.site_limits import Rate
-from relay.message.envelope import Notify
-from relay.message.lifecycle import HELD_OR_CAPTURED, RecipientState
-from relay.message.nexthop import HERE
-from relay.message.outcome import DeferralClass, Deferred, Delivered, Failed, Relayed
-from relay.message.tls_policy import OPTIONAL
-from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
-from relay.spool.types import Claim, ClaimResult
+from relay.store.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
+from relay.store.spool.types import Claim, ClaimResult
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.life import Life
 from tests.simulation.policies import GivenPolicies, allows, demands_tls

@@ -12,9 +12,9 @@ from typing import Any
 
 from relay.base.files import disk_of
 from relay.base.pressure import Bounds, Measurements, Pressure, assess
-from relay.spool.sqlite.disk_space import ReserveFile
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import SpoolError
+from relay.store.spool.sqlite.disk_space import ReserveFile
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.types import SpoolError
 from tests.simulation.life import Life
 from tests.simulation.scenario import Scenario
 from tests.simulation.world import World

@@ -12,19 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from relay.base.message.content import Content, LargeContent, octets_in_blocks
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.socket_address import Address
-from relay.mailbox.types import (
+from relay.store.mailbox.types import (
     DeliveryResult,
     MailboxFullError,
     Room,
     StoreUnavailableError,
     WellKnown,
 )
-from relay.message.content import Content, LargeContent, octets_in_blocks
-from relay.message.nexthop import HopKind, NextHop
-from relay.policy.engine import RuleSet
-from relay.policy.rule_files import read_rules
-from relay.routing.mx_hosts import (
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.rule_files import read_rules
+from relay.transport.routing.mx_hosts import (
     Answer,
     Exchange,
     Host,
@@ -38,8 +38,8 @@ from relay.routing.mx_hosts import (
     Resolution,
     TemporaryFailure,
 )
-from relay.routing.resolver import Resolver
-from relay.routing.sts_policies import StsFetchError
+from relay.transport.routing.resolver import Resolver
+from relay.transport.routing.sts_policies import StsFetchError
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import octets_of_certificate
 from tests.simulation.scenario import (

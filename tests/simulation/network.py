@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import async_solipsism
 from async_solipsism.socket import Socket, socketpair
 
+from relay.base.settings import tree as settings
 from relay.base.sockets import Listener
-from relay.settings import tree as settings
 from tests.simulation.life import LIFE, Life
 
 _TICK_S = 1e-6  # of async_solipsism's clock

@@ -1,6 +1,6 @@
-"""One process of the relay: the rooms of steps 5 to 7, wired as relay.app wires them.
+"""One process of the relay: the rooms of steps 5 to 7, wired as relay.operation.app wires them.
 
-Real rooms; only name servers, mailboxes and the network are the world's. As relay.app's daemon.
+Real rooms; only name servers, mailboxes and the network are the world's. As relay.operation.app's daemon.
 """
 
 import asyncio
@@ -13,39 +13,39 @@ from unittest.mock import patch
 
 import apsw
 
-from relay.accounts.account import Account, Expansion
-from relay.accounts.aliases import AliasTable, Forwarding
+from relay.base.accounts.account import Account, Expansion
+from relay.base.accounts.aliases import AliasTable, Forwarding
 from relay.base.clock import Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.message.srs import Srs
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Route, RouteAuth, SmtpListener
 from relay.base.socket_address import Address
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.reports.bounces import Reporter
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions, parse_rate
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.local_services import IngressDependencies
-from relay.ingress.smtp_server import SmtpServer
-from relay.message.srs import Srs
-from relay.milter.filters import MilterSet
-from relay.observe.metrics import Metrics
-from relay.policy.engine import RuleSet
-from relay.policy.rule_book import RuleBook
-from relay.reports.bounces import Reporter
-from relay.routing.route_table import RouteTable
-from relay.routing.sts_policies import StsPolicies
-from relay.settings.tree import Route, RouteAuth, SmtpListener
-from relay.signing.keys import KeyRing
-from relay.signing.signer import Signer
-from relay.smtp.connect import connect
-from relay.smtp.connection import Timeouts
-from relay.spool.queue_commands import CommandReport, QueueCommand
-from relay.spool.shared.accepted import CapturedMail
-from relay.spool.shared.queue_admin import QueueAdmin
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
+from relay.delivery.smtp.connect import connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.store.spool.queue_commands import CommandReport, QueueCommand
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.local_services import IngressDependencies
+from relay.transport.ingress.smtp_server import SmtpServer
+from relay.transport.milter.filters import MilterSet
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.sts_policies import StsPolicies
+from relay.transport.signing.keys import KeyRing
+from relay.transport.signing.signer import Signer
 from tests.simulation import tripwires
 from tests.simulation.clock import WorldClock
 from tests.simulation.disk import POLICIES

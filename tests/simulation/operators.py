@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from relay.message.nexthop import Destination, NextHop
-from relay.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
-from relay.spool.types import Key, Selector, SpoolError
+from relay.base.message.nexthop import Destination, NextHop
+from relay.store.spool.queue_commands import CommandReport, CommandResult, Operation, QueueCommand
+from relay.store.spool.types import Key, Selector, SpoolError
 from tests.simulation.ledger import Ledger
 from tests.simulation.world import World
 

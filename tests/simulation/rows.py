@@ -1,7 +1,7 @@
 """The rows of a spool's file for the judges: messages with their recipients, entries and events.
 
 Read-only, without the code of the spool. Raises the exceptions of apsw. See
-relay/spool/sqlite/schema.sql.
+relay/store/spool/sqlite/schema.sql.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from typing import Any
 import apsw
 import msgspec
 
-from relay.message.lifecycle import RecipientState
-from relay.spool.shared.columns import (
+from relay.base.message.lifecycle import RecipientState
+from relay.store.spool.shared.columns import (
     REMOVED_EVENTS,
 )
-from relay.spool.sqlite.write_ahead_log import COMMITS_COUNTER
+from relay.store.spool.sqlite.write_ahead_log import COMMITS_COUNTER
 from tests.simulation.sites import TOKEN
 
 

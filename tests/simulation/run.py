@@ -23,11 +23,11 @@ import apsw
 
 from relay.base import clock
 from relay.base.clock import DOUBT_US
+from relay.base.observe import logs
 from relay.delivery import queue_scanner
 from relay.delivery.site_limits import SiteOptions, TokenBucket, parse_rate
-from relay.ingress import smtp_server
-from relay.observe import logs
-from relay.spool.types import Selector, SpoolDamagedError, SpoolError
+from relay.store.spool.types import Selector, SpoolDamagedError, SpoolError
+from relay.transport.ingress import smtp_server
 from tests.simulation import coverage, invariants, operators, scenario, tripwires
 from tests.simulation.disk import Disk
 from tests.simulation.ledger import Ledger

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from relay.base.clock import DOUBT_US
-from relay.message.envelope import Notify
+from relay.base.message.envelope import Notify
 from tests.simulation.network import CERTIFICATES, GOOD
 from tests.simulation.sites import BOXED, CROWDED, LAX_FIELD, MANNERS, REFUSING_LOGINS, Manner
 

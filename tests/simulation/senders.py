@@ -9,11 +9,11 @@ import asyncio
 import re
 from dataclasses import dataclass
 
-from relay.message.envelope import Envelope, ForwardPath
-from relay.message.outcome import Failed, Relayed
-from relay.message.tls_policy import TlsPolicy
-from relay.smtp.connect import ConnectError, Target, connect
-from relay.smtp.transaction import Transaction
+from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.outcome import Failed, Relayed
+from relay.base.message.tls_policy import TlsPolicy
+from relay.delivery.smtp.connect import ConnectError, Target, connect
+from relay.delivery.smtp.transaction import Transaction
 from tests.simulation.ledger import Ledger, Try
 from tests.simulation.node import RELAY_IP, SMTP_PORT, TIMEOUTS
 from tests.simulation.scenario import Letter, submission_key

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from relay.internet.behaviour import Action, Moment, ReceivedMail
-from relay.internet.smtp_host import HostOptions, SmtpHost
+from relay.development.internet.behaviour import Action, Moment, ReceivedMail
+from relay.development.internet.smtp_host import HostOptions, SmtpHost
 from tests.simulation.network import Host, TlsSession
 from tests.simulation.world import World
 from tests.support.manual_clock import ManualClock

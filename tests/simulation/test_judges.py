@@ -5,9 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-from relay.message.outcome import Evidence as Words
-from relay.message.outcome import Failed
-from relay.spool.types import ClaimResult
+from relay.base.message.outcome import Evidence as Words
+from relay.base.message.outcome import Failed
+from relay.store.spool.types import ClaimResult
 from tests.simulation.clock import BEGINNING_US, Time
 from tests.simulation.ledger import Ledger
 from tests.simulation.policies import GivenPolicies

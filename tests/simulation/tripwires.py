@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import apsw
 
-from relay.message.lifecycle import FINAL
-from relay.spool.shared.maintenance import SpoolMaintenance
-from relay.spool.sqlite.writer import Batch
+from relay.base.message.lifecycle import FINAL
+from relay.store.spool.shared.maintenance import SpoolMaintenance
+from relay.store.spool.sqlite.writer import Batch
 from tests.simulation.disk import Disk
 from tests.simulation.rows import Message, read_finished
 

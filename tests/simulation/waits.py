@@ -8,9 +8,9 @@ died, an operator rerouted the mail), it bounds the wait by the number of attemp
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
-from relay.message.lifecycle import RecipientState
-from relay.message.outcome import Deferred, Indeterminate
-from relay.spool.types import Claim, ClaimResult, Key
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.outcome import Deferred, Indeterminate
+from relay.store.spool.types import Claim, ClaimResult, Key
 from tests.simulation.scenario import Scenario
 
 _JITTER = 0.1

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from relay.base.message.content import LARGE_BYTES, Content, LargeContent
 from relay.delivery.content_cache import ContentCache
-from relay.message.content import LARGE_BYTES, Content, LargeContent
-from relay.spool.sqlite.content_files import is_in_file
-from relay.spool.types import Accepted, Claim, ClaimResult, DueBatch, DueQuery, SpoolError
+from relay.store.spool.sqlite.content_files import is_in_file
+from relay.store.spool.types import Accepted, Claim, ClaimResult, DueBatch, DueQuery, SpoolError
 from tests.simulation.ledger import Ledger
 from tests.simulation.life import Life
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from joserfc.jwk import ECKey
 
-from relay.accounts.account import Account, AccountDirectory, Expansion, RegisteredClient
+from relay.base.accounts.account import Account, AccountDirectory, Expansion, RegisteredClient
 from relay.base.clock import Clock
-from relay.sign_in.access_tokens import AccessTokens
-from relay.sign_in.authentication import HttpAuthentication
+from relay.front_door.sign_in.access_tokens import AccessTokens
+from relay.front_door.sign_in.authentication import HttpAuthentication
 from tests.support.manual_clock import ManualClock
 
 HOSTNAME = "relay.example.test"

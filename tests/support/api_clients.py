@@ -11,27 +11,27 @@ import httpx
 import pytest
 from msgspec.structs import astuple
 
-from relay.accounts.account import Account, Role, Scope, UnknownUserError
-from relay.api import ApiDependencies, create_app, create_control_app
-from relay.api.dependencies import Question
+from relay.base.accounts.account import Account, Role, Scope, UnknownUserError
 from relay.base.clock import SystemClock
+from relay.base.message.nexthop import NextHop
+from relay.base.observe.metric_samples import MetricSamples
+from relay.base.observe.metrics import Metrics
 from relay.base.pauses import Pauses
 from relay.base.pressure import Pressure
-from relay.journeys.document import Journey
-from relay.journeys.event_feed import ChangeNotifier
-from relay.journeys.journey import ListPage, MessageList
-from relay.journeys.message_list import ListCursor, ListPosition, MessageSearch
-from relay.message.nexthop import NextHop
-from relay.observe.metric_samples import MetricSamples
-from relay.observe.metrics import Metrics
-from relay.refusals.refusal import RecentRefusals
-from relay.spool.queue_commands import (
+from relay.front_door.api import ApiDependencies, create_app, create_control_app
+from relay.front_door.api.dependencies import Question
+from relay.store.journeys.document import Journey
+from relay.store.journeys.event_feed import ChangeNotifier
+from relay.store.journeys.journey import ListPage, MessageList
+from relay.store.journeys.message_list import ListCursor, ListPosition, MessageSearch
+from relay.store.spool.queue_commands import (
     CommandReport,
     CommandResult,
     EntryList,
     QueueCommand,
 )
-from relay.spool.types import Selector
+from relay.store.spool.types import Selector
+from relay.transport.refusals.refusal import RecentRefusals
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.journeys import made_journey
 from tests.support.operator import all_to

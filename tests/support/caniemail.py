@@ -1,9 +1,9 @@
-"""Reduce the data of caniemail to what Relay's HTML check reads: relay/mime/caniemail.json.
+"""Reduce the data of caniemail to what Relay's HTML check reads: relay/formats/caniemail.json.
 
     npm pack caniemail@2.0.2 && tar xzf caniemail-2.0.2.tgz
     .venv/bin/python -m tests.support.caniemail package
 
-Of each feature: its title, the names by which relay/mime/body_checks.py finds it in a message,
+Of each feature: its title, the names by which relay/formats/body_checks.py finds it in a message,
 the newest known support of each program (y, a: partly, n, u: not known), and the notes of those
 that do not support all of it. Features that cannot be seen in HTML or CSS are left out.
 """
@@ -15,7 +15,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-TARGET = Path(__file__).parents[2] / "relay/mime/caniemail.json"
+TARGET = Path(__file__).parents[2] / "relay/formats/caniemail.json"
 TESTED_MIN = 20  # features; programs that were tested with fewer are left out
 SIDES = ("top", "right", "bottom", "left")
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.message.nexthop import NextHop
-from relay.spool.types import Claim, ClaimedRecipient
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.nexthop import NextHop
+from relay.store.spool.types import Claim, ClaimedRecipient
 
 SECOND_US = 1_000_000
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from relay.graph.serializer import message_json
-from relay.mailbox.query import (
+from relay.front_door.graph.serializer import message_json
+from relay.store.mailbox.query import (
     AllOf,
     AnyItem,
     AnyOf,
@@ -31,7 +31,7 @@ from relay.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.mailbox.types import StoredMessage
+from relay.store.mailbox.types import StoredMessage
 
 Value = str | int | bool
 _IMPORTANCES = ("low", "normal", "high")

@@ -3,10 +3,10 @@
 The octets are the same, the body in two pieces.
 """
 
-from relay.message.content import Content, LargeContent, MemoryOctets
-from relay.message.header import header_end
-from relay.mime.read_mime import read_attachments
-from relay.mime.transfer_encoding import decoded_blocks
+from relay.base.message.content import Content, LargeContent, MemoryOctets
+from relay.base.message.header import header_end
+from relay.formats.read_mime import read_attachments
+from relay.formats.transfer_encoding import decoded_blocks
 
 
 def as_large(content: bytes) -> Content:

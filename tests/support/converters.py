@@ -1,6 +1,6 @@
 """Conversion functions that fail as real ones could; the Subject says how.
 
-Pickup's tests use them in place of relay.mime.convert.convert; the child processes import them.
+Pickup's tests use them in place of relay.formats.convert.convert; the child processes import them.
 """
 
 import os
@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 
-from relay.message.content import Octets
-from relay.mime.convert import ConvertedMessage
-from relay.mime.convert import convert as convert_well
+from relay.base.message.content import Octets
+from relay.formats.convert import ConvertedMessage
+from relay.formats.convert import convert as convert_well
 
 HANGS_S = 30
 calls_here: list[str] = []
@@ -37,4 +37,4 @@ def only_in_a_child(draft: bytes | Octets, *, now_us: int, hostname: str) -> Con
 
 
 def _in_a_child() -> bool:
-    return "relay.pickup.conversion_child" in sys.orig_argv
+    return "relay.submission.pickup.conversion_child" in sys.orig_argv

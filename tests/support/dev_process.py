@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from relay.cli.dev_options import PORTS
+from relay.development.verbs.dev_options import PORTS
 from tests.support.graph_client import Answer
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until

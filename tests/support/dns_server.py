@@ -18,7 +18,7 @@ import dns.flags
 import dns.message
 import dns.rdatatype
 
-from relay.internet.dns_server import NO_NAME, DnsServer, Records
+from relay.development.internet.dns_server import NO_NAME, DnsServer, Records
 
 Zone = dict[str, Mapping[str, Records] | str]
 
@@ -50,7 +50,7 @@ class DnsThread:
         self._loop.close()
 
     def records(self, name: str, kind: str) -> Records:
-        """See relay.internet.dns_server.DnsServer."""
+        """See relay.development.internet.dns_server.DnsServer."""
         entry = self.zone.get(name, NO_NAME)
         return entry if isinstance(entry, str) else entry.get(kind, ())
 

@@ -5,9 +5,9 @@ The files are those that the store writes. See docs/design.md 3.
 
 from base64 import b64encode
 
-from relay.message.content import MemoryOctets, read_all
-from relay.message.properties import Attachment, MessageProperties
-from relay.mime.draft import (
+from relay.base.message.content import MemoryOctets, read_all
+from relay.base.message.properties import Attachment, MessageProperties
+from relay.formats.draft import (
     DraftOrigin,
     PrivateBlock,
     draft_content,

@@ -11,17 +11,22 @@ from typing import Any
 import httpx
 from msgspec import structs
 
-from relay.accounts.account import Account
+from relay.base.accounts.account import Account
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.message.properties import MessageProperties
 from relay.base.pressure import Pressure
-from relay.graph import create_app
-from relay.graph.graph_request import GraphDependencies
-from relay.http.gateway import Gateway
-from relay.mailbox.message_state import MessageState, flag_of, with_state
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.settings_file import UserSettings
-from relay.mailbox.types import (
+from relay.formats.read_mime import AttachmentFacts
+from relay.front_door.graph import create_app
+from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.notifications.subscription_file import Subscription
+from relay.front_door.notifications.subscriptions import NoSubscriptionError
+from relay.front_door.sign_in.authentication import HttpAuthentication
+from relay.store.mailbox.message_state import MessageState, flag_of, with_state
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.settings_file import UserSettings
+from relay.store.mailbox.types import (
     NO_PRECONDITION,
     Folder,
     MessageChange,
@@ -34,11 +39,6 @@ from relay.mailbox.types import (
     StoredMessage,
     WellKnown,
 )
-from relay.message.properties import MessageProperties
-from relay.mime.read_mime import AttachmentFacts
-from relay.notifications.subscription_file import Subscription
-from relay.notifications.subscriptions import NoSubscriptionError
-from relay.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.conditions import facts_of, matches, order_key
 from tests.support.manual_clock import ManualClock

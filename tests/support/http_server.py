@@ -9,12 +9,12 @@ from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
 from relay.base.socket_address import Address
-from relay.http.connection_limits import ConnectionLimits
-from relay.http.gateway import Gateway, json_response
-from relay.http.http_request import HttpRequest, RequestLimits
-from relay.http.http_server import HttpServer
-from relay.http.protocol import AllowedHosts
-from relay.http.tunnels import TunnelHosts
+from relay.front_door.http.connection_limits import ConnectionLimits
+from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.tunnels import TunnelHosts
 from tests.support.manual_clock import ManualClock
 
 ANY_PORT = Address("127.0.0.1", 0)

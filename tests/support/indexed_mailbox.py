@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from relay.base.clock import SystemClock
-from relay.mailbox.index.indexes import Indexes
+from relay.store.mailbox.index.indexes import Indexes
 from tests.support.manual_clock import ManualClock
 
 

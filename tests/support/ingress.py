@@ -14,31 +14,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from relay.accounts.account import Account, Expansion, Scope
-from relay.accounts.aliases import AliasTable, Forwarding
+from relay.base.accounts.account import Account, Expansion, Scope
+from relay.base.accounts.aliases import AliasTable, Forwarding
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import Ids
+from relay.base.message.content import MemoryOctets
+from relay.base.message.srs import Srs
+from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
+from relay.base.settings.tree import Route, SmtpListener, TlsSettings
 from relay.base.socket_address import Address
-from relay.ingress.acceptance import Acceptance
-from relay.ingress.local_services import IngressDependencies
-from relay.ingress.session_limits import SessionLimits
-from relay.ingress.smtp_server import SmtpServer
-from relay.mailbox.types import Room
-from relay.message.content import MemoryOctets
-from relay.message.srs import Srs
-from relay.milter.filters import MilterSet
-from relay.observe.metrics import Metrics
-from relay.policy.engine import RuleSet
-from relay.policy.rule_book import RuleBook
-from relay.refusals.refusal import RecentRefusals
-from relay.reports.bounces import Reporter
-from relay.routing.route_table import RouteTable
-from relay.settings.tree import Route, SmtpListener, TlsSettings
-from relay.sign_in.token_login import TokenLogin
-from relay.signing.keys import KeyRing
-from relay.signing.signer import Signer
-from relay.spool.types import Accepted, Claim, NewMessage
+from relay.delivery.reports.bounces import Reporter
+from relay.front_door.sign_in.token_login import TokenLogin
+from relay.store.mailbox.types import Room
+from relay.store.spool.types import Accepted, Claim, NewMessage
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.local_services import IngressDependencies
+from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.smtp_server import SmtpServer
+from relay.transport.milter.filters import MilterSet
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.refusals.refusal import RecentRefusals
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.signing.keys import KeyRing
+from relay.transport.signing.signer import Signer
 from tests.support.manual_clock import ManualClock
 from tests.support.tls import self_signed
 

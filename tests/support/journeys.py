@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import convert
 
-from relay.journeys.document import Journey
-from relay.message.envelope import Client
+from relay.base.message.envelope import Client
+from relay.store.journeys.document import Journey
 
 _JOURNEY = {
     "id": None, "graph_id": None, "submission_id": None, "message_id": "", "sender": "",

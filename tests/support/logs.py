@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from relay.observe import logs
+from relay.base.observe import logs
 
 
 @contextmanager

@@ -17,12 +17,15 @@ import pytest
 
 from relay.base.blocks import BodyDisk
 from relay.base.clock import SystemClock
+from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.pressure import PressureState
+from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import Address
-from relay.gate import keeper as keeper_module
-from relay.gate.frames import receive_descriptor
-from relay.gate.keeper import GateKeeper
-from relay.gate.wire import (
+from relay.store.spool.sqlite.content_files import IncomingFile
+from relay.transport.gate import keeper as keeper_module
+from relay.transport.gate.frames import receive_descriptor
+from relay.transport.gate.keeper import GateKeeper
+from relay.transport.gate.wire import (
     Accept,
     CallAnswer,
     CheckRecipient,
@@ -37,12 +40,9 @@ from relay.gate.wire import (
     decode_packet,
     encode,
 )
-from relay.ingress.esmtp_parameters import MailArgument
-from relay.ingress.session_services import SessionClaims
-from relay.ingress.smtp_server import SmtpServer
-from relay.message.envelope import Envelope, ForwardPath
-from relay.settings.tree import SmtpListener
-from relay.spool.sqlite.content_files import IncomingFile
+from relay.transport.ingress.esmtp_parameters import MailArgument
+from relay.transport.ingress.session_services import SessionClaims
+from relay.transport.ingress.smtp_server import SmtpServer
 from tests.support.ingress import FakeAccounts, MemorySpool, Relay
 
 T = TypeVar("T")

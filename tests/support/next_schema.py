@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from relay.spool.sqlite import migrate
+from relay.store.spool.sqlite import migrate
 
 VERSION = migrate.SCHEMA_VERSION
 NEXT = VERSION + 2

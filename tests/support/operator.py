@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from relay.message.envelope import domain_of
-from relay.message.nexthop import Destination, HopKind, NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.spool.queue_commands import Operation, QueueCommand, RouteLookup
-from relay.spool.types import ClaimResult, EntrySchedule, Key, PriorityLevel, Selector
+from relay.base.message.envelope import domain_of
+from relay.base.message.nexthop import Destination, HopKind, NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
+from relay.store.spool.types import ClaimResult, EntrySchedule, Key, PriorityLevel, Selector
 
 ALL = Selector(all=True)
 HOUR_US = 3600_000_000

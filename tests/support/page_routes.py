@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from relay.pages import app
+from relay.front_door.pages import app
 
 
 def routes() -> set[str]:

@@ -6,23 +6,23 @@ from random import Random
 from types import SimpleNamespace
 
 from relay.base.crashpoints import CrashPoints
-from relay.journeys.events import Event
-from relay.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.mailbox.types import (
+from relay.base.message.content import MemoryOctets
+from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.base.observe.metrics import Metrics
+from relay.formats.convert import convert
+from relay.formats.draft import DraftOrigin
+from relay.store.journeys.events import Event
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.store.mailbox.types import (
     MailboxFullError,
     NoSuchItemError,
     PendingSubmission,
 )
-from relay.message.content import MemoryOctets
-from relay.message.properties import EmailAddress, MessageProperties
-from relay.mime.convert import convert
-from relay.mime.draft import DraftOrigin
-from relay.observe.metrics import Metrics
-from relay.outbox.pending import PendingSubmissions
-from relay.pickup.conversion import ConversionPool
-from relay.pickup.dispatch import Pickup
-from relay.pickup.processing import SubmissionProcessor
-from relay.pickup.start_limits import StartLimits
+from relay.submission.outbox.pending import PendingSubmissions
+from relay.submission.pickup.conversion import ConversionPool
+from relay.submission.pickup.dispatch import Pickup
+from relay.submission.pickup.processing import SubmissionProcessor
+from relay.submission.pickup.start_limits import StartLimits
 from tests.support.drafts import write_draft
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx

@@ -26,8 +26,8 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.spool.postgres.schema import SCHEMA
-from relay.spool.postgres.tables import statement
+from relay.store.spool.postgres.schema import SCHEMA
+from relay.store.spool.postgres.tables import statement
 from tests.support.disks import short_place
 from tests.support.ports import free_port
 from tests.support.relay_process import WAIT_S, until

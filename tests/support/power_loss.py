@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from relay.base.crashpoints import CrashPoint
-from relay.mailbox.query import MessageQuery
-from relay.mailbox.types import (
+from relay.base.message.extended_properties import DEFERRED_SEND_TIME
+from relay.base.message.properties import EmailAddress, ExtendedProperty, MessageProperties
+from relay.formats.draft import read_properties
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.types import (
     SendOptions,
     StoreError,
     SubmissionKey,
 )
-from relay.message.extended_properties import DEFERRED_SEND_TIME
-from relay.message.properties import EmailAddress, ExtendedProperty, MessageProperties
-from relay.mime.draft import read_properties
-from relay.outbox.store import FileStore
+from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import ForgetfulDisk, KilledError
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on

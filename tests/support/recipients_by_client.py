@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import convert
 
-from relay.journeys.document import Journey
+from relay.store.journeys.document import Journey
 from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until

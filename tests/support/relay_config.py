@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from relay.base.settings.reader import load
+from relay.base.settings.tree import RELOADED, Settings
 from relay.base.socket_address import Address
-from relay.settings.reader import load
-from relay.settings.tree import RELOADED, Settings
 
 DOMAIN = "example.test"
 PEOPLE = ("alice", "bob", "carol", "dave")

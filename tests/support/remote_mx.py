@@ -14,9 +14,9 @@ from typing import Self
 
 from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
-from relay.internet import smtp_host
-from relay.internet.behaviour import Action, Moment, ReceivedMail
-from relay.internet.smtp_host import HostOptions, SmtpHost
+from relay.development.internet import smtp_host
+from relay.development.internet.behaviour import Action, Moment, ReceivedMail
+from relay.development.internet.smtp_host import HostOptions, SmtpHost
 
 Script = str | Sequence[str]
 DROP = "DROP"

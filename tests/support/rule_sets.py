@@ -6,16 +6,16 @@ from typing import Any
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from relay.message.authentication_results import AuthResult
-from relay.message.envelope import Source
-from relay.message.verdict import ExaminedMessage
-from relay.policy.actions import ACTIONS, FINAL
-from relay.policy.conditions import CONDITIONS
-from relay.policy.engine import RuleSet
-from relay.policy.globs import Globs
-from relay.policy.rule_files import NESTED_MAX
-from relay.policy.rule_tests import examined_message
-from relay.policy.rules import (
+from relay.base.message.authentication_results import AuthResult
+from relay.base.message.envelope import Source
+from relay.base.message.verdict import ExaminedMessage
+from relay.transport.policy.actions import ACTIONS, FINAL
+from relay.transport.policy.conditions import CONDITIONS
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.globs import Globs
+from relay.transport.policy.rule_files import NESTED_MAX
+from relay.transport.policy.rule_tests import examined_message
+from relay.transport.policy.rules import (
     ConditionSet,
     NestedConditions,
     NestedKey,

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from relay.cli import dev_options
+from relay.development.verbs import dev_options
 from tests.support import relay_starts
 from tests.support.relay_process import ROOT, until
 

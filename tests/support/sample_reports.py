@@ -5,14 +5,14 @@ from pathlib import Path
 
 from msgspec import structs
 
-from relay.message.content import Content
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.message.header import Header
-from relay.message.outcome import Evidence
-from relay.message.receipt import ReceiptKind
-from relay.mime.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
-from relay.mime.mdn import receipt_request, write_mdn
-from relay.reports.texts import LANGUAGES, ReportTexts
+from relay.base.message.content import Content
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.header import Header
+from relay.base.message.outcome import Evidence
+from relay.base.message.receipt import ReceiptKind
+from relay.delivery.reports.texts import LANGUAGES, ReportTexts
+from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
+from relay.formats.mdn import receipt_request, write_mdn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SECOND = 1_000_000

@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dns.rdtypes.ANY.DNSKEY import DNSKEY
 
 from relay.base.socket_address import Address
-from relay.internet.dns_server import DnsServer
-from relay.routing.dns_client import EDNS_PAYLOAD_BYTES
+from relay.development.internet.dns_server import DnsServer
+from relay.transport.routing.dns_client import EDNS_PAYLOAD_BYTES
 from tests.support.dns_server import DnsThread
 from tests.support.relay_process import until
 from tests.support.unpacked import UNPACKED, unpacked_libraries

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.base.clock import Ids
-from relay.spool.types import ClaimResult, EntrySchedule, NewMessage, PriorityLevel
+from relay.store.spool.types import ClaimResult, EntrySchedule, NewMessage, PriorityLevel
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
 from tests.support.spools import message_of

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from relay.base.clock import Clock, SystemClock, boot_s
 from relay.base.crashpoints import CrashPoints
-from relay.observe.metrics import Metrics
-from relay.settings.postgres_url import parse_postgres_url
-from relay.spool.postgres.nodes import BEAT_S, NodeIdentity
-from relay.spool.postgres.spool import PostgresSpool
-from relay.spool.shared.accepted import CapturedMail
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.postgres_url import parse_postgres_url
+from relay.store.spool.postgres.nodes import BEAT_S, NodeIdentity
+from relay.store.spool.postgres.spool import PostgresSpool
+from relay.store.spool.shared.accepted import CapturedMail
 
 
 class Elapsed:

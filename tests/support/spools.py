@@ -10,12 +10,12 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, Ids, SystemClock
 from relay.base.crashpoints import CrashPoints
-from relay.message.content import size_of
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.message.nexthop import NextHop
-from relay.observe.metrics import Metrics
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import DueBatch, NewEntry, NewMessage, NewRecipient
+from relay.base.message.content import size_of
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.nexthop import NextHop
+from relay.base.observe.metrics import Metrics
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.types import DueBatch, NewEntry, NewMessage, NewRecipient
 
 # Makes of the tables of this Relay's schema, in SQLite, those of 0.2.0.
 AS_0_2_0 = """

@@ -8,11 +8,11 @@ from typing import Any
 
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
-from relay.journeys.submission_log import SubmissionLog
-from relay.mailbox.mail_root import MailRoot
-from relay.mailbox.maildir import SYNC_FAILURES
-from relay.mailbox.types import PendingSubmission, QuotaLimits
-from relay.outbox.store import FileStore
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.mail_root import MailRoot
+from relay.store.mailbox.maildir import SYNC_FAILURES
+from relay.store.mailbox.types import PendingSubmission, QuotaLimits
+from relay.submission.outbox.store import FileStore
 
 HOSTNAME = "relay.example.test"
 

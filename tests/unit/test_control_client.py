@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from starlette.responses import Response
 
+from relay.base.running_relay import ControlClient, ControlError, ControlUnavailableError, path_of
 from relay.base.socket_address import Address
-from relay.http.errors import ApiError
-from relay.http.gateway import Gateway, json_response
-from relay.http.http_request import HttpRequest, RequestLimits
-from relay.http.http_server import HttpServer
-from relay.running_relay import ControlClient, ControlError, ControlUnavailableError, path_of
+from relay.front_door.http.errors import ApiError
+from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.http_server import HttpServer
 from tests.support.manual_clock import ManualClock
 
 

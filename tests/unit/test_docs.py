@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from relay.base.crashpoints import CrashPoint
+from relay.base.observe.metrics import Metrics
 from relay.base.pressure import PressureReason
-from relay.cli.root import cli
-from relay.observe.metrics import Metrics
-from relay.settings.values import parse_duration, parse_size
+from relay.base.settings.values import parse_duration, parse_size
+from relay.operation.cli.root import cli
 
 TOP = Path(__file__).parents[2]
 FLOW = TOP / "docs/flow.md"

@@ -9,26 +9,26 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from relay.accounts.directory import load_accounts
-from relay.api.explain import read_question
-from relay.graph.odata.resources import message_condition, select_users
-from relay.graph.odata.search import search_condition
-from relay.ingress.esmtp_parameters import parse_mail, parse_rcpt
-from relay.ingress.send_as import header_rejection
-from relay.journeys.message_list import MessageSearch
-from relay.message.address import shown_address
-from relay.message.envelope import Source
-from relay.message.header import Header, ParsedContent
-from relay.message.srs import Srs
-from relay.observe.metrics import Metrics
-from relay.policy.rule_files import read_rules
-from relay.policy.rule_tests import examined_message
-from relay.routing.route_table import RouteTable
-from relay.settings.tree import Route
-from relay.settings.values import parse_domain, parse_domain_pattern, parse_sender_pattern
-from relay.signing.keys import KeyRing, SigningKey
-from relay.signing.private_keys import new_key
-from relay.signing.signer import Signer
+from relay.base.accounts.directory import load_accounts
+from relay.base.message.address import shown_address
+from relay.base.message.envelope import Source
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.srs import Srs
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Route
+from relay.base.settings.values import parse_domain, parse_domain_pattern, parse_sender_pattern
+from relay.front_door.api.explain import read_question
+from relay.front_door.graph.odata.resources import message_condition, select_users
+from relay.front_door.graph.odata.search import search_condition
+from relay.store.journeys.message_list import MessageSearch
+from relay.transport.ingress.esmtp_parameters import parse_mail, parse_rcpt
+from relay.transport.ingress.send_as import header_rejection
+from relay.transport.policy.rule_files import read_rules
+from relay.transport.policy.rule_tests import examined_message
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.signing.keys import KeyRing, SigningKey
+from relay.transport.signing.private_keys import new_key
+from relay.transport.signing.signer import Signer
 from tests.support.manual_clock import ManualClock
 
 KEY = new_key("ed25519")

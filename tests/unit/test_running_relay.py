@@ -8,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from relay.base.socket_address import Address
-from relay.running_relay import (
+from relay.base.running_relay import (
     AwayError,
     DraftToSend,
     NotAllowedError,
@@ -18,6 +17,7 @@ from relay.running_relay import (
     send_by_graph,
     send_by_smtp,
 )
+from relay.base.socket_address import Address
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 HELLO = DraftToSend(ALICE, (BOB,), "Grüße", "Hallo\n", (("ünï.txt", b"attached"),))

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from relay.settings.reader import load
+from relay.base.settings.reader import load
 from tests.support.long_tests import long
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.spool.types import PriorityLevel
+from relay.store.spool.types import PriorityLevel
 from tests.bench.queued.figures import Figure, at
 from tests.bench.queued.filling import Queued
 from tests.bench.queued.names import LIVE

@@ -13,11 +13,11 @@ from pathlib import Path
 import apsw
 
 from relay.base.clock import Ids, SystemClock
-from relay.journeys.events import Event, Step
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.types import (
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import (
     Claim,
     ClaimResult,
     EntrySchedule,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.spool.types import PriorityLevel
+from relay.store.spool.types import PriorityLevel
 from tests.bench.queued.figures import Figure
 from tests.bench.queued.filling import DAY_US, HOUR_US, Queued
 from tests.bench.queued.instance import Instance

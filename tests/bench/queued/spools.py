@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from relay.spool.sqlite.migrate import SCHEMA_VERSION
+from relay.store.spool.sqlite.migrate import SCHEMA_VERSION
 from tests.bench.queued import dead, fair, million
 from tests.bench.queued.filling import Queued, fill
 from tests.bench.queued.names import DEAD

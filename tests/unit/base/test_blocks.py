@@ -14,7 +14,7 @@ import pytest
 
 from relay.base.blocks import BodyDisk, next_block
 from relay.base.files import FileOctets, OpenOctets
-from relay.message.content import LargeContent, MemoryOctets, blocks, join_octets
+from relay.base.message.content import LargeContent, MemoryOctets, blocks, join_octets
 from tests.support.manual_clock import ManualClock
 
 BODY = b"\r\n" + os.urandom(40)

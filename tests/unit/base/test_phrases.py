@@ -5,8 +5,8 @@ import re
 import pytest
 
 from relay.base.phrases import shown, without_login
-from relay.http.errors import quoted
-from relay.routing.route_table import parse_action
+from relay.front_door.http.errors import quoted
+from relay.transport.routing.route_table import parse_action
 
 WRITTEN = [
     "smtp://user:sesame@mx.test:25",

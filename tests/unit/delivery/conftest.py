@@ -9,6 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids, SystemClock
+from relay.base.message.envelope import Notify
+from relay.base.message.nexthop import NextHop
+from relay.base.message.tls_policy import TlsPolicy
+from relay.base.observe.metrics import Metrics
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
@@ -19,21 +23,15 @@ from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site_limits import SiteOptions
-from relay.journeys.document import Journey
-from relay.journeys.events import Event, Step
-from relay.mailbox.types import DeliveryResult, WellKnown
-from relay.message.envelope import Notify
-from relay.message.nexthop import NextHop
-from relay.message.tls_policy import TlsPolicy
-from relay.mime.dsn import ReportKind
-from relay.observe.metrics import Metrics
-from relay.routing.mx_hosts import Host, Hosts, Resolution
-from relay.routing.route_table import HopOptions
-from relay.smtp.connect import connect
-from relay.smtp.connection import Timeouts
-from relay.spool.shared.accepted import CapturedMail
-from relay.spool.sqlite.spool import SqliteSpool
-from relay.spool.types import (
+from relay.delivery.smtp.connect import connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.formats.dsn import ReportKind
+from relay.store.journeys.document import Journey
+from relay.store.journeys.events import Event, Step
+from relay.store.mailbox.types import DeliveryResult, WellKnown
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.types import (
     NO_EXTRA,
     Accepted,
     Claim,
@@ -44,6 +42,8 @@ from relay.spool.types import (
     Selector,
     sender_key,
 )
+from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
+from relay.transport.routing.route_table import HopOptions
 from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 

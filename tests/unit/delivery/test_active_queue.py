@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from relay.base.files import FileOctets
+from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
+from relay.base.message.nexthop import LOCAL, NextHop
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.content_cache import ContentCache
-from relay.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
-from relay.message.nexthop import LOCAL, NextHop
-from relay.mime.encode_for_host import CannotEncodeError, Need
-from relay.spool.types import PriorityLevel, SpoolError
+from relay.formats.encode_for_host import CannotEncodeError, Need
+from relay.store.spool.types import PriorityLevel, SpoolError
 
 STALLED, LIVE = NextHop.parse("mx:stalled.test"), NextHop.parse("mx:live.test")
 

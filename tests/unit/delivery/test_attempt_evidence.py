@@ -6,17 +6,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from relay.base.message.outcome import Evidence, Relayed, SessionEvidence
+from relay.base.message.tls_policy import TlsDecision, TlsPolicy
+from relay.base.settings.tree import Route, RouteAuth
 from relay.delivery.attempt_result import AttemptEvidence, Lookup
-from relay.journeys.document import Durations, MxRecord, attempts_in
-from relay.message.outcome import Evidence, Relayed, SessionEvidence
-from relay.message.tls_policy import TlsDecision, TlsPolicy
-from relay.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
-from relay.routing.route_table import RouteTable
-from relay.settings.tree import Route, RouteAuth
+from relay.store.journeys.document import Durations, MxRecord, attempts_in
+from relay.transport.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
+from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.remote_mx import RemoteMx
 from tests.unit.delivery.test_attempt_result import concluded
-from tests.unit.routing.test_route_table import Accounts
+from tests.unit.transport.routing.test_route_table import Accounts
 
 
 async def attempt_of(delivery, address, *, final=True):

@@ -3,6 +3,18 @@
 import pytest
 from msgspec.structs import replace
 
+from relay.base.message.envelope import Notify
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import CAPTURE
+from relay.base.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Delivered,
+    Evidence,
+    Failed,
+    Indeterminate,
+    Relayed,
+)
 from relay.delivery.attempt_result import (
     AttemptTime,
     expiry_result,
@@ -12,20 +24,8 @@ from relay.delivery.attempt_result import (
     result_of_attempt,
 )
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
-from relay.journeys.events import Step
-from relay.message.envelope import Notify
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import CAPTURE
-from relay.message.outcome import (
-    DeferralClass,
-    Deferred,
-    Delivered,
-    Evidence,
-    Failed,
-    Indeterminate,
-    Relayed,
-)
-from relay.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
+from relay.store.journeys.events import Step
+from relay.store.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
 
 HOUR_US = 3600 * SECOND_US

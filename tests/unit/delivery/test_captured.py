@@ -2,9 +2,9 @@
 
 import asyncio
 
-from relay.mailbox.types import StoreUnavailableError
-from relay.message.nexthop import CAPTURE
-from relay.spool.types import RESTORED_US, DueQuery, PriorityLevel, Selector, sender_key
+from relay.base.message.nexthop import CAPTURE
+from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.spool.types import RESTORED_US, DueQuery, PriorityLevel, Selector, sender_key
 from tests.support.journeys import outcomes, states
 from tests.unit.delivery.conftest import KEEP_US
 

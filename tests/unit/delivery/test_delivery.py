@@ -4,11 +4,18 @@ import asyncio
 
 import pytest
 
-from relay.message.outcome import Deferred
-from relay.routing.mx_hosts import Host, Hosts, NoSuchDomain, NullMx, TemporaryFailure, outcome_of
-from relay.smtp.connection import Timeouts
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import EntryExtra, Selector
+from relay.base.message.outcome import Deferred
+from relay.delivery.smtp.connection import Timeouts
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import EntryExtra, Selector
+from relay.transport.routing.mx_hosts import (
+    Host,
+    Hosts,
+    NoSuchDomain,
+    NullMx,
+    TemporaryFailure,
+    outcome_of,
+)
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, EXTENSIONS, PassesFirst, RemoteMx

@@ -8,8 +8,8 @@ import pytest
 
 from relay.delivery import scheduler
 from relay.delivery.outbound_session import OutboundSession
-from relay.routing.mx_hosts import TemporaryFailure
-from relay.spool.types import SpoolUnavailableError
+from relay.store.spool.types import SpoolUnavailableError
+from relay.transport.routing.mx_hosts import TemporaryFailure
 from tests.support.journeys import states
 from tests.support.logs import capture_logs
 from tests.support.remote_mx import RemoteMx

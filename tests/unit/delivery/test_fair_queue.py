@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
+from relay.base.message.envelope import Envelope, MessageFacts, Source
+from relay.base.message.nexthop import NextHop
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.fair_queue import PASSED_OVER_MAX, ClaimQueue, SlotQueue, SlotRequest
-from relay.message.envelope import Envelope, MessageFacts, Source
-from relay.message.nexthop import NextHop
-from relay.spool.types import Claim, PriorityLevel, sender_key
+from relay.store.spool.types import Claim, PriorityLevel, sender_key
 
 FACTS = MessageFacts("q", Envelope(""), Source.SMTP, True, 0, 10**15)
 HOP = NextHop.parse("mx:a.test")

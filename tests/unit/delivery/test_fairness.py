@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relayed, SmtpStage
-from relay.routing.mx_hosts import Host, Hosts
-from relay.smtp.connect import ConnectError, Target
-from relay.smtp.transaction import Extensions, Transaction, TransactionResult
-from relay.spool.shared.accepted import CapturedMail
-from relay.spool.types import PriorityLevel, Selector, sender_key
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Peer, Relayed, SmtpStage
+from relay.delivery.smtp.connect import ConnectError, Target
+from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.types import PriorityLevel, Selector, sender_key
+from relay.transport.routing.mx_hosts import Host, Hosts
 from tests.simulation.clock import Time, WorldClock
 from tests.simulation.network import Network
 from tests.support.spools import message_of, new_spool

@@ -9,8 +9,8 @@ from msgspec import structs
 from relay.delivery import attempt_recorder as result_module
 from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
 from relay.delivery.outbound_session import OutboundSession
-from relay.smtp.connect import connect
-from relay.spool.types import ClaimResult, Selector
+from relay.delivery.smtp.connect import connect
+from relay.store.spool.types import ClaimResult, Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, SmtpStage
+from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.delivery.host_selection import (
     SILENT_S,
     ConnectFailure,
@@ -14,11 +16,9 @@ from relay.delivery.host_selection import (
     with_tls,
 )
 from relay.delivery.site_limits import SiteOptions
-from relay.message.outcome import DeferralClass, Deferred, Evidence, SmtpStage
-from relay.message.tls_policy import TlsDecision, TlsPolicy
-from relay.routing.mx_hosts import Host, Hosts, NullMx
-from relay.routing.route_table import Credentials, HopOptions
-from relay.smtp.connect import ConnectError
+from relay.delivery.smtp.connect import ConnectError
+from relay.transport.routing.mx_hosts import Host, Hosts, NullMx
+from relay.transport.routing.route_table import Credentials, HopOptions
 from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)

@@ -7,9 +7,9 @@ import pytest
 from msgspec import structs
 
 from relay.base.files import FileOctets
+from relay.base.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.delivery import content_cache as contents_module
-from relay.message.content import LARGE_BYTES, LargeContent, blocks
-from relay.spool.types import EntryExtra, Selector
+from relay.store.spool.types import EntryExtra, Selector
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from relay.spool.types import SpoolUnavailableError
+from relay.store.spool.types import SpoolUnavailableError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
 from tests.unit.delivery.conftest import RunningDelivery

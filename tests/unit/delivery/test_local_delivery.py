@@ -5,18 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.nexthop import LOCAL
+from relay.base.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
-from relay.mailbox.message_file import delivered_id
-from relay.mailbox.types import (
+from relay.store.mailbox.message_file import delivered_id
+from relay.store.mailbox.types import (
     DeliveryResult,
     MailboxFullError,
     MailboxTooSmallError,
     StoreUnavailableError,
 )
-from relay.message.envelope import Envelope, ForwardPath, MessageFacts, Source
-from relay.message.nexthop import LOCAL
-from relay.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
-from relay.spool.types import NO_EXTRA, ClaimedRecipient
+from relay.store.spool.types import NO_EXTRA, ClaimedRecipient
 from tests.support.claims import a_claim
 
 

@@ -8,14 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import SystemClock
+from relay.base.message.nexthop import NextHop
 from relay.delivery.next_hop_resolution import (
     LOOKUPS_MAX,
     LOOKUPS_UNREACHABLE_MAX,
     LookupPacing,
     LookupQueue,
 )
-from relay.message.nexthop import NextHop
-from relay.spool.types import PriorityLevel
+from relay.store.spool.types import PriorityLevel
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
 

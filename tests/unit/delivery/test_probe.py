@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.message.nexthop import NextHop
+from relay.base.message.nexthop import NextHop
 from tests.support.remote_mx import RemoteMx
 
 HOP = NextHop.parse("mx:a.test")

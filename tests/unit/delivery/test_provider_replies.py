@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
-from relay.message.outcome import (
+from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
     Evidence,
@@ -20,8 +19,9 @@ from relay.message.outcome import (
     SmtpStage,
     classify,
 )
-from relay.settings.document import SettingsError
-from relay.settings.environment import shipped
+from relay.base.settings.document import SettingsError
+from relay.base.settings.environment import shipped
+from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 
 SHIPPED = shipped("conf") / "providers.toml"
 OUTLOOK, EXCHANGE = "outlook-com.olc.protection.outlook.com", "a-test.mail.protection.outlook.com"

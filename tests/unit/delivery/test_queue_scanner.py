@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.base.message.nexthop import NextHop
 from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
-from relay.message.nexthop import NextHop
-from relay.spool.shared import claimed
-from relay.spool.sqlite.transactions import find_due, next_due_us, take_claims
-from relay.spool.sqlite.writer import Batch
-from relay.spool.types import (
+from relay.store.spool.shared import claimed
+from relay.store.spool.sqlite.transactions import find_due, next_due_us, take_claims
+from relay.store.spool.sqlite.writer import Batch
+from relay.store.spool.types import (
     Claim,
     DueBatch,
     DueQuery,
@@ -36,7 +36,9 @@ class Queue:
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.connection = apsw.Connection(":memory:")
-        self.connection.execute(files("relay.spool.sqlite").joinpath("schema.sql").read_text())
+        self.connection.execute(
+            files("relay.store.spool.sqlite").joinpath("schema.sql").read_text()
+        )
         self.cursor = self.connection.cursor()
         self.meanwhile: Callable[[], None] = lambda: None
         self.queries: list[DueQuery] = []

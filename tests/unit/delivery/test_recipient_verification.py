@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.base.message.mta_sts import NO_STS, StsFinding, StsPolicy
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.delivery import recipient_verification
 from relay.delivery.recipient_verification import RecipientVerifier
-from relay.message.mta_sts import NO_STS, StsFinding, StsPolicy
-from relay.message.nexthop import HopKind, NextHop
-from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
-from relay.routing.route_table import RouteTable
-from relay.smtp.connect import connect
-from relay.smtp.connection import Timeouts
+from relay.delivery.smtp.connect import connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.transport.routing.mx_hosts import Host, Hosts, TemporaryFailure
+from relay.transport.routing.route_table import RouteTable
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import DROP, STALL, RemoteMx
 

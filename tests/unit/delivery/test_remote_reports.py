@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from relay.base.files import FileOctets
+from relay.base.message.content import LARGE_BYTES, LargeContent
+from relay.base.message.envelope import Source
 from relay.delivery import attempt_recorder
-from relay.message.content import LARGE_BYTES, LargeContent
-from relay.message.envelope import Source
-from relay.spool.types import ClaimResult
+from relay.store.spool.types import ClaimResult
 from tests.support.journeys import states
 
 ALICE = "alice@example.test"

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.delivery import queue_scanner
-from relay.spool.types import NO_EXTRA, EntryExtra, SpoolUnavailableError
+from relay.store.spool.types import NO_EXTRA, EntryExtra, SpoolUnavailableError
 from tests.support.journeys import states
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
 from tests.support.spools import message_of

@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
 from msgspec.structs import replace
 
-from relay.message.mta_sts import StsFinding, StsPolicy
-from relay.message.nexthop import NextHop
-from relay.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord, TlsPolicy
-from relay.routing.mx_hosts import Host, Hosts
-from relay.smtp.tls import verifying_context
+from relay.base.message.mta_sts import StsFinding, StsPolicy
+from relay.base.message.nexthop import NextHop
+from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord, TlsPolicy
+from relay.delivery.smtp.tls import verifying_context
+from relay.transport.routing.mx_hosts import Host, Hosts
 from tests.support.journeys import states
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Failed, Outcome
+from relay.base.settings.tree import OwnDomain, Route
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
-from relay.message.envelope import ForwardPath
-from relay.message.nexthop import NextHop
-from relay.message.outcome import Failed, Outcome
-from relay.routing.route_table import RouteTable
-from relay.settings.tree import OwnDomain, Route
-from relay.spool.types import Claim, EntryExtra
+from relay.store.spool.types import Claim, EntryExtra
+from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
 

@@ -5,13 +5,13 @@ from dataclasses import fields
 import pytest
 from msgspec.structs import replace
 
+from relay.base.message.envelope import Envelope, MessageFacts, Source
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass
+from relay.base.settings.tree import RetryByClass
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
-from relay.message.envelope import Envelope, MessageFacts, Source
-from relay.message.lifecycle import RecipientState
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass
-from relay.settings.tree import RetryByClass
-from relay.spool.types import Claim
+from relay.store.spool.types import Claim
 
 SECOND_US = 1_000_000
 NEVER_US = 10**15

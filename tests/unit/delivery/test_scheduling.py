@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec import structs
 
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.delivery import local_delivery, queue_scanner, scheduler
-from relay.message.outcome import DeferralClass, Deferred, Evidence
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import (
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import (
     ClaimResult,
     EntrySchedule,
     PriorityLevel,

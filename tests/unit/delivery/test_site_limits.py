@@ -4,6 +4,14 @@ from itertools import pairwise
 
 import pytest
 
+from relay.base.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Evidence,
+    Failed,
+    Indeterminate,
+    Relayed,
+)
 from relay.delivery.site_limits import (
     SLOW_S,
     ConcurrencyLimit,
@@ -12,14 +20,6 @@ from relay.delivery.site_limits import (
     SiteOptions,
     TokenBucket,
     is_pushback,
-)
-from relay.message.outcome import (
-    DeferralClass,
-    Deferred,
-    Evidence,
-    Failed,
-    Indeterminate,
-    Relayed,
 )
 
 

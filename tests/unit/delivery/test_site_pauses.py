@@ -5,13 +5,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass
 from relay.delivery.provider_replies import ProviderReplies, ReplyEntry
 from relay.delivery.site_limits import PAUSES_MAX, SitePause, SitePauses
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass
-from relay.policy.patterns import Pattern
-from relay.spool.queue_commands import Operation, QueueCommand
-from relay.spool.types import Selector
+from relay.store.spool.queue_commands import Operation, QueueCommand
+from relay.store.spool.types import Selector
+from relay.transport.policy.patterns import Pattern
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx

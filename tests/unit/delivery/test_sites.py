@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass
+from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery import connection_slots, next_hop_resolution
-from relay.message.nexthop import NextHop
-from relay.message.outcome import DeferralClass
-from relay.message.tls_policy import TlsPolicy
-from relay.routing.mx_hosts import Host, Hosts, TemporaryFailure
-from relay.smtp.connect import connect
-from relay.spool.types import PriorityLevel, SpoolError
+from relay.delivery.smtp.connect import connect
+from relay.store.spool.types import PriorityLevel, SpoolError
+from relay.transport.routing.mx_hosts import Host, Hosts, TemporaryFailure
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 

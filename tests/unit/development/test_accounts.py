@@ -9,7 +9,7 @@ from itertools import cycle
 
 import pytest
 
-from relay.accounts.account import (
+from relay.base.accounts.account import (
     LOGIN_OCTETS_MAX,
     Account,
     AccountDirectory,
@@ -18,13 +18,13 @@ from relay.accounts.account import (
     Role,
     UnknownUserError,
 )
-from relay.accounts.passwords import FREE_FAILURES_OF_CLIENT
+from relay.base.accounts.passwords import FREE_FAILURES_OF_CLIENT
+from relay.base.message.address import parse_mailbox
 from relay.development.accounts import (
     ACCOUNTS_MAX,
     TOKEN_LENGTH_MAX,
     DevelopmentAccounts,
 )
-from relay.message.address import parse_mailbox
 from tests.support.manual_clock import ManualClock
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")

@@ -10,14 +10,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from relay.accounts.directory import load_accounts
-from relay.app.state_dir import AlreadyRunningError
+from relay.base.accounts.directory import load_accounts
 from relay.base.certificates import certificate_of_handshake
 from relay.base.clock import SystemClock
+from relay.base.settings.reader import load
 from relay.base.socket_address import Address
-from relay.commands.check import check_file
-from relay.commands.check_network import CheckResult
-from relay.development import folder as folder_module
 from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
@@ -27,9 +24,12 @@ from relay.development.authority import (
     DevelopmentCertificate,
     open_authority,
 )
-from relay.development.folder import ForeignFolderError, open_folder, running_config
-from relay.internet.simulator import SimulatedInternet
-from relay.settings.reader import load
+from relay.development.internet.simulator import SimulatedInternet
+from relay.operation.app import development_folder as folder_module
+from relay.operation.app.development_folder import ForeignFolderError, open_folder, running_config
+from relay.operation.app.state_dir import AlreadyRunningError
+from relay.operation.commands.check import check_file
+from relay.operation.commands.check_network import CheckResult
 from tests.support.manual_clock import ManualClock
 from tests.support.ports import free_port
 

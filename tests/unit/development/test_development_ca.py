@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay.base.certificates import client_of_pair, load_pair
 from relay.base.clock import SystemClock
+from relay.base.settings.tree import CertificateFiles
 from relay.development.authority import (
     LEAF_DAYS,
     DevelopmentCertificate,
@@ -24,7 +25,6 @@ from relay.development.authority import (
     _pem_of,
     open_authority,
 )
-from relay.settings.tree import CertificateFiles
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

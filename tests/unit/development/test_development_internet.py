@@ -8,16 +8,16 @@ from email import policy
 import httpx
 import pytest
 
-from relay.app.settling import UnsettledError
 from relay.base.advanceable_clock import AdvanceError
+from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
 from relay.development import simulated_recipients
-from relay.development.folder import open_folder
+from relay.development.internet.scenario_file import parse_scenario
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.development.removal import KeepLimits, MailRetention
-from relay.internet.scenario_file import parse_scenario
-from relay.settings.document import SettingsError
+from relay.operation.app.development_folder import open_folder
+from relay.operation.app.settling import UnsettledError
 
 FREE = Address("127.0.0.1", 0)
 SENDER = "alice@example.test"

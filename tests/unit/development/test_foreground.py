@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from relay.development.foreground import Follower, is_settled
-from relay.journeys.event_feed import ChangeNotifier
-from relay.journeys.message_list import ListPosition, MessageSearch, MessageSummary
-from relay.refusals.refusal import RecentRefusals, Refusal, RefusalReason
+from relay.store.journeys.event_feed import ChangeNotifier
+from relay.store.journeys.message_list import ListPosition, MessageSearch, MessageSummary
+from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 

@@ -8,15 +8,15 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from relay.accounts.account import Account
+from relay.base.accounts.account import Account
 from relay.base.socket_address import Address
 from relay.development.graph_faults import FaultyFrontDoor
-from relay.http.errors import ApiError
-from relay.http.gateway import Gateway
-from relay.http.http_request import HttpRequest, RequestLimits
-from relay.http.http_server import HttpServer
-from relay.internet.scenario_file import parse_scenario
-from relay.internet.scenario_state import ScenarioState
+from relay.development.internet.scenario_file import parse_scenario
+from relay.development.internet.scenario_state import ScenarioState
+from relay.front_door.http.errors import ApiError
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.http.http_server import HttpServer
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.manual_clock import ManualClock
 

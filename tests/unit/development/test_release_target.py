@@ -2,12 +2,12 @@
 
 import pytest
 
+from relay.base.message.nexthop import CAPTURE, NextHop
+from relay.base.settings.tree import Route
 from relay.development.accounts import DevelopmentAccounts
 from relay.development.options import ReleaseTarget
-from relay.message.nexthop import CAPTURE, NextHop
-from relay.routing.resolver import LoopbackResolver
-from relay.routing.route_table import RemoteRecipient, RouteTable
-from relay.settings.tree import Route
+from relay.transport.routing.resolver import LoopbackResolver
+from relay.transport.routing.route_table import RemoteRecipient, RouteTable
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relay.development import search_index
 from relay.development.search_index import SearchIndex, folded
-from relay.journeys.message_list import (
+from relay.store.journeys.message_list import (
     FIELDS,
     IndexFailedError,
     SearchedNumber,

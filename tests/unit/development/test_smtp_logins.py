@@ -11,15 +11,15 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
+from relay.base.settings.reader import load
 from relay.base.socket_address import Address
-from relay.development.folder import open_folder
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.ingress import smtp_server
-from relay.ingress.session_limits import SessionLimits
-from relay.settings.reader import load
+from relay.operation.app.development_folder import open_folder
 from relay.testing import Relay
 from relay.testing.relay_thread import LOG_NAME
+from relay.transport.ingress import smtp_server
+from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.relay_process import until
 
 FREE = Address("127.0.0.1", 0)

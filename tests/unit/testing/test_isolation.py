@@ -19,9 +19,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from relay.development import folder
-from relay.observe.logs import get_logger
-from relay.settings.document import SettingsError
+from relay.base.observe.logs import get_logger
+from relay.base.settings.document import SettingsError
+from relay.operation.app import development_folder
 from relay.testing import Relay
 from tests.support.long_tests import long
 from tests.support.process_tree import child_processes
@@ -44,7 +44,7 @@ def files() -> dict[str, str]:
 def memory(monkeypatch):
     """A directory of this test alone; other tests run at the same time."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as own:
-        monkeypatch.setattr(folder, "_MEMORY", Path(own))
+        monkeypatch.setattr(development_folder, "_MEMORY", Path(own))
         yield Path(own) / f"relay-tests-{os.getuid()}"
 
 
@@ -172,9 +172,9 @@ def test_a_process_that_ends_without_the_end_of_with_leaves_nothing():
 def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
     program = (
         "import os, pathlib, signal, sys\n"
-        "from relay.development import folder\n"
+        "from relay.operation.app import development_folder\n"
         "from relay.testing import Relay\n"
-        "folder._MEMORY = pathlib.Path(sys.argv[1])\n"
+        "development_folder._MEMORY = pathlib.Path(sys.argv[1])\n"
         "with Relay() as relay:\n"
         "    print(relay.running.thread.folder.path, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from relay.running_relay import RejectedError
-from relay.settings.document import SettingsError
-from relay.signing.private_keys import new_key, write_pem
+from relay.base.running_relay import RejectedError
+from relay.base.settings.document import SettingsError
 from relay.testing import AsyncRelay, Relay, WaitTimeout
+from relay.transport.signing.private_keys import new_key, write_pem
 
 ALICE, BOB, GMAIL = "alice@example.test", "bob@example.test", "joe@gmail.com"
 

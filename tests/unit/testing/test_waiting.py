@@ -9,7 +9,6 @@ from urllib.request import urlopen
 
 import pytest
 
-from relay.refusals.refusal import Refusal, RefusalReason
 from relay.testing import Relay, WaitTimeout
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy
 from relay.testing.waiting import (
@@ -20,6 +19,7 @@ from relay.testing.waiting import (
     timeout_text,
     unexpected_text,
 )
+from relay.transport.refusals.refusal import Refusal, RefusalReason
 from tests.support.journeys import made_journey
 
 ALICE, BOB = "alice@example.test", "bob@example.test"

@@ -1,0 +1,20 @@
+"""Accounts: tokens, passwords, addresses, roles and mailboxes of users.
+
+HTTP looks up the account of a bearer token, the SMTP server that of a login, routing the mailbox
+of an address. The room reads accounts.toml once, at the start or a reload. Secrets are compared
+in constant time. Passwords are verified in threads, so that they do not block the event loop.
+
+- `directory`: reads accounts.toml with all its faults; which account has a token, address or client
+- `account`: an account; whether it may send as an address, open a mailbox; roles, scopes, user+tag
+- `aliases`: who gets the mail of an [[alias]] or of forward_to; rings, depth and size of aliases
+- `password_schemes`: which hashes of passwords are read, those of Dovecot and crypt(3) too
+- `passwords`: how many checks of passwords run at once; how long who guesses has to wait; tokens;
+  whether Dovecot knows the password of a user who has no account here
+- `client_keys`: which public keys of a client's certificate file or JWK set are taken
+
+Elsewhere: which addresses are valid recipients: `relay/transport/routing/route_table.py`; the SMTP
+command AUTH: `relay/transport/ingress/authentication.py`; From and Sender:
+`relay/transport/ingress/send_as.py` by SMTP, `relay/front_door/graph/recipients.py` by Graph; the
+token endpoint and its tokens: `relay/front_door/sign_in`; changes of accounts.toml by `relay
+account`: `relay/operation/commands/account.py`.
+"""

@@ -1,0 +1,301 @@
+"""One account, what an alias leads to, and the Protocol by which rooms look them up.
+
+Addresses are in lower case, local parts as well: mailboxes are matched without regard to case
+(RFC 5321 2.3.11).
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from relay.base.message.address import own_mailbox
+
+DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
+LOGIN_OCTETS_MAX = 320  # of a user name: 64 of a local part, @, and 255 of a domain
+
+
+class Scope(StrEnum):
+    """A permission of an account's tokens in the Graph API, named as Graph names it."""
+
+    MAIL_READ = "Mail.Read"
+    MAIL_READ_WRITE = "Mail.ReadWrite"
+    MAIL_SEND = "Mail.Send"
+    SMTP_SEND = "SMTP.Send"
+    MAILBOX_SETTINGS_READ = "MailboxSettings.Read"
+    MAILBOX_SETTINGS_READ_WRITE = "MailboxSettings.ReadWrite"
+    USER_READ = "User.Read"
+
+
+ALL_SCOPES = frozenset(Scope)
+
+
+class AccountError(Exception):
+    """A change of the accounts is not possible."""
+
+
+class LoginRefusedError(Exception):
+    """No password would help; the text says why."""
+
+
+class LoginDelayedError(Exception):
+    """A login is not checked now, but after `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownUserError(Exception):
+    """There is no account and no mailbox of this name, and the caller may know it."""
+
+
+class Role(StrEnum):
+    """The rights of an account's token beyond its own mailbox."""
+
+    USER = "user"
+    READ = "read"  # sees all messages
+    OPERATE = "operate"  # may also change the queue
+
+
+class ReceiptSetting(StrEnum):
+    """When an account sends the read receipts that senders ask for."""
+
+    NEVER = "never"
+    ASK = "ask"  # only when a client says so
+    ALWAYS = "always"
+    AUTO = "auto"  # to other accounts of this relay at once, else as ASK
+
+
+def untagged(address: str) -> str:
+    """Return `local+tag@domain` as `local@domain`, another address as it is (RFC 5233)."""
+    local_part, at, domain = address.rpartition("@")
+    return f"{local_part.partition('+')[0]}{at}{domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account with its mailbox."""
+
+    address: str  # of the mailbox
+    aliases: tuple[str, ...] = ()  # further addresses of the mailbox
+    quota: int | None = None  # bytes; None: no limit
+    role: Role = Role.USER  # what it may do in /relay/v1
+    # addresses of others that it may send from; `*@domain` is a whole domain
+    send_as: tuple[str, ...] = ()
+    quota_messages: int | None = None  # None: no limit
+    # addresses with a tag (local+tag) that belong to an account by name
+    reserved: frozenset[str] = frozenset()
+    # addresses of disabled accounts: nobody sends from one
+    barred: frozenset[str] = frozenset()
+    scopes: frozenset[Scope] = ALL_SCOPES  # what its tokens may do in the Graph API
+    acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
+    read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
+    language: str = ""  # of the reports that it gets; "": not known
+    # by a token of its client alone: no user has signed in
+    is_application: bool = field(default=False, compare=False)
+    # a digest that changes with the stored password and token
+    credentials: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def display_name(self) -> str:
+        """The name that programs show."""
+        return self.address.rpartition("@")[0]
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it only gets mail: it cannot log in or send, and nobody opens its mailbox."""
+        return self.address in self.barred
+
+    def owns(self, address: str) -> bool:
+        """Whether `address` belongs to this account, with or without a tag."""
+        return self._is_among(address, (self.address, *self.aliases))
+
+    def may_send_as(self, address: str) -> bool:
+        """Whether it may send mail from `address`, its own or one that `send_as` lists."""
+        may = self.owns(address) or _is_listed(address, self.send_as)
+        return may and not self._is_among(address, self.barred)
+
+    def _is_among(self, address: str, own: Collection[str]) -> bool:
+        wanted = own_mailbox(address)
+        return wanted in own or (wanted not in self.reserved and untagged(wanted) in own)
+
+    def may_open(self, owner: "Account") -> bool:
+        """Whether its tokens may open the mailbox of `owner`: its own, or one in `acts_for`.
+
+        An alias of `owner` in `acts_for` has no effect.
+        """
+        if owner.is_disabled:
+            return False
+        return owner.address == self.address or _is_listed(owner.address, self.acts_for)
+
+
+class DovecotUser(Account):
+    """Who has no account here and a password in Dovecot: it logs in by SMTP, and sends from its
+    address alone.
+    """
+
+    def owns(self, address: str) -> bool:
+        """Whether `address` is the one with which it logged in: no tag is its own."""
+        return own_mailbox(address) == self.address
+
+
+class AliasTarget(Struct, frozen=True):
+    """An address that gets the mail of another one. `through` lists the aliases and accounts on the
+    way to it, as accounts.toml has them: first the address that was asked for, last the one that
+    forwarded the mail here. It is empty for an account's own mailbox, if that account was asked
+    for.
+    """
+
+    address: str
+    through: tuple[str, ...] = ()
+
+    @property
+    def forwarded_by(self) -> str:
+        """The alias or account that forwarded last, "" if none did."""
+        return self.through[-1] if self.through else ""
+
+
+class Expansion(Struct, frozen=True):
+    """The addresses that get the mail of another one, each once."""
+
+    targets: tuple[AliasTarget, ...]
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of the targets."""
+        return tuple([one.address for one in self.targets])
+
+
+class ClientKey(Struct, frozen=True):
+    """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
+
+    public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
+    names: frozenset[str]  # key_name() of thumbprints and key ids by which an assertion names it
+    algorithms: frozenset[str]
+    digest: bytes
+    begins_s: float = -math.inf  # the certificate's validity, wall time
+    ends_s: float = math.inf
+
+
+def key_name(text: str) -> str:
+    """Return a thumbprint or key id as it is compared: MSAL for Java and for Go write thumbprints
+    in base64, others in base64url, with and without padding.
+    """
+    return text.replace("+", "-").replace("/", "_").rstrip("=")
+
+
+class RegisteredClient(Struct, frozen=True):
+    """A client id of the token endpoint. `secret_digest` changes with the client's secret. After a
+    sign-in with one of `keys`, it is the digest of that key.
+    """
+
+    client_id: str
+    account: Account
+    secret_digest: bytes
+    keys: tuple[ClientKey, ...] = ()
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The digests of all that the client can sign in with."""
+        return (self.secret_digest, *(key.digest for key in self.keys))
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it signed in with one of its keys."""
+        return any(key.digest == self.secret_digest for key in self.keys)
+
+
+def _is_listed(address: str, listed: Collection[str]) -> bool:
+    """Whether a list of addresses and `*@domain` contains `address`."""
+    address = own_mailbox(address)
+    _, at, domain = address.rpartition("@")
+    return address in listed or f"*{at}{domain}" in listed
+
+
+class AccountDirectory(Protocol):
+    """Looks up accounts."""
+
+    def by_token(self, token: str, *, client: str = "") -> Account | None:
+        """Return the account of a bearer token, or None; compares in constant time.
+
+        Raises LoginDelayedError if the address `client` guesses a token that people chose.
+        """
+        ...
+
+    def by_address(self, address: str) -> Account | None:
+        """Return the account whose address, alias or `local+tag` is `address`, or None.
+
+        Case-insensitive; never creates an account.
+        """
+        ...
+
+    def expand(self, address: str) -> Expansion | None:
+        """Return who gets the mail for an alias, or for an account that forwards; else None.
+
+        Case-insensitive, with or without a tag.
+        """
+        ...
+
+    def opened(self, address: str, caller: Account) -> Account | None:
+        """Return the account whose mailbox `caller` opens by `address`; None if it may not, or if
+        there is none. Raises UnknownUserError if there is none and everyone might open it.
+        """
+        ...
+
+    def every(self) -> Sequence[Account]:
+        """Return all accounts."""
+        ...
+
+    async def by_password(self, user: str, password: str, *, client: str) -> Account | None:
+        """Return the account that logs in from the address `client` ("" on a Unix socket), or None.
+
+        Argon2 runs in a bounded thread; successes are cached briefly. Raises LoginDelayedError if
+        the password is not checked now.
+        """
+        ...
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
+        """Return the account of a login by SMTP, as by_password(): also a DovecotUser."""
+        ...
+
+    def of_login(self, login: str) -> Account | None:
+        """Return what by_smtp_login() would return for the address `login` now, None if nobody
+        may log in with it any more.
+        """
+        ...
+
+    def by_client_id(self, client_id: str) -> RegisteredClient | None:
+        """Return the client, or None. Case-insensitive, because most client ids are GUIDs."""
+        ...
+
+    async def by_client_secret(
+        self, client_id: str, secret: str, *, client: str
+    ) -> RegisteredClient | None:
+        """Return the client if this is its secret, or None; as by_password()."""
+        ...
+
+    def by_client_assertion(
+        self,
+        client_id: str,
+        check: Callable[[RegisteredClient | None], RegisteredClient],
+        *,
+        client: str,
+    ) -> RegisteredClient | None:
+        """Return the client that `check` returns for the one with this id; None if none can sign
+        in by an assertion.
+
+        `check` raises LoginFailedError for an assertion that proves nothing, which counts as a
+        wrong secret. Raises it, and LoginDelayedError.
+        """
+        ...
+
+    def unlock(self, address: str) -> int:
+        """Lift the delays of an account after failed logins, also of its client id.
+
+        Return the number of clients that were delayed. Raises UnknownUserError.
+        """
+        ...

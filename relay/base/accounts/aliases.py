@@ -1,0 +1,181 @@
+"""Aliases: the addresses that get the mail of an [[alias]], or of an account with `forward_to`.
+
+Pure. AliasTable.expand() is what acceptance does with an address. check() yields the faults of a
+table; in one without faults every expansion ends, ten levels deep and with 1,000 addresses at most.
+
+An account that names an address of its own in `forward_to` keeps a copy, as an address that stands
+for itself does in Postfix's virtual(5). An alias has no mailbox: there this is a ring.
+RFC 5321 3.9.1.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from msgspec import Struct
+
+from relay.base.accounts.account import AliasTarget, Expansion, untagged
+from relay.base.message.address import own_mailbox
+from relay.base.settings.document import Document, Fault, KeyPath
+
+DEPTH_MAX = 10  # aliases on the way to an address
+TARGETS_MAX = 1000  # addresses that an alias leads to
+
+
+class Forwarding(Struct, frozen=True):
+    """An [[alias]], or an account that forwards. `place` is the key that names `targets`."""
+
+    address: str
+    targets: tuple[str, ...]
+    keeps_copy: bool  # its mailbox is one more target
+    place: KeyPath
+
+
+@dataclass(slots=True)
+class _Node:
+    """A forwarding in check(); `bound` is not less than the number of its addresses."""
+
+    forwarding: Forwarding
+    inner: list[str]  # the forwardings that it names
+    depth: int = 1
+    bound: int = 0
+    is_faulty: bool = False  # or one that it names is
+
+
+class AliasTable:
+    """The forwardings of a file. Case does not matter, and `team+tag@` is `team@`."""
+
+    def __init__(
+        self,
+        forwardings: Iterable[tuple[Forwarding, Sequence[str]]] = (),
+        *,
+        named: Collection[str] = (),
+    ) -> None:
+        """Each forwarding comes with all of its addresses. `named` are the addresses with a tag
+        that an account or an alias has by name.
+        """
+        self._named = frozenset(named)
+        self._by_address: dict[str, Forwarding] = {}
+        for one, addresses in forwardings:
+            for address in addresses:
+                self._by_address.setdefault(address, one)
+
+    def expand(self, address: str) -> Expansion | None:
+        """Return who gets the mail for `address`; None if it is no alias, nor forwards."""
+        first = self._find(address) if self._by_address else None  # nearly always empty
+        if first is None:
+            return None
+        found: dict[str, AliasTarget] = {}
+        self._collect(address, first, (), found=found, seen=set())
+        return Expansion(tuple(found.values()))
+
+    def leaves(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield each address that a forwarding names and that does not forward, with its place."""
+        for one in self._forwardings().values():
+            for number, address in enumerate(one.targets):
+                if self._find(address) is None:
+                    yield (*one.place, number), address
+
+    def _find(self, address: str) -> Forwarding | None:
+        wanted = own_mailbox(address)
+        found = self._by_address.get(wanted)
+        if found is None and "+" in wanted and wanted not in self._named:
+            return self._by_address.get(untagged(wanted))
+        return found
+
+    def _forwardings(self) -> dict[str, Forwarding]:
+        return {one.address: one for one in self._by_address.values()}
+
+    def _collect(
+        self,
+        address: str,
+        forwarding: Forwarding,
+        through: tuple[str, ...],
+        *,
+        found: dict[str, AliasTarget],
+        seen: set[str],
+    ) -> None:
+        """Add the targets of a forwarding that was not seen yet, in their order."""
+        if forwarding.address in seen:
+            return
+        seen.add(forwarding.address)
+        if forwarding.keeps_copy:
+            found.setdefault(own_mailbox(address), AliasTarget(address, through))
+        through = (*through, forwarding.address)
+        for target in forwarding.targets:
+            inner = self._find(target)
+            if inner is None:
+                found.setdefault(own_mailbox(target), AliasTarget(target, through))
+            else:
+                self._collect(target, inner, through, found=found, seen=seen)
+
+    # -- faults
+
+    def check(self, document: Document) -> Iterator[Fault]:
+        """Yield the faults of the whole table: rings, and what leads too far.
+
+        An alias that names a faulty one has no fault of its own.
+        """
+        nodes = self._nodes()
+        left = dict(nodes)
+        order = TopologicalSorter({name: node.inner for name, node in nodes.items()})
+        with suppress(CycleError):  # it goes on to where a ring blocks it
+            order.prepare()
+        while ready := order.get_ready():
+            for name in ready:
+                yield from self._check_one(left.pop(name), nodes, document)
+            order.done(*ready)
+        yield from _rings(left, document)
+
+    def _nodes(self) -> dict[str, _Node]:
+        nodes = {}
+        for name, one in self._forwardings().items():
+            found = (self._find(target) for target in one.targets)
+            inner = list(dict.fromkeys(each.address for each in found if each is not None))
+            nodes[name] = _Node(one, inner)
+        return nodes
+
+    def _check_one(
+        self, node: _Node, nodes: dict[str, _Node], document: Document
+    ) -> Iterator[Fault]:
+        """Check a forwarding after all that it names."""
+        one, inner = node.forwarding, [nodes[name] for name in node.inner]
+        node.is_faulty = any(each.is_faulty for each in inner)
+        if node.is_faulty:
+            return
+        node.depth = 1 + max((each.depth for each in inner), default=0)
+        if node.depth > DEPTH_MAX:
+            node.is_faulty = True
+            found = f"{node.depth} aliases, each of which leads to the next"
+            yield document.fault(one.place, f"found {found}, expected at most {DEPTH_MAX}")
+            return
+        node.bound = one.keeps_copy + len(one.targets) + sum(each.bound for each in inner)
+        if node.bound > TARGETS_MAX:  # it may count an address twice
+            expansion = self.expand(one.address)
+            node.bound = len(expansion.targets) if expansion is not None else 0
+        if node.bound > TARGETS_MAX:
+            node.is_faulty = True
+            found = f"{node.bound} addresses after all aliases"
+            yield document.fault(one.place, f"found {found}, expected at most {TARGETS_MAX}")
+
+
+def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
+    """Yield a fault for each ring found; `left` are the forwardings in one, or that lead to one."""
+    seen: set[str] = set()
+    for start in left:
+        path: dict[str, None] = {}
+        name = start
+        while name not in seen:
+            seen.add(name)
+            path[name] = None
+            name = next(each for each in left[name].inner if each in left)
+        if name not in path:
+            continue  # it leads to what was seen from another one
+        names = list(path)
+        ring = [*names[names.index(name) :], name]
+        shown = " -> ".join(
+            f"{each} (line {document.line(left[each].forwarding.place)})" for each in ring
+        )
+        message = f"found the ring {shown}, expected addresses that do not lead back"
+        yield document.fault(left[name].forwarding.place, message)

@@ -1,0 +1,348 @@
+"""The header of a message: where it ends, what its fields are, and edits that keep other octets.
+
+Every reader and editor of a header uses this module, so that the reader of recipients, the check of
+the authors and the code that removes Bcc see the same fields. A line that is not a field does not
+end the header; a NUL, a bare CR or a byte order mark hides no field. Nothing raises.
+A Header does not change: an edit returns another one that shares the fields. relay.formats.headers
+writes and decodes values; relay.formats.read_header reads them as Graph's properties.
+RFC 5322 2.1, 2.2, 3.6, 4.5.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+
+from msgspec import Struct
+
+from relay.base.message.content import Content, LargeContent, MemoryOctets
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it before every text
+MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
+# Any of the three line ends, the longest match, so that CRLF is not taken for two. As alternatives
+# that begin with one octet each, a search looks for these octets first, and is three times faster.
+LINE_END = re.compile(rb"\r\n?+|\n")
+BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)\0*+(?:\r\n?+|\n)")  # with the line end before it
+_LINE = re.compile(rb"[^\r\n]*+(?:\r\n?+|\n|\Z)")
+_EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
+BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that leaves has them
+FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
+_CRLF = b"\r\n"
+_WHITE = (b" ", b"\t")
+_SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # a header without an end is refused long before
+_QUICK_OCTETS_MAX = 64 * 1024  # one call splits them; a longer header must not hold up threads
+_STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
+_MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
+_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?:[ \t]|(?:\r\n?+|\n)[ \t])*+:")
+# A field as almost all messages have it.
+_PLAIN_FIELD = re.compile(
+    rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
+)
+_FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
+# Other readers do not take these lines for fields either, but their author meant recipients.
+_MEANT_RECIPIENTS = re.compile(
+    rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
+    re.IGNORECASE,
+)
+
+
+class HeaderEnd(Struct, frozen=True):
+    """The end of a header section, with its last line end, and the beginning of the body.
+
+    The blank line is between them. If it is missing, they are the same place.
+    """
+
+    header: int
+    body: int
+
+
+def header_end(content: bytes) -> HeaderEnd:
+    """Find the end of a message's header section.
+
+    A line that is not a field does not end the header: it goes on to the blank line, so that no
+    field is lost. Lines after the last field are the body of a message without a blank line.
+    """
+    if empty := _EMPTY.match(content):
+        return HeaderEnd(0, empty.end())
+    blank = BLANK_LINE.search(content, 0, _SEARCHED_OCTETS_MAX)
+    if blank is None:
+        end = len(content)
+        last = fields_end(content[:_SEARCHED_OCTETS_MAX])
+        return (
+            HeaderEnd(last, last) if last < min(end, _SEARCHED_OCTETS_MAX) else HeaderEnd(end, end)
+        )
+    line_end = LINE_END.match(content, blank.start())
+    assert line_end is not None
+    last = fields_end(content[: line_end.end()])
+    return HeaderEnd(last, blank.end() if last == line_end.end() else last)
+
+
+def header_section(content: bytes) -> bytes:
+    """Return the header section, without the empty line that ends it."""
+    end = header_end(content)
+    header = content[: end.header]
+    if end.body == end.header:
+        return header
+    return header.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def with_first_fields(content: bytes) -> bytes:
+    """Return a content without the fields after the first FIELDS_MAX of its header."""
+    if content.count(b"\n") + content.count(b"\r") < FIELDS_MAX:
+        return content
+    end = header_end(content).header
+    ends = _FIELD_END.finditer(content, 0, end)
+    last = next(islice(ends, FIELDS_MAX - 1, None), None)
+    return content[: last.end()] + content[end:] if last else content
+
+
+def fields_end(header: bytes) -> int:
+    """Return where the last field of a section ends: its length, unless other lines follow.
+
+    It splits off one line at a time, so that a long section does not hold up other threads.
+    """
+    end = 0
+    in_field = False
+    for found in _LINE.finditer(header):
+        line = found[0]
+        bare = line.replace(b"\0", b"")
+        if bare[:1] not in _WHITE:
+            in_field = bool(
+                _FIELD_START.match(bare)
+                or _FIELD_START.match(header, found.start())
+                or _MEANT_RECIPIENTS.match(bare)
+            )
+        if in_field:
+            end = found.end()
+    return end
+
+
+def with_crlf(content: bytes) -> bytes:
+    """Convert every line end to CRLF, without a copy if all are CRLF already."""
+    pairs = content.count(b"\r\n")
+    if pairs == content.count(b"\n") == content.count(b"\r"):
+        return content
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return content.replace(b"\n", b"\r\n")
+
+
+def cleaned(header: bytes) -> bytes:
+    """Return a header section with CRLF after every line, without NULs and byte order mark."""
+    header = with_crlf(header.replace(b"\0", b"").removeprefix(BYTE_ORDER_MARK))
+    return header + _CRLF if header and not header.endswith(_CRLF) else header
+
+
+@lru_cache(maxsize=1024)  # names come from the code and the rules
+def _key(name: str) -> bytes:
+    return name.lower().encode()
+
+
+HeaderField = tuple[bytes, bytes]  # lower-case name, octets with continuation lines and line end
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fields in their order; lines that are not fields are among them, with the name b""."""
+
+    fields: tuple[HeaderField, ...] = ()
+    _by_name: dict[bytes, list[bytes]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name: dict[bytes, list[bytes]] = {}
+        for name, octets in self.fields:
+            if name in by_name:
+                by_name[name].append(octets)
+            else:
+                by_name[name] = [octets]
+        object.__setattr__(self, "_by_name", by_name)
+
+    @classmethod
+    def parse(cls, section: bytes) -> "Header":
+        """Split a header section, without the blank line. Its last line gets a missing line end."""
+        return cls(_split(section))
+
+    @classmethod
+    def of(cls, content: Content) -> "Header":
+        """Return the header of a content."""
+        return ParsedContent.of(content).header
+
+    @property
+    def octets(self) -> bytes:
+        """The header section."""
+        return b"".join([octets for _, octets in self.fields])
+
+    @property
+    def size(self) -> int:
+        """The number of octets."""
+        return sum([len(octets) for _, octets in self.fields])
+
+    def __contains__(self, name: str) -> bool:
+        return _key(name) in self._by_name
+
+    def names(self) -> list[str]:
+        """Return the names of the fields in lower case, each once."""
+        return [name.decode("latin-1") for name in self._by_name if name]
+
+    def count(self, name: str) -> int:
+        """Return how many fields are called `name`."""
+        return len(self._by_name.get(_key(name), ()))
+
+    def values(self, name: str) -> list[bytes]:
+        """Return the unfolded values of all fields called `name`."""
+        return [_value(octets) for octets in self._by_name.get(_key(name), ())]
+
+    def first(self, name: str) -> bytes | None:
+        """Return the unfolded value of the first field called `name`, None if there is none."""
+        found = self._by_name.get(_key(name))
+        return _value(found[0]) if found else None
+
+    def first_octets(self, name: str) -> bytes | None:
+        """Return the first field called `name` as it is, None if there is none."""
+        found = self._by_name.get(_key(name))
+        return found[0] if found else None
+
+    def prepend(self, octets: bytes) -> "Header":
+        """Return a header with complete fields before these.
+
+        A first line that has to stay first becomes a field, so that it ends or continues none.
+        """
+        fields = self.fields
+        if fields:
+            name, first = fields[0]
+            if not name and first.startswith(_STAYS_FIRST):
+                fields = (*_split(_MBOX_FIELD + first), *fields[1:])
+            elif first.startswith(BYTE_ORDER_MARK):
+                fields = ((name, first.removeprefix(BYTE_ORDER_MARK)), *fields[1:])
+        return Header((*_split(octets), *fields))
+
+    def append(self, octets: bytes) -> "Header":
+        """Return a header with complete fields after the last field, or before the first line that
+        is not a field: for most readers the header ends there.
+        """
+        fields, place = self.fields, len(self.fields)
+        for at, (name, line) in enumerate(fields) if b"" in self._by_name else ():
+            if not name and (at > 0 or not line.startswith(_STAYS_FIRST)):
+                place = at
+                break
+        return Header((*fields[:place], *_split(octets), *fields[place:]))
+
+    def remove(self, names: Iterable[str], *, prefix: str = "") -> "Header":
+        """Return a header without the fields called one of `names`, and those with a prefix."""
+        wanted = {_key(name) for name in names}
+        unwanted = wanted.intersection(self._by_name)
+        if prefix:
+            start = _key(prefix)
+            unwanted.update(name for name in self._by_name if name.startswith(start))
+        if not unwanted:
+            return self
+        return Header(tuple(one for one in self.fields if one[0] not in unwanted))
+
+    def replace_first(self, name: str, octets: bytes) -> "Header":
+        """Return a header whose first field called `name` is replaced; it must have one."""
+        wanted = _key(name)
+        place = next(at for at, one in enumerate(self.fields) if one[0] == wanted)
+        return Header((*self.fields[:place], (wanted, octets), *self.fields[place + 1 :]))
+
+    def set(self, name: str, octets: bytes) -> "Header":
+        """Return a header with one field `name`: the first is replaced, the others are removed.
+
+        If there was none, it is appended.
+        """
+        if name not in self:
+            return self.append(octets)
+        wanted = _key(name)
+        fields = self.replace_first(name, octets).fields
+        return Header(tuple(one for one in fields if one[0] != wanted or one[1] is octets))
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedContent:
+    """A content whose header was split into fields, once for all that read and edit it.
+
+    `rest` are the octets after the header, with the blank line, which is added if it is missing.
+    For a large content it is that content; its own header is not used.
+    """
+
+    header: Header
+    rest: bytes | LargeContent = field(repr=False)
+
+    @classmethod
+    def of(cls, content: Content) -> "ParsedContent":
+        """Split a content."""
+        if isinstance(content, LargeContent):
+            return cls(Header(_split(content.header)), content)
+        blank = content.find(_CRLF + _CRLF)
+        if blank >= 0 and (plain := _plain_fields(content[: blank + len(_CRLF)])):
+            return cls(Header(plain), content[blank + len(_CRLF) :])
+        end = header_end(content)
+        rest = content[end.header :]
+        if end.header == end.body and (rest or not end.header):
+            rest = _CRLF + rest
+        return cls(Header(_split(content[: end.header])), rest)
+
+    @property
+    def size(self) -> int:
+        """The size of the whole message in octets."""
+        if isinstance(self.rest, bytes):
+            return self.header.size + len(self.rest)
+        return self.header.size + sum(one.size for one in self.rest.body)
+
+    @property
+    def octets_in_memory(self) -> int:
+        """How many of them are not in a file."""
+        if isinstance(self.rest, bytes):
+            return self.size
+        pieces = (one.size for one in self.rest.body if isinstance(one, MemoryOctets))
+        return self.header.size + sum(pieces)
+
+    def joined(self) -> Content:
+        """Return the content for the spool."""
+        if isinstance(self.rest, bytes):
+            return b"".join([*[octets for _, octets in self.header.fields], self.rest])
+        return dataclasses.replace(self.rest, header=self.header.octets)
+
+
+def _plain_fields(section: bytes) -> tuple[HeaderField, ...]:
+    """Return the fields of a section that has only plain ones, () for any other."""
+    if len(section) > _QUICK_OCTETS_MAX:
+        return ()
+    found = _PLAIN_FIELD.findall(section)
+    if sum([len(octets) for octets, _ in found]) != len(section):
+        return ()
+    return tuple([(name.lower(), octets) for octets, name in found])
+
+
+def _split(section: bytes) -> tuple[HeaderField, ...]:
+    """Split a section into its fields and other lines."""
+    if not section:
+        return ()
+    if plain := _plain_fields(section):
+        return plain
+    if not section.endswith((b"\r", b"\n")):
+        section += _CRLF
+    fields: list[list[bytes]] = []
+    for line in section.splitlines(keepends=True):
+        if fields and line.lstrip(b"\0")[:1] in _WHITE:
+            fields[-1].append(line)
+        else:
+            fields.append([line])
+    return tuple([(_name_of(octets), octets) for octets in map(b"".join, fields)])
+
+
+def _name_of(octets: bytes) -> bytes:
+    found = _FIELD_START.match(octets.replace(b"\0", b""))
+    return found[1].lower() if found else b""
+
+
+def _value(octets: bytes) -> bytes:
+    """Return the unfolded value: line ends are removed, white space stays (RFC 5322 2.2.3)."""
+    value = octets[octets.index(b":") + 1 :]
+    return value.replace(b"\r", b"").replace(b"\n", b"").strip(b" \t")
+
+
+def malformed_recipients(header: bytes) -> bytes:
+    """Return a line that was meant as a field of recipients but is not a field, b"" if none."""
+    lines = (line for name, line in _split(cleaned(header)) if not name)
+    return next(filter(_MEANT_RECIPIENTS.match, lines), b"")

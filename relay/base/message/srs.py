@@ -1,0 +1,165 @@
+"""Rewrite the reverse-path of mail that is forwarded to other domains, and reverse it (SRS).
+
+The Sender Rewriting Scheme (libsrs2.org) lets a forwarder send in its own name (SPF), and carries
+the original sender in the local part, so that a report finds its way back
+(relay/transport/ingress/forwarding.py does both):
+
+    SRS0=HHHHHHHHHH=TT=example.org=ann@alias.test   ann@example.org, by the forwarder alias.test
+    SRS1=HHHHHHHHHH=alias.test==XXXX=TT=example.org=ann@next.test   the same, by a second forwarder
+
+SRS1 names the first forwarder and keeps what that wrote, so a report goes back in two steps,
+however many forwarders there are. H is an HMAC-SHA256 of all other parts, cut to 50 bits in base32;
+T is the day modulo 1024. SRS1 has no field for a day: it is in the hash, and each valid day is
+tried.
+
+Hosts on the way may change the case of an address, so that of ASCII letters does not matter. Quotes
+are put around the whole local part. A local part may become longer than the 64 octets that every
+host must take (RFC 5321 4.5.3.1.1), as other forwarders write it; a path never longer than 256.
+"""
+
+import base64
+import hmac
+import re
+from functools import lru_cache
+from hashlib import sha256
+
+from relay.base.message.address import (
+    PATH_OCTETS_MAX,
+    AddressError,
+    parse_mailbox,
+    plain_local_part,
+    to_ascii_domain,
+    written_local_part,
+)
+
+VALID_DAYS = 21
+_AHEAD_DAYS = 1  # how far the clock may have been set back since
+_DAY_US = 86_400_000_000
+_STAMPS = 1024  # days until a stamp comes again
+_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # base32, RFC 4648 6
+_HASH_LENGTH = 10
+_ADDRESSES_KEPT = 4096  # more than a message has: each is read several times, with up to 23 hashes
+
+_tagged = re.compile(r"SRS([01])[=+-]", re.IGNORECASE | re.ASCII).match
+
+
+class SrsError(ValueError):
+    """An address is not one that this key wrote, or it is too old; the text says which."""
+
+
+def is_srs(address: str) -> bool:
+    """Whether the address has the form of those that Srs writes; quotes do not matter."""
+    local_part = address.removeprefix('"')
+    return local_part[4:5] == "=" and _tagged(local_part) is not None
+
+
+class Srs:
+    """Rewrites and reverses addresses with one key."""
+
+    def __init__(self, key: bytes, domain: str = "") -> None:
+        """All addresses that it writes have `domain`; with "", each has the domain of its
+        forwarder.
+        """
+        self._key = key
+        self._domain = domain
+        self._read_on = lru_cache(_ADDRESSES_KEPT)(self._read)
+
+    def at(self, domain: str) -> "Srs":
+        """Return the same with another domain."""
+        return self if domain == self._domain else Srs(self._key, domain)
+
+    def digest(self) -> str:
+        """Return what tells this key from others; it is as secret as the key."""
+        return sha256(self._key).hexdigest()
+
+    def rewritten(self, sender: str, domain: str, *, now_us: int) -> str:
+        """Return the address at `domain`, that of the forwarder, in place of `sender`.
+
+        A sender that another forwarder has rewritten gets an SRS1 address. A sender for which the
+        path would become too long is returned as it is, and so is one without a domain.
+        """
+        local_part, at, host = sender.rpartition("@")
+        try:
+            domain, host = to_ascii_domain(self._domain or domain), to_ascii_domain(host)
+        except AddressError:
+            return sender
+        plain = plain_local_part(local_part)
+        day = now_us // _DAY_US
+        if first := _first_forwarder(plain, host):
+            written = f"SRS1={self._hash('SRS1', day, *first, domain)}={'='.join(first)}"
+        else:
+            stamp = _DIGITS[day // 32 % 32] + _DIGITS[day % 32]
+            found = self._hash("SRS0", stamp, host, plain, domain)
+            written = f"SRS0={found}={stamp}={host}={plain}"
+        address = f"{written_local_part(written)}@{domain}"
+        fits = at and len(address.encode()) <= PATH_OCTETS_MAX - 2
+        return address if fits else sender
+
+    def original(self, address: str, *, now_us: int) -> str:
+        """Return the sender that `address` stands for; for SRS1 the address that the first
+        forwarder wrote. Raises SrsError.
+        """
+        if not is_srs(address):
+            raise SrsError("no SRS address")
+        return self._read_on(address, now_us // _DAY_US)
+
+    def _read(self, address: str, today: int) -> str:
+        local_part, _, domain = address.rpartition("@")
+        plain = plain_local_part(local_part)
+        read = self._read_first if plain[3] == "0" else self._read_next
+        try:
+            user, host = read(plain[5:], to_ascii_domain(domain), today)
+            return parse_mailbox(f"{written_local_part(user)}@{host}", smtputf8=True)
+        except SrsError:
+            raise
+        except ValueError:  # too few parts, or an address that cannot be used
+            raise SrsError("forged") from None
+
+    def _read_first(self, text: str, domain: str, today: int) -> tuple[str, str]:
+        """Return local part and domain in what follows "SRS0="."""
+        found, stamp, host, user = text.split("=", 3)
+        if not _equal(found, self._hash("SRS0", stamp, host, user, domain)):
+            raise SrsError("forged")
+        high, low = (_DIGITS.index(one) for one in stamp.upper())
+        if (today + _AHEAD_DAYS - high * 32 - low) % _STAMPS > VALID_DAYS + _AHEAD_DAYS:
+            raise SrsError(f"older than {VALID_DAYS} days")
+        return user, host
+
+    def _read_next(self, text: str, domain: str, today: int) -> tuple[str, str]:
+        """Return local part and domain in what follows "SRS1="."""
+        found, host, rest = text.split("=", 2)
+        days = range(today - VALID_DAYS, today + _AHEAD_DAYS + 1)
+        hashes = (self._hash("SRS1", day, host, rest, domain) for day in days)
+        if not any(_equal(found, one) for one in hashes):
+            raise SrsError(f"forged, or older than {VALID_DAYS} days")
+        return f"SRS0{rest}", host
+
+    def _hash(self, *parts: object) -> str:
+        """Return the hash of parts, for which the case of ASCII letters does not matter."""
+        octets = "\0".join(map(str, parts)).encode().lower()
+        digest = hmac.digest(self._key, octets, "sha256")
+        return base64.b32encode(digest)[:_HASH_LENGTH].decode()
+
+
+def _first_forwarder(plain: str, host: str) -> tuple[str, str] | None:
+    """Return host and text of the address that the first forwarder wrote, None for an address that
+    no forwarder wrote. The text is what follows "SRS0".
+    """
+    found = _tagged(plain)
+    if found is None:
+        return None
+    if found[1] == "0":
+        return host, plain[4:]
+    parts = plain[5:].split("=", 2)
+    if len(parts) < 3 or not parts[2].startswith(("=", "+", "-")):
+        return None
+    try:
+        _, _, first = parse_mailbox(f"a@{parts[1]}").rpartition("@")
+    except AddressError:
+        return None
+    return first, parts[2]
+
+
+def _equal(found: str, expected: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(found.encode().upper(), expected.encode())

@@ -1,0 +1,330 @@
+"""The decision of the mail-flow rules: an action per recipient, and the changed contents.
+
+Policy makes it, ingress carries it out, the spool stores the rule hits. There is one
+RecipientVerdict for each examined recipient, in the same order; contents[0] is the original.
+The vocabulary is that of Exchange's mail flow rules.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.authentication_results import AuthResult
+from relay.base.message.envelope import Source
+from relay.base.message.header import ParsedContent
+
+JUNK_EMAIL = "Junk Email"  # the name of the folder, for people
+RULES_UNAVAILABLE = "The mail rules of"  # begins what a client hears about a tenant without rules
+_NAMED_MAX = 100  # recipients named per hit; a message may have many
+
+
+def tenant_of_rule(name: str) -> str:
+    """Return the tenant whose rule "TENANT/NAME" is, "" for a rule of the operator."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+class ExaminedMessage(Struct, frozen=True):
+    """The message that the rules examine. `content` has CRLF line ends.
+
+    `sender_local`: the domain of the reverse-path is local and the session was trusted.
+    `recipients` are the addresses of valid recipients; `local` are those of own domains.
+    """
+
+    reverse_path: str  # "" is the null reverse-path
+    sender_local: bool  # see above
+    recipients: tuple[str, ...]  # to each of which the rules apply
+    local: frozenset[str]  # see above
+    content: ParsedContent  # with its header cleaned up
+    source: Source  # how it arrived
+    client: str = ""  # the IP address of the SMTP client; "" on Relay's own socket
+    login: str = ""  # the account that sent it, by AUTH or the API; "" for strangers
+    recipient_count: int = (
+        0  # that the client named, before aliases and the rejection of invalid ones
+    )
+    time_us: int | None = None  # for the dates of rules; None: they do not count
+    is_own: Callable[[str], bool] = lambda _domain: False  # whether a domain (A-labels) is own
+    results: tuple[AuthResult, ...] = ()  # that a milter of this relay wrote, not those of others
+    # by a recipient in lower case: the addresses that the client gave and that led there
+    given: Mapping[str, Sequence[str]] = {}
+
+    def names_of(self, recipient: str) -> Sequence[str]:
+        """Return the address of a recipient, and those as the client gave them."""
+        return (recipient, *self.given.get(recipient.lower(), ()))
+
+
+class VerdictAction(StrEnum):
+    """The action for one recipient."""
+
+    DELIVER = "deliver"
+    REJECT = "reject"
+    DISCARD = "discard"
+    REDIRECT = "redirect"
+    QUARANTINE = "quarantine"  # a REDIRECT of which the sender learns nothing
+
+
+class Hold(Struct, frozen=True):
+    """A rule holds the copy until an operator releases or cancels it, or the hold expires."""
+
+    reason: str  # for people
+    rule: str  # the first rule that held it
+    expires_s: float | None = None  # after the acceptance; None: as the queue's mail does
+    silent: bool = False  # nothing is reported when it expires
+    notice: str = ""  # the text of a mail to the sender, "" for none
+
+
+class RecipientVerdict(Struct, frozen=True):
+    """The decision about one recipient."""
+
+    address: str  # as in ExaminedMessage.recipients
+    action: VerdictAction = VerdictAction.DELIVER  # the last one that rules decided
+    content: int = 0  # an index into the verdict's contents
+    rule: str = ""  # that decided the action, "" if none did
+    status: str = ""  # of a REJECT (RFC 3463)
+    text: str = ""  # of a REJECT, for the sender
+    successors: tuple[str, ...] = ()  # of a REDIRECT or a QUARANTINE
+    hold: Hold | None = None  # of a copy to DELIVER, or of what these two add
+    next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
+    # of a copy to DELIVER into Junk Email: how it is held where its mailbox is not here
+    junk: Hold | None = None
+    tenant: str = ""  # whose copy it is, "" unless that tenant's rules ran as the recipient's
+
+    @property
+    def quarantined(self) -> str:
+        """Where the copy is quarantined: a folder or an address, "" for one that is not."""
+        if self.action is VerdictAction.QUARANTINE:
+            return ", ".join(self.successors)
+        return JUNK_EMAIL if self.junk else ""
+
+    def held(self, *, in_mailbox: bool) -> Hold | None:
+        """Return the hold of the copy, which goes into a mailbox of this relay or leaves."""
+        return self.hold if in_mailbox else self.junk or self.hold
+
+
+class AddedRecipient(Struct, frozen=True):
+    """A recipient that a rule added (cc, bcc, or the target of a redirect). `hold` comes from a
+    recipient who was redirected while held. With `is_quarantine`, the sender must not hear of the
+    copy.
+    """
+
+    address: str
+    rule: str
+    content: int = 0
+    hold: Hold | None = None
+    is_quarantine: bool = False
+    tenant: str = ""  # of the recipients for whose copies it was added, as in RecipientVerdict
+    acted_for: str = ""  # the first recipient for whom the rule acted, if possible a local one
+
+
+class RuleMail(Struct, frozen=True):
+    """A mail about the message that a rule sends: a journal report or, with a text, a notice."""
+
+    to: str
+    rule: str
+    recipients: tuple[str, ...]  # that the rule matched; of a journal, without those rejected
+    text: str = ""  # of a notice
+
+    @property
+    def kind(self) -> str:
+        """The action that makes it."""
+        return "notify" if self.text else "journal"
+
+
+def mails_about(
+    recipients: Sequence[RecipientVerdict], mails: Iterable[RuleMail]
+) -> Iterator[RuleMail]:
+    """Yield the mails; journals are about nobody who is rejected. If all are, none is left."""
+    rejected = {each.address for each in recipients if each.action is VerdictAction.REJECT}
+    if all(each.action is VerdictAction.REJECT for each in recipients):
+        return
+    for mail in mails:
+        if mail.text or not rejected:
+            yield mail
+        elif left := tuple([each for each in mail.recipients if each not in rejected]):
+            yield replace(mail, recipients=left)
+
+
+class AddedCopies:
+    """Decides which of the added copies are needed. An address gets one copy. A further tenant adds
+    a second one only if its copy is held or changed in another way.
+    """
+
+    def __init__(self, served: Iterable[str]) -> None:
+        """`served` are the addresses that get the message itself."""
+        self._copies: dict[str, list[AddedRecipient]] = {each.casefold(): [] for each in served}
+
+    def needs(self, address: str, added: AddedRecipient) -> bool:
+        """Return whether an address still needs this copy, and count it as served with it."""
+        address = address.casefold()
+        before = self._copies.get(address)
+        if before is not None and (not before or any(_serves(one, added) for one in before)):
+            return False
+        self._copies.setdefault(address, []).append(added)
+        return True
+
+
+def _serves(one: AddedRecipient, other: AddedRecipient) -> bool:
+    is_same = (one.content, one.hold) == (other.content, other.hold)
+    return is_same or one.tenant in ("", other.tenant)
+
+
+class Finding(Struct, frozen=True):
+    """What a condition that matched compared: its key, and the value, cut for people."""
+
+    condition: str
+    value: str
+
+
+class RuleHit(Struct, frozen=True):
+    """A rule that matched. `outcome` is what it did, or would have done in audit mode. `because` is
+    what each condition found for the first recipient.
+    """
+
+    rule: str
+    mode: str
+    outcome: str
+    recipients: tuple[str, ...]
+    because: tuple[Finding, ...] = ()
+    error: str = ""  # why the rule was skipped
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the hit for `relay trace`, with `count` if not all recipients are named."""
+        hit: dict[str, Any] = {
+            "rule": self.rule,
+            "mode": self.mode,
+            "outcome": self.outcome,
+            "recipients": list(self.recipients[:_NAMED_MAX]),
+        }
+        if self.because:
+            hit["because"] = [
+                {"condition": each.condition, "value": each.value} for each in self.because
+            ]
+        if self.error:
+            hit["error"] = self.error
+        return hit | ({"count": count} if (count := len(self.recipients)) > _NAMED_MAX else {})
+
+
+class Deferral(Struct, frozen=True):
+    """A rule defers the whole message: the client tries again later (RFC 3463 4.y.z)."""
+
+    status: str
+    text: str
+    rule: str
+
+    @property
+    def hold(self) -> Hold:
+        """What becomes of a tenant's copies if the message has others, which wait for no tenant."""
+        return Hold(f"deferred by {self.rule}: {self.text}", self.rule)
+
+
+class RateCharge(Struct, frozen=True):
+    """What accepting the message counts against the limit of a `rate_limit` action."""
+
+    rule: str  # each rule counts for itself
+    per: str  # sender, login or client
+    key: str  # whose limit it is: the address of one of these
+    recipients: int  # that the rule matched, without those that are rejected
+    allowed: int  # recipients
+    period_s: float  # in which so many are allowed
+    status: str  # of the deferral beyond it
+    text: str  # of the deferral
+
+    @property
+    def deferral(self) -> Deferral:
+        """What happens beyond it."""
+        return Deferral(self.status, self.text, self.rule)
+
+
+class Verdict(Struct, frozen=True):
+    """The whole decision. With `deferred`, nothing else in it counts."""
+
+    recipients: tuple[RecipientVerdict, ...]  # in the order of ExaminedMessage.recipients
+    additions: tuple[AddedRecipient, ...]  # also of addresses that get the message already
+    contents: tuple[ParsedContent, ...]  # that are used; the original is the first one
+    hits: tuple[RuleHit, ...]  # in the order of the rules
+    deferred: Deferral | None = None  # of the whole message
+    charges: tuple[RateCharge, ...] = ()  # against limits, if it is accepted
+    sender: str = ""  # the reverse-path in place of the message's, unless that is null; "": none
+    mails: tuple[RuleMail, ...] = ()  # about the message, in the order of the rules
+    tenants: tuple[str, ...] = ()  # whose rules ran, in this order
+
+    @property
+    def guests(self) -> frozenset[str]:
+        """Recipients' tenants whose rules ran, where others have copies too."""
+        found = {each.tenant for each in self.recipients}
+        return frozenset(found - {""} if len(found) > 1 else ())
+
+    @property
+    def rejects_all(self) -> bool:
+        """Whether every recipient is rejected."""
+        return all(each.action is VerdictAction.REJECT for each in self.recipients)
+
+    @property
+    def added(self) -> tuple[AddedRecipient, ...]:
+        """The additions, without those that get the message already. Aliases may lead to more.
+
+        A recipient whose own copy was redirected or rejected may still be another rule's target:
+        two recipients that are redirected to each other both get the message.
+        """
+        going = [each for each in self.recipients if each.action is VerdictAction.DELIVER]
+        copies = AddedCopies(each.address for each in going)
+        return tuple(each for each in self.additions if copies.needs(each.address, each))
+
+    def deferred_for(self, *deferrals: Deferral) -> Self:
+        """Return the verdict with deferrals of recipients' tenants: their copies are held, and
+        count against none of their limits.
+        """
+        holds = {tenant_of_rule(each.rule): each.hold for each in deferrals}
+        charges = tuple(each for each in self.charges if tenant_of_rule(each.rule) not in holds)
+        return replace(self.with_holds(holds.get), charges=charges)
+
+    def with_holds(self, hold_of: Callable[[str], Hold | None]) -> Self:
+        """Return the verdict in which copies are held that go on and are not held yet; `hold_of`
+        has the hold by the tenant whose copy it is.
+        """
+        going = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
+        return replace(
+            self,
+            recipients=tuple(
+                replace(each, hold=hold, rule=each.rule or hold.rule)
+                if (hold := hold_of(each.tenant)) and each.action in going and each.hold is None
+                else each
+                for each in self.recipients
+            ),
+            additions=tuple(
+                replace(each, hold=each.hold or hold_of(each.tenant)) for each in self.additions
+            ),
+        )  # fmt: skip
+
+    def without_holds_of(
+        self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
+    ) -> Self:
+        """Return the verdict in which copies are rejected that rules of this tenant hold. Those for
+        the addresses `in_mailboxes` do not leave this relay.
+        """
+        recipients = tuple(
+            replace(
+                each, action=VerdictAction.REJECT, rule=hold.rule, status=status, text=text,
+                successors=(), hold=None, junk=None,
+            )
+            if (hold := each.held(in_mailbox=each.address in in_mailboxes))
+            and tenant_of_rule(hold.rule) == tenant
+            else each
+            for each in self.recipients
+        )  # fmt: skip
+        return replace(
+            self,
+            recipients=recipients,
+            mails=tuple(mails_about(recipients, self.mails)),
+            additions=tuple(
+                each
+                for each in self.additions
+                if each.hold is None or tenant_of_rule(each.hold.rule) != tenant
+            ),
+        )  # fmt: skip
+
+    def rule_of(self, address: str) -> str:
+        """Return the rule that decided about a recipient, "" if none did."""
+        return next((one.rule for one in self.recipients if one.address == address), "")

@@ -1,0 +1,475 @@
+"""Speak to a running relay as its client: the control socket, Graph's sendMail, SMTP. All block.
+
+ControlClient speaks HTTP on the Unix socket run/control.sock, whose file mode grants an operator's
+rights. The functions send one message; one that is rejected for one recipient is sent to none,
+unless send_content() is to go on.
+They raise RejectedError with the text of the server or of the fault in the draft (NotAllowedError,
+TryLaterError for these causes), and OSError if nothing answers.
+"""
+
+import base64
+import contextlib
+import email.policy
+import http.client
+import mimetypes
+import smtplib
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from relay.base.certificates import client_of_pair
+from relay.base.message.address import AddressError, ascii_address, parse_mailbox
+from relay.base.socket_address import Address
+
+T = TypeVar("T")
+_TIMEOUT_S = 30.0
+_TOO_MANY = 429
+_ANSWER_BYTES_MAX = 64 * 1024 * 1024
+_BLOCK_BYTES = 256 * 1024
+
+
+class ControlUnavailableError(Exception):
+    """No daemon answers on the control socket."""
+
+
+class ControlForbiddenError(ControlUnavailableError):
+    """The control socket does not admit this user."""
+
+
+class ControlError(Exception):
+    """The daemon returned an error: HTTP `status` and the `code` of the error envelope."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ControlResponse(Generic[T]):
+    """The JSON of a response, and its header fields."""
+
+    value: T
+    headers: http.client.HTTPMessage
+
+    @property
+    def time_us(self) -> int | None:
+        """The relay's time, to the second: its clock may be ahead of the machine's."""
+        date = self.headers["date"]
+        return int(parsedate_to_datetime(date).timestamp()) * 1_000_000 if date else None
+
+
+class ControlClient:
+    """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
+
+    def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the JSON object at `/relay/v1` + `path`.
+
+        Raises ControlUnavailableError, ControlForbiddenError, ControlError.
+        """
+        return self.get_response(path, query, kind=dict[str, Any]).value
+
+    def get_response(
+        self, path: str, query: Mapping[str, str] | None = None, *, kind: type[T]
+    ) -> ControlResponse[T]:
+        """Like get(), with the header fields, for JSON of any `kind`."""
+        return self._request("GET", _with(path, query), kind=kind)
+
+    def post(self, path: str, value: Any) -> dict[str, Any]:
+        """Post `value` as JSON and return the JSON object of the response. Raises as get() does."""
+        body = msgspec.json.encode(value)
+        return self._request("POST", path, body, kind=dict[str, Any]).value
+
+    def post_message(self, path: str, query: Mapping[str, str], content: bytes) -> dict[str, Any]:
+        """Post a message and return the JSON object of the response. Raises as get() does."""
+        return self._request(
+            "POST", _with(path, query), content, kind=dict[str, Any], body_type="message/rfc822"
+        ).value
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """Yield the octets of the response at `/relay/v1` + `path`. Raises as get() does."""
+        with self._answer("GET", path) as answer:
+            while block := answer.read(_BLOCK_BYTES):
+                yield block
+            if answer.length:
+                raise http.client.IncompleteRead(b"", answer.length)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete what is at `/relay/v1` + `path`; return the JSON object. Raises as get() does."""
+        return self._request("DELETE", path, kind=dict[str, Any]).value
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        kind: type[T],
+        body_type: str = "application/json",
+    ) -> ControlResponse[T]:
+        with self._answer(method, path, body, body_type=body_type) as answer:
+            value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX), type=kind)
+            return ControlResponse(value, answer.headers)
+
+    @contextlib.contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        body_type: str = "application/json",
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request, and give its response to the with block. Raises as get() does, also for
+        what the block raises.
+        """
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            connection.request(method, "/relay/v1" + path, body, {"content-type": body_type})
+            answer = connection.getresponse()
+            if answer.status >= http.client.BAD_REQUEST:
+                value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
+                raise _control_error(answer.status, value)
+            yield answer
+        except FileNotFoundError:
+            text = f"no relay is running: there is no {self._path}"
+            raise ControlUnavailableError(text) from None
+        except ConnectionRefusedError:
+            text = f"no relay is running: nothing listens on {self._path}"
+            raise ControlUnavailableError(text) from None
+        except PermissionError:
+            text = f"{self._path}: permission denied; run it as the relay's user or as root"
+            raise ControlForbiddenError(text) from None
+        except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
+            text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
+            raise ControlUnavailableError(text) from None
+        finally:
+            connection.close()
+
+
+def _with(path: str, query: Mapping[str, str] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _control_error(status: int, value: Any) -> ControlError:
+    fault = value.get("error", {}) if isinstance(value, dict) else {}
+    message = str(fault.get("message", "no reason given"))
+    return ControlError(status, str(fault.get("code", "")), message)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the Unix socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def path_of(key: str) -> str:
+    """Return the URL path of the message named `key`."""
+    return "/messages/" + quote(key, safe="")
+
+
+class RejectedError(Exception):
+    """The relay rejected the message, or would."""
+
+
+class NotAllowedError(RejectedError):
+    """The sender or the token is not allowed."""
+
+
+class TryLaterError(RejectedError):
+    """A temporary error."""
+
+
+class AwayError(TryLaterError):
+    """The relay takes no mail now, and nothing of the message was sent: 421, or a status X.3.Z of
+    the mail system before the reply to the final dot (RFC 5321 3.8, RFC 3463 3.4).
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class DraftToSend:
+    """The message to send. Attachments are (name, content); `sender` may be "" for Graph.
+
+    With `html` only, that is the body; with both, they are alternatives, sent by Graph as MIME.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    text: str
+    attachments: tuple[tuple[str, bytes], ...] = field(default=())
+    html: str = ""
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether all its addresses are ASCII, with A-labels."""
+        return "".join(map(ascii_address, (self.sender, *self.recipients))).isascii()
+
+    def check(self) -> None:
+        """Raise RejectedError for values that a message cannot contain."""
+        for name, text in (("subject", self.subject), ("body", self.text), ("html", self.html)):
+            if not _is_unicode(text):
+                raise RejectedError(f"{name}: expected text in UTF-8")
+        if "\n" in self.subject or "\r" in self.subject or "\0" in self.subject:
+            raise RejectedError("subject: a line break or NUL is not allowed there")
+        for name, _ in self.attachments:
+            if not name.isprintable():
+                raise RejectedError(f"attachment {name!a}: expected a name that can be shown")
+        for one in (*self.recipients, *([self.sender] if self.sender else ())):
+            try:
+                parse_mailbox(one, smtputf8=True)
+            except AddressError as error:
+                raise RejectedError(f"{one!a} is not an address: {error}") from None
+
+
+def send_by_graph(
+    address: Address,
+    draft: DraftToSend,
+    *,
+    token: str,
+    certificates: Sequence[Path] = (),
+    mailbox: str = "",
+    key: str = "",
+) -> str:
+    """POST sendMail with `token`, from its own mailbox or `mailbox`; return the Graph id.
+
+    With `certificates`, by HTTPS to the server that has one of them. The same message with the same
+    `key` is sent once. Raises RejectedError, OSError.
+    """
+    draft.check()
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise RejectedError("token: expected ASCII without spaces")
+    place = (address.host, address.port)
+    connection = (
+        http.client.HTTPSConnection(
+            *place, timeout=_TIMEOUT_S, context=client_of_pair(*certificates)
+        )
+        if certificates
+        else http.client.HTTPConnection(*place, timeout=_TIMEOUT_S)
+    )
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    if draft.text and draft.html:
+        headers["Content-Type"] = "text/plain"  # base64 of MIME
+        body = base64.b64encode(_as_mime(draft, ascii_only=draft.is_ascii))
+    else:
+        body = msgspec.json.encode({"message": _as_graph(draft)})
+    if key:
+        headers["Idempotency-Key"] = key
+    whose = f"users/{quote(mailbox)}" if mailbox else "me"
+    try:
+        target = f"/v1.0/{whose}/sendMail"
+        answer, content = _exchange(connection, "POST", target, headers=headers, body=body)
+    except http.client.HTTPException as error:
+        raise TryLaterError(f"{address} does not speak HTTP: {error!r}") from error
+    if answer.status == http.client.ACCEPTED:
+        return answer.headers["x-relay-message-id"] or ""
+    text = f"{answer.status}: {_message_of(content)}"
+    if answer.status in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):
+        raise NotAllowedError(text)
+    if answer.status >= http.client.INTERNAL_SERVER_ERROR or answer.status == _TOO_MANY:
+        raise TryLaterError(text)
+    raise RejectedError(text)
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    *,
+    headers: dict[str, str],
+    body: bytes | None = None,
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """Return a response and its content; close the connection."""
+    try:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer, answer.read()
+    finally:
+        connection.close()
+
+
+def read_by_graph(address: Address, graph_id: str, *, token: str) -> bytes:
+    """Return the MIME of a message in the mailbox of an account. Raises LookupError, OSError."""
+    return _ask_mailbox(address, "GET", f"{quote(graph_id)}/$value", token=token)
+
+
+def mark_read_by_graph(address: Address, graph_id: str, *, token: str) -> None:
+    """Mark a message in the mailbox of an account as read. Raises LookupError, OSError."""
+    _ask_mailbox(address, "PATCH", quote(graph_id), token=token, body=b'{"isRead": true}')
+
+
+def _ask_mailbox(
+    address: Address, method: str, path: str, *, token: str, body: bytes | None = None
+) -> bytes:
+    """Return the response about a message. Raises LookupError, OSError."""
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    target = f"/v1.0/me/messages/{path}"
+    try:
+        answer, content = _exchange(connection, method, target, headers=headers, body=body)
+    except http.client.HTTPException as error:
+        raise OSError(f"{address} does not speak HTTP: {error!r}") from error
+    if answer.status != http.client.OK:
+        raise LookupError("the mailbox does not have the message any more")
+    return content
+
+
+def send_by_smtp(address: Address, draft: DraftToSend) -> str:
+    """Submit by SMTP; return the queue id. Raises RejectedError, OSError."""
+    draft.check()
+    data = _as_mime(draft, ascii_only=draft.is_ascii)
+    return send_content(address, data, sender=draft.sender, recipients=draft.recipients)
+
+
+class _LocalSmtp(smtplib.LMTP):
+    """A client of a Unix socket, which smtplib has for LMTP only."""
+
+    ehlo_msg = "ehlo"
+
+
+def send_content(
+    address: Address,
+    data: bytes,
+    *,
+    sender: str,
+    recipients: Sequence[str],
+    notify: str = "",
+    ret: str = "",
+    envid: str = "",
+    refused: list[str] | None = None,
+) -> str:
+    """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
+
+    `notify`, `ret` and `envid` are the values of these parameters (RFC 3461), "" for none. With
+    `refused` it is sent if one recipient is accepted; the replies that reject others for good are
+    added there.
+    """
+    sender, *recipients = map(ascii_address, (sender, *recipients))
+    needs_utf8 = not "".join((sender, *recipients)).isascii()
+    try:
+        if address.path:
+            client: smtplib.SMTP = _LocalSmtp(address.path, timeout=_TIMEOUT_S)
+        else:
+            client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
+        try:
+            client.ehlo_or_helo_if_needed()
+            options = [f"size={len(data)}"] if client.has_extn("size") else []
+            options += ["smtputf8"] if needs_utf8 else []
+            options += ["body=8bitmime"] if needs_utf8 or not data.isascii() else []
+            dsn = {"ret": ret, "envid": envid} if client.has_extn("dsn") else {}
+            options += [f"{name}={value}" for name, value in dsn.items() if value]
+            _expect(client.mail(sender, options))
+            wanted = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
+            for recipient in recipients:
+                try:
+                    _expect(client.rcpt(recipient, wanted))
+                except RejectedError as error:
+                    if refused is None or len(refused) == len(recipients) - 1:
+                        raise
+                    refused.append(str(error))
+            reply = client.data(data)
+            if reply[0] // 100 == 4:
+                raise TryLaterError(_text(*reply))
+            _expect(reply)
+        finally:  # the last reply is valid whatever happens afterwards
+            with contextlib.suppress(OSError):
+                client.quit()
+    except smtplib.SMTPResponseException as error:
+        raise _rejection(error.smtp_code, _bytes(error.smtp_error)) from error
+    except smtplib.SMTPException as error:
+        raise TryLaterError(str(error)) from error
+    return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
+
+
+def _as_graph(draft: DraftToSend) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "subject": draft.subject,
+        "body": {"contentType": "html", "content": draft.html}
+        if draft.html
+        else {"contentType": "text", "content": draft.text},
+        "toRecipients": [{"emailAddress": {"address": one}} for one in draft.recipients],
+        "attachments": [
+            {
+                "@odata.type": "#microsoft.graph.fileAttachment",
+                "name": name,
+                "contentType": _type_of(name),
+                "contentBytes": base64.b64encode(content).decode(),
+            }
+            for name, content in draft.attachments
+        ],
+    }
+    if draft.sender:
+        message["from"] = {"emailAddress": {"address": draft.sender}}
+    return message
+
+
+def _as_mime(draft: DraftToSend, *, ascii_only: bool) -> bytes:
+    """Return the message; without `ascii_only` its header is UTF-8 (RFC 6532)."""
+    message = EmailMessage(email.policy.SMTP if ascii_only else email.policy.SMTPUTF8)
+    message["From"] = ascii_address(draft.sender)
+    message["To"] = ", ".join(map(ascii_address, draft.recipients))
+    message["Subject"] = draft.subject
+    if draft.text or not draft.html:
+        message.set_content(draft.text)
+    if draft.html:
+        message.add_alternative(draft.html, subtype="html")
+    for name, content in draft.attachments:
+        kind, _, subtype = _type_of(name).partition("/")
+        message.add_attachment(content, maintype=kind, subtype=subtype, filename=name)
+    return message.as_bytes()
+
+
+def _expect(reply: tuple[int, bytes]) -> None:
+    if reply[0] // 100 != 2:
+        raise _rejection(*reply)
+
+
+def _rejection(code: int, text: bytes) -> RejectedError:
+    reply = _text(code, text)
+    if code // 100 == 5:
+        return RejectedError(reply)
+    return AwayError(reply) if code == 421 or text.startswith(b"4.3.") else TryLaterError(reply)
+
+
+def _text(code: int, text: bytes) -> str:
+    return f"{code} {text.decode('utf-8', 'replace')}"
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # command line arguments that are not UTF-8
+        return False
+    return True
+
+
+def _type_of(name: str) -> str:
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
+def _message_of(answer: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(answer)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return answer[:200].decode("utf-8", "replace")

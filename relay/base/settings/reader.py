@@ -1,0 +1,361 @@
+"""Load the configuration: read TOML tables into frozen dataclasses by the types of their fields.
+
+load() returns Settings, or raises SettingsError with all faults of the file: DocumentReader
+continues after a fault. `faults` has the faults, `read` the valid values and `secret_files` the
+files that secrets are read from, each with its key path. accounts.toml is read with the same class.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from relay.base.phrases import shown
+from relay.base.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    parse_document,
+    read_document,
+    unknown_key,
+)
+from relay.base.settings.postgres_url import check_no_password
+from relay.base.settings.tree import (
+    Between,
+    CertificateFiles,
+    Duration,
+    Form,
+    ListenerTls,
+    NodeRole,
+    Secret,
+    Settings,
+    Size,
+)
+from relay.base.settings.validation import check_together
+from relay.base.settings.values import (
+    DURATION_EXPECTED,
+    PARSERS,
+    SIZE_EXPECTED,
+    expand,
+    has_reference,
+    parse_address,
+    parse_duration,
+    parse_http_listener,
+    parse_listener,
+    parse_recipients,
+    parse_size,
+    referenced_files,
+    without_references,
+)
+from relay.base.socket_address import Address
+
+_SECONDS_MAX = 10 * 366 * 86400.0
+_SIZE_MAX = 1 << 50
+_WORDS = {"true": True, "false": False}
+# keys of an earlier release, named until the next one
+_WENT = {
+    ("spool", "keep_size"), ("spool", "reserve_size"), ("smtp", "max_recipients_per_session"),
+    ("pickup", "max_concurrent"),
+}  # fmt: skip
+_WENT_TEXT = "found a key that went in 0.3.0, expected none: remove it"
+# sections that have no meaning for this role
+_NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}, "pickup": {}}
+
+# what may contain a path
+_RELATIVE: Mapping[object, Callable[[str, Path], Any]] = {
+    Form.LISTENER: parse_listener,
+    Form.HTTP_LISTENER: parse_http_listener,
+    Form.RECIPIENTS: parse_recipients,
+}
+
+
+class _InvalidValueError(Exception):
+    """The current value is faulty, and its fault is recorded."""
+
+
+class DocumentReader:
+    """Reads one document; paths are relative to `base`.
+
+    Without `environ` nothing is replaced: the text may be that of anybody who can send a request.
+    """
+
+    def __init__(
+        self, document: Document, *, base: Path, environ: Mapping[str, str] | None
+    ) -> None:
+        self.document = document
+        self.faults: list[Fault] = []
+        self.read: list[tuple[KeyPath, object]] = []
+        self.secret_files: list[tuple[KeyPath, Path]] = []
+        self._base = base
+        self._environ = environ
+
+    def fields(self, kind: type, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        """Read the fields of the dataclass `kind`.
+
+        Valid fields are returned, and those whose default depends on `base`.
+        """
+        hints = get_type_hints(kind, include_extras=True)
+        hints.pop("further", None)  # no key
+        for key in table.keys() - hints.keys():
+            place = (*path, key)
+            went = tuple(one for one in place if isinstance(one, str)) in _WENT
+            self._add_fault(place, _WENT_TEXT if went else unknown_key(key, hints))
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            if field.name not in hints:
+                continue
+            place = (*path, field.name)
+            hint = hints[field.name]
+            try:
+                if field.name in table:
+                    empty_allowed = field.default == ""
+                    values[field.name] = self._value(
+                        hint, table[field.name], place, empty_allowed=empty_allowed
+                    )
+                elif _is_required(field):
+                    self._add_fault(place, "found nothing, expected a value: this key is required")
+                elif dataclasses.is_dataclass(hint):
+                    values[field.name] = self._table(hint, {}, place)
+                elif hint is Path:
+                    values[field.name] = self._base / str(field.default)
+            except _InvalidValueError:
+                continue
+        return values
+
+    def tables(self, kind: type, raw: object, path: KeyPath) -> list[tuple[KeyPath, Any]]:
+        """Read an array of tables: return each valid one with its key path."""
+        if not isinstance(raw, list):
+            self._add_fault(path, f"found {shown(raw)}, expected [[{path[-1]}]]")
+            return []
+        found = []
+        for index, item in enumerate(raw):
+            try:
+                found.append(((*path, index), self._table(kind, item, (*path, index))))
+            except _InvalidValueError:
+                continue
+        return found
+
+    def _add_fault(self, path: KeyPath, message: str) -> None:
+        self.faults.append(self.document.fault(path, message))
+
+    def _value(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
+        origin = get_origin(hint)
+        if origin in (UnionType, Union):  # X | None: a value that is present is an X
+            inner = get_args(hint)[0]
+            return None if inner is Path and raw == "" else self._value(inner, raw, path)
+        if origin is tuple:
+            return self._items(get_args(hint)[0], raw, path)
+        is_tls = isinstance(hint, type) and issubclass(hint, ListenerTls)
+        if is_tls and isinstance(raw, list) and raw:
+            return self._tables_of_tls(hint, raw, path)
+        if dataclasses.is_dataclass(hint) and hint is not Address:
+            return self._table(hint, raw, path)
+        if raw == "" and empty_allowed:
+            return raw
+        return self._leaf(hint, raw, path)
+
+    def _table(self, kind: Any, raw: Any, path: KeyPath) -> Any:
+        if not isinstance(raw, dict):
+            self._add_fault(path, f"found {shown(raw)}, expected a table")
+            raise _InvalidValueError
+        values = self.fields(kind, raw, path)
+        if any(_is_required(each) and each.name not in values for each in dataclasses.fields(kind)):
+            raise _InvalidValueError
+        made = kind(**values)
+        self.read.append((path, made))
+        return made
+
+    def _tables_of_tls(self, kind: Any, raw: list[Any], path: KeyPath) -> ListenerTls:
+        first: ListenerTls = self._table(kind, raw[0], (*path, 0))
+        further = [
+            self._table(CertificateFiles, one, (*path, number))
+            for number, one in enumerate(raw[1:], 1)
+        ]
+        return dataclasses.replace(first, further=tuple(further))
+
+    def _items(self, hint: Any, raw: Any, path: KeyPath) -> tuple[Any, ...]:
+        is_table = dataclasses.is_dataclass(hint) and hint is not Address
+        if is_table:
+            return tuple(made for _, made in self.tables(hint, raw, path))
+        if not isinstance(raw, list):
+            self._add_fault(path, f"found {shown(raw)}, expected a list in [ ]")
+            raise _InvalidValueError
+        items = []
+        for index, item in enumerate(raw):
+            try:
+                items.append(self._value(hint, item, (*path, index)))
+            except _InvalidValueError:
+                continue
+        return tuple(items)
+
+    def _leaf(self, hint: Any, raw: Any, path: KeyPath) -> Any:
+        marks = get_args(hint) if get_origin(hint) is Annotated else ()
+        is_secret = Secret in marks
+        try:
+            value = raw
+            if Form.SPOOL_URL in marks and isinstance(raw, str):
+                check_no_password(without_references(raw))
+            if self._environ is not None and isinstance(raw, str) and has_reference(raw):
+                if is_secret:
+                    files = referenced_files(raw, base=self._base)
+                    self.secret_files += [(path, file) for file in files]
+                value = expand(raw, base=self._base, environ=self._environ)
+                if not _wants_text(hint):
+                    value = _number_or_word(value)
+            return read_leaf(hint, value, self._base)
+        except ValueError as error:
+            is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))
+            found = shown(raw) if is_shown else "something else"
+            self._add_fault(path, f"found {found}, expected {error}")
+            raise _InvalidValueError from None
+
+
+def read_leaf(hint: Any, value: object, base: Path) -> Any:
+    """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
+    parse = _RELATIVE.get(get_args(hint)[1]) if get_origin(hint) is Annotated else None
+    if get_origin(hint) is Annotated and parse is None:
+        return _read_marked(get_args(hint)[1], value)
+    if get_origin(hint) is Literal:
+        return _read_choice(get_args(hint), value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(str(_read_choice(tuple(one.value for one in hint), value)))
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false")
+    if not isinstance(value, str):
+        raise ValueError("a text in quotes")
+    if "\0" in value:
+        raise ValueError("a text without NUL")
+    if hint is Address:
+        return parse_address(value, base)
+    if parse is not None:
+        return parse(value, base)
+    if hint is Path:
+        if not value:
+            raise ValueError("a path")
+        return base / value
+    return value
+
+
+def _read_marked(marker: object, value: object) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match marker:
+        case Form():
+            if isinstance(value, str):
+                return PARSERS[marker](value)
+            raise ValueError(f"a {marker.value} in quotes")
+        case Duration():
+            if not is_number and not isinstance(value, str):
+                raise ValueError(DURATION_EXPECTED)
+            try:
+                seconds = parse_duration(value) if isinstance(value, str) else float(str(value))
+            except ValueError:
+                raise ValueError(DURATION_EXPECTED) from None
+            if not marker.at_least <= seconds <= _SECONDS_MAX:
+                raise ValueError(f"a duration of {marker.at_least:g} s to 10 years")
+            return seconds
+        case Size():
+            if not isinstance(value, str) and not (is_number and isinstance(value, int)):
+                raise ValueError(SIZE_EXPECTED)
+            size = parse_size(value) if isinstance(value, str) else int(str(value))
+            if marker.or_zero and not size:
+                return size
+            if not marker.at_least <= size <= _SIZE_MAX:
+                raise ValueError(_sizes(marker))
+            return size
+        case Between():
+            is_fit = is_number and isinstance(value, int) and marker.low <= value <= marker.high
+            if not is_fit:
+                raise ValueError(f"a whole number from {marker.low} to {marker.high}")
+            return value
+        case _:
+            if isinstance(value, str):
+                return value
+            raise ValueError("a text in quotes")
+
+
+def _sizes(expected: Size) -> str:
+    mib, rest = divmod(expected.at_least, 1024 * 1024)
+    least = f"{expected.at_least} bytes" if rest or not mib else f"{mib} MiB"
+    return f"{'0, or ' if expected.or_zero else ''}a size of {least} to 1024 TiB"
+
+
+def _read_choice(choices: tuple[str | int, ...], value: object) -> object:
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    names = [str(one).lower() if type(one) is bool else str(one) for one in choices if one != ""]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f' (did you mean "{near[0]}"?)' if near else ""
+    raise ValueError(f"one of {', '.join(names)}{hint}")
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _wants_text(hint: Any) -> bool:
+    return (
+        get_args(hint)[0] in (str, Address) if get_origin(hint) is Annotated else hint is not bool
+    )
+
+
+def _number_or_word(text: str) -> str | float | bool:
+    """Return the value of a replaced reference as if it were in the file without quotes."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if text.isascii() and text.isdecimal() and len(text) < 20:
+        return int(text)
+    return text
+
+
+def load(
+    path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL, text: str = ""
+) -> Settings:
+    """Return the settings in the file `path`, or in its `text`; `environ` is what ${env:NAME} may
+    name.
+
+    Sections that have no meaning for this `role` are not read. Raises SettingsError.
+    """
+    document = parse_document(path, text) if text else read_document(path)
+    base = path.absolute().parent
+    try:
+        str(base).encode()  # SQLite opens no other
+    except UnicodeEncodeError:
+        message = f"found the directory {shown(str(base))}, expected a name in UTF-8"
+        raise SettingsError([Fault(path, 0, "", message)]) from None
+    reader = DocumentReader(document, base=base, environ=environ)
+    is_transport = role is NodeRole.TRANSPORT
+    table = {**document.table, **(_NOT_OF_TRANSPORT if is_transport else {})}
+    values = reader.fields(Settings, table, ())
+    faults = list(reader.faults)
+    if is_transport and getattr(values.get("spool"), "is_file", False):
+        faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
+    for place, expected in check_together(reader.read, values):
+        inside = (f"{dotted(place)}[", f"{dotted(place)}.")
+        if any(fault.key.startswith(inside) for fault in reader.faults):
+            continue  # its faults have been recorded
+        message = f"found {shown(document.value(place))}, expected {expected}"
+        faults.append(document.fault(place, message))
+    if faults:
+        raise SettingsError(faults)
+    return Settings(**values)
+
+
+_TRANSPORT_EXPECTED = (
+    "found a spool of this machine alone, expected the URL of a PostgreSQL server: with --role"
+    " transport, local mail waits there for the node that has the mailboxes"
+)
+
+
+def secret_files(document: Document, environ: Mapping[str, str]) -> Sequence[tuple[KeyPath, Path]]:
+    """Return the files from which the secrets of a configuration are read, each with its key."""
+    reader = DocumentReader(document, base=document.file.absolute().parent, environ=environ)
+    reader.fields(Settings, document.table, ())
+    return reader.secret_files

@@ -1,0 +1,556 @@
+"""The configuration as one frozen, typed tree; its attribute names are the TOML keys.
+
+Durations are seconds (float), sizes are bytes (int), paths are absolute. reader.load() has
+validated everything. Annotations mark the syntax and the limits of a value, RELOADED the keys that
+a reload (SIGHUP) applies.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from relay.base.socket_address import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Marks a number of seconds, written as "8s", "5m", "4h", "2d" or a number of seconds."""
+
+    at_least: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Marks a number of bytes, written as "150 MiB", "64 kB" or a number of bytes."""
+
+    at_least: int = 0
+    or_zero: bool = False  # 0 has a special meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Marks an integer with limits, both included."""
+
+    low: int
+    high: int
+
+
+class Form(StrEnum):
+    """Marks a text with a syntax; the reader normalizes it."""
+
+    DOMAIN = "domain"  # lower case, A-labels
+    DOMAIN_PATTERN = "domain pattern"  # a domain, "*.suffix" or "*"
+    RATE = "rate"  # COUNT/SECONDS
+    MAILBOX = "mailbox"  # local-part@domain, lower case
+    NETWORK = "network"  # ADDRESS/BITS
+    NEXT_HOP = "next hop"
+    ROUTE_NAME = "route name"
+    TENANT_NAME = "tenant name"
+    SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
+    IP = "IP address"
+    SPOOL_URL = "spool url"
+    NODE_NAME = "node name"
+    SELECTOR = "selector"
+    DATE = "date"  # an ISO date, or ""
+    SRS_KEY = "secret"
+    NAME_SERVER = "name server"  # an Address; the port is 53 unless it is given
+    LISTENER = "listener"  # an Address, which may be written as systemd:NAME
+    HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
+    RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
+    UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
+    WEB_URL = "web url"  # without a slash at its end
+    WEBHOOK_URL = "webhook url"
+    WEBHOOK_KEY = "webhook key"
+    MILTER_NAME = "name"
+    GLOB = "glob"
+
+
+class NodeRole(StrEnum):
+    """What a service does: all, or all that needs no mail root."""
+
+    ALL = "all"
+    TRANSPORT = "transport"  # SMTP, delivery and reports: a node of a PostgreSQL spool
+
+
+class Secret:
+    """Marks a text that is never shown in a fault."""
+
+
+# Metadata of a key: a reload applies it. The others need a restart.
+RELOADED: Final = {"reloaded": True}
+
+Seconds = Annotated[float, Duration()]
+PositiveSeconds = Annotated[float, Duration(at_least=0.001)]
+Bytes = Annotated[int, Size(at_least=1024)]
+Port = Annotated[int, Between(1, 65535)]
+Domain = Annotated[str, Form.DOMAIN]
+Mailbox = Annotated[str, Form.MAILBOX]
+Network = Annotated[str, Form.NETWORK]
+Rate = Annotated[str, Form.RATE]
+Language = Literal["de", "en"]  # of reports: relay/delivery/reports/texts has a file for each
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """A certificate chain and its key, PEM files."""
+
+    certificate: Path = field(metadata=RELOADED)
+    key: Path = field(metadata=RELOADED)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTls(CertificateFiles):
+    """TLS of a listener: one table, or the first of a list.
+
+    `further` is no key: it has the other tables, for clients that ask for their names (SNI).
+    """
+
+    further: tuple[CertificateFiles, ...] = field(default=(), metadata=RELOADED)
+
+    @property
+    def pairs(self) -> "list[tuple[tuple[int, ...], CertificateFiles]]":
+        """All of them, each with what its place adds to the key path."""
+        if not self.further:
+            return [((), self)]
+        return [((number,), one) for number, one in enumerate((self, *self.further))]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The HTTP server: HTTPS with `tls`, except on Unix sockets and plain addresses. A development
+    relay has pages without `pages`.
+    """
+
+    # http://HOST:PORT stays without TLS
+    listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
+    tls: ListenerTls | None = None  # None: no HTTPS
+    # what Graph refuses is refused with "strict"
+    profile: Literal["relaxed", "strict"] = "relaxed"
+    # for links; "": as the client addressed the relay
+    public_url: Annotated[str, Form.WEB_URL] = ""
+    proxy_networks: tuple[Network, ...] = ()  # proxies whose X-Forwarded-For counts
+    # where receivers of notifications may be, although they are not on the internet
+    notification_networks: tuple[Network, ...] = ()
+    max_body: Bytes = 35 * 1024 * 1024  # of a request
+    max_upload: Bytes = 150 * 1024 * 1024  # of MIME, and of the attachments of a draft together
+    anonymous: Mailbox = ""  # the account of requests without a token; "": none
+    pages: bool = False  # with a login
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings(ListenerTls):
+    """TLS of an SMTP listener; with `require` every client must use it."""
+
+    require: bool = False
+
+
+_LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
+_BY_ROLE: Final = ("",)  # stands for the default of the listener's role
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpListener:
+    """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once).
+
+    By default a relay listener trusts loopback. The others trust no address: all clients log in.
+    """
+
+    # address and port, the path of a Unix socket, or sockets of the service manager
+    listen: Annotated[Address, Form.LISTENER]
+    # decides the defaults, and whether clients must log in
+    role: Literal["relay", "submission", "submissions"] = "relay"
+    # may relay without a login
+    trusted_networks: tuple[Network, ...] = field(default=_BY_ROLE, metadata=RELOADED)
+    proxy_networks: tuple[Network, ...] = ()  # proxies, which begin with a PROXY header
+    max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
+    # of a message; then 452
+    max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
+    # of the listener; then 421
+    max_sessions: Annotated[int, Between(1, 100_000)] = field(default=500, metadata=RELOADED)
+    # of an address, IPv6 by /64, that is not trusted; then 421. Postfix's
+    # smtpd_client_connection_count_limit
+    max_sessions_per_client: Annotated[int, Between(1, 100_000)] = field(
+        default=50, metadata=RELOADED
+    )
+    # rejected commands of a session; then 421. Postfix's smtpd_hard_error_limit
+    max_errors: Annotated[int, Between(1, 100_000)] = field(default=20, metadata=RELOADED)
+    # of a session, of a client that is not trusted; then 421; 0: no limit
+    max_messages: Annotated[int, Between(0, 1_000_000)] = field(default=0, metadata=RELOADED)
+    # messages accepted from such an address; then 450; "": no limit
+    max_rate_per_client: Rate = field(default="", metadata=RELOADED)
+    # how long a client may be silent, in seconds
+    timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
+    # of content; None: DATA rejects it, BDAT makes it CRLF
+    bare_newline: Literal["reject", "normalize"] | None = field(default=None, metadata=RELOADED)
+    tls: TlsSettings | None = None  # None: no TLS
+
+    def __post_init__(self) -> None:
+        if self.trusted_networks == _BY_ROLE:
+            networks = _LOOPBACK if self.role == "relay" else ()
+            object.__setattr__(self, "trusted_networks", networks)
+
+    @property
+    def takes_programs(self) -> bool:
+        """Whether programs of this machine can send to its TCP port, without a proxy."""
+        return self.role == "relay" and bool(self.listen.port) and not self.proxy_networks
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxSettings:
+    """The local domains and the directory of their mailboxes."""
+
+    domains: tuple[Domain, ...] = field(default=(), metadata=RELOADED)  # that are local
+    root: Path = Path("mail")  # of the Maildirs
+    # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
+    store: Annotated[str, Form.NODE_NAME] = "main"
+    accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
+    # the path of Dovecot's socket for auth clients, for logins of who is not there; "": none
+    dovecot_auth: Annotated[str, Form.UNIX_SOCKET] = field(default="", metadata=RELOADED)
+    catch_all: Mailbox = field(default="", metadata=RELOADED)  # of mail to unknown users; "": none
+    # of mail to postmaster; "": the dead letters
+    postmaster: Mailbox = field(default="", metadata=RELOADED)
+    # whether mail of strangers in the name of a local domain may leave by an alias or a tenant
+    forward_own_from: bool = field(default=False, metadata=RELOADED)
+    # of the senders that forwarded mail gets; "": that of the alias
+    srs_domain: Domain = field(default="", metadata=RELOADED)
+    # of the same; "": a file in state_dir
+    srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
+
+
+FILE: Final = "file:"  # begins `recipients` that are in a file
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDomain:
+    """An own domain beside mailboxes.domains, which have accounts."""
+
+    name: Domain
+    # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
+    # takes ("verify"), or those in a file
+    recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
+    catch_all: Mailbox = ""  # with accounts: of mail to unknown users; "": none
+    postmaster: Mailbox = ""  # "": that of [mailboxes], or the next hop
+    alias_of: Domain = ""  # each address is one of the same name there
+
+    @property
+    def file(self) -> Path | None:
+        """The file of its recipients, if they are in one."""
+        path = self.recipients.removeprefix(FILE)
+        return Path(path) if path != self.recipients else None
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether accounts have addresses there."""
+        return self.recipients == "accounts" and not self.alias_of
+
+
+@dataclass(frozen=True, slots=True)
+class PickupSettings:
+    """The pickup daemon."""
+
+    give_up_after: PositiveSeconds = 86400.0
+
+
+_SPOOL_FILE: Final = "spool.sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """The durable queue.
+
+    `url` is "sqlite:PATH" with PATH relative to state_dir, or that of a PostgreSQL server
+    (relay/base/settings/postgres_url.py). `node` is this node's name there; "": the hostname.
+    """
+
+    url: Annotated[str, Form.SPOOL_URL, Secret] = field(default=f"sqlite:{_SPOOL_FILE}", repr=False)
+    node: Annotated[str, Form.NODE_NAME] = ""
+    keep: PositiveSeconds = 14 * 86400.0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the queue is a file in state_dir, and not on a server."""
+        return self.url.startswith("sqlite:")
+
+
+@dataclass(frozen=True, slots=True)
+class PressureSettings:
+    """The limits above which new mail is refused.
+
+    `memory` 0 is three quarters of the machine's memory. Less than 16 MiB is an error, because
+    Relay would never accept mail.
+    """
+
+    disk_free: Bytes = 64 * 1024 * 1024
+    queue_entries: Annotated[int, Between(1, 1_000_000_000)] = 2_000_000
+    memory: Annotated[int, Size(at_least=16 * 1024 * 1024, or_zero=True)] = 0
+    commit_latency: PositiveSeconds = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """Name servers as "IP" or "IP:PORT"; by default the system's."""
+
+    nameservers: tuple[Annotated[Address, Form.NAME_SERVER], ...] = ()
+    validating: bool = False  # they validate DNSSEC, and nobody between can change their answers
+    timeout: PositiveSeconds = 10.0
+
+
+RetryList = tuple[PositiveSeconds, ...]
+Connections = Annotated[int, Between(1, 10_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryByClass:
+    """Retry lists by class of failure (message.outcome); () is the common list."""
+
+    dns: RetryList = ()  # no answer from a name server
+    connect: RetryList = ()  # no connection, or one that broke
+    tls: RetryList = ()  # the host does not give the TLS that its policy requires
+    auth: RetryList = ()  # the smarthost rejects the login
+    protocol: RetryList = ()  # what came is no reply, or not one of this command
+    site: RetryList = ()  # 4yz to the session or the transaction, and 421 to any command
+    recipient: RetryList = ()  # 4yz to one RCPT, such as greylisting
+    mailbox: RetryList = ()  # a local mailbox that is full or cannot be written
+    content: RetryList = ()  # the stored message cannot be read
+    internal: RetryList = ()  # this relay failed
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """Delivery: retries, limits, TLS. Times are in seconds."""
+
+    port: Port = 25  # of MX hosts
+    tls: Literal["none", "opportunistic", "required"] = "opportunistic"  # for hosts without a route
+    # the delay before each retry; the last one repeats
+    retry: RetryList = (60.0, 300.0, 900.0, 1800.0, 3600.0)
+    # delays for a class of failure
+    retry_by_class: RetryByClass = field(default_factory=RetryByClass)
+    delay_warning_after: Seconds = 4 * 3600.0  # from acceptance; 0: never
+    expire_after: PositiveSeconds = 2 * 86400.0  # from acceptance
+    # attempts of a recipient without an answer to the final dot; then it fails
+    indeterminate_max: Annotated[int, Between(1, 1000)] = 3
+    max_connections: Connections = 200  # to all hosts
+    max_connections_per_next_hop: Connections = 20  # to one next hop
+    max_rate_per_next_hop: Rate = ""  # such as 100/1m; "": no limit
+    connect_timeout: PositiveSeconds = 30.0  # of one address
+    command_timeout: PositiveSeconds = 300.0  # for each reply
+    shutdown_grace: Seconds = 8.0  # for the attempts in progress at a stop
+    providers: Path | None = None  # a file of [[reply]] tables; they go before the shipped ones
+    mta_sts_port: Port = 443  # of the web servers with MTA-STS policies
+    mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
+    mta_sts_allow: tuple[Network, ...] = ()  # of them, besides public addresses
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAuth:
+    """Credentials for a next hop."""
+
+    user: str
+    password_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the route table: which mail it takes, its next hop, and how that is contacted."""
+
+    domain: Annotated[str, Form.DOMAIN_PATTERN]  # of the recipients
+    # as values.NEXT_HOP_EXPECTED says
+    next_hop: Annotated[str, Form.NEXT_HOP]
+    auth: RouteAuth | None = None  # the login
+    # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
+    tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
+    ca: Path | None = None  # None: the system's store
+    max_connections: Connections | None = None  # per site, besides those of [delivery]
+    max_rate: Rate = ""  # per site, besides that of [delivery]
+    name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
+    sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
+    source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
+    # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
+    requiretls: Literal["", "verified"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DkimKey:
+    """A key that signs mail from a domain, and from those below it that have no key."""
+
+    domain: Domain
+    selector: Annotated[str, Form.SELECTOR]  # of the record: SELECTOR._domainkey.DOMAIN
+    key: Path  # PEM
+    until: Annotated[str, Form.DATE] = ""  # the last day (UTC) on which it signs; "": no end
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """The mail-flow rules."""
+
+    directory: Path = field(default=Path("policies"), metadata=RELOADED)
+    # entries that rules hold; then 452
+    held_max: Annotated[int, Between(0, 10_000_000)] = field(default=10_000, metadata=RELOADED)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Own domains with rules of their own, in the directory of this name below that of [policy]."""
+
+    name: Annotated[str, Form.TENANT_NAME]
+    domains: tuple[Domain, ...]  # of its mail
+    # the actions that may name addresses of others, and routes as "route:NAME"
+    may: tuple[str, ...] = ()
+
+
+Strangers = Literal["verified", "postmaster", "sender"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportsSettings:
+    """Reports to senders."""
+
+    # of those for whom no other is known
+    language: Language = "en"
+    templates: Path | None = None  # the directory of the operator's texts
+    per_sender: Rate = "100/3600.0"  # of successes and delays; "": no limit
+    copy_to: Mailbox = ""  # gets a copy, with the header only
+    copy_kinds: tuple[Literal["failure", "delayed", "unknown"], ...] = ("failure",)
+    # who hears of strangers' mail that fails after its 250; verified: the sender, if a check passed
+    # for its domain, else the postmaster
+    strangers: Strangers = "verified"
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveSettings:
+    """Metrics, health and logs."""
+
+    metrics: Address | None = None
+    log: Literal["auto", "json", "logfmt", "pretty"] = "auto"
+
+
+# The names of events: of steps 4 to 7, and of the states of recipients; "*": all, also steps 1 to 3
+WebhookEvent = Literal[
+    "*", "accepted", "policy", "delivery", "reported", "queued", "deferred", "held", "captured",
+    "delivered", "relayed", "failed", "expired", "cancelled", "discarded", "redirected", "expanded",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where events of journeys are posted to."""
+
+    url: Annotated[str, Form.WEBHOOK_URL]  # https, or http on loopback
+    events: tuple[WebhookEvent, ...]
+    # signs the requests: whsec_ and the base64 of 24 to 64 octets
+    secret: Annotated[str, Form.WEBHOOK_KEY, Secret] = field(repr=False)
+    accounts: tuple[Annotated[str, Form.GLOB], ...] = ("*",)  # globs of senders' accounts
+
+
+MilterRole = Literal["relay", "submission", "submissions", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class Milter:
+    """A filter that is asked about mail by the milter protocol."""
+
+    name: Annotated[str, Form.MILTER_NAME]
+    address: Address  # host and port, or the path of a Unix socket
+    # the listeners whose mail it sees; local: mail of pickup and of [sendmail]
+    role: tuple[MilterRole, ...] = ("relay",)
+    # what is done with mail while it does not answer
+    when_down: Literal["accept", "defer", "reject"] = "defer"
+    timeout: PositiveSeconds = 30.0  # for each answer; ten times as long for those about content
+
+
+@dataclass(frozen=True, slots=True)
+class SendmailSettings:
+    """Mail of programs of this machine: `relay sendmail`."""
+
+    socket: Path = Path("/run/relay/submit.sock")  # while the service runs
+    users: tuple[str, ...] = ()  # beside root: may send from any address
+    drop: Path | None = Path("/var/spool/relay/maildrop")  # while it is down; None: then 75
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole configuration."""
+
+    hostname: Domain  # in the greeting, EHLO and Received
+    state_dir: Path  # the spool, the sockets and the lock
+    http: HttpSettings = field(default_factory=HttpSettings)  # [http]
+    # whether SMTP sessions are in a process of their own; auto: with two processors and more
+    smtp_gate: Literal["auto", "on", "off"] = "auto"
+    smtp: tuple[SmtpListener, ...] = ()  # each [[smtp]]
+    mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
+    domain: tuple[OwnDomain, ...] = field(default=(), metadata=RELOADED)  # each [[domain]]
+    pickup: PickupSettings = field(default_factory=PickupSettings)  # [pickup]
+    spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
+    pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
+    dns: DnsSettings = field(default_factory=DnsSettings, metadata=RELOADED)  # [dns]
+    # the table [delivery]
+    delivery: DeliverySettings = field(default_factory=DeliverySettings, metadata=RELOADED)
+    # each [[route]], the first that matches is used
+    route: tuple[Route, ...] = field(default=(), metadata=RELOADED)
+    dkim: tuple[DkimKey, ...] = field(default=(), metadata=RELOADED)  # each [[dkim]]
+    policy: PolicySettings = field(default_factory=PolicySettings)  # [policy]
+    tenant: tuple[Tenant, ...] = field(default=(), metadata=RELOADED)  # each [[tenant]]
+    # the table [reports]
+    reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
+    sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
+    webhook: tuple[Webhook, ...] = field(default=(), metadata=RELOADED)  # each [[webhook]]
+    # each [[milter]], in the order in which they are asked
+    milter: tuple[Milter, ...] = field(default=(), metadata=RELOADED)
+
+    @property
+    def domains(self) -> tuple[str | OwnDomain, ...]:
+        """All own domains; a name is that of one with accounts."""
+        return (*self.mailboxes.domains, *self.domain)
+
+    @property
+    def own_domains(self) -> tuple[str, ...]:
+        """The names of all own domains."""
+        return (*self.mailboxes.domains, *(one.name for one in self.domain))
+
+    @property
+    def account_domains(self) -> tuple[str, ...]:
+        """The names of those in which accounts have addresses."""
+        return (*self.mailboxes.domains, *(one.name for one in self.domain if one.has_accounts))
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of the sockets and the lock."""
+        return self.state_dir / "run"
+
+    @property
+    def spool_file(self) -> Path:
+        """The file of the queue; of one on a server, the file that would be its own by default."""
+        path = self.spool.url.removeprefix("sqlite:") if self.spool.is_file else _SPOOL_FILE
+        return self.state_dir / path
+
+    @property
+    def node(self) -> str:
+        """The name of this node."""
+        return self.spool.node or self.hostname
+
+    @property
+    def node_of_many(self) -> str:
+        """The name of this node if several may share the spool, else ""."""
+        return "" if self.spool.is_file else self.node
+
+    @property
+    def webhook_cursors(self) -> Path:
+        """The file of what webhooks were sent."""
+        return self.state_dir / "webhooks.json"
+
+    @property
+    def pickup_socket(self) -> Path:
+        """The Unix socket of the SMTP listener for pickup."""
+        return self.run_dir / "pickup.sock"
+
+    @property
+    def refused_dir(self) -> Path:
+        """The files of what SMTP sessions refused."""
+        return self.state_dir / "refused"
+
+    @property
+    def control_socket(self) -> Path:
+        """The Unix socket of `/relay/v1` with the role operate, for the command line."""
+        return self.run_dir / "control.sock"

@@ -1,0 +1,455 @@
+"""Validate values against each other, and the files that they name.
+
+Faults of one key (unknown, wrong type, beyond a limit) are found by `reader` before. This runs
+after everything was read, on the values that are valid alone, so its faults are reported together
+with the reader's. It yields what was expected and where; what was found is shown as it is in the
+file. See RFC 3207 and RFC 8314 on where TLS is required.
+"""
+
+import ipaddress
+import ssl
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from relay.base.certificates import CertificateError, load_pair, names_in
+from relay.base.message.address import own_mailbox
+from relay.base.message.nexthop import ROUTE_PREFIX
+from relay.base.settings.document import KeyPath, dotted
+from relay.base.settings.tree import (
+    CertificateFiles,
+    DeliverySettings,
+    DkimKey,
+    DnsSettings,
+    HttpSettings,
+    MailboxSettings,
+    Milter,
+    ObserveSettings,
+    OwnDomain,
+    ReportsSettings,
+    Route,
+    SendmailSettings,
+    SmtpListener,
+    Tenant,
+    Webhook,
+)
+from relay.base.settings.values import is_ip, parse_address
+from relay.base.socket_address import Address
+
+Found = Iterator[tuple[KeyPath, str]]
+_SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
+_HOSTS = ("smtp://", "smtps://", "lmtp://")  # next hops with a host and a port
+_NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
+_KEYS_MAX = 10  # of a domain: each adds a field of up to 1 KB, and the time for a signature
+_LONGEST_SOCKET = "run/control.sock"
+_NO_NEXT_HOPS = ("local", "reject:")  # a rule has actions of its own for these
+_TENANTS_MAX = 1000
+_WEBHOOKS_MAX = 20
+_MILTERS_MAX = 20
+# the actions that name addresses
+ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
+_OR_DOMAIN = "or of a [[domain]] with"
+
+
+def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any]) -> Found:
+    """Yield the key path of every fault and what was expected; `read` is DocumentReader.read, `top`
+    has the keys that are in no table.
+    """
+    yield from _duplicate_listeners(read)
+    if top.get("smtp_gate") == "on" and (top.get("milter") or sys.platform != "linux"):
+        yield ("smtp_gate",), '"auto" or "off": it needs Linux, and no [[milter]]'
+    if (state_dir := top.get("state_dir")) is not None:
+        yield from _socket_paths_too_long(state_dir)
+    passed_on = {
+        made.name for _, made in read
+        if isinstance(made, OwnDomain) and made.recipients != "accounts"
+    }  # fmt: skip
+    validating = any(made.validating for _, made in read if isinstance(made, DnsSettings))
+    for path, made in read:
+        match made:
+            case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
+                yield (*path, "socket"), f"a path of at most {_SOCKET_PATH_BYTES_MAX} bytes"
+            case SmtpListener():
+                yield from _listener(path, made)
+            case CertificateFiles():
+                yield from _certificate(path, made)
+            case HttpSettings():
+                yield from _anonymous(path, made)
+            case DeliverySettings(retry=()):
+                yield (*path, "retry"), "a list of at least one duration"
+            case DeliverySettings(mta_sts_ca=Path() as file):
+                yield from _authorities((*path, "mta_sts_ca"), file)
+            case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
+                yield (*path, "templates"), "the path of an existing directory"
+            case Route():
+                yield from _credentials(path, made)
+                yield from _route_tls(path, made, validating=validating)
+                yield from _limits(path, made)
+                if made.next_hop == "local" and made.domain in passed_on:
+                    yield (*path, "next_hop"), "another one: no account has an address there"
+    yield from _domains(
+        [(path, made) for path, made in read if isinstance(made, MailboxSettings | OwnDomain)]
+    )
+    yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
+    yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
+    yield from _tenants(read)
+    yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
+    yield from _milters([(path, made) for path, made in read if isinstance(made, Milter)])
+
+
+def is_loopback(address: Address) -> bool:
+    """Return whether the address is reachable only from this machine. Sockets of the service
+    manager count as such here. Their address is known when the relay starts, and is judged then.
+    """
+    if address.path or address.host == "localhost" or address.is_elsewhere:
+        return True
+    return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
+
+
+def is_trusted(listeners: Sequence[SmtpListener], ip: str) -> bool:
+    """Return whether one of these SMTP listeners trusts an IP address."""
+    address = ipaddress.ip_address(ip)
+    networks = (text for listener in listeners for text in listener.trusted_networks)
+    return any(address in ipaddress.ip_network(text) for text in networks)
+
+
+def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
+    places: list[tuple[KeyPath, Address]] = []
+    for path, made in read:
+        match made:
+            case SmtpListener():
+                places.append(((*path, "listen"), made.listen))
+            case HttpSettings():
+                places += [((*path, "listen"), address) for address in made.listen]
+            case ObserveSettings(metrics=Address() as address):
+                places.append(((*path, "metrics"), address))
+            case SendmailSettings():
+                places.append(((*path, "socket"), Address(path=str(made.socket))))
+    for number, (path, address) in enumerate(places):
+        if any(_overlap(address, earlier) for _, earlier in places[:number]):
+            yield path, "an address that no other listener has"
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    if one.systemd or other.systemd:
+        return one.systemd == other.systemd
+    if one.path or other.path:
+        return one.path == other.path
+    if one.port != other.port or not one.port:  # port 0 is a free port each time
+        return False
+    return one.host == other.host or _is_wildcard_over(one, other) or _is_wildcard_over(other, one)
+
+
+def _is_wildcard_over(one: Address, other: Address) -> bool:
+    wildcard = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 -- compared, not bound
+    return one.host == wildcard
+
+
+def _socket_paths_too_long(state_dir: Path) -> Found:
+    longest = len(str(state_dir / _LONGEST_SOCKET).encode())
+    if longest > _SOCKET_PATH_BYTES_MAX:
+        spare = _SOCKET_PATH_BYTES_MAX - len(f"/{_LONGEST_SOCKET}")
+        yield ("state_dir",), f"an absolute path of at most {spare} bytes: it contains sockets"
+
+
+def _listener(path: KeyPath, listener: SmtpListener) -> Found:
+    if listener.proxy_networks and listener.listen.path:
+        yield (*path, "proxy_networks"), "HOST:PORT in listen: a Unix socket has no proxies"
+    if listener.tls is not None:
+        return
+    if listener.role == "submissions":
+        yield (*path, "role"), "tls with a certificate and a key"
+    elif listener.role == "submission" and (
+        listener.proxy_networks or not is_loopback(listener.listen)
+    ):
+        expected = "tls, or a loopback address"
+        expected += " without proxy_networks: passwords are not accepted in the clear"
+        yield (*path, "role"), expected
+
+
+def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
+    """A proxy on this machine would make strangers anonymous."""
+    if not http.anonymous:
+        return
+    if not all(is_loopback(one) and not one.path for one in http.listen):
+        yield (*path, "anonymous"), "only loopback addresses in http.listen with anonymous"
+    elif http.proxy_networks or http.public_url:
+        yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
+
+
+def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
+    unreadable = [*_unreadable((*path, "certificate"), tls.certificate)]
+    unreadable += _unreadable((*path, "key"), tls.key)
+    yield from unreadable
+    if unreadable:
+        return
+    try:
+        context = load_pair(tls.certificate, tls.key)
+    except CertificateError as error:
+        expected = f"a PEM certificate chain and its key, without a password ({error})"
+        yield (*path, "certificate"), expected
+        return
+    is_further = isinstance(path[-1], int) and path[-1] > 0
+    if is_further and not names_in(context, tls.certificate):
+        expected = "one with a DNS name (subjectAltName): only the first serves clients without one"
+        yield (*path, "certificate"), expected
+
+
+def _unreadable(path: KeyPath, file: Path) -> Found:
+    try:
+        if not file.is_file():
+            yield path, "the path of an existing file"
+            return
+        with file.open("rb"):
+            return
+    except OSError as error:
+        yield path, f"a file that can be read ({error.strerror})"
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
+    """Yield the faults of all own domains: of [mailboxes], and of each [[domain]]."""
+    domains = [(path, one) for path, one in read if isinstance(one, OwnDomain)]
+    short = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    places: dict[str, str] = dict.fromkeys(short, "mailboxes.domains")
+    for path, one in domains:
+        if place := places.get(one.name):
+            yield (*path, "name"), f"a name that is not in {place}"
+        places.setdefault(one.name, dotted(path))
+    accounts = short | {one.name for _, one in domains if one.has_accounts}
+    aliases = {one.name for _, one in domains if one.alias_of}
+    for path, made in read:
+        for name in ("catch_all", "postmaster"):
+            address = getattr(made, name)
+            if address and address.rpartition("@")[2] not in accounts:
+                yield (*path, name), f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
+        if isinstance(made, MailboxSettings):
+            if made.srs_domain and made.srs_domain not in places:
+                yield (*path, "srs_domain"), f"one of mailboxes.domains, {_OR_DOMAIN} this name"
+        elif made.alias_of:
+            if made.recipients != "accounts" or made.catch_all or made.postmaster:
+                yield path, "no recipients, catch_all or postmaster with alias_of"
+            if made.alias_of in aliases or made.alias_of not in places:
+                yield (*path, "alias_of"), "another own domain, without alias_of"
+        elif made.catch_all and not made.has_accounts:
+            yield (*path, "catch_all"), 'catch_all only with recipients = "accounts"'
+
+
+def _credentials(path: KeyPath, route: Route) -> Found:
+    if route.auth is None:
+        return
+    if not route.next_hop.startswith(_HOSTS):
+        yield (*path, "auth"), "auth only with an smtp://, smtps:// or lmtp:// next hop"
+    yield from _unreadable((*path, "auth", "password_file"), route.auth.password_file)
+
+
+def host_of(route: Route) -> Address | None:
+    """Return the host and port of an smtp://, smtps:// or lmtp:// next hop, None for any other."""
+    _, _, place = route.next_hop.partition("://")
+    return parse_address(place, Path()) if route.next_hop.startswith(_HOSTS) else None
+
+
+def verifies(route: Route) -> bool:
+    """Return whether the certificate of the route's host is verified: the default with `auth`."""
+    host = host_of(route)
+    if route.tls is not None or route.auth is None or host is None:
+        return route.tls == "verify"
+    return not is_loopback(host)
+
+
+def _route_tls(path: KeyPath, route: Route, *, validating: bool) -> Found:
+    host = host_of(route)
+    if route.tls is not None and host is None and route.next_hop != "mx":
+        yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
+    elif route.tls == "dane" and not validating:
+        yield (*path, "tls"), "another level: dane needs validating = true in [dns]"
+    elif route.tls == "dane" and host is not None and (is_ip(host.host) or "." not in host.host):
+        yield (*path, "tls"), "another level: dane needs a host that the DNS has"
+    elif route.tls == "none" and route.next_hop.startswith("smtps://"):
+        yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
+    elif route.tls == "none" and route.auth and host and not is_loopback(host):
+        expected = "verify or required: a password is sent in the clear only to a loopback address"
+        yield (*path, "tls"), f"{expected} or localhost"
+    if route.requiretls and not (host and verifies(route)):
+        expected = (
+            'requiretls only with tls = "verify" and an smtp://, smtps:// or lmtp:// next hop'
+        )
+        yield (*path, "requiretls"), expected
+    if route.ca is None:
+        return
+    if not verifies(route):
+        yield (*path, "ca"), 'tls = "verify" with ca'
+    yield from _authorities((*path, "ca"), route.ca)
+
+
+def _authorities(path: KeyPath, file: Path) -> Found:
+    if unreadable := list(_unreadable(path, file)):
+        yield from unreadable
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+    except OSError:
+        yield path, "a PEM file of CA certificates"
+
+
+def _limits(path: KeyPath, route: Route) -> Found:
+    names = ["max_connections", "max_rate"]
+    if route.next_hop.startswith(("mx", *_HOSTS)):
+        return
+    if route.next_hop.startswith("lmtp:unix:"):
+        names = ["source_address"]
+    for name in names:
+        if getattr(route, name):
+            yield (*path, name), f"{name} only with an mx, smtp://, smtps:// or lmtp:// next hop"
+
+
+def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
+    """Yield the routes that have the name of another one."""
+    paths: dict[str, list[KeyPath]] = {}
+    for path, route in routes:
+        paths.setdefault(name_of(route), []).append(path)
+    for name, same in paths.items():
+        for path in same if len(same) > 1 else ():
+            others = ", ".join(dotted(other) for other in same if other != path)
+            yield (*path, "name"), f'a name of its own: {others} is named "{name}" too'
+
+
+def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
+    """Yield the tenants that have the name of another one, one of its domains, a domain that has no
+    mail of its own, or an unknown word in `may`.
+    """
+    own = {name for _, one in read if isinstance(one, MailboxSettings) for name in one.domains}
+    own |= {one.name for _, one in read if isinstance(one, OwnDomain) and not one.alias_of}
+    hops = next_hops_by_name(one for _, one in read if isinstance(one, Route))
+    words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
+    taken: dict[str, str] = {}
+    tenants = [(path, one) for path, one in read if isinstance(one, Tenant)]
+    yield from _too_many_or_alike(tenants, "name", most=_TENANTS_MAX)
+    for path, tenant in tenants:
+        if not tenant.domains:
+            yield (*path, "domains"), f"at least one own domain of the tenant {tenant.name}"
+        for number, domain in enumerate(tenant.domains):
+            place = taken.setdefault(domain, dotted(path))
+            if domain not in own:
+                expected = f"one of mailboxes.domains, {_OR_DOMAIN} this name and no alias_of"
+                yield (*path, "domains", number), expected
+            elif place != dotted(path):
+                yield (*path, "domains", number), f"a domain that {place} does not have"
+        for number, word in enumerate(tenant.may):
+            if word not in words:
+                yield (*path, "may", number), f"one of {', '.join(words)}"
+
+
+def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most: int) -> Found:
+    """Yield the array of tables if it has more than `most`, and each `key` of an earlier table."""
+    places: dict[str, KeyPath] = {}
+    for path, _ in tables[most : most + 1]:
+        yield path[:1], f"at most {most} {path[0]}s"
+    for path, one in tables:
+        if (other := places.setdefault(getattr(one, key), path)) != path:
+            what = f"a {key}" if key != "url" else "a URL"
+            yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
+
+
+def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
+    """Yield the webhooks that are sent nothing, or have the URL of an earlier one."""
+    yield from _too_many_or_alike(webhooks, "url", most=_WEBHOOKS_MAX)
+    for path, hook in webhooks:
+        if not hook.events:
+            yield (*path, "events"), 'at least one event, or "*" for all'
+        if not hook.accounts:
+            yield (*path, "accounts"), 'at least one glob, such as "*"'
+
+
+def _milters(milters: Sequence[tuple[KeyPath, Milter]]) -> Found:
+    """Yield the milters that see no mail, cannot be reached, or have the name of an earlier one."""
+    yield from _too_many_or_alike(milters, "name", most=_MILTERS_MAX)
+    for path, milter in milters:
+        if not milter.role:
+            yield (*path, "role"), "at least one of relay, submission, submissions, local"
+        if not milter.address.path and not milter.address.port:
+            yield (*path, "address"), "a port of 1 to 65535"
+
+
+def usable_routes(next_hops: Mapping[str, str]) -> list[str]:
+    """Return the names of the routes by which rules can send mail; `next_hops` are by name."""
+    return sorted(name for name, hop in next_hops.items() if not hop.startswith(_NO_NEXT_HOPS))
+
+
+def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
+    """Yield the keys that have the selector of an earlier one, those too many for a domain, and
+    those whose record has too long a name.
+    """
+    paths: dict[str, dict[str, KeyPath]] = {}
+    for path, key in keys:
+        earlier = paths.setdefault(key.domain, {})
+        if len(f"{key.selector}._domainkey.{key.domain}") > _NAME_LENGTH_MAX:
+            limit = f"at most {_NAME_LENGTH_MAX} characters of SELECTOR._domainkey.DOMAIN"
+            yield (*path, "selector"), limit
+        if key.selector in earlier:
+            other = dotted(earlier[key.selector])
+            yield (*path, "selector"), f"a selector of its own for {key.domain}: {other} has it too"
+        elif len(earlier) == _KEYS_MAX:
+            yield (*path, "domain"), f"at most {_KEYS_MAX} keys for {key.domain}: each signs"
+        else:
+            earlier[key.selector] = path
+
+
+def name_of(route: Route) -> str:
+    """Return the name of a route: `name`, or else what it says of mail and its next hop."""
+    return route.name or " ".join(filter(None, (route.domain, route.sender, route.next_hop)))
+
+
+def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
+    """Return the next hop of each route by its name, for rules that send mail by a route."""
+    return {name_of(route): route.next_hop for route in routes}
+
+
+def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of each route that gets no mail, and of the earlier one that gets it. What
+    is held goes on to the routes that follow. "*" takes no mail of the `own` domains.
+    """
+    for number, route in enumerate(routes):
+        for earlier, other in enumerate(routes[:number]):
+            if other.next_hop == "hold" != route.next_hop:
+                continue
+            if other.domain == "*" != route.domain and any(
+                domain_matches(route.domain, one) for one in own
+            ):
+                continue
+            if _covers_sender(other.sender, route.sender) and domain_matches(
+                other.domain, route.domain
+            ):
+                yield number, earlier
+                break
+
+
+def domain_matches(pattern: str, domain: str) -> bool:
+    """Return whether a domain has this pattern, or all that have the pattern `domain` have it; both
+    are in lower case.
+    """
+    return pattern in ("*", domain) or (pattern.startswith("*.") and domain.endswith(pattern[1:]))
+
+
+def sender_matches(pattern: str, reverse_path: str) -> bool:
+    """Return whether a reverse-path has this pattern. The null one has "<>" and no other."""
+    if pattern == "<>" or not reverse_path:
+        return pattern == "<>" and not reverse_path
+    local_part, _, domain = own_mailbox(reverse_path).rpartition("@")
+    expected, _, domains = pattern.rpartition("@")
+    return expected in ("*", local_part) and domain_matches(domains, domain)
+
+
+def _covers_sender(pattern: str, other: str) -> bool:
+    """Return whether every reverse-path that has the pattern `other` has `pattern`."""
+    if pattern in ("", other):
+        return True
+    _, _, domains = pattern.partition("*@")
+    return bool(domains) and "@" in other and domain_matches(domains, other.rpartition("@")[2])

@@ -1,0 +1,488 @@
+"""Parse values written as text: durations, sizes, addresses, domains, next hops, references.
+
+Each function returns the normalized value, or raises ValueError with a text that says only what
+was expected, never what was found. ${env:NAME} and ${file:PATH} are replaced before a value is
+parsed; the result is not expanded again. See RFC 1035 2.3.1 and RFC 5890 (domains), RFC 5321 4.1.2
+(mailboxes), RFC 3986 3.2.2.
+"""
+
+import contextlib
+import dataclasses
+import ipaddress
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from relay.base.message.address import AddressError, to_ascii_domain, with_a_labels
+from relay.base.message.web_url import UrlError, read_url
+from relay.base.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
+from relay.base.settings.tree import FILE, Form
+from relay.base.socket_address import Address, inherited_address
+
+_SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
+_BYTES_PER_UNIT = {"b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE | re.ASCII)
+_RATE = re.compile(r"(\d{1,7}) ?/ ?(.+)", re.ASCII)
+_NODE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9_])?")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SOCKET_NAME = re.compile(r"[!-9;-~]{1,255}")  # sd_is_fdname
+_DOMAIN_LENGTH_MAX = 253
+_LOCAL_PART_BYTES_MAX = 64
+_ATOM_SPECIALS = frozenset("!#$%&'*+-=?^_`{|}~")  # RFC 5322 atext less "/": mailboxes are folders
+_UNIX_PATH_BYTES_MAX = 107  # sun_path
+_REJECT_TEXT_LENGTH_MAX = 400  # a reply line has at most 512 octets (RFC 5321 4.5.3.1.5)
+_ROUTE_NAME_LENGTH_MAX = 100
+_NO_ROUTE_NAME = "rule"  # BY_RULE in relay/base/message/nexthop.py
+_TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+GROUPS_DIRECTORY = "groups"  # of a directory of rules
+_WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
+
+WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
+DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
+SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
+_RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
+ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
+SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
+_SRS_KEY_LENGTH = range(16, 1025)
+_PLAIN_HTTP = "http://"
+_SYSTEMD = "systemd:"
+_RECIPIENTS = ("accounts", "any", "verify")
+NEXT_HOP_EXPECTED = (
+    "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
+    " lmtp:unix:PATH or reject:TEXT"
+)
+KEY_PREFIX = "whsec_"  # of Standard Webhooks
+_KEY_OCTETS = range(24, 65)
+_GLOB_CHARACTERS_MAX = 320
+_LMTP_SOCKET = "lmtp:unix:"
+_SMTP_PORT = 25
+_DNS_PORT = 53
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of "8s", "1.5h", "2d"."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        raise ValueError(WRITTEN_DURATION_EXPECTED)
+    return float(found[1]) * _SECONDS_PER_UNIT[found[2]]
+
+
+def parse_rate(text: str) -> str:
+    """Return "100/1m" as COUNT/SECONDS: "100/60.0"."""
+    found = _RATE.fullmatch(text.strip())
+    with contextlib.suppress(ValueError):
+        count, seconds = (int(found[1]), parse_duration(found[2])) if found else (0, 0.0)
+        if count and 0 < seconds <= _SECONDS_PER_UNIT["d"]:
+            return f"{count}/{seconds}"
+    raise ValueError(_RATE_EXPECTED)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of "150 MiB" (1024s), "64 kB" (1000s), "10 B"."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found or found[2].lower() not in _BYTES_PER_UNIT:
+        raise ValueError(SIZE_EXPECTED)
+    return int(float(found[1]) * _BYTES_PER_UNIT[found[2].lower()])
+
+
+def parse_address(text: str, base: Path) -> Address:
+    """Return an address to listen on or connect to; a socket's path is relative to `base`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise ValueError(ADDRESS_EXPECTED)
+        place = str(base / path)
+        if len(place.encode()) > _UNIX_PATH_BYTES_MAX:
+            raise ValueError(f"a socket path of at most {_UNIX_PATH_BYTES_MAX} bytes")
+        return Address(path=place)
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError(f"{ADDRESS_EXPECTED} with a port of 0 to 65535")
+    if host.startswith("[") and host.endswith("]") and is_ip(host[1:-1]):
+        return Address(str(ipaddress.ip_address(host[1:-1])), int(port))
+    if is_ip(host) and ":" in host:
+        raise ValueError("an IPv6 address in brackets, as [::1]:25")
+    try:
+        return Address(host if is_ip(host) else parse_domain(host), int(port))
+    except ValueError:
+        raise ValueError(ADDRESS_EXPECTED) from None
+
+
+def parse_listener(text: str, base: Path) -> Address:
+    """Return an address to listen on; systemd:NAME has sockets of the service manager."""
+    name = text.removeprefix(_SYSTEMD)
+    if name == text:
+        return parse_address(text, base)
+    if not _SOCKET_NAME.fullmatch(name):
+        raise ValueError('"systemd:NAME" with the FileDescriptorName= of a socket unit')
+    return inherited_address(name)
+
+
+def parse_http_listener(text: str, base: Path) -> Address:
+    """Return an address to listen on; http://HOST:PORT is one without TLS."""
+    if not text.startswith(_PLAIN_HTTP):
+        return parse_listener(text, base)
+    address = parse_address(text.removeprefix(_PLAIN_HTTP), base)
+    if address.path:
+        raise ValueError(f'"{_PLAIN_HTTP}HOST:PORT", or "unix:PATH"')
+    return dataclasses.replace(address, plain=True)
+
+
+def parse_recipients(text: str, base: Path) -> str:
+    """Return which recipients an own domain has; a path is relative to `base`."""
+    if text.startswith(FILE) and text != FILE:
+        return f"{FILE}{base / text.removeprefix(FILE)}"
+    if text not in _RECIPIENTS:
+        raise ValueError(f'{", ".join(_RECIPIENTS)} or "{FILE}PATH"')
+    return text
+
+
+def parse_name_server(text: str) -> Address:
+    """Return the address of a name server."""
+    with contextlib.suppress(ValueError):
+        address = Address(parse_ip(text), _DNS_PORT) if is_ip(text) else parse_address(text, Path())
+        if is_ip(address.host) and address.port:
+            return address
+    raise ValueError("the IP address of a name server, with its port unless that is 53")
+
+
+def is_ip(text: str) -> bool:
+    """Return whether `text` is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_domain(text: str) -> str:
+    """Return a domain in lower case with A-labels."""
+    try:
+        domain = to_ascii_domain(text)
+    except AddressError as error:
+        raise ValueError(f'a domain such as "example.org": {error}') from None
+    labels = domain.split(".")
+    is_name = all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
+    if not is_name or len(domain) > _DOMAIN_LENGTH_MAX:
+        raise ValueError('a domain such as "example.org"')
+    return domain
+
+
+def parse_domain_pattern(text: str) -> str:
+    """Return "*", "*.suffix" or a domain, in lower case with A-labels."""
+    try:
+        if text == "*":
+            return text
+        return f"*.{parse_domain(text[2:])}" if text.startswith("*.") else parse_domain(text)
+    except ValueError:
+        raise ValueError('a domain, "*.suffix" or "*"') from None
+
+
+def parse_mailbox(text: str) -> str:
+    """Return local-part@domain in lower case with A-labels; the local part is a dot-atom without
+    "/".
+    """
+    local_part, _, domain = text.rpartition("@")
+    local_part = local_part.lower()
+    is_fit = len(local_part.encode()) <= _LOCAL_PART_BYTES_MAX and all(
+        atom and all(map(is_atom_character, atom)) for atom in local_part.split(".")
+    )
+    with contextlib.suppress(ValueError):
+        if is_fit:
+            return f"{local_part}@{parse_domain(domain)}"
+    raise ValueError('an address such as "alice@example.org"')
+
+
+def is_atom_character(character: str) -> bool:
+    """Return whether a local part of a mailbox here may contain the character, besides dots."""
+    return character.isalnum() or character in _ATOM_SPECIALS
+
+
+def parse_network(text: str) -> str:
+    """Return ADDRESS/BITS; reject a network so wide that it would make an open relay."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        expected = 'a network such as "192.0.2.0/24" (with no bit set after the prefix)'
+        raise ValueError(expected) from None
+    widest = _WIDEST_NETWORK_BITS[network.version]
+    if network.prefixlen < widest:
+        raise ValueError(f"a network of your own, /{widest} or narrower: all its hosts are trusted")
+    return str(network)
+
+
+def parse_next_hop(text: str) -> str:
+    """Return a normalized next hop; RFC 5321 text for reject."""
+    if text in ("mx", "local", "hold", "capture"):
+        return text
+    scheme, separator, place = text.partition("://")
+    if separator and scheme in ("smtp", "smtps", "lmtp"):
+        try:
+            address = parse_address(place, Path())
+        except ValueError:
+            raise ValueError(NEXT_HOP_EXPECTED) from None
+        if scheme == "lmtp" and address.port == _SMTP_PORT:
+            raise ValueError("another port than 25, which is for SMTP only (RFC 2033), such as 24")
+        if address.port and not address.path:
+            return f"{scheme}://{address}"
+    if text.startswith(_LMTP_SOCKET):
+        return _LMTP_SOCKET + _parse_socket_path(text.removeprefix(_LMTP_SOCKET))
+    kind, separator, reason = text.partition(":")
+    if separator and kind == "reject":
+        reason = reason.strip(" ")
+        if reason and reason.isascii() and reason.isprintable():
+            if len(reason) <= _REJECT_TEXT_LENGTH_MAX:
+                return f"reject:{reason}"
+            raise ValueError(f"a text of at most {_REJECT_TEXT_LENGTH_MAX} characters")
+        raise ValueError("reject:TEXT with one line of printable ASCII")
+    raise ValueError(NEXT_HOP_EXPECTED)
+
+
+def _parse_socket_path(text: str) -> str:
+    """Return the path of a next hop's Unix socket; the queue writes a space after a next hop."""
+    if not text.startswith("/") or " " in text or not text.isprintable():
+        raise ValueError("lmtp:unix:PATH with an absolute path without spaces")
+    return parse_address(f"unix:{text}", Path()).path
+
+
+def parse_route_name(text: str) -> str:
+    """Return a name for people, in lists and commands."""
+    if text != text.strip() or not text.isprintable() or len(text) > _ROUTE_NAME_LENGTH_MAX:
+        raise ValueError(f"one line of at most {_ROUTE_NAME_LENGTH_MAX} characters")
+    if text == _NO_ROUTE_NAME:
+        raise ValueError(f'another name than "{text}", which stands for no route')
+    return text
+
+
+def parse_tenant_name(text: str) -> str:
+    """Return the name of a tenant, which is also that of its directory."""
+    if not _TENANT_NAME.fullmatch(text) or text == GROUPS_DIRECTORY:
+        raise ValueError(
+            "1 to 32 of a-z, 0-9, - and _, a letter or digit first, and another name than"
+            f' "{GROUPS_DIRECTORY}"'
+        )
+    return text
+
+
+def parse_sender_pattern(text: str) -> str:
+    """Return an address, "*@domain", "*@*.suffix" or "<>", in lower case with A-labels."""
+    local_part, _, domain = text.rpartition("@")
+    with contextlib.suppress(ValueError):
+        if text == "<>":
+            return text
+        if local_part == "*" and domain != "*":
+            return f"*@{parse_domain_pattern(domain)}"
+        return parse_mailbox(text)
+    raise ValueError('an address, "*@domain", "*@*.suffix", or "<>" for the null reverse-path')
+
+
+def parse_ip(text: str) -> str:
+    """Return an IPv4 or IPv6 address."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError('an IP address such as "192.0.2.1" or "2001:db8::1"') from None
+
+
+def parse_spool_url(text: str) -> str:
+    """Return "sqlite:PATH" with a PATH in state_dir, whose lock protects it, or the URL of a
+    PostgreSQL server.
+    """
+    if text.startswith(SCHEME):
+        parse_postgres_url(text)
+        return text
+    kind, _, path = text.partition(":")
+    is_inside = not Path(path).is_absolute() and ".." not in Path(path).parts
+    if kind != "sqlite" or not path or "\0" in path or not is_inside:
+        raise ValueError(f'"sqlite:PATH" with a PATH inside state_dir, or {POSTGRES_EXPECTED}')
+    return text
+
+
+def parse_node_name(text: str) -> str:
+    """Return the name of a node: one word, as in names of hosts."""
+    if not _NODE_NAME.fullmatch(text):
+        raise ValueError("a name of at most 63 letters, digits, dots, hyphens and underscores")
+    return text
+
+
+def parse_web_url(text: str) -> str:
+    """Return an http or https URL without a trailing slash."""
+    expected = 'a URL such as "https://mail.example.org"'
+    try:
+        url = urlsplit(text)
+        is_fit = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise ValueError(expected) from None
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    if not (is_fit and is_plain) or url.query or url.fragment or url.username:
+        raise ValueError(expected)
+    return text.rstrip("/")
+
+
+def parse_selector(text: str) -> str:
+    """Return a DKIM selector in lower case: labels with dots between them (RFC 6376 3.1)."""
+    lowered = text.lower()
+    if not all(map(_LABEL.fullmatch, lowered.split("."))) or len(lowered) > _DOMAIN_LENGTH_MAX:
+        raise ValueError('a selector such as "s1": letters, digits and hyphens')
+    return lowered
+
+
+def parse_date(text: str) -> str:
+    """Return a day as YYYY-MM-DD, "" as it is."""
+    try:
+        return date.fromisoformat(text).isoformat() if text else ""
+    except ValueError:
+        raise ValueError('a date such as "2027-01-31"') from None
+
+
+def parse_srs_key(text: str) -> str:
+    """Return `text` if it can be the key of SRS addresses."""
+    if len(text) not in _SRS_KEY_LENGTH or not text.isprintable():
+        raise ValueError(SRS_KEY_EXPECTED)
+    return text
+
+
+def parse_unix_socket(text: str) -> str:
+    """Return the path in `unix:PATH`, "" as it is."""
+    path = text.removeprefix("unix:")
+    if text and (path == text or not path.startswith("/")):
+        raise ValueError('"unix:" and the absolute path of a socket')
+    if len(path.encode()) > _UNIX_PATH_BYTES_MAX:
+        raise ValueError(f"a socket path of at most {_UNIX_PATH_BYTES_MAX} bytes")
+    return path
+
+
+def parse_webhook_url(text: str) -> str:
+    """Return a URL: https, or http to this machine."""
+    try:
+        url = read_url(text, schemes=("https", "http"))
+    except UrlError as error:
+        found, _, expected = str(error).rpartition("expected ")
+        raise ValueError(f"{expected} ({found.rstrip(' ,;')})") from None
+    is_here = f".{url.host}".endswith(".localhost")
+    if is_ip(url.host):
+        is_here = ipaddress.ip_address(url.host).is_loopback
+    if url.scheme == "http" and not is_here:
+        raise ValueError("https://, or http:// to 127.0.0.1, [::1] or localhost")
+    return text
+
+
+def parse_webhook_key(text: str) -> str:
+    """Return a secret of Standard Webhooks."""
+    with contextlib.suppress(ValueError):
+        octets = b64decode(text.removeprefix(KEY_PREFIX), validate=True)
+        if text.startswith(KEY_PREFIX) and len(octets) in _KEY_OCTETS:
+            return text
+    raise ValueError(f"{KEY_PREFIX} and the base64 of {_KEY_OCTETS[0]} to 64 octets")
+
+
+def parse_glob(text: str) -> str:
+    """Return a glob of addresses."""
+    if not 0 < len(text) <= _GLOB_CHARACTERS_MAX:
+        raise ValueError(f'a glob such as "*@example.org", of at most {_GLOB_CHARACTERS_MAX}')
+    return with_a_labels(text)
+
+
+PARSERS = {
+    Form.DOMAIN: parse_domain,
+    Form.DOMAIN_PATTERN: parse_domain_pattern,
+    Form.MAILBOX: parse_mailbox,
+    Form.NETWORK: parse_network,
+    Form.IP: parse_ip,
+    Form.NAME_SERVER: parse_name_server,
+    Form.NEXT_HOP: parse_next_hop,
+    Form.RATE: parse_rate,
+    Form.ROUTE_NAME: parse_route_name,
+    Form.TENANT_NAME: parse_tenant_name,
+    Form.SENDER_PATTERN: parse_sender_pattern,
+    Form.SELECTOR: parse_selector,
+    Form.DATE: parse_date,
+    Form.SPOOL_URL: parse_spool_url,
+    Form.NODE_NAME: parse_node_name,
+    Form.MILTER_NAME: parse_node_name,
+    Form.SRS_KEY: parse_srs_key,
+    Form.UNIX_SOCKET: parse_unix_socket,
+    Form.WEB_URL: parse_web_url,
+    Form.WEBHOOK_URL: parse_webhook_url,
+    Form.WEBHOOK_KEY: parse_webhook_key,
+    Form.GLOB: parse_glob,
+}
+
+
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_FILE_SIZE_MAX = 64 * 1024
+
+
+def has_reference(text: str) -> bool:
+    """Return whether `text` contains a reference."""
+    return "${" in text
+
+
+def without_references(text: str) -> str:
+    """Return what is written in `text` itself."""
+    return _REFERENCE.sub("", text)
+
+
+def expand(text: str, *, base: Path, environ: Mapping[str, str]) -> str:
+    """Return `text` with its references replaced; PATH is relative to `base`.
+
+    The last line ending of a file is removed. In the URL of a server, a reference is one part, such
+    as the password, of any characters. Raises ValueError.
+    """
+    is_url = text.startswith(SCHEME)
+
+    def replacement(found: re.Match[str]) -> str:
+        value = _resolve_reference(found[1], base, environ)
+        return quote(value, safe="") if is_url else value
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def referenced_files(text: str, *, base: Path) -> list[Path]:
+    """Return the files that `text` names by ${file:PATH}."""
+    parts = (found.partition(":") for found in _REFERENCE.findall(text))
+    return [base / name for kind, _, name in parts if kind == "file" and name]
+
+
+def _resolve_reference(reference: str, base: Path, environ: Mapping[str, str]) -> str:
+    kind, _, name = reference.partition(":")
+    if kind == "env" and name:
+        if name not in environ:
+            raise ValueError(f"the environment variable {name} to be set")
+        return _as_utf_8(environ[name], name)
+    if kind == "file" and name:
+        return _read(base / name, name)
+    raise ValueError("${env:NAME} or ${file:PATH}")
+
+
+def _as_utf_8(value: str, name: str) -> str:
+    """Return an environment variable if it is valid UTF-8 (Python escapes other bytes)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the environment variable {name} to be UTF-8") from None
+    return value
+
+
+def _read(file: Path, name: str) -> str:
+    try:
+        if not file.is_file():  # do not wait for a pipe or a device
+            raise FileNotFoundError(None, "no such file")
+        with file.open("rb") as stream:
+            content = stream.read(_FILE_SIZE_MAX + 1)
+    except OSError as error:
+        raise ValueError(f"the file {name} to be readable ({error.strerror})") from None
+    if len(content) > _FILE_SIZE_MAX:
+        raise ValueError(f"the file {name} to have at most {_FILE_SIZE_MAX} bytes")
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(f"the file {name} to be UTF-8") from None

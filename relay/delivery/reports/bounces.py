@@ -1,0 +1,593 @@
+"""Bounces and other reports: who gets one, and the report as a message for the spool.
+
+decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
+Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
+4.5.5) and NOTIFY=NEVER. It has one recipient, or those of an alias, with their next hops. Ingress
+(step 5) and delivery (step 6) commit it together with the failure; pickup puts the report on a
+failed step 3 into the Inbox. SenderRate limits reports of successes and delays: senders are
+remembered by a number, at most SENDERS_MAX of them, and a start forgets what they had.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import Expansion
+from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
+from relay.base.message.content import Content, is_eight_bit, read_all, size_of
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
+from relay.base.message.header import ParsedContent
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import LOCAL, Destination
+from relay.base.message.outcome import Evidence
+from relay.base.message.receipt import ReceiptKind, ReceiptRequest
+from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
+from relay.base.message.verdict import RuleMail
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Strangers
+from relay.delivery.reports.texts import TextSource
+from relay.formats.dsn import (
+    FAILURES,
+    ReportedRecipient,
+    ReportKind,
+    short_subject,
+    write_dsn,
+)
+from relay.formats.headers import decoded, is_automatic
+from relay.formats.mdn import write_mdn
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.types import (
+    EntryExtra,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    ReportPlan,
+    sender_key,
+)
+from relay.transport.signing.signer import SignedContents, Signer, SigningError
+
+SENDERS_MAX = 10_000
+NOTICES_MAX = 100  # recipients of strangers' mail of which the postmaster hears in an hour
+
+
+@dataclass(slots=True)
+class _Span:
+    began_s: float
+    taken: int = 0
+
+
+class SenderRate:
+    """At most `count` reports for each sender in `per_s` seconds, from the first one on."""
+
+    def __init__(self, count: int, per_s: float, clock: Clock) -> None:
+        self.count = count
+        self._per_s = per_s
+        self._clock = clock
+        self._spans: dict[int, _Span] = {}  # in the order of their beginning
+
+    def take(self, message: MessageFacts) -> bool:
+        """Count a report to the sender of `message`; False if there were too many already."""
+        now_s = self._clock.monotonic()
+        sender = sender_key(message.account or message.envelope.reverse_path)
+        span = self._spans.get(sender)
+        if span is None or now_s - span.began_s >= self._per_s:
+            self._spans.pop(sender, None)
+            if len(self._spans) >= SENDERS_MAX:
+                del self._spans[next(iter(self._spans))]
+            span = self._spans[sender] = _Span(now_s)
+        if span.taken >= self.count:
+            return False
+        span.taken += 1
+        return True
+
+
+_log = get_logger("reports")
+POSTMASTER = "postmaster"
+_NAMED_MAX = 100  # addresses in an event, which must stay small
+_NEVER = frozenset({Notify.NEVER})
+_NO_TIMES: Mapping[str, str] = {}
+
+
+class ReportDecision(Struct, frozen=True):
+    """The recipients by what is done about them.
+
+    `reported` go into the report to the reverse-path, `noticed` into a notice to the postmaster.
+    `dead_letters` cause a copy of the message to the postmaster. `dropped` are reports that failed
+    at the postmaster or a stranger. Recipients in none of them cause no report, because of NOTIFY
+    or the null reverse-path.
+    """
+
+    reported: tuple[ReportedRecipient, ...] = ()
+    noticed: tuple[ReportedRecipient, ...] = ()
+    dead_letters: tuple[ReportedRecipient, ...] = ()
+    dropped: tuple[ReportedRecipient, ...] = ()
+
+
+def decide_reports(
+    kind: ReportKind,
+    message: MessageFacts,
+    recipients: Sequence[ReportedRecipient],
+    *,
+    strangers: Strangers = "verified",
+) -> ReportDecision:
+    """Sort the `recipients` of one message.
+
+    The null sender gets no reports. A sender that is not trusted hears of failures only, and if
+    `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports about
+    reports; one that fails becomes a dead letter, but for one to a stranger, who may cause many.
+    """
+    is_failure = kind in FAILURES
+    if message.source is Source.REPORT:
+        is_last = [not message.trusted or one.path.address == POSTMASTER for one in recipients]
+        pairs = list(zip(recipients, is_last, strict=True)) if is_failure else []
+        return ReportDecision(
+            dead_letters=tuple(one for one, is_the_last in pairs if not is_the_last),
+            dropped=tuple(one for one, is_the_last in pairs if is_the_last),
+        )
+    wanted = tuple(
+        one
+        for one in recipients
+        if message.envelope.reverse_path and not one.added_by and _is_wanted(kind, one.path.notify)
+    )
+    hears = message.trusted or strangers == "sender"
+    hears |= strangers == "verified" and message.extra.verified
+    return ReportDecision(
+        reported=wanted if hears and (message.trusted or is_failure) else (),
+        noticed=wanted if is_failure and not hears else (),
+        # The sender does not know recipients that a rule added; the postmaster may.
+        dead_letters=tuple(one for one in recipients if is_failure and one.added_by),
+    )
+
+
+def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
+    """Return whether NOTIFY asks for this kind; its default is failure and delay (RFC 3461 4.1)."""
+    match kind:
+        case ReportKind.FAILED | ReportKind.UNKNOWN:
+            return not notify or Notify.FAILURE in notify
+        case ReportKind.DELAYED | ReportKind.HELD:
+            return not notify or Notify.DELAY in notify
+        case ReportKind.DELIVERED | ReportKind.RELAYED | ReportKind.EXPANDED:
+            return Notify.SUCCESS in notify
+        case _:
+            assert_never(kind)
+
+
+class Copies(Struct, frozen=True):
+    """The address that gets copies of reports, "" for none, and of which kinds. `accept` makes the
+    copy of a report durable that goes into an Inbox without the spool; the same submission key
+    again changes nothing.
+    """
+
+    to: str = ""
+    kinds: frozenset[str] = frozenset()
+    accept: Callable[[NewMessage, str], Awaitable[None]] | None = None
+
+
+class _Subject(Struct, frozen=True):
+    """What a report is about; the times of the message are in queue time."""
+
+    kind: ReportKind
+    message: MessageFacts
+    recipients: Sequence[ReportedRecipient]
+    content: Content
+    to: str = ""  # gets it in place of the reverse-path, with the header only
+    is_notice: bool = False  # on a stranger's mail
+
+
+class LeftOut(StrEnum):
+    """Why a report is not sent, in the journey; the name is in metrics. NOTICED is of a failure,
+    the others are of a success, a delay or a hold.
+    """
+
+    UNROUTED = "the address of the sender has no next hop"
+    AUTOMATIC = "a program or a list has sent the message"
+    RATE = "the sender has had as many as reports.per_sender allows"
+    NOTICED = "the postmaster has had one on this recipient, or as many as may be, in this hour"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Reporter:
+    """Decides, writes and routes reports."""
+
+    hostname: str  # in their addresses and ids
+    clock: Clock  # their dates
+    ids: Ids  # of reports, and of the messages that they are
+    destination_of: Callable[[str], Destination | None]  # None for an address without a next hop
+    expire_after_s: float  # as other mail does
+    metrics: Metrics  # count them by kind
+    rate: SenderRate | None = None  # of successes and delays; None: no limit
+    texts: TextSource = field(default_factory=TextSource)  # what people read
+    expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
+    signer: Signer | None = None  # None: they are not signed
+    copies: Copies = field(default_factory=Copies)  # none at first
+    strangers: Strangers = "verified"  # who hears of failures of their mail
+    _noticed: dict[str, str] = field(default_factory=dict)  # in this hour: recipient, message
+    _hour: int = 0
+
+    def wants(
+        self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+    ) -> bool:
+        """See ReportWriter."""
+        return bool(decide_reports(kind, message, recipients, strangers=self.strangers).reported)
+
+    def reports(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
+    ) -> ReportPlan:
+        """Return what to commit about `recipients`: at most one report or notice, and one dead
+        letter.
+
+        The account of the message may see its trace and that of the report; a dead letter is for
+        operators only. Recipients that a rule added leave no event, because the sender sees the
+        trace.
+        """
+        decision = decide_reports(kind, message, recipients, strangers=self.strangers)
+        messages: list[NewMessage] = []
+        events: list[Event] = []
+        noticed = decision.noticed
+        if not message.trusted and self._route_to(message.envelope.reverse_path) is None:
+            noticed += decision.reported
+        if noticed:
+            plan = self._notice(_Subject(kind, message, noticed, content))
+            messages += plan.messages
+            events += plan.events
+        elif decision.reported:
+            subject = _Subject(kind, message, decision.reported, content)
+            report, event = self._report(subject)
+            if report is not None:
+                messages += [report, *self._copy(subject)]
+            events.append(event)
+        if decision.dead_letters:
+            unsigned = SignedContents((ParsedContent.of(content),))
+            route = self._to_postmaster(decision.dead_letters)
+            letter = self._message(unsigned, route, about=message, is_copy=True)
+            messages.append(letter)
+            self.count("dead-letter")
+            if message.source is Source.REPORT:
+                events.append(_event(letter, "dead-letter", decision.dead_letters))
+        if decision.dropped:
+            self.count("dropped")
+            detail = {"kind": "dropped", "recipients": _named(decision.dropped)}
+            events.append(Event(Step.REPORT, self.clock.time_us(), detail))
+        return ReportPlan(tuple(messages), tuple(events))
+
+    async def inbox_report(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
+    ) -> bytes:
+        """Return the report on a submission that failed in step 3, for the Inbox. Its ENVID is the
+        submission id.
+
+        It has the Return-Path that final delivery would add (RFC 5321 4.4). Its copy is durable
+        then, so that no crash loses it before the submission is removed. Raises SpoolError.
+        """
+        subject = _Subject(kind, message, recipients, content)
+        if self.copies.accept is not None:
+            for copy in self._copy(subject):
+                await self.copies.accept(copy, f"copy of {message.envelope.envid}")
+        self.count(kind)
+        report = self._written(subject)
+        return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
+
+    def _copy(self, subject: _Subject) -> Iterator[NewMessage]:
+        """Yield the copy of a report for the operator, if one is wanted: with the header only. It
+        has the null reverse-path as the report has, so that there is no report about it.
+        """
+        if not self.copies.to or subject.kind not in self.copies.kinds:
+            return
+        route = self._route_to(self.copies.to) or self._to_postmaster()
+        written = self._written(replace(subject, to=self.copies.to))
+        yield self._message(written, route, about=subject.message)
+
+    def _notice(self, subject: _Subject) -> ReportPlan:
+        """Return the notice about recipients that the postmaster has not heard of in this hour."""
+        new = [one for one in subject.recipients if self._is_new(one.path.address, subject.message)]
+        messages, events = [], []
+        if new:
+            to = f"{POSTMASTER}@{self.hostname}"
+            about = replace(subject, recipients=new, to=to, is_notice=True)
+            route = self._to_postmaster()
+            messages.append(self._message(self._written(about), route, about=subject.message))
+            events.append(_event(messages[0], "postmaster", new))
+            self.count("postmaster")
+        if old := [one for one in subject.recipients if one not in new]:
+            events.append(self._without_report(replace(subject, recipients=old), LeftOut.NOTICED))
+        return ReportPlan(tuple(messages), tuple(events))
+
+    def _is_new(self, address: str, message: MessageFacts) -> bool:
+        """Return whether the postmaster hears of a recipient: of one message in an hour. The answer
+        to the same message is the same, since its notice may not have been committed.
+        """
+        hour = int(self.clock.monotonic() // 3600)
+        if hour != self._hour:
+            self._hour, self._noticed = hour, {}
+        if len(self._noticed) >= NOTICES_MAX:
+            return self._noticed.get(address) == message.id
+        return self._noticed.setdefault(address, message.id) == message.id
+
+    def receipt(
+        self, kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, is_manual: bool
+    ) -> ReportPlan | None:
+        """Return the read receipt about the message `queue_id`, and the event for its trace; None
+        if the asker has no next hop. The caller counts it.
+        """
+        route = self._route_to(request.to)
+        if route is None:
+            return None
+        now_us = self.clock.time_us()
+        words = self.texts.current().receipt(
+            kind, request, queue_id, hostname=self.hostname, now_us=now_us,
+            language=self._language(request.to, request.account),
+        )  # fmt: skip
+        written = write_mdn(
+            kind, request, words=words, is_manual=is_manual, hostname=self.hostname,
+            report_id=self.ids.new(), now_us=now_us,
+        )  # fmt: skip
+        envelope = Envelope(request.to, tls=REQUIRETLS if request.requiretls else "")
+        about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
+        made = self._message(self._signed(written), route, about=about, account=request.account)
+        reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
+        return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
+
+    def rule_mail(
+        self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
+    ) -> NewMessage:
+        """Return the mail that a rule sends about a message; `write` is given an id for it.
+
+        An address without a next hop is looked for among the mailboxes here. A journal report is
+        kept until it expires. A large one is not signed: that would take long.
+        """
+        route = self._route_to(mail.to) or _Route((_entry(Destination(LOCAL), (mail.to,)),))
+        if not mail.text:
+            kept = [replace(one, extra=replace(one.extra, keep=True)) for one in route.entries]
+            route = replace(route, entries=tuple(kept))
+        written = write(self.ids.new())
+        if isinstance(written, bytes):
+            made = self._signed(written)
+        else:
+            made = SignedContents((ParsedContent.of(written),), unsigned="it is too large a report")
+        self.count(mail.kind)
+        return self._message(made, route, about=about, is_copy=not mail.text)
+
+    def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
+        """Return the report, None if it is left out, and its event."""
+        kind, message = subject.kind, subject.message
+        found = self._route_to(message.envelope.reverse_path)
+        times = {}
+        if kind is ReportKind.DELAYED:
+            shown = self._in_wall_time(message)
+            times = {"since": rfc3339(shown.received_us), "until": rfc3339(shown.expires_us)}
+        if kind not in FAILURES and (left_out := self._left_out(subject, found)):
+            return None, self._without_report(subject, left_out, times)
+        if found is None:  # the sender's own address has no next hop
+            route, label, account = self._to_postmaster(), "dead-letter", ""
+        else:
+            route, label, account = found, str(kind), message.account
+        self.count(label)
+        report = self._message(
+            self._written(subject), route, about=message, account=account, trusted=message.trusted
+        )
+        return report, _event(report, label, subject.recipients, times=times)
+
+    def _without_report(
+        self, subject: _Subject, left_out: LeftOut, times: Mapping[str, str] = _NO_TIMES
+    ) -> Event:
+        """Count a report that is not sent, and return its event."""
+        self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
+        detail = {"kind": str(subject.kind), "recipients": _named(subject.recipients), **times}
+        return Event(Step.REPORT, self.clock.time_us(), detail | {"left_out": left_out})
+
+    def _left_out(self, subject: _Subject, route: "_Route | None") -> LeftOut | None:
+        """Return why a report of a success or a delay is not sent, None if it is."""
+        if route is None:
+            return LeftOut.UNROUTED
+        if is_automatic(ParsedContent.of(subject.content).header):
+            return LeftOut.AUTOMATIC
+        if self.rate is not None and not self.rate.take(subject.message):
+            return LeftOut.RATE
+        return None
+
+    def _in_wall_time(self, message: MessageFacts) -> MessageFacts:
+        offset_us = wall_offset_us(self.clock)
+        expires_us = message.expires_us and message.expires_us + offset_us
+        return replace(message, received_us=message.received_us + offset_us, expires_us=expires_us)
+
+    def _written(self, subject: _Subject) -> SignedContents:
+        """Return the report, signed."""
+        kind, recipients = subject.kind, subject.recipients
+        message = self._in_wall_time(subject.message)
+        envelope = message.envelope
+        if subject.to:
+            envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
+        language = self._language(envelope.reverse_path, message.account)
+        written = write_dsn(
+            kind,
+            replace(message, envelope=envelope),
+            recipients,
+            content=subject.content,
+            words=lambda header: self.texts.current().write(
+                kind,
+                message,
+                recipients,
+                header=header,
+                hostname=self.hostname,
+                language=language,
+                is_notice=subject.is_notice,
+            ),
+            hostname=self.hostname,
+            report_id=self.ids.new(),
+            now_us=self.clock.time_us(),
+        )
+        return self._signed(written)
+
+    def _signed(self, written: bytes) -> SignedContents:
+        """Return a report with its signatures; without them if that fails, for it must not be
+        lost.
+        """
+        content = ParsedContent.of(written)
+        if self.signer is None:
+            return SignedContents((content,), unsigned="reports are not signed")
+        try:
+            return self.signer.sign_report(content)
+        except SigningError as error:
+            _log.error("a report is not signed", error=str(error))
+            return SignedContents((content,), unsigned="signing failed")
+
+    def _language(self, reader: str, account: str) -> str:
+        """Return the language of who gets a report, else of the account that sent the message; ""
+        if neither is known.
+        """
+        return self.texts.language_of(reader) or self.texts.language_of(account)
+
+    def _message(
+        self,
+        made: SignedContents,
+        route: "_Route",
+        *,
+        about: MessageFacts,
+        account: str = "",
+        is_copy: bool = False,
+        trusted: bool = True,
+    ) -> NewMessage:
+        """Return a message with a route: it skips policy. One to a stranger is not trusted. A dead
+        letter is not signed. What has a copy of a message with REQUIRETLS demands it; other reports
+        are not held back where it is not offered (RFC 8689 5). TLS-Required: No is for the message
+        alone.
+        """
+        demand: TlsDemand = ""
+        if about.envelope.has_requiretls:
+            demand = about.envelope.tls if is_copy else IF_OFFERED
+        now_us = self.clock.queue_us()
+        header, content = made.contents[0].header, made.contents[0].joined()
+        routed = {"rules": [], "next_hops": route.next_hops(), "about": about.id, **made.as_json()}
+        if held := route.held():
+            routed["held"] = held
+        if demand:
+            routed["tls"] = demand
+        facts = MessageFacts(
+            id=self.ids.new(),
+            envelope=Envelope(
+                reverse_path="",
+                smtputf8=route.needs_smtputf8,
+                eight_bit=is_eight_bit(content),
+                tls=demand,
+            ),
+            source=Source.REPORT,
+            trusted=trusted,
+            received_us=now_us,
+            expires_us=now_us + int(self.expire_after_s * 1_000_000),
+            size=size_of(content),
+            account=account,
+            message_id=decoded(header, "message-id"),
+            subject=short_subject(header),
+        )
+        return NewMessage(
+            facts,
+            contents=(content,),
+            entries=route.entries,
+            final_recipients=route.aliases,
+            events=(Event(Step.POLICY_AND_ROUTING, self.clock.time_us(), routed),),
+        )
+
+    def _route_to(self, address: str) -> "_Route | None":
+        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere."""
+        expansion = self.expand(address)
+        if expansion is None:
+            to = self.destination_of(address)
+            return None if to is None else _Route((_entry(to, (address,)),))
+        found: dict[tuple[Destination, str], list[str]] = {}
+        for target in expansion.targets:
+            to = self.destination_of(target.address)
+            if to is not None:
+                by = "" if to.next_hop == LOCAL else target.forwarded_by
+                found.setdefault((to, by), []).append(target.address)
+        if not found:
+            return None
+        is_one = len(expansion.targets) == 1
+        alias = NewRecipient(
+            ForwardPath(address, _NEVER), successors=expansion.addresses,
+            state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
+        )  # fmt: skip
+        entries = tuple(_entry(to, some, forwarded_by=by) for (to, by), some in found.items())
+        return _Route(entries, (alias,))
+
+    def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
+        """Return where a dead letter goes: to the postmaster's address if that has a route, but
+        into the mailbox here if it has `failed` there.
+        """
+        expansion = self.expand(POSTMASTER)
+        if expansion is None or {one.path.address for one in failed} & set(expansion.addresses):
+            return _TO_POSTMASTER
+        return self._route_to(POSTMASTER) or _TO_POSTMASTER
+
+    def count(self, kind: str) -> None:
+        """Count a report that was made."""
+        self.metrics.reports.labels(kind=kind).inc()
+
+
+class _Route(Struct, frozen=True):
+    entries: tuple[NewEntry, ...]
+    aliases: tuple[NewRecipient, ...] = ()  # that lead there
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        return not all(to.path.address.isascii() for one in self.entries for to in one.recipients)
+
+    def next_hops(self) -> dict[str, list[str]]:
+        """Return addresses by next hop, for the event of step 5."""
+        return self._addresses_by(lambda entry: str(entry.next_hop))
+
+    def held(self) -> dict[str, list[str]]:
+        """Return the addresses of held entries, by the reason."""
+        return self._addresses_by(lambda entry: entry.extra.reason)
+
+    def _addresses_by(self, key: Callable[[NewEntry], str]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for one in self.entries:
+            if name := key(one):
+                found.setdefault(name, []).extend(to.path.address for to in one.recipients)
+        return {name: addresses[:_NAMED_MAX] for name, addresses in found.items()}
+
+
+def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "") -> NewEntry:
+    recipients = tuple(NewRecipient(ForwardPath(one, _NEVER)) for one in addresses)
+    extra = EntryExtra(reason=to.held, until_us=to.held_until_us, delivered_to=forwarded_by)
+    return NewEntry(to.next_hop, recipients, extra=extra)
+
+
+_TO_POSTMASTER = _Route((_entry(Destination(LOCAL), (POSTMASTER,)),))
+
+
+def _event(
+    made: NewMessage,
+    kind: str,
+    recipients: Sequence[ReportedRecipient],
+    *,
+    times: Mapping[str, str] = _NO_TIMES,
+) -> Event:
+    """Return the event about `made` for the trace of the message that it reports."""
+    detail = {
+        "report_id": made.facts.id,
+        "to": (made.final_recipients or made.entries[0].recipients)[0].path.address,
+        "kind": kind,
+        "recipients": _named(recipients),
+        **times,
+    }
+    return Event(Step.REPORT, made.events[0].at_us, detail)
+
+
+def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:
+    return [recipient.path.address for recipient in recipients[:_NAMED_MAX]]

@@ -1,0 +1,144 @@
+"""What a person sees of the simulated internet: the domains, their replies, what hosts have seen.
+
+It is bounded by the limits of a scenario, of hosts that listen, and of what they remember.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from relay.base.clock import rfc3339
+from relay.development.internet.behaviour import Action, ReceivedMail
+from relay.development.internet.scenario import RateLimit, RemoteDomain
+from relay.development.internet.scenario_file import reply_names
+from relay.development.internet.scenario_state import UsedReply
+from relay.development.internet.simulator import SimulatedInternet
+from relay.development.internet.smtp_host import GIVEN_MAX, GivenReply, SmtpHost
+from relay.development.internet.test_recipients import EXAMPLES
+
+_ADDRESSES_MAX = 5  # of one message
+
+
+def overview(internet: SimulatedInternet) -> dict[str, Any]:
+    """Return `domains` of the scenario, `graph` (its faults) and `hosts`, as docs/internet.md says,
+    the `shipped` scenarios and the test `recipients`.
+
+    Hosts are those of the scenario in its order, then others that listen.
+    """
+    used = list(internet.state.used())
+    domains = []
+    for domain in internet.state.scenario.domain:
+        of_domain, used = used[: len(domain.reply)], used[len(domain.reply) :]
+        domains.append(_domain(domain, of_domain))
+    faults = internet.state.scenario.graph
+    return {
+        "domains": domains,
+        "graph": [
+            {"status": one.status, "method": one.method, "path": one.path,
+             "account": one.account, "used": use.used, "left": use.left}
+            for one, use in zip(faults, used, strict=True)
+        ],
+        "hosts": _hosts(internet),
+        "shipped": reply_names(),
+        "recipients": EXAMPLES,
+    }  # fmt: skip
+
+
+def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
+    return {
+        "name": domain.name,
+        "aliases": list(domain.aliases),
+        "null_mx": domain.null_mx,
+        "mx": [
+            {"host": one.host, "preference": one.preference, "addresses": one.addresses,
+             "latency_s": one.latency + domain.latency}
+            for one in domain.hosts
+        ],
+        "tls": domain.tls,
+        "certificate": domain.certificate,
+        "mta_sts": domain.mta_sts or "",
+        "dane": domain.dane,
+        "greylist_s": domain.greylist,
+        "limits": [_limit(one) for one in domain.limit],
+        "replies": [
+            {"verb": one.verb, "name": one.name, "recipient": one.recipient,
+             "sender": one.sender, "host": one.host, "reply": one.reply, "action": one.action,
+             "delay_s": one.delay, "chance": one.chance, "times": one.times, "used": use.used,
+             "left": use.left}
+            for one, use in zip(domain.reply, used, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _limit(limit: RateLimit) -> dict[str, Any]:
+    counted = {
+        "BANNER": "connections", "MAIL": "messages", "RCPT": "recipients",
+    }[limit.verb]  # fmt: skip
+    count, seconds = limit.rate
+    return {"of": counted, "count": count, "seconds": seconds, "reply": limit.reply}
+
+
+def _hosts(internet: SimulatedInternet) -> list[dict[str, Any]]:
+    received: dict[str, list[ReceivedMail]] = {}
+    for mail in reversed(internet.received):
+        received.setdefault(mail.host, []).append(mail)
+    domains: dict[str, list[str]] = {}
+    for domain in internet.state.scenario.domain:
+        for host in domain.hosts:
+            domains.setdefault(host.host, []).append(domain.name)
+    names = dict.fromkeys([*domains, *internet.hosts, *received])
+    return [
+        _host(
+            name, internet.hosts.get(name), domains.get(name, ()), received=received.get(name, ())
+        )
+        for name in names
+    ]
+
+
+def _host(
+    name: str, host: SmtpHost | None, domains: Sequence[str], *, received: Sequence[ReceivedMail]
+) -> dict[str, Any]:
+    return {
+        "host": name,
+        "domains": list(domains),
+        "listens": host is not None,
+        "sessions": host.sessions if host else 0,
+        "open": host.open if host else 0,
+        "received": len(received),
+        "messages": [_message(one) for one in received[:GIVEN_MAX]],
+        "given": [_given(one) for one in reversed(host.given)] if host else [],
+    }
+
+
+def _message(mail: ReceivedMail) -> dict[str, Any]:
+    return {
+        "id": mail.queue_id,
+        "at": rfc3339(mail.received_us),
+        "sender": mail.sender,
+        "recipients": mail.addresses[:_ADDRESSES_MAX],
+        "more": max(0, len(mail.addresses) - _ADDRESSES_MAX),
+        "tls": mail.tls,
+        "size": len(mail.content),
+    }
+
+
+def _given(given: GivenReply) -> Mapping[str, Any]:
+    return {
+        "at": rfc3339(given.at_us),
+        "verb": given.stage,
+        "sender": given.sender,
+        "recipient": given.recipient,
+        "did": what_was_done(given.action),
+    }
+
+
+def what_was_done(action: Action) -> str:
+    """Return an action in words: the reply, or what was done instead, and after which delay."""
+    if action.drop:
+        done = "closed the connection"
+    elif action.stall:
+        done = "no reply"
+    elif action.bad_certificate:
+        done = "a certificate that is not valid"
+    else:
+        done = action.reply or "the usual reply"
+    return f"{done}, after {action.delay_s:g} s" if action.delay_s else done

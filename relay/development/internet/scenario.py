@@ -1,0 +1,233 @@
+"""The values of a scenario: remote domains and their hosts, what they reply, faults of the API.
+
+The names of the fields are the keys of the file (`scenario_file`). Nothing here changes; what has
+been counted is in ScenarioState. Globs have "*", "?" and "[...]", and ignore case.
+RFC 5321 4.2.1 and 4.5.3.1.5 (replies), 5.1 (hosts of a domain), RFC 7505 (null MX).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+from relay.base.message.address import with_a_labels
+from relay.base.settings.tree import Between, Domain, Duration, Form
+
+Verb = Literal[
+    "CONNECT", "BANNER", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "DOT", "QUIT", "DNS",
+]  # fmt: skip
+HostTls = Literal["offered", "required", "none", "bad-certificate"]
+HostCertificate = Literal["good", "expired", "other-name"]
+StsMode = Literal["enforce", "testing", "none"]
+Dane = Literal[True, False, "wrong", "servfail"]
+Count = Annotated[int, Between(1, 1_000_000)]
+Delay = Annotated[float, Duration()]
+Rate = Annotated[str, Form.RATE]
+
+WITH_RECIPIENTS = frozenset({"RCPT", "DATA", "DOT"})  # the verbs at which recipients are known
+
+_LINES_MAX = 20
+_LINE_OCTETS_MAX = 500
+_reply_line = re.compile(r"([2-5][0-5][0-9])[ -](.*)").fullmatch
+_placeholder = re.compile(r"\{(recipient|sender|sender_domain|host)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class MxHost:
+    """A mail host of a domain. `latency` is added to that of the domain."""
+
+    host: Domain
+    preference: Annotated[int, Between(0, 65_535)] = 10
+    addresses: Literal["loopback", "none"] = "loopback"
+    latency: Delay = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedReply:
+    """What a host does at a verb, for some recipients, hosts or senders."""
+
+    verb: Verb  # at which it is used
+    name: str = ""  # of the reply, to refer to it
+    recipient: str = ""  # a pattern; "" for all
+    sender: str = ""  # a pattern; "" for all
+    host: str = ""  # a pattern; "" for all
+    reply: str = ""  # in the form of wire_reply()
+    # instead of a reply
+    action: Literal["", "drop", "stall", "servfail", "nxdomain", "bad-certificate"] = ""
+    delay: Delay = 0.0  # before it, in seconds
+    times: Count | None = None  # how often it is used; then the next one that matches is
+    chance: Annotated[int, Between(1, 100)] = 100  # in percent
+    source: str = ""  # where the reply was published
+    date: str = ""  # when it was read there
+
+    def fits(self, *, recipient: str, sender: str, host: str) -> bool:
+        """Return whether the globs match; `recipient` and `sender` are addresses."""
+        return (
+            matches(self.recipient, recipient.rpartition("@")[0])
+            and matches(with_a_labels(self.sender), sender or "<>")
+            and matches(self.host, host)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A limit of a domain: more per time gets the reply, until enough time has passed.
+
+    Connections are counted at the banner, messages at MAIL, recipients at RCPT. One of the three is
+    given, as COUNT/SECONDS.
+    """
+
+    reply: str
+    connections: Rate = ""
+    messages: Rate = ""
+    recipients: Rate = ""
+
+    @property
+    def verb(self) -> str:
+        """Where it is counted and where it replies."""
+        return "BANNER" if self.connections else "MAIL" if self.messages else "RCPT"
+
+    @property
+    def rate(self) -> tuple[int, float]:
+        """How many are allowed in how many seconds."""
+        count, _, seconds = (self.connections or self.messages or self.recipients).partition("/")
+        return int(count), float(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDomain:
+    """A remote domain."""
+
+    name: Domain  # of the domain
+    aliases: tuple[Domain, ...] = ()  # domains with the same hosts and replies
+    mx: tuple[MxHost, ...] | None = None  # None: mx1.NAME; empty: the domain itself (RFC 5321 5.1)
+    null_mx: bool = False  # it accepts no mail (RFC 7505)
+    # of its hosts: none means that nothing answers there
+    addresses: Literal["loopback", "none"] = "loopback"
+    tls: HostTls = "offered"  # what its hosts offer
+    certificate: HostCertificate = "good"  # which one its hosts have
+    mta_sts: StsMode | None = None  # the mode of its MTA-STS policy; None: it has none (RFC 8461)
+    dane: Dane = False  # its names are signed, and its hosts have TLSA records (RFC 7672)
+    latency: Delay = 0.0  # of each reply, in seconds
+    # how long a sender and recipient are refused after their first attempt, in seconds
+    greylist: Delay = 0.0
+    reply: tuple[ScriptedReply, ...] = ()  # what its hosts do
+    limit: tuple[RateLimit, ...] = ()  # on the rate of mail
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return self.name, *self.aliases
+
+    @property
+    def has_mx(self) -> bool:
+        """Whether there are MX records other than a null MX."""
+        return not self.null_mx and self.mx != ()
+
+    @property
+    def hosts(self) -> tuple[MxHost, ...]:
+        """Its mail hosts, the best first; without MX records its names are hosts."""
+        if self.null_mx:
+            return ()
+        if self.mx is None:
+            return (MxHost(f"mx1.{self.name}", addresses=self.addresses),)
+        implicit = tuple(MxHost(name, 0, self.addresses) for name in self.names)
+        return tuple(sorted(self.mx, key=lambda one: one.preference)) or implicit
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFault:
+    """A fault of the front door: a response to requests of some method, path and account.
+
+    429, 503 and an expired token are answered before anything is done, 504 after it.
+    """
+
+    status: Literal[429, 503, 504, "expired-token"]
+    path: str = "*"
+    method: Literal["", "GET", "POST", "PUT", "PATCH", "DELETE"] = ""
+    account: str = ""
+    retry_after: Annotated[int, Between(0, 86_400)] = 10
+    times: Count | None = None
+
+    def fits(self, *, method: str, path: str, account: str) -> bool:
+        """Return whether a request is concerned; `path` is without the version of the API."""
+        return (
+            self.method in ("", method)
+            and matches(self.path, path)
+            and matches(self.account, account)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A simulated internet. No two domains share a name; hosts may belong to several."""
+
+    seed: Annotated[int, Between(0, 2**53)] = 0
+    domain: tuple[RemoteDomain, ...] = ()
+    graph: tuple[GraphFault, ...] = ()
+
+    def domain_of(self, name: str) -> RemoteDomain | None:
+        """Return the domain with this name or alias, in lower case."""
+        return next((one for one in self.domain if name in one.names), None)
+
+    def domains_at(self, host: str) -> Iterator[RemoteDomain]:
+        """Yield the domains that `host` receives mail for."""
+        for one in self.domain:
+            if any(host == each.host for each in one.hosts):
+                yield one
+
+    def latency_of(self, host: str) -> float:
+        """Return the seconds by which each reply of `host` is late."""
+        found = [
+            one.latency + each.latency
+            for one in self.domains_at(host)
+            for each in one.hosts
+            if each.host == host
+        ]
+        return max(found, default=0.0)
+
+    def domain_at(self, host: str) -> RemoteDomain:
+        """Return the domain that says what `host` does about TLS: the first it has mail for."""
+        return next(self.domains_at(host), RemoteDomain(host))
+
+
+def matches(glob: str, text: str) -> bool:
+    """Return whether `text` matches; every text matches an empty glob."""
+    return not glob or fnmatchcase(text.lower(), glob.lower())
+
+
+def wire_reply(text: str) -> str:
+    r"""Return a reply with its lines separated by "\n", each beginning with the code.
+
+    The code may be left out of all lines but the first. Raises ValueError with what was expected.
+    """
+    lines = text.strip("\n").split("\n")
+    first = _reply_line(lines[0])
+    if not first:
+        raise ValueError('a reply such as "550 5.1.1 no such user"')
+    code = first[1]
+    texts = [first[2]]
+    for line in lines[1:]:
+        found = _reply_line(line)
+        if found and found[1] != code:
+            raise ValueError(f"the code {code} on every line of the reply")
+        texts.append(found[2] if found else line)
+    if len(texts) > _LINES_MAX:
+        raise ValueError(f"a reply of at most {_LINES_MAX} lines")
+    for each in texts:
+        if not (each.isascii() and each.isprintable()) or len(each) > _LINE_OCTETS_MAX:
+            raise ValueError(f"lines of at most {_LINE_OCTETS_MAX} characters, printable ASCII")
+    *others, last = texts
+    return "\n".join([*(f"{code}-{each}" for each in others), f"{code} {last}"])
+
+
+def filled(reply: str, *, recipient: str, sender: str, host: str) -> str:
+    """Return a reply with its {recipient}, {sender}, {sender_domain} and {host} replaced."""
+    values = {
+        "recipient": recipient,
+        "sender": sender or "<>",
+        "sender_domain": sender.rpartition("@")[2],
+        "host": host,
+    }
+    return _placeholder.sub(lambda found: values[found[1]], reply)

@@ -1,0 +1,362 @@
+"""Read scenarios: TOML files, the shipped ones by name, and what a request brings; add a reply to
+a scenario and remove one, in its values and in its TOML text.
+
+All faults of a scenario are reported together, each with its line, as those of relay.toml. Nothing
+in a scenario names a file or a variable of the environment. Comments and layout of an edited text
+stay where that is possible; otherwise it is written again from the values. The format is in
+docs/internet.md.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from relay.base.message.envelope import domain_of
+from relay.base.phrases import counted, shown
+from relay.base.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    parse_document,
+    read_text,
+)
+from relay.base.settings.environment import shipped
+from relay.base.settings.reader import DocumentReader
+from relay.development.internet.scenario import (
+    WITH_RECIPIENTS,
+    GraphFault,
+    MxHost,
+    RateLimit,
+    RemoteDomain,
+    Scenario,
+    ScriptedReply,
+    wire_reply,
+)
+
+SCENARIO_BYTES_MAX = 256 * 1024
+DOMAINS_MAX = 100
+NAMES_MAX = 1000  # domains and their aliases
+HOSTS_MAX = 100  # each has an address and a listener of its own
+REPLIES_MAX = 1000
+GRAPH_FAULTS_MAX = 100
+RATE_MAX = 10_000
+DELAY_S_MAX = 3600.0
+_GLOB_CHARACTERS_MAX = 200
+_UNNAMED = Path("scenario")
+_WITH_SENDER = WITH_RECIPIENTS | {"MAIL"}
+_VERBS_OF_ACTION = {"bad-certificate": "STARTTLS", "servfail": "DNS", "nxdomain": "DNS"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScenarioText:
+    """A scenario, and the TOML text that says the same."""
+
+    scenario: Scenario
+    toml: str
+
+
+EMPTY = ScenarioText(Scenario(), "")
+
+
+def read_scenarios(names: Sequence[str]) -> ScenarioText:
+    """Return the scenario of files (PATH.toml) and of shipped names, all together.
+
+    After a shipped name, ":REPLY" makes every recipient of its domains get that reply. Raises
+    SettingsError.
+    """
+    found = [_named(name) for name in names]
+    if not found:
+        return EMPTY
+    if len(found) == 1:
+        return found[0]
+    table: dict[str, Any] = {}
+    for one in found:
+        for key, value in tomllib.loads(one.toml).items():
+            table[key] = [*table.get(key, ()), *value] if isinstance(value, list) else value
+    return scenario_of(table, Path(" ".join(names)))
+
+
+def parse_scenario(text: str, file: Path = _UNNAMED) -> ScenarioText:
+    """Return the scenario of a TOML text; its faults name it `file`. Raises SettingsError."""
+    if len(text.encode()) > SCENARIO_BYTES_MAX:
+        message = f"found more than {SCENARIO_BYTES_MAX // 1024} KiB, expected a smaller scenario"
+        raise SettingsError([Fault(file, 0, "", message)])
+    return ScenarioText(_checked(parse_document(file, text)), text)
+
+
+def scenario_of(table: Mapping[str, Any], file: Path = _UNNAMED) -> ScenarioText:
+    """Return the scenario of a table with the keys of a file. Raises SettingsError."""
+    scenario = _checked(Document(file, table, {}))
+    return ScenarioText(scenario, tomlkit.dumps(table))
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Return the scenarios that are installed with Relay, by name."""
+    return {file.stem: file for file in sorted(shipped("scenarios").glob("*.toml"))}
+
+
+@cache
+def reply_names() -> Mapping[str, Sequence[str]]:
+    """Return the shipped scenarios and the names of their replies, which follow a colon."""
+    return {
+        name: [
+            one.name for domain in read_scenarios([name]).scenario.domain for one in domain.reply
+        ]
+        for name in shipped_scenarios()
+    }
+
+
+def _named(name: str) -> ScenarioText:
+    if "/" in name or name.endswith(".toml"):
+        return parse_scenario(read_text(Path(name)), Path(name))
+    return read_shipped_scenario(name)
+
+
+def read_shipped_scenario(name: str) -> ScenarioText:
+    """Return a shipped scenario, of a name or NAME:REPLY. Raises SettingsError."""
+    name, _, reply = name.partition(":")
+    known = shipped_scenarios()
+    if name not in known:
+        message = f"found no scenario of this name, expected PATH.toml or {', '.join(known)}"
+        raise SettingsError([Fault(Path(name), 0, "", message)])
+    found = parse_scenario(read_text(known[name]), known[name])
+    return _always(found, reply, known[name]) if reply else found
+
+
+def _always(text: ScenarioText, reply: str, file: Path) -> ScenarioText:
+    """Return a scenario whose domains give the reply of this name to every recipient."""
+    table = tomllib.loads(text.toml)
+    names = [one["name"] for domain in table["domain"] for one in domain.get("reply", ())]
+    if reply not in names:
+        expected = f"one of {', '.join(names)}" if names else f"{file.stem} alone"
+        message = f"found no reply {shown(reply)}, expected {expected}"
+        raise SettingsError([Fault(file, 0, "", message)])
+    for domain in table["domain"]:
+        first = [{**one, "recipient": "*"} for one in domain["reply"] if one["name"] == reply]
+        domain["reply"] = [*first, *domain["reply"]]
+    return scenario_of(table, file)
+
+
+def _checked(document: Document) -> Scenario:
+    reader = DocumentReader(document, base=Path(), environ=None)
+    values = reader.fields(Scenario, document.table, ())
+    faults = list(reader.faults)
+    for path, made in reader.read:
+        for key, message in _faults_in(made):
+            place = (*path, *key)
+            faults.append(document.fault(place, message))
+    scenario = Scenario(**values)
+    faults += [document.fault(path, message) for path, message in _faults_of(scenario)]
+    if faults:
+        raise SettingsError(faults)
+    return _with_wire_replies(scenario)
+
+
+def _with_wire_replies(scenario: Scenario) -> Scenario:
+    return dataclasses.replace(
+        scenario,
+        domain=tuple(
+            dataclasses.replace(
+                one,
+                reply=tuple(
+                    dataclasses.replace(each, reply=wire_reply(each.reply)) if each.reply else each
+                    for each in one.reply
+                ),
+                limit=tuple(
+                    dataclasses.replace(each, reply=wire_reply(each.reply)) for each in one.limit
+                ),
+            )
+            for one in scenario.domain
+        ),
+    )
+
+
+def _faults_in(made: object) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the faults of one table, with their keys in it."""
+    match made:
+        case ScriptedReply():
+            yield from _faults_of_reply(made)
+        case RateLimit():
+            yield from _faults_of_limit(made)
+        case RemoteDomain():
+            yield from _faults_of_domain(made)
+        case MxHost():
+            yield from _delays(made, "latency")
+        case GraphFault():
+            yield from _lengths(made, "path", "account")
+
+
+def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
+    if bool(reply.reply) == bool(reply.action) and not (reply.delay and not reply.reply):
+        found = "both" if reply.reply else "neither"
+        yield (), f"found {found} reply and action, expected one of them (or a delay)"
+    if reply.reply:
+        yield from _faults_of_text(reply.reply, reply.verb)
+    needed = _VERBS_OF_ACTION.get(reply.action)
+    if needed and reply.verb != needed:
+        yield ("action",), f'found "{reply.action}", expected it only with the verb {needed}'
+    if reply.verb == "DNS" and (reply.reply or reply.delay or reply.action == "drop"):
+        yield ("verb",), 'found "DNS", expected the action servfail, nxdomain or stall'
+    for key, verbs in (("recipient", WITH_RECIPIENTS), ("sender", _WITH_SENDER)):
+        glob = getattr(reply, key)
+        if glob and reply.verb not in verbs:
+            allowed = ", ".join(sorted(verbs))
+            yield (key,), f"found {shown(glob)}, expected it only with {allowed}"
+    yield from _lengths(reply, "recipient", "sender", "host")
+    if "@" in reply.recipient:
+        yield (
+            ("recipient",),
+            f"found {shown(reply.recipient)}, expected the part before the @ only",
+        )
+    yield from _delays(reply, "delay")
+
+
+def _faults_of_text(text: str, verb: str) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        wire = wire_reply(text)
+    except ValueError as error:
+        yield ("reply",), f"found {shown(text)}, expected {error}"
+        return
+    if wire[0] == "3" and verb != "DATA":
+        yield ("reply",), f"found {shown(text)}, expected a code of 2yz, 4yz or 5yz"
+
+
+def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
+    given = [one for one in (limit.connections, limit.messages, limit.recipients) if one]
+    if len(given) != 1:
+        yield (), f"found {len(given)} of connections, messages and recipients, expected one"
+    elif limit.rate[0] > RATE_MAX:
+        yield (), f"found a limit of {limit.rate[0]}, expected at most {RATE_MAX}"
+    yield from _faults_of_text(limit.reply, limit.verb)
+
+
+def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
+    if domain.null_mx and domain.mx:
+        yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
+    for key, found in (("mta_sts", domain.mta_sts), ("dane", domain.dane)):
+        if domain.null_mx and found:
+            expected = "expected one of them: mail has no host"
+            yield (key,), f"found {shown(found)} and null_mx, {expected}"
+    yield from _delays(domain, "latency", "greylist")
+
+
+def _lengths(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the globs that are too long: each is made into a regular expression."""
+    for key in keys:
+        length = len(getattr(made, key))
+        if length > _GLOB_CHARACTERS_MAX:
+            yield (key,), f"found {length} characters, expected {_GLOB_CHARACTERS_MAX} at most"
+
+
+def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    for key in keys:
+        if getattr(made, key) > DELAY_S_MAX:
+            yield (key,), f"found {getattr(made, key):g} seconds, expected an hour at most"
+
+
+def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the faults that concern several tables."""
+    replies = sum(len(one.reply) + len(one.limit) for one in scenario.domain)
+    names = sum(len(one.names) for one in scenario.domain)
+    hosts = {each.host for one in scenario.domain for each in one.hosts}
+    for key, number, most, noun in (
+        ("domain", len(scenario.domain), DOMAINS_MAX, "domain"),
+        ("domain", names, NAMES_MAX, "name"),
+        ("domain", len(hosts), HOSTS_MAX, "host"),
+        ("domain", replies, REPLIES_MAX, "reply"),
+        ("graph", len(scenario.graph), GRAPH_FAULTS_MAX, "fault"),
+    ):
+        if number > most:
+            yield (key,), f"found {counted(number, noun)}, expected at most {most}"
+    first: dict[str, int] = {}
+    for index, domain in enumerate(scenario.domain):
+        for name in domain.names:
+            if first.setdefault(name, index) != index:
+                yield ("domain", index), f'found "{name}" a second time, expected each name once'
+
+
+@dataclass(frozen=True, slots=True)
+class EditedScenario:
+    """A scenario in which the domain of this number has other replies.
+
+    `kept` are the former numbers of that domain's replies, -1 for a new one.
+    """
+
+    text: ScenarioText
+    domain: int
+    kept: tuple[int, ...]
+
+
+def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> EditedScenario:
+    """Return a scenario with one more reply in a domain, before its others.
+
+    A domain that is not described is added behind the others. Raises SettingsError.
+    """
+    name = domain_of(f"@{domain.strip()}")
+    domains = text.scenario.domain
+    number = next((i for i, one in enumerate(domains) if name in one.names), len(domains))
+
+    def add(content: Any) -> None:
+        if number == len(domains):
+            if "domain" not in content:
+                content["domain"] = _tables(content)
+            content["domain"].append(_table(content, {"name": name}))
+        table = content["domain"][number]
+        if "reply" not in table:
+            table["reply"] = _tables(content)
+        table["reply"].insert(0, _table(content, reply))
+
+    before = len(domains[number].reply) if number < len(domains) else 0
+    return EditedScenario(_edited(text, add), number, (-1, *range(before)))
+
+
+def without_reply(text: ScenarioText, domain: int, reply: int) -> EditedScenario:
+    """Return a scenario without one reply, both by number. Raises IndexError."""
+    numbers = range(len(text.scenario.domain[domain].reply))
+    if domain < 0 or reply not in numbers:
+        raise IndexError(reply)
+
+    def remove(content: Any) -> None:
+        table = content["domain"][domain]
+        del table["reply"][reply]
+        if not table["reply"]:
+            del table["reply"]
+
+    kept = tuple(one for one in numbers if one != reply)
+    return EditedScenario(_edited(text, remove), domain, kept)
+
+
+def _edited(text: ScenarioText, change: Callable[[Any], None]) -> ScenarioText:
+    """Return the scenario with a change, which is given a table, or a document of tomlkit's."""
+    table = tomllib.loads(text.toml)
+    change(table)
+    by_values = scenario_of(table)
+    with suppress(TOMLKitError, AttributeError, LookupError, TypeError, ValueError):
+        document = tomlkit.parse(text.toml)
+        change(document)
+        kept = document.as_string()
+        if tomllib.loads(kept) == table:
+            return parse_scenario(kept)
+    return by_values
+
+
+def _tables(content: Any) -> Any:
+    return tomlkit.aot() if isinstance(content, tomlkit.TOMLDocument) else []
+
+
+def _table(content: Any, values: Mapping[str, Any]) -> Any:
+    if not isinstance(content, tomlkit.TOMLDocument):
+        return dict(values)
+    table = tomlkit.table()
+    table.update(values)
+    table.add(tomlkit.nl())
+    return table

@@ -1,0 +1,299 @@
+"""A scenario in force: what its hosts do, and how often each of its replies was used.
+
+A domain of the scenario decides first, by its replies, then its limits; a test recipient
+(`test_recipients`) only where the domain leaves it open. With the same seed and the same
+sequence of events it does the same again. What is remembered is bounded.
+"""
+
+import dataclasses
+import random
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from relay.base.clock import Clock
+from relay.development.internet.behaviour import Action, Moment
+from relay.development.internet.scenario import (
+    WITH_RECIPIENTS,
+    GraphFault,
+    RateLimit,
+    RemoteDomain,
+    Scenario,
+    ScriptedReply,
+    filled,
+)
+from relay.development.internet.test_recipients import (
+    GREYLISTED_S,
+    Manner,
+    TestRecipient,
+    find_test_recipient,
+)
+
+_REMEMBERED_MAX = 10_000  # senders and recipients that were refused once
+_GREYLISTED = "451 4.7.1 Greylisted, try again later"
+_TLS_REQUIRED = "530 5.7.0 Must issue a STARTTLS command first"
+_NO_TLS = "454 4.7.0 TLS not available"
+_RECORD_KINDS = {True: ("A", "AAAA"), False: ("MX",)}  # of a host, of a domain
+_RCODES = {"servfail": "SERVFAIL", "nxdomain": "NXDOMAIN", "stall": "TIMEOUT"}
+
+_Place = tuple[str, int, int]  # "domain" and its number, or "graph" and 0; the number of the entry
+_Pair = tuple[str, str]  # sender and recipient
+
+
+@dataclass(frozen=True, slots=True)
+class UsedReply:
+    """How often an entry of the scenario was used; `left` is None without `times`."""
+
+    entry: str
+    used: int
+    left: int | None
+
+
+class ScenarioState:
+    """Decides for one scenario. Belongs to the event loop."""
+
+    def __init__(self, scenario: Scenario, clock: Clock) -> None:
+        self.scenario = scenario
+        self._clock = clock
+        self._used: dict[_Place, int] = {}
+        self._tried: dict[_Place, int] = {}  # how often it would have been used without `chance`
+        self._passed: dict[_Place, deque[int]] = {}
+        self._first_us: OrderedDict[_Pair, int] = OrderedDict()
+        self._refused: OrderedDict[_Pair, int] = OrderedDict()
+
+    def covers(self, address: str) -> bool:
+        """Return whether mail for `address` goes to a simulated host."""
+        domain = address.lower().rpartition("@")[2]
+        is_scripted = self.scenario.domain_of(domain) is not None
+        return is_scripted or find_test_recipient(address) is not None
+
+    def at(self, moment: Moment) -> Action:
+        """Return what the host does at this moment, which counts it."""
+        action = self._scripted(moment) or self._for_test_recipient(moment) or Action()
+        latency = self.scenario.latency_of(moment.host)
+        return dataclasses.replace(action, delay_s=action.delay_s + latency) if latency else action
+
+    def dns(self, name: str, kind: str) -> str:
+        """Return the fault of a query: "SERVFAIL", "NXDOMAIN", "TIMEOUT"; "" for none.
+
+        A reply of the verb DNS concerns the domain, with `host` the addresses of those hosts. It
+        counts the queries for MX, or for A.
+        """
+        for number, domain in enumerate(self.scenario.domain):
+            for index, rule in enumerate(domain.reply):
+                if rule.verb != "DNS" or not _is_asked_for(rule, domain, name):
+                    continue
+                counted = kind == _RECORD_KINDS[bool(rule.host)][0]
+                if self._use(("domain", number, index), rule, counted=counted):
+                    return _RCODES[rule.action]
+        return ""
+
+    def graph_fault(self, *, method: str, path: str, account: str) -> GraphFault | None:
+        """Return the fault of a request, which counts it; None for none."""
+        for index, fault in enumerate(self.scenario.graph):
+            if fault.fits(method=method, path=path, account=account) and self._use(
+                ("graph", 0, index), fault
+            ):
+                return fault
+        return None
+
+    def used(self) -> Iterator[UsedReply]:
+        """Yield the use of each entry, in the order of the file."""
+        for number, domain in enumerate(self.scenario.domain):
+            for index, rule in enumerate(domain.reply):
+                entry = f"{domain.name}: {rule.verb} {rule.name or rule.recipient}".rstrip()
+                yield self._use_of(("domain", number, index), entry, rule.times)
+        for index, fault in enumerate(self.scenario.graph):
+            entry = f"graph: {fault.status} {fault.path}"
+            yield self._use_of(("graph", 0, index), entry, fault.times)
+
+    def _use_of(self, place: _Place, entry: str, times: int | None) -> UsedReply:
+        used = self._used.get(place, 0)
+        return UsedReply(entry, used, None if times is None else times - used)
+
+    def edit(self, scenario: Scenario, number: int, kept: Sequence[int]) -> None:
+        """Use a scenario that has other replies in one domain, or more domains behind the others.
+
+        `kept` are the former numbers of that domain's replies, -1 for a new one. What was counted
+        stays.
+        """
+        self.scenario = scenario
+        for counted in (self._used, self._tried):
+            former = {
+                place[2]: counted.pop(place)
+                for place in [*counted]
+                if place[:2] == ("domain", number)
+            }
+            for index, one in enumerate(kept):
+                if one in former:
+                    counted["domain", number, index] = former[one]
+
+    # -- scenario
+
+    def _scripted(self, moment: Moment) -> Action | None:
+        for number, domain in enumerate(self.scenario.domain):
+            if not _is_concerned(domain, moment):
+                continue
+            for index, rule in enumerate(domain.reply):
+                recipient = _recipient_for(rule, domain, moment)
+                if recipient is not None and self._use(("domain", number, index), rule):
+                    return _action(rule, moment, recipient)
+            if found := self._by_domain(number, domain, moment):
+                return found
+        return None
+
+    def _by_domain(self, number: int, domain: RemoteDomain, moment: Moment) -> Action | None:
+        """Return what the domain's TLS, limits and greylisting ask for."""
+        if moment.stage == "STARTTLS" and domain.tls in ("none", "bad-certificate"):
+            bad = domain.tls == "bad-certificate"
+            return Action("" if bad else _NO_TLS, bad_certificate=bad)
+        if moment.stage == "MAIL" and domain.tls == "required" and not moment.tls:
+            return Action(_TLS_REQUIRED)
+        for index, limit in enumerate(domain.limit):
+            if limit.verb == moment.stage and self._is_exceeded(("limit", number, index), limit):
+                return Action(_reply(limit.reply, moment, moment.recipient))
+        if domain.greylist and moment.stage == "RCPT":
+            pair = moment.sender, moment.recipient.lower()
+            if not self._is_known(pair, domain.greylist):
+                return Action(_GREYLISTED)
+        return None
+
+    def _use(
+        self, place: _Place, rule: ScriptedReply | GraphFault, *, counted: bool = True
+    ) -> bool:
+        """Return whether the entry is used this time, and count it."""
+        used = self._used.get(place, 0)
+        if rule.times is not None and used >= rule.times:
+            return False
+        if isinstance(rule, ScriptedReply) and rule.chance < 100:
+            tried = self._tried[place] = self._tried.get(place, 0) + 1
+            draw = random.Random(f"{self.scenario.seed} {place} {tried}")  # noqa: S311 - no secret
+            if draw.randrange(100) >= rule.chance:
+                return False
+        if counted:
+            self._used[place] = used + 1
+        return True
+
+    def _is_exceeded(self, place: _Place, limit: RateLimit) -> bool:
+        """Return whether one more would be too many; count it otherwise."""
+        count, seconds = limit.rate
+        now_us = self._clock.queue_us()
+        passed = self._passed.setdefault(place, deque())
+        while passed and passed[0] <= now_us - int(seconds * 1_000_000):
+            passed.popleft()
+        if len(passed) >= count:
+            return True
+        passed.append(now_us)
+        return False
+
+    def _is_known(self, pair: _Pair, seconds: float) -> bool:
+        """Return whether the pair came first at least so many seconds ago."""
+        now_us = self._clock.queue_us()
+        first_us = _remembered(self._first_us, pair, now_us)
+        return now_us - first_us >= int(seconds * 1_000_000)
+
+    # -- test recipients
+
+    def _for_test_recipient(self, moment: Moment) -> Action | None:
+        if moment.stage == "RCPT":
+            wanted = find_test_recipient(moment.recipient)
+            return self._action_of(wanted, moment) if wanted else None
+        if moment.stage == "DOT":
+            for recipient in moment.recipients:
+                wanted = find_test_recipient(recipient)
+                if wanted and (found := self._action_of(wanted, moment)):
+                    return found
+        return None
+
+    def _action_of(self, wanted: TestRecipient, moment: Moment) -> Action | None:
+        if wanted.stage != moment.stage:
+            return None
+        pair = moment.sender, moment.recipient.lower()
+        match wanted.manner:
+            case Manner.REPLY if not wanted.times or self._is_refused(pair, wanted.times):
+                return Action(wanted.reply)
+            case Manner.GREYLIST if not self._is_known(pair, GREYLISTED_S):
+                return Action(wanted.reply)
+            case Manner.GREYLIST:
+                del self._first_us[pair]  # the next message is greylisted again
+            case Manner.NEEDS_TLS if not moment.tls:
+                return Action(wanted.reply)
+            case Manner.DROP:
+                return Action(drop=True)
+            case Manner.STALL:
+                return Action(stall=True)
+            case Manner.DELAY:
+                return Action(delay_s=wanted.delay_s)
+        return None
+
+    def _is_refused(self, pair: _Pair, times: int) -> bool:
+        """Return whether this is one of the first `times` times; then it begins again."""
+        so_far = _remembered(self._refused, pair, 0)
+        if so_far >= times:
+            del self._refused[pair]
+            return False
+        self._refused[pair] = so_far + 1
+        return True
+
+
+def _remembered(memory: OrderedDict[_Pair, int], pair: _Pair, first: int) -> int:
+    """Return what is remembered for the pair, `first` for a new one; forget the oldest."""
+    value = memory.setdefault(pair, first)
+    memory.move_to_end(pair)
+    if len(memory) > _REMEMBERED_MAX:
+        memory.popitem(last=False)
+    return value
+
+
+def _is_concerned(domain: RemoteDomain, moment: Moment) -> bool:
+    if moment.stage in WITH_RECIPIENTS:
+        named = (moment.recipient,) if moment.stage == "RCPT" else moment.recipients
+        return any(_is_in(domain, one) for one in named)
+    return any(moment.host == one.host for one in domain.hosts)
+
+
+def _is_in(domain: RemoteDomain, address: str) -> bool:
+    return address.lower().rpartition("@")[2] in domain.names
+
+
+def _is_asked_for(rule: ScriptedReply, domain: RemoteDomain, name: str) -> bool:
+    if not rule.host:
+        return name in domain.names
+    return any(name == one.host for one in domain.hosts) and rule.fits(
+        recipient="", sender="", host=name
+    )
+
+
+def _recipient_for(rule: ScriptedReply, domain: RemoteDomain, moment: Moment) -> str | None:
+    """Return the recipient for which the rule is used now, "" for any; None if it is not."""
+    if not _is_at(rule, moment.stage):
+        return None
+    addresses: Iterable[str] = ("",)
+    if moment.stage in WITH_RECIPIENTS:
+        named = (moment.recipient,) if moment.stage == "RCPT" else moment.recipients
+        addresses = [one for one in named if _is_in(domain, one)]
+    for one in addresses:
+        if rule.fits(recipient=one, sender=moment.sender, host=moment.host):
+            return one
+    return None
+
+
+def _is_at(rule: ScriptedReply, stage: str) -> bool:
+    """Return whether the rule is one of this stage. A reply at CONNECT replaces the banner."""
+    if rule.verb == "CONNECT" and rule.reply:
+        return stage == "BANNER"
+    return rule.verb == ("EHLO" if stage == "HELO" else stage)
+
+
+def _action(rule: ScriptedReply, moment: Moment, recipient: str) -> Action:
+    return Action(
+        reply=_reply(rule.reply, moment, recipient),
+        drop=rule.action == "drop",
+        stall=rule.action == "stall",
+        delay_s=rule.delay,
+        bad_certificate=rule.action == "bad-certificate",
+    )
+
+
+def _reply(reply: str, moment: Moment, recipient: str) -> str:
+    return filled(reply, recipient=recipient, sender=moment.sender, host=moment.host)

@@ -1,0 +1,261 @@
+"""Read octets as text: bodies, header fields, and what rules, pages and the search see of them.
+
+Labels are those of the WHATWG Encoding standard, with what its decoders give: gb2312 is gb18030,
+iso-8859-1 is windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP have the rows of NEC and IBM. Of
+other labels (ibm850, iso-2022-kr, utf-7), Python's encodings count. US-ASCII is no charset for
+octets of eight bits. Nothing raises, and time is linear in the octets.
+WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets).
+"""
+
+import codecs
+import re
+from collections.abc import Mapping
+from encodings import normalize_encoding
+from encodings.aliases import aliases
+from functools import cache
+
+from relay.formats.html_tokens import split_html, tag_attributes
+
+_ASCII = "ascii"
+# Python's codecs, each with its labels; further ones are regular.
+_TABLE = """
+utf-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8
+utf_16_be unicodefffe utf-16be
+utf_16_le csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le
+utf_32_le utf-32
+ascii ansi_x3.4-1968 ascii us-ascii
+cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1 iso_8859-1:1987
+cp1252 l1 latin1 latin-1
+cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5
+cp866 866 cp866 csibm866 ibm866
+cp874 cp874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874
+koi8_r cskoi8r koi koi8 koi8-r koi8_r
+koi8_u koi8-ru koi8-u
+mac_roman csmacintosh mac macintosh x-mac-roman
+mac_cyrillic x-mac-cyrillic x-mac-ukrainian
+gb18030 chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030
+gb18030 cp936
+big5hkscs big5 big5-hkscs cn-big5 csbig5 x-x-big5 cp950
+euc_jp cseucpkdfmtjapanese euc-jp x-euc-jp
+iso2022_jp_ext csiso2022jp iso-2022-jp iso-2022-jp-1 iso-2022-jp-ms
+cp932 csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis cp932
+cp949 cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601
+cp949 windows-949 cp949
+iso8859_2 csisolatin2 iso-ir-101 iso_8859-2:1987 l2 latin2
+iso8859_3 csisolatin3 iso-ir-109 iso_8859-3:1988 l3 latin3
+iso8859_4 csisolatin4 iso-ir-110 iso_8859-4:1988 l4 latin4
+iso8859_5 csisolatincyrillic cyrillic iso-ir-144 iso_8859-5:1988
+iso8859_6 arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6-e
+iso8859_6 iso-8859-6-i iso-ir-127 iso_8859-6:1987
+iso8859_7 csisolatingreek ecma-118 elot_928 greek greek8 iso-ir-126 iso_8859-7:1987 sun_eu_greek
+iso8859_8 csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 iso_8859-8:1988 visual
+iso8859_8 csiso88598i iso-8859-8-i logical
+iso8859_10 csisolatin6 iso-ir-157 l6 latin6
+iso8859_15 csisolatin9 l9
+"""
+_CODECS = {
+    **{
+        label: codec
+        for codec, *labels in map(str.split, _TABLE.split("\n")[1:-1])
+        for label in labels
+    },
+    **{f"{name}{page}": f"cp{page}" for page in range(1250, 1259) for name in ("cp", "x-cp")},
+    **{f"windows-{page}": f"cp{page}" for page in range(1250, 1259)},
+    **{
+        f"{name}{part}": f"iso8859_{part}"
+        for part in (*range(2, 9), 10, *range(13, 17))
+        for name in ("iso-8859-", "iso8859-", "iso8859", "iso_8859-")
+    },
+}
+_UTF_16 = ("utf_16_le", "utf_16_be")
+_OF_ONE_OCTET = frozenset(_CODECS.values()) - {
+    *("utf-8", *_UTF_16, "utf_32_le", "gb18030", "big5hkscs"),
+    *("euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
+}
+# Python remembers each name that it is asked for: no others.
+_KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
+_KNOWN -= {one for one in _KNOWN if one.endswith("_codec")}
+# What the standard decodes to another character than Python: of one octet, and of several.
+_OTHER_OCTETS = {"koi8_u": {0xAE: "\u045e", 0xBE: "\u040e"}, "cp1255": {0xCA: "\u05ba"}}
+_JIS = str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
+_OTHER_CHARACTERS: dict[str, Mapping[int, int | str]] = {
+    "utf_7": dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+    "euc_jp": _JIS,
+    "iso2022_jp_ext": _JIS,
+    "cp932": str.maketrans("\uf8f0\uf8f1\uf8f2\uf8f3", "\ufffd" * 4),
+    "big5hkscs": str.maketrans(
+        "\u2022\uff64\u203e\u223c\u2641\u2609\xa5\xa2\xa3",
+        "\u2027\ufe51\xaf\uff5e\u2295\u2299\uffe5\uffe0\uffe1",
+    ),
+    "gb18030": str.maketrans(
+        "\ue5e5\ue78d\ue78e\ue78f\ue790\ue791\ue792\ue793\ue794\ue795\ue796\ue7c7"
+        "\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864",
+        "\u3000\ufe10\ufe12\ufe11\ufe13\ufe14\ufe15\ufe16\ufe17\ufe18\ufe19\u1e3f"
+        "\u9fb4\u9fb5\u9fb6\u9fb7\u9fb8\u9fb9\u9fba\u9fbb",
+    ),
+}
+_EURO = {"gb18030": b"\x80", "big5hkscs": b"\xa3\xe1"}
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "utf_16_le", b"\xfe\xff": "utf_16_be"}
+_META_WITHIN_OCTETS = 1024
+_PIECE_OCTETS = 256 * 1024  # that are decoded at once
+_MENDED_PIECE_OCTETS = 16 * 1024
+_MENDED_MAX = 10_000  # replaced octets, after which all are replaced at once
+_LABEL_CHARACTERS_MAX = 60
+_ERRORS = "relay.formats.charsets"
+_IN_META = re.compile(r"charset\s{0,9}=\s{0,9}[\"']?([^\s;\"']*+)", re.IGNORECASE)
+
+
+def codec_of(label: str) -> str:
+    """Return Python's name of the encoding that a label names, "" if it names none."""
+    name = label.strip().lower()
+    return _CODECS.get(name) or _python_codec(name[:_LABEL_CHARACTERS_MAX])
+
+
+def _python_codec(name: str) -> str:
+    plain = normalize_encoding(name)
+    for one in (plain, plain.replace("_", "")):
+        codec = aliases.get(one, one)
+        codec = _CODECS.get(codec) or _CODECS.get(codec.replace("_", "-")) or codec
+        if codec in _KNOWN:
+            return codec
+    return ""
+
+
+def decode_octets(
+    octets: bytes,
+    label: str = "",
+    *,
+    fallback: str | None = None,
+    is_html: bool = False,
+    is_cut: bool = False,
+) -> tuple[str, bool]:
+    """Return the text, and whether the octets are in the charset that the label names.
+
+    Octets that their charset does not have: all of them as UTF-8 if they are valid, else these
+    octets are replaced. Without a charset they are UTF-8 if they are valid, else windows-1252. The
+    text of a header is first tried in the charset of the label `fallback`; a body may begin with a
+    byte order mark of UTF-16. `is_cut`: a character may be cut at the end.
+    """
+    codec = codec_of(label)
+    is_known = bool(codec) or not label
+    if codec == _ASCII and not octets.isascii():
+        codec, is_known = "", False
+    if octets.startswith(codecs.BOM_UTF8):
+        codec = "utf-8"
+    elif codec in _UTF_16 or (not codec and fallback is None):
+        codec = _BYTE_ORDER_MARKS.get(octets[:2], codec)
+    if not codec and is_html:
+        codec = _codec_in_html(octets)
+    text = _read(octets, codec, is_cut=is_cut) if codec else ""
+    is_whole = bool(codec) and "\ufffd" not in text
+    if not is_whole and not (codec and octets.isascii()):  # else damaged, or cut
+        as_utf_8 = _strictly(octets, "utf-8", is_cut=is_cut)
+        if as_utf_8 is not None:
+            text, is_whole = as_utf_8, codec in ("", "utf-8")
+        elif not codec:
+            text = _read_raw(octets, codec_of(fallback or ""), is_cut=is_cut)
+    return text.removeprefix("\ufeff"), is_whole and is_known
+
+
+def _read_raw(octets: bytes, codec: str, *, is_cut: bool) -> str:
+    if codec and codec not in _UTF_16:
+        text = _read(octets, codec, is_cut=is_cut)
+        if "\ufffd" not in text:
+            return text
+    return _read(octets, "cp1252", is_cut=is_cut)
+
+
+def _codec_in_html(octets: bytes) -> str:
+    """Return the codec that a <meta> names, "" if there is none."""
+    for token in split_html(octets[:_META_WITHIN_OCTETS].decode("latin-1")):
+        if token.name != "meta" or token.is_end:
+            continue
+        given = tag_attributes(token.text)
+        label = given.get("charset", "")
+        if not label and given.get("http-equiv", "").lower() == "content-type":
+            found = _IN_META.search(given.get("content", ""))
+            label = found[1] if found else ""
+        if codec := codec_of(label):
+            # it was read as ASCII, so that it is not UTF-16; ASCII is windows-1252
+            return {_ASCII: "cp1252"}.get(codec, "utf-8" if codec in _UTF_16 else codec)
+    return ""
+
+
+def _read(octets: bytes, codec: str, *, is_cut: bool) -> str:
+    """Return the text, with U+FFFD for what the codec does not have."""
+    if codec in _OF_ONE_OCTET:
+        return codecs.charmap_decode(octets, "strict", _characters(codec))[0]
+    text = _strictly(octets, codec, is_cut=is_cut)
+    if text is None:
+        text = _mended(octets, codec, is_cut=is_cut)
+    if table := _OTHER_CHARACTERS.get(codec):
+        pieces = range(0, len(text), _PIECE_OCTETS)
+        text = "".join([text[at : at + _PIECE_OCTETS].translate(table) for at in pieces])
+    return text
+
+
+def _strictly(octets: bytes, codec: str, *, is_cut: bool) -> str | None:
+    """Decode in pieces, so that other threads run between them: a codec never gives way."""
+    try:
+        if not is_cut and len(octets) <= _PIECE_OCTETS:
+            return octets.decode(codec)
+        decode = codecs.getincrementaldecoder(codec)().decode
+        pieces = range(0, len(octets), _PIECE_OCTETS)
+        texts = [decode(octets[at : at + _PIECE_OCTETS]) for at in pieces]
+        return "".join(texts) + decode(b"", final=not is_cut)
+    except UnicodeDecodeError:
+        return None
+
+
+@cache
+def _characters(codec: str) -> str:
+    """Return the characters of all octets; those without one are controls, or U+FFFD."""
+    others = _OTHER_OCTETS.get(codec, {})
+    found = enumerate(bytes(range(256)).decode(codec, "replace"))
+    controls = range(0x80, 0xA0) if codec != _ASCII else ()
+    return "".join(
+        others.get(octet, chr(octet) if one == "\ufffd" and octet in controls else one)
+        for octet, one in found
+    )
+
+
+def _mended(octets: bytes, codec: str, *, is_cut: bool) -> str:
+    """Decode in pieces, as _strictly() does."""
+    decoder = codecs.getincrementaldecoder(codec)(_ERRORS)
+    texts, left = [], _MENDED_MAX
+    for at in range(0, len(octets), _MENDED_PIECE_OCTETS):
+        texts.append(decoder.decode(octets[at : at + _MENDED_PIECE_OCTETS]))
+        left -= texts[-1].count("\ufffd")
+        if left < 0:
+            decoder.errors = "replace"
+    return "".join(texts) if is_cut else "".join((*texts, decoder.decode(b"", final=True)))
+
+
+def _mend(error: UnicodeError) -> tuple[str, int]:
+    """Return what is instead of octets that a codec refuses, and where it goes on."""
+    assert isinstance(error, UnicodeDecodeError)
+    start, codec = error.start, error.encoding
+    euro = _EURO.get(codec)
+    if euro and error.object.startswith(euro, start):
+        return "€", start + len(euro)
+    text = ""
+    if codec == "euc_jp":
+        text = _of_row(error.object[start : start + 2], 0x80)
+    elif codec == "iso2022_jp_ext":
+        text = _of_row(error.object[start : error.end], 0)
+    return (text, start + 2) if text else ("\ufffd", error.end)
+
+
+@cache
+def _of_row(pair: bytes, offset: int) -> str:
+    """Return a character of JIS X 0208 with the rows of NEC and IBM, "" if there is none."""
+    if len(pair) != len(b"\x21\x21") or not all(0x21 <= one - offset <= 0x7E for one in pair):
+        return ""
+    row, cell = pair[0] - offset, pair[1] - offset
+    lead = (row - 0x21) // 2 + (0x81 if row < 0x5F else 0xC1)
+    trail = cell + ((0x1F if cell < 0x60 else 0x20) if row % 2 else 0x7E)
+    text = bytes((lead, trail)).decode("cp932", "replace")
+    return text if len(text) == 1 else ""
+
+
+codecs.register_error(_ERRORS, _mend)

@@ -1,0 +1,426 @@
+"""Read the fields of any header as Graph's properties.
+
+relay.base.message.header splits the header. For damaged fields the readers return what can be read.
+Nothing raises; unreadable_addresses() reports what other readers may read otherwise.
+RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from email.message import Message
+from email.policy import Compat32
+from email.utils import parsedate_tz
+from functools import partial
+from itertools import chain, islice
+
+from msgspec import Struct
+
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.conversation import message_ids, own_message_id
+from relay.base.message.header import (
+    BYTE_ORDER_MARK,
+    FIELDS_MAX,
+    Header,
+    cleaned,
+    header_end,
+    malformed_recipients,
+    with_first_fields,
+)
+from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.formats.address_list import address_entries
+from relay.formats.content_fields import charset_of
+from relay.formats.encoded_words import decode_words
+
+HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
+_CONTENT_FIELD_CHARACTERS_MAX = 8192
+_UNFOLD = re.compile(r"[\r\n]+")
+_SPACES = re.compile(r"\s+")
+_PHRASE = re.compile(r'(?:"(?:[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)")
+# The only author of most messages: `Name <local@domain>`, or the address alone.
+_PLAIN_ADDRESS = rb"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)"
+_PLAIN_AUTHOR = re.compile(
+    rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
+)
+_ADDRESSES_MAX = 2000
+STORED_FIELD_OCTETS_MAX = 64 * 1024  # of each address field of a stored message
+ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; the worst takes some milliseconds
+_PHRASES_MAX = 200
+KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
+_IDS_MAX = 1000
+_DAY_S = 86_400
+# Dates as programs write them, not only as in RFC 5322.
+_DATE_CHARACTERS_MAX = 1000
+_ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
+_COMMENT = re.compile(r"\([^()]*+\)")
+_ISO_8601 = re.compile(r"\A(\d{4})-(0[1-9]|1[0-2])-(\d\d)[Tt ]")
+_TIME = re.compile(r"(\d\d?)(:\d\d(?::\d\d)?)(?:[.,]\d+)?(?: ?([AaPp])\.?[Mm]\b\.?)?")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+DATE_US_MIN, _DATE_US_MAX = -11_644_473_600_000_000, 253_402_300_799_000_000  # 1601 to 9999
+_TORN_LINE_ENDS = frozenset(((b"\r", b"\r\n"), (b"\n", b"\r")))
+_SHOWN_OCTETS = 80
+_IMPORTANCES = frozenset(("low", "normal", "high"))
+# The fields that other programs write instead of Importance, by the first word of the value.
+_PRIORITIES = {
+    "x-priority": {"1": "high", "2": "high", "3": "normal", "4": "low", "5": "low"},
+    "x-msmail-priority": {"high": "high", "normal": "normal", "low": "low"},
+    "priority": {"urgent": "high", "normal": "normal", "non-urgent": "low"},
+}
+_SENSITIVITIES = {
+    "personal": "personal",
+    "private": "private",
+    "company-confidential": "confidential",
+    "confidential": "confidential",
+}
+
+
+class _RawHeaderPolicy(Compat32):
+    """Return header values with raw 8-bit octets as surrogates.
+
+    Content fields are unfolded, because a boundary or a name may be folded, and clipped.
+    """
+
+    def header_fetch_parse(self, name: str, value: str) -> str:
+        if name[:8].lower() != "content-":
+            return value
+        return "".join(value[:_CONTENT_FIELD_CHARACTERS_MAX].split("\r\n"))
+
+
+_POLICY = _RawHeaderPolicy()
+
+
+def parse_header(header: bytes) -> "Message[str, str]":
+    """Parse a header section: values as they are, lines that are not fields skipped, unless they
+    go on with the parameters of a content field.
+
+    Octets that are not ASCII are surrogates in the values.
+    """
+    message: Message[str, str] = Message(policy=_POLICY)
+    pairs: list[tuple[str, str]] = []
+    for name, field in Header.parse(cleaned(header)).fields:
+        text = field.removeprefix(BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
+        if name:
+            name_text, _, value = text.partition(":")
+            pairs.append((name_text.rstrip(), value.lstrip(" \t").rstrip("\r\n")))
+        elif pairs and pairs[-1][1].endswith(";") and pairs[-1][0][:8].lower() == "content-":
+            pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]} {text.strip()}")  # a fold without a blank
+    for pair in pairs:
+        message.set_raw(*pair)
+    return message
+
+
+def body_charset(header: Header) -> str:
+    """Return the charset that the Content-Type of a header names, "" if it names none."""
+    value = header.first("Content-Type") or b""
+    return charset_of(value[:_CONTENT_FIELD_CHARACTERS_MAX].decode("latin-1"))
+
+
+def check_mime(content: bytes) -> str | None:
+    """Return why `content` is not a MIME message that can be sent, or None.
+
+    Damage is not a reason: a damaged message is sent almost as it is.
+    """
+    if not content or content.isspace():
+        return "expected a MIME message, found nothing"
+    end = header_end(content)
+    if reason := check_header(content[: end.header], content[end.header : end.body]):
+        return reason
+    if len(with_first_fields(content)) < len(content):
+        return f"its header has too many fields, expected at most {FIELDS_MAX}"
+    return None
+
+
+def check_header(header: bytes, blank: bytes) -> str | None:
+    """Return why a message with this header section cannot be sent, or None if it can.
+
+    `blank` is the empty line after it.
+    """
+    if not header:
+        return "expected a MIME message, found no header field in line 1"
+    if len(header) > HEADER_OCTETS_MAX:
+        return f"its header has {len(header)} bytes, expected at most {HEADER_OCTETS_MAX}"
+    if (header[-1:], blank) in _TORN_LINE_ENDS:  # what follows may be more of the header
+        found = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
+        return f"the last line of its header ends in{found}, expected CR LF and an empty line"
+    if line := malformed_recipients(header):
+        shown = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
+        return f"found {shown} in its header, expected a name such as Bcc, a colon and addresses"
+    return None
+
+
+def read_properties_of_header(
+    fields: "Message[str, str]", *, octets_max: int | None = STORED_FIELD_OCTETS_MAX
+) -> MessageProperties:
+    """Return all properties that a header has: all but body and attachments.
+
+    `octets_max` is that of read_addresses(); a submission, whose recipients count, has none.
+    """
+    in_reply_to = message_ids(read_token(fields, "in-reply-to"))
+    people = partial(read_addresses, fields, octets_max=octets_max)
+    return MessageProperties(
+        subject=read_text(fields, "subject"),
+        from_=first_person(people("from")),
+        sender=first_person(people("sender")),
+        to=people("to"),
+        cc=people("cc"),
+        bcc=people("bcc"),
+        reply_to=people("reply-to"),
+        importance=_importance(fields),
+        internet_message_id=own_message_id(read_token(fields, "message-id")),
+        internet_message_headers=_all_fields(fields),
+        categories=tuple(_phrases(fields, "keywords")),
+        sensitivity=_SENSITIVITIES.get(read_token(fields, "sensitivity").lower(), "normal"),
+        read_receipt=any(one.address for one in people("disposition-notification-to")),
+        in_reply_to=in_reply_to[0] if in_reply_to else "",
+        references=message_ids(read_token(fields, "references"))[:_IDS_MAX],
+        conversation_index=read_token(fields, "thread-index").replace(" ", ""),
+    )
+
+
+def read_addresses(
+    message: "Message[str, str]", name: str, *, octets_max: int | None = None
+) -> tuple[EmailAddress, ...]:
+    """Return the people in an address field; groups are flattened, names decoded.
+
+    The address is "" for text that is not an address. With `octets_max` only the whole entries at
+    the beginning of the fields are read.
+    """
+    values = _raw_values(message, name)
+    if octets_max is not None:
+        values = list(_beginnings(values, octets_max))
+    raw = _raw_charset(message, values)
+    found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
+    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
+    return tuple([one for one in people if one.address or one.name])
+
+
+def _beginnings(values: Iterable[str], octets_max: int) -> Iterator[str]:
+    for value in values:
+        if len(value) > octets_max:
+            yield value[: max(value.rfind(mark, 0, octets_max) for mark in ",;") + 1]
+            break
+        yield value
+        octets_max -= len(value)
+
+
+def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
+    """Return the first entry of an address field that has not the same one address for every
+    reader, "" if there is none.
+    """
+    entries = chain.from_iterable(map(address_entries, _raw_values(message, name)))
+    for count, one in enumerate(entries):
+        if count == _ADDRESSES_MAX:
+            return f"more than {_ADDRESSES_MAX} addresses"
+        if not one.is_plain or "\ufffd" in _address(one.address):
+            return _repaired(one.text)
+    return ""
+
+
+class Originators(Struct, frozen=True):
+    """A field of originators: its addresses, and what could not be read ("" if nothing)."""
+
+    name: str
+    addresses: tuple[EmailAddress, ...]
+    unread: str
+
+
+def originators(header: Header) -> Iterator[Originators]:
+    """Yield each From and Sender, and each Resent-From and Resent-Sender of the last resending.
+
+    Who resends a message puts its resent fields above all others (RFC 5322 3.6.6), and each hop its
+    Received above these. A Received after the first Resent-From therefore ends the block of the
+    last resending; the resent fields below are those of others, from earlier.
+    """
+    size = 0
+    is_resent = is_history = False
+    for name, octets in header.fields:
+        is_resent |= name == b"resent-from"
+        is_history |= is_resent and name == b"received"
+        if name not in (b"from", b"sender") and (
+            is_history or name not in (b"resent-from", b"resent-sender")
+        ):
+            continue
+        shown = name.decode().title()
+        size += len(octets)
+        if size > ORIGINATORS_OCTETS_MAX:
+            yield Originators(shown, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
+            return
+        field = parse_header(octets)
+        addresses = tuple(_canonical(one) for one in read_addresses(field, shown) if one.address)
+        unread = unreadable_addresses(field, shown)
+        if b"\0" in octets:  # some readers end there
+            unread = "a NUL"
+        elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
+            unread = "a fold before the colon"
+        yield Originators(shown, addresses, unread)
+
+
+def addressees(header: Header) -> tuple[str, ...]:
+    """Return the addresses in To and Cc."""
+    lines = b"".join([octets for name, octets in header.fields if name in (b"to", b"cc")])
+    fields = parse_header(lines)
+    people = chain.from_iterable(read_addresses(fields, name) for name in ("To", "Cc"))
+    return tuple([_canonical(one).address for one in people if one.address])
+
+
+class Author(Struct, frozen=True):
+    """The only address in From, or why there is no such one."""
+
+    address: str = ""
+    fault: str = ""
+
+
+def sole_author(header: Header) -> Author:
+    """Return the author of a message with one From field of exactly one address, which every
+    reader sees in it (RFC 5322 3.6.2).
+    """
+    count = header.count("From")
+    if count != 1:
+        return Author(fault=f"the message has {count or 'no'} From field{'s' if count else ''}")
+    value = header.values("From")[0]
+    is_short = len(value) < ORIGINATORS_OCTETS_MAX // 2
+    if is_short and (plain := _PLAIN_AUTHOR.fullmatch(value)):  # nearly always
+        return Author((plain[1] or plain[2]).decode())
+    [found] = originators(Header(tuple(one for one in header.fields if one[0] == b"from")))
+    if found.unread:
+        return Author(fault="From has what is no address")
+    if len(found.addresses) != 1:
+        return Author(fault=f"From has {len(found.addresses) or 'no'} addresses")
+    if any(one.in_group for one in address_entries(value.decode("utf-8", "replace"))):
+        return Author(fault="From has a group")
+    return Author(found.addresses[0].address)
+
+
+def _canonical(person: EmailAddress) -> EmailAddress:
+    """Return an address without needless quotes around its local part.
+
+    Addresses that are not ASCII stay: two domains that are equal in IDNA 2003 may differ today.
+    """
+    if not person.address.isascii():
+        return person
+    with contextlib.suppress(AddressError):
+        return EmailAddress(parse_mailbox(person.address), person.name)
+    return person
+
+
+def read_text(message: "Message[str, str]", name: str) -> str:
+    """Return a field's text, unfolded and decoded; "" if there is none."""
+    value = _UNFOLD.sub("", str(message.get(name) or ""))
+    return decode_text(value, _raw_charset(message, [value])).strip()
+
+
+def read_token(message: "Message[str, str]", name: str) -> str:
+    """Return a field's value on one line, not decoded; "" if there is none."""
+    return _SPACES.sub(" ", _value(message, name)).strip()
+
+
+def decode_text(value: str, raw: str = "") -> str:
+    """Decode RFC 2047 words, and octets that are not ASCII as decode_words() does."""
+    if value.isascii() and "=?" not in value:
+        return value
+    return decode_words(value.encode("utf-8", "surrogateescape"), raw)
+
+
+def date_us_of(message: "Message[str, str]") -> int | None:
+    """Return the time in Date; None if there is none, or it is invalid or before 1601, when the
+    times of Exchange begin. A leap second is the one after it.
+    """
+    with contextlib.suppress(Exception):  # damaged dates make `email` raise in many ways
+        if found := parsedate_tz(_plain_date(read_token(message, "date")[:_DATE_CHARACTERS_MAX])):
+            year, month, day, hour, minute, second, *_, offset_s = found
+            year += 1900 if year < 1000 else 0  # RFC 5322 4.3
+            is_leap = second == 60
+            at = datetime(year, month, day, hour, minute, second - is_leap, tzinfo=UTC)
+            at_us = (int(at.timestamp()) + is_leap - (offset_s or 0)) * 1_000_000
+            if abs(offset_s or 0) < _DAY_S and DATE_US_MIN <= at_us <= _DATE_US_MAX:
+                return at_us
+    return None
+
+
+def _plain_date(text: str) -> str:
+    """Return a date in the form of RFC 5322, without comments and fractions of a second."""
+    text, before = _ESCAPED.sub("", text), ""
+    while text != before:  # comments may be nested
+        text, before = _COMMENT.sub(" ", text), text
+    text = _ISO_8601.sub(lambda one: f"{one[3]} {MONTHS[int(one[2]) - 1]} {one[1]} ", text.strip())
+    return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
+
+
+def _plain_time(found: re.Match[str]) -> str:
+    hour, half = int(found[1]), (found[3] or "").lower()
+    if half and hour <= 12:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    return f"{hour:02}{found[2]} "
+
+
+def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
+    """Yield the decoded phrases of all fields of a name, up to KEYWORDS_CHARACTERS_MAX."""
+    left = KEYWORDS_CHARACTERS_MAX
+    with contextlib.suppress(Exception):  # damaged headers make `email` raise in many ways
+        values = _raw_values(message, name)
+        raw = _raw_charset(message, values)
+        for value in values:
+            phrases = _PHRASE.findall(value[:left])
+            if len(value) > left:
+                phrases = phrases[:-1]  # it may be cut
+            left = max(left - len(value), 0)
+            for phrase in phrases[:_PHRASES_MAX]:
+                plain = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), phrase.strip())
+                if plain.strip():
+                    yield decode_text(plain, raw).strip()
+
+
+def _raw_values(message: "Message[str, str]", name: str) -> list[str]:
+    return [_UNFOLD.sub("", value) for value in message.get_all(name, [])]
+
+
+def _raw_charset(message: "Message[str, str]", values: Iterable[str]) -> str:
+    """Return the charset of the body if one of the values may need it."""
+    if all(map(str.isascii, values)):
+        return ""
+    return charset_of(str(message.get("content-type") or ""))
+
+
+def _value(message: "Message[str, str]", name: str) -> str:
+    with contextlib.suppress(Exception):
+        return _repaired(str(message.get(name) or ""))
+    return ""
+
+
+def _repaired(value: str) -> str:
+    """Return what is no text, such as an address, with raw 8-bit octets read as UTF-8."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _address(address: str) -> str:
+    local_part, at, domain = _repaired(address).rpartition("@")
+    return f"{local_part}{at}{domain.lower()}"
+
+
+def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:
+    """Return the first one with an address; without any, the first name."""
+    return next((one for one in people if one.address), next(iter(people), None))
+
+
+def _importance(message: "Message[str, str]") -> str:
+    given = read_token(message, "importance").lower()
+    if given in _IMPORTANCES:
+        return given
+    for name, meanings in _PRIORITIES.items():
+        word = read_token(message, name).partition(" ")[0].lower()
+        if found := meanings.get(word) or meanings.get(word[:1]):
+            return found
+    return "normal"
+
+
+def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
+    """Return the names and decoded values of all fields, in their order, but the relay's own."""
+    raw = _raw_charset(message, message.values())
+    return tuple(
+        (name, decode_text(_UNFOLD.sub("", value), raw).strip())
+        for name, value in message.items()
+        if not name.lower().startswith("x-relay-")
+    )

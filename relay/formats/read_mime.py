@@ -1,0 +1,370 @@
+"""Read any MIME message as Graph's properties and attachments.
+
+The mailbox shows messages of others and MIME drafts with it. Damaged MIME gives what can be read of
+it; damage is listed in `defects` and never raises. Of a large message only headers and the shown
+text are in memory, and of the text at most TEXT_OCTETS_MAX. Raises OSError if it cannot be read.
+RFC 2045-2047, 2231; RFC 2183 (inline, attachment); RFC 2387 (related).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from email.message import Message
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.content import Octets, as_octets, join_octets
+from relay.base.message.header import Header, cleaned, header_section
+from relay.base.message.properties import MessageProperties
+from relay.formats.charsets import decode_octets
+from relay.formats.content_fields import charset_of, filename_of, name_by_type, read_content_field
+from relay.formats.draft import (
+    AttachmentFacts,
+    MimeDraftProperties,
+    StoredPart,
+    read_private_block,
+    read_properties,
+)
+from relay.formats.encoded_words import decode_words
+from relay.formats.html_tokens import content_ids
+from relay.formats.read_header import (
+    HEADER_OCTETS_MAX,
+    date_us_of,
+    parse_header,
+    read_properties_of_header,
+    read_text,
+    read_token,
+)
+from relay.formats.read_report import ORDINARY_CLASS, message_class
+from relay.formats.structure import IDENTITY, WHOLE_MESSAGES, Entity, Structure, read_structure
+from relay.formats.transfer_encoding import (
+    UUENCODE,
+    decoded_blocks,
+    decoded_octets,
+    decoded_size,
+    decoding_of,
+    uuencoded_file,
+)
+
+_ENCODING = "Content-Transfer-Encoding"
+TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
+ENCODINGS_MAX = 5  # of a multipart in an encoded multipart, and so on; deeper ones are files
+
+
+class AttachedOctets(Struct, frozen=True):
+    """An attachment with its stored octets; `encoding` is "" if they need no decoding.
+
+    `disposition` is that of the part in lower case, "" if there is none; `is_named`: it has a name
+    of its own.
+    """
+
+    facts: AttachmentFacts
+    octets: Octets
+    encoding: str
+    disposition: str = ""
+    is_named: bool = True
+
+
+class ReadMessage(Struct, frozen=True):
+    """A message as it was read; `date_us` is None without a valid Date."""
+
+    properties: MessageProperties
+    attachments: tuple[AttachmentFacts, ...]
+    date_us: int | None
+    defects: tuple[str, ...] = ()
+    message_class: str = ORDINARY_CLASS
+
+
+class Leaf(Struct, frozen=True):
+    """An entity that mail programs show as one body or attachment: a leaf, or a whole message.
+
+    `inside` is set in an encoded multipart: the decoded octets, where the entity's positions count.
+    `above` is the content type of the multipart in which it is.
+    """
+
+    entity: Entity
+    fields: "Message[str, str]"
+    above: str
+    inside: Octets | None = None
+
+    def body(self, content: Octets) -> Octets:
+        """Return the stored octets of the body; `content` is that of the message."""
+        start, end = self.entity.body_start, self.entity.end
+        return (self.inside or content).part(start, end - start)
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it is an attached message, which some programs encode."""
+        return self.entity.is_message or (
+            self.entity.content_type in WHOLE_MESSAGES and self.entity.encoding not in IDENTITY
+        )
+
+
+class SortedLeaves(Struct, frozen=True):
+    """The leaves of a message: the bodies that are shown, and everything else."""
+
+    html: Leaf | None
+    text: Leaf | None
+    attached: tuple[Leaf, ...]
+
+
+def read_message(raw: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
+    """Read a file of a mailbox: a draft by its block, other messages as MIME.
+
+    `has_body` is that of read_mime(). Reading blocks; raises OSError.
+    """
+    stored = as_octets(raw)
+    block, length = read_private_block(stored)
+    if block is None or block.properties is None:
+        message = read_mime(stored.part(length, stored.size - length), has_body=has_body)
+        return _with_properties(message, block.beside) if block and block.beside else message
+    attachments = tuple(_facts(part) for part in block.attachments)
+    return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
+
+
+def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadMessage:
+    properties = replace(
+        message.properties,
+        delivery_receipt=stored.delivery_receipt,
+        extended=stored.extended,
+    )
+    attachments = tuple(
+        replace(one, id=identity)
+        for one, identity in zip(
+            message.attachments, _ids(stored, len(message.attachments)), strict=True
+        )
+    )
+    return replace(message, properties=properties, attachments=attachments)
+
+
+def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
+    """Return the stored ids of that many attachments, "" for each if there are none."""
+    found = stored.attachment_ids if stored else ()
+    return found if len(found) == count else ("",) * count
+
+
+def read_mime(content: bytes | Octets, *, has_body: bool = True) -> ReadMessage:
+    """Read a MIME message; of attachments only the size is computed.
+
+    Unless `has_body`, the body is "": a large text takes long. Reading blocks; raises OSError.
+    """
+    octets = as_octets(content)
+    structure = read_structure(octets)
+    leaves = sorted_leaves(structure, octets)
+    body = (leaves.html or leaves.text) if has_body else None
+    text = _Text("") if body is None else _read_text(octets, body)
+    fields = structure.message.fields()
+    properties = replace(
+        read_properties_of_header(fields),
+        body_type="text" if leaves.html is None else "html",
+        body=text.text,
+    )
+    html = text.text if has_body and leaves.html else None
+    return ReadMessage(
+        properties,
+        tuple(one.facts for one in _all_attached(octets, leaves, html=html)),
+        date_us_of(fields),
+        (*structure.defects, *text.defects),
+        message_class(octets, structure.message.content_type),
+    )
+
+
+class ReadBodies(Struct, frozen=True):
+    """The bodies that mail programs show; None where a message has none of that type."""
+
+    html: str | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadParts:
+    """All that a message has: its header, its bodies and its attachments, those of HTML too.
+
+    `header` has at most 1 MiB. `defects` says what is damaged or beyond a limit.
+    """
+
+    header: bytes = field(repr=False)
+    bodies: ReadBodies
+    attachments: tuple[AttachedOctets, ...]
+    defects: tuple[str, ...]
+
+
+def read_parts(content: Octets) -> ReadParts:
+    """Read a MIME message in one pass over its octets. Reading blocks; raises OSError."""
+    structure = read_structure(content)
+    leaves = sorted_leaves(structure, content)
+    html, text = (
+        None if leaf is None else _read_text(content, leaf) for leaf in (leaves.html, leaves.text)
+    )
+    return ReadParts(
+        structure.message.header,
+        ReadBodies(html.text if html else None, text.text if text else None),
+        _all_attached(content, leaves, html=html.text if html else None),
+        (*structure.defects, *(html.defects if html else ()), *(text.defects if text else ())),
+    )
+
+
+def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
+    """Return the attachments of a file of a mailbox, in the order of read_message().
+
+    Reading blocks; raises OSError.
+    """
+    block, length = read_private_block(stored)
+    if block is None or block.properties is None:
+        content = stored.part(length, stored.size - length)
+        attached = _all_attached(content, sorted_leaves(read_structure(content), content))
+        ids = _ids(block.beside if block else None, len(attached))
+        return tuple(
+            replace(one, facts=replace(one.facts, id=identity))
+            for one, identity in zip(attached, ids, strict=True)
+        )
+    return tuple(
+        AttachedOctets(
+            _facts(part),
+            stored.part(length + part.offset, part.length),
+            "base64" if part.base64 else "",
+        )
+        for part in block.attachments
+    )
+
+
+def _all_attached(
+    octets: Octets, leaves: SortedLeaves, *, html: str | None = None
+) -> tuple[AttachedOctets, ...]:
+    """Return the attachments; an image that the HTML shows is inline, whatever its disposition.
+
+    `html` is the text of the HTML body, if it was read.
+    """
+    has_html = leaves.html is not None
+    found = tuple(_attached(octets, one, has_html=has_html) for one in leaves.attached)
+    if leaves.html is None or not any(map(_may_be_shown, found)):
+        return found
+    shown = content_ids(_read_text(octets, leaves.html).text if html is None else html)
+    return tuple(
+        replace(one, facts=replace(one.facts, inline=True))
+        if _may_be_shown(one) and one.facts.content_id in shown
+        else one
+        for one in found
+    )
+
+
+def _may_be_shown(one: AttachedOctets) -> bool:
+    facts = one.facts
+    return not facts.inline and facts.content_id != "" and facts.content_type.startswith("image/")
+
+
+def sorted_leaves(structure: Structure, content: Octets | None = None) -> SortedLeaves:
+    """Find the HTML body, the text body and the attachments; attached messages are not searched.
+
+    A text with a file name is a body if it is an alternative, or the first text: one with a
+    Content-Disposition is none after an attachment.
+    With `content`, those in an encoded multipart too. Reading it blocks; raises OSError.
+    """
+    html = text = None
+    attached: list[Leaf] = []
+    for leaf in _leaves(structure, content):
+        # A multipart without parts is shown as text.
+        kind = leaf.entity.content_type
+        is_text = kind == "text/plain" or kind.startswith("multipart/")
+        disposition = disposition_of(leaf)
+        is_first = not (html or text or (attached and disposition))
+        is_file = (
+            not is_first and leaf.above != "multipart/alternative" and filename_of(leaf.fields)
+        )
+        wants_to_attach = disposition == "attachment" or is_file
+        if kind == "text/html" and html is None and not wants_to_attach:
+            html = leaf
+        elif is_text and text is None and not wants_to_attach:
+            text = leaf
+        else:
+            attached.append(leaf)
+    return SortedLeaves(html, text, tuple(attached))
+
+
+def _leaves(
+    structure: Structure, content: Octets | None, *, inside: Octets | None = None, depth: int = 0
+) -> Iterator[Leaf]:
+    for entity in structure.entities:
+        if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
+            continue
+        above = structure.entities[entity.parent].content_type
+        leaf = Leaf(entity, entity.fields(), above, inside)
+        if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
+            header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
+            decoded = join_octets(
+                [header + b"\r\n", decoded_octets(leaf.body(content), entity.encoding)]
+            )
+            yield from _leaves(read_structure(decoded), decoded, inside=decoded, depth=depth + 1)
+        else:
+            yield leaf
+
+
+def is_encoded_multipart(entity: Entity) -> bool:
+    """Return whether parts are only found in the decoded body (against RFC 2045 6.4)."""
+    is_leaf_of_parts = entity.is_leaf and entity.content_type.startswith("multipart/")
+    return is_leaf_of_parts and decoding_of(entity.encoding) is not None
+
+
+def disposition_of(leaf: Leaf) -> str:
+    """Return the Content-Disposition in lower case, "" if there is none."""
+    return read_content_field(leaf.fields, "content-disposition").value
+
+
+class _Text(Struct, frozen=True):
+    text: str
+    defects: Sequence[str] = ()
+
+
+def _read_text(octets: Octets, leaf: Leaf) -> _Text:
+    pieces, size = [], 0
+    for block in decoded_blocks(leaf.body(octets), leaf.entity.encoding):
+        pieces.append(block[: TEXT_OCTETS_MAX - size])
+        size += len(block)
+        if size > TEXT_OCTETS_MAX:
+            break
+    is_cut = size > TEXT_OCTETS_MAX
+    text, is_whole = decode_octets(
+        b"".join(pieces),
+        charset_of(str(leaf.fields.get("content-type", ""))),
+        is_html=leaf.entity.content_type == "text/html",
+        is_cut=is_cut,
+    )
+    defects = [f"a text of more than {TEXT_OCTETS_MAX} octets"] if is_cut else []
+    return _Text(text, defects if is_whole else [*defects, "a text that is not in its charset"])
+
+
+def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
+    """Return an attachment; of an attached message only the parts are decoded by its reader."""
+    content_id = read_token(leaf.fields, "content-id").strip("<> ")
+    disposition = disposition_of(leaf)
+    octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type
+    title = ""
+    if encoding in UUENCODE:
+        written, octets = uuencoded_file(octets)
+        title = decode_words(written).strip('" ')
+    if leaf.is_message:
+        octets, encoding = decoded_octets(octets, encoding), ""
+        header = header_section(octets.read(0, HEADER_OCTETS_MAX))
+        title = read_text(parse_header(header), "subject")  # mail programs use it as the name
+    name = filename_of(leaf.fields) or title
+    facts = AttachmentFacts(
+        name=name or name_by_type(kind),
+        content_type=kind,
+        size=decoded_size(octets, encoding),
+        inline=disposition == "inline" or (not disposition and bool(content_id) and has_html),
+        content_id=content_id,
+        item=leaf.is_message,
+    )
+    return AttachedOctets(facts, octets, encoding, disposition, is_named=bool(name))
+
+
+def _facts(part: StoredPart) -> AttachmentFacts:
+    return AttachmentFacts(
+        part.name,
+        part.content_type,
+        part.size,
+        inline=part.inline,
+        content_id=part.content_id,
+        item=part.item,
+        id=part.id,
+    )

@@ -1,0 +1,366 @@
+"""Read reports: for a page the fields and a sentence for each recipient, for the journey of the
+original what a report from outside claims, for Exchange's clients the message class.
+
+Any content is accepted: a message that is no report gives None, and damage leaves fields out. What
+is read is bounded. Reading blocks; raises OSError where the octets cannot be read.
+RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
+(message/disposition-notification), RFC 6522 (multipart/report), MS-OXCMAIL 2.2.3.7.1.1 (classes).
+"""
+
+import re
+from collections.abc import Iterator
+from email.message import Message
+from itertools import chain, islice
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.content import Octets
+from relay.base.message.conversation import message_ids, own_message_id
+from relay.base.message.envelope import decode_utf8_address
+from relay.base.message.header import Header, cleaned, header_section, with_crlf
+from relay.base.message.status import find_statuses
+from relay.formats.encoded_words import decode_words
+from relay.formats.read_header import read_addresses, read_token
+from relay.formats.structure import IDENTITY, Entity, Structure, read_structure
+from relay.formats.transfer_encoding import decoded_blocks
+
+_STATUS = ("message/delivery-status", "message/global-delivery-status")
+_DISPOSITION = ("message/disposition-notification", "message/global-disposition-notification")
+_STATUS_OCTETS_MAX = 64 * 1024
+_GROUPS_MAX = 100
+_FIELDS_MAX = 30
+_VALUE_CHARACTERS_MAX = 500
+_ACTIONS = {
+    "failed": "was not delivered",
+    "delayed": "is not delivered yet",
+    "delivered": "was delivered",
+    "relayed": "was passed on to a host that sends no reports",
+    "expanded": "was delivered to a list, and sent to its members",
+}
+# Of a report from outside; each recipient may have several hundred octets.
+_REMOTE_OCTETS_MAX = 4 * 1024 * 1024  # of the message, from its beginning
+_REMOTE_STATUS_OCTETS_MAX = 1024 * 1024
+_REMOTE_RECIPIENTS_MAX = 1000
+_OTHER_ACTIONS = {"failure": "failed", "expired": "failed"}  # of programs that ignore RFC 3464
+_ACTIONS_OF_CLASSES = {"5": "failed", "4": "delayed", "2": "delivered"}
+_KINDS_OF_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
+_RECIPIENT_FIELDS = ("original-recipient", "final-recipient")
+_RETURNED = ("message/rfc822", "message/global")
+_RETURNED_HEADERS = ("text/rfc822-headers", "message/rfc822-headers", "message/global-headers")
+_RETURNED_HEADER_OCTETS_MAX = 64 * 1024
+_RETURNED_OCTETS_MAX = 2 * 1024 * 1024
+ORDINARY_CLASS = "IPM.Note"
+_CLASSES = {  # by kind; the worst first, which a report about several recipients has
+    "failure": "NDR",
+    "delayed": "Delayed.DR",
+    "relayed": "Relayed.DR",
+    "expanded": "Expanded.DR",
+    "delivered": "DR",
+    "notread": "IPNNRN",
+    "read": "IPNRN",
+}
+_blank_line = re.compile(rb"\r\n(?:[ \t]*\r\n)+")
+_white = re.compile(rb"\s+")
+_type = re.compile(r"\A[!-'*-:<-~]+ *; *")
+_word = re.compile(r"[^\s;,()]+")
+_in_brackets = re.compile(r"<([^<>]+)>")
+
+ReportFields = tuple[tuple[str, str], ...]
+
+
+class RecipientReport(Struct, frozen=True):
+    """The part of a report that is about one recipient; `text` says it in a sentence."""
+
+    address: str
+    text: str
+    fields: ReportFields
+
+
+class DeliveryReport(Struct, frozen=True):
+    """A report: the fields about the message as a whole, and its recipients.
+
+    `envelope_id` is the Original-Envelope-Id: the submission id of a message that Relay sent.
+    `message_id` is that of the message that it returns, "" if it returns none.
+    """
+
+    fields: ReportFields
+    recipients: tuple[RecipientReport, ...]
+    envelope_id: str
+    message_id: str = ""
+
+    @property
+    def reporter(self) -> str:
+        """The name that the reporting host gives itself, "" without."""
+        return _first_word(_typed(self.fields, "reporting-mta"))
+
+    @property
+    def tables(self) -> list[tuple[str, ReportFields]]:
+        """The fields of each recipient, with its address."""
+        return [(one.address, one.fields) for one in self.recipients]
+
+
+class RemoteClaim(Struct, frozen=True):
+    """What a report from outside claims of one recipient.
+
+    `original` is the address that the sender gave, "" if the report does not say, `final` the one
+    that the reporter used. `kind` is that of ReportKind, or "read" or "notread".
+    """
+
+    original: str
+    final: str
+    kind: str
+    status: str = ""
+    reply: str = ""
+    host: str = ""
+
+
+class RemoteReport(Struct, frozen=True):
+    """A DSN or MDN from outside. `envelope_id` and `message_id` are the original's, "" where it has
+    none. `reporter` is the name that the reporting host gives itself.
+    """
+
+    envelope_id: str
+    message_id: str
+    reporter: str
+    claims: tuple[RemoteClaim, ...]
+
+
+def read_report(content: Octets) -> DeliveryReport | None:
+    """Return what a delivery report says, None for another message."""
+    structure = read_structure(content)
+    if structure.message.content_type != "multipart/report":
+        return None
+    for entity in structure.entities:
+        if entity.content_type in _STATUS:
+            size = min(entity.end - entity.body_start, _STATUS_OCTETS_MAX)
+            report = _report_of(with_crlf(content.read(entity.body_start, size)))
+            message_id = _original_id(content, structure)
+            return report and replace(report, message_id=message_id)
+    return None
+
+
+def read_remote_report(content: Octets) -> RemoteReport | None:
+    """Return what a DSN or MDN claims, None for another message and for one that claims nothing.
+
+    Some hosts send multipart/mixed in place of multipart/report, and Exim without either a field
+    that names the recipients.
+    """
+    head = content.part(0, _REMOTE_OCTETS_MAX)
+    structure = read_structure(head)
+    for entity in structure.entities[1:]:
+        if entity.is_forwarded or entity.content_type not in (*_STATUS, *_DISPOSITION):
+            continue
+        body = _decoded(head, entity, _REMOTE_STATUS_OCTETS_MAX)
+        groups = [_fields(one) for one in _groups(body, _REMOTE_RECIPIENTS_MAX + 1)]
+        about = groups[0] if groups else ()
+        if entity.content_type in _DISPOSITION:
+            claims = tuple(_disposition(about))
+            reporter = _typed(about, "mdn-gateway") or _value(about, "reporting-ua")
+        else:
+            each = chain.from_iterable(map(_recipient_groups, groups))
+            claims = tuple(islice(filter(None, map(_claim, each)), _REMOTE_RECIPIENTS_MAX))
+            reporter = _typed(about, "reporting-mta")
+        if not claims:
+            return None
+        return RemoteReport(
+            _value(about, "original-envelope-id"),
+            own_message_id(_value(about, "original-message-id")) or _original_id(head, structure),
+            _first_word(reporter),
+            claims,
+        )
+    fields = structure.message.fields()
+    failed = read_addresses(fields, "x-failed-recipients", octets_max=_STATUS_OCTETS_MAX)
+    if failed and _is_automatic(fields):
+        claims = tuple(RemoteClaim("", one.address, "failure") for one in failed if one.address)
+        return RemoteReport("", _original_id(head, structure), "", claims)
+    return None
+
+
+def message_class(content: Octets, content_type: str) -> str:
+    """Return the class by which Exchange's clients know a message of this type: a report has
+    REPORT.IPM.Note and its kind, also that of another host.
+    """
+    report = read_remote_report(content) if content_type == "multipart/report" else None
+    if report is None:
+        return ORDINARY_CLASS
+    found = {one.kind for one in report.claims}
+    worst = next((suffix for kind, suffix in _CLASSES.items() if kind in found), "")
+    return f"REPORT.{ORDINARY_CLASS}.{worst}" if worst else ORDINARY_CLASS
+
+
+def _decoded(content: Octets, entity: Entity, octets_max: int) -> bytes:
+    """Return the beginning of a body with CRLF line ends and without its transfer encoding."""
+    body = content.part(entity.body_start, min(entity.end - entity.body_start, octets_max))
+    return with_crlf(b"".join(decoded_blocks(body, entity.encoding)))
+
+
+def _original_id(content: Octets, structure: Structure) -> str:
+    """Return the Message-ID of the returned message or header. A report without either has the id
+    of the message that it answers.
+    """
+    if returned := _returned_message_id(content, structure):
+        return returned
+    fields, kind = structure.message.fields(), structure.message.content_type
+    if kind != "multipart/report" and not _is_automatic(fields):
+        return ""
+    named = message_ids(read_token(fields, "in-reply-to"))[:1]
+    return next(iter(named or message_ids(read_token(fields, "references"))[-1:]), "")
+
+
+def _is_automatic(fields: "Message[str, str]") -> bool:
+    return read_token(fields, "auto-submitted").lower().startswith("auto-")  # RFC 3834 5
+
+
+def _returned_message_id(content: Octets, structure: Structure) -> str:
+    """Return the Message-ID of the message that is returned, or of its header."""
+    for entity in structure.entities[1:]:
+        if entity.is_forwarded or entity.content_type not in (*_RETURNED, *_RETURNED_HEADERS):
+            continue
+        if entity.is_message:
+            octets = structure.entities[entity.number + 1].header
+        else:
+            octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
+        found = Header.parse(cleaned(octets)).first("message-id") or b""
+        return own_message_id(found[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
+    return ""
+
+
+def _recipient_groups(fields: ReportFields) -> Iterator[ReportFields]:
+    """Yield the fields of each recipient; some hosts leave out the blank lines between them."""
+    start, seen = 0, set[str]()
+    for place, (name, _) in enumerate(fields):
+        if (key := name.lower()) in _RECIPIENT_FIELDS:
+            if key in seen:
+                yield fields[start:place]
+                start, seen = place, set()
+            seen.add(key)
+    yield fields[start:]
+
+
+def _claim(fields: ReportFields) -> RemoteClaim | None:
+    """Return what a group of fields claims of a recipient; None if it is about none."""
+    original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
+    reply = _typed(fields, "diagnostic-code")
+    status = _status_of(fields, reply)
+    reply = reply or ("" if status else _value(fields, "status"))
+    action = _action(fields)
+    if action not in _ACTIONS:
+        action = _ACTIONS_OF_CLASSES.get(status[:1], "")
+    if not action or not (original or final):
+        return None
+    kind = "failure" if action == "failed" else action
+    host = _first_word(_typed(fields, "remote-mta"))
+    return RemoteClaim(original, final, kind, status, reply, host)
+
+
+def _action(fields: ReportFields) -> str:
+    word = _first_word(_value(fields, "action")).lower()
+    return _OTHER_ACTIONS.get(word, word)
+
+
+def _status_of(fields: ReportFields, reply: str) -> str:
+    """Return a recipient's status: of several the one that says most.
+
+    That in the reply of a remote host goes first, since the Status field is often a general one:
+    5.0.0, or 4.4.7 when the reporter gave up.
+    """
+    given = find_statuses(_value(fields, "status"))[:1]
+    is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
+    found = find_statuses(reply)
+    candidates = [*found, *given] if is_of_host else [*given, *found]
+    return max(candidates, key=_precision, default="")
+
+
+def _precision(status: str) -> int:
+    """Return whether a status has a detail, only a subject, or neither (RFC 3463 2)."""
+    return 2 - status.count(".0")
+
+
+def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
+    """Yield what an MDN claims; other dispositions than displayed and deleted say nothing here."""
+    disposition = _value(fields, "disposition").rpartition(";")[2].partition("/")[0]
+    kind = _KINDS_OF_DISPOSITIONS.get(_first_word(disposition).lower())
+    original, final = (_address(fields, name) for name in _RECIPIENT_FIELDS)
+    if kind and (original or final):
+        yield RemoteClaim(original, final, kind)
+
+
+def _address(fields: ReportFields, name: str) -> str:
+    """Return the address of a field; one of the type utf-8 without its escapes (RFC 6533 3)."""
+    address = _typed(fields, name)
+    if found := _in_brackets.search(address):
+        address = found[1]
+    is_utf8 = _value(fields, name).lower().startswith("utf-8")
+    return decode_utf8_address(address).strip("<>") if is_utf8 else address.strip("<>")
+
+
+def _first_word(text: str) -> str:
+    found = _word.search(text)
+    return found[0] if found else ""
+
+
+def returned_message(content: Octets) -> bytes | None:
+    """Return the message that a report returns in whole, None if it has none or only its header.
+
+    Reading blocks; raises OSError where the octets cannot be read.
+    """
+    structure = read_structure(content)
+    if structure.message.content_type != "multipart/report":
+        return None
+    for entity in structure.entities:
+        size = entity.end - entity.body_start
+        is_whole = entity.content_type in _RETURNED and entity.encoding in IDENTITY
+        if is_whole and entity.parent == 0 and 0 < size <= _RETURNED_OCTETS_MAX:
+            return content.read(entity.body_start, size)
+    return None
+
+
+def _report_of(status: bytes) -> DeliveryReport | None:
+    groups = [fields for group in _groups(status, _GROUPS_MAX) if (fields := _fields(group))]
+    if not groups:
+        return None
+    about, *recipients = groups
+    return DeliveryReport(
+        about,
+        tuple(_recipient(fields) for fields in recipients),
+        _value(about, "original-envelope-id"),
+    )
+
+
+def _groups(status: bytes, most: int) -> Iterator[bytes]:
+    """Yield the first groups of fields, which have blank lines between them."""
+    for group in _blank_line.split(status.strip(b"\r\n"), maxsplit=most)[:most]:
+        yield group.strip(b"\r\n") + b"\r\n"
+
+
+def _fields(group: bytes) -> ReportFields:
+    """Return names and values, unfolded and decoded."""
+    found = []
+    for name, line in Header.parse(cleaned(group)).fields[:_FIELDS_MAX]:
+        if name:
+            written, _, value = line.partition(b":")
+            text = decode_words(_white.sub(b" ", value).strip())[:_VALUE_CHARACTERS_MAX]
+            found.append((written.decode("ascii", "replace").strip(), text))
+    return tuple(found)
+
+
+def _value(fields: ReportFields, name: str) -> str:
+    return next((text for given, text in fields if given.lower() == name), "")
+
+
+def _typed(fields: ReportFields, name: str) -> str:
+    """Return the value of a field without its type, as in "rfc822; bob@example.org"."""
+    return _type.sub("", _value(fields, name), count=1)
+
+
+def _recipient(fields: ReportFields) -> RecipientReport:
+    address = _typed(fields, "original-recipient") or _typed(fields, "final-recipient")
+    action = _action(fields)
+    status, reply = _value(fields, "status"), _typed(fields, "diagnostic-code")
+    said = reply if status in reply else f"{status} {reply}".strip()
+    by = _typed(fields, "remote-mta")
+    text = f"{address or 'A recipient'} {_ACTIONS.get(action, f'has the action {action!r}')}"
+    if said:
+        text += f": {f'{by} said ' if by else ''}{said}"
+    return RecipientReport(address, f"{text}.", fields)

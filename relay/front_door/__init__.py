@@ -1,0 +1,17 @@
+"""Step 1: who comes in by HTTP, what may be asked, and who is told that mail came.
+
+In: requests of Graph clients, browsers, operators and Mailpit's clients. Out: drafts and
+submissions (by `relay/submission/outbox`, which syncs them before the 202), answers, notifications
+by HTTPS.
+
+- `http`: connections, limits, bodies, error responses, certificates of the browser's side
+- `sign_in`: the token endpoint, tokens and grants: whose request it is
+- `graph`: Microsoft Graph: sendMail, drafts, replies, folders, search, delta, subscriptions
+- `api`: /relay/v1: journeys, queue commands, health, metrics, release of captured mail
+- `pages`: the pages in a browser: lists, messages, previews, the queue, logins
+- `notifications`: subscriptions and webhooks: what is sent to whom, in which order, how often
+
+Elsewhere: when the draft is on disk: `relay/submission/outbox`; mailboxes and their index:
+`relay/store/mailbox`; how a body becomes a draft: `relay/formats`; accounts and their rights:
+`relay/base/accounts`.
+"""

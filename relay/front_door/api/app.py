@@ -1,0 +1,380 @@
+"""/relay/v1 as an ASGI application, which answers /healthz, /readyz and /metrics itself.
+
+Health and metrics need no token and contain nothing about single messages or accounts. Everything
+else needs one, except on the control socket, where the file mode controls the access, and in an
+open development relay, to which pages of other sites have no access
+(relay/operation/app/front_door.py). `handlers` has what needs a principal. Why /readyz is a 503 is
+decided in relay/operation/app/front_door.py.
+
+Only a development relay has /relay/v1/dev/… and DELETE /relay/v1/messages; in a service they are
+404, as any unknown path. Every account may use them, DELETE of one message for its own ones: a
+development relay has no secrets, and with --token only the operator has an account. The scenario of
+the simulated internet is TOML or JSON, and only for clients on loopback; a faulty one changes
+nothing.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.responses import Response
+
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import rfc3339
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import CONTENT_TYPE
+from relay.base.pressure import PressureState
+from relay.base.settings.document import SettingsError
+from relay.front_door.api.dependencies import (
+    OPERATOR,
+    ApiDependencies,
+    DevelopmentControls,
+    Principal,
+    principal_of,
+)
+from relay.front_door.api.handlers import Handlers
+from relay.front_door.api.request_parameters import (
+    LIST_PARAMETERS,
+    LOG_PARAMETERS,
+    QUEUE_PARAMETERS,
+    REFUSED_PARAMETERS,
+    read_body,
+    read_table,
+    require_method,
+    single_values,
+)
+from relay.front_door.http.errors import (
+    ApiError,
+    quoted,
+    service_unavailable,
+    unsupported_media_type,
+)
+from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.http_request import HttpRequest, RequestLimits, body_too_large
+from relay.store.journeys.event_feed import parse_event_cursor
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.queue_commands import Operation
+from relay.store.spool.types import SpoolError
+
+_BYTES_MAX = 256 * 1024
+_FAULTS_MAX = 20
+_TOML = "application/toml"
+_JSON = "application/json"
+_USED = "# used: "  # begins a comment that a later PUT may bring back
+if TYPE_CHECKING:  # imports libraries that the control socket does not need
+    from relay.front_door.sign_in.authentication import HttpAuthentication
+
+PREFIXES = ("relay", "healthz", "livez", "readyz", "metrics")  # the first segments of all paths
+_BODY_BYTES_MAX = 1 << 20
+_HELD_BYTES_MAX = 16 << 20
+_log = get_logger("api")
+
+
+class _AdvanceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    advance_s: float
+
+
+async def development_response(
+    request: HttpRequest, controls: DevelopmentControls, principal: Principal, *, handlers: Handlers
+) -> Response | None:
+    """Return the response of a development relay, None for a path that it does not add."""
+    match tuple(map(str.lower, request.segments[2:])):
+        case ("dev", "clock"):
+            return json_response(await _clock(request, controls))
+        case ("dev", "internet"):
+            return await scenario_response(request, controls)
+        case ("messages",) if request.method == "DELETE":
+            single_values(request.query, ())
+            return json_response({"messages": await controls.reset()})
+        case ("messages", _) if request.method == "DELETE":
+            single_values(request.query, ())
+            await handlers.remove_message(request.segments[3], principal)
+            return Response(status_code=204)
+        case _:
+            return None
+
+
+async def _clock(request: HttpRequest, controls: DevelopmentControls) -> dict[str, Any]:
+    """GET and POST /dev/clock: the time of the relay, and how far it is ahead."""
+    require_method(request, "GET", "POST")
+    if request.method == "POST":
+        body = read_body(await request.body(), _AdvanceBody)
+        try:
+            await controls.advance_clock(body.advance_s)
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"advance_s: {error}.") from None
+        except AdvanceError as error:
+            text = str(error)
+            raise ApiError(503, "ResourceUnhealthy", f"{text[:1].upper()}{text[1:]}.") from None
+    clock = controls.clock
+    return {"now": rfc3339(clock.time_us()), "advanced_s": clock.advanced_s}
+
+
+# -- the scenario
+
+
+async def scenario_response(request: HttpRequest, controls: DevelopmentControls) -> Response:
+    """GET and PUT /dev/internet: return the scenario in force, after a PUT the new one. Raises
+    ApiError.
+    """
+    require_method(request, "GET", "PUT")
+    if request.client_address and not request.is_local:
+        message = f"Found the client {request.client_address}, expected one on loopback."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    if request.method == "PUT":
+        await _replace(request, controls)
+    accept = request.headers.get("accept", "").lower()
+    if _JSON in accept and _TOML not in accept:
+        return json_response({"toml": controls.scenario_toml, "used": controls.used_replies()})
+    return Response(_with_uses(controls), media_type=f"{_TOML}; charset=utf-8")
+
+
+async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
+    if request.media_type not in (_TOML, _JSON):
+        raise unsupported_media_type(request.media_type, f"{_TOML} or {_JSON}")
+    request.limit_body(_BYTES_MAX, partial(body_too_large, _BYTES_MAX))
+    body = await request.body()
+    try:
+        await controls.use_scenario(_content(body, is_json=request.media_type == _JSON))
+    except SettingsError as error:
+        faults = [f"{fault}." for fault in error.faults[:_FAULTS_MAX]]
+        if len(error.faults) > _FAULTS_MAX:
+            faults.append(f"And {len(error.faults) - _FAULTS_MAX} more.")
+        raise ApiError(400, "BadRequest", " ".join(faults)) from None
+
+
+def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
+    if is_json:
+        return read_table(body)
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{body[error.start]:02x} in line {line}"
+        raise ApiError(400, "BadRequest", f"The body: found {found}, expected UTF-8.") from None
+
+
+def _with_uses(controls: DevelopmentControls) -> str:
+    """Return the TOML with the number of uses as comments at its end."""
+    kept = [one for one in controls.scenario_toml.split("\n") if not one.startswith(_USED)]
+    text = "\n".join(kept).rstrip("\n")
+    used = [
+        f"{_USED}{one['used']}{_left(one['left'])}: {quoted(one['entry'])}"
+        for one in controls.used_replies()
+    ]
+    parts = [part for part in (text, "\n".join(used)) if part]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _left(number: int | None) -> str:
+    return "" if number is None else f", left: {number}"
+
+
+def create_app(
+    dependencies: ApiDependencies,
+    authentication: "HttpAuthentication",
+    *,
+    everyone: Principal | None = None,
+) -> Gateway:
+    """Return the application for public listeners: requests need a bearer token, but those of
+    clients on this machine none if there is `everyone`, who then makes them.
+    """
+
+    def principal_for(request: HttpRequest) -> Principal:
+        if everyone is not None and request.is_local:
+            return everyone
+        return principal_of(authentication.account(request))
+
+    return _application(dependencies, principal_for)
+
+
+def create_control_app(dependencies: ApiDependencies) -> Gateway:
+    """Return the application for run/control.sock: every client is an operator."""
+    return _application(dependencies, lambda _: OPERATOR)
+
+
+def _application(
+    dependencies: ApiDependencies, principal_for: Callable[[HttpRequest], Principal]
+) -> Gateway:
+    handlers = Handlers(dependencies)
+
+    async def handle(request: HttpRequest) -> Response:
+        try:
+            public_response = _public_response(request, dependencies)
+            if public_response is not None:
+                return public_response
+            if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
+                raise _not_found(request)
+            principal = principal_for(request)
+            if (controls := dependencies.development) is not None:
+                response = await development_response(
+                    request, controls, principal, handlers=handlers
+                )
+                if response is not None:
+                    return response
+            if request.segments[2:3] == ("webhooks",):
+                return json_response(await _webhooks(request, principal, dependencies))
+            if request.segments[2:] == ("configuration",) and principal is OPERATOR:
+                _query(request, "GET")  # it may have secrets: for those who can read relay.toml
+                return json_response({"text": dependencies.configuration()})
+            return await _relay_v1(request, principal, handlers, principal_for=principal_for)
+        except (SpoolError, StoreError) as error:
+            raise service_unavailable(str(error), retry_after_s=5) from error
+
+    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    return Gateway(handle, clock=dependencies.clock, limits=limits)
+
+
+def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Response | None:
+    """Return the response for health and metrics, None for other paths.
+
+    Only exactly these paths are public: what a proxy in front closes cannot be had by /metrics/.
+    """
+    match request.path:
+        case b"/healthz":
+            require_method(request, "GET")
+            return Response("ok\n", media_type="text/plain")
+        case b"/readyz":
+            require_method(request, "GET")
+            reason = dependencies.ready()
+            status = 503 if reason else 200
+            text = reason or _readiness(dependencies.pressure.state, dependencies.impaired())
+            return Response(f"{text}\n", status_code=status, media_type="text/plain")
+        case b"/metrics":
+            require_method(request, "GET")
+            return Response(
+                dependencies.metrics.exposition(), headers={"content-type": CONTENT_TYPE}
+            )
+        case _:
+            return None
+
+
+def _readiness(state: PressureState, impaired: str) -> str:
+    """Return the text of /readyz. Under pressure the relay is ready: it reads and delivers mail."""
+    level = f"{state.level.name.lower()}: {', '.join(state.reasons)}" if state.levels else ""
+    return "; ".join(filter(None, ("ready", level, impaired)))
+
+
+class _WebhookBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = ""  # "": all
+    from_: str = msgspec.field(name="from", default="")
+
+
+async def _webhooks(
+    request: HttpRequest, principal: Principal, needed: ApiDependencies
+) -> dict[str, Any]:
+    """GET /webhooks, POST /webhooks/test and /webhooks/replay: for operators only, since URLs may
+    have secrets.
+    """
+    principal.check_may_operate()
+    single_values(request.query, ())
+    webhooks, verb = needed.webhooks, request.segments[3:]
+    if verb not in ((), ("test",), ("replay",)):
+        raise ApiError(404, "ResourceNotFound", "Expected webhooks, or its test or replay.")
+    require_method(request, "POST" if verb else "GET")
+    if verb:
+        body = read_body(await request.body(), _WebhookBody)
+        urls = [str(one["url"]) for one in webhooks.shown() if body.url in ("", str(one["url"]))]
+        if body.url and not urls:
+            raise ApiError(404, "ErrorItemNotFound", f"There is no webhook {quoted(body.url)}.")
+        if verb == ("test",):
+            return {"webhooks": await webhooks.test(urls)}
+        try:
+            cursor = parse_event_cursor(body.from_, now_us=needed.clock.time_us())
+        except ValueError:
+            text = 'the cursor of an event, or "0" for the beginning'
+            message = f"from: found {quoted(body.from_)}, expected {text}."
+            raise ApiError(400, "BadRequest", message) from None
+        await webhooks.replay(cursor, urls)
+        _log.info("webhooks replay", who=principal.name, cursor=body.from_, count=len(urls))
+    return {"webhooks": webhooks.shown()}
+
+
+async def _relay_v1(
+    request: HttpRequest,
+    principal: Principal,
+    handlers: Handlers,
+    *,
+    principal_for: Callable[[HttpRequest], Principal],
+) -> Response:
+    match request.segments[2:]:
+        case ("messages",):
+            query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
+            found = handlers.messages(query, principal)
+            return json_response(await request.cancel_on_disconnect(found))
+        case ("log",):
+            rows = handlers.log(_query(request, "GET", *LOG_PARAMETERS), principal)
+            return json_response(await request.cancel_on_disconnect(rows))
+        case ("messages", key):
+            _query(request, "GET")
+            return json_response(await handlers.message(key, principal))
+        case ("messages", key, "source" | "checks" as view):
+            _query(request, "GET")
+            return await handlers.source(key, principal, view=view)
+        case ("messages", key, "release") if handlers.is_development:
+            _query(request, "POST")
+            return json_response(await handlers.release_message(key, request, principal))
+        case ("messages", key, "wait"):
+            query = _query(request, "GET", "state", "timeout")
+            wait = handlers.wait_for_message(key, query, principal)
+            return json_response(await request.cancel_on_disconnect(wait))
+        case ("events",):
+            query = _with_cursor(_query(request, "GET", "after", "message"))
+            last_event_id = request.headers.get("last-event-id")
+            is_current = partial(_is_still, principal, request, principal_for)
+            return await handlers.events(query, last_event_id, principal, is_current=is_current)
+        case ("refused",):
+            query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
+            return json_response(await handlers.refused(query, principal))
+        case ("queue",):
+            return await handlers.queue_list(_query(request, "GET", *QUEUE_PARAMETERS), principal)
+        case ("queue", "stats"):
+            _query(request, "GET")
+            return json_response(await handlers.queue_stats(principal))
+        case ("storage", "prune"):
+            _query(request, "POST")
+            return json_response(await handlers.prune(request, principal))
+        case ("explain",):
+            return json_response(await handlers.explain.answer(request, principal))
+        case ("accounts", "unlock"):
+            _query(request, "POST")
+            return json_response(await handlers.unlock(request, principal))
+        case ("pause" | "resume" as verb,):
+            return json_response(await handlers.pauses(verb, request, principal))
+        case ("reload",):
+            _query(request, "POST")
+            return json_response(await handlers.reload(principal))
+        case ("queue", operation) if operation in tuple(Operation):
+            _query(request, "POST")
+            changed = await handlers.change_queue(Operation(operation), request, principal)
+            return json_response(changed)
+        case _:
+            raise _not_found(request)
+
+
+def _is_still(
+    principal: Principal, request: HttpRequest, principal_for: Callable[[HttpRequest], Principal]
+) -> bool:
+    try:
+        return principal_for(request) == principal
+    except ApiError:
+        return False
+
+
+def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:
+    """Return the query parameters. Raises ApiError 405 for another method, 400 as single_values."""
+    require_method(request, method)
+    return single_values(request.query, allowed)
+
+
+def _with_cursor(query: dict[str, str]) -> dict[str, str]:
+    """Return the parameters without an empty `after`: a program begins its loop with "after="."""
+    if query.get("after") == "":
+        del query["after"]
+    return query
+
+
+def _not_found(request: HttpRequest) -> ApiError:
+    path = request.path.decode("utf-8", "replace")
+    return ApiError(404, "ResourceNotFound", f"There is nothing at the path {quoted(path)}.")

@@ -1,0 +1,253 @@
+"""What the API needs: journeys, queue administration, change notification, readiness, metrics.
+
+Also Principal: the role of the account or operator that makes a request.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from relay.base.accounts.account import ALL_SCOPES, Account, Role, Scope
+from relay.base.advanceable_clock import AdvanceableClock
+from relay.base.clock import Clock
+from relay.base.message.authentication_results import AuthResult
+from relay.base.message.nexthop import NextHop
+from relay.base.observe.metric_samples import MetricSamples
+from relay.base.observe.metrics import Metrics
+from relay.base.pauses import Pauses
+from relay.base.pressure import Pressure
+from relay.front_door.api.event_streams import EventStreams
+from relay.front_door.api.message_source import MessageCopies, MessageSources
+from relay.front_door.http.errors import ApiError
+from relay.front_door.notifications.webhooks import Webhooks
+from relay.store.journeys.document import Journey
+from relay.store.journeys.event_feed import ChangeNotifier
+from relay.store.journeys.journey import Journeys
+from relay.store.spool.queue_commands import RouteLookup
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.outbox.restored import RestoredSubmissions
+from relay.transport.refusals.refusal import RefusalStore
+
+
+class ClientSettings(Struct, frozen=True):
+    """How programs on this machine send to a development relay."""
+
+    smtp_host: str  # of all ports
+    smtp_port: int  # without TLS
+    submission_port: int  # with STARTTLS; 0: none
+    submissions_port: int  # with TLS from the first octet; 0: none
+    http_port: int  # of the Graph API
+    https_port: int  # of the same with TLS; 0: none
+    sender: str  # has an account
+    recipient: str  # has an account
+    needs_token: bool  # HTTP requests need the relay's own token, not the sender's name
+    host_names: tuple[str, ...] = ()  # further ones, to which it answers HTTP requests
+
+
+class DevelopmentControls(Protocol):
+    """What a development relay can do at the request of a client, in addition to a service."""
+
+    @property
+    def release_to(self) -> NextHop | None:
+        """Where a release sends captured mail; None if nothing leaves this machine."""
+        ...
+
+    def may_release(self, address: str) -> bool:
+        """Return whether a release sends captured mail to this one of its own recipients."""
+        ...
+
+    @property
+    def clock(self) -> AdvanceableClock:
+        """The clock of the relay."""
+        ...
+
+    async def advance_clock(self, seconds: float) -> None:
+        """Advance the clock from timer to timer, and settle after each.
+
+        A caller that is cancelled does not stop it. Raises ValueError for the number, and
+        AdvanceError if the clock does not get so far.
+        """
+        ...
+
+    @property
+    def is_advancing(self) -> bool:
+        """Whether an advance of the clock is in progress."""
+        ...
+
+    @property
+    def last_advance(self) -> Mapping[str, Any] | None:
+        """The last advance that ended: `seconds`, `attempts`, `reports`, `error`; None: none."""
+        ...
+
+    async def next_retry_s(self) -> float | None:
+        """Return in how many seconds the next deferred entry is due, None if there is none."""
+        ...
+
+    @property
+    def scenario_toml(self) -> str:
+        """The scenario of the simulated internet, as TOML."""
+        ...
+
+    def used_replies(self) -> Sequence[Mapping[str, Any]]:
+        """Return `entry`, `used` and `left` (None: no limit) for each reply of the scenario."""
+        ...
+
+    async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
+        """Replace the scenario by a TOML text or a table. Raises SettingsError: nothing changed."""
+        ...
+
+    async def use_shipped_scenario(self, name: str) -> None:
+        """Replace the scenario by a shipped one: NAME, or NAME:REPLY. Raises SettingsError."""
+        ...
+
+    async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
+        """Add a reply to the scenario, before the others of a domain, with the keys of the file.
+
+        What was counted stays. Raises SettingsError: nothing changed.
+        """
+        ...
+
+    async def remove_reply(self, domain: int, reply: int) -> None:
+        """Remove a reply by the numbers in internet_overview(). Raises IndexError."""
+        ...
+
+    def internet_overview(self) -> Mapping[str, Any]:
+        """Return `domains`, `graph` and `hosts` of the simulated internet, see docs/internet.md;
+        `shipped`, the shipped scenarios with the names of their replies; and `recipients`, the
+        addresses of test recipients, and what their hosts do.
+        """
+        ...
+
+    def received_content(self, queue_id: str) -> bytes | None:
+        """Return what a simulated host has received of a message, None if it is not remembered."""
+        ...
+
+    async def remove_message(self, journey: Journey, copies: MessageCopies) -> bool:
+        """Remove a message: from the queue, from the history, and its copies in mailboxes.
+
+        Return False, and remove nothing of it, while it is in delivery or in step 3.
+        """
+        ...
+
+    async def reset(self) -> int:
+        """Delete everything that is stored; return the number of messages."""
+        ...
+
+    @property
+    def clients(self) -> ClientSettings:
+        """How programs send to it."""
+        ...
+
+    async def send_example(self, key: str) -> str:
+        """Send a message through the front door; return "", or why it was not sent.
+
+        A second message with the same key is not sent.
+        """
+        ...
+
+
+class Question(Struct, frozen=True):
+    """Mail of which somebody asks what would become of it.
+
+    `sender` is the reverse-path, "" the null one; `ip` is the client's address, "" for a client
+    that has logged in; `content` is the message, with CRLF, None for none.
+    """
+
+    address: str
+    sender: str = ""
+    ip: str = ""
+    content: bytes | None = None
+    probe: bool = False  # connect to the hosts, and stop before MAIL
+    results: tuple[AuthResult, ...] = ()  # that milters added to the message
+
+
+Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiDependencies:
+    """What the handlers need."""
+
+    journeys: Journeys  # messages and their events
+    queue_admin: QueueAdmin  # executes queue commands
+    stats: Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
+    way_to: Callable[[str], RouteLookup]  # parses the target of a reroute, or raises ValueError
+    target_of: Callable[[str], str]  # that of RouteTable
+    changes: ChangeNotifier  # wakes those who wait for an event
+    metrics: Metrics  # of this process
+    samples: MetricSamples  # the metrics of the last hour
+    ready: Callable[[], str]  # "", or the reason why the relay is not ready
+    clock: Clock  # for time-outs and ages
+    pressure: Pressure  # the level and its reasons
+    # removes, or with True only counts, history older than seconds (None: spool.keep)
+    prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
+    sources: MessageSources  # the content of messages
+    unlock: Callable[[str], int]  # that of AccountDirectory
+    restored: RestoredSubmissions  # the submissions that a restore holds
+    submissions: ReadySubmissions  # sends and cancels scheduled ones
+    events: EventStreams  # the streams of GET /events
+    refusals: RefusalStore  # of SMTP sessions
+    impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
+    explain: Explain  # where mail for an address goes
+    pauses: Pauses  # what an operator has stopped
+    webhooks: Webhooks  # where events are posted
+    development: DevelopmentControls | None = None  # None in a service
+    # reads the configuration again and returns what came of it; None in a development relay
+    reload: Callable[[], Awaitable[Any]] | None = None
+    configuration: Callable[[], str] = str  # returns relay.toml as it was read; "": of no service
+
+
+class Principal(Struct, frozen=True):
+    """Who makes a request; `name` is recorded in the events of queue commands."""
+
+    name: str
+    role: Role
+    scopes: frozenset[Scope] = ALL_SCOPES
+
+    @property
+    def account(self) -> str | None:
+        """The account whose messages are visible; None for all."""
+        return self.name if self.role is Role.USER else None
+
+    @property
+    def may_read_content(self) -> bool:
+        """Whether the account's tokens may read messages."""
+        return not self.scopes.isdisjoint((Scope.MAIL_READ, Scope.MAIL_READ_WRITE))
+
+    def check_may_read_content(self) -> None:
+        """Raise ApiError 403 unless the account's tokens may read messages."""
+        if not self.may_read_content:
+            message = f"Access is denied: this needs the permission {Scope.MAIL_READ}."
+            raise ApiError(403, "ErrorAccessDenied", message)
+
+    def check_may_change_content(self) -> None:
+        """Raise ApiError 403 unless the account's tokens may change messages in its mailbox."""
+        if Scope.MAIL_READ_WRITE not in self.scopes:
+            message = f"Access is denied: this needs the permission {Scope.MAIL_READ_WRITE}."
+            raise ApiError(403, "ErrorAccessDenied", message)
+
+    def check_may_read(self) -> None:
+        """Raise ApiError 403 unless the role may see the whole queue."""
+        if self.role is Role.USER:
+            raise _denied("read or operate")
+
+    def check_may_operate(self) -> None:
+        """Raise ApiError 403 unless the role may change the queue."""
+        if self.role is not Role.OPERATE:
+            raise _denied("operate")
+
+
+OPERATOR = Principal(name="control socket", role=Role.OPERATE)
+
+
+def principal_of(account: Account) -> Principal:
+    """Return the principal of an account."""
+    return Principal(name=account.address, role=account.role, scopes=account.scopes)
+
+
+def _denied(role: str) -> ApiError:
+    message = f"Access is denied: this needs an account of the role {role}."
+    return ApiError(403, "ErrorAccessDenied", message)

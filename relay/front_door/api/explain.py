@@ -1,0 +1,131 @@
+"""GET and POST /relay/v1/explain: where mail for an address would go, and why.
+
+POST has the message, for conditions of rules that need one. It tells which addresses exist, so it
+needs the role read or operate.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.header import Header
+from relay.base.pressure import ConcurrencyCounter, MemoryBudget
+from relay.front_door.api.dependencies import Explain, Principal, Question
+from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.http.errors import (
+    ApiError,
+    quoted,
+    service_unavailable,
+    unsupported_media_type,
+)
+from relay.front_door.http.http_request import HttpRequest, body_too_large
+from relay.transport.policy.rule_test_reader import crlf
+
+PARAMETERS = ("address", "from", "ip", "probe")
+MESSAGE_BYTES_MAX = 36 * 1024 * 1024
+_TOGETHER_MAX = 8  # questions at once
+_MESSAGES_MAX = 1  # of these, with a message: it is in memory
+_RETRY_S = 2
+_MESSAGE_TYPE = "message/rfc822"
+
+
+class ExplainHandler:
+    """Answers questions, a few at once. `explain` raises TimeoutError if rules take too long."""
+
+    def __init__(self, explain: Explain) -> None:
+        self._explain = explain
+        self._running = ConcurrencyCounter()
+        self._budget = MemoryBudget(2 * MESSAGE_BYTES_MAX)  # of messages that arrive
+
+    async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
+        """Return the document. Raises ApiError."""
+        require_method(request, "GET", "POST")
+        principal.check_may_read()
+        query = single_values(request.query, PARAMETERS)
+        if query.get("probe") == "true":  # it connects, which no GET does
+            require_method(request, "POST")
+            principal.check_may_operate()
+        # before a place is taken, which a slow client would keep
+        message = await self._message_of(request) if request.method == "POST" else None
+        with self._counted("explanations", _TOGETHER_MAX):
+            if message is None:
+                question = read_question(query, None)
+                return await request.cancel_on_disconnect(self._answer(question))
+            with self._counted("messages", _MESSAGES_MAX):
+                return await self._answer(await asyncio.to_thread(read_question, query, message))
+
+    async def _message_of(self, request: HttpRequest) -> bytes:
+        """Read the body. Raises ApiError 413, 415, 503, and what blocks() raises."""
+        request.limit_body(MESSAGE_BYTES_MAX, partial(body_too_large, MESSAGE_BYTES_MAX))
+        parts: list[bytes] = []
+        size_bytes = 0
+        try:
+            async for block in request.blocks():
+                if not self._budget.take(len(block)):
+                    raise _unavailable("Too many messages are being read; try again.")
+                size_bytes += len(block)
+                parts.append(block)
+        finally:
+            self._budget.release(size_bytes)
+        if size_bytes and request.media_type != _MESSAGE_TYPE:
+            raise unsupported_media_type(request.media_type, _MESSAGE_TYPE)
+        return b"".join(parts)
+
+    def _counted(self, what: str, most: int) -> AbstractContextManager[None]:
+        """Count one more inside the with block. Raises ApiError 503 at the limit."""
+        if not self._running.has_room(what, per_key=most):
+            raise _unavailable(f"Too many {what} are being explained; try again.")
+        return self._running.counted(what)
+
+    async def _answer(self, question: Question) -> Mapping[str, Any]:
+        try:
+            return await self._explain(question)
+        except TimeoutError:
+            message = "The rules took too long; the message would get 451 4.7.1."
+            raise _unavailable(message) from None
+
+
+def read_question(query: Mapping[str, str], message: bytes | None) -> Question:
+    """Return the question of parameters and a message. Raises ApiError 400."""
+    text = query.get("address", "")
+    if not text:
+        raise _bad("address", "nothing", "the address of a recipient")
+    address = text if text.lower() == "postmaster" else _mailbox("address", text)
+    sender, ip = query.get("from", ""), query.get("ip", "")
+    sender = "" if sender in ("", "<>") else _mailbox("from", sender)
+    if ip:
+        try:
+            ip = str(ip_address(ip))
+        except ValueError:
+            raise _bad("ip", quoted(ip), "an IP address") from None
+    probe = query.get("probe", "false")
+    if probe not in ("true", "false"):
+        raise _bad("probe", quoted(probe), "true or false")
+    question = Question(address, sender, ip, probe=probe == "true")
+    if not message:
+        return question
+    content = crlf(message)
+    if not Header.of(content).fields:
+        raise _bad("message", "text without a header", "a message (RFC 5322)")
+    return replace(question, content=content)
+
+
+def _mailbox(name: str, text: str) -> str:
+    try:
+        return parse_mailbox(text, smtputf8=True)
+    except AddressError as error:
+        raise ApiError(400, "BadRequest", f"{name}: {error}.") from None
+
+
+def _bad(name: str, found: str, expected: str) -> ApiError:
+    return ApiError(400, "BadRequest", f"{name}: found {found}, expected {expected}.")
+
+
+def _unavailable(message: str) -> ApiError:
+    return service_unavailable(message, retry_after_s=_RETRY_S)

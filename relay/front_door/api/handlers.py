@@ -1,0 +1,653 @@
+"""Handlers of /relay/v1, each for a principal: messages, refusals, queue, storage, login delays.
+
+Health checks and metrics need none: `app` answers them.
+
+An unknown message and another account's message are the same 404. The roles read and operate see
+all journeys. The content of others' messages needs the role operate, and each look is logged; not
+in a development relay. A queue command needs the role operate; if its client disconnects, it stops,
+and the changes made before that remain.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.accounts.account import Role, UnknownUserError
+from relay.base.message.content import Content, blocks, octets_of
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import Destination
+from relay.base.observe.logs import get_logger
+from relay.base.pauses import Paused
+from relay.base.pressure import ConcurrencyCounter
+from relay.formats.body_checks import Checks, check_bodies
+from relay.formats.read_mime import read_parts
+from relay.front_door.api import restored
+from relay.front_door.api.dependencies import OPERATOR, ApiDependencies, Principal
+from relay.front_door.api.event_streams import WantedMessage
+from relay.front_door.api.explain import ExplainHandler
+from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
+from relay.front_door.api.release import (
+    addresses_of_body,
+    check_own_recipients,
+    release_host,
+    release_route,
+)
+from relay.front_door.api.request_parameters import (
+    MESSAGE_STATES,
+    CommandIssuer,
+    bad_state,
+    limit_of,
+    list_position_of,
+    number_of,
+    operator_of,
+    read_body,
+    read_queue_command,
+    refusal_search_of,
+    require_method,
+    seconds_until,
+    selector_of_query,
+    single_values,
+)
+from relay.front_door.api.search_text import list_search_of, log_rows
+from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
+from relay.front_door.http.http_request import HttpRequest
+from relay.store.journeys.document import Journey
+from relay.store.journeys.journey import ListPage, MessageList
+from relay.store.journeys.message_list import (
+    ALL_MAILBOXES,
+    FINAL_STATE,
+    NO_MAILBOX,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+    in_flight,
+    nearest,
+)
+from relay.store.journeys.sentences import are_failures_reported, has_new, needed_reports
+from relay.store.mailbox.types import StoredMessage
+from relay.store.spool.queue_commands import (
+    BEFORE_QUEUE_HEADER,
+    UNKNOWN_HEADER,
+    CommandReport,
+    EntryList,
+    Operation,
+    QueueCommand,
+)
+from relay.store.spool.types import FIRST_KEY, Key, Selector
+from relay.transport.refusals.refusal import RefusalPage
+
+Found = TypeVar("Found")
+WAIT_S_MAX = 300.0
+_WAIT_S = 30.0
+_LOOKUP_S = 5.0  # for conditions on contents
+REPORTED = "reported"  # each failed recipient has its report
+THERE = "there"  # all recipients are captured or final
+_WAITING_MAX = 200
+_COMPARED_MAX = 30  # messages with what a wait looked for in vain
+_LOOKED_AT_MAX = 100  # for what is on its way
+_NEAR_MAX = 10
+_KEY_CHARACTERS = 1000
+# A process of another role writes the submission log without a notification: poll as well.
+_POLL_S = 1.0
+# A busy relay changes all the time, and each query reads the spool: a tenth of the time at most.
+_PAUSE_S_MIN = 0.02
+_COST_FACTOR = 10
+_AGE_S_MAX = 1e9
+_ENTRIES_OF_MESSAGE_MAX = 100
+_NAMES_AT_ONCE = 200
+_GONE = (
+    "The content is gone: the queue keeps it until all recipients are final, and neither a local "
+    "recipient nor the sender has a copy in a mailbox (any more):"
+)
+_NOT_YOURS = (
+    "The content of messages of others is shown to accounts with the role operate. The journey of "
+    "this message is shown to you, its content is not."
+)
+_NO_COPY = "The sender has no copy of this message in Drafts or Sent Items (any more)."
+_log = get_logger("api")
+
+
+class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    older_than_s: float | None = None
+    dry_run: bool = False
+
+
+class _ResumeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    what: Paused | None = None
+    who: str = ""
+
+
+class _PauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    what: Paused
+    until: str = ""
+    who: str = ""
+
+
+class _UnlockBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    address: str
+
+
+class Handlers:
+    """The handlers of all paths that need a principal. They raise SpoolError and StoreError too."""
+
+    def __init__(self, dependencies: ApiDependencies) -> None:
+        self._dependencies = dependencies
+        self._previews = MessagePreviews(dependencies.sources)
+        self._checking = asyncio.Lock()  # a hostile message takes seconds
+        self.explain = ExplainHandler(dependencies.explain)
+        self._waiting = ConcurrencyCounter()
+
+    async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
+        """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
+        {messages, cursor, older}; after a wait in vain also {nearest, in_flight, refused}.
+        """
+        before = list_position_of(query)
+        wanted = self.with_reader(list_search_of(query, self._dependencies.clock), principal)
+        limit = limit_of(query)
+        wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
+
+        async def search() -> MessageList:
+            return await self._dependencies.journeys.search(
+                wanted, account=principal.account, limit=limit, before=before, lookup_s=_LOOKUP_S
+            )
+
+        found = await self._wait_until(
+            search, lambda listed: bool(listed.messages), timeout_s=wait_s
+        )
+        older = None if found.older is None else str(found.older)
+        missed = {} if found.messages or not wait_s else await self._near_misses(wanted, principal)
+        return {"messages": found.messages, "cursor": str(found.cursor), "older": older, **missed}
+
+    async def _near_misses(self, wanted: MessageSearch, principal: Principal) -> dict[str, Any]:
+        """Return what a wait in vain was near to, what is on its way, and what was refused."""
+        journeys, account = self._dependencies.journeys, principal.account
+        alike = MessageSearch(kind=wanted.kind)
+        near = await journeys.page(alike, account=account, limit=_COMPARED_MAX)
+        newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
+        flight = [row.as_json() for row in in_flight(newest.rows)]
+        refused = await self.refused({"limit": str(_NEAR_MAX)}, principal)
+        return {
+            "nearest": await asyncio.to_thread(nearest, wanted, near.rows),
+            "in_flight": flight[:_NEAR_MAX],
+            "refused": refused.refused,
+        }
+
+    async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
+        """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
+        needed = self._dependencies
+        return await log_rows(needed.journeys, query, needed.clock, account=principal.account)
+
+    def with_reader(self, wanted: MessageSearch, principal: Principal) -> MessageSearch:
+        """Return a search with the mailboxes whose texts it may look into: those whose content is
+        shown to the principal without a note in the log.
+        """
+        if not principal.may_read_content:
+            return replace(wanted, reader=NO_MAILBOX)
+        return replace(wanted, reader=ALL_MAILBOXES if self.is_development else principal.name)
+
+    async def page(
+        self,
+        wanted: MessageSearch,
+        principal: Principal,
+        *,
+        limit: int,
+        before: ListPosition | None,
+    ) -> ListPage:
+        """Return a page of the list as rows."""
+        return await self._dependencies.journeys.page(
+            self.with_reader(wanted, principal), account=principal.account, limit=limit,
+            before=before,
+        )  # fmt: skip
+
+    async def message(self, key: str, principal: Principal) -> Journey:
+        """GET /messages/{id}."""
+        if (found := await self._find(key, principal)) is None:
+            raise _unknown(key)
+        return found
+
+    async def events(
+        self,
+        query: Mapping[str, str],
+        last_event_id: str | None,
+        principal: Principal,
+        *,
+        is_current: Callable[[], bool],
+    ) -> Response:
+        """GET /events?after=&message=: what is recorded, as server-sent events.
+
+        The stream ends when `is_current` returns false: the token is not that of `principal` now.
+        """
+        streams = self._dependencies.events
+        view = streams.view_of(query, last_event_id, principal.account)
+        view = replace(view, is_current=is_current)
+        if (key := query.get("message")) is not None:
+            found = await self.message(key, principal)
+            wanted = WantedMessage(found.id, found.submission_id)
+            view = replace(view, message=wanted)
+        return await streams.response(view)
+
+    async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
+        """GET /messages/{id}/source: the MIME; with the view checks, /messages/{id}/checks."""
+        principal.check_may_read_content()
+        journey = await self.message(key, principal)
+        content = await self.content(journey, principal, view=view)
+        if view == "checks":
+            async with self._checking:
+                return json_response(await asyncio.to_thread(_checks_of, content))
+        headers = {
+            "content-type": "message/rfc822",
+            "content-disposition": f'attachment; filename="{journey.key}.eml"',
+            "x-content-type-options": "nosniff",
+        }
+        if isinstance(content, bytes):
+            return Response(content, headers=headers)
+        return StreamedResponse(
+            blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers
+        )
+
+    async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
+        """Return the MIME of a message that the principal has found. `view` is for the log: what is
+        shown of it.
+
+        Raises ApiError 403, and 404 if no copy is left.
+        """
+        await self._check_may_see(journey, principal, view)
+        content = await self._dependencies.sources.find(journey, reader=principal.name)
+        if content is None:
+            raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(journey.key)}.")
+        return content
+
+    async def sent_message(
+        self, journey: Journey, principal: Principal, *, view: str
+    ) -> tuple[str, StoredMessage]:
+        """Return the sender's copy of a message that the principal has found, and its mailbox.
+
+        Raises ApiError 403, and 404 if it is gone.
+        """
+        await self._check_may_see(journey, principal, view)
+        found = await self._dependencies.sources.original(journey)
+        if found is None:
+            raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
+        return found
+
+    async def _check_may_see(self, journey: Journey, principal: Principal, view: str) -> None:
+        """Log access to the content of others. Raises ApiError 403 without the role operate, and
+        without the scope.
+        """
+        principal.check_may_read_content()
+        key = journey.key
+        if not self.is_development and not await self._is_own(key, principal):
+            if principal.role is not Role.OPERATE:
+                raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
+            _log.info("content of others read", who=principal.name, message=key, view=view[:20])
+
+    async def _is_own(self, key: str, principal: Principal) -> bool:
+        if principal.role is Role.USER:
+            return True  # the journey was found for this account
+        return await self._find(key, replace(principal, role=Role.USER)) is not None
+
+    async def wait_for_message(
+        self, key: str, query: Mapping[str, str], principal: Principal
+    ) -> Journey:
+        """GET /messages/{id}/wait?state=there&timeout=30: the journey, and `reached`.
+
+        An unknown message is waited for as well. The wait ends when all recipients are final, but
+        that for reports: a host may still send one.
+        """
+        state = query.get("state", THERE)
+        choices = (THERE, REPORTED, *MESSAGE_STATES)
+        if state not in choices:
+            raise bad_state(state, choices)
+        timeout_s = number_of(query, "timeout", default=_WAIT_S, limits=(0, WAIT_S_MAX))
+
+        async def read() -> Journey | None:
+            found = await self._find(key, principal)
+            if found is None:
+                return None
+            is_reached = has_reached(found, state)
+            for name in needed_reports(found) if state == REPORTED and is_reached else ():
+                report = await self._find(name, principal)
+                is_reached &= report is None or not has_new(report.recipients)
+            return replace(found, reached=is_reached)
+
+        found = await self._wait_until(
+            read,
+            lambda found: (
+                found is not None
+                and (found.reached is True or (found.is_final and state != REPORTED))
+            ),
+            timeout_s=timeout_s,
+        )
+        if found is None:
+            raise _unknown(key)
+        return found
+
+    async def _wait_until(
+        self,
+        read: Callable[[], Awaitable[Found]],
+        is_enough: Callable[[Found], bool],
+        *,
+        timeout_s: float,
+    ) -> Found:
+        """Return the result of `read` when it is enough or the time is up."""
+        if timeout_s <= 0:
+            return await read()
+        if self._waiting.total >= _WAITING_MAX:
+            raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
+        clock, loop = self._dependencies.clock, asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s  # real time: a client waits
+        with self._waiting.counted(None):
+            while True:
+                seen = self._dependencies.changes.count
+                began = clock.real_s()
+                found = await read()
+                pause_s = max(_PAUSE_S_MIN, _COST_FACTOR * (clock.real_s() - began))
+                left_s = deadline - loop.time()  # real time: a client waits
+                if is_enough(found) or left_s <= 0:
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, _POLL_S)):  # real time: a client waits
+                        await self._dependencies.changes.wait_beyond(seen)
+                        await asyncio.sleep(pause_s)  # real time: reads a burst of events once
+
+    async def _find(self, key: str, principal: Principal) -> Journey | None:
+        if not key or len(key) > _KEY_CHARACTERS:
+            return None
+        journeys, account = self._dependencies.journeys, principal.account
+        found = await journeys.journey(key, account=account, added=True)
+        if found is None and "@" in key and not key.startswith("<"):
+            # a Message-ID without its brackets looks like an address
+            found = await journeys.journey(f"<{key}>", account=account, added=True)
+        return found
+
+    async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
+        """GET /refused?address=&after=&before=&limit=. An account sees those of its own login, in
+        a development relay all.
+        """
+        account = None if self.is_development else principal.account
+        wanted = refusal_search_of(query, account=account)
+        try:
+            return await self._dependencies.refusals.page(wanted)
+        except OSError as error:
+            message = f"The refusals cannot be read: {error.strerror}."
+            raise service_unavailable(message, retry_after_s=5) from error
+
+    async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
+        """GET /queue?CONDITION=&limit=; response headers list the unknown ids, and count what is
+        not in the queue yet.
+        """
+        listed = await self.queue_entries(query, principal)
+        needed = self._dependencies
+        counts = await restored.not_queued(needed.journeys, needed.restored)
+        waiting = ", ".join(f"{state}={number}" for state, number in counts.items())
+        headers = {BEFORE_QUEUE_HEADER: waiting}
+        if listed.unknown:
+            headers[UNKNOWN_HEADER] = ",".join(quote(name, safe="") for name in listed.unknown)
+        return json_response(listed, headers=headers)
+
+    async def queue_entries(
+        self, query: Mapping[str, str], principal: Principal, *, after: Key = FIRST_KEY
+    ) -> EntryList:
+        """Return the entries of GET /queue; those behind the entry `after`."""
+        principal.check_may_read()
+        selector, limit = selector_of_query(query), limit_of(query)
+        needed = self._dependencies
+        return await restored.list_entries(
+            needed.queue_admin, needed.restored, selector, limit=limit, after=after
+        )
+
+    async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
+        """GET /queue/stats."""
+        principal.check_may_read()
+        return {**await self._dependencies.stats(), "paused": self._paused()}
+
+    async def change_queue(
+        self, operation: Operation, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        """POST /queue/{operation}."""
+        principal.check_may_operate()
+        request.is_idempotent = True  # a repeat finds entries held or cancelled and skips them
+        return await self.run_command(operation, await request.body(), principal, request=request)
+
+    async def run_command(
+        self, operation: Operation, body: bytes, principal: Principal, *, request: HttpRequest
+    ) -> dict[str, Any]:
+        """Run the queue command in `body`, unless the client of `request` disconnects."""
+        principal.check_may_operate()
+        command = read_queue_command(operation, body, self._issuer(principal))
+        return await self._execute(command, request)
+
+    def _issuer(self, principal: Principal) -> CommandIssuer:
+        return CommandIssuer(
+            name=principal.name,
+            may_name_other=principal is OPERATOR,
+            way_to=self._dependencies.way_to,
+            target_of=self._dependencies.target_of,
+            clock=self._dependencies.clock,
+            release_to=release_route(self._dependencies.development),
+        )
+
+    @property
+    def is_development(self) -> bool:
+        """Whether captured mail can be released."""
+        return self._dependencies.development is not None
+
+    async def release_message(
+        self, key: str, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        """POST /messages/{id}/release in a development relay: send what is captured of it, to its
+        own recipients, or as a copy to the addresses `to`.
+        """
+        principal.check_may_operate()
+        found = await self._find(key, principal)
+        if found is None:
+            raise _unknown(key)
+        release_host(self._dependencies.development)
+        if copy_to := addresses_of_body(await request.body()):
+            return await self.release_copy(found, copy_to, principal, request=request)
+        entries = await self._captured_entries(found)
+        if found.id is None or not entries:
+            return CommandReport().as_json()
+        development = self._dependencies.development
+        check_own_recipients(entries, development)
+        selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
+        route = release_route(development)
+        command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
+        return await self._execute(command, request)
+
+    async def release_copy(
+        self,
+        journey: Journey,
+        copy_to: Sequence[str],
+        principal: Principal,
+        *,
+        request: HttpRequest,
+        why: str = "",
+    ) -> dict[str, Any]:
+        """Send a copy of a captured message to these addresses; its recipients stay captured.
+
+        Raises ApiError 403 if nothing leaves this machine or nothing to one of them, 409 if nothing
+        is captured, and 400.
+        """
+        principal.check_may_operate()
+        next_hop = release_host(self._dependencies.development)
+        entry, *more = await self.captured_entries(journey)
+        check_own_recipients([entry, *more], self._dependencies.development, named=copy_to)
+        selector = Selector(ids=(f"{entry['id']}-{entry['entry']}",))
+        try:
+            command = QueueCommand(
+                Operation.RELEASE, selector, principal.name, why=why.strip(),
+                to=lambda _address, _sender: Destination(next_hop, chosen=True),
+                copy_to=tuple(copy_to),
+            )  # fmt: skip
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"{error}.") from None
+        return await self._execute(command, request)
+
+    async def captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
+        """Return the entries of a message that are captured. Raises ApiError 409 for none."""
+        entries = await self._captured_entries(journey)
+        if not entries:
+            message = "Nothing of this message is captured (any more): only that is released."
+            raise ApiError(409, "ErrorIrresolvableConflict", message)
+        return entries
+
+    async def _captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
+        if journey.id is None:
+            return ()
+        selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
+        return await self._dependencies.queue_admin.list(selector, limit=_ENTRIES_OF_MESSAGE_MAX)
+
+    async def remove_message(self, key: str, principal: Principal) -> None:
+        """DELETE /messages/{id} in a development relay. Raises ApiError 404, and 409 while it is
+        being converted or delivered.
+        """
+        development = self._dependencies.development
+        journey = await self.message(key, principal)
+        copies = self._dependencies.sources.copies
+        if development is None or not await development.remove_message(journey, copies):
+            message = f"{quoted(key)} is being converted or delivered at present; try again."
+            raise ApiError(409, "ErrorItemInUse", message, headers={"retry-after": "1"})
+
+    async def mark_messages(
+        self, names: Sequence[str], principal: Principal, *, is_read: bool
+    ) -> int:
+        """Mark the copies of messages as read or unread, and return how many messages have one. In
+        a service, only copies in the principal's mailbox count. `names` are the names of rows of
+        the list.
+
+        Raises ApiError 403.
+        """
+        principal.check_may_change_content()
+        mailbox = None if self.is_development else principal.name
+        needed = self._dependencies
+        marked = 0
+        for at in range(0, len(names), _NAMES_AT_ONCE):
+            few = names[at : at + _NAMES_AT_ONCE]
+            rows = await needed.journeys.rows(few, account=principal.account)
+            marked += len(await needed.sources.copies.mark(rows, is_read=is_read, mailbox=mailbox))
+        return marked
+
+    async def row_facts(
+        self, rows: Sequence[MessageSummary], principal: Principal
+    ) -> Mapping[str, RowFacts]:
+        """Return what rows of the list show of copies and contents, by name. The mailboxes are as
+        for mark_messages(). In a service, a row shows its text only if a copy is in the principal's
+        mailbox.
+        """
+        mailbox = None if self.is_development else principal.name
+        copies = self._dependencies.sources.copies
+        unread = await copies.unread(rows, mailbox=mailbox)
+        sent = await copies.sent_from(rows, mailbox) if mailbox else ()
+        previews = await self._previews.of_rows(rows) if principal.may_read_content else {}
+        return {
+            row.name: RowFacts(
+                is_unread=unread.get(row.name, False),
+                preview=previews.get(row.name, NO_PREVIEW),
+                shows_text=mailbox is None or row.name in unread or row.name in sent,
+                is_received=row.name in unread,
+            )
+            for row in rows
+        }
+
+    async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
+        try:
+            needed = self._dependencies
+            return await request.cancel_on_disconnect(
+                restored.execute(needed.queue_admin, needed.restored, command)
+            )
+        finally:
+            self._dependencies.changes.notify()
+
+    async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
+        """POST /storage/prune; the default of `older_than_s` is spool.keep."""
+        principal.check_may_operate()
+        body = read_body(await request.body(), _PruneBody)
+        if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
+            text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
+            raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
+        return await self._dependencies.prune(body.older_than_s, body.dry_run)
+
+    async def reload(self, principal: Principal) -> Any:
+        """POST /reload: have the configuration read again, and return what came of it."""
+        principal.check_may_operate()
+        if (reload := self._dependencies.reload) is None:
+            raise ApiError(
+                404, "ResourceNotFound", "A development relay reads changed rules itself."
+            )
+        return await asyncio.shield(reload())  # others may wait for it too
+
+    async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
+        """GET and POST /pause, POST /resume: what this node does not do, and from now on. A resume
+        without `what` takes all back.
+        """
+        single_values(request.query, ())
+        if verb == "pause" and request.method == "GET":
+            principal.check_may_read()
+            return self._paused()
+        require_method(request, "POST")
+        principal.check_may_operate()
+        octets, needed = await request.body(), self._dependencies
+        try:
+            if verb == "pause":
+                order = read_body(octets, _PauseBody)
+                who = operator_of(order.who, self._issuer(principal))
+                for_s = seconds_until(order.until, needed.clock)
+                await needed.pauses.pause(order.what, for_s=for_s, who=who)
+                _log.warning("paused", what=str(order.what), who=who, until=order.until)
+            else:
+                body = read_body(octets, _ResumeBody)
+                who = operator_of(body.who, self._issuer(principal))
+                await needed.pauses.resume(Paused if body.what is None else (body.what,))
+                _log.info("resumed", what=str(body.what or "all"), who=who)
+        except OSError as error:
+            raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
+        return self._paused()
+
+    def _paused(self) -> dict[str, Any]:
+        pauses = self._dependencies.pauses.current()
+        return {what: pauses.get(what) for what in Paused}
+
+    async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
+        """POST /accounts/unlock: lift the delays of an account after failed logins."""
+        principal.check_may_operate()
+        address = read_body(await request.body(), _UnlockBody).address
+        try:
+            delays = self._dependencies.unlock(address)
+        except UnknownUserError:
+            message = f"There is no account {quoted(address)}."
+            raise ApiError(404, "ErrorItemNotFound", message) from None
+        _log.info("logins unlocked", who=principal.name, user=address, delays=delays)
+        return {"address": address, "delays": delays}
+
+
+def has_reached(journey: Journey, state: str) -> bool:
+    """Return whether a journey is in `state`. In "final", all recipients are final. In "there", all
+    are captured or final. In "reported", some recipients failed, each of them has its report, and
+    all others were attempted.
+    """
+    if state == REPORTED:
+        return are_failures_reported(journey.recipients)
+    if state == THERE:
+        return journey.is_there
+    return journey.is_final if state == FINAL_STATE else journey.state == state
+
+
+def _unknown(key: str) -> ApiError:
+    return ApiError(404, "ErrorItemNotFound", f"No message is known as {quoted(key)}.")
+
+
+def _checks_of(content: Content) -> Checks:
+    try:
+        bodies = read_parts(octets_of(content)).bodies
+    except OSError as error:
+        message = f"The content cannot be read: {error.strerror or error}."
+        raise service_unavailable(message, retry_after_s=5) from error
+    return check_bodies(bodies.html, bodies.text)

@@ -1,0 +1,337 @@
+"""The content of a message: from the spool, a recipient's mailbox, or the sender's mailbox.
+
+It is found without a copy of its own: the spool has it while a recipient is not final; then a local
+recipient's mailbox may have it, the sender's Sent Items or Drafts, or a report that returns it.
+Delivery derives the id of a copy from the queue id and the number of the recipient, so that copies
+are found without a search. A development relay keeps copies of captured mail as well.
+
+A content never changes, so that its beginning is read once, when its row is first listed, and the
+few values of the latest messages are kept in memory. A message that cannot be read has none.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from msgspec import Struct
+
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import Content, Octets, edit_header, octets_of
+from relay.base.message.header import BCC_FIELDS, ParsedContent
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.properties import EmailAddress
+from relay.formats.headers import without_delivery_fields
+from relay.formats.html_text import preview
+from relay.formats.read_mime import read_mime, read_parts
+from relay.formats.read_report import returned_message
+from relay.store.journeys.document import Journey
+from relay.store.journeys.events import Step
+from relay.store.journeys.journey import Journeys
+from relay.store.journeys.message_list import ListedRecipient, MessageSummary
+from relay.store.journeys.spool_history import SpoolHistory
+from relay.store.mailbox.message_file import delivered_id
+from relay.store.mailbox.messages import Messages
+from relay.store.mailbox.types import NoSuchItemError, StoredMessage, StoreError
+from relay.store.spool.types import SpoolError
+
+_KEPT = (  # the states in which a development relay has a copy
+    RecipientState.CAPTURED,
+    RecipientState.RELAYED,
+    RecipientState.CANCELLED,
+    RecipientState.EXPIRED,
+)
+_AT_ONCE = 8  # mailboxes that are marked, since each waits for the disk
+_Copy = tuple[str, str]  # mailbox and id
+_REPORTS_MAX = 3  # to read for the message that they return
+KEPT_MAX = 5000  # of at most 3 KB each
+READ_OCTETS_MAX = 128 * 1024
+_HEADER_OCTETS = 16 * 1024
+_NAME_CHARACTERS_MAX = 100
+ADDRESS_CHARACTERS_MAX = 320
+
+
+class MessageCopies:
+    """Finds and changes copies. Raises StoreError."""
+
+    def __init__(
+        self,
+        mailboxes: Messages,
+        *,
+        mailbox_for: Callable[[str], str | None],
+        keeps_captured: bool,
+    ) -> None:
+        """`mailbox_for` returns the mailbox of a local recipient, or None."""
+        self._mailboxes = mailboxes
+        self._mailbox_for = mailbox_for
+        self._keeps_captured = keeps_captured
+
+    async def unread(
+        self, rows: Sequence[MessageSummary], *, mailbox: str | None
+    ) -> dict[str, bool]:
+        """Return whether a copy is unread, by the names of the messages with a copy that was
+        received, in one mailbox or in any.
+        """
+        found: dict[str, bool] = {}
+        for place, names in self._by_mailbox(rows, mailbox).items():
+            flags = await self._mailboxes.read_flags(place, list(names))
+            for copy_id, is_read in flags.items():
+                name = names[copy_id]
+                found[name] = found.get(name, False) or not is_read
+        return found
+
+    async def sent_from(self, rows: Sequence[MessageSummary], mailbox: str) -> Collection[str]:
+        """Return the names of the messages whose sender's copy is in a mailbox."""
+        names = {one.submission_id.partition(".")[0]: one.name for one in rows if one.submission_id}
+        flags = await self._mailboxes.read_flags(mailbox, list(names)) if names else {}
+        return {names[draft_id] for draft_id in flags}
+
+    async def mark(
+        self,
+        rows: Sequence[MessageSummary],
+        *,
+        is_read: bool,
+        mailbox: str | None,
+        sends_receipts: bool = True,
+    ) -> set[str]:
+        """Mark the copies in one mailbox or in all; return the names of the messages with any. A
+        message that is read may send its receipt, as if its recipient had opened it.
+        """
+        places = list(self._by_mailbox(rows, mailbox).items())
+
+        async def mark_in(place: str, names: Mapping[str, str]) -> set[str]:
+            marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
+            if is_read and marked and sends_receipts:
+                await self._mailboxes.on_read(place, marked)
+            return {names[copy_id] for copy_id in marked}
+
+        found: set[str] = set()
+        for at in range(0, len(places), _AT_ONCE):
+            few = places[at : at + _AT_ONCE]
+            found.update(*await asyncio.gather(*(mark_in(*one) for one in few)))
+        return found
+
+    def _by_mailbox(
+        self, rows: Sequence[MessageSummary], mailbox: str | None
+    ) -> dict[str, dict[str, str]]:
+        """Return the names of the messages by the ids of their copies, by mailbox."""
+        wanted: dict[str, dict[str, str]] = defaultdict(dict)
+        for row in rows:
+            for place, copy_id in self._copies(row, mailbox):
+                wanted[place][copy_id] = row.name
+        return wanted
+
+    async def remove(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> None:
+        """Remove the copies of all these recipients."""
+        for place, copy_id in self.places(queue_id, recipients):
+            await self.remove_one(place, copy_id)
+
+    async def remove_one(self, mailbox: str, message_id: str) -> None:
+        """Remove a message from a mailbox if it is there. Raises BeingSentError."""
+        if await self._mailboxes.read_flags(mailbox, [message_id]):
+            try:
+                await self._mailboxes.delete(mailbox, message_id, permanently=True)
+            except NoSuchItemError:
+                return
+
+    def places(self, queue_id: str, recipients: Sequence[ListedRecipient]) -> list[_Copy]:
+        """Return mailbox and id of the copies that these recipients may have."""
+        return [
+            (place, delivered_id(f"{queue_id}-{one.number}"))
+            for one in recipients
+            if (place := self._place(one))
+        ]
+
+    def _copies(self, row: MessageSummary, mailbox: str | None) -> list[_Copy]:
+        found = self.places(row.id, row.recipients) if row.id else []
+        return [one for one in found if mailbox in (None, one[0])]
+
+    def _place(self, recipient: ListedRecipient) -> str | None:
+        if recipient.state == RecipientState.DELIVERED:
+            return self._mailbox_for(recipient.address)
+        is_kept = self._keeps_captured and recipient.state in _KEPT
+        return own_mailbox(recipient.address) if is_kept else None
+
+
+class MessageSources:
+    """Finds the content of messages."""
+
+    def __init__(
+        self,
+        journeys: Journeys,
+        spool: SpoolHistory,
+        mailboxes: Messages,
+        *,
+        mailbox_for: Callable[[str], str | None],
+        received: Callable[[str], bytes | None] | None = None,
+    ) -> None:
+        """`mailbox_for` returns the mailbox of a local recipient, or None. In a development relay,
+        `received` returns what a simulated host has received of a queue id; there, mail for other
+        domains is copied into mailboxes as well.
+        """
+        self._journeys = journeys
+        self._spool = spool
+        self._mailboxes = mailboxes
+        self._received = received
+        self.copies = MessageCopies(
+            mailboxes, mailbox_for=mailbox_for, keeps_captured=received is not None
+        )
+
+    async def find(self, journey: Journey, *, reader: str | None) -> Content | None:
+        """Return the MIME of a message; None if no copy is left. Raises SpoolError.
+
+        It has no Bcc, unless it is from the mailbox of `reader`.
+        """
+        if queue_id := journey.id:
+            content = await self._transported(queue_id)
+            if content is not None:
+                return content
+        if submission_id := journey.submission_id:
+            content = await self._of_sender(submission_id, reader=reader)
+            if content is not None:
+                return content
+        return await self._returned(journey)
+
+    async def of_row(self, row: MessageSummary) -> Content | None:
+        """Return the MIME of a message of the list, as find()."""
+        content = await self._transported(row.id) if row.id else None
+        if content is None and row.submission_id:
+            content = await self._of_sender(row.submission_id, reader=None)
+        if content is None and row.id:
+            journey = await self._journeys.journey(row.id, account=None)
+            content = await self._returned(journey) if journey else None
+        return content
+
+    async def _transported(self, queue_id: str) -> Content | None:
+        """Return the content as the queue, a recipient, or a simulated host has it."""
+        kept = await self._spool.read_message(queue_id)
+        if kept.content is not None:
+            return kept.content
+        recipients = [ListedRecipient(*each) for each in kept.recipients]
+        for mailbox, copy_id in self.copies.places(queue_id, recipients):
+            if (copy := await self._in_mailbox(mailbox, copy_id)) is not None:
+                return edit_header(copy, without_delivery_fields)
+        return self._received(queue_id) if self._received is not None else None
+
+    async def _returned(self, journey: Journey) -> Content | None:
+        """Return the content as a report to the sender returns it in whole."""
+        reports = [
+            name
+            for step in journey.steps
+            if step.step == Step.REPORT and (name := step.detail.get("report_id"))
+        ]
+        for name in reports[:_REPORTS_MAX]:
+            report = await self._transported(name)
+            if report is not None:
+                returned = await asyncio.to_thread(returned_message, octets_of(report))
+                if returned is not None:
+                    return returned
+        return None
+
+    async def original(self, journey: Journey) -> tuple[str, StoredMessage] | None:
+        """Return the sender's draft or copy and its mailbox; None if it is gone, or by SMTP."""
+        if not (submission_id := journey.submission_id):
+            return None
+        mailbox = await self._journeys.mailbox_of(submission_id)
+        try:
+            found = await self._mailboxes.get(mailbox, submission_id.partition(".")[0])
+        except NoSuchItemError:
+            return None
+        return mailbox, found
+
+    async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
+        mailbox = await self._journeys.mailbox_of(submission_id)
+        draft_id = submission_id.partition(".")[0]
+        original = await self._in_mailbox(mailbox, draft_id) if mailbox else None
+        if original is None or mailbox == reader:
+            return original
+        parsed = ParsedContent.of(original)
+        return ParsedContent(parsed.header.remove(BCC_FIELDS), parsed.rest).joined()
+
+    async def _in_mailbox(self, mailbox: str, message_id: str) -> Content | None:
+        try:
+            return await self._mailboxes.mime(mailbox, message_id)
+        except NoSuchItemError:
+            return None
+
+
+class MessagePreview(Struct, frozen=True):
+    """The beginning of a content."""
+
+    sender_name: str = ""  # in the From field
+    to_name: str = ""  # of the first address in To, or else in Cc
+    to_address: str = ""  # that address
+    has_attachments: bool = False
+    text: str = ""  # one line
+
+
+NO_PREVIEW = MessagePreview()
+
+
+class RowFacts(Struct, frozen=True):
+    """What a row shows that is not in the history of its message."""
+
+    is_received: bool  # a copy can be marked as read or unread
+    is_unread: bool  # one of these copies is
+    preview: MessagePreview
+    shows_text: bool  # of the preview
+
+
+class MessagePreviews:
+    """The previews of messages that were listed lately."""
+
+    def __init__(self, sources: MessageSources) -> None:
+        self._sources = sources
+        self._kept: OrderedDict[str, MessagePreview] = OrderedDict()  # by queue id
+
+    async def of_rows(self, rows: Sequence[MessageSummary]) -> dict[str, MessagePreview]:
+        """Return the previews by the names of the rows; those that cannot be read are left out."""
+        found: dict[str, MessagePreview] = {}
+        for row in rows:
+            kept = self._kept.get(row.name)
+            if kept is not None:
+                self._kept.move_to_end(row.name)
+                found[row.name] = kept
+                continue
+            with contextlib.suppress(SpoolError, StoreError, OSError):
+                found[row.name] = await self._read(row)
+        return found
+
+    async def _read(self, row: MessageSummary) -> MessagePreview:
+        content = await self._sources.of_row(row)
+        if content is None:
+            read = NO_PREVIEW
+        else:
+            read = await asyncio.to_thread(read_preview, octets_of(content))
+        if row.id:  # before that, a scheduled draft can be changed
+            self._kept[row.id] = read
+            if len(self._kept) > KEPT_MAX:
+                self._kept.popitem(last=False)
+        return read
+
+
+def read_preview(octets: Octets) -> MessagePreview:
+    """Read the beginning of a MIME message. Blocks; raises OSError.
+
+    An attachment behind that is not seen: there, multipart/mixed means that there is one.
+    """
+    beginning = octets.part(0, min(octets.size, READ_OCTETS_MAX))
+    read = read_mime(beginning)
+    author = read.properties.from_
+    is_attached = any(not one.inline for one in read.attachments)
+    if not is_attached and octets.size > READ_OCTETS_MAX:
+        header = octets.read(0, _HEADER_OCTETS).partition(b"\r\n\r\n")[0]
+        is_attached = b"multipart/mixed" in header.lower()
+    text = preview(read.properties.body, read.properties.body_type)
+    if not text:  # of HTML that begins with a long style sheet
+        text = preview(read_parts(beginning).bodies.text or "", "text")
+    to = next(
+        (one for one in read.properties.to + read.properties.cc if one.address), EmailAddress("")
+    )
+    return MessagePreview(
+        author.name[:_NAME_CHARACTERS_MAX] if author else "",
+        to.name[:_NAME_CHARACTERS_MAX],
+        to.address[:ADDRESS_CHARACTERS_MAX],
+        is_attached,
+        text,
+    )

@@ -1,0 +1,114 @@
+"""To whom captured mail of a development relay may leave this machine, by a release.
+
+To its own recipients where `--release-allow` matches them; as a copy to any other addresses that a
+person names. A copy has the content as it is, header fields too: only the envelope has other
+recipients.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import Destination, NextHop
+from relay.front_door.api.dependencies import DevelopmentControls
+from relay.front_door.api.request_parameters import read_body
+from relay.front_door.http.errors import ApiError, quoted
+from relay.store.spool.queue_commands import COPIES_MAX, RouteLookup
+
+_NAMED_MAX = 5
+_NOTHING_LEAVES = (
+    "No mail leaves this machine. To let captured mail leave by a release, start the relay with: "
+    "relay dev --release-to smtp://HOST:PORT"
+)
+
+
+class _AddressesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    to: list[str] | None = None
+
+
+def addresses_of_body(octets: bytes) -> tuple[str, ...]:
+    """Return the addresses to which a copy is released, () for the recipients of the message.
+
+    Raises ApiError 400.
+    """
+    given = read_body(octets, _AddressesBody).to
+    return () if given is None else parse_addresses(given)
+
+
+def parse_addresses(given: Sequence[str]) -> tuple[str, ...]:
+    """Return addresses that a person has named, each once. Raises ApiError 400."""
+    if not 1 <= len(given) <= COPIES_MAX:
+        message = f"to: found {len(given):,} addresses, expected 1 to {COPIES_MAX}."
+        raise ApiError(400, "BadRequest", message)
+    found = []
+    for text in given:
+        try:
+            found.append(parse_mailbox(text))
+        except AddressError as error:
+            message = f"to: found {quoted(text)}: {error}."
+            raise ApiError(400, "ErrorInvalidRecipients", message) from None
+    return tuple(dict.fromkeys(found))
+
+
+def release_host(development: DevelopmentControls | None) -> NextHop:
+    """Return where released mail goes. Raises ApiError 403 if nothing leaves this machine."""
+    if development is None or development.release_to is None:
+        raise ApiError(403, "ErrorAccessDenied", _NOTHING_LEAVES)
+    return development.release_to
+
+
+def release_route(development: DevelopmentControls | None) -> RouteLookup | None:
+    """Return where a release sends captured mail for one of its own recipients; None if nothing
+    leaves this machine.
+    """
+    if development is None or (next_hop := development.release_to) is None:
+        return None
+    to = Destination(next_hop, chosen=True)
+    return lambda address, _sender: to if development.may_release(address) else None
+
+
+def without_release_host(route: RouteLookup, development: DevelopmentControls) -> RouteLookup:
+    """Return a route that leads to the host of a release only for recipients of `release_route`."""
+
+    def destination_of(address: str, reverse_path: str) -> Destination | None:
+        found = route(address, reverse_path)
+        is_release = found is not None and found.next_hop.without_route == development.release_to
+        return None if is_release and not development.may_release(address) else found
+
+    return destination_of
+
+
+def captured_recipients(entry: Mapping[str, Any]) -> list[str]:
+    """Return the recipients of an entry of the queue that are captured."""
+    everyone = entry["recipients"]
+    return [one["address"] for one in everyone if one["state"] == RecipientState.CAPTURED]
+
+
+def check_own_recipients(
+    entries: Sequence[Mapping[str, Any]],
+    development: DevelopmentControls | None,
+    *,
+    named: Sequence[str] | None = None,
+) -> None:
+    """Raise ApiError 403 unless mail may leave for all captured recipients of these entries. For a
+    copy, only the recipients among its `named` addresses count.
+    """
+    if development is None:
+        return
+    everyone = [address for entry in entries for address in captured_recipients(entry)]
+    if named is not None:
+        wanted = {address.lower() for address in named}
+        everyone = [address for address in everyone if address.lower() in wanted]
+    refused = [address for address in everyone if not development.may_release(address)]
+    if not refused:
+        return
+    more = f" and {len(refused) - _NAMED_MAX} more" if len(refused) > _NAMED_MAX else ""
+    message = (
+        f"No --release-allow matches {', '.join(refused[:_NAMED_MAX])}{more}, and nothing was "
+        'released. Name other addresses for a copy, {"to": ["ADDRESS"]}, or start the relay with: '
+        f"relay dev --release-to {development.release_to} --release-allow GLOB"
+    )
+    raise ApiError(403, "ErrorAccessDenied", message)

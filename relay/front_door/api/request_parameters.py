@@ -1,0 +1,371 @@
+"""Query parameters and JSON bodies of /relay/v1: numbers, selectors, queue commands.
+
+An unknown name is an error, and so is a command without a condition, so that a misspelt condition
+never selects the whole queue. Errors are ApiError 400 with the field, what was found and what was
+expected.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.message.envelope import domain_of
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.base.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
+from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
+from relay.front_door.http.http_request import HttpRequest
+from relay.store.journeys.message_list import (
+    FINAL_STATE,
+    MAIL,
+    REPORT,
+    ListPosition,
+    MessageSearch,
+    parse_cursor,
+    parse_position,
+)
+from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
+from relay.store.spool.types import WAITING, Selector
+from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+_LIMIT = 100
+_LIMIT_MAX = 10_000
+_TEXT_CHARACTERS_MAX = 1000
+TEXT_CONDITIONS = (
+    "sender", "recipient", "domain", "next_hop", "state", "subject", "client", "login", "route",
+)  # fmt: skip
+LIST_PARAMETERS = (
+    "q", "to", "sender", "subject", "mailbox", "kind", "state", "before", "after", "wait", "limit",
+)  # fmt: skip
+LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
+REFUSED_PARAMETERS = ("address", "after", "before", "limit")
+QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
+
+
+def read_body(octets: bytes, kind: type[Body]) -> Body:
+    """Decode a JSON body as `kind`; an empty body is {}. Raises ApiError 400."""
+    try:
+        return msgspec.json.decode(octets or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
+
+
+def read_table(octets: bytes) -> dict[str, Any]:
+    """Decode a JSON body that is any object. Raises ApiError 400."""
+    try:
+        return msgspec.json.decode(octets, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
+
+
+def single_values(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
+    """Return a query as a mapping. Raises ApiError 400 for an unknown or repeated name."""
+    values: dict[str, str] = {}
+    for name, value in query:
+        if name not in allowed:
+            message = f"The parameter {quoted(name)} is unknown; expected: "
+            raise bad_request(message + (", ".join(allowed) or "none") + ".")
+        if name in values:
+            raise bad_request(f"The parameter {quoted(name)} is given twice.")
+        values[name] = value
+    return values
+
+
+def require_method(request: HttpRequest, *methods: str) -> None:
+    """Raise ApiError 405 for another method."""
+    if request.method not in methods:
+        raise method_not_allowed(methods)
+
+
+def limit_of(query: Mapping[str, str]) -> int:
+    """Return the parameter `limit`."""
+    return int(number_of(query, "limit", default=_LIMIT, limits=(1, _LIMIT_MAX)))
+
+
+def number_of(
+    query: Mapping[str, str], name: str, *, default: float, limits: tuple[float, float]
+) -> float:
+    """Return a number within `limits`, inclusive. Raises ApiError 400."""
+    text = query.get(name)
+    if text is None:
+        return default
+    low, high = limits
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        expected = f"expected a number from {low:g} to {high:g}"
+        raise bad_request(f"{name}: found {quoted(text)}, {expected}.")
+    return number
+
+
+def message_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
+    """Return the conditions of GET /messages. Raises ApiError 400."""
+    texts = {name: _text_of(query, name) for name in ("to", "sender", "subject", "mailbox")}
+    state, kind = query.get("state", ""), query.get("kind", "")
+    if state not in ("", *MESSAGE_STATES):
+        raise bad_state(state, MESSAGE_STATES)
+    if kind not in ("", MAIL, REPORT):
+        raise bad_request(f"kind: found {quoted(kind)}, expected {MAIL} or {REPORT}.")
+    after = None
+    if (text := query.get("after")) is not None:
+        try:
+            after = parse_cursor(text, now_us=clock.time_us())
+        except ValueError:
+            expected = 'the "cursor" of an earlier answer'
+            raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
+    return MessageSearch(
+        to=texts["to"], sender=texts["sender"], subject=texts["subject"],
+        mailbox=texts["mailbox"], kind=kind, state=state, after=after,
+    )  # fmt: skip
+
+
+def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
+    """Return the place after which GET /messages continues. Raises ApiError 400."""
+    text = query.get("before")
+    if text is None:
+        return None
+    for name in ("after", "wait"):
+        if name in query:
+            raise bad_request(f"before: found it together with {name}, expected one of them.")
+    try:
+        return parse_position(text)
+    except ValueError:
+        expected = 'the "older" of an earlier answer'
+        raise bad_request(f"before: found {quoted(text)}, expected {expected}.") from None
+
+
+def refusal_search_of(query: Mapping[str, str], *, account: str | None) -> RefusalSearch:
+    """Return the conditions of GET /refused. Raises ApiError 400."""
+    address = _text_of(query, "address")
+    places = {name: query.get(name, "") for name in ("after", "before")}
+    for name, place in places.items():
+        if name in query and not is_cursor(place):
+            expected = f'the "{"cursor" if name == "after" else "older"}" of an earlier answer'
+            raise bad_request(f"{name}: found {quoted(place)}, expected {expected}.")
+    if all(places.values()):
+        raise bad_request("before: found it together with after, expected one of them.")
+    limit = int(number_of(query, "limit", default=_LIMIT, limits=(1, PAGE_MAX)))
+    return RefusalSearch(address, account, **places, limit=limit)
+
+
+MESSAGE_STATES = (FINAL_STATE, *SubmissionState, *RecipientState)
+
+
+def bad_state(state: str, choices: Collection[str]) -> ApiError:
+    """Return the error for an unknown state."""
+    return bad_request(f"state: found {quoted(state)}, expected one of {', '.join(choices)}.")
+
+
+def _text_of(texts: Mapping[str, str | None], name: str) -> str:
+    """Return a text, "" if it is not given. Raises ApiError 400 for one that is empty or long."""
+    text = texts.get(name)
+    if text is not None and not 0 < len(text) <= _TEXT_CHARACTERS_MAX:
+        expected = f"expected 1 to {_TEXT_CHARACTERS_MAX}"
+        raise bad_request(f"{name}: found {len(text)} letters, {expected}.")
+    return text or ""
+
+
+def selector_of_query(query: Mapping[str, str]) -> Selector:
+    """Return the selector of GET /queue; without a condition it selects all entries.
+
+    Commas separate IDs; a comma within an ID is percent-encoded, as in UNKNOWN_HEADER.
+    """
+    older_than_s = None
+    if "older_than" in query:
+        older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
+    ids = tuple(unquote(one) for one in query.get("id", "").split(",") if one)
+    texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
+    restored = query.get("restored", "false")
+    if restored not in ("true", "false"):
+        raise bad_request(f"restored: found {quoted(restored)}, expected true or false.")
+    is_restored = restored == "true"
+    given = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
+    return Selector(
+        ids=ids, older_than_s=older_than_s, restored=is_restored, all=not given, **texts
+    )
+
+
+def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the text conditions, "" for those that are not given.
+
+    Raises ApiError 400 for an empty one, which would select everything.
+    """
+    found = {name: _text_of(texts, name) for name in texts}
+    if domain := found.get("domain"):
+        found["domain"] = domain.removesuffix(".")
+    if (state := found.get("state")) and state not in (*LIVE, WAITING):
+        raise bad_state(state, (*LIVE, WAITING))
+    return found
+
+
+_IDS_MAX = 10_000
+_WHO_CHARACTERS_MAX = 100
+_UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
+
+
+class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The conditions of a selector, and the fields of every command."""
+
+    ids: tuple[str, ...] = ()
+    sender: str | None = None
+    recipient: str | None = None
+    domain: str | None = None
+    next_hop: str | None = None
+    state: str | None = None
+    subject: str | None = None
+    client: str | None = None
+    login: str | None = None
+    route: str | None = None
+    older_than_s: float | None = None
+    restored: bool = False
+    all: bool = False
+    dry_run: bool = False
+    reason: str = ""
+    who: str = ""
+
+
+class _HoldBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
+    until: str = ""
+    new: bool = False
+
+
+class _ReleaseBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
+    as_before: bool = False
+
+
+class _CancelBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
+    bounce: bool = False
+    text: str = ""
+
+
+class _RerouteBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
+    to: str = ""
+
+
+_BODIES: Mapping[Operation, type[_CommandBody]] = {
+    Operation.RETRY: _CommandBody,
+    Operation.HOLD: _HoldBody,
+    Operation.RELEASE: _ReleaseBody,
+    Operation.CANCEL: _CancelBody,
+    Operation.REROUTE: _RerouteBody,
+}
+
+
+class CommandIssuer(Struct, frozen=True):
+    """Who issues a command. With `may_name_other` the body may name the user of `relay queue`.
+    `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
+    sends captured mail, None if it stays. `target_of` is that of RouteTable.
+    """
+
+    name: str
+    may_name_other: bool
+    way_to: Callable[[str], RouteLookup]
+    target_of: Callable[[str], str]
+    clock: Clock
+    release_to: RouteLookup | None = None
+
+
+def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
+    """Return the command in the body. Raises ApiError 400; 403 for `who`."""
+    given = read_body(body, _BODIES[operation])
+    try:
+        return QueueCommand(
+            operation=operation,
+            selector=_selector(given),
+            who=operator_of(given.who, issuer),
+            why=given.reason.strip(),
+            dry_run=given.dry_run,
+            until_us=_until_us(given, issuer.clock),
+            new=_holds_new(given, issuer),
+            as_before=isinstance(given, _ReleaseBody) and given.as_before,
+            to=_next_hops(given, issuer),
+            to_text=given.to if isinstance(given, _RerouteBody) else "",
+            bounce=isinstance(given, _CancelBody) and given.bounce,
+            text=given.text.strip() if isinstance(given, _CancelBody) else "",
+        )
+    except ValueError as error:
+        text = str(error)
+        names_a_field = text.partition(" ")[0].endswith(":")
+        raise bad_request(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
+
+
+def _selector(given: _CommandBody) -> Selector:
+    if len(given.ids) > _IDS_MAX:
+        raise bad_request(f"ids: found {len(given.ids)}, expected at most {_IDS_MAX}.")
+    if given.older_than_s is not None and not 0 <= given.older_than_s <= 1e9:
+        found = f"{given.older_than_s:g}"
+        raise bad_request(f"older_than_s: found {found}, expected seconds from 0 to 1e9.")
+    texts = conditions_of({name: getattr(given, name) for name in TEXT_CONDITIONS})
+    return Selector(
+        ids=given.ids, older_than_s=given.older_than_s, restored=given.restored, all=given.all,
+        **texts,
+    )  # fmt: skip
+
+
+def _holds_new(given: _CommandBody, issuer: CommandIssuer) -> bool:
+    """Raises ApiError 400 for a domain with `alias_of`, whose mail becomes that of another domain
+    before it could be held.
+    """
+    if not (isinstance(given, _HoldBody) and given.new):
+        return False
+    address = f"x@{(given.domain or '').removesuffix('.')}"
+    if (target := issuer.target_of(address)) != address:
+        expected = f"expected {domain_of(target)!r}, of which it is an alias"
+        raise bad_request(f"domain: found {given.domain!r}, {expected}.")
+    return True
+
+
+def operator_of(who: str, issuer: CommandIssuer) -> str:
+    """Return who issues a command: the `who` in its body, if it may name one. Raises ApiError."""
+    if not who:
+        return issuer.name
+    if not issuer.may_name_other:
+        message = "Access is denied: who follows from the token; omit it."
+        raise ApiError(403, "ErrorAccessDenied", message)
+    if len(who) > _WHO_CHARACTERS_MAX or not who.isprintable():
+        raise bad_request(f"who: found {quoted(who)}, expected a name.")
+    return who
+
+
+def _until_us(given: _CommandBody, clock: Clock) -> int | None:
+    """Return the end of a hold in queue time."""
+    ahead_s = seconds_until(given.until, clock) if isinstance(given, _HoldBody) else None
+    return None if ahead_s is None else clock.queue_us() + int(ahead_s * 1e6)
+
+
+def seconds_until(text: str, clock: Clock) -> float | None:
+    """Return how far ahead `until` is, a duration or a time; None for "". Raises ApiError 400."""
+    if not text:
+        return None
+    try:
+        ahead_s = parse_duration(text)
+    except ValueError:
+        try:
+            until = datetime.fromisoformat(text)
+            if until.tzinfo is None:
+                raise ValueError  # noqa: TRY301 - the time zone is unknown
+            ahead_s = until.timestamp() - clock.time_us() / 1e6
+        except (ValueError, OverflowError):
+            raise bad_request(f"until: found {quoted(text)}, expected {_UNTIL_EXPECTED}.") from None
+    if ahead_s <= 0:
+        raise bad_request(f"until: found {quoted(text)}, expected a time in the future.")
+    return ahead_s
+
+
+def _next_hops(given: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:
+    if isinstance(given, _ReleaseBody):
+        return issuer.release_to
+    if not isinstance(given, _RerouteBody):
+        return None
+    try:
+        return issuer.way_to(given.to)
+    except ValueError as error:
+        raise bad_request(f"to: {error}.") from None

@@ -1,0 +1,197 @@
+"""The text of the search box, and of `q` of GET /messages, as conditions of the message list.
+
+Words are parts of the subject or an address, or begin a word of the text; `from:`, `to:`,
+`subject:`, `state:` and `id:` name what is compared. A value with `*` is a pattern of the whole
+text, another one is a part of it. `client:`, `login:`, `has:`, `larger:`, `after:`, `before:` and
+`is:` have values of their own.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import Clock, time_us_of
+from relay.base.settings.values import is_ip
+from relay.front_door.api.request_parameters import (
+    MESSAGE_STATES,
+    limit_of,
+    message_search_of,
+    number_of,
+)
+from relay.front_door.http.errors import ApiError, quoted
+from relay.store.journeys.journey import PAGES_MAX, Journeys
+from relay.store.journeys.message_list import MAIL, MessageSearch
+
+TEXT_CHARACTERS_MAX = 1000
+WORDS_MAX = 20
+_SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)  # that begins so
+_BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
+_FIELDS = ("sender", "to", "subject", "state", "key")  # for which a parameter may be given too
+# A prefix, then a value or a word; a value may be in quotes, and a last quote may be missing.
+_TOKEN = re.compile(r'(?:(-?)([A-Za-z_]+):(?=[^\s/]))?(?:"([^"]*)(?:"|$)|(\S+))')
+
+
+class SearchTextError(ValueError):
+    """The text is not a search; the message is a sentence."""
+
+
+class _Token(Struct, frozen=True):
+    prefix: str
+    value: str
+
+
+def parse_search(text: str) -> MessageSearch:
+    """Return the conditions, joined by "and". Raises SearchTextError."""
+    if len(text) > TEXT_CHARACTERS_MAX:
+        raise SearchTextError(
+            f"The search has {len(text):,} characters; it may have {TEXT_CHARACTERS_MAX:,}."
+        )
+    wanted = MessageSearch()
+    given: set[str] = set()
+    for token in _tokens(text):
+        if token.prefix in given:
+            raise SearchTextError(f"{token.prefix}: is there twice. Keep one of the two.")
+        if token.prefix:
+            given.add(token.prefix)
+        wanted = _with(wanted, token)
+    if 0 < wanted.until_us <= wanted.from_us:
+        raise SearchTextError("before: expected a later time than the search begins with.")
+    if len(wanted.words) > WORDS_MAX:
+        raise SearchTextError(f"The search has more than {WORDS_MAX} words.")
+    return wanted
+
+
+def list_search_of(query: Mapping[str, str], clock: Clock) -> MessageSearch:
+    """Return the conditions of GET /messages, those of `q` too. Raises ApiError 400."""
+    given = message_search_of(query, clock)
+    if "q" not in query:
+        return given
+    try:
+        wanted = parse_search(query["q"])
+    except SearchTextError as error:
+        raise ApiError(400, "BadRequest", f"q: {error}") from None
+    for name in _FIELDS:
+        if getattr(given, name) and getattr(wanted, name):
+            raise ApiError(400, "BadRequest", f"q: it has {name} too, which is a parameter.")
+    if wanted.key and given.after:
+        message = "q: found id: together with the parameter after, expected one of them."
+        raise ApiError(400, "BadRequest", message)
+    both = {name: getattr(given, name) or getattr(wanted, name) for name in _FIELDS}
+    return replace(wanted, **both, mailbox=given.mailbox, kind=given.kind, after=given.after)
+
+
+async def log_rows(
+    journeys: Journeys, query: Mapping[str, str], clock: Clock, *, account: str | None
+) -> dict[str, Any]:
+    """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
+    wanted, limit = list_search_of(query, clock), limit_of(query)
+    wanted = replace(wanted, kind=MAIL, added=account is None)
+    pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
+    return (await journeys.log(wanted, account=account, limit=limit, pages=int(pages))).as_json()
+
+
+def _tokens(text: str) -> list[_Token]:
+    found = []
+    for match in _TOKEN.finditer(text):
+        minus, prefix, in_quotes, plain = match.groups()
+        value = (in_quotes if in_quotes is not None else plain).strip()
+        prefix = (prefix or "").lower()
+        if minus or (not prefix and in_quotes is None and re.match(r"-\w", value)):
+            raise SearchTextError(
+                f"{quoted(match[0])}: a search cannot leave out messages. For the text itself, put "
+                "it in quotes."
+            )
+        if prefix and prefix not in _PREFIXES:
+            names = ", ".join(f"{one}:" for one in _PREFIXES)
+            raise SearchTextError(
+                f"{quoted(prefix + ':')} is not known; there are {names}. For the text itself, put "
+                "it in quotes."
+            )
+        if value:
+            found.append(_Token(prefix, value))
+    return found
+
+
+def _with(wanted: MessageSearch, token: _Token) -> MessageSearch:
+    match token.prefix:
+        case "from":
+            sender = token.value if token.value == "<>" else _pattern(token.value)
+            return replace(wanted, sender=sender)
+        case "to":
+            return replace(wanted, to=_pattern(token.value))
+        case "subject":
+            return replace(wanted, subject=_pattern(token.value))
+        case "state":
+            state = token.value.lower()
+            if state not in MESSAGE_STATES:
+                states = ", ".join(MESSAGE_STATES)
+                raise SearchTextError(f"state: {quoted(state)} is not a state; there are {states}.")
+            return replace(wanted, state=state)
+        case "id":
+            return replace(wanted, key=token.value)
+        case "":
+            return replace(wanted, words=(*wanted.words, token.value))
+        case name:
+            return replace(wanted, **_OWN_VALUES[name](token.value))
+
+
+def _has(value: str) -> dict[str, Any]:
+    if value.lower() not in ("attachment", "attachments"):
+        raise SearchTextError(f"has: found {quoted(value)}, expected attachment.")
+    return {"has_attachment": True}
+
+
+def _larger(value: str) -> dict[str, Any]:
+    found = _SIZE.fullmatch(value)
+    if found is None:
+        raise SearchTextError(
+            f"larger: found {quoted(value)}, expected a size such as 100k or 2M (of 1,000 bytes)."
+        )
+    return {"larger_than_bytes": int(found[1]) * _BYTES[found[2].lower()]}
+
+
+def _time_us(prefix: str, value: str) -> int:
+    with suppress(ValueError, OverflowError):
+        if _TIME.match(value):
+            at = datetime.fromisoformat(value)
+            return max(time_us_of((at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()), 1)
+    expected = "expected a day such as 2026-11-01, or a time such as 2026-11-01T09:30Z (UTC)"
+    raise SearchTextError(f"{prefix}: found {quoted(value)}, {expected}.")
+
+
+def _client(value: str) -> dict[str, Any]:
+    return {"client": str(ip_address(value)) if is_ip(value) else value}
+
+
+def _login(value: str) -> dict[str, Any]:
+    return {"login": value if "@" in value else _pattern(value)}
+
+
+def _is(value: str) -> dict[str, Any]:
+    if value.lower() != "unread":
+        raise SearchTextError(f"is: found {quoted(value)}, expected unread.")
+    return {"is_unread": True}
+
+
+_OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
+    "has": _has,
+    "larger": _larger,
+    "after": lambda value: {"from_us": _time_us("after", value)},
+    "before": lambda value: {"until_us": _time_us("before", value)},
+    "client": _client,
+    "login": _login,
+    "is": _is,
+}
+_PREFIXES = ("from", "to", "subject", "state", "id", *_OWN_VALUES)
+
+
+def _pattern(value: str) -> str:
+    """Return the pattern of a part of a text; one with `*` is that of the whole text already."""
+    return value if "*" in value else f"*{value}*"

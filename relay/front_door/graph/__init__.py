@@ -1,0 +1,58 @@
+"""Step 1: the part of Microsoft Graph that Relay implements: sendMail, messages, mail folders.
+
+A request is checked completely and passed to the mail store, which writes the draft and its pending
+submission (steps 1 and 2). The 202 is sent when both are durable. An error response names the
+field, the found and the expected value, and means that nothing was written.
+
+The way of a request:
+
+- `app`: whose mailbox a request is for, its scopes; what pressure refuses (503, 507)
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 404, 405;
+  what Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
+- `graph_request`: limits of one account (429), If-Match and ETag, the store's errors as Graph's;
+  Prefer: outlook.body-content-type
+- `batch`: $batch: up to 20 requests in one, their order and dependencies
+- `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time
+- `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
+- `odata`: $filter, $orderby and $search
+- `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
+- `json_values`: types and names in a JSON body; the path in a 400
+
+Messages:
+
+- `send_mail`: sendMail, and send of a draft: 202, saveToSentItems, relay.* preferences
+- `mime_body`: a message as MIME: base64, streaming, recipients, the account's own From
+- `message_parser`: a message's JSON: body, headers, attachments, read-only properties; a link to a
+  file: its JSON, and how it is stored in MIME
+- `recipients`: To, Cc, From and Sender in JSON: validity, at most 500, send-as rights; To and Cc of
+  a reply and of a reply to all
+- `replies`: reply, replyAll and forward: body, quote, and which attachments go with them
+- `messages`: list, get, create, PATCH, delete, move, copy; what of a sent message may change
+- `message_pages`: when a page of messages ends, and its nextLink
+- `serializer`: the JSON of messages, folders and users
+- `extended_properties`: singleValue- and multiValueExtendedProperties, $expand
+- `follow_up_flags`: a message's flag: its dates, and which changes are contradictions
+- `delta`: delta queries: tokens, what has changed, 410 (when one is too old:
+  `relay/store/mailbox/index/change_feed.py`)
+
+Attachments:
+
+- `attachments`: list, get, add and delete attachments; their JSON and $value
+- `upload_sessions`: ranges of a large attachment, their URL and token
+
+Folders, settings, users:
+
+- `mail_folders`: list, create, rename, move, delete folders; well-known ones (403)
+- `users`: /me, /users: whose mailboxes a token may open; time zone, language, working hours; no
+  automatic replies (501); masterCategories; translateExchangeIds
+- `subscriptions`: /subscriptions: what a client may ask for; 400, 403, 404, 501
+
+Elsewhere: tokens: `relay/front_door/sign_in/authentication.py`; bodies, sizes and 413:
+`relay/front_door/http/http_request.py`; when the draft is on disk:
+`relay/submission/outbox/submit.py`; Subject and References of a reply:
+`relay/base/message/conversation.py`; its quote: `relay/formats/quoting.py`.
+"""
+
+from relay.front_door.graph.app import create_app
+
+__all__ = ["create_app"]

@@ -1,0 +1,397 @@
+"""Handlers of the attachment resource, and its JSON, which is written while the files are read.
+
+Of a large attachment one block is in memory. A 201 is sent when the change is on disk. Content of
+itemAttachments is never in the JSON; $value has their MIME. message_parser reads attachments that
+come in the JSON of a message.
+"""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.responses import Response
+
+from relay.base.message.content import LARGE_BYTES
+from relay.formats.draft import AttachmentFacts
+from relay.formats.read_mime import AttachedOctets, read_mime
+from relay.formats.transfer_encoding import decoded_blocks
+from relay.front_door.graph.extended_properties import ExpandOptions
+from relay.front_door.graph.graph_request import (
+    GraphRequest,
+    etag_field,
+    minimal_response,
+    show_preferred_body,
+)
+from relay.front_door.graph.json_values import (
+    COMMON_PROPERTIES,
+    FILE_PROPERTIES,
+    REFERENCE_PROPERTIES,
+    missing_property,
+    read_parameters,
+)
+from relay.front_door.graph.message_parser import (
+    REFERENCE_BYTES_MAX,
+    REFERENCE_TYPE,
+    Reference,
+    read_attachment,
+    read_reference,
+    read_upload,
+    reference_json,
+)
+from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
+from relay.front_door.graph.upload_sessions import upload_url
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.gateway import StreamedResponse, json_response
+from relay.store.mailbox.attachments import found_attachment
+from relay.store.mailbox.types import (
+    Folder,
+    OpenedMessage,
+    StoredMessage,
+)
+
+CONTENT = "contentBytes"
+ITEM_BYTES_MAX = 10 * 1024 * 1024
+_CASTS = {
+    "": f"{COMMON_PROPERTIES} {FILE_PROPERTIES} {REFERENCE_PROPERTIES}",
+    "microsoft.graph.fileAttachment/": FILE_PROPERTIES,
+    "microsoft.graph.referenceAttachment/": REFERENCE_PROPERTIES,
+}
+ATTACHMENT_PROPERTIES = frozenset(
+    cast + name for cast, names in _CASTS.items() for name in names.split()
+)
+_ITEM_PROPERTIES = (
+    *("subject", "body", "bodyPreview", "from", "sender", "toRecipients", "ccRecipients"),
+    *("bccRecipients", "replyTo", "importance", "internetMessageId", "sentDateTime"),
+    *("receivedDateTime", "hasAttachments", "conversationId"),
+)
+_DATES = ("sentDateTime", "receivedDateTime")
+_NO_FOLDER = Folder("", "", Path())
+_WITH_ITEM = "microsoft.graph.itemattachment/item"
+
+
+async def list_attachments(request: GraphRequest) -> Response:
+    """GET attachments: return all of them, or a page with $top."""
+    options = parse_options(
+        request.http.query,
+        allowed={"select", "top", "skip", "count"},
+        known=ATTACHMENT_PROPERTIES,
+        page_size=TOP_MAX,
+    )
+    opened = await open_message(request)
+    end = options.skip + options.top
+    page = opened.attachments[options.skip : end]
+    head: dict[str, Any] = _context(request, opened, "")
+    if options.count:
+        head["@odata.count"] = len(opened.attachments)
+    tail = b"}"
+    if end < len(opened.attachments):
+        link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
+        tail = b',"@odata.nextLink":' + msgspec.json.encode(link) + b"}"
+    start = msgspec.json.encode(head)[:-1] + b',"value":'
+    pieces = chain((start,), _array_pieces(opened, page, options.select), (tail,))
+    return await _response(pieces, _size(page, options.select))
+
+
+async def count_attachments(request: GraphRequest) -> Response:
+    """GET $count of attachments: return their number as text."""
+    request.options()
+    opened = await open_message(request)
+    return Response(str(len(opened.attachments)), headers={"content-type": "text/plain"})
+
+
+async def get_attachment(request: GraphRequest) -> Response:
+    """GET one attachment."""
+    options = request.options({"select", "expand"}, ATTACHMENT_PROPERTIES)
+    expand = (options.expand or "").strip().lower().removeprefix("$")
+    if expand not in ("", _WITH_ITEM):
+        message = f"$expand: {quoted(options.expand)} cannot be expanded here, only {_WITH_ITEM}."
+        raise ApiError(400, "BadRequest", message)
+    opened = await open_message(request)
+    one = found_attachment(opened.attachments, request.path_parameters["attachment"])
+    pieces = _attachment_pieces(
+        opened,
+        one,
+        select=options.select,
+        context=_context(request, opened, "/$entity"),
+        with_item=bool(expand),
+    )
+    return await _response(pieces, _size((one,), options.select))
+
+
+async def get_value(request: GraphRequest) -> Response:
+    """GET $value: return the file, or the attached message as MIME."""
+    request.options()
+    opened = await open_message(request)
+    one = found_attachment(opened.attachments, request.path_parameters["attachment"])
+    kind = one.facts.content_type
+    is_plain = kind.isascii() and kind.isprintable()
+    headers = {
+        "content-type": kind if is_plain else "application/octet-stream",
+        "content-disposition": "attachment",  # a browser must not render mail content
+    }
+    return StreamedResponse(content_of(one), headers=headers)
+
+
+async def add_attachment(request: GraphRequest) -> Response:
+    """POST an attachment to a draft."""
+    attachment = read_attachment(await request.json_object("attachment"))
+    attachments = request.store.attachments
+    identity = await attachments.add(
+        request.mailbox,
+        request.message_id,
+        attachment,
+        limit_bytes=request.dependencies.max_upload,
+        condition=request.condition,
+    )
+    opened = await open_message(request)
+    one = found_attachment(opened.attachments, identity)
+    context = _context(request, opened, "/$entity")
+    pieces = _attachment_pieces(opened, one, context=context)
+    location = f"{request.root_url()}/{_path(request, opened)}/{quote(identity)}"
+    if request.prefers_minimal():
+        return minimal_response(location, is_new=True)
+    return await _response(pieces, _size((one,)), status=201, headers={"location": location})
+
+
+async def delete_attachment(request: GraphRequest) -> Response:
+    """DELETE an attachment of a draft."""
+    one = request.path_parameters["attachment"]
+    await request.store.attachments.remove(
+        request.mailbox, request.message_id, one, condition=request.condition
+    )
+    return Response(status_code=204)
+
+
+async def create_upload_session(request: GraphRequest) -> Response:
+    """POST createUploadSession: return a URL to which a file is PUT in ranges."""
+    body = await request.json_object()
+    action = "microsoft.graph.createUploadSession"
+    given = read_parameters(body, ("attachmentitem",), action)
+    if given.get("attachmentitem") is None:
+        raise missing_property("attachmentItem")
+    item = read_upload(given["attachmentitem"], "attachmentItem")
+    made = await request.store.uploads.create(
+        request.mailbox,
+        request.message_id,
+        item,
+        caller=request.caller.address,
+        limit_bytes=request.dependencies.max_upload,
+        condition=request.condition,
+    )
+    session = {
+        "@odata.context": f"{request.root_url()}/$metadata#microsoft.graph.uploadSession",
+        "uploadUrl": upload_url(request.root_url(), made),
+        "expirationDateTime": graph_date(made.upload.expires_us),
+        "nextExpectedRanges": ["0-"],
+    }
+    return json_response(session, status=201)
+
+
+async def get_with_attachments(
+    request: GraphRequest, options: QueryOptions, expand: ExpandOptions, *, context: str
+) -> Response:
+    """GET a message with $expand=attachments."""
+    opened = await open_message(request)
+    if unchanged := request.not_modified(opened.message.change_key):
+        return unchanged
+    shown = message_json(opened.message, options.select, pages_url=request.pages_url)
+    shown |= expand.to_json(opened.message)
+    await show_preferred_body(request, shown)
+    select = expand.attachments or ()
+    pieces = message_pieces({**request.context(context), **shown}, opened, select)
+    size = _size(opened.attachments, select)
+    return await _response(pieces, size, headers=etag_field(opened.message.change_key))
+
+
+async def _response(
+    pieces: Iterator[bytes],
+    size_bytes: int,
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    return await asyncio.to_thread(
+        json_stream_response, pieces, size_bytes, status=status, headers=headers
+    )
+
+
+async def open_message(request: GraphRequest) -> OpenedMessage:
+    """Return the message that the path names, with its attachments to be read."""
+    return await request.store.attachments.opened(
+        request.mailbox, request.message_id, folder_id=request.folder_id
+    )
+
+
+def _size(attachments: tuple[AttachedOctets, ...], select: Collection[str] = ()) -> int:
+    """Estimate the size of the JSON in bytes."""
+    if not shows_content(select):
+        return 0
+    return sum(one.octets.size for one in attachments) * 4 // 3
+
+
+def shows_content(select: Collection[str]) -> bool:
+    """Return whether the JSON of attachments has their content."""
+    return not select or any(name.endswith(CONTENT) for name in select)
+
+
+def _path(request: GraphRequest, opened: OpenedMessage) -> str:
+    return f"{request.owner}/messages('{opened.message.id}')/attachments"
+
+
+def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[str, Any]:
+    return request.context(f"{_path(request, opened)}{rest}")
+
+
+# -- serialization
+
+
+def message_pieces(
+    shown: Mapping[str, Any], opened: OpenedMessage, select: Collection[str]
+) -> Iterator[bytes]:
+    """Yield the JSON of a message with its attachments."""
+    yield msgspec.json.encode(shown)[:-1] + b',"attachments":'
+    yield from _array_pieces(opened, opened.attachments, select)
+    yield b"}"
+
+
+def _array_pieces(
+    opened: OpenedMessage, attachments: Sequence[AttachedOctets], select: Collection[str]
+) -> Iterator[bytes]:
+    """Yield the JSON array of attachments."""
+    for number, one in enumerate(attachments):
+        yield b"," if number else b"["
+        yield from _attachment_pieces(opened, one, select=select)
+    yield b"]" if attachments else b"[]"
+
+
+def _attachment_pieces(
+    opened: OpenedMessage,
+    one: AttachedOctets,
+    *,
+    select: Collection[str] = (),
+    context: Mapping[str, Any] | None = None,
+    with_item: bool = False,
+) -> Iterator[bytes]:
+    """Yield the JSON of an attachment; `with_item` adds its item up to 10 MiB."""
+    selected = {name.rpartition("/")[2] for name in select}
+    reference = _reference(one)
+    item = _item_json(one) if with_item and one.facts.item else None
+    modified_us = opened.message.modified_us
+    shown = attachment_json(one.facts, modified_us=modified_us, item=item, reference=reference)
+    if selected:
+        kept = selected | {"id", "@odata.type", "@odata.mediaContentType", "item"}
+        shown = {name: value for name, value in shown.items() if name in kept}
+    encoded = msgspec.json.encode({**(context or {}), **shown})
+    if one.facts.item or reference or (selected and CONTENT not in selected):
+        yield encoded
+        return
+    yield encoded[:-1] + b',"contentBytes":"'
+    yield from _base64_of(one)
+    yield b'"}'
+
+
+def attachment_json(
+    attachment: AttachmentFacts,
+    *,
+    modified_us: int,
+    item: Mapping[str, Any] | None = None,
+    reference: Reference | None = None,
+) -> dict[str, Any]:
+    """Return an attachment's JSON without contentBytes; `item` is the JSON of its message."""
+    kind = "itemAttachment" if attachment.item else "fileAttachment"
+    if reference:
+        kind = "referenceAttachment"
+    shown: dict[str, Any] = {
+        "@odata.type": f"#microsoft.graph.{kind}",
+        "@odata.mediaContentType": attachment.content_type,
+        "id": attachment.id,
+        "lastModifiedDateTime": graph_date(modified_us),
+        "name": attachment.name,
+        "contentType": attachment.content_type,
+        "size": attachment.size,
+        "isInline": attachment.inline,
+    }
+    if attachment.item:
+        return shown if item is None else shown | {"item": dict(item)}
+    if reference:
+        return shown | reference_json(reference)
+    return shown | {"contentId": attachment.content_id or None, "contentLocation": None}
+
+
+def _reference(one: AttachedOctets) -> Reference | None:
+    """Return the link that the attachment holds; None for a file or a message."""
+    found = one.facts
+    if found.content_type.lower() != REFERENCE_TYPE or found.size > REFERENCE_BYTES_MAX:
+        return None
+    return read_reference(b"".join(content_of(one)))
+
+
+def content_of(one: AttachedOctets) -> Iterator[bytes]:
+    """Yield the decoded content."""
+    return decoded_blocks(one.octets, one.encoding)
+
+
+def json_stream_response(
+    pieces: Iterator[bytes],
+    size_bytes: int,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    turns: asyncio.Semaphore | None = None,
+) -> Response:
+    """Return a JSON response of about `size_bytes`; over 1 MiB it is read while it is sent.
+
+    Blocks while it reads a small one; a large one waits for `turns`. Raises OSError.
+    """
+    fields = {"content-type": "application/json", **(headers or {})}
+    if size_bytes > LARGE_BYTES:
+        return StreamedResponse(pieces, status=status, headers=fields, turns=turns)
+    return Response(b"".join(pieces), status_code=status, headers=fields)
+
+
+def _base64_of(one: AttachedOctets) -> Iterator[bytes]:
+    held = b""
+    for block in content_of(one):
+        held += block
+        end = len(held) // 3 * 3
+        yield b64encode(held[:end])
+        held = held[end:]
+    yield b64encode(held)
+
+
+def _item_json(one: AttachedOctets) -> dict[str, Any] | None:
+    if one.octets.size > ITEM_BYTES_MAX:
+        return None
+    read = read_mime(one.octets)
+    date_us = read.date_us or 0
+    message = StoredMessage(
+        id="",
+        folder=_NO_FOLDER,
+        path=_NO_FOLDER.path,
+        properties=read.properties,
+        attachments=(),
+        is_draft=False,
+        is_read=True,
+        size=one.octets.size,
+        created_us=date_us,
+        modified_us=date_us,
+        sent_us=date_us,
+        received_us=date_us,
+        change_key="",
+        is_mime=True,
+    )
+    names = (
+        [name for name in _ITEM_PROPERTIES if name not in _DATES]
+        if read.date_us is None
+        else _ITEM_PROPERTIES
+    )
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in names}
+    shown["hasAttachments"] = any(not attached.inline for attached in read.attachments)
+    given = {name: value for name, value in shown.items() if value is not None}
+    return {"@odata.type": "#microsoft.graph.message", **given}

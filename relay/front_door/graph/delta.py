@@ -1,0 +1,307 @@
+"""Delta queries of messages and mail folders: a list page by page, then only what has changed.
+
+A round ends with a deltaLink, which begins the next one. The first round of messages lists the
+folder; the position in the change feed is taken before it, so the second round has what happened
+meanwhile. A link's token has the query options of the first request, as in Graph, and belongs to
+one collection of one mailbox. A token whose changes are not kept any more is 410 with a Location
+that begins again (Graph's delta query overview).
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES
+from relay.front_door.graph.extended_properties import parse_expand
+from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.message_pages import MessageItem, MessagePage
+from relay.front_door.graph.odata.resources import message_condition
+from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.serializer import (
+    FOLDER_PROPERTIES,
+    MESSAGE_PROPERTIES,
+    folder_json,
+    shows_body,
+)
+from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
+from relay.store.mailbox.query import (
+    EVERY_CHANGE,
+    Compare,
+    Condition,
+    DeltaQuery,
+    MessageQuery,
+    Operator,
+    Property,
+)
+from relay.store.mailbox.types import (
+    ChangeKind,
+    MessageDelta,
+    QueryTooLongError,
+    StalePositionError,
+)
+
+TOKEN_CHARACTERS_MAX = 8192
+_LATEST = "latest"
+_CHANGE_TYPE = "changetype"
+_FOLDERS = "mailFolders"
+_MESSAGE_OPTIONS = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
+_TOKENS = ("skiptoken", "deltatoken")
+_KINDS = {
+    "": EVERY_CHANGE,
+    "created": frozenset({ChangeKind.CREATED}),
+    "updated": frozenset({ChangeKind.UPDATED}),
+    "deleted": frozenset({ChangeKind.MOVED, ChangeKind.DELETED}),
+}
+_RETRY_S = 10
+_Result = TypeVar("_Result")
+
+
+async def list_message_changes(request: GraphRequest) -> Response:
+    """GET messages/delta, in a folder or in the whole mailbox."""
+    delta = read_delta_request(
+        request,
+        collection=f"{request.folder_id.lower()}/messages",
+        allowed=_MESSAGE_OPTIONS,
+        known=MESSAGE_PROPERTIES,
+    )
+    options = delta.options
+    kinds = _kinds(delta.given.get(_CHANGE_TYPE, ""))
+    condition, received_from_us = _read_filter(options.filter)
+    if options.orderby is not None:
+        _check_order(options.orderby)
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    position, page = delta.link.position, delta.link.page
+
+    async def respond(
+        items: Sequence[MessageItem], links: tuple[str, str], link_after: Callable[[int], str]
+    ) -> Response:
+        shown = MessagePage(
+            delta.context(), items, options.select, expand,
+            link_after=link_after, next_link=links[0], delta_link=links[1],
+        )  # fmt: skip
+        return await shown.response(request)
+
+    is_listing = bool(page) or not (position or delta.is_latest or ChangeKind.CREATED not in kinds)
+    if is_listing or not position:
+        # Before the list is read. For its later pages this checks that the feed has the position.
+        feed = await delta.answered(
+            request.store.lists.changes(request.mailbox, after=position, limit=1)
+        )
+        position = position or feed.position
+    if is_listing:
+        listed = MessageQuery(
+            request.folder_id, condition,
+            top=options.top, after=page, bytes_max=request.page_bytes,
+            has_bodies=shows_body(options.select),
+        )  # fmt: skip
+        found = await delta.answered(request.store.lists.query(request.mailbox, listed))
+        return await respond(
+            found.messages,
+            delta.links(position, found.next_after),
+            lambda count: delta.links(position, found.positions[count - 1])[0],
+        )
+    query = DeltaQuery(
+        request.folder_id, position, options.top, kinds,
+        received_from_us=received_from_us, bytes_max=request.page_bytes,
+        has_bodies=shows_body(options.select),
+    )  # fmt: skip
+    changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
+    return await respond(
+        [one.message or _removed(one) for one in changed.changed],
+        delta.links(changed.position, more=changed.more),
+        lambda count: delta.links(changed.changed[count].position, more=True)[0],
+    )
+
+
+def _removed(one: MessageDelta) -> dict[str, Any]:
+    reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
+    return {"id": one.message_id, "@removed": {"reason": reason}}
+
+
+def _kinds(change_type: str) -> frozenset[ChangeKind]:
+    try:
+        return _KINDS[change_type.lower()]
+    except KeyError:
+        message = f"changeType: found {quoted(change_type)}, expected created, updated or deleted."
+        raise bad_request(message) from None
+
+
+def _read_filter(text: str | None) -> tuple[Condition | None, int]:
+    """Return the condition of a $filter, and the earliest time of receipt that matches."""
+    if text is None:
+        return None, 0
+    condition = message_condition(text)
+    if (
+        isinstance(condition, Compare)
+        and condition.property is Property.RECEIVED
+        and condition.operator in (Operator.GE, Operator.GT)
+    ):
+        return condition, int(condition.value) + (condition.operator is Operator.GT)
+    message = (
+        "$filter: a delta query can be filtered by receivedDateTime ge TIME or receivedDateTime"
+        f" gt TIME only; found {quoted(text)}."
+    )
+    raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+
+
+def _check_order(text: str) -> None:
+    if text.lower().split() != ["receiveddatetime", "desc"]:
+        message = (
+            "$orderby: a delta query can be ordered by receivedDateTime desc only; "
+            f"found {quoted(text)}."
+        )
+        raise ApiError(400, "ErrorInvalidUrlQuery", message)
+
+
+async def list_folder_changes(request: GraphRequest) -> Response:
+    """GET mailFolders/delta: the folders of all levels."""
+    delta = read_delta_request(
+        request, collection=_FOLDERS, allowed=("select", "top"), known=FOLDER_PROPERTIES
+    )
+    options = delta.options
+    limit = 0 if delta.is_latest else options.top
+    found = await delta.answered(
+        request.store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
+    )
+    items = [
+        {"id": one.folder_id, "@removed": {"reason": "deleted"}}
+        if one.folder is None
+        else folder_json(one.folder, options.select)
+        for one in found.changed
+    ]
+    next_link, delta_link = delta.links(found.position, more=found.more)
+    return collection_response(delta.context(), items, next_link=next_link, delta_link=delta_link)
+
+
+# -- rounds and their links
+
+
+class DeltaLink(msgspec.Struct, frozen=True, array_like=True):
+    """What a token stands for: a collection, the options of the first request, and a position.
+
+    `page` is the next page of the first round, "" in later rounds.
+    """
+
+    collection: str
+    options: dict[str, str]
+    position: str = ""
+    page: str = ""
+
+    def token(self) -> str:
+        """Return the token. Raises ApiError 400 if the options are too long for one."""
+        token = urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+        if len(token) > TOKEN_CHARACTERS_MAX:
+            raise bad_request(
+                f"The query options are too long for a token of {TOKEN_CHARACTERS_MAX} characters;"
+                " select or expand less."
+            )
+        return token
+
+
+_decoder = msgspec.msgpack.Decoder(DeltaLink)
+
+
+def read_delta_token(text: str) -> DeltaLink:
+    """Return what a token stands for. Raises ApiError 400 for text that is no token."""
+    if len(text) <= TOKEN_CHARACTERS_MAX:
+        try:
+            octets = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+            return _decoder.decode(octets)
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            pass
+    raise bad_request(
+        f"The token {quoted(text)} is malformed; use the whole @odata.nextLink or @odata.deltaLink."
+    )
+
+
+class DeltaRequest(Struct, frozen=True):
+    """A request of a round: its link, and the options of the round. `given` are their texts."""
+
+    request: GraphRequest
+    link: DeltaLink
+    options: QueryOptions
+    is_latest: bool
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """The texts of the options of the first request."""
+        return self.link.options
+
+    async def answered(self, operation: Awaitable[_Result]) -> _Result:
+        """Await a query of the store. Raises ApiError 410 for a position that is not known."""
+
+        async def query() -> _Result:
+            return await operation
+
+        try:
+            return await self.request.http.cancel_on_disconnect(query())
+        except StalePositionError:
+            raise _stale(self.request, self.given) from None
+        except QueryTooLongError as error:
+            raise service_unavailable(str(error), retry_after_s=_RETRY_S) from error
+
+    def context(self) -> dict[str, Any]:
+        """Return the @odata.context of a page."""
+        kind = "mailFolder" if self.link.collection == _FOLDERS else "message"
+        return self.request.context(f"Collection({kind})")
+
+    def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
+        """Return the nextLink of a page if the round goes on, and else "" and the deltaLink."""
+        token = DeltaLink(self.link.collection, dict(self.given), position, page).token()
+        if page or more:
+            return f"{self.request.url()}?$skiptoken={token}", ""
+        return "", f"{self.request.url()}?$deltatoken={token}"
+
+
+def read_delta_request(
+    request: GraphRequest, *, collection: str, allowed: Collection[str], known: Collection[str]
+) -> DeltaRequest:
+    """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
+    names = (*allowed, *_TOKENS)
+    options = request.collection_options(names, known)
+    given = _texts(request.http.query, allowed)
+    if options.skiptoken and options.deltatoken:
+        raise bad_request("$skiptoken and $deltatoken: give one of them.")
+    text = options.skiptoken or options.deltatoken or ""
+    is_latest = text.lower() == _LATEST
+    link = DeltaLink(collection, given)
+    if text and not is_latest:
+        link = read_delta_token(text)
+        if link.collection != collection:
+            raise _stale(request, given)
+        for name, value in given.items():
+            if link.options.get(name) != value:
+                raise bad_request(
+                    f"The option {quoted(name)} is not that of the first request; omit it, "
+                    "because the token has the options."
+                )
+        query = [(_spelled(name), value) for name, value in link.options.items()]
+        options = request.collection_options(names, known, query=query)
+    return DeltaRequest(request, link, options, is_latest)
+
+
+def _texts(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
+    texts = {name.removeprefix("$").lower(): value for name, value in query}
+    return {name: value for name, value in texts.items() if name in allowed}
+
+
+def _spelled(option: str) -> str:
+    return "changeType" if option == _CHANGE_TYPE else f"${option}"
+
+
+def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
+    """Return the 410, with the URL that begins the first round again."""
+    query = [(_spelled(name), value) for name, value in given.items()]
+    location = request.url()
+    if query:
+        location += f"?{urlencode(query, safe='$,', quote_via=quote)}"
+    message = (
+        "The sync state is not found: the token is too old, or it is of another folder or mailbox."
+        " Begin again with the URL in the Location header."
+    )
+    return ApiError(410, "syncStateNotFound", message, headers={"location": location})

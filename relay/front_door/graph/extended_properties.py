@@ -1,0 +1,291 @@
+"""Extended properties in a message's JSON (singleValue and multiValue), and $expand.
+
+Property ids have one canonical spelling. A property that Relay acts on must have a valid value. Of
+$expand only what it names is returned, attachments included.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.message.conversation import is_index, message_ids
+from relay.base.message.extended_properties import (
+    CONVERSATION_INDEX,
+    DELIVERY_TIME,
+    HAS_ATTACHMENTS,
+    IN_REPLY_TO_ID,
+    INTERNET_REFERENCES,
+    MESSAGE_CLASS,
+    MESSAGE_FLAGS,
+    READ,
+    SENSITIVITY,
+    SUBMIT_TIME,
+    UNSENT,
+    ExtendedPropertyError,
+    canonical_id,
+    canonical_value,
+    class_of,
+    merged,
+)
+from relay.base.message.properties import ExtendedProperty
+from relay.front_door.graph.json_values import (
+    invalid_value,
+    missing_property,
+    read_array,
+    read_object,
+    read_string,
+)
+from relay.front_door.graph.serializer import graph_date
+from relay.front_door.http.errors import ApiError, bad_request, quoted
+from relay.store.mailbox.types import StoredMessage
+
+SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
+EXTENDED_MAX = 100
+VALUES_MAX = 100
+VALUE_CHARACTERS_MAX = 32 * 1024
+_SENSITIVITIES = {"0": "normal", "1": "personal", "2": "private", "3": "confidential"}
+
+
+def read_extended(message: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the fields of MessageProperties from a message's extended properties.
+
+    A null value means no values: a PATCH removes the property. Raises ApiError.
+    """
+    found = [
+        *_read(message.get(SINGLE), prefix + SINGLE, multiple=False),
+        *_read(message.get(MULTIPLE), prefix + MULTIPLE, multiple=True),
+    ]
+    if not found:
+        return {}
+    fields: dict[str, Any] = {"extended": tuple(found)}
+    for number, one in enumerate(found):
+        if not one.multiple and one.id in _FIELDS:
+            path = f"{prefix}{SINGLE}[{number}].value"
+            fields |= _FIELDS[one.id](one.values[0] if one.values else "", path)
+    return fields
+
+
+def _read(value: object, path: str, *, multiple: bool) -> list[ExtendedProperty]:
+    items = read_array(value, path, most=EXTENDED_MAX)
+    found = [_property(item, f"{path}[{at}]", multiple=multiple) for at, item in enumerate(items)]
+    by_id: dict[str, int] = {}
+    for number, one in enumerate(found):
+        if by_id.setdefault(one.id.lower(), number) != number:
+            raise invalid_value(f"{path}[{number}].id", one.id, "each property once")
+    return found
+
+
+def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
+    given = read_object(value, path)
+    property_id = read_string(given.get("id"), f"{path}.id")
+    if not property_id:
+        raise missing_property(f"{path}.id")
+    try:
+        identity = canonical_id(property_id, multiple=multiple)
+    except ExtendedPropertyError as error:
+        raise _property_error(f"{path}.id", property_id, error) from None
+    if "value" not in given:
+        raise missing_property(f"{path}.value")
+    value, path = given["value"], f"{path}.value"
+    if value is None:
+        return ExtendedProperty(identity, (), multiple)
+    values = read_array(value, path, most=VALUES_MAX) if multiple else [value]
+    read = tuple(_value(identity, one, path) for one in values)
+    return ExtendedProperty(identity, read, multiple)
+
+
+def _value(identity: str, value: object, path: str) -> str:
+    if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
+        message = f"{path}: found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}."
+        raise ApiError(400, "ErrorInvalidRequest", message)
+    try:
+        return canonical_value(identity, value)
+    except ExtendedPropertyError as error:
+        raise _property_error(path, value, error) from None
+
+
+def _property_error(path: str, found: object, error: ExtendedPropertyError) -> ApiError:
+    text = str(error)
+    if text.startswith("expected "):
+        return invalid_value(path, found, text.removeprefix("expected "))
+    return ApiError(400, "ErrorInvalidRequest", f"{path}: {text}.")
+
+
+# -- the properties that are fields of a message
+
+
+def _sensitivity(value: str, path: str) -> dict[str, Any]:
+    if value and value not in _SENSITIVITIES:
+        raise invalid_value(
+            path, value, "0 (normal), 1 (personal), 2 (private) or 3 (confidential)"
+        )
+    return {"sensitivity": _SENSITIVITIES.get(value, "normal")}
+
+
+def _conversation_index(value: str, path: str) -> dict[str, Any]:
+    if value and not is_index(value):
+        raise invalid_value(path, value, "base64 of 22 bytes, and 5 more for each reply")
+    return {"conversation_index": value}
+
+
+def _references(value: str, path: str) -> dict[str, Any]:
+    ids = message_ids(value)
+    if value.strip() and not ids:
+        raise invalid_value(
+            path, value, "ids such as <unique@example.com>, with spaces between them"
+        )
+    return {"references": ids}
+
+
+def _in_reply_to(value: str, path: str) -> dict[str, Any]:
+    ids = message_ids(value)
+    if value.strip() and not ids:
+        raise invalid_value(path, value, "an id such as <unique@example.com>")
+    return {"in_reply_to": ids[0] if ids else ""}
+
+
+_FIELDS = {
+    SENSITIVITY: _sensitivity,
+    CONVERSATION_INDEX: _conversation_index,
+    INTERNET_REFERENCES: _references,
+    IN_REPLY_TO_ID: _in_reply_to,
+}
+
+
+# -- shown
+
+
+def _flags(message: StoredMessage) -> str:
+    flags = message.is_read * READ | message.is_draft * UNSENT
+    has_files = any(not one.inline for one in message.attachments)
+    return str(flags | has_files * HAS_ATTACHMENTS)
+
+
+# The properties that a message has without a client (MS-OXPROPS 2); "" is none.
+COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
+    "String 0x007D": lambda message: message.header.decode("utf-8", "replace"),
+    "String 0x0037": lambda message: message.properties.subject,
+    "String 0x0E04": lambda message: "; ".join(
+        one.name or one.address for one in message.properties.to
+    ),
+    "String 0x1035": lambda message: message.properties.internet_message_id,
+    "Integer 0x0E08": lambda message: str(message.size),
+    "Long 0x0E08": lambda message: str(message.size),
+    IN_REPLY_TO_ID: lambda message: message.properties.in_reply_to,
+    INTERNET_REFERENCES: lambda message: " ".join(message.properties.references),
+    CONVERSATION_INDEX: lambda message: message.properties.conversation_index,
+    DELIVERY_TIME: lambda message: graph_date(message.received_us),
+    SUBMIT_TIME: lambda message: graph_date(message.sent_us),
+    MESSAGE_FLAGS: _flags,
+}
+
+
+def extended_properties_json(
+    properties: Sequence[ExtendedProperty], wanted: Sequence[str], *, multiple: bool
+) -> list[dict[str, Any]]:
+    """Return the JSON of the properties with the given canonical ids."""
+    ids = {one.lower() for one in wanted}
+    return [
+        {"id": one.id, "value": list(one.values) if multiple else one.values[0]}
+        for one in properties
+        if one.multiple is multiple and one.values and one.id.lower() in ids
+    ]
+
+
+_IDS_MAX = 100
+_ITEM = re.compile(
+    r"\s*([A-Za-z]++)\s*+(?:\(\s*+\$?filter\s*+=((?:[^()']|'(?:[^']|'')*+')*+)\)\s*+)?(,|$)",
+    re.IGNORECASE,
+)
+_ATTACHMENTS = re.compile(
+    r"\s*attachments\s*(?:\(\s*\$?select\s*=([^()]*)\)\s*)?(,|$)", re.IGNORECASE
+)
+_TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
+_NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
+
+
+class ExpandOptions(Struct, frozen=True):
+    """The canonical ids of the properties to return.
+
+    `attachments` is None if these are not expanded, else their selected properties, () for all.
+    """
+
+    single: tuple[str, ...] = ()
+    multiple: tuple[str, ...] = ()
+    attachments: tuple[str, ...] | None = None
+
+    def to_json(self, message: StoredMessage) -> dict[str, Any]:
+        """Return the expanded properties of a message, to be added to its JSON."""
+        extended = shown_extended(message, self.single)
+        found = {
+            SINGLE: extended_properties_json(extended, self.single, multiple=False),
+            MULTIPLE: extended_properties_json(extended, self.multiple, multiple=True),
+        }
+        return {name: value for name, value in found.items() if value}
+
+
+def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[ExtendedProperty, ...]:
+    """Return the extended properties that clients see: the message's own, its class, and the
+    computed ones among `ids`. In a draft, a value that its author set comes before a computed one.
+    """
+    given = message.properties.extended
+    values = {one: COMPUTED[one](message) for one in ids if one in COMPUTED}
+    values[MESSAGE_CLASS] = class_of(given, message.message_class)
+    found = [ExtendedProperty(one, (value,)) for one, value in values.items() if value]
+    return merged(found, given) if message.is_draft else merged(given, found)
+
+
+def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:
+    """Read an $expand such as `singleValueExtendedProperties($filter=id eq 'String 0x1045')`.
+
+    `of_attachments` are the properties of attachments. Raises ApiError 400.
+    """
+    ids: dict[str, tuple[str, ...]] = {}
+    attachments: tuple[str, ...] | None = None
+    position, is_more = 0, text is not None
+    while is_more:
+        if found := _ATTACHMENTS.match(text or "", position):
+            attachments = _selected(found[1], of_attachments)
+            position, is_more = found.end(), found[2] == ","
+            continue
+        match = _ITEM.match(text or "", position)
+        if match is None:
+            raise bad_request(f"$expand: found {quoted((text or '')[position:])}, {_EXPECTED}.")
+        name = _NAMES.get(match[1].lower())
+        if name is None:
+            raise bad_request(f"$expand: {quoted(match[1])} cannot be expanded here, {_EXPECTED}.")
+        if match[2] is None:
+            raise bad_request(f"$expand: {name} needs a $filter, {_EXPECTED}.")
+        if name in ids:
+            raise bad_request(f"$expand: {name} is given twice.")
+        ids[name] = _ids(match[2], multiple=name == MULTIPLE)
+        position, is_more = match.end(), match[3] == ","
+    return ExpandOptions(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
+
+
+def _selected(text: str | None, known: Collection[str]) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    for name in names:
+        if name not in known:
+            raise bad_request(f"$expand: attachments have no property named {quoted(name)}.")
+    return names
+
+
+def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:
+    found: list[str] = []
+    position, is_more = 0, True
+    while is_more:
+        match = _TERM.match(text, position)
+        if match is None or len(found) == _IDS_MAX:
+            raise bad_request(f"$expand: found the $filter {quoted(text)}, {_EXPECTED}.")
+        try:
+            found.append(canonical_id(match[1].replace("''", "'"), multiple=multiple))
+        except ExtendedPropertyError as error:
+            raise bad_request(f"$expand: found the id {quoted(match[1])}, {error}.") from None
+        position, is_more = match.end(), bool(match[2])
+    return tuple(found)
+
+
+_EXPECTED = f"expected {SINGLE}($filter=id eq 'TYPE 0xTAG'), with 'or' between several"

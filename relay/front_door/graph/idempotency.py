@@ -1,0 +1,312 @@
+"""Repeated submissions are answered like the first one, and not carried out again.
+
+With an Idempotency-Key the store has a record of each accepted submission for 24 hours
+(relay/submission/outbox/idempotency.py). Without one, the repeats that SDKs make by themselves
+(`Retry-Attempt` above 0) are recognised by the request: the accepted submissions of the last five
+minutes are kept in memory. Two equal requests without either field are two messages. Only what was
+accepted is remembered.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.clock import Clock
+from relay.front_door.graph.graph_request import GraphRequest, api_error
+from relay.front_door.graph.send_mail import accepted_response
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.http_request import HttpRequest
+from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
+from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
+from relay.submission.outbox.store import FileStore
+
+KEY_CHARACTERS_MAX = 255
+REPEAT_S = 5 * 60
+REPEATS_PER_ACCOUNT_MAX = 10_000
+REPEATS_MAX = 50_000
+_REJECTIONS_PER_ACCOUNT_MAX = 1000
+_REJECTIONS_MAX = 10_000
+_KEY = re.compile(rb"[!-~]{1,%d}" % KEY_CHARACTERS_MAX)
+_KEY_FIELD = b"idempotency-key"
+_ATTEMPT_FIELD = b"retry-attempt"
+_ATTEMPT = re.compile(rb"0*[1-9][0-9]{0,9}")
+# A request that differs in one of these is another request, without a key also in the last one.
+_FIELDS = frozenset((b"content-type", b"prefer", b"if-match"))
+_CLIENT_REQUEST_ID = "client-request-id"
+_REPEATED_BY_SDKS = (429, 503, 504)
+_SUBMISSION, _MESSAGE_ID = b"x-relay-submission-id", b"x-relay-internet-message-id"
+
+_Target = tuple[int, int]
+_Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_Handler = Callable[[GraphRequest], Awaitable[Response]]
+
+
+def read_key(request: HttpRequest) -> str:
+    """Return the Idempotency-Key, "" without one. Raises ApiError 400."""
+    given = [value for name, value in request.headers.raw if name == _KEY_FIELD]
+    if not given:
+        return ""
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
+        found = quoted(b", ".join(given).decode("latin-1"))
+        raise ApiError(400, "BadRequest", f"Idempotency-Key: found {found}, expected {expected}.")
+    return given[0].decode("ascii")
+
+
+def key_of_part(key: str, part_id: str) -> str:
+    """Return the key of a request of a batch that has a key."""
+    return ".".join(hashlib.sha256(one.encode()).hexdigest() for one in (key, part_id))
+
+
+class _RepeatedError(Exception):
+    """A streamed request is found to be a repeat; `response` is the first one's."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__()
+        self.response = response
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A request that is being carried out. `done` is for those that wait for it."""
+
+    digest: "hashlib._Hash"
+    done: asyncio.Event | None = None
+
+    async def wait(self) -> None:
+        """Wait until it is over."""
+        self.done = self.done or asyncio.Event()
+        await self.done.wait()
+
+
+class _Remembered(Generic[_Key, _Value]):
+    """What is known of the requests of each account, for five minutes. At an account's limit its
+    oldest value is forgotten; at the limit of all accounts, that of the idlest account.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_account: OrderedDict[str, OrderedDict[_Key, tuple[float, _Value]]] = OrderedDict()
+        self._count = 0  # of all accounts
+
+    def find(self, account: str, key: _Key) -> _Value | None:
+        """Return the value of a key, None without one."""
+        own = self._by_account.get(account)
+        found = own.get(key) if own is not None else None
+        return found[1] if found is not None and found[0] > self._clock.monotonic() else None
+
+    def add(self, account: str, key: _Key, value: _Value, *, limits: tuple[int, int]) -> None:
+        """Remember a value; `limits` are those of the account and of all."""
+        now_s = self._clock.monotonic()
+        own = self._by_account.setdefault(account, OrderedDict())
+        self._count += key not in own
+        own[key] = (now_s + REPEAT_S, value)
+        own.move_to_end(key)
+        self._by_account.move_to_end(account)
+        while len(own) > limits[0] or next(iter(own.values()))[0] <= now_s:
+            self.remove(account, next(iter(own)))
+        while self._count > limits[1]:
+            idlest, its = next(iter(self._by_account.items()))
+            self.remove(idlest, next(iter(its)))
+
+    def change(self, account: str, key: _Key, value: _Value) -> None:
+        """Replace a value; it is forgotten when the one before would have been."""
+        own = self._by_account[account]
+        own[key] = (own[key][0], value)
+
+    def remove(self, account: str, key: _Key) -> None:
+        """Forget a value."""
+        del self._by_account[account][key]
+        self._count -= 1
+        if not self._by_account[account]:
+            del self._by_account[account]
+
+
+class SubmissionRepeats:
+    """Carries out submissions, but not their repeats. One event loop."""
+
+    def __init__(self, store: FileStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._by_slot: dict[str, asyncio.Event] = {}
+        self._running: dict[str, dict[_Running, None]] = {}  # by account, the oldest first
+        # the answers by fingerprint
+        self._accepted: _Remembered[bytes, _Answer] = _Remembered(clock)
+        # the number of requests to a target, with a body of some length, that got a 429 or 503
+        self._rejected: _Remembered[_Target, int] = _Remembered(clock)
+
+    async def submit(self, request: GraphRequest, handler: _Handler) -> Response:
+        """Return the response of `handler`, or that to the request which this one repeats."""
+        is_repeat = has_key = False
+        http = request.http
+        head = [http.target, request.mailbox.encode()]
+        for name, value in http.headers.raw:
+            if name in _FIELDS:
+                head += (name, value)
+            elif name == _KEY_FIELD:
+                has_key = True
+            elif name == _ATTEMPT_FIELD:
+                is_repeat = _ATTEMPT.fullmatch(value) is not None
+        # Equal requests of one batch are two messages, unless they have the same key. With a key,
+        # the id may change: SDKs give the requests new ids when the batch is built again.
+        head += (b"" if has_key else (http.part_id or "").encode(), b"\n")
+        digest = hashlib.sha256(b"\n".join(head))  # it goes on with the body while it is read
+        http.hash_body(digest)
+        if has_key:
+            return await self._with_key(request, handler, read_key(http), digest=digest)
+        if client_request_id := http.headers.get(_CLIENT_REQUEST_ID):
+            digest.update(client_request_id.encode("latin-1"))
+        account, running = request.caller.address, _Running(digest)
+        its_running = self._running.setdefault(account, {})
+        its_running[running] = None
+        try:
+            if is_repeat and not self._was_rejected(account, _about(http)):
+                return await self._repeated(request, handler, running)
+            return await self._first(request, handler, running)
+        finally:
+            del its_running[running]
+            if running.done is not None:
+                running.done.set()
+            if not its_running:
+                del self._running[account]
+
+    # -- with a key
+
+    async def _with_key(
+        self, request: GraphRequest, handler: _Handler, key: str, *, digest: "hashlib._Hash"
+    ) -> Response:
+        account = request.caller.address
+        slot = slot_of(account, request.mailbox, key)
+        request.http.is_idempotent = True
+        while (first := self._by_slot.get(slot)) is not None:
+            await first.wait()
+        done = self._by_slot[slot] = asyncio.Event()
+        try:
+            if (found := await self._store.submissions.find_keyed(account, slot)) is not None:
+                return await self._answer_again(request, found, digest)
+            known = SubmissionKey(
+                slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
+            )
+            return await handler(replace(request, key=known))
+        finally:
+            del self._by_slot[slot]
+            done.set()
+
+    async def _answer_again(
+        self, request: GraphRequest, found: KeyedSubmission, digest: "hashlib._Hash"
+    ) -> Response:
+        """Return the first answer if the body is the same. Raises ApiError 409, 413."""
+        size_bytes, limit_bytes = 0, request.dependencies.max_upload * 2
+        async for block in request.http.blocks():
+            size_bytes += len(block)
+            if size_bytes > limit_bytes:
+                break
+        if digest.digest() != found.fingerprint:
+            message = (
+                "Idempotency-Key: it was used for another request within 24 hours. A repeat has "
+                "the same path, body, Content-Type, Prefer and If-Match; a new message a new key."
+            )
+            raise ApiError(409, "ErrorIrresolvableConflict", message)
+        return _again(
+            request,
+            (found.submission_id, found.internet_message_id, found.preference_applied),
+        )
+
+    # -- without
+
+    async def _repeated(
+        self, request: GraphRequest, handler: _Handler, running: _Running
+    ) -> Response:
+        """Return the response to the request that an SDK repeats, if it was accepted."""
+
+        async def check() -> None:
+            if (response := await self._first_response(request, running)) is not None:
+                raise _RepeatedError(response)
+
+        try:
+            if request.is_streamed():  # its hash is known at its end
+                request = replace(request, before_submission=check)
+            else:
+                await request.http.keep_body()
+                await check()
+            return await self._first(request, handler, running)
+        except _RepeatedError as repeated:
+            return repeated.response
+
+    async def _first(self, request: GraphRequest, handler: _Handler, running: _Running) -> Response:
+        try:
+            response = await handler(request)
+        except (ApiError, StoreError) as error:
+            shown = error if isinstance(error, ApiError) else api_error(error)
+            if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
+                self._reject(request.caller.address, _about(request.http))
+            raise
+        if response.status_code < 300:
+            self._accept(request, running, response)
+        return response
+
+    async def _first_response(self, request: GraphRequest, own: _Running) -> Response | None:
+        """Return the response to an equal request that was accepted; wait for one that runs."""
+        account, fingerprint = request.caller.address, own.digest.digest()
+        its_running = self._running[account]
+        for other in tuple(its_running):
+            if other is own:
+                break  # only those that began before: none waits for one that waits for it
+            if other in its_running and other.digest.digest() == fingerprint:
+                await other.wait()
+        answer = self._accepted.find(account, fingerprint)
+        return None if answer is None else _again(request, answer)
+
+    def _accept(self, request: GraphRequest, running: _Running, response: Response) -> None:
+        submission_id = internet_message_id = ""
+        for name, value in response.raw_headers:
+            if name == _SUBMISSION:
+                submission_id = value.decode("ascii")
+            elif name == _MESSAGE_ID:
+                internet_message_id = value.decode("latin-1")
+        applied = ", ".join(dict.fromkeys(request.applied)) if request.applied else ""
+        self._accepted.add(
+            request.caller.address,
+            running.digest.digest(),
+            (submission_id, internet_message_id, applied),
+            limits=(REPEATS_PER_ACCOUNT_MAX, REPEATS_MAX),
+        )
+
+    def _reject(self, account: str, about: _Target) -> None:
+        """Note that the client may repeat a request that was not accepted.
+
+        It may equal one that was accepted before. Without this, its repeat would be lost.
+        """
+        count = self._rejected.find(account, about) or 0
+        limits = (_REJECTIONS_PER_ACCOUNT_MAX, _REJECTIONS_MAX)
+        self._rejected.add(account, about, count + 1, limits=limits)
+
+    def _was_rejected(self, account: str, about: _Target) -> bool:
+        """Return whether a request may repeat a rejected one; each is repeated once."""
+        count = self._rejected.find(account, about) or 0
+        if count > 1:
+            self._rejected.change(account, about, count - 1)
+        elif count:
+            self._rejected.remove(account, about)
+        return count > 0
+
+
+def _about(request: HttpRequest) -> _Target:
+    return hash(request.target), request.declared_bytes or 0
+
+
+def _again(request: GraphRequest, answer: _Answer) -> Response:
+    """Return the first response to a submission."""
+    submission_id, internet_message_id, applied = answer
+    if applied:
+        request.applied.append(applied)
+    return accepted_response(request, submission_id, internet_message_id=internet_message_id)

@@ -1,0 +1,262 @@
+"""Handlers of the mailFolder resource: list, get, create, rename, move and delete.
+
+A folder keeps its id when it is renamed or moved. A 201 is sent when the change is on disk.
+Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from relay.base.message.properties import ExtendedProperty
+from relay.front_door.graph.extended_properties import (
+    MULTIPLE,
+    SINGLE,
+    extended_properties_json,
+    parse_expand,
+)
+from relay.front_door.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    etag_field,
+    not_implemented,
+)
+from relay.front_door.graph.json_values import (
+    destination_id,
+    missing_property,
+    read_boolean,
+    read_header_text,
+    unsupported,
+)
+from relay.front_door.graph.odata.resources import select_folders
+from relay.front_door.graph.serializer import (
+    FOLDER_PROPERTIES,
+    ROOT_FOLDER_ID,
+    folder_json,
+    folder_version,
+)
+from relay.front_door.http.errors import ApiError, bad_request, quoted
+from relay.front_door.http.gateway import json_response
+from relay.store.mailbox.types import Folder, ProtectedFolderError
+
+_NAME_CHARACTERS = 255
+_LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
+_CHILDREN_MAX = 10  # that $expand returns, as in Graph
+_CHILDREN = re.compile(
+    r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
+)
+# Extended properties of folders, by their ids in lower case (MS-OXPROPS).
+_OF_MAIL = {"id": "String 0x3613", "value": "IPF.Note"}
+_EXTENDED: Mapping[str, Callable[[Folder], str]] = {
+    "integer 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSize
+    "long 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSizeExtended
+    "string 0x3001": lambda folder: folder.display_name,
+    "integer 0x3602": lambda folder: str(folder.total),  # PidTagContentCount
+    "integer 0x3603": lambda folder: str(folder.unread),  # PidTagContentUnreadCount
+    "string 0x3613": lambda _: "IPF.Note",  # PidTagContainerClass
+    "boolean 0x10f4": lambda _: "false",  # PidTagAttributeHidden
+}
+
+
+async def list_folders(request: GraphRequest) -> Response:
+    """GET mailFolders, the top level, or childFolders."""
+    every, folders = await _folders_in(request)
+    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
+    selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
+    within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
+    to_json = _shown(request, options.expand, every)
+    return request.page(selected, options, to_json, context=f"{_context(request)}{within}")
+
+
+async def count_folders(request: GraphRequest) -> Response:
+    """GET $count of mailFolders or childFolders: return the number of folders as text."""
+    options = request.options({"filter"})
+    _, folders = await _folders_in(request)
+    selected = select_folders(folders, filter_=options.filter, orderby=None)
+    return Response(str(len(selected)), headers={"content-type": "text/plain"})
+
+
+async def get_folder(request: GraphRequest) -> Response:
+    """GET one mail folder."""
+    options = request.options({"select", "expand"}, FOLDER_PROPERTIES)
+    folder = await _find_folder(request)
+    if unchanged := request.not_modified(folder_version(folder)):
+        return unchanged
+    context = request.context(f"{_context(request)}/$entity")
+    every = await request.store.folders.every(request.mailbox) if options.expand else ()
+    to_json = _shown(request, options.expand, every)
+    shown = {**context, **to_json(folder, options.select)}
+    return json_response(shown, headers=etag_field(folder_version(folder)))
+
+
+async def create_folder(request: GraphRequest) -> Response:
+    """POST mailFolders or childFolders: create a folder."""
+    given = await request.json_object("mailFolder")
+    kind = given.get("@odata.type")
+    if isinstance(kind, str) and kind.rpartition(".")[2].lower() == "mailsearchfolder":
+        raise not_implemented("The resource mailSearchFolder")
+    name = _display_name(given)
+    if name is None:
+        raise missing_property("displayName")
+    created = await request.store.folders.create(request.mailbox, name, parent_id=request.folder_id)
+    return _folder_response(request, created)
+
+
+async def change_folder(request: GraphRequest) -> Response:
+    """PATCH: change the display name."""
+    name = _display_name(await request.json_object("mailFolder"))
+    async with _required_version(request):
+        folder = await _find_folder(request)
+        if name is not None and name != folder.display_name:
+            folder = await request.store.folders.rename(request.mailbox, folder.id, name)
+    return _folder_response(request, folder, is_new=False)
+
+
+async def move_folder(request: GraphRequest) -> Response:
+    """POST move: move the folder and its child folders into another folder."""
+    parent_id = destination_id(await request.json_object(), "microsoft.graph.move")
+    folders, folder_id = request.store.folders, request.folder_id
+    try:
+        async with _required_version(request):
+            moved = await folders.move(request.mailbox, folder_id, parent_id=parent_id)
+    except ProtectedFolderError as error:
+        raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
+    return _folder_response(request, moved)
+
+
+async def copy_folder(request: GraphRequest) -> Response:
+    """POST copy: copy the folder with its child folders and messages into another folder."""
+    parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
+    copied = await request.store.folders.copy(
+        request.mailbox, request.folder_id, parent_id=parent_id
+    )
+    return _folder_response(request, copied)
+
+
+async def list_rules(request: GraphRequest) -> Response:
+    """GET messageRules: an empty list; mail-flow rules are the administrator's."""
+    request.options({"select", "top"}, ("id", "displayName", "sequence", "isEnabled"))
+    folder = await _find_folder(request)
+    context = request.context(f"{_context(request)}('{folder.id}')/messageRules")
+    return collection_response(context, ())
+
+
+async def delete_folder(request: GraphRequest) -> Response:
+    """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
+    return await _delete(request, permanently=False)
+
+
+async def remove_folder(request: GraphRequest) -> Response:
+    """POST permanentDelete: delete the folder and its content permanently."""
+    return await _delete(request, permanently=True)
+
+
+async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence[Folder]]:
+    """Return all folders, and those within the folder in the path, or else of the top level."""
+    parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
+    folders = await request.store.folders.every(request.mailbox)
+    return folders, _children(folders, parent_id)
+
+
+def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
+    return [one for one in folders if (one.parent_id or ROOT_FOLDER_ID) == parent_id]
+
+
+def _shown(
+    request: GraphRequest, expand: str | None, every: Sequence[Folder]
+) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
+    """Return a function that gives the JSON of a folder, with what $expand asks for: the first ten
+    of its child folders, and extended properties. Raises ApiError 400.
+    """
+    found = _CHILDREN.search(expand or "")
+    rest = f"{(expand or '')[: found.start()]}{(expand or '')[found.end() :]}" if found else expand
+    given = parse_expand((rest or "").removeprefix(",") or None, of_attachments=())
+    if given.attachments is not None or given.multiple:
+        raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
+    select = [name.strip() for name in ((found and found[1]) or "").split(",") if name.strip()]
+    if unknown := [name for name in select if name not in FOLDER_PROPERTIES]:
+        raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
+
+    def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
+        shown = folder_json(folder, selected)
+        values = tuple(
+            ExtendedProperty(name, (_EXTENDED[name.lower()](folder),), multiple=False)
+            for name in given.single
+            if name.lower() in _EXTENDED
+        )
+        if values:
+            shown[SINGLE] = extended_properties_json(values, given.single, multiple=False)
+        if found:
+            children = _children(every, folder.id)
+            shown["childFolders"] = [folder_json(one, select) for one in children[:_CHILDREN_MAX]]
+            if len(children) > _CHILDREN_MAX:
+                path = f"users/{quote(request.mailbox)}/mailFolders/{folder.id}/childFolders"
+                link = f"{request.root_url()}/{path}?$skip={_CHILDREN_MAX}"
+                shown["childFolders@odata.nextLink"] = link
+        return shown
+
+    return to_json
+
+
+async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
+    folders, folder_id = request.store.folders, request.folder_id
+    try:
+        async with _required_version(request):
+            await folders.delete(request.mailbox, folder_id, permanently=permanently)
+    except ProtectedFolderError as error:
+        raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
+    return Response(status_code=204)
+
+
+@asynccontextmanager
+async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
+    """Check If-Match before a change of a folder; conditional changes wait for each other.
+
+    Raises ApiError 412. Other programs may still change the folder between check and change.
+    """
+    keys = request.condition.change_keys
+    if not keys:
+        yield
+        return
+    async with request.patch_lock:
+        if (version := folder_version(await _find_folder(request))) not in keys:
+            message = (
+                f'If-Match: the folder has the ETag W/"{version}" now. Its name, its place or its '
+                "content was changed after it was read; read it again."
+            )
+            raise ApiError(412, "ErrorIrresolvableConflict", message)
+        yield
+
+
+async def _find_folder(request: GraphRequest) -> Folder:
+    return await request.store.folders.get(request.mailbox, request.folder_id)
+
+
+def _display_name(given: Mapping[str, Any]) -> str | None:
+    """Return the displayName of a mailFolder's JSON, None if it has none."""
+    if read_boolean(given.get("isHidden") or False, "isHidden"):
+        raise unsupported("isHidden", "hidden folders are not supported; omit it or send false")
+    for name in (SINGLE, MULTIPLE):
+        if given.get(name) not in (None, [], [_OF_MAIL]):
+            raise unsupported(name, "folders keep no extended properties but the class IPF.Note")
+    if given.get("displayName") is None:
+        return None
+    return read_header_text(given["displayName"], "displayName", longest=_NAME_CHARACTERS)
+
+
+def _context(request: GraphRequest) -> str:
+    return f"{request.owner}/mailFolders"
+
+
+def _folder_response(request: GraphRequest, folder: Folder, *, is_new: bool = True) -> Response:
+    return request.changed(
+        f"mailFolders/{folder.id}",
+        f"{_context(request)}/$entity",
+        folder_json(folder),
+        is_new=is_new,
+        change_key=folder_version(folder),
+    )

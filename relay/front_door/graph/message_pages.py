@@ -1,0 +1,132 @@
+"""A page of messages as JSON; expanded attachments are written while their files are read.
+
+A page ends early, with an @odata.nextLink, before the item that would make it too large; the first
+item may have any size. Of a page with attachments the ids are in memory, one message, and one block
+of its files. A message that was removed meanwhile is left out.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.front_door.graph.attachments import json_stream_response, message_pieces, shows_content
+from relay.front_door.graph.extended_properties import ExpandOptions
+from relay.front_door.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    convert_body,
+    preferred_body_type,
+    show_body_as,
+)
+from relay.front_door.graph.serializer import message_json, shows_body
+from relay.store.mailbox.types import StoredMessage
+
+MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
+_ATTACHMENT_BYTES = 1024  # of its JSON without content and texts
+_ESCAPED_BYTES = 6  # of a character in JSON, at most
+
+
+class MessagePage(Struct, frozen=True):
+    """A page of a list of messages."""
+
+    context: Mapping[str, Any]  # the properties before `value`, such as @odata.context
+    items: Sequence[MessageItem]  # the messages of the page
+    select: tuple[str, ...]  # properties to return; empty: all
+    expand: ExpandOptions  # what else to return with each message
+    # returns the @odata.nextLink of a page that ends after so many of the items
+    link_after: Callable[[int], str]
+    total: int | None = None  # @odata.count, if it was requested
+    next_link: str = ""  # @odata.nextLink; "": the last page
+    delta_link: str = ""  # @odata.deltaLink of the last page of a delta query
+
+    async def response(self, request: GraphRequest) -> Response:
+        """Return the response."""
+        left_bytes = request.page_bytes - len(self._around((), ends_after=1).body)
+        body_type = preferred_body_type(request)
+        if self.expand.attachments is None:
+            return await self._in_memory(request, left_bytes, body_type)
+        size_bytes, count = 0, 0
+        for one in self.items:
+            its_bytes = self._expanded_bytes(one)
+            if count and size_bytes + its_bytes > left_bytes:
+                break
+            size_bytes, count = size_bytes + its_bytes, count + 1
+        # The messages of the page are not kept while the client reads it.
+        items = [one.id if isinstance(one, StoredMessage) else one for one in self.items[:count]]
+        around = bytes(self._around((), ends_after=count).body)
+        head, opening, tail = around.partition(b'"value":[')
+        pieces = self._pieces(request, items, body_type)
+        pieces = chain((head + opening,), pieces, (tail,))
+        turns = request.dependencies.conversions if body_type else None
+        async with turns or nullcontext():  # a small page is read, with its conversions
+            return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turns=turns)
+
+    async def _in_memory(self, request: GraphRequest, left_bytes: int, body_type: str) -> Response:
+        encoded: list[msgspec.Raw] = []
+        url = request.pages_url
+        for one in self.items:
+            shown = self._json(one, url) if isinstance(one, StoredMessage) else dict(one)
+            await show_body_as(request, shown, body_type)
+            octets = msgspec.json.encode(shown)
+            left_bytes -= len(octets) + 1
+            if encoded and left_bytes < 0:
+                break
+            encoded.append(msgspec.Raw(octets))
+        return self._around(encoded, ends_after=len(encoded))
+
+    def _around(self, items: Sequence[Any], *, ends_after: int) -> Response:
+        is_cut = ends_after < len(self.items)
+        return collection_response(
+            self.context,
+            items,
+            total=self.total,
+            next_link=self.link_after(ends_after) if is_cut else self.next_link,
+            delta_link="" if is_cut else self.delta_link,
+        )
+
+    def _json(self, message: StoredMessage, pages_url: str = "") -> dict[str, Any]:
+        return message_json(message, self.select, pages_url=pages_url) | self.expand.to_json(
+            message
+        )
+
+    def _expanded_bytes(self, item: MessageItem) -> int:
+        """Estimate the JSON of an item with its attachments."""
+        if not isinstance(item, StoredMessage):
+            return len(msgspec.json.encode(item))
+        select = self.expand.attachments or ()
+        has_content = shows_content(select)
+        size_bytes = len(msgspec.json.encode(self._json(item)))
+        for one in item.attachments:
+            texts = len(one.name) + len(one.content_type) + len(one.content_id)
+            size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
+            size_bytes += one.size * 4 // 3 if has_content else 0
+        return size_bytes
+
+    def _pieces(
+        self, request: GraphRequest, items: Sequence[str | Mapping[str, Any]], body_type: str
+    ) -> Iterator[bytes]:
+        """Yield the items; of messages only the ids are given. Blocks; raises OSError."""
+        attachments = request.store.attachments
+        separator = b""
+        for item in items:
+            if not isinstance(item, str):
+                yield separator + msgspec.json.encode(item)
+            elif opened := attachments.open_if_there(
+                request.mailbox,
+                item,
+                folder_id=request.folder_id,
+                has_body=shows_body(self.select),
+            ):
+                shown = self._json(opened.message, request.pages_url)
+                convert_body(shown, body_type)
+                yield separator
+                yield from message_pieces(shown, opened, self.expand.attachments or ())
+            else:
+                continue
+            separator = b","

@@ -1,0 +1,429 @@
+"""Handlers of the message resource: list, count, create, get, update, delete, move, copy, $value.
+
+A 201 is sent when the change is on disk. Concurrent PATCHes of one mailbox are serialized, so that
+none overwrites a field that another one changed. A draft that is being sent is not changed (409).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.message.content import blocks
+from relay.base.message.extended_properties import (
+    MessageRecord,
+    merged,
+    message_record,
+    sets_send_time,
+)
+from relay.base.message.properties import MessageProperties
+from relay.formats.draft import DraftAttachment
+from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
+from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
+from relay.front_door.graph.follow_up_flags import changed_flag
+from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
+from relay.front_door.graph.json_values import destination_id, is_same_json
+from relay.front_door.graph.message_pages import MessagePage
+from relay.front_door.graph.message_parser import (
+    ParsedMessage,
+    comparable,
+    draft_only,
+    parse_message,
+)
+from relay.front_door.graph.mime_body import (
+    MimeConsumer,
+    MimeMessage,
+    receive_in_blocks,
+    receive_mime,
+)
+from relay.front_door.graph.odata.resources import message_condition, message_order
+from relay.front_door.graph.odata.search import search_condition
+from relay.front_door.graph.query_options import QueryOptions
+from relay.front_door.graph.recipients import check_originators, check_recipients_count
+from relay.front_door.graph.serializer import (
+    MESSAGE_PROPERTIES,
+    message_json,
+    shows_body,
+)
+from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
+from relay.store.mailbox.message_state import CONTENT_FIELDS
+from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
+from relay.store.mailbox.types import (
+    BeingSentError,
+    MessageChange,
+    NotADraftError,
+    Page,
+    QueryTooLongError,
+    StalePositionError,
+    StoredMessage,
+    StoreError,
+)
+from relay.store.spool.types import SpoolError
+
+_LIST_OPTIONS = (
+    *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
+)
+_RECEIPT = "relay.read-receipt"  # a preference
+_ATTACHMENTS = "attachments"
+_ORIGINATORS = {"from", "sender"}
+_NOT_A_SCHEDULED_DRAFT = (
+    "The message is not a draft: it was sent already, or it never was a draft. Its time of "
+    "sending cannot be changed."
+)
+_OTHER_PROPERTY = (
+    "Only a draft's content can be changed: found another value of an extended property."
+)
+
+
+async def create_message(request: GraphRequest) -> Response:
+    """POST messages: create a draft from JSON or MIME."""
+    folder_id = request.folder_id or "drafts"
+    if request.is_mime():
+        return await create_from_mime(request, folder_id)
+    parsed = parse_message(await request.json_object("message"), request.account)
+    record = message_record(parsed.properties.extended)
+    return await create_draft(
+        request, parsed.properties, parsed, folder_id=folder_id, record=record
+    )
+
+
+async def create_draft(
+    request: GraphRequest,
+    properties: MessageProperties,
+    parsed: ParsedMessage,
+    *,
+    folder_id: str = "drafts",
+    kept: Sequence[DraftAttachment] = (),
+    record: MessageRecord | None = None,
+) -> Response:
+    """Create a draft. Its isRead, flag and inferenceClassification come from `parsed`, its JSON;
+    the attachments may be those of another message. With a `record`, create a message that was
+    received or sent.
+    """
+    messages, mailbox = request.store.messages, request.mailbox
+    if record is None:
+        created = await messages.create(mailbox, properties, folder_id=folder_id, kept=kept)
+    else:
+        created = await messages.record(mailbox, properties, record, folder_id=folder_id)
+    change = _change(request, created, replace(parsed, fields={}))
+    if change != MessageChange():
+        created = await messages.update(request.mailbox, created.id, change)
+    return message_response(request, created)
+
+
+async def create_from_mime(
+    request: GraphRequest, folder_id: str, amend: Callable[[MimeMessage], bytes] | None = None
+) -> Response:
+    """Create a draft from MIME; `amend` may add fields to its header."""
+    store, mailbox = request.store, request.mailbox
+    consumer = MimeConsumer(
+        lambda mime: store.messages.create(mailbox, mime.content, folder_id=folder_id),
+        lambda _, size: store.arrivals.draft(mailbox, folder_id, expected_bytes=size),
+    )
+    return message_response(request, (await receive_mime(request, consumer, amend=amend)).result)
+
+
+async def get_message(request: GraphRequest) -> Response:
+    """GET one message."""
+    options = request.options({"select", "expand"}, MESSAGE_PROPERTIES)
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    if expand.attachments is not None:
+        context = messages_context(request) + "/$entity"
+        return await get_with_attachments(request, options, expand, context=context)
+    found = await find_message(request)
+    if unchanged := request.not_modified(found.change_key):
+        return unchanged
+    shown = message_json(found, options.select, pages_url=request.pages_url) | expand.to_json(found)
+    await show_preferred_body(request, shown)
+    head = request.context(messages_context(request) + "/$entity")
+    return json_response({**head, **shown}, headers=etag_field(found.change_key))
+
+
+async def change_message(request: GraphRequest) -> Response:
+    """PATCH: replace the properties that the JSON gives."""
+    body = await request.json_object("message")
+    async with request.patch_lock:
+        before = await find_message(request)
+        condition = request.condition
+        condition.check_version(before.change_key)
+        given = await _without_unchanged(request, body, before)
+        parsed = parse_message(given, request.account, patch=True)
+        change = _change(request, before, parsed)
+        changed = before
+        if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
+            try:
+                changed = await request.store.messages.update(
+                    request.mailbox, before.id, change, condition=condition
+                )
+            except NotADraftError as error:
+                if (await find_message(request)).is_draft:
+                    raise
+                raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # it was sent meanwhile
+    if parsed.is_read and not changed.is_draft:
+        await _send_receipt(request, changed)
+    return message_response(request, changed, is_new=False)
+
+
+async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
+    """Have the read receipt sent that the sender of the message asked for, if it is due."""
+    is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
+    on_read = request.store.messages.on_read
+    try:
+        is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
+    except (SpoolError, StoreError) as error:
+        text = "The message is marked as read, but its read receipt cannot be sent now; try again."
+        raise service_unavailable(text, retry_after_s=5) from error
+    if is_sent and is_wanted:
+        request.applied.append(f"{_RECEIPT}=send")
+
+
+async def delete_message(request: GraphRequest) -> Response:
+    """DELETE: move to Deleted Items; delete permanently if the message is there already."""
+    await request.store.messages.delete(
+        request.mailbox, request.message_id, condition=request.condition
+    )
+    return Response(status_code=204)
+
+
+async def get_mime(request: GraphRequest) -> Response:
+    """GET $value: return the message as MIME."""
+    request.options()
+    if request.folder_id:
+        await find_message(request)
+    content = await request.store.messages.mime(request.mailbox, request.message_id)
+    headers = {"content-type": "text/plain"}
+    if isinstance(content, bytes):
+        return Response(content, headers=headers)
+    return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers)
+
+
+async def replace_mime(request: GraphRequest) -> Response:
+    """PUT $value: replace the MIME of a draft; the body is base64 or plain MIME."""
+    is_base64 = request.is_base64_mime()
+    before = await find_message(request)
+    arrivals, condition = request.store.arrivals, request.condition
+    received = await receive_in_blocks(
+        request,
+        lambda _, size: arrivals.replacement(
+            request.mailbox, before.id, expected_bytes=size, condition=condition
+        ),
+        is_base64=is_base64,
+    )
+    return message_response(request, received.result, is_new=False)
+
+
+async def find_message(request: GraphRequest) -> StoredMessage:
+    """Return the message that the path names; it must be in the folder that the path names."""
+    return await request.store.messages.get(
+        request.mailbox, request.message_id, folder_id=request.folder_id
+    )
+
+
+async def _without_unchanged(
+    request: GraphRequest, given: Mapping[str, Any], before: StoredMessage
+) -> Mapping[str, Any]:
+    """Return the properties that change. Some clients read a message, change it and send all of it:
+    what is as before is left out. Raises NotADraftError.
+    """
+    shown = {name: MESSAGE_PROPERTIES[name](before) for name in comparable(given)}
+    await show_preferred_body(request, shown)
+    unchanged = {name for name, value in shown.items() if is_same_json(given[name], value)}
+    if before.is_draft and not unchanged.issuperset(_ORIGINATORS & shown.keys()):
+        unchanged -= _ORIGINATORS  # without `sender`, `from` decides it
+    if _ids(given.get(_ATTACHMENTS)) == [one.id for one in before.attachments]:
+        unchanged.add(_ATTACHMENTS)
+    left = {name: value for name, value in given.items() if name not in unchanged}
+    if not before.is_draft and (changed := draft_only(left)):
+        text = f"Only a draft's content can be changed: found another value of {changed[0]}."
+        raise NotADraftError(text)
+    return left
+
+
+def _ids(attachments: object) -> list[object]:
+    items = attachments if isinstance(attachments, list) else []
+    return [one.get("id") if isinstance(one, dict) else None for one in items]
+
+
+def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage) -> MessageChange:
+    """Return what differs from the message. Raises ApiError, NotADraftError, BeingSentError."""
+    state: dict[str, Any] = {}
+    flagged = None
+    if parsed.is_other is not None and parsed.is_other != before.is_other:
+        state["is_other"] = parsed.is_other
+    now_us = request.dependencies.clock.time_us()
+    flag = changed_flag(before.flag, parsed.flag, now_us=now_us)
+    if flag != before.flag:
+        flagged = flag.status == "flagged"
+        state["is_complete"] = flag.status == "complete"
+        state |= {"start_us": flag.start_us, "due_us": flag.due_us}
+        state["completed_us"] = flag.completed_us
+    fields = _changed_fields(before, parsed.fields)
+    # A time of sending may count from now, so setting it again has an effect.
+    sets_time = sets_send_time(parsed.fields.get("extended", ()))
+    properties = None
+    if before.is_draft and (fields or sets_time):
+        properties = replace(before.properties, **fields)
+        check_recipients_count(properties)
+        if sets_send_time(properties.extended):  # it may be scheduled: then this is sent
+            check_originators(properties, request.account)
+    elif sets_time:
+        raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
+    elif not fields.keys() <= set(CONTENT_FIELDS):
+        raise NotADraftError(_OTHER_PROPERTY)
+    else:
+        state |= fields
+    is_read = None if parsed.is_read == before.is_read else parsed.is_read
+    return MessageChange(properties, is_read=is_read, flagged=flagged, state=state)
+
+
+def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the given fields of MessageProperties whose values are not the message's.
+
+    Raises NotADraftError.
+    """
+    fields = dict(given)
+    if "extended" in fields:
+        shown = shown_extended(before, [one.id for one in fields["extended"]])
+        changed = [one for one in fields["extended"] if one not in shown]
+        if not before.is_draft and any(one.id in COMPUTED for one in changed):
+            raise NotADraftError(_OTHER_PROPERTY)
+        fields["extended"] = merged(before.properties.extended, changed)
+    pairs = fields.items()
+    return {name: value for name, value in pairs if value != getattr(before.properties, name)}
+
+
+def message_response(
+    request: GraphRequest, message: StoredMessage, *, is_new: bool = True
+) -> Response:
+    """Return the response to a change of a message, or to its creation."""
+    return request.changed(
+        f"messages/{message.id}",
+        f"{messages_context(request)}/$entity",
+        message_json(message, pages_url=request.pages_url),
+        is_new=is_new,
+        change_key=message.change_key,
+    )
+
+
+async def move_message(request: GraphRequest) -> Response:
+    """POST move: move the message to another folder. It keeps its id."""
+    destination = destination_id(await request.json_object(), "microsoft.graph.move")
+    moved = await request.store.messages.move(
+        request.mailbox, request.message_id, destination, condition=request.condition
+    )
+    return message_response(request, moved)
+
+
+async def copy_message(request: GraphRequest) -> Response:
+    """POST copy: copy the message to a folder. The copy has an id of its own."""
+    destination = destination_id(await request.json_object(), "microsoft.graph.copy")
+    copy = await request.store.messages.copy(
+        request.mailbox, request.message_id, destination, condition=request.condition
+    )
+    return message_response(request, copy)
+
+
+async def remove_message(request: GraphRequest) -> Response:
+    """POST permanentDelete: delete the message permanently, in any folder."""
+    await request.store.messages.delete(
+        request.mailbox, request.message_id, condition=request.condition, permanently=True
+    )
+    return Response(status_code=204)
+
+
+# -- lists
+
+
+async def list_messages(request: GraphRequest) -> Response:
+    """GET messages: return a page, newest first unless $orderby is given.
+
+    @odata.nextLink repeats every option. Following it returns each message that stays in the list
+    once, even if new mail arrives in between.
+    """
+    options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
+    expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    found = await _query(request, options)
+
+    def link_after(count: int) -> str:
+        return link_to(found.positions[count - 1])
+
+    def link_to(position: str) -> str:
+        return options.next_link(request.url(), skiptoken=position)
+
+    page = MessagePage(
+        request.context(messages_context(request)), found.messages, options.select, expand,
+        link_after=link_after, total=found.total,
+        next_link=link_to(found.next_after) if found.next_after else "",
+    )  # fmt: skip
+    return await page.response(request)
+
+
+async def count_messages(request: GraphRequest) -> Response:
+    """GET $count: return the number of messages as text."""
+    options = request.options({"filter", "search"})
+    options = QueryOptions(("id",), None, options.filter, options.search, top=1, count=True)
+    page = await _query(request, options)
+    return Response(str(page.total), headers={"content-type": "text/plain"})
+
+
+def messages_context(request: GraphRequest) -> str:
+    """Return the @odata.context fragment of the messages that the path names."""
+    if request.folder_id:
+        return f"{request.owner}/mailFolders('{quote(request.folder_id)}')/messages"
+    return f"{request.owner}/messages"
+
+
+def message_query(
+    options: QueryOptions, folder_id: str, *, now_us: int, bytes_max: int = PAGE_BYTES_MAX
+) -> MessageQuery:
+    """Translate the query options into a query of the mailbox index. Raises ApiError 400."""
+    conditions: list[Condition] = []
+    if options.filter is not None:
+        conditions.append(message_condition(options.filter))
+    if options.search is not None:
+        conditions.append(search_condition(options.search, now_us=now_us))
+    return MessageQuery(
+        folder_id=folder_id,
+        condition=AllOf(tuple(conditions)) if len(conditions) > 1 else next(iter(conditions), None),
+        order=NEWEST_FIRST if options.orderby is None else message_order(options.orderby),
+        skip=options.skip,
+        top=options.top,
+        after=options.skiptoken,
+        count=options.count,
+        bytes_max=bytes_max,
+        has_bodies=shows_body(options.select),
+    )
+
+
+async def _query(request: GraphRequest, options: QueryOptions) -> Page:
+    now_us = request.dependencies.clock.time_us()
+    query = message_query(options, request.folder_id, now_us=now_us, bytes_max=request.page_bytes)
+    try:
+        return await request.http.cancel_on_disconnect(
+            request.store.lists.query(request.mailbox, query)
+        )
+    except StalePositionError as error:
+        message = "$skiptoken: it is invalid or has expired; start again without it."
+        raise ApiError(400, "BadRequest", message) from error
+    except (
+        QueryTooLongError
+    ) as error:  # not 503: clients would repeat the query, and it would take as long
+        raise ApiError(400, "InefficientFilter", f"{_hint(options)} ({error})") from error
+
+
+def _hint(options: QueryOptions) -> str:
+    """Return advice that makes the query faster."""
+    if options.search is not None:
+        return (
+            "$search: it takes too long. Use fewer words, write words out instead of ending them"
+            " in *, or restrict them to a property such as subject:word."
+        )
+    if options.filter is not None:
+        return (
+            "$filter: it takes too long. Use fewer comparisons, prefer eq and startswith to"
+            " contains and endswith, or add receivedDateTime ge with a time."
+        )
+    return "$orderby: it takes too long. Order by receivedDateTime, or add a $filter."

@@ -1,0 +1,343 @@
+"""Bind a $filter expression to a resource: names become its properties, literals their values.
+
+A property is compared only with values of its own type; null is never greater or less. Names match
+in any case. BadRequest is the error for an invalid clause, ErrorInvalidUrlQueryFilter for a
+property that exists and cannot be filtered by. OData 4.01 URL conventions 5.1.1.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, TypeVar
+
+from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
+from relay.front_door.graph.odata.expression import (
+    And,
+    Comparison,
+    Expression,
+    FunctionCall,
+    Lambda,
+    Literal,
+    Not,
+    Or,
+    Path,
+    Token,
+    clause_error,
+)
+from relay.front_door.http.errors import ApiError, quoted
+from relay.store.mailbox.query import Operator
+
+Result = TypeVar("Result")
+Value = str | int | bool
+
+_SECOND_US = 1_000_000
+_TEXT_FUNCTIONS = (Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.CONTAINS)
+_CASE_FUNCTIONS = ("tolower", "toupper")  # texts are compared case-insensitively anyway
+_MIRRORED = {
+    Operator.GT: Operator.LT,
+    Operator.GE: Operator.LE,
+    Operator.LT: Operator.GT,
+    Operator.LE: Operator.GE,
+}
+
+
+class FieldType(Enum):
+    """The type of a property; the value describes its literals for errors."""
+
+    TEXT = "a text in single quotes"
+    TIME = "a time without quotes, such as 2026-11-20T06:48:40Z"
+    TIME_TEXT = "a time in single quotes, such as '2026-12-01T00:00:00Z', or null"
+    BOOLEAN = "true or false"
+    NUMBER = "a number"
+    CHOICE = "one of"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryField(Generic[Result]):
+    """A property that can be filtered by; `compare` makes the condition.
+
+    A CHOICE has `choices`, in ascending order if they have one.
+    """
+
+    name: str
+    type: FieldType
+    compare: Callable[[Operator, Value], Result]
+    choices: tuple[str, ...] = ()
+    has_order: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionField(Generic[Result]):
+    """A collection property: the fields of its items ("" is the item itself), and any()."""
+
+    fields: Mapping[str, QueryField[Result]]
+    any_of: Callable[[Result], Result]
+    lists: tuple[str, ...] = ()  # the fields that any() and all() take too
+
+
+@dataclass(frozen=True, slots=True)
+class Resource(Generic[Result]):
+    """The properties of a resource that can be filtered by; all names in lower case."""
+
+    type_name: str  # as error messages name it
+    fields: Mapping[str, QueryField[Result]]  # by name: how a property is compared
+    all_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `and`
+    one_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `or`
+    negated: Callable[[Result], Result]  # the opposite of a condition
+    # by name: the collections that any() and all() take
+    items: Mapping[str, CollectionField[Result]] = field(default_factory=dict)
+    # all properties that exist, also those that cannot be filtered by
+    known: frozenset[str] = frozenset()
+    hints: Mapping[str, str] = field(default_factory=dict)  # by name: what to use instead
+
+
+def bind_filter(expression: Expression, resource: Resource[Result]) -> Result:
+    """Return the condition for a $filter. Raises ApiError 400."""
+    return _FilterBinder(resource, None).tree(expression)
+
+
+@dataclass(frozen=True, slots=True)
+class _LambdaScope(Generic[Result]):
+    """The variable of a lambda, and the collection that it ranges over."""
+
+    variable: str
+    items: CollectionField[Result]
+
+
+class _FilterBinder(Generic[Result]):
+    def __init__(self, resource: Resource[Result], scope: _LambdaScope[Result] | None) -> None:
+        self._resource = resource
+        self._scope = scope
+
+    def tree(self, expression: Expression) -> Result:
+        """Return the condition for a boolean expression."""
+        match expression:
+            case And(parts):
+                return self._resource.all_of(tuple(self.tree(part) for part in parts))
+            case Or(parts):
+                return self._resource.one_of(tuple(self.tree(part) for part in parts))
+            case Not(part):
+                return self._resource.negated(self.tree(part))
+            case Comparison():
+                return self._comparison(expression)
+            case FunctionCall():
+                return self._call(expression)
+            case Lambda():
+                return self._lambda(expression)
+            case Path(token):
+                field = self._field(token)
+                if field.type is not FieldType.BOOLEAN:
+                    raise _error(
+                        token, "a comparison: this property is not true or false by itself"
+                    )
+                return field.compare(Operator.EQ, True)
+            case Literal(token, value):
+                if not isinstance(value, bool):
+                    raise _error(token, "a comparison or a function that is true or false")
+                return self._always() if value else self._never()
+
+    def _comparison(self, comparison: Comparison) -> Result:
+        operator = Operator(comparison.operator.word)
+        left, right = (
+            _without_case_functions(comparison.left),
+            _without_case_functions(comparison.right),
+        )
+        if isinstance(left, Literal) and not isinstance(right, Literal):
+            left, right = right, left
+            operator = _MIRRORED.get(operator, operator)
+        if not isinstance(right, Literal):
+            raise _error(_first_token(right), "a value")
+        if isinstance(left, Literal):
+            raise _error(left.token, "a property or a function on one side of the comparison")
+        if not isinstance(left, Path):
+            return self._boolean_comparison(self.tree(left), operator, right)
+        field = self._field(left.token)
+        if field.type is not FieldType.TEXT:
+            _reject_case_functions(comparison, field)
+        if field.type is FieldType.BOOLEAN or (
+            field.type is FieldType.CHOICE and not field.has_order
+        ):
+            _require_equality(comparison.operator, operator)
+        if right.value is None:
+            return self._null(field, operator)
+        value = _typed_value(field, right)
+        if field.type in (FieldType.TIME, FieldType.TIME_TEXT) and isinstance(value, int):
+            return self._time(field, operator, value)
+        return field.compare(operator, value)
+
+    def _boolean_comparison(self, tree: Result, operator: Operator, literal: Literal) -> Result:
+        """Compare a boolean expression with true or false, as in contains(…) eq false."""
+        if not isinstance(literal.value, bool) or operator not in (Operator.EQ, Operator.NE):
+            raise _error(literal.token, "eq or ne, and true or false")
+        is_wanted = literal.value is (operator is Operator.EQ)
+        return tree if is_wanted else self._resource.negated(tree)
+
+    def _null(self, field: QueryField[Result], operator: Operator) -> Result:
+        """Compare with null: a missing text is an empty one; only times of a flag can be null."""
+        if operator not in (Operator.EQ, Operator.NE):
+            return self._never()
+        if field.type is FieldType.TEXT:
+            return field.compare(operator, "")
+        if field.type is FieldType.TIME_TEXT:
+            exists = field.compare(Operator.GE, 0)
+            return exists if operator is Operator.NE else self._resource.negated(exists)
+        return self._always() if operator is Operator.NE else self._never()
+
+    def _time(self, field: QueryField[Result], operator: Operator, time_us: int) -> Result:
+        """Compare a time. Responses have whole seconds, so eq matches all of a second."""
+        if operator not in (Operator.EQ, Operator.NE) or time_us % _SECOND_US:
+            return field.compare(operator, time_us)
+        within = self._resource.all_of(
+            (
+                field.compare(Operator.GE, time_us),
+                field.compare(Operator.LT, time_us + _SECOND_US),
+            )
+        )
+        return within if operator is Operator.EQ else self._resource.negated(within)
+
+    def _call(self, call: FunctionCall) -> Result:
+        if call.name not in _TEXT_FUNCTIONS:
+            hint = " (contains(property,'text') is what substringof was)"
+            expected = ", ".join((*_TEXT_FUNCTIONS, *_CASE_FUNCTIONS))
+            raise _error(call.token, expected + (hint if call.name == "substringof" else ""))
+        if len(call.arguments) != 2:
+            raise _error(call.token, f"{call.name}(property,'text')")
+        subject, literal = map(_without_case_functions, call.arguments)
+        if not isinstance(subject, Path):
+            raise _error(_first_token(subject), "a property")
+        field = self._field(subject.token)
+        if field.type is not FieldType.TEXT:
+            raise _error(subject.token, f"a property that is a text, which {call.name} requires")
+        if not isinstance(literal, Literal):
+            raise _error(_first_token(literal), FieldType.TEXT.value)
+        return field.compare(Operator(call.name), _typed_value(field, literal))
+
+    def _lambda(self, expression: Lambda) -> Result:
+        if self._scope is None:
+            items = self._resource.items.get(expression.path.lower())
+        else:
+            items = self._inner_items(self._scope, expression)
+        if items is None:
+            raise self._unknown_property(expression.token, expression.path)
+        if expression.body is None:
+            return items.any_of(self._always())
+        inner = _FilterBinder(self._resource, _LambdaScope(expression.variable, items))
+        tree = inner.tree(expression.body)
+        if expression.is_all:  # all(): there is no item for which the body is false
+            return self._resource.negated(items.any_of(self._resource.negated(tree)))
+        return items.any_of(tree)
+
+    def _inner_items(
+        self, scope: _LambdaScope[Result], expression: Lambda
+    ) -> CollectionField[Result]:
+        """Return the items of a property of an item that has several values itself."""
+        variable, _, rest = expression.path.partition("/")
+        if variable != scope.variable or rest.lower() not in scope.items.lists:
+            raise _error(expression.token, f"a property of '{scope.variable}'")
+        return CollectionField({"": scope.items.fields[rest.lower()]}, lambda tree: tree)
+
+    def _field(self, token: Token) -> QueryField[Result]:
+        """Return the field that a name means. Raises ApiError 400."""
+        if self._scope is None:
+            if found := self._resource.fields.get(token.text.lower()):
+                return found
+            raise self._unknown_property(token, token.text)
+        variable, _, rest = token.text.partition("/")
+        if variable == self._scope.variable and rest.lower() in self._scope.items.fields:
+            return self._scope.items.fields[rest.lower()]
+        fields = self._scope.items.fields.values()
+        names = (f"{self._scope.variable}/{one.name}".rstrip("/") for one in fields)
+        raise _error(token, " or ".join(names))
+
+    def _unknown_property(self, token: Token, name: str) -> ApiError:
+        place = f"position {token.position}"
+        first = name.partition("/")[0].lower()
+        if first not in self._resource.known:
+            message = f"Could not find a property named {quoted(name)} on type"
+            return clause_error("filter", f"{place}: {message} '{self._resource.type_name}'")
+        reason = f"the property {quoted(name)} cannot be filtered by"
+        fields = self._resource.fields.items()
+        below = [one.name for path, one in fields if path.startswith(f"{first}/")]
+        if name.lower() in self._resource.items:
+            reason = f"{quoted(name)} is a collection; filter by its items with {name}/any(x:x…)"
+        elif below:
+            reason += f"; expected {' or '.join(below)}"
+        elif hint := self._resource.hints.get(first):
+            reason += f"; {hint}"
+        message = f"Invalid filter clause: {place}: {reason}."
+        return ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+
+    def _always(self) -> Result:
+        return self._resource.all_of(())
+
+    def _never(self) -> Result:
+        return self._resource.one_of(())
+
+
+def _without_case_functions(expression: Expression) -> Expression:
+    """Return the argument of tolower and toupper, which have no effect."""
+    if (
+        isinstance(expression, FunctionCall)
+        and expression.name in _CASE_FUNCTIONS
+        and len(expression.arguments) == 1
+    ):
+        return _without_case_functions(expression.arguments[0])
+    return expression
+
+
+def _typed_value(field: QueryField[Result], literal: Literal) -> Value:
+    """Convert a literal to the type of the property. Raises ApiError 400."""
+    value = literal.value
+    match field.type:
+        case FieldType.TEXT if isinstance(value, str):
+            return value
+        case FieldType.BOOLEAN if isinstance(value, bool):
+            return value
+        case FieldType.TIME | FieldType.TIME_TEXT if isinstance(value, int) and literal.is_time:
+            return value
+        case FieldType.TIME_TEXT if isinstance(value, str):
+            with suppress(ExtendedPropertyError):
+                return time_us(canonical_value("SystemTime", value))
+        case FieldType.NUMBER if type(value) is int and not literal.is_time:
+            return value
+        case FieldType.CHOICE if isinstance(value, str):
+            for choice in field.choices:
+                if choice.lower() == value.lower():
+                    return choice
+    raise _error(literal.token, _expected_value(field))
+
+
+def _expected_value(field: QueryField[Result]) -> str:
+    if field.type is not FieldType.CHOICE:
+        return str(field.type.value)
+    return "one of " + ", ".join(f"'{choice}'" for choice in field.choices)
+
+
+def _reject_case_functions(comparison: Comparison, field: QueryField[Result]) -> None:
+    """Reject tolower and toupper for a property that is not a text."""
+    for side in (comparison.left, comparison.right):
+        if isinstance(side, FunctionCall):
+            raise _error(side.token, f"{_expected_value(field)}, or the property by itself")
+
+
+def _require_equality(token: Token, operator: Operator) -> None:
+    if operator not in (Operator.EQ, Operator.NE):
+        raise _error(token, "eq or ne: the property's values have no order")
+
+
+def _first_token(expression: Expression) -> Token:
+    match expression:
+        case Comparison(_, left):
+            return _first_token(left)
+        case Not(part):
+            return _first_token(part)
+        case And(parts) | Or(parts):
+            return _first_token(parts[0])
+        case _:
+            return expression.token
+
+
+def _error(token: Token, expected: str) -> ApiError:
+    message = f"position {token.position}: found {quoted(token.text)}, expected {expected}"
+    return clause_error("filter", message)

@@ -1,0 +1,475 @@
+"""The properties of messages, mail folders and users that $filter and $orderby accept.
+
+The mailbox index evaluates conditions on messages; those on folders and users are evaluated here,
+on the list of all of them. ErrorInvalidUrlQuery is the error for a property that cannot be sorted
+by.
+"""
+
+import operator as compared_by
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from relay.base.accounts.account import Account
+from relay.base.message.address import pattern_forms, with_a_labels
+from relay.base.message.extended_properties import (
+    DELIVERY_TIME,
+    IN_REPLY_TO_ID,
+    INTERNET_REFERENCES,
+    MESSAGE_CLASS,
+    SUBMIT_TIME,
+    ExtendedPropertyError,
+    canonical_id,
+    canonical_value,
+    time_us,
+)
+from relay.front_door.graph.extended_properties import COMPUTED, MULTIPLE, SINGLE
+from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
+from relay.front_door.graph.odata.filter import (
+    CollectionField,
+    FieldType,
+    QueryField,
+    Resource,
+    Value,
+    bind_filter,
+)
+from relay.front_door.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES, USER_PROPERTIES
+from relay.front_door.http.errors import ApiError, quoted
+from relay.store.mailbox.query import (
+    AllOf,
+    AnyItem,
+    AnyOf,
+    Collection,
+    Compare,
+    CompareItem,
+    Condition,
+    HasWords,
+    ItemProperty,
+    Negation,
+    Operator,
+    Property,
+    SearchIn,
+    SortOrder,
+)
+from relay.store.mailbox.types import Folder
+
+ORDER_KEYS_MAX = 5
+_ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
+_FLAG_DATES = (Property.FLAG_START, Property.FLAG_DUE, Property.FLAG_COMPLETED)
+_MESSAGE_TYPES = {
+    Property.RECEIVED: FieldType.TIME,
+    Property.SENT: FieldType.TIME,
+    Property.CREATED: FieldType.TIME,
+    Property.MODIFIED: FieldType.TIME,
+    **dict.fromkeys(_FLAG_DATES, FieldType.TIME_TEXT),
+    Property.IS_READ: FieldType.BOOLEAN,
+    Property.IS_DRAFT: FieldType.BOOLEAN,
+    Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
+    Property.SIZE: FieldType.NUMBER,
+    Property.IMPORTANCE: FieldType.CHOICE,
+    Property.FLAG: FieldType.CHOICE,
+    Property.CLASSIFICATION: FieldType.CHOICE,
+}
+_CHOICES = {
+    Property.IMPORTANCE: ("low", "normal", "high"),
+    Property.FLAG: ("notFlagged", "flagged", "complete"),
+    Property.CLASSIFICATION: ("focused", "other"),
+}
+_WITHOUT_ORDER = (Property.FLAG, Property.CLASSIFICATION)
+_ADDRESSES = (Property.FROM_ADDRESS, Property.SENDER_ADDRESS)
+_IN_DOMAINS = (Operator.CONTAINS, Operator.ENDS_WITH)  # a text without an @ may be of a domain
+_RECIPIENTS = (Collection.TO, Collection.CC, Collection.BCC, Collection.REPLY_TO)
+_UNQUERYABLE = (
+    *("attachments", "extensions", "singleValueExtendedProperties", "uniqueBody", "sensitivity"),
+    *("multiValueExtendedProperties", "sender", "from", "flag", "body", "mentions"),
+)
+_BODY = "body/content"
+_BODY_CHARACTERS_MAX = 255
+# Extended properties that are other properties of the message, and those that the index has too.
+_AS_PROPERTY = {
+    "String 0x0037": Property.SUBJECT,
+    "String 0x1035": Property.INTERNET_MESSAGE_ID,
+    "Integer 0x0E08": Property.SIZE,
+    "Long 0x0E08": Property.SIZE,
+    DELIVERY_TIME: Property.RECEIVED,
+    SUBMIT_TIME: Property.SENT,
+    MESSAGE_CLASS: Property.MESSAGE_CLASS,
+}
+_INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
+_SECOND_US = 1_000_000
+_BODY_HINT = 'to find words of the text, use $search="body:word"'
+
+
+def message_condition(text: str) -> Condition:
+    """Return the condition for a $filter on messages. Raises ApiError 400."""
+    return bind_filter(parse_expression(text), _MESSAGE_RESOURCE)
+
+
+def message_order(text: str) -> tuple[SortOrder, ...]:
+    """Return the sort keys of an $orderby on messages. Raises ApiError 400."""
+    return tuple(
+        SortOrder(_MESSAGE_BY_NAME[name], descending=descending)
+        for name, descending in order_keys(
+            text, _MESSAGE_ORDER, frozenset(_message_property_names())
+        )
+    )
+
+
+def order_keys(
+    text: str, names: tuple[str, ...], known: frozenset[str] = frozenset()
+) -> list[tuple[str, bool]]:
+    """Return the keys of an $orderby: a name of `names`, and whether it is descending.
+
+    `known` are all properties that exist. All names are in lower case. Raises ApiError 400.
+    """
+    if len(text) > CHARACTERS_MAX:
+        raise clause_error("orderby", f"found {len(text)} characters")
+    keys: dict[str, bool] = {}
+    for part in text.split(","):
+        match = _ORDER_KEY.fullmatch(part)
+        if match is None:
+            found = quoted(part.strip())
+            raise clause_error("orderby", f"found {found}, expected a property, and asc or desc")
+        name = match[1].lower()
+        if name not in names and name.partition("/")[0] in known:
+            message = f"$orderby: cannot sort by {quoted(match[1])}."
+            raise ApiError(400, "ErrorInvalidUrlQuery", message)
+        if name not in names:
+            raise clause_error("orderby", f"Could not find a property named {quoted(match[1])}")
+        if name in keys:
+            raise clause_error("orderby", f"{quoted(match[1])} is given twice")
+        keys[name] = (match[2] or "").lower() == "desc"
+    if len(keys) > ORDER_KEYS_MAX:
+        raise clause_error("orderby", f"found {len(keys)} keys, expected at most {ORDER_KEYS_MAX}")
+    return list(keys.items())
+
+
+def _message_property_names() -> set[str]:
+    return {name.lower() for name in (*MESSAGE_PROPERTIES, *_UNQUERYABLE)}
+
+
+def _message_field(named: Property) -> QueryField[Condition]:
+    def compare(operator: Operator, value: Value) -> Condition:
+        if named in _ADDRESSES:
+            return _by_address(partial(Compare, named, operator), operator, str(value))
+        return Compare(named, operator, value)
+
+    kind, choices = _MESSAGE_TYPES.get(named, FieldType.TEXT), _CHOICES.get(named, ())
+    return QueryField(named, kind, compare, choices, has_order=named not in _WITHOUT_ORDER)
+
+
+def _words_of_body(operator: Operator, value: Value) -> Condition:
+    """Return the condition for words of the text: the index has no other ones. Raises ApiError
+    400.
+    """
+    words = str(value)
+    is_text = len(words) <= _BODY_CHARACTERS_MAX and any(map(str.isalnum, words))
+    if operator is not Operator.CONTAINS or not is_text:
+        message = f"Invalid filter clause: found another condition of {_BODY}, expected contains("
+        message += f"{_BODY},'word') with at most {_BODY_CHARACTERS_MAX} characters."
+        raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+    return HasWords(SearchIn.BODY, words, prefix=True)
+
+
+def _item_field(named: ItemProperty) -> QueryField[Condition]:
+    def compare(operator: Operator, value: Value) -> Condition:
+        assert isinstance(value, str), "the values of a text field are texts"
+        if named is ItemProperty.ADDRESS:
+            return _by_address(partial(CompareItem, named, operator), operator, value)
+        return CompareItem(named, operator, value)
+
+    return QueryField(named, FieldType.TEXT, compare)
+
+
+def _by_address(compared: Callable[[str], Condition], operator: Operator, value: str) -> Condition:
+    """Return the condition for a text in addresses, which the index has with A-labels."""
+    forms = pattern_forms(value) if operator in _IN_DOMAINS else (with_a_labels(value),)
+    conditions = tuple(map(compared, forms))
+    return conditions[0] if len(conditions) == 1 else AnyOf(conditions)
+
+
+def _items(collection: Collection) -> CollectionField[Condition]:
+    names: tuple[ItemProperty, ...] = (ItemProperty.ITSELF,)
+    if collection in _RECIPIENTS:
+        names = (ItemProperty.ADDRESS, ItemProperty.NAME)
+    fields: Mapping[str, QueryField[Condition]] = {
+        name.lower(): _item_field(name) for name in names
+    }
+    return CollectionField(fields, partial(AnyItem, collection))
+
+
+def _extended_property(condition: Condition, *, name: str) -> Condition:
+    """Return the condition for the value of an extended property. Raises ApiError 400."""
+    parts = condition.conditions if isinstance(condition, AllOf) else (condition,)
+    items = [one for one in parts if isinstance(one, CompareItem)]
+    ids = [one for one in items if one.property is ItemProperty.PROPERTY_ID]
+    values = [one for one in items if one.property is ItemProperty.VALUE]
+    if len(items) < len(parts) or len(ids) != 1 or ids[0].operator is not Operator.EQ or not values:
+        expected = f"{name}/any(ep:ep/id eq 'TYPE 0xTAG' and ep/value eq 'text')"
+        raise _extended_error(f"found another condition of {name}, expected {expected}")
+    try:
+        identity = canonical_id(ids[0].value, multiple=name == MULTIPLE)
+    except ExtendedPropertyError as error:
+        raise _extended_error(f"found the id {quoted(ids[0].value)}, {error}") from None
+    if identity in _AS_PROPERTY:
+        found = tuple(_as_property(identity, one) for one in values)
+    elif identity in COMPUTED and identity not in _INDEXED:
+        raise _extended_error(f"the property {quoted(identity)} cannot be filtered by")
+    else:
+        found = tuple(_value_condition(identity, one) for one in values)
+        return AnyItem(identity, found[0] if len(found) == 1 else AllOf(found))
+    return found[0] if len(found) == 1 else AllOf(found)
+
+
+def _as_property(identity: str, item: CompareItem) -> Condition:
+    """Return the condition for an extended property that is another property of the message."""
+    field = _message_field(_AS_PROPERTY[identity])
+    if field.type is FieldType.TEXT:
+        return field.compare(item.operator, item.value)
+    if not item.value:  # compared with null
+        return AllOf(()) if item.operator is Operator.NE else AnyOf(())
+    value = _canonical(identity, item)
+    if field.type is FieldType.NUMBER:
+        return field.compare(item.operator, int(value))
+    since = field.compare(Operator.GE, at_us := time_us(value))
+    if item.operator not in (Operator.EQ, Operator.NE):
+        return field.compare(item.operator, at_us)
+    within = AllOf((since, field.compare(Operator.LT, at_us + _SECOND_US)))  # shown in seconds
+    return within if item.operator is Operator.EQ else Negation(within)
+
+
+def _value_condition(identity: str, item: CompareItem) -> Condition:
+    """Return the condition for a stored value; only texts and times are in an order."""
+    value = item.value
+    if item.operator not in (Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH) and value:
+        value = _canonical(identity, item)
+    return CompareItem(ItemProperty.ITSELF, item.operator, value)
+
+
+def _canonical(identity: str, item: CompareItem) -> str:
+    """Return the value that a property is compared with, in its type. Raises ApiError 400."""
+    kind = identity.partition(" ")[0].removesuffix("Array")
+    is_in_order = kind in ("String", "SystemTime") or identity in _AS_PROPERTY
+    compared = tuple(_COMPARISONS)[:6] if is_in_order else (Operator.EQ, Operator.NE)
+    if item.operator not in compared:
+        expected = ", ".join(compared)
+        raise _extended_error(f"{identity}: found {item.operator}, expected one of {expected}")
+    try:
+        return canonical_value(identity, item.value)
+    except ExtendedPropertyError as error:
+        raise _extended_error(f"{identity}: found {quoted(item.value)}, {error}") from None
+
+
+def _extended_error(reason: str) -> ApiError:
+    return ApiError(400, "ErrorInvalidUrlQueryFilter", f"Invalid filter clause: {reason}.")
+
+
+_MESSAGE_BY_NAME = {
+    named.lower(): named
+    for named in Property
+    if named not in (Property.MESSAGE_CLASS, Property.SIZE)
+}
+_MESSAGE_ORDER = tuple(
+    name
+    for name, named in _MESSAGE_BY_NAME.items()
+    if named not in (Property.CLASSIFICATION, *_FLAG_DATES)
+)
+_MESSAGE_RESOURCE: Resource[Condition] = Resource(
+    type_name="microsoft.graph.message",
+    fields={
+        **{name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},
+        _BODY: QueryField(_BODY, FieldType.TEXT, _words_of_body),
+    },
+    all_of=AllOf,
+    one_of=AnyOf,
+    negated=Negation,
+    items={
+        **{collection.lower(): _items(collection) for collection in Collection},
+        **{
+            name.lower(): CollectionField(
+                {
+                    one.lower(): _item_field(one)
+                    for one in (ItemProperty.PROPERTY_ID, ItemProperty.VALUE)
+                },
+                partial(_extended_property, name=name),
+                lists=(ItemProperty.VALUE,) if name == MULTIPLE else (),
+            )
+            for name in (SINGLE, MULTIPLE)
+        },
+    },
+    known=frozenset(_message_property_names()),
+    hints={
+        "bodypreview": _BODY_HINT,
+        "uniquebody": _BODY_HINT,
+        "attachments": 'to find names of attachments, use $search="attachment:name"',
+    },
+)
+
+
+_Record = TypeVar("_Record")
+_Matches = Callable[[Any], bool]
+_FOLDER_TYPES = {
+    "displayName": FieldType.TEXT,
+    "id": FieldType.TEXT,
+    "parentFolderId": FieldType.TEXT,
+    "isHidden": FieldType.BOOLEAN,
+    "totalItemCount": FieldType.NUMBER,
+    "unreadItemCount": FieldType.NUMBER,
+    "childFolderCount": FieldType.NUMBER,
+    "sizeInBytes": FieldType.NUMBER,
+}
+_USER_TYPES = {
+    "id": FieldType.TEXT,
+    "displayName": FieldType.TEXT,
+    "mail": FieldType.TEXT,
+    "mailNickname": FieldType.TEXT,
+    "userPrincipalName": FieldType.TEXT,
+    "userType": FieldType.TEXT,
+    "accountEnabled": FieldType.BOOLEAN,
+}
+_USER_COLLECTIONS = ("proxyAddresses", "otherMails")
+_USER_SEARCHED = {
+    name.lower(): name for name in ("displayName", "mail", "mailNickname", "userPrincipalName")
+}
+_CLAUSE = r'"[^":]+:[^"]+"'
+_SEARCH = re.compile(rf"\s*{_CLAUSE}(?:\s+(?:AND|OR)\s+{_CLAUSE})*\s*", re.IGNORECASE)
+_SEARCHED = re.compile(r'"(?P<clause>[^"]+)"|(?P<operator>AND|OR)', re.IGNORECASE)
+_COMPARISONS: dict[Operator, Callable[..., bool]] = {
+    Operator.EQ: compared_by.eq,
+    Operator.NE: compared_by.ne,
+    Operator.GT: compared_by.gt,
+    Operator.GE: compared_by.ge,
+    Operator.LT: compared_by.lt,
+    Operator.LE: compared_by.le,
+    Operator.STARTS_WITH: str.startswith,
+    Operator.ENDS_WITH: str.endswith,
+    Operator.CONTAINS: compared_by.contains,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordType(Generic[_Record]):
+    """A resource whose records are all in memory: how to read and to filter each property."""
+
+    readers: Mapping[str, Callable[[_Record], Any]]
+    resource: Resource[_Matches]
+
+    def selected(
+        self, records: Sequence[_Record], filter_: str | None, orderby: str | None
+    ) -> Sequence[_Record]:
+        if filter_ is not None:
+            matches = bind_filter(parse_expression(filter_), self.resource)
+            records = [record for record in records if matches(record)]
+        if orderby is not None:
+            for name, descending in reversed(order_keys(orderby, tuple(self.readers))):
+                records = sorted(records, key=self.readers[name], reverse=descending)
+        return records
+
+
+def select_folders(
+    folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
+) -> Sequence[Folder]:
+    """Return the folders that match a $filter, sorted by $orderby. Raises ApiError 400."""
+    return _FOLDERS.selected(folders, filter_, orderby)
+
+
+def select_users(
+    users: Sequence[Account], *, filter_: str | None, search: str | None, orderby: str | None
+) -> Sequence[Account]:
+    """Return the users that match a $filter and a $search, sorted by $orderby. Raises ApiError
+    400.
+    """
+    found = _USERS.selected(users, filter_, orderby)
+    if search is None:
+        return found
+    matches = _user_search(search)
+    return [user for user in found if matches(user)]
+
+
+def _user_search(text: str) -> Callable[[Account], bool]:
+    """Return whether words of a property begin with a text, by `"PROPERTY:TEXT"` with AND and OR
+    between; AND binds more strongly. Raises ApiError 400.
+    """
+    clauses: list[list[Callable[[Account], bool]]] = [[]]
+    if len(text) > CHARACTERS_MAX or not _SEARCH.fullmatch(text):
+        expected = '"displayName:al" or "mail:al" with AND or OR between, each in double quotes'
+        raise clause_error("search", f"found {quoted(text)}, expected {expected}")
+    for match in _SEARCHED.finditer(text):
+        if match["operator"]:
+            if match["operator"].upper() == "OR":
+                clauses.append([])
+            continue
+        name, _, wanted = match["clause"].partition(":")
+        read = _USERS.readers.get(name.strip().lower())
+        if read is None or name.strip().lower() not in _USER_SEARCHED:
+            names = ", ".join(_USER_SEARCHED.values())
+            raise clause_error("search", f"found the property {quoted(name)}, expected {names}")
+        clauses[-1].append(_has_word(read, str(_folded(wanted.strip()))))
+    return lambda user: any(all(one(user) for one in clause) for clause in clauses)
+
+
+def _has_word(read: Callable[[Account], Any], begin: str) -> Callable[[Account], bool]:
+    word = re.compile(rf"(?<!\w){re.escape(begin)}")
+    return lambda user: word.search(read(user)) is not None
+
+
+def _folded(value: Value) -> Value:
+    return with_a_labels(value).casefold() if isinstance(value, str) else value
+
+
+def _record_field(
+    name: str, kind: FieldType, read: Callable[[_Record], Value]
+) -> QueryField[_Matches]:
+    def compare(operator: Operator, value: Value) -> _Matches:
+        holds, wanted = _COMPARISONS[operator], _folded(value)
+        return lambda record: holds(read(record), wanted)
+
+    return QueryField(name, kind, compare)
+
+
+def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_Matches]:
+    """Return a collection of texts. What its items are compared by are functions of an item."""
+
+    def any_of(matches: _Matches) -> _Matches:
+        return lambda record: any(matches(item) for item in read(record))
+
+    item = _record_field("", FieldType.TEXT, lambda text: _folded(str(text)))
+    return CollectionField({"": item}, any_of)
+
+
+def _record_type(
+    type_name: str,
+    types: Mapping[str, FieldType],
+    properties: Mapping[str, Callable[[_Record], Any]],
+    *,
+    collections: Sequence[str] = (),
+) -> _RecordType[_Record]:
+    """Return a type whose `types` can be filtered and sorted by, without regard to case, and the
+    items of `collections` filtered by.
+    """
+
+    def reader(name: str) -> Callable[[_Record], Value]:
+        read = properties[name]
+        return lambda record: _folded(read(record))
+
+    readers = {name: reader(name) for name in types}
+    resource = Resource(
+        type_name=type_name,
+        fields={
+            name.lower(): _record_field(name, kind, readers[name]) for name, kind in types.items()
+        },
+        all_of=lambda parts: lambda record: all(matches(record) for matches in parts),
+        one_of=lambda parts: lambda record: any(matches(record) for matches in parts),
+        negated=lambda part: lambda record: not part(record),
+        items={name.lower(): _texts_field(properties[name]) for name in collections},
+        known=frozenset(name.lower() for name in properties),
+    )
+    return _RecordType({name.lower(): read for name, read in readers.items()}, resource)
+
+
+_FOLDERS = _record_type("microsoft.graph.mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
+_USERS = _record_type(
+    "microsoft.graph.user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS
+)

@@ -1,0 +1,166 @@
+"""OData system query options of a request, and the preferences in its Prefer header.
+
+An option that a handler does not support is an error (400), never ignored. A preference that is
+unknown or malformed is ignored (RFC 7240 2). OData 4.01 URL conventions 5.1, Protocol 8.2.8.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+
+from relay.front_door.http.errors import bad_request, quoted
+
+TOP_DEFAULT = 10
+TOP_MAX = 1000
+_SKIP_MAX = 2**31 - 1
+_FORMATS = ("json", "application/json")
+# Graph takes these without the dollar sign as well.
+_SYSTEM = frozenset(
+    (
+        *("select", "top", "skip", "filter", "orderby", "search", "count", "expand", "format"),
+        *("skiptoken", "deltatoken", "apply", "compute"),
+    )
+)
+
+
+class QueryOptions(Struct, frozen=True):
+    """The query options of a request; None for those that are not given."""
+
+    select: tuple[str, ...] = ()  # empty: all properties
+    expand: str | None = None  # the text, not parsed
+    filter: str | None = None  # the text, not parsed
+    search: str | None = None  # the text, not parsed
+    orderby: str | None = None  # the text, not parsed
+    count: bool = False  # whether @odata.count is wanted
+    top: int = TOP_DEFAULT  # messages of a page at most
+    skip: int = 0  # messages to leave out first
+    skiptoken: str = ""  # of an @odata.nextLink
+    deltatoken: str | None = None  # of an @odata.deltaLink
+
+    def next_link(self, url: str, *, skip: int = 0, skiptoken: str = "") -> str:
+        """Return the @odata.nextLink, by `skiptoken` or by `skip`; `url` has no query.
+
+        The token includes what was skipped before.
+        """
+        query = {
+            "$select": ",".join(self.select) or None,
+            "$expand": self.expand,
+            "$filter": self.filter,
+            "$search": self.search,
+            "$orderby": self.orderby,
+            "$count": "true" if self.count else None,
+            "$top": str(self.top),
+            "$skip": None if skiptoken else str(skip),
+            "$skiptoken": skiptoken or None,
+        }
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{url}?{urlencode(given, safe='$,', quote_via=quote)}"
+
+
+_NONE_GIVEN = QueryOptions()
+
+
+def parse_options(
+    query: Collection[tuple[str, str]],
+    *,
+    allowed: Collection[str] = (),
+    known: Collection[str] = (),
+    page_size: int | None = None,
+) -> QueryOptions:
+    """Read the query options; `known` are the properties that $select may name.
+
+    `page_size` limits $top. Raises ApiError 400.
+    """
+    if not query and page_size is None:
+        return _NONE_GIVEN
+    given: dict[str, str] = {}
+    for name, value in query:
+        option = name.removeprefix("$").lower()
+        if option not in _SYSTEM:
+            if name.startswith("$"):
+                raise bad_request(f"The query option {quoted(name)} is not supported.")
+            continue
+        if option == "format":
+            if value.partition(";")[0].strip().lower() not in _FORMATS:
+                raise bad_request(f"$format: found {quoted(value)}, expected json.")
+            continue
+        if option not in allowed:
+            raise bad_request(f"The query option '${option}' is not supported here.")
+        if option in given:
+            raise bad_request(f"The query option '${option}' is given twice.")
+        given[option] = value
+    size = page_size or TOP_DEFAULT
+    top = _number(given, "top", default=size, limits=(1, TOP_MAX))
+    return QueryOptions(
+        select=_select(given.get("select", ""), known),
+        expand=given.get("expand"),
+        filter=given.get("filter"),
+        search=given.get("search"),
+        orderby=given.get("orderby"),
+        count=_truth(given, "count"),
+        top=min(top, page_size or TOP_MAX),
+        skip=_number(given, "skip", default=0, limits=(0, _SKIP_MAX)),
+        skiptoken=given.get("skiptoken", ""),
+        deltatoken=given.get("deltatoken"),
+    )
+
+
+def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if "*" in names:
+        return tuple(known) if len(names) > 1 else ()
+    for name in names:
+        if name not in known:
+            raise bad_request(f"$select: could not find a property named {quoted(name)}.")
+    return names
+
+
+def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int, int]) -> int:
+    text = given.get(name)
+    if text is None:
+        return default
+    low, high = limits
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(high)):
+        number = int(text)
+        if low <= number <= high:
+            return number
+    raise bad_request(f"${name}: found {quoted(text)}, expected a number from {low} to {high}.")
+
+
+def _truth(given: dict[str, str], name: str) -> bool:
+    text = given.get(name, "false")
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise bad_request(f"${name}: found {quoted(text)}, expected true or false.")
+
+
+_PREFERENCE = re.compile(
+    r'[ \t,]*+([^\s,;="]++)(?:[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
+    r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which are ignored
+)
+_DIGITS_MAX = 9  # of a number; a longer one is over the maximum
+_ESCAPED = re.compile(r"\\(.)")
+
+
+def preferences(lines: Iterable[str]) -> dict[str, str]:
+    """Return the preferences of all Prefer fields by lower-case name; of duplicates the first."""
+    found: dict[str, str] = {}
+    for line in lines:
+        position = 0
+        while match := _PREFERENCE.match(line, position):
+            position = match.end()
+            name, value = match[1].lower(), match[2] or ""
+            if value.startswith('"'):
+                value = _ESCAPED.sub(r"\1", value[1:-1])
+            found.setdefault(name, value)
+    return found
+
+
+def max_page_size(preferred: Mapping[str, str]) -> int | None:
+    """Return the page size of odata.maxpagesize, at most 1000; None if it is not given."""
+    text = preferred.get("odata.maxpagesize", preferred.get("maxpagesize", ""))
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    return min(int(text[:_DIGITS_MAX]), TOP_MAX) or None

@@ -1,0 +1,230 @@
+"""reply, replyAll, forward, and the actions that create a draft of one.
+
+The original is read, not changed. Its attachments go from its file to that of the new message in
+blocks: all of them on a forward, and on a reply the images that the quoted HTML shows. A body in
+the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
+lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
+
+To and Cc of a reply or reply to all are decided in `recipients` (reply_recipients), its Subject and
+References in relay/base/message/conversation.py, the quote in relay/formats/quoting.py.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, tzinfo
+from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.message.content import Octets
+from relay.base.message.conversation import (
+    answer_index,
+    answer_references,
+    answer_subject,
+    message_ids,
+)
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.properties import MessageProperties
+from relay.formats.draft import AttachmentFacts, DraftAttachment, StoredPart
+from relay.formats.edit_attachments import carried_attachments
+from relay.formats.html_tokens import content_ids
+from relay.formats.quoting import quoted_body
+from relay.formats.write_header import header_fields
+from relay.front_door.graph.attachments import open_message
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
+from relay.front_door.graph.messages import create_draft, create_from_mime, find_message
+from relay.front_door.graph.mime_body import MimeMessage
+from relay.front_door.graph.recipients import check_recipients_count, reply_recipients
+from relay.front_door.graph.send_mail import send_mime, submit
+from relay.front_door.http.errors import ApiError
+from relay.store.mailbox.attachments import check_sizes
+from relay.store.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
+
+_RECIPIENTS = ("to", "cc")
+_THREAD = ("in-reply-to", "references")
+_INDEX = ("thread-topic", "thread-index")
+
+
+class AnswerKind(Struct, frozen=True):
+    """What an action makes of the original: a reply, a reply to all, or a forward."""
+
+    action: str
+    prefix: str = "RE"
+    to_all: bool = False
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether it goes to new recipients, with all attachments."""
+        return self.prefix == "FW"
+
+
+class Answer(Struct, frozen=True):
+    """A composed reply or forward; `kept` are the attachments of the original."""
+
+    properties: MessageProperties
+    kept: tuple[DraftAttachment, ...]
+
+
+async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
+    if request.is_mime():
+        return await send_mime(request, await _missing_fields(request, kind))
+    parameters = await _parameters(request, kind)
+    if kind.is_forward and not parameters.message.fields.get("to"):
+        message = (
+            "At least one recipient is not valid., toRecipients or message.toRecipients: found "
+            "neither, expected one of them."
+        )
+        raise ApiError(400, "ErrorInvalidRecipients", message)
+    async with request.dependencies.answers:
+        answer = await _composed(request, kind, parameters)
+        return await submit(request, answer.properties, kept=answer.kept)
+
+
+async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
+    if request.is_mime():
+        return await create_from_mime(request, "drafts", await _missing_fields(request, kind))
+    parameters = await _parameters(request, kind)
+    async with request.dependencies.answers:
+        answer = await _composed(request, kind, parameters)
+        return await create_draft(request, answer.properties, parameters.message, kept=answer.kept)
+
+
+# The handlers of POST reply, POST createReply and so on.
+reply = partial(_send, kind=AnswerKind("reply"))
+reply_all = partial(_send, kind=AnswerKind("replyAll", to_all=True))
+forward = partial(_send, kind=AnswerKind("forward", prefix="FW"))
+create_reply = partial(_create, kind=AnswerKind("createReply"))
+create_reply_all = partial(_create, kind=AnswerKind("createReplyAll", to_all=True))
+create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
+
+
+async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
+    """Read the body, which may be empty."""
+    given = await request.json_object(may_be_empty=True)
+    return parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
+
+
+async def _composed(
+    request: GraphRequest, kind: AnswerKind, parameters: AnswerParameters
+) -> Answer:
+    opened = await open_message(request)
+    time_zone = UTC if parameters.has_body else await request.time_zone()
+    try:
+        answer = await asyncio.to_thread(
+            _compose, request, kind, parameters=parameters, opened=opened, time_zone=time_zone
+        )
+    except OSError as error:
+        message = f"The original message cannot be read: {error.strerror or error}."
+        raise StoreUnavailableError(message) from error
+    check_recipients_count(answer.properties)
+    sizes = [
+        *(one.size for one in answer.properties.attachments),
+        *(one.part.size for one in answer.kept),
+    ]
+    check_sizes(sizes, request.dependencies.max_upload)
+    return answer
+
+
+def _compose(
+    request: GraphRequest,
+    kind: AnswerKind,
+    *,
+    parameters: AnswerParameters,
+    opened: OpenedMessage,
+    time_zone: tzinfo,
+) -> Answer:
+    """Compose the message. Reading blocks; raises OSError."""
+    fields = dict(parameters.message.fields)
+    original = opened.message.properties
+    if not parameters.has_body:
+        fields["body_type"] = original.body_type
+        fields["body"] = quoted_body(
+            original,
+            comment=parameters.comment,
+            sent_us=opened.message.sent_us,
+            time_zone=time_zone,
+        )
+    properties = replace(_beginning(request, kind, opened.message), **fields)
+    return Answer(properties, _kept(request, kind, answer=properties, stored=opened.stored))
+
+
+def _beginning(
+    request: GraphRequest, kind: AnswerKind, original: StoredMessage
+) -> MessageProperties:
+    """Return what a reply or forward has before the client's properties, without its body."""
+    properties = original.properties
+    message_id = properties.internet_message_id
+    beginning = MessageProperties(
+        subject=answer_subject(kind.prefix, properties.subject),
+        in_reply_to=next(iter(message_ids(message_id)), ""),
+        references=answer_references(properties),
+        conversation_index=answer_index(
+            properties,
+            message_id or original.id,
+            time_us=request.dependencies.clock.time_us(),
+        ),
+    )
+    if kind.is_forward:
+        return beginning
+    to, cc = reply_recipients(properties, request.account, to_all=kind.to_all)
+    return replace(beginning, to=to, cc=cc)
+
+
+def _kept(
+    request: GraphRequest, kind: AnswerKind, *, answer: MessageProperties, stored: Octets
+) -> tuple[DraftAttachment, ...]:
+    """Return the attachments of the original that go with the answer, each with a new id."""
+    shown = content_ids(answer.body) if answer.body_type == "html" else frozenset()
+
+    def is_shown(one: AttachmentFacts | StoredPart) -> bool:
+        return not one.item and one.content_id.strip("<> ") in shown
+
+    kept = carried_attachments(stored, lambda one: kind.is_forward or is_shown(one))
+    new_id = request.dependencies.ids.new
+    return tuple(
+        replace(
+            one,
+            part=replace(one.part, id=new_id(), inline=one.part.inline or is_shown(one.part)),
+        )
+        for one in kept
+    )
+
+
+# -- MIME
+
+
+async def _missing_fields(
+    request: GraphRequest, kind: AnswerKind
+) -> Callable[[MimeMessage], bytes]:
+    """Return a function that adds to MIME the fields of the answer that it does not have."""
+    answer = _beginning(request, kind, await find_message(request))
+
+    def amend(mime: MimeMessage) -> bytes:
+        parsed = ParsedContent.of(mime.content)
+        header, wanted = parsed.header, set[str]()
+        if not any(name in header for name in _THREAD):
+            wanted.update(_THREAD, _INDEX)
+        if "subject" not in header:
+            wanted.add("subject")
+        if not any((mime.recipients.to, mime.recipients.cc, mime.recipients.bcc)):
+            header = header.remove(_RECIPIENTS)
+            wanted.update(_RECIPIENTS)
+        written = Header.parse(header_fields(answer, message_id="").encode())
+        added = b"".join(
+            field
+            for name, field in written.fields
+            if name.decode() in wanted and name.decode() not in header
+        )
+        if not added:
+            return mime.content
+        if header.octets.endswith(b"\r"):  # lines that end in CR, and so does the empty line
+            added = added.replace(b"\r\n", b"\r")
+        content = dataclasses.replace(parsed, header=header.append(added)).joined()
+        assert isinstance(content, bytes)
+        return content
+
+    return amend

@@ -1,0 +1,407 @@
+"""The routes in a mailbox: from a path and method to a handler and what the request adds.
+
+A path or method that Graph has and that has no route is a 501: the tables have the names of v1.0,
+and for mail those of beta too. Any other path is a 404, any other method a 405 with Allow
+(RFC 9110 15.5.5, 15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.base.accounts.account import Scope
+from relay.front_door.graph import (
+    attachments,
+    delta,
+    mail_folders,
+    messages,
+    replies,
+    send_mail,
+    subscriptions,
+    users,
+)
+from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
+
+# Resources, actions and functions after /me and /users/{id}, with all that is below them.
+_OF_USERS = """
+    activities adhocCalls agreementAcceptances analytics appRoleAssignments assignLicense
+    authentication calendar calendarGroups calendarView calendars changePassword chats
+    checkMemberGroups checkMemberObjects cloudClipboard cloudPCs contactFolders contacts
+    createdObjects dataSecurityAndGovernance deviceManagementTroubleshootingEvents directReports
+    drive drives employeeExperience events exportDeviceAndAppManagementData exportPersonalData
+    extensions findMeetingTimes findRoomLists findRooms followedSites getMailTips
+    getManagedAppDiagnosticStatuses getManagedAppPolicies getManagedDevicesWithAppFailures
+    getMemberGroups getMemberObjects inferenceClassification insights joinedGroups joinedTeams
+    licenseDetails managedAppRegistrations managedDevices manager memberOf notes
+    oauth2PermissionGrants onPremisesSyncBehavior onenote onlineMeetings outlook ownedDevices
+    ownedObjects people permissionGrants photo photos planner presence profile registeredDevices
+    reminderView removeAllDevicesFromManagement reprocessLicenseAssignment restore
+    retryServiceProvisioning revokeSignInSessions scopedRoleMemberOf serviceProvisioningErrors
+    settings solutions sponsorOf sponsors teamwork todo transitiveMemberOf
+    wipeManagedAppRegistrationsByDeviceTag
+"""
+# The same at the top, after the version.
+_AT_TOP = """
+    $metadata admin agreementAcceptances agreements appCatalogs applicationTemplates applications
+    auditLogs authenticationMethodConfigurations authenticationMethodsPolicy
+    certificateBasedAuthConfiguration chats communications compliance connections contacts contracts
+    dataPolicyOperations deviceAppManagement deviceManagement devices directory directoryObjects
+    directoryRoleTemplates directoryRoles domainDnsRecords domains drive drives education
+    employeeExperience external filterOperators functions groupLifecyclePolicies
+    groupSettingTemplates groupSettings groups identity identityGovernance identityProtection
+    identityProviders informationProtection invitations oauth2PermissionGrants organization
+    permissionGrants places planner policies print privacy reports roleManagement schemaExtensions
+    scopedRoleMemberships search security servicePrincipals shares sites solutions storage
+    subscribedSkus teams teamsTemplates teamwork tenantRelationships
+"""
+Handler = Callable[[GraphRequest], Awaitable[Response]]
+_NAMESPACE = "microsoft.graph."
+_ANY_REST = "*"  # at the end of a pattern: any number of segments
+
+
+class UnsupportedOperation(Struct, frozen=True):
+    """Operations of Graph on paths that match a pattern."""
+
+    path: str  # the pattern, as those of `routes`
+    methods: frozenset[str]  # empty: all
+    what: str
+
+
+def _operation(path: str, methods: str, what: str) -> UnsupportedOperation:
+    return UnsupportedOperation(path, frozenset(methods.split()), what)
+
+
+def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
+    one = f"{prefix}messages/{{message}}"
+    return (
+        _operation(f"{one}/$value", "DELETE", "Deleting the MIME of a message"),
+        _operation(f"{one}/extensions/*", "", "The resource openTypeExtension"),
+        _operation(f"{one}/mentions/*", "", "The resource mention"),
+        _operation(f"{one}/markasjunk", "POST", "markAsJunk"),
+        _operation(f"{one}/markasnotjunk", "POST", "markAsNotJunk"),
+        _operation(f"{one}/unsubscribe", "POST", "unsubscribe"),
+    )
+
+
+_CHILDREN_DELTA = "A delta query of child folders"
+OPERATIONS = (
+    _operation("", "PATCH DELETE", "Changing users"),
+    *_of_messages(""),
+    *_of_messages("mailfolders/{folder}/"),
+    _operation("mailfolders/{folder}/childfolders/delta", "GET", _CHILDREN_DELTA),
+    _operation("mailfolders/{folder}/childfolders/delta()", "GET", _CHILDREN_DELTA),
+    _operation(
+        "mailfolders/{folder}/messagerules/*", "GET POST PATCH DELETE", "The resource messageRule"
+    ),
+    _operation(
+        "inferenceclassification/overrides", "POST", "The resource inferenceClassificationOverride"
+    ),
+    _operation(
+        "mailfolders/{folder}/updateallmessagesreadstate", "POST", "updateAllMessagesReadState"
+    ),
+    _operation("mailfolders/{folder}/userconfigurations/*", "", "The resource userConfiguration"),
+)
+OUTSIDE_MAILBOXES = (
+    _operation("", "GET", "The service document"),
+    _operation("users", "POST", "Creating users"),
+    *(
+        _operation(f"users/{name.lower()}", "GET", f"{name} of users")
+        for name in ("$count", "delta", "delta()")
+    ),
+    *(
+        _operation(f"users/{name.lower()}", "POST", name)
+        for name in ("getAvailableExtensionProperties", "getByIds", "validateProperties")
+    ),
+)
+
+
+def _by_plain_name(names: str) -> Mapping[str, str]:
+    return {name.lower(): name for name in names.split()}
+
+
+RESOURCES_OF_USERS = _by_plain_name(_OF_USERS)
+RESOURCES_AT_TOP = _by_plain_name(_AT_TOP)
+
+
+class Intake(Enum):
+    """What a request adds: a message to the queue, content to a mailbox, or neither."""
+
+    NOTHING = auto()
+    CONTENT = auto()
+    MESSAGE = auto()
+
+
+MAY_READ = (Scope.MAIL_READ, Scope.MAIL_READ_WRITE)
+MAY_CHANGE = (Scope.MAIL_READ_WRITE,)
+MAY_SEND = (Scope.MAIL_SEND,)
+MAY_READ_USER = (Scope.USER_READ,)
+
+
+class GraphOperation(Struct, frozen=True):
+    """What a request for a path and method does: its handler, what it adds, and the scopes of which
+    the caller must have one. The first is the one with the least rights.
+    """
+
+    handler: Handler
+    scopes: tuple[Scope, ...]
+    intake: Intake = Intake.NOTHING
+
+
+def _reads(handler: Handler, scopes: tuple[Scope, ...] = MAY_READ) -> GraphOperation:
+    return GraphOperation(handler, scopes)
+
+
+def _changes(handler: Handler, scopes: tuple[Scope, ...] = MAY_CHANGE) -> GraphOperation:
+    """A change that is possible under pressure: clients make them to read mail and free space."""
+    return GraphOperation(handler, scopes)
+
+
+def _adds(handler: Handler) -> GraphOperation:
+    return GraphOperation(handler, MAY_CHANGE, Intake.CONTENT)
+
+
+def _sends(handler: Handler) -> GraphOperation:
+    return GraphOperation(handler, MAY_SEND, Intake.MESSAGE)
+
+
+class RouteMatch(Struct, frozen=True):
+    """The operation, and the values of the {parameters} in its path."""
+
+    operation: GraphOperation
+    path_parameters: Mapping[str, str]
+
+
+def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
+    """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
+    segments = _innermost_folder(segments)
+    for pattern, by_method in _ROUTES:
+        parameters = _match(pattern, segments)
+        if parameters is None:
+            continue
+        if (operation := by_method.get(method)) is None:
+            _check_operations(method, segments, OPERATIONS)
+            raise method_not_allowed(by_method)
+        return RouteMatch(operation, parameters)
+    _check_operations(method, segments, OPERATIONS)
+    _check_resources(segments, RESOURCES_OF_USERS)
+    raise _not_found(segments)
+
+
+def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | None:
+    """Return the operation on a path in no mailbox; None for a path after /me or /users/{address}.
+
+    Raises ApiError 404, 405, 501.
+    """
+    first = segments[0].lower() if segments else ""
+    by_method: Mapping[str, GraphOperation] | None = None
+    for pattern, found in _OUTSIDE:
+        if (parameters := _match(pattern, segments)) is not None:
+            if (operation := found.get(method)) is not None:
+                return RouteMatch(operation, parameters)
+            by_method = found
+    if first == "me":
+        return None
+    _check_operations(method, segments, OUTSIDE_MAILBOXES)
+    if by_method is not None:
+        raise method_not_allowed(by_method)
+    _check_resources(segments, RESOURCES_AT_TOP)
+    if first == "users":
+        return None
+    raise _not_found(segments, "; mail is under /me and /users/…")
+
+
+def _check_operations(
+    method: str, segments: tuple[str, ...], operations: Iterable[UnsupportedOperation]
+) -> None:
+    """Raise the 501 if Graph has `method` on the path."""
+    for one in operations:
+        if one.methods and method not in one.methods:
+            continue
+        if _match(_pattern_of(one.path), segments) is not None:
+            raise not_implemented(one.what)
+
+
+def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> None:
+    """Raise the 501 if Graph has the resource."""
+    # A function's parameters and an alternate key, as in applications(appId='1'), are not in it.
+    name = _plain_name(segments[0]).partition("(")[0] if segments else ""
+    if name in names:
+        raise not_implemented(f"The resource {names[name]}")
+
+
+def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
+    message = f"Resource not found for the path {quoted('/'.join(segments))}{hint}."
+    return ApiError(404, "ResourceNotFound", message)
+
+
+def _plain_name(segment: str) -> str:
+    """Return the name of a resource, action or function as patterns have it."""
+    return segment.lower().removeprefix(_NAMESPACE)
+
+
+def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """Remove the parent folders from mailFolders/{id}/childFolders/{id}: an id is enough."""
+    while len(segments) > 3 and segments[0].lower() == "mailfolders":
+        if segments[2].lower() != "childfolders" or _is_function(segments[3]):
+            break
+        segments = (segments[0], *segments[3:])
+    return segments
+
+
+def _is_function(segment: str) -> bool:
+    """Return whether a path segment after a collection's name is no id."""
+    return _plain_name(segment) in ("$count", "delta", "delta()")
+
+
+def _pattern_of(path: str) -> tuple[str, ...]:
+    """Return the pattern that is written as `path`."""
+    return tuple(path.split("/")) if path else ()
+
+
+def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the path parameters if `segments` match `pattern`, else None."""
+    if pattern[-1:] == (_ANY_REST,):
+        pattern = pattern[:-1]
+        segments = segments[: len(pattern)]
+    if len(pattern) != len(segments):
+        return None
+    parameters: dict[str, str] = {}
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if segment.startswith("$"):  # $count and $value are no ids
+                return None
+            parameters[expected[1:-1]] = segment
+        elif _plain_name(segment) != expected:
+            return None
+    return parameters
+
+
+_OUTSIDE: Sequence[tuple[tuple[str, ...], Mapping[str, GraphOperation]]] = (
+    (("users",), {"GET": _reads(users.list_users, MAY_READ_USER)}),
+    (
+        ("subscriptions",),
+        {
+            "GET": _reads(subscriptions.list_subscriptions),
+            "POST": _reads(subscriptions.create_subscription),
+        },
+    ),
+    (
+        ("subscriptions", "{subscription}"),
+        {
+            "GET": _reads(subscriptions.get_subscription),
+            "PATCH": _reads(subscriptions.change_subscription),
+            "DELETE": _reads(subscriptions.delete_subscription),
+        },
+    ),
+    (
+        ("subscriptions", "{subscription}", "reauthorize"),
+        {"POST": _reads(subscriptions.reauthorize)},
+    ),
+)
+_MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
+_FOLDERS_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_folder_changes)}
+_MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+    "messages": {
+        "GET": _reads(messages.list_messages),
+        "POST": _adds(messages.create_message),
+    },
+    "messages/$count": {"GET": _reads(messages.count_messages)},
+    "messages/delta": _MESSAGES_DELTA,
+    "messages/delta()": _MESSAGES_DELTA,
+    "messages/{message}": {
+        "GET": _reads(messages.get_message),
+        "PATCH": _changes(messages.change_message),
+        "DELETE": _changes(messages.delete_message),
+    },
+    "messages/{message}/send": {"POST": _sends(send_mail.send_draft)},
+    "messages/{message}/reply": {"POST": _sends(replies.reply)},
+    "messages/{message}/replyall": {"POST": _sends(replies.reply_all)},
+    "messages/{message}/forward": {"POST": _sends(replies.forward)},
+    "messages/{message}/createreply": {"POST": _adds(replies.create_reply)},
+    "messages/{message}/createreplyall": {"POST": _adds(replies.create_reply_all)},
+    "messages/{message}/createforward": {"POST": _adds(replies.create_forward)},
+    "messages/{message}/move": {"POST": _changes(messages.move_message)},
+    "messages/{message}/copy": {"POST": _adds(messages.copy_message)},
+    "messages/{message}/permanentdelete": {"POST": _changes(messages.remove_message)},
+    "messages/{message}/attachments": {
+        "GET": _reads(attachments.list_attachments),
+        "POST": _adds(attachments.add_attachment),
+    },
+    "messages/{message}/attachments/createuploadsession": {
+        "POST": _adds(attachments.create_upload_session),
+    },
+    "messages/{message}/attachments/$count": {"GET": _reads(attachments.count_attachments)},
+    "messages/{message}/attachments/{attachment}": {
+        "GET": _reads(attachments.get_attachment),
+        "DELETE": _changes(attachments.delete_attachment),
+    },
+    "messages/{message}/attachments/{attachment}/$value": {"GET": _reads(attachments.get_value)},
+    "messages/{message}/$value": {
+        "GET": _reads(messages.get_mime),
+        "PUT": _adds(messages.replace_mime),
+    },
+}
+_FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+    "mailfolders": {
+        "GET": _reads(mail_folders.list_folders),
+        "POST": _changes(mail_folders.create_folder),
+    },
+    "mailfolders/$count": {"GET": _reads(mail_folders.count_folders)},
+    "mailfolders/delta": _FOLDERS_DELTA,
+    "mailfolders/delta()": _FOLDERS_DELTA,
+    "mailfolders/{folder}": {
+        "GET": _reads(mail_folders.get_folder),
+        "PATCH": _changes(mail_folders.change_folder),
+        "DELETE": _changes(mail_folders.delete_folder),
+    },
+    "mailfolders/{folder}/childfolders": {
+        "GET": _reads(mail_folders.list_folders),
+        "POST": _changes(mail_folders.create_folder),
+    },
+    "mailfolders/{folder}/childfolders/$count": {"GET": _reads(mail_folders.count_folders)},
+    "mailfolders/{folder}/move": {"POST": _changes(mail_folders.move_folder)},
+    "mailfolders/{folder}/copy": {"POST": _adds(mail_folders.copy_folder)},
+    "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
+}
+_TIME_ZONES: Mapping[str, GraphOperation] = {
+    "GET": _reads(users.list_time_zones, MAY_READ_USER),
+}
+_MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
+    "": {"GET": _reads(users.get_user, MAY_READ_USER)},
+    "sendmail": {"POST": _sends(send_mail.send_mail)},
+    "translateexchangeids": {
+        "POST": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
+    },
+    "mailboxsettings": {
+        "GET": _reads(users.get_settings, users.MAY_READ),
+        "PATCH": _changes(users.change_settings, users.MAY_CHANGE),
+    },
+    "inferenceclassification/overrides": {"GET": _reads(users.list_overrides)},
+    "outlook/mastercategories": {
+        "GET": _reads(users.list_categories, users.MAY_READ),
+        "POST": _changes(users.create_category, users.MAY_CHANGE),
+    },
+    "outlook/mastercategories/{category}": {
+        "GET": _reads(users.get_category, users.MAY_READ),
+        "PATCH": _changes(users.change_category, users.MAY_CHANGE),
+        "DELETE": _changes(users.delete_category, users.MAY_CHANGE),
+    },
+    "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
+    "outlook/supportedtimezones": _TIME_ZONES,
+    "outlook/supportedtimezones()": _TIME_ZONES,
+    "mailboxsettings/{setting}": {
+        "GET": _reads(users.get_setting, users.MAY_READ),
+    },
+}
+_ROUTES = tuple(
+    (_pattern_of(path), by_method)
+    for path, by_method in (
+        *_MAILBOX_ROUTES.items(),
+        *_MESSAGE_ROUTES.items(),
+        *_FOLDER_ROUTES.items(),
+        *((f"mailfolders/{{folder}}/{path}", one) for path, one in _MESSAGE_ROUTES.items()),
+    )
+)

@@ -1,0 +1,204 @@
+"""JSON of the message, mailFolder and user resources: one table of properties each.
+
+Enumerations are in lower camel case and dates in UTC with Z, as strict clients require.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from relay.base.accounts.account import Account
+from relay.base.clock import rfc3339
+from relay.base.message.conversation import conversation_id
+from relay.base.message.properties import EmailAddress
+from relay.formats.html_text import preview
+from relay.formats.quoting import unique_body
+from relay.front_door.graph.follow_up_flags import flag_json
+from relay.store.mailbox.types import Folder, StoredMessage
+
+ROOT_FOLDER_ID = "msgfolderroot"
+
+
+def message_json(
+    message: StoredMessage, select: Collection[str] = (), *, pages_url: str = ""
+) -> dict[str, Any]:
+    """Return a message's JSON; with `select` only these properties, the id and the etag.
+
+    `pages_url` is that of the pages, "" if there are none.
+    """
+    wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
+    if pages_url and message.page_id and "webLink" in shown:
+        shown["webLink"] = f"{pages_url}/messages/{message.page_id}"
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def shows_body(select: Collection[str]) -> bool:
+    """Return whether the JSON with these properties has a body, or text of it."""
+    return not select or not _OF_BODY.isdisjoint(select)
+
+
+def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a mail folder's JSON."""
+    wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
+    return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
+
+
+def folder_version(folder: Folder) -> str:
+    """Return a text that changes with a folder's name, place and counts: the key of its ETag."""
+    facts = (folder.id, folder.display_name, folder.parent_id, folder.children)
+    counts = (folder.unread, folder.total, folder.size_bytes)
+    return hashlib.sha256(repr((facts, counts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def user_json(account: Account, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return a user's JSON; with `select` only these properties and the id."""
+    wanted = ("id", *select) if select else _USER_BY_DEFAULT
+    return {name: USER_PROPERTIES[name](account) for name in wanted}
+
+
+def graph_date(time_us: int) -> str:
+    """Return a DateTimeOffset with seconds."""
+    return rfc3339(time_us)[:19] + "Z"
+
+
+def _conversation_id(message: StoredMessage) -> str:
+    own = message.properties.internet_message_id or message.id
+    return conversation_id(message.properties, own)
+
+
+def _recipient(recipient: EmailAddress) -> dict[str, Any]:
+    return {
+        "emailAddress": {"name": recipient.name or recipient.address, "address": recipient.address}
+    }
+
+
+def _recipients(recipients: tuple[EmailAddress, ...]) -> list[dict[str, Any]]:
+    return [_recipient(recipient) for recipient in recipients]
+
+
+def _originator(originator: EmailAddress | None) -> dict[str, Any] | None:
+    return None if originator is None else _recipient(originator)
+
+
+def _date(field: str) -> Callable[[StoredMessage], str]:
+    return lambda message: graph_date(getattr(message, field))
+
+
+MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
+    "@odata.etag": lambda message: f'W/"{message.change_key}"',
+    "id": lambda message: message.id,
+    "createdDateTime": _date("created_us"),
+    "lastModifiedDateTime": _date("modified_us"),
+    "changeKey": lambda message: message.change_key,
+    "categories": lambda message: list(message.properties.categories),
+    "receivedDateTime": _date("received_us"),
+    "sentDateTime": _date("sent_us"),
+    "hasAttachments": lambda message: any(not one.inline for one in message.attachments),
+    "internetMessageId": lambda message: message.properties.internet_message_id,
+    "subject": lambda message: message.properties.subject,
+    "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),
+    "importance": lambda message: message.properties.importance,
+    "parentFolderId": lambda message: message.folder.id,
+    "conversationId": _conversation_id,
+    "conversationIndex": lambda message: message.properties.conversation_index or None,
+    "isDeliveryReceiptRequested": lambda message: message.properties.delivery_receipt,
+    "isReadReceiptRequested": lambda message: message.properties.read_receipt,
+    "isRead": lambda message: message.is_read,
+    "isDraft": lambda message: message.is_draft,
+    "body": lambda message: {
+        "contentType": message.properties.body_type,
+        "content": message.properties.body,
+    },
+    "sender": lambda message: _originator(message.properties.sender or message.properties.from_),
+    "from": lambda message: _originator(message.properties.from_),
+    "toRecipients": lambda message: _recipients(message.properties.to),
+    "ccRecipients": lambda message: _recipients(message.properties.cc),
+    "bccRecipients": lambda message: _recipients(message.properties.bcc),
+    "replyTo": lambda message: _recipients(message.properties.reply_to),
+    "flag": lambda message: flag_json(message.flag),
+    "sensitivity": lambda message: message.properties.sensitivity,
+    "internetMessageHeaders": lambda message: [
+        {"name": name, "value": value}
+        for name, value in message.properties.internet_message_headers
+    ],
+    "inferenceClassification": lambda message: "other" if message.is_other else "focused",
+    "uniqueBody": lambda message: {
+        "contentType": message.properties.body_type,
+        "content": unique_body(message.properties.body, message.properties.body_type),
+    },
+    "webLink": lambda _: None,  # see message_json()
+}
+_OF_BODY = frozenset(("body", "bodyPreview", "uniqueBody"))
+_ALWAYS = ("@odata.etag", "id")
+_ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody")
+_BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)
+
+FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
+    "id": lambda folder: folder.id,
+    "displayName": lambda folder: folder.display_name,
+    "parentFolderId": lambda folder: folder.parent_id or ROOT_FOLDER_ID,
+    "childFolderCount": lambda folder: folder.children,
+    "unreadItemCount": lambda folder: folder.unread,
+    "totalItemCount": lambda folder: folder.total,
+    "isHidden": lambda _: False,
+    "sizeInBytes": lambda folder: folder.size_bytes,  # in Graph only in /beta
+}
+_FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")
+
+
+def _proxy_addresses(account: Account) -> list[str]:
+    """Return the addresses as Exchange lists them: SMTP in capitals is the primary one."""
+    return [f"SMTP:{account.address}", *(f"smtp:{alias}" for alias in account.aliases)]
+
+
+USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
+    "businessPhones": lambda _: [],
+    "displayName": lambda account: account.display_name,
+    "givenName": lambda _: None,
+    "id": lambda account: account.address,
+    "jobTitle": lambda _: None,
+    "mail": lambda account: account.address,
+    "mobilePhone": lambda _: None,
+    "officeLocation": lambda _: None,
+    "preferredLanguage": lambda _: None,
+    "surname": lambda _: None,
+    "userPrincipalName": lambda account: account.address,
+    "accountEnabled": lambda _: True,
+    "mailNickname": lambda account: account.display_name,
+    "proxyAddresses": _proxy_addresses,
+    "userType": lambda _: "Member",
+    **dict.fromkeys(
+        (
+            *("assignedLicenses", "assignedPlans", "identities", "imAddresses", "interests"),
+            *("licenseAssignmentStates", "onPremisesProvisioningErrors", "otherMails"),
+            *("pastProjects", "provisionedPlans", "responsibilities", "schools"),
+            *("serviceProvisioningErrors", "skills"),
+        ),
+        lambda _: [],
+    ),
+    # Graph's other properties of a user: clients select them, and Relay has no value.
+    **dict.fromkeys(
+        (
+            *("aboutMe", "ageGroup", "authorizationInfo", "birthday", "city", "companyName"),
+            *("consentProvidedForMinor", "country", "createdDateTime", "creationType"),
+            *("customSecurityAttributes", "deletedDateTime", "department"),
+            *("deviceEnrollmentLimit", "employeeHireDate", "employeeId"),
+            *("employeeLeaveDateTime", "employeeOrgData", "employeeType", "externalUserState"),
+            *("externalUserStateChangeDateTime", "faxNumber", "hireDate"),
+            *("isManagementRestricted", "isResourceAccount", "lastPasswordChangeDateTime"),
+            *("legalAgeGroupClassification", "mailboxSettings", "mySite"),
+            *("onPremisesDistinguishedName", "onPremisesDomainName"),
+            *("onPremisesExtensionAttributes", "onPremisesImmutableId"),
+            *("onPremisesLastSyncDateTime", "onPremisesSamAccountName"),
+            *("onPremisesSecurityIdentifier", "onPremisesSyncEnabled"),
+            *("onPremisesUserPrincipalName", "passwordPolicies", "passwordProfile"),
+            *("postalCode", "preferredDataLocation", "preferredName", "print"),
+            *("refreshTokensValidFromDateTime", "securityIdentifier", "showInAddressList"),
+            *("signInActivity", "signInSessionsValidFromDateTime", "state", "streetAddress"),
+            *("usageLocation",),
+        ),
+        lambda _: None,
+    ),
+}
+_USER_BY_DEFAULT = tuple(USER_PROPERTIES)[:11]

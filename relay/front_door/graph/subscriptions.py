@@ -1,0 +1,235 @@
+"""Handlers of subscriptions: /subscriptions and /subscriptions/{id}.
+
+A subscription is of messages: those of a mailbox, or of one of its folders. What is sent, and when,
+is in relay/front_door/notifications. A client sees the subscriptions that its own account has
+created.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+
+from relay.base.clock import rfc3339
+from relay.base.message.web_url import UrlError
+from relay.front_door.graph.graph_request import (
+    GraphRequest,
+    find_mailbox,
+    not_implemented,
+    with_keys,
+)
+from relay.front_door.graph.json_values import (
+    invalid_value,
+    is_same_json,
+    one_of,
+    read_boolean,
+    read_string,
+    read_time_us,
+)
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.gateway import json_response
+from relay.front_door.notifications.subscription_file import Subscription
+from relay.front_door.notifications.subscriptions import (
+    LIFETIME_US,
+    BusyError,
+    NoSubscriptionError,
+    SubscriptionError,
+)
+
+_PROPERTIES = (
+    "id", "resource", "applicationId", "changeType", "clientState", "notificationUrl",
+    "notificationQueryOptions", "lifecycleNotificationUrl", "expirationDateTime", "creatorId",
+    "includeResourceData", "latestSupportedTlsVersion", "encryptionCertificate",
+    "encryptionCertificateId", "notificationUrlAppId",
+)  # fmt: skip
+_CHANGE_TYPES = ("created", "updated", "deleted")
+_TLS_VERSIONS = ("v1_0", "v1_1", "v1_2", "v1_3")
+_CLIENT_STATE_MAX = 128
+_RESOURCE_MAX = 1024
+_VERSION = re.compile(r"/?(?:(?:v1\.0|beta)/)?", re.IGNORECASE)
+_BUSY_S = 10
+
+
+async def list_subscriptions(request: GraphRequest) -> Response:
+    """GET /subscriptions."""
+    options = request.collection_options(("select", "top", "skip", "count"), _PROPERTIES)
+    found = request.dependencies.subscriptions.of(request.caller.address)
+    return request.page(found, options, _shown, context="subscriptions")
+
+
+async def get_subscription(request: GraphRequest) -> Response:
+    """GET /subscriptions/{id}."""
+    options = request.options({"select"}, _PROPERTIES)
+    return _response(request, _found(request), select=options.select)
+
+
+async def create_subscription(request: GraphRequest) -> Response:
+    """POST /subscriptions: the receivers are asked first; 201 when it is durable."""
+    body = await request.json_object()
+    new = await _read_new(request, body)
+    try:
+        created = await request.dependencies.subscriptions.create(new)
+    except (SubscriptionError, UrlError, BusyError) as error:
+        raise _refusal(error) from None
+    return _response(request, created, status=HTTPStatus.CREATED)
+
+
+async def change_subscription(request: GraphRequest) -> Response:
+    """PATCH /subscriptions/{id}: another time of its end, or another URL."""
+    body, found = await request.json_object(), _found(request)
+    _check_rights(request, found)
+    shown, changed = _shown(found, ()), dict[str, Any]()
+    for name, value in body.items():
+        if name == "expirationDateTime":
+            changed["expires_us"] = _read_expiry(request, body)
+        elif name == "notificationUrl":
+            changed["url"] = _read_url(request, body, name)
+        elif name in shown and value is not None and not is_same_json(value, shown[name]):
+            expected = "expirationDateTime or notificationUrl; make a new subscription"
+            raise invalid_value(name, value, expected)
+    try:
+        after = await request.dependencies.subscriptions.renew(found, **changed)
+    except NoSubscriptionError:
+        raise _not_found() from None
+    except (SubscriptionError, UrlError, BusyError) as error:
+        raise _refusal(error) from None
+    return _response(request, after)
+
+
+async def reauthorize(request: GraphRequest) -> Response:
+    """POST /subscriptions/{id}/reauthorize: whether the account may still read the mailbox."""
+    _check_rights(request, _found(request))
+    return Response(status_code=204)
+
+
+async def delete_subscription(request: GraphRequest) -> Response:
+    """DELETE /subscriptions/{id}."""
+    found = _found(request)
+    await request.dependencies.subscriptions.remove(found)
+    return Response(status_code=204)
+
+
+async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscription:
+    """Return the subscription in a body. Raises ApiError 400, 403, 404, 501."""
+    for name in ("changeType", "notificationUrl", "resource", "expirationDateTime"):
+        if body.get(name) in (None, ""):
+            raise _invalid(f"{name} is a required property for subscription creation.")
+    if read_boolean(body.get("includeResourceData") or False, "includeResourceData"):
+        raise not_implemented("includeResourceData")
+    client_state = read_string(body.get("clientState"), "clientState")
+    if len(client_state) > _CLIENT_STATE_MAX:
+        found = f"found {len(client_state)} characters"
+        raise _invalid(f"clientState: {found}, expected at most {_CLIENT_STATE_MAX}.")
+    tls = body.get("latestSupportedTlsVersion") or "v1_2"
+    resource = read_string(body["resource"], "resource")
+    mailbox, folder_id = await _read_resource(request, resource)
+    return Subscription(
+        id="", position="",
+        creator=request.caller.address, is_application=request.caller.is_application,
+        mailbox=mailbox, folder_id=folder_id, resource=resource,
+        change_types=_read_change_types(body["changeType"]),
+        url=_read_url(request, body, "notificationUrl"),
+        lifecycle_url=_read_url(request, body, "lifecycleNotificationUrl"),
+        client_state=client_state,
+        tls_version=one_of(tls, "latestSupportedTlsVersion", _TLS_VERSIONS),
+        expires_us=_read_expiry(request, body),
+    )  # fmt: skip
+
+
+async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
+    """Return the mailbox and the id of the folder, "" for all, that a resource names."""
+    path, has_options, options = text.partition("?")
+    if has_options and "$filter" in options.lower():
+        raise not_implemented("$filter in the resource of a subscription")
+    if has_options or len(text) > _RESOURCE_MAX:
+        raise invalid_value("resource", text, "a path without query options")
+    segments = with_keys(tuple(_VERSION.sub("", path, count=1).split("/")))
+    rest = tuple(one.lower() for one in segments[1 if segments[0].lower() == "me" else 2 :])
+    is_user = segments[0].lower() in ("me", "users") and "" not in segments
+    is_folder = len(rest) == 3 and rest[0] == "mailfolders" and rest[2] == "messages"
+    if not is_user or (rest != ("messages",) and not is_folder):
+        expected = "me/messages, users/{id}/messages or …/mailFolders/{id}/messages"
+        raise invalid_value("resource", text, expected)
+    account, _ = find_mailbox(segments, request.caller, request.dependencies.accounts)
+    if not is_folder:
+        return account.address, ""
+    return account.address, (await request.store.folders.get(account.address, rest[1])).id
+
+
+def _read_change_types(value: object) -> tuple[str, ...]:
+    names = [one.strip() for one in read_string(value, "changeType").split(",")]
+    return tuple(dict.fromkeys(one_of(one, "changeType", _CHANGE_TYPES) for one in names))
+
+
+def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
+    """Return a URL of the body, "" for none."""
+    text = read_string(body.get(name), name)
+    try:
+        return request.dependencies.subscriptions.client.read_url(text).text if text else ""
+    except UrlError as error:
+        raise _invalid(f"{name}: {error}.") from None
+
+
+def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
+    name, now_us = "expirationDateTime", request.dependencies.clock.time_us()
+    expires_us = read_time_us(body[name], name)
+    if expires_us <= now_us:
+        raise _invalid(f"{name}: found {quoted(body[name])}, which is over.")
+    if expires_us > now_us + LIFETIME_US:
+        minutes = LIFETIME_US // 60_000_000
+        text = f"Subscription expiration can only be {minutes} minutes in the future."
+        raise _invalid(f"{name}: {text}")
+    return expires_us
+
+
+def _check_rights(request: GraphRequest, found: Subscription) -> None:
+    if not request.dependencies.subscriptions.may_read(found):
+        message = "Access is denied. Check credentials and try again."
+        raise ApiError(403, "ErrorAccessDenied", message)
+
+
+def _found(request: GraphRequest) -> Subscription:
+    subscription_id = request.path_parameters["subscription"]
+    try:
+        return request.dependencies.subscriptions.get(subscription_id, request.caller.address)
+    except NoSubscriptionError:
+        raise _not_found() from None
+
+
+def _response(
+    request: GraphRequest,
+    one: Subscription,
+    *,
+    select: Collection[str] = (),
+    status: HTTPStatus = HTTPStatus.OK,
+) -> Response:
+    context = request.context("subscriptions/$entity")
+    return json_response({**context, **_shown(one, select)}, status=status)
+
+
+def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
+    """Return the JSON of a subscription. Its clientState is never shown."""
+    known = {
+        "id": one.id, "resource": one.resource, "changeType": ",".join(one.change_types),
+        "notificationUrl": one.url, "lifecycleNotificationUrl": one.lifecycle_url or None,
+        "expirationDateTime": rfc3339(one.expires_us), "creatorId": one.creator,
+        "latestSupportedTlsVersion": one.tls_version,
+    }  # fmt: skip
+    return {name: known.get(name) for name in select or _PROPERTIES}
+
+
+def _invalid(message: str) -> ApiError:
+    return ApiError(400, "ValidationError", message)
+
+
+def _not_found() -> ApiError:
+    return ApiError(404, "ResourceNotFound", "The object was not found.")
+
+
+def _refusal(error: Exception) -> ApiError:
+    if isinstance(error, BusyError):
+        headers = {"retry-after": str(_BUSY_S)}
+        return ApiError(429, "ApplicationThrottled", str(error), headers=headers)
+    return _invalid(str(error))

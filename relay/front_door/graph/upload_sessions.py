@@ -1,0 +1,158 @@
+"""Upload sessions: the file of an attachment in ranges, PUT to a URL with a token of its own, in
+`authtoken`, as in Graph's examples.
+
+A range counts when all of it is on disk. The last one makes the file an attachment of its draft; it
+may be sent again and gives the same response. RFC 9110 14.4 (Content-Range).
+"""
+
+import re
+from urllib.parse import quote
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.base.accounts.account import AccountDirectory
+from relay.front_door.graph.graph_request import GraphDependencies
+from relay.front_door.graph.serializer import graph_date
+from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
+from relay.front_door.http.gateway import json_response
+from relay.front_door.http.http_request import HttpRequest
+from relay.store.mailbox.types import NewUpload, NoSuchItemError, Upload
+
+_TOKEN = "authtoken"  # noqa: S105 - the name of the option
+_METHODS = ("GET", "PUT", "DELETE")
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+_EXPECTED = "expected a range such as bytes 0-5242879/12582912"
+
+
+class ContentRange(Struct, frozen=True):
+    """A Content-Range; `end` is the offset of the last byte."""
+
+    start: int
+    end: int
+    total: int
+
+
+def upload_url(root: str, made: NewUpload) -> str:
+    """Return the URL of an upload session."""
+    return f"{root}/uploads/{made.upload.attachment_id}?{_TOKEN}={made.token}"
+
+
+async def serve_upload(
+    dependencies: GraphDependencies, request: HttpRequest, attachment_id: str
+) -> Response:
+    """Handle a request to an upload URL. The session ends with its account, and with the right of
+    the caller to open its mailbox.
+
+    Raises ApiError: 404 for an unknown or expired session, 416 for a range out of order.
+    """
+    if request.method not in _METHODS:
+        raise method_not_allowed(_METHODS)
+    given = dict(request.query).get(_TOKEN)
+    token = attachment_id if given is None else given  # older URLs have the token in the path
+    upload = await dependencies.store.uploads.find(token)
+    is_its_own = given is None or upload.attachment_id == attachment_id
+    if not is_its_own or not _is_open(upload, dependencies.accounts):
+        raise NoSuchItemError("The upload session is unknown, or it has expired.")
+    if request.method == "GET":
+        return _status(upload)
+    if request.method == "PUT":
+        return await _put(dependencies, request, token, upload=upload)
+    await dependencies.store.uploads.remove(token)
+    return Response(status_code=204)
+
+
+def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
+    """Whether the account exists, and who created the session may open its mailbox."""
+    owner = accounts.by_address(upload.account)
+    if owner is None or owner.address != upload.account:
+        return False
+    callers = [accounts.by_address(upload.caller)]
+    if client := accounts.by_client_id(upload.caller):  # a development relay's, which opens all
+        callers.append(client.account)
+    return any(one.address == upload.caller and one.may_open(owner) for one in callers if one)
+
+
+def read_content_range(text: str, size: int) -> ContentRange:
+    """Read a Content-Range of a file of `size` bytes. Raises ApiError."""
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise ApiError(400, "invalidRange", f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
+    content_range = ContentRange(*map(int, match.groups()))
+    if content_range.total != size:
+        message = f"Content-Range: found a total of {content_range.total}, expected {size}."
+        raise ApiError(400, "invalidRange", message)
+    if not content_range.start <= content_range.end < content_range.total:
+        raise _not_satisfiable("invalidRange", f"found {quoted(text)}, {_EXPECTED}")
+    return content_range
+
+
+async def _put(
+    dependencies: GraphDependencies, request: HttpRequest, token: str, *, upload: Upload
+) -> Response:
+    given = read_content_range(request.headers.get("content-range", ""), upload.size)
+    if upload.received == upload.size and given.end == upload.size - 1:
+        return await _attached(
+            dependencies, request, token
+        )  # a repeat: the response was lost, or attaching failed
+    if given.start != upload.received:
+        is_overlap = given.start < upload.received
+        code = "fragmentOverlap" if is_overlap else "fragmentOutOfOrder"
+        message = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
+        raise _not_satisfiable(code, message)
+    length = given.end - given.start + 1
+    if request.declared_bytes not in (None, length):
+        raise _wrong_length(request.declared_bytes or 0, length)
+    with dependencies.streamed_bodies.acquire(upload.account):
+        upload = await _take(dependencies, request, token, start=given.start, length=length)
+    if upload.received < upload.size:
+        return _status(upload)
+    return await _attached(dependencies, request, token)
+
+
+async def _take(
+    dependencies: GraphDependencies, request: HttpRequest, token: str, *, start: int, length: int
+) -> Upload:
+    upload_range = await dependencies.store.uploads.begin_range(token, start)
+    try:
+        size_bytes = 0
+        async for block in request.blocks():
+            size_bytes += len(block)
+            if size_bytes > length:
+                raise _wrong_length(size_bytes, length)
+            await upload_range.write(block)
+        if size_bytes < length:
+            raise _wrong_length(size_bytes, length)
+        return await upload_range.finish()
+    finally:
+        await upload_range.discard()
+
+
+async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:
+    upload = await dependencies.store.uploads.attach(token, limit_bytes=dependencies.max_upload)
+    location = (
+        f"{dependencies.root_url(request)}/users('{quote(upload.account)}')"
+        f"/messages('{upload.message_id}')/attachments('{upload.attachment_id}')"
+    )
+    return Response(status_code=201, headers={"location": location})
+
+
+def _status(upload: Upload) -> Response:
+    ranges = [] if upload.received == upload.size else [_next_range(upload)]
+    return json_response(
+        {"expirationDateTime": graph_date(upload.expires_us), "nextExpectedRanges": ranges}
+    )
+
+
+def _next_range(upload: Upload) -> str:
+    """Return the missing range, always with its end, which some clients require."""
+    return f"{upload.received}-{upload.size - 1}"
+
+
+def _wrong_length(found: int, expected: int) -> ApiError:
+    message = f"The body has {found} bytes, expected {expected}, as Content-Range says."
+    return ApiError(400, "invalidRange", message)
+
+
+def _not_satisfiable(code: str, message: str) -> ApiError:
+    return ApiError(416, code, f"Content-Range: {message}.")

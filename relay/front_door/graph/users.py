@@ -1,0 +1,440 @@
+"""Handlers of the user resource: /me, /users/{address} and /users; of its settings; and
+translateExchangeIds.
+
+A user is an account: the id is its address, and properties of a directory are null. The
+mailboxSettings are part of a user when they are selected, as programs at sign-in do.
+
+Of the mailboxSettings, Relay stores what a user sets and uses the time zone. Automatic replies do
+not exist: they are always disabled, and a request that would enable them or store a text for them
+is a 501. The categories of outlook/masterCategories are part of the settings. A message may have
+others, so nothing happens to messages when the list changes. A name is never changed, as in Graph,
+and unique without regard to case.
+
+An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself. The
+other formats of Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from datetime import time
+from typing import Any
+
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
+from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
+from relay.front_door.graph.graph_request import (
+    GraphRequest,
+    collection_response,
+    is_graph_id,
+    malformed_id,
+)
+from relay.front_door.graph.json_values import (
+    invalid_value,
+    missing_property,
+    one_of,
+    read_array,
+    read_header_text,
+    read_object,
+    read_parameters,
+    read_string,
+    unsupported,
+)
+from relay.front_door.graph.message_parser import read_category
+from relay.front_door.graph.odata.resources import select_users
+from relay.front_door.graph.query_options import parse_options
+from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.gateway import json_response
+from relay.store.mailbox.settings_file import MasterCategory, UserSettings, WorkingHours
+from relay.store.mailbox.types import WellKnown
+
+MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
+MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
+_RESOURCE = "microsoft.graph.mailboxSettings"
+_TEXT_CHARACTERS = 64
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
+_TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
+_WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+_MEETINGS = "sendToDelegateOnly"
+_NO_TIME = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
+_AUTOMATIC_REPLIES: Mapping[str, Any] = {
+    "status": "disabled",
+    "externalAudience": "none",
+    "internalReplyMessage": "",
+    "externalReplyMessage": "",
+    "scheduledStartDateTime": _NO_TIME,
+    "scheduledEndDateTime": _NO_TIME,
+}
+CATEGORIES_MAX = 200
+_COLORS = ("none", *(f"preset{number}" for number in range(25)))
+_PROPERTIES = ("id", "displayName", "color")
+_LIST_OPTIONS = ("select", "filter", "search", "orderby", "count", "top", "skip")
+IDS_MAX = 1000
+_PARAMETERS = {
+    "inputids": "inputIds",
+    "sourceidtype": "sourceIdType",
+    "targetidtype": "targetIdType",
+}
+_OWN_TYPES = ("restid", "restimmutableentryid")
+_TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
+
+
+async def get_settings(request: GraphRequest) -> Response:
+    """GET mailboxSettings: return all settings, or those of $select."""
+    options = request.options({"select"}, _SHOWN)
+    settings = await request.store.settings.read(request.mailbox)
+    shown = settings_json(settings, options.select)
+    return json_response({**request.context(_context(request)), **shown})
+
+
+async def get_setting(request: GraphRequest) -> Response:
+    """GET one setting: an object, or a `value`."""
+    request.options()
+    wanted = request.path_parameters["setting"].lower()
+    name = next((name for name in _SHOWN if name.lower() == wanted), None)
+    if name is None:
+        message = f"Resource not found for the segment {quoted(wanted)} of mailboxSettings."
+        raise ApiError(404, "ResourceNotFound", message)
+    shown = _SHOWN[name](await request.store.settings.read(request.mailbox))
+    body = shown if isinstance(shown, Mapping) else {"value": shown}
+    return json_response({**request.context(f"{_context(request)}/{name}"), **body})
+
+
+async def change_settings(request: GraphRequest) -> Response:
+    """PATCH mailboxSettings: replace the given settings, and return all of them."""
+    body = await request.json_object("mailboxSettings")
+    async with request.patch_lock:
+        before = await request.store.settings.read(request.mailbox)
+        settings = changed_settings(before, body)
+        if settings != before:
+            await request.store.settings.write(request.mailbox, settings)
+    shown = settings_json(settings)
+    return request.changed("mailboxSettings", _context(request), shown, is_new=False)
+
+
+async def list_overrides(request: GraphRequest) -> Response:
+    """GET inferenceClassification/overrides: an empty list; nothing classifies messages here."""
+    request.options({"select", "top"}, ("id", "classifyAs", "senderEmailAddress"))
+    context = request.context(f"{request.owner}/inferenceClassification/overrides")
+    return collection_response(context, ())
+
+
+async def list_time_zones(request: GraphRequest) -> Response:
+    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for."""
+    request.options()
+    context = request.context("Collection(microsoft.graph.timeZoneInformation)")
+    zones = sorted(WINDOWS_ZONES.items())
+    return collection_response(
+        context, [{"alias": name, "displayName": f"{name} ({iana})"} for name, iana in zones]
+    )
+
+
+def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:
+    """Return the JSON of all settings, or of those of `select`."""
+    return {name: _SHOWN[name](settings) for name in select or _SHOWN}
+
+
+def _context(request: GraphRequest) -> str:
+    return f"{request.owner}/mailboxSettings"
+
+
+def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
+    hours = settings.working_hours
+    return {
+        "daysOfWeek": list(hours.days),
+        "startTime": f"{hours.start:%H:%M:%S.%f}0",
+        "endTime": f"{hours.end:%H:%M:%S.%f}0",
+        "timeZone": {"name": hours.time_zone or settings.time_zone},
+    }
+
+
+_SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
+    "archiveFolder": lambda _: WellKnown.ARCHIVE,
+    "timeZone": lambda settings: settings.time_zone,
+    "delegateMeetingMessageDeliveryOptions": lambda _: _MEETINGS,
+    "dateFormat": lambda settings: settings.date_format,
+    "timeFormat": lambda settings: settings.time_format,
+    "userPurpose": lambda _: "user",
+    "automaticRepliesSetting": lambda _: dict(_AUTOMATIC_REPLIES),
+    "language": lambda settings: {
+        "locale": settings.language,
+        "displayName": settings.language_name,
+    },
+    "workingHours": _working_hours_json,
+}
+
+
+def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSettings:
+    """Return the settings after a PATCH. null sets the default. Raises ApiError 400, 501."""
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        match name:
+            case "timeZone":
+                fields["time_zone"] = _zone(value, name)
+            case "dateFormat":
+                fields["date_format"] = _format(value, name, default=_DEFAULTS.date_format)
+            case "timeFormat":
+                fields["time_format"] = _format(value, name, default=_DEFAULTS.time_format)
+            case "language":
+                fields |= _language(value)
+            case "workingHours":
+                fields["working_hours"] = _working_hours(before.working_hours, value)
+            case "automaticRepliesSetting":
+                _check_automatic_replies(value)
+            case "delegateMeetingMessageDeliveryOptions":
+                if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
+                    raise unsupported(name, "calendars and their delegates are not implemented")
+    return replace(before, **fields)
+
+
+_DEFAULTS = UserSettings()
+
+
+def _zone(value: object, path: str) -> str:
+    name = read_header_text(value, path, longest=_TEXT_CHARACTERS) or _DEFAULTS.time_zone
+    try:
+        time_zone(name)
+    except ValueError as error:
+        message = f"Time Zone settings provided are invalid. {path}: {error}."
+        raise ApiError(400, "InvalidTimeZone", message) from None
+    return name
+
+
+def _format(value: object, path: str, *, default: str) -> str:
+    return read_header_text(value, path, longest=_TEXT_CHARACTERS).strip() or default
+
+
+def _language(value: object) -> dict[str, str]:
+    given = read_object({} if value is None else value, "language")
+    locale = read_string(given.get("locale"), "language.locale")
+    if not locale:
+        return {"language": _DEFAULTS.language, "language_name": _DEFAULTS.language_name}
+    if not _LANGUAGE.fullmatch(locale):
+        raise invalid_value("language.locale", locale, "a language such as en-US")
+    name = read_header_text(
+        given.get("displayName"), "language.displayName", longest=_TEXT_CHARACTERS
+    )
+    is_default = locale.lower() == _DEFAULTS.language.lower()
+    return {
+        "language": locale,
+        "language_name": name or (_DEFAULTS.language_name if is_default else locale),
+    }
+
+
+def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
+    if value is None:
+        return WorkingHours()
+    path = "workingHours"
+    given = read_object(value, path)
+    fields: dict[str, Any] = {}
+    if "daysOfWeek" in given:
+        days = read_array(given["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
+        named = [one_of(day, f"{path}.daysOfWeek[{at}]", _WEEK) for at, day in enumerate(days)]
+        fields["days"] = tuple(dict.fromkeys(named))
+    for name, field in (("startTime", "start"), ("endTime", "end")):
+        if given.get(name) is not None:
+            fields[field] = _time_of_day(given[name], f"{path}.{name}")
+    if "timeZone" in given:
+        fields["time_zone"] = _working_zone(given["timeZone"], f"{path}.timeZone")
+    hours = replace(before, **fields)
+    if hours.start >= hours.end:
+        message = (
+            f"Start Time should occur before End Time. {path}: found {hours.start} to {hours.end}."
+        )
+        raise ApiError(400, "ErrorInvalidTimeSettings", message)
+    return hours
+
+
+def _working_zone(value: object, path: str) -> str:
+    if value is None:
+        return ""
+    given = read_object(value, path)
+    if str(given.get("@odata.type", "")).endswith("customTimeZone") or "bias" in given:
+        raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
+    return _zone(given.get("name"), f"{path}.name")
+
+
+def _time_of_day(value: object, path: str) -> time:
+    text = read_string(value, path)
+    if match := _TIME_OF_DAY.fullmatch(text):
+        microsecond = int((match[4] or "").ljust(6, "0")[:6])
+        try:
+            return time(int(match[1]), int(match[2]), int(match[3] or 0), microsecond)
+        except ValueError:
+            pass
+    message = f"Cannot convert the literal {quoted(text)} to the expected type 'Edm.TimeOfDay'."
+    raise ApiError(400, "RequestBodyRead", f"{message} {path}: expected a time such as 08:00:00.")
+
+
+def _check_automatic_replies(value: object) -> None:
+    """Accept what leaves automatic replies disabled and loses no text. Raises ApiError 400, 501."""
+    if value is None:
+        return
+    path = "automaticRepliesSetting"
+    given = read_object(value, path)
+    choices = ("disabled", "alwaysenabled", "scheduled")
+    status = one_of(given.get("status") or "disabled", f"{path}.status", choices)
+    messages = (
+        read_string(given.get(name), f"{path}.{name}").strip()
+        for name in ("internalReplyMessage", "externalReplyMessage")
+    )
+    if status != "disabled" or any(messages):
+        raise unsupported(path, "automatic replies are not implemented; the status is disabled")
+
+
+async def list_categories(request: GraphRequest) -> Response:
+    """GET outlook/masterCategories: all of them."""
+    options = parse_options(
+        request.http.query, allowed=("select", "top"), known=_PROPERTIES, page_size=CATEGORIES_MAX
+    )
+    found = (await request.store.settings.read(request.mailbox)).categories[: options.top]
+    shown = [_json(one, options.select) for one in found]
+    return collection_response(request.context(_categories(request)), shown)
+
+
+async def create_category(request: GraphRequest) -> Response:
+    """POST outlook/masterCategories: add a category with a name that no other has."""
+    given = await _read(request)
+    name = read_category(given.get("displayName"), "displayName")
+    if not name:
+        raise missing_property("displayName")
+    color = _color(given)
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
+        if any(one.name.casefold() == name.casefold() for one in settings.categories):
+            message = f"displayName: there is a category {quoted(name)}."
+            raise ApiError(409, "CategoryNameDuplicate", message)
+        if len(settings.categories) >= CATEGORIES_MAX:
+            message = f"The mailbox has the maximum of {CATEGORIES_MAX} categories; delete one."
+            raise ApiError(400, "ErrorInvalidRequest", message)
+        made = MasterCategory(request.dependencies.ids.new(), name, color)
+        await _write(request, settings, (*settings.categories, made))
+    return _response(request, made, is_new=True)
+
+
+async def get_category(request: GraphRequest) -> Response:
+    """GET one category."""
+    options = request.options({"select"}, _PROPERTIES)
+    found = _find(request, await request.store.settings.read(request.mailbox))
+    context = request.context(f"{_categories(request)}/$entity")
+    return json_response({**context, **_json(found, options.select)})
+
+
+async def change_category(request: GraphRequest) -> Response:
+    """PATCH a category: its colour."""
+    given = await _read(request)
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
+        found = _find(request, settings)
+        if given.get("displayName") not in (None, found.name):
+            expected = "the same name: delete the category and create another one"
+            raise invalid_value("displayName", given["displayName"], expected)
+        changed = replace(found, color=_color(given) if "color" in given else found.color)
+        if changed != found:
+            kept = (changed if one is found else one for one in settings.categories)
+            await _write(request, settings, tuple(kept))
+    return _response(request, changed, is_new=False)
+
+
+async def delete_category(request: GraphRequest) -> Response:
+    """DELETE a category from the list; messages keep it."""
+    async with request.patch_lock:
+        settings = await request.store.settings.read(request.mailbox)
+        found = _find(request, settings)
+        await _write(request, settings, tuple(one for one in settings.categories if one != found))
+    return Response(status_code=204)
+
+
+async def _read(request: GraphRequest) -> Mapping[str, Any]:
+    return await request.json_object("outlookCategory")
+
+
+def _color(given: Mapping[str, Any]) -> str:
+    value = given.get("color")
+    return "none" if value is None else one_of(value, "color", _COLORS)
+
+
+def _find(request: GraphRequest, settings: UserSettings) -> MasterCategory:
+    wanted = request.path_parameters["category"]
+    for one in settings.categories:
+        if one.id == wanted:
+            return one
+    raise ApiError(404, "ErrorItemNotFound", f"There is no category {quoted(wanted)}.")
+
+
+def _json(category: MasterCategory, select: Collection[str] = ()) -> dict[str, Any]:
+    shown = {"id": category.id, "displayName": category.name, "color": category.color}
+    return {name: shown[name] for name in ("id", *select)} if select else shown
+
+
+def _response(request: GraphRequest, category: MasterCategory, *, is_new: bool) -> Response:
+    path = f"outlook/masterCategories/{category.id}"
+    return request.changed(path, f"{_categories(request)}/$entity", _json(category), is_new=is_new)
+
+
+def _categories(request: GraphRequest) -> str:
+    return f"{request.owner}/outlook/masterCategories"
+
+
+async def _write(
+    request: GraphRequest, settings: UserSettings, categories: tuple[MasterCategory, ...]
+) -> None:
+    changed = replace(settings, categories=categories)
+    await request.store.settings.write(request.mailbox, changed)
+
+
+async def get_user(request: GraphRequest) -> Response:
+    """GET /me or /users/{address}."""
+    options = request.options({"select"}, USER_PROPERTIES)
+    user = user_json(request.account, options.select)
+    if "mailboxSettings" in options.select:
+        request.check_scopes(MAY_READ)
+        settings = await request.store.settings.read(request.mailbox)
+        user["mailboxSettings"] = settings_json(settings)
+    return json_response({**request.context("users/$entity"), **user})
+
+
+def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bool:
+    with suppress(UnknownUserError):  # removed meanwhile
+        return accounts.opened(owner.address, caller) is not None
+    return False
+
+
+async def list_users(request: GraphRequest) -> Response:
+    """GET /users: return the users whose mailboxes the token may open."""
+    options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES)
+    caller, accounts = request.caller, request.dependencies.accounts
+    visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
+    users = select_users(
+        visible, filter_=options.filter, search=options.search, orderby=options.orderby
+    )
+    return request.page(users, options, user_json, context="users")
+
+
+async def translate_ids(request: GraphRequest) -> Response:
+    """POST translateExchangeIds: return each id with its translation, or why it has none."""
+    body = await request.json_object()
+    given = read_parameters(body, _PARAMETERS, "microsoft.graph.translateExchangeIds")
+    for name, spelled in _PARAMETERS.items():
+        if given.get(name) is None:
+            raise missing_property(spelled)
+    for name in ("sourceidtype", "targetidtype"):
+        if one_of(given[name], _PARAMETERS[name], _TYPES) not in _OWN_TYPES:
+            what = "only restId and restImmutableEntryId exist in Relay"
+            raise unsupported(_PARAMETERS[name], what)
+    ids = read_array(given["inputids"], "inputIds", most=IDS_MAX)
+    translated = [_translated(one, f"inputIds[{number}]") for number, one in enumerate(ids)]
+    context = request.context("Collection(microsoft.graph.convertIdResult)")
+    return json_response({**context, "value": translated})
+
+
+def _translated(source: object, path: str) -> dict[str, Any]:
+    if not isinstance(source, str):
+        raise invalid_value(path, source, "a string")
+    if is_graph_id(source):
+        return {"sourceId": source, "targetId": source}
+    error = malformed_id(source)
+    return {"sourceId": source, "errorDetails": {"code": error.code, "message": error.message}}

@@ -1,0 +1,152 @@
+"""Requests that web pages make: refuse those of strangers, and allow pages of this machine in dev.
+
+A stranger may link to a page of the relay, and nothing else.
+
+Any page may make a browser send a GET, or a POST of text or a form, to any address, also on
+loopback. Such a request has no Authorization, and says by Origin or Sec-Fetch-Site that it comes
+from another site. The token in a form of Relay's own pages is checked in
+relay/front_door/pages/logins.py.
+Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
+"""
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from relay.base.clock import Clock
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest
+from relay.front_door.http.protocol import LOOPBACK_HOSTS
+
+_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_FIELDS_MAX = 1024
+_PREFLIGHT_AGE_S = 600
+
+
+class BrowserGuard:
+    """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback.
+
+    The relay's own pages are an application that strangers may link to (`may_be_linked`), but not
+    load as a frame, image or script. They are never shown to other origins, not even of loopback:
+    who reads a page has the token for its forms.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        clock: Clock,
+        own_origins: Sequence[str] = (),
+        allows_loopback_pages: bool = False,
+        may_be_linked: bool = False,
+        trusts_authorization: bool = True,
+    ) -> None:
+        """`own_origins` are the origins of public URLs; the origin of the request's Host is
+        implied. Without `trusts_authorization` foreign pages are refused even with a token: a
+        browser adds a password of HTTP Basic by itself.
+        """
+        self._app = app
+        self._own_origins = frozenset(map(str.lower, own_origins))
+        self._allows_loopback_pages = allows_loopback_pages
+        self._may_be_linked = may_be_linked
+        self._trusts_authorization = trusts_authorization
+        self._refusal = Gateway(_refuse, clock=clock, limits=SMALL_LIMITS)
+        self._preflight = Gateway(_allow, clock=clock, limits=SMALL_LIMITS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request, or refuse it (ASGI)."""
+        names = {name for name, _ in scope["headers"]}
+        has_token = b"authorization" in names and self._trusts_authorization
+        if has_token and b"origin" not in names:  # nearly always
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        is_page = (
+            self._allows_loopback_pages
+            and origin is not None
+            and not self._is_own(origin, scope, headers)
+            and _is_loopback(origin)
+        )
+        if is_page:
+            await self._for_page(scope, receive, send, origin=str(origin))
+        elif not has_token and self._is_foreign(origin, scope, headers):
+            await self._refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_own(self, origin: str, scope: Scope, headers: Headers) -> bool:
+        asked = f"{scope['scheme']}://{headers.get('host', '')}".lower()
+        return origin.lower() == asked or origin.lower() in self._own_origins
+
+    def _is_foreign(self, origin: str | None, scope: Scope, headers: Headers) -> bool:
+        site = headers.get("sec-fetch-site", "").strip().lower()
+        if site == "same-origin":  # a proxy may have changed the Host
+            return False
+        if origin is not None:
+            return not self._is_own(origin, scope, headers)
+        if self._may_be_linked:  # another port of a host is the same site
+            return site in ("cross-site", "same-site") and not _is_navigation(scope, headers)
+        return site == "cross-site"
+
+    async def _for_page(self, scope: Scope, receive: Receive, send: Send, *, origin: str) -> None:
+        """Answer a page of this machine, which may read the response and its fields."""
+
+        async def send_with_fields(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                names = sorted({name.decode("latin-1") for name, _ in message["headers"]})
+                message["headers"] = [
+                    *message["headers"],
+                    (b"access-control-allow-origin", origin.encode("latin-1")),
+                    (b"access-control-expose-headers", ", ".join(names).encode("latin-1")),
+                    (b"vary", b"Origin"),
+                ]
+            await send(message)
+
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in Headers(
+            scope=scope
+        )
+        await (self._preflight if is_preflight else self._app)(scope, receive, send_with_fields)
+
+
+def _is_navigation(scope: Scope, headers: Headers) -> bool:
+    """Return whether a person followed a link: the response becomes the page of a tab."""
+    return (
+        scope["method"] in ("GET", "HEAD")
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+    )
+
+
+async def _refuse(request: HttpRequest) -> Response:
+    found = request.headers.get("origin")
+    what = "Sec-Fetch-Site: cross-site" if found is None else f"Origin: {quoted(found)}"
+    message = f"Found {what}: pages of other sites may not use this relay."
+    raise ApiError(403, "ErrorAccessDenied", message)
+
+
+async def _allow(request: HttpRequest) -> Response:
+    """Answer a preflight request: the page may send any method and the fields that it names."""
+    fields = request.headers.get("access-control-request-headers", "")[:_FIELDS_MAX]
+    headers = {
+        "access-control-allow-methods": _METHODS,
+        "access-control-max-age": str(_PREFLIGHT_AGE_S),
+    }
+    if fields:
+        headers["access-control-allow-headers"] = fields
+    if "access-control-request-private-network" in request.headers:
+        headers["access-control-allow-private-network"] = "true"
+    return Response(status_code=204, headers=headers)
+
+
+def _is_loopback(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(host) and LOOPBACK_HOSTS.allows(str(host))

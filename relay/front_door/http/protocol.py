@@ -1,0 +1,537 @@
+"""uvicorn's HTTP/1.1 connection with the limits that it lacks, and the check of the Host field.
+
+The size of a header and the time for it are limited, and so is the time in which a client reads
+nothing of its response. Requests are parsed one at a time: what follows a request is kept until its
+response is written, at most what one read brought, and reading pauses (RFC 9112 9.3.2). An error is
+answered with Graph's envelope and the connection closed. An offer to upgrade is ignored (RFC 9110
+7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
+"""
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from ipaddress import ip_address
+
+import httptools
+import msgspec
+from msgspec import Struct
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from relay.base.clock import Clock, Ids, rfc3339
+from relay.front_door.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
+from relay.front_door.http.errors import (
+    ApiError,
+    RequestIds,
+    error_body,
+    quoted,
+    service_unavailable,
+)
+from relay.front_door.http.http_request import (
+    ABORT,
+    ALLOW_RESPONSE,
+    BODY_COMPLETE,
+    CLOSE,
+    COUNTED_ADDRESS,
+)
+from relay.front_door.http.tunnels import (
+    REFUSAL_PHRASE,
+    TunnelHosts,
+    absolute_form_error,
+    connect_error,
+)
+
+# RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
+_HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+
+
+class AllowedHosts(Struct, frozen=True):
+    """The host names of a server in lower case; those of the loopback interface are implied.
+
+    This protects a development relay from DNS rebinding, which needs a name: `any_address` allows
+    every IP address.
+    """
+
+    names: frozenset[str] = frozenset()
+    any_address: bool = False
+
+    def allows(self, name: str) -> bool:
+        """Return whether a host name without its port is allowed."""
+        name = name.lower().removesuffix(".")
+        if name in self.names or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            return ip_address(name.strip("[]")).is_loopback or self.any_address
+        except ValueError:
+            return False
+
+
+LOOPBACK_HOSTS = AllowedHosts()
+
+
+def host_error(
+    named: Sequence[bytes], *, is_required: bool, allowed: AllowedHosts | None = None
+) -> ApiError | None:
+    """Return the error for the Host fields of a request, None if they are valid.
+
+    Without `allowed` every host name is valid. RFC 9110 7.4 (421); RFC 6761 6.3 (localhost).
+    """
+    if not named and not is_required:
+        return None
+    if len(named) != 1:
+        found = f"{len(named)} Host fields" if named else "none"
+        return ApiError(400, "BadRequest", f"Host: found {found}, expected one with the host name.")
+    text = named[0].decode("latin-1")
+    parts = _HOST.fullmatch(text)
+    if parts is None:
+        return ApiError(
+            400, "BadRequest", f"Host: found {quoted(text)}, expected NAME or NAME:PORT."
+        )
+    if allowed is None or allowed.allows(parts[1]):
+        return None
+    message = (
+        f"Host: found {quoted(text)}. This development relay answers to localhost and to loopback "
+        "addresses; to use another name, start it with: relay dev --host NAME"
+    )
+    return ApiError(421, "MisdirectedRequest", message)
+
+
+def host_of_peer(transport: asyncio.BaseTransport) -> str:
+    """Return the client's IP address, "" on a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
+HEADER_TIMEOUT_S = 30.0
+UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
+BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
+# After a request, while reading continues to detect a disconnected client.
+KEPT_BYTES_MAX = 64 * 1024
+HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
+
+_RETRY_S = 2
+_TRANSPORT_SECURITY = "max-age=31536000"
+# A browser applies the field to all ports of a host: those of other programs on localhost as well.
+_LOCAL_TRANSPORT_SECURITY = "max-age=0"
+_TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+_UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_PIECES_PER_TURN = 1000
+_LAST_CHUNK = re.compile(rb"\n0")  # its beginning; find() takes twice as long for this
+_SECTION_END = b"\r\n\r\n"  # ends a header, and a body in chunks: the parser takes no other
+
+
+class _RejectedError(Exception):
+    """Raised in a callback of the parser to stop it; `_error` has the response."""
+
+
+class _BoundedFlow(FlowControl):
+    """Reads more only while `may_read` allows it, even if the application asks for more."""
+
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._may_read = may_read
+
+    def resume_reading(self) -> None:
+        """Resume reading, if it is allowed."""
+        if self._may_read():
+            super().resume_reading()
+
+
+# Continues a connection that was counted: what it receives from now on is in a tunnel.
+OpenTunnel = Callable[[asyncio.Transport, HttpConnection], asyncio.Protocol]
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One HTTP/1.1 connection. The server sets `clock`, `connection_table` and `hosts`; that of a
+    development relay `tunnel_hosts` too, and `open_tunnel` on connections that are in no tunnel.
+    """
+
+    clock: Clock
+    connection_table: ConnectionTable
+    hosts: AllowedHosts | None = None
+    tunnel_hosts: TunnelHosts | None = None
+    open_tunnel: OpenTunnel | None = None
+    _connection: HttpConnection | None = None
+    _error: ApiError | None = None
+    _unparsed = b""  # what one read brought; it is parsed up to `_parsed_bytes`
+    _parsed_bytes = 0
+    _parsed_end = b""  # the last octets of what was parsed before
+    _body_left_bytes = 0  # of a body whose length is known
+    _is_chunked = False  # the body that is being received
+    _is_before_last_chunk = False
+    _header_bytes = 0
+    _is_in_header = True  # a new connection waits for its first header
+    _header_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _unread_bytes = math.inf  # at the last check; inf if the client has read since
+
+    def admit(self, connection: HttpConnection) -> None:
+        """Continue a connection that was added before its TLS handshake."""
+        self._connection = connection
+        connection.close = self._close_connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Add the connection, or answer 503 at the limit."""
+        super().connection_made(transport)
+        self.flow = _BoundedFlow(transport, self._may_read)
+        self._body_parts: list[bytes] = []
+        transport.set_write_buffer_limits(high=BUFFERED_BYTES)
+        self._check_client_reads()
+        if self._connection is None:
+            self._connection = self.connection_table.add(
+                host_of_peer(transport), self._close_connection
+            )
+        if self._connection is None:
+            self._send_error(_too_many("connections"))
+        else:
+            self._start_header_timeout()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection."""
+        self._cancel_timers()
+        if self._connection is not None:
+            self.connection_table.remove(self._connection)
+        self._unparsed = b""
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data, or keep it until the response to the running request is written."""
+        self._unparsed = self._unparsed[self._parsed_bytes :] + data if self._unparsed else data
+        self._parsed_bytes = 0
+        self._parse()
+        if self._connection is not None:
+            self.connection_table.body_received(self._connection)
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether a request has no response yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self) -> None:
+        """Parse what has arrived, up to the end of one request; start the header time-out."""
+        if self.transport.is_closing():
+            self._unparsed = b""
+            return
+        if not self._is_running:
+            self._unset_keepalive_if_required()
+            if self._header_timer is None:
+                self._start_header_timeout()
+        try:
+            for _ in range(_PIECES_PER_TURN):
+                if not self._unparsed or (self._is_running and not self.cycle.more_body):
+                    break
+                self.parser.feed_data(self._next_piece())
+            else:
+                self.loop.call_soon(self._parse)  # a body in chunks that is full of empty lines
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+            return
+        except httptools.HttpParserError:
+            self._unparsed = b""
+            self.send_400_response("Invalid HTTP request received.")
+        self._pass_body()
+        if not self._may_read():
+            self.flow.pause_reading()
+        elif not self._is_running:  # else the application resumes it
+            self.flow.resume_reading()
+        self._update_state()
+
+    def _may_read(self) -> bool:
+        """Return whether to read more now.
+
+        What follows a request is kept, so more is read only if the application waits until the
+        client disconnects.
+        """
+        kept_bytes = len(self._unparsed) - self._parsed_bytes
+        if not kept_bytes:
+            return True
+        is_waiting = self._is_running and not self.cycle.message_event.is_set()
+        return is_waiting and kept_bytes <= KEPT_BYTES_MAX
+
+    def _next_piece(self) -> bytes:
+        """Return what is parsed next: at most the rest of a request, because a parser cannot stop
+        between two.
+        """
+        data, start = self._unparsed, self._parsed_bytes
+        if self._body_left_bytes:
+            end = min(start + self._body_left_bytes, len(data))
+            self._body_left_bytes -= end - start
+        else:
+            end = self._section_end(data, start)
+            last = data[max(start, end - len(_SECTION_END) + 1) : end]
+            self._parsed_end = (self._parsed_end + last)[-len(_SECTION_END) + 1 :]
+        if end == len(data):
+            self._unparsed, self._parsed_bytes = b"", 0
+        else:
+            self._parsed_bytes = end
+        return data[start:end]
+
+    def _section_end(self, data: bytes, start: int) -> int:
+        """Return where the header or the body in chunks ends at the latest, or the end of `data`.
+
+        The line of the last chunk begins with 0. Before it no empty line ends the body.
+        """
+        before = self._parsed_end
+        if self._is_before_last_chunk:
+            is_here = before.endswith(b"\n") and data.startswith(b"0", start)
+            line = None if is_here else _LAST_CHUNK.search(data, start)
+            if not is_here and line is None:
+                return len(data)
+            found = data.find(_SECTION_END, line.start() if line else start)
+            self._is_before_last_chunk = found >= 0
+            return found + len(_SECTION_END) if found >= 0 else len(data)
+        across = (before + data[start : start + len(_SECTION_END) - 1]).find(_SECTION_END)
+        found = start + across - len(before) if across >= 0 else data.find(_SECTION_END, start)
+        is_found = found >= 0 or across >= 0
+        self._is_before_last_chunk = is_found and self._is_chunked
+        return found + len(_SECTION_END) if is_found else len(data)
+
+    def on_message_begin(self) -> None:
+        """Start to count the header of a request."""
+        self._header_bytes = 0
+        self._is_in_header = True
+        super().on_message_begin()
+        self.scope[CLOSE] = self.transport.close  # type: ignore[literal-required]
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+
+    def on_url(self, url: bytes) -> None:
+        """Count the URL."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count one header field."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stop the header time-out and start the request."""
+        self._cancel_header_timeout()
+        if not self.parser.should_upgrade():
+            if self.tunnel_hosts is not None and not self.url.startswith((b"/", b"*")):
+                self._stop_parsing(absolute_form_error(self.url, self.tunnel_hosts))
+            self._check_host()
+            self._admit_request()
+            self.scope[ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
+            super().on_headers_complete()
+            if security := self._transport_security():
+                field = (b"strict-transport-security", security.encode())
+                self.cycle.default_headers = [*self.cycle.default_headers, field]
+            fields = dict(self.headers)
+            self._is_chunked = self._is_before_last_chunk = b"transfer-encoding" in fields
+            if not self._is_chunked:
+                self._body_left_bytes = int(fields.get(b"content-length", 0))
+
+    def on_body(self, body: bytes) -> None:
+        """Collect the body's parts: uvicorn copies all that it has for each."""
+        self._body_parts.append(body)
+
+    def _pass_body(self) -> None:
+        if self._body_parts:
+            super().on_body(b"".join(self._body_parts))
+            self._body_parts.clear()
+
+    def on_message_complete(self) -> None:
+        """End the request's body."""
+        self._is_chunked = self._is_before_last_chunk = False
+        if not self.parser.should_upgrade():
+            self._pass_body()
+            self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """From now on count the unread part of the response; continue with what was kept."""
+        if self._connection is not None:
+            self.connection_table.response_sent(self._connection)
+        super().on_response_complete()
+        if self._unparsed:
+            self.loop.call_soon(self._parse)  # others have their turn first
+        self._update_state()
+
+    def pause_writing(self) -> None:
+        """Pause writing until the client has read."""
+        super().pause_writing()
+        if self._connection is not None:
+            self.connection_table.set_buffered_bytes(
+                self._connection, self.transport.get_write_buffer_size()
+            )
+        self._update_state()
+
+    def resume_writing(self) -> None:
+        """Resume writing: the client has read."""
+        self._unread_bytes = math.inf
+        super().resume_writing()
+        if self._connection is not None:
+            self.connection_table.set_buffered_bytes(self._connection, 0)
+        self._update_state()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer invalid HTTP, or a limit that was exceeded, with Graph's envelope."""
+        self._send_error(self._error or ApiError(400, "BadRequest", msg))
+
+    def _ignore_upgrade(self) -> None:
+        """Parse the request again without its Upgrade field: the parser reads no body after one.
+
+        `curl --http2` and Java's client send the field with every first request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._connect()
+            return
+        fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
+        if not self.parser.should_keep_alive():
+            fields.append((b"connection", b"close"))
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, lines)
+        self.parser = httptools.HttpRequestParser(self)
+        self._unparsed, self._parsed_bytes = head + self._unparsed[self._parsed_bytes :], 0
+        self._parse()
+
+    def _connect(self) -> None:
+        """Open a tunnel, in which octets that came before the answer are the first; or refuse it.
+
+        The connection stays the one that was counted.
+        """
+        early, self._unparsed, self._parsed_bytes = self._unparsed[self._parsed_bytes :], b"", 0
+        connection = self._connection
+        if self.tunnel_hosts is None or self.open_tunnel is None or connection is None:
+            self.send_400_response("CONNECT is not supported: this is not a proxy.")
+            return
+        if self.cycle:  # its response may still be unread
+            self.send_400_response("CONNECT: expected it as the first request of a connection.")
+            return
+        if error := connect_error(self.url, self.headers, self.tunnel_hosts):
+            self._send_error(error, phrase=REFUSAL_PHRASE if error.status == 403 else "")
+            return
+        self._connection = None
+        self._cancel_timers()
+        self.connections.discard(self)
+        self.transport.write(_TUNNEL_OPENED)
+        tunnel = self.open_tunnel(self.transport, connection)
+        if early:
+            tunnel.data_received(early)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > HEADER_BYTES_MAX:
+            text = f"The URL and the header fields are larger than {HEADER_BYTES_MAX} bytes."
+            self._stop_parsing(ApiError(431, "RequestHeaderFieldsTooLarge", text))
+
+    def _hosts_named(self) -> list[bytes]:
+        return [value for name, value in self.headers or () if name == b"host"]
+
+    def _transport_security(self) -> str:
+        """Return the value of Strict-Transport-Security for the host that was asked, or "".
+
+        A development relay stands for names whose real hosts a browser knows; it says nothing.
+        """
+        if self.scheme != "https":
+            return ""
+        named = b"".join(self._hosts_named()[:1]).decode("latin-1")
+        is_local = LOOPBACK_HOSTS.allows(named.rpartition(":")[0] or named)
+        if is_local:
+            return _LOCAL_TRANSPORT_SECURITY
+        return _TRANSPORT_SECURITY if self.hosts is None else ""
+
+    def _check_host(self) -> None:
+        named = self._hosts_named()
+        is_required = self.parser.get_http_version() == "1.1"
+        if error := host_error(named, is_required=is_required, allowed=self.hosts):
+            self._stop_parsing(error)
+
+    def _admit_request(self) -> None:
+        """Admit a request under the limits; health checks are always admitted."""
+        assert self._connection is not None
+        address = self.connection_table.identify(self._connection, self.headers)
+        self.scope[COUNTED_ADDRESS] = address  # type: ignore[literal-required]
+        is_health = self.url.partition(b"?")[0] in HEALTH_PATHS
+        if not is_health and not self.connection_table.may_start_request(self._connection):
+            self._stop_parsing(_too_many("requests"))
+        self.connection_table.set_state(self._connection, ConnectionState.BUSY)
+
+    def _stop_parsing(self, error: ApiError) -> None:
+        self._error = error
+        raise _RejectedError
+
+    def _may_send_response(self, size_bytes: int, may_be_refused: bool) -> bool:
+        assert self._connection is not None
+        return self.connection_table.may_send_response(
+            self._connection, size_bytes, may_be_refused=may_be_refused
+        )
+
+    def _update_state(self) -> None:
+        """Record what the connection waits for now."""
+        if self._connection is None:
+            return
+        if self.flow.write_paused:
+            state = ConnectionState.UNREAD
+        elif self._is_running:
+            is_receiving = self.cycle.more_body
+            state = ConnectionState.RECEIVING if is_receiving else ConnectionState.BUSY
+        else:
+            state = ConnectionState.HALF_OPEN if self._is_in_header else ConnectionState.IDLE
+        self.connection_table.set_state(self._connection, state)
+
+    def _close_connection(self) -> None:
+        """Close this connection in favour of another one."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # close() would wait until the client has read
+        else:
+            self.transport.close()
+
+    def _check_client_reads(self) -> None:
+        """Abort the connection if the client has read nothing since the last check."""
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if waiting_bytes and waiting_bytes >= self._unread_bytes:
+            self.transport.abort()
+            return
+        self._unread_bytes = waiting_bytes or math.inf
+        self._read_timer = self.loop.call_later(  # real time: a client
+            UNREAD_TIMEOUT_S, self._check_client_reads
+        )
+
+    def _start_header_timeout(self) -> None:
+        self._header_timer = self.loop.call_later(  # real time: a client
+            HEADER_TIMEOUT_S, self.transport.close
+        )
+
+    def _cancel_timers(self) -> None:
+        self._cancel_header_timeout()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+
+    def _cancel_header_timeout(self) -> None:
+        self._is_in_header = False
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _send_error(self, error: ApiError, *, phrase: str = "") -> None:
+        now_us = self.clock.time_us()
+        request_id = Ids(self.clock).new()
+        ids = RequestIds(request_id, request_id)
+        body = msgspec.json.encode(error_body(error, ids=ids, date=rfc3339(now_us)[:19]))
+        fields = {
+            "content-type": "application/json",
+            "connection": "close",
+            "request-id": request_id,
+            "client-request-id": request_id,
+            "date": formatdate(now_us // 1_000_000, usegmt=True),
+            "content-length": str(len(body)),
+            **error.headers,
+        }
+        if security := self._transport_security():
+            fields["strict-transport-security"] = security
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        status = STATUS_LINE[error.status]
+        if phrase:
+            status = f"HTTP/1.1 {error.status} {phrase}\r\n".encode()
+        self.transport.write(status + lines.encode() + b"\r\n" + body)
+        self.transport.close()
+
+
+def _too_many(what: str) -> ApiError:
+    return service_unavailable(f"Too many {what} at once; try again.", retry_after_s=_RETRY_S)

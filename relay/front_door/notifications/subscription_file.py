@@ -1,0 +1,110 @@
+"""Subscriptions, and the file that keeps them: `subscriptions` in `.submissions` of the mail root.
+
+It is there because a subscription belongs to a mailbox: whichever node has the mail root has its
+subscriptions too. It is no part of a backup. Each subscription has its position in the change feed
+of its mailbox; what it was sent is not kept.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+from msgspec import Struct
+
+from relay.base.files import fsync_path
+from relay.base.observe.logs import get_logger
+
+_VERSION = 1
+_SCHEMA = "CREATE TABLE subscription (id TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+_REMOVE = "DELETE FROM subscription WHERE id = ?"
+_SAVE = "INSERT OR REPLACE INTO subscription VALUES (?, ?)"
+
+_log = get_logger("notifications")
+
+
+class Subscription(Struct, frozen=True):
+    """Who is notified of what. Graph's subscription resource has the other names."""
+
+    id: str  # a GUID
+    creator: str  # the account whose token created it
+    is_application: bool  # by a token of its client alone
+    mailbox: str  # whose messages these are
+    folder_id: str  # "": all folders
+    resource: str  # as the client wrote it
+    change_types: tuple[str, ...]  # created, updated, deleted
+    url: str  # notificationUrl
+    lifecycle_url: str  # lifecycleNotificationUrl, "" for none
+    client_state: str  # a secret: neither logged nor shown
+    tls_version: str  # latestSupportedTlsVersion, which is only shown
+    expires_us: int  # wall time
+    position: str  # in the mailbox's change feed: what comes before it was sent
+    # while the receiver is down: (queue time, position of the feed then), the oldest first
+    marks: tuple[tuple[int, str], ...] = ()
+    lifecycle_event: str = ""  # missed or subscriptionRemoved, still to be sent
+    lifecycle_since_us: int = 0  # when that happened, queue time
+
+
+class SubscriptionFile:
+    """The file. Blocking; one thread at a time uses it. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: apsw.Connection | None = None
+
+    def open(self) -> list[Subscription]:
+        """Return all subscriptions. A damaged file is renamed, and its subscriptions are lost."""
+        try:
+            return self._open()
+        except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, msgspec.MsgspecError) as error:
+            _log.error("subscriptions are lost", file=str(self._path), reason=str(error))
+            self.close()
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    old = self._path.with_name(self._path.name + suffix)
+                    old.rename(old.with_name(f"damaged-{old.name}"))
+            return self._open()
+
+    def _open(self) -> list[Subscription]:
+        try:
+            self._path.touch(0o600)
+            self._connection = connection = apsw.Connection(str(self._path))
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            if not connection.pragma("user_version"):
+                with connection:
+                    connection.execute(f"{_SCHEMA}; PRAGMA user_version = {_VERSION}")
+            fsync_path(self._path.parent)
+            rows: list[Any] = connection.execute("SELECT value FROM subscription").fetchall()
+            return [msgspec.msgpack.decode(value, type=Subscription) for (value,) in rows]
+        except (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError) as error:
+            raise OSError(str(error)) from error
+
+    def save(self, one: Subscription, *, durable: bool) -> None:
+        """Store a subscription. One that is not durable may be as it was before, after a loss of
+        power: its notifications come again.
+        """
+        self._write(_SAVE, [(one.id, msgspec.msgpack.encode(one))], durable=durable)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove subscriptions, durably."""
+        self._write(_REMOVE, [(one,) for one in ids], durable=True)
+
+    def _write(self, sql: str, rows: Sequence[tuple[str | bytes, ...]], *, durable: bool) -> None:
+        connection = self._connection
+        if connection is None:
+            raise OSError("the subscriptions are not open")
+        try:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with connection:
+                connection.executemany(sql, rows)
+        except apsw.Error as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(apsw.Error):
+                connection.close()

@@ -1,0 +1,392 @@
+"""Webhooks: the events of journeys, posted to an operator's URLs and signed.
+
+A webhook is a cursor in the recorded events (relay/store/journeys/event_feed.py), which only a 2xx
+advances. It has four lanes, and each message belongs to one: the events of a message stay in order,
+those of others do not wait for its answers. The lane that finds a block of events sent reads the
+next one. The file of the cursors is written once in a second. After a kill or a loss of power the
+events of about that second come again, with the same webhook-id. What waits for more than a day is
+dropped. Without webhooks nothing is read.
+
+The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp, webhook-signature).
+"""
+
+import asyncio
+import hmac
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import Clock, SystemClock, rfc3339
+from relay.base.files import replace_file
+from relay.base.message.web_url import read_url
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Webhook
+from relay.base.settings.values import KEY_PREFIX
+from relay.front_door.notifications.https_client import HttpsClient
+from relay.front_door.notifications.sender import Feed, Post, Sender
+from relay.store.journeys.event_feed import (
+    ChangeNotifier,
+    EventBatch,
+    EventCursor,
+    EventData,
+    EventFeed,
+    event_data,
+    parse_event_cursor,
+    pause_after,
+)
+from relay.store.journeys.events import RecordedEvent, Step
+from relay.store.spool.types import SpoolError
+from relay.transport.policy.globs import Globs
+
+KEEP_US = 86_400_000_000  # an event that is older is dropped when a request fails
+LANES = 4  # requests at once, for each webhook
+_EVENTS_MAX = 500  # in memory, for each webhook
+_STEPS = {
+    Step.ACCEPTED: "accepted", Step.POLICY_AND_ROUTING: "policy", Step.DELIVERY: "delivery",
+    Step.REPORT: "reported",
+}  # fmt: skip
+# of recipients that have them at once, by a key of the event, and by an action of a rule
+_STATES_OF_POLICY = {
+    "held": "held", "refused": "failed", "quarantined": "delivered", "aliases": "expanded",
+}  # fmt: skip
+_STATES_OF_RULES = {"discard": "discarded", "redirect": "redirected"}
+_SAVE_S = 1.0
+# As for event streams: another process may write the log, and reading takes a twentieth of the time
+_POLL_S = 1.0
+_log = get_logger("notifications")
+
+
+class _Waiting(Struct, frozen=True):
+    """An event that is still to be sent, with its lane and the cursor before it."""
+
+    lane: int
+    id: str
+    body: bytes
+    at_us: int
+    before: EventCursor
+
+
+def signed_fields(secret: str, event_id: str, body: bytes, *, now_s: int) -> dict[str, str]:
+    """Return the header fields of Standard Webhooks."""
+    key = b64decode(secret.removeprefix(KEY_PREFIX))
+    text = b"%b.%d.%b" % (event_id.encode(), now_s, body)
+    signature = b64encode(hmac.digest(key, text, "sha256")).decode()
+    return {
+        "webhook-id": event_id, "webhook-timestamp": str(now_s),
+        "webhook-signature": f"v1,{signature}",
+    }  # fmt: skip
+
+
+def event_names(recorded: RecordedEvent) -> set[str]:
+    """Return the names by which a webhook can ask for an event: its step, and states of recipients.
+
+    Mail by SMTP has no event of step 4: that of step 5 has its time.
+    """
+    step, detail = recorded.event.step, recorded.event.detail
+    names = {_STEPS.get(step, ""), str(recorded.state or "")}
+    if step is Step.POLICY_AND_ROUTING:
+        names.update(["accepted"] if not recorded.submission_id else ())
+        names.update(state for key, state in _STATES_OF_POLICY.items() if key in detail)
+        outcomes = [one["outcome"] for one in detail.get("rules", ()) if one["mode"] == "enforce"]
+        words = ",".join(outcomes).split(",")
+        names.update(state for word, state in _STATES_OF_RULES.items() if word in words)
+    elif step is Step.DELIVERY and "operation" not in detail:
+        names.update(one["outcome"] for one in detail.get("recipients", ()))
+        names.update(["deferred"] if "indeterminate" in names else ())
+        names.difference_update(["deferred"] if "held" in detail else ())
+    return names
+
+
+class _Lane(Feed):
+    """Some of the messages of a webhook, in their order."""
+
+    def __init__(self, owner: "_RunningWebhook", number: int) -> None:
+        super().__init__(f"webhook {owner.url.authority}")  # the path of the URL may have a secret
+        self._owner = owner
+        self._number = number
+
+    def _waiting(self) -> list[_Waiting]:
+        return [one for one in self._owner.waiting if one.lane == self._number]
+
+    async def next_post(self) -> Post | None:
+        """See Feed."""
+        await self._owner.read_on()
+        found = self._waiting()
+        return self._owner.post_of(found[0].id, found[0].body) if found else None
+
+    async def sent(self, post: Post) -> None:
+        """See Feed."""
+        self._owner.advance({post.position}, failure="")
+
+    async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
+        """See Feed."""
+        old = {one.id for one in self._waiting() if self._owner.is_too_old(one.at_us)}
+        if old:
+            _log.warning("events are dropped after a day", receiver=self.name, events=len(old))
+        self._owner.advance(old, failure=why)
+        return len(old)
+
+
+class _RunningWebhook:
+    """One webhook: where it stands, and the block of events that its lanes send."""
+
+    def __init__(self, owner: "Webhooks", hook: Webhook, cursor: EventCursor | None) -> None:
+        self.cursor = cursor  # all before it was sent, or dropped; None: it begins now
+        self.failure = ""  # why the last request failed
+        self.failing_since_us = 0
+        self.waiting: list[_Waiting] = []  # what is left of the block
+        self._owner = owner
+        self._block_end: EventCursor | None = None  # None: it has not begun
+        self._reported_to = 0
+        self._seen = -1  # changes, when all was read
+        self._reads_from_s = 0.0
+        self._reading = asyncio.Lock()
+        self._fault = RepeatedError()
+        self.hook, self.url = hook, read_url(hook.url, schemes=("https", "http"))
+        self._accounts = Globs.of(hook.accounts)
+        self.lanes = [_Lane(self, number) for number in range(LANES)]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something may have happened that was not read yet, and a lane can read it."""
+        is_pausing = all(lane.is_pausing for lane in self.lanes)
+        return self._seen != self._owner.changes.count and not self.waiting and not is_pausing
+
+    def is_too_old(self, at_us: int) -> bool:
+        """Whether an event is not worth another request."""
+        age_us: int = self._owner.clock.time_us() - at_us
+        return age_us >= KEEP_US
+
+    def post_of(self, event_id: str, body: bytes) -> Post:
+        """Return a request. It has the time of the machine: receivers compare it with theirs."""
+        now_s = SystemClock().time_us() // 1_000_000
+        fields = signed_fields(self.hook.secret, event_id, body, now_s=now_s)
+        return Post(self.url, body, event_id, fields=tuple(fields.items()))
+
+    def advance(self, ids: Collection[str], *, failure: str) -> None:
+        """Note how the last request ended, and which events need no other one."""
+        if failure and not self.failure:
+            self.failing_since_us = self._owner.clock.time_us()
+        self.failure = failure
+        self.waiting = [one for one in self.waiting if one.id not in ids]
+        self.cursor = self.waiting[0].before if self.waiting else self._block_end
+
+    async def begin(self) -> EventCursor:
+        """Take the present as the beginning, unless there is one that this spool can have had."""
+        now = await self._owner.feed.now()
+        if self.cursor is None or self.cursor.sequence > now.sequence:
+            self.cursor = now
+        self._block_end = self.cursor
+        return self.cursor
+
+    def look(self) -> None:
+        """Look for events, unless some wait: after the last of them it is looked anyway."""
+        if not self.waiting:
+            self._seen = -1
+            self._owner.sender.wake(*self.lanes)
+
+    async def read_on(self) -> None:
+        """Read the next block of events, if the last one was sent and there may be more."""
+        owner, clock = self._owner, self._owner.clock
+        async with self._reading:
+            if self.waiting or self._seen == owner.changes.count:
+                return
+            pause_s = self._reads_from_s - clock.real_s()
+            await asyncio.sleep(pause_s)  # real time: spares the machine
+            seen, began_s = owner.changes.count, clock.real_s()
+            try:
+                after = self._block_end or await self.begin()
+                batch = await owner.feed.read(after, limit=_EVENTS_MAX)
+            except (SpoolError, OSError) as error:
+                if self._fault.is_new(error):
+                    _log.warning("events not read", receiver=self.url.authority, error=repr(error))
+                return
+            self._fault.clear()
+            now_s = clock.real_s()
+            self._reads_from_s = now_s + pause_after(now_s - began_s)
+            self._seen = seen if batch.is_complete else -1
+            self._use_block(batch)
+
+    def _use_block(self, batch: EventBatch) -> None:
+        """Have the lanes send a block of events."""
+        self._report_gap(batch)
+        before, dropped = batch.after, 0
+        for source, cursor, recorded in batch.events:
+            at_us = recorded.event.at_us
+            if not self._wants(recorded):
+                pass
+            elif self.failure and self.is_too_old(at_us):
+                dropped += 1
+            else:
+                body = msgspec.json.encode(event_data(str(cursor), recorded))
+                key = (recorded.submission_id or recorded.queue_id or "").encode()
+                event_id = _id_of(source, cursor, at_us)
+                self.waiting.append(_Waiting(crc32(key) % LANES, event_id, body, at_us, before))
+            before = cursor
+        self._owner.sender.count("dropped", dropped)
+        self._block_end = batch.cursor
+        self.advance((), failure=self.failure)
+        if self.waiting or not batch.is_complete:
+            self._owner.sender.wake(*self.lanes)
+
+    def _wants(self, recorded: RecordedEvent) -> bool:
+        events = self.hook.events
+        if "*" not in events and event_names(recorded).isdisjoint(events):
+            return False
+        return self._accounts.match(recorded.account)
+
+    def _report_gap(self, batch: EventBatch) -> None:
+        """Report once that events were removed before they were read."""
+        is_removed = 0 < max(self._reported_to, batch.after.sequence) < batch.removed_to
+        if batch.is_log_missing or is_removed:
+            self._reported_to = max(batch.removed_to, 1)
+            self._owner.sender.count("dropped", 1)
+            _log.warning("events were removed before the webhook had them", url=self.url.authority)
+
+
+class Webhooks:
+    """The webhooks of a relay. Call open() once, then run(), then close()."""
+
+    def __init__(
+        self, file: Path, feed: EventFeed, *, changes: ChangeNotifier, clock: Clock,
+        client: HttpsClient, metrics: Metrics,
+    ) -> None:  # fmt: skip
+        """`file` keeps the cursors."""
+        self.feed, self.changes, self.clock = feed, changes, clock
+        self.sender = Sender(client, kind="webhook", clock=clock, metrics=metrics)
+        self._file = file
+        self._kept: dict[str, EventCursor] = {}  # what is in the file
+        self._writer = ThreadPoolExecutor(1, "webhooks")  # writes after a cancelled call in turn
+        self._fault = RepeatedError()
+        self._running: dict[str, _RunningWebhook] = {}
+        self._turn = asyncio.Lock()
+
+    def in_progress(self) -> str:
+        """Say whether something is being read or sent, "" if not."""
+        count = self.sender.busy_count + sum(one.is_busy for one in self._running.values())
+        return f"webhooks: {count}" if count else ""
+
+    async def open(self, hooks: Sequence[Webhook]) -> None:
+        """Begin: each where it was, a new one now. Raises OSError."""
+        if hooks or self._file.exists():
+            self._kept = await asyncio.to_thread(_read, self._file, now_us=self.clock.time_us())
+            await self.use(hooks)
+
+    async def use(self, hooks: Sequence[Webhook]) -> None:
+        """Have these webhooks from now on; what is known of others is forgotten."""
+        async with self._turn:
+            for hook in hooks:
+                one = self._running.get(hook.url)
+                if one is None or one.hook != hook:
+                    await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
+            for url in self._running.keys() - {hook.url for hook in hooks}:
+                self.sender.end(*self._running.pop(url).lanes)
+            await self._save()
+        self.changes.notify()  # run() does not look while there is none
+
+    async def _begin(self, hook: Webhook, cursor: EventCursor | None) -> None:
+        """Begin after a cursor, None: now; the webhook that had the URL ends."""
+        made = _RunningWebhook(self, hook, cursor)
+        with suppress(SpoolError, OSError):  # then it begins as soon as it can be read
+            await made.begin()
+        before, self._running[hook.url] = self._running.get(hook.url), made
+        self.sender.end(*(before.lanes if before else ()))
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return the webhooks for an operator."""
+        return [
+            {
+                "url": one.hook.url, "events": one.hook.events, "accounts": one.hook.accounts,
+                "cursor": str(one.cursor or ""),
+                "failure": one.failure or None,
+                "failing_since": rfc3339(one.failing_since_us) if one.failure else None,
+            }
+            for one in self._running.values()
+        ]  # fmt: skip
+
+    async def replay(self, cursor: EventCursor, urls: Sequence[str]) -> None:
+        """Go on from another cursor. Raises KeyError for a URL that is no webhook's."""
+        async with self._turn:
+            for hook in [self._running[url].hook for url in urls]:
+                await self._begin(hook, cursor)
+            await self._save()
+        self.changes.notify()
+
+    async def test(self, urls: Sequence[str]) -> list[dict[str, Any]]:
+        """Post an event named "test"; return what came of it for each URL. Raises KeyError."""
+        return await asyncio.gather(*(self._test(self._running[url]) for url in urls))
+
+    async def _test(self, one: _RunningWebhook) -> dict[str, Any]:
+        now_us = SystemClock().time_us()
+        event = EventData(str(one.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None)
+        post = one.post_of(f"test_{now_us}", msgspec.json.encode(event))
+        status, failure = await self.sender.post(post)
+        return {"url": one.hook.url, "status": status, "failure": failure or None}
+
+    async def run(self) -> None:
+        """Look for events, and keep the cursors, until cancelled."""
+        saved_s = 0.0
+        while True:
+            seen, now_s = self.changes.count, self.clock.real_s()
+            for one in self._running.values():
+                one.look()
+            if now_s - saved_s >= _SAVE_S:
+                saved_s = now_s
+                await self._save()
+            poll_s = _POLL_S if self._running else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(poll_s):  # real time: a file has no notification
+                    await self.changes.wait_beyond(seen)
+            await asyncio.sleep(pause_after(0))  # real time: spares the machine
+
+    async def _save(self) -> None:
+        running = self._running.items()
+        cursors = {url: one.cursor for url, one in running if one.cursor is not None}
+        if cursors == self._kept:
+            return
+        octets = msgspec.json.encode({url: str(cursor) for url, cursor in cursors.items()})
+        write = partial(replace_file, self._file, octets, mode=0o600)  # URLs may have secrets
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except OSError as error:
+            if self._fault.is_new(error):
+                _log.warning("the cursors of webhooks are not kept", error=str(error))
+        else:
+            self._kept = cursors
+            self._fault.clear()
+
+    async def close(self) -> None:
+        """End all, and keep where they are; what cannot be kept comes again."""
+        await self.sender.close()
+        await self._save()
+        self._writer.shutdown()
+
+
+def _id_of(source: str, cursor: EventCursor, at_us: int) -> str:
+    """Return the webhook-id: the time of an event and its place in its source, which no retry and
+    no replay changes. Other relays may have the same places.
+    """
+    if not source:
+        return f"evt_{at_us}_{cursor.sequence}"
+    return f"evt_{at_us}_{source}_{cursor.logs[source].offset}"
+
+
+def _read(file: Path, *, now_us: int) -> dict[str, EventCursor]:
+    """Return the cursors by URL; of a file that is not whole none. Raises OSError."""
+    try:
+        texts = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
+        return {url: parse_event_cursor(text, now_us=now_us) for url, text in texts.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, msgspec.MsgspecError) as error:
+        _log.error("webhooks begin now: their cursors are lost", file=str(file), error=str(error))
+        return {}

@@ -1,0 +1,148 @@
+"""The pages as an ASGI application: routing, the visitor, and errors as pages.
+
+Each page has a module of its own with a handler `(PageRequest) -> Response`. A page is read with
+GET; a change is a POST of a form with the visitor's CSRF token, answered with 303. The form of
+every request but GET is read, and its token checked, before its handler is called.
+"""
+
+from contextlib import AbstractContextManager
+
+from starlette.responses import Response
+
+from relay.base.pressure import ConcurrencyCounter
+from relay.front_door.api.dependencies import ApiDependencies
+from relay.front_door.api.request_parameters import require_method
+from relay.front_door.http.connection_limits import REQUESTS_MAX
+from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.pages.development import change_internet, clock_page, internet_page
+from relay.front_door.pages.health import health_page
+from relay.front_door.pages.help import help_page, send_example, snippets_page
+from relay.front_door.pages.live import LiveViews
+from relay.front_door.pages.login import BODY_BYTES_MAX as LOGIN_BYTES_MAX
+from relay.front_door.pages.login import login, login_needed, logout
+from relay.front_door.pages.logins import Access, PageForm, Visitor, read_form
+from relay.front_door.pages.message import advance_to_next, change_scheduled, message_page
+from relay.front_door.pages.message_list import marked_messages, message_list, refused_page
+from relay.front_door.pages.queue_change import queue_change, release
+from relay.front_door.pages.queue_page import queue_page
+from relay.front_door.pages.site import PageRequest, PageSite
+from relay.front_door.pages.undo import PendingDeletions
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.queue_commands import Operation
+from relay.store.spool.types import SpoolError
+
+# The first segments of the paths of pages; "" is the first page.
+PREFIXES = (
+    "", "messages", "refused", "queue", "internet", "clock", "health", "login", "logout", "static",
+    "help",
+)  # fmt: skip
+REQUESTS_OF_VISITOR_MAX = 32  # at once: the searches of one must not keep all others waiting
+_TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
+_BODY_BYTES_MAX = 1 << 20
+_HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX  # slow strangers never use it up
+
+
+def create_app(
+    dependencies: ApiDependencies,
+    access: Access,
+    *,
+    live_views: LiveViews | None = None,
+    deletions: PendingDeletions | None = None,
+) -> Gateway:
+    """Return the application of the pages; `access` decides who the visitor is.
+
+    The caller closes `live_views` and `deletions` at the end.
+    """
+    live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
+    deletions = deletions or PendingDeletions(dependencies.clock)
+    site = PageSite(dependencies, access, live_views, deletions=deletions)
+    running = ConcurrencyCounter()  # by the name of the visitor
+
+    async def handle(request: HttpRequest) -> Response:
+        visitor: Visitor | None = None
+        try:
+            if request.segments[:1] == ("static",) and len(request.segments) == 2:
+                require_method(request, "GET")
+                return site.static_file(request, request.segments[1])
+            visitor = access.visitor(request)
+            if request.segments == ("login",):
+                return await login(request, visitor, site)
+            if visitor is None:
+                return login_needed(request, site)
+            form = PageForm(())
+            if request.method != "GET":
+                form = await read_form(request, visitor.csrf)
+            asked = PageRequest(site, request, visitor, form)
+            if request.segments == ("logout",):
+                return logout(asked)
+            with _counted(running, visitor.principal.name):
+                return await _page(asked)
+        except (SpoolError, StoreError) as error:
+            failure = service_unavailable(str(error), retry_after_s=5)
+            return site.error(request, visitor, failure)
+        except ApiError as error:
+            return site.error(request, visitor, error)
+
+    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    return Gateway(handle, clock=dependencies.clock, limits=limits)
+
+
+def _counted(running: ConcurrencyCounter, name: str) -> AbstractContextManager[None]:
+    """Count a request of a visitor inside the with block. Raises ApiError 429 at the limit."""
+    if not running.has_room(name, per_key=REQUESTS_OF_VISITOR_MAX):
+        raise ApiError(429, "TooManyRequests", _TOO_MANY, headers={"retry-after": "1"})
+    return running.counted(name)
+
+
+async def _page(request: PageRequest) -> Response:
+    http, site = request.http, request.site
+    match http.segments:
+        case ():
+            require_method(http, "GET")
+            return await message_list(request)
+        case ("messages",) if http.method == "GET" and "action" not in dict(http.query):
+            return request.redirect()  # the list is the first page
+        case ("messages",):
+            return await marked_messages(request)
+        case ("messages", key):
+            return await message_page(request, key)
+        case ("messages", key, "release") if site.handlers.is_development:
+            return await release(request, key)
+        case ("messages", key, "send-now" | "cancel-send"):
+            return await change_scheduled(request, key)
+        case ("messages", key, "advance"):
+            return await advance_to_next(request, key)
+        case (
+            "messages",
+            key,
+            "html" | "text" | "headers" | "source" | "properties" | "attachments",
+            *_,
+        ):
+            return await site.contents.response(http, request.visitor, key)
+        case ("refused",):
+            return await refused_page(request)
+        case ("health",):
+            return await health_page(request)
+        case ("queue",):
+            return await queue_page(request)
+        case ("queue", operation) if operation in tuple(Operation):
+            return await queue_change(request, Operation(operation))
+        case ("clock",) if (controls := site.dependencies.development) is not None:
+            return await clock_page(request, controls)
+        case ("internet",) if (controls := site.dependencies.development) is not None:
+            return internet_page(request, controls)
+        case ("internet", "add" | "remove" | "shipped" | "scenario") if (
+            controls := site.dependencies.development
+        ) is not None:
+            return await change_internet(request, controls)
+        case ("help",):
+            return await help_page(request)
+        case ("help", "programs"):
+            return await snippets_page(request)
+        case ("help", "example"):
+            return await send_example(request)
+        case _:
+            path = "/".join(http.segments)
+            raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")

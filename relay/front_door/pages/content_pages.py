@@ -1,0 +1,352 @@
+"""The content of a message over HTTP: /messages/{id}/html, text, headers, source, attachments/N.
+
+The same values are in the page of a message, by the template _content.html. Handlers of
+relay/front_door/api decide who may see them, and log looks into the content of others. Contents are
+read in two threads, so that a large or hostile message holds up neither the event loop nor, for
+long, other pages.
+
+Every response has a Content-Security-Policy that lets it run and load nothing, even if it is opened
+outside of the sandboxed frame of the page. The HTML with remote images in a development relay is an
+exception. A person asks for it by a button of the page: its address has a proof that it comes from
+there, so that no link and no other site can make a browser load images.
+CSP Level 3 6.3.2 (sandbox); RFC 6266 (Content-Disposition).
+"""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from typing import Literal, TypeVar, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.message.content import Content, blocks, octets_of, size_of
+from relay.base.pressure import ConcurrencyCounter
+from relay.formats.body_checks import Checks, check_bodies
+from relay.formats.read_mime import ReadParts, read_parts
+from relay.formats.read_report import DeliveryReport, read_report
+from relay.front_door.api.dependencies import ClientSettings, DevelopmentControls, Principal
+from relay.front_door.api.handlers import Handlers
+from relay.front_door.api.request_parameters import require_method
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
+from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.pages.content import (
+    ATTACHMENTS_MAX,
+    HEADER_OCTETS_MAX,
+    TEXT_CHARACTERS_MAX,
+    MessageContent,
+    content_disposition,
+    decoded,
+    download_type,
+    file_name,
+    html_document,
+    image_type,
+    previews,
+    read_content,
+    shown_text,
+)
+from relay.front_door.pages.logins import Visitor, is_csrf_token
+from relay.front_door.pages.sanitize import (
+    DEFAULT_PORTS,
+    OwnPlaces,
+    RemoteImageUrl,
+    SafeDocument,
+    remote_image_url,
+)
+from relay.store.journeys.document import Journey
+from relay.store.mailbox.types import StoredMessage, StoreError
+
+View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
+VIEWS: tuple[View, ...] = get_args(View)
+SOURCE_OCTETS_MAX = 1024 * 1024
+_SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
+_THREADS = 2
+_WAITING_MAX = 50
+_WAITING_OF_VISITOR_MAX = 25
+REMOTE_IMAGES_PARAMETER = "images"
+
+CONTENT_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'; sandbox"
+    ),
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "x-dns-prefetch-control": "off",
+}
+# In a sandbox a document has an origin of its own: its images are data: URLs, never requests.
+HTML_HEADERS = CONTENT_HEADERS | {
+    "content-security-policy": (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; "
+        "base-uri 'none'; frame-ancestors 'self'; sandbox"
+    ),
+    "content-type": "text/html; charset=utf-8",
+}
+# With remote images. A request for one has neither a Referer nor the cookies of the relay.
+REMOTE_IMAGES_HEADERS = HTML_HEADERS | {
+    "content-security-policy": HTML_HEADERS["content-security-policy"].replace(
+        "img-src data:", "img-src data: http: https:"
+    ),
+}
+TEXT_HEADERS = CONTENT_HEADERS | {"content-type": "text/plain; charset=utf-8"}
+
+_Result = TypeVar("_Result")
+
+
+class ContentPanel(Struct, frozen=True):
+    """The content in the page of a message, for _content.html."""
+
+    view: View  # what is shown of it
+    refusal: str = ""  # why there is no `message`
+    message: MessageContent | None = None  # None: see `refusal`
+    document: SafeDocument | None = None  # in the view html
+    images_proof: str = ""  # what asks for remote images; "": nothing does
+    has_images: bool = False  # the document has the remote images that it may load
+    previews: frozenset[int] = frozenset()  # the attachments that are shown, in the view of them
+    report: DeliveryReport | None = None  # the message is a report: what it says
+    source: str = ""  # in the view source: its beginning
+    source_left: int = 0  # octets that are not shown
+    checks: Checks | None = None  # in the view checks
+
+
+# What a client may send; "id" and the rest are the store's.
+_PROPERTIES_FOR_OTHERS = (
+    "subject", "importance", "body", "from", "sender", "toRecipients", "ccRecipients", "replyTo",
+    "categories", "internetMessageHeaders", "isDeliveryReceiptRequested", "isReadReceiptRequested",
+)  # fmt: skip
+_PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
+
+
+class ContentPages:
+    """Serves contents; one for the whole application, because it bounds the work in progress."""
+
+    def __init__(
+        self, handlers: Handlers, *, development: DevelopmentControls | None = None
+    ) -> None:
+        self._handlers = handlers
+        self._development = development
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
+        self._waiting = ConcurrencyCounter()  # by the name of the visitor
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
+        """GET /messages/{key}/...: one view of a content, or a part of it."""
+        require_method(request, "GET")
+        view = request.segments[2]
+        journey = await self._handlers.message(key, visitor.principal)
+        if view == "properties":
+            return await self._properties(journey, visitor.principal)
+        content = await self._handlers.content(journey, visitor.principal, view=view)
+        answer: Callable[[ReadParts], Response]
+        match request.segments[2:]:
+            case ("source",):
+                return _source(request, journey, content)
+            case ("html",):
+                answer = partial(_html, remote_url=self._remote_url(request, visitor, journey))
+            case ("text",):
+                answer = _text
+            case ("headers",):
+                answer = _header
+            case ("attachments", number):
+                answer = partial(_attachment, number, shows=("show", "1") in request.query)
+            case _:
+                path = "/".join(request.segments)
+                raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
+        return await self._in_thread(
+            visitor.principal, lambda: answer(read_parts(octets_of(content)))
+        )
+
+    async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
+        """Return what the page of a message shows of its content: the view that ?show= names.
+
+        Without it, that of the HTML, or else of the text.
+        """
+        asked = dict(request.query).get("show", "")
+        view: View = next((one for one in VIEWS if one == asked), "html")
+        remote_url = self._remote_url(request, visitor, journey)
+        images_proof = self._images_proof(visitor, journey)
+        panel = ContentPanel(view, images_proof=images_proof, has_images=remote_url is not None)
+        try:
+            content = await self._handlers.content(journey, visitor.principal, view=view)
+            is_chosen = view == asked
+            return await self._in_thread(
+                visitor.principal,
+                lambda: _filled(panel, content, is_chosen=is_chosen, remote_url=remote_url),
+            )
+        except (ApiError, StoreError) as error:
+            return replace(panel, refusal=str(error))
+
+    def _images_proof(self, visitor: Visitor, journey: Journey) -> str:
+        """Return the value of `images` by which a page of this visitor asks for remote images."""
+        if self._development is None or not visitor.csrf:
+            return ""
+        asked = f"remote images of {journey.key}"
+        return hmac.new(visitor.csrf.encode(), asked.encode(), "sha256").hexdigest()
+
+    def _remote_url(
+        self, request: HttpRequest, visitor: Visitor, journey: Journey
+    ) -> RemoteImageUrl | None:
+        """Return what a preview loads for a remote image; None unless a person has asked for it."""
+        given = dict(request.query).get(REMOTE_IMAGES_PARAMETER, "")
+        is_asked = is_csrf_token(given, self._images_proof(visitor, journey))
+        if self._development is None or not is_asked:
+            return None
+        return partial(remote_image_url, own=_own_places(request, self._development.clients))
+
+    async def _properties(self, journey: Journey, principal: Principal) -> Response:
+        """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
+        mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
+        select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
+        shown = await self._in_thread(principal, lambda: _properties_json(message, select))
+        return Response(shown, headers=TEXT_HEADERS)
+
+    async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
+        """Run blocking work in one of the threads. Each visitor has one thread at most, so that one
+        visitor's costly messages do not delay the others. Raises ApiError 503.
+        """
+        name = principal.name
+        most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX
+        if not self._waiting.has_room(name, per_key=most, in_all=in_all):
+            message = f"{self._waiting.count(name)} of your pages wait for contents; try again."
+            raise service_unavailable(message, retry_after_s=2)
+        self._waiting.begin(name)
+        try:
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except OSError as error:
+            message = f"The content cannot be read: {error.strerror or error}."
+            raise service_unavailable(message, retry_after_s=5) from error
+        finally:
+            self._waiting.end(name)
+            if not self._waiting.count(name):
+                del self._turns[name]
+
+
+def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
+    """Return where the relay listens, and where the browser that asks has found it."""
+    ports = {
+        clients.http_port, clients.https_port, clients.smtp_port, clients.submission_port,
+        clients.submissions_port,
+    }  # fmt: skip
+    names = {name.lower().rstrip(".") for name in clients.host_names}
+    with contextlib.suppress(ValueError):  # it is in no URL then
+        asked = urlsplit(request.base_url("", "localhost").lower())
+        names.add((asked.hostname or "").rstrip("."))
+        ports.add(asked.port or DEFAULT_PORTS[asked.scheme])
+    return OwnPlaces(frozenset(ports), frozenset(names))
+
+
+def _filled(
+    panel: ContentPanel,
+    content: Content,
+    *,
+    is_chosen: bool,
+    remote_url: RemoteImageUrl | None,
+) -> ContentPanel:
+    message = read_content(octets_of(content))
+    view = panel.view
+    if view == "html" and not message.has_html and not is_chosen:
+        view = "text"
+    is_report = b"multipart/report" in message.parts.header.lower()
+    report = read_report(octets_of(content)) if is_report else None
+    panel = replace(panel, view=view, message=message, report=report)
+    if view == "html" and message.has_html:
+        document = html_document(message.parts, remote_url=remote_url)
+        return replace(panel, document=document)
+    if view == "checks":
+        bodies = message.parts.bodies
+        return replace(panel, checks=check_bodies(bodies.html, bodies.text))
+    if view == "attachments":
+        return replace(panel, previews=previews(message.parts))
+    if view == "source":
+        octets = b"".join(_first(blocks(content), _SOURCE_IN_PAGE_OCTETS_MAX))
+        left = size_of(content) - len(octets)
+        return replace(panel, source=octets.decode("utf-8", "replace"), source_left=left)
+    return panel
+
+
+def _html(parts: ReadParts, *, remote_url: RemoteImageUrl | None) -> Response:
+    document = html_document(parts, remote_url=remote_url).html
+    if not document:
+        raise ApiError(404, "ErrorItemNotFound", "This message has no HTML.")
+    headers = HTML_HEADERS if remote_url is None else REMOTE_IMAGES_HEADERS
+    return Response(document.encode(), headers=headers)
+
+
+def _text(parts: ReadParts) -> Response:
+    return Response(shown_text(parts).encode("utf-8", "replace"), headers=TEXT_HEADERS)
+
+
+def _header(parts: ReadParts) -> Response:
+    return Response(parts.header[:HEADER_OCTETS_MAX], headers=TEXT_HEADERS)
+
+
+def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
+    """Return an attachment as a download; with `shows`, an image as an image."""
+    found = parts.attachments
+    index = int(number) if number.isascii() and number.isdecimal() and len(number) < 6 else 0
+    if not 1 <= index <= len(found):
+        expected = f"the message has {len(found)}" if found else "the message has none"
+        raise ApiError(404, "ErrorItemNotFound", f"Found attachment {quoted(number)}; {expected}.")
+    one = found[index - 1]
+    image = image_type(one) if shows else ""
+    disposition = content_disposition(file_name(index, one), is_shown=bool(image))
+    headers = CONTENT_HEADERS | {
+        "content-type": image or download_type(one),
+        "content-disposition": disposition,
+    }
+    return StreamedResponse(decoded(one), headers=headers)
+
+
+def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
+    known = [name for name in select if name in MESSAGE_PROPERTIES]
+    shown = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    fields = shown["internetMessageHeaders"]  # of MIME, all of its fields
+    shown["internetMessageHeaders"] = [one for one in fields if one["name"][:2].lower() == "x-"]
+    body = shown["body"]["content"]
+    if len(body) > TEXT_CHARACTERS_MAX:
+        cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"
+        shown["body"] = shown["body"] | {"content": cut}
+    shown["attachments"] = [
+        {
+            "name": one.name,
+            "contentType": one.content_type,
+            "size": one.size,
+            "isInline": one.inline,
+        }
+        for one in message.attachments[:ATTACHMENTS_MAX]
+    ]
+    given = {name: value for name, value in shown.items() if value not in (None, "", [])}
+    return msgspec.json.format(msgspec.json.encode(given), indent=2)
+
+
+def _source(request: HttpRequest, journey: Journey, content: Content) -> Response:
+    """Return the beginning of the source as text, or all of it as a download."""
+    size = size_of(content)
+    if ("download", "1") in request.query:
+        headers = CONTENT_HEADERS | {
+            "content-type": "message/rfc822",
+            "content-disposition": content_disposition(f"{journey.key}.eml"),
+        }
+        return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=size, headers=headers)
+    rest = size - SOURCE_OCTETS_MAX
+    end = f"\r\n[{rest:,} octets more: download the source]\r\n".encode() if rest > 0 else b""
+    shown = chain(_first(blocks(content, BLOCK_BYTES), SOURCE_OCTETS_MAX), [end] if end else [])
+    return StreamedResponse(shown, headers=TEXT_HEADERS)
+
+
+def _first(octets: Iterable[bytes], count: int) -> Iterator[bytes]:
+    for block in octets:
+        yield block[:count]
+        count -= len(block)
+        if count <= 0:
+            break

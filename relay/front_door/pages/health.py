@@ -1,0 +1,159 @@
+"""Health: is the relay ready, what is in the queue, and the last hour as charts.
+
+All figures are of this process. They come from its metrics, so that a page costs no query.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay import __version__
+from relay.base.clock import rfc3339
+from relay.base.observe.metric_samples import Minute, Sample, minutes, quantile
+from relay.base.pressure import PressureLevel, PressureState, describe
+from relay.front_door.api.dependencies import ApiDependencies
+from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
+from relay.front_door.pages.site import PageRequest
+
+_BUSY = 60  # in one minute: rates are per second then
+_QUEUE_STATES = ("queued", "deferred", "held", "captured")
+_DONE = ("accepted", "delivered", "captured", "relayed")
+_LEVELS = {
+    PressureLevel.NORMAL: "normal: all mail is accepted",
+    PressureLevel.SLOW: "slow: clients that are not trusted are refused",
+    PressureLevel.REFUSE: "refuse: new mail is refused for now",
+}
+_COUNTED = {
+    "accepted": "Messages accepted",
+    "delivered": "recipients delivered",
+    "captured": "captured of these",
+    "relayed": "recipients relayed",
+    "deferred": "attempts deferred",
+    "failed": "recipients failed or expired",
+    "reports": "reports",
+}
+
+
+class HourOfMetrics(Struct, frozen=True):
+    """The last hour: the charts, what was counted in it, and the present levels."""
+
+    charts: Sequence[Chart]
+    counted: Mapping[str, str]
+    levels: Mapping[str, float]
+
+
+async def health_page(request: PageRequest) -> Response:
+    """GET /health, and with `?part=figures` what changes of it. Raises ApiError 403 for an account
+    of the role user.
+    """
+    require_method(request.http, "GET")
+    request.principal.check_may_read()
+    part = single_values(request.http.query, ("part",)).get("part")
+    name = "_figures.html" if part == "figures" else "health.html"
+    return request.page(name, **_values(request.site.dependencies))
+
+
+def _values(dependencies: ApiDependencies) -> dict[str, Any]:
+    """Return the values of the templates."""
+    captures = dependencies.development is not None
+    hour = last_hour(dependencies.samples.last_hour(), captures=captures)
+    state, fault = dependencies.pressure.state, dependencies.ready()
+    running_s = dependencies.samples.running_s
+    started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
+    return {
+        "fault": fault,
+        "impaired": dependencies.impaired(),
+        "pressure": _LEVELS[state.level],
+        "is_calm": state.level is PressureLevel.NORMAL,
+        "reasons": _reasons(state),
+        "queue": {
+            name: number_text(hour.levels.get(name, 0.0))
+            for name in _QUEUE_STATES
+        },
+        "oldest": _oldest(hour.levels),
+        "waiting": number_text(hour.levels["pickup"]),
+        "connections": {
+            name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")
+        },
+        "counted": hour.counted,
+        "charts": hour.charts,
+        "running": duration_text(running_s),
+        "started": rfc3339(started_us),
+        "version": __version__,
+        "is_advanced": dependencies.clock.advanced_s > 1,
+    }  # fmt: skip
+
+
+def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
+    """Return what is shown of samples; `captures`: whether attempts may end as captured."""
+    first, last = samples[0], samples[-1]
+    counted = {
+        label: number_text(last.counts[name] - first.counts[name])
+        for name, label in _COUNTED.items()
+        if name != "captured" or captures
+    }
+    done = [one for one in _DONE if one != "captured" or captures]
+    return HourOfMetrics(_charts(minutes(samples), done), counted, last.levels)
+
+
+def _charts(found: Sequence[Minute], done: Sequence[str]) -> list[Chart]:
+    times = [rfc3339(one.start_us)[11:16] for one in found]  # in UTC
+
+    def counts(title: str, names: Sequence[str]) -> Chart:
+        is_busy = any((_count(one, name) or 0) >= _BUSY for one in found for name in names)
+        value_of = _rate if is_busy else _count
+        series = [Series(name, [value_of(one, name) for one in found]) for name in names]
+        unit = "per second" if is_busy else "in each minute"
+        return draw(f"{title}, {unit}", times, series, text_of=number_text)
+
+    def levels(
+        title: str,
+        names: Sequence[str],
+        text_of: Callable[[float], str] = number_text,
+        *,
+        top: float | None = None,
+    ) -> Chart:
+        series = [
+            Series(name, [one.levels.get(name, 0.0) if one.levels else None for one in found])
+            for name in names
+        ]
+        return draw(title, times, series, text_of=text_of, top=top)
+
+    def latencies(title: str, of: Callable[[Minute], Sequence[float]]) -> Chart:
+        series = [
+            Series(label, [quantile(part, of(one)) for one in found])
+            for label, part in (("half within", 0.5), ("95 % within", 0.95))
+        ]
+        return draw(title, times, series, text_of=duration_text)
+
+    return [
+        counts("Accepted and delivered", done),
+        counts("Deferred and failed", ["deferred", "failed"]),
+        latencies("Time from acceptance to delivery", lambda one: one.delivery),
+        levels("Queue entries", _QUEUE_STATES),
+        levels("Oldest entry in the queue", ["oldest"], duration_text),
+        levels("SMTP connections", ["incoming", "outgoing"]),
+        latencies("Time of a commit to the queue's disk", lambda one: one.commits),
+        levels("Pressure: 1 slow, 2 refuse", ["pressure"], top=2),
+    ]
+
+
+def _count(minute: Minute, name: str) -> float | None:
+    return minute.counts[name] if minute.counts else None
+
+
+def _rate(minute: Minute, name: str) -> float | None:
+    return minute.counts[name] / minute.seconds if minute.counts else None
+
+
+def _reasons(state: PressureState) -> list[str]:
+    return [f"{level.name.lower()}: {describe(one)}" for one, level in state.levels.items()]
+
+
+def _oldest(levels: Mapping[str, float]) -> str:
+    """Return the age of the oldest entry, "" for an empty queue."""
+    is_empty = not levels.get("queued") and not levels.get("deferred")
+    return "" if is_empty else duration_text(levels["oldest"])

@@ -1,0 +1,475 @@
+"""The journey of a message as a page shows it: seven steps, the recipients, and what happens next.
+
+Pure functions of a journey (docs/names.md), its entries in the queue, and the time. Every step is
+there, in its order, with its evidence as sentences and facts; a step without evidence says so.
+The texts contain what hosts and senders wrote: a template escapes them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from itertools import groupby
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import time_us_of
+from relay.base.message.lifecycle import AT_REST, FINAL, hold_text
+from relay.base.phrases import counted
+from relay.front_door.pages.charts import duration_text
+from relay.front_door.pages.content import one_line
+from relay.front_door.pages.step_evidence import StepEvidence, evidence_of, hop_words, tls_words
+from relay.store.journeys.document import Attempt, Journey, JourneyStep, Recipient
+from relay.store.journeys.events import Step
+from relay.store.journeys.sentences import is_remote
+from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
+
+_TO = "\N{EN DASH}"  # between the first and the last number
+_EVENTS_MAX = 50  # of one step: the newest
+RECIPIENTS_MAX = 200
+# Step 5 comes before step 4: transport replies when the message is routed and stored.
+_IN_TIME = (1, 2, 3, 5, 4, 6, 7)
+_NAMES = {int(step): step.title for step in Step}
+_OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ from time to time
+_BAD = frozenset({"failed", "expired", "cancelled"})
+_ENDED_WELL = frozenset(FINAL) - _BAD
+
+
+class StepState(StrEnum):
+    """How far a step is."""
+
+    DONE = "done"
+    RUNNING = "running"
+    WAITING = "waiting"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    NO_EVIDENCE = "no evidence"
+
+
+class StepEvent(Struct, frozen=True):
+    """One event of a step, or the last of several attempts with the same reply: `since` is the time
+    since the event before it, in words, and `count` how many events it stands for.
+    """
+
+    at: str
+    since: str
+    evidence: StepEvidence
+    count: int = 1
+
+
+class ShownStep(Struct, frozen=True):
+    """One of the seven steps. `text` says how it is; `left_out` counts older events."""
+
+    number: int
+    name: str
+    state: StepState
+    text: str
+    events: tuple[StepEvent, ...] = ()
+    left_out: int = 0
+
+    @property
+    def at(self) -> str:
+        """When the step began to have evidence, "" if it has none."""
+        return self.events[0].at if self.events else ""
+
+    @property
+    def since(self) -> str:
+        """The time from the event before the step."""
+        return self.events[0].since if self.events else ""
+
+
+class SkippedSteps(Struct, frozen=True):
+    """Steps that follow each other and were all skipped: a page shows them as one line."""
+
+    steps: tuple[ShownStep, ...]
+
+    @property
+    def numbers(self) -> str:
+        """The numbers: "7", or "1-4" with a dash."""
+        first, last = self.steps[0].number, self.steps[-1].number
+        return str(first) if first == last else f"{first}{_TO}{last}"
+
+    @property
+    def names(self) -> str:
+        """The names of the steps."""
+        return ", ".join(one.name for one in self.steps)
+
+
+class NextEvent(Struct, frozen=True):
+    """What happens next, and when ("" if no time is known); `until` is when the relay gives up, or
+    removes captured mail.
+
+    `entry` is the entry's name in the queue.
+    """
+
+    text: str
+    at: str = ""
+    until: str = ""
+    entry: str = ""
+    state: str = ""
+    recipients: tuple[str, ...] = ()
+
+    @property
+    def until_text(self) -> str:
+        """What happens at `until`."""
+        return "removed" if self.state == "captured" else "gives up"
+
+
+class ShownAttempts(Struct, frozen=True):
+    """An attempt for a recipient, or the last of several with the same reply."""
+
+    numbers: str  # "2", or those of several: 2 to 54
+    last: Attempt
+    is_same: bool  # as the attempt before them
+
+    @property
+    def tls(self) -> str:
+        """The TLS of the last one, and the policy it was under."""
+        return tls_words(self.last)
+
+
+class ShownRecipient(Struct, frozen=True):
+    """A recipient: its state as a part of a sentence, and its attempts."""
+
+    facts: Recipient
+    text: str
+    attempts: tuple[ShownAttempts, ...]  # in their order
+
+
+class JourneyView(Struct, frozen=True):
+    """A journey, and what a page shows of it."""
+
+    journey: Journey
+    subject: str  # on one line, "" if it is not known
+    client: str  # that submitted it
+    steps: tuple[ShownStep, ...]  # 1 to 7
+    recipients: tuple[ShownRecipient, ...]  # the first ones
+    others: str  # the states of recipients that are not listed, with numbers
+    next: tuple[NextEvent, ...]  # what is planned, earliest first
+
+    @property
+    def lines(self) -> list[ShownStep | SkippedSteps]:
+        """The steps, with those that were skipped one after the other as one."""
+        found: list[ShownStep | SkippedSteps] = []
+        for is_skipped, some in groupby(self.steps, lambda one: one.state is StepState.SKIPPED):
+            steps = tuple(some)
+            found += [SkippedSteps(steps)] if is_skipped else steps
+        return found
+
+
+def journey_view(
+    journey: Journey,
+    entries: Sequence[Mapping[str, Any]] = (),
+    *,
+    now_us: int,
+    reports: Mapping[str, Journey] | None = None,
+) -> JourneyView:
+    """Return the view of a journey.
+
+    `entries` are those of the message in the queue, as in `queue list`; `reports` are the journeys
+    of its reports, by their ids.
+    """
+    recipients = journey.shown_recipients
+    ordered = sorted(recipients, key=lambda one: _importance(one.state))
+    listed, rest = ordered[:RECIPIENTS_MAX], ordered[RECIPIENTS_MAX:]
+    by_state = Counter(one.state for one in rest)
+    return JourneyView(
+        journey=journey,
+        subject=one_line(journey.subject),
+        client=client_line(journey.client),
+        steps=tuple(_steps(journey, entries, reports or {})),
+        recipients=tuple(map(_recipient, listed)),
+        others=", ".join(f"{number} {state}" for state, number in by_state.items()),
+        next=tuple(next_events(journey, entries, now_us=now_us)),
+    )
+
+
+# -- steps
+
+
+def _steps(
+    journey: Journey,
+    entries: Sequence[Mapping[str, Any]],
+    reports: Mapping[str, Journey],
+) -> Iterator[ShownStep]:
+    events: dict[int, list[JourneyStep]] = {number: [] for number in _NAMES}
+    for one in journey.steps:
+        events[one.step].append(one)
+    since = _times_between(journey.steps)
+    is_claimed = any(entry.get("claimed") for entry in entries)
+    for number, name in _NAMES.items():
+        state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
+        found = [_event(some, since, journey, reports=reports) for some in _runs(events[number])]
+        shown = tuple(found[-_EVENTS_MAX:])
+        left_out = sum(one.count for one in found[:-_EVENTS_MAX])
+        yield ShownStep(number, name, state, text, shown, left_out)
+
+
+def _event(
+    some: Sequence[JourneyStep],
+    since: Mapping[int, str],
+    journey: Journey,
+    *,
+    reports: Mapping[str, Journey],
+) -> StepEvent:
+    """Return what is shown of an event, or of attempts that are like the one before them."""
+    last = some[-1]
+    evidence = evidence_of(last, journey, reports=reports)
+    if len(some) > 1:
+        numbers = f"{some[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
+        evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
+    return StepEvent(last.at, since[id(last)], evidence, len(some))
+
+
+def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:
+    """Yield the events, each alone. Attempts for an entry that equal the one before come together,
+    until the next operation.
+    """
+    found: list[list[JourneyStep]] = []
+    last: dict[Any, list[JourneyStep]] = {}  # by entry
+    for one in events:
+        if "attempt" not in one.detail:
+            last.clear()
+            found.append([one])
+            continue
+        run = last.get(one.detail.get("entry"))
+        if run is None or _likeness(run[-1]) != _likeness(one):
+            run = last[one.detail.get("entry")] = []
+            found.append(run)
+        run.append(one)
+    for run in found:
+        yield run[:1]
+        if run[1:]:
+            yield run[1:]
+
+
+def _likeness(step: JourneyStep) -> Mapping[str, Any]:
+    """Return what attempts with the same reply have in common."""
+    return {name: value for name, value in step.detail.items() if name not in _OF_ONE_ATTEMPT}
+
+
+def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
+    """Return the time between each event and the one before it in time, in words."""
+    since: dict[int, str] = {}
+    before_us: int | None = None
+    for one in sorted(steps, key=lambda one: one.at):
+        at_us = time_us_of(one.at)
+        since[id(one)] = "" if before_us is None else f"+{duration_text((at_us - before_us) / 1e6)}"
+        before_us = at_us
+    return since
+
+
+_Events = Mapping[int, Sequence[JourneyStep]]
+
+
+def _state_of_step(
+    number: int, journey: Journey, events: _Events, *, is_claimed: bool
+) -> tuple[StepState, str]:
+    """Return the state of a step and a sentence about it."""
+    if number == Step.DELIVERY and journey.id:
+        return _delivery(journey, events, is_claimed=is_claimed)
+    if number == Step.REPORT:
+        return _report(journey, events)
+    if events[number]:
+        return _with_events(number, journey, events)
+    if not journey.submission_id:
+        is_report = "about" in _detail(events, Step.POLICY_AND_ROUTING)
+        reasons = _SKIPPED_BY_A_REPORT if is_report else _SKIPPED_BY_SMTP
+        return StepState.SKIPPED, reasons.get(number, "Nothing is recorded.")
+    place = _IN_TIME.index(number)
+    if any(events[later] for later in _IN_TIME[place + 1 : -1]):
+        return StepState.NO_EVIDENCE, _NO_EVIDENCE
+    if ended := _end_before_transport(events):
+        at, text = ended
+        if number == at:
+            return StepState.FAILED, text
+        return StepState.SKIPPED, f"Not reached: the message ended at step {at}."
+    before = max((one for one in _IN_TIME[:place] if events[one]), default=0)
+    if place and not events[_IN_TIME[place - 1]]:
+        return StepState.WAITING, "Not reached yet."
+    if number == Step.CONVERTED and "deferred_until" in _detail(events, 2):
+        return StepState.WAITING, "A scheduled send: it waits for its time."
+    return StepState.RUNNING, f"Next: {WAITS_FOR[before]}." if before else "Nothing is recorded."
+
+
+_NO_EVIDENCE = (
+    "No evidence: later steps are recorded, so this one happened. Its record was removed with old "
+    "history, or lost with the power."
+)
+_SKIPPED_BY_SMTP = {
+    1: "No draft: the message came by SMTP.",
+    2: "No notification: the message came by SMTP.",
+    3: "Not converted: the client sent MIME.",
+}
+
+_SKIPPED_BY_A_REPORT = {
+    1: "No draft: the relay wrote this report.",
+    2: "No notification: the relay wrote this report.",
+    3: "Not converted: the relay wrote MIME.",
+    4: "No Sent Items: no client sent it.",
+}
+
+
+def _detail(events: _Events, number: int) -> Mapping[str, Any]:
+    return events[number][0].detail if events[number] else {}
+
+
+def _with_events(number: int, journey: Journey, events: _Events) -> tuple[StepState, str]:
+    detail = _detail(events, number)
+    if number == Step.NOTIFIED and "cancelled" in detail and not events[3]:
+        return StepState.FAILED, "Cancelled before it was sent; the draft stays."
+    if number == Step.CONVERTED and (reply := detail.get("failed") or detail.get("unknown")):
+        return StepState.FAILED, f"It could not be sent: {reply}"
+    if number == Step.POLICY_AND_ROUTING:
+        count = len(journey.recipients)
+        if detail.get("refused") and not detail.get("next_hops"):
+            whom = "the recipient" if count == 1 else f"all {count} recipients"
+            return StepState.FAILED, f"Refused for {whom}."
+    return StepState.DONE, ""
+
+
+def _end_before_transport(events: _Events) -> tuple[int, str] | None:
+    """Return the step at which a submission ended without transport, and how; None if it did
+    not.
+    """
+    notified, converted = _detail(events, 2), _detail(events, 3)
+    if "cancelled" in notified and not events[3]:
+        return 2, "Cancelled."
+    if not events[7] or events[5] or events[4]:
+        return None
+    reply = str(_detail(events, 7).get("reply", ""))
+    return (4, f"Transport refused the message: {reply}") if "size" in converted else (3, reply)
+
+
+def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[StepState, str]:
+    """Return the state of step 6, which follows from those of the recipients."""
+    states = Counter(one.state for one in journey.recipients)
+    text = ", ".join(f"{number} {state}" for state, number in states.items())
+    text = f"{counted(states.total(), 'recipient')}: {text}."
+    if is_claimed:
+        return StepState.RUNNING, text
+    if any(states[name] for name in ("queued", "deferred", "held")):
+        return StepState.WAITING, text
+    tried = {x["address"] for one in events[6] for x in one.detail.get("recipients", ())}
+    if not events[6]:
+        if not _detail(events, 5).get("next_hops") and events[5]:
+            if states["delivered"]:  # to the address of a quarantine
+                return StepState.DONE, text
+            return StepState.SKIPPED, "No recipient was left to deliver to after step 5."
+        return StepState.NO_EVIDENCE, f"{text} {_NO_EVIDENCE}"
+    of_step = [one.state for one in journey.recipients if one.address in tried]
+    is_bad = any(state in _BAD for state in of_step) or states["cancelled"]
+    return (StepState.FAILED if is_bad else StepState.DONE), text
+
+
+def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
+    if events[7]:
+        if all(is_remote(one.detail) for one in events[7]):
+            return StepState.DONE, "This relay sent no report. What others claim is not verified."
+        kinds = {one.detail.get("kind") for one in events[7]}
+        if kinds == {"dropped"}:
+            return StepState.FAILED, "A report could not be delivered, and was dropped."
+        return StepState.DONE, ""
+    states = {one.state for one in journey.recipients}
+    if not states or not states <= AT_REST:
+        return StepState.WAITING, "The sender gets a report if a recipient fails."
+    if not states & {"failed", "expired"}:
+        return StepState.SKIPPED, "No report was due: no recipient failed."
+    if not journey.sender:
+        return StepState.SKIPPED, "No report: the message has no reverse-path to send one to."
+    return StepState.SKIPPED, ("No report was sent: the sender asked for none (NOTIFY).")
+
+
+# -- recipients
+
+
+def _importance(state: str) -> int:
+    """Return the place of a recipient: failed ones first, then those that wait."""
+    if state in _BAD:
+        return 0
+    return 2 if state in _ENDED_WELL else 1
+
+
+_ENDS = {
+    "delivered": "is in the mailbox here",
+    "relayed": "was accepted by the next host",
+    "failed": "got no copy",
+    "expired": "was given up after the last attempt",
+    "cancelled": "was cancelled by an operator",
+    "discarded": "was discarded by a rule",
+    "redirected": "was redirected",
+    "expanded": "was replaced by other addresses",
+}
+
+
+def _recipient(one: Recipient) -> ShownRecipient:
+    state = one.state
+    text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
+    if state == "relayed" and one.attempts and one.attempts[-1].host:
+        text = f"was accepted by {one.attempts[-1].host}"
+    if (hop := one.next_hop) and state in ("queued", "deferred"):
+        text += f", by {hop_words(hop)}"
+    return ShownRecipient(one, text, tuple(_attempts(one.attempts)))
+
+
+def _attempts(attempts: Sequence[Attempt]) -> Iterator[ShownAttempts]:
+    number = 0
+    for _, run in groupby(attempts, lambda one: (one.host, one.outcome, one.reply, one.tls)):
+        first, *same = run
+        number += 1
+        yield ShownAttempts(str(number), first, is_same=False)
+        if same:
+            numbers = (
+                str(number + 1) if len(same) == 1 else f"{number + 1}{_TO}{number + len(same)}"
+            )
+            number += len(same)
+            yield ShownAttempts(numbers, same[-1], is_same=len(same) > 1)
+
+
+# -- what happens next
+
+
+def next_events(
+    journey: Journey, entries: Sequence[Mapping[str, Any]], *, now_us: int
+) -> Iterator[NextEvent]:
+    """Yield what happens next: for each entry in the queue, or for the submission."""
+    if not journey.id:
+        yield from _next_before_transport(journey)
+    for entry in entries:
+        addresses = tuple(
+            one["address"] for one in entry["recipients"] if one["state"] not in FINAL
+        )
+        text, at = _next_of(entry, now_us)
+        yield NextEvent(
+            text, at, until=entry.get("expires") or "", entry=f"{entry['id']}-{entry['entry']}",
+            state=str(entry["state"]), recipients=addresses,
+        )  # fmt: skip
+
+
+def _next_before_transport(journey: Journey) -> Iterator[NextEvent]:
+    details = {one.step: one.detail for one in journey.steps}
+    if Step.REPORT in details or "cancelled" in details.get(2, {}):
+        return
+    if Step.CONVERTED not in details and (until := details.get(2, {}).get("deferred_until")):
+        yield NextEvent("It is sent", at=until)
+    elif details:
+        yield NextEvent(f"Pickup goes on by itself: {WAITS_FOR[max(details)]}")
+
+
+def _next_of(entry: Mapping[str, Any], now_us: int) -> tuple[str, str]:
+    """Return what happens next with an entry, and when ("" if no time is known)."""
+    due, number = entry["due"], entry["attempts"] + 1
+    if entry.get("claimed"):
+        return f"Attempt {number} is in progress, or next in turn", ""
+    if entry["state"] == "held":
+        by = hold_text(entry.get("reason", ""), entry.get("rule", ""))
+        text = f"Held by {by}" if by else "Held"
+        if held_until := entry.get("held_until"):
+            return f"{text}; it is released", held_until
+        return f"{text}; it stays until an operator releases it", ""
+    if entry["state"] == "captured":
+        return "Captured: it is kept here", ""
+    if due is None or time_us_of(due) <= now_us:
+        return f"Attempt {number} is due now", ""
+    return f"Attempt {number}", due

@@ -1,0 +1,148 @@
+"""Log in and out: /login, /logout, and the answer to a request without a login.
+
+`next` is the page that was asked for, as a reference relative to the first page (RFC 3986 4.2). A
+reference that could lead to another host or out of the relay's paths is ignored.
+"""
+
+import math
+import re
+from urllib.parse import unquote_to_bytes
+
+from starlette.responses import Response
+
+from relay.base.accounts.account import LoginDelayedError
+from relay.front_door.api.request_parameters import require_method
+from relay.front_door.http.errors import ApiError
+from relay.front_door.http.http_request import HttpRequest, body_too_large
+from relay.front_door.pages.logins import Logins, Visitor, new_secret, read_form
+from relay.front_door.pages.site import PageRequest, PageSite
+
+# The first segment has no colon, so it is no scheme. No segment is empty, so there is no authority.
+_REFERENCE = re.compile(
+    r"(?:[\w.~!$&'()*+,;=@%-]+(?:/[\w.~!$&'()*+,;=:@%-]+)*/?)?(?:\?[\w.~!$&'()*+,;=:@%/?-]*)?",
+    re.ASCII,
+)
+_NEXT_LENGTH_MAX = 2000
+BODY_BYTES_MAX = 16 * 1024
+_WRONG = "The address or the password is wrong."
+_NO_COOKIE = (
+    "Please try again. The form was too old, or the browser keeps no cookies of this site: they "
+    "need HTTPS, or an address such as localhost."
+)
+
+
+async def login(request: HttpRequest, visitor: Visitor | None, site: PageSite) -> Response:
+    """GET and POST /login."""
+    if (logins := site.access.logins) is None:
+        return site.redirect(request)
+    if request.method == "POST":
+        return await _log_in(request, site, logins)
+    require_method(request, "GET")
+    wanted = local_reference(dict(request.query).get("next", ""))
+    if visitor is not None:
+        return _redirect(wanted)
+    return _form(request, site, logins, wanted=wanted)
+
+
+def logout(request: PageRequest) -> Response:
+    """POST /logout."""
+    require_method(request.http, "POST")
+    response = request.redirect("login" if request.visitor.may_log_out else "")
+    if (logins := request.site.access.logins) is not None:
+        logins.log_out(request.http, response)
+    return response
+
+
+def login_needed(request: HttpRequest, site: PageSite) -> Response:
+    """Return the answer to a request without a login: a redirect, for a script 401.
+
+    HX-Refresh makes htmx load its page again, which leads to the login.
+    """
+    headers = request.headers
+    if "hx-request" in headers or "text/event-stream" in headers.get("accept", ""):
+        refused = ApiError(
+            401, "InvalidAuthenticationToken", "You are not logged in, or not any more.",
+            headers={"hx-refresh": "true"},
+        )  # fmt: skip
+        return site.error(request, None, refused)
+    wanted = ""
+    if request.method == "GET":
+        path, _, query = request.target.decode("latin-1").partition("?")
+        wanted = local_reference(path.lstrip("/") + (f"?{query}" if query else ""))
+    return site.redirect(request, "login", next=wanted or None)
+
+
+def local_reference(text: str) -> str:
+    """Return a relative reference to one of the pages as it is, "" for anything else."""
+    if len(text) > _NEXT_LENGTH_MAX or not _REFERENCE.fullmatch(text):
+        return ""
+    segments = text.partition("?")[0].split("/")
+    if any(unquote_to_bytes(segment) in (b".", b"..") for segment in segments):
+        return ""
+    return text
+
+
+async def _log_in(request: HttpRequest, site: PageSite, logins: Logins) -> Response:
+    _check_size(request)
+    try:
+        form = await read_form(request, logins.form_token(request))
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return _form(request, site, logins, status=403, message=_NO_COOKIE)
+    wanted, user = local_reference(form.text("next")), form.text("user")
+    try:
+        account = await logins.account_of(request, user, form.text("password"))
+    except LoginDelayedError as error:
+        seconds = max(1, math.ceil(error.retry_after_s))
+        message = f"{error}. Try again in {seconds} second{'' if seconds == 1 else 's'}."
+        response = _form(request, site, logins, wanted=wanted, status=429, message=message)
+        response.headers["retry-after"] = str(seconds)
+        return response
+    if account is None:
+        return _form(request, site, logins, wanted=wanted, status=403, message=_WRONG)
+    response = _redirect(wanted)
+    logins.log_in(request, account, response)
+    return response
+
+
+def _check_size(request: HttpRequest) -> None:
+    """Raise ApiError for a body that is too large: strangers must not use up the memory for all."""
+    if "transfer-encoding" in request.headers:
+        raise ApiError(411, "LengthRequired", "The form needs a Content-Length.")
+    if (request.declared_bytes or 0) > BODY_BYTES_MAX:
+        raise body_too_large(BODY_BYTES_MAX)
+
+
+def _form(
+    request: HttpRequest,
+    site: PageSite,
+    logins: Logins,
+    *,
+    wanted: str = "",
+    status: int = 200,
+    message: str = "",
+) -> Response:
+    """Return the login form.
+
+    After a link of another site the browser sends no cookie: a visitor who is logged in gets the
+    form, and a link that brings the cookie.
+    """
+    is_from_elsewhere = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    token = logins.form_token(request) or new_secret()
+    response = site.page(
+        request, None, "login.html", status=status, message=message, wanted=wanted,
+        wanted_url=_location(wanted), is_from_elsewhere=is_from_elsewhere, form_token=token,
+    )  # fmt: skip
+    logins.keep_form_token(request, response, token)
+    return response
+
+
+def _redirect(reference: str) -> Response:
+    """Return 303 to a page, by a reference relative to /login."""
+    headers = {"location": _location(reference), "cache-control": "no-store"}
+    return Response(status_code=303, headers=headers)
+
+
+def _location(reference: str) -> str:
+    return f"./{reference}" if not reference or reference.startswith("?") else reference

@@ -1,0 +1,338 @@
+"""Who looks at the pages: the account of a login, or everyone in an open development relay.
+
+Browsers log in with the address and the password or token of an account, and then have a cookie.
+
+The cookie of a login is HttpOnly, SameSite=Strict and without a Domain, so that it belongs to one
+host: a page of another name that resolves to this address (DNS rebinding) has no cookie. Over HTTPS
+it is Secure and has the prefix __Host- (RFC 6265bis 4.1.3). Its path is "/", because a proxy may
+serve the relay under a path that the relay does not know.
+
+Sessions are in memory, bounded, and ended by time or by a changed account. A session is found by
+the SHA-256 of its identifier, so that no identifier is stored. All end with the process (OWASP
+Session Management Cheat Sheet; RFC 6265 8.4).
+
+A browser can be made to send a form to any address. That it has the CSRF token of its visitor shows
+that it comes from a page of this relay (OWASP Cross-Site Request Forgery Prevention Cheat Sheet).
+"""
+
+import hashlib
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from hmac import compare_digest
+from urllib.parse import parse_qsl
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
+from relay.base.clock import Clock
+from relay.base.observe.logs import get_logger
+from relay.front_door.api.dependencies import Principal, principal_of
+from relay.front_door.http.errors import ApiError, unsupported_media_type
+from relay.front_door.http.http_request import HttpRequest
+
+IDLE_S = 30 * 60.0
+LIFETIME_S = 12 * 3600.0
+SESSIONS_MAX = 2000
+SESSIONS_OF_ACCOUNT_MAX = 20
+_SECRET_BYTES = 32
+_IDENTIFIER_LENGTH_MAX = 64
+_URLENCODED = "application/x-www-form-urlencoded"
+_FIELDS_MAX = 2000
+_CSRF_FIELD = "csrf"
+_CSRF_HEADER = "x-csrf-token"
+STALE_FORM = (
+    "This form is from an earlier login, or from another site. Nothing was changed. Go back, load "
+    "the page again, and repeat it."
+)
+_SECURE_PREFIX = "__Host-"
+_FORM = "-login"  # ends the name of the cookie of the login form
+_COOKIES_LENGTH_MAX = 16 * 1024
+_USER_LENGTH_MAX = 320
+_LOGGED_MAX = 128
+_log = get_logger("pages")
+
+
+class PageForm(Struct, frozen=True):
+    """The fields of a form. A field may occur several times, such as the boxes of a list."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    def text(self, name: str) -> str:
+        """Return the value of a field, "" if it is absent."""
+        return next((value for given, value in self.fields if given == name), "")
+
+    def every(self, name: str) -> list[str]:
+        """Return all values of a field."""
+        return [value for given, value in self.fields if given == name]
+
+
+async def read_form(request: HttpRequest, csrf: str) -> PageForm:
+    """Read the form of a POST whose CSRF token is `csrf`, "" for a visitor without one.
+
+    The token is in the field `csrf` or in X-CSRF-Token. Raises ApiError 403 for another one or
+    none, 415 for another media type, 400, and what HttpRequest.body() raises.
+    """
+    body = await request.body()
+    if body and request.media_type != _URLENCODED:
+        raise unsupported_media_type(request.media_type, _URLENCODED)
+    try:
+        fields = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            max_num_fields=_FIELDS_MAX,
+            errors="strict",
+        )
+    except ValueError:
+        message = f"The form is not percent-encoded UTF-8, or has more than {_FIELDS_MAX} fields."
+        raise ApiError(400, "BadRequest", message) from None
+    form = PageForm(tuple(fields))
+    given = request.headers.get(_CSRF_HEADER) or form.text(_CSRF_FIELD)
+    if not is_csrf_token(given, csrf):
+        raise ApiError(403, "ErrorAccessDenied", STALE_FORM)
+    return form
+
+
+def is_csrf_token(given: str, expected: str) -> bool:
+    """Return whether a CSRF token is the expected one, in constant time; "" is none."""
+    return bool(expected) and compare_digest(
+        given.encode("utf-8", "surrogatepass"), expected.encode()
+    )
+
+
+@dataclass(slots=True)
+class Session:
+    """One login. `account` is as it was then, `csrf` the token of its forms."""
+
+    account: Account
+    csrf: str
+    begun_s: float
+    used_s: float
+
+    def has_ended(self, now: float) -> bool:
+        """Return whether its time is over."""
+        return now - self.used_s >= IDLE_S or now - self.begun_s >= LIFETIME_S
+
+
+class Sessions:
+    """The sessions of one process."""
+
+    def __init__(self, accounts: AccountDirectory, clock: Clock) -> None:
+        """`clock` has the real time: a clock that is advanced by days would end all logins."""
+        self._accounts = accounts
+        self._clock = clock
+        self._sessions: OrderedDict[bytes, Session] = OrderedDict()  # the last used is the last
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def begin(self, account: Account) -> str:
+        """Begin a session and return its identifier.
+
+        At a limit, the session that was not used for the longest time ends.
+        """
+        now = self._clock.monotonic()
+        self._remove_ended(now)
+        own = [key for key, one in self._sessions.items() if one.account.address == account.address]
+        for key in own[: max(0, len(own) - SESSIONS_OF_ACCOUNT_MAX + 1)]:
+            del self._sessions[key]
+        while len(self._sessions) >= SESSIONS_MAX:
+            self._sessions.popitem(last=False)
+        identifier = new_secret()
+        session = Session(account, csrf=new_secret(), begun_s=now, used_s=now)
+        self._sessions[_key_of(identifier)] = session
+        return identifier
+
+    def find(self, identifier: str, *, is_use: bool = True) -> Session | None:
+        """Return the session of an identifier, with its account as it is now; None if it has ended.
+
+        It ends when the account is removed, or gets another role, password or token. Unless
+        `is_use`, the session is not prolonged.
+        """
+        key = _key_of(identifier)
+        session = self._sessions.get(key)
+        if session is None:
+            return None
+        now = self._clock.monotonic()
+        account = self._accounts.by_address(session.account.address)
+        if session.has_ended(now) or account is None or not _is_same(session.account, account):
+            del self._sessions[key]
+            return None
+        session.account = account
+        if is_use:
+            session.used_s = now
+            self._sessions.move_to_end(key)
+        return session
+
+    def end(self, identifier: str) -> None:
+        """End the session of an identifier, if there is one."""
+        self._sessions.pop(_key_of(identifier), None)
+
+    def _remove_ended(self, now: float) -> None:
+        ended = [key for key, one in self._sessions.items() if one.has_ended(now)]
+        for key in ended:
+            del self._sessions[key]
+
+
+def new_secret() -> str:
+    """Return 256 random bits as text for a cookie or a form."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def _key_of(identifier: str) -> bytes:
+    """Return the digest of an identifier; longer ones than begin() makes have none of a session."""
+    text = identifier[: _IDENTIFIER_LENGTH_MAX + 1]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_same(before: Account, now: Account) -> bool:
+    return (before.address, before.role, before.credentials) == (
+        now.address, now.role, now.credentials,
+    )  # fmt: skip
+
+
+class Visitor(Struct, frozen=True):
+    """Who looks at a page. `csrf` is the token that each change of this visitor contains."""
+
+    principal: Principal
+    csrf: str
+    may_log_out: bool = False
+
+
+class Logins:
+    """Checks logins, and finds the session of a request."""
+
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        clock: Clock,
+        *,
+        relay: str,
+        public_url: str = "",
+    ) -> None:
+        """`clock` has the real time.
+
+        `relay` goes into the name of the cookie, so that relays of one host name have one each.
+        `public_url` is that of the configuration.
+        """
+        self._accounts = accounts
+        self._sessions = Sessions(accounts, clock)
+        self._is_public_secure = public_url.lower().startswith("https:")
+        self._name = f"relay-{hashlib.sha256(relay.encode()).hexdigest()[:10]}"
+
+    def session(self, request: HttpRequest, *, is_use: bool = True) -> Session | None:
+        """Return the session of a request, None without one. `is_use` prolongs it."""
+        identifier = self._cookie(request)
+        return self._sessions.find(identifier, is_use=is_use) if identifier else None
+
+    async def account_of(self, request: HttpRequest, user: str, secret: str) -> Account | None:
+        """Return the account of an address and its password or token; None if they are wrong.
+
+        The address of an account's token may be left out. An unknown account takes as much time as
+        a wrong password. Raises LoginDelayedError.
+        """
+        user = user.strip()[:_USER_LENGTH_MAX]
+        shown, address = _client(request), request.counted_address
+        try:
+            of_token = self._accounts.by_token(secret, client=address) if secret else None
+            if of_token is not None and _is_named(user, of_token):
+                return of_token
+            account = await self._accounts.by_password(user, secret, client=address)
+        except LoginDelayedError as error:
+            if error.__cause__ is not None:
+                _log.error("password not checked", client=shown, error=error.__cause__)
+            raise
+        if account is None:
+            _log.info("login rejected", client=shown, user=user[:_LOGGED_MAX])
+        return account
+
+    def log_in(self, request: HttpRequest, account: Account, response: Response) -> None:
+        """Begin a session with a new identifier; an earlier one of this browser ends."""
+        self._sessions.end(self._cookie(request))
+        self._set_cookie(request, response, self._sessions.begin(account))
+        self._set_cookie(request, response, "", of=_FORM)
+        _log.info("logged in", client=_client(request), account=account.address)
+
+    def log_out(self, request: HttpRequest, response: Response) -> None:
+        """End the session of a request."""
+        self._sessions.end(self._cookie(request))
+        self._set_cookie(request, response, "")
+
+    def form_token(self, request: HttpRequest) -> str:
+        """Return the CSRF token of the login form, from its cookie; "" without one."""
+        return self._cookie(request, of=_FORM)
+
+    def keep_form_token(self, request: HttpRequest, response: Response, token: str) -> None:
+        """Set the cookie of the login form, so that a form of another site has no valid token."""
+        self._set_cookie(request, response, token, of=_FORM)
+
+    def _is_secure(self, request: HttpRequest) -> bool:
+        return request.is_secure or self._is_public_secure
+
+    def _cookie_name(self, request: HttpRequest, of: str) -> str:
+        return f"{_SECURE_PREFIX if self._is_secure(request) else ''}{self._name}{of}"
+
+    def _set_cookie(
+        self, request: HttpRequest, response: Response, value: str, *, of: str = ""
+    ) -> None:
+        """Set a cookie, that of the session or `of` the form, until the browser is closed; ""
+        deletes it.
+        """
+        response.set_cookie(
+            self._cookie_name(request, of), value, max_age=None if value else 0, path="/",
+            secure=self._is_secure(request), httponly=True, samesite="strict",
+        )  # fmt: skip
+
+    def _cookie(self, request: HttpRequest, *, of: str = "") -> str:
+        """Return the value of a cookie, "" for none."""
+        name = self._cookie_name(request, of)
+        for field in request.headers.getlist("cookie"):
+            for pair in field[:_COOKIES_LENGTH_MAX].split(";"):
+                given, _, value = pair.strip().partition("=")
+                if given == name:
+                    return value.strip()
+        return ""
+
+
+class Access:
+    """Finds the visitor of a request."""
+
+    def __init__(self, *, everyone: Principal | None = None, logins: Logins | None = None) -> None:
+        """`everyone` is who all visitors are; None if they have to log in, by `logins`."""
+        self._open = Visitor(everyone, csrf=new_secret()) if everyone else None
+        self.logins = None if everyone else logins
+
+    def visitor(self, request: HttpRequest) -> Visitor | None:
+        """Return the visitor, None if they have to log in."""
+        is_use = not _is_by_script(request)
+        session = self.logins.session(request, is_use=is_use) if self.logins else None
+        if session is None:
+            return self._open
+        return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
+
+    def is_current(self, request: HttpRequest) -> bool:
+        """Return whether a request that still runs may go on: its login has not ended since.
+
+        It is not a use of the login: a page that is left open does not prolong it.
+        """
+        if self._open is not None:
+            return True
+        return bool(self.logins and self.logins.session(request, is_use=False))
+
+
+def _is_by_script(request: HttpRequest) -> bool:
+    """Return whether a page that is left open may have made a request by itself."""
+    headers = request.headers
+    is_update = "hx-request" in headers and "hx-boosted" not in headers
+    return is_update or "text/event-stream" in headers.get("accept", "")
+
+
+def _client(request: HttpRequest) -> str:
+    """Return the address of the visitor, or of a proxy that does not name it."""
+    return request.counted_address or request.client_address
+
+
+def _is_named(user: str, account: Account) -> bool:
+    """Return whether a login names the account of its token: "", an address or its local part."""
+    return not user or user.lower() == account.address.partition("@")[0] or account.owns(user)

@@ -1,0 +1,259 @@
+"""The page of a message, /messages/{id}: its journey, and what can be done about it.
+
+Any name that `relay trace` takes is an id. Another account's message and an unknown one are the
+same 404.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from starlette.responses import Response
+
+from relay.base.accounts.account import Role
+from relay.base.advanceable_clock import AdvanceError
+from relay.base.clock import time_us_of
+from relay.base.message.address import own_mailbox
+from relay.base.message.lifecycle import SubmissionState
+from relay.delivery.reports.bounces import POSTMASTER
+from relay.formats.read_report import DeliveryReport
+from relay.front_door.api.request_parameters import require_method
+from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.pages.content import MessageHead
+from relay.front_door.pages.journey_view import journey_view
+from relay.front_door.pages.live import LIVE_PARAMETER, digest_of
+from relay.front_door.pages.message_list import READ, ListView, actions, list_of, list_pane
+from relay.front_door.pages.queue_change import choices_for, result_sentence
+from relay.front_door.pages.site import LivePart, PageRequest, PageSite
+from relay.store.journeys.document import Journey
+from relay.store.journeys.message_list import position_of
+from relay.store.journeys.sentences import answer
+from relay.store.spool.types import Selector
+
+_ENTRIES_MAX = 100
+_REPORTS_MAX = 10
+_ENVID_CHARACTERS_MAX = 100
+_is_message_id = re.compile(r"<[!-;=?-~]{1,250}>").fullmatch
+_STILL_US = 60_000_000
+_MARGIN_S = 0.01
+
+
+async def message_page(request: PageRequest, key: str) -> Response:
+    """GET /messages/{id}; with `live`, the stream of its journey."""
+    http, site = request.http, request.site
+    require_method(http, "GET")
+    if ("part", "list") in http.query:
+        return await list_pane(request)
+    values = await _journey_values(request, key)
+    journey = values["journey"]
+
+    async def render() -> str:
+        return "".join(_live_parts(request, await _journey_values(request, journey.key)))
+
+    if (stream := request.live_stream(render)) is not None:
+        return stream
+    content = await site.contents.panel(http, request.visitor, journey)
+    about = await _original_of(request, content.report) if content.report else ""
+    came_from = list_of(http.query)
+    newer, older = await _neighbours(request, journey, came_from)
+    return request.page(
+        "message.html",
+        list=came_from,
+        newer=newer,
+        older=older,
+        result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
+        content=content,
+        hidden=_hidden_recipients(journey, content.message.head) if content.message else (),
+        unsent=_unsent(journey, content.message.head)
+        if content.message and not values["view"].others
+        else (),
+        about=about,
+        is_own_report=_is_own_report(journey),
+        live=None if _has_ended(journey, site) else _live_part(request, values),
+        **values,
+    )
+
+
+def _hidden_recipients(journey: Journey, head: MessageHead) -> Sequence[str]:
+    """Return the recipients that the header does not name; what replaced a recipient is none."""
+    replaced_by = {name for one in journey.recipients for name in one.successors or ()}
+    addressed = set(map(own_mailbox, head.addressed))
+    return [
+        one.address
+        for one in journey.recipients
+        if own_mailbox(one.address) not in addressed and one.address not in replaced_by
+    ]
+
+
+def _unsent(journey: Journey, head: MessageHead) -> Sequence[str]:
+    """Return the addresses of To and Cc to which the message was not sent."""
+    sent = {own_mailbox(one.address) for one in journey.recipients}
+    return [one for one in dict.fromkeys(head.addressed) if one and own_mailbox(one) not in sent]
+
+
+async def _neighbours(request: PageRequest, journey: Journey, view: ListView) -> tuple[str, str]:
+    """Return the names of the messages before and behind this one in a list, "" for none."""
+    return await request.site.dependencies.journeys.neighbours(
+        request.site.handlers.with_reader(view.wanted, request.principal),
+        position_of(journey.id or "", journey.submission_id or ""),
+        account=request.principal.account,
+        begin=view.begin,
+    )
+
+
+async def _actions(request: PageRequest, name: str) -> list[tuple[str, str]]:
+    """Return what can be done with the copies of a message, and the words of its button."""
+    site, principal = request.site, request.principal
+    if not site.handlers.is_development:
+        rows = await site.dependencies.journeys.rows([name], account=principal.account)
+        facts = await site.handlers.row_facts(rows, principal)
+        if not any(one.is_received for one in facts.values()):
+            return []
+    return [one for one in actions(site) if one[0] != READ or not site.handlers.is_development]
+
+
+def _has_ended(journey: Journey, site: PageSite) -> bool:
+    """Return whether a journey is over for so long that nothing more is to be expected."""
+    last = max((step.at for step in journey.steps), default="")
+    ended_us = site.dependencies.clock.time_us() - _STILL_US
+    return journey.is_final and last != "" and time_us_of(last) < ended_us
+
+
+def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
+    """Return the answer and the menu, which the stream puts into their places, and the journey."""
+    parts = ("_answer.html", "_more.html", "_journey.html")
+    return [request.shared_part(one, **values) for one in parts]
+
+
+def _live_part(request: PageRequest, values: Mapping[str, Any]) -> LivePart:
+    """Return the journey and its stream, by the message's own name: "last" is soon another one."""
+    parts = _live_parts(request, values)
+    url = f"{values['journey'].key}?{LIVE_PARAMETER}={digest_of(''.join(parts))}"
+    return LivePart(Markup(parts[-1]), url)  # noqa: S704 - a template has rendered it
+
+
+async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
+    """Return what the template of a journey needs. Raises ApiError 404."""
+    site = request.site
+    journey = await site.handlers.message(key, request.principal)
+    entries = await _entries_of(request, journey)
+    now_us = site.dependencies.clock.time_us()
+    reports = await _reports_of(request, journey)
+    view = journey_view(journey, entries, now_us=now_us, reports=reports)
+    may_operate = request.principal.role is Role.OPERATE
+    due = min((one.at for one in view.next if one.at), default="")
+    controls = site.dependencies.development
+    return {
+        "actions": await _actions(request, journey.key),
+        "answer": answer(journey, now_us=now_us, reports=reports),
+        "journey": journey,
+        "view": view,
+        "operations": choices_for(entries, release_to=controls.release_to if controls else None)
+        if may_operate and entries
+        else [],
+        "may_advance": bool(controls and may_operate and due),
+        "may_change": may_operate and journey.state == SubmissionState.SCHEDULED,
+        "due": due,
+    }
+
+
+async def _entries_of(request: PageRequest, journey: Journey) -> Sequence[Mapping[str, Any]]:
+    """Return the entries of a message in the queue; an account sees those with its recipients."""
+    if not journey.id:
+        return []
+    listed = await request.site.dependencies.queue_admin.list(
+        Selector(ids=(journey.id,)), limit=_ENTRIES_MAX
+    )
+    if request.principal.account is None:
+        return listed
+    shown = {one.address for one in journey.recipients}
+    return [
+        {**entry, "recipients": [one for one in entry["recipients"] if one["address"] in shown]}
+        for entry in listed
+        if any(one["address"] in shown for one in entry["recipients"])
+    ]
+
+
+async def _reports_of(request: PageRequest, journey: Journey) -> dict[str, Journey]:
+    """Return the journeys of the newest reports on a message, as far as the visitor sees them."""
+    names = [one.detail.get("report_id") for one in journey.steps if one.step == 7]
+    found: dict[str, Journey] = {}
+    for name in list(filter(None, names))[-_REPORTS_MAX:]:
+        report = await _journey(request, name)
+        if report is not None:
+            found[name] = report
+    return found
+
+
+async def _journey(request: PageRequest, name: str) -> Journey | None:
+    """Return the journey of a message, None if it is none that the visitor may see."""
+    journeys = request.site.dependencies.journeys
+    return await journeys.journey(name, account=request.principal.account)
+
+
+def _is_own_report(journey: Journey) -> bool:
+    """Return whether the spool knows that this relay wrote the message: anybody can write a report.
+
+    A dead letter may be a message of anybody's; it goes to the postmaster.
+    """
+    return journey.is_report and all(one.address != POSTMASTER for one in journey.recipients)
+
+
+async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
+    """Return the message that a report is about, "" if it is none that the visitor may see.
+
+    Relay sends a submission id as the ENVID, which a report repeats if its host knows ENVID.
+    """
+    envid, message_id = report.envelope_id, report.message_id
+    is_submission = 0 < len(envid) <= _ENVID_CHARACTERS_MAX and "@" not in envid and envid != "last"
+    names = [envid] if is_submission else []
+    names += [message_id] if _is_message_id(message_id) else []
+    for name in names:
+        if found := await _journey(request, name):
+            return found.key
+    return ""
+
+
+async def advance_to_next(request: PageRequest, key: str) -> Response:
+    """POST /messages/{id}/advance in a development relay: to the time of what happens next."""
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    values = await _journey_values(request, key)
+    dependencies = request.site.dependencies
+    controls = dependencies.development
+    if controls is None or not values["due"]:
+        message = "Nothing of this message waits for a time: the clock stays as it is."
+        raise ApiError(400, "BadRequest", message)
+    left_s = (time_us_of(values["due"]) - dependencies.clock.time_us()) / 1e6
+    try:
+        await controls.advance_clock(max(left_s, 0.0) + _MARGIN_S)
+    except ValueError as error:
+        raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
+    except AdvanceError as error:
+        raise service_unavailable(str(error), retry_after_s=5) from error
+    return request.redirect(f"messages/{values['journey'].key}")
+
+
+_SENT_NOW, _CANCELLED = "sent-now", "send-cancelled"
+_SENT = {
+    _SENT_NOW: "It is sent now.",
+    _CANCELLED: "The send is cancelled. The draft stays in Drafts.",
+}
+
+
+async def change_scheduled(request: PageRequest, key: str) -> Response:
+    """POST /messages/{id}/send-now: before the time that the sender chose; or cancel-send: the
+    draft of a scheduled send stays.
+    """
+    did = _CANCELLED if request.http.segments[2] == "cancel-send" else _SENT_NOW
+    require_method(request.http, "POST")
+    request.principal.check_may_operate()
+    journey = await request.site.handlers.message(key, request.principal)
+    submissions, name = request.site.dependencies.submissions, journey.submission_id or ""
+    is_cancelled = did == _CANCELLED
+    change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
+    if not await change(name, who=request.principal.name):
+        message = "It does not wait for its time any more: it is being sent, or was cancelled."
+        raise ApiError(409, "Conflict", message)
+    return request.redirect(f"messages/{journey.key}", did=did)

@@ -1,0 +1,510 @@
+"""The first page: the list of messages, newest first, with its search and filters; and what a
+visitor does with messages of the list: mark as read or unread, or delete.
+
+With marked messages, or with all that match. Only a development relay deletes. The deletion of one
+can be undone for a while. That of more, and what is done with all, is confirmed on a page that says
+how many. The form on it names them: mail that arrives meanwhile is not among them.
+
+/refused has what SMTP sessions refused, newest first; the list has a tab that leads there.
+"""
+
+import asyncio
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from msgspec import Struct
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.base.clock import rfc3339
+from relay.base.message.address import own_mailbox
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.front_door.api.dependencies import Principal
+from relay.front_door.api.handlers import Handlers
+from relay.front_door.api.message_source import RowFacts
+from relay.front_door.api.request_parameters import MESSAGE_STATES, require_method
+from relay.front_door.api.search_text import SearchTextError, parse_search
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.pages.content import one_line
+from relay.front_door.pages.help import first_minute
+from relay.front_door.pages.site import PageRequest, PageSite
+from relay.front_door.pages.undo import UNDO_S
+from relay.store.journeys.message_list import (
+    REPORT,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+    parse_position,
+)
+from relay.transport.refusals.refusal import PAGE_MAX, is_cursor
+
+ROWS = 50
+READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
+UNDO = "undo"  # of the deletion of one
+_COUNTED_MAX = 1000
+_MAILBOXES_MAX = 50
+_MAILBOX_CHARACTERS_MAX = 320
+_TRAIL_MAX = 20
+_TRAIL_SEPARATOR = "~"
+_LIST_CHARACTERS_MAX = 20_000
+_LIST_FIELDS_MAX = 10
+_NO_MESSAGES = 'id="no-messages"'
+_UNREAD_ROW = ' class="unread"'
+_EVERYTHING = MessageSearch()
+# What happened last is of interest only while a message is not where it should be.
+_WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
+# The tabs; the others are in the search: state:expired.
+_TABS: Sequence[str] = (
+    RecipientState.DELIVERED,
+    RecipientState.RELAYED,
+    RecipientState.CAPTURED,
+    SubmissionState.SCHEDULED,
+    SubmissionState.CONVERTING,
+    RecipientState.QUEUED,
+    RecipientState.DEFERRED,
+    RecipientState.HELD,
+    RecipientState.FAILED,
+)
+_ROWS = 50
+_ADDRESS_CHARACTERS_MAX = 320
+NAMES_MAX = 10_000
+_LISTED_MAX = 20
+_AT_ONCE = 8  # deletions, so that they share commits
+_SEPARATOR = "_"  # is in no name, and is not percent-encoded in a form
+_VIEW_FIELDS = ("q", "mailbox", "state", "before", "newer")
+
+
+class ListView(Struct, frozen=True):
+    """What the visitor asks for; "" for all."""
+
+    text: str = ""  # of the search
+    mailbox: str = ""  # an address
+    kind: str = ""  # REPORT
+    state: str = ""  # of a recipient
+    before: ListPosition | None = None  # where the page begins; None: with the newest message
+    trail: tuple[str, ...] = ()  # the places of the newer pages, the first page is ""
+    fault: str = ""  # a sentence if the search is none
+    wanted: MessageSearch = _EVERYTHING  # all of it
+
+    def query(self, **changes: Any) -> dict[str, Any]:
+        """Return the fields of a link to this view, on its first page."""
+        fields = {
+            "q": self.text, "mailbox": self.mailbox, "kind": self.kind, "state": self.state,
+        }  # fmt: skip
+        return {name: value for name, value in (fields | changes).items() if value}
+
+    def here(self) -> dict[str, Any]:
+        """Return the fields of a link to this page of the view."""
+        before = str(self.before) if self.before else None
+        return self.query(before=before, newer=_TRAIL_SEPARATOR.join(self.trail))
+
+    @property
+    def begin(self) -> ListPosition | None:
+        """Where the page before this one begins; None: with the newest message."""
+        return _place(self.trail[-1]) if self.trail else None
+
+    def came(self) -> dict[str, Any]:
+        """Return the fields of a link to a message that leads back to this page of the view."""
+        return {"list": text} if (text := urlencode(self.here())) else {}
+
+    def older(self, place: ListPosition | None) -> dict[str, Any] | None:
+        """Return the fields of a link to the next page."""
+        if place is None:
+            return None
+        trail = (*self.trail, str(self.before) if self.before else "")[-_TRAIL_MAX:]
+        return self.query(before=str(place), newer=_TRAIL_SEPARATOR.join(trail))
+
+    def newer(self) -> dict[str, Any] | None:
+        """Return the fields of a link to the page before, None on the first one."""
+        if self.before is None:
+            return None
+        if not self.trail:
+            return self.query()
+        trail = _TRAIL_SEPARATOR.join(self.trail[:-1])
+        return self.query(before=self.trail[-1], newer=trail)
+
+    def filters(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the name of each filter, and the fields of a link without it."""
+        names = {"q": "search", "mailbox": "mailbox", "kind": "kind", "state": "state"}
+        given = self.query()
+        return [
+            (f"the {names[field]} {value}", self.query(**{field: ""}))
+            for field, value in given.items()
+        ]
+
+
+def view_of(query: Collection[tuple[str, str]]) -> ListView:
+    """Return the view of a query; fields that are not known are ignored."""
+    fields = dict(query)
+    text = fields.get("q", "").strip()
+    mailbox = fields.get("mailbox", "").strip()[:_MAILBOX_CHARACTERS_MAX]
+    state, kind = fields.get("state", ""), fields.get("kind", "")
+    if kind != REPORT:
+        kind = ""
+    fault, wanted = "", _EVERYTHING
+    try:
+        wanted = parse_search(text)
+    except SearchTextError as error:
+        fault = str(error)
+    if state and state not in MESSAGE_STATES:
+        state = ""
+    if state and wanted.state not in ("", state):
+        fault = f"The search has state:{wanted.state}, and the filter has {state}. Remove one."
+    wanted = replace(wanted, mailbox=mailbox, kind=kind, state=state or wanted.state)
+    trail = tuple(fields.get("newer", "").split(_TRAIL_SEPARATOR))[:_TRAIL_MAX]
+    return ListView(
+        text=text,
+        mailbox=mailbox,
+        kind=kind,
+        state=state,
+        before=_place(fields.get("before", "")),
+        trail=trail if fields.get("before") else (),
+        fault=fault,
+        wanted=wanted,
+    )
+
+
+def list_of(query: Collection[tuple[str, str]]) -> ListView:
+    """Return the view that a link to a message came from, see ListView.came()."""
+    text = dict(query).get("list", "")[:_LIST_CHARACTERS_MAX]
+    try:
+        return view_of(parse_qsl(text, max_num_fields=_LIST_FIELDS_MAX))
+    except ValueError:
+        return ListView()
+
+
+def _place(text: str) -> ListPosition | None:
+    try:
+        return parse_position(text)
+    except ValueError:
+        return None
+
+
+async def message_list(request: PageRequest) -> Response:
+    """GET /?q=&mailbox=&kind=&state=&before=&newer=."""
+    view = view_of(request.http.query)
+    render = partial(_fragment, request, view)
+    if (stream := request.live_stream(render)) is not None:
+        return stream
+    fields = dict(request.http.query)
+    undo = fields.get("undo", "")
+    journeys = request.site.dependencies.journeys
+    mailboxes = await journeys.addresses(account=request.principal.account, limit=_COUNTED_MAX)
+    live = await request.live_part(render)
+    return request.page(
+        "list.html",
+        first=first_minute(request) if _NO_MESSAGES in live.html else None,
+        status=400 if view.fault else 200,
+        view=view,
+        live=live,
+        mailboxes=_mailboxes(mailboxes, view.mailbox),
+        states=MESSAGE_STATES,
+        hidden=view.here(),
+        result=result_sentence(fields),
+        undo=undo if undo in request.site.deletions.names else "",
+        undo_s=UNDO_S,
+        unread=live.html.count(_UNREAD_ROW),
+    )
+
+
+async def list_pane(request: PageRequest) -> Response:
+    """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
+    view = list_of(request.http.query)
+    render = partial(_fragment, request, view)
+    if (stream := request.live_stream(render)) is not None:
+        return stream
+    live = await request.live_part(render)
+    return request.page("_pane.html", view=view, live=live, hidden=view.here())
+
+
+async def _fragment(request: PageRequest, view: ListView) -> str:
+    """Render the part of the page that changes by itself."""
+    site, principal = request.site, request.principal
+    rows: Sequence[MessageSummary] = ()
+    older = None
+    if not view.fault:
+        page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
+        rows = [one for one in page.rows if one.name not in site.deletions.names]
+        older = page.older
+    facts = await site.handlers.row_facts(rows, principal)
+    total, counts = await site.dependencies.journeys.counts(
+        account=principal.account, limit=_COUNTED_MAX
+    )
+    return request.shared_part(
+        "_list.html",
+        view=view,
+        rows=[_row(one, facts[one.name]) for one in rows],
+        came=view.came(),
+        actions=actions(site),
+        matching=_matching(view, len(rows), is_all=older is None, total=total, counts=counts),
+        tabs=_tabs(view, total, counts),
+        refused=await refused_tab(request),
+        is_empty=not (rows or view.filters() or view.before),
+        searched=_searched(site, view),
+        older=view.older(older),
+        newer=view.newer(),
+    )
+
+
+def actions(site: PageSite) -> list[tuple[str, str]]:
+    """Return what can be done with messages, and the words of its button."""
+    reading = [(READ, "Read"), (UNREAD, "Unread")]
+    return [*reading, (DELETE, "Delete")] if site.handlers.is_development else reading
+
+
+def _searched(site: PageSite, view: ListView) -> str:
+    """Return of how many messages a search for words reads the texts at once, "" elsewhere."""
+    index = site.dependencies.journeys.places.index
+    return f"{index.count:,}" if index is not None and index.count > 1 and view.wanted.words else ""
+
+
+def _matching(
+    view: ListView, rows: int, *, is_all: bool, total: int, counts: Mapping[str, int]
+) -> str:
+    """Return how many messages match, "" if it is not known without reading them."""
+    if is_all and view.before is None:
+        return f"{rows:,}"
+    number = counts.get(view.state, 0) if view.state else total
+    if view.text or view.mailbox or view.kind or not number:
+        return ""
+    return f"{number:,}{'+' if total >= _COUNTED_MAX else ''}"
+
+
+def _row(row: MessageSummary, facts: RowFacts) -> dict[str, Any]:
+    """Return what a row shows."""
+    next_us, preview = row.next_attempt_us, facts.preview
+    name = one_line(preview.sender_name)
+    listed = [one.address for one in row.recipients]
+    to, is_sent_to = preview.to_address or next(iter(listed), ""), True
+    if listed and row.recipient_count <= len(listed):
+        is_sent_to = own_mailbox(to) in map(own_mailbox, listed)
+    return {
+        "key": row.name,
+        "is_unread": facts.is_unread,
+        "state": row.state,
+        "at": rfc3339(row.position.at_us),
+        "sender": row.sender or "<>",
+        "name": "" if name.casefold() == row.sender.casefold() else name,
+        "text": one_line(preview.text) if facts.shows_text else "",
+        "has_attachments": preview.has_attachments,
+        "size_bytes": row.size_bytes,
+        "to": one_line(to),
+        "to_name": one_line(preview.to_name),
+        "more": max(0, row.recipient_count - is_sent_to),
+        "subject": one_line(row.subject),
+        "reply": "" if row.state in _WITHOUT_REPLY else row.reply,
+        "next": None if next_us is None else rfc3339(next_us),
+    }
+
+
+def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return a tab for each state that occurs, with the number of messages; "+": or more."""
+    more = "+" if total >= _COUNTED_MAX else ""
+    tabs = [("", "All", f"{total:,}{more}")]
+    tabs += [
+        (str(one), one.capitalize(), f"{counts.get(one, 0):,}{more}")
+        for one in _TABS
+        if counts.get(one) or view.state == one
+    ]
+    if view.state and view.state not in _TABS:
+        tabs.append((view.state, view.state.capitalize(), ""))
+    shown: list[dict[str, Any]] = [
+        {
+            "label": label,
+            "number": number,
+            "query": view.query(state=state, kind=""),
+            "is_chosen": not view.kind and view.state == state,
+        }
+        for state, label, number in tabs
+    ]
+    if counts.get(REPORT) or view.kind:
+        number, query = f"{counts.get(REPORT, 0):,}{more}", view.query(kind=REPORT, state="")
+        is_chosen = bool(view.kind)
+        shown.append({"label": "Reports", "number": number, "query": query, "is_chosen": is_chosen})
+    return shown
+
+
+def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
+    """Return the addresses to choose from, in alphabetical order."""
+    found = list(addresses[:_MAILBOXES_MAX])
+    if chosen and chosen.casefold() not in map(str.casefold, found):
+        found.append(chosen)
+    return sorted(found, key=str.casefold)
+
+
+_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
+_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted", UNDO: "kept"}
+_WHY_NOT = {
+    READ: "The others have no copy in your mailbox.",
+    UNREAD: "The others have no copy in your mailbox.",
+    DELETE: "The others are being delivered, or were gone already.",
+    UNDO: "It was deleted already.",
+}
+
+
+def result_sentence(query: Mapping[str, str]) -> str:
+    """Return what an action did, by the fields of its redirect; "" without one."""
+    done, count, of = query.get("done", ""), query.get("count", ""), query.get("of", "")
+    if done not in _DONE or not (_NUMBER.fullmatch(count) and _NUMBER.fullmatch(of)):
+        return ""
+    if of == "0":
+        return "No message was marked."
+    number = "1 message" if count == "1" else f"{int(count):,} messages"
+    return f"{number} {_DONE[done]}." + (f" {_WHY_NOT[done]}" if count != of else "")
+
+
+async def refused_page(request: PageRequest) -> Response:
+    """GET /refused?address=&before=; fields that are not known are ignored."""
+    require_method(request.http, "GET")
+    fields = dict(request.http.query)
+    address = fields.get("address", "").strip()[:_ADDRESS_CHARACTERS_MAX]
+    before = fields.get("before", "") if is_cursor(fields.get("before", "")) else ""
+
+    async def render() -> str:
+        given = {"address": address, "before": before, "limit": str(_ROWS)}
+        query = {name: value for name, value in given.items() if value}
+        page = await request.site.handlers.refused(query, request.principal)
+        conditions = {"address": address or None}
+        return request.shared_part(
+            "_refused.html",
+            rows=page.refused,
+            tab=await refused_tab(request),
+            address=address,
+            newest=conditions if before else None,
+            older=conditions | {"before": page.older} if page.older else None,
+        )
+
+    if (stream := request.live_stream(render)) is not None:
+        return stream
+    return request.page("refused.html", address=address, live=await request.live_part(render))
+
+
+async def refused_tab(request: PageRequest) -> dict[str, Any]:
+    """Return the label of the tab, and its number: "" if there are none, "+" for more."""
+    limit = {"limit": str(PAGE_MAX)}
+    page = await request.site.handlers.refused(limit, request.principal)
+    times = sum(one.times for one in page.refused)
+    more = "+" if page.older else ""
+    return {"label": "Refused", "number": f"{times:,}{more}" if times else ""}
+
+
+async def marked_messages(request: PageRequest) -> Response:
+    """POST /messages with `id`s or `names`, an `action`, and the fields of the list to go back to.
+
+    GET /messages?action=&q=&mailbox=&state= asks about all that match.
+    """
+    require_method(request.http, "GET", "POST")
+    if request.http.method == "GET":
+        return await _all_that_match(request)
+    form = request.form
+    names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
+    names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
+    view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS])
+    if form.text("action") == UNDO:
+        return await _undo(request, names, view=view)
+    action = _checked(form.text("action"), request)
+    if action == DELETE and names and not form.text("confirmed"):
+        if len(names) == 1 and (name := await _delete_later(request, names[0])):
+            return request.redirect("", **view.here(), undo=name)
+        return await _question(request, action, names, view=view)
+    done = await _apply(action, names, request)
+    request.site.dependencies.changes.notify()
+    if request.http.headers.get("hx-request") == "true":
+        return Response(status_code=204)
+    return request.redirect("", **view.here(), done=action, count=done, of=len(names))
+
+
+async def _delete_later(request: PageRequest, name: str) -> str:
+    """Have one message deleted unless that is undone; return its name, "" if it is to be asked
+    about. Raises ApiError 404.
+    """
+    journey = await request.site.handlers.message(name, request.principal)
+    site, principal = request.site, request.principal
+
+    async def remove() -> None:
+        await _remove(journey.key, request.site.handlers, principal)
+        site.dependencies.changes.notify()
+
+    if not site.deletions.add(journey.key, remove):
+        return ""
+    site.dependencies.changes.notify()
+    return journey.key
+
+
+async def _undo(request: PageRequest, names: Sequence[str], *, view: ListView) -> Response:
+    """Keep messages whose deletion can be undone."""
+    count = sum(map(request.site.deletions.take_back, names))
+    request.site.dependencies.changes.notify()
+    return request.redirect("", **view.here(), done=UNDO, count=count, of=len(names))
+
+
+def _checked(action: str, request: PageRequest) -> str:
+    """Return the action. Raises ApiError 400."""
+    if action not in dict(actions(request.site)):
+        raise ApiError(400, "BadRequest", f"There is no action {quoted(action)}.")
+    return action
+
+
+async def _all_that_match(request: PageRequest) -> Response:
+    action = _checked(dict(request.http.query).get("action", ""), request)
+    view = view_of(request.http.query)
+    if view.fault:
+        raise ApiError(400, "BadRequest", view.fault)
+    names, is_more = await request.site.dependencies.journeys.names(
+        request.site.handlers.with_reader(view.wanted, request.principal),
+        account=request.principal.account,
+        limit=NAMES_MAX,
+    )
+    return await _question(request, action, names, view=view, is_more=is_more)
+
+
+async def _question(
+    request: PageRequest,
+    action: str,
+    names: Sequence[str],
+    *,
+    view: ListView,
+    is_more: bool = False,
+) -> Response:
+    """Return the page that asks before an action."""
+    rows = await request.site.dependencies.journeys.rows(
+        names[:_LISTED_MAX], account=request.principal.account
+    )
+    return request.page(
+        "marked.html",
+        action=action, names=_SEPARATOR.join(names), count=len(names), is_more=is_more,
+        rows=rows, back=view.here(),
+    )  # fmt: skip
+
+
+async def _apply(action: str, names: Sequence[str], request: PageRequest) -> int:
+    """Apply an action to messages; return how many were changed."""
+    if action != DELETE:
+        return await request.site.handlers.mark_messages(
+            names, request.principal, is_read=action == READ
+        )
+    done, handlers = 0, request.site.handlers
+    for at in range(0, len(names), _AT_ONCE):
+        removals = (
+            _remove(name, handlers, request.principal) for name in names[at : at + _AT_ONCE]
+        )
+        results = await asyncio.gather(*removals, return_exceptions=True)
+        failures = [one for one in results if isinstance(one, BaseException)]
+        if failures:
+            raise failures[0]
+        done += results.count(True)
+    return done
+
+
+async def _remove(name: str, handlers: Handlers, principal: Principal) -> bool:
+    """Remove a message; return False if it is gone, or being delivered."""
+    try:
+        await handlers.remove_message(name, principal)
+    except ApiError as error:
+        if error.status not in (404, 409):
+            raise
+        return False
+    return True

@@ -1,0 +1,510 @@
+"""Make a document of the HTML of a message that runs nothing and loads nothing.
+
+Two readings follow each other. The first splits the HTML in linear time (relay.formats.html_tokens)
+and writes only the elements of mail again, each closed where it ends, at a bounded depth and in a
+bounded number: a parser of trees takes quadratic time and memory for elements that are not closed.
+The second is nh3, which parses the result as a browser does and has the last word on elements,
+attributes and URLs. Style sheets and style attributes are filtered by relay.formats.safe_markup.
+
+Images of the message (cid:) and data: images become data: URLs, within limits, because a document
+in a sandbox has no origin of its own and cannot load them with the rights of the reader. What
+would load from other hosts is removed and counted. Links keep their target as a title only: when a
+mouse button goes down on a link, browsers look up its host and connect to it, even if the sandbox
+then does not let it open.
+
+Where a person asks for remote images, which only `relay dev` allows, <img> and backgrounds keep
+their URLs. Only URLs that every browser reads in the same way are written, in a form of Relay's
+own; anything else stays a box. So do URLs with a user part, and those of Relay itself: a message
+must not make the browser of its reader ask the relay for something. A name that the DNS resolves
+to this machine cannot be known here: the relay refuses such requests, since it answers for its own
+names only. `content_pages` has the Content-Security-Policy.
+The HTML standard 13.2 (parsing); RFC 2392 (cid); RFC 2397 (data); WHATWG URL 4.4 (a host whose last
+label is a number is an IPv4 address); RFC 6761 6.3 (localhost).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from html import escape
+from itertools import islice
+from urllib.parse import quote, unquote, urlsplit
+
+import nh3
+from msgspec import Struct
+
+from relay.formats.html_tokens import (
+    HtmlToken,
+    attribute_value,
+    split_html,
+    tag_attributes,
+    unescaped,
+)
+from relay.formats.safe_markup import (
+    ATTRIBUTES,
+    ELEMENTS,
+    safe_framed_style,
+    safe_style_sheet,
+)
+
+URL_CHARACTERS_MAX = 8192
+RemoteImageUrl = Callable[[str], str | None]
+
+_SPACE = "\t\n\f\r "
+# Without a user part, backslashes, percent signs or characters beyond ASCII in the authority.
+_URL = re.compile(
+    r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{0,5}))?"
+    r"([/?][^#\\\x00-\x1f\x7f]*)?(?:#.*)?",
+    re.IGNORECASE | re.ASCII,
+)
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_PORT_MAX = 65535
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+# What may be in a path or query without percent-encoding; no quote, bracket or backslash, so that
+# the URL can be written between quotes in HTML and CSS.
+_SAFE = "%/?:@!$&*+,;=~-._[]|"
+_CANDIDATE = re.compile(rf"[{_SPACE},]*([^{_SPACE}]+)([^,]*)", re.ASCII)
+_DESCRIPTOR = re.compile(r"[0-9]{1,5}w|[0-9]{1,3}(?:\.[0-9]{1,3})?x", re.ASCII)
+_CANDIDATES_MAX = 100
+HTML_CHARACTERS_MAX = 5_000_000
+TAGS_MAX = 100_000
+DEPTH_MAX = 250
+IMAGE_CHARACTERS_MAX = 16_000_000  # of all data: URLs in a document
+HOSTS_MAX = 50
+REMOTE_IMAGES_MAX = 1000  # different ones that a document loads
+_URLS_MAX = 10_000
+_REFERENCES_MAX = 100_000  # "&amp;" and "&lt;" in texts
+_STYLE_SHEETS_CHARACTERS_MAX = 1_000_000
+_STYLE_CHARACTERS_MAX = 20_000
+_TITLE_CHARACTERS_MAX = 2000
+
+RASTER_TYPES = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"))
+_DATA_IMAGE = re.compile(r"data:(image/[a-z]+)(?:;charset=[\w-]+)?;base64,", re.IGNORECASE)
+_WRITTEN_AS = {"xmp": "pre", "listing": "pre", "plaintext": "pre"}
+_VOID = frozenset(("br", "col", "hr", "img", "wbr"))
+_ENDS_P = frozenset(
+    (
+        *("address", "article", "aside", "blockquote", "center", "details", "dir", "div", "dl"),
+        *("figcaption", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr"),
+        *("main", "menu", "nav", "ol", "p", "pre", "section", "summary", "table", "ul"),
+    )
+)
+_CELLS = frozenset(("caption", "td", "th"))
+_ROWS = _CELLS | {"tr"}
+_PART_OF_TABLE = _ROWS | {"tbody", "thead", "tfoot", "colgroup", "col"}
+_BARRIERS = _CELLS | {"table"}  # the search for an open element stops at them
+# The open elements that a start tag closes, and those at which the search for them stops.
+_IMPLIED_ENDS = {
+    **dict.fromkeys(_ENDS_P, (frozenset(("p",)), _BARRIERS)),
+    "li": (frozenset(("li",)), _BARRIERS | {"ul", "ol", "menu", "dir"}),
+    "dd": (frozenset(("dd", "dt")), _BARRIERS | {"dl"}),
+    "dt": (frozenset(("dd", "dt")), _BARRIERS | {"dl"}),
+    **dict.fromkeys(("td", "th"), (frozenset(("td", "th", "caption")), frozenset(("table",)))),
+    "tr": (_ROWS, frozenset(("table",))),
+    **dict.fromkeys(
+        ("tbody", "thead", "tfoot", "caption", "colgroup"),
+        (_PART_OF_TABLE, frozenset(("table",))),
+    ),
+}
+
+_SCHEMES = frozenset(("http", "https", "cid", "data"))
+_LINK = re.compile(r":link(?![\w-])")
+_REMOTE = re.compile(r"(?:https?:|ftp:)?//([^/\s\"'()<>?#\\,;]+)", re.IGNORECASE)
+_IN_STYLE = re.compile(
+    r"@import\s*+(?:url\(\s*+)?[\"']?([^\"')\s;]++)|url\(\s*+[\"']?([^\"')\s]++)"
+    r"|image-set\(\s*+[\"']([^\"']++)",
+    re.IGNORECASE,
+)
+_FONT = re.compile(r"\.(?:woff2?|ttf|otf|eot|css)(?:[?#]|\Z)", re.IGNORECASE)
+_IN_URL = re.compile(r"[\x00-\x20\x7f]+")
+_LINE_END = re.compile(r"\r\n?")
+_GENERIC_ATTRIBUTES = (ATTRIBUTES - {"type", "value"}) | {"id", "style", "background"}
+_TAG_ATTRIBUTES = {
+    "a": {"name"},
+    "img": {"src", "srcset", "lowsrc"},
+    "li": {"type", "value"},
+    "ol": {"type"},
+    "ul": {"type"},
+    "details": {"open"},
+    "time": {"datetime"},
+}
+_LOADS = {  # what other elements would load: element, attribute, whether it is an image
+    "audio": ("src", False),
+    "embed": ("src", False),
+    "frame": ("src", False),
+    "iframe": ("src", False),
+    "image": ("href", True),
+    "input": ("src", True),
+    "link": ("href", False),
+    "object": ("data", False),
+    "script": ("src", False),
+    "source": ("src", False),
+    "track": ("src", False),
+    "video": ("src", False),
+}
+
+_OWN_STYLE = (
+    ":root { color-scheme: light } "
+    "img:not([src], [srcset]) { outline: 1px dashed #888; background: #eee } "
+    ":where(a[title]) { color: #0645ad; text-decoration: underline; cursor: help }"
+)
+
+
+class OwnPlaces(Struct, frozen=True):
+    """Where a relay listens: the ports on this machine, and the names for which it answers."""
+
+    ports: frozenset[int] = frozenset()
+    names: frozenset[str] = frozenset()  # in lower case, without the dot at the end
+
+    def has(self, host: str, port: int) -> bool:
+        """Return whether a URL of this host and port may lead to the relay.
+
+        Every IP address and every name without a dot may be this machine.
+        """
+        if port not in self.ports:
+            return False
+        name = host.rstrip(".")
+        last = name.rpartition(".")[2]
+        return (
+            host.startswith("[")
+            or "." not in name
+            or _NUMBER.fullmatch(last) is not None
+            or "localhost" in name.split(".")
+            or name in self.names
+        )
+
+
+def remote_image_url(text: str, own: OwnPlaces) -> str | None:
+    """Return an http or https URL as a document may have it, None if it stays a box."""
+    found = _URL.fullmatch(text.strip(_SPACE)) if len(text) <= URL_CHARACTERS_MAX else None
+    if found is None:
+        return None
+    scheme, host = found[1].lower(), found[2].lower()
+    port = int(found[3]) if found[3] else DEFAULT_PORTS[scheme]
+    if port > _PORT_MAX or own.has(host, port):
+        return None
+    authority = host if port == DEFAULT_PORTS[scheme] else f"{host}:{port}"
+    return f"{scheme}://{authority}{quote(found[4] or '/', safe=_SAFE)}"
+
+
+def srcset_candidates(text: str) -> Iterator[tuple[str, str]]:
+    """Yield URL and descriptor of the first candidates of a srcset.
+
+    HTML 4.8.4.2.1: a URL ends at white space, and at commas if no descriptor follows.
+    """
+    at = 0
+    for _ in range(_CANDIDATES_MAX):
+        if (found := _CANDIDATE.match(text, at)) is None:
+            return
+        at, url, descriptor = found.end(), found[1], found[2].strip(_SPACE)
+        if url.endswith(","):
+            at, url, descriptor = found.end(1), url.rstrip(","), ""
+        yield url, descriptor
+
+
+def remote_srcset(text: str, image_url: RemoteImageUrl) -> str:
+    """Return a srcset of the candidates that may be loaded, "" if there are none."""
+    candidates = []
+    for source, descriptor in srcset_candidates(text):
+        url = image_url(source)
+        if url is not None and (not descriptor or _DESCRIPTOR.fullmatch(descriptor)):
+            candidates.append(f"{url} {descriptor}".rstrip())
+    return ", ".join(candidates)
+
+
+class RemoteLoads(Struct, frozen=True):
+    """What a document refers to on other hosts: distinct images, other files, and the hosts."""
+
+    images: int = 0
+    files: int = 0
+    hosts: tuple[str, ...] = ()
+
+
+class SafeDocument(Struct, frozen=True):
+    """A whole document, and what was left out of the original.
+
+    `lost_images` counts images of the message that are missing, too large or of an unsafe type.
+    """
+
+    html: str
+    blocked: RemoteLoads
+    lost_images: int
+    is_cut: bool
+    loaded: RemoteLoads = RemoteLoads()
+
+
+def safe_document(
+    html: str,
+    image_url: Callable[[str], str | None],
+    *,
+    remote_url: RemoteImageUrl | None = None,
+) -> SafeDocument:
+    """Return the HTML of a message as a document for a frame of its own.
+
+    `image_url` returns a data: URL for a content id, or None. `remote_url` returns what the
+    document may load in place of the URL of a remote image, or None; without it, nothing is loaded.
+    """
+    counter = _LoadCounter(remote_url)
+    source = html[:HTML_CHARACTERS_MAX].encode("utf-8", "replace").decode().replace("\0", "")
+    balancer = _Balancer(counter)
+    for token in split_html(_LINE_END.sub("\n", source), with_styles=True):
+        balancer.take(token)
+        if balancer.is_full:
+            break
+    balancer.end()
+    attributes = _AttributeFilter(counter, image_url)
+    body = _clean(balancer.body_tag + "</div>", attributes)
+    if not (body.startswith("<div") and body.endswith("></div>")):
+        body = "<div></div>"
+    content = _clean("".join(balancer.written), attributes)
+    style_sheet = safe_style_sheet("\n".join(balancer.style_sheets), counter.load)
+    style = _LINK.sub("[title]", style_sheet)
+    assert "<" not in style, "a style sheet cannot end its element"
+    return SafeDocument(
+        "<!DOCTYPE html>\n"
+        '<html><head><meta charset="utf-8"><title></title>'
+        f"<style>{_OWN_STYLE}\n{style}</style></head>"
+        f"<body{body.removeprefix('<div').removesuffix('</div>')}{content}</body></html>\n",
+        counter.blocked(),
+        attributes.lost_images,
+        balancer.is_full or len(html) > HTML_CHARACTERS_MAX,
+        counter.loaded(),
+    )
+
+
+def _clean(html: str, attributes: "_AttributeFilter") -> str:
+    return nh3.clean(
+        html,
+        tags=set(ELEMENTS),
+        clean_content_tags={"script", "style"},
+        attributes={"*": set(_GENERIC_ATTRIBUTES), **_TAG_ATTRIBUTES},
+        attribute_filter=attributes.filtered,
+        strip_comments=True,
+        link_rel=None,
+        url_schemes=set(_SCHEMES),  # relative URLs pass too: the filter counts and drops them
+    )
+
+
+class _LoadCounter:
+    """Counts the distinct URLs on other hosts, and decides which of them a document loads."""
+
+    def __init__(self, remote_url: RemoteImageUrl | None) -> None:
+        self._remote_url = remote_url
+        self._images: dict[str, str] = {}  # hosts by URL
+        self._files: dict[str, str] = {}
+        self._loaded: dict[str, str] = {}
+
+    def count(self, url: str, *, is_image: bool) -> None:
+        """Count a URL if it names another host."""
+        url = _name_of(url)
+        found = _REMOTE.match(url)
+        if found is None or len(self._images) + len(self._files) >= _URLS_MAX:
+            return
+        host = found[1].rpartition("@")[2].lower()[:253]
+        (self._images if is_image else self._files)[url] = host
+
+    def count_in_style(self, style: str) -> None:
+        """Count the URLs in CSS: fonts and style sheets are files, others images."""
+        for found in _IN_STYLE.finditer(style):
+            url = found[1] or found[2] or found[3]
+            self.count(url, is_image=found[1] is None and not _FONT.search(url))
+
+    def count_set(self, srcset: str) -> None:
+        """Count the URLs of a srcset."""
+        for url, _ in srcset_candidates(srcset):
+            self.count(url, is_image=True)
+
+    def load(self, url: str) -> str | None:
+        """Count an image, and return what the document loads in its place, None for nothing."""
+        self.count(url, is_image=True)
+        name = _name_of(url)
+        is_known = name in self._loaded
+        is_too_many = not is_known and len(self._loaded) >= REMOTE_IMAGES_MAX
+        if self._remote_url is None or is_too_many:
+            return None
+        written = self._remote_url(url)
+        if written is not None and not is_known:
+            self._loaded[name] = urlsplit(written).netloc
+        return written
+
+    def blocked(self) -> RemoteLoads:
+        """Return what the document does not load."""
+        images = {url: host for url, host in self._images.items() if url not in self._loaded}
+        hosts = (*images.values(), *self._files.values())
+        return RemoteLoads(len(images), len(self._files), _distinct(hosts))
+
+    def loaded(self) -> RemoteLoads:
+        """Return what the document loads."""
+        return RemoteLoads(len(self._loaded), 0, _distinct(self._loaded.values()))
+
+
+def _name_of(url: str) -> str:
+    """Return a URL as it is counted."""
+    return _IN_URL.sub("", url[:URL_CHARACTERS_MAX])
+
+
+def _distinct(hosts: Iterable[str]) -> tuple[str, ...]:
+    """Return the first different hosts."""
+    return tuple(islice(dict.fromkeys(hosts), HOSTS_MAX))
+
+
+class _Balancer:
+    """Writes the elements of mail so that each is closed inside the element in which it begins.
+
+    Other elements are left out with their tags; what they would load is counted. `style_sheets`
+    are the texts of <style>, `body_tag` is the tag of <body> as a <div>.
+    """
+
+    def __init__(self, counter: _LoadCounter) -> None:
+        self.written: list[str] = []
+        self.style_sheets: list[str] = []
+        self.body_tag = "<div>"
+        self.is_full = False
+        self._counter = counter
+        self._open: list[str] = []
+        self._tags = 0
+        self._references = 0
+        self._in_style = False
+        self._style_characters = 0
+
+    def take(self, token: HtmlToken) -> None:
+        """Write a token."""
+        self._tags += bool(token.name)
+        if self._tags > TAGS_MAX:
+            self.is_full = True
+        elif self._in_style and not token.name:
+            self._style_sheet(token.text)
+        elif not token.name:
+            self._text(escape(unescaped(token.text), quote=False))
+        elif token.is_end:
+            self._end_tag(_WRITTEN_AS.get(token.name, token.name))
+        else:
+            self._start_tag(_WRITTEN_AS.get(token.name, token.name), token.text)
+        self._in_style = token.name == "style" and not token.is_end
+
+    def end(self) -> None:
+        """Close all open elements."""
+        self._close_to(0)
+
+    def _text(self, text: str) -> None:
+        """Write a text; nh3 takes quadratic time for the references in one."""
+        self._references += text.count("&")
+        if self._references > _REFERENCES_MAX:
+            self.is_full = True
+        else:
+            self.written.append(text)
+
+    def _style_sheet(self, text: str) -> None:
+        self._counter.count_in_style(text)
+        self._style_characters += len(text)
+        if self._style_characters <= _STYLE_SHEETS_CHARACTERS_MAX:
+            self.style_sheets.append(text)
+
+    def _start_tag(self, name: str, attributes: str) -> None:
+        if name == "body":
+            if self.body_tag == "<div>":
+                self.body_tag = f"<div {attributes}"
+        elif name not in ELEMENTS:
+            self._count_loads(name, attributes)
+        elif self._may_begin(name):
+            title = _title_of_link(attributes) if name == "a" else ""
+            self.written.append(f"<{name} {title}{attributes}")
+            if name not in _VOID:
+                self._open.append(name)
+
+    def _may_begin(self, name: str) -> bool:
+        """Close the elements that a start tag closes; return whether it has a place here."""
+        if name in _PART_OF_TABLE and "table" not in self._open:
+            return False
+        if implied := _IMPLIED_ENDS.get(name):
+            ended, stops = implied
+            places = self._places(ended, stops)
+            self._close_to(places[-1] if places else -1)
+        if name == "table" and self._open[-1:] == ["table"]:
+            self._close_to(len(self._open) - 1)
+        return len(self._open) < DEPTH_MAX
+
+    def _end_tag(self, name: str) -> None:
+        stops = _BARRIERS
+        if name in _PART_OF_TABLE or name == "table":
+            stops = frozenset(("table",)) - {name}
+        places = self._places(frozenset((name,)), stops)
+        self._close_to(places[0] if places else -1)
+
+    def _places(self, names: frozenset[str], stops: frozenset[str]) -> list[int]:
+        """Return the indices of open elements of these names, the innermost first.
+
+        Those inside the innermost element at which the search stops.
+        """
+        places = []
+        for at in range(len(self._open) - 1, -1, -1):
+            if self._open[at] in names:
+                places.append(at)
+            elif self._open[at] in stops:
+                break
+        return places
+
+    def _close_to(self, place: int) -> None:
+        while 0 <= place < len(self._open):
+            self.written.append(f"</{self._open.pop()}>")
+
+    def _count_loads(self, name: str, attributes: str) -> None:
+        if name in _LOADS:
+            given = tag_attributes(attributes)
+            attribute, is_image = _LOADS[name]
+            url = given.get(attribute) or given.get(f"xlink:{attribute}", "")
+            self._counter.count(attribute_value(url), is_image=is_image)
+            self._counter.count(attribute_value(given.get("poster", "")), is_image=True)
+            self._counter.count_set(attribute_value(given.get("srcset", "")))
+
+
+def _title_of_link(attributes: str) -> str:
+    """Return the target of a link as a title, before which no other title counts."""
+    target = attribute_value(tag_attributes(attributes).get("href", "")).strip()
+    return f'title="{escape(target[:_TITLE_CHARACTERS_MAX])}" ' if target else ""
+
+
+class _AttributeFilter:
+    """Decides on the value of each attribute that nh3 has let through."""
+
+    def __init__(self, counter: _LoadCounter, image_url: Callable[[str], str | None]) -> None:
+        self.lost_images = 0
+        self._counter = counter
+        self._image_url = image_url
+        self._image_characters = 0
+
+    def filtered(self, _element: str, attribute: str, value: str) -> str | None:
+        """Return the value to write; None drops the attribute."""
+        try:
+            return self._filtered(attribute, value)
+        except Exception:  # noqa: BLE001 - nh3 would keep the attribute
+            return None
+
+    def _filtered(self, attribute: str, value: str) -> str | None:
+        match attribute:
+            case "style":
+                self._counter.count_in_style(value[:HTML_CHARACTERS_MAX])
+                return safe_framed_style(value[:_STYLE_CHARACTERS_MAX], self._counter.load) or None
+            case "background" | "lowsrc":
+                self._counter.count(value, is_image=True)
+                return None
+            case "srcset":
+                return remote_srcset(value[:HTML_CHARACTERS_MAX], self._counter.load) or None
+            case "src":
+                return self._image(value)
+            case _:
+                return value if len(value) <= URL_CHARACTERS_MAX else None
+
+    def _image(self, value: str) -> str | None:
+        source = value.strip()
+        scheme = source[:5].lower()
+        if scheme == "data:":
+            kind = _DATA_IMAGE.match(source)
+            url = source if kind and kind[1].lower() in RASTER_TYPES else None
+        elif scheme.startswith("cid:"):
+            url = self._image_url(unquote(source[len("cid:") :]))
+        else:
+            return self._counter.load(source)
+        if url is None or self._image_characters + len(url) > IMAGE_CHARACTERS_MAX:
+            self.lost_images += 1
+            return None
+        self._image_characters += len(url)
+        return url

@@ -1,0 +1,374 @@
+"""What is recorded of one event of a journey, as sentences and facts for a page.
+
+Pure functions. The details of the events are those of docs/names.md; a detail that is missing,
+because an older version of the relay recorded the event, leaves its sentence out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.phrases import counted
+from relay.store.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
+from relay.store.journeys.events import Step
+from relay.store.journeys.sentences import claim_words, is_remote, remote_report
+from relay.store.journeys.wording import client_line, describe, findings, signature_words
+
+_RECIPIENTS_MAX = 20  # of one event
+
+
+class StepFact(Struct, frozen=True):
+    """A fact: its name and its value. `state` is a recipient's; `message` is the id of a message
+    that a link leads to; `view` is a view of this message's content.
+    """
+
+    name: str
+    value: str
+    state: str = ""
+    message: str = ""
+    view: str = ""
+
+
+class StepEvidence(Struct, frozen=True):
+    """The evidence of one event. `time` is a time to come, such as that of the next attempt."""
+
+    text: str
+    facts: tuple[StepFact, ...] = ()
+    time: str = ""
+    time_text: str = ""
+
+
+def evidence_of(
+    step: JourneyStep,
+    journey: Journey,
+    *,
+    reports: Mapping[str, Journey],
+) -> StepEvidence:
+    """Return the evidence of an event of a journey's `steps`."""
+    detail = step.detail
+    match Step(step.step):
+        case Step.CREATED:
+            return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
+        case Step.NOTIFIED:
+            return _notified(detail)
+        case Step.CONVERTED:
+            return _converted(detail)
+        case Step.ACCEPTED:
+            return _accepted(detail)
+        case Step.POLICY_AND_ROUTING:
+            return _routed(detail, journey)
+        case Step.DELIVERY:
+            return _delivery(detail)
+        case Step.REPORT:
+            return _reported(detail, journey, reports)
+
+
+def _who(journey: Journey) -> str:
+    return journey.client["account"] or journey.sender or "A client"
+
+
+def _created(journey: Journey) -> Iterator[StepFact]:
+    if client := client_line(journey.client):
+        yield StepFact("Client", client.removeprefix("from "))
+    yield StepFact("Graph id", str(journey.graph_id))
+    if journey.message_id:
+        yield StepFact("Message-ID", journey.message_id)
+    details = [one.detail for one in journey.steps if one.step == Step.CONVERTED]
+    converted = details[0] if details else {}
+    if converted.get("draft") != "MIME":
+        yield StepFact("Content", "the properties (Graph JSON)", view="properties")
+
+
+def _notified(detail: Mapping[str, Any]) -> StepEvidence:
+    until = str(detail.get("deferred_until", ""))
+    if "cancelled" in detail:
+        reason = f": {detail['reason']}" if detail.get("reason") else ""
+        return StepEvidence(f"The scheduled send was cancelled{reason}.")
+    if sent_now := detail.get("sent_now"):
+        who = detail.get("who", "an operator")
+        return StepEvidence(
+            f"A scheduled send: {who} had it sent now.", time=sent_now, time_text="at"
+        )
+    if until:
+        return StepEvidence(
+            "Submitted, to be sent at the time that the sender chose.", time=until,
+            time_text="sent",
+        )  # fmt: skip
+    waits = (StepFact("Waited after", detail["waits"]),) if "waits" in detail else ()
+    return StepEvidence("The sender submitted the draft, and pickup was notified.", waits)
+
+
+def _converted(detail: Mapping[str, Any]) -> StepEvidence:
+    if reply := detail.get("failed") or detail.get("unknown"):
+        return StepEvidence("The conversion or its submission failed.", (StepFact("Reply", reply),))
+    if "size" not in detail:
+        return StepEvidence("Converted to MIME.")
+    recipients = counted(detail["recipients"], "recipient")
+    if "draft" not in detail:
+        return StepEvidence(f"Converted to MIME of {detail['size']} bytes, for {recipients}.")
+    kind = "MIME" if detail["draft"] == "MIME" else "properties (Graph JSON)"
+    text = (
+        f"The draft was {kind} in a file of {detail['draft_size']} bytes; the message is MIME of "
+        f"{detail['size']} bytes, for {recipients}."
+    )
+    facts = [StepFact("Change", one) for one in detail.get("changes", ())]
+    if not facts:
+        facts = [StepFact("Change", "none: the MIME is sent as it is")]
+    facts += [StepFact("Repair", one) for one in detail.get("defects", ())]
+    return StepEvidence(text, (*facts, StepFact("Content", "the MIME", view="source")))
+
+
+_FOLDERS = {"sentitems": "Sent Items", "drafts": "Drafts"}
+
+
+def _accepted(detail: Mapping[str, Any]) -> StepEvidence:
+    folder = detail.get("folder")
+    if "folder" not in detail:
+        kept = "the client got this reply when step 5 was stored"
+    elif folder:
+        kept = f"the draft became the copy in {_FOLDERS.get(folder, folder)}"
+    else:
+        kept = "the sender asked for no copy, and the draft was removed"
+    facts = [StepFact("Reply", f"250 2.0.0 Ok: queued as {detail.get('queue_id', '?')}")]
+    if gone := detail.get("folder_gone"):
+        facts.append(StepFact("Folder", f"{gone} did not exist any more"))
+    return StepEvidence(f"Transport took over the message; {kept}.", tuple(facts))
+
+
+# -- step 5
+
+
+def hop_words(next_hop: str) -> str:
+    """Return a next hop in words."""
+    if next_hop == "local":
+        return "a mailbox here"
+    if next_hop.startswith("mx:"):
+        return f"the mail hosts (MX) of {next_hop[3:]}"
+    if next_hop == "capture":
+        return "capture: kept here"
+    if next_hop == "hold":
+        return "hold: until an operator releases it"
+    return next_hop
+
+
+def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
+    facts = []
+    if about := detail.get("about"):
+        facts.append(StepFact("Report about", about, message=about))
+    elif not journey.submission_id and (client := client_line(journey.client)):
+        facts.append(StepFact("Client", client.removeprefix("from ")))
+    facts += [StepFact("Milter", _milter(one)) for one in detail.get("milters", ())]
+    rules = detail.get("rules", ())
+    facts += [StepFact("Rule", _rule(one)) for one in rules]
+    if demand := detail.get("tls"):
+        facts.append(StepFact("TLS demanded", demand))
+    if signed := signature_words(detail):
+        facts.append(StepFact("DKIM", signed))
+    counts = detail.get("counts", {})
+    if aliases := detail.get("aliases"):
+        facts.append(StepFact("Aliases", _some(aliases, counts.get("aliases"))))
+    for hop, addresses in detail.get("next_hops", {}).items():
+        names = _some(addresses, counts.get(hop))
+        routes = detail.get("routes", {}).get(hop)
+        by = f" by route {', '.join(routes)}" if routes else ""
+        facts.append(StepFact("Next hop", f"{hop_words(hop)}{by}, for {names}"))
+    senders = detail.get("senders", {})
+    facts += [StepFact("Sender", f"{sender}, of {alias}") for alias, sender in senders.items()]
+    for reason, addresses in detail.get("held", {}).items():
+        facts.append(StepFact("Held", f"by {reason}, for {_some(addresses)}", state="held"))
+    for text, addresses in detail.get("quarantined", {}).items():
+        facts.append(StepFact("Quarantined", f"by {text}, for {_some(addresses)}"))
+    refused = detail.get("refused", ())
+    facts += [
+        StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")
+        for one in refused[:_RECIPIENTS_MAX]
+    ]
+    facts += [
+        StepFact(
+            "Journal report" if one["kind"] == "journal" else "Notice",
+            f"{one['queue_id']}, to {one['to']}, of {_some(one['rules'])}", message=one["queue_id"],
+        )
+        for one in detail.get("mails", ())
+    ]  # fmt: skip
+    if about:
+        return StepEvidence("The report was routed; rules do not apply to reports.", tuple(facts))
+    if (used := detail.get("set")) is not None:
+        facts.append(StepFact("Set of rules", f"{used['hash']}, loaded {used['loaded']}"))
+    matched = [one for one in rules if "error" not in one]
+    hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
+    return StepEvidence(f"{hits}; the message is stored in the queue.", tuple(facts))
+
+
+def _milter(said: Mapping[str, Any]) -> str:
+    place = "" if said["stage"] in ("", "end of message") else f" at {said['stage']}"
+    reason = f": {said['reason']}" if said["reason"] else ""
+    changes = f"; {', '.join(said['changes'])}" if said["changes"] else ""
+    return f"{said['name']}: {said['answer']}{place}{reason}{changes}"
+
+
+def _rule(hit: Mapping[str, Any]) -> str:
+    if "error" in hit:
+        return f"“{hit['rule']}” was skipped: {hit['error']}"
+    because = f", because of {', '.join(found)}" if (found := findings(hit)) else ""
+    names = _some(hit.get("recipients", ()), hit.get("count"))
+    audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
+    return f"“{hit['rule']}” matched{because}: {hit['outcome']}{audit}, for {names}"
+
+
+def _some(addresses: Sequence[str], count: int | None = None) -> str:
+    shown = addresses[:_RECIPIENTS_MAX]
+    more = (count or len(addresses)) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+# -- steps 6 and 7
+
+
+def _delivery(detail: Mapping[str, Any]) -> StepEvidence:
+    if "recipients" not in detail:
+        return StepEvidence(f"Queue command: {'; '.join(describe(6, detail))}.")
+    facts: list[StepFact] = []
+    if "expired" in detail:
+        text = "The time to deliver was over."
+    else:
+        text = f"Attempt {detail.get('attempt', '?')}, to {hop_words(detail['next_hop'])}."
+        facts += _host(detail)
+    people = detail["recipients"]
+    facts += [
+        StepFact(one["address"], _outcome_text(one), state=one["outcome"])
+        for one in people[:_RECIPIENTS_MAX]
+    ]
+    if len(people) > _RECIPIENTS_MAX:
+        facts.append(StepFact("Recipients", f"{len(people) - _RECIPIENTS_MAX} more"))
+    if held := detail.get("held"):
+        facts.append(StepFact("Held", held, state="held"))
+    retry = detail.get("retry", "")
+    return StepEvidence(text, tuple(facts), time=retry, time_text="next attempt" if retry else "")
+
+
+def _outcome_text(recipient: Mapping[str, Any]) -> str:
+    text = str(recipient["reply"] or recipient["outcome"])
+    copy = recipient.get("graph_id")
+    return f"{text}; its Graph id is {copy}" if copy else text
+
+
+def _host(detail: Mapping[str, Any]) -> Iterator[StepFact]:
+    if node := detail.get("node"):
+        yield StepFact("Node", node)
+    if mx := detail.get("mx"):
+        more = f" and {detail['mx_more']} more" if detail.get("mx_more") else ""
+        yield StepFact("MX", "; ".join(mx) + more)
+    for one in detail.get("hosts", ()):
+        yield StepFact("Tried", one)
+    host, address = detail.get("host", ""), detail.get("address", "")
+    if not host and not address:
+        return
+    yield StepFact("Host", f"{host} [{address}]" if host and address else host or address)
+    first = next((one for _, one in attempts_in(detail, "")), None)
+    if first is not None:
+        yield StepFact("TLS", tls_words(first, detail.get("cipher", "")))
+    if first is not None and first.encoded:
+        yield StepFact("Content", f"encoded anew: {first.encoded}")
+    if first is not None and first.durations is not None:
+        yield StepFact("Took", _durations(first.durations))
+
+
+def tls_words(one: Attempt, cipher: str = "") -> str:
+    """Return the TLS of an attempt, and which policy it was under, such as "TLSv1.3, name verified,
+    MTA-STS enforce".
+    """
+    done = [one.tls, cipher, _VERIFIED[one.verified]] if one.tls else ["no TLS"]
+    policy = one.policy
+    for recorded, words in _POLICIES.items():
+        policy = policy.replace(recorded, words)
+    return ", ".join(filter(None, (*done, policy)))
+
+
+def _durations(found: Durations) -> str:
+    """Return the durations of an attempt, such as "12.5 ms: DNS 0.2, connection 0.5, TLS 3.1"."""
+    parts = (("DNS", found.dns), ("connection", found.connect), ("TLS", found.tls))
+    known = ", ".join(f"{name} {took_ms:g}" for name, took_ms in parts if took_ms)
+    return f"{found.total:g} ms" + (f": {known}" if known else "")
+
+
+_VERIFIED = {
+    "none": "certificate not verified",
+    "chain": "certificate for another name",
+    "name": "name verified",
+    "dane": "TLSA record verified",
+}
+# what a policy begins with, or has in it; the first comes first
+_POLICIES = {
+    "mta-sts: verify": "MTA-STS enforce", "mta-sts": "MTA-STS", "dane: dane": "DANE",
+    "requiretls: verify": "REQUIRETLS", "requiretls: dane": "REQUIRETLS", "; by dane": "; by DANE",
+}  # fmt: skip
+_KINDS = {
+    "failure": "A report on failed delivery",
+    "unknown": "A report that the outcome is not known",
+    "held": "A notice that the message is held",
+    "delivered": "A report on delivery",
+    "relayed": "A report on delivery to the next host",
+    "expanded": "A report on delivery to a list",
+    "read": "A read receipt",
+    "notread": "A notification that the message was deleted unread",
+    "dead-letter": "A dead letter",
+    "postmaster": "A notice on mail of a stranger",
+}
+
+
+def _reported(
+    detail: Mapping[str, Any],
+    journey: Journey,
+    reports: Mapping[str, Journey],
+) -> StepEvidence:
+    kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
+    if is_remote(detail):
+        return _claimed(detail, names)
+    if left_out := detail.get("left_out"):
+        return StepEvidence(f"No report ({kind}) about {names}: {left_out}.")
+    if kind == "delayed":
+        return StepEvidence(
+            f"Late: {names} not delivered yet.", tuple(_where(detail, reports)),
+            time=str(detail.get("until", "")), time_text="gives up",
+        )  # fmt: skip
+    if kind == "dropped":
+        return StepEvidence(f"The report to {names} was dropped: it could not be delivered.")
+    facts = [StepFact("About", names)] if names else []
+    if reply := detail.get("reply"):
+        facts.append(StepFact("It says", reply))
+    said = [one for one in journey.recipients if one.address in detail.get("recipients", ())]
+    facts += [
+        StepFact("It says", f"{one.address}: {one.reply}")
+        for one in said[:_RECIPIENTS_MAX]
+        if one.reply
+    ]
+    facts += _where(detail, reports)
+    return StepEvidence(
+        f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}.", tuple(facts)
+    )
+
+
+def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
+    received = detail["received"]
+    facts = [StepFact("About", names), StepFact("Report", received, message=received)]
+    if host := detail["host"]:
+        facts.append(StepFact("Host", host))
+    if more := detail.get("more"):
+        facts.append(StepFact("More", f"{counted(more, 'further report')} on this recipient"))
+    return StepEvidence(f"{claim_words(remote_report(detail))}.", tuple(facts))
+
+
+def _where(detail: Mapping[str, Any], reports: Mapping[str, Journey]) -> Iterator[StepFact]:
+    if report_id := detail.get("report_id"):
+        yield StepFact("Report", report_id, message=report_id)
+        if (report := reports.get(report_id)) is not None:
+            yield from _whereabouts(report)
+    elif to := detail.get("to"):
+        yield StepFact("Where", f"in the Inbox of {to}")
+
+
+def _whereabouts(report: Journey) -> Iterator[StepFact]:
+    for one in report.recipients[:1]:
+        where = "in the Inbox" if one.state == "delivered" else one.reply or one.state
+        yield StepFact("Where", f"{where}, {one.address}", state=one.state)

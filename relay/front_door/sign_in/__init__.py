@@ -1,0 +1,18 @@
+"""Sign-in: Entra's token endpoint, the tokens that it issues, and whose token a request has.
+
+A program asks for a token at Entra's paths, and gives it with each request of the Graph API or as
+the password of an SMTP login. The key that signs tokens is a file in state_dir; codes and refresh
+tokens are signed texts. What a token may do is looked up in the accounts at each request.
+
+- `token_endpoint`: the paths of Entra; client credentials; error numbers; OpenID configuration
+- `client_assertions`: whether a client's signed assertion (private_key_jwt) is valid and unused
+- `access_tokens`: issues and checks the endpoint's JWTs: signature, expiry, removed clients
+- `authentication`: the account of a bearer token (401); requests without a token
+- `token_login`: whether a bearer token is valid as an SMTP password (XOAUTH2, OAUTHBEARER)
+- `grants`: how users sign in to a development relay: authorization code, device code, refresh token
+- `authorization`: the pages of such a sign-in, and to which redirect URIs a code may go
+
+Elsewhere: which secrets, keys and tokens accounts.toml has: `relay/base/accounts/directory.py`;
+passwords and the delay of who guesses: `relay/base/accounts/passwords.py`; which scopes a request
+needs: `relay/front_door/graph/routes.py`; logins of browsers: `relay/front_door/pages/logins.py`.
+"""

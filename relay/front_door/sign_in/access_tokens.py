@@ -1,0 +1,285 @@
+"""Access tokens of the token endpoint: JWTs (RFC 7519) that are signed with ES256 (RFC 7518 3.4).
+
+A token names its client. Account, scopes and acts_for are looked up at each request, so that a
+reload applies to tokens already issued. A token ends an hour after its issue in queue time, which
+does not jump; `exp` has the same end in wall time, for programs that read the token. It ends as
+well when its client is removed, or the secret or the key that it signed in with. The issuer may
+have any host name: the signature alone proves that this relay issued a token. A token may name a
+user as well: then it is one of the user's account, if the client may open its mailbox, and has of
+the account's scopes those that were granted (`scp`).
+"""
+
+import hashlib
+import hmac
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+from msgspec import Struct
+
+from relay.base.accounts.account import Account, AccountDirectory, RegisteredClient, Scope
+from relay.base.accounts.passwords import digest_of
+from relay.base.clock import Clock
+from relay.base.files import replace_file
+from relay.base.settings.document import Fault, SettingsError
+
+LIFETIME_S = 3600
+TOKEN_KEY_FILE = "token-key.json"  # noqa: S105 - the name of a file in state_dir
+TOKEN_LENGTH_MAX = 16 * 1024
+_ALGORITHM = "ES256"
+_CURVE = "P-256"
+_REMEMBERED_MAX = 1024  # tokens whose signature was verified; that takes a fifth of a millisecond
+_OF_USER = "user"
+OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
+_ENDS = "relay_exp"  # seconds of queue time
+_SCOPES = {one.lower(): one for one in Scope}
+_SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
+
+
+class InvalidTokenError(Exception):
+    """A token of this relay is not valid any more; the text says why."""
+
+
+class _VerifiedToken(Struct, frozen=True):
+    """What a token says that has a valid signature."""
+
+    client_id: str
+    secret: str
+    ends_s: int
+    user: str  # an address, "" for the client itself
+    scopes: frozenset[Scope]  # that were granted; of a user
+
+
+def token_key(state_dir: Path) -> ECKey:
+    """Return the key in `state_dir`; create it if there is none.
+
+    Raises SettingsError as read_token_key(), OSError.
+    """
+    path = state_dir / TOKEN_KEY_FILE
+    if not path.exists():
+        _create_key(path)
+    return read_token_key(path)
+
+
+def read_token_key(path: Path) -> ECKey:
+    """Read the key. Raises SettingsError if it is none or others can read it, OSError."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"
+        raise SettingsError([Fault(path, 0, "", message)])
+    try:
+        key = ECKey.import_key(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
+        if not key.is_private or key.curve_name != _CURVE:
+            raise ValueError  # noqa: TRY301 - one fault for all that is not such a key
+    except (JoseError, ValueError, TypeError, KeyError):  # msgspec's errors are ValueErrors
+        message = f"found something else, expected a private JWK for {_ALGORITHM}; without the "
+        message += "file, a start creates one, and tokens issued before end"
+        raise SettingsError([Fault(path, 0, "", message)]) from None
+    return key
+
+
+def _create_key(path: Path) -> None:
+    """Write a new key."""
+    made = ECKey.generate_key(_CURVE, {"use": "sig", "alg": _ALGORITHM})
+    made.ensure_kid()
+    replace_file(path, msgspec.json.encode(made.as_dict(private=True)), mode=0o600)
+
+
+def object_id(name: str) -> str:
+    """Return the claim `oid` of a client or a user."""
+    return str(UUID(bytes=digest_of(name.lower())[:16], version=5))
+
+
+def _claims_of_client(client: RegisteredClient) -> dict[str, Any]:
+    oid = object_id(client.client_id)
+    return {"idtyp": "app", "oid": oid, "sub": oid, "roles": sorted(client.account.scopes)}
+
+
+def granted_scopes(names: Iterable[str], user: Account) -> list[str]:
+    """Return the claim `scp`: the names of the scopes that a user is granted. Scopes of Relay that
+    the account has not are left out. User.Read is always granted: Entra gives it to each
+    application.
+
+    Without names of resources' scopes, or with .default, these are all that the account has.
+    """
+    asked = [name for name in names if name != "offline_access"]
+    if not {*asked} - {*OIDC_SCOPES} or ".default" in asked:
+        asked = [*user.scopes, *(name for name in asked if name in OIDC_SCOPES)]
+    found = {_SCOPES.get(name.lower(), name) for name in (*asked, Scope.USER_READ)}
+    return sorted(one for one in found if (known := _scope_of(one)) is None or known in user.scopes)
+
+
+def _scope_of(name: str) -> Scope | None:
+    """Return the scope of Relay that stands for a scope of Graph, such as Mail.Read for
+    Mail.Read.Shared.
+    """
+    plain = name.lower().removesuffix(".all").removesuffix(".shared").replace("readbasic", "read")
+    return _SCOPES.get(plain)
+
+
+def _claims_of_user(user: Account, granted: Iterable[str]) -> dict[str, Any]:
+    oid, address = object_id(user.address), user.address
+    names = {"name": address.rpartition("@")[0], "upn": address, "unique_name": address}
+    return {
+        "idtyp": _OF_USER,
+        "oid": oid,
+        "sub": oid,
+        "scp": " ".join(granted),
+        **names,
+    }
+
+
+class AccessTokens:
+    """Issues and checks access tokens."""
+
+    def __init__(self, key: ECKey, clock: Clock) -> None:
+        key.ensure_kid()
+        self._key = key
+        self._clock = clock
+        private = key.as_dict(private=True)["d"]
+        self._digest_key = hashlib.sha256(f"client secrets {private}".encode()).digest()
+        self._verified: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
+
+    def issue(
+        self,
+        client: RegisteredClient,
+        *,
+        issuer: str,
+        tenant: str,
+        audience: str,
+        token_id: str,
+        user: Account | None = None,
+        granted: Iterable[str] = (),
+    ) -> str:
+        """Return a token for the client. Its claims are those of Entra's tokens for applications.
+        With a `user`, they are those of Entra's tokens for users, and `granted` are the user's
+        scopes.
+        """
+        now_s = self._clock.time_us() // 1_000_000
+        claims = {
+            "aud": audience,
+            "iss": issuer,
+            "iat": now_s,
+            "nbf": now_s,
+            "exp": now_s + LIFETIME_S,
+            "appid": client.client_id,
+            "azp": client.client_id,
+            "app_displayname": client.account.display_name,
+            "appidacr": "2" if client.has_key else "1",  # by a certificate, by a secret
+            "tid": tenant,
+            "uti": token_id,
+            "ver": "1.0",
+            **(_claims_of_client(client) if user is None else _claims_of_user(user, granted)),
+            _ENDS: self._queue_s() + LIFETIME_S,
+            _SECRET: self._keyed(client.secret_digest),
+        }
+        return self.sign(claims)
+
+    def sign(self, claims: Mapping[str, Any], *, kind: str = "JWT") -> str:
+        """Return a JWT; `kind` is its type (RFC 7519 5.1)."""
+        header = {"alg": _ALGORITHM, "kid": self._key.kid, "typ": kind}
+        return jwt.encode(header, dict(claims), self._key)
+
+    def seal(
+        self, client: RegisteredClient, claims: Mapping[str, Any], *, kind: str, lifetime_s: int
+    ) -> str:
+        """Return a signed text for unseal(), which is no access token. It ends with its client and
+        the client's secret.
+        """
+        ends_s, secret = self._queue_s() + lifetime_s, self._keyed(client.secret_digest)
+        own = {"appid": client.client_id, _SECRET: secret, _ENDS: ends_s}
+        return self.sign({**claims, **own}, kind=kind)
+
+    def unseal(self, client: RegisteredClient, text: str, *, kind: str) -> Mapping[str, Any] | None:
+        """Return the claims of a sealed text, None if it is not of this kind, client and relay.
+
+        Raises InvalidTokenError for one that has ended.
+        """
+        found = self._decode(text)
+        if found is None or found.header.get("typ") != kind:
+            return None
+        claims, own = found.claims, (client.client_id, self._keyed(client.secret_digest))
+        if (claims["appid"], claims[_SECRET]) != own:
+            return None
+        if self._queue_s() >= claims[_ENDS]:
+            raise InvalidTokenError("It has expired.")
+        return claims
+
+    def client_of(self, token: str, accounts: AccountDirectory) -> RegisteredClient | None:
+        """Return the client of a token, None for a token that this relay did not sign.
+
+        Raises InvalidTokenError.
+        """
+        verified = self._verify(token)
+        if verified is None:
+            return None
+        if self._queue_s() >= verified.ends_s:
+            raise InvalidTokenError("Access token has expired.")
+        client = accounts.by_client_id(verified.client_id)
+        digests = map(self._keyed, client.digests if client else ())
+        if client is None or not any(hmac.compare_digest(one, verified.secret) for one in digests):
+            raise InvalidTokenError("The client of the access token, or its secret, was removed.")
+        return client
+
+    def account_of(self, token: str, accounts: AccountDirectory, *, client: str) -> Account | None:
+        """Return the account of any bearer token, None for an unknown one.
+
+        Raises InvalidTokenError as client_of(), and LoginDelayedError for a `client` that guesses.
+        """
+        # first: a development relay has an account for any token, also for one that expired
+        found, verified = self.client_of(token, accounts), self._verify(token)
+        if found is None or verified is None:
+            return accounts.by_token(token, client=client)
+        if not verified.user:
+            return replace(found.account, is_application=True)
+        if (user := accounts.opened(verified.user, found.account)) is None:
+            raise InvalidTokenError("The client may not open the mailbox of the token's user.")
+        if user.scopes <= verified.scopes:
+            return user
+        return replace(user, scopes=user.scopes & verified.scopes)
+
+    def public_keys(self) -> dict[str, Any]:
+        """Return the JWK set (RFC 7517 5) with which others verify the tokens."""
+        return {"keys": [self._key.as_dict(private=False)]}
+
+    def _verify(self, token: str) -> _VerifiedToken | None:
+        if len(token) > TOKEN_LENGTH_MAX or token.count(".") != 2:
+            return None
+        digest = digest_of(token)
+        if (known := self._verified.get(digest)) is not None:
+            return known
+        decoded = self._decode(token)
+        if decoded is None or _SECRET not in decoded.claims or decoded.header.get("typ") != "JWT":
+            return None  # signed for another purpose
+        claims = decoded.claims
+        user = claims["upn"] if claims.get("idtyp") == _OF_USER else ""
+        scopes = frozenset(filter(None, map(_scope_of, claims.get("scp", "").split())))
+        found = _VerifiedToken(claims["appid"], claims[_SECRET], claims[_ENDS], user, scopes)
+        self._verified[digest] = found
+        if len(self._verified) > _REMEMBERED_MAX:
+            self._verified.popitem(last=False)
+        return found
+
+    def _decode(self, token: str) -> jwt.Token | None:
+        if len(token) > TOKEN_LENGTH_MAX:
+            return None
+        try:
+            return jwt.decode(token, self._key, algorithms=[_ALGORITHM])
+        except (JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
+            return None
+
+    def _queue_s(self) -> int:
+        return self._clock.queue_us() // 1_000_000
+
+    def _keyed(self, secret_digest: bytes) -> str:
+        """Return the claim that ties a token to a secret; readers of a token cannot guess it."""
+        digest = hmac.new(self._digest_key, secret_digest, hashlib.sha256)
+        return digest.hexdigest()[:32]

@@ -1,0 +1,88 @@
+"""The account of a request, from its bearer token (RFC 6750), and the 401 without one.
+
+Which tokens are valid is decided by `access_tokens` for those of the token endpoint, and by
+relay/base/accounts/directory.py for those of accounts.
+"""
+
+import math
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
+from relay.front_door.http.errors import ApiError
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.protocol import LOOPBACK_HOSTS
+from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenError
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+
+
+class HttpAuthentication:
+    """Finds the accounts of bearer tokens: those of accounts, and those of the token endpoint.
+
+    A token is never logged or echoed.
+    """
+
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        tokens: AccessTokens,
+        *,
+        realm: str,
+        anonymous: str = "",
+    ) -> None:
+        """`anonymous` is the address of the account of local requests without a token."""
+        self.accounts = accounts
+        self._tokens = tokens
+        self._realm = realm
+        self._anonymous = anonymous
+
+    def account(self, request: HttpRequest) -> Account:
+        """Return the account of the bearer token.
+
+        Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
+        a client that guesses.
+        """
+        headers = request.headers
+        if (
+            self._anonymous
+            and "authorization" not in headers
+            and request.is_local
+            and _names_loopback(headers)
+            and (anonymous := self.accounts.by_address(self._anonymous)) is not None
+        ):
+            return anonymous
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise self._unauthorized("Access token is empty.")
+        try:
+            account = self._tokens.account_of(token, self.accounts, client=request.counted_address)
+        except InvalidTokenError as error:
+            raise self._unauthorized(str(error)) from None
+        except LoginDelayedError as error:
+            after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+            message = f"{error}; try again later."
+            raise ApiError(429, "TooManyRequests", message, headers=after) from None
+        if account is None:
+            raise self._unauthorized("Access token is not known here.")
+        return account
+
+    def _unauthorized(self, message: str) -> ApiError:
+        headers = {"www-authenticate": f'Bearer realm="{self._realm}"'}
+        return ApiError(401, "InvalidAuthenticationToken", message, headers=headers)
+
+
+def _names_loopback(headers: Headers) -> bool:
+    """Return whether a request names a loopback host, and no proxy has forwarded it.
+
+    A page whose name resolves to this machine (DNS rebinding) names another host.
+    """
+    if any(name in headers for name in _FORWARDED):
+        return False
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname
+    except ValueError:  # brackets around something else than an IPv6 address
+        return False
+    return host is not None and LOOPBACK_HOSTS.allows(host)

@@ -1,0 +1,266 @@
+"""Check the assertions with which clients sign in: private_key_jwt (RFC 7523, OpenID Connect 9).
+
+An assertion is a JWT of the client, signed with one of its keys: it names the client as issuer and
+subject and the token endpoint as audience, ends within ten minutes, and is good once. The ids of
+used ones are remembered until their end. An assertion is refused with Entra's number; what it says
+is checked before its signature, so that a program with a wrong clock or URL hears of it.
+
+A client without keys and an unknown one get the same text as a wrong key does.
+"""
+
+import base64
+import binascii
+import hashlib
+import heapq
+import re
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from joserfc.jws import JWSRegistry
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from relay.base.accounts.account import ClientKey, RegisteredClient, key_name
+from relay.base.accounts.passwords import LoginFailedError
+from relay.base.clock import Clock, rfc3339
+
+ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
+ALGORITHMS = ("RS256", "PS256", "ES256")
+LIFETIME_MAX_S = 600
+SKEW_S = 30  # by which the clock of a client may be ahead
+USED_MAX = 50_000  # ids that are remembered: 13 MB
+USED_OF_CLIENT_MAX = 10_000
+_TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
+# RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
+_COMPACT = re.compile(r"([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]*={0,2})")
+_SHOWN = 128  # characters of what an assertion says
+_Part = TypeVar("_Part")
+
+
+class AssertionRefusedError(LoginFailedError):
+    """An assertion that proves nothing; `number` is Entra's."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class AssertionsFullError(Exception):
+    """No further id of an assertion can be remembered, for `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("Too many client assertions in the last ten minutes")
+        self.retry_after_s = retry_after_s
+
+
+class _Header(Struct, frozen=True):
+    alg: str
+    typ: str | None = None
+    kid: str | None = None
+    x5t: str | None = None
+    x5t_s256: str | None = field(default=None, name="x5t#S256")
+    crit: Any = None
+
+    def names(self) -> frozenset[str]:
+        """Return what the header says about the key."""
+        given = (self.x5t_s256, self.x5t, self.kid)
+        return frozenset(key_name(one) for one in given if one)
+
+
+class _Claims(Struct, frozen=True):
+    iss: str
+    sub: str
+    aud: str | list[str]
+    exp: float
+    jti: str
+    nbf: float | None = None
+
+    @property
+    def audience(self) -> str:
+        """The only one, "" for several: another of them could use the assertion here."""
+        if isinstance(self.aud, str):
+            return self.aud
+        return self.aud[0] if len(self.aud) == 1 else ""
+
+
+class _Assertion(Struct, frozen=True):
+    header: _Header
+    claims: _Claims
+    signed: bytes
+    signature: bytes
+
+
+class AssertionChecker:
+    """Checks assertions, and remembers which were used."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._used = _UsedIds()
+        self._registry = JWSRegistry(algorithms=ALGORITHMS)
+
+    def check(
+        self,
+        text: str,
+        client: RegisteredClient | None,
+        *,
+        client_id: str,
+        audiences: Collection[str],
+    ) -> RegisteredClient:
+        """Return the client with the digest of the key that signed the assertion `text`.
+
+        `client` is the one with this id, None for an unknown one; `audiences` are the URLs of the
+        token endpoint. Raises AssertionRefusedError, AssertionsFullError.
+        """
+        now_s = self._clock.time_us() / 1_000_000
+        assertion = _parse(text)
+        claims = assertion.claims
+        if not claims.iss.lower() == claims.sub.lower() == client_id.lower():
+            found = f"iss {claims.iss[:_SHOWN]!a}, sub {claims.sub[:_SHOWN]!a}"
+            message = f"application identifier doesn't match 'client_id' parameter: found {found}"
+            raise AssertionRefusedError(700021, f"Client assertion {message}.")
+        if _comparable(claims.audience) not in map(_comparable, audiences):
+            found = str(claims.aud)[:_SHOWN]
+            message = f"found aud {found!a}, expected {' or '.join(audiences)}"
+            text = f"Client assertion audience claim does not match Realm issuer: {message}."
+            raise AssertionRefusedError(700023, text)
+        self._check_times(claims, now_s)
+        key = self._key_of(assertion, client)
+        if client is None or key is None:
+            name = next(iter(sorted(assertion.header.names())), "")[:_SHOWN]
+            message = "the key was not found, or the signature is not of this key"
+            raise AssertionRefusedError(
+                700027,
+                "Client assertion failed signature validation. "
+                f"[Reason - {message}. Identifier of the key used by client: {name!a}]",
+            )
+        if not key.begins_s <= now_s < key.ends_s:
+            message = "The certificate used is expired, or not valid yet"
+            text = f"Client assertion failed signature validation. [Reason - {message}.]"
+            raise AssertionRefusedError(700027, text)
+        self._used.add(client.client_id.lower(), claims, now_s)
+        return replace(client, secret_digest=key.digest)
+
+    def _check_times(self, claims: _Claims, now_s: float) -> None:
+        if claims.exp <= max(now_s, self._used.forgotten_s):
+            found = f"exp is {now_s - claims.exp:.0f} s ago"
+        elif claims.exp > now_s + LIFETIME_MAX_S + SKEW_S:
+            found = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
+        elif claims.nbf is not None and claims.nbf > now_s + SKEW_S:
+            found = f"nbf is {claims.nbf - now_s:.0f} s ahead"
+        else:
+            return
+        now = rfc3339(int(now_s * 1_000_000))
+        raise AssertionRefusedError(
+            700024,
+            f"Client assertion is not within its valid time range: {found}. Current time: {now}.",
+        )
+
+    def _key_of(self, assertion: _Assertion, client: RegisteredClient | None) -> ClientKey | None:
+        """Return the key of the client that signed the assertion, or None."""
+        algorithm, names = assertion.header.alg, assertion.header.names()
+        for key in client.keys if client else ():
+            if algorithm not in key.algorithms or names.isdisjoint(key.names):
+                continue
+            verify = self._registry.get_alg(algorithm).verify
+            if verify(assertion.signed, assertion.signature, key.public):
+                return key
+        return None
+
+
+class _UsedIds:
+    """The ids of assertions that were used and have not ended. None is forgotten before."""
+
+    def __init__(self) -> None:
+        self._used: set[bytes] = set()
+        self._ends: list[tuple[float, bytes, str]] = []  # a heap
+        self._of_client: Counter[str] = Counter()
+        # the latest end of a forgotten one: it stays refused if the wall clock is set back
+        self.forgotten_s = 0.0
+
+    def add(self, client_id: str, claims: _Claims, now_s: float) -> None:
+        """Remember an id. Raises AssertionRefusedError if it was used, AssertionsFullError."""
+        while self._ends and self._ends[0][0] <= now_s:
+            self.forgotten_s, digest, owner = heapq.heappop(self._ends)
+            self._used.remove(digest)
+            self._of_client[owner] -= 1
+            if not self._of_client[owner]:
+                del self._of_client[owner]
+        digest = hashlib.sha256(f"{client_id} {claims.jti}".encode()).digest()
+        if digest in self._used:
+            raise AssertionRefusedError(
+                50027,
+                f"JWT token is invalid: an assertion with the jti {claims.jti[:_SHOWN]!a} was used "
+                "before. Each request needs a new one.",
+            )
+        if len(self._used) >= USED_MAX or self._of_client[client_id] >= USED_OF_CLIENT_MAX:
+            raise AssertionsFullError(self._ends[0][0] - now_s)
+        self._used.add(digest)
+        self._of_client[client_id] += 1
+        heapq.heappush(self._ends, (claims.exp, digest, client_id))
+
+
+def _parse(text: str) -> _Assertion:
+    """Return what an assertion says; its signature is not checked. Raises AssertionRefusedError."""
+    if len(text) > ASSERTION_LENGTH_MAX:
+        found = f"{len(text)} characters, expected at most {ASSERTION_LENGTH_MAX}"
+        raise _malformed(f"found {found}")
+    parts = _COMPACT.fullmatch(text)
+    if parts is None:
+        raise _malformed("expected three parts in base64url, with dots between them")
+    header = _decoded(parts[1], "header", _Header)
+    if header.alg not in ALGORITHMS:
+        found = f"{header.alg[:_SHOWN]!a} is not a supported signature algorithm"
+        supported = f"Supported signing algorithms are: '{','.join(ALGORITHMS)}'"
+        raise AssertionRefusedError(5002738, f"Invalid JWT token. {found}. {supported}.")
+    if header.typ is not None and header.typ.lower() not in _TYPES:
+        message = "Invalid JWT header type specified. Allowed types: 'JWT',"
+        raise AssertionRefusedError(5002727, f"{message}'{_TYPES[1]}'.")
+    if header.crit is not None:
+        raise _malformed("header: found crit, whose extensions are not known here")
+    if not header.names():
+        message = "No certificate SHA-1 thumbprint, certificate SHA-256 thumbprint, nor keyId"
+        text = f"Invalid JWT token. {message} specified in token header."
+        raise AssertionRefusedError(5002723, text)
+    claims = _decoded(parts[2], "claims", _Claims)
+    if not claims.jti:
+        raise _malformed("claims: found an empty jti, expected a text")
+    signed = f"{parts[1]}.{parts[2]}".encode()
+    return _Assertion(header, claims, signed, _base64(parts[3], "signature"))
+
+
+def _decoded(part: str, name: str, kind: type[_Part]) -> _Part:
+    try:
+        return msgspec.json.decode(_base64(part, name), type=kind)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(f"{name}: {error}") from None
+
+
+def _base64(part: str, name: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(part.rstrip("=") + "==")
+    except binascii.Error:
+        raise _malformed(f"{name}: expected base64url") from None
+
+
+def _malformed(text: str) -> AssertionRefusedError:
+    return AssertionRefusedError(50027, f"JWT token is invalid or malformed: {text}.")
+
+
+def _comparable(url: str) -> tuple[str, str, int | None, str] | str:
+    """Return a form in which URLs are compared: without regard to case, a port that is the
+    default, and percent-encoding.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return url
+    if parts.query or parts.fragment or parts.username is not None:
+        return url
+    if port == {"https": 443, "http": 80}.get(parts.scheme):
+        port = None
+    path = unquote(parts.path).rstrip("/").lower()
+    return parts.scheme, (parts.hostname or "").lower(), port, path

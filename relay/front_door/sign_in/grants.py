@@ -1,0 +1,532 @@
+"""Grants by which users sign in to a development relay (a UserSignIn).
+
+/authorize and a device code are approved at once, for the login hint or the first account, with no
+page. With a token, a person has to give it: as the password, on the page of /authorize, or on
+the page for device codes; the secret of a client is the token as well. Refresh tokens and codes are
+signed texts, which only their client can use; a code is good once, for 60 s. RFC 6749 4.1, 4.3, 6;
+RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
+"""
+
+import base64
+import hashlib
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from hmac import compare_digest
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.base.accounts.account import (
+    LOGIN_OCTETS_MAX,
+    Account,
+    AccountDirectory,
+    RegisteredClient,
+)
+from relay.base.clock import Clock, Ids
+from relay.front_door.http.errors import quoted
+from relay.front_door.http.gateway import json_response
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.sign_in.access_tokens import (
+    LIFETIME_S,
+    OIDC_SCOPES,
+    AccessTokens,
+    InvalidTokenError,
+    granted_scopes,
+    object_id,
+)
+from relay.front_door.sign_in.authorization import (
+    MODES,
+    approval_page,
+    device_page,
+    is_of_another_site,
+    redirect_response,
+    require_own_redirect,
+)
+from relay.front_door.sign_in.token_endpoint import (
+    AUTHORIZE,
+    DEVICE_CODE,
+    NO_STORE,
+    TEXT_MAX,
+    TOKEN_V1,
+    SignInError,
+    SignInRequest,
+    graph_url,
+    host_of,
+    read_form,
+    require_method,
+    required,
+    resource_of,
+    token_response,
+)
+
+CODE_LIFETIME_S = 60
+DEVICE_LIFETIME_S = 900
+REFRESH_LIFETIME_S = 90 * 24 * 3600
+CODES_MAX = 10_000  # codes that were used and have not ended, and device codes that were approved
+DEVICE_PAGE = "oauth2/deviceauth"
+USER_REALM = "userrealm"
+_DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
+_ON_BEHALF = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_POLL_INTERVAL_S = 1
+_CLIENT_ID_MAX = 256  # octets
+_NONCE_MAX = 512
+_SCOPE_MAX = 4096
+_STATE_MAX = 4096
+_PKCE = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 4.1
+_SCOPE = re.compile(r"[\x20-\x7e]*")  # RFC 6749 3.3
+_USER_CODE_LENGTH = 9
+_CHECK_LENGTH = 4
+
+
+class UserDirectory(AccountDirectory, Protocol):
+    """Accounts and clients that exist as soon as somebody names them."""
+
+    def client_named(self, client_id: str) -> RegisteredClient | None:
+        """Return the client, and make no account."""
+        ...
+
+    def address_named(self, name: str) -> str:
+        """Return the address of the account that a user name or address names, "" for none."""
+        ...
+
+
+class _Wanted(Struct, frozen=True):
+    """What the tokens of a response are for."""
+
+    client: RegisteredClient
+    user: Account
+    scope: str
+    nonce: str = ""
+    earlier: str = ""  # scopes that were granted before
+
+
+class UserGrants:
+    """The grants of users, their pages, and the paths that MSAL asks before."""
+
+    paths: Sequence[str] = (TOKEN_V1, DEVICE_PAGE)
+    prefixes: Sequence[str] = ("common",)  # of the path with a user's name
+    pages: Sequence[str] = (AUTHORIZE, DEVICE_PAGE)
+
+    def __init__(
+        self,
+        accounts: UserDirectory,
+        tokens: AccessTokens,
+        *,
+        clock: Clock,
+        default_user: str,
+        needs_token: bool,
+    ) -> None:
+        """`default_user` is the address of who signs in without a login hint."""
+        self._accounts = accounts
+        self._tokens = tokens
+        self._clock = clock
+        self._ids = Ids(clock)
+        self._default_user = default_user
+        self._needs_token = needs_token
+        self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
+        self._used: OrderedDict[str, float] = OrderedDict()  # codes -> their end
+        self._approved: OrderedDict[str, None] = OrderedDict()  # user codes of devices
+        self._by_grant = {
+            "authorization_code": self._by_code,
+            "refresh_token": self._by_refresh_token,
+            "password": self._by_password,
+            **dict.fromkeys(_DEVICE_GRANTS, self._by_device_code),
+            _ON_BEHALF: self._on_behalf,
+        }
+        self.grants: Sequence[str] = tuple(self._by_grant)
+        self.discovery: Mapping[str, Any] = {
+            "grant_types_supported": ["client_credentials", *self.grants],
+            "response_types_supported": ["code"],
+            "response_modes_supported": list(MODES),
+            "scopes_supported": [*OIDC_SCOPES, ".default"],
+            "code_challenge_methods_supported": ["plain", "S256"],
+        }
+
+    async def respond(self, asked: SignInRequest) -> Response | None:
+        """See UserSignIn."""
+        if asked.path == AUTHORIZE:
+            return await self._authorize(asked)
+        if asked.path == DEVICE_CODE:
+            require_method(asked.http, "POST")
+            return self._new_device_code(asked, await read_form(asked.http))
+        if asked.path == DEVICE_PAGE:
+            return await self._device_page(asked)
+        first, _, user = asked.path.partition("/")
+        if first == USER_REALM and user and "/" not in user:
+            require_method(asked.http, "GET")
+            return json_response(
+                {
+                    "ver": "1.0",
+                    "account_type": "Managed",  # the password goes to the token endpoint
+                    "domain_name": user.rpartition("@")[2],
+                    "cloud_instance_name": host_of(asked.base_url),
+                    "cloud_audience_urn": "urn:federation:MicrosoftOnline",
+                }
+            )
+        return None
+
+    async def grant(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
+    ) -> Response:
+        """See UserSignIn."""
+        grant, has_secret = form["grant_type"], client is not None
+        if client is None:
+            client = self._public_client(form)
+        if grant == _ON_BEHALF and not has_secret:
+            text = "The request body must contain the parameter 'client_secret' or "
+            text += "'client_assertion': a token is exchanged by a service."
+            raise SignInError("invalid_client", text, number=7000218, status=401)
+        wanted = await self._by_grant[grant](asked, form, client)
+        return self._response(asked, form, wanted)
+
+    def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
+        """Return the client of an id; it proves nothing."""
+        client_id = _bounded(required(form, "client_id"), "client_id", _CLIENT_ID_MAX)
+        client = self._accounts.client_named(client_id)
+        if client is None:
+            text = f"Application with identifier {quoted(client_id)} was not found."
+            raise SignInError("unauthorized_client", text, number=700016)
+        return client
+
+    def _user(self, address: str, client: RegisteredClient) -> Account:
+        user = self._accounts.opened(address, client.account)
+        if user is None:
+            text = f"The user account {quoted(address)} does not exist."
+            raise SignInError("invalid_grant", text, number=50034)
+        return user
+
+    def _hinted(self, given: Mapping[str, str]) -> str:
+        hint = _bounded(given.get("login_hint", ""), "login_hint", LOGIN_OCTETS_MAX)
+        return self._accounts.address_named(hint) or self._default_user
+
+    async def _by_password(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
+    ) -> _Wanted:
+        name = _bounded(required(form, "username"), "username", LOGIN_OCTETS_MAX)
+        user = await self._accounts.by_password(
+            name, required(form, "password"), client=asked.http.counted_address
+        )
+        if user is None:
+            text = "Error validating credentials due to invalid username or password."
+            raise SignInError("invalid_grant", text, number=50126)
+        return _Wanted(client, user, _scope(form))
+
+    async def _by_refresh_token(
+        self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
+    ) -> _Wanted:
+        text = required(form, "refresh_token")
+        claims = self._unsealed(text, "refresh_token", client, ended=("invalid_grant", 70008))
+        user, earlier = self._user(claims["user"], client), claims["scope"]
+        return _Wanted(client, user, _scope(form) or earlier, earlier=earlier)
+
+    async def _by_code(
+        self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
+    ) -> _Wanted:
+        claims = self._unsealed(
+            required(form, "code"), "code", client, ended=("invalid_grant", 70008)
+        )
+        if _digest(required(form, "redirect_uri")) != claims["redirect"]:
+            text = f"The reply address {quoted(form['redirect_uri'])} does not match the reply "
+            text += "address provided when requesting the authorization code."
+            raise SignInError("invalid_grant", text, number=500112)
+        _check_verifier(form.get("code_verifier", ""), claims["challenge"])
+        self._use_once(claims["id"], CODE_LIFETIME_S)
+        user = self._user(claims["user"], client)
+        return _Wanted(client, user, _scope(form) or claims["scope"], claims["nonce"])
+
+    async def _by_device_code(
+        self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
+    ) -> _Wanted:
+        code = form.get("device_code") or required(form, "code")
+        claims = self._unsealed(code, "device_code", client, ended=("expired_token", 70020))
+        if self._needs_token and claims["user_code"] not in self._approved:
+            text = "The code has not been entered on the page yet, with the token of this relay."
+            raise SignInError("authorization_pending", text, number=70016)
+        self._use_once(claims["id"], DEVICE_LIFETIME_S)
+        self._approved.pop(claims["user_code"], None)
+        return _Wanted(client, self._user(claims["user"], client), claims["scope"])
+
+    async def _on_behalf(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
+    ) -> _Wanted:
+        if (use := form.get("requested_token_use", "")) != "on_behalf_of":
+            text = f"requested_token_use: found {quoted(use)}, expected 'on_behalf_of'."
+            raise SignInError("invalid_request", text, number=900144)
+        try:
+            user = self._tokens.account_of(
+                required(form, "assertion"), self._accounts, client=asked.http.counted_address
+            )
+        except InvalidTokenError as error:
+            text = f"Assertion is not within its valid time range. {error}"
+            raise SignInError("invalid_grant", text, number=500133) from None
+        if user is None:
+            text = "Assertion failed: it is no token of a user of this relay."
+            raise SignInError("invalid_grant", text, number=50013)
+        if user.acts_for:
+            text = "The assertion is a token of an application; expected that of a user."
+            raise SignInError("invalid_grant", text, number=7000114)
+        user = self._accounts.by_address(user.address) or user  # with all of its scopes
+        return _Wanted(client, user, _scope(form))
+
+    def _response(self, asked: SignInRequest, form: Mapping[str, str], wanted: _Wanted) -> Response:
+        """Return the tokens: of OpenID Connect and for a refresh, if the scope has them."""
+        is_v1, user, client = asked.path == TOKEN_V1, wanted.user, wanted.client
+        scopes = wanted.scope.split()
+        audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
+        audience = audience or graph_url(asked.base_url)
+        names = (one.rpartition("/")[2] for one in (*scopes, *wanted.earlier.split()))
+        access_token = self._tokens.issue(
+            client, issuer=asked.issuer, tenant=asked.tenant, audience=audience,
+            token_id=self._ids.new(), user=user, granted=granted_scopes(names, user),
+        )  # fmt: skip
+        fields = {"access_token": access_token}
+        if granted := " ".join(one for one in scopes if one != "offline_access"):
+            fields["scope"] = granted
+        if is_v1:
+            fields |= {"resource": audience, "expires_on": str(self._now_s() + LIFETIME_S - 1)}
+        if is_v1 or "openid" in scopes:
+            fields["id_token"] = self._tokens.sign(self._id_claims(asked, wanted))
+        if is_v1 or "offline_access" in scopes:
+            kept = {"user": user.address, "scope": wanted.scope}
+            fields["refresh_token"] = self._tokens.seal(
+                client, kept, kind="refresh_token", lifetime_s=REFRESH_LIFETIME_S
+            )
+        if form.get("client_info") == "1":  # MSAL's names of the account
+            info = {"uid": object_id(user.address), "utid": asked.tenant}
+            fields["client_info"] = _base64url(msgspec.json.encode(info))
+        return token_response(fields)
+
+    def _id_claims(self, asked: SignInRequest, wanted: _Wanted) -> Mapping[str, Any]:
+        now_s, address = self._now_s(), wanted.user.address
+        oid = object_id(address)
+        nonce = {"nonce": wanted.nonce} if wanted.nonce else {}
+        return {
+            "aud": wanted.client.client_id, "iss": asked.issuer, "tid": asked.tenant,
+            "iat": now_s, "nbf": now_s, "exp": now_s + LIFETIME_S, "oid": oid, "sub": oid,
+            "name": address.rpartition("@")[0], "preferred_username": address, "email": address,
+            "ver": "2.0", **nonce,
+        }  # fmt: skip
+
+    async def _authorize(self, asked: SignInRequest) -> Response:
+        request = asked.http
+        given = _parameters(request.query)
+        client = self._public_client(given)
+        redirect_uri = required(given, "redirect_uri")
+        require_own_redirect(redirect_uri)
+        state = {"state": given["state"]} if "state" in given else {}
+        mode = given.get("response_mode", "query")
+        answer = partial(redirect_response, redirect_uri, mode if mode in MODES else "query")
+        asks = self._needs_token or is_of_another_site(request)
+        try:
+            _check_authorization(given, is_approved=not asks or request.method == "POST")
+            user = self._hinted(given)
+        except SignInError as error:
+            number = f"AADSTS{error.number}: "
+            return answer({**state, "error": error.error, "error_description": number + error.text})
+        page = partial(
+            approval_page, client.client_id, redirect_uri, user=user, needs_token=self._needs_token
+        )
+        if request.method != "POST":
+            require_method(request, "GET")
+            if asks:
+                return page()
+        elif fault := await self._fault_of_approval(request, await read_form(request)):
+            return page(fault=fault)
+        code = self._tokens.seal(
+            client,
+            {
+                "id": self._ids.new(), "start": self._start, "user": user,
+                "scope": given.get("scope", ""), "redirect": _digest(redirect_uri),
+                "nonce": given.get("nonce", ""), "challenge": _challenge(given),
+            },
+            kind="code", lifetime_s=CODE_LIFETIME_S,
+        )  # fmt: skip
+        return answer({"code": code, **state})
+
+    async def _fault_of_approval(self, request: HttpRequest, form: Mapping[str, str]) -> str:
+        """Return why the form of a page approves nothing, "" if it does."""
+        if "approve" not in form or is_of_another_site(request):
+            return "Approve the sign-in on this page."
+        if not self._needs_token:
+            return ""
+        given = await self._accounts.by_password(
+            self._default_user, form.get("token", ""), client=request.counted_address
+        )
+        return "" if given is not None else "This is not the token of this relay."
+
+    def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
+        client = self._public_client(form)
+        user_code = self._new_user_code()
+        claims = {
+            "id": self._ids.new(), "start": self._start, "user": self._hinted(form),
+            "scope": _scope(form), "user_code": user_code,
+        }  # fmt: skip
+        code = self._tokens.seal(client, claims, kind="device_code", lifetime_s=DEVICE_LIFETIME_S)
+        uri = f"{asked.authority}/{DEVICE_PAGE}"
+        message = f"To sign in, open the page {uri} and enter the code {user_code}."
+        if not self._needs_token:
+            message = f"{claims['user']} is signed in now; there is nothing to do."
+        return json_response(
+            {
+                "device_code": code, "user_code": user_code, "verification_uri": uri,
+                "expires_in": DEVICE_LIFETIME_S, "interval": _POLL_INTERVAL_S, "message": message,
+            },
+            headers=dict(NO_STORE),
+        )  # fmt: skip
+
+    async def _device_page(self, asked: SignInRequest) -> Response:
+        page = partial(device_page, needs_token=self._needs_token)
+        if asked.http.method != "POST":
+            require_method(asked.http, "GET")
+            return page()
+        form = await read_form(asked.http)
+        if not self._needs_token:
+            return page()
+        code = form.get("user_code", "").strip().upper()
+        if fault := await self._fault_of_approval(asked.http, form):
+            return page(fault=fault)
+        if not compare_digest(self._user_code(code[:-_CHECK_LENGTH]).encode(), code.encode()):
+            return page(fault="This is not the code of a program that signs in here.")
+        self._approved[code] = None
+        if len(self._approved) > CODES_MAX:  # only who has the token fills it
+            self._approved.popitem(last=False)
+        return page(done=True)
+
+    def _new_user_code(self) -> str:
+        text = base64.b32encode(secrets.token_bytes(5)).decode()
+        return self._user_code(text[: _USER_CODE_LENGTH - _CHECK_LENGTH])
+
+    def _user_code(self, text: str) -> str:
+        """Return a code for people: a text, and letters by which a typing error is found."""
+        digest = hashlib.sha256(f"{self._start} {text}".encode("utf-8", "surrogatepass")).digest()
+        return text + base64.b32encode(digest).decode()[:_CHECK_LENGTH]
+
+    def _unsealed(
+        self, text: str, name: str, client: RegisteredClient, *, ended: tuple[str, int]
+    ) -> Mapping[str, Any]:
+        """Return the claims of a refresh token or a code of this client. Raises SignInError."""
+        try:
+            claims = self._tokens.unseal(client, text, kind=name)
+        except InvalidTokenError:
+            claims, is_ended = None, True
+        else:
+            is_ended = claims is not None and claims.get("start", self._start) != self._start
+        if is_ended:
+            error, number = ended
+            raise SignInError(error, f"The provided {name} has expired.", number=number)
+        if claims is None:
+            message = f"The provided value for the input parameter '{name}' is not valid, or was "
+            message += f"issued to another client than {quoted(client.client_id)}."
+            raise SignInError("invalid_grant", message, number=70000)
+        return claims
+
+    def _use_once(self, identifier: str, lifetime_s: int) -> None:
+        """Note that a code is used. Raises SignInError the second time, and at the bound."""
+        now_s, used = self._clock.queue_us() / 1_000_000, self._used
+        if identifier in used:
+            text = "The code was already redeemed; expected a new one."
+            raise SignInError("invalid_grant", text, number=54005)
+        if len(used) >= CODES_MAX:
+            for one in [one for one, ends_s in used.items() if ends_s <= now_s]:
+                del used[one]
+        if len(used) >= CODES_MAX:
+            text = f"{CODES_MAX} codes were used, and have not ended. Try again later."
+            headers = {"retry-after": str(CODE_LIFETIME_S)}
+            raise SignInError(
+                "temporarily_unavailable", text, number=90055, status=429, headers=headers
+            )
+        used[identifier] = now_s + lifetime_s
+
+    def _now_s(self) -> int:
+        return self._clock.time_us() // 1_000_000
+
+
+def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """Return the parameters of a URL; empty ones count as absent (RFC 6749 3.1)."""
+    given = {name: value for name, value in query if value}
+    for name in given:
+        if sum(one == name for one, _ in query) > 1:
+            text = f"The parameter {quoted(name)} occurs more than once."
+            raise SignInError("invalid_request", text, number=900144)
+    _bounded(given.get("state", ""), "state", _STATE_MAX)
+    return given
+
+
+def _check_authorization(given: Mapping[str, str], *, is_approved: bool) -> None:
+    """Raise SignInError for invalid parameters of /authorize; the redirect reports it."""
+    if not is_approved and given.get("prompt") == "none":
+        text = "A person has to approve the sign-in, and prompt=none allows no page."
+        raise SignInError("interaction_required", text, number=50058)
+    if (kind := required(given, "response_type")) != "code":
+        text = f"response_type: found {quoted(kind)}, expected 'code'."
+        raise SignInError("unsupported_response_type", text, number=70003)
+    if (mode := given.get("response_mode", "query")) not in MODES:
+        text = f"response_mode: found {quoted(mode)}, expected one of {', '.join(MODES)}."
+        raise SignInError("invalid_request", text, number=900144)
+    _audience(_scope(given).split())
+    _bounded(given.get("nonce", ""), "nonce", _NONCE_MAX)
+    method = given.get("code_challenge_method", "plain")
+    if method not in ("plain", "S256"):
+        text = f"code_challenge_method: found {quoted(method)}, expected plain or S256."
+        raise SignInError("invalid_request", text, number=501491)
+    challenge = given.get("code_challenge", "")
+    if (challenge or "code_challenge_method" in given) and not _PKCE.fullmatch(challenge):
+        text = f"code_challenge: found {quoted(challenge)}, expected 43 to 128 characters of "
+        raise SignInError("invalid_request", f"{text}RFC 7636.", number=501491)
+
+
+def _challenge(given: Mapping[str, str]) -> str:
+    """Return the challenge of a plain or an S256 one as S256, "" for none."""
+    challenge = given.get("code_challenge", "")
+    is_plain = given.get("code_challenge_method", "plain") == "plain"
+    return _digest(challenge) if challenge and is_plain else challenge
+
+
+def _check_verifier(verifier: str, challenge: str) -> None:
+    """Raise SignInError if this is not the verifier of a challenge (RFC 7636 4.6)."""
+    if not verifier and not challenge:
+        return
+    if not _PKCE.fullmatch(verifier) or not compare_digest(_digest(verifier), challenge):
+        text = "The code_verifier does not match the code_challenge supplied in the authorization "
+        raise SignInError("invalid_grant", f"{text}request.", number=501481)
+
+
+def _scope(form: Mapping[str, str]) -> str:
+    """Return the scope, "" for none. Raises SignInError for one that is too long or no scope."""
+    scope = _bounded(form.get("scope", ""), "scope", _SCOPE_MAX)
+    if not _SCOPE.fullmatch(scope):
+        text = f"The scope {quoted(scope)} is not valid: expected printable ASCII."
+        raise SignInError("invalid_scope", text, number=70011)
+    return scope
+
+
+def _audience(scopes: list[str]) -> str:
+    """Return the resource of scopes such as https://graph.microsoft.com/Mail.Send, "" for none."""
+    resources = dict.fromkeys(
+        one.rpartition("/")[0].rstrip("/") for one in scopes if one not in OIDC_SCOPES
+    )
+    found = [one for one in resources if one]
+    if len(found) > 1:
+        text = "The input parameter scope is not valid because it contains more than one resource: "
+        raise SignInError("invalid_scope", text + ", ".join(map(quoted, found)), number=28000)
+    return _bounded(found[0], "scope", TEXT_MAX) if found else ""
+
+
+def _bounded(text: str, name: str, octets_max: int) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > octets_max:
+        message = f"The parameter '{name}' has more than {octets_max} octets."
+        raise SignInError("invalid_request", message, number=90002)
+    return text
+
+
+def _digest(text: str) -> str:
+    return _base64url(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+
+
+def _base64url(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).decode().rstrip("=")

@@ -1,0 +1,503 @@
+"""Sign-in of applications: the OAuth 2.0 client credentials grant, at the paths of Entra.
+
+The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
+that the client asked, or http.public_url. A client has a secret, or a key with which it signs
+assertions. Errors are those of RFC 6749 5.2 with Entra's numbers. The other grants are those of a
+UserSignIn, which only a development relay has.
+"""
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from relay.base.accounts.account import AccountDirectory, LoginDelayedError, RegisteredClient
+from relay.base.clock import Clock, Ids, rfc3339
+from relay.base.observe.logs import get_logger
+from relay.front_door.http.connection_limits import REQUESTS_MAX
+from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.gateway import Gateway, json_response
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens
+from relay.front_door.sign_in.client_assertions import (
+    ALGORITHMS,
+    AssertionChecker,
+    AssertionRefusedError,
+    AssertionsFullError,
+)
+
+_TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
+TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
+AUTHORIZE = "oauth2/v2.0/authorize"
+DEVICE_CODE = "oauth2/v2.0/devicecode"
+_KEYS = "discovery/v2.0/keys"
+_CONFIGURATION = ".well-known/openid-configuration"
+_CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"
+_INSTANCE = "discovery/instance"
+SIGN_IN_PATHS = (  # after the tenant
+    _TOKEN, AUTHORIZE, DEVICE_CODE, _KEYS, _CONFIGURATION, _CONFIGURATION_V2, _INSTANCE,
+)  # fmt: skip
+
+BODY_BYTES_MAX = 16 * 1024
+_HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX  # slow strangers never use it up
+_READ_TIMEOUT_S = 30.0
+_FIELDS_MAX = 64
+TEXT_MAX = 1024  # octets of tenant and of scope, which the token repeats: it has a limit too
+_LOGGED_MAX = 128  # characters of a client id
+_FORM = "application/x-www-form-urlencoded"
+# The hosts of Graph in Microsoft's clouds, by those of its sign-in.
+_GRAPH_HOSTS = {
+    "login.microsoftonline.com": "graph.microsoft.com",
+    "login.windows.net": "graph.microsoft.com",
+    "login.microsoft.com": "graph.microsoft.com",
+    "sts.windows.net": "graph.microsoft.com",
+    "login.microsoftonline.us": "graph.microsoft.us",
+    "login.partner.microsoftonline.cn": "microsoftgraph.chinacloudapi.cn",
+    "login.chinacloudapi.cn": "microsoftgraph.chinacloudapi.cn",
+}
+_GRANT = "client_credentials"
+_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
+_ALL_OF_CLIENT = ".default"
+NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
+
+_log = get_logger("sign_in")
+
+
+class SignInError(Exception):
+    """An error response of the token endpoint; `number` is Entra's, 0 for none."""
+
+    def __init__(
+        self,
+        error: str,
+        text: str,
+        *,
+        number: int = 0,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.error = error
+        self.text = text
+        self.number = number
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class SignInRequest(Struct, frozen=True):
+    """A request for one of the paths: its tenant, the rest of its path in lower case, and the URL
+    before the tenant.
+    """
+
+    http: HttpRequest
+    tenant: str
+    path: str
+    base_url: str
+
+    @property
+    def authority(self) -> str:
+        """The URL with the tenant."""
+        return f"{self.base_url}/{quote(self.tenant, safe='')}"
+
+    @property
+    def issuer(self) -> str:
+        """The claim `iss` of tokens."""
+        return f"{self.authority}/v2.0"
+
+
+class UserSignIn(Protocol):
+    """Grants by which users sign in; with it, any client_assertion is a secret of its client."""
+
+    paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
+    prefixes: Sequence[str]  # tenants of whose paths all are its own, but for the others here
+    pages: Sequence[str]  # paths that a person opens in a browser, also from another site
+    grants: Sequence[str]  # grant types
+    discovery: Mapping[str, Any]  # what the discovery document says of them
+
+    async def respond(self, asked: SignInRequest) -> Response | None:
+        """Return the response for a path of its own, None for another. Raises as grant()."""
+        ...
+
+    async def grant(
+        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
+    ) -> Response:
+        """Return the response of the token endpoint; `client` is the one that gave its secret,
+        None if none was given. Raises SignInError, ApiError.
+        """
+        ...
+
+
+class _Credentials(Struct, frozen=True):
+    """Client id, and secret or assertion, of a request."""
+
+    client_id: str
+    secret: str = ""
+    assertion: str = ""
+    is_basic: bool = False  # they are in its Authorization field
+
+
+def create_sign_in_app(
+    accounts: AccountDirectory,
+    tokens: AccessTokens,
+    *,
+    clock: Clock,
+    hostname: str,
+    public_url: str = "",
+    users: UserSignIn | None = None,
+) -> Gateway:
+    """Return the application for SIGN_IN_PATHS, and for the paths of `users`."""
+    base = (public_url, hostname)
+    endpoints = _Endpoints(accounts, tokens, clock=clock, base=base, users=users)
+
+    async def handle(request: HttpRequest) -> Response:
+        try:
+            return await endpoints.respond(request)
+        except (SignInError, LoginDelayedError, AssertionsFullError, ApiError) as error:
+            return _error_response(_shown(error), request, time_us=clock.time_us())
+
+    limits = RequestLimits(
+        body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
+    )
+    return Gateway(handle, clock=clock, limits=limits)
+
+
+class _Endpoints:
+    """The responses for each of SIGN_IN_PATHS."""
+
+    def __init__(
+        self,
+        accounts: AccountDirectory,
+        tokens: AccessTokens,
+        *,
+        clock: Clock,
+        base: tuple[str, str],
+        users: UserSignIn | None,
+    ) -> None:
+        """`base` is the public URL, and the host name without one."""
+        self._accounts = accounts
+        self._tokens = tokens
+        self._ids = Ids(clock)
+        self._assertions = AssertionChecker(clock)
+        self._base = base
+        self._users = users
+        self._documents: Mapping[str, Callable[[SignInRequest], dict[str, Any]]] = {
+            _CONFIGURATION: self._configuration,
+            _CONFIGURATION_V2: self._configuration,
+            _INSTANCE: self._instance,
+            _KEYS: lambda _asked: self._tokens.public_keys(),
+        }
+
+    async def respond(self, request: HttpRequest) -> Response:
+        """Return the response for a path. Raises what _shown() takes."""
+        tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
+        if len(tenant.encode()) > TEXT_MAX:
+            raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
+        asked = SignInRequest(request, tenant, path, request.base_url(*self._base))
+        if (document := self._documents.get(path)) is not None:
+            require_method(request, "GET")
+            return json_response(document(asked))
+        if self._users is not None and (found := await self._users.respond(asked)) is not None:
+            return found
+        if path not in SIGN_IN_PATHS and path != TOKEN_V1:
+            raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
+        if path not in (_TOKEN, TOKEN_V1):
+            text = f"Users cannot sign in here; the only grant is {_GRANT}, at {_TOKEN}."
+            kind = "unsupported_grant_type" if path == DEVICE_CODE else "unsupported_response_type"
+            raise SignInError(kind, text, number=70003)
+        require_method(request, "POST")
+        return await self._token(asked)
+
+    def _configuration(self, asked: SignInRequest) -> dict[str, Any]:
+        """Return OpenID Connect's discovery document. The issuer is the URL before /.well-known,
+        which clients compare with their authority.
+        """
+        authority, host = asked.authority, host_of(asked.base_url)
+        return {
+            "issuer": asked.issuer if asked.path == _CONFIGURATION_V2 else authority,
+            "authorization_endpoint": f"{authority}/{AUTHORIZE}",
+            "token_endpoint": f"{authority}/{_TOKEN}",
+            "device_authorization_endpoint": f"{authority}/{DEVICE_CODE}",
+            "jwks_uri": f"{authority}/{_KEYS}",
+            "token_endpoint_auth_methods_supported": list(_METHODS),
+            "token_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS),
+            "grant_types_supported": [_GRANT],
+            "response_types_supported": ["token"],
+            "subject_types_supported": ["pairwise"],
+            "id_token_signing_alg_values_supported": ["ES256"],
+            "scopes_supported": [_ALL_OF_CLIENT],
+            "cloud_instance_name": host,
+            "msgraph_host": _graph_host(host),
+            **(self._users.discovery if self._users is not None else {}),
+        }
+
+    def _instance(self, asked: SignInRequest) -> dict[str, Any]:
+        """Return what MSAL asks about a host before it uses it as an authority."""
+        base, host = asked.base_url, host_of(asked.base_url)
+        try:
+            url = urlsplit(dict(asked.http.query).get("authorization_endpoint", ""))
+        except ValueError:
+            text = "The parameter authorization_endpoint is not a valid URL."
+            raise SignInError("invalid_instance", text, number=50049) from None
+        tenant = unquote(url.path.strip("/").partition("/")[0]) or "common"
+        return {
+            "tenant_discovery_endpoint": f"{base}/{quote(tenant, safe='')}/{_CONFIGURATION_V2}",
+            "api-version": "1.1",
+            "metadata": [{"preferred_network": host, "preferred_cache": host, "aliases": [host]}],
+        }
+
+    async def _token(self, asked: SignInRequest) -> Response:
+        request = asked.http
+        form = await read_form(request)
+        grant = required(form, "grant_type")
+        if self._users is not None:
+            form = _with_secret(form)
+            if grant in self._users.grants:
+                has_secret = "client_secret" in form or "authorization" in request.headers
+                given = _credentials(request, form) if has_secret else None
+                client = await self._signed_in(asked, given) if given else None
+                return await self._users.grant(asked, form, client)
+        if grant != _GRANT:
+            text = f"The app requested an unsupported grant type {quoted(grant)}; use "
+            text += ", ".join((_GRANT, *(self._users.grants if self._users is not None else ())))
+            raise SignInError("unsupported_grant_type", f"{text}.", number=70003)
+        credentials = _credentials(request, form)
+        audience = _audience(form.get("scope", ""))
+        if asked.path == TOKEN_V1:
+            audience = resource_of(form) or audience
+        client = await self._signed_in(asked, credentials)
+        token = self._tokens.issue(
+            client,
+            issuer=asked.issuer,
+            tenant=asked.tenant,
+            audience=audience or asked.base_url,
+            token_id=self._ids.new(),
+        )
+        return token_response({"access_token": token})
+
+    async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
+        """Return the client. An unknown one and a wrong secret have the same response.
+
+        Raises SignInError, LoginDelayedError, AssertionsFullError.
+        """
+        request = asked.http
+        address = request.counted_address
+        text = "Invalid client secret provided"
+        try:
+            if given.assertion:
+                client = self._by_assertion(asked, given)
+                text = "Client assertion failed signature validation"
+            else:
+                client = await self._accounts.by_client_secret(
+                    given.client_id, given.secret, client=address
+                )
+        except LoginDelayedError as error:
+            if error.__cause__ is not None:
+                shown = address or request.client_address
+                _log.error("secret not checked", client=shown, error=error.__cause__)
+            raise
+        except AssertionRefusedError as error:
+            raise self._rejected(request, given, str(error), number=error.number) from None
+        if client is None:
+            text = f"{text} for the app {quoted(given.client_id)}, or the app is not known here."
+            number = 700027 if given.assertion else 7000215
+            raise self._rejected(request, given, text, number=number)
+        return client
+
+    def _by_assertion(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient | None:
+        """Return the client that signed the assertion, whose audience is this endpoint."""
+        check = partial(
+            self._assertions.check,
+            given.assertion,
+            client_id=given.client_id,
+            audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
+        )
+        return self._accounts.by_client_assertion(
+            given.client_id, check, client=asked.http.counted_address
+        )
+
+    def _rejected(
+        self, request: HttpRequest, given: _Credentials, text: str, *, number: int
+    ) -> SignInError:
+        """Log that a client was rejected; return the error."""
+        shown = request.counted_address or request.client_address
+        reason = {"reason": text} if given.assertion else {}
+        client_id = given.client_id[:_LOGGED_MAX]
+        _log.info("sign-in rejected", client=shown, client_id=client_id, **reason)
+        headers = {"www-authenticate": 'Basic realm="token"'} if given.is_basic else {}
+        return SignInError("invalid_client", text, number=number, status=401, headers=headers)
+
+
+def _shown(
+    error: SignInError | LoginDelayedError | AssertionsFullError | ApiError,
+) -> SignInError:
+    """Return the error of OAuth that a client gets for an error."""
+    later = "temporarily_unavailable"
+    if isinstance(error, SignInError):
+        return error
+    if isinstance(error, ApiError):  # of the body
+        kind = "invalid_request" if error.status < 500 else later
+        return SignInError(kind, error.message, status=error.status, headers=error.headers)
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
+    number, status = (90055, 429) if isinstance(error, LoginDelayedError) else (90033, 503)
+    text = f"{error}. Try again later."
+    return SignInError(later, text, number=number, status=status, headers=headers)
+
+
+def token_response(fields: Mapping[str, Any]) -> Response:
+    """Return the response with tokens (RFC 6749 5.1)."""
+    expires_in = LIFETIME_S - 1  # a client that counts from its receipt is never late
+    times = {"expires_in": expires_in, "ext_expires_in": expires_in}
+    return json_response({"token_type": "Bearer", **times, **fields}, headers=dict(NO_STORE))
+
+
+def _with_secret(form: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the form with a client_assertion as the secret, where any secret will do."""
+    if "client_assertion" not in form or "client_secret" in form:
+        return form
+    others = {name: value for name, value in form.items() if name != "client_assertion"}
+    return {**others, "client_secret": form["client_assertion"]}
+
+
+def resource_of(form: Mapping[str, str]) -> str:
+    """Return the resource of a request at the path of version 1, "" for none."""
+    resource = form.get("resource", "")
+    if len(resource.encode()) > TEXT_MAX:
+        raise SignInError("invalid_resource", "The resource is too long.", number=500011)
+    return resource.rstrip("/")
+
+
+def host_of(base_url: str) -> str:
+    """Return host and port of a URL whose host may be no valid address: clients write it."""
+    return base_url.partition("://")[2].partition("/")[0]
+
+
+def _graph_host(host: str) -> str:
+    """Return the host that serves Graph for a client that signs in at `host`.
+
+    It is the same host, unless that has a name of Microsoft's sign-in: there Graph has its own.
+    """
+    name, colon, port = host.partition(":")
+    return _GRAPH_HOSTS.get(name.lower(), name) + colon + port
+
+
+def graph_url(base_url: str) -> str:
+    """Return the URL of Graph, the resource of scopes that name none, such as Mail.Read."""
+    name = host_of(base_url).partition(":")[0].lower()
+    return f"https://{_GRAPH_HOSTS.get(name, 'graph.microsoft.com')}"
+
+
+def require_method(request: HttpRequest, method: str) -> None:
+    """Raise SignInError 405 for another method."""
+    if request.method != method:
+        text = f"The endpoint only accepts {method} requests. Received a {request.method} request."
+        headers = {"allow": method}
+        raise SignInError("invalid_request", text, number=900561, status=405, headers=headers)
+
+
+async def read_form(request: HttpRequest) -> Mapping[str, str]:
+    """Return the parameters in the body; empty ones count as absent (RFC 6749 3.2).
+
+    Raises SignInError, ApiError.
+    """
+    kind = request.media_type
+    if kind != _FORM:
+        text = f"Content-Type: found {quoted(kind)}, expected {_FORM}."
+        raise SignInError("invalid_request", text, number=900144)
+    try:
+        pairs = parse_qsl(
+            (await request.body()).decode(), max_num_fields=_FIELDS_MAX, errors="strict"
+        )
+    except ValueError:
+        text = f"The body is not UTF-8, or has more than {_FIELDS_MAX} parameters."
+        raise SignInError("invalid_request", text, number=900144) from None
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        text = f"The parameter {quoted(repeated[0])} occurs more than once."
+        raise SignInError("invalid_request", text, number=900144)
+    return dict(pairs)
+
+
+def required(form: Mapping[str, str], name: str) -> str:
+    """Return a parameter. Raises SignInError if it is missing."""
+    if name not in form:
+        text = f"The request body must contain the following parameter: '{name}'."
+        raise SignInError("invalid_request", text, number=900144)
+    return form[name]
+
+
+def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
+    """Return the client's credentials from the body, or from HTTP Basic (RFC 6749 2.3.1)."""
+    if (given := request.headers.get("authorization")) is not None:
+        return _basic_credentials(given, form)
+    client_id = required(form, "client_id")
+    secret, assertion = form.get("client_secret", ""), form.get("client_assertion", "")
+    if secret and assertion:
+        text = "The request body has client_secret and client_assertion, expected one of them."
+        raise SignInError("invalid_request", text, number=900144)
+    if assertion and (kind := required(form, "client_assertion_type")) != _ASSERTION_TYPE:
+        text = f"client_assertion_type: found {quoted(kind)}, expected {_ASSERTION_TYPE}."
+        raise SignInError("invalid_request", text, number=90011)
+    if not secret and not assertion:
+        text = "The request body must contain the parameter 'client_assertion' or 'client_secret'."
+        raise SignInError("invalid_client", text, number=7000218, status=401)
+    return _Credentials(client_id, secret, assertion)
+
+
+def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
+    scheme, _, encoded = field.partition(" ")
+    try:
+        if scheme.lower() != "basic":
+            raise ValueError  # noqa: TRY301 - the response is the same
+        text = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        message = "Authorization: expected Basic and client id and secret in base64."
+        headers = {"www-authenticate": 'Basic realm="token"'}
+        raise SignInError(
+            "invalid_client", message, number=7000218, status=401, headers=headers
+        ) from None
+    client_id, _, secret = map(unquote_plus, text.partition(":"))
+    in_body = "client_secret" in form or "client_assertion" in form
+    if in_body or form.get("client_id", client_id) != client_id:
+        message = "The client's credentials are in the Authorization field and in the body."
+        raise SignInError("invalid_request", message, number=900144)
+    return _Credentials(client_id, secret, is_basic=True)
+
+
+def _audience(scope: str) -> str:
+    """Return the resource of a scope such as https://graph.microsoft.com/.default, "" for none."""
+    if len(scope.encode()) > TEXT_MAX:
+        raise SignInError("invalid_scope", "The scope is too long.", number=70011)
+    for one in scope.split():
+        if one == _ALL_OF_CLIENT or one.endswith(f"/{_ALL_OF_CLIENT}"):
+            return one.removesuffix(_ALL_OF_CLIENT).removesuffix("/")
+    if scope:
+        text = f"The scope {quoted(scope)} is not valid. Client credential flows must have a scope "
+        text += "value with /.default suffixed to the resource identifier. The permissions are "
+        text += "those of the account."
+        raise SignInError("invalid_scope", text, number=1002012)
+    return ""
+
+
+def _error_response(error: SignInError, request: HttpRequest, *, time_us: int) -> Response:
+    timestamp = rfc3339(time_us)[:19].replace("T", " ") + "Z"
+    ids = request.ids
+    prefix = f"AADSTS{error.number}: " if error.number else ""
+    body = {
+        "error": error.error,
+        # azure-identity shows the description alone, therefore it names the error
+        "error_description": (
+            f"{prefix}{error.text} Error: {error.error}. Trace ID: {ids.request_id} "
+            f"Correlation ID: {ids.client_request_id} Timestamp: {timestamp}"
+        ),
+        "error_codes": [error.number] if error.number else [],
+        "timestamp": timestamp,
+        "trace_id": ids.request_id,
+        "correlation_id": ids.client_request_id,
+    }
+    return json_response(body, status=error.status, headers={**NO_STORE, **error.headers})

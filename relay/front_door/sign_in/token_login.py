@@ -1,0 +1,75 @@
+"""Logins by SMTP with a bearer token in place of a password (RFC 7628).
+
+Every token that the Graph API takes is valid: that of an account, and one of the token endpoint.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from relay.base.accounts.account import (
+    Account,
+    AccountDirectory,
+    LoginRefusedError,
+    Scope,
+    UnknownUserError,
+)
+from relay.base.clock import Clock
+
+if TYPE_CHECKING:
+    from relay.front_door.sign_in.access_tokens import AccessTokens
+
+MAY_SEND = (Scope.SMTP_SEND, Scope.MAIL_SEND)
+
+
+class TokenLogin:
+    """Finds the account of a user name and a token."""
+
+    def __init__(self, accounts: AccountDirectory, state_dir: Path, clock: Clock) -> None:
+        """In `state_dir` is the key of the token endpoint, if there is one."""
+        self._accounts = accounts
+        self._state_dir = state_dir
+        self._clock = clock
+        self._tokens: AccessTokens | None = None
+
+    async def check(self, user: str, password: str, *, client: str) -> Account | None:
+        """Return the account `user` if a token, in place of the password, may open its mailbox, the
+        token's own one if `user` is ""; None for an unknown token.
+
+        Raises LoginRefusedError for what another token would not have, LoginDelayedError.
+        """
+        caller = self._of_token(password, client)
+        if caller is None:
+            return None
+        if caller.scopes.isdisjoint(MAY_SEND):
+            expected = " or ".join(MAY_SEND)
+            raise LoginRefusedError(f"The token lacks the permission {expected}")
+        if not user:
+            return caller
+        try:
+            found = self._accounts.opened(user, caller)
+        except UnknownUserError:
+            found = None
+        if found is None:
+            raise LoginRefusedError(f"The token of {caller.address} is not for this user")
+        return found
+
+    def _of_token(self, token: str, client: str) -> Account | None:
+        if (tokens := self._issued()) is None:
+            return self._accounts.by_token(token, client=client)
+        from relay.front_door.sign_in.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
+
+        try:
+            return tokens.account_of(token, self._accounts, client=client)
+        except InvalidTokenError as error:
+            raise LoginRefusedError(str(error)) from None
+
+    def _issued(self) -> "AccessTokens | None":
+        """Return the tokens of the token endpoint, None if no start had one."""
+        if self._tokens is None:
+            # what checks signatures takes memory, and most relays need it never
+            from relay.front_door.sign_in import access_tokens  # noqa: PLC0415
+
+            if (self._state_dir / access_tokens.TOKEN_KEY_FILE).exists():
+                key = access_tokens.token_key(self._state_dir)
+                self._tokens = access_tokens.AccessTokens(key, self._clock)
+        return self._tokens

@@ -1,0 +1,34 @@
+"""The composition root: builds all rooms from the settings, starts and stops them.
+
+Building:
+
+- `compose`: builds the daemon from the settings
+- `configuration`: reads settings, accounts, rules, texts and keys together; what a reload replaces;
+  the route table; what must be equal on all nodes; what the text of `queue reroute --to` means;
+  the key of SRS addresses: where it is, and when it is made
+- `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
+- `state_dir`: the locks of state_dir and mail store, their owner and permissions
+- `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
+  `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it
+- `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes
+  in them; whether SMTP sessions are in a process of their own, and what it gets of the settings
+- `notifications`: subscriptions; where their receivers may be
+- `mta_sts`: how the policy file of a domain is fetched; which sessions are counted
+- `front_door`: HTTP: Graph, sign-in, /relay/v1, pages, on which listeners; why /readyz is 503
+
+Running:
+
+- `daemon`: order of start and stop, drain, SIGTERM; readiness and signs of life for systemd, the
+  ready file
+- `pressure_monitor`: measures disk space, memory and queue each second
+- `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
+  expired uploads, ending DKIM keys, whether the mail root belongs to the spool; which answers to
+  reports stay in the dead-letter mailbox
+- `settling`: when a relay has nothing to do
+- `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it, and
+  the milters
+
+Elsewhere: from which level on mail is refused: `relay/base/pressure.py`; which keys a reload
+applies: `relay/base/settings/reloadable_keys.py`; the development relay:
+`relay/development/relay.py`.
+"""

@@ -1,0 +1,498 @@
+"""Load what a service runs with (settings, accounts, rules, texts of reports), reload it, and build
+its route table.
+
+A reload applies the reloadable keys (relay/base/settings/reloadable_keys.py), rules, accounts and
+texts, and only if all files are without faults. Faults raise SettingsError, but for those in the
+rules of tenants: see relay/operation/app/tenant_sets.py.
+
+The key of SRS addresses is `mailboxes.srs_key`, or a file in state_dir that a start makes. Reports
+come back to addresses of the last three weeks, so a key is never replaced: what cannot be used
+stops a start. `relay backup` copies the file with the state_dir.
+"""
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import AccountDirectory, Role
+from relay.base.accounts.directory import AccountTables, FileAccounts, load_accounts
+from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import replace_file
+from relay.base.message.envelope import domain_of
+from relay.base.message.nexthop import CAPTURE, LOCAL, ROUTE_PREFIX, Destination, HopKind, NextHop
+from relay.base.message.srs import Srs
+from relay.base.observe.logs import get_logger
+from relay.base.phrases import without_login
+from relay.base.settings.document import (
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+    read_text,
+)
+from relay.base.settings.reader import load
+from relay.base.settings.reloadable_keys import ChangedKey, apply_reloadable
+from relay.base.settings.tree import ListenerTls, NodeRole, Settings
+from relay.base.settings.validation import name_of
+from relay.base.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs_key
+from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
+from relay.delivery.reports.texts import ReportTexts, load_texts
+from relay.operation.app.tenant_sets import (
+    LastGoodSets,
+    TenantSet,
+    book_of,
+    check_operator,
+    load_set,
+    load_tenants,
+    trouble_of,
+)
+from relay.store.spool.engine import LOCAL_DOMAINS
+from relay.store.spool.queue_commands import RouteLookup
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import slow_patterns
+from relay.transport.routing.route_table import Confinement, RouteTable, parse_action
+from relay.transport.signing.key_files import load_keys
+from relay.transport.signing.keys import KeyRing
+
+# Of a route: what may be another on each machine.
+SRS_KEY_FILE = "srs.key"
+_MADE_BYTES = 32
+_OF_MACHINE = ("auth", "ca", "source_address")
+_log = get_logger("app")
+
+
+class Configuration(Struct, frozen=True):
+    """What is read together, and replaced together."""
+
+    settings: Settings  # those of the start, with the reloadable keys of relay.toml
+    accounts: AccountTables  # of accounts.toml
+    rules: RuleBook  # of the policy directory
+    tenants: Mapping[str, TenantSet]  # those of `rules` that are a tenant's, by its name
+    texts: ReportTexts  # of reports
+    keys: KeyRing  # that sign mail
+    providers: ProviderReplies  # what replies of hosts mean besides the outcome table
+    routes: RouteTable  # with the passwords and CA files of routes
+    places: Mapping[str, "RoutePlace"]  # of the routes, by name
+    # certificates of listeners that replace others
+    new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
+    text: str = ""  # of relay.toml
+
+
+class ListenerCertificates(Struct, frozen=True):
+    """The certificate of each SMTP listener, and that of the HTTP server; None without TLS."""
+
+    smtp: Sequence[ServerCertificate | None]
+    http: ServerCertificate | None
+
+
+class ActiveConfiguration:
+    """The configuration of the last successful load; `accounts` are always its accounts."""
+
+    def __init__(
+        self,
+        file: Path,
+        environ: Mapping[str, str],
+        *,
+        clock: Clock,
+        role: NodeRole = NodeRole.ALL,
+        crash_at: str = "",
+    ) -> None:
+        """Load the configuration `file` and the files that it names. Raises SettingsError."""
+        self._file, self._environ, self._clock, self._role = file, environ, clock, role
+        text = read_text(file)
+        settings = load(file, environ, role=role, text=text)
+        self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
+        self._now = replace(self._with_files(settings, {}), text=text)
+        self.accounts = FileAccounts(
+            self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
+        )
+        self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
+        self.certificates = server_certificates(settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the start, with the reloadable keys of the last reload."""
+        return self._now.settings
+
+    def text(self) -> str:
+        """The text of relay.toml as it was read."""
+        return self._now.text
+
+    def rules(self) -> RuleBook:
+        """The active rules."""
+        return self._now.rules
+
+    def tenants(self) -> Mapping[str, TenantSet]:
+        """The active rules of tenants, by name."""
+        return self._now.tenants
+
+    def impaired(self) -> str:
+        """Return which tenants do not have their newest rules, "" if all have."""
+        return trouble_of(self._now.tenants)
+
+    def keep_sets(self) -> None:
+        """Keep the active rules of tenants, for a start with faulty ones: only the owner of
+        state_dir may. Blocks.
+        """
+        self._last_good.keep_all(self._now.tenants, self.settings.policy.directory)
+
+    def texts(self) -> ReportTexts:
+        """The active texts of reports."""
+        return self._now.texts
+
+    def keys(self) -> KeyRing:
+        """The active keys that sign mail."""
+        return self._now.keys
+
+    def providers(self) -> ProviderReplies:
+        """The active [[reply]] entries."""
+        return self._now.providers
+
+    def route_places(self) -> Mapping[str, "RoutePlace"]:
+        """Where the active routes are written."""
+        return self._now.places
+
+    def agreed(self) -> Mapping[str, str]:
+        """Return a digest of each part that must be equal on all nodes of a spool."""
+        if self._agreed is None or self._agreed[0] is not self._now:
+            now = self._now
+            parts = agreed_parts(
+                now.settings, rules=now.rules.digest, accounts=now.accounts.digest, keys=now.keys
+            )
+            self._agreed = now, parts
+        return self._agreed[1]
+
+    def read(self, on_restart_key: Callable[[ChangedKey], None]) -> Configuration:
+        """Load again, and return what use() is to replace. Blocks; nothing is replaced yet.
+
+        `on_restart_key` is called with each changed key that needs a restart, even if a later file
+        has a fault. Raises SettingsError.
+        """
+        text = read_text(self._file)
+        read = load(self._file, self._environ, role=self._role, text=text)
+        settings, changes = apply_reloadable(self._now.settings, read)
+        for change in changes:
+            on_restart_key(change)
+        pairs = self._new_pairs(settings)
+        loaded = self._with_files(settings, self._now.tenants)
+        self._last_good.keep_all(loaded.tenants, settings.policy.directory)
+        return replace(loaded, new_pairs=pairs, text=text)
+
+    def use(self, read: Configuration) -> None:
+        """Have this configuration from now on."""
+        self._now = read
+        self.accounts.use(read.accounts, dovecot_auth=read.settings.mailboxes.dovecot_auth)
+        for certificate, pairs in read.new_pairs:
+            certificate.use(pairs)
+
+    def _new_pairs(
+        self, settings: Settings
+    ) -> list[tuple[ServerCertificate, Sequence[CheckedPair]]]:
+        """Return the certificates whose files were replaced, and what they are to use."""
+        found: list[tuple[ServerCertificate, Sequence[CheckedPair]]] = []
+        now_s = self._clock.time_us() / 1_000_000
+        listeners: list[tuple[KeyPath, ServerCertificate | None, ListenerTls | None]] = [
+            (("smtp", number, "tls"), self.certificates.smtp[number], listener.tls)
+            for number, listener in enumerate(settings.smtp)
+        ]
+        listeners.append((("http", "tls"), self.certificates.http, settings.http.tls))
+        for path, certificate, tls in listeners:
+            if certificate is None or tls is None:
+                continue
+            pairs = []
+            for place, files in tls.pairs:
+                try:
+                    pairs.append(certificate.pair(files.certificate, files.key, now_s=now_s))
+                except CertificateError as error:
+                    key = dotted((*path, *place, "certificate"))
+                    text = f'found "{files.certificate}", expected a valid one: {error}'
+                    raise SettingsError([Fault(self._file, 0, key, text)]) from None
+            if tuple(pairs) != certificate.pairs:
+                found.append((certificate, pairs))
+        return found
+
+    def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
+        """Load the files that `settings` name; `before` are the sets of tenants in force."""
+        boxes = settings.mailboxes
+        now, examine = rfc3339(self._clock.time_us()), partial(warn_of_rules, clock=self._clock)
+        rules = load_set(settings, None, config=self._file, loaded=now, examine=examine)
+        check_operator(settings, self._file, rules)
+        texts = load_texts(settings.reports)
+        keys = load_keys(settings.dkim, self._file)
+        providers = load_provider_replies(settings.delivery.providers, self._file)
+        accounts = load_accounts(
+            boxes.accounts, settings.domains, clock=self._clock, environ=self._environ
+        )
+        anonymous = settings.http.anonymous
+        if fault := anonymous_fault(anonymous, accounts):
+            raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
+        table = read_table(settings, accounts, self._file)
+        places = route_places(self._file, settings)
+        sets = load_tenants(
+            settings, self._last_good, before=before, clock=self._clock, examine=examine
+        )
+        found = ((one.tenant, one.rules) for one in sets.values())
+        book = book_of([(None, rules), *found], settings)
+        return Configuration(
+            settings, accounts.tables, book, sets, texts, keys, providers, table, places
+        )
+
+    def close(self) -> None:
+        """Stop the threads of the accounts."""
+        self.accounts.close()
+
+
+def warn_of_rules(rules: RuleSet, clock: Clock) -> None:
+    """Log a warning for each rule without its group, and each field whose patterns take long."""
+    for warning in rules.warnings:
+        _log.warning("group is missing", detail=warning)
+    for warning in slow_patterns(rules, clock.busy_s):
+        _log.warning("patterns are slow", detail=warning)
+
+
+def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:
+    """Return why this account cannot be that of requests without a token, "" if it can."""
+    if not anonymous:
+        return ""
+    account = accounts.by_address(anonymous)
+    if account is None or account.is_disabled:
+        return f'found "{anonymous}", expected the address of an account that is not disabled'
+    if account.role is not Role.USER:
+        found = f'found "{anonymous}" with the role {account.role}'
+        return f"{found}, expected the role user: every local program would have the role"
+    return ""
+
+
+def server_certificates(settings: Settings) -> ListenerCertificates:
+    """Load the certificates of the listeners. Raises CertificateError."""
+    return ListenerCertificates(
+        smtp=tuple(_certificate(one.tls) for one in settings.smtp),
+        http=_certificate(settings.http.tls),
+    )
+
+
+def _certificate(tls: ListenerTls | None) -> ServerCertificate | None:
+    if tls is None:
+        return None
+    further = [(one.certificate, one.key) for one in tls.further]
+    return ServerCertificate(tls.certificate, tls.key, *further)
+
+
+# of a key outside [[route]]
+_TABLE_FAULT = re.compile(r"(domain|mailboxes)(?:\[(\d++)\])?\.(\w++): (.*+)\Z", re.DOTALL)
+_NEXT_HOP_EXPECTED = (
+    "default, mx, mx:DOMAIN, local, route:NAME, smtp://HOST:PORT, smtps://HOST:PORT,"
+    " lmtp://HOST:PORT or lmtp:unix:PATH"
+)
+
+
+def route_table(
+    settings: Settings,
+    accounts: AccountDirectory,
+    *,
+    confinement: Confinement | None = None,
+) -> RouteTable:
+    """Return the table of the routes and local domains in `settings`."""
+    boxes = settings.mailboxes
+    return RouteTable(
+        settings.route,
+        settings.domains,
+        accounts,
+        catch_all=boxes.catch_all,
+        postmaster=boxes.postmaster,
+        tls=settings.delivery.tls,
+        hostname=settings.hostname,
+        confinement=confinement,
+    )
+
+
+def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> RouteTable:
+    """Return the table of `settings`, which were read from `file`. Raises SettingsError."""
+    try:
+        return route_table(settings, accounts)
+    except ValueError as error:
+        if not (found := _TABLE_FAULT.match(str(error))):
+            raise SettingsError([Fault(file, 0, "route", str(error))]) from None
+        table, number, key, text = found.groups()
+        path: KeyPath = (table, key) if number is None else (table, int(number), key)
+        raise SettingsError([read_document(file).fault(path, text)]) from None
+
+
+class RoutePlace(Struct, frozen=True):
+    """Where a route is written."""
+
+    file: str
+    line: int
+
+
+def route_places(file: Path, settings: Settings) -> Mapping[str, RoutePlace]:
+    """Return the place of each route by its name; `settings` were read from `file`.
+
+    Raises SettingsError.
+    """
+    document = read_document(file)
+    return {
+        name_of(route): RoutePlace(str(file), document.line(("route", number)))
+        for number, route in enumerate(settings.route)
+    }
+
+
+def parse_next_hop(
+    text: str,
+    table: Callable[[], RouteTable],
+    *,
+    check: Callable[[NextHop], None] | None = None,
+) -> RouteLookup:
+    """Return the function from address to destination that the text of `queue reroute --to` means.
+
+    "default" uses the routes, as for new mail; "mx" is the MX of each recipient's domain;
+    "local" accepts only recipients with a mailbox here; "route:NAME" is as the rule action
+    next_hop. "capture" is not accepted: hold instead.
+    `check` raises ValueError for a host that is not allowed. Raises ValueError.
+    """
+    if text == "default":
+        return table().destination_of
+    if text == "mx":
+        return _own_mx
+    if text == "local":
+        return lambda address, _sender: _local(address, table())
+    if text.startswith(ROUTE_PREFIX):
+        return table().lookup_by_route(text.removeprefix(ROUTE_PREFIX))
+    hop = _next_hop(text)
+    if check is not None:
+        check(hop)
+    return lambda _address, _sender: Destination(hop, chosen=True)
+
+
+def _next_hop(text: str) -> NextHop:
+    if text.startswith("mx:"):
+        try:
+            return NextHop(HopKind.MX, parse_domain(text.removeprefix("mx:")))
+        except ValueError:
+            raise ValueError(
+                f"found {without_login(text)!r}, expected {_NEXT_HOP_EXPECTED}"
+            ) from None
+    try:
+        action = parse_action(text)
+    except ValueError:
+        if text.startswith(HopKind.LMTP):  # the error says what is special about it
+            raise
+        action = CAPTURE
+    if not isinstance(action, NextHop) or action == CAPTURE:
+        raise ValueError(f"found {without_login(text)!r}, expected {_NEXT_HOP_EXPECTED}")
+    return action
+
+
+def _own_mx(address: str, _sender: str) -> Destination | None:
+    domain = domain_of(address)
+    return Destination(NextHop(HopKind.MX, domain), chosen=True) if domain else None
+
+
+def _local(address: str, table: RouteTable) -> Destination | None:
+    """Return LOCAL if local delivery takes `address`: a catch_all is for local domains only."""
+    is_local = table.is_local_domain(domain_of(address)) or table.next_hop_for(address) == LOCAL
+    return Destination(LOCAL, chosen=True) if is_local and table.mailbox_for(address) else None
+
+
+def agreed_parts(
+    settings: Settings, *, rules: str, accounts: str, keys: KeyRing
+) -> Mapping[str, str]:
+    """Return a digest by its name of each part that must be equal on all nodes of a spool: one may
+    accept a message, and another deliver it. `rules` and `accounts` are the digests of those.
+
+    Local domains and accounts are those of a mail root: each has its own. Of the domains it is the
+    text that other nodes read. The digests are of secrets too, and therefore stay in this process.
+    """
+    routes = [
+        {one.name: getattr(route, one.name) for one in fields(route) if one.name not in _OF_MACHINE}
+        for route in settings.route
+    ]
+    signing = sorted(
+        (one.domain, one.selector, one.private.public().hex(), one.ends_us or 0)
+        for one in keys.keys
+    )
+    store = settings.mailboxes.store
+    parts = {
+        "rules": rules,
+        "routes": _digest(routes),
+        LOCAL_DOMAINS.format(store): " ".join(sorted(settings.account_domains)),
+        f"accounts of the store {store}": accounts,
+        "domains that are passed on": _digest(
+            sorted(
+                (one.name, one.recipients.partition(":")[0], one.alias_of)
+                for one in settings.domain
+                if not one.has_accounts
+            )
+        ),
+        "DKIM keys": _digest(signing),
+    }
+    with suppress(SettingsError):  # a damaged one is no reason to end a service that runs
+        if (srs := srs_in(settings)) is not None:
+            parts["srs_key"] = srs.digest()
+    return parts
+
+
+def _digest(value: object) -> str:
+    return sha256(msgspec.json.encode(value)).hexdigest()
+
+
+class UnusableKeyError(SettingsError):
+    """The file has no key, or others can read it."""
+
+    def __init__(self, path: Path, found: str, expected: str) -> None:
+        super().__init__([Fault(path, 0, "", f"found {found}, expected {expected}")])
+        self.path, self.found, self.expected = path, found, expected
+
+
+def srs_of(settings: Settings) -> Srs:
+    """Return what writes and reads SRS addresses; create the file if there is none and no other key
+    is configured. Raises UnusableKeyError, OSError.
+    """
+    if found := srs_in(settings):
+        return found
+    path = settings.state_dir / SRS_KEY_FILE
+    replace_file(path, f"{secrets.token_hex(_MADE_BYTES)}\n".encode(), mode=0o600)
+    return Srs(_read_key(path).encode(), settings.mailboxes.srs_domain)
+
+
+def srs_in(settings: Settings) -> Srs | None:
+    """Return the same with a key that there is already; None: the next start makes one.
+
+    Raises UnusableKeyError.
+    """
+    key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
+    if not key and not os.access(path, os.F_OK):
+        return None
+    return Srs((key or _read_key(path)).encode(), settings.mailboxes.srs_domain)
+
+
+def _read_key(path: Path) -> str:
+    """Read the key in a file. Raises UnusableKeyError."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableKeyError(path, f"what cannot be read ({error})", SRS_KEY_EXPECTED) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        expected = "a key of its owner alone (chmod 600)"
+        raise UnusableKeyError(path, f"mode {mode:04o}", expected)
+    try:
+        return parse_srs_key(text)
+    except ValueError as error:
+        found = "something else" if text else "nothing"
+        raise UnusableKeyError(path, found, f"{error}, from a backup") from None

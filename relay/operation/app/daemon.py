@@ -1,0 +1,375 @@
+"""Start and stop the rooms of one process, and run it as a service (`relay serve`).
+
+Nothing is accepted before the spool is open. A stop drains for delivery.shutdown_grace; what has
+not finished by then stays in the spool or as a pending submission (docs/design.md 5). Readiness
+is reported when everything listens, in the way of systemd's Type=notify (sd_notify(3)). Why /readyz
+is a 503 later is decided in `front_door` (unready).
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from relay.base.accounts.account import DEAD_LETTER
+from relay.base.clock import wall_offset_us
+from relay.base.observe.logs import get_logger
+from relay.base.pauses import Paused
+from relay.base.process_limits import limit_malloc_retention, tune_garbage_collector
+from relay.front_door.api import EventStreams
+from relay.front_door.http.http_server import HttpServer
+from relay.front_door.notifications.webhooks import Webhooks
+from relay.operation.app.foundation import Foundation
+from relay.operation.app.maintenance import (
+    MailRootAttendant,
+    MaintenanceGauges,
+    PrunedHistory,
+    check_policies,
+    end_mail_without_node,
+    expire_uploads,
+    log_continued,
+    prune_history,
+    settle_keys,
+    sweep_contents,
+    update_gauges,
+    warn_of_ending_keys,
+    write_clock_anchor,
+)
+from relay.operation.app.pressure_monitor import PressureMonitor
+from relay.operation.app.settling import Settling
+from relay.operation.app.state_dir import OwnerLock
+from relay.operation.app.transport import Transport
+from relay.store.mailbox.mail_root import ForeignRootError
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.engine import News
+from relay.store.spool.types import SpoolError
+
+if TYPE_CHECKING:
+    from relay.front_door.notifications.subscriptions import Subscriptions
+
+_log = get_logger("app")
+_HTTP_GRACE_S = 2.0
+_MANAGER_S = 1.0  # that may not listen: its socket holds only some states
+_SIGNS_PER_WATCHDOG = 4  # of life, in the time that the service manager waits for one
+_STOPPING = "stopping"
+
+
+@dataclass
+class Daemon:
+    """All rooms of one process. Call start() once, then stop() once."""
+
+    base: Foundation  # the daemon closes what it has
+    lock: OwnerLock  # of state_dir/run
+    transport: Transport  # SMTP in, pickup and delivery
+    http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
+    end_pages: Callable[[], Awaitable[None]]  # of their streams, and of the time to undo
+    events: EventStreams  # the streams of GET /events
+    pressure: PressureMonitor  # measures each second
+    settling: Settling  # whether anything is in progress
+    webhooks: Webhooks  # where events are posted
+    subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
+    on_fault: Callable[[], None] = lambda: (
+        None
+    )  # called when a task ended unexpectedly; see `fault`
+    fault: str = ""  # which task ended unexpectedly, and why; "": none
+    # why spool or mail root are not this node's any more; None: they are
+    lost: SpoolError | ForeignRootError | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)  # those that run until the stop
+    _pickup_task: asyncio.Task[None] | None = None  # ends before the listeners close
+
+    async def start(self) -> None:
+        """Start everything. Raises OSError, SpoolError; stop() must be called even then."""
+        base = self.base
+        for server in self.http_servers:
+            server.bind()
+        self.transport.policies.open()
+        self._spawn(check_policies(self.transport.policies.check, base.clock), "policies")
+        base.spool.on_lost = self._end_lost
+        base.spool.on_news = self._hear
+        base.spool.agreed = base.sources.agreed
+        taken_over = await base.spool.start(may_wait=True)
+        log_continued(base.clock.resumed, offset_us=wall_offset_us(base.clock))
+        if taken_over:
+            _log.warning("took over from a relay that was cut off", entries=taken_over)
+        if base.holds_root:
+            await self._attend_root()
+        await self.webhooks.open(base.settings.webhook)
+        self._spawn(self.webhooks.run(), "webhooks")
+        await self.pressure.measure()  # a full relay rejects from the first connection on
+        base.pauses.on_change = self._use_pauses
+        base.pauses.apply()
+        self._spawn(self.pressure.run(), "pressure")
+        self._spawn(self.transport.scheduler.run(), "delivery")
+        if base.holds_root:
+            await self.transport.pickup_server.start()
+        if self.transport.gate is not None:
+            await self.transport.gate.start()
+            self._spawn(self.transport.gate.run(), "gate")
+        for smtp_server in self.transport.smtp_servers:
+            await smtp_server.start()
+        if base.holds_root:
+            self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
+        figures = MaintenanceGauges(self._sessions, lambda: base.store.ready.timer.count)
+        self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
+        keep_s = base.settings.spool.keep
+        dead_letters = base.settings.state_dir / DEAD_LETTER
+        pruned = PrunedHistory(base.spool, base.store_log, base.refusals, dead_letters)
+        self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
+        self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
+        if not base.settings.spool.is_file:
+            end = self.transport.scheduler.end_without_node
+            self._spawn(end_mail_without_node(base.spool, end, base.clock), "mail-without-node")
+        self._spawn(warn_of_ending_keys(base.sources.keys, base.clock), "signing-keys")
+        if self.transport.maildrop is not None:
+            self._spawn(self.transport.maildrop.run(), "maildrop")
+        if self.subscriptions is not None and base.holds_root:
+            await self.subscriptions.open()
+        base.readiness.reason = ""
+        for server in self.http_servers:
+            await server.start()
+        if base.holds_root:
+            self._spawn(expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads")
+            self._spawn(self.transport.receipts.run(), "receipts")
+            if self.subscriptions is not None:
+                self._spawn(self.subscriptions.run(), "subscriptions")
+            self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
+
+    async def _attend_root(self) -> None:
+        """Open the mail root, and keep an eye on it. Raises ForeignRootError."""
+        base = self.base
+        attendant = MailRootAttendant(
+            base.root, base.store, base.spool,
+            name=base.settings.mailboxes.store, is_shared=not base.settings.spool.is_file,
+        )  # fmt: skip
+        await attendant.open(takes_any=base.is_development)
+        with suppress(SpoolError):  # the disk is full: it is tried again each second
+            await attendant.record_id()
+        with suppress(StoreError):  # it is repeated each second
+            await base.store.submissions.remove_unfinished()
+        self._spawn(attendant.run(), "mail-root")
+        self._spawn(write_clock_anchor(base.store), "clock")
+        self._spawn(settle_keys(base.store), "keys")
+
+    async def stop(self) -> None:
+        """Stop listening, drain within the grace time, close the stores."""
+        self.base.readiness.reason = _STOPPING
+        self.events.close()
+        grace_s = self.base.settings.delivery.shutdown_grace
+        async with contextlib.AsyncExitStack() as last:  # in reverse order, even after errors
+            last.callback(self.lock.give_back)
+            last.callback(self.base.root.close)
+            last.callback(self.base.store_log.close)
+            last.push_async_callback(self.base.refusals.close)
+            last.push_async_callback(asyncio.to_thread, self.base.store.close)
+            last.push_async_callback(self.base.spool.stop)
+            last.callback(self.transport.acceptance.close)
+            last.push_async_callback(self.transport.resolver.close)
+            last.push_async_callback(self.transport.policies.close)
+            last.push_async_callback(self.webhooks.close)
+            last.push_async_callback(self._end_tasks)
+            for server in self.transport.smtp_servers:
+                server.stop_listening()
+            await _all_of(
+                self.end_pages(),
+                self._finish_submissions(grace_s),
+                *(server.drain(grace_s) for server in self.transport.smtp_servers),
+                *([self.transport.gate.drain(grace_s)] if self.transport.gate is not None else []),
+                self.transport.scheduler.drain(grace_s),
+            )
+
+    async def _finish_submissions(self, grace_s: float) -> None:
+        """Drain steps 1 to 4 in their order, because each needs the next."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s  # real time: the service manager waits
+        await _all_of(*(one.stop(min(_HTTP_GRACE_S, grace_s)) for one in self.http_servers))
+        if self._pickup_task is not None:
+            self._pickup_task.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):  # real time: as above
+                    await self.transport.pickup.drain()
+        left_s = deadline - loop.time()  # real time: as above
+        await self.transport.pickup_server.drain(max(0.0, left_s))
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _use_pauses(self, pauses: Container[Paused]) -> None:
+        self.transport.scheduler.pause(Paused.DELIVERY in pauses)
+        if self.transport.gate is not None:
+            self.transport.gate.tell()
+
+    def _hear(self, news: News) -> None:
+        """Look for what other nodes may have done."""
+        self.base.changes.notify()
+        if news & (News.DUE | News.RELEASED):
+            self.transport.scheduler.look_for_work(from_start=News.RELEASED in news)
+
+    def _end_lost(self, error: SpoolError | ForeignRootError) -> None:
+        """Stop: another node has the spool, or this one's name, or its store another mail root."""
+        self.lost = error
+        self.base.readiness.reason = str(error)
+        _log.critical("the spool is lost to this node", error=str(error))
+        self.on_fault()
+
+    def _sessions(self) -> int:
+        gate = self.transport.gate
+        elsewhere = gate.sessions if gate is not None else 0
+        return elsewhere + sum(server.sessions for server in self.transport.smtp_servers)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Stop the process when a task ends by itself: a restart is better than half a relay."""
+        if task.cancelled() or self.base.readiness.reason == _STOPPING:
+            return
+        if isinstance(error := task.exception(), ForeignRootError):
+            self._end_lost(error)
+            return
+        self.fault = f"{task.get_name()} ended unexpectedly: {task.exception()!r}"
+        self.base.readiness.reason = self.fault
+        _log.critical("a task ended unexpectedly", task=task.get_name(), exc_info=task.exception())
+        self.on_fault()
+
+
+async def _all_of(*steps: Awaitable[None]) -> None:
+    """Await all of these, then raise the first error."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        try:
+            if isinstance(result, BaseException):
+                raise result
+        finally:
+            del result
+
+
+def notify_manager(notify_socket: str, *states: str) -> None:
+    """Send lines such as "READY=1", "STATUS=..." to the service manager (sd_notify(3)).
+
+    `notify_socket` is a path, or "@name" for an abstract socket; "" for no manager. Errors are
+    ignored.
+    """
+    if not notify_socket:
+        return
+    address = "\0" + notify_socket[1:] if notify_socket.startswith("@") else notify_socket
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_MANAGER_S)
+        sock.sendto("\n".join(states).encode(), address)
+
+
+class BrokenRelayError(Exception):
+    """A task that should run until the stop ended by itself."""
+
+
+async def serve(
+    daemon: Daemon,
+    *,
+    notify_socket: str = "",
+    watchdog_s: float = 0.0,
+    ready_file: Path | None = None,
+) -> None:
+    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
+
+    `notify_socket` is that of the service manager, which ends the process after `watchdog_s`
+    without a sign of life; 0: it does not. SIGHUP reloads the configuration.
+
+    Raises, after the stop, BrokenRelayError when a room has ended by itself, SpoolError when
+    another node has the spool, and ForeignRootError when its store has another mail root.
+    """
+    stop = asyncio.Event()
+    daemon.on_fault = stop.set
+    loop = asyncio.get_running_loop()
+    if ready_file is not None:
+        remove_ready_file(ready_file)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    notify = partial(notify_manager, notify_socket)
+    reloader = daemon.base.reloader
+    if reloader is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloader.request)
+    alive = asyncio.create_task(_keep_alive(daemon, notify, watchdog_s)) if watchdog_s else None
+    try:
+        limit_malloc_retention()
+        await daemon.start()
+        tune_garbage_collector()
+        if ready_file is not None:
+            write_ready_file(ready_file, daemon)
+        status = f"STATUS=listening as {daemon.base.settings.hostname}"
+        notify("READY=1", status)
+        if reloader is not None:
+            reloader.notify = notify
+        _log.info("ready", pid=os.getpid(), **addresses(daemon))
+        await stop.wait()
+        _log.info("stopping", grace_s=daemon.base.settings.delivery.shutdown_grace)
+        grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
+        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
+    finally:
+        if ready_file is not None:
+            remove_ready_file(ready_file)
+        if reloader is not None:
+            await reloader.end()
+        await daemon.stop()
+        if alive is not None:
+            alive.cancel()
+    if daemon.lost is not None:
+        raise daemon.lost
+    if daemon.fault:
+        raise BrokenRelayError(daemon.fault)
+    _log.info("stopped")
+
+
+async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: float) -> None:
+    """Tell the service manager that the event loop runs and the spool's writer is not blocked,
+    until cancelled. A writer that only gets errors is not: no restart repairs a disk or a database.
+    During a start and a stop, only the event loop counts.
+    """
+    rounds: int | None = None
+    while True:
+        before, rounds = rounds, daemon.base.spool.rounds()
+        if rounds is None or rounds != before or daemon.base.readiness():
+            notify("WATCHDOG=1")
+        await asyncio.sleep(watchdog_s / _SIGNS_PER_WATCHDOG)  # real time: the service manager's
+
+
+def addresses(daemon: Daemon) -> dict[str, str]:
+    """Return the addresses on which the daemon listens, for the log and the ready file."""
+    web = daemon.http_servers[0]
+    bound = (
+        web.bound if daemon.base.settings.http.listen else ()
+    )  # the control socket comes first then
+    return {
+        "http": " ".join(str(one) for one in bound if not web.has_tls(one)),
+        "https": " ".join(str(one) for one in bound if web.has_tls(one)),
+        "smtp": " ".join(
+            str(one.address) for one in daemon.transport.smtp_servers if one.role != "local"
+        ),
+    }
+
+
+def remove_ready_file(path: Path) -> None:
+    """Remove the file of a run that ends or was killed: a program would use its ports."""
+    if path.is_file() and path.stat().st_size:  # an empty one is that of mktemp
+        path.unlink()
+
+
+def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, Any] | None = None) -> None:
+    """Write {"pid", "http": [...], "https": [...], "smtp": [...]} and `more` atomically."""
+    listeners = {name: value.split() for name, value in addresses(daemon).items()}
+    facts = {"pid": os.getpid()} | listeners | dict(more or {})
+    part = path.with_name(path.name + ".part")
+    part.touch(mode=0o600)  # it may contain a token
+    part.write_bytes(msgspec.json.encode(facts) + b"\n")
+    part.replace(path)

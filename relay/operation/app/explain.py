@@ -1,0 +1,578 @@
+"""Explain where mail for an address goes, and why, without sending anything.
+
+It decides nothing: it asks the route table, the rules, the resolver and the TLS policy that
+acceptance and delivery use, in their order, and says what each of them answered. In a running relay
+these are its own parts, with the state of its sites; explainer_of_files() makes the same parts from
+a configuration. Milters hear a session of the client, which ends after their decision.
+docs/names.md describes the document.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
+
+from relay.base.accounts.account import Expansion
+from relay.base.accounts.directory import load_accounts
+from relay.base.clock import Clock, rfc3339
+from relay.base.message.authentication_results import read_results
+from relay.base.message.content import MemoryOctets, read_all
+from relay.base.message.envelope import ForwardPath, Source, domain_of
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.lifecycle import OF_MILTER
+from relay.base.message.nexthop import CAPTURE, LOCAL, NextHop
+from relay.base.message.outcome import Deferred, Failed
+from relay.base.message.srs import Srs
+from relay.base.message.status import one_line, own_reply
+from relay.base.message.tls_policy import REQUIRETLS, TlsDemand
+from relay.base.message.verdict import (
+    AddedRecipient,
+    ExaminedMessage,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
+from relay.base.settings.tree import Settings
+from relay.base.settings.validation import is_trusted
+from relay.delivery.host_selection import (
+    OTHER_FAMILY,
+    HostResolver,
+    look_up,
+    mx_of,
+    of_family,
+    with_policy,
+    with_tls,
+)
+from relay.delivery.retry import RetrySchedule
+from relay.delivery.site import SiteProbe, SiteState
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.front_door.api.dependencies import Question
+from relay.front_door.api.explain import MESSAGE_BYTES_MAX
+from relay.operation.app.configuration import RoutePlace, read_table, route_places, srs_in
+from relay.operation.app.foundation import Foundation
+from relay.operation.app.tenant_sets import book_of, load_strictly
+from relay.operation.app.transport import Transport, resolver_of, retry_schedule, site_options
+from relay.store.mailbox.types import Room
+from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
+from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
+from relay.transport.ingress.forwarding import Forwarder, expand_recipients
+from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.recipient_checks import RecipientChecks
+from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
+from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
+from relay.transport.policy.archives import UnexaminedArchiveError
+from relay.transport.policy.explanation import RulesExplained, explain
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.routing.mx_hosts import Hosts, Resolution, outcome_of
+from relay.transport.routing.route_table import (
+    REJECT_STATUS,
+    HopOptions,
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RouteTable,
+    RoutingResult,
+)
+
+_NO_PLACE = RoutePlace("", 0)
+
+
+async def _room_for_all(_account: str, _size: int) -> Room:
+    """DeliveryStore.room() of mailboxes that are not looked at."""
+    return Room.FITS
+
+
+class _Sender(Struct, frozen=True):
+    """What is known of who sends: the reverse-path, and whether its session is trusted."""
+
+    reverse_path: str
+    is_trusted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """Answers questions with the parts that it is given."""
+
+    forwarding: Forwarder  # that of acceptance: aliases, and the table of delivery
+    rules: Callable[[], RuleBook]  # returns the active rules
+    resolver: HostResolver  # that of delivery
+    schedule: RetrySchedule  # that of delivery
+    options: SiteOptions  # of sites, without those of routes
+    clock: Clock  # for the times of a site's state, and the dates of rules
+    places: Mapping[str, RoutePlace]  # of the routes, by name
+    checks: RecipientChecks  # those of RCPT
+    trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
+    milters: MilterSet  # those of acceptance
+    # what the site of these hosts does now; None: no relay runs
+    state_of: Callable[[NextHop, Hosts], SiteState] | None
+    # opens a session with the site of these hosts, and ends it before MAIL; None: no relay runs
+    probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
+
+    @property
+    def table(self) -> RouteTable:
+        """The routes."""
+        return self.forwarding.router
+
+    async def explain(self, question: Question) -> dict[str, Any]:
+        """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
+        session = None
+        if question.content is not None and question.ip:
+            session = self.milters.session("relay")
+        document = await (self._filtered(question, session) if session else self._explain(question))
+        if question.probe and self.probe is not None:
+            document["probe"] = await self._probed(document)
+        return document
+
+    async def _filtered(self, question: Question, session: FilterSession) -> dict[str, Any]:
+        """Explain what the milters make of the message."""
+        asked = await ask_milters(session, question)
+        if asked.end:
+            sender = _Sender(question.sender, is_trusted=False)
+            return asked.added_to(self._replaced(question.address, sender, []))
+        return asked.added_to(await self._explain(asked.question))
+
+    async def _probed(self, document: Mapping[str, Any]) -> Any:
+        """Connect to the hosts of mail that has one next hop; None: it has none, or no hosts."""
+        if not document["hosts"] or "targets" in document:
+            return None
+        route = document["route"]
+        next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
+        hosts = await self._resolved(next_hop)
+        if not isinstance(hosts, Hosts) or self.probe is None:
+            return None
+        return msgspec.to_builtins(await self.probe(next_hop, hosts))
+
+    async def _explain(self, question: Question) -> dict[str, Any]:
+        sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
+        expand = self._expander(question)
+        expansion = expand(question.address)
+        answer = await self.checks.answer(
+            question.address, question.sender, size_bytes=len(question.content or b""),
+            may_relay=sender.is_trusted,
+        )  # fmt: skip
+        rejection = answer.reply
+        if expansion is None:
+            return await self._recipient(question.address, sender, question, rejection=rejection)
+        if not expansion.targets:  # it has forwarded the message before
+            [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
+            found = self._replaced(question.address, sender, [])
+            return found | {"state": "rejected", "reply": alias.reply}
+        targets: list[dict[str, Any]] = []
+        for target in expansion.targets:
+            document = await self._recipient(target.address, sender, question, is_copy=True)
+            targets.append(document | {"aliases": [*target.through[1:], target.address]})
+        if len(targets) == 1:
+            found = targets[0] | {"address": question.address}
+        else:
+            found = self._replaced(question.address, sender, targets)
+        if rejection:
+            found["reply"] = rejection
+            if found["state"] in GOES_ON:  # its mailbox is full
+                found["state"] = "rejected"
+        return found
+
+    def _examine(
+        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+    ) -> RoutingResult:
+        """Return where mail for an address goes, as acceptance does."""
+        header = Header.of(question.content or b"")
+        examine = self.forwarding.examiner(sender.reverse_path, header, trusted=sender.is_trusted)
+        return examine(address, "", is_copy)
+
+    def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
+        """Return what replaces an alias; without a message it has not been forwarded before."""
+        header = Header.of(question.content or b"")
+        return self.forwarding.expander(question.sender, header)
+
+    async def _recipient(
+        self,
+        address: str,
+        sender: _Sender,
+        question: Question,
+        *,
+        rejection: str = "",
+        is_copy: bool = False,
+    ) -> dict[str, Any]:
+        """Explain an address that is no alias; `rejection` is the reply to RCPT, if it has one.
+        `is_copy`: an alias led there.
+        """
+        found = self._examine(address, sender, question, is_copy=is_copy)
+        document = self._document(address, sender, found)
+        if isinstance(found, InvalidRecipient):
+            return document | ({"reply": rejection} if rejection else {})
+        if rejection:
+            return document | {"state": "rejected", "reply": rejection}
+        try:
+            explained = await self._apply_rules(address, sender, question, found=found)
+        except TooManyPartsError:
+            return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
+        except UnexaminedArchiveError:
+            return document | {"state": "rejected", "reply": NO_POLICY.reply}
+        document["rules"] = [_rule(each) for each in msgspec.to_builtins(explained.rules)]
+        if (deferred := explained.verdict.deferred) is not None:
+            reply = own_reply(deferred.status, deferred.text)
+            return document | {"state": "rejected", "reply": reply, "rule": deferred.rule}
+        [verdict] = explained.verdict.recipients
+        document["rule"] = verdict.rule
+        return document | await self._by_verdict(verdict, sender, found, question=question)
+
+    async def _apply_rules(
+        self,
+        address: str,
+        sender: _Sender,
+        question: Question,
+        *,
+        found: LocalRecipient | RemoteRecipient,
+    ) -> RulesExplained:
+        """Apply the rules as acceptance does. Raises what they raise; TimeoutError."""
+        claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
+        message = ExaminedMessage(
+            reverse_path=sender.reverse_path,
+            sender_local=claims_local and sender.is_trusted,
+            recipients=(address,),
+            local=frozenset([address] if found.is_local else []),
+            content=ParsedContent.of(question.content or b""),
+            source=Source.SMTP,
+            client=question.ip,
+            login="" if question.ip else sender.reverse_path,
+            recipient_count=1,
+            time_us=self.clock.time_us(),
+            is_own=self.table.is_local_domain,
+            results=question.results,
+            given={address.lower(): (question.address,)},
+        )
+        rules = self.rules()
+        if question.content is None:
+            return explain(rules, message, has_content=False)
+        async with asyncio.timeout(POLICY_TIMEOUT_S):  # real time: a thread
+            return await asyncio.to_thread(explain, rules, message)
+
+    async def _by_verdict(
+        self,
+        verdict: RecipientVerdict,
+        sender: _Sender,
+        found: LocalRecipient | RemoteRecipient,
+        *,
+        question: Question,
+    ) -> dict[str, Any]:
+        """Return what the rules make of the recipient."""
+        match verdict.action:
+            case VerdictAction.REJECT:
+                reply = own_reply(verdict.status, verdict.text)
+                return {"state": "rejected", "reply": reply}
+            case VerdictAction.DISCARD:
+                return {"state": "discarded"}
+            case VerdictAction.REDIRECT | VerdictAction.QUARANTINE:
+                expansions = map(self._expander(question), verdict.successors)
+                pairs = zip(verdict.successors, expansions, strict=True)
+                addresses = [
+                    address
+                    for each, expansion in pairs
+                    for address in (expansion.addresses if expansion is not None else ()) or (each,)
+                ]
+                copies = set(addresses).difference(verdict.successors)
+                targets = [
+                    await self._target(
+                        AddedRecipient(each, verdict.rule), sender, question, is_copy=each in copies
+                    )
+                    | _held(verdict.hold)
+                    for each in dict.fromkeys(addresses)
+                ]
+                return {"state": _state_of_all(targets), "targets": targets}
+            case VerdictAction.DELIVER:
+                if verdict.next_hop:
+                    return await self._chosen(verdict, sender, found)
+                hold = verdict.held(in_mailbox=isinstance(found, LocalRecipient))
+                return await self._destination(found) | _held(hold)
+
+    async def _chosen(
+        self, verdict: RecipientVerdict, sender: _Sender, found: LocalRecipient | RemoteRecipient
+    ) -> dict[str, Any]:
+        """Return where mail goes whose next hop a rule chose."""
+        chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
+        route = {"route": self._document(verdict.address, sender, chosen)["route"]}
+        hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
+        return route | await self._destination(chosen) | _held(hold)
+
+    async def _target(
+        self, added: AddedRecipient, sender: _Sender, question: Question, *, is_copy: bool
+    ) -> dict[str, Any]:
+        """Explain an address that takes another one's place: rules do not apply to it again."""
+        asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
+        found = self.forwarding.examiner_of_added(
+            lambda one, *_: self._examine(one, sender, question, is_copy=is_copy),
+            asked, self.rules().tenants, trusted=sender.is_trusted,
+        )(added, added.address, "")  # fmt: skip
+        document = self._document(added.address, sender, found)
+        if isinstance(found, InvalidRecipient):
+            return document
+        return document | await self._destination(found)
+
+    async def _destination(self, found: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
+        """Return where mail goes that nothing rejects."""
+        document: dict[str, Any]
+        if isinstance(found, LocalRecipient):
+            document = {"state": "local", "mailbox": found.mailbox}
+        elif found.next_hop == CAPTURE:
+            document = {"state": "captured"}
+        else:
+            document = await self._hosts_of(found.next_hop)
+        return document | ({"state": "held", "reason": found.held} if found.held else {})
+
+    async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
+        """Return the hosts of a next hop, and how they are contacted."""
+        via = self.table.options_for(next_hop)
+        document: dict[str, Any] = {
+            "state": "remote",
+            "limits": self._limits(via),
+            "site": None,
+            "retry": list(self.schedule.retry_s),
+            "tls": None,
+        }
+        found = await self._resolved(next_hop)
+        document |= _hosts(found, via)
+        if not isinstance(found, Hosts):
+            outcome = outcome_of(found, self.table.is_own_anywhere)
+            state = "invalid" if isinstance(outcome, Failed) else "remote"
+            return document | {"state": state, "reply": outcome.evidence.reply}
+        tls = found.hosts[0].tls
+        assert tls is not None
+        policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
+        strict = isinstance(await self._resolved(next_hop, REQUIRETLS), Hosts)
+        document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
+        if self.state_of is not None:
+            document["site"] = _site(self.state_of(next_hop, found), self.clock)
+        return document
+
+    async def _resolved(self, next_hop: NextHop, demand: TlsDemand = "") -> Resolution:
+        """Return the hosts of a next hop, each with its TLS, as delivery does."""
+        via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
+        found = await with_policy(await look_up(self.resolver, next_hop, via), by, demand)
+        return with_tls(found, via, by, demand=demand)
+
+    def _limits(self, via: HopOptions) -> dict[str, Any]:
+        options = self.options.limited(via.connections_max, parse_rate(via.rate))
+        rate = options.rate
+        return {
+            "max_connections": options.connections_max,
+            "max_rate": f"{rate.count}/{rate.per_s:g}" if rate is not None else "",
+            "source_address": via.source_address,
+        }
+
+    def _replaced(
+        self, address: str, sender: _Sender, targets: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the document of an alias with several targets."""
+        found = self._document(address, sender, InvalidRecipient("", ""))
+        return found | {"state": _state_of_all(targets), "targets": list(targets)}
+
+    def _document(self, address: str, sender: _Sender, found: RoutingResult) -> dict[str, Any]:
+        """Return the document of an address of which only the route is known, or its rejection."""
+        next_hop = state = reply = ""
+        match found:
+            case LocalRecipient():
+                next_hop = str(LOCAL)
+            case RemoteRecipient(hop):
+                next_hop = str(hop)
+            case InvalidRecipient():
+                is_refused = found.route or found.status == REJECT_STATUS
+                state, reply = "rejected" if is_refused else "invalid", found.text
+        place = self.places.get(found.route, _NO_PLACE)
+        return {
+            "address": address, "from": sender.reverse_path, "state": state, "reply": reply,
+            "reason": "", "rule": "", "aliases": [], "rules": [],
+            "route": {
+                "name": found.route, "file": place.file, "line": place.line, "next_hop": next_hop,
+            },
+            "mailbox": "", "hosts": [], "hosts_more": 0, "tls": None, "limits": {}, "site": None,
+            "retry": [], "running": self.state_of is not None,
+        }  # fmt: skip
+
+
+def _held(hold: Hold | None) -> dict[str, Any]:
+    """Return what a rule's hold changes; a release ends that of a route as well."""
+    return {} if hold is None else {"state": "held", "reason": hold.reason, "rule": hold.rule}
+
+
+def _rule(finding: dict[str, Any]) -> dict[str, Any]:
+    """Return a rule without its recipients: there is one."""
+    return {name: value for name, value in finding.items() if name != "recipients"}
+
+
+def _state_of_all(targets: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of an address with targets: that of the first one that gets the mail."""
+    states = [str(each["state"]) for each in targets] or ["rejected"]
+    return next((state for state in states if state in GOES_ON), states[0])
+
+
+def _hosts(found: Resolution, via: HopOptions) -> dict[str, Any]:
+    """Return the hosts in the order in which delivery tries them, then those that it skips."""
+    mx, documents = mx_of(found, via.source_address), []
+    hosts = found.hosts if isinstance(found, Hosts) else ()
+    for host in hosts:
+        addresses = list(of_family(host.addresses, via.source_address))
+        documents.append({
+            "name": host.name, "preference": host.preference, "addresses": addresses,
+            "skipped": "" if addresses else OTHER_FAMILY,
+        })  # fmt: skip
+    names = {host.name for host in hosts}
+    documents += [
+        {"name": one.name, "preference": one.preference, "addresses": [], "skipped": one.skipped}
+        for one in mx.hosts
+        if one.name not in names
+    ]
+    return {"hosts": documents, "hosts_more": mx.more}
+
+
+def _site(state: SiteState, clock: Clock) -> dict[str, Any]:
+    """Return what a site does."""
+    now_us = clock.time_us()
+    paused_us, failed_us = int(state.paused_s * 1e6), int(state.failed_s * 1e6)
+    return {
+        "connections": state.connections,
+        "paused_until": rfc3339(now_us + paused_us) if paused_us > 0 else None,
+        "paused_by": state.paused_by,
+        "last_failure": _failure(state.failure, rfc3339(now_us - failed_us)),
+    }
+
+
+def _failure(outcome: Deferred | Failed | None, at: str) -> dict[str, str] | None:
+    if outcome is None:
+        return None
+    return {"at": at, "host": outcome.evidence.host, "reply": outcome.evidence.reply}
+
+
+def explainer_of(base: Foundation, transport: Transport) -> Explainer:
+    """Return the explainer of a relay that runs."""
+    forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
+    return Explainer(
+        forwarding=forwarding, rules=base.sources.rules, resolver=transport.policies,
+        schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
+        places=base.sources.route_places(),
+        checks=RecipientChecks(
+            forwarding, base.store.room, transport.verifier.rejection, rules=base.sources.rules
+        ),
+        trusts=partial(is_trusted, base.settings.smtp), milters=base.milters,
+        state_of=transport.scheduler.state_of, probe=transport.scheduler.probe,
+    )  # fmt: skip
+
+
+@contextmanager
+def explainer_of_files(
+    settings: Settings, *, file: Path, environ: Mapping[str, str], clock: Clock
+) -> Iterator[tuple[Explainer, Callable[[], Any]]]:
+    """Yield an explainer of a configuration that no relay uses, to be used in an event loop, and
+    the function that closes its resolver there.
+
+    Raises SettingsError.
+    """
+    boxes = settings.mailboxes
+    accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
+    try:
+        table = read_table(settings, accounts, file)
+        srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)
+        forwarding = Forwarder(
+            accounts, table, srs, clock, RateLimits(clock), boxes.forward_own_from
+        )
+        schedule = retry_schedule(settings)
+        rules = book_of(load_strictly(settings, file), settings)
+        resolver = resolver_of(settings, clock)
+        explainer = Explainer(
+            forwarding=forwarding, rules=lambda: rules, resolver=resolver,
+            schedule=schedule, options=site_options(settings, schedule), clock=clock,
+            places=route_places(file, settings),
+            checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),
+            trusts=partial(is_trusted, settings.smtp),
+            milters=MilterSet(settings.milter, hostname=settings.hostname), state_of=None,
+        )  # fmt: skip
+        yield explainer, resolver.close
+    finally:
+        accounts.close()
+
+
+# states in which mail is delivered or queued
+GOES_ON: Final = ("local", "remote", "captured", "held")
+
+
+class _BodyInMemory:
+    """A NewBodyFile. Questions with a message are few."""
+
+    def __init__(self) -> None:
+        self._octets = bytearray()
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """See NewBodyFile."""
+        self._octets += b"".join(blocks)
+
+    def octets(self) -> MemoryOctets:
+        """See NewBodyFile."""
+        return MemoryOctets(bytes(self._octets))
+
+    def discard(self) -> None:
+        """See NewBodyFile."""
+
+
+class AskedMilters(Struct, frozen=True):
+    """What the milters said, and what it changes in the document of an answer."""
+
+    question: Question  # with the message as they have changed it
+    said: tuple[MilterSaid, ...]
+    end: Mapping[str, Any] = {}  # the state of mail that goes no further
+    hold: Mapping[str, Any] = {}  # that of mail that goes on
+
+    def added_to(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the document with the answers."""
+        hold = self.hold if document["state"] in GOES_ON else {}
+        return {**document, **self.end, **hold, "milters": to_builtins(self.said)}
+
+
+async def ask_milters(session: FilterSession, question: Question) -> AskedMilters:
+    """Ask about the message of a question, which has one and a client. Ends the session."""
+    steps = (
+        partial(session.connect, FilterClient(address=question.ip)),
+        partial(session.helo, f"[{question.ip}]"),
+        partial(session.mail, question.sender),
+        partial(session.rcpt, question.address),
+        session.data,
+    )
+    content = ParsedContent.of(question.content or b"")
+    try:
+        for step in steps:
+            if (answer := await step()).reply:
+                said = MilterSaid(answer.milter, "", answer.answer, answer.reply)
+                return AskedMilters(question, (said,), _rejected(answer.reply))
+        verdict = await session.message(content, NewBodies(MESSAGE_BYTES_MAX, _BodyInMemory))
+    finally:
+        session.close()
+    return _asked(question, verdict)
+
+
+def _asked(question: Question, verdict: FilterVerdict) -> AskedMilters:
+    if verdict.answer.reply:
+        return AskedMilters(question, verdict.said, _rejected(verdict.answer.reply))
+    if verdict.discarded_by or question.address in verdict.removed:
+        return AskedMilters(question, verdict.said, {"state": "discarded"})
+    found = verdict.content
+    changed = ParsedContent(found.header.prepend(verdict.top), found.rest)
+    question = replace(
+        question, content=read_all(changed.joined()), results=read_results(verdict.results)
+    )
+    hold = {}
+    if verdict.quarantine is not None:
+        rule = f"{OF_MILTER}{verdict.quarantined_by}"
+        hold = {"state": "held", "reason": verdict.quarantine or "quarantined", "rule": rule}
+    return AskedMilters(question, verdict.said, hold=hold)
+
+
+def _rejected(reply: str) -> dict[str, Any]:
+    return {"state": "rejected", "reply": one_line(reply)}

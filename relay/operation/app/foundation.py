@@ -1,0 +1,431 @@
+"""What front door, transport and pages are built on: the stores, the routes, the shared values; the
+reload of the configuration, at SIGHUP or a request of `relay reload`.
+
+open_foundation() opens the mail root and the spool, and starts nothing. Which keys a reload applies
+is decided in relay/base/settings/reloadable_keys.py; that a faulty file changes nothing in
+`configuration`. What came of a reload is in the log, in the answer, in the metrics, and told to the
+service manager.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from starlette.types import ASGIApp
+
+from relay.base.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.base.clock import Clock, Ids, rfc3339
+from relay.base.crashpoints import CrashPoints
+from relay.base.message.nexthop import NextHop
+from relay.base.message.srs import Srs
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metric_samples import MetricSamples
+from relay.base.observe.metrics import Metrics
+from relay.base.pauses import Paused, Pauses
+from relay.base.phrases import counted
+from relay.base.pressure import Pressure
+from relay.base.settings.document import Fault, SettingsError
+from relay.base.settings.reloadable_keys import ChangedKey
+from relay.base.settings.tree import Settings, SmtpListener
+from relay.delivery.provider_replies import ProviderReplies
+from relay.delivery.reports.texts import ReportTexts
+from relay.delivery.smtp.connect import Target
+from relay.front_door import api
+from relay.front_door.http.gateway import Gateway
+from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.http.tunnels import TunnelHosts
+from relay.operation.app.configuration import (
+    ActiveConfiguration,
+    Configuration,
+    ListenerCertificates,
+    RoutePlace,
+    route_table,
+    server_certificates,
+    srs_of,
+)
+from relay.operation.app.state_dir import lock_file
+from relay.store import spool
+from relay.store.journeys.event_feed import ChangeNotifier, EventFeed
+from relay.store.journeys.journey import Journeys
+from relay.store.journeys.log_reader import LogReader
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
+from relay.store.mailbox.types import QuotaLimits
+from relay.store.spool.engine import SpoolEngine
+from relay.submission.outbox.store import FileStore
+from relay.transport.ingress.smtp_server import ListenerOptions
+from relay.transport.milter.filters import MilterSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.refusals.day_files import RefusalFiles
+from relay.transport.refusals.refusal import RecentRefusals, RefusalStore
+from relay.transport.routing.resolver import is_elsewhere
+from relay.transport.routing.route_table import Confinement, RouteTable
+from relay.transport.signing.keys import KeyRing
+from relay.transport.signing.signer import Signer
+
+if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does not need
+    from relay.front_door.sign_in.access_tokens import AccessTokens
+    from relay.front_door.sign_in.authentication import HttpAuthentication
+    from relay.front_door.sign_in.token_endpoint import UserSignIn
+
+
+_log = get_logger("app")
+_FAULTS_LOGGED = 20
+_FAULTS_SHOWN = 100
+_NO_ROOT = "no-mail-root"
+PAUSES_FILE = "paused.json"
+
+
+class ReloadResult(Struct, frozen=True):
+    """The JSON of POST /reload. Faults of tenants' rules keep only these rules out."""
+
+    reloaded: bool  # False: the previous configuration stays active
+    faults: tuple[str, ...]  # the first ones; a last line has the number of the others
+    needs_restart: tuple[ChangedKey, ...]
+    rules: int  # that are active
+    new_certificates: int  # listeners with another one
+
+
+class Reloader:
+    """Reloads the configuration, one reload at a time.
+
+    What is requested during a reload, however often, is one more reload after it, since the running
+    one may have read a file before it was changed.
+    """
+
+    def __init__(
+        self, active: ActiveConfiguration, table: RouteTable, *, clock: Clock, metrics: Metrics
+    ) -> None:
+        """`table` becomes the table that a reload has read."""
+        self._active, self._table = active, table
+        self._clock, self._metrics = clock, metrics
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[ReloadResult] | None = None  # the one that has not begun
+        self._show_tenants()
+        self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
+        # lets the rooms use what was read: see use_settings()
+        self.apply: Callable[..., None] = lambda **_: None
+        # awaited after it, before the reload is reported
+        self.applied: Callable[[], Awaitable[None]] | None = None
+
+    def request(self) -> "asyncio.Task[ReloadResult]":
+        """Return a reload that begins after this call, and after the running one."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._run())
+        return self._next
+
+    async def end(self) -> None:
+        """Wait for the running reload, and the next one."""
+        if self._next is not None:
+            await self._next
+        async with self._turn:
+            pass
+
+    async def _run(self) -> ReloadResult:
+        async with self._turn:
+            self._next = None
+            began_us = int(self._clock.real_s() * 1_000_000)
+            self.notify("RELOADING=1", f"MONOTONIC_USEC={began_us}")
+            result = await self._load()
+            self._metrics.reload_successful.set(not result.faults)
+            status = f"reloaded at {rfc3339(self._clock.time_us())}"
+            if not result.reloaded:
+                status = f"not reloaded, the previous configuration is active: {result.faults[0]}"
+            elif trouble := self._active.impaired():
+                status = f"{status}; {trouble}"
+            self.notify("READY=1", f"STATUS={status}")
+            return result
+
+    async def _load(self) -> ReloadResult:
+        changed: list[ChangedKey] = []
+        faults: tuple[str, ...] = ()
+        renewed = 0
+
+        def note(key: ChangedKey) -> None:
+            changed.append(key)
+            _log.warning("a key of relay.toml has changed: a restart is needed", **asdict(key))
+
+        try:
+            read = await asyncio.to_thread(self._active.read, note)
+            counted_rules = await asyncio.to_thread(read.rules.outcomes)
+            self._use(read)
+            if self.applied is not None:
+                await self.applied()
+            self._metrics.keep_rules(counted_rules)
+            renewed = len(read.new_pairs)
+        except SettingsError as error:
+            faults = _shown(error.faults)
+            for fault in faults[:_FAULTS_LOGGED]:
+                _log.error("not reloaded", fault=fault)
+            _log.error("the previous configuration stays active", faults=len(error.faults))
+        except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
+            faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
+            _log.exception("the reload failed: restart the service, as a part may be in force")
+        rules, is_reloaded = self._active.rules().rule_count, not faults
+        if is_reloaded:
+            tenants = self._active.tenants().values()
+            faults = _shown([fault for one in tenants for fault in one.faults])
+            if not faults:
+                self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
+            _log.info("reloaded", rules=rules, new_certificates=renewed)
+        return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed)
+
+    def _use(self, read: Configuration) -> None:
+        """Replace all that was read. Nothing is awaited: no message meets a part of it."""
+        before = self._active.settings
+        self._active.use(read)
+        self._show_tenants()
+        routes = self._table.use(read.routes)
+        self.apply(before=before, routes=routes)
+        kinds = {"added": routes.added, "changed": routes.changed, "removed": routes.removed}
+        if any(kinds.values()):
+            names = {kind: ", ".join(names) for kind, names in kinds.items() if names}
+            _log.info("routes have changed", **names)
+
+    def _show_tenants(self) -> None:
+        """Let the metric have the age of each tenant's rules."""
+        metric = self._metrics.policy_set_age
+        metric.clear()
+        for name, one in self._active.tenants().items():
+            age = metric.labels(name)
+            if one.faults:
+                age.set_function(partial(self._age_s, one.good_us))
+
+    def _age_s(self, since_us: int) -> float:
+        return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)
+
+
+def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
+    """Return the first faults as text, and how many more there are."""
+    found = tuple(map(str, faults[:_FAULTS_SHOWN]))
+    more = len(faults) - len(found)
+    return (*found, f"and {counted(more, 'more fault')}") if more else found
+
+
+class Readiness:
+    """Why the relay is not ready; "" when it is. `impaired` is what fails although it is ready,
+    `gate` why there is no process of the SMTP sessions, `queue` returns why it cannot be read.
+    """
+
+    def __init__(self) -> None:
+        self.reason = "starting"
+        self.impaired = ""
+        self.gate = ""
+        self.queue: Callable[[], str] = str
+
+    def __call__(self) -> str:
+        """The reason for a 503."""
+        return self.reason
+
+
+@dataclass(frozen=True)
+class RelayDependencies:
+    """What compose() needs in addition to the settings."""
+
+    accounts: AccountDirectory  # the addresses, tokens and passwords of users
+    rules: Callable[[], RuleBook]  # gives those in force
+    texts: Callable[[], ReportTexts] = ReportTexts  # of reports, those in force
+    keys: Callable[[], KeyRing] = KeyRing  # that sign mail, those in force
+    providers: Callable[[], ProviderReplies] = ProviderReplies  # [[reply]] entries in force
+    route_places: Callable[[], Mapping[str, RoutePlace]] = dict  # by name
+    crash_at: str = ""  # for crash tests: the point at which the process kills itself
+    # whether mail for an address goes to a host of a simulated internet; with it nothing leaves
+    # loopback, except to `release_to`
+    is_simulated: Callable[[str], bool] | None = None
+    # where a host of it listens, and who vouches for its certificate
+    simulated: Callable[[Target], Target] | None = None
+    any_sender: bool = False  # by SMTP, a login may send from any address
+    # what is different on a listener of a development relay
+    listener_options: Callable[[SmtpListener], ListenerOptions | None] = lambda _listener: None
+    release_to: NextHop | None = None  # where released mail goes
+    # the words of the gate's child; None: SMTP sessions are in this process
+    gate_words: Sequence[str] | None = None
+    active: ActiveConfiguration | None = None  # what a reload reads again; None: nothing is
+    # returns a digest of each part that must be equal on all nodes of a spool
+    agreed: Callable[[], Mapping[str, str]] = dict
+    holds_root: bool = True  # False: the node has no mailboxes, no pickup and no front door
+    # with it, the front door answers only requests for these, for loopback names and for
+    # http.public_url
+    hosts: AllowedHosts | None = None
+    tunnel_hosts: TunnelHosts | None = None  # the front door is also a proxy for these
+    certificates: ListenerCertificates | None = None  # None: those that the settings name
+    # the actions that only the API of a development relay has; with it, captured mail is put into
+    # mailboxes
+    development: api.DevelopmentControls | None = None
+    converts_in_threads: bool = False  # saves the child processes of step 3, for a test's messages
+    are_pages_open: bool = False  # who reaches the pages has the role operate, without a login
+    is_api_open: bool = False  # so has in /relay/v1 who reaches it on loopback, with any token
+    # puts an application in front of the Graph API
+    before_graph: "Callable[[Gateway, HttpAuthentication], ASGIApp] | None" = None
+    user_sign_in: "Callable[[AccessTokens], UserSignIn] | None" = None  # returns further grants
+    # returns a further API with its own paths, on the port of the pages
+    further_api: Callable[[api.ApiDependencies, SpoolEngine], ASGIApp] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foundation:
+    """What the builders of front door, transport and pages share."""
+
+    given: Settings  # relay.toml at the start
+    sources: RelayDependencies  # what the caller of compose() gives
+    certificates: ListenerCertificates  # replaced by a reload
+    clock: Clock  # that of all rooms; that of a development relay can be advanced
+    ids: Ids  # of messages and submissions
+    crash: CrashPoints  # where a crash test kills the process
+    metrics: Metrics  # counted where it happens
+    samples: MetricSamples  # the metrics of the last hour
+    changes: ChangeNotifier  # wakes who waits for a step of a journey
+    pressure: Pressure  # what SMTP sessions, HTTP server and pickup check
+    pauses: Pauses  # what an operator has stopped on this node
+    readiness: Readiness  # set by the daemon, shown by /readyz
+    table: RouteTable  # which address is local, and the next hop of others
+    reloader: Reloader | None  # None: a development relay
+    signer: Signer  # signs what Relay's users send, and reports
+    srs: Srs  # the senders of mail that is forwarded to other domains
+    root: MailRoot  # proves that the mail root is there
+    store_log: SubmissionLog  # steps 1 to 4
+    store: FileStore  # mailboxes and pending submissions
+    spool: SpoolEngine  # the queue, and steps 5 to 7
+    journeys: Journeys  # all seven steps
+    feed: EventFeed  # the events of all journeys
+    refusals: RefusalStore  # what SMTP sessions refused
+    milters: MilterSet  # replaced by a reload
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force: those of the start, with what reloads have applied."""
+        active = self.sources.active
+        return active.settings if active is not None else self.given
+
+    @property
+    def holds_root(self) -> bool:
+        """Whether this node has mailboxes."""
+        return self.sources.holds_root
+
+    @property
+    def is_development(self) -> bool:
+        """Whether this is a development relay."""
+        return self.sources.development is not None
+
+
+def _confinement(sources: RelayDependencies) -> Confinement | None:
+    """Return what keeps mail on this machine; only a release sends mail to `release_to`."""
+    if sources.is_simulated is None:
+        return None
+    release_to = sources.release_to
+    return Confinement(
+        sources.is_simulated,
+        captures=lambda hop: is_elsewhere(hop) or hop.without_route == release_to,
+    )
+
+
+def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
+    """Return the mail root. That of a node without mailboxes is missing for good: nothing opens it,
+    and nothing is at its path.
+    """
+    if sources.holds_root:
+        return MailRoot(settings.mailboxes.root, take_lock=lock_file)
+    root = MailRoot(settings.state_dir / _NO_ROOT)
+    root.trouble = "this node has no mailboxes"
+    return root
+
+
+def read_pauses(settings: Settings, clock: Clock) -> Pauses:
+    """Return what is paused on this node. Raises SettingsError for a file that is none."""
+    file = settings.state_dir / PAUSES_FILE
+    try:
+        return Pauses(file, clock)
+    except (OSError, ValueError) as error:
+        text = f"found what cannot be read ({error}), expected pauses: remove it to resume"
+        raise SettingsError([Fault(file, 0, "", text)]) from None
+
+
+def _milters(settings: Settings, metrics: Metrics) -> MilterSet:
+    observe = metrics.milter_answered
+    return MilterSet(settings.milter, hostname=settings.hostname, observe=observe)
+
+
+def show_parts(base: Foundation) -> None:
+    """Let the metrics have the certificates, milters and signing domains that are in force."""
+    metrics, milters = base.metrics, base.settings.milter
+    metrics.expect(domains=base.sources.keys().domains, milters=[one.name for one in milters])
+    metrics.milter_down.clear()
+    for one in milters:
+        metrics.milter_down.labels(one.name).set_function(partial(_is_down, base.milters, one.name))
+    metrics.certificate_end.clear()
+    for listener in (*base.certificates.smtp, base.certificates.http):
+        for pair in listener.pairs if listener else ():
+            metrics.certificate_end.labels(pair.certificate).set(pair.end_s())
+
+
+def _is_down(milters: MilterSet, name: str) -> int:
+    return int(name in milters.down)
+
+
+def _is_paused(pauses: Pauses, what: Paused) -> int:
+    return int(what in pauses.current())
+
+
+def open_foundation(
+    settings: Settings, sources: RelayDependencies, *, clock: Clock, undo: ExitStack
+) -> Foundation:
+    """Open the spool and the mail root; `undo` closes them if a later step fails.
+
+    Raises SpoolError, OSError, ValueError.
+    """
+    certificates = sources.certificates or server_certificates(settings)
+    ids, crash, metrics = Ids(clock), CrashPoints(sources.crash_at), Metrics()
+    pauses, pressure = read_pauses(settings, clock), Pressure()
+    for what in Paused:
+        metrics.paused.labels(what=what).set_function(partial(_is_paused, pauses, what))
+    pressure.paused = partial(pauses.why, Paused.ACCEPT)
+    changes = ChangeNotifier()
+    root = _mail_root(settings, sources)
+    undo.callback(root.close)
+    table = route_table(settings, sources.accounts, confinement=_confinement(sources))
+    log_directory = root.path / SUBMISSIONS / "log"
+    store_log = SubmissionLog(
+        log_directory, role="relay", clock=clock, on_append=changes.notify,
+        node=settings.node_of_many,
+    )  # fmt: skip
+
+    def limits_of(account: str) -> QuotaLimits:
+        found = sources.accounts.by_address(account)
+        return QuotaLimits(found.quota, found.quota_messages) if found else QuotaLimits()
+
+    store = FileStore(
+        root, clock=clock, ids=ids, crash=crash, log=store_log, hostname=settings.hostname,
+        limits_of=limits_of, dead_letter=settings.state_dir / DEAD_LETTER,
+    )  # fmt: skip
+    engine = spool.open(
+        settings, clock=clock, crash=crash, metrics=metrics,
+        delivers_captured=sources.development is not None, holds_store=sources.holds_root,
+    )  # fmt: skip
+    undo.callback(engine.close)
+    table.hold_of = engine.queue_admin.hold_rule
+    table.is_of_other_store = engine.is_of_other_store
+    refusals = (
+        RefusalFiles(settings.refused_dir)
+        if sources.development is None
+        else RecentRefusals(changes.notify)
+    )
+    metrics.reload_success_time.set(clock.time_us() / 1_000_000)
+    active = sources.active
+    if active is not None:
+        active.keep_sets()
+    reloader = Reloader(active, table, clock=clock, metrics=metrics) if active else None
+    return Foundation(
+        given=settings, sources=sources, reloader=reloader, certificates=certificates,
+        clock=clock, ids=ids, crash=crash, metrics=metrics,
+        samples=MetricSamples(metrics, clock), changes=changes, pressure=pressure, pauses=pauses,
+        readiness=Readiness(), table=table, srs=srs_of(settings), root=root,
+        signer=Signer(sources.keys, clock=clock, metrics=metrics),
+        store_log=store_log, store=store, spool=engine,
+        journeys=Journeys(engine, store_log, clock=clock),
+        feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
+        refusals=refusals, milters=_milters(settings, metrics),
+    )  # fmt: skip

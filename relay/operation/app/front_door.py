@@ -1,0 +1,301 @@
+"""Build the front door (step 1, sign-in, /relay/v1), the pages, and the servers that have them.
+
+A builder imports the rooms that only it needs, so that a relay without HTTP listeners or without
+pages does not keep them in memory. It does so at the start and not at the first request: what an
+incomplete installation lacks is found then, and all modules are of one version.
+
+unready() decides why /readyz is a 503: a start, a stop or a fault (`daemon`), the spool, a missing
+mail root, a pause of acceptance, no process of the SMTP sessions.
+"""
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from msgspec.structs import replace
+from starlette.types import ASGIApp
+
+from relay.base.accounts.account import Role
+from relay.base.clock import SystemClock, advanced_us, now_at_least_us
+from relay.base.pauses import Paused
+from relay.base.socket_address import Address
+from relay.front_door import api
+from relay.front_door.api.content_search import ContentSearch
+from relay.front_door.api.dependencies import Explain, Principal
+from relay.front_door.api.release import without_release_host
+from relay.front_door.http.browsers import BrowserGuard
+from relay.front_door.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
+from relay.front_door.http.gateway import BasePath, Gateway, PathRouter
+from relay.front_door.http.http_server import HttpServer
+from relay.front_door.http.protocol import AllowedHosts
+from relay.front_door.notifications.webhooks import Webhooks
+from relay.operation.app.configuration import parse_next_hop
+from relay.operation.app.foundation import Foundation
+from relay.operation.app.pressure_monitor import open_files_limit
+from relay.store.spool.engine import without_node_text
+from relay.store.spool.queue_commands import RouteLookup
+from relay.transport.routing.resolver import LoopbackResolver, Resolver
+
+if TYPE_CHECKING:
+    from relay.front_door.notifications.subscriptions import Subscriptions
+
+FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
+_EVERYONE = Principal(name="development", role=Role.OPERATE)
+_Resolver = Resolver | LoopbackResolver
+_Stats = Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
+_FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
+
+
+@dataclass(frozen=True)
+class FrontDoor:
+    """What programs reach by HTTP."""
+
+    control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
+    means: api.ApiDependencies  # what /relay/v1 and the pages show and change
+    subscriptions: "Subscriptions | None" = None  # of the Graph API
+    relay_v1: ASGIApp | None = None  # /relay/v1, health and metrics; None: no TCP listeners
+    graph: Gateway | None = None  # the Graph API; None: http.listen is empty
+    programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
+    sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
+    sign_in_pages: Sequence[str] = ()  # those of them that people open
+    prefixes: Sequence[str] = ()  # the first segments of all paths of programs
+    further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What people reach by HTTP."""
+
+    app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
+    prefixes: Sequence[str] = ()  # the first segments of their paths
+    end: Callable[[], Awaitable[None]] = _nothing  # of live views, and of the time to undo
+
+
+def build_front_door(
+    base: Foundation, resolver: _Resolver, explain: Explain, *, stats: _Stats, webhooks: Webhooks
+) -> FrontDoor:
+    """Return the applications; `resolver` says whether mail may be rerouted to a host, `explain`
+    where mail for an address goes, `stats` what is in the queue.
+    """
+    settings, accounts = base.settings, base.sources.accounts
+    events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
+    means = _means(base, resolver, events, explain=explain, stats=stats, webhooks=webhooks)
+    door = FrontDoor(api.create_control_app(means), means)
+    if not settings.http.listen and settings.observe.metrics is None:
+        return door
+    from relay.front_door.sign_in.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
+    from relay.front_door.sign_in.authentication import HttpAuthentication  # noqa: PLC0415
+
+    tokens = AccessTokens(token_key(settings.state_dir), base.clock)
+    authentication = HttpAuthentication(
+        accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
+    )
+    everyone = _EVERYONE if base.sources.is_api_open else None
+    relay_v1 = api.create_app(means, authentication, everyone=everyone)
+    if not settings.http.listen:
+        return dataclasses.replace(door, relay_v1=relay_v1)
+    from relay.front_door.graph.app import create_app as create_graph_app  # noqa: PLC0415
+    from relay.front_door.graph.graph_request import GraphDependencies  # noqa: PLC0415
+    from relay.front_door.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
+    from relay.operation.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
+
+    subscriptions = build_subscriptions(base, resolver)
+    http = settings.http
+    dependencies = GraphDependencies(
+        store=base.store, accounts=accounts, clock=base.clock, ids=base.ids,
+        hostname=settings.hostname, public_url=http.public_url, crash=base.crash,
+        max_upload=http.max_upload, profile=http.profile, pressure=base.pressure,
+        subscriptions=subscriptions, has_pages=base.is_development or http.pages,
+    )  # fmt: skip
+    gateway = create_graph_app(
+        dependencies, authentication, max_body=http.max_body, ready=base.readiness
+    )
+    users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
+    sign_in = create_sign_in_app(
+        accounts, tokens, clock=base.clock, hostname=settings.hostname,
+        public_url=settings.http.public_url, users=users,
+    )  # fmt: skip
+    before_graph = base.sources.before_graph
+    versions: dict[str, ASGIApp] = dict.fromkeys(
+        ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
+    )
+    paths: Sequence[str] = SIGN_IN_PATHS
+    if users is not None:
+        paths = (*SIGN_IN_PATHS, *users.paths)
+        versions |= dict.fromkeys(users.prefixes, sign_in)
+    programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=relay_v1)
+    return dataclasses.replace(
+        door, relay_v1=relay_v1, graph=gateway, subscriptions=subscriptions, programs=programs,
+        sign_in_paths=paths,
+        sign_in_pages=users.pages if users is not None else (),
+        prefixes=(*versions, *api.PREFIXES),
+        further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
+    )  # fmt: skip
+
+
+def _means(
+    base: Foundation,
+    resolver: _Resolver,
+    events: api.EventStreams,
+    *,
+    explain: Explain,
+    stats: _Stats,
+    webhooks: Webhooks,
+) -> api.ApiDependencies:
+    development = base.sources.development
+
+    def way_to(text: str) -> RouteLookup:
+        """Return the function from address to next hop of a reroute. Raises ValueError."""
+        check = resolver.check if isinstance(resolver, LoopbackResolver) else None
+        route = parse_next_hop(text, lambda: base.table, check=check)
+        return route if development is None else without_release_host(route, development)
+
+    async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
+        age_s = base.settings.spool.keep if older_than_s is None else older_than_s
+        age_s += advanced_us(base.clock) / 1e6
+        pruned = await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
+        before_us = now_at_least_us(base.clock) - int(age_s * 1_000_000)
+        return {**pruned, "refused": await base.refusals.prune(before_us, dry_run=dry_run)}
+
+    def unready() -> str:
+        """Return the reason for a 503 of /readyz, "" if there is none."""
+        ready = base.readiness
+        reason = ready() or ready.gate or base.spool.health() or ready.queue()
+        reason = reason or base.pressure.paused()
+        if not reason and base.holds_root and (trouble := base.root.trouble):
+            return f"the mail root {base.root.path} is missing: {trouble}"
+        return reason
+
+    sources = api.MessageSources(
+        base.journeys,
+        base.spool,
+        base.store.messages,
+        mailbox_for=base.table.mailbox_for,
+        received=development.received_content if development else None,
+    )
+    search = ContentSearch(
+        base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock,
+    )  # fmt: skip
+    base.journeys.places.contents = lambda wanted, s: search.begin(wanted, lookup_s=s).matching
+    return api.ApiDependencies(
+        journeys=base.journeys, queue_admin=base.spool.queue_admin, restored=base.store.restored,
+        submissions=base.store.ready,
+        stats=stats,
+        way_to=way_to, target_of=base.table.target_of, changes=base.changes,
+        metrics=base.metrics, samples=base.samples,
+        clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
+        pressure=base.pressure, development=development, events=events,
+        unlock=base.sources.accounts.unlock,
+        refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
+        configuration=base.sources.active.text if base.sources.active else str,
+        sources=sources, explain=explain, pauses=base.pauses, webhooks=webhooks,
+    )  # fmt: skip
+
+
+def _impairment(base: Foundation) -> str:
+    """Return what does not work although /readyz is 200, "" if there is nothing."""
+    fault = base.root.fault
+    refusing = f"the mail store refuses all writes: {fault}" if fault else ""
+    without_node = map(without_node_text, base.spool.maintenance.stores_without_node)
+    paused = base.pauses.why(Paused.DELIVERY)
+    rules = base.sources.active.impaired() if base.sources.active else ""
+    down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
+    found = (refusing, paused, base.readiness.impaired, rules, *without_node, *down)
+    return "; ".join(filter(None, found))
+
+
+def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
+    """Return the pages, which are on in a development relay, or by http.pages."""
+    is_on = base.is_development or base.settings.http.pages
+    if not is_on or front_door.programs is None:
+        return Pages()
+    from relay.front_door import pages  # noqa: PLC0415 - see above
+
+    if base.sources.are_pages_open:
+        access = pages.Access(everyone=_EVERYONE)
+    else:
+        logins = pages.Logins(
+            base.sources.accounts, SystemClock(),  # an advanced clock would end all logins
+            relay=f"{base.settings.hostname} {base.settings.state_dir}",
+            public_url=base.settings.http.public_url,
+        )  # fmt: skip
+        access = pages.Access(logins=logins)
+    live_views = pages.LiveViews(base.changes, base.clock)
+    deletions = pages.PendingDeletions(base.clock)
+    app = pages.create_app(front_door.means, access, live_views=live_views, deletions=deletions)
+
+    async def end() -> None:
+        live_views.close()
+        await deletions.close()
+
+    return Pages(app, pages.PREFIXES, end)
+
+
+def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:
+    """Return that of http.listen if configured, the control socket, and observe.metrics if
+    configured.
+    """
+    http = base.settings.http
+    limits = ConnectionLimits(
+        connections=min(CONNECTIONS_MAX, open_files_limit() // _FILES_PER_CONNECTION),
+        proxy_networks=http.proxy_networks,
+    )
+    guard = partial(
+        BrowserGuard, clock=base.clock, own_origins=_origins(http.public_url),
+        allows_loopback_pages=base.sources.hosts is not None,
+    )  # fmt: skip
+    servers = []
+    if front_door.programs is not None:
+        everything: ASGIApp = guard(front_door.programs)
+        if site.app is not None:
+            # CORS does not apply to pages, not even in a development relay.
+            for_people = partial(guard, allows_loopback_pages=False, may_be_linked=True)
+            sign_in = dict.fromkeys(front_door.sign_in_paths, everything)
+            pages_of_sign_in = for_people(front_door.programs)
+            prefixes = dict.fromkeys(site.prefixes, for_people(site.app))
+            if (further := front_door.further_api) is not None:
+                # A browser sends a password that it knows by itself, also for foreign pages.
+                for_tests = for_people(further, trusts_authorization=False)
+                prefixes |= dict.fromkeys(FURTHER_PREFIXES, for_tests)
+                prefixes["relay"] = guard(front_door.programs, trusts_authorization=False)
+            everything = PathRouter(
+                prefixes,
+                by_rest=sign_in | dict.fromkeys(front_door.sign_in_pages, pages_of_sign_in),
+                otherwise=everything, in_browser=for_people(site.app), others=front_door.prefixes,
+            )  # fmt: skip
+        if path := urlsplit(http.public_url).path:
+            everything = BasePath(everything, path, clock=base.clock)
+        servers.append(
+            HttpServer(
+                everything, http.listen, clock=base.clock, limits=limits, hosts=_hosts(base),
+                certificate=base.certificates.http, tunnel_hosts=base.sources.tunnel_hosts,
+            )
+        )  # fmt: skip
+    control_socket = Address(path=str(base.settings.control_socket))
+    servers.append(HttpServer(front_door.control, [control_socket], clock=base.clock))
+    if (metrics := base.settings.observe.metrics) is not None and front_door.relay_v1 is not None:
+        app = guard(front_door.relay_v1, trusts_authorization=not base.is_development)
+        hosts = _hosts(base)
+        servers.append(HttpServer(app, [metrics], clock=base.clock, limits=limits, hosts=hosts))
+    return servers
+
+
+def _hosts(base: Foundation) -> AllowedHosts | None:
+    hosts = base.sources.hosts
+    if hosts is None:
+        return None
+    public_host = urlsplit(base.settings.http.public_url).hostname
+    return replace(hosts, names=hosts.names | frozenset(filter(None, [public_host])))
+
+
+def _origins(url: str) -> list[str]:
+    """Return the origin of a URL, nothing for ""."""
+    parts = urlsplit(url)
+    return [f"{parts.scheme}://{parts.netloc}"] if url else []

@@ -1,0 +1,383 @@
+"""Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
+that end.
+
+Each pass is bounded. A pass that fails is logged and repeated at the next interval. What strangers
+cause in the dead-letter mailbox is kept within a size: answers to reports, and notices on
+strangers' mail; the oldest go. What else Relay put there, for the postmaster, stays.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from msgspec import Struct
+
+from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
+from relay.operation.app.state_dir import AlreadyRunningError
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.mail_root import ForeignRootError, MailRoot
+from relay.store.mailbox.types import StoreError
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.types import Claim, SpoolError
+from relay.submission.outbox.store import FileStore
+from relay.transport.refusals.refusal import RefusalStore
+from relay.transport.signing.keys import DAY_US, KeyRing
+
+_log = get_logger("app")
+
+_FIGURES_S = 1.0
+_FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
+_PRUNE_S = 600.0
+_PRUNE_PAUSE_S = 0.05
+_POLICIES_S = 3600.0
+_DAY_S = 86400.0
+_ANCHOR_S = 10.0
+_ROOT_S = 1.0
+_SETTLE_S = 1.0
+_WITHOUT_NODE_S = 5.0
+_WITHOUT_NODE_PAUSE_S = 0.1
+_CLOCK_DIFFERS_US = 60_000_000
+
+
+class MaintenanceGauges(Struct, frozen=True):
+    """Numbers that are read at each pass: SMTP sessions, and scheduled sends."""
+
+    sessions: Callable[[], int]
+    scheduled_sends: Callable[[], int]
+
+
+async def update_gauges(
+    spool: SpoolEngine, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
+) -> None:
+    """Set the gauges of the queue and of `figures` until cancelled."""
+    fault, counted_s = RepeatedError(), clock.real_s()
+    metrics.queue_entries_age.set_function(lambda: clock.real_s() - counted_s)
+    while True:
+        began = clock.real_s()
+        metrics.connections.labels(state="incoming").set(figures.sessions())
+        metrics.pickup_deferred.set(figures.scheduled_sends())
+        try:
+            await count_queue(spool, metrics, clock)
+        except SpoolError as error:
+            if fault.is_new(error):
+                _log.warning("queue not counted", error=str(error))
+        except Exception:  # noqa: BLE001 - ours: counting must go on
+            _log.exception("counting failed")
+        else:
+            fault.clear()
+            counted_s = began
+        took_s = clock.real_s() - began
+        pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
+        await sleep_in_step(pause_s)  # real time: counting takes time of the machine
+
+
+async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> None:
+    """Set the gauges of the queue once. Raises SpoolError."""
+    counts = await spool.counts()
+    for state, number in counts.entries.items():
+        metrics.queue_entries.labels(state=state).set(number)
+    age_us = clock.queue_us() - counts.oldest_us if counts.oldest_us is not None else 0
+    metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
+    metrics.queue_unaccounted.set(counts.unaccounted)
+
+
+class PrunedHistory(Struct, frozen=True):
+    """What keeps history."""
+
+    spool: SpoolEngine
+    log: SubmissionLog
+    refusals: RefusalStore
+    dead_letters: Path  # a Maildir
+
+
+async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) -> None:
+    """Remove what is older than spool.keep until cancelled, in small steps; of the logs whole
+    days.
+    """
+
+    async def prune() -> None:
+        kept_s = keep_s + advanced_us(clock) / 1e6  # an advance ages nothing
+        while await history.spool.maintenance.prune(kept_s):
+            await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
+        keep_days = math.ceil(kept_s / _DAY_S)
+        await asyncio.to_thread(history.log.prune, keep_days)
+        before_us = now_at_least_us(clock) - keep_days * DAY_US
+        await history.refusals.prune(before_us - before_us % DAY_US)
+        if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
+            _log.info("answers to reports removed", answers=removed)
+
+    await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
+
+
+async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Check the policies of domains until cancelled: which are due, `check` decides."""
+    await _repeat(check, clock, interval_s=_POLICIES_S, fault="policies not checked")
+
+
+async def _repeat(
+    work: Callable[[], Awaitable[None]], clock: Clock, *, interval_s: float, fault: str
+) -> None:
+    """Run `work` at each interval until cancelled; log its errors as `fault`."""
+    while True:
+        try:
+            await work()
+        except (SpoolError, StoreError, OSError) as error:
+            _log.warning(fault, error=str(error))
+        except Exception:  # noqa: BLE001 - ours: the task must go on
+            _log.exception(fault)
+        await clock.sleep(interval_s, slack_s=math.inf)  # sleeps: the interval between passes
+
+
+async def _attend(
+    work: Callable[[], Awaitable[None]], report: Callable[[str], None], *, interval_s: float
+) -> None:
+    """Run `work` at each interval until cancelled; `report` gets each error once until it succeeds.
+    What it attends to changes without an event.
+    """
+    fault = RepeatedError()
+    while True:
+        try:
+            await work()
+        except (AlreadyRunningError, StoreError, SpoolError) as error:
+            if fault.is_new(error):
+                report(str(error))
+        else:
+            fault.clear()
+        await sleep_in_step(interval_s)  # real time: mounts, disks, and the machine may stop
+
+
+@dataclass(eq=False)
+class MailRootAttendant:
+    """Keeps the store on the mail root of which the spool has the id."""
+
+    root: MailRoot  # of this node
+    store: FileStore  # what is on it
+    spool: SpoolEngine  # knows its id
+    _: KW_ONLY
+    name: str  # of the root in the spool
+    is_shared: bool  # whether other roots may be in the spool too
+
+    def __post_init__(self) -> None:
+        self._recorded = ""
+        self._takes_any = False
+        self._is_known = False  # whether the root was compared with the id in the spool
+
+    async def open(self, *, takes_any: bool) -> None:
+        """Open the mail root that the spool knows; with `takes_any` the one that is there.
+
+        While the spool cannot say which it knows, a root with submissions is taken, so that mail is
+        taken from programs; record_id() then compares. Any other is opened once the spool can.
+        Raises ForeignRootError.
+        """
+        if takes_any:
+            self._takes_any = self._is_known = True
+            self.root.open("", may_take=True)
+            return
+        try:
+            known_id, was_used = await self.spool.mail_root(self.name)
+        except SpoolError:
+            with suppress(ForeignRootError):
+                self.root.open("", may_take=False)
+            return
+        self._is_known = True
+        try:
+            self.root.open(known_id, may_take=not was_used)
+        except ForeignRootError as error:
+            raise self._foreign(error) from None
+
+    async def record_id(self) -> None:
+        """Record the id of the root in the spool, once it is known. Raises SpoolError, and
+        ForeignRootError for another root than the one that the spool knows.
+        """
+        if self._recorded == self.root.id:
+            return
+        known_id, _ = await self.spool.mail_root(self.name)
+        if not self._takes_any:
+            self._check_id(known_id)
+        self._is_known = True
+        found = await self.spool.record_mail_root(
+            self.name, self.root.id, instead_of=known_id if self._takes_any else ""
+        )
+        self._check_id(found)  # another one may have come at the same moment
+        self._recorded = found
+
+    def _check_id(self, known_id: str) -> None:
+        try:
+            self.root.check_id(known_id)
+        except ForeignRootError as error:
+            raise self._foreign(error) from None
+
+    def _foreign(self, error: ForeignRootError) -> ForeignRootError:
+        if not self.is_shared:
+            return error
+        return ForeignRootError(
+            f"{error}; if it is another one on the same spool, give it a name of its own:"
+            f' [mailboxes] store = "second", not "{self.name}"'
+        )
+
+    async def run(self) -> None:
+        """Look each second whether the root is there, until cancelled."""
+
+        async def look() -> None:
+            if not (self._is_known or self.root.id):
+                await self.open(takes_any=False)
+            await self.store.attend_root()
+            await self.record_id()
+
+        def report(reason: str) -> None:
+            _log.error("the mail root cannot be used", reason=reason)
+
+        await _attend(look, report, interval_s=_ROOT_S)
+
+
+async def write_clock_anchor(store: FileStore) -> None:
+    """Write the mail store's clock anchor until cancelled, and once more at the end."""
+
+    def report(error: str) -> None:
+        _log.warning("the clock anchor cannot be written", error=error)
+
+    try:
+        await _attend(store.keep_anchor, report, interval_s=_ANCHOR_S)
+    finally:
+        with suppress(StoreError):
+            await store.keep_anchor()
+
+
+async def settle_keys(store: FileStore) -> None:
+    """Each second, finish what failed requests with an Idempotency-Key left, and remove records
+    that have expired, until cancelled.
+    """
+
+    async def settle() -> None:
+        if store.keys.has_open or store.keys.has_expired:
+            await store.submissions.settle_keys()
+
+    def report(error: str) -> None:
+        _log.warning("requests with a key are not settled", error=error)
+
+    await _attend(settle, report, interval_s=_SETTLE_S)
+
+
+def log_continued(found: ResumedTime | None, *, offset_us: int) -> None:
+    """Log how this start continues the queue time, if it differs from the wall clock.
+
+    `ahead_us` is how far the wall clock is ahead of the queue's time.
+    """
+    if found is None:
+        return
+    if not found.is_exact and found.wall_passed_us < -_CLOCK_DIFFERS_US:
+        _log.warning(
+            "the clock is behind the time of the last run: queue time continues from there;"
+            " is the clock right?",
+            seconds=found.wall_passed_us / 1_000_000,
+        )
+    elif not found.is_exact and found.wall_passed_us > _DAY_S * 1_000_000:
+        _log.warning(
+            "the machine was restarted, and by its clock this much time passed since the last run:"
+            " nothing expires before one more attempt, no history is removed for a day;"
+            " is the clock right?",
+            seconds=found.wall_passed_us / 1_000_000,
+        )
+    elif abs(offset_us) > _CLOCK_DIFFERS_US:
+        _log.warning(
+            "the clock differs from queue time, which continues and follows slowly:"
+            " the clock is or was wrong",
+            seconds=offset_us / 1_000_000,
+        )
+
+
+async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:
+    """Remove content files without a message, such as a crash leaves, until cancelled."""
+
+    async def sweep() -> None:
+        if removed := await spool.maintenance.sweep():
+            _log.info("stale contents removed", files=removed)
+
+    await _repeat(sweep, clock, interval_s=_DAY_S, fault="stale contents not removed")
+
+
+async def end_mail_without_node(
+    spool: SpoolEngine, end: Callable[[Sequence[Claim]], None], clock: Clock
+) -> None:
+    """Claim the mail that has expired in stores without a node, and `end` it, until cancelled."""
+
+    async def look() -> None:
+        while claims := await spool.maintenance.claim_without_node():
+            end(claims)
+            await clock.sleep(_WITHOUT_NODE_PAUSE_S)  # sleeps: lets others write
+
+    await _repeat(
+        look, clock, interval_s=_WITHOUT_NODE_S, fault="mail without a mail root not ended"
+    )
+
+
+async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Remove expired upload sessions until cancelled."""
+    await _repeat(remove_expired, clock, interval_s=_PRUNE_S, fault="uploads not removed")
+
+
+async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None:
+    """Log each domain whose last signing key ends within 14 days or has ended, once a day (UTC),
+    until cancelled.
+    """
+    logged = set[tuple[str, str, int]]()
+
+    async def warn() -> None:
+        nonlocal logged
+        now_us = clock.time_us()
+        today = now_us // DAY_US
+        found = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
+        for line, key in found.items():
+            if line not in logged:
+                event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
+                _log.warning(event, domain=key.domain, selector=key.selector, until=key.last_day)
+        logged = set(found)
+
+    await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys not checked")
+
+
+_KEYS_S = 600.0
+_KEY_ENDS = "the last signing key of a domain ends soon: its mail then goes out unsigned"
+_KEY_ENDED = "the last signing key of a domain has ended: its mail goes out unsigned"
+
+
+KEPT_BYTES_MAX = 100_000_000
+_HEAD_BYTES = 2000  # delivery writes its fields first
+_FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay writes to it
+_NOTICE = b">\r\nTo: <postmaster@"  # the begin of its header
+
+
+def prune_answers(mailbox: Path, *, kept_bytes: int = KEPT_BYTES_MAX) -> int:
+    """Remove the oldest of these from a Maildir until all of it has at most `kept_bytes`; return
+    their number.
+    """
+    files: list[tuple[float, int, Path]] = []
+    for part in ("new", "cur"):
+        with suppress(FileNotFoundError), os.scandir(mailbox / part) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    found = entry.stat()
+                    files.append((found.st_mtime, found.st_size, Path(entry.path)))
+    excess = sum(size for _, size, _ in files) - kept_bytes
+    removed = 0
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            break
+        with suppress(FileNotFoundError):
+            if _is_of_strangers(path):
+                path.unlink()
+                excess -= size
+                removed += 1
+    return removed
+
+
+def _is_of_strangers(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = b"\n" + file.read(_HEAD_BYTES)
+    return _FOR_POSTMASTER not in head or _NOTICE in head

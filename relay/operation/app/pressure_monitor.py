@@ -1,0 +1,233 @@
+"""Measure free disk space, memory and the queue each second, and have the pressure level set.
+
+Which level follows from the figures, and what it refuses, is decided in relay/base/pressure.py.
+SMTP sessions, the Graph API and pickup read the level. A disk that does not answer blocks only its
+own measurement; one that fails or is silent for 10 s counts as full. The reserve file of the spool
+is created again when there is space. docs/design.md 6.
+"""
+
+import asyncio
+import math
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from relay.base.clock import Clock, sleep_in_step, wall_offset_us
+from relay.base.files import disk_of
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import (
+    Bounds,
+    Disk,
+    Measurements,
+    Pressure,
+    PressureLevel,
+    PressureReason,
+    PressureState,
+    assess,
+    describe,
+)
+from relay.base.process_limits import trim_memory
+from relay.base.settings.tree import Settings
+from relay.store.spool.engine import SpoolEngine
+
+_STATM = Path("/proc/self/statm")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OPEN_FILES = 65536
+
+
+def resident_bytes(statm: Path = _STATM) -> int:
+    """Return the resident set size of this process, or another; 0 if unknown (proc(5))."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(statm.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def memory_limit_bytes() -> int:
+    """Return the memory of the machine, or of this process's control group if less (cgroups(7))."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):
+        for line in _CGROUP.read_text().splitlines():
+            group = _CGROUPS / line.rpartition(":")[2].strip("/")
+            for place in (group, *group.parents):
+                with suppress(OSError, ValueError):  # no such file, or "max"
+                    found.append(int((place / "memory.max").read_text()))
+    return min(found)
+
+
+def open_files_limit() -> int:
+    """Return how many files this process may open (getrlimit(2))."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_open_files_limit() -> None:
+    """Raise the soft limit of open files as far as allowed, for the whole process.
+
+    A shell's soft limit is often 1024, for programs that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+
+
+_log = get_logger("app")
+
+INTERVAL_S = 1.0
+_ANSWER_S = 0.5  # a slower answer is used at a later measurement
+_SILENT_S = 10.0  # without an answer the disk counts as full
+_CLOCK_DIFFERS_S = 60.0
+_MEMORY_PART = 0.75  # of the memory limit, unless pressure.memory is set
+_TRIM_S = 10.0
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Return the bounds that the settings give on this machine."""
+    given = settings.pressure
+    return Bounds(
+        disk_free=given.disk_free,
+        queue_entries=given.queue_entries,
+        memory=given.memory or int(_MEMORY_PART * memory_limit_bytes()),
+        commit_latency_s=given.commit_latency,
+    )
+
+
+@dataclass(eq=False)
+class PressureMonitor:
+    """Keeps a Pressure up to date. run() runs until cancelled; measure() may be called before."""
+
+    pressure: Pressure  # what is kept up to date
+    spool: SpoolEngine  # its disk and its queue
+    _: KW_ONLY
+    bounds: Bounds  # what is too much, or too little
+    mailboxes: Path  # the mail root, whose disk is measured too
+    metrics: Metrics  # show the levels
+    clock: Clock  # whose jumps are reported
+    # called with every state whose levels differ from the previous ones
+    on_change: Callable[[PressureState], None] = lambda _state: None
+    resident: Callable[[], int] = resident_bytes  # the memory of the relay in bytes
+    on_measured: Callable[[], None] = lambda: None  # called after each measurement
+
+    def __post_init__(self) -> None:
+        self._disks = (
+            _AskedDisk(self.spool.disk, self.clock),
+            _AskedDisk(lambda: _nearest_disk(self.mailboxes), self.clock),
+        )
+        self._clock_differs = abs(wall_offset_us(self.clock)) > _CLOCK_DIFFERS_S * 1_000_000
+        self._trimmed_s = -math.inf
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether no resource is short."""
+        return self.pressure.state.level is PressureLevel.NORMAL
+
+    async def run(self) -> None:
+        """Measure each second until cancelled."""
+        while True:
+            try:
+                await self.measure()
+            except Exception:  # noqa: BLE001 - the state stays until the next measurement
+                _log.exception("pressure not measured")
+            await sleep_in_step(INTERVAL_S)  # real time: free space changes without an event
+
+    async def measure(self) -> None:
+        """Measure once, and log changes."""
+        spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
+        load = self.spool.load()
+        figures = Measurements(
+            spool=None if load.is_failing else spool_disk,
+            mail=mail_disk,
+            kept_bytes=load.kept_bytes,
+            queue_entries=load.entries,
+            memory_bytes=self.resident(),
+            commit_s=load.commit_s,
+            backlog=load.backlog,
+        )
+        before = self.pressure.state
+        self.pressure.state = state = assess(before, figures, self.bounds)
+        self.metrics.pressure.set(state.level)
+        for reason in PressureReason:
+            level = state.levels.get(reason, PressureLevel.NORMAL)
+            self.metrics.pressure_reasons.labels(reason=reason).set(level)
+        if state.levels != before.levels:
+            _tell(before, state)
+            self.on_change(state)
+        await self._give_memory_back()
+        self._check_clock()
+        self.on_measured()
+
+    async def _give_memory_back(self) -> None:
+        now_s = self.clock.real_s()
+        if now_s - self._trimmed_s >= _TRIM_S:
+            self._trimmed_s = now_s
+            is_short = self.pressure.state.has(PressureReason.MEMORY)
+            await asyncio.to_thread(trim_memory, collect=is_short)
+
+    def _check_clock(self) -> None:
+        jumped_s = wall_offset_us(self.clock) / 1_000_000
+        self.metrics.clock_jump.set(jumped_s)
+        differs = abs(jumped_s) > _CLOCK_DIFFERS_S
+        if differs and not self._clock_differs:
+            _log.warning("the clock has jumped: queue time follows slowly", seconds=jumped_s)
+        elif self._clock_differs and not differs:
+            _log.info("queue time equals the clock again")
+        self._clock_differs = differs
+
+
+def _tell(before: PressureState, state: PressureState) -> None:
+    """Log one line for each change of the level or its reasons."""
+    tell = _log.warning if state.level > before.level else _log.info
+    because = "; ".join(describe(reason) for reason in state.reasons)
+    tell(
+        "pressure",
+        state=state.level.name.lower(),
+        before=before.level.name.lower(),
+        reasons=" ".join(f"{one}={level.name.lower()}" for one, level in state.levels.items()),
+        because=because,
+    )
+
+
+class _AskedDisk:
+    """The last answer of a disk; None after an error or a long silence."""
+
+    def __init__(self, ask: Callable[[], Disk], clock: Clock) -> None:
+        """`ask` blocks, and raises OSError."""
+        self._ask = ask
+        self._clock = clock
+        self._asking: asyncio.Future[Disk | OSError] | None = None
+        self._asked_s = 0.0
+        self._answer: Disk | None = None
+
+    async def asked(self) -> Disk | None:
+        if self._asking is None:
+            self._asked_s = self._clock.real_s()
+            self._asking = asyncio.get_running_loop().run_in_executor(None, self._try)
+        done, _ = await asyncio.wait({self._asking}, timeout=_ANSWER_S)  # real time: a disk
+        if done:
+            answer, self._asking = self._asking.result(), None
+            if isinstance(answer, OSError):
+                _log.warning("disk usage cannot be read", error=str(answer))
+            self._answer = None if isinstance(answer, OSError) else answer
+        elif self._clock.real_s() - self._asked_s > _SILENT_S:
+            self._answer = None
+        return self._answer
+
+    def _try(self) -> Disk | OSError:
+        """Return an error instead of raising it: asked() may have been cancelled."""
+        try:
+            return self._ask()
+        except OSError as error:
+            return error
+
+
+def _nearest_disk(path: Path) -> Disk:
+    """The disk of a directory that may still be to be made."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return disk_of(path)

@@ -1,0 +1,327 @@
+"""The sets of rules of tenants: load them, keep the last good one of each on disk, and decide which
+are in force while the files of a tenant have a fault.
+
+A fault in the files of one tenant changes nothing for others. Its set in force stays, or at a start
+the last good one in STATE/policies/NAME/HASH is used, if the configuration still allows all that it
+does; else the tenant has no rules, and its mail waits. What the files of a tenant must not do is
+decided in relay/transport/policy/rule_files.py.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from msgspec import Struct
+
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import fsync_path, write_all
+from relay.base.observe.logs import get_logger
+from relay.base.phrases import named, shown
+from relay.base.settings.document import Fault, SettingsError, read_document, read_text
+from relay.base.settings.tree import Settings, Tenant
+from relay.base.settings.validation import next_hops_by_name
+from relay.base.settings.values import GROUPS_DIRECTORY
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.groups import group_files, other_directories
+from relay.transport.policy.rule_book import RuleBook, TenantRules
+from relay.transport.policy.rule_files import (
+    PolicyError,
+    faults_of_reach,
+    load_rules,
+    read_rules,
+)
+
+_log = get_logger("app")
+KEPT_SETS = "policies"  # a directory in state_dir
+_EMPTY = "empty"  # stands for the hash of a set without files
+_PART = ".part"
+_FAULTS_SHOWN = 20
+_NONE = "none: its mail is deferred"
+
+
+class TenantSet(Struct, frozen=True):
+    """The rules of a tenant that are in force."""
+
+    tenant: Tenant
+    rules: RuleSet | None  # None: there are none that could be used, and its mail waits
+    # when its files were last loaded without a fault; without rules, when that was first tried
+    good_us: int
+    faults: tuple[Fault, ...] = ()  # of its files, because of which others are in force, or none
+
+
+class LastGoodSets:
+    """The last good set of each tenant: a copy of its rule files and groups below state_dir.
+
+    A copy is complete under its name: it is written elsewhere, synced, and renamed. Its hash is
+    compared when it is read, since a backup copies file by file.
+    """
+
+    def __init__(self, state_dir: Path, crash: CrashPoints) -> None:
+        self._state_dir, self._crash = state_dir, crash
+        self._top = state_dir / KEPT_SETS
+        self._kept: dict[str, str] = {}  # the hash of what is known to be there, by tenant
+
+    def keep_all(self, sets: Mapping[str, TenantSet], directory: Path) -> None:
+        """Keep the sets without a fault, which were loaded below `directory`, and the older ones of
+        the other tenants. A set that cannot be kept is logged. Blocks.
+        """
+        for name, made in sets.items():
+            try:
+                if made.rules is not None and not made.faults:
+                    self.keep(made, made.rules, directory / name)
+            except (OSError, SettingsError) as error:
+                _log.warning("the rules of a tenant are not kept", tenant=name, error=str(error))
+        with suppress(OSError):  # there never was one
+            for old in self._top.iterdir():
+                if old.name not in sets:  # another tenant may get its name
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def keep(self, made: TenantSet, rules: RuleSet, source: Path) -> None:
+        """Keep the set that was loaded from `source`, and no other. Raises OSError, SettingsError
+        for files that have changed since.
+        """
+        name = made.tenant.name
+        home = self._top / name
+        target = home / (rules.digest or _EMPTY)
+        is_known = self._kept.pop(name, None) == target.name and target.exists()
+        if not is_known and not self._has(target, rules):
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = home / _PART
+            for old in (part, target):  # cut short, or damaged
+                if old.exists():
+                    shutil.rmtree(old)
+            _copy(rules, source, part)
+            if not self._has(part, rules):
+                raise SettingsError([Fault(source, 0, "", "found files that have just changed")])
+            part.rename(target)
+            for folder in (home, self._top, self._state_dir):
+                fsync_path(folder)
+            self._crash.reached(CrashPoint.TENANT_SET_KEPT)
+        os.utime(target, ns=(made.good_us * 1000, made.good_us * 1000))
+        if others := [one for one in home.iterdir() if one != target]:
+            for other in others:
+                shutil.rmtree(other)
+            fsync_path(home)
+        self._kept[name] = target.name
+
+    @staticmethod
+    def _has(folder: Path, rules: RuleSet) -> bool:
+        """Return whether a directory has these rules."""
+        with suppress(SettingsError):
+            return read_rules(folder, with_tests=False).digest == rules.digest
+        return False
+
+    def load(self, tenant: Tenant) -> TenantSet | None:
+        """Return the last good set of a tenant, None without one.
+
+        Its tests passed when it was kept, and are not run again.
+        """
+        with suppress(OSError):
+            folders = [one for one in (self._top / tenant.name).iterdir() if one.name != _PART]
+            times = {one: one.stat().st_mtime_ns for one in folders}
+            for folder in sorted(folders, key=times.__getitem__, reverse=True):
+                try:
+                    rules = read_rules(folder, tenant=tenant, with_tests=False)
+                    found = rules.digest or _EMPTY
+                    if found == folder.name:
+                        return TenantSet(tenant, rules, times[folder] // 1000)
+                    why = f"found files with the hash {found}, expected {folder.name}"
+                except PolicyError as error:
+                    why = str(error)
+                _log.warning("a copy of the rules of a tenant is damaged, and not used",
+                             tenant=tenant.name, copy=str(folder), error=why)  # fmt: skip
+        return None
+
+
+def _copy(rules: RuleSet, source: Path, part: Path) -> None:
+    """Copy the files of a set, and sync them and their directories."""
+    groups = part / GROUPS_DIRECTORY
+    groups.mkdir(mode=0o700, parents=True)
+    for folder, files in ((part, rules.files), (groups, group_files(source, []))):
+        for file in files:
+            octets = read_text(file).encode()
+            descriptor = os.open(
+                folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            try:
+                write_all(descriptor, octets)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    fsync_path(groups)
+    fsync_path(part)
+
+
+def load_tenants(
+    settings: Settings,
+    last_good: LastGoodSets,
+    *,
+    before: Mapping[str, TenantSet],
+    clock: Clock,
+    examine: Callable[[RuleSet], object],
+) -> dict[str, TenantSet]:
+    """Load the set of each tenant; with a fault, the set `before` stays, or the last good one is
+    used. `examine` gets each set that was loaded, and logs warnings.
+    """
+    return {
+        one.name: _load(one, settings, last_good, before=before.get(one.name), clock=clock,
+                        examine=examine)
+        for one in settings.tenant
+    }  # fmt: skip
+
+
+def _load(
+    tenant: Tenant,
+    settings: Settings,
+    last_good: LastGoodSets,
+    *,
+    before: TenantSet | None,
+    clock: Clock,
+    examine: Callable[[RuleSet], object],
+) -> TenantSet:
+    now_us = clock.time_us()
+    loaded = rfc3339(now_us)
+    try:
+        return TenantSet(tenant, load_set(settings, tenant, loaded=loaded, examine=examine), now_us)
+    except PolicyError as error:
+        faults = error.faults
+    for old in filter(None, (before, last_good.load(tenant))):
+        if old.rules is not None and not any(
+            faults_of_reach(old.rules.rules, tenant, own=settings.own_domains)
+        ):
+            rules = old.rules if old.rules.loaded else dataclasses.replace(old.rules, loaded=loaded)
+            found = TenantSet(tenant, rules, old.good_us, faults)
+            break
+    else:
+        since_us = before.good_us if before is not None and before.rules is None else now_us
+        found = TenantSet(tenant, None, since_us, faults)
+    in_force = f"the last good ones, {found.rules.digest or _EMPTY}" if found.rules else _NONE
+    for fault in faults[:_FAULTS_SHOWN]:
+        _log.warning("a fault in the rules of a tenant", tenant=tenant.name, fault=str(fault))
+    _log.warning("the rules of a tenant are not its newest ones", tenant=tenant.name,
+                 faults=len(faults), in_force=in_force)  # fmt: skip
+    return found
+
+
+def rules_of_a_start(
+    settings: Settings, file: Path, clock: Clock
+) -> tuple[RuleBook, Mapping[str, TenantSet]]:
+    """Return the rules that a start would use, if the tests of the operator's rules pass; and the
+    sets of tenants. Raises PolicyError for faults of the operator's rules.
+    """
+    operator = load_set(settings, None, config=file, runs_tests=False)
+    check_operator(settings, file, operator)
+    kept = LastGoodSets(settings.state_dir, CrashPoints(""))
+    sets = load_tenants(settings, kept, before={}, clock=clock, examine=lambda _: None)
+    found = ((one.tenant, one.rules) for one in sets.values())
+    return book_of([(None, operator), *found], settings), sets
+
+
+def load_set(
+    settings: Settings,
+    tenant: Tenant | None,
+    *,
+    config: Path | None = None,
+    loaded: str = "",
+    runs_tests: bool = True,
+    examine: Callable[[RuleSet], object] = lambda _: None,
+) -> RuleSet:
+    """Return the set of a tenant, or that of the operator. Raises PolicyError, and for a tenant no
+    other error.
+    """
+    directory = settings.policy.directory / (tenant.name if tenant else "")
+    read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
+    try:
+        rules = read(
+            directory, local_domains=settings.own_domains, config=config, tenant=tenant,
+            routes=next_hops_by_name(settings.route),
+        )  # fmt: skip
+        examine(rules)
+    except PolicyError:
+        raise
+    except Exception as error:
+        if tenant is None:
+            raise
+        _log.exception("the rules of a tenant cannot be loaded", tenant=tenant.name)
+        text = f"internal error: {error!r}; expected rules that can be loaded"
+        raise PolicyError([Fault(directory, 0, f'tenant "{tenant.name}"', text)]) from None
+    return rules
+
+
+def load_strictly(
+    settings: Settings, file: Path, *, runs_tests: bool = True
+) -> list[tuple[Tenant | None, RuleSet]]:
+    """Return the set of the operator and that of each tenant. `settings` were read from `file`.
+
+    Raises PolicyError with the faults of all.
+    """
+    faults: list[Fault] = []
+    sets: list[tuple[Tenant | None, RuleSet]] = []
+    for tenant in (None, *settings.tenant):
+        try:
+            rules = load_set(settings, tenant, config=file, runs_tests=runs_tests)
+            sets.append((tenant, rules))
+            if tenant is None:
+                check_operator(settings, file, rules)
+        except PolicyError as error:
+            faults += error.faults
+    if faults:
+        raise PolicyError(faults)
+    return sets
+
+
+def check_operator(settings: Settings, file: Path, rules: RuleSet) -> None:
+    """Raise PolicyError for a directory that belongs to no tenant, and for rules of the operator
+    with the name of a tenant in front.
+    """
+    names = [one.name for one in settings.tenant]
+    faults = [
+        Fault(rule.file, rule.line, f"rule {shown(rule.name)}: name",
+              f"found {shown(name)}, the name of a tenant, before the /, expected another name")
+        for rule in rules.rules
+        if "/" in rule.name and (name := rule.name.partition("/")[0]) in names
+    ]  # fmt: skip
+    document = read_document(file)
+    directory = settings.policy.directory
+    if missing := [name for name in names if not (directory / name).exists()]:
+        without = f" ({', '.join(missing)} has none)"
+    else:
+        without = ""
+    for one in other_directories(directory, *names):
+        text = f"found the directory {one}, expected a [[tenant]] of this name{without}: "
+        faults.append(document.fault(("tenant",), f"{text}add one, or move the directory away"))
+    if faults:
+        raise PolicyError(faults)
+
+
+def book_of(sets: Iterable[tuple[Tenant | None, RuleSet | None]], settings: Settings) -> RuleBook:
+    """Return all rules in force: those of the operator, whose tenant is None, and of tenants.
+
+    A domain that is an alias of a tenant's is the tenant's.
+    """
+    operator, tenants = RuleSet(), {}
+    aliases: dict[str, list[str]] = {}
+    for one in settings.domain:
+        aliases.setdefault(one.alias_of, []).append(one.name)
+    for tenant, rules in sets:
+        if tenant is None:
+            operator = rules or operator
+            continue
+        own = tenant.domains
+        domains = frozenset((*own, *(alias for each in own for alias in aliases.get(each, ()))))
+        tenants[tenant.name] = TenantRules(tenant.name, domains, rules)
+    return RuleBook(operator, tenants)
+
+
+def trouble_of(sets: Mapping[str, TenantSet]) -> str:
+    """Return which tenants have other rules in force than their newest ones, "" if none has."""
+    old = [name for name, one in sets.items() if one.faults and one.rules is not None]
+    without = [name for name, one in sets.items() if one.rules is None]
+    texts = [f"old rules are in force for the tenants {named(old)}"] if old else []
+    texts += [f"mail of the tenants {named(without)} waits for their rules"] if without else []
+    return "; ".join(texts)

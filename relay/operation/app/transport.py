@@ -1,0 +1,480 @@
+"""Build the transport: pickup (step 3), SMTP servers and gate (5), delivery (6), reports (7)."""
+
+import dataclasses
+import os
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from relay.base.accounts.account import DEAD_LETTER, Account, AccountDirectory
+from relay.base.certificates import ServerCertificate
+from relay.base.clock import Clock, rfc3339
+from relay.base.message.nexthop import NextHop
+from relay.base.pressure import PressureReason
+from relay.base.settings.tree import Settings, SmtpListener
+from relay.base.socket_address import Address
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.attempt_recorder import AttemptRecorder
+from relay.delivery.connection_slots import ConnectionSlots
+from relay.delivery.content_cache import ContentCache
+from relay.delivery.host_selection import Connect, HostResolver
+from relay.delivery.local_delivery import LocalDelivery
+from relay.delivery.provider_replies import ProviderReplies
+from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
+from relay.delivery.reports.bounces import Copies, Reporter, SenderRate
+from relay.delivery.reports.receipts import ReceiptSender, ReceiptWatcher
+from relay.delivery.reports.texts import TextSource
+from relay.delivery.retry import DeferralCause, RetrySchedule
+from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.delivery.smtp.connect import connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.formats.convert import convert
+from relay.front_door.sign_in.token_login import TokenLogin
+from relay.operation.app.foundation import Foundation, show_parts
+from relay.operation.app.mta_sts import build_policies, count, counted, renewed
+from relay.store.spool.types import Claim, NewMessage, PriorityLevel
+from relay.submission.pickup.conversion import ConversionPool
+from relay.submission.pickup.dispatch import Pickup
+from relay.submission.pickup.processing import SubmissionProcessor
+from relay.submission.pickup.start_limits import StartLimits
+from relay.transport.gate.keeper import GateKeeper
+from relay.transport.gate.wire import ListenerSetup, LoadState, Setup
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.local_services import IngressDependencies
+from relay.transport.ingress.local_users import LocalUsers
+from relay.transport.ingress.maildrop import MailDrop
+from relay.transport.ingress.smtp_server import SmtpServer, offers_auth_in_clear
+from relay.transport.routing.resolver import LoopbackResolver, Resolver
+from relay.transport.routing.route_table import RouteChanges
+from relay.transport.routing.sts_policies import StsPolicies
+
+_RNG = random.Random()  # noqa: S311 - spreads load, not for security
+_DOWN_S_MAX = 30.0
+SUBMISSIONS_MAX = 8  # of one account that are processed at once; plus one for all others
+_PICKUP_SESSIONS_MAX = 64
+_PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has its own limit; base64 adds a third
+
+
+@dataclass(frozen=True)
+class Transport:
+    """What accepts messages by SMTP and delivers them."""
+
+    resolver: Resolver | LoopbackResolver  # of names
+    policies: StsPolicies  # of domains; the resolver of next hops, which knows them
+    scheduler: DeliveryScheduler  # step 6
+    verifier: RecipientVerifier  # asks next hops at RCPT
+    acceptance: Acceptance  # step 5
+    reporter: Reporter  # step 7
+    smtp_servers: list[SmtpServer]  # one for each [[smtp]], and that of [sendmail]
+    gate: GateKeeper | None  # has the sessions of [[smtp]]; None: they are in this process
+    pickup_server: SmtpServer  # on run/pickup.sock
+    pickup: Pickup  # step 3
+    receipts: ReceiptWatcher  # sends read receipts
+    maildrop: MailDrop | None  # that of [sendmail]
+
+
+def build_transport(base: Foundation) -> Transport:
+    """Return the transport, not started."""
+    settings, sources = base.settings, base.sources
+    reporter = Reporter(
+        hostname=settings.hostname, clock=base.clock, ids=base.ids,
+        destination_of=base.table.destination_of,
+        expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
+        rate=_sender_rate(base),
+        texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
+        expand=base.table.expand, signer=base.signer, strangers=settings.reports.strangers,
+    )  # fmt: skip
+    resolver = _resolver(base)
+    policies = build_policies(base, resolver)
+    scheduler = _scheduler(base, reporter, policies, connect=_connect(base, resolver))
+    reporter.copies = _copies(base, scheduler)
+    base.spool.queue_admin.attend(scheduler)
+    base.spool.queue_admin.report_with(reporter)
+    acceptance = _acceptance(base, reporter, scheduler)
+    verifier = RecipientVerifier(
+        base.table, policies,
+        partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
+        clock=base.clock,
+    )  # fmt: skip
+    ingress = _ingress(base, acceptance, verifier, resolver=resolver)
+    pickup = Pickup(
+        _submission_processor(base, reporter), socket=settings.pickup_socket,
+        hostname=settings.hostname, rng=_RNG,
+    )  # fmt: skip
+    receipts = ReceiptSender(
+        spool=base.spool, reporter=reporter, accounts=sources.accounts,
+        offer=acceptance.on_accepted, copies=base.store.owed_copies, crash=base.crash,
+        is_development=base.is_development,
+    )  # fmt: skip
+    base.store.messages.on_read = receipts.read
+    local_servers, maildrop = _mail_of_machine(base, ingress)
+    gate = build_gate(base)
+    smtp_servers = _smtp_servers(base, ingress, gate)
+    return Transport(
+        resolver=resolver,
+        policies=policies,
+        scheduler=scheduler,
+        verifier=verifier,
+        acceptance=acceptance,
+        reporter=reporter,
+        smtp_servers=smtp_servers + local_servers,
+        gate=gate,
+        pickup_server=_pickup_server(base, ingress),
+        pickup=pickup,
+        receipts=ReceiptWatcher(
+            sender=receipts,
+            ledger=base.spool.receipts,
+            copies=base.store.owed_copies,
+            clock=base.clock,
+        ),
+        maildrop=maildrop,
+    )
+
+
+def _smtp_servers(
+    base: Foundation, ingress: IngressDependencies, gate: GateKeeper | None
+) -> list[SmtpServer]:
+    """Return those of [[smtp]]."""
+    servers = [
+        SmtpServer(
+            listener,
+            ingress,
+            certificate=shown,
+            options=base.sources.listener_options(listener),
+            elsewhere=None if gate is None else partial(gate.hand_on, number),
+        )
+        for number, (listener, shown) in enumerate(
+            zip(base.settings.smtp, base.certificates.smtp, strict=True)
+        )
+    ]
+    if gate is not None:
+        gate.accept = [one.accept for one in servers]
+    return servers
+
+
+def use_settings(
+    base: Foundation, transport: Transport, *, before: Settings, routes: RouteChanges
+) -> None:
+    """Let the transport use the settings in force, which were `before` until now, and the table,
+    which differs by `routes`. Mail that waits is routed again, as at a start.
+    """
+    settings, delivery = base.settings, base.settings.delivery
+    acceptance, reporter, scheduler = transport.acceptance, transport.reporter, transport.scheduler
+    acceptance.expire_after_s = reporter.expire_after_s = delivery.expire_after
+    acceptance.delay_warning_after_s = delivery.delay_warning_after
+    acceptance.held_max = settings.policy.held_max
+    base.milters.replace(settings.milter)
+    show_parts(base)
+    acceptance.use(
+        base.srs.at(settings.mailboxes.srs_domain),
+        forward_own_from=settings.mailboxes.forward_own_from,
+    )
+    if settings.reports != before.reports:
+        reporter.rate = _sender_rate(base)
+        reporter.copies = _copies(base, scheduler)
+        reporter.strangers = settings.reports.strangers
+    # those of [[smtp]] come first; that of [sendmail] has nothing to change
+    for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
+        server.use(listener)
+    if transport.gate is not None:
+        transport.gate.use()
+    if (settings.dns, delivery.port) != (before.dns, before.delivery.port):
+        assert isinstance(transport.resolver, Resolver)  # a development relay reloads nothing
+        transport.resolver.use(
+            settings.dns.nameservers, timeout_s=settings.dns.timeout, port=delivery.port,
+            validating=settings.dns.validating,
+        )  # fmt: skip
+    providers = base.sources.providers()
+    is_other = (
+        delivery != before.delivery or providers.entries != scheduler.options.providers.entries
+    )
+    if is_other:
+        scheduler.recorder.schedule = retry_schedule(settings)
+        scheduler.slots.limit_to(delivery.max_connections)
+    scheduler.use(
+        site_options(settings, scheduler.recorder.schedule, providers),
+        _connect(base, transport.resolver),
+        is_over=lambda options: is_other or options in routes.ended,
+    )
+
+
+async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
+    """Return the counts of the queue, and the sites that replies of hosts have paused here."""
+    ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
+    paused = [
+        {"site": one.site, "by": one.provider, "until": rfc3339(ahead_us + int(one.until_s * 1e6))}
+        for one in transport.scheduler.site_pauses()
+    ]
+    return {**await base.spool.stats(), "paused_sites": paused}
+
+
+def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionProcessor:
+    settings, ready = base.settings, base.store.ready
+    return SubmissionProcessor(
+        ready=ready, inbox_report=reporter.inbox_report,
+        postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
+        may_send_as=partial(may_send_as, base.sources.accounts),
+        conversion=ConversionPool(
+            convert, hostname=settings.hostname, clock=base.clock,
+            in_threads=base.sources.converts_in_threads,
+        ),
+        limits=StartLimits(
+            base.clock, concurrency=SUBMISSIONS_MAX, is_rush=ready.rush.is_rush
+        ),
+        log=base.store_log, clock=base.clock, crash=base.crash, metrics=base.metrics,
+        give_up_after_s=settings.pickup.give_up_after, started_us=base.clock.time_us(),
+    )  # fmt: skip
+
+
+def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
+    """Return whether the account of a submission may send mail from `address`. What it sent before
+    it was disabled still leaves.
+    """
+    found = accounts.by_address(account) or Account(account)
+    return found.owns(address) or found.may_send_as(address)
+
+
+def _ingress(
+    base: Foundation,
+    acceptance: Acceptance,
+    verifier: RecipientVerifier,
+    *,
+    resolver: Resolver | LoopbackResolver,
+) -> IngressDependencies:
+    settings, accounts = base.settings, base.sources.accounts
+    return IngressDependencies(
+        hostname=settings.hostname, acceptance=acceptance, accounts=accounts,
+        check_token=TokenLogin(accounts, settings.state_dir, base.clock).check,
+        quota=base.store, crash=base.crash, pressure=base.pressure, refusals=base.refusals,
+        verify=verifier.rejection,
+        # mail of a development relay does not leave
+        is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
+    )  # fmt: skip
+
+
+def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
+    """Return who gets copies."""
+
+    async def accept(copy: NewMessage, submission_key: str) -> None:
+        accepted = await base.spool.accept(copy, submission_key=submission_key, claim=False)
+        if not accepted.repeated:
+            scheduler.accepted_unclaimed([copy])
+
+    reports = base.settings.reports
+    return Copies(reports.copy_to, frozenset(reports.copy_kinds), accept)
+
+
+def _sender_rate(base: Foundation) -> SenderRate | None:
+    rate = parse_rate(base.settings.reports.per_sender)
+    return SenderRate(rate.count, rate.per_s, base.clock) if rate else None
+
+
+def _language_of(accounts: AccountDirectory, address: str) -> str:
+    account = accounts.by_address(address)
+    return account.language if account is not None else ""
+
+
+def _resolver(base: Foundation) -> Resolver | LoopbackResolver:
+    resolver, release_to = resolver_of(base.settings, base.clock), base.sources.release_to
+    resolver.count_tlsa = partial(count, base.metrics, policy="tlsa")
+    if base.sources.is_simulated is None:
+        return resolver
+    elsewhere = None
+    if release_to is not None:
+        elsewhere = resolver_of(base.settings, base.clock, nameservers=())
+    return LoopbackResolver(resolver, release_to=release_to, elsewhere=elsewhere)
+
+
+def resolver_of(
+    settings: Settings,
+    clock: Clock,
+    *,
+    nameservers: Sequence[Address] | None = None,
+) -> Resolver:
+    """Return the resolver of a configuration, or one with other name servers; () has the
+    system's.
+    """
+    return Resolver(
+        settings.dns.nameservers if nameservers is None else nameservers,
+        timeout_s=settings.dns.timeout, clock=clock, rng=_RNG, hostname=settings.hostname,
+        own_addresses=[listener.listen for listener in settings.smtp],
+        port=settings.delivery.port, validating=settings.dns.validating,
+    )  # fmt: skip
+
+
+def retry_schedule(settings: Settings) -> RetrySchedule:
+    """Return when recipients are retried."""
+    delivery = settings.delivery
+    by_class = {
+        name: steps for name, steps in dataclasses.asdict(delivery.retry_by_class).items() if steps
+    }
+    return RetrySchedule(delivery.retry, _RNG.random, by_class, delivery.indeterminate_max)
+
+
+def site_options(
+    settings: Settings, schedule: RetrySchedule, providers: ProviderReplies | None = None
+) -> SiteOptions:
+    """Return the options of sites, without those of routes."""
+    delivery = settings.delivery
+    return SiteOptions(
+        connections_max=delivery.max_connections_per_next_hop,
+        rate=parse_rate(delivery.max_rate_per_next_hop),
+        unreachable_s=min(_DOWN_S_MAX, schedule.step_s(DeferralCause()) / 2),
+        waited_s=schedule.waited_s,
+        providers=providers or ProviderReplies(),
+    )
+
+
+def _scheduler(
+    base: Foundation,
+    reporter: Reporter,
+    resolver: HostResolver,
+    *,
+    connect: Connect,
+) -> DeliveryScheduler:
+    delivery = base.settings.delivery
+    schedule = retry_schedule(base.settings)
+    options = site_options(base.settings, schedule, base.sources.providers())
+    contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES, signer=base.signer)
+    recorder = AttemptRecorder(
+        base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
+    )
+    scheduler = DeliveryScheduler(
+        base.spool, recorder, contents,
+        local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
+        resolver=resolver, table=base.table, options=options, clock=base.clock,
+        slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
+        active_queue=ActiveQueue(),
+        connect=connect,
+        queue_admin=base.spool.queue_admin,
+        on_change=lambda _queue_id: base.changes.notify(),
+    )  # fmt: skip
+    base.readiness.queue = scheduler.unreadable
+    base.metrics.queue_unread.set_function(scheduler.unread_s)
+    return scheduler
+
+
+def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect:
+    delivery = base.settings.delivery
+    timeouts = Timeouts(
+        connect_s=delivery.connect_timeout,
+        command_s=delivery.command_timeout,
+        data_s=min(delivery.command_timeout, Timeouts().data_s),
+    )
+    to_target = counted(
+        partial(
+            connect, ehlo_name=base.settings.hostname, timeouts=timeouts, real_s=base.clock.real_s
+        ),
+        base.metrics,
+    )
+    simulated = base.sources.simulated
+    if simulated is None:
+        return renewed(to_target, resolver)
+    return renewed(lambda target: to_target(simulated(target)), resolver)
+
+
+def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:
+    def takes_claim(next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
+        """Whether delivery claims a message, with its content, as soon as it is accepted."""
+        if base.pressure.state.has(PressureReason.MEMORY):
+            return False
+        return scheduler.has_room_for(next_hop, sender, level)
+
+    def accepted(claims: Sequence[Claim]) -> None:
+        scheduler.offer(claims)
+        base.changes.notify()
+
+    return Acceptance(
+        hostname=base.settings.hostname, router=base.table, policy=base.sources.rules,
+        reporter=reporter, spool=base.spool, accounts=base.sources.accounts,
+        clock=base.clock, ids=base.ids, metrics=base.metrics,
+        on_accepted=accepted, on_waiting=scheduler.accepted_unclaimed,
+        on_first_end=scheduler.due_at,
+        level_of=scheduler.active_queue.level_of, has_room=takes_claim,
+        expire_after_s=base.settings.delivery.expire_after,
+        delay_warning_after_s=base.settings.delivery.delay_warning_after,
+        any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,
+        forward_own_from=base.settings.mailboxes.forward_own_from,
+        held_max=base.settings.policy.held_max, milters=base.milters,
+    )  # fmt: skip
+
+
+def _mail_of_machine(
+    base: Foundation, ingress: IngressDependencies
+) -> tuple[list[SmtpServer], MailDrop | None]:
+    """Return what [sendmail] configures: the server of the socket, and the drop directory."""
+    sendmail, hostname = base.settings.sendmail, base.settings.hostname
+    if sendmail is None:
+        return [], None
+    users = LocalUsers(hostname, next(iter(base.settings.own_domains), hostname), sendmail.users)
+    listener = SmtpListener(Address(path=str(sendmail.socket)))
+    maildrop = None
+    if sendmail.drop is not None:
+        report = partial(setattr, base.readiness, "impaired")
+        renew = base.spool.renew_submission_keys
+        maildrop = MailDrop(sendmail.drop, users, ingress, renew=renew, report=report)
+    return [SmtpServer(listener, ingress, users=users)], maildrop
+
+
+def _pickup_server(base: Foundation, ingress: IngressDependencies) -> SmtpServer:
+    listener = SmtpListener(
+        listen=Address(path=str(base.settings.pickup_socket)),
+        max_sessions=_PICKUP_SESSIONS_MAX,
+        max_recipients=100_000,
+        max_message_size=_PICKUP_MESSAGE_BYTES_MAX,
+    )
+    return SmtpServer(listener, ingress, pickup=True)
+
+
+def why_in_process(settings: Settings) -> str:
+    """Return why `relay serve` has the SMTP sessions in its own process; "" if it has not."""
+    if not settings.smtp:
+        return "there is no [[smtp]]"
+    if settings.smtp_gate == "on":
+        return ""
+    if settings.smtp_gate == "off":
+        return 'smtp_gate is "off"'
+    if settings.milter:
+        return "there are milters"
+    if sys.platform != "linux":
+        return "this is not Linux"
+    return "" if len(os.sched_getaffinity(0)) > 1 else "there is one processor"
+
+
+def build_gate(base: Foundation) -> GateKeeper | None:
+    """Return the gate, not started; None if the sessions are in this process."""
+    words = base.sources.gate_words
+    if words is None or why_in_process(base.given):
+        return None
+
+    def setup() -> Setup:
+        shown = base.certificates.smtp
+        return setup_of(base.settings.hostname, zip(base.settings.smtp, shown, strict=True))
+
+    return GateKeeper(
+        words=words, setup=setup,
+        load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
+        on_change=partial(setattr, base.readiness, "gate"),
+    )  # fmt: skip
+
+
+def setup_of(
+    hostname: str, listeners: Iterable[tuple[SmtpListener, ServerCertificate | None]]
+) -> Setup:
+    """Return what the child gets of listeners and their certificates."""
+    return Setup(
+        hostname,
+        [
+            ListenerSetup(
+                dataclasses.replace(one, tls=None, trusted_networks=(), proxy_networks=()),
+                [pair.pem for pair in shown.pairs] if shown is not None else [],
+                requires_tls=one.tls is not None and one.tls.require,
+                offers_auth_in_clear=offers_auth_in_clear(one),
+            )
+            for one, shown in listeners
+        ],
+    )

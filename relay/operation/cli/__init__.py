@@ -1,0 +1,63 @@
+"""The `relay` command: options and output of each verb, usually one module for a verb.
+
+What a verb does is in relay.operation.commands. Exit codes are those of sysexits(3). Facts are
+printed to stdout, everything else to stderr. The user never gets a traceback, not even after Ctrl-C
+while modules are loaded.
+
+What verbs share:
+
+- `root`: the list of verbs, and which module is loaded for one
+- `options`: --config, --json, --role; which configuration file is used without --config
+- `output`: JSON and text; the lines of journeys, recipients, and what rules compared and would do;
+  control characters
+- `errors`: which exception has which exit code, and the line on stderr
+
+A service:
+
+- `serve`: `relay serve`
+- `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`,
+  `relay clock show | advance`, `relay reset`
+- `account`: `relay account`: add, list, remove, token, password, unlock
+- `dns`: `relay dns`, `relay dkim keygen | show`
+- `policy`: `relay policy check | test | try | diff`; what diff prints
+- `backup`: `relay backup`, `relay restore`, `relay check`
+- `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
+- `mail_files`: `relay import`
+
+Messages:
+
+- `send`: `relay send`
+- `sendmail`: `relay sendmail` and `relay mailq`, the program names sendmail and mailq
+- `trace`: `relay trace` and `relay wait`; why a wait has timed out; `relay log`; the line of a
+  message
+- `show`: `relay show`
+- `explain`: `relay explain`
+- `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text
+  of entries and statistics; `relay pause` and `relay resume`
+
+A development relay:
+
+- `dev`: `relay dev`: what it prints
+- `dev_options`: its options, and the variables RELAY_DEV_...; which options exclude each other
+"""
+
+import gc
+import sys
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_COLLECT_AFTER = 50_000  # objects: importing modules creates many and little garbage
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    gc.set_threshold(_COLLECT_AFTER)
+    try:
+        from relay.operation.cli.root import run  # noqa: PLC0415 - inside the try
+
+        code = run()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+__all__ = ["main"]

@@ -1,0 +1,257 @@
+"""`relay account`: add, import, list and remove accounts, give them tokens and passwords, unlock
+them.
+
+A new secret is printed once. Exits 65 for an unknown account, one that exists already, and a file
+that cannot be imported, 78 if the file is or would be faulty. `unlock` exits 69 without a running
+relay.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.base.accounts.account import AccountError
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
+from relay.base.running_relay import ControlClient
+from relay.base.settings.document import Fault
+from relay.base.settings.environment import read_environment
+from relay.base.settings.values import parse_mailbox
+from relay.operation.app.state_dir import owner_of
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import (
+    CommandContext,
+    InputPath,
+    Parsed,
+    common_options,
+    read_input,
+)
+from relay.operation.commands.account import (
+    PASSWORD_BYTES_MAX,
+    AccountFile,
+    hash_of,
+    new_client_id,
+    new_client_secret,
+    new_token,
+    read_users,
+)
+
+_FAULTS_SHOWN = 20
+_EXPECTED_LONG = 150  # characters
+_MAILBOX = Parsed("ADDRESS", parse_mailbox)
+_ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
+
+
+def _open(context: CommandContext) -> AccountFile:
+    variables = read_environment().variables
+    return AccountFile(context.settings(), clock=SystemClock(), environ=variables)
+
+
+def _hint(context: CommandContext) -> None:
+    """Say what makes a running relay use the changed file."""
+    if owner_of(context.settings().run_dir):
+        click.echo("the running relay uses it after: relay reload", err=True)
+
+
+@click.group()
+@common_options
+def account(_context: CommandContext) -> None:
+    """Add, list and remove accounts; give them tokens and passwords; unlock them.
+
+    Changes the file that mailboxes.accounts names. A running relay reads it at `relay reload`.
+    """
+
+
+@account.command()
+@_ADDRESS
+@click.option("--alias", "aliases", multiple=True, type=_MAILBOX, help="A further address.")
+@click.option("--send-as", multiple=True, metavar="PATTERN", help="May send from this address too.")
+@click.option("--role", type=click.Choice(["user", "read", "operate"]), help="Rights in /relay/v1.")
+@click.option("--quota", metavar="SIZE", help='The size of its mailbox, such as "2 GiB".')
+@click.option("--password", is_flag=True, help="Read a password from the terminal or stdin.")
+@click.option("--no-token", is_flag=True, help="Make no token.")
+@click.option("--client", is_flag=True, help="Make a client id and secret (azure-identity, MSAL).")
+@click.option(
+    "--client-certificate",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    metavar="FILE",
+    help="Make a client id for an application with this certificate (PEM).",
+)
+@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="Only these, as Mail.Send.")
+@click.option(
+    "--acts-for", multiple=True, metavar="PATTERN",
+    help='Mailboxes that its tokens may open as an application: an address, or "*@DOMAIN".',
+)  # fmt: skip
+@common_options
+def add(context: CommandContext, address: str, **options: Any) -> None:
+    """Add an account and print its new token.
+
+    Secrets are printed once; the file has only their hashes.
+    """
+    names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for", "client_certificate")
+    given = {name: options[name] for name in names if options[name]}
+    values = {name: list(one) if isinstance(one, tuple) else one for name, one in given.items()}
+    made: dict[str, str] = {}
+    if options["password"]:
+        values["password"] = hash_of(_read_password())
+    if not options["no_token"]:
+        made["token"], values["token"] = new_token()
+    if options["client"] or options["client_certificate"]:
+        made["client_id"] = values["client_id"] = new_client_id()
+    if options["client"]:
+        made["client_secret"], values["client_secret"] = new_client_secret()
+    _open(context).add(address, values)
+    _show(context, address, made)
+    _hint(context)
+
+
+@account.command("import")
+@click.argument("file", type=InputPath())
+@click.option("--dry-run", is_flag=True, help="Only check the file.")
+@common_options
+def import_accounts(context: CommandContext, file: Path, *, dry_run: bool) -> None:
+    """Add the users of a CSV or passwd-file, all or none.
+
+    A CSV has the columns address, hash, quota and aliases, and a header with these names; a
+    passwd-file is one of Dovecot. Passwords stay the hashes that they are.
+    """
+    users, faults = read_users(file, read_input("account import", file))
+    added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
+    faults = sorted((*faults, *added), key=lambda one: one.line)
+    if faults:
+        more = len(faults) - _FAULTS_SHOWN
+        lines = [*_told_once(faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
+        raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
+    text = f"{counted(len(users), 'account')} {'can be imported' if dry_run else 'imported'}"
+    context.show({"accounts": len(users), "dry_run": dry_run}, lambda: [text])
+    if not dry_run:
+        _hint(context)
+
+
+def _told_once(faults: Sequence[Fault]) -> Iterator[str]:
+    """Yield the line of each fault; a long text of what is expected is in the first that has it."""
+    first: dict[str, int] = {}
+    for one in faults:
+        found, _, expected = one.message.partition(", expected ")
+        line = first.setdefault(expected, one.line)
+        if len(expected) > _EXPECTED_LONG and line != one.line:
+            yield str(replace(one, message=f"{found}, expected as in line {line}"))
+        else:
+            yield str(one)
+
+
+@account.command("list")
+@click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
+@common_options
+def list_accounts(context: CommandContext, address: str | None) -> None:
+    """List accounts without their secrets, and aliases."""
+    found = [one for one in _open(context).entries() if address in (None, one["address"])]
+    if address and not found:
+        raise AccountError(f"unknown account {address}")
+    context.show(found, lambda: [_line(one) for one in found])
+
+
+@account.command()
+@_ADDRESS
+@common_options
+def remove(context: CommandContext, address: str) -> None:
+    """Remove an account; its mailbox stays on disk."""
+    _open(context).remove(address)
+    _show(context, address, {})
+    _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@click.option("--client", is_flag=True, help="Make a client secret instead, and a client id.")
+@click.option("--remove", "is_removal", is_flag=True, help="Remove it.")
+@common_options
+def token(context: CommandContext, address: str, *, client: bool, is_removal: bool) -> None:
+    """Make a new token and print it.
+
+    It takes the place of the old one, and is printed once.
+    """
+    file = _open(context)
+    made: dict[str, str] = {}
+    values: dict[str, str | None] = {}
+    if is_removal:
+        of_client = ("client_secret",) if file.has_keys(address) else ("client_id", "client_secret")
+        values = dict.fromkeys(of_client if client else ("token",))
+    elif client:
+        made["client_id"] = values["client_id"] = file.client_id_of(address) or new_client_id()
+        made["client_secret"], values["client_secret"] = new_client_secret()
+    else:
+        made["token"], values["token"] = new_token()
+    file.set(address, values)
+    _show(context, address, made)
+    _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@click.option("--remove", "is_removal", is_flag=True, help="Remove the password.")
+@common_options
+def password(context: CommandContext, address: str, *, is_removal: bool) -> None:
+    """Set the password of an account.
+
+    It is read from the terminal, or is the first line of stdin.
+    """
+    _open(context).set(address, {"password": None if is_removal else hash_of(_read_password())})
+    _show(context, address, {})
+    _hint(context)
+
+
+@account.command()
+@_ADDRESS
+@common_options
+def unlock(context: CommandContext, address: str) -> None:
+    """Lift the delay of logins after wrong passwords.
+
+    Also that of the account's client id. Delays are in the memory of the running relay, and end
+    with it.
+    """
+    client = ControlClient(context.settings().control_socket)
+    done = client.post("/accounts/unlock", {"address": address})
+    number = done["delays"]
+    text = f"{counted(number, 'delay')} lifted" if number else "was not delayed"
+    context.show(done, lambda: [f"{address}: {text}"])
+
+
+def _read_password() -> str:
+    """Read a password; an argument would be visible to other users."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        text = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    else:
+        octets = sys.stdin.buffer.readline(PASSWORD_BYTES_MAX + 3) if sys.stdin else b""
+        try:
+            text = octets.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise CommandError(ExitCode.DATA, "relay account: the password is not UTF-8") from None
+    if not 0 < len(text.encode()) <= PASSWORD_BYTES_MAX:
+        expected = f"expected a password of 1 to {PASSWORD_BYTES_MAX} bytes on standard input"
+        raise CommandError(ExitCode.DATA, f"relay account: {expected}")
+    return text
+
+
+def _show(context: CommandContext, address: str, made: Mapping[str, str]) -> None:
+    """Print the new secrets."""
+    context.show(
+        {"address": address, **made}, lambda: [f"{name}: {value}" for name, value in made.items()]
+    )
+
+
+def _line(facts: Mapping[str, Any]) -> str:
+    has = ", ".join(name for name, is_there in facts["has"].items() if is_there) or "no secret"
+    if "scheme" in facts:
+        has = has.replace("password", f"password ({facts['scheme']})")
+    if "to" in facts:
+        return f"{facts['address']}  alias of {', '.join(facts['to'])}"
+    more = [str(facts["role"])] if "role" in facts else []
+    more += ["disabled"] if facts.get("disabled") else []
+    more += [f"client {facts['client_id']}"] if "client_id" in facts else []
+    more += [f"forwards to {', '.join(facts['forward_to'])}"] if facts.get("forward_to") else []
+    return "  ".join((str(facts["address"]), has, *more))

@@ -1,0 +1,204 @@
+"""`relay backup` and `relay restore`: everything of a service, in one directory; `relay check`.
+
+Progress is on stderr if that is a terminal. Backup and restore exit 64 for a directory that is not
+empty, 65 for a backup that was cut short or changed, and for one that is complete but has a damaged
+file. Check prints passed checks to stdout, and faults and warnings to stderr as
+`file:line: key: text`. With --json everything is one document on stdout. It exits 78 for faults, 69
+if a needed service does not answer. What is checked is in relay/operation/commands/check.py.
+"""
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
+from relay.base.running_relay import ControlClient, ControlUnavailableError
+from relay.base.settings.document import SettingsError
+from relay.base.settings.environment import read_environment
+from relay.base.settings.reader import load
+from relay.base.settings.tree import NodeRole, Settings
+from relay.operation.cli.control import control_socket
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, common_options, role_option, user_name
+from relay.operation.cli.output import print_json, print_progress, printable
+from relay.operation.commands.backup import NotEmptyError, back_up
+from relay.operation.commands.check import check_file
+from relay.operation.commands.check_network import CheckFinding, CheckResult
+from relay.operation.commands.restore import DamagedBackupError, UnknownOwnerError, document
+from relay.operation.commands.restore import restore as restored_from
+from relay.store.journeys.wording import RELEASE_RESTORED
+
+_PROGRESS_FILES = 10_000
+_FAULTY = "relay backup: the backup has relay.toml as the running relay has read it before"
+
+
+@click.command()
+@role_option
+@common_options
+def check(context: CommandContext, role: NodeRole) -> None:
+    """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
+
+    Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
+    would reject its certificate, 69 when something it needs does not answer, 0 with warnings only.
+    Run it as the user of the service, or as root, who checks as the owner of state_dir.
+    """
+    environ = read_environment().variables
+    file = context.found_config_file()
+    findings = check_file(file, environ, SystemClock(), role=role)
+    if context.json:
+        print_json(
+            [{"check": one.what, "verdict": one.verdict, "text": one.text} for one in findings]
+        )
+    else:
+        for one in findings:
+            show_finding(one)
+    verdicts = {one.verdict for one in findings}
+    if CheckResult.FAULT in verdicts:
+        count = sum(1 for one in findings if one.verdict is CheckResult.FAULT)
+        raise CommandError(ExitCode.CONFIGURATION, f"relay check: {counted(count, 'fault')}")
+    if CheckResult.FAILED in verdicts:
+        raise CommandError(
+            ExitCode.UNAVAILABLE, "relay check: a service that it needs does not answer"
+        )
+
+
+def show_finding(one: CheckFinding) -> None:
+    """Print a passed check on stdout, any other on stderr."""
+    if one.verdict is CheckResult.OK:
+        click.echo(printable(f"{one.what:<15} {one.verdict:<8} {one.text}"))
+        return
+    begin = {CheckResult.FAILED: f"{one.what}: ", CheckResult.WARNING: "warning: "}
+    click.echo(printable(begin.get(one.verdict, "") + one.text), err=True)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--no-database", is_flag=True, help="Leave out the spool on a server: another node saved it."
+)
+@common_options
+def backup(context: CommandContext, directory: Path, *, no_database: bool) -> None:
+    """Copy everything of a service into DIRECTORY, while it runs or not.
+
+    That is the configuration with the files that it names, pending submissions, the spool, the
+    mailboxes, and all else in state_dir. DIRECTORY is created, or must be empty; only its owner can
+    read it. manifest.json is written last: without it a backup was cut short. A damaged
+    relay-properties of a mailbox is copied as it is, and the command then exits with 65.
+    """
+    settings, text = _in_force(context)
+    if no_database and settings.spool.is_file:
+        raise click.UsageError("--no-database: the spool is a file of this service")
+    try:
+        manifest = back_up(
+            settings,
+            context.config_file(),
+            directory,
+            clock=SystemClock(),
+            environ=read_environment().variables,
+            on_file=lambda number: _tell("backup", "copied", number),
+            with_database=not no_database,
+            text=text,
+        )
+    except NotEmptyError as error:
+        raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
+    result: dict[str, Any] = msgspec.to_builtins(manifest)
+    size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
+    context.show(result, lambda: [f"backed up to {directory}: {size}"])
+    if damaged := _damaged(result):
+        raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
+
+
+def _in_force(context: CommandContext) -> tuple[Settings, str]:
+    """Return the settings; of a faulty relay.toml those of the running service, with its text."""
+    try:
+        return context.settings(), ""
+    except SettingsError as error:
+        with suppress(ControlUnavailableError):
+            text = str(ControlClient(control_socket(context)).get("/configuration")["text"])
+            settings = load(context.config_file(), read_environment().variables, text=text)
+            click.echo(f"{printable(str(error))}\n{_FAULTY}", err=True)
+            return settings, text
+        raise
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
+    """Restore the backup in DIRECTORY into an empty place.
+
+    Everything goes where the backup's configuration says, which is restored as well; with --config
+    where that one says. state_dir and mailboxes.root must be empty (64). What the backup would make
+    outside of these two and the directory of relay.toml is listed first, and needs --yes or your
+    consent. What waits is held, and does not expire: see relay queue list --restored, then relay
+    queue release --restored. At the end, everything is checked as by relay check.
+    """
+
+    def allow(outside: list[Path]) -> None:
+        click.echo("relay restore: outside the directories of the service, it would make", err=True)
+        for one in outside:
+            click.echo(printable(f"  {one}"), err=True)
+        if not yes and (sys.stdin is None or not sys.stdin.isatty()):
+            raise click.UsageError("expected --yes, or a terminal to ask on; nothing was written")
+        if not yes and not click.confirm("Make them?", err=True):
+            raise CommandError(ExitCode.USAGE, "relay restore: nothing was written")
+
+    environ = read_environment().variables
+    if not directory.is_dir():
+        raise CommandError(ExitCode.NO_INPUT, f"relay restore: there is no directory {directory}")
+    try:
+        restored = restored_from(
+            directory,
+            context.named_config_file(),
+            clock=SystemClock(),
+            environ=environ,
+            who=user_name(),
+            allow=allow,
+            on_file=lambda number: _tell("restore", "verified", number),
+        )
+    except NotEmptyError as error:
+        raise CommandError(ExitCode.USAGE, f"relay restore: {error}") from None
+    except DamagedBackupError as error:
+        raise CommandError(ExitCode.DATA, f"relay restore: {error}") from None
+    except UnknownOwnerError as error:
+        text = f"relay restore: {error}, who does not exist here: create it before"
+        raise CommandError(ExitCode.CONFIGURATION, text) from None
+    result = document(restored)
+    context.show(result, lambda: _lines(result))
+    found = check_file(restored.config, environ, SystemClock())
+    for one in found:
+        if one.verdict is not CheckResult.OK:
+            show_finding(one)
+    if any(one.verdict is CheckResult.FAULT for one in found):
+        text = "relay restore: everything is restored, and relay check finds these faults"
+        raise CommandError(ExitCode.CONFIGURATION, text)
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    held = result["held"]
+    entries = counted(held["entries"], "entry")
+    submissions = counted(held["submissions"], "submission")
+    places = ", ".join((result["config"], result["state_dir"], result["root"]))
+    return [
+        f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
+        *(f"kept, and different from the backup: {one}" for one in result["kept"]),
+        *_damaged(result),
+        f"held: {entries} of the queue, {submissions}",
+        RELEASE_RESTORED,
+    ]
+
+
+def _damaged(result: Mapping[str, Any]) -> list[str]:
+    return [printable(f"damaged: {one['path']}: {one['found']}") for one in result["damaged"]]
+
+
+def _tell(verb: str, done: str, number: int) -> None:
+    if number % _PROGRESS_FILES == 0:
+        print_progress(f"relay {verb}: {number} files {done}")

@@ -1,0 +1,130 @@
+"""Verbs that give the running relay one order each: reload, webhook.
+
+`relay reload` exits 78 with the faults if nothing was reloaded, or not the rules of a tenant.
+`relay webhook` exits 65 for an unknown URL, and 69 if no receiver took the test. Both exit 69 if no
+relay runs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.base.phrases import counted
+from relay.base.running_relay import ControlClient
+from relay.base.settings.document import SettingsError, parse_document, read_text
+from relay.base.settings.environment import read_environment
+from relay.base.settings.reader import DocumentReader
+from relay.base.settings.tree import Settings
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, common_options, once
+
+_RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
+_TEST_S_MAX = 30.0
+
+
+@click.command()
+@common_options
+def reload(context: CommandContext) -> None:
+    """Have the running service read its configuration again, and wait for the outcome.
+
+    Keys of relay.toml that need a restart are printed. If a file has a fault, nothing is reloaded,
+    the previous configuration stays active, and the faults are printed: exit 78. If the rules of a
+    tenant have one, all else is reloaded, and its rules in force stay: exit 78 too. Without a
+    running service: exit 69.
+    """
+    client = ControlClient(control_socket(context), timeout_s=_RELOAD_S_MAX)
+    result = client.post("/reload", {})
+    context.show(result, lambda: _lines(result))
+    if faults := result["faults"]:
+        kept = "relay reload: nothing was reloaded: the previous configuration stays active"
+        if result["reloaded"]:
+            kept = "relay reload: reloaded, but not the rules of tenants that have these faults"
+        raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept]))
+
+
+def control_socket(context: CommandContext) -> Path:
+    """Return the socket of the service. Of a faulty relay.toml only `state_dir` is read, which
+    comes before the first table: the service says itself what is wrong with the rest.
+    """
+    try:
+        return context.settings().control_socket
+    except SettingsError:
+        file = context.found_config_file()
+        top = parse_document(file, read_text(file).partition("\n[")[0])
+        base, environ = file.absolute().parent, read_environment().variables
+        found = DocumentReader(top, base=base, environ=environ).fields(Settings, top.table, ())
+        if "state_dir" not in found:
+            raise
+        return Settings(hostname="", state_dir=found["state_dir"]).control_socket
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    renewed = counted(result["new_certificates"], "new certificate")
+    done = f"reloaded: {counted(result['rules'], 'rule')}, {renewed}"
+    lines = [done] if result["reloaded"] else []
+    for one in result["needs_restart"]:
+        lines += [f"needs a restart: {one['key']}: {one['old']} -> {one['new']}"]
+    return lines
+
+
+@click.group()
+@common_options
+def webhook(_given: CommandContext) -> None:
+    """Show and try webhooks, and send events again."""
+
+
+@webhook.command(name="list")
+@common_options
+def list_webhooks(context: CommandContext) -> None:
+    """List them, with the cursor of each and its failure."""
+    _show_webhooks(context, _client(context).get("/webhooks"))
+
+
+@webhook.command()
+@click.argument("url", required=False, default="")
+@common_options
+def test(context: CommandContext, *, url: str) -> None:
+    """Post a signed event named "test".
+
+    It goes to URL, or to all. Exits 69 if one does not take it.
+    """
+    found = _client(context).post("/webhooks/test", {"url": url})
+    context.show(
+        found,
+        lambda: [
+            f"{one['url']}  {one['failure'] or 'answered ' + str(one['status'])}"
+            for one in found["webhooks"]
+        ],
+    )
+    if any(one["failure"] for one in found["webhooks"]):
+        raise CommandError(ExitCode.UNAVAILABLE)
+
+
+@webhook.command()
+@click.argument("url", required=False, default="")
+@once("--from", "start", metavar="CURSOR", required=True, help="The `cursor` of an event; 0: all.")
+@common_options
+def replay(context: CommandContext, *, url: str, start: str) -> None:
+    """Send the events after a cursor again.
+
+    They go to URL, or to all. Each event has the webhook-id that it had before. A cursor is in
+    each event, in `relay webhook list`, and in the answers of GET /relay/v1/events.
+    """
+    _show_webhooks(context, _client(context).post("/webhooks/replay", {"url": url, "from": start}))
+
+
+def _client(context: CommandContext) -> ControlClient:
+    return ControlClient(context.settings().control_socket, timeout_s=_TEST_S_MAX)
+
+
+def _show_webhooks(context: CommandContext, found: dict[str, Any]) -> None:
+    context.show(
+        found, lambda: [_webhook_line(one) for one in found["webhooks"]] or ["no webhooks"]
+    )
+
+
+def _webhook_line(one: dict[str, Any]) -> str:
+    wanted = ",".join(one["events"])
+    down = f"  down since {one['failing_since']}: {one['failure']}" if one["failure"] else ""
+    return f"{one['url']}  {wanted}  {one['cursor']}{down}"

@@ -1,0 +1,139 @@
+"""Map an exception to one line on stderr and an exit code of sysexits(3).
+
+No traceback reaches a user. An unexpected exception exits with 70.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from enum import IntEnum
+
+import click
+
+from relay.base.accounts.account import AccountError
+from relay.base.running_relay import (
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    NotAllowedError,
+    RejectedError,
+    TryLaterError,
+)
+from relay.base.settings.document import SettingsError
+from relay.operation.app.development_folder import ForeignFolderError
+from relay.operation.app.state_dir import AlreadyRunningError
+from relay.operation.cli.output import printable
+from relay.store.spool.types import (
+    NodeNameError,
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolInUseError,
+    SpoolNotEmptyError,
+    SpoolUnsupportedError,
+)
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class ExitCode(IntEnum):
+    """Exit codes of sysexits(3)."""
+
+    OK = 0
+    USAGE = 64
+    DATA = 65
+    NO_INPUT = 66
+    NO_USER = 67
+    UNAVAILABLE = 69
+    BUG = 70
+    TRY_LATER = 75
+    NO_PERMISSION = 77
+    CONFIGURATION = 78
+
+
+class CommandError(Exception):
+    """End the command with `code`, after `text` on stderr."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match counts
+    (ControlForbiddenError, ExitCode.NO_PERMISSION),
+    (ControlUnavailableError, ExitCode.UNAVAILABLE),
+    (AlreadyRunningError, ExitCode.UNAVAILABLE),
+    (ForeignFolderError, ExitCode.USAGE),
+    (AccountError, ExitCode.DATA),
+    (NotAllowedError, ExitCode.NO_PERMISSION),
+    (TryLaterError, ExitCode.TRY_LATER),
+    (RejectedError, ExitCode.DATA),
+    (SpoolDamagedError, ExitCode.DATA),
+    (SpoolFormatError, ExitCode.CONFIGURATION),
+    (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
+    (NodeNameError, ExitCode.CONFIGURATION),
+    (SpoolInUseError, ExitCode.UNAVAILABLE),
+    (SpoolNotEmptyError, ExitCode.USAGE),
+    (SpoolError, ExitCode.TRY_LATER),
+    (TimeoutError, ExitCode.TRY_LATER),
+    (PermissionError, ExitCode.NO_PERMISSION),
+    (OSError, ExitCode.UNAVAILABLE),
+)
+_SERVER_FAULT = 500
+
+
+def report_error(error: BaseException) -> int:
+    """Print the error; return the exit code."""
+    match error:
+        case CommandError():
+            if str(error):
+                _say(str(error))
+            return error.code
+        case click.exceptions.Exit():
+            return ExitCode.USAGE if error.exit_code else ExitCode.OK
+        case click.ClickException():
+            error.show()
+            return ExitCode.USAGE
+        case click.Abort() | KeyboardInterrupt():
+            return INTERRUPTED
+        case SettingsError():  # one line per fault, as compilers print them
+            _say(str(error))
+            return ExitCode.CONFIGURATION
+        case ControlError():
+            _say(f"relay: {error}")
+            return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
+        case ImportError():
+            _say(f"relay: the installation is not complete: {error}")
+            return ExitCode.UNAVAILABLE
+        # the reader of stdout closed it; click turns that into a SystemExit
+        case BrokenPipeError() | SystemExit():
+            _discard_output()
+            return ExitCode.OK
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            if kind is OSError:  # stdout itself may be the file that failed
+                _discard_output()
+            _say(f"relay: {_text_of(error)}")
+            if kind is SpoolDamagedError:
+                _say("relay: `relay restore` puts a backup back; see docs/operation-repair.md")
+            return code
+    _say(f"relay: internal error: {type(error).__name__}: {error}")
+    return ExitCode.BUG
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _discard_output() -> None:
+    """Discard buffered output, so that the exit of the interpreter does not fail on it."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    """Print lines; file names and replies of remote hosts may have control characters."""
+    click.echo("\n".join(printable(line.expandtabs()) for line in text.split("\n")), err=True)

@@ -1,0 +1,196 @@
+"""`relay explain`: where mail for an address goes, and why, without sending anything.
+
+Exits 0 for mail that would be delivered or queued, 65 for an address that is invalid or rejected.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.base.clock import SystemClock
+from relay.base.message.nexthop import BY_RULE
+from relay.base.message.tls_policy import DANE, MTA_STS
+from relay.base.phrases import counted, time_left
+from relay.base.settings.environment import read_environment
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
+from relay.operation.cli.output import condition_text, rule_text
+from relay.operation.commands.operator_client import OperatorClient
+from relay.store.journeys.wording import milter_words
+
+_QUEUED = ("local", "remote", "captured", "held")
+_STATES = {
+    "local": "goes into the mailbox {mailbox}",
+    "remote": "goes to {next_hop}",
+    "captured": "is captured: stored here, never sent",
+    "held": "is queued for {next_hop}, and held: {reason}",
+    "invalid": "is invalid",
+    "rejected": "is rejected",
+    "discarded": "is discarded: nobody gets it, and no report is sent",
+}
+_SHOWN_MAX = 20  # rules and hosts; --json has all
+_WIDTH = 8
+
+
+@click.command()
+@click.argument("address")
+@click.option("--from", "sender", metavar="ADDRESS", default="",
+              help="The reverse-path. [default: <>, as a report has]")  # fmt: skip
+@click.option("--message", "file", type=InputPath(), metavar="FILE",
+              help="The message, for conditions on the content.")  # fmt: skip
+@click.option("--ip", metavar="ADDRESS", default="",
+              help="The client; with --message, the milters are asked too. "
+                   "[default: one that has logged in]")  # fmt: skip
+@click.option("--probe", is_flag=True,
+              help="Connect to the hosts as delivery would, and stop before MAIL.")  # fmt: skip
+@common_options
+def explain(
+    context: CommandContext, address: str, *, sender: str, file: Path | None, ip: str, probe: bool
+) -> None:
+    """Say where mail for ADDRESS goes, and why, without sending anything.
+
+    The running relay answers. If none runs, the answer is from its configuration; --probe needs
+    one.
+    """
+    settings = context.settings()
+    query = {"address": address, "from": sender, "ip": ip, "probe": "true" if probe else ""}
+    message = read_input("explain", file) if file is not None else None
+    client = OperatorClient(settings, SystemClock())
+    document = client.explain(
+        {name: value for name, value in query.items() if value}, message,
+        file=context.found_config_file(), environ=read_environment().variables,
+    )  # fmt: skip
+    paused = client.delivery_paused if document["state"] in ("local", "remote") else list
+
+    def lines() -> list[str]:
+        found = explanation_lines(document, client.without_daemon)
+        return [*found, *(_line("pause", one) for one in paused())]
+
+    context.show(document, lines)
+    if document["state"] not in _QUEUED:
+        raise CommandError(ExitCode.DATA)
+
+
+def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[str]:
+    """Return the answer first, then its reasons, a line for each."""
+    lines = [_answer(document)]
+    if why_files:
+        lines.append(_line("relay", f"{why_files}; this is from the configuration"))
+    lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
+    lines += [_line("said", milter_words(each)) for each in document.get("milters", ())]
+    lines += [_line("alias", each) for each in document["aliases"]]
+    lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
+    route = document["route"]
+    if route["name"] == BY_RULE:
+        lines.append(_line("route", f"a rule chose {route['next_hop']}"))
+    elif route["name"]:
+        place = f" ({route['file']}:{route['line']})" if route["file"] else ""
+        lines.append(_line("route", f'"{route["name"]}"{place}'))
+    elif route["next_hop"]:
+        lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
+    lines += _cut([_line("host", _host(each)) for each in document["hosts"]], "host")
+    if (tls := document["tls"]) is not None:
+        who, *notes = tls["policy"].split("; ")
+        by = {MTA_STS: "MTA-STS policy of the domain", DANE: "TLSA records of the host"}
+        notes += ["enough for REQUIRETLS"] if tls["requiretls"] else []
+        said = "; ".join((f"{tls['level']}, demanded by the {by.get(who, who)}", *notes))
+        lines.append(_line("tls", said))
+    if limits := document["limits"]:
+        lines.append(_line("limits", _limits(limits)))
+    if (site := document["site"]) is not None:
+        lines.append(_line("site", _site(site)))
+    if (probe := document.get("probe")) is not None:
+        lines += [_line("probe", text) for text in _probe(probe)]
+    if document["retry"]:
+        lines.append(_line("retry", _retry(document["retry"])))
+    for target in document.get("targets", ()):
+        lines += [f"  {line}" for line in explanation_lines(target)]
+    return lines
+
+
+def _answer(document: Mapping[str, Any]) -> str:
+    """Return what becomes of the mail, in a sentence."""
+    address, reply = document["address"], document["reply"]
+    if targets := document.get("targets"):
+        return f"{address} is replaced by {', '.join(each['address'] for each in targets)}"
+    state = _STATES[document["state"]].format(
+        mailbox=document["mailbox"],
+        next_hop=document["route"]["next_hop"],
+        reason=document["reason"] + (f' (rule "{rule}")' if (rule := document["rule"]) else ""),
+    )
+    return f"{address} {state}: {reply}" if reply else f"{address} {state}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<{_WIDTH}}{text}"
+
+
+def _cut(lines: list[str], noun: str) -> list[str]:
+    rest = len(lines) - _SHOWN_MAX
+    if rest <= 0:
+        return lines
+    return [*lines[:_SHOWN_MAX], _line("", f"and {counted(rest, f'more {noun}')}; --json has all")]
+
+
+def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a text for each rule, those that match or may match first."""
+    order = {True: 0, None: 1, False: 2}
+    return [_rule(each) for each in sorted(rules, key=lambda each: order[each["matched"]])]
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    if rule["matched"] is None:
+        needed = ", ".join(one["condition"] for one in rule["conditions"] if one["holds"] is None)
+        return f'"{rule["rule"]}" depends on the message ({needed}); --message names one'
+    text = rule_text(rule)
+    shown = [
+        each
+        for each in rule["conditions"]
+        if (
+            each["holds"] or "[" not in each["condition"]  # a table that did not decide
+            if rule["matched"]
+            else each["holds"] is not None
+            and each["holds"] == each["condition"].startswith("unless ")
+        )
+    ]
+    return f"{text}: {', '.join(map(condition_text, shown))}" if shown else text
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    name = f"{host['preference']} {host['name']}"
+    if host["skipped"]:
+        return f"{name} is skipped: {host['skipped']}"
+    return f"{name} [{', '.join(host['addresses'])}]"
+
+
+def _probe(probe: Mapping[str, Any]) -> list[str]:
+    """Return what the hosts gave, the result last."""
+    tls = f"{probe['tls']} {probe['cipher']}".strip() or "without TLS"
+    answered = f"{probe['host']} [{probe['address']}] is ready for mail, {tls}"
+    return [*probe["tried"], answered if probe["host"] else f"failed: {probe['reply']}"]
+
+
+def _limits(limits: Mapping[str, Any]) -> str:
+    text = counted(limits["max_connections"], "connection")
+    if limits["max_rate"]:
+        count, _, seconds = limits["max_rate"].partition("/")
+        text += f", {counted(int(count), 'message')} in {seconds} s"
+    return f"{text}, from {limits['source_address']}" if limits["source_address"] else text
+
+
+def _site(site: Mapping[str, Any]) -> str:
+    text = counted(site["connections"], "connection") + " now"
+    if site["paused_until"]:
+        text += f", paused until {site['paused_until'][11:19]} UTC"
+        text += f" by {site['paused_by']}" if site["paused_by"] else ""
+    if (failure := site["last_failure"]) is not None:
+        text += f", last failure {failure['at'][11:19]} UTC: {failure['reply']}"
+    return text
+
+
+def _retry(steps: Sequence[float]) -> str:
+    """Return the waits between attempts: the last one repeats."""
+    spans = [time_left(each).removeprefix("in ") for each in steps]
+    return f"after {', '.join(spans)}" + (", and so on" if spans else "")

@@ -1,0 +1,112 @@
+"""`relay import`: messages from .eml files, mbox files and Maildirs into a mailbox.
+
+It works on the mailbox's directory, whether a relay runs or not, as mail programs do. Exits 65 if
+something was no mail, after all else was imported, and for a mailbox or folder that does not exist,
+66 for a file that does not exist, 77 for a file that cannot be read, and for another user than the
+mailboxes'.
+"""
+
+import os
+from pathlib import Path
+
+import click
+
+from relay.base.message.address import own_mailbox
+from relay.base.phrases import counted, shown
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, InputPath, common_options
+from relay.operation.cli.output import printable
+from relay.operation.commands.mail_import import BadMailError, FoundMail, MailImport, find_mail
+from relay.store.mailbox.folders import Folders, list_folders
+from relay.store.mailbox.message_file import mailbox_directory
+from relay.store.mailbox.types import Folder, NoSuchItemError
+
+
+@click.command("import")
+@click.argument("paths", nargs=-1, required=True, type=InputPath(), metavar="PATH…")
+@click.option("--mailbox", required=True, metavar="ADDRESS", help="Where to put the messages.")
+@click.option(
+    "--folder",
+    default="inbox",
+    show_default=True,
+    metavar="NAME",
+    help="Its folder.",
+)
+@click.option("--create", is_flag=True, help="Make the mailbox if it does not exist.")
+@common_options
+def import_mail(
+    context: CommandContext, paths: tuple[Path, ...], *, mailbox: str, folder: str, create: bool
+) -> None:
+    """Put messages into a mailbox: .eml files, mbox files, Maildirs, directories with .eml files.
+
+    A message that was imported before is left out. Imported mail is new, but that of a Maildir
+    keeps its flags. What is no mail is named and passed over; then the exit status is 65.
+    """
+    settings = context.settings()
+    hint = "; `relay import --create` makes it"
+    place = _mailbox(settings.mailboxes.root, mailbox, create=create, hint=hint)
+    importing = MailImport(place, _folder(place, folder).path, hostname=settings.hostname)
+    bad = 0
+
+    def pass_over(error: BadMailError) -> None:
+        nonlocal bad
+        bad += 1
+        _note(str(error))
+
+    def add(mail: FoundMail) -> None:
+        try:
+            importing.add(mail)
+        except BadMailError as error:
+            pass_over(error)
+
+    try:
+        for path in paths:
+            try:
+                for mail in find_mail(path, _note, pass_over):
+                    add(mail)
+            except BadMailError as error:
+                pass_over(error)
+    finally:
+        importing.finish()
+    result = {"imported": importing.imported, "present": importing.present, "no_mail": bad}
+    context.show(result, lambda: [_said(importing, bad)])
+    if bad:
+        raise CommandError(ExitCode.DATA)
+
+
+def _note(text: str) -> None:
+    click.echo(printable(f"relay import: {text}"), err=True)
+
+
+def _said(importing: MailImport, bad: int) -> str:
+    number = counted(importing.imported, "message")
+    present = f", {importing.present} were there already" if importing.present else ""
+    return f"imported {number}{present}{f', passed over {bad}: no mail' if bad else ''}"
+
+
+def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") -> Path:
+    """Return the mailbox. Raises CommandError; `hint` is about one that is not there."""
+    if root.is_dir() and root.stat().st_uid != os.geteuid():
+        text = f"{root} belongs to the user {root.stat().st_uid}: run it as that user"
+        raise CommandError(ExitCode.NO_PERMISSION, f"relay: {text}")
+    try:
+        place = mailbox_directory(root, own_mailbox(address))
+    except NoSuchItemError as error:
+        raise CommandError(ExitCode.DATA, f"relay: {error}") from None
+    if create:
+        return Folders(lambda account: mailbox_directory(root, account)).mailbox(
+            own_mailbox(address)
+        )
+    if not (place / "cur").is_dir():
+        text = f"relay: there is no mailbox {shown(address)}{hint}"
+        raise CommandError(ExitCode.DATA, text)
+    return place
+
+
+def _folder(mailbox: Path, name: str) -> Folder:
+    """Return the folder with this name or id. Raises CommandError."""
+    wanted = name.casefold()
+    for one in list_folders(mailbox):
+        if wanted in (one.id.casefold(), one.display_name.casefold()):
+            return one
+    raise CommandError(ExitCode.DATA, f"relay: the mailbox has no folder {shown(name)}")

@@ -1,0 +1,504 @@
+"""`relay queue`: list the queue, and the commands that change it; the text of entries and counts.
+
+`relay pause` and `relay resume` are what this node does not do until an operator or a time ends it;
+without a running relay they are for its next start. Commands that change entries need a selector.
+Exits 65 for an unknown message, 69 if another process owns the spool, 75 if all selected entries
+are in flight, 130 for Ctrl-C.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from relay.base.clock import SystemClock
+from relay.base.message.lifecycle import hold_text
+from relay.base.pauses import Pause, Paused
+from relay.base.phrases import counted, shown
+from relay.base.running_relay import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+)
+from relay.base.settings.tree import Settings
+from relay.operation.app.state_dir import AlreadyRunningError
+from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
+from relay.operation.cli.options import (
+    KEY,
+    CommandContext,
+    common_options,
+    older_than_s,
+    once,
+    unknown_message,
+    user_name,
+)
+from relay.operation.cli.output import (
+    journey_lines,
+    print_json,
+    print_lines,
+    recipient_lines,
+)
+from relay.operation.commands.operator_client import (
+    LIST_MAX,
+    CommandInterruptedError,
+    OperatorClient,
+)
+from relay.store.journeys.document import Recipient
+from relay.store.journeys.wording import RELEASE_RESTORED, changed_line, named
+from relay.store.spool.queue_commands import EntryList
+from relay.store.spool.types import Selector
+
+F = TypeVar("F", bound=Callable[..., Any])
+_STATES = ["queued", "deferred", "held", "captured", "waiting"]
+_PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
+_OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
+
+
+def selectors(command: F) -> F:
+    """Add the selectors of docs/names.md to a command."""
+    return _with(
+        command,
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+        once("--sender", metavar="GLOB", help='Such as "*@example.org".'),
+        once("--recipient", metavar="GLOB", help="One of the recipients."),
+        once("--domain", metavar="GLOB", help="The domain of a recipient."),
+        once("--next-hop", metavar="GLOB", help="As the list shows it."),
+        once("--route", metavar="GLOB", help="The route to the next hop, or that holds it."),
+        once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
+        once("--client", metavar="GLOB", help="The IP address or HELO of the client."),
+        once("--login", metavar="GLOB", help="The account that sent it."),
+        once("--state", type=click.Choice(_STATES)),
+        once("--older-than", metavar="DURATION", help='Such as "2h".'),
+        click.option("--restored", is_flag=True, help="What relay restore holds."),
+        click.option("--all", "everything", is_flag=True, help="Every entry."),
+    )
+
+
+def changing(command: F) -> F:
+    """Add selectors, --dry-run, --list and --reason to a command."""
+    return _with(
+        command,
+        selectors,
+        click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing."),
+        click.option("--list", "lists", is_flag=True, help="List the entries too."),
+        click.option(
+            "--reason", default="", metavar="TEXT", help="The reason, recorded in the journey."
+        ),
+    )
+
+
+def _with(command: F, *decorators: Callable[[F], F]) -> F:
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _selector(conditions: dict[str, Any]) -> Selector:
+    return Selector(
+        ids=tuple(conditions.pop("ids")),
+        state=conditions.pop("state"),
+        older_than_s=older_than_s(conditions.pop("older_than")),
+        restored=conditions.pop("restored"),
+        all=conditions.pop("everything"),
+        **{name: conditions.pop(name) for name in _PATTERNS},
+    )
+
+
+@click.group()
+@common_options
+def queue(_given: CommandContext) -> None:
+    """List the queue and change it.
+
+    An ID is the id of an entry or message as in the list, a Graph id, a submission id or a
+    Message-ID. In a GLOB, * matches any characters and ? matches one.
+    """
+
+
+@queue.command("list")
+@selectors
+@common_options
+def list_(context: CommandContext, **conditions: Any) -> None:
+    """List the entries of the queue, oldest first.
+
+    An entry must match all conditions given; without any, all entries are listed.
+    """
+    entries = _client(context).queue_list(_selector(conditions))
+    context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
+    _say_if_cut(entries)
+    _refuse_unknown("list", entries.unknown)
+
+
+@queue.command()
+@click.argument("key", type=KEY, metavar="ID")
+@common_options
+def show(context: CommandContext, key: str) -> None:
+    """Show one message: its journey and its queue entries."""
+    client = _client(context)
+    found = client.journey(key)
+    if found is None:
+        raise unknown_message("queue show", key, without_daemon=client.without_daemon)
+    entries = client.queue_list(Selector(ids=(found.id,))) if found.id else []
+    context.show(
+        msgspec.to_builtins(found) | {"entries": entries},
+        lambda: [*journey_lines(found, client.answer(found)), "", *entry_lines(entries)],
+    )
+
+
+@queue.command()
+@common_options
+def stats(context: CommandContext) -> None:
+    """Count the queue: by state, by priority, by next hop.
+
+    The nodes that share a PostgreSQL spool are listed too.
+    """
+    clock = SystemClock()
+    found = OperatorClient(context.settings(), clock).stats()
+    context.show(found, lambda: stats_lines(found, now_us=clock.time_us()))
+
+
+@queue.command()
+@changing
+@common_options
+def retry(context: CommandContext, **conditions: Any) -> None:
+    """Retry deferred mail now, even for unreachable hosts."""
+    _change(context, "retry", conditions)
+
+
+@queue.command()
+@changing
+@once("--until", metavar="TIME|DURATION", help="When the hold ends automatically.")
+@click.option("--new", is_flag=True, help="Hold what comes for the --domain too.")
+@common_options
+def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -> None:
+    """Suspend delivery of mail until it is released, or expires.
+
+    Held mail expires as if it were not held. An example of a TIME is 2027-01-31T09:00:00Z. With
+    --new, mail that comes for the --domain (a domain, or *.DOMAIN) is held as well, until then or
+    until a release with the same --domain alone; `relay queue stats` lists these domains.
+    """
+    _change(context, "hold", conditions, until=until, new=new)
+
+
+@queue.command()
+@changing
+@click.option("--as-before", is_flag=True, help="Restore the due time from before the hold.")
+@common_options
+def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
+    """Release held mail and deliver it now.
+
+    With --restored alone, or with --all, the submissions and scheduled sends that relay restore
+    holds as well; what was held before the backup stays held. With --as-before, each entry gets the
+    state and due time from before the hold.
+    """
+    _change(context, "release", conditions, as_before=as_before)
+
+
+@queue.command()
+@changing
+@click.option("--bounce", is_flag=True, help="Report the failure to the sender.")
+@once("--text", help="What the report says to the sender.")
+@common_options
+def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: Any) -> None:
+    """Remove mail from the queue.
+
+    The sender gets a report only with --bounce, if it may get one. This cannot be undone; in doubt,
+    use hold.
+    """
+    _change(context, "cancel", conditions, bounce=bounce, text=text)
+
+
+@queue.command()
+@changing
+@click.option("--to", required=True, metavar="NEXT-HOP", help="The new next hop.")
+@common_options
+def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
+    """Change the next hop of mail, and deliver it now.
+
+    Captured mail can be rerouted as well.
+
+    NEXT-HOP is smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT, lmtp:unix:PATH, mx:DOMAIN,
+    "mx" for each recipient's own domain, "local", route:NAME with the login and TLS of that route,
+    or "default" for the current routes. Held mail stays held.
+    """
+    _change(context, "reroute", conditions, to=to)
+
+
+def _change(
+    context: CommandContext, operation: str, conditions: dict[str, Any], **more: Any
+) -> None:
+    lists = conditions.pop("lists") or bool(conditions["ids"])
+    selector = _selector(conditions)
+    if selector == Selector():
+        raise click.UsageError("expected a selector: ID, a condition, or --all")
+    more |= conditions | {"who": user_name()}
+    try:
+        client = _client(context)
+        answer = client.change(operation, selector, **more)
+    except ControlError as error:
+        if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
+            raise click.UsageError(with_option(str(error))) from None
+        raise
+    except CommandInterruptedError as error:
+        so_far = "a dry run changes nothing" if more["dry_run"] else _so_far(error.done)
+        raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
+    line = changed_line(operation, answer)
+    if context.json:
+        print_json(answer["entries"])
+        click.echo(f"relay queue {operation}: {line}", err=True)
+    elif lists:
+        print_lines([*entry_lines(answer["entries"])[:-1], line])
+    else:
+        print_lines([line, *_reasons(answer)])
+    if lists or context.json:
+        _say_if_cut(answer["entries"])
+    if operation in ("retry", "release", "reroute") and answer["matched"]:
+        for paused in client.delivery_paused():
+            click.echo(f"relay queue {operation}: {paused}", err=True)
+    _refuse_unknown(operation, answer["unknown"])
+    may_wait = operation == "retry" or answer["dry_run"]
+    if answer["in_flight"] and not answer["done"] and not may_wait:
+        text = f"relay queue {operation}: all selected entries are in flight{{}}; try again later"
+        nodes = answer.get("in_flight_at", {})
+        at = f" at {named(list(nodes))}" if sum(nodes.values()) == answer["in_flight"] else ""
+        raise CommandError(ExitCode.TRY_LATER, text.format(at))
+
+
+def _reasons(answer: Mapping[str, Any]) -> list[str]:
+    """Return why entries were not changed, with their number, for an answer that is not listed."""
+    entries = answer["entries"]
+    notes = Counter(f"{one['result']}: {one['note']}" for one in entries if one["note"])
+    return [f"    {number} {note}" for note, number in notes.items()]
+
+
+def with_option(text: str) -> str:
+    """Replace a field name of the body by the name of its option."""
+    field, colon, rest = text.partition(":")
+    return f"--{field}{colon}{rest}" if field in _OPTIONS else text
+
+
+def _so_far(done: int | None) -> str:
+    if done is None:
+        return "entries changed before it stay changed; see `relay queue list`"
+    return f"{counted(done, 'entry')} changed, the others unchanged"
+
+
+def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
+    """Exit with an error for selector ids that match nothing, after all other output."""
+    if unknown:
+        names = ", ".join(shown(name) for name in unknown)
+        raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
+
+
+def _client(context: CommandContext) -> OperatorClient:
+    return OperatorClient(context.settings(), SystemClock())
+
+
+def _say_if_cut(entries: list[dict[str, Any]]) -> None:
+    if len(entries) >= LIST_MAX:
+        click.echo(f"relay queue: only the first {LIST_MAX} are shown; add a condition", err=True)
+
+
+# -- lines
+
+
+def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return entries as a table, and a line with their number."""
+    head = ("ID", "STATE", "BYTES", "ATTEMPTS", "NEXT ATTEMPT (UTC)", "SENDER -> NEXT HOP")
+    rows = [head, *map(_entry_cells, entries)] if entries else []
+    widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
+    lines = []
+    for number, row in enumerate(rows):
+        name, state, size, tries, due = (
+            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        lines.append(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}")
+        if number:
+            entry = entries[number - 1]
+            lines += [f"    {remark}" for remark in _remarks(entry)]
+            recipients = msgspec.convert(entry["recipients"], list[Recipient])
+            lines += recipient_lines(recipients, indent="    ", most=10)
+    return [*lines, _count(entries)]
+
+
+def _before_queue_lines(entries: EntryList) -> list[str]:
+    """Return the line about messages that are not in the queue yet, if they were counted."""
+    counts = dict(entries.before_queue or {})
+    held = counts.pop("restored", 0)
+    numbers = [f"{number} {state}" for state, number in counts.items()]
+    lines = [f"and {', '.join(numbers)}"] if numbers else []
+    return [*lines, f"of these, a restore holds {held}: {RELEASE_RESTORED}"] if held else lines
+
+
+def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
+    """Return the statistics of the queue."""
+    if not stats:
+        return ["the queue is empty: there is no spool"]
+    by_state = ", ".join(f"{number} {state}" for state, number in stats["entries"].items())
+    unaccounted = "not counted yet" if stats["unaccounted"] is None else stats["unaccounted"]
+    levels = ", ".join(f"{one['entries']} {level}" for level, one in stats["priorities"].items())
+    lines = [
+        f"entries      {by_state}",
+        f"recipients   {stats['recipients']}",
+        f"due now      {stats['due']}, with delivery {stats['in_delivery']}",
+        f"oldest       {_age(stats['oldest'], now_us)}",
+        f"priorities   {levels}",
+        f"unaccounted  {unaccounted}",
+    ]
+    for one in stats.get("holds", ()):
+        until = f" until {one['until'][:19]}Z" if one["until"] else ""
+        lines.append(f"holds new    {one['domain']}{until}, by {one['reason']}")
+    lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
+    for one in stats.get("paused_sites", ()):
+        lines.append(f"paused       {one['site']} until {one['until'][:19]}Z, by {one['by']}")
+    hops = stats["next_hops"]
+    rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
+        (
+            one["next_hop"], str(one["entries"]), str(one["in_delivery"]), str(one["deferred"]),
+            _age(one["oldest"], now_us),
+        )
+        for one in hops
+    ]  # fmt: skip
+    width = max(len(row[0]) for row in rows)
+    table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    table[0] += "  LAST REPLY"
+    for number, one in enumerate(hops, 1):
+        if last := one["last"]:
+            host = f"{last['host']}, " if last["host"] else ""
+            age = _age(last["at"], now_us)
+            table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
+    if hops:
+        lines += ["", *table]
+    if nodes := stats.get("nodes"):
+        lines += ["", *_node_lines(nodes)]
+    return lines
+
+
+def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
+    """Return what a node does not do at present, from the JSON of /pause."""
+    return [
+        msgspec.convert(pause, Pause).text(Paused(what)) for what, pause in pauses.items() if pause
+    ]
+
+
+def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the nodes of a spool as a table, and whether those that live have one version."""
+    rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
+        (
+            one["name"] + (" (this)" if one["is_this"] else ""), one["state"], one["version"],
+            f"{_duration(one['beat_age_s'])} ago", str(one["claims"]),
+        )
+        for one in nodes
+    ]  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
+        for row in rows
+    ]
+    versions = sorted({one["version"] for one in nodes if one["state"] == "alive"})
+    if len(versions) > 1:
+        lines.append(f"living nodes have several versions: {', '.join(versions)}")
+    return lines
+
+
+def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    due = str(entry["due"])[:19].replace("T", " ") if entry["due"] else "-"
+    is_lost = entry["sender"] is None
+    numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
+    way = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
+    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, way)
+
+
+def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield remarks about an entry: hold, reason, last result."""
+    if entry["sender"] is None:
+        yield "its message is lost: see relay storage verify"
+    if entry.get("held_until"):
+        yield f"held until {str(entry['held_until'])[:19].replace('T', ' ')}"
+    if entry.get("reason"):
+        held_by = f"held by {hold_text(entry['reason'], entry.get('rule', ''))}"
+        since = str(entry.get("since", ""))[:19].replace("T", " ")  # a list has it, a change not
+        yield f"{held_by}, since {since}" if since else held_by
+        if entry.get("subject"):
+            yield f"subject: {entry['subject']}"
+    if entry.get("note"):
+        yield f"{entry['result']}: {entry['note']}"
+
+
+def _age(at: str | None, now_us: int) -> str:
+    """Return the age of an RFC 3339 time in its two largest units."""
+    if at is None:
+        return "-"
+    return _duration(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
+
+
+def _duration(left_s: int) -> str:
+    parts: list[str] = []
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, left_s = divmod(left_s, unit_s)
+        if number or parts or unit == "s":
+            parts.append(f"{number}{unit}")
+    return "".join(parts[:2])
+
+
+def _count(entries: Sequence[Mapping[str, Any]]) -> str:
+    recipients = sum(len(entry["recipients"]) for entry in entries)
+    states = Counter(str(entry["state"]) for entry in entries)
+    by_state = ", ".join(f"{number} {state}" for state, number in states.items())
+    total = f"{counted(len(entries), 'entry')}, {counted(recipients, 'recipient')}"
+    return total + (f": {by_state}" if by_state else "")
+
+
+@click.command()
+@click.argument("what", type=click.Choice([one.value for one in Paused]))
+@once("--until", metavar="TIME|DURATION", help="When it ends automatically.")
+@common_options
+def pause(context: CommandContext, *, what: str, until: str) -> None:
+    """Stop "delivery" or "accept" on this node, over restarts.
+
+    Without delivery, mail is accepted and waits in the queue, local mail too; it still expires.
+    Without accept, SMTP clients get 421 and the Graph API sends nothing (503); what was accepted is
+    delivered. An example of a TIME is 2027-01-31T09:00:00Z.
+    """
+    _change_pause(context, "pause", {"what": what, "until": until})
+
+
+@click.command()
+@click.argument("what", type=click.Choice([one.value for one in Paused]), required=False)
+@common_options
+def resume(context: CommandContext, *, what: str | None) -> None:
+    """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""
+    _change_pause(context, "resume", {"what": what, "until": None})
+
+
+def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
+    try:
+        found = _asked(context.settings(), verb, order | {"who": user_name()})
+    except ControlError as error:
+        if error.status == HTTPStatus.BAD_REQUEST:
+            raise click.UsageError(with_option(str(error))) from None
+        raise
+    context.show(found, lambda: pause_lines(found) or ["nothing is paused"])
+
+
+def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Return what is paused after the order, from the relay or from its file."""
+    given = {name: one for name, one in order.items() if one is not None}
+    try:
+        return ControlClient(settings.control_socket).post(f"/{verb}", given)
+    except ControlForbiddenError:
+        raise
+    except ControlUnavailableError as error:
+        silent = str(error)
+    from relay.operation.commands.offline import change_pauses  # noqa: PLC0415 - slow
+
+    try:
+        left = change_pauses(settings, SystemClock(), **order)
+    except AlreadyRunningError as running:
+        raise ControlUnavailableError(f"{silent}, but {running}") from None
+    return {what: msgspec.to_builtins(left.get(what)) for what in Paused}

@@ -1,0 +1,121 @@
+"""The root of the command: common options and the verbs.
+
+Only the module of the verb used is imported, so that a query to a daemon does not load a daemon.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+
+from relay import __version__
+from relay.operation.cli.options import CommandContext, common_options
+
+_GROUPS = {
+    "Develop": {
+        "dev": "Run the development relay: no file, loopback only.",
+        "clock": "Show and advance the clock of relay dev.",
+        "reset": "Delete everything that the development relay has stored.",
+    },
+    "Send and look": {
+        "send": "Send one message and print its id.",
+        "sendmail": "Send a message as sendmail(8) does.",
+        "mailq": "List the queue as mailq(1) does.",
+        "wait": "Wait until a message reaches a state.",
+        "trace": "Show a message's journey through the seven steps.",
+        "log": "List messages: by sender, recipient, client, state, time.",
+        "show": "Show a message's content, captured mail too.",
+        "explain": "Say where mail for an address goes, and why.",
+    },
+    "Operate": {
+        "serve": "Run the service until SIGTERM.",
+        "reload": "Have the running service read its configuration again.",
+        "pause": "Stop delivery or acceptance on this node.",
+        "resume": "End what relay pause has stopped.",
+        "check": "Check configuration, accounts, rules, permissions, DNS.",
+        "webhook": "Show and try webhooks, and send events again.",
+        "account": "Add, list and remove accounts; tokens and passwords.",
+        "policy": "Check and try the mail-flow rules.",
+        "dns": "Compare the DNS records of a domain with what to publish.",
+        "dkim": "Make keys that sign mail, and show those in use.",
+        "import": "Put messages from files into a mailbox.",
+    },
+    "Repair": {
+        "queue": "List the queue and change it.",
+        "storage": "Check, copy and prune the stored data.",
+        "backup": "Copy everything of a service into a directory.",
+        "restore": "Restore a backup into an empty place; what waits is held.",
+    },
+}
+_VERBS = {name: text for group in _GROUPS.values() for name, text in group.items()}
+# Other verbs are in the module of their name, by that name. Those of `relay dev` are in a wing that
+# this one does not import.
+_MODULES = {
+    "wait": "trace", "log": "trace", "import": "mail_files", "restore": "backup",
+    "check": "backup", "pause": "queue", "resume": "queue", "mailq": "sendmail",
+    "reload": "control", "webhook": "control", "dev": "relay.development.verbs.dev", "clock":
+    "relay.development.verbs.clock", "reset": "relay.development.verbs.clock", "dkim": "dns",
+}  # fmt: skip
+_CALLED = ("sendmail", "mailq")  # the verbs that the program may be called, as by a symbolic link
+_NAMES = {"import": "import_mail"}
+
+
+class _Verbs(click.Group):
+    """Loads the module of a verb when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_VERBS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = _MODULES.get(cmd_name, cmd_name)
+        if "." not in module:
+            module = f"relay.operation.cli.{module}"
+        verb = getattr(importlib.import_module(module), _NAMES.get(cmd_name, cmd_name))
+        assert isinstance(verb, click.Command)
+        return verb
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        for title, verbs in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:8}", text) for name, text in verbs.items()])
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes are those of sysexits: 64 usage, 65 data, 66 no such input file, "
+    "69 unavailable, 75 try later, 77 permission, 78 configuration.",
+)
+@click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
+@common_options
+def cli(_given: CommandContext) -> None:
+    """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process."""
+
+
+def run() -> int:
+    """Run the command line; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # the encoding of a terminal may lack characters of a subject
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    called = Path(sys.argv[0]).name
+    words, name = sys.argv[1:], None
+    if called in _CALLED:
+        words, name = [called, *words], "relay"
+    try:
+        cli.main(words, prog_name=name, standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
+        from relay.operation.cli.errors import report_error  # noqa: PLC0415 - imports the errors of all rooms
+
+        return report_error(error)
+    return 0

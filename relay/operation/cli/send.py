@@ -1,0 +1,127 @@
+"""`relay send`: submit one message from the shell.
+
+Exits 65 if the relay rejects it, 66 for an attachment that does not exist, 69 if none answers, 75
+for a temporary error, 77 for a token that is not allowed.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.base.running_relay import DraftToSend, send_by_graph, send_by_smtp
+from relay.base.settings.tree import Settings
+from relay.base.socket_address import Address
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import (
+    CommandContext,
+    InputPath,
+    common_options,
+    login_name,
+    read_input,
+    user_name,
+)
+
+
+@click.command()
+@click.option(
+    "--to",
+    "recipients",
+    multiple=True,
+    required=True,
+    metavar="ADDRESS",
+    help="A recipient; may be given more than once.",
+)
+@click.option(
+    "--from",
+    "sender",
+    default="",
+    metavar="ADDRESS",
+    help="[default: the token's account; without a token, your user name at the relay's host]",
+)
+@click.option("--subject", default="", metavar="TEXT", help="[default: none]")
+@click.option(
+    "--body",
+    default=None,
+    metavar="TEXT",
+    help="[default: standard input, if it is not a terminal]",
+)
+@click.option(
+    "--attach",
+    multiple=True,
+    type=InputPath(),
+    help="A file; may be given more than once.",
+)
+@click.option(
+    "--token",
+    default="",
+    metavar="TOKEN",
+    help="Send as this account by Graph's sendMail. [default: send by SMTP]",
+)
+@common_options
+def send(
+    context: CommandContext,
+    *,
+    recipients: tuple[str, ...],
+    attach: tuple[Path, ...],
+    **texts: Any,
+) -> None:
+    """Send one message through the running relay and print its id.
+
+    `relay wait` and `relay trace` accept the id.
+    """
+    settings = context.settings()
+    token, sender, body = texts["token"], texts["sender"], texts["body"]
+    if not sender and not token:
+        name = login_name() if settings.sendmail else user_name()
+        sender = f"{name}@{settings.hostname}"
+    if body is None:
+        body = _standard_input()
+    attachments = tuple((one.name, read_input("send", one)) for one in attach)
+    draft = DraftToSend(sender, recipients, texts["subject"], body, attachments)
+    identity = _submit(settings, token, draft)
+    context.show({"id": identity}, lambda: [identity])
+
+
+def _standard_input() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise CommandError(
+            ExitCode.DATA, "relay send: standard input: expected text in UTF-8"
+        ) from None
+
+
+def _submit(settings: Settings, token: str, draft: DraftToSend) -> str:
+    address, send_to = _way(settings, token)
+    try:
+        return send_to(address, draft)
+    except OSError as error:
+        text = f"relay send: no relay answers at {address}: {error.strerror or error}"
+        raise CommandError(ExitCode.UNAVAILABLE, text) from None
+
+
+def _way(settings: Settings, token: str) -> tuple[Address, Callable[[Address, DraftToSend], str]]:
+    """Return the address to send to, and the function that sends."""
+    if token:
+        tls = settings.http.tls
+        listens = [one for one in settings.http.listen if one.port]
+        listens.sort(key=lambda one: tls is not None and not one.plain)  # without TLS first
+        missing = "http.listen has no HOST:PORT"
+    elif settings.sendmail:
+        return Address(path=str(settings.sendmail.socket)), send_by_smtp
+    else:
+        listens = [one.listen for one in settings.smtp if one.takes_programs]
+        missing = "no [[smtp]] with role relay has HOST:PORT and no proxy_networks; use [sendmail]"
+    if not listens:
+        raise CommandError(ExitCode.CONFIGURATION, f"relay send: {missing}")
+    if not token:
+        return listens[0], send_by_smtp
+    pairs = tls.pairs if tls and not listens[0].plain else []
+    certificates = [one.certificate for _, one in pairs]
+    return listens[0], functools.partial(send_by_graph, token=token, certificates=certificates)

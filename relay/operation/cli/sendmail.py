@@ -1,0 +1,316 @@
+"""`relay sendmail`: the sendmail command of programs that have no SMTP of their own. `relay mailq`:
+the queue as mailq(1) of Postfix and sendmail shows it, which monitors read.
+
+The root calls them too if the program is called sendmail or mailq. `relay sendmail` exits 64
+without a recipient, 65 if the relay rejects the message, 67 if it does not know any recipient, 75
+if no relay listens, and for a temporary error. Nothing is sent then. Of the configuration only what
+is needed is read; if that has a fault, [sendmail] or its defaults are used: somebody may be editing
+it.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from relay.base.clock import Ids, SystemClock, id_time_us
+from relay.base.files import check_readable
+from relay.base.message.envelope import encode_xtext, parse_envid
+from relay.base.phrases import counted, shown
+from relay.base.running_relay import AwayError, RejectedError, TryLaterError, send_content
+from relay.base.settings.document import SettingsError, read_document
+from relay.base.settings.environment import read_environment
+from relay.base.settings.reader import DocumentReader
+from relay.base.settings.tree import SendmailSettings, Settings
+from relay.base.settings.values import parse_address
+from relay.base.socket_address import Address
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import (
+    INPUT_BYTES_MAX,
+    CommandContext,
+    common_options,
+    login_name,
+    user_name,
+)
+from relay.operation.cli.output import printable
+from relay.operation.commands.operator_client import OperatorClient
+from relay.operation.commands.sendmail import (
+    NoRecipientsError,
+    SendmailOptions,
+    check_dropped,
+    prepare,
+    talk,
+)
+from relay.store.spool.types import Selector
+from relay.transport.ingress.dropped_mail import PART, DroppedEnvelope, drop_mail
+from relay.transport.ingress.local_users import LocalUsers
+
+_DEFAULT = Address("127.0.0.1", 1025)
+_NOTIFY = re.compile(
+    r"never|(?:success|failure|delay)(?:,(?:success|failure|delay))*", re.IGNORECASE
+)
+_NEEDED = ("hostname", "state_dir", "smtp", "mailboxes", "domain", "sendmail")
+_RET = {"full": "FULL", "hdrs": "HDRS"}
+_UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
+
+
+@click.command()
+@click.argument("recipients", nargs=-1, metavar="[ADDRESS]...")
+@click.option("-t", "from_header", is_flag=True, help="Send to the addresses in To, Cc and Bcc.")
+@click.option("-i", "ignores_dots", is_flag=True, help="A line with a dot does not end the input.")
+@click.option("-f", "-r", "sender", metavar="ADDRESS", help="The sender. [default: your user name]")
+@click.option("-F", "name", default="", metavar="NAME", help="The name in From, if it is missing.")
+@click.option("-N", "notify", metavar="WHEN", help="never, or some of success,failure,delay.")
+@click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
+@click.option("-V", "envid", default="", metavar="ENVID", help="The envelope id in reports.")
+@click.option("-b", "mode", default="m", help="-bm sends a message, -bs speaks SMTP.")
+@click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
+@click.option("-A", "-B", "-L", "-O", "-X", "-e", "-h", "-p", "_values", multiple=True, hidden=True)
+@click.option("-G", "-U", "-c", "-m", "-n", "-v", "-x", "_flags", is_flag=True, hidden=True)
+@common_options
+def sendmail(
+    context: CommandContext,
+    *,
+    recipients: tuple[str, ...],
+    more: tuple[str, ...],
+    mode: str,
+    **given: Any,
+) -> None:
+    """Send the message on standard input.
+
+    It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
+    else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
+    relay listens on the socket, or it takes no mail now, it is left in the drop directory.
+    """
+    if mode == "p":
+        list_queue(context)
+        return
+    if mode not in ("m", "s"):
+        raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
+    notify, ret, envid = _notify(given["notify"]), _ret(given["ret"]), _envid(given["envid"])
+    place = _place(context)
+    address = place.address
+    try:
+        if mode == "s":
+            talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
+            return
+        sender = given["sender"]
+        if sender is None:
+            sender = user_name() if place.domain else login_name()
+        options = SendmailOptions(
+            recipients, given["from_header"], sender or "<>", given["name"], place.domain
+        )
+        text = _message(ends_with_dot=not (given["ignores_dots"] or "i" in more))
+        message = prepare(text, options, clock=SystemClock())
+        refused: list[str] = []
+        try:
+            send_content(
+                address, message.content, sender=message.sender, recipients=message.recipients,
+                notify=notify, ret=ret, envid=envid, refused=refused,
+            )  # fmt: skip
+            for reply in refused:
+                click.echo(f"sendmail: {printable(reply)}", err=True)
+        except (ConnectionRefusedError, FileNotFoundError, AwayError):
+            if place.drop is None:
+                raise
+            envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
+            _drop(place.drop, envelope, message.content, users=place.users)
+    except NoRecipientsError:
+        expected = "an address, or one in To, Cc or Bcc" if given["from_header"] else "one, or -t"
+        raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
+    except TryLaterError as error:
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {address}: {error}") from None
+    except RejectedError as error:
+        code = ExitCode.NO_USER if _UNKNOWN_RECIPIENT(str(error)) else ExitCode.DATA
+        raise CommandError(code, f"sendmail: {error}") from None
+    except OSError as error:
+        why = f"no relay answers at {address}: {error.strerror or error}"
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None
+
+
+def _notify(text: str | None) -> str:
+    if text is not None and not _NOTIFY.fullmatch(text):
+        expected = "never, or some of success, failure and delay with commas between"
+        raise click.UsageError(f"-N: found {shown(text)}, expected {expected}")
+    return (text or "").upper()
+
+
+def _ret(text: str | None) -> str:
+    if text is not None and text.lower() not in _RET:
+        raise click.UsageError(f"-R: found {shown(text)}, expected full or hdrs")
+    return _RET[text.lower()] if text else ""
+
+
+def _envid(text: str) -> str:
+    try:
+        return text and encode_xtext(parse_envid(text))
+    except ValueError as error:
+        raise click.UsageError(f"-V: {error}") from None
+
+
+def _drop(
+    directory: Path, envelope: DroppedEnvelope, content: bytes, *, users: LocalUsers | None
+) -> None:
+    """Leave the message for the relay. Raises CommandError (75), RejectedError."""
+    check_dropped(envelope, content, users)
+    try:
+        drop_mail(directory, envelope, content, name=Ids(SystemClock()).new())
+    except OSError as error:
+        why = f"no relay listens, and {directory} does not take mail: {error.strerror or error}"
+        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None
+
+
+class _Place(Struct, frozen=True):
+    """Where mail goes."""
+
+    address: Address
+    domain: str = ""  # of addresses without one; "": the relay adds it
+    drop: Path | None = None  # for when nobody listens on a Unix socket
+    users: LocalUsers | None = None  # who may send as whom, if that is known
+
+
+def _place(context: CommandContext) -> _Place:
+    """Return where mail goes. RELAY_SENDMAIL does without a configuration."""
+    host = socket.gethostname() or "localhost"
+    if given := read_environment().sendmail:
+        try:
+            address = parse_address(given, Path.cwd())
+        except ValueError:
+            address = Address()
+        if not address.port:
+            text = f"sendmail: RELAY_SENDMAIL: found {shown(given)}, expected HOST:PORT"
+            raise CommandError(ExitCode.CONFIGURATION, text)
+        return _Place(address, host)
+    values: dict[str, Any] = {}
+    if _may_not_be_read(context):
+        values["sendmail"] = SendmailSettings()
+    elif context.names_config or context.found_config_file().exists():
+        values = _read(context.found_config_file())
+    hostname = values.get("hostname", "")
+    sendmail: SendmailSettings | None = values.get("sendmail")
+    if sendmail is not None:
+        users = LocalUsers(hostname, "", sendmail.users) if hostname else None
+        return _Place(Address(path=str(sendmail.socket)), drop=sendmail.drop, users=users)
+    if not values:
+        return _Place(_DEFAULT, host)
+    settings = Settings(**values)
+    found = (one.listen for one in settings.smtp if one.takes_programs)
+    domain = next(iter(settings.own_domains), settings.hostname)
+    return _Place(next(found, _DEFAULT), domain)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return the fields of Settings that count here. Raises SettingsError if there is no file, and
+    PermissionError.
+    """
+    check_readable(file)
+    values: dict[str, Any] = {}
+    try:
+        document = read_document(file)
+        environ = read_environment().variables
+        reader = DocumentReader(document, base=file.absolute().parent, environ=environ)
+        table = {key: document.table[key] for key in _NEEDED if key in document.table}
+        values = reader.fields(Settings, table, ())
+        faults = reader.faults
+    except SettingsError as error:
+        if not file.exists():
+            raise
+        faults = list(error.faults)
+    if faults:
+        used = "the default" if "sendmail" not in values else "this"
+        click.echo(f"sendmail: {faults[0]}; {used} [sendmail] is used", err=True)
+        values.setdefault("sendmail", SendmailSettings())
+        values.pop("hostname", None)  # who may send as whom is not known
+    return values
+
+
+def _may_not_be_read(context: CommandContext) -> bool:
+    """Whether the configuration is closed to this user, as usual: then the defaults count."""
+    try:
+        if not context.names_config:
+            context.config_file().open().close()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _message(*, ends_with_dot: bool) -> bytes:
+    """Return what is on standard input. Raises CommandError (65)."""
+    with BufferedReader(FileIO(0, closefd=False)) as stdin:
+        if not ends_with_dot:
+            text = stdin.read(INPUT_BYTES_MAX + 1)
+        else:
+            lines, size = [], 0
+            while size <= INPUT_BYTES_MAX:
+                line = stdin.readline(INPUT_BYTES_MAX)
+                if not line or line in (b".\n", b".\r\n"):
+                    break
+                lines.append(line)
+                size += len(line)
+            text = b"".join(lines)
+    if len(text) > INPUT_BYTES_MAX:
+        limit = f"the message has more than {INPUT_BYTES_MAX >> 20} MiB"
+        raise CommandError(ExitCode.DATA, f"sendmail: {limit}")
+    return text
+
+
+_HEAD = "-Queue ID-        --Size-- ---Arrival Time---- -Sender/Recipient-------"
+_EMPTY = "Mail queue is empty"
+_MARKS = {"held": "!", "captured": "!"}  # after the id, as Postfix has it; "*": in delivery
+_KB = 1024
+
+
+@click.command()
+@common_options
+def mailq(context: CommandContext) -> None:
+    """List the queue, oldest first, in the form that monitors of Postfix and sendmail read."""
+    list_queue(context)
+
+
+def list_queue(context: CommandContext) -> None:
+    """Print the queue; on stderr, how many files of programs no relay has taken yet."""
+    settings = context.settings()
+    entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
+    context.show(entries, lambda: queue_lines(entries))
+    drop = settings.sendmail.drop if settings.sendmail else None
+    if drop is not None and (dropped := _dropped(drop)):
+        click.echo(f"relay mailq: {counted(dropped, 'message')} not taken yet in {drop}", err=True)
+
+
+def _dropped(drop: Path) -> int:
+    """Return how many whole files are in the drop directory; 0 if it cannot be read."""
+    try:
+        with os.scandir(drop) as files:
+            return sum(not one.name.startswith(PART) and not one.is_dir() for one in files)
+    except OSError:
+        return 0
+
+
+def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of mailq(1) for entries as the JSON of `queue list` has them."""
+    if not entries:
+        return [_EMPTY]
+    lines = [_HEAD]
+    for one in entries:
+        mark = "*" if one["claimed"] else _MARKS.get(one["state"], "")
+        arrived = datetime.fromtimestamp((id_time_us(one["id"]) or 0) / 1e6).astimezone()
+        sender = one["sender"] or "MAILER-DAEMON"
+        size = one["size"]
+        lines.append(f"{one['id'] + mark:<17} {size:>8} {arrived:%a %b %e %H:%M:%S}  {sender}")
+        replies = dict.fromkeys(each["reply"] for each in one["recipients"] if each["reply"])
+        lines += [f"({reply})" for reply in replies]
+        lines += [f"{'':40}{each['address']}" for each in one["recipients"]]
+        lines.append("")
+    size_kb = -(-sum(one["size"] for one in entries) // _KB)
+    count = len({one["id"] for one in entries})
+    lines.append(f"-- {size_kb} Kbytes in {count} Request{'' if count == 1 else 's'}.")
+    return lines

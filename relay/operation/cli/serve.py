@@ -1,0 +1,101 @@
+"""`relay serve`: load the configuration, compose the daemon, run it.
+
+Exits 78 for a configuration or a state_dir that cannot be used, 69 for a port in use.
+"""
+
+import asyncio
+from pathlib import Path
+
+import click
+import uvloop
+
+from relay.base.clock import SystemClock
+from relay.base.observe import logs
+from relay.base.settings.environment import Environment, read_environment, take_sockets
+from relay.base.settings.tree import NodeRole, Settings
+from relay.operation.app.compose import compose
+from relay.operation.app.configuration import ActiveConfiguration
+from relay.operation.app.daemon import serve as run
+from relay.operation.app.foundation import RelayDependencies
+from relay.operation.app.pressure_monitor import raise_open_files_limit
+from relay.operation.app.state_dir import foreign_state, unusable_state
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, common_options, role_option
+from relay.store.mailbox.mail_root import ForeignRootError
+
+
+@click.command()
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the pid and the addresses in use to this file as JSON when everything listens.",
+)
+@role_option
+@common_options
+def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> None:
+    """Run the service until SIGTERM: HTTP, SMTP, pickup and delivery.
+
+    With --role transport it has SMTP, delivery and reports, but no mailboxes, and no HTTP except
+    health and metrics: a node of a PostgreSQL spool, where local mail waits for the node that has
+    the mailboxes.
+
+    SIGHUP, as `relay reload`, reloads rules, accounts and some keys of relay.toml; the log names
+    changed keys that need a restart. A file with faults is logged and changes nothing.
+    """
+    take_sockets()
+    environment = read_environment()
+    file, clock = context.config_file(), SystemClock()
+    active = ActiveConfiguration(
+        file, environment.variables, clock=clock, role=role, crash_at=environment.crash_at
+    )
+    settings = active.settings
+    if fault := unusable_state(settings) or foreign_state(settings):
+        active.close()
+        raise CommandError(ExitCode.CONFIGURATION, fault)
+    logs.configure(
+        settings.observe.log, clock=clock, environ_journal_stream=environment.journal_stream,
+        color=not environment.no_color, node=settings.node_of_many,
+    )  # fmt: skip
+    sources = RelayDependencies(
+        active.accounts,
+        active.rules,
+        active.texts,
+        active.keys,
+        active.providers,
+        route_places=active.route_places,
+        crash_at=environment.crash_at,
+        certificates=active.certificates,
+        active=active,
+        agreed=active.agreed,
+        holds_root=role is NodeRole.ALL,
+        gate_words=_gate_words(settings, environment),
+    )
+
+    async def serve_until_stopped() -> None:
+        raise_open_files_limit()
+        try:
+            daemon = compose(settings, sources)
+        except ValueError as error:
+            raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
+        notify, watchdog_s = environment.notify_socket, environment.watchdog_s
+        try:
+            await run(daemon, notify_socket=notify, watchdog_s=watchdog_s, ready_file=ready_file)
+        except ForeignRootError as error:
+            raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
+
+    try:
+        uvloop.run(serve_until_stopped())
+    except asyncio.CancelledError:
+        raise CommandError(ExitCode.BUG, "relay: cancelled") from None
+    finally:
+        logs.drain()
+        active.close()
+
+
+def _gate_words(settings: Settings, environment: Environment) -> tuple[str, ...]:
+    """Return what relay.transport.gate.child is started with."""
+    color = "" if environment.no_color else "color"
+    return (
+        settings.observe.log, environment.journal_stream, color, settings.node_of_many,
+        environment.crash_at,
+    )  # fmt: skip

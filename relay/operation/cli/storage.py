@@ -1,0 +1,185 @@
+"""The commands `relay storage verify | backup | prune | adopt`.
+
+Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if
+there is a fault, and if a directory cannot be used for a backup. See docs/names.md (Commands).
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.base.clock import SystemClock
+from relay.base.phrases import counted
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import CommandContext, common_options, older_than_s
+from relay.operation.cli.output import (
+    print_json,
+    print_lines,
+    print_progress,
+)
+from relay.operation.commands.operator_client import OperatorClient
+from relay.operation.commands.storage import (
+    BackupRefusedError,
+    FoundRoot,
+    NotAdoptedError,
+    back_up,
+    extent,
+)
+from relay.operation.commands.storage import (
+    adopt as adopted,
+)
+from relay.operation.commands.storage import verify as verified
+from relay.store.spool.engine import SpoolFinding
+
+_PROGRESS_PAGES = 10_000
+
+
+@click.group()
+@common_options
+def storage(_given: CommandContext) -> None:
+    """Verify, back up and prune the spool; adopt another mail root."""
+
+
+@storage.command()
+@click.option("--full", is_flag=True, help="Read every octet.")
+@click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count again.")
+@common_options
+def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
+    """Check the spool: its pages, references, contents and counters.
+
+    Nothing is repaired. Prints a line for each fault, and exits 65 if there is one. The relay may
+    run meanwhile. --recount is for relay_queue_unaccounted, once you know why it was not 0, and
+    while no relay runs: it ends recipients whose entry was lost as cancelled, and counts again.
+    """
+    result = verified(
+        context.settings(),
+        full=full,
+        recount=recount,
+        clock=SystemClock(),
+        on_finding=(lambda _: None)
+        if context.json
+        else (lambda one: print_lines([_finding_line(one)])),
+    )
+    context.show(result, lambda: _verified_lines(result))
+    if result["remaining"]:
+        raise CommandError(ExitCode.DATA)
+
+
+@storage.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only show how much would be copied.")
+@common_options
+def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
+    """Copy the spool and the dead letters into DIRECTORY.
+
+    The relay may run meanwhile. The copy is a consistent snapshot of the spool, and can replace it.
+    DIRECTORY is created, or must be empty. Its SHA256SUMS are for sha256sum --check; its
+    manifest.json is written last, when the copy is complete. Copy the pending submissions
+    (.submissions) before it, and the mailboxes after it.
+    """
+    settings = context.settings()
+
+    def progress(done: int, pages: int) -> None:
+        if done != pages and done % _PROGRESS_PAGES == 0:
+            print_progress(f"relay storage backup: {100 * done // pages} %")
+
+    try:
+        if dry_run:
+            result = extent(settings)
+        else:
+            result = back_up(settings, directory, clock=SystemClock(), on_part=progress)
+    except BackupRefusedError as error:
+        raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
+    context.show(result, lambda: _backup_lines(result, str(directory), dry_run=dry_run))
+
+
+@storage.command()
+@click.option("--older-than", default="", metavar="DURATION", help="Instead of spool.keep.")
+@click.option("--dry-run", is_flag=True, help="Only show how much would be removed.")
+@common_options
+def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
+    """Remove the history of finished messages now.
+
+    Records of what was refused and expired submission keys are removed as well. The queue and the
+    mailboxes do not change.
+    """
+    age_s = older_than_s(older_than)
+    client = OperatorClient(context.settings(), SystemClock())
+    result = client.prune(older_than_s=age_s, dry_run=dry_run)
+    if context.json:
+        print_json(result)
+        return
+    verb = "would remove" if dry_run else "removed"
+    keys = counted(result["submissions"], "submission key")
+    refused = counted(result["refused"], "refusal")
+    click.echo(f"{verb} {counted(result['messages'], 'message')}, {keys}, {refused}")
+    if kept := result["kept"]:
+        why = "recipients in no final state, and no entry: see relay storage verify"
+        click.echo(f"relay storage prune: kept {counted(kept, 'message')} with {why}", err=True)
+
+
+@storage.command()
+@click.argument("root_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_options
+def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
+    """Accept the mail root that has this ID.
+
+    A start exits with 78 if the directory of mailboxes.root is missing, or is not the one that mail
+    was delivered to; it prints the ID. "new" accepts a directory without one. No relay may run.
+    Exits 65 if the directory has another ID, and if you do not confirm.
+    """
+
+    def confirm(found: FoundRoot) -> bool:
+        click.echo(f"mail root  {found.path}", err=True)
+        click.echo(f"its id     {found.id or 'none: it gets a new one'}", err=True)
+        click.echo(f"known id   {found.known_id or 'none'}", err=True)
+        return yes or click.confirm("Deliver local mail there from now on?", err=True)
+
+    if not yes and (sys.stdin is None or not sys.stdin.isatty()):
+        raise click.UsageError("expected --yes, or a terminal to ask on")
+    try:
+        result = adopted(context.settings(), SystemClock(), root_id, confirm=confirm)
+    except NotAdoptedError as error:
+        raise CommandError(ExitCode.DATA, f"relay storage adopt: {error}") from None
+    context.show(
+        {"path": result.path, "id": result.id, "before": result.known_id},
+        lambda: [f"adopted {result.path} with the id {result.id}"],
+    )
+
+
+def _finding_line(one: SpoolFinding) -> str:
+    """Return a finding of `relay storage verify`, and what was done about it or can be."""
+    action = f"; {one.action}" if one.action else ""
+    return f"{one.kind:<17} {one.where}: found {one.found}, expected {one.expected}{action}"
+
+
+def _verified_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return the counts of `relay storage verify`."""
+    submissions = document["submissions"]
+    ready = counted(submissions["ready"], "submission")
+    lines = [f"{ready} ready, {submissions['scheduled']} scheduled"]
+    if spool := document["spool"]:
+        queue = f"{counted(spool['entries'], 'entry')} in the queue"
+        contents = counted(spool["contents"], "content")
+        lines.append(f"{counted(spool['messages'], 'message')} in the spool, {queue}, {contents}")
+    lines.append(counted(document["remaining"], "fault"))
+    return lines
+
+
+def _backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
+    """Return what `relay storage backup` has copied, or would copy."""
+    database, contents = result["database"], result["contents"]
+    size_mib = (database["bytes"] + contents["bytes"]) / 2**20
+    files = counted(contents["files"], "content file")
+    letters = counted(result["dead_letters"], "dead letter")
+    lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
+    if not dry_run:
+        entries = counted(sum(result["entries"].values()), "entry")
+        lines.append(f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}")
+        lines += [f"missing: {name}" for name in contents["missing"]]
+        lines.append(f"copied to {directory}")
+    return lines

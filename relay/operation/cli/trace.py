@@ -1,0 +1,292 @@
+"""`relay trace` and `relay wait`: show the journey of a message, or wait for a state first. `relay
+log`: the messages that match, one line each, the newest first.
+
+trace and wait exit 65 for an unknown message. wait exits 75 with a diagnosis after its time-out, 69
+without a daemon. The rows of log are those of GET /relay/v1/log; that older ones may follow is said
+on stderr.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from msgspec import UNSET, to_builtins
+from msgspec.structs import replace
+
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.message.lifecycle import (
+    BEFORE_QUEUE,
+    FINAL,
+    RecipientState,
+    SubmissionState,
+    rule_or_milter,
+)
+from relay.base.phrases import counted, shown
+from relay.base.running_relay import ControlError
+from relay.base.settings.values import is_ip, parse_duration
+from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.options import (
+    KEY,
+    CommandContext,
+    Parsed,
+    common_options,
+    once,
+    unknown_message,
+)
+from relay.operation.cli.output import journey_lines, printable
+from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
+from relay.store.journeys.document import Journey, Recipient
+from relay.store.journeys.sentences import is_remote
+from relay.store.journeys.wording import REASONS, WAITS_FOR, named
+from relay.transport.refusals.refusal import Refusal, line_of
+
+_DAY_US = 86_400_000_000
+_UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
+_STATES = ["final", *map(str, (*SubmissionState, *RecipientState))]
+_WORDS = ("client", "login", "id", "after", "before")  # parameters that are search words
+_OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with other names than these
+
+
+def _part(text: str) -> str:
+    """Return the pattern of a part; a text with "*" is one of the whole."""
+    return f"*{text}*" if text and "*" not in text else text
+
+
+def _address(text: str) -> str:
+    """Return the pattern of an address, or of its domain or another part."""
+    if text.startswith("@"):
+        return f"*{text}"
+    return text if "@" in text or text == "<>" else _part(text)
+
+
+def _time(text: str) -> str:
+    """Return a time as the search has it; what is none is left for the relay to refuse."""
+    now_us, days = SystemClock().time_us(), {"today": 0, "yesterday": 1}
+    if text in days:
+        return rfc3339(now_us - days[text] * _DAY_US)[:10]
+    try:
+        return rfc3339(now_us - int(parse_duration(text) * 1e6))
+    except (ValueError, OverflowError):
+        return text
+
+
+_PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Parsed("WHEN", _time)
+
+
+@click.command()
+@once("--address", "mailbox", metavar="ADDRESS", help="The sender or a recipient.")
+@once("--from", "sender", type=_ADDRESS, help='The reverse-path, or a part; "<>" is the null one.')
+@once("--to", type=_ADDRESS, help="A recipient, or a part.")
+@once("--subject", type=_PART, help="A part of the Subject; ? is any character.")
+@once("--client", metavar="IP|NAME", help="Who brought it: its address, or its name in EHLO.")
+@once("--login", metavar="ADDRESS", help="The account that it is from, or a part.")
+@once("--state", type=click.Choice(_STATES), metavar="STATE", help="Of a recipient.")
+@once("--message-id", "id", metavar="ID", help="A Message-ID, or another id.")
+@once("--since", "after", type=_WHEN, help="Then or later.")
+@once("--until", "before", type=_WHEN, help="Before then.")
+@click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
+@common_options
+def log(context: CommandContext, *, limit: int, **given: str) -> None:
+    """List messages, the newest first, with their state: also those that have left the queue.
+
+    A message must match all conditions. A value with "*" is a pattern of the whole. WHEN is a day
+    or a time (UTC), today, yesterday, or a duration such as 2h: that long ago. What SMTP sessions
+    refused is no message; relay trace shows it.
+    """
+    client = OperatorClient(context.settings(), SystemClock())
+    try:
+        found = client.log(log_query(**given) | {"limit": str(limit)})
+    except ControlError as error:
+        raise click.UsageError(_with_option(str(error))) from None
+    rows, older = found["messages"], found["older"]
+    context.show(rows, lambda: log_lines(rows))
+    if older:
+        text = f"{counted(len(rows), 'message')} back to {older}; older ones: --until {older}"
+        click.echo(f"relay log: {text}", err=True)
+    elif not rows:
+        click.echo("relay log: no message matches", err=True)
+
+
+def log_lines(rows: Sequence[Mapping[str, Any]], *, width: int = 0) -> list[str]:
+    """Return a line for each row of the log: when, id, state in at least `width` columns, who to
+    whom, Subject, and why.
+    """
+    width = max((width, *(len(row["state"]) for row in rows)))
+    return [_line(row, width) for row in rows]
+
+
+def _line(row: Mapping[str, Any], width: int) -> str:
+    to = [
+        one["address"] + (f" ({one['state']})" if one["state"] != row["state"] else "")
+        for one in row["recipients"]
+    ]
+    name = row["id"] or row["submission_id"]
+    who = f"{row['sender'] or '<>'} -> {named(to, row['recipient_count'])}"
+    for one in row.get("added", ()):
+        by = rule_or_milter(one["added_by"])
+        who += f", {one['address']} ({one['state']}, added by {by})"
+    line = f'{_moment(row["at"])}  {name}  {row["state"]:<{width}}  {who}  "{row["subject"]}"'
+    if row["next_attempt"]:
+        line += f"  next attempt {_moment(row['next_attempt'])}"
+    return line if row["state"] in _UNREMARKABLE else f"{line}  {row['reply']}".rstrip()
+
+
+def _moment(at: str) -> str:
+    return f"{at[:10]} {at[11:19]}Z"
+
+
+def log_query(**given: str) -> dict[str, str]:
+    """Return the query of GET /log for its parameters and the words of its `q`."""
+    words = [f"{one}:{'?'.join(given[one].split())}" for one in _WORDS if given.get(one)]
+    rest = {name: value for name, value in given.items() if value and name not in _WORDS}
+    return rest | {"q": " ".join(words)}
+
+
+def _with_option(text: str) -> str:
+    """Replace a search word in a sentence of the relay by its option."""
+    word, colon, rest = text.removeprefix("q: ").partition(":")
+    return f"--{_OPTIONS.get(word, word)}{colon}{rest}"
+
+
+_ROWS_MAX = 20  # messages of a client; relay log has all
+_MORE_MAX = 100  # that are counted
+
+
+@click.command()
+@click.argument("key", type=KEY, metavar="ID|ADDRESS|IP|last")
+@common_options
+def trace(context: CommandContext, key: str) -> None:
+    """Show the journey of a message through the seven steps.
+
+    ID is a Graph id, a submission id, a queue id or a Message-ID; an ADDRESS selects the
+    newest message of that sender or recipient, and what SMTP sessions refused from or to it; an
+    IP address selects the messages of that client, and what they refused of it.
+    """
+    client = OperatorClient(context.settings(), SystemClock())
+    refused = client.refused(key) if is_ip(key) or _is_address(key) else []
+    found = None if is_ip(key) else client.journey(key)
+    if found is None and _is_address(key):  # a name is looked for among the newest messages only
+        older = client.log(log_query(mailbox=key, limit="1"))["messages"]
+        found = client.journey(older[0]["id"] or older[0]["submission_id"]) if older else None
+    listed = _listed(client, {"client": key}) if is_ip(key) else {"messages": []}
+    rows = listed["messages"][:_ROWS_MAX]
+    if is_ip(key) and not refused and not rows:
+        reason = f"; {client.without_daemon}" if client.without_daemon else ""
+        raise CommandError(ExitCode.DATA, f"relay trace: nothing came from {key}{reason}")
+    if found is None and not refused and not rows:
+        raise unknown_message("trace", key, without_daemon=client.without_daemon)
+    document: dict[str, Any] = {} if found is None else to_builtins(found)
+    if rows:
+        document["messages"] = rows
+    if refused:
+        document["refused"] = refused
+
+    def lines() -> list[str]:
+        shown, full = log_lines(rows), listed
+        option, value = "client", key
+        if found is not None:
+            shown = journey_lines(found, client.answer(found))
+            option, name, value = "message-id", "id", found.message_id or key
+            if _is_address(key):
+                option, name, value = "address", "mailbox", key
+            full = _listed(client, {name: value, "pages": "1"})
+        if key != "last" and (more := len(full["messages"]) - (len(rows) or 1)) > 0:
+            least = "at least " if full["older"] else ""
+            command = f"relay log --{option} {shlex.quote(value)}"
+            shown.append(f"{least}{counted(more, 'more message')}: {command}")
+        return [*shown, *map(_refusal_line, refused)]
+
+    context.show(document, lines)
+
+
+def _listed(client: OperatorClient, wanted: Mapping[str, str]) -> dict[str, Any]:
+    return client.log(log_query(**wanted, limit=str(_ROWS_MAX + _MORE_MAX)))
+
+
+def _refusal_line(refusal: Refusal) -> str:
+    return f"{refusal.at[:10]} {refusal.at[11:23]}Z  {refusal.client}  {line_of(refusal)}"
+
+
+def _is_address(key: str) -> bool:
+    return "@" in key and not key.startswith("<")
+
+
+_RECIPIENTS_MAX = 10
+
+
+def diagnosis(found: Journey, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the last step of a message and what it waits for; `entries` are its queue entries."""
+    steps = [step for step in found.steps if not is_remote(step.detail)]
+    last = max(steps, key=lambda step: step.step, default=None)
+    lines = []
+    if last is not None:
+        is_scheduled = found.state == SubmissionState.SCHEDULED
+        what = "it " + REASONS[found.state] if is_scheduled else WAITS_FOR[last.step]
+        lines.append(f"it is at step {last.step} ({last.name}): {what}")
+    if found.state in BEFORE_QUEUE:
+        return lines
+    waiting = [one for one in found.recipients if one.state not in FINAL]
+    due = {one["address"]: entry["due"] for entry in entries for one in entry["recipients"]}
+    shown = waiting[:_RECIPIENTS_MAX]
+    lines += [printable(_reason(one, due.get(one.address))) for one in shown]
+    if len(waiting) > _RECIPIENTS_MAX:
+        lines.append(f"and {counted(len(waiting) - _RECIPIENTS_MAX, 'more recipient')}")
+    return lines
+
+
+def _reason(recipient: Recipient, due: str | None) -> str:
+    state = recipient.state
+    text = f"{recipient.address} {REASONS.get(state, f'is {state}')}"
+    if state == "deferred" and due:
+        text += f" at {due[11:19]}Z"
+    if attempts := recipient.attempts:
+        host = attempts[-1].host
+        text += f", {counted(len(attempts), 'attempt')} so far"
+        text += f", the last by {host}" if host else ""
+    return f"{text}: {recipient.reply}" if recipient.reply else text
+
+
+@click.command()
+@click.argument("key", type=KEY, metavar="ID")
+@click.option(
+    "--state",
+    default="there",
+    show_default=True,
+    type=click.Choice(["there", *_STATES]),
+    metavar="STATE",
+    help="The state to wait for: there (all recipients are captured or final), final, or a state "
+    "of the message as a whole.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait.",
+)
+@common_options
+def wait(context: CommandContext, key: str, *, state: str, timeout_s: float) -> None:
+    """Wait until a message reaches a state, then show its journey.
+
+    An unknown message is waited for as well. If the time is up, or the message ended in another
+    state, exits 75 and prints its last step and the reason.
+    """
+    if not math.isfinite(timeout_s):
+        raise click.UsageError("--timeout: expected a number of seconds")
+    client = OperatorClient(context.settings(), SystemClock())
+    found = client.wait(key, state=state, timeout_s=timeout_s)
+    if found is None:
+        text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"
+        raise CommandError(ExitCode.TRY_LATER, text)
+    journey = replace(found, reached=UNSET)
+    context.show(journey, lambda: journey_lines(journey, client.answer(journey)))
+    if not found.reached:
+        entries = client.entries_of(found.id) if found.id else []
+        so_far = "permanently" if found.is_final else f"after {timeout_s:g} s"
+        expected = "final or captured" if state == "there" else state
+        text = f"relay wait: {found.state} {so_far}, expected {expected}"
+        raise CommandError(ExitCode.TRY_LATER, "\n  ".join([text, *diagnosis(found, entries)]))

@@ -1,0 +1,463 @@
+"""`relay account`: change accounts.toml in place.
+
+Comments and the order stay. One process at a time changes the file; the new text is checked as a
+whole, synced, and replaces the file at once, with the owner and the mode that it had; a new file
+has 0640. Secrets are stored as hashes, and returned once. Raises AccountError, SettingsError for a
+file that is or would be faulty, and OSError.
+
+`relay account import` reads users from a CSV file, or from a passwd-file of Dovecot. A row becomes
+the keys of an [[account]]. A CSV has a header with the names of its columns. A passwd-file has
+user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
+taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
+begins with ! or * is that of a locked user (passwd(1)), who gets no password.
+"""
+
+import csv
+import dataclasses
+import fcntl
+import io
+import os
+import re
+import secrets
+import stat
+import tomllib
+import uuid
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import argon2
+import tomlkit
+from msgspec import Struct
+
+from relay.base.accounts.account import AccountError
+from relay.base.accounts.directory import FILE_BYTES_MAX, load_accounts
+from relay.base.accounts.passwords import digest_of
+from relay.base.clock import Clock
+from relay.base.files import fsync_path, write_all
+from relay.base.message.address import own_mailbox
+from relay.base.phrases import shown
+from relay.base.settings.document import Fault, SettingsError, locate
+from relay.base.settings.tree import Settings
+from relay.operation.app.development_folder import MARK
+
+PASSWORD_BYTES_MAX = 1024
+_MODE = 0o640
+_SECRET_BYTES = 32
+_SHOWN = (
+    "aliases",
+    "send_as",
+    "role",
+    "quota",
+    "quota_messages",
+    "client_id",
+    "scopes",
+    "acts_for",
+    "forward_to",
+    "keep_copy",
+    "disabled",
+)
+_CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
+_OTHER = re.compile(r"(account\S*) in line (\d+)")  # in faults about an address twice
+_Entry = dict[str, Any]
+COLUMNS = ("address", "hash", "quota", "aliases")
+_HEADER = ",".join(COLUMNS)
+_FOREIGN = re.compile(r"[;\t]")  # between the columns of other programs
+_IS_CSV = re.compile(r"\"?address\"?\Z|[^:#,;\t]*+[,;\t][^:]*+\Z", re.IGNORECASE)  # the first line
+_BETWEEN = re.compile(r"[\s,;]+")
+_QUOTA = re.compile(
+    r"quota(?:_rule=\*:(storage|bytes)|_storage_size)=([0-9]{1,15})([BKMGT]?)\b", re.IGNORECASE
+)
+_UNITS = "BKMGT"  # each is 1024 of the one before
+
+
+class ImportedUser(Struct, frozen=True):
+    """A row: its line in the file, and keys of an [[account]]."""
+
+    line: int
+    values: Mapping[str, Any]
+
+
+class AccountFile:
+    """The accounts.toml of a configuration."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
+        self._given = settings.mailboxes.accounts
+        self._path = self._given.resolve()  # a link stays a link
+        self._domains = settings.domains
+        self._names = settings.account_domains
+        self._clock = clock
+        self._environ = environ
+
+    def entries(self) -> Sequence[Mapping[str, Any]]:
+        """Return what may be shown of every account, then the aliases, which have `to`."""
+        schemes = self._check(self._path)
+        found = []
+        text = self._path.read_text()
+        for one in _parse(text):
+            address = own_mailbox(str(one["address"]))
+            facts = {name: one[name] for name in _SHOWN if name in one}
+            if address in schemes:
+                facts["scheme"] = schemes[address]
+            has = {name: bool(one.get(name)) for name in _CREDENTIALS}
+            found.append({"address": address, **facts, "has": has})
+        for one in _aliases(text):
+            has = dict.fromkeys(_CREDENTIALS, False)
+            found.append({"address": own_mailbox(str(one["address"])), "to": one["to"], "has": has})
+        return found
+
+    def add(self, address: str, values: Mapping[str, Any]) -> None:
+        """Add an account; `values` are further keys of its table."""
+        if address.rpartition("@")[2] not in self._names:
+            domains = ", ".join(self._names) or "none"
+            raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
+        entry = {"address": address} | dict(values)
+
+        def appended(text: str) -> str:
+            if any(one == address for one in _addresses(_parse(text))):
+                raise AccountError(f"{address}: there is such an account already")
+            return f"{text}{_gap(text)}{_table(entry)}"
+
+        self._change(appended, lambda entries: [*entries, entry])
+
+    def add_all(
+        self, users: Sequence[ImportedUser], file: Path, *, is_trial: bool
+    ) -> Sequence[Fault]:
+        """Add the users of `file`. Return their faults, with their lines there; with any, and with
+        `is_trial`, nothing is changed.
+        """
+        begins: list[int] = []  # the line of each new table
+
+        def appended(text: str) -> str:
+            above = f"{text}{_gap(text)}"
+            sizes = (len(user.values) + 2 for user in users)
+            begins.extend(accumulate(sizes, initial=above.count("\n") + 1))
+            return above + "\n".join(_table(user.values) for user in users)
+
+        def place_of(line: int) -> str:
+            place = bisect_right(begins, line) - 1
+            return f"line {users[place].line}" if place >= 0 else f"{self._given}:{line}"
+
+        def told(fault: Fault) -> Fault:
+            line, key, message = fault.line, fault.key, fault.message
+            if found := _OTHER.search(message):
+                other = int(found[2])
+                if line < begins[0]:  # of an alias: those are read after all accounts
+                    line, key, other = other, found[1], line
+                message = message.replace(found[0], place_of(other))
+            elif line < begins[0]:
+                return fault
+            user = users[bisect_right(begins, line) - 1]
+            key = key.partition(".")[2].replace("password", "hash")
+            return Fault(file, user.line, key, message)
+
+        try:
+            added = [dict(user.values) for user in users]
+            self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
+        except SettingsError as error:
+            if not begins:  # of the file as it is
+                raise
+            return [told(one) for one in error.faults]
+        return []
+
+    def remove(self, address: str) -> None:
+        """Remove an account. Its mailbox stays."""
+        self._change(
+            lambda text: _without_table(text, _index(_parse(text), address)),
+            lambda entries: [one for one in entries if not _is_of(one, address)],
+        )
+
+    def set(self, address: str, values: Mapping[str, Any]) -> None:
+        """Set keys of an account; None removes a key."""
+
+        def changed(text: str) -> str:
+            index = _index(_parse(text), address)
+            for key, value in values.items():
+                text = _with_key(text, index, key=key, value=value)
+            return text
+
+        def expected(entry: _Entry) -> _Entry:
+            merged = entry | dict(values)
+            return {key: value for key, value in merged.items() if value is not None}
+
+        self._change(
+            changed,
+            lambda entries: [expected(one) if _is_of(one, address) else one for one in entries],
+        )
+
+    def client_id_of(self, address: str) -> str:
+        """Return the client id of an account, "" if it has none."""
+        return str(self._entry_of(address).get("client_id", ""))
+
+    def has_keys(self, address: str) -> bool:
+        """Whether an account has certificates or keys of a client."""
+        entry = self._entry_of(address)
+        return bool(entry.get("client_certificate") or entry.get("client_keys"))
+
+    def _entry_of(self, address: str) -> _Entry:
+        entries = _parse(self._path.read_text())
+        return entries[_index(entries, address)]
+
+    def _change(
+        self,
+        edit: Callable[[str], str],
+        expected: Callable[[list[_Entry]], list[_Entry]],
+        *,
+        is_trial: bool = False,
+    ) -> None:
+        """Replace the text by what `edit` returns, whose accounts must be `expected`; with
+        `is_trial`, only check it.
+        """
+        with _locked(self._path.parent):
+            before = self._path.read_text() if self._path.exists() else ""
+            if before.startswith(MARK):
+                raise AccountError("the development relay makes accounts by itself, for any token")
+            if before:
+                self._check(self._path)
+            after = edit(before)
+            try:
+                found = _parse(after), _aliases(after)
+                is_right = found == (expected(_parse(before)), _aliases(before))
+            except tomllib.TOMLDecodeError:
+                is_right = False
+            if not is_right:
+                raise AccountError(f"{self._given}: cannot be edited; expected [[account]] tables")
+            self._replace(after, is_trial=is_trial)
+
+    def _replace(self, text: str, *, is_trial: bool) -> None:
+        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                write_all(descriptor, text.encode())
+                self._give_owner(descriptor)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._check(part)
+            if not is_trial:
+                part.replace(self._path)
+                fsync_path(self._path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _give_owner(self, descriptor: int) -> None:
+        """Give the new file owner and mode of the one that it replaces; without one, root gives it
+        the owner of the directory.
+        """
+        if self._path.exists():
+            before = self._path.stat()
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+            return
+        if not os.geteuid():
+            folder = self._path.parent.stat()
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        os.fchmod(descriptor, _MODE)
+
+    def _check(self, file: Path) -> Mapping[str, str]:
+        """Load `file` as the service does; faults name the file of the configuration. Return the
+        schemes of passwords.
+        """
+        try:
+            accounts = load_accounts(file, self._domains, clock=self._clock, environ=self._environ)
+        except SettingsError as error:
+            raise SettingsError(
+                dataclasses.replace(one, file=self._given) for one in error.faults
+            ) from None
+        accounts.close()
+        return accounts.tables.scheme_of
+
+
+def new_token() -> tuple[str, str]:
+    """Return a token, and its form in the file."""
+    token = secrets.token_urlsafe(_SECRET_BYTES)
+    return token, f"sha256:{digest_of(token).hex()}"
+
+
+def new_client_id() -> str:
+    """Return a client id in the form of Entra's: a random UUID."""
+    return str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
+
+
+def new_client_secret() -> tuple[str, str]:
+    """Return a client secret, and its form in the file."""
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    return secret, hash_of(secret)
+
+
+def hash_of(password: str) -> str:
+    """Return the form of a password in the file. Takes a tenth of a second."""
+    return argon2.PasswordHasher().hash(password)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait for other processes that change a file of this directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _parse(text: str) -> list[_Entry]:
+    found = tomllib.loads(text).get("account", [])
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _aliases(text: str) -> list[_Entry]:
+    found: list[_Entry] = tomllib.loads(text).get("alias", [])
+    return found
+
+
+def _is_of(entry: _Entry, address: str) -> bool:
+    return own_mailbox(str(entry.get("address", ""))) == address
+
+
+def _addresses(entries: Sequence[_Entry]) -> Iterator[str]:
+    for one in entries:
+        named = (one.get("address", ""), *one.get("aliases", ()))
+        yield from (own_mailbox(str(each)) for each in named)
+
+
+def _index(entries: Sequence[_Entry], address: str) -> int:
+    for index, one in enumerate(entries):
+        if _is_of(one, address):
+            return index
+    raise AccountError(f"unknown account {shown(address)}")
+
+
+def _table(entry: Mapping[str, Any]) -> str:
+    return "[[account]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
+
+
+def _gap(text: str) -> str:
+    """Return what stands between a text and a table behind it."""
+    return "" if not text else "\n" if text.endswith("\n") else "\n\n"
+
+
+def _toml(value: Any) -> str:
+    return str(tomlkit.item(value).as_string())
+
+
+def _with_key(text: str, index: int, *, key: str, value: Any) -> str:
+    """Return `text` with a key of an account set; a new one stands below the address."""
+    if key not in _parse(text)[index]:
+        if value is None:
+            return text
+        lines = text.splitlines(keepends=True)
+        at = locate(text).get(("account", index, "address"), 0)
+        above = lines[at - 1]
+        indent = above[: len(above) - len(above.lstrip())]
+        lines.insert(at, f"{indent}{key} = {_toml(value)}\n")
+        if not above.endswith("\n"):
+            lines[at - 1] = f"{above}\n"
+        return "".join(lines)
+    document = tomlkit.parse(text)
+    table: Any = document["account"][index]
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return tomlkit.dumps(document)
+
+
+def _without_table(text: str, index: int) -> str:
+    """Return `text` without the lines of an account, but with the comments around it."""
+    lines = text.splitlines(keepends=True)
+    places = locate(text)
+    begin = places[("account", index)] - 1
+    # the next table: another account, or an alias
+    tables = (line for path, line in places.items() if len(path) == 2 and isinstance(path[1], int))
+    end = min((line for line in tables if line - 1 > begin), default=len(lines) + 1) - 1
+    while end > begin and lines[end - 1].strip()[:1] in ("", "#"):
+        end -= 1
+    if begin and not lines[begin - 1].strip() and not "".join(lines[end : end + 1]).strip():
+        begin -= 1
+    return "".join(lines[:begin] + lines[end:])
+
+
+def read_users(file: Path, octets: bytes) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
+    """Return the users of a file, and the faults of other lines."""
+    if len(octets) > FILE_BYTES_MAX:
+        return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
+    try:
+        text = octets.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
+        return (), [Fault(file, line, "", found)]
+    is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
+    rows = list(_csv(text, file) if is_csv else _passwd(text, file))
+    faults = [one for one in rows if isinstance(one, Fault)]
+    if not rows:
+        faults = [Fault(file, 0, "", "found no account, expected one or several")]
+    return [one for one in rows if isinstance(one, ImportedUser)], faults
+
+
+def _csv(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    columns: list[str] = []
+    line = 1
+    try:
+        for cells in rows:
+            if not columns:
+                columns = [one.strip().lower() for one in cells]
+                if found := _wrong_header(columns):
+                    yield Fault(file, 1, "", f"found {found}, expected the header {_HEADER}")
+                    return
+            elif len(cells) > len(columns):
+                expected = f"expected {len(columns)}: a hash with commas is in quotes"
+                yield Fault(file, line, "", f"found {len(cells)} columns, {expected}")
+            elif any(cells):
+                yield _user(line, dict(zip(columns, map(str.strip, cells), strict=False)))
+            line = rows.line_num + 1
+    except csv.Error as error:
+        yield Fault(file, line, "", f"found no CSV ({error}), expected quotes around such a value")
+
+
+def _wrong_header(columns: Sequence[str]) -> str:
+    """Return what is wrong with the columns, "" if nothing is; no more of them than a name, as a
+    row without a header has a hash.
+    """
+    if between := _FOREIGN.search(columns[0]):
+        return f"{shown(between[0])} between columns"
+    for one in columns:
+        if one not in COLUMNS or columns.count(one) > 1:
+            return f"the column {shown(one)}"
+    return "" if "address" in columns else 'no column "address"'
+
+
+def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
+    for number, line in enumerate(text.split("\n"), 1):
+        address, colon, rest = line.strip().partition(":")
+        if not address or address.startswith("#"):
+            continue
+        if not colon:
+            expected = f"ADDRESS:HASH:..., or a CSV with the header {_HEADER}"
+            yield Fault(file, number, "", f"found no colon, expected {expected}")
+            continue
+        fields = rest.split(":", 6)
+        found = _QUOTA.search(fields[6]) if len(fields) > 6 else None
+        quota = ""
+        if found:
+            unit = found[3].upper() or ("K" if found[1] == "storage" else "B")
+            quota = str(int(found[2]) * 1024 ** _UNITS.index(unit) or "")
+        yield _user(number, {"address": address, "hash": fields[0], "quota": quota})
+
+
+def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
+    quota = cells.get("quota", "")
+    given = {
+        "address": cells.get("address"),
+        "password": "" if (hashed := cells.get("hash", "")).startswith(("!", "*")) else hashed,
+        "quota": int(quota) if re.fullmatch(r"[0-9]{1,18}", quota) else quota,
+        "aliases": [one for one in _BETWEEN.split(cells.get("aliases", "")) if one],
+    }
+    values = {name: value for name, value in given.items() if value or name == "address"}
+    return ImportedUser(line, values)

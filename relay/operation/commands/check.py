@@ -1,0 +1,603 @@
+"""`relay check`: whether a service could start with a configuration, and clients could use it.
+
+Checks read only and start nothing. Each result names what was checked; no check raises.
+"""
+
+import asyncio
+import os
+import pwd
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from relay.base.accounts.directory import load_accounts
+from relay.base.certificates import certificate_of_handshake, load_pair
+from relay.base.clock import Clock
+from relay.base.files import open_to_others
+from relay.base.phrases import counted, shown
+from relay.base.settings.document import (
+    Document,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+)
+from relay.base.settings.reader import load, secret_files
+from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
+from relay.base.settings.validation import (
+    hidden_routes,
+    host_of,
+    is_loopback,
+    name_of,
+)
+from relay.base.settings.values import is_ip
+from relay.base.socket_address import Address
+from relay.base.sockets import has_address
+from relay.delivery.provider_replies import load_provider_replies
+from relay.delivery.reports.texts import load_texts
+from relay.delivery.smtp.tls import certificate_matches, certificate_names
+from relay.operation.app.configuration import anonymous_fault, read_table, srs_in
+from relay.operation.app.state_dir import (
+    as_owner,
+    foreign_state,
+    is_running,
+    unusable_state,
+    unwritable,
+)
+from relay.operation.app.tenant_sets import load_strictly
+from relay.operation.commands.check_network import (
+    WILDCARDS,
+    CheckFinding,
+    CheckResult,
+    check_gate,
+    check_milters,
+    doubts_of_validation,
+    limits_of_all,
+    mail_loops,
+    port_fault,
+    warning_of,
+)
+from relay.operation.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
+from relay.store import spool
+from relay.store.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
+from relay.transport.ingress.dropped_mail import DROP_MODE
+from relay.transport.policy.rule_files import slow_patterns
+from relay.transport.routing.dns_client import name_servers_answer
+from relay.transport.signing.key_files import load_keys
+from relay.transport.signing.keys import KeyRing
+
+T = TypeVar("T")
+SOON_S = 14 * 86400
+_UNITS = ("relay*.service", "relay*.service.d/*.conf")
+_EXAMPLE_HOSTNAME = "relay.example.org"  # of conf/relay.toml
+
+
+class CheckedListener(Struct, frozen=True):
+    """A configured address, and the certificates used there."""
+
+    key: KeyPath
+    address: Address
+    tls: ListenerTls | None = None
+    tls_key: KeyPath = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines can reach it."""
+        return not is_loopback(self.address)
+
+
+def http_listeners(settings: Settings) -> list[CheckedListener]:
+    """Return the addresses that accept tokens."""
+    tls = settings.http.tls
+    found = [
+        CheckedListener(("http", "listen", number), address)
+        if tls is None or address.plain or address.path
+        else CheckedListener(("http", "listen", number), address, tls, ("http", "tls"))
+        for number, address in enumerate(settings.http.listen)
+    ]
+    if settings.observe.metrics is not None:
+        found.append(CheckedListener(("observe", "metrics"), settings.observe.metrics))
+    return found
+
+
+def smtp_listeners(settings: Settings) -> list[CheckedListener]:
+    """Return the SMTP listeners."""
+    return [
+        CheckedListener(("smtp", number, "listen"), one.listen, one.tls, ("smtp", number, "tls"))
+        for number, one in enumerate(settings.smtp)
+    ]
+
+
+# -- certificates
+class CertificateFinding(Struct, frozen=True):
+    """The fault or the warning that a certificate causes for clients."""
+
+    fault: str = ""
+    warning: str = ""
+
+
+def assess_listener(
+    listener: CheckedListener, hostname: str, now_s: float
+) -> Iterator[tuple[KeyPath, CertificateFinding]]:
+    """Yield what prevents clients from verifying each certificate of a listener, with its key path.
+
+    The first has to be for the names of the listener, unless another one is.
+    """
+    assert listener.tls is not None
+    names = _names(listener, hostname)
+    certificate: Mapping[str, Any] = {}
+    for place, tls in reversed(listener.tls.pairs):
+        if any(certificate_matches(certificate, name) for name in names):
+            names = []
+        try:
+            certificate = certificate_of_handshake(
+                load_pair(tls.certificate, tls.key), tls.certificate
+            )
+            finding = assess_certificate(certificate, [] if any(place) else names, now_s)
+        except ssl.SSLCertVerificationError as error:
+            finding = CertificateFinding(f"found one that clients reject: {error.verify_message}")
+        except OSError as error:
+            reason = error.strerror or error
+            finding = CertificateFinding(f"found one that fails in a handshake: {reason}")
+        yield (*listener.tls_key, *place, "certificate"), finding
+
+
+def assess_certificate(
+    certificate: Mapping[str, Any], names: Sequence[str], now_s: float
+) -> CertificateFinding:
+    """Return what prevents clients that expect one of `names`, or any, from verifying it."""
+    begin_s = ssl.cert_time_to_seconds(certificate["notBefore"])
+    end_s = ssl.cert_time_to_seconds(certificate["notAfter"])
+    if end_s <= now_s:
+        return CertificateFinding(
+            f"found one that expired on {_day(end_s)}, expected one that is valid"
+        )
+    if begin_s > now_s:
+        return CertificateFinding(
+            f"found one that begins on {_day(begin_s)}, expected one that is valid"
+        )
+    if names and not any(certificate_matches(certificate, name) for name in names):
+        found = certificate_names(certificate)
+        return CertificateFinding(f"found one for {found}, expected one for {' or '.join(names)}")
+    if end_s - now_s < SOON_S:
+        return CertificateFinding(warning=f"found one that expires on {_day(end_s)}: renew it")
+    return CertificateFinding()
+
+
+def _day(moment_s: float) -> str:
+    return datetime.fromtimestamp(moment_s, UTC).date().isoformat()
+
+
+def _names(listener: CheckedListener, hostname: str) -> list[str]:
+    """Return the names that clients may use for the listener."""
+    names = [hostname]
+    host = listener.address.host
+    if host and host not in WILDCARDS:
+        names.append(host)
+    if not listener.is_open:
+        names.append("localhost")
+    return list(dict.fromkeys(names))
+
+
+def check_file(
+    file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole = NodeRole.ALL
+) -> list[CheckFinding]:
+    """Check a configuration and, if it can be loaded, everything that it names.
+
+    Root checks as the owner of state_dir, who is the service.
+    """
+    try:
+        settings = load(file, environ, role=role)
+    except SettingsError:
+        return list(_check_file(file, environ, clock, role=role))
+    if foreign_state(settings):  # load all modules: the owner may not be able to
+        list(_check_file(file, environ, clock, role=role))
+    with as_owner(settings):
+        return list(_check_file(file, environ, clock, role=role))
+
+
+def _check_file(
+    file: Path, environ: Mapping[str, str], clock: Clock, *, role: NodeRole
+) -> Iterator[CheckFinding]:
+    settings = yield from _loaded("configuration", lambda: load(file, environ, role=role))
+    if settings is None:
+        return
+    yield CheckFinding("configuration", CheckResult.OK, str(file))
+    place = read_document(file)  # for line numbers
+    yield from _reach(settings, place)
+    yield from _accounts(settings, file, environ, clock=clock)
+    yield from _dovecot(settings.mailboxes.dovecot_auth)
+    yield from _routes(settings, place)
+    yield from _policies(settings, file, clock)
+    yield from _providers(settings, file)
+    yield from _reports(settings)
+    ring = yield from _signing_keys(settings, place, clock)
+    unusable = unusable_state(settings)
+    yield _folder("state_dir", settings.state_dir, unusable)
+    folders: dict[KeyPath, Path] = {("state_dir",): settings.state_dir}
+    if role is NodeRole.ALL:
+        root = folders["mailboxes", "root"] = settings.mailboxes.root
+        yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
+        yield from _token_key(settings)
+    yield from _permissions(settings, place, environ, folders=folders)
+    yield from _loaded("srs key", lambda: srs_in(settings))
+    yield from _listeners(settings, place, clock)
+    yield check_gate(settings)
+    yield from _sendmail(settings, place)
+    yield from _spool(settings, is_usable=not unusable)
+    yield from asyncio.run(check_milters(settings, place))
+    yield from asyncio.run(_dns(settings, ring, place, clock=clock))
+
+
+def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning for a name that is an example, no local domain, and no way out."""
+    if settings.hostname == _EXAMPLE_HOSTNAME:
+        text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
+        yield warning_of("configuration", place.fault(("hostname",), text))
+    if not settings.own_domains:
+        text = "found none, expected a domain: no mail is local, and no account can have an address"
+        yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
+    for number, route in enumerate(settings.route):
+        if route.next_hop == "hold":
+            continue  # the routes that follow decide
+        if not route.next_hop.startswith(("local", "capture", "reject:")):
+            return  # some mail leaves
+        if route.domain == "*":
+            text = f'found "{route.next_hop}" for all domains, expected a way out: no mail leaves'
+            yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
+            return
+
+
+def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning for each route that gets no mail, leads back here, sends a password to an
+    unverified host, or has a source address that this machine lacks; and for mail that is not
+    retried.
+    """
+    delivery = settings.delivery
+    if delivery.expire_after < delivery.retry[0]:
+        text = (
+            f"found {delivery.expire_after:g} s, expected more than the first wait of "
+            f"delivery.retry, {delivery.retry[0]:g} s: no mail is retried before it expires"
+        )
+        yield warning_of("delivery", place.fault(("delivery", "expire_after"), text))
+    for number, earlier in hidden_routes(settings.route, settings.own_domains):
+        text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
+        yield warning_of("routes", place.fault(("route", number, "domain"), text))
+    for number, route in enumerate(settings.route):
+        if route.source_address and not has_address(route.source_address):
+            text = f"found {route.source_address}, expected an address of this machine"
+            fault = place.fault(("route", number, "source_address"), text)
+            yield CheckFinding("routes", CheckResult.FAILED, str(fault))
+        host = host_of(route)
+        if host and (own := _listener_at(host, settings)):
+            text = (
+                f'found "{route.next_hop}", the address of {dotted(own.key)}: mail comes back here'
+            )
+            yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
+        is_unverified = route.tls in ("required", "opportunistic")
+        if route.auth and is_unverified and host and not is_loopback(host):
+            text = (
+                f'found "{route.tls}" with auth, expected verify: any host that answers '
+                "gets the password, whatever its certificate"
+            )
+            yield warning_of("routes", place.fault(("route", number, "tls"), text))
+    alone = [name_of(one) for one in settings.route if one.tls is not None and one.next_hop == "mx"]
+    if alone:
+        text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
+        yield CheckFinding("routes", CheckResult.OK, text)
+
+
+def _listener_at(host: Address, settings: Settings) -> CheckedListener | None:
+    """Return the SMTP listener at the address of a next hop, if it is one of ours."""
+    name = "127.0.0.1" if host.host == "localhost" else host.host
+    is_here = name == settings.hostname or (is_ip(name) and has_address(name))
+    for one in smtp_listeners(settings):
+        if one.address.port == host.port and (
+            name == one.address.host or (is_here and one.address.host in WILDCARDS)
+        ):
+            return one
+    return None
+
+
+def _permissions(
+    settings: Settings,
+    place: Document,
+    environ: Mapping[str, str],
+    *,
+    folders: Mapping[KeyPath, Path],
+) -> Iterator[CheckFinding]:
+    """Yield a warning for each file, and each of `folders`, whose permissions are too wide."""
+    secrets = list(secret_files(place, environ))
+    secrets += [
+        (("route", number, "auth", "password_file"), route.auth.password_file)
+        for number, route in enumerate(settings.route)
+        if route.auth
+    ]
+    listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
+    listeners += [(("smtp", number, "tls"), one.tls) for number, one in enumerate(settings.smtp)]
+    secrets += [
+        ((*key, *at, "key"), one.key) for key, tls in listeners if tls for at, one in tls.pairs
+    ]
+    for key, path in secrets:
+        if text := open_to_others(path, to_read=True):
+            yield warning_of("permissions", place.fault(key, text))
+    for key, path in folders.items():
+        if text := open_to_others(path):
+            yield warning_of("permissions", place.fault(key, text))
+
+
+def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
+    """Check ports and certificates, and warn of listeners without TLS."""
+    http, smtp = http_listeners(settings), smtp_listeners(settings)
+    is_free = True
+    for one in (*http, *smtp):
+        if expected := port_fault(one.address, settings.run_dir):
+            is_free = False
+            text = f'found "{one.address}", expected {expected}'
+            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(one.key, text)))
+    for one in http:
+        if one.is_open and one.tls is None:
+            text = (
+                f'found "{one.address}", where tokens and mail are sent in clear text; '
+                "expected http.tls, or loopback with a TLS proxy in front"
+            )
+            yield warning_of("listeners", place.fault(one.key, text))
+    for one in http if settings.http.pages else ():
+        if one.is_open and one.tls is None and one.key[0] == "http":
+            text = (
+                f'found true with the address "{one.address}", where passwords of logins are sent '
+                "in clear text; expected http.tls, or loopback with a TLS proxy in front"
+            )
+            yield warning_of("pages", place.fault(("http", "pages"), text))
+    yield from _proxies(settings, place)
+    yield from _certificates(settings, place, clock)
+    if is_free:
+        addresses = ", ".join(str(one.address) for one in (*http, *smtp))
+        yield CheckFinding("listeners", CheckResult.OK, addresses)
+
+
+def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Warn if there is a proxy on this machine that the configuration does not name."""
+    http = settings.http
+    local = next((one for one in http.listen if is_loopback(one) and not one.is_elsewhere), None)
+    if http.public_url and local is not None and not http.proxy_networks:
+        text = (
+            f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
+            'networks of the proxy there, for example ["127.0.0.1/32"]: Forwarded and '
+            "X-Forwarded-For are ignored, and all clients of the proxy count as one"
+        )
+        yield warning_of("listeners", place.fault(("http", "public_url"), text))
+
+
+def _certificates(settings: Settings, place: Document, clock: Clock) -> Iterator[CheckFinding]:
+    """Yield what is wrong with a certificate, once for listeners that share it."""
+    public_host = urlsplit(settings.http.public_url).hostname
+    found: dict[CheckFinding, None] = {}
+    for one in (*http_listeners(settings), *smtp_listeners(settings)):
+        if one.tls is None:
+            continue
+        hostname = (one.key[0] == "http" and public_host) or settings.hostname
+        for key, certificate in assess_listener(one, hostname, clock.time_us() / 1e6):
+            if certificate.fault:
+                text = str(place.fault(key, certificate.fault))
+                found[CheckFinding("certificates", CheckResult.FAULT, text)] = None
+            if certificate.warning:
+                found[warning_of("certificates", place.fault(key, certificate.warning))] = None
+    yield from found
+
+
+def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:
+    """Return what `read` returns; if its files have faults, yield them and return None."""
+    try:
+        return read()
+    except SettingsError as error:
+        for fault in error.faults:
+            yield CheckFinding(what, CheckResult.FAULT, str(fault))
+    return None
+
+
+def _token_key(settings: Settings) -> Iterator[CheckFinding]:
+    """Yield the faults of the key for access tokens, if there is one."""
+    path = settings.state_dir / "token-key.json"
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return
+    from relay.front_door.sign_in.access_tokens import read_token_key  # noqa: PLC0415 - slow
+
+    yield from _loaded("token key", lambda: read_token_key(path))
+
+
+def _accounts(
+    settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
+) -> Iterator[CheckFinding]:
+    boxes = settings.mailboxes
+    accounts = yield from _loaded(
+        "accounts",
+        lambda: load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ),
+    )
+    if accounts is None:
+        return
+    yield from _loaded("routes", lambda: read_table(settings, accounts, file))
+    if fault := anonymous_fault(settings.http.anonymous, accounts):
+        yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
+    for warning in accounts.tables.warnings:
+        yield CheckFinding("accounts", CheckResult.WARNING, warning)
+    used = accounts.tables.schemes().most_common()
+    schemes = ", ".join(f"{number} {name}" for name, number in used)
+    text = f"{len(accounts.every())} in {boxes.accounts}"
+    text += f"; passwords: {schemes}" if schemes else ""
+    yield CheckFinding("accounts", CheckResult.OK, text)
+    accounts.close()
+
+
+def _dovecot(path: str) -> Iterator[CheckFinding]:
+    """Check that the socket for logins can be opened, if there is one."""
+    if path:
+        verdict, text = CheckResult.OK, f"unix:{path}"
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(5.0)  # real time: a peer
+                client.connect(path)
+        except OSError as error:
+            verdict, text = CheckResult.FAILED, f"{text}: {error.strerror or error}"
+        yield CheckFinding("dovecot_auth", verdict, text)
+
+
+def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFinding]:
+    sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
+    if sets is None:
+        return
+    for _, rules in sets:
+        for warning in (*rules.warnings, *slow_patterns(rules, clock.busy_s)):
+            yield CheckFinding("policy", CheckResult.WARNING, warning)
+    files = sum(len(rules.files) for _, rules in sets)
+    text = f"{files} files in {settings.policy.directory}, tests pass"
+    text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
+    yield CheckFinding("policy", CheckResult.OK, text)
+
+
+def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:
+    own = settings.delivery.providers
+    found = yield from _loaded("providers", lambda: load_provider_replies(own, file))
+    if found is not None and own is not None:
+        text = f"{counted(len(found.entries), 'entry')} of {own} and of the file that is shipped"
+        yield CheckFinding("providers", CheckResult.OK, text)
+
+
+def _reports(settings: Settings) -> Iterator[CheckFinding]:
+    """Check the operator's texts of reports, if there are any."""
+    folder = settings.reports.templates
+    if folder is None:
+        return
+    if texts := (yield from _loaded("reports", lambda: load_texts(settings.reports))):
+        text = f"{len(texts.templates)} files in {folder}"
+        yield CheckFinding("reports", CheckResult.OK, text)
+
+
+def _signing_keys(
+    settings: Settings, place: Document, clock: Clock
+) -> Generator[CheckFinding, None, KeyRing]:
+    """Check the keys of [[dkim]], if there are any; return those that can be used."""
+    if not settings.dkim:
+        return KeyRing()
+    ring = yield from _loaded("dkim", lambda: load_keys(settings.dkim, place.file))
+    if ring is None:
+        return KeyRing()
+    for warning in key_warnings(ring, place, now_us=clock.time_us()):
+        yield warning_of("dkim", warning)
+    text = f"{counted(len(ring.keys), 'key')} for {counted(len(ring.domains), 'domain')}"
+    yield CheckFinding("dkim", CheckResult.OK, text)
+    return ring
+
+
+def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
+    if fault:
+        return CheckFinding(name, CheckResult.FAULT, fault)
+    made = "" if folder.exists() else " (will be created)"
+    return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
+
+
+def _is_made_by_unit(folder: Path) -> bool:
+    """Whether a directory is not there, and an installed unit of Relay makes it at its start."""
+    if folder.exists() or folder.parent != Path("/run"):
+        return False
+    line = f"RuntimeDirectory={folder.name}"
+    units = (file for one in _UNITS for file in Path("/etc/systemd/system").glob(one))
+    return any(line in file.read_text().splitlines() for file in units)
+
+
+def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a fault if nothing can listen on the socket, and a warning for users that do not exist,
+    and if the mail that programs leave in the drop directory is not taken.
+    """
+    default = SendmailSettings()
+    if given := settings.sendmail:
+        expected = port_fault(Address(path=str(given.socket)), settings.run_dir)
+        if expected and not _is_made_by_unit(given.socket.parent):
+            text = f'found "{given.socket}", expected {expected}'
+            fault = place.fault(("sendmail", "socket"), text)
+            yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
+        for number, name in enumerate(given.users):
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                text = f"found {shown(name)}, expected a user of this machine"
+                yield warning_of("sendmail", place.fault(("sendmail", "users", number), text))
+    drop = (given or default).drop
+    if drop is None or not (given or drop.exists()):
+        return
+    owner = os.geteuid()
+    try:
+        facts = drop.stat()
+        if not settings.state_dir.exists():  # whose owner is the service
+            owner = facts.st_uid
+        found = f"the mode {stat.S_IMODE(facts.st_mode):04o} and the owner {facts.st_uid}"
+    except OSError as error:
+        found = error.strerror or str(error)
+    expected = f"the mode {DROP_MODE:04o} and the owner {owner}"
+    if given is None:
+        text = f"found none, expected it: programs leave mail in {drop}"
+        yield warning_of("sendmail", place.fault(("sendmail",), text))
+    elif found != expected:
+        text = f"{drop}: found {found}, expected {expected}, the user of the service"
+        yield warning_of("sendmail", place.fault(("sendmail", "drop"), text))
+
+
+def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
+    """Check that the spool can be opened; `relay storage verify` checks its content."""
+    stored, exists, fault = spool.storage(settings), False, ""
+    failures, warnings = list[str](), list[str]()
+    nodes: Sequence[str] = ()
+    try:
+        if not (fault := spool.left_behind(settings)) and (exists := stored.exists()):
+            stored.check(has_owner=is_running(settings.run_dir))
+        failures += stored.faults()
+        warnings += stored.warnings() if exists else ()
+        nodes = stored.living_nodes() if exists else ()
+    except SpoolUnavailableError as error:
+        failures = [str(error)]
+    except (SpoolError, OSError) as error:
+        hint = "; see relay restore" if isinstance(error, SpoolDamagedError) else ""
+        fault = f"spool.url: {error}{hint}"
+    if fault:
+        yield CheckFinding("spool", CheckResult.FAULT, fault)
+        return
+    if stored.is_marked_damaged():
+        failures.append(f"{stored} is damaged and accepts no mail; see relay storage verify")
+    elif not is_usable:
+        failures.append(f"{stored} cannot be opened: see state_dir")
+    for text in failures:
+        yield CheckFinding("spool", CheckResult.FAILED, text)
+    for text in warnings:
+        yield CheckFinding("spool", CheckResult.WARNING, text)
+    if not failures:
+        made = "" if exists else " (will be created)"
+        yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
+    for text in limits_of_all(settings, nodes) if len(nodes) > 1 else ():
+        yield CheckFinding("nodes", CheckResult.OK, text)
+
+
+async def _dns(
+    settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
+) -> list[CheckFinding]:
+    """Ask the name servers, for the records of the keys as well, in the time of one question; and
+    for the MX of domains whose mail is passed on.
+    """
+    nameservers = settings.dns.nameservers
+    servers = ", ".join(map(str, nameservers)) or "the system's name servers"
+    fault, doubts, warnings = await asyncio.gather(
+        name_servers_answer(nameservers, timeout_s=DNS_TIMEOUT_S),
+        doubts_of_validation(settings, place, timeout_s=DNS_TIMEOUT_S),
+        record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=DNS_TIMEOUT_S),
+    )
+    if fault:
+        return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]
+    found = CheckFinding("dns", CheckResult.OK, servers)
+    loops = [one async for one in mail_loops(settings, place, clock)]
+    return [found, *doubts, *(warning_of("dkim", one) for one in warnings), *loops]

@@ -1,0 +1,319 @@
+"""What `relay check` asks of the machine and the network: whether an address is free to listen on
+(nothing listens there meanwhile), what the name servers say, whether milters answer, and what all
+nodes of a spool may do together, as each has limits of its own.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.settings.document import Document, Fault
+from relay.base.settings.tree import Settings
+from relay.base.settings.validation import domain_matches, is_loopback, name_of
+from relay.base.socket_address import Address
+from relay.base.sockets import LACKING_ADDRESS
+from relay.operation.app.state_dir import owner_of
+from relay.operation.app.tenant_sets import load_set
+from relay.operation.app.transport import resolver_of, why_in_process
+from relay.store import spool
+from relay.store.spool.types import SpoolError
+from relay.transport.gate.sandbox import available
+from relay.transport.milter.connection import fault_of_milter
+from relay.transport.policy.actions import RateLimitAction
+from relay.transport.policy.rule_files import PolicyError
+from relay.transport.policy.rules import RuleMode
+from relay.transport.routing.dns_client import validated
+from relay.transport.routing.mx_hosts import NO_MX, THIS_RELAY, Hosts, TemporaryFailure
+
+
+class CheckResult(StrEnum):
+    """The result of one check."""
+
+    OK = "ok"
+    WARNING = "warning"  # the service works, but is at risk
+    FAULT = "fault"  # relay serve does not start, or clients cannot use it
+    FAILED = "failed"  # it starts, but does not work as configured
+
+
+class CheckFinding(Struct, frozen=True):
+    """One line of the output."""
+
+    what: str
+    verdict: CheckResult
+    text: str
+
+
+def warning_of(what: str, fault: Fault) -> CheckFinding:
+    """Return the finding of what is at risk."""
+    return CheckFinding(what, CheckResult.WARNING, str(fault))
+
+
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
+_LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
+
+
+def port_fault(address: Address, run_dir: Path) -> str:
+    """Return what is expected if a relay cannot listen at `address`, or "".
+
+    An address used by the running relay of this `run_dir` is not a fault.
+    """
+    if address.path:
+        return _unix_fault(Path(address.path), run_dir)
+    if not address.port:
+        return ""
+    try:
+        places = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE,
+        )  # fmt: skip
+    except (OSError, UnicodeError):
+        return "an address of this machine, or a name that has one"
+    lacking = []
+    for family, _, _, _, place in places:
+        error = _bind_error(family, place)
+        if error == errno.EADDRINUSE:
+            if _is_own(run_dir, _holders(str(place[0]), address.port)):
+                continue
+            hint = f"`ss -Hltnp 'sport = :{address.port}'` as root shows which"
+            return f"a free address: another program listens there ({hint})"
+        if error in (errno.EACCES, errno.EPERM):
+            return (
+                "a port that this user may bind: a port below 1024 needs the capability "
+                "CAP_NET_BIND_SERVICE, which the shipped unit gives"
+            )
+        if error in LACKING_ADDRESS:
+            lacking.append(error)
+        elif error:
+            return f"an address of this machine ({os.strerror(error).lower()})"
+    if len(lacking) == len(places):
+        return f"an address of this machine ({os.strerror(lacking[0]).lower()})"
+    return ""
+
+
+def _bind_error(family: int, place: Any) -> int:
+    """Bind as the servers do, without listening; return the errno, 0 on success."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            with _own_rights():
+                probe.bind(place)
+    except OSError as error:
+        return 0 if error.errno == errno.EAFNOSUPPORT else error.errno or errno.EINVAL
+    return 0
+
+
+@contextmanager
+def _own_rights() -> Iterator[None]:
+    """Let root that checks as the service bind any port, as the unit lets the service, and see what
+    the service has open.
+    """
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def _unix_fault(path: Path, run_dir: Path) -> str:
+    if not path.parent.exists() and path.parent in (run_dir, run_dir.parent):
+        return ""  # created at start
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True)):
+        return f"a socket in a directory that this user can write, which {path.parent} is not"
+    if not path.exists():
+        return ""
+    if not path.is_socket():
+        return "the path of a socket, or a path that does not exist"
+    holders = _unix_holders(path)
+    if not holders or _is_own(run_dir, holders):  # a start replaces an unused socket
+        return ""
+    return "a free socket: another program listens there"
+
+
+def _is_own(run_dir: Path, inodes: set[str]) -> bool:
+    """Whether the relay of this `run_dir` holds these sockets.
+
+    True if it runs and this user cannot read its open files.
+    """
+    pid = owner_of(run_dir)
+    if pid is None:
+        return False
+    held = set()
+    try:
+        with _own_rights():
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    held.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+    except OSError:
+        return True
+    return inodes <= held
+
+
+def _holders(host: str, port: int) -> set[str]:
+    """Return the inodes of sockets that listen at `host` and `port`, else at an overlapping one."""
+    exact, overlapping = set(), set()
+    for line in (*_lines("/proc/net/tcp"), *_lines("/proc/net/tcp6")):
+        if len(line) < 10 or line[3] != _LISTENING:
+            continue
+        place, _, number = line[1].partition(":")
+        if int(number, 16) != port:
+            continue
+        there = _address(place)
+        if there == host:
+            exact.add(line[9])
+        elif there in WILDCARDS or host in WILDCARDS:
+            overlapping.add(line[9])
+    return exact or overlapping
+
+
+def _unix_holders(path: Path) -> set[str]:
+    return {
+        line[6]
+        for line in _lines("/proc/net/unix", columns=8)
+        if line[-1] == str(path) and line[3] == _LISTENING_UNIX
+    }
+
+
+def _lines(file: str, *, columns: int = 0) -> Iterator[Sequence[str]]:
+    with suppress(OSError):
+        for line in Path(file).read_text().splitlines()[1:]:
+            yield line.split(maxsplit=columns - 1)
+
+
+def _address(written: str) -> str:
+    """Parse an address of /proc/net/tcp: words of four bytes in the byte order of the machine."""
+    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
+    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+_KEY = ("dns", "validating")
+_OTHERS_MAX = 100  # domains of other stores that are asked for
+
+
+async def doubts_of_validation(
+    settings: Settings, place: Document, *, timeout_s: float
+) -> list[CheckFinding]:
+    """Return why what the name servers say of DNSSEC may not count, where it has to."""
+    if not settings.dns.validating:
+        return []
+    nameservers, found = settings.dns.nameservers, []
+    if not nameservers or not all(map(is_loopback, nameservers)):
+        text = "found true, expected nameservers on this machine: on the way answers can be changed"
+        found.append(warning_of("dns", place.fault(_KEY, text)))
+    is_validated = await validated(nameservers, timeout_s=timeout_s)
+    if is_validated is None:
+        text = "no answer for the root: not known whether the name servers validate DNSSEC"
+        found.append(CheckFinding("dns", CheckResult.OK, text))
+    elif not is_validated:
+        text = "found true, expected name servers that validate: the root's answer is without AD"
+        found.append(CheckFinding("dns", CheckResult.FAILED, str(place.fault(_KEY, text))))
+    return found
+
+
+async def mail_loops(
+    settings: Settings, place: Document, clock: Clock
+) -> AsyncIterator[CheckFinding]:
+    """Yield a fault for each domain whose mail is passed on, has no route, and whose MX would be
+    this host itself; a warning for each of another store whose MX is this host.
+    """
+    resolver = resolver_of(settings, clock)
+    for number, one in enumerate(settings.domain):
+        asks = one.recipients == "verify"  # also while mail is held
+        is_routed = any(
+            domain_matches(route.domain, one.name)
+            for route in settings.route
+            if route.domain != "*" and not (asks and route.next_hop == "hold")
+        )
+        if one.has_accounts or one.alias_of or is_routed:
+            continue
+        found = await resolver.resolve(NextHop(HopKind.MX, one.name))
+        if not isinstance(found, Hosts | TemporaryFailure):
+            text = f'found "{one.name}", expected a [[route]] for it, or an MX host in the DNS'
+            fault = place.fault(("domain", number, "name"), f"{text} that is preferred to this one")
+            yield CheckFinding("domains", CheckResult.FAULT, str(fault))
+    others: Sequence[str] = ()
+    with suppress(SpoolError, OSError):  # it is reported elsewhere
+        others = await asyncio.to_thread(spool.storage(settings).other_domains)
+    for domain in [one for one in others if one not in settings.own_domains][:_OTHERS_MAX]:
+        mx = getattr(await resolver.resolve(NextHop(HopKind.MX, domain)), "mx", NO_MX)
+        if any(one.skipped == THIS_RELAY for one in mx.hosts):
+            text = "is a domain of another store, and its MX records lead to this node; expected"
+            text = f"{domain} {text} the nodes of that store: this one answers 450"
+            yield CheckFinding("domains", CheckResult.WARNING, text)
+    await resolver.close()
+
+
+async def check_milters(settings: Settings, place: Document) -> list[CheckFinding]:
+    """Connect to each milter. One that is down is a warning: it may come back, and `when_down`
+    says what becomes of mail until then.
+    """
+    found = list[CheckFinding]()
+    faults = await asyncio.gather(*map(fault_of_milter, settings.milter))
+    for number, (one, fault) in enumerate(zip(settings.milter, faults, strict=True)):
+        text = f'"{one.name}" at {one.address}'
+        if fault:
+            down = place.fault(("milter", number, "address"), f"{text} is down: {fault}")
+            found.append(warning_of("milter", down))
+        else:
+            found.append(CheckFinding("milter", CheckResult.OK, text))
+    return found
+
+
+def check_gate(settings: Settings) -> CheckFinding:
+    """Return where the SMTP sessions are."""
+    text = "SMTP sessions are in a process of their own"
+    if reason := why_in_process(settings):
+        text = f"SMTP sessions are in the process of relay serve: {reason}"
+    elif missing := available():
+        text = f"{text}, without what this kernel lacks of its sandbox: {' and '.join(missing)}"
+    return CheckFinding("smtp_gate", CheckResult.OK, text)
+
+
+_NAMED_MAX = 10
+
+
+def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
+    """Yield what all living nodes together may do: one line for each limit."""
+    number = len(nodes)
+    more = f" and {number - _NAMED_MAX} more" if number > _NAMED_MAX else ""
+    named = f"{', '.join(nodes[:_NAMED_MAX])}{more}"
+    yield f"{number} nodes live ({named}), each with limits of its own; together at most:"
+    for name, limit in _limits(settings):
+        if isinstance(limit, int):
+            yield f"{name}: {number} x {limit} = {number * limit}"
+        elif limit:
+            count, _, seconds = limit.partition("/")
+            yield f"{name}: {number} x {count} = {number * int(count)} in {float(seconds):g} s"
+
+
+def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
+    """Yield each limit with its key: connections, or a rate as COUNT/SECONDS; "" is none."""
+    delivery = settings.delivery
+    yield "delivery.max_connections", delivery.max_connections
+    yield "delivery.max_connections_per_next_hop", delivery.max_connections_per_next_hop
+    yield "delivery.max_rate_per_next_hop", delivery.max_rate_per_next_hop
+    yield "reports.per_sender", settings.reports.per_sender
+    for route in settings.route:
+        yield f'route "{name_of(route)}" max_connections', route.max_connections
+        yield f'route "{name_of(route)}" max_rate', route.max_rate
+    with suppress(PolicyError):  # it is reported elsewhere
+        sets = [load_set(settings, one, runs_tests=False) for one in (None, *settings.tenant)]
+        for rule in (rule for rules in sets for rule in rules.rules):
+            for one in rule.actions if rule.mode is RuleMode.ENFORCE else ():
+                if isinstance(one, RateLimitAction):
+                    yield f'rule "{rule.name}" rate_limit', f"{one.allowed}/{one.period_s}"

@@ -1,0 +1,253 @@
+"""The keys that sign mail: make one, and say of those in use what is published and what is wrong.
+
+For `relay dkim` and `relay check`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from msgspec import Struct
+
+from relay.base.files import fsync_path, write_all
+from relay.base.settings.document import Document, Fault
+from relay.base.settings.tree import Settings
+from relay.base.socket_address import Address
+from relay.transport.routing.dns_client import look_up
+from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
+from relay.transport.signing.keys import RSA_BITS_ADVISED, KeyRing, SigningKey
+from relay.transport.signing.record import (
+    ComparedRecord,
+    RecordVerdict,
+    compare_record,
+    key_record,
+    txt_strings,
+    zone_line,
+)
+
+DNS_TIMEOUT_S = 3.0
+_Owner = tuple[int, int]  # user and group
+
+
+def default_files(base: Path, domain: str, selector: str) -> tuple[Path, Path]:
+    """Return where a new key is written, and where if that file exists; `base` has relay.toml."""
+    folder = base / "dkim"
+    return folder / f"{selector}.pem", folder / f"{domain}-{selector}.pem"
+
+
+def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
+    """Write a private key durably into the first of `files` that does not exist, and return it.
+
+    Root gives it, and a directory that it makes, to the owner of state_dir. Raises FileExistsError
+    if all exist, OSError.
+    """
+    owner = _owner_of_state(settings) if not os.geteuid() else None
+    _make_folder(files[0].parent, owner)
+    for file in files[:-1]:
+        with suppress(FileExistsError):
+            _create(file, pem, owner)
+            return file
+    _create(files[-1], pem, owner)
+    return files[-1]
+
+
+def _owner_of_state(settings: Settings) -> _Owner | None:
+    try:
+        found = settings.state_dir.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_uid, found.st_gid
+
+
+def _make_folder(folder: Path, owner: _Owner | None) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    if owner is not None:
+        os.chown(folder, *owner)
+    fsync_path(folder.parent)
+
+
+def _create(file: Path, octets: bytes, owner: _Owner | None) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(descriptor, octets)
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fsync_path(file.parent)
+    except BaseException:
+        file.unlink()
+        raise
+
+
+def unreadable_for_service(file: Path, settings: Settings) -> str:
+    """Return why the service cannot read a new key, or ""."""
+    user = file.stat().st_uid
+    service = _owner_of_state(settings)
+    if service is None and not user:
+        reason = f"{settings.state_dir}, whose owner would get it, does not exist yet"
+        return f"{file} belongs to root: {reason}"
+    if service is None or service[0] == user:
+        return ""
+    return f"{file} belongs to the user {user}, the service is the user {service[0]}"
+
+
+def key_document(key: SigningKey) -> dict[str, Any]:
+    """Return what `relay dkim` says of a key."""
+    return {
+        "domain": key.domain,
+        "selector": key.selector,
+        "algorithm": key.private.algorithm,
+        "bits": key.private.bits,
+        "file": str(key.file.absolute()),
+        "name": key.name,
+        "record": key_record(key.private),
+    }
+
+
+def new_key_document(key: SigningKey, config: Path) -> dict[str, Any]:
+    """Return the same of a new key, with the strings of its record and the lines for `config`."""
+    document = key_document(key)
+    strings = [one.decode() for one in txt_strings(document["record"])]
+    return {**document, "strings": strings, "config": _entry(key, config)}
+
+
+def new_key_lines(key: SigningKey, config: Path) -> list[str]:
+    """Return what to publish, and what to add to the configuration."""
+    return [
+        f"{key.file}: {key.private.algorithm}, {key.private.bits} bits",
+        "",
+        "Publish in the DNS:",
+        zone_line(key.name, key_record(key.private)),
+        "",
+        f"Add to {config}:",
+        *_entry(key, config).splitlines(),
+    ]
+
+
+def _entry(key: SigningKey, config: Path) -> str:
+    """Return the [[dkim]] table of a key; paths in `config` are relative to its directory."""
+    file, base = key.file.absolute(), config.absolute().parent
+    path = file.relative_to(base) if file.is_relative_to(base) else file
+    values = {"domain": key.domain, "selector": key.selector, "key": str(path)}
+    lines = [f"{name} = {tomlkit.item(value).as_string()}\n" for name, value in values.items()]
+    return "".join(["[[dkim]]\n", *lines])
+
+
+_PUBLISHED = {
+    RecordVerdict.OK: "yes", RecordVerdict.MISSING: "no", RecordVerdict.WRONG: "differs",
+}  # fmt: skip
+
+
+class ShownKey(Struct, frozen=True):
+    """A key, whether its record is published, and why it is not right or not known."""
+
+    key: SigningKey
+    published: str  # yes, no, differs, or unknown
+    reasons: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON of `relay dkim show`."""
+        document = {**key_document(self.key), "until": self.key.last_day or None}
+        return {**document, "published": self.published, "reasons": self.reasons}
+
+
+async def shown_keys(keys: Sequence[SigningKey], settings: Settings) -> list[ShownKey]:
+    """Ask the DNS for the records of all keys, in parallel."""
+    timeout_s = min(DNS_TIMEOUT_S, settings.dns.timeout)
+    compared = await _compared(keys, settings.dns.nameservers, timeout_s=timeout_s)
+    return [_shown(key, one) for key, one in zip(keys, compared, strict=True)]
+
+
+async def _compared(
+    keys: Sequence[SigningKey], nameservers: Sequence[Address], *, timeout_s: float
+) -> list[ComparedRecord | NoAnswer]:
+    """Return what is published for each key, compared with it."""
+    questions = [(key.name, "TXT") for key in keys]
+    answers = await look_up(nameservers, questions, timeout_s=timeout_s)
+    return [_compare(key, answers[key.name, "TXT"]) for key in keys]
+
+
+def _compare(key: SigningKey, answer: Answer) -> ComparedRecord | NoAnswer:
+    if isinstance(answer, NoAnswer):
+        return answer
+    return compare_record(answer.values if isinstance(answer, Records) else (), key.private)
+
+
+def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
+    if isinstance(compared, NoAnswer):
+        return ShownKey(key, "unknown", (compared.text,))
+    return ShownKey(key, _PUBLISHED[compared.verdict], tuple(map(str, compared.faults)))
+
+
+def shown_lines(shown: Sequence[ShownKey], *, now_us: int) -> list[str]:
+    """Return the keys as a table, with the file and the record of each."""
+    head = ("DOMAIN", "SELECTOR", "ALGORITHM", "BITS", "UNTIL", "PUBLISHED")
+    rows = [head, *(_cells(one, now_us) for one in shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+        if number:
+            one = shown[number - 1]
+            record = zone_line(one.key.name, key_record(one.key.private))
+            lines += [f"    {text}" for text in (*one.reasons, str(one.key.file), record)]
+    return lines
+
+
+def _cells(one: ShownKey, now_us: int) -> tuple[str, ...]:
+    key = one.key
+    until = (key.last_day or "-") + ("" if key.is_usable(now_us) else " (ended)")
+    private = key.private
+    return key.domain, key.selector, private.algorithm, str(private.bits), until, one.published
+
+
+def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fault]:
+    """Yield what is not as it should be; `ring` has the keys of `place` in their order."""
+    ending = {key.name for key in ring.ending(now_us)}
+    for number, key in enumerate(ring.keys):
+        if key.private.kind == "rsa" and key.private.bits < RSA_BITS_ADVISED:
+            found = f"{key.file}: found an RSA key of {key.private.bits} bits"
+            text = f"{found}, expected {RSA_BITS_ADVISED} or more: receivers may not accept it"
+            yield place.fault(("dkim", number, "key"), text)
+        if key.name in ending:
+            does = "goes out unsigned" if not key.is_usable(now_us) else "then goes out unsigned"
+            text = (
+                f"found {key.last_day}, after which no key of {key.domain} signs: its mail {does}"
+            )
+            yield place.fault(("dkim", number, "until"), text)
+
+
+async def record_warnings(
+    ring: KeyRing,
+    place: Document,
+    nameservers: Sequence[Address],
+    *,
+    now_us: int,
+    timeout_s: float,
+) -> list[Fault]:
+    """Ask the DNS for the record of each key that signs; return what is wrong with it."""
+    usable = {number: key for number, key in enumerate(ring.keys) if key.is_usable(now_us)}
+    compared = await _compared([*usable.values()], nameservers, timeout_s=timeout_s)
+    return [
+        place.fault(("dkim", number, "selector"), f"{key.name}: {text}")
+        for (number, key), one in zip(usable.items(), compared, strict=True)
+        for text in _record_faults(one)
+    ]
+
+
+def _record_faults(compared: ComparedRecord | NoAnswer) -> list[str]:
+    if isinstance(compared, NoAnswer):
+        return [f"the record cannot be compared: {compared.text}"]
+    if compared.verdict is RecordVerdict.MISSING:
+        return ["found no record, expected that of the key: no receiver can verify its signatures"]
+    return [str(fault) for fault in compared.faults]

@@ -1,0 +1,280 @@
+"""Put messages from .eml, mbox and Maildir into a mailbox, as another mail program does.
+
+A message's file is named by the digest of its content, so that a repeated import adds nothing.
+Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
+are read in blocks. No symbolic link is followed; those in a directory are noted, and so are the
+separators in an mbox file that follow no empty line. Raises BadMailError with file and position,
+and OSError; what was imported before stays.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from calendar import timegm
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from msgspec import Struct
+
+from relay.store.mailbox.folders import list_folders
+from relay.store.mailbox.maildir import list_names, open_message, place, remove, sync_directory
+from relay.store.mailbox.message_file import FLAGGED, OTHER, SEEN
+
+_LINE_BYTES = 64 * 1024  # of a longer line, at once
+_FROM = b"From "
+_QUOTED = re.compile(rb">+From ")
+_SEPARATOR = re.compile(
+    rb"From (?:-\s|.*?\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) +"
+    rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d)"
+)
+_LINES_SHOWN = 20
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+_OWN_FIELD = b"x-relay-"
+_IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
+_SHOWN = 60
+_KEPT_FLAGS = frozenset((SEEN, FLAGGED, OTHER, "R", "P"))
+
+
+class BadMailError(Exception):
+    """A file is not what was expected; the text names file and position."""
+
+
+class FoundMail(Struct, frozen=True):
+    """A message in a file: its octets from `start` to `end`, and where it begins.
+
+    `from_line` is the line before it in an mbox file; there, a line that begins with >From loses
+    a > (mboxrd). `flags` are those of Maildir, None for mail that is new.
+    """
+
+    path: Path
+    start: int
+    end: int
+    place: str
+    at_s: int
+    from_line: bytes = b""
+    flags: str | None = None
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines, very long ones in pieces, with the line ends that they have."""
+        with open_message(self.path) as file:
+            file.seek(self.start)
+            at_begin = True
+            while file.tell() < self.end:
+                line = file.readline(min(_LINE_BYTES, self.end - file.tell()))
+                if line.endswith(b"\r") and file.tell() < self.end:
+                    line += file.read(1)  # a CRLF stays together
+                if self.from_line and at_begin and _QUOTED.match(line):
+                    line = line[1:]
+                at_begin = line.endswith(b"\n")
+                yield line
+
+
+def find_mail(
+    path: Path,
+    note: Callable[[str], object] = lambda _: None,
+    pass_over: Callable[[BadMailError], object] | None = None,
+) -> Iterator[FoundMail]:
+    """Yield the messages of a file or directory; `note` gets what its user should know, `pass_over`
+    the files of a directory that are no mail.
+
+    Raises BadMailError, OSError.
+    """
+    if path.is_symlink():
+        raise BadMailError(f"{path}: found a symbolic link, expected mail: name what it leads to")
+    if not path.is_dir():
+        yield from _in_file(path, note)
+    elif (path / "cur").is_dir() or (path / "new").is_dir():
+        yield from _in_maildir(path, note)
+    else:
+        files = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".eml")
+        if not files:
+            raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
+        for one in files:
+            if one.is_symlink():
+                note(_left_out(one))
+            else:
+                try:
+                    yield from _in_file(one, note)
+                except BadMailError as error:
+                    if pass_over is None:
+                        raise
+                    pass_over(error)
+
+
+def _left_out(link: Path) -> str:
+    return f"left out {link}: a symbolic link"
+
+
+def _in_file(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
+    if not path.is_file():
+        raise BadMailError(f"{path}: found no regular file, expected mail")
+    with open_message(path) as file:
+        begin = file.read(len(_FROM))
+    if begin == _FROM:
+        yield from _in_mbox(path, note)
+    else:
+        found = path.stat()
+        yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
+
+
+def _in_mbox(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
+    """A message begins behind a line "From " that is the first, or follows an empty one, which is
+    not part of the message before it; some programs write no empty line. Without one the separator
+    must have a date, or "-" for the sender, and a header after it.
+    """
+    number = position = 0
+    begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
+    doubtful: tuple[int, int, bytes] | None = None  # the same, of the line before
+    taken, left = list[int](), list[int]()
+    last_start = 0
+    was_empty = at_begin = True
+    with open_message(path) as file:
+        for line in chain(iter(lambda: file.readline(_LINE_BYTES), b""), (b"",)):
+            if doubtful is not None:
+                is_before, is_one = _FIELD.match(line), _SEPARATOR.match(doubtful[2])
+                if is_before or is_one:
+                    (taken if is_before and is_one else left).append(doubtful[0])
+                if is_before and is_one and begun is not None:
+                    yield _of_mbox(path, begun, last_start)
+                    begun = doubtful
+            here = (number + 1, position + len(line), line)
+            doubtful = here if at_begin and not was_empty and line.startswith(_FROM) else None
+            if was_empty and line.startswith(_FROM):
+                if begun is not None:
+                    yield _of_mbox(path, begun, last_start)
+                begun = here
+            if line:
+                last_start = position
+                position += len(line)
+                was_empty = at_begin and line in (b"\n", b"\r\n")
+                at_begin = line.endswith(b"\n")
+                number += at_begin
+    if begun is not None:
+        yield _of_mbox(path, begun, last_start if was_empty else position)
+    for numbers, what in (
+        (taken, "a message begins without an empty line before it"),
+        (
+            left,
+            "part of a message: after no empty line, without a date or a header after it",
+        ),
+    ):
+        if numbers:
+            shown = ", ".join(map(str, numbers[:_LINES_SHOWN]))
+            more = len(numbers) - _LINES_SHOWN
+            note(f"{path}: line {shown}{f' and {more} more' if more > 0 else ''}: {what}")
+
+
+def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
+    number, start, line = begun
+    words = line.decode("ascii", "replace").split()
+    at_s = _mtime_s(path.stat())
+    with contextlib.suppress(ValueError):
+        at_s = timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y"))
+    return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), from_line=line)
+
+
+def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
+    for directory in ("cur", "new"):
+        if (path / directory).is_symlink():
+            note(_left_out(path / directory))
+            continue
+        for name in sorted(list_names(path / directory)):
+            file = path / directory / name
+            if file.is_symlink():
+                note(_left_out(file))
+                continue
+            if name.startswith(".") or not file.is_file():
+                continue
+            flags = None
+            if directory == "cur" or ":2," in name:
+                flags = _kept(name.partition(":2,")[2])
+            found = file.stat()
+            yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
+
+
+def _kept(flags: str) -> str:
+    return "".join(sorted(_KEPT_FLAGS & set(flags)))
+
+
+def _mtime_s(found: os.stat_result) -> int:
+    return max(0, int(found.st_mtime))  # a name has no sign
+
+
+class MailImport:
+    """Adds messages to a folder; `folder` is the directory of one of the folders of `mailbox`."""
+
+    def __init__(self, mailbox: Path, folder: Path, *, hostname: str) -> None:
+        self._folder = folder
+        self._hostname = hostname
+        self._present = {
+            found[1]
+            for one in list_folders(mailbox)
+            for directory in ("new", "cur")
+            for name in list_names(one.path / directory)
+            if (found := _IMPORTED.match(name))
+        }
+        self.imported = self.present = 0
+
+    def add(self, mail: FoundMail) -> None:
+        """Add a message unless the mailbox has it. Raises BadMailError, OSError."""
+        temporary = self._folder / "tmp" / f"import.{os.getpid()}.{self._hostname}"
+        digest = hashlib.sha256()
+        try:
+            with temporary.open("xb") as file:
+                for piece in _normalized(mail):
+                    digest.update(piece)
+                    file.write(piece)
+                file.flush()
+                os.utime(file.fileno(), (mail.at_s, mail.at_s))
+                os.fsync(file.fileno())
+                size = file.tell()
+            name = digest.hexdigest()[:32]
+            if name in self._present:
+                self.present += 1
+                return
+            base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
+            is_new = mail.flags is None
+            target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
+            place(temporary, self._folder / target)
+            self._present.add(name)
+            self.imported += 1
+        finally:
+            remove(temporary)
+
+    def finish(self) -> None:
+        """Make what was added durable. Raises OSError."""
+        for directory in ("new", "cur"):
+            sync_directory(self._folder / directory)
+
+
+def _normalized(mail: FoundMail) -> Iterator[bytes]:
+    """Yield the octets with CRLF line ends and without Relay's fields. Raises BadMailError.
+
+    A CR before the LF belongs to the line end.
+    """
+    in_header, is_dropped, is_first = True, False, True
+    last = b""
+    for line in mail.lines():
+        if is_first and not _FIELD.match(line):
+            found = line[:_SHOWN].decode("ascii", "backslashreplace").rstrip()
+            raise BadMailError(
+                f"{mail.place}: found {found!r}, expected the header of a message, such as From:"
+            )
+        is_first = False
+        if in_header and not last.endswith(b"\n") and last:
+            pass  # the rest of a very long line
+        elif in_header:
+            in_header = line.rstrip(b"\r\n") != b""
+            if not line.startswith((b" ", b"\t")):
+                is_dropped = line[: len(_OWN_FIELD)].lower() == _OWN_FIELD
+        last = line
+        if in_header and is_dropped:
+            continue
+        yield line[:-1].removesuffix(b"\r") + b"\r\n" if line.endswith(b"\n") else line
+    if is_first:
+        raise BadMailError(f"{mail.place}: found no octets, expected a message")
+    if not last.endswith(b"\n"):
+        yield b"\r\n"

@@ -1,0 +1,238 @@
+"""Use a relay's files without a daemon: one query, or one change of the queue.
+
+The owner lock is held while the spool is open, so a daemon cannot start meanwhile (docs/design.md
+2). Root works as the owner of state_dir. Raises AlreadyRunningError if a daemon holds it;
+SpoolError, OSError.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.accounts.directory import load_accounts
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.observe.metrics import Metrics
+from relay.base.pauses import Pause, Paused
+from relay.base.running_relay import ControlError
+from relay.base.settings.document import Fault, SettingsError
+from relay.base.settings.environment import read_environment
+from relay.base.settings.tree import Settings
+from relay.delivery.reports.bounces import Reporter
+from relay.front_door.api import restored
+from relay.front_door.api.dependencies import OPERATOR
+from relay.front_door.api.request_parameters import CommandIssuer, read_queue_command, seconds_until
+from relay.front_door.api.search_text import log_rows
+from relay.front_door.http.errors import ApiError
+from relay.operation.app.configuration import parse_next_hop, route_table
+from relay.operation.app.foundation import read_pauses
+from relay.operation.app.state_dir import OwnerLock, as_owner
+from relay.store import spool
+from relay.store.journeys.journey import Journeys
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.maildir import DirectorySync
+from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.queue_commands import Operation, ProgressCallback
+from relay.submission.outbox.on_disk import SubmissionDirectory
+from relay.submission.outbox.restored import RestoredSubmissions
+from relay.transport.refusals.day_files import RefusalFiles
+from relay.transport.refusals.refusal import RefusalPage, RefusalSearch
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.signing.key_files import load_keys
+from relay.transport.signing.signer import Signer
+
+T = TypeVar("T")
+
+
+class SpoolFiles(Struct, frozen=True):
+    """The parts of an open spool that commands use."""
+
+    spool: SpoolEngine
+    journeys: Journeys
+    refusals: RefusalFiles
+    restored: RestoredSubmissions
+
+
+@asynccontextmanager
+async def opened_spool(
+    settings: Settings, clock: Clock, *, holds_store: bool = True, alone: bool = False
+) -> AsyncIterator[SpoolEngine]:
+    """Open the spool for the block, which holds its owner lock. Raises SpoolError."""
+    engine = spool.open(
+        settings, clock=clock, crash=CrashPoints(), metrics=Metrics(), holds_store=holds_store,
+        alone=alone,
+    )  # fmt: skip
+    try:
+        await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def with_spool_files(
+    settings: Settings, clock: Clock, ask: Callable[[SpoolFiles], Awaitable[T]], *, nothing: T
+) -> T:
+    """Open the spool, run `ask` on it and return the result; `nothing` if there is no spool."""
+
+    async def answer() -> T:
+        async with opened_spool(settings, clock, holds_store=False) as engine:
+            log = SubmissionLog(
+                settings.mailboxes.root / ".submissions" / "log", role="cli", clock=clock,
+                node=settings.node_of_many,
+            )  # fmt: skip
+            journeys = Journeys(engine, log, clock=clock)
+            held = restored_submissions(settings, clock, log)
+            return await ask(SpoolFiles(engine, journeys, _refusals(settings), held))
+
+    with as_owner(settings):
+        if not spool.storage(settings).exists():
+            return nothing
+        with OwnerLock(settings.run_dir):
+            return asyncio.run(answer())
+
+
+async def read_log(files: SpoolFiles, query: Mapping[str, str], *, clock: Clock) -> dict[str, Any]:
+    """Return what GET /relay/v1/log would have answered. Raises ControlError, SpoolError."""
+    with _as_answered():
+        return await log_rows(files.journeys, query, clock, account=None)
+
+
+def read_refusals(settings: Settings, wanted: RefusalSearch) -> RefusalPage:
+    """Return refusals from the files. Raises OSError."""
+    return asyncio.run(_refusals(settings).page(wanted))
+
+
+def _refusals(settings: Settings) -> RefusalFiles:
+    return RefusalFiles(settings.refused_dir)
+
+
+def restored_submissions(
+    settings: Settings, clock: Clock, log: SubmissionLog
+) -> RestoredSubmissions:
+    """Return the submissions of a mail root that no relay uses."""
+    syncs = DirectorySync()
+    directory = SubmissionDirectory(settings.mailboxes.root / ".submissions", syncs)
+    return RestoredSubmissions(directory=directory, syncs=syncs, clock=clock, log=log)
+
+
+async def execute(
+    files: SpoolFiles,
+    operation: str,
+    wanted: Mapping[str, Any],
+    *,
+    settings: Settings,
+    clock: Clock,
+    tell: ProgressCallback,
+) -> dict[str, Any]:
+    """Return what POST /relay/v1/queue/{operation} would have answered to `wanted`; `tell`
+    gets the number of entries that are done.
+
+    Raises ControlError for an invalid request; SettingsError for accounts and routes that cannot be
+    used; SpoolError.
+    """
+    with ExitStack() as until_done:
+
+        def table() -> RouteTable:
+            boxes = settings.mailboxes
+            environ = read_environment().variables
+            accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
+            until_done.callback(accounts.close)
+            try:
+                return route_table(settings, accounts)
+            except ValueError as error:
+                raise SettingsError([Fault(boxes.accounts, 0, "", str(error))]) from None
+
+        asking = CommandIssuer(
+            name=OPERATOR.name,
+            may_name_other=True,
+            way_to=lambda text: parse_next_hop(text, table),
+            target_of=lambda address: table().target_of(address),
+            clock=clock,
+        )
+        with _as_answered():
+            order = read_queue_command(Operation(operation), msgspec.json.encode(wanted), asking)
+        if order.operation is Operation.CANCEL:  # it may owe a report of a success
+            files.spool.queue_admin.report_with(_reporter(settings, clock, table()))
+        return await restored.execute(
+            files.spool.queue_admin, files.restored, order, on_progress=tell
+        )
+
+
+def explain(
+    query: Mapping[str, str],
+    message: bytes | None,
+    *,
+    settings: Settings,
+    file: Path,
+    environ: Mapping[str, str],
+    clock: Clock,
+) -> dict[str, Any]:
+    """Return what /relay/v1/explain would answer in a relay with the configuration `file`.
+
+    Raises ControlError for a question that cannot be answered; SettingsError for files.
+    """
+    from relay.front_door.api.explain import read_question  # noqa: PLC0415 - slow, as the following
+    from relay.operation.app.explain import explainer_of_files  # noqa: PLC0415
+
+    with _as_answered():
+        question = read_question(query, message)
+
+    async def answer() -> dict[str, Any]:
+        files = explainer_of_files(settings, file=file, environ=environ, clock=clock)
+        with files as (explainer, close):
+            try:
+                return await explainer.explain(question)
+            finally:
+                await close()
+
+    return asyncio.run(answer())
+
+
+@contextmanager
+def _as_answered() -> Iterator[None]:
+    """Raise an error of the API as the client of a relay does."""
+    try:
+        yield
+    except ApiError as error:
+        raise ControlError(error.status, error.code, error.message) from None
+
+
+def change_pauses(
+    settings: Settings, clock: Clock, *, what: str | None, until: str | None, who: str
+) -> Mapping[Paused, Pause]:
+    """Pause or, with `until` None, resume for the next start; `what` is as in POST /resume. Return
+    what is paused then.
+
+    Raises ControlError for an invalid `until`; SettingsError for the file.
+    """
+    chosen = Paused(what) if what else None
+    with _as_answered():
+        for_s = seconds_until(until or "", clock)
+
+    async def change() -> Mapping[Paused, Pause]:
+        pauses = read_pauses(settings, clock)
+        if chosen is not None and until is not None:
+            await pauses.pause(chosen, for_s=for_s, who=who)
+        else:
+            await pauses.resume(Paused if chosen is None else (chosen,))
+        return pauses.current()
+
+    with as_owner(settings), OwnerLock(settings.run_dir):
+        return asyncio.run(change())
+
+
+def _reporter(settings: Settings, clock: Clock, table: RouteTable) -> Reporter:
+    """Return what writes the reports of a cancel."""
+    metrics = Metrics()
+    keys = load_keys(settings.dkim)
+    return Reporter(
+        hostname=settings.hostname, clock=clock, ids=Ids(clock),
+        destination_of=table.destination_of, expire_after_s=settings.delivery.expire_after,
+        metrics=metrics, expand=table.expand,
+        signer=Signer(lambda: keys, clock=clock, metrics=metrics),
+    )  # fmt: skip

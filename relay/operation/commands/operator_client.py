@@ -1,0 +1,351 @@
+"""What an operator reads and changes: through the running daemon, or in the files without one.
+
+If no daemon answers on run/control.sock, OperatorClient owns the spool's files for one command
+(offline.py); modules for that are imported only then, so that a command to a daemon starts
+quickly.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote
+
+import msgspec
+from msgspec.structs import asdict
+
+from relay.base.clock import Clock, now_at_least_us
+from relay.base.pauses import Pause, Paused
+from relay.base.running_relay import (
+    ControlClient,
+    ControlError,
+    ControlForbiddenError,
+    ControlUnavailableError,
+    path_of,
+)
+from relay.base.settings.tree import Settings
+from relay.operation.app.state_dir import AlreadyRunningError
+from relay.store.journeys.document import Journey
+from relay.store.journeys.sentences import answer, needed_reports
+from relay.store.spool.queue_commands import BEFORE_QUEUE_HEADER, UNKNOWN_HEADER, EntryList
+from relay.transport.refusals.refusal import Refusal, RefusalPage, RefusalSearch
+
+if TYPE_CHECKING:
+    from relay.operation.commands.offline import SpoolFiles
+    from relay.store.spool.types import Selector
+
+T = TypeVar("T")
+_ENTRIES = list[dict[str, Any]]
+LIST_MAX = 10_000
+_REFUSED_MAX = 20
+_NOT_FOUND = 404
+WAIT_S_MAX = 300.0  # per request
+_WAIT_MARGIN_S = 10.0
+_CHANGE_S_MAX = 3600.0  # for a change of a million entries
+_STEP_S_MAX = 120.0
+_EXPLAIN_S_MAX = 120.0  # the rules may take 10 s, the name servers longer
+_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0, "refused": 0}
+_NOTHING_CHANGED: dict[str, Any] = {
+    "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
+}  # fmt: skip
+
+
+class CommandInterruptedError(Exception):
+    """Ctrl-C before the response; `done` entries were changed, None if only the daemon knows."""
+
+    def __init__(self, done: int | None) -> None:
+        super().__init__("interrupted")
+        self.done = done
+
+
+class OperatorClient:
+    """Reads messages and the queue, and changes the queue. All methods block.
+
+    Raises ControlUnavailableError, ControlError; SpoolError and OSError for the files.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client = ControlClient(settings.control_socket)
+        self.without_daemon = ""  # why the files were read, if no daemon answered
+        self._relay_us: int | None = None  # the time of the relay that answered last
+
+    def journey(self, key: str) -> Journey | None:
+        """Return the journey of one message, or None."""
+        try:
+            return self.message_from_relay(key)
+        except ControlError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+        except ControlUnavailableError as silent:
+            return self._offline(
+                silent,
+                lambda files: files.journeys.journey(key, account=None, added=True),
+                nothing=None,
+            )
+
+    def log(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Return the newest messages of a search as rows: the answer of GET /log."""
+        try:
+            return self._client.get("/log", query)
+        except ControlUnavailableError as silent:
+            from relay.operation.commands.offline import read_log  # noqa: PLC0415 - slow
+
+            ask = partial(read_log, query=query, clock=self._clock)
+            return self._offline(silent, ask, nothing={"messages": [], "older": None})
+
+    def refused(self, address: str) -> list[Refusal]:
+        """Return the newest refusals that concern a mail or IP address, the newest first."""
+        query = {"address": address, "limit": str(_REFUSED_MAX)}
+        try:
+            page = self._client.get_response("/refused", query, kind=RefusalPage).value
+        except ControlForbiddenError:
+            raise
+        except ControlUnavailableError as silent:
+            from relay.operation.commands.offline import read_refusals  # noqa: PLC0415 - slow
+
+            self.without_daemon = str(silent)
+            page = read_refusals(self._settings, RefusalSearch(address, limit=_REFUSED_MAX))
+        return page.refused
+
+    def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
+        """Wait until a message is in `state` ("final": all recipients are final; "there": or
+        captured).
+
+        Return its journey with `reached`, which is false after a time-out or if it ended in another
+        state, or None if no message is known. Raises ControlUnavailableError.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=WAIT_S_MAX + _WAIT_MARGIN_S)
+        deadline = self._clock.real_s() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - self._clock.real_s())
+            query = {"state": state, "timeout": f"{min(left_s, WAIT_S_MAX):.3f}"}
+            try:
+                found: Journey | None = self._journey(client, f"{path_of(key)}/wait", query)
+            except ControlError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+                found = None
+            is_over = found is not None and (found.reached or found.is_final)
+            if is_over or left_s <= WAIT_S_MAX:
+                return found
+
+    def explain(
+        self,
+        query: Mapping[str, str],
+        message: bytes | None,
+        *,
+        file: Path,
+        environ: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Return where mail for an address goes: the relay's answer, or that of its configuration
+        `file` if none runs.
+
+        Raises ControlError for a question that cannot be answered; SettingsError for files.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=_EXPLAIN_S_MAX)
+        try:
+            if message is None and "probe" not in query:
+                return client.get("/explain", query)
+            return client.post_message("/explain", query, message or b"")
+        except ControlForbiddenError:
+            raise
+        except ControlUnavailableError as silent:
+            if "probe" in query:
+                raise
+            self.without_daemon = str(silent)
+        from relay.operation.commands.offline import explain  # noqa: PLC0415 - slow
+
+        return explain(
+            query, message, settings=self._settings, file=file, environ=environ, clock=self._clock
+        )
+
+    def message_from_relay(self, key: str) -> Journey:
+        """Return the journey of one message from the daemon; an unknown message is a ControlError.
+
+        Raises ControlUnavailableError without a daemon.
+        """
+        return self._journey(self._client, path_of(key))
+
+    def _journey(
+        self, client: ControlClient, path: str, query: Mapping[str, str] | None = None
+    ) -> Journey:
+        response = client.get_response(path, query, kind=Journey)
+        self._relay_us = response.time_us
+        return response.value
+
+    def answer(self, found: Journey) -> list[str]:
+        """Return what became of a message, in sentences; a relay is asked for its reports too."""
+        names = () if self.without_daemon else needed_reports(found)
+        reports = {name: one for name in names if (one := self.journey(name)) is not None}
+        now_us = self._relay_us or self._clock.time_us()
+        lines = [one.text(now_us) for one in answer(found, now_us=now_us, reports=reports)]
+        if any(one.state in ("queued", "deferred") for one in found.recipients):
+            lines += self.delivery_paused()
+        return lines
+
+    def delivery_paused(self) -> list[str]:
+        """Return one sentence if the running daemon is not to deliver, else none."""
+        try:
+            pause = self._client.get("/pause")[Paused.DELIVERY]
+        except ControlUnavailableError:
+            return []
+        text = msgspec.convert(pause, Pause).text(Paused.DELIVERY) if pause else ""
+        return [f"Nothing is delivered on this node: {text}."] if text else []
+
+    def source(self, key: str) -> Iterator[bytes]:
+        """Yield the MIME of a message from the daemon. Raises as message_from_relay() does."""
+        return self._client.download(path_of(key) + "/source")
+
+    def entries_of(self, queue_id: str) -> list[dict[str, Any]]:
+        """Return the entries of a message that are not final, from the daemon."""
+        response = self._client.get_response("/queue", {"id": queue_id}, kind=_ENTRIES)
+        return response.value
+
+    def queue_list(self, selector: "Selector") -> EntryList:
+        """Return entries that are not final, oldest first, at most LIST_MAX."""
+        query = _query(selector) | {"limit": str(LIST_MAX)}
+        try:
+            response = self._client.get_response("/queue", query, kind=_ENTRIES)
+        except ControlUnavailableError as silent:
+            return self._offline(
+                silent, partial(_list, selector), nothing=EntryList(unknown=selector.ids)
+            )
+        unknown = response.headers.get(UNKNOWN_HEADER, "")
+        counts = (
+            one.split("=") for one in response.headers.get(BEFORE_QUEUE_HEADER, "").split(", ")
+        )
+        return EntryList(
+            response.value,
+            unknown=map(unquote, unknown.split(",") if unknown else ()),
+            before_queue={one[0]: int(one[1]) for one in counts if len(one) == 2},
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics of the queue."""
+        try:
+            return self._client.get("/queue/stats")
+        except ControlUnavailableError as silent:
+            return self._offline(silent, _stats, nothing={})
+
+    def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
+        """Change entries; return the response of POST /queue/{operation}.
+
+        `more` are other fields of the body; empty ones are left out. Raises ControlError for an
+        invalid request, CommandInterruptedError.
+        """
+        wanted = _conditions(selector) | {name: one for name, one in more.items() if one}
+        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
+        try:
+            return client.post(f"/queue/{operation}", wanted)
+        except ControlUnavailableError as silent:
+            nothing = _NOTHING_CHANGED | {"unknown": list(selector.ids)}
+            return self._change_offline(silent, operation, wanted, nothing=nothing)
+        except KeyboardInterrupt:
+            raise CommandInterruptedError(None) from None
+
+    def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
+        """Remove the history of messages that finished `older_than_s` ago (default spool.keep).
+
+        Expired submission keys are removed as well. Return the number of both, and of messages that
+        were `kept` because a recipient without an entry is not final.
+        """
+        client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
+        age_s = self._settings.spool.keep if older_than_s is None else older_than_s
+
+        def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
+            wanted = {"older_than_s": older_than_s, "dry_run": dry_run_only}
+            return client.post("/storage/prune", wanted)
+
+        async def prune_files(files: "SpoolFiles") -> Mapping[str, Any]:
+            prune_many = files.spool.maintenance.prune_many
+            found = await prune_many(age_s, dry_run=True)
+            while not dry_run and not (await prune_many(age_s))["ended"]:
+                pass
+            before_us = now_at_least_us(self._clock) - int(age_s * 1_000_000)
+            return {**found, "refused": await files.refusals.prune(before_us, dry_run=dry_run)}
+
+        try:
+            found = ask(dry_run_only=True)
+            while not dry_run and not ask(dry_run_only=False)["ended"]:
+                pass  # the daemon prunes in small steps
+        except ControlUnavailableError as silent:
+            found = self._offline(silent, prune_files, nothing=_NOTHING_PRUNED)
+        return {name: found[name] for name in _NOTHING_PRUNED} | {"dry_run": dry_run}
+
+    def _change_offline(
+        self,
+        silent: ControlUnavailableError,
+        operation: str,
+        wanted: dict[str, Any],
+        *,
+        nothing: dict[str, Any],
+    ) -> dict[str, Any]:
+        from relay.operation.commands.offline import execute  # noqa: PLC0415 - slow
+
+        done = [0]
+        order = partial(
+            execute, operation=operation, wanted=wanted, settings=self._settings,
+            clock=self._clock, tell=done.append,
+        )  # fmt: skip
+        try:
+            return self._offline(silent, order, nothing=nothing)
+        except KeyboardInterrupt:  # the slice in progress was committed
+            raise CommandInterruptedError(done[-1]) from None
+
+    def _offline(
+        self,
+        silent: ControlUnavailableError,
+        ask: "Callable[[SpoolFiles], Awaitable[T]]",
+        *,
+        nothing: T,
+    ) -> T:
+        """Query the files. Raises `silent` if a daemon runs but did not answer."""
+        reason = str(silent)
+        try:
+            if isinstance(silent, ControlForbiddenError):
+                raise silent
+        finally:
+            del silent
+        from relay.operation.commands.offline import with_spool_files  # noqa: PLC0415 - slow
+
+        self.without_daemon = reason
+        try:
+            return with_spool_files(self._settings, self._clock, ask, nothing=nothing)
+        except AlreadyRunningError as running:
+            raise ControlUnavailableError(f"{reason}, but {running}") from None
+
+
+async def _stats(files: "SpoolFiles") -> dict[str, Any]:
+    found = await files.spool.stats()
+    for one in found.get("nodes", ()):
+        if one["is_this"]:  # it lives for this command only
+            one["state"] = "stopped"
+    return found
+
+
+async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
+    from relay.front_door.api.restored import list_entries, not_queued  # noqa: PLC0415 - slow
+
+    found = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
+    found.before_queue = await not_queued(files.journeys, files.restored)
+    return found
+
+
+def _conditions(selector: "Selector") -> dict[str, Any]:
+    """Return the conditions of a selector that are set, by their names in the body of a POST."""
+    return {name: value for name, value in asdict(selector).items() if value not in ("", (), None)}
+
+
+def _query(selector: "Selector") -> dict[str, str]:
+    """Return a selector as the query parameters of a GET."""
+    query = {name: one for name, one in _conditions(selector).items() if isinstance(one, str)}
+    if selector.ids:  # a Message-ID may have commas
+        query["id"] = ",".join(quote(one, safe="") for one in selector.ids)
+    if selector.older_than_s is not None:
+        query["older_than"] = f"{selector.older_than_s:g}"
+    if selector.restored:
+        query["restored"] = "true"
+    return query

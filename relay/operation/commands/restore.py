@@ -1,0 +1,416 @@
+"""`relay restore`: put a backup of `relay backup` in place of a service that is gone.
+
+Everything in the backup is verified before anything is written; no part of it is a symbolic link.
+state_dir and the mail root must be empty. While a restoration is in progress, `state_dir/restoring`
+exists, and no relay starts; after an error everything is removed again. What waits is held: entries
+of the queue in the spool, submissions and scheduled sends in `.submissions/restored`. Root gives
+everything to the user of the service.
+"""
+
+import asyncio
+import grp
+import hashlib
+import os
+import pwd
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.files import fsync_path, sync_disk
+from relay.base.phrases import named
+from relay.base.settings.reader import load
+from relay.base.settings.tree import Settings
+from relay.operation.app.state_dir import RESTORING, OwnerLock, as_owner
+from relay.operation.commands.backup import (
+    CHECKSUMS,
+    CONFIG,
+    FORMAT,
+    MAIL,
+    MANIFEST,
+    SPOOL,
+    STATE,
+    SUBMISSIONS,
+    Manifest,
+    NotEmptyError,
+    OnFile,
+    Place,
+    empty,
+    path_in,
+    sum_line,
+)
+from relay.operation.commands.offline import opened_spool, restored_submissions
+from relay.store import spool
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.maildir import DirectorySync
+from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
+from relay.store.spool.types import Selector
+from relay.submission.outbox.idempotency import KeyedSubmissions
+
+_LOST_AND_FOUND = "lost+found"
+_LINE_BYTES_MAX = 64 * 1024
+
+
+class DamagedBackupError(Exception):
+    """A backup is incomplete, or was changed; the text says how."""
+
+
+class UnknownOwnerError(Exception):
+    """The user who owned the service does not exist on this machine."""
+
+
+class Restored(Struct, frozen=True):
+    """What was restored: where, how many files, and what is held."""
+
+    config: Path
+    settings: Settings
+    manifest: Manifest
+    kept: list[Path]  # files of the configuration that were there and differ
+    entries: int  # that wait in the queue, and are held
+    submissions: int  # and scheduled sends, which are held
+
+
+def restore(
+    folder: Path,
+    config: Path | None,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    who: str,
+    allow: Callable[[list[Path]], object],
+    on_file: OnFile = lambda _: None,
+) -> Restored:
+    """Restore the backup in `folder`, where its configuration says, or that in `config`.
+
+    `allow` gets what is to be made outside the directories of the service, before anything is
+    written, and raises an error if that must not be.
+    Raises DamagedBackupError, NotEmptyError, UnknownOwnerError; SettingsError, SpoolError, OSError.
+    """
+    manifest = _verified(folder, on_file)
+    written: list[Path] = []
+    kept: list[Path] = []
+    file = config or Path(manifest.config)
+    try:
+        if config is None:
+            _check_places(_normal(manifest.state_dir.path), _normal(manifest.root.path))
+            kept = _restore_config(folder, manifest, written=written, allow=allow)
+        settings = load(file, environ)
+        owner = _owner(settings, manifest)
+        entries, submissions = _restore(
+            folder, settings, manifest, clock=clock, owner=owner, who=who
+        )
+    except BaseException:
+        for path in reversed(written):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
+    return Restored(file, settings, manifest, kept, entries, submissions)
+
+
+# -- the backup
+
+
+def _verified(folder: Path, on_file: OnFile) -> Manifest:
+    """Return the manifest of a backup in which each file is as it was written."""
+    try:
+        octets = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        what = "the backup was cut short" if (folder / CHECKSUMS).exists() else "it is no backup"
+        raise DamagedBackupError(f"{folder} has no {MANIFEST}: {what}") from None
+    try:
+        manifest = msgspec.json.decode(octets, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DamagedBackupError(f"{folder / MANIFEST}: {error}") from None
+    if manifest.format != FORMAT:
+        text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"
+        raise DamagedBackupError(f"{folder / MANIFEST}: {text}")
+    if link := next((one for one in folder.rglob("*") if one.is_symlink()), None):
+        raise DamagedBackupError(f"found the symbolic link {link}, expected files and directories")
+    sums = folder / CHECKSUMS
+    with sums.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest.checksums:
+            raise DamagedBackupError(f"{sums} was changed or cut short")
+    number = 0
+    for number, (path, line) in enumerate(_sums(folder), start=1):
+        _verify(folder, path, line)
+        on_file(number)
+    if number != manifest.files:
+        raise DamagedBackupError(f"{sums}: found {number} files, expected {manifest.files}")
+    return manifest
+
+
+def _sums(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield the relative path of each file, and its line."""
+    with (folder / CHECKSUMS).open("rb") as file:
+        while line := file.readline(_LINE_BYTES_MAX):
+            yield path_in(line), line
+
+
+def _verify(folder: Path, path: Path, line: bytes) -> None:
+    try:
+        with (folder / path).open("rb") as file:
+            found = sum_line(hashlib.file_digest(file, "sha256").hexdigest(), path)
+    except FileNotFoundError:
+        raise DamagedBackupError(f"{folder / path} is missing") from None
+    if found != line:
+        raise DamagedBackupError(f"{folder / path} was changed or cut short: see {CHECKSUMS}")
+
+
+# -- the places
+
+
+def _check_places(state_dir: Path, root: Path) -> None:
+    """Raise NotEmptyError unless both can be filled."""
+    for place in (state_dir, root):
+        if not place.exists() and not place.is_symlink():
+            continue
+        if not place.is_dir():
+            raise NotEmptyError(f"{place} is no directory")
+        inner = {root, *root.parents} if place == state_dir else set()
+        names = sorted(one.name for one in place.iterdir() if one not in inner)
+        if found := [one for one in names if one != _LOST_AND_FOUND]:
+            raise NotEmptyError(f"{place} is not empty: found {named(found)}")
+
+
+def _owner(settings: Settings, manifest: Manifest) -> tuple[int, int] | None:
+    """Return the user and group of the service for root, None for another user."""
+    if os.geteuid():
+        return None
+    for place in (settings.state_dir, settings.mailboxes.root):
+        if place.exists() and place.stat().st_uid:
+            return place.stat().st_uid, place.stat().st_gid
+    return _user(manifest.state_dir), _group(manifest.state_dir)
+
+
+def _user(place: Place) -> int:
+    try:
+        return int(place.user) if place.user.isdecimal() else pwd.getpwnam(place.user).pw_uid
+    except KeyError:
+        raise UnknownOwnerError(f"{place.path} belonged to the user {place.user}") from None
+
+
+def _group(place: Place) -> int:
+    try:
+        return int(place.group) if place.group.isdecimal() else grp.getgrnam(place.group).gr_gid
+    except KeyError:
+        raise UnknownOwnerError(f"{place.path} belonged to the group {place.group}") from None
+
+
+# -- the files
+
+
+def _restore_config(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    written: list[Path],
+    allow: Callable[[list[Path]], object],
+) -> list[Path]:
+    """Make the directories and files of the configuration as they were.
+
+    A file beside relay.toml that already exists must be the same. Files in other directories, such
+    as certificates, stay as they are. What is written is added to `written`; what differs and stays
+    is returned.
+    """
+    home = _normal(manifest.config).parent
+    differing: list[Path] = []
+    kept: list[Path] = []
+    missing = []
+    new = [(one, path) for one in manifest.directories if not (path := _normal(one.path)).exists()]
+    for one in manifest.config_files:
+        path = _normal(one.path)
+        source = folder / CONFIG / path.relative_to("/")
+        if not os.path.lexists(path):
+            missing.append((one, path, source))
+        elif not path.is_file() or path.read_bytes() != source.read_bytes():
+            (differing if path.is_relative_to(home) else kept).append(path)
+    if differing:
+        names = named([str(one) for one in differing])
+        raise NotEmptyError(
+            f"the configuration here differs from that in the backup: found {names};"
+            f" move it away, or restore with --config {manifest.config}"
+        )
+    service = [_normal(manifest.state_dir.path), _normal(manifest.root.path)]
+    if len(home.parts) > 2:  # /etc itself is not of one service
+        service.append(home)
+    outside = [
+        path
+        for path in (*(path for _, path in new), *(path for _, path, _ in missing))
+        if not any(path.is_relative_to(one) or path in one.parents for one in service)
+    ]
+    if outside:
+        allow(outside)
+    for one, path in new:
+        path.mkdir(mode=0o700)
+        written.append(path)
+        _give(path, one)
+    for one, path, source in missing:
+        path.touch(0o600, exist_ok=False)
+        written.append(path)
+        shutil.copyfile(source, path)
+        _give(path, one)
+    return kept
+
+
+def _normal(path: str) -> Path:
+    """Return an absolute path without "..": what a manifest has is not trusted."""
+    return Path(os.path.normpath("/" + path.lstrip("/")))
+
+
+def _give(path: Path, place: Place) -> None:
+    """Give a file or directory the owner and the mode that it had."""
+    if not os.geteuid():
+        os.chown(path, _user(place), _group(place))
+    path.chmod(place.mode)
+
+
+def _restore(
+    folder: Path,
+    settings: Settings,
+    manifest: Manifest,
+    *,
+    clock: Clock,
+    owner: tuple[int, int] | None,
+    who: str,
+) -> tuple[int, int]:
+    """Fill state_dir and mail root; return the number of entries and submissions held."""
+    state_dir, root = settings.state_dir, settings.mailboxes.root
+    _check_places(state_dir, root)
+    made = [place for place in (state_dir, root) if not place.exists()]
+    try:
+        for place, mode in ((state_dir, manifest.state_dir.mode), (root, manifest.root.mode)):
+            place.mkdir(parents=True, exist_ok=True)
+            if place in made:
+                place.chmod(mode)
+        (state_dir / RESTORING).touch(0o600)
+        fsync_path(state_dir)
+        with ExitStack() as restoring:
+            if owner is not None:
+                os.chown(state_dir, *owner)
+            if manifest.spool:
+                stored = spool.storage(settings, as_owner=partial(as_owner, settings))
+                try:
+                    restoring.enter_context(stored.restored(folder / SPOOL))
+                except FileNotFoundError:  # all files of the backup are there
+                    text = f"found the copy of another kind of spool, expected one for {stored}"
+                    raise DamagedBackupError(f"{folder / SPOOL}: {text}") from None
+            for name, target in (
+                (STATE, state_dir),
+                (MAIL, root),
+                (SUBMISSIONS, root / ".submissions"),
+            ):
+                _copy_tree(folder / name, target)
+            if owner is not None:
+                _give_away(state_dir, owner)
+                _give_away(root, owner)
+            with as_owner(settings, root):
+                held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
+            sync_disk(root)
+            sync_disk(state_dir)
+        (state_dir / RESTORING).unlink()
+        fsync_path(state_dir)
+    except BaseException:
+        for place in (root, state_dir):
+            if place.is_dir():
+                _empty(place, besides=root)
+            if place in made:
+                with suppress(OSError):
+                    place.rmdir()
+        raise
+    return held
+
+
+def _empty(place: Path, *, besides: Path) -> None:
+    """Remove what was restored; a file system keeps its directory for what fsck finds."""
+    for one in place.iterdir():
+        if one.name == _LOST_AND_FOUND:
+            continue
+        if one == besides:
+            continue
+        if one in besides.parents:
+            _empty(one, besides=besides)
+        elif one.is_dir():
+            empty(one)
+            one.rmdir()
+        else:
+            one.unlink()
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy files with their times; directories that exist stay."""
+    target.mkdir(mode=0o700, exist_ok=True)
+    folders = [source]
+    while folders:
+        folder = folders.pop()
+        place = target / folder.relative_to(source)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = place / entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    path.mkdir(mode=0o700, exist_ok=True)
+                    folders.append(folder / entry.name)
+                else:
+                    shutil.copyfile(entry.path, path)
+                    path.chmod(0o600)
+                    times = entry.stat()
+                    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _give_away(place: Path, owner: tuple[int, int]) -> None:
+    os.chown(place, *owner)
+    for folder, folders, names in os.walk(place):
+        for name in (*folders, *names):
+            os.chown(Path(folder, name), *owner, follow_symlinks=False)
+
+
+# -- what waits
+
+
+async def _hold(
+    settings: Settings, manifest: Manifest, *, clock: Clock, who: str
+) -> tuple[int, int]:
+    """Hold what waits; return the number of entries, and of submissions."""
+    root = settings.mailboxes.root
+    with (
+        OwnerLock(settings.run_dir, submissions=root / ".submissions"),
+        closing(SubmissionLog(root / ".submissions" / "log", role="cli", clock=clock)) as log,
+    ):
+        waiting = restored_submissions(settings, clock, log)
+        ids, accepted, entries = waiting.pending_ids(), set(), 0
+        keyed = KeyedSubmissions(root / ".submissions", clock, DirectorySync())
+        prepared = waiting.directory.prepared()
+        recorded = {one.submission_id: place for one in prepared if (place := keyed.place_of(one))}
+        alone = bool(manifest.spool)
+        if alone or spool.storage(settings).exists():  # which another node has restored
+            async with opened_spool(settings, clock, alone=alone) as engine:
+                accepted = set(await engine.renew_submission_keys([*ids, *recorded]))
+                command = QueueCommand(
+                    Operation.HOLD, Selector(all=True), who=who,
+                    why=f"restored from the backup of {manifest.made}",
+                    backed_up_us=manifest.queue_us,
+                )  # fmt: skip
+                if alone:
+                    report = await engine.queue_admin.execute(command)
+                    entries = report.counts[CommandResult.DONE]
+        return entries, waiting.hold(accepted, recorded)
+
+
+def document(restored: Restored) -> dict[str, Any]:
+    """Return the JSON of `relay restore`."""
+    return {
+        "made": restored.manifest.made,
+        "config": str(restored.config),
+        "state_dir": str(restored.settings.state_dir),
+        "root": str(restored.settings.mailboxes.root),
+        "files": restored.manifest.files,
+        "bytes": restored.manifest.bytes,
+        "kept": [str(one) for one in restored.kept],
+        "damaged": msgspec.to_builtins(restored.manifest.damaged),
+        "held": {"entries": restored.entries, "submissions": restored.submissions},
+    }

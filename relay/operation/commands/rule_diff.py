@@ -1,0 +1,134 @@
+"""Compare what two rule books make of one message after the other, for `relay policy diff`.
+
+Two results differ if their documents do, but for the names of rules and what counts against rate
+limits. Of a message, only numbers are kept. An error is what acceptance makes of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, structs
+
+from relay.base.message.content import blocks
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.verdict import ExaminedMessage, Verdict
+from relay.transport.policy.explanation import outcome_document
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rules import OverallVerdict, Rule
+
+_DIGEST_LENGTH = 16
+
+
+class Difference(Struct, frozen=True):
+    """What two books make of one message; `content` is a digest there, "" for that of the file."""
+
+    rules: tuple[str, ...]  # the cause, as far as that is known
+    old: dict[str, Any]
+    new: dict[str, Any]
+    contents: dict[str, list[str]]  # by recipient, the names of the fields, and "body", that differ
+
+
+class RuleComparison:
+    """Compares messages, and counts how many each rule matches."""
+
+    def __init__(self, old: RuleBook, new: RuleBook) -> None:
+        self._books = books = {"old": old, "new": new}
+        self._rules = {name: dict(_rules_of(book)) for name, book in books.items()}
+        self._matched = {name: Counter[str]() for name in books}
+
+    def compare(self, message: ExaminedMessage) -> Difference | None:
+        """Return how the results differ, None if they do not. Raises OSError."""
+        contents = {"": message.content}
+        found = {name: _result(book, message, contents) for name, book in self._books.items()}
+        hits = {
+            name: {hit.rule: hit.recipients for hit in verdict.hits if not hit.error}
+            for name, (_, verdict) in found.items()
+        }
+        for name, matched in hits.items():
+            self._matched[name].update(matched.keys())
+        old, new = found["old"][0], found["new"][0]
+        if _without_rules(old) == _without_rules(new):
+            return None
+        names = hits["new"] | hits["old"]
+        causes = [
+            one for one in names if any(
+                some["old"].get(one) != some["new"].get(one) for some in (hits, self._rules)
+            )
+        ]  # fmt: skip
+        before = {one["address"]: one["content"] for one in _copies(old)}
+        changed = {
+            address: _changed_parts(contents[before[address]], contents[one["content"]])
+            for one in _copies(new)
+            if before.get(address := one["address"], one["content"]) != one["content"]
+        }
+        return Difference(tuple(causes or names), old, new, changed)  # none: the order is another
+
+    def counts(self) -> list[dict[str, Any]]:
+        """Return all rules, each with the number of messages that it matched, None for a book
+        without it. Those of the new book are first.
+        """
+        return [
+            {"rule": rule} | {
+                name: self._matched[name][rule] if rule in rules else None
+                for name, rules in self._rules.items()
+            }
+            for rule in self._rules["new"] | self._rules["old"]
+        ]  # fmt: skip
+
+
+def _rules_of(book: RuleBook) -> Iterator[tuple[str, Rule]]:
+    """Yield all rules by name, without their places."""
+    for rules in (book.operator, *(each.rules for each in book.tenants.values())):
+        for rule in rules.rules if rules else ():
+            yield rule.name, structs.replace(rule, file=Path(), line=0)
+
+
+def _result(
+    book: RuleBook, message: ExaminedMessage, contents: dict[str, ParsedContent]
+) -> tuple[dict[str, Any], Verdict]:
+    """Return the result as a document, too. The contents are added to those known by digest."""
+    nothing = Verdict((), (), (), ())
+    try:
+        verdict = book.evaluate(message)
+    except OSError:
+        raise
+    except TooManyPartsError as error:
+        return {"verdict": str(OverallVerdict.REJECT), "error": str(error)}, nothing
+    except Exception as error:  # noqa: BLE001 - acceptance answers 451
+        return {"verdict": str(OverallVerdict.DEFER), "error": repr(error)}, nothing
+    digests = ["", *map(_digest, verdict.contents[1:])]  # the first one is that of the file
+    contents |= dict(zip(digests[1:], verdict.contents[1:], strict=True))
+    document = outcome_document(verdict)
+    del document["charges"], document["subjects"]  # the latter belong to the contents
+    for one in _copies(document):
+        one["content"] = digests[one["content"]]
+    return document, verdict
+
+
+def _copies(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*document.get("recipients", ()), *document.get("added", ())]
+
+
+def _digest(content: ParsedContent) -> str:
+    digest = sha256()
+    for block in blocks(content.joined()):
+        digest.update(block)
+    return digest.hexdigest()[:_DIGEST_LENGTH]
+
+
+def _without_rules(value: Any) -> Any:
+    """Return a document without the names of rules."""
+    if isinstance(value, dict):
+        return {key: _without_rules(one) for key, one in value.items() if key != "rule"}
+    return [_without_rules(one) for one in value] if isinstance(value, list) else value
+
+
+def _changed_parts(old: ParsedContent, new: ParsedContent) -> list[str]:
+    names = dict.fromkeys((*old.header.names(), *new.header.names()))
+    found = [name for name in names if old.header.values(name) != new.header.values(name)]
+    bodies = {_digest(ParsedContent(Header(), one.rest)) for one in (old, new)}
+    return [*found, *(["body"] if len(bodies) > 1 else ())] or ["the order of the fields"]

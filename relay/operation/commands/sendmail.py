@@ -1,0 +1,191 @@
+"""Send a message as sendmail(8) does, by SMTP to a relay.
+
+The command has no rights of its own: it is a client of the listener. Nothing is queued here: what
+the relay has not accepted is not sent; a recipient that is rejected is named. What is left in the
+drop directory is checked before, as far as the command can know.
+
+RFC 5322 3.6.3 (Bcc), 3.6.6 (resent fields).
+"""
+
+import os
+import re
+import socket
+import threading
+from contextlib import suppress
+from email.utils import formatdate
+from io import FileIO
+from typing import NoReturn
+
+from msgspec import Struct
+
+from relay.base.clock import Clock, Ids
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
+from relay.base.message.properties import EmailAddress
+from relay.base.pressure import MemoryBudget
+from relay.base.running_relay import RejectedError
+from relay.base.socket_address import Address
+from relay.formats.address_list import address_entries
+from relay.formats.write_header import address_list_field, raw_field
+from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX, RECIPIENTS_MAX, DroppedEnvelope
+from relay.transport.ingress.local_users import LocalUsers
+from relay.transport.ingress.session_limits import SessionLimits
+
+_FIELDS = ("To", "Cc", "Bcc")
+_RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")
+_GREETING_S = 30.0
+_BLOCK_BYTES = 65536
+_bare_lf = re.compile(rb"(?<!\r)\n")
+
+
+class NoRecipientsError(Exception):
+    """Neither the command nor, if it is to be read, the header names a recipient."""
+
+
+class SendmailOptions(Struct, frozen=True):
+    """What the options of the command say."""
+
+    recipients: tuple[str, ...]  # as they were given
+    from_header: bool  # -t: those in To, Cc and Bcc too, or in the Resent fields
+    sender: str  # -f, "<>" for the null reverse-path
+    name: str  # -F, in a From field that is added
+    domain: str  # of addresses without one; "": the relay adds it
+
+
+class OutgoingMessage(Struct, frozen=True):
+    """A message for SMTP, with CRLF; `sender` is "" for the null reverse-path."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes
+
+
+def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
+    """Return the message of `text`, with CRLF or LF: without Bcc, and with From, Date and
+    Message-ID, which are added if they are missing; without a domain the relay adds the last.
+
+    Raises NoRecipientsError, and RejectedError for what is no address.
+    """
+    content = with_crlf(text)
+    if content.startswith(MBOX_LINES):
+        content = content.partition(b"\r\n")[2]
+    parsed = ParsedContent.of(content)
+    header = parsed.header
+    given = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
+    recipients = tuple(dict.fromkeys(_qualified(one, options.domain) for one in given))
+    if not recipients:
+        raise NoRecipientsError
+    is_null = options.sender in ("", "<>")
+    sender = "" if is_null else _qualified(options.sender.strip("<>"), options.domain)
+    author = EmailAddress(sender or _in_domain("MAILER-DAEMON", options.domain), options.name)
+    message_id = f"<{Ids(clock).new()}@{options.domain}>"
+    date = formatdate(clock.time_us() / 1_000_000, localtime=True)
+    for name, octets in (
+        ("From", address_list_field("From", [author])),
+        ("Date", raw_field("Date", date)),
+        ("Message-ID", raw_field("Message-ID", message_id)),
+    ):
+        if name not in header and (options.domain or name != "Message-ID"):
+            header = header.append(octets.encode())
+    rest = parsed.rest
+    assert isinstance(rest, bytes)  # only what SMTP receives is split
+    return OutgoingMessage(sender, recipients, header.remove(BCC_FIELDS).octets + rest)
+
+
+def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers | None) -> None:
+    """Raise RejectedError for what a relay would not take from the drop directory: nobody would
+    hear of it. `users` is None if it is not known who may send as whom.
+    """
+    from relay.transport.ingress.data import ContentCollector  # noqa: PLC0415 - slow, and seldom needed
+    from relay.transport.ingress.send_as import local_rejection  # noqa: PLC0415
+
+    if len(envelope.recipients) > RECIPIENTS_MAX:
+        count = len(envelope.recipients)
+        raise RejectedError(f"found {count} recipients, expected at most {RECIPIENTS_MAX}")
+    size_max_bytes = FILE_BYTES_MAX - len(envelope.line)
+    collector = ContentCollector(
+        size_max_bytes=size_max_bytes, limits=SessionLimits(), arrival=_no_arrival,
+        budget=MemoryBudget(2 * FILE_BYTES_MAX),
+    )  # fmt: skip
+    collector.add(content, is_last=True)
+    if collector.rejection is not None:
+        raise RejectedError(collector.rejection)
+    if users is not None and envelope.sender:
+        sender = _in_domain(envelope.sender, users.hostname)
+        if rejection := local_rejection(users.find(os.geteuid()), sender):
+            raise RejectedError(rejection)
+
+
+def _no_arrival() -> NoReturn:
+    raise AssertionError("nothing is written")
+
+
+def _recipients_in(header: Header) -> list[str]:
+    """Return the addresses in the fields of recipients, those of a resending if there is one.
+
+    Raises RejectedError for what is not an address, or has two readings.
+    """
+    is_resent = any(name in header for name in _RESENT_FIELDS)
+    found: list[str] = []
+    for name in _RESENT_FIELDS if is_resent else _FIELDS:
+        for octets in header.values(name):
+            value = octets.decode("utf-8", "replace")
+            for one in address_entries(value, unqualified=True):
+                if not one.is_plain:
+                    unlike = " that all programs read alike" if one.address else ""
+                    raise RejectedError(f"{name}: {one.text[:200]!a} is not an address{unlike}")
+                found += filter(None, [one.address])  # a comment has none
+    return found
+
+
+def _qualified(address: str, domain: str) -> str:
+    """Return an address, in `domain` if it has none. Raises RejectedError."""
+    full = _in_domain(address, domain)
+    try:
+        if "@" in full:
+            return parse_mailbox(full, smtputf8=True)
+        return parse_mailbox(f"{full}@localhost", smtputf8=True).rpartition("@")[0]
+    except AddressError as error:
+        raise RejectedError(f"{address[:200]!a} is not an address: {error}") from None
+
+
+def _in_domain(address: str, domain: str) -> str:
+    return address if "@" in address or not domain else f"{address}@{domain}"
+
+
+def talk(address: Address, heard: FileIO, said: FileIO) -> None:
+    """Pass SMTP from `heard` to the relay, and its replies to `said`, until it closes.
+
+    A line end LF becomes CRLF. Nothing is passed before the greeting. Raises OSError if nobody
+    listens.
+    """
+    with _connected(address) as connection:
+        greeting = connection.recv(_BLOCK_BYTES)
+        connection.settimeout(None)  # the relay has a time-out for silent clients
+        said.write(greeting)
+        threading.Thread(target=_pass_on, args=(heard, connection), daemon=True).start()
+        with suppress(OSError):  # the connection broke, or the program has closed its end
+            while replies := connection.recv(_BLOCK_BYTES):
+                said.write(replies)
+
+
+def _connected(address: Address) -> socket.socket:
+    if not address.path:
+        return socket.create_connection((address.host, address.port), _GREETING_S)
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.settimeout(_GREETING_S)
+        made.connect(address.path)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _pass_on(heard: FileIO, connection: socket.socket) -> None:
+    last = b""
+    with suppress(OSError, ValueError):  # the session is over
+        while block := heard.read(_BLOCK_BYTES):
+            connection.sendall(_bare_lf.sub(b"\r\n", last + block)[len(last) :])
+            last = b"\r" if block.endswith(b"\r") else b""
+        connection.shutdown(socket.SHUT_WR)

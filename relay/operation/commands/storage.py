@@ -1,0 +1,269 @@
+"""Verify and back up the spool, whether the relay runs or not; accept another mail root while none
+runs. A start takes only the mail root that the spool knows (relay/store/mailbox/mail_root.py).
+
+If root starts a command, it works as the owner of state_dir, so that the relay can write all files
+that the command creates. No relay can start while the spool is verified.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from relay.base.accounts.account import DEAD_LETTER
+from relay.base.clock import Clock, rfc3339
+from relay.base.files import check_readable
+from relay.base.observe.logs import get_logger
+from relay.base.settings.tree import Settings
+from relay.operation.app.configuration import UnusableKeyError, srs_in
+from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
+from relay.operation.commands.backup import BackupCopy
+from relay.operation.commands.offline import opened_spool
+from relay.store import spool
+from relay.store.journeys.submission_log import read_accepted
+from relay.store.mailbox.mail_root import NEW_ID, read_id, write_id
+from relay.store.mailbox.maildir import DirectorySync, list_names
+from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolFinding, SpoolStorage
+from relay.store.spool.types import SpoolDamagedError, SpoolUnsupportedError
+from relay.submission.outbox.idempotency import damaged_records
+from relay.submission.outbox.on_disk import SubmissionDirectory
+
+_FINDINGS_MAX = 10_000  # of one document
+_LINES_AT_ONCE = 1000
+
+
+def verify(
+    settings: Settings,
+    *,
+    full: bool = False,
+    recount: bool = False,
+    clock: Clock,
+    on_finding: Callable[[SpoolFinding], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Verify the spool and what lies beside it; return the JSON output.
+
+    Raises OSError, PermissionError if the user may not read a file; SpoolError.
+    """
+    _check_readable(spool.storage(settings))
+    root = settings.mailboxes.root
+    findings: list[SpoolFinding] = []
+    remaining = 0
+
+    def found(finding: SpoolFinding) -> None:
+        nonlocal remaining
+        remaining += not finding.repaired
+        if len(findings) < _FINDINGS_MAX:
+            findings.append(finding)
+        on_finding(finding)
+
+    with as_owner(settings, root), _locked(settings) as is_owner:
+        for fault in _faults_beside(settings):
+            found(fault)
+        stored, in_spool = spool.storage(settings), None
+        if stored.exists():
+            with suppress(SpoolDamagedError):  # its tools report that
+                for lost in _lost_messages(settings, stored, clock):
+                    found(lost)
+            with suppress(SpoolUnsupportedError):  # those of the database check it
+                in_spool = stored.verify(
+                    is_owner=is_owner, full=full, recount=recount, clock=clock, report=found
+                )
+        submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
+        waiting = {
+            "ready": len(list_names(submissions.ready)),
+            "scheduled": len(list_names(submissions.scheduled)),
+        }
+    return {
+        "submissions": waiting,
+        "spool": in_spool,
+        "remaining": remaining,
+        "findings": [asdict(one) for one in findings],
+    }
+
+
+def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
+    try:
+        srs_in(settings)
+    except UnusableKeyError as error:
+        yield SpoolFinding("srs-key", str(error.path), error.found, error.expected)
+    for path, why in damaged_records(settings.mailboxes.root / ".submissions"):
+        yield SpoolFinding("damaged-key", str(path), why, "the record of an Idempotency-Key")
+
+
+def _lost_messages(
+    settings: Settings, stored: SpoolStorage, clock: Clock
+) -> Iterator[SpoolFinding]:
+    """Yield what was accepted, by the submission log, and what the spool does not know, as one that
+    is older than the mail root. The spool knows a submission for longer than this looks back.
+
+    What is older than all that it knows was accepted into an earlier spool, as before an upgrade
+    with an empty queue.
+    """
+    is_of_this_spool = False
+    since_us = clock.time_us() - int(SUBMISSION_KEEP_S * 1_000_000)
+    lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
+    while some := {one.submission_id: one for one in islice(lines, _LINES_AT_ONCE)}:
+        known = {key for key, _ in stored.accepted_since(None, some)}
+        for key, line in some.items():
+            is_of_this_spool |= key in known
+            if key in known or not is_of_this_spool:
+                continue
+            when = f"step 4 at {rfc3339(line.at_us)}, as {line.queue_id}, and no message"
+            where = f"submission {key} of {line.owner}"
+            yield SpoolFinding("lost-message", where, when, "its message in the spool")
+
+
+@contextmanager
+def _locked(settings: Settings) -> Iterator[bool]:
+    """Hold the owner locks if no relay holds them; yield whether they are held. Without a mail
+    store nothing is created.
+    """
+    root = settings.mailboxes.root
+    with ExitStack() as held:
+        is_held = False
+        if root.is_dir():
+            lock = OwnerLock(settings.run_dir, submissions=root / ".submissions")
+            with suppress(AlreadyRunningError, OSError):  # without it, no relay can start either
+                held.enter_context(lock)
+                is_held = True
+        yield is_held
+
+
+_MISSING_SHOWN = 1000
+
+
+class BackupRefusedError(Exception):
+    """There is nothing to copy, or the target cannot be used."""
+
+
+def extent(settings: Settings) -> dict[str, Any]:
+    """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
+    found = _stored(settings).backup_size()
+    return found | {"dead_letters": sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))}
+
+
+def back_up(
+    settings: Settings,
+    folder: Path,
+    *,
+    clock: Clock,
+    on_part: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Copy into `folder`, which is new or empty; return the manifest.
+
+    Raises BackupRefusedError, SpoolError, OSError.
+    """
+    stored = _stored(settings)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if any(folder.iterdir()):
+        raise BackupRefusedError(f"{folder} is not empty")
+    made = rfc3339(clock.time_us())
+    copied = stored.back_up(folder, on_part=on_part)
+    dead_letters = settings.state_dir / DEAD_LETTER
+    with closing(BackupCopy(folder)) as copy:
+        copy.all_written(folder)
+        letters = sum(
+            copy.file(letter, letter.relative_to(settings.state_dir))
+            for letter in _letters(dead_letters)
+        )
+        sizes = [one.stat().st_size for one in copied.contents.iterdir()]
+        manifest = {
+            "made": made,
+            "hostname": settings.hostname,
+            "database": {"file": copied.database.name, "bytes": copied.database.stat().st_size},
+            "contents": {
+                "files": len(sizes),
+                "bytes": sum(sizes),
+                "missing": list(copied.missing[:_MISSING_SHOWN]),
+            },
+            "dead_letters": letters,
+            **copied.counts,
+        }
+        copy.write_manifest(manifest)
+    return manifest
+
+
+def _stored(settings: Settings) -> SpoolStorage:
+    """Return a spool that exists and can be read, and has tools of Relay's."""
+    stored = spool.storage(settings)
+    stored.require_tools()
+    _check_readable(stored)
+    if not stored.exists():
+        raise BackupRefusedError(f"there is no {stored}")
+    return stored
+
+
+def _check_readable(stored: SpoolStorage) -> None:
+    """Raise PermissionError if this user may not read its files."""
+    for file in stored.files():
+        check_readable(file)
+
+
+def _letters(maildir: Path) -> Iterator[Path]:
+    """Yield the messages of a Maildir; its index is a cache and is not copied. One that is moved
+    meanwhile may come twice.
+    """
+    for place, folders, names in os.walk(maildir):
+        folders.sort()
+        for name in sorted(names):
+            if Path(place).name in ("new", "cur") or name == "maildirfolder":
+                yield Path(place) / name
+
+
+_log = get_logger("commands")
+
+
+class NotAdoptedError(Exception):
+    """The mail root is not what the operator named, or was not confirmed."""
+
+
+class FoundRoot(Struct, frozen=True):
+    """A mail root and its id, and the id that the spool knows; "" where there is none."""
+
+    path: str
+    id: str
+    known_id: str
+
+
+def adopt(
+    settings: Settings, clock: Clock, root_id: str, *, confirm: Callable[[FoundRoot], bool]
+) -> FoundRoot:
+    """Record the id of the mail root in the spool; with NEW_ID give it one before.
+
+    `confirm` is asked first. Returns the root with its id, and the id that was known before. Raises
+    NotAdoptedError, AlreadyRunningError, SpoolError, OSError.
+    """
+    with as_owner(settings):
+        if not spool.storage(settings).exists():
+            raise NotAdoptedError(
+                "there is no spool yet: a start takes the mail root that is there"
+            )
+        with OwnerLock(settings.run_dir):
+            return asyncio.run(_adopt(settings, clock, root_id, confirm=confirm))
+
+
+async def _adopt(
+    settings: Settings, clock: Clock, root_id: str, *, confirm: Callable[[FoundRoot], bool]
+) -> FoundRoot:
+    path = settings.mailboxes.root
+    if not path.is_dir():
+        raise NotAdoptedError(f"{path} is no directory; is its file system mounted?")
+    found_id = read_id(path)
+    if found_id != root_id and (found_id or root_id != NEW_ID):
+        has = f"the id {found_id}" if found_id else f"no id: expected {NEW_ID}"
+        raise NotAdoptedError(f"{path} has {has}")
+    store = settings.mailboxes.store
+    async with opened_spool(settings, clock) as engine:
+        known_id, _ = await engine.mail_root(store)
+        if not confirm(FoundRoot(str(path), found_id, known_id)):
+            raise NotAdoptedError("nothing was changed")
+        adopted = FoundRoot(str(path), found_id or write_id(path), known_id)
+        await engine.record_mail_root(store, adopted.id, instead_of=known_id)
+    _log.warning("mail root adopted", path=adopted.path, id=adopted.id, before=known_id)
+    return adopted

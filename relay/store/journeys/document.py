@@ -1,0 +1,194 @@
+"""The journey of a message as a document: what GET /relay/v1/messages/{id} answers.
+
+The fields are those of docs/names.md, in their order. A field that is UNSET is left out of the
+JSON. Times are RFC 3339, as in the JSON.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
+from relay.base.message.tls_policy import USUAL_POLICY
+
+
+class JourneyStep(msgspec.Struct, frozen=True):
+    """One event of a journey; `step` is the number of its step, `name` that step's name."""
+
+    step: int
+    name: str
+    at: str
+    detail: dict[str, Any]
+
+
+class Durations(msgspec.Struct, frozen=True):
+    """How long the parts of an attempt took, in milliseconds. `total` is for all of it: hosts tried
+    before, EHLO, AUTH and the transaction too. On a connection that was open already the others
+    are 0.
+    """
+
+    dns: float = 0.0  # the lookup of the next hop
+    connect: float = 0.0  # until the host's greeting; with implicit TLS until TCP stands
+    tls: float = 0.0  # STARTTLS and handshake
+    total: float = 0.0
+
+
+class MxRecord(msgspec.Struct, frozen=True):
+    """A host of the MX answer; `skipped` is why it was not tried, "" if it could be."""
+
+    preference: int
+    host: str
+    skipped: str = ""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """An attempt to deliver to one recipient."""
+
+    at: str
+    host: str  # "" without a session, as `tls`
+    outcome: str
+    status: str
+    reply: str
+    tls: str
+    verified: str = "none"  # by the TLS handshake: none, chain, name or dane
+    policy: str = ""  # who demanded which TLS level; "" without a host
+    durations: Durations | None = None  # None if it shares the outcome of another attempt
+    mx: tuple[MxRecord, ...] = ()  # of a next hop with MX, by preference
+    mx_more: int = 0  # the number of further hosts
+    encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
+    node: str | UnsetType = UNSET  # that made it, if several share the spool
+    provider: str = ""  # the [[reply]] entry that decided the outcome
+
+
+def attempts_in(detail: Mapping[str, Any], at: str) -> Iterator[tuple[int, Attempt]]:
+    """Yield the attempts of an event of step 6, each with the number of its recipient."""
+    host, tls = detail.get("host", ""), detail.get("tls", "")
+    found, policy = detail.get("durations"), detail.get("policy", "")
+    if host and found is not None:
+        policy = policy or USUAL_POLICY
+    verified, durations = detail.get("verified", "none"), Durations(**found) if found else None
+    mx, mx_more = tuple(map(_mx_record, detail.get("mx", ()))), detail.get("mx_more", 0)
+    for one in detail.get("recipients", ()):
+        yield (
+            one["number"],
+            Attempt(
+                at, host, one["outcome"], one["status"], one["reply"], tls, verified, policy,
+                durations, mx, mx_more, detail.get("encoded", ""), detail.get("node", UNSET),
+                one.get("provider", ""),
+            ),
+        )  # fmt: skip
+
+
+def _mx_record(text: str) -> MxRecord:
+    """Parse "PREFERENCE HOST", or "PREFERENCE HOST: why it was skipped"."""
+    preference, _, rest = text.partition(" ")
+    host, _, skipped = rest.partition(": ")
+    return MxRecord(int(preference), host, skipped)
+
+
+class ReportSource(msgspec.Struct, frozen=True):
+    """Who sent a report from outside: the IP address of the client that brought it, and the name
+    that the reporting host gives itself. Either may be "".
+    """
+
+    client: str
+    reporting_mta: str
+
+    @property
+    def name(self) -> str:
+        """The host, with the address from which the report came."""
+        if self.reporting_mta and self.client:
+            return f"{self.reporting_mta} [{self.client}]"
+        return self.reporting_mta or self.client or "a host"
+
+
+class SenderReport(msgspec.Struct, frozen=True):
+    """What the last report to the sender says of a recipient.
+
+    `by` is "relay", or "remote" for what a report from outside claims; `source` is then its sender.
+    """
+
+    kind: str
+    status: str
+    reply: str
+    host: str
+    at: str
+    by: str = "relay"
+    source: ReportSource | None = None
+
+
+class Recipient(msgspec.Struct, frozen=True):
+    """A recipient; `successors` are the addresses that replace one that was redirected or expanded.
+
+    `reason` is why it is in its state, a clause; `next_attempt` and `expires` are times. They are
+    None where there is none. An `expires` of captured mail is when it is removed.
+    `graph_id` is that of the copy that a mailbox of this relay got, by which it is read over the
+    Graph API.
+    """
+
+    address: str
+    state: str
+    reason: str | None = None
+    next_attempt: str | None = None
+    expires: str | None = None
+    next_hop: str | None = None
+    route: str | None = None  # the name of the route that chose the next hop
+    status: str = ""
+    reply: str = ""
+    successors: tuple[str, ...] | UnsetType = UNSET
+    attempts: tuple[Attempt, ...] = ()
+    reported: SenderReport | None = None
+    graph_id: str | None = None
+    added_by: str | UnsetType = UNSET  # the rule, or "milter NAME", that added it
+
+
+class Journey(msgspec.Struct, frozen=True):
+    """A message. `id` is None before step 4, `graph_id` and `submission_id` for mail by SMTP.
+
+    `reached` is in the answer of a wait alone: whether the message is in the state. `added` are the
+    copies that rules and milters added: nothing else counts them, and no sender sees them.
+    """
+
+    id: str | None
+    graph_id: str | None
+    submission_id: str | None
+    message_id: str
+    sender: str
+    subject: str
+    state: str
+    client: dict[str, str]
+    steps: tuple[JourneyStep, ...]
+    recipients: tuple[Recipient, ...]
+    checks: dict[str, Any] | None = None  # what a milter found of the sender: checks_of()
+    reached: bool | UnsetType = UNSET
+    added: tuple[Recipient, ...] | UnsetType = UNSET
+
+    @property
+    def key(self) -> str:
+        """The queue id, or before step 4 the submission id."""
+        return self.id or self.submission_id or ""
+
+    @property
+    def is_report(self) -> bool:
+        """Whether Relay has written it, about another message or for a rule."""
+        return any("about" in step.detail for step in self.steps)
+
+    @property
+    def shown_recipients(self) -> Sequence[Recipient]:
+        """The recipients; before step 4 they are shown in the state of the message."""
+        if self.state not in BEFORE_QUEUE:
+            return self.recipients
+        return [replace(one, state=self.state) for one in self.recipients]
+
+    @property
+    def is_final(self) -> bool:
+        """Whether there are recipients and all of them are in final states."""
+        return bool(self.recipients) and all(one.state in FINAL for one in self.recipients)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there are recipients and all of them are captured or in final states."""
+        return bool(self.recipients) and all(one.state in AT_REST for one in self.recipients)

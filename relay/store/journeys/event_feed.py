@@ -1,0 +1,247 @@
+"""The recorded events of all messages, behind one cursor.
+
+Steps 1 to 4 are read from the submission log, steps 5 to 7 from the spool. They are recorded there
+anyway, so a reader costs the mail nothing. It can continue after any time that the history covers.
+
+A cursor has a place in each source, and each source is read in the order in which it was recorded.
+So an event that becomes visible late is behind every cursor that was given out before. Between the
+sources, events are merged by their times. Steps 1 to 3 of a message always come before those of the
+spool, also where the clock was set back.
+"""
+
+import asyncio
+import re
+import threading
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from relay.base.clock import rfc3339
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.store.journeys.events import RecordedEvent, Step
+from relay.store.journeys.log_reader import LogEvents, LogPosition, LogReader
+from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
+
+_CURSOR_CHARACTERS_MAX = 1000
+_FUTURE_US_MAX = 86_400_000_000
+_ENDLESS = 2**63 - 1
+_LOG = re.compile(
+    r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
+)
+_PAUSE_S_MIN = 0.02
+_PAUSE_S_MAX = 5.0  # a read may have waited for a long query
+_COST_FACTOR = 20
+
+
+class EventCursor(Struct, frozen=True):
+    """A place in the recorded events; `sequence` is that in the spool. 0 is the beginning of what
+    is kept.
+    """
+
+    sequence: int = 0
+    logs: Mapping[str, LogPosition] = {}
+
+    def __str__(self) -> str:
+        """Return the text of the API, which needs no escaping in a URL."""
+        logs = (
+            f".{role}~{one.day}~{one.offset}~{one.size}~{one.crc:08x}"
+            for role, one in sorted(self.logs.items())
+        )
+        return f"{self.sequence}{''.join(logs)}"
+
+    def covers(self, source: str, place: "EventCursor") -> bool:
+        """Whether the place of `place` in one source is not behind this one's."""
+        if not source:
+            return place.sequence <= self.sequence
+        here, there = self.logs.get(source), place.logs[source]
+        return here is not None and (there.day, there.offset) <= (here.day, here.offset)
+
+    def covers_all(self, other: "EventCursor") -> bool:
+        """Whether no place of `other` is behind this one's."""
+        return all(self.covers(source, other) for source in ("", *other.logs))
+
+    def moved(self, source: str, place: int | LogPosition) -> "EventCursor":
+        """Return the cursor with another place in the spool, "", or in the log of a role."""
+        if isinstance(place, int):
+            return EventCursor(place, self.logs)
+        return EventCursor(self.sequence, {**self.logs, source: place})
+
+
+class EventData(Struct, frozen=True):
+    """The JSON of an event: a step of a journey, with the message that it is of."""
+
+    cursor: str  # after it
+    message: str | None  # the queue id
+    submission_id: str | None  # of a message that was submitted by the Graph API
+    step: int  # 1 to 7
+    name: str  # of the step
+    at: str  # when it ended
+    detail: Mapping[str, Any]  # that of Event
+    state: RecipientState | SubmissionState | None  # see RecordedEvent
+
+
+def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
+    """Return what programs get of an event."""
+    event = recorded.event
+    return EventData(
+        cursor, recorded.queue_id, recorded.submission_id, int(event.step), event.step.title,
+        rfc3339(event.at_us), event.detail, recorded.state,
+    )  # fmt: skip
+
+
+_Entry = tuple[int | LogPosition, RecordedEvent | None]
+
+
+def parse_event_cursor(text: str, *, now_us: int) -> EventCursor:
+    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
+    number, *parts = text[:_CURSOR_CHARACTERS_MAX].split(".")
+    if not re.fullmatch(r"\d{1,18}", number, re.ASCII):
+        raise ValueError("not a cursor")
+    logs: dict[str, LogPosition] = {}
+    for part in parts:
+        found = _LOG.fullmatch(part)
+        if found is None or found[1] in logs:
+            raise ValueError("not a cursor")
+        position = LogPosition(found[2], int(found[3]), int(found[4]), int(found[5], 16))
+        logs[found[1]] = position
+    cursor = EventCursor(int(number), logs)
+    if cursor.sequence > now_us + _FUTURE_US_MAX or str(cursor) != text:
+        raise ValueError("not a cursor")
+    return cursor
+
+
+class EventBatch(NamedTuple):
+    """The events after the cursor `after`, each with its source and the cursor after it; and the
+    cursor behind all of them.
+
+    `removed_to` is the sequence of the last event that the spool has removed. `is_log_missing`: the
+    place of `after` in the submission log is not kept. `is_complete`: no more were
+    there.
+    """
+
+    after: EventCursor
+    events: Sequence[tuple[str, EventCursor, RecordedEvent]]
+    cursor: EventCursor
+    removed_to: int
+    is_log_missing: bool
+    is_complete: bool
+
+
+class EventFeed:
+    """Reads the events of the spool and of the submission log."""
+
+    def __init__(self, spool: SpoolHistory, log: LogReader) -> None:
+        self._spool = spool
+        self._log = log
+
+    async def now(self) -> EventCursor:
+        """Return the cursor behind which all later events are."""
+        sequence = await self._spool.last_event()
+        return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
+
+    async def read(
+        self, after: EventCursor, *, limit: int, until: EventCursor | None = None
+    ) -> EventBatch:
+        """Return the first events after a cursor, up to the cursor `until` if it is given.
+
+        The spool is read first: of what it has, the log has the earlier steps by then.
+        """
+        last = until.sequence if until else _ENDLESS
+        spool = await self._spool.events_after(after.sequence, last, limit=limit)
+        ends = until.logs if until else None
+        logs = await asyncio.to_thread(self._log.read, after.logs, ends, limit=limit)
+        return _merged(after, spool, logs, until=until)
+
+
+def _merged(
+    after: EventCursor,
+    spool: SpoolEvents,
+    logs: Mapping[str, LogEvents],
+    *,
+    until: EventCursor | None,
+) -> EventBatch:
+    """Merge the sources by time, as far as all of them were read; "" is the spool."""
+    # At the same time the log goes first, with the earlier steps.
+    sources: dict[str, deque[_Entry]] = {role: deque(one.events) for role, one in logs.items()}
+    sources[""] = deque(spool.events)
+    cut_off = [role for role, one in logs.items() if not one.is_complete]
+    if not spool.is_complete:
+        cut_off.append("")
+    waiting = _earlier_steps(logs)
+    cursor = after
+    found: list[tuple[str, EventCursor, RecordedEvent]] = []
+    while any(sources.values()) and all(sources[name] for name in cut_off):
+        name = min(filter(sources.__getitem__, sources), key=lambda one: _time_us(sources[one][0]))
+        _, recorded = sources[name][0]
+        if not name and recorded is not None:  # the clock may have gone back since the steps before
+            name = next(iter(waiting.get(recorded.submission_id, ())), "")
+        place, recorded = sources[name].popleft()
+        cursor = cursor.moved(name, place)
+        if recorded is not None:
+            found.append((name, cursor, recorded))
+            if name and recorded.event.step < Step.ACCEPTED:
+                waiting[recorded.submission_id].remove(name)
+    if not cut_off:  # a place may have moved without an event, such as to the file of the next day
+        for role, one in logs.items():
+            cursor = cursor.moved(role, one.end)
+        cursor = until or cursor
+    is_log_missing = any(one.is_missing for one in logs.values())
+    return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
+
+
+def _earlier_steps(logs: Mapping[str, LogEvents]) -> dict[str | None, list[str]]:
+    """Return the roles whose logs have steps 1 to 3 of a submission, one for each event."""
+    found: dict[str | None, list[str]] = defaultdict(list)
+    for role, one in logs.items():
+        for _, recorded in one.events:
+            if recorded is not None and recorded.event.step < Step.ACCEPTED:
+                found[recorded.submission_id].append(role)
+    return found
+
+
+def _time_us(entry: _Entry) -> int:
+    _, recorded = entry
+    return recorded.event.at_us if recorded is not None else 0
+
+
+def pause_after(cost_s: float, *, least_s: float = _PAUSE_S_MIN) -> float:
+    """Return the seconds to wait after a read that took `cost_s`, so that reading takes a twentieth
+    of the time.
+    """
+    return min(max(least_s, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+
+
+class ChangeNotifier:
+    """Wakes the waiting tasks when a journey changes; one for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # the store records steps in threads
+        self._count = 0
+        self._next: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of changes. Read it before a query, so that no change is missed."""
+        return self._count
+
+    def notify(self) -> None:
+        """Report a change, from any thread; cheap if none waits."""
+        with self._lock:
+            self._count += 1
+            waited_for, self._next = self._next, None
+        if waited_for is not None:
+            loop, event = waited_for
+            loop.call_soon_threadsafe(event.set)
+
+    async def wait_beyond(self, count: int) -> None:
+        """Return when the number of changes exceeds `count`."""
+        while True:
+            with self._lock:
+                if self._count > count:
+                    return
+                if self._next is None:
+                    self._next = asyncio.get_running_loop(), asyncio.Event()
+                _, event = self._next
+            await event.wait()

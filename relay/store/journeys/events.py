@@ -1,0 +1,105 @@
+"""The events of a message's journey: the seven steps, and what happened in each.
+
+Every room creates events. The submission log keeps those of steps 1 to 4, the spool those of
+steps 5 to 7. `at_us` is the time at which the step ended, taken before the hand-over to the next
+step. The names are those of docs/names.md.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from relay.base.clock import rfc3339
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.store.journeys.document import JourneyStep
+
+# `unsigned` of step 5 in a relay that signs nothing; commands and pages do not show it
+NO_SIGNING_KEYS = "no signing key is configured"
+
+
+class Step(IntEnum):
+    """One of the seven steps."""
+
+    CREATED = 1
+    NOTIFIED = 2
+    CONVERTED = 3
+    ACCEPTED = 4
+    POLICY_AND_ROUTING = 5
+    DELIVERY = 6
+    REPORT = 7
+
+    @property
+    def title(self) -> str:
+        """The name of the step in a journey."""
+        return self.name.lower().replace("_", " ")
+
+
+class Event(Struct, frozen=True):
+    """One event of one message; `detail` is small and can be encoded as JSON."""
+
+    step: Step
+    at_us: int
+    detail: Mapping[str, Any] = {}
+
+    def as_step(self) -> JourneyStep:
+        """Return the event as the journey has it."""
+        at = rfc3339(self.at_us)
+        return JourneyStep(int(self.step), self.step.title, at, dict(self.detail))
+
+
+class RecordedEvent(Struct, frozen=True):
+    """An event of a message of `account`; one of the two ids may be unknown.
+
+    `state` is that of the message before step 4, then that of the recipients that the event is
+    about, None if it does not say. `of_sender` is the event without copies that rules and milters
+    added, which the account does not see: None if nothing is left, () where there are none.
+    """
+
+    queue_id: str | None
+    submission_id: str | None
+    account: str
+    event: Event
+    state: RecipientState | SubmissionState | None
+    of_sender: "RecordedEvent | tuple[()] | None" = ()
+
+
+class LogLine(Struct, frozen=True):
+    """A line of the submission log: an event of a submission; a remark about it, whose step is 0;
+    or that it was withdrawn.
+
+    The facts of a submission are in its line of step 1, by which the others are found, and in that
+    of its withdrawal.
+    """
+
+    submission_id: str  # draft and number
+    step: Annotated[int, Meta(ge=0, le=int(max(Step)))]  # 0 for a remark
+    at_us: int = 0  # wall time
+    detail: dict[str, Any] = {}  # of the event, or the remark
+    queue_id: str = ""  # in the line of step 4
+    owner: str = ""  # the account, in lines without the facts
+    withdrawn: bool = False  # it was rejected, and has no journey
+    graph_id: str = ""  # the draft; with this the facts begin
+    account: str = ""  # whose submission it is
+    sender: str = ""  # the address in From, else of the account
+    message_id: str = ""  # of its header
+    subject: str = ""  # decoded
+    recipients: tuple[str, ...] = ()  # Bcc too
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether the facts are in this line."""
+        return self.step == Step.CREATED or self.withdrawn
+
+
+_decoder = msgspec.json.Decoder(LogLine)
+
+
+def parse_line(line: bytes) -> LogLine | None:
+    """Return what a line says, None for one that a crash or a full disk has damaged."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

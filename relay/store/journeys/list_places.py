@@ -1,0 +1,204 @@
+"""Find the messages of a page of the list: by their history, and by their contents.
+
+The history is in spool and submission log, contents are checked by another room. Each call is
+bounded; what it did not reach is on the next page.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from msgspec.structs import replace
+
+from relay.store.journeys.message_list import (
+    ALL_MAILBOXES,
+    CLOCK_MARGIN_US,
+    REPORT,
+    SCAN_MAX,
+    FoundMessage,
+    FoundPage,
+    IndexFailedError,
+    ListPosition,
+    MessageSearch,
+    OpenSubmission,
+    SearchedNumber,
+    SearchTerm,
+    TextIndex,
+    TextSearch,
+    position_of,
+)
+from relay.store.journeys.spool_history import SpoolHistory
+from relay.store.journeys.submission_log import SubmissionLog
+
+_LOOKUP_S = 0.03
+_CHUNK = 400  # messages whose contents are checked at once
+_LOOKS_MAX = 3  # for a page, while submissions are accepted
+Place = tuple[ListPosition, FoundMessage | OpenSubmission]
+
+
+# Returns whether the content of each matches. It gives fewer answers than candidates when the time
+# is over: at a later call there may be none.
+ContentCheck = Callable[[Sequence[FoundMessage]], Awaitable[Sequence[bool]]]
+
+
+async def _no_contents(candidates: Sequence[FoundMessage]) -> Sequence[bool]:
+    """Say that no message meets a condition on contents."""
+    return [False] * len(candidates)
+
+
+class ListPlaces:
+    """Finds places of the list.
+
+    `contents` begins the check of a request, which takes about so many seconds: ContentSearch of
+    relay.front_door.api. Without it, no message meets a condition on contents. `lookup_s` is this
+    time for a page that a person looks at.
+    """
+
+    def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
+        self._spool = spool
+        self._store = store
+        self.contents: Callable[[MessageSearch, float], ContentCheck] | None = None
+        self.index: TextIndex | None = None
+        self.lookup_s = _LOOKUP_S
+
+    def begin(self, wanted: MessageSearch, lookup_s: float | None = None) -> ContentCheck:
+        """Begin the check of contents of a request."""
+        if self.contents is None:
+            return _no_contents
+        time_s = self.lookup_s if lookup_s is None else lookup_s
+        return self.contents(wanted, time_s)
+
+    async def find(
+        self,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None,
+        lookup_s: float | None = None,
+    ) -> tuple[list[Place], ListPosition | None]:
+        """Return the places of messages that match, and the one behind which older ones may be."""
+        if wanted.until_us:
+            end = ListPosition(wanted.until_us - 1, "")
+            before = max(before or end, end, key=lambda place: place.order)
+        wanted = await self.with_index(wanted)
+        if not wanted.needs_content:
+            return await self._find_by_history(wanted, account=account, limit=limit, before=before)
+        found: list[Place] = []
+        check, read = self.begin(wanted, lookup_s), 0
+        while True:
+            some, older = await self._find_by_history(
+                wanted, account=account, limit=_CHUNK, before=before
+            )
+            candidates = [
+                one if isinstance(one, FoundMessage) else one.found(wanted) for _, one in some
+            ]
+            answers = await check(candidates)
+            for place, matches in zip(some, answers, strict=False):
+                if matches and len(found) == limit:
+                    return found, found[-1][0]
+                if matches:
+                    found.append(place)
+            if len(answers) < len(some):
+                return found, some[len(answers) - 1][0] if answers else before
+            read += len(some)
+            if older is None or len(some) < _CHUNK or read >= SCAN_MAX:
+                return found, older
+            before = older
+
+    async def with_index(self, wanted: MessageSearch) -> MessageSearch:
+        """Return the search with the messages that the index finds, if it has all texts."""
+        words = wanted.words if wanted.searches_text else ()
+        is_other = bool(words) and wanted.reader != ALL_MAILBOXES
+        if (
+            self.index is None
+            or is_other
+            or wanted.kind == REPORT
+            or not (words or wanted.has_attachment)
+        ):
+            return wanted
+        numbers = (SearchedNumber("attachments", 1),) if wanted.has_attachment else ()
+        search = TextSearch(tuple(map(SearchTerm, words)), numbers)
+        try:
+            found = await self.index.search(search)
+        except IndexFailedError:
+            return wanted
+        if not found.is_complete:
+            return wanted
+        return replace(wanted, indexed=frozenset(found.queue_ids))
+
+    async def _find_by_history(
+        self, wanted: MessageSearch, *, account: str | None, limit: int, before: ListPosition | None
+    ) -> tuple[list[Place], ListPosition | None]:
+        """Return what find() does, apart from conditions on contents."""
+        # The log is read first: what it has as accepted is in the spool by then. What the spool
+        # has accepted meanwhile is looked up there again.
+        read_to_us = 0
+        if wanted.client:
+            wanted, read_to_us = await self.with_submissions(wanted, before)
+        submissions = await self._store.open_submissions()
+        for _ in range(_LOOKS_MAX):
+            spooled = FoundPage((), None)
+            if not wanted.is_before_queue:
+                spooled = await self._spool.find_page(
+                    wanted, account=account, before=before, limit=limit + 1
+                )
+            places: dict[ListPosition, FoundMessage | OpenSubmission] = {
+                place: one
+                for one in submissions
+                if account in (None, one.account)
+                and is_between(place := position_of("", one.submission_id), before, spooled.reached)
+                and wanted.is_in_time(place.at_us)
+                and one.matches(wanted)
+            }
+            places |= {
+                position_of(one.queue_id, one.submission_id): one for one in spooled.messages
+            }
+            newest = sorted(places, key=lambda place: place.order)
+            read = newest[: 2 * limit + 1]
+            shown = await self._without_accepted([(place, places[place]) for place in read])
+            if len(shown) == len(read):
+                break
+            accepted = set(read) - {place for place, _ in shown}
+            submissions = [
+                one for one in submissions if position_of("", one.submission_id) not in accepted
+            ]
+        older = spooled.reached if len(newest) == len(read) else read[-1]
+        if len(shown) > limit:
+            older = shown[limit - 1][0]
+        if older is None and read_to_us:
+            older = ListPosition(read_to_us - 1, "")
+        return shown[:limit], older
+
+    async def with_submissions(
+        self, wanted: MessageSearch, before: ListPosition | None = None
+    ) -> tuple[MessageSearch, int]:
+        """Return the search with the submissions of its client, and the time from which on it finds
+        them, 0 if it finds all.
+        """
+        until_us = before.at_us + 1 if before else wanted.until_us
+        of_log = replace(
+            wanted,
+            from_us=max(0, wanted.from_us - CLOCK_MARGIN_US),
+            until_us=until_us and until_us + CLOCK_MARGIN_US,
+        )
+        names, read_to_us = await self._store.submitted_by(of_log)
+        from_us = max(wanted.from_us, read_to_us)
+        return replace(wanted, submissions=names, from_us=from_us), read_to_us
+
+    async def _without_accepted(self, places: Sequence[Place]) -> list[Place]:
+        """Leave out submissions that the spool has by now: there they did not match."""
+        names = [one.submission_id for _, one in places if isinstance(one, OpenSubmission)]
+        accepted = set(await self._spool.accepted_submissions(names)) if names else set()
+        return [
+            (place, one)
+            for place, one in places
+            if isinstance(one, FoundMessage) or one.submission_id not in accepted
+        ]
+
+
+def is_between(
+    place: ListPosition, before: ListPosition | None, reached: ListPosition | None
+) -> bool:
+    """Whether a place is on a page: older than `before`, and read by a scan that ended there."""
+    return (before is None or place.order > before.order) and (
+        reached is None or place.order < reached.order
+    )

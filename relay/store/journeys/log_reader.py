@@ -1,0 +1,210 @@
+"""Read the submission log forward from a position, and find its end.
+
+The files of one role follow each other by day. Listing them comes before reading: a file is no
+longer written when the next day's exists. A position names the line before it, so that a file that
+was replaced or cut off since is noticed.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from msgspec import Struct
+
+from relay.base.clock import id_time_us
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.store.journeys.events import Event, RecordedEvent, Step, parse_line
+from relay.store.journeys.open_submissions import state_before_queue
+
+_NAME = re.compile(r"(\d{4}-\d\d-\d\d)-([a-z]{1,20})", re.ASCII)
+_BLOCK_BYTES = 256 * 1024
+_LINE_BYTES_MAX = 1 << 20
+_BATCH_BYTES_MAX = 1 << 20  # in one answer, and one line more
+_ROLES_MAX = 8
+
+
+class LogPosition(Struct, frozen=True):
+    """A place in the file of a day, behind a line with this size and checksum; at the start these
+    are 0.
+    """
+
+    day: str
+    offset: int
+    size: int = 0
+    crc: int = 0
+
+
+class LogEvents(Struct, frozen=True):
+    """Events of one role with the positions behind them, None for a line that is not an event.
+
+    `is_missing`: the position that was asked for is not kept. `is_complete`: no more were there;
+    then `end` is the position behind everything.
+    """
+
+    events: Sequence[tuple[LogPosition, RecordedEvent | None]]
+    end: LogPosition
+    is_missing: bool
+    is_complete: bool
+
+
+class LogReader:
+    """Reads the files of all roles; its functions block. Raises OSError."""
+
+    def __init__(self, directory: Path, *, store: str = "main") -> None:
+        """`directory` is that of the SubmissionLog; it need not exist. The roles of a mail root
+        with another name than "main" have a part of their names from it: positions in the log of
+        one mean nothing in that of another.
+        """
+        self._directory = directory
+        self._part = "" if store == "main" else f"-{crc32(store.encode()):08x}"
+
+    def ends(self) -> dict[str, LogPosition]:
+        """Return the end of each role's log."""
+        return {one.role + self._part: one.end() for one in self._roles()}
+
+    def read(
+        self,
+        after: Mapping[str, LogPosition],
+        until: Mapping[str, LogPosition] | None,
+        *,
+        limit: int,
+    ) -> dict[str, LogEvents]:
+        """Return the first events of each role behind its position, up to `until` if it is given.
+
+        The log of a role without a position is read from its beginning.
+        """
+        roles = {one.role + self._part: one for one in self._roles()}
+        return {
+            name: one.read(after.get(name), (until or {}).get(name), limit=limit)
+            for name, one in roles.items()
+            if until is None or name in until
+        }
+
+    def _roles(self) -> list["_RoleFiles"]:
+        try:
+            names = [path.name for path in self._directory.iterdir()]
+        except FileNotFoundError:
+            return []
+        days: dict[str, list[str]] = {}
+        for name in sorted(names):
+            if found := _NAME.fullmatch(name):
+                days.setdefault(found[2], []).append(found[1])
+        roles = sorted(days)[:_ROLES_MAX]
+        return [_RoleFiles(self._directory, role, days[role]) for role in roles]
+
+
+class _RoleFiles:
+    """The files of one role, of these days."""
+
+    def __init__(self, directory: Path, role: str, days: Sequence[str]) -> None:
+        self._directory = directory
+        self.role = role
+        self._days = days
+
+    def end(self) -> LogPosition:
+        """Return the position after the last complete line."""
+        day = self._days[-1]
+        try:
+            with self._path(day).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                start = file.seek(max(0, size - _LINE_BYTES_MAX))
+                block = file.read(size - start)
+        except FileNotFoundError:  # removed meanwhile
+            return LogPosition(day, 0)
+        end = block.rfind(b"\n") + 1
+        line = block[block.rfind(b"\n", 0, max(0, end - 1)) + 1 : end]
+        return LogPosition(day, start + end, len(line), crc32(line))
+
+    def read(
+        self, after: LogPosition | None, until: LogPosition | None, *, limit: int
+    ) -> LogEvents:
+        """Return the first events after a position, or from the beginning."""
+        position = after or LogPosition(self._days[0], 0)
+        days = [day for day in self._days if day >= position.day]
+        is_missing = not self._is_there(position)
+        if is_missing:
+            if not days:  # what follows does not exist yet
+                return LogEvents((), position, is_missing=False, is_complete=True)
+            position = LogPosition(days[0], 0)
+        found: list[tuple[LogPosition, RecordedEvent | None]] = []
+        size_bytes = 0
+        for day in days:
+            if until is not None and day > until.day:
+                break
+            if day > position.day:
+                position = LogPosition(day, 0)
+            while lines := self._lines(position, until):
+                for place, line in lines:
+                    if len(found) == limit or size_bytes > _BATCH_BYTES_MAX:
+                        return LogEvents(found, position, is_missing, is_complete=False)
+                    found.append((place, _event_of(line)))
+                    position = place
+                    size_bytes += place.size
+        return LogEvents(found, position, is_missing, is_complete=True)
+
+    def _is_there(self, position: LogPosition) -> bool:
+        """Whether the file still has the line before the position, which a client has given."""
+        if position.size > _LINE_BYTES_MAX or (position.offset and not position.size):
+            return False
+        try:
+            with self._path(position.day).open("rb") as file:
+                if position.offset > os.fstat(file.fileno()).st_size:
+                    return False
+                file.seek(max(0, position.offset - position.size))
+                line = file.read(position.size)
+        except FileNotFoundError:
+            return False
+        return len(line) == position.size and crc32(line) == position.crc
+
+    def _lines(
+        self, position: LogPosition, until: LogPosition | None
+    ) -> list[tuple[LogPosition, bytes]]:
+        """Return some complete lines after a position, each with the position after it."""
+        is_last = until is not None and until.day == position.day
+        try:
+            with self._path(position.day).open("rb") as file:
+                file.seek(position.offset)
+                block = file.read(_BLOCK_BYTES)
+                if b"\n" not in block:
+                    block += file.read(_LINE_BYTES_MAX - len(block))
+        except FileNotFoundError:  # removed meanwhile
+            return []
+        if b"\n" not in block:  # an incomplete line, or one that no SubmissionLog has written
+            complete = [block] if len(block) == _LINE_BYTES_MAX else []
+        else:
+            complete = [line + b"\n" for line in block.split(b"\n")[:-1]]
+        found = []
+        offset = position.offset
+        for line in complete:
+            offset += len(line)
+            if until is not None and is_last and offset > until.offset:
+                break
+            found.append((LogPosition(position.day, offset, len(line), crc32(line)), line))
+        return found
+
+    def _path(self, day: str) -> Path:
+        return self._directory / f"{day}-{self.role}"
+
+
+def _event_of(line: bytes) -> RecordedEvent | None:
+    """Return the event of a line; None for a damaged line."""
+    if (found := parse_line(line)) is None:
+        return None
+    step = Step(found.step or Step.NOTIFIED)  # what happened to a submission before step 3
+    detail: dict[str, Any] = {"withdrawn": True} if found.withdrawn else found.detail
+    detail.pop("client", None)
+    at_us = found.at_us or id_time_us(found.submission_id) or 0
+    return RecordedEvent(
+        found.queue_id or None, found.submission_id, found.account or found.owner,
+        Event(step, at_us, detail), _state_after(step, detail),
+    )  # fmt: skip
+
+
+def _state_after(step: Step, detail: Mapping[str, Any]) -> RecipientState | SubmissionState | None:
+    """Return the state of the message. Step 4 says nothing: it is recorded after step 5."""
+    if step is Step.ACCEPTED or "withdrawn" in detail:
+        return None
+    return state_before_queue({step: detail}).state

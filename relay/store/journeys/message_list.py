@@ -1,0 +1,570 @@
+"""The message list as values: search conditions, its cursor, the place of a message, and its rows.
+
+The spool and the submission log use the conditions to find candidates, Journeys to decide. The list
+has the newest message first, by the time when it was submitted or received by SMTP. This time
+follows from the names of a message: a row stays where it is when its submission is accepted. A
+reader who goes on from a place misses nothing and sees nothing twice.
+"""
+
+import base64
+import fnmatch
+import hashlib
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Any, Literal, Protocol, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import id_time_us, rfc3339, time_us_of
+from relay.base.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
+from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
+from relay.store.journeys.document import Journey
+
+MAIL, REPORT = "mail", "report"  # kinds of messages: Relay's own reports are not mail
+FINAL_STATE = "final"  # all recipients are in final states
+SCAN_MAX = 20_000  # messages that one search reads, newest first
+LISTED_MAX = 20  # recipients in a row
+SUBJECT_CHARACTERS_MAX = 200  # of a subject are kept in histories
+# An event is visible at most this long after its time; a message becomes visible with its first.
+CLOCK_MARGIN_US = 60_000_000
+ALL_MAILBOXES, NO_MAILBOX = "*", ""  # in place of the address of a reader
+
+
+class ListCursor(Struct, frozen=True):
+    """The moment of a message list: behind it are the messages that were first submitted or
+    accepted later.
+
+    Times alone cannot say this, because a message is visible a little later than its time. So the
+    cursor has a time shortly before the moment, and digests of the messages that were visible at
+    the moment and are newer than this time.
+    """
+
+    since_us: int
+    seen: frozenset[bytes] = frozenset()
+
+    def is_after(self, name: str, at_us: int) -> bool:
+        """Whether a message is after the cursor; `name` is its submission id or queue id."""
+        return at_us > self.since_us and _digest(name) not in self.seen
+
+    def __str__(self) -> str:
+        """Return the text of the API."""
+        octets = struct.pack(">Q", self.since_us) + b"".join(sorted(self.seen))
+        return base64.urlsafe_b64encode(octets).decode().rstrip("=")
+
+
+_DIGEST_BYTES = 5
+_TIME_BYTES = 8
+SEEN_MAX = 200  # digests in a cursor: 1,350 characters
+
+
+def cursor_at(since_us: int, visible: Mapping[str, int]) -> ListCursor:
+    """Return the cursor for the moment at which these were the messages newer than `since_us`.
+
+    `visible` has their times by name. If there are very many, the time of the cursor is later.
+    """
+    newest = sorted(visible.items(), key=lambda one: one[1], reverse=True)
+    if len(newest) > SEEN_MAX:
+        since_us = newest[SEEN_MAX][1]
+    seen = [_digest(name) for name, at_us in newest if at_us > since_us]
+    return ListCursor(since_us, frozenset(seen))
+
+
+def cursor_before(first_us: int, since_us: int, seen: Mapping[str, int]) -> ListCursor:
+    """Return the cursor behind which are messages from `first_us` on that are not in `seen`.
+
+    As cursor_at(), `seen` has times by name, and what becomes visible late since `since_us` is
+    after the cursor too, unless there are very many messages.
+    """
+    since_us = min(since_us, first_us - 1)
+    if sum(at_us > since_us for at_us in seen.values()) > SEEN_MAX:
+        since_us = first_us - 1
+        seen = {name: at_us for name, at_us in seen.items() if at_us == first_us}
+    return cursor_at(since_us, seen)
+
+
+def parse_cursor(text: str, *, now_us: int) -> ListCursor:
+    """Return the cursor. Raises ValueError for a text that is not one, or is from the future."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{11,2000}", text, re.ASCII) or len(text) % 4 == 1:
+        raise ValueError("not a cursor")
+    octets = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    seen = octets[_TIME_BYTES:]
+    (since_us,) = struct.unpack_from(">Q", octets)
+    if len(seen) % _DIGEST_BYTES or since_us > now_us + CLOCK_MARGIN_US:
+        raise ValueError("not a cursor")
+    starts = range(0, len(seen), _DIGEST_BYTES)
+    return ListCursor(since_us, frozenset(seen[at : at + _DIGEST_BYTES] for at in starts))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+class MessageSearch(Struct, frozen=True):
+    """What a message must match; "" matches all.
+
+    A pattern matches the whole value, without regard to case: `*` is any text, `?` one character.
+    """
+
+    to: str = ""  # a pattern; then only the recipients that it matches count
+    sender: str = ""  # a pattern
+    subject: str = ""  # a pattern
+    kind: str = ""  # MAIL or REPORT
+    state: str = ""  # its own before step 4, then that of a recipient; "final" if all are final
+    mailbox: str = ""  # an address: the sender, or one of the recipients
+    words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
+    has_attachment: bool = False  # one that is not shown in the text
+    is_unread: bool = False  # a copy that a recipient has not read
+    larger_than_bytes: int = 0  # 0: any size
+    from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
+    until_us: int = 0  # and before then; 0: at any time
+    client: str = ""  # a pattern: the IP address of the client, or the name that it gave in EHLO
+    submissions: frozenset[str] = frozenset()  # those of such a client by HTTP
+    login: str = ""  # a pattern: the account that logged in to send it
+    # In whose mailbox words of the text and unread copies are looked up: an address,
+    # ALL_MAILBOXES (the queue as well) or NO_MAILBOX. It must be that of who asks: texts in the
+    # mailboxes of others are not shown.
+    reader: str = NO_MAILBOX
+    # Of the messages in the spool those whose words and attachments match, where an index knows.
+    indexed: frozenset[str] | None = None
+    key: str = ""  # one of the names of the message
+    after: ListCursor | None = None  # messages that were first submitted or accepted later
+    added: bool = False  # copies that rules and milters added count as well: for operators
+
+    @property
+    def is_before_queue(self) -> bool:
+        """Whether only submissions can match, which the spool does not know."""
+        return self.state in BEFORE_QUEUE
+
+    @property
+    def needs_content(self) -> bool:
+        """Whether the history of messages is not enough to decide."""
+        return self.has_attachment or self.is_unread or self.searches_text
+
+    @property
+    def searches_text(self) -> bool:
+        """Whether words are looked up in texts."""
+        return bool(self.words) and self.reader != NO_MAILBOX
+
+    @property
+    def needs_more_than_journey(self) -> bool:
+        """Whether a journey alone does not say whether it matches."""
+        of_row = self.larger_than_bytes or self.from_us or self.until_us
+        return self.needs_content or bool(of_row or self.client or self.login)
+
+    def without_content(self) -> "MessageSearch":
+        """Return the conditions on the history of a message."""
+        if not self.needs_content:
+            return self
+        words = () if self.searches_text else self.words
+        return replace(self, words=words, has_attachment=False, is_unread=False)
+
+    def words_left(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Return the words that are neither in the subject nor in an address."""
+        if not self.words:
+            return ()
+        named = (sender, *addresses, *map(ascii_address, addresses))
+        text = "\n".join((subject, *named, *map(shown_address, named))).casefold()
+        return tuple(word for word in self.words if word.casefold() not in text)
+
+    def words_of_text(self, sender: str, subject: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Return the words that are looked up in the text."""
+        return self.words_left(sender, subject, addresses) if self.searches_text else ()
+
+    @property
+    def needs_recipients(self) -> bool:
+        """Whether sender and subject are not enough to decide."""
+        return bool(self.to or self.state or self.mailbox or self.words)
+
+    def matches_facts(self, sender: str, subject: str) -> bool:
+        """Whether sender and subject match."""
+        wanted = self.subject
+        if not set(wanted) & set("*?"):
+            wanted = wanted[:SUBJECT_CHARACTERS_MAX]
+        return matches_address_pattern(self.sender, sender or "<>") and matches_pattern(
+            wanted, subject
+        )
+
+    def is_in_time(self, at_us: int) -> bool:
+        """Whether a message of this time matches."""
+        return self.from_us <= at_us and not 0 < self.until_us <= at_us
+
+    def matches_origin(self, login: str, client: str, submission_id: str) -> bool:
+        """Whether it is from `login` and `client`; by SMTP that is "name [address]"."""
+        if self.login and not matches_address_pattern(self.login, login):
+            return False
+        if not self.client or submission_id in self.submissions:
+            return True
+        return any(matches_pattern(self.client, one) for one in _names_of(client))
+
+    def matches_address(self, address: str) -> bool:
+        """Whether a recipient matches `to`."""
+        return matches_address_pattern(self.to, address)
+
+    def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
+        """Whether (address, state) pairs match `to` and `state`."""
+        if not self.to and not self.state:
+            return True
+        states = [state for address, state in recipients if self.matches_address(address)]
+        if self.state == FINAL_STATE:
+            return bool(states) and FINAL.issuperset(states)
+        return any(self.state in ("", state) for state in states)
+
+    def matches_all(self, sender: str, subject: str, recipients: Sequence[tuple[str, str]]) -> bool:
+        """Whether a message matches, apart from `after` and `key`."""
+        if not self.matches_facts(sender, subject) or not self.matches_recipients(recipients):
+            return False
+        addresses = [address for address, _ in recipients]
+        if self.mailbox and own_mailbox(self.mailbox) not in map(own_mailbox, (sender, *addresses)):
+            return False
+        return not self.words_left(sender, subject, addresses)
+
+    def matches(self, journey: Journey) -> bool:
+        """Whether a journey matches, apart from what it does not say: `after`, `key`, size, time,
+        client, login and content.
+        """
+        if self.kind and self.kind != (REPORT if journey.is_report else MAIL):
+            return False
+        pairs = [(one.address, one.state) for one in journey.shown_recipients]
+        return self.without_content().matches_all(journey.sender, journey.subject, pairs)
+
+
+def _names_of(client: str) -> tuple[str, str]:
+    """Return address and name of "name [address]"."""
+    name, _, address = client.partition(" [")
+    return address.removesuffix("]"), name
+
+
+class FoundMessage(Struct, frozen=True):
+    """A message in the spool, or a submission in the log, which has no queue id. `at_us` is when it
+    was accepted or submitted; 0 if that was not asked for. `matches`: it may match, and is not
+    accepted yet if it is in the log.
+
+    The other fields are there if the search has conditions on the content. `account` is in whose
+    mailbox the sender's copy may be. `words_left` are the words that it must have. `recipients`
+    have number, address and state.
+    """
+
+    queue_id: str
+    submission_id: str
+    at_us: int = 0
+    account: str = ""
+    words_left: tuple[str, ...] = ()
+    recipients: tuple[tuple[int, str, str], ...] = ()
+    matches: bool = True
+
+    @property
+    def name(self) -> str:
+        """The submission id, or the queue id of a message that was received by SMTP."""
+        return self.submission_id or self.queue_id
+
+
+def matches_pattern(pattern: str, value: str) -> bool:
+    """Whether the whole value matches; "" matches all. `*` is any text, `?` one character."""
+    return not pattern or _compiled(pattern).match(value.casefold()) is not None
+
+
+def matches_address_pattern(pattern: str, address: str) -> bool:
+    """Whether an address matches, whichever form its domain and the pattern's have."""
+    compared = ascii_address(address)
+    return any(matches_pattern(one, compared) for one in pattern_forms(pattern))
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(pattern.casefold().replace("[", "[[]")))
+
+
+_LETTERS = ".0123456789abcdefghijklmnopqrstuvwxyz"  # of ids, in their order
+_FALLING = str.maketrans(_LETTERS, _LETTERS[::-1])
+
+
+class ListPosition(Struct, frozen=True):
+    """The place of a message in the list: when it was submitted, or received by SMTP, and its
+    name. It does not change when a submission is accepted.
+    """
+
+    at_us: int
+    name: str
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sorts the newest first, of one millisecond the last name. Without a name, it is before
+        all of its time.
+        """
+        return -self.at_us, self.name and self.name.translate(_FALLING) + "~"
+
+    def __str__(self) -> str:
+        """Return the text of the API."""
+        return f"{self.at_us:x}-{self.name}"
+
+
+_POSITION = re.compile(r"([0-9a-f]{1,15})-((?:[0-9a-z]{16}(?:\.[0-9]{1,20})?)?)", re.ASCII)
+_DRAFT_OF_REQUEST = "1"  # ends the submission id of a draft that was made by sendMail
+
+
+def position_of(queue_id: str, submission_id: str) -> ListPosition:
+    """Return the place of a message; `queue_id` is "" before step 4, `submission_id` for SMTP."""
+    accepted_us = id_time_us(queue_id) or 0
+    if not submission_id:
+        return ListPosition(accepted_us, queue_id)
+    draft_id, _, number = submission_id.partition(".")
+    at_us = id_time_us(draft_id) or 0
+    if number != _DRAFT_OF_REQUEST and number.isdecimal():
+        at_us = int(number) // 1000 * 1000  # when a draft that existed was sent, as exact as ids
+    return ListPosition(min(at_us, accepted_us) if queue_id else at_us, submission_id)
+
+
+def parse_position(text: str) -> ListPosition:
+    """Return the place. Raises ValueError for a text that is not one."""
+    found = _POSITION.fullmatch(text)
+    if found is None:
+        raise ValueError("not a place in the list")
+    return ListPosition(int(found[1], 16), found[2])
+
+
+class ListedRecipient(Struct, frozen=True):
+    """A recipient in a row of the list; `number` is its place in the envelope."""
+
+    number: int
+    address: str
+    state: str
+    added_by: str = ""  # the rule, or "milter NAME", that added it
+
+
+class MessageSummary(Struct, frozen=True):
+    """A row of the message list."""
+
+    position: ListPosition  # by which lists are sorted and paged
+    id: str | None  # the queue id; None before step 5
+    submission_id: str | None  # None for mail that came by SMTP
+    message_id: str  # of the header
+    sender: str  # the reverse-path
+    subject: str  # decoded
+    state: str  # of the message, by those of its recipients
+    recipients: tuple[ListedRecipient, ...]  # the first ones
+    recipient_count: int  # of all recipients
+    size_bytes: int = 0  # of the accepted message; 0 before step 5
+    client: str = ""  # by SMTP: "name [address]"
+    login: str = ""  # of AUTH or of the token; "" if nobody logged in
+    status: str = ""  # of a recipient that decides the state
+    reply: str = ""  # of the same recipient
+    next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time
+    added: tuple[ListedRecipient, ...] = ()  # the first copies that rules and milters added
+
+    @property
+    def name(self) -> str:
+        """The queue id, or before step 4 the submission id."""
+        return self.id or self.submission_id or ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row of GET /log."""
+        next_us = self.next_attempt_us
+        added = [
+            {"address": one.address, "state": one.state, "added_by": one.added_by}
+            for one in self.added
+        ]
+        address, helo = _names_of(self.client)
+        return {
+            "at": rfc3339(self.position.at_us), "id": self.id, "submission_id": self.submission_id,
+            "message_id": self.message_id, "sender": self.sender, "subject": self.subject,
+            "state": self.state, "client": {"address": address, "helo": helo},
+            "login": self.login, "size": self.size_bytes, "status": self.status,
+            "reply": self.reply, "next_attempt": None if next_us is None else rfc3339(next_us),
+            "recipients": [{"address": one.address, "state": one.state} for one in self.recipients],
+            "recipient_count": self.recipient_count,
+            **({"added": added} if added else {}),
+        }  # fmt: skip
+
+
+class FoundPage(Struct, frozen=True):
+    """Messages in the order of the list. `reached` is where a bounded scan ended, None at the end
+    of what there is or if enough was found.
+    """
+
+    messages: tuple[FoundMessage, ...]
+    reached: ListPosition | None
+
+
+class OpenSubmission(Struct, frozen=True):
+    """A submission in the log that is not recorded as accepted: it waits, or ended before step 4.
+
+    All its recipients are in one state, that of the message.
+    """
+
+    submission_id: str  # of the submission
+    account: str  # the address of the mailbox
+    sender: str  # the reverse-path
+    message_id: str  # of the header
+    subject: str  # decoded
+    recipients: tuple[str, ...]  # their addresses
+    state: str  # of all recipients
+    reply: str  # why it failed; "" while it waits
+    send_at: str = ""  # of a scheduled send, RFC 3339
+
+    def matches(self, wanted: MessageSearch) -> bool:
+        """Whether it matches, apart from `after`, `key`, time and content; its size is unknown."""
+        pairs = [(address, self.state) for address in self.recipients]
+        strict = wanted.without_content()
+        return (
+            wanted.kind != REPORT
+            and not wanted.larger_than_bytes
+            and wanted.matches_origin(self.account, "", self.submission_id)
+            and strict.matches_all(self.sender, self.subject, pairs)
+        )
+
+    def found(self, wanted: MessageSearch) -> FoundMessage:
+        """Return it as a message whose content is to be checked."""
+        words = wanted.words_of_text(self.sender, self.subject, self.recipients)
+        return FoundMessage("", self.submission_id, account=self.account, words_left=words)
+
+
+def row_of(submission: OpenSubmission) -> MessageSummary:
+    """Return the row of a submission that the spool does not have."""
+    return MessageSummary(
+        position=position_of("", submission.submission_id),
+        id=None,
+        submission_id=submission.submission_id,
+        message_id=submission.message_id,
+        sender=submission.sender,
+        subject=submission.subject,
+        state=submission.state,
+        recipients=tuple(
+            ListedRecipient(number, address, submission.state)
+            for number, address in enumerate(submission.recipients[:LISTED_MAX], start=1)
+        ),
+        recipient_count=len(submission.recipients),
+        login=submission.account,
+        reply=submission.reply,
+        next_attempt_us=time_us_of(submission.send_at) if submission.send_at else None,
+    )
+
+
+# -- what a wait that failed was near to
+
+VALUE_CHARACTERS_MAX = 120  # of a value that is compared: the time is quadratic
+Comparison = tuple[str, str, str, bool]  # a field, what was expected and found, whether it matches
+
+
+_M = TypeVar("_M", Journey, MessageSummary)
+
+
+def in_flight(messages: Iterable[_M]) -> list[_M]:
+    """Return the messages with recipients that are neither final nor captured."""
+    return [one for one in messages if any(each.state not in AT_REST for each in one.recipients)]
+
+
+def likeness(compared: Iterable[Comparison]) -> float:
+    """Return how much a message is like what was wanted: one for each field that matches."""
+    return sum(
+        1.0 if is_right else SequenceMatcher(None, expected, found).ratio()
+        for _, expected, found, is_right in compared
+    )
+
+
+def nearest(wanted: MessageSearch, rows: Iterable[MessageSummary]) -> dict[str, Any] | None:
+    """Return the row that differs least, of several the first, with its fields; None for none."""
+    compared = [(row, list(_compare(wanted, row))) for row in rows]
+    found = max(compared, key=lambda one: likeness(one[1]), default=None)
+    if found is None:
+        return None
+    names = ("field", "expected", "found", "matches")
+    fields = [dict(zip(names, one, strict=True)) for one in found[1]]
+    return {**found[0].as_json(), "compared": fields}
+
+
+def _compare(wanted: MessageSearch, row: MessageSummary) -> Iterator[Comparison]:
+    """Yield the conditions that a row decides; of the words, whether they are in the row."""
+    addresses, sender = [one.address for one in row.recipients], row.sender or "<>"
+    states = [(one.address, one.state) for one in row.recipients]
+    here = map(own_mailbox, (row.sender, *addresses))
+    to = ", ".join(addresses)
+    place = row.position
+    is_after = wanted.after is None or wanted.after.is_after(place.name, place.at_us)
+    after = "after the cursor" if wanted.after else ""
+    for field, expected, found, is_right in (
+        ("to", wanted.to, to, any(map(wanted.matches_address, addresses))),
+        ("sender", wanted.sender, sender, matches_address_pattern(wanted.sender, sender)),
+        ("subject", wanted.subject, row.subject, matches_pattern(wanted.subject, row.subject)),
+        ("mailbox", wanted.mailbox, f"{sender}, {to}", own_mailbox(wanted.mailbox) in here),
+        (
+            "state", wanted.state, row.state,
+            MessageSearch(state=wanted.state).matches_recipients(states),
+        ),
+        (
+            "words", " ".join(wanted.words), row.subject,
+            not wanted.words_left(row.sender, row.subject, addresses),
+        ),
+        ("after", after, after if is_after else "before it", is_after),
+    ):  # fmt: skip
+        if expected:
+            yield field, expected[:VALUE_CHARACTERS_MAX], found[:VALUE_CHARACTERS_MAX], is_right
+
+
+# -- a search in the text of all messages, which an index of `relay dev` answers
+
+# Of addresses, names too. `bcc` has recipients of the envelope that no field names.
+TEXT_FIELDS = (
+    "sender", "recipient", "cc", "bcc", "reply_to", "return_path", "subject", "attachment", "body",
+)  # fmt: skip
+FIELDS = ("message_id", *TEXT_FIELDS)
+
+
+class SearchTerm(Struct, frozen=True):
+    """A text that must be in one of these FIELDS, or in none of them.
+
+    It is found as a part of a field, without regard to case and accents. Nothing in it has a
+    meaning of its own.
+    """
+
+    text: str
+    fields: tuple[str, ...] = TEXT_FIELDS
+    is_excluded: bool = False
+
+
+class SearchedNumber(Struct, frozen=True):
+    """A number that must be from `low` to `high`, or must not. `attachments`: not inline."""
+
+    name: Literal["accepted_us", "size_bytes", "attachments", "inline"]
+    low: int = 0
+    high: int = 1 << 62
+    is_excluded: bool = False
+
+
+class TextSearch(Struct, frozen=True):
+    """Conditions, all of which must hold; without any, all messages match."""
+
+    terms: tuple[SearchTerm, ...] = ()
+    numbers: tuple[SearchedNumber, ...] = ()
+
+
+class TextAnswer(Struct, frozen=True):
+    """The queue ids that were found, newest first. Without `is_complete` some messages were not
+    read in time.
+    """
+
+    queue_ids: Sequence[str]
+    is_complete: bool
+
+
+class IndexFailedError(Exception):
+    """The index cannot be used any more, or the search takes too long."""
+
+
+class TextIndex(Protocol):
+    """Finds accepted messages by their text; no reports."""
+
+    @property
+    def count(self) -> int:
+        """How many messages it has."""
+        ...
+
+    async def search(self, wanted: TextSearch) -> TextAnswer:
+        """Return what matches; it waits some seconds for what was accepted before.
+
+        Raises IndexFailedError and SpoolError.
+        """
+        ...

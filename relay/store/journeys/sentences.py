@@ -1,0 +1,453 @@
+"""What became of a message: the answer, a sentence for each state and reply of its recipients.
+
+`relay trace` and the page of a message begin with these sentences. Everything here is a pure
+function of a journey and the time. The texts contain what hosts and senders wrote, as those of
+wording.py: the caller makes them safe for a terminal or a page.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct, structs
+
+from relay.base.clock import rfc3339, time_us_of
+from relay.base.message.lifecycle import RecipientState, by_importance
+from relay.base.phrases import counted, moment, time_left
+from relay.store.journeys.document import (
+    Attempt,
+    Journey,
+    JourneyStep,
+    Recipient,
+    ReportSource,
+    SenderReport,
+)
+from relay.store.journeys.events import Step
+
+_SENTENCES_MAX = 3
+_NAMED_MAX = 2
+_REPORTED_MAX = 100  # addresses in an event of step 7
+_REPORTS_MAX = 3
+_OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
+_CLAUSE_CHARACTERS_MAX = 160
+_SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
+_EXPIRED = "expired"  # the outcome of no attempt
+_BY_RULES = {"failed": "reject", "discarded": "discard", "redirected": "redirect"}
+
+
+class SentenceTime(Struct, frozen=True):
+    """A time in a sentence, RFC 3339; `counts_down`: with the time until then."""
+
+    at: str
+    counts_down: bool = False
+
+    def text(self, now_us: int) -> str:
+        """Return "20:23 UTC, in 11 min"."""
+        at = moment(self.at, rfc3339(now_us))
+        left_s = (time_us_of(self.at) - now_us) / 1e6
+        return f"{at}, {time_left(left_s)}" if self.counts_down else at
+
+
+Part = str | SentenceTime
+
+
+class Sentence(Struct, frozen=True):
+    """A sentence about recipients in one state. `state` is "" for one about all others."""
+
+    state: str
+    parts: tuple[Part, ...]
+
+    def text(self, now_us: int) -> str:
+        """Return the sentence as it is read at this time."""
+        return "".join(one if isinstance(one, str) else one.text(now_us) for one in self.parts)
+
+
+# -- reasons
+
+
+def reasons_of(
+    recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
+) -> Iterator[str | None]:
+    """Yield why each recipient is in its state, None where the state says it all."""
+    rules = _deciding_rules(steps)
+    for one in recipients:
+        yield one.reason or _reason(one, rules.get((one.address, one.state), ""))
+
+
+def _deciding_rules(steps: Sequence[JourneyStep]) -> dict[tuple[str, str], str]:
+    """Return the rules that ended a recipient, by address and state; with where it is, if it is
+    quarantined.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for step in steps:
+        for text, names in step.detail.get("quarantined", {}).items():
+            found |= {(address, "delivered"): text for address in names}
+        for hit in step.detail.get("rules", ()) if step.step == Step.POLICY_AND_ROUTING else ():
+            if hit.get("mode", "enforce") != "enforce":
+                continue
+            done = str(hit["outcome"]).split(",")
+            for state, action in _BY_RULES.items():
+                if action in done:
+                    names = hit.get("recipients", ())
+                    found |= {(address, state): hit["rule"] for address in names}
+    return found
+
+
+def _reason(one: Recipient, rule: str) -> str | None:
+    """Return the reason; `rule` is the one that ended it, "" if none did."""
+    match one.state:
+        case "delivered" if rule:
+            return f"quarantined by {rule}"
+        case "discarded" if rule:
+            return f'rule "{rule}" discarded it'
+        case "discarded":
+            return _clause(one.reply) or None
+        case "redirected" if rule:
+            return f'rule "{rule}" redirected it'
+        case "failed" if rule and not one.attempts:
+            code = _SMTP_REPLY.match(one.reply)
+            return f'rule "{rule}" refused it' + (f" ({code[0]})" if code else "")
+        case "deferred" | "failed" | "expired":
+            tried = _tries(one)
+            if tried and tried[-1].outcome != "captured":
+                return _said(tried[-1])
+            return _own(one.reply) or None
+        case "cancelled":
+            return one.reply.removeprefix("cancelled: ") or None
+    return None
+
+
+def _tries(one: Recipient) -> list[Attempt]:
+    return [tried for tried in one.attempts if tried.outcome != _EXPIRED]
+
+
+def _said(tried: Attempt) -> str:
+    if not tried.host:
+        return _own(tried.reply)
+    verb = " replied" if _SMTP_REPLY.match(tried.reply) else ":"
+    entry = f" (entry {tried.provider})" if tried.provider else ""
+    return f"{tried.host}{verb} {_clause(tried.reply)}{entry}"
+
+
+def _own(reply: str) -> str:
+    """Return a reply of this relay."""
+    return f"this relay replied {_clause(reply)}" if _SMTP_REPLY.match(reply) else _clause(reply)
+
+
+def _clause(text: str) -> str:
+    """Return a text that is not long, without its full stop."""
+    if len(text) > _CLAUSE_CHARACTERS_MAX:
+        return f"{text[:_CLAUSE_CHARACTERS_MAX]}…"
+    return text.rstrip().removesuffix(".")
+
+
+# -- sentences
+
+
+def answer(
+    journey: Journey, *, now_us: int, reports: Mapping[str, Journey] | None = None
+) -> list[Sentence]:
+    """Return the sentences, the most important first: at most three, and how many more there are.
+
+    `reports` are the journeys of its reports, by their ids, as far as they are known.
+    """
+    groups: dict[tuple[str, str], list[Recipient]] = {}
+    for one in journey.shown_recipients:
+        groups.setdefault((one.state, _likeness(one)), []).append(one)
+    ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
+    writer = _Writer(journey, now_us, reports or {})
+    found = [writer.sentence(group) for group in ordered[:_SENTENCES_MAX]]
+    if rest := [one for group in ordered[_SENTENCES_MAX:] for one in group]:
+        states = Counter(one.state for one in rest)
+        others = ", ".join(f"{number} {state}" for state, number in states.items())
+        found.append(Sentence("", (f"And {len(rest)} more: {others}.",)))
+    return found
+
+
+def needed_reports(journey: Journey) -> Sequence[str]:
+    """Return the ids of the reports whose journeys answer() needs."""
+    if not any(one.state in ("failed", "expired") for one in journey.recipients):
+        return ()
+    steps = (step.detail for step in journey.steps if step.step == Step.REPORT)
+    found = [detail["report_id"] for detail in steps if detail.get("report_id")]
+    return found[-_REPORTS_MAX:]
+
+
+def _likeness(one: Recipient) -> str:
+    """Return what recipients of one sentence have in common, in addition to their state."""
+    claim = _claim(one).replace(one.address, "")
+    if one.state == "relayed":  # each transaction has a reply of its own
+        return (one.attempts[-1].host if one.attempts else "") + claim
+    return (one.reason or "").replace(one.address, "") + claim
+
+
+def _claim(one: Recipient) -> str:
+    """Return what a host claims of a recipient, as a sentence after the state; "" for nothing."""
+    report = one.reported
+    return f" {_clause(claim_words(report))}." if report and report.source else ""
+
+
+class _Writer(Struct, frozen=True):
+    """Writes the sentence of a group of recipients with one state and reason."""
+
+    journey: Journey
+    now_us: int
+    reports: Mapping[str, Journey]
+
+    def sentence(self, group: Sequence[Recipient]) -> Sentence:
+        one, state = group[0], group[0].state
+        claim = filter(None, [_claim(one)])
+        if state == "delivered":
+            whom = self._whom(group) or one.address
+            where = [f" It was {one.reason}."] if one.reason else []
+            return Sentence(state, (*self._at(f"Delivered to {whom}", one), *where, *claim))
+        whom = self._whom(group)
+        head = f"{state.capitalize()} for {whom}" if whom else state.capitalize()
+        return Sentence(state, (*self._parts(head, one, is_one=len(group) == 1), *claim))
+
+    def _whom(self, group: Sequence[Recipient]) -> str:
+        """Return who they are, "" for the only recipient."""
+        count, everybody = len(group), len(self.journey.recipients)
+        if everybody == 1:
+            return ""
+        if count == everybody:
+            return f"all {everybody} recipients"
+        names = [one.address for one in group[:_NAMED_MAX]]
+        if count <= _NAMED_MAX:
+            return " and ".join(names)
+        return f"{count} of {everybody} recipients ({', '.join(names)}, …)"
+
+    def _parts(self, head: str, one: Recipient, *, is_one: bool) -> Iterator[Part]:
+        match one.state:
+            case "queued" | "deferred":
+                yield f"{head}{_because(one)}"
+                yield from _times(one)
+                yield from self._next(one)
+            case "held":
+                yield from self._held(head, one)
+            case "captured":
+                yield from _captured(head, one, is_one=is_one)
+            case "scheduled":
+                yield f"{head}: it is sent at the time that the sender chose, "
+                yield SentenceTime(one.next_attempt or "", counts_down=True)
+                yield "."
+            case "converting":
+                is_made = any(step.step == Step.CONVERTED for step in self.journey.steps)
+                done = "submitted" if is_made else "converted"
+                waits = self._waits()
+                why = f"; this relay replied {_clause(waits)}" if waits else ""
+                yield f"{head}: pickup has not {done} it yet, and goes on by itself{why}."
+            case "relayed":
+                tried = one.attempts[-1] if one.attempts else None
+                host = tried.host if tried and tried.host else "the next host"
+                yield from self._at(f"{head}: {host} accepted it", one)
+            case "failed" | "expired":
+                yield from self._failed(head, one)
+            case "cancelled" if self.journey.id:
+                yield f"{head}{_because(one, ' by ')}."
+            case _:
+                yield f"{head}{_successors(one)}{_because(one)}."
+
+    def _waits(self) -> str:
+        """Return the reply after which pickup waits, "" for none."""
+        notified = (one.detail for one in self.journey.steps if one.step == Step.NOTIFIED)
+        return str(next(notified, {}).get("waits", ""))
+
+    @staticmethod
+    def _at(text: str, one: Recipient) -> Iterator[Part]:
+        """Yield a text and the time of the last attempt."""
+        if one.attempts:
+            yield f"{text} at "
+            yield SentenceTime(one.attempts[-1].at)
+            yield "."
+        else:
+            yield f"{text}."
+
+    def _held(self, head: str, one: Recipient) -> Iterator[Part]:
+        yield f"{head}{_because(one, ' by ')}"
+        if one.next_attempt:
+            yield ". It is released "
+            yield SentenceTime(one.next_attempt, counts_down=self._is_ahead(one.next_attempt))
+        else:
+            yield "; it stays until an operator releases it"
+        yield from _end(one, "; expires ")
+
+    def _is_ahead(self, at: str) -> bool:
+        return time_us_of(at) > self.now_us
+
+    def _next(self, one: Recipient) -> Iterator[Part]:
+        number = "next" if _tries(one) else "first"
+        if one.next_attempt and self._is_ahead(one.next_attempt):
+            yield f". {number.capitalize()} attempt "
+            yield SentenceTime(one.next_attempt, counts_down=True)
+        else:
+            yield f". The {number} attempt is due now"
+        yield from _end(one, "; gives up ")
+
+    def _failed(self, head: str, one: Recipient) -> Iterator[Part]:
+        yield f"{head}{_because(one)}"
+        yield from _times(one)
+        if one.attempts and one.attempts[-1].outcome == _EXPIRED:
+            yield "; given up at "
+            yield SentenceTime(one.attempts[-1].at)
+        yield f". {self._report(one)}"
+
+    def _report(self, one: Recipient) -> str:
+        """Return where the report on a recipient is."""
+        for step in reversed(self.journey.steps):
+            if step.step != Step.REPORT or "to" not in step.detail:
+                continue
+            if step.detail.get("kind") in _OF_NO_FAILURE:
+                continue
+            about = step.detail.get("recipients")
+            if about is None or one.address in about or len(about) == _REPORTED_MAX:
+                return self._whereabouts(step)
+        return "No report was sent."
+
+    def _whereabouts(self, step: JourneyStep) -> str:
+        detail = step.detail
+        what = "dead letter" if detail.get("kind") == "dead-letter" else "report"
+        to, report_id = detail["to"], detail.get("report_id")
+        report = self.reports.get(report_id) if report_id else None
+        # pickup writes its report into the mailbox itself
+        if report_id is None or (report and report.state in ("delivered", "captured")):
+            place = "STATE/dead-letter" if to == "postmaster" else f"the Inbox of {to}"
+            return f"The {what} is in {place}."
+        if report is None:
+            return f"A {what} went to {to}."
+        if report.state == "relayed":
+            return f"The {what} was sent to {to}."
+        return f"The {what} to {to} is {report.state}."
+
+
+def _because(one: Recipient, before: str = ": ") -> str:
+    return f"{before}{one.reason}" if one.reason else ""
+
+
+def _times(one: Recipient) -> Iterator[Part]:
+    """Yield how often the last reply came, and since when."""
+    tried = _tries(one)
+    first = len(tried)
+    while first and tried[first - 1].reply == tried[-1].reply:
+        first -= 1
+    if (number := len(tried) - first) > 1:
+        yield f" ({number} times since "
+        yield SentenceTime(tried[first].at)
+        yield ")"
+
+
+def _captured(head: str, one: Recipient, *, is_one: bool) -> Iterator[Part]:
+    if any(tried.outcome == "captured" for tried in one.attempts):
+        whose = one.address if is_one else "each of them"
+        yield f"{head}: it has not left this machine; a copy is in the Inbox of {whose}."
+    else:
+        yield f"{head}: it has not left this relay; it is kept in the queue."
+    if one.expires:
+        yield " It is removed "
+        yield SentenceTime(one.expires)
+        yield "."
+
+
+def _end(one: Recipient, before: str) -> Iterator[Part]:
+    if one.expires:
+        yield before
+        yield SentenceTime(one.expires)
+    yield "."
+
+
+def _successors(one: Recipient) -> str:
+    names = one.successors or ()
+    if one.state == "expanded":
+        return f" to {counted(len(names), 'address')}"
+    return f" to {', '.join(names)}" if names else ""
+
+
+# -- what reports say of recipients: Relay's own, and what those from outside claim. These prove
+# nothing, so their words always have the name of the host before them.
+
+_FAILED = (RecipientState.FAILED, RecipientState.EXPIRED)
+_CLAIMS = {
+    "failure": "it was not delivered",
+    "delayed": "it is not delivered yet",
+    "held": "it is held",
+    "delivered": "it was delivered",
+    "relayed": "it was passed on to a host that sends no reports",
+    "expanded": "it was delivered to a list, and sent to its members",
+    "read": "it was displayed",
+    "notread": "it was deleted unread",
+}
+
+
+def is_remote(detail: Mapping[str, Any]) -> bool:
+    """Return whether an event of step 7 is what a report from outside claims."""
+    return detail.get("by") == "remote"
+
+
+def with_reports(
+    recipients: Sequence[Recipient], steps: Sequence[JourneyStep]
+) -> tuple[Recipient, ...]:
+    """Return the recipients with what the last report to the sender says of each.
+
+    A report from outside only claims: it is shown where Relay has sent none. The report on a failed
+    conversion is about all recipients. An event names a limited number.
+    """
+    last: dict[str, JourneyStep] = {}
+    claimed: dict[str, JourneyStep] = {}
+    for step in steps:
+        detail = step.detail
+        if step.step != Step.REPORT:
+            continue
+        if is_remote(detail):
+            claimed |= dict.fromkeys(detail["recipients"], step)
+        elif "to" in detail and detail["kind"] not in ("dead-letter", "postmaster"):
+            named = detail.get("recipients") or [one.address for one in recipients]
+            last |= dict.fromkeys(named, step)
+    shown = {one: remote_report(step.detail, step.at) for one, step in claimed.items()}
+    shown |= {
+        one.address: _report_on(one, last[one.address]) for one in recipients if one.address in last
+    }
+    return tuple(
+        structs.replace(one, reported=shown[one.address]) if one.address in shown else one
+        for one in recipients
+    )
+
+
+def _report_on(one: Recipient, step: JourneyStep) -> SenderReport:
+    host = one.attempts[-1].host if one.attempts else ""
+    return SenderReport(step.detail["kind"], one.status, one.reply, host, step.at)
+
+
+def remote_report(detail: Mapping[str, Any], at: str = "") -> SenderReport:
+    """Return what an event of which is_remote() is true says of its recipient."""
+    return SenderReport(
+        detail["kind"], detail["status"], detail["reply"], detail["host"], at, by="remote",
+        source=ReportSource(**detail["source"]),
+    )  # fmt: skip
+
+
+def are_failures_reported(recipients: Sequence[Recipient]) -> bool:
+    """Whether some have failed, the sender was told so of each of these, and all were attempted."""
+    reported = {
+        one.address
+        for one in recipients
+        if one.reported and one.reported.kind in ("failure", "unknown")
+    }
+    failed = {one.address for one in recipients if one.state in _FAILED}
+    return bool(reported) and failed <= reported and not has_new(recipients)
+
+
+def has_new(recipients: Sequence[Recipient]) -> bool:
+    """Whether one waits for its first attempt, or for an attempt that is due."""
+    return any(one.state == RecipientState.QUEUED for one in recipients)
+
+
+def claim_words(report: SenderReport, address: str = "") -> str:
+    """Return "HOST claims that it was not delivered: 550 5.1.1 no such user"; with the address of
+    the recipient if it is given.
+    """
+    assert report.source is not None
+    what = _CLAIMS.get(report.kind, f"its state is {report.kind}")
+    said = report.reply if report.status in report.reply else f"{report.status} {report.reply}"
+    text = f"{report.source.name} claims that {what}{f' (to {address})' if address else ''}"
+    return f"{text}: {said.strip().removesuffix('.')}" if said.strip() else text

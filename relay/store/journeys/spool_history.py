@@ -1,0 +1,124 @@
+"""What a spool remembers of its messages: the reading side of a spool engine.
+
+The spool's part of a journey is steps 5 to 7. Nothing here changes the queue, and delivery does
+not wait for these queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from relay.base.message.content import Content
+from relay.store.journeys.document import Journey
+from relay.store.journeys.events import RecordedEvent
+from relay.store.journeys.message_list import (
+    FoundMessage,
+    FoundPage,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+)
+
+CONTENTS_MAX = 50  # that one call reads: each may have a file open
+
+
+class KeptMessage(Struct, frozen=True):
+    """What is left of a message: its content until no entry needs it, and (number, address, state)
+    of recipients, who may have copies in mailboxes.
+    """
+
+    content: Content | None
+    recipients: Sequence[tuple[int, str, str]]
+
+
+class SpoolEvents(Struct, frozen=True):
+    """Events with their sequences, None for one that is not shown. `removed_to` is the sequence of
+    the last one that was removed. `is_complete`: no more were there.
+    """
+
+    events: Sequence[tuple[int, RecordedEvent | None]]
+    removed_to: int
+    is_complete: bool
+
+
+class SpoolHistory(Protocol):
+    """The messages that the spool has, until their history is pruned.
+
+    With `account` only messages of that account are found, with None all.
+    """
+
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        """Return the spool's part of the journey of one message: no graph_id, client or reports.
+        With `added`, for operators, also copies that rules and milters added.
+        """
+        ...
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """Return what is left of a message; a large content stays readable when it is removed.
+
+        Of several contents it is that of the first entry, and of recipients some of the first.
+        Raises SpoolError when the content is missing or damaged.
+        """
+        ...
+
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """Return the contents of messages that an entry still needs, as read_message() does; of
+        the first CONTENTS_MAX. Those that cannot be read are left out.
+        """
+        ...
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        """Return queue ids, newest first, for a queue id, submission id, draft id, Message-ID or
+        address, or for "last".
+        """
+        ...
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+    ) -> Sequence[FoundMessage]:
+        """Return messages that match, apart from `after`, newest first.
+
+        With `since_us` those that were accepted later, with their times. The scan is bounded: older
+        messages may be missed.
+        """
+        ...
+
+    async def find_page(
+        self, wanted: MessageSearch, *, account: str | None, before: ListPosition | None, limit: int
+    ) -> FoundPage:
+        """Return messages that match, apart from `after` and `key`, in the order of the list."""
+        ...
+
+    async def summaries(
+        self, queue_ids: Sequence[str], *, account: str | None, added: bool = False
+    ) -> Sequence[MessageSummary]:
+        """Return the rows of messages, without those that are gone. `added` as in journey()."""
+        ...
+
+    async def accepted_submissions(self, submission_ids: Sequence[str]) -> Sequence[str]:
+        """Return those of these submissions that the spool has."""
+        ...
+
+    async def count_states(
+        self, *, account: str | None, limit: int
+    ) -> tuple[int, Mapping[str, int]]:
+        """Return the number of messages, at most `limit`. Return also in how many of these newest
+        ones a recipient is in each state, and as REPORT how many are reports.
+        """
+        ...
+
+    async def recent_addresses(self, *, account: str | None, limit: int) -> Sequence[str]:
+        """Return senders and recipients of the newest messages, the most frequent first."""
+        ...
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """Return the first events after the sequence `after`, up to `until`, in their order.
+
+        They may be fewer than `limit` although there are more, if they are large.
+        """
+        ...
+
+    async def last_event(self) -> int:
+        """Return the sequence after which all later events are."""
+        ...

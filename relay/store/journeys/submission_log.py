@@ -1,0 +1,392 @@
+"""The submission log: steps 1 to 4 of every submission, one JSON line each, one file per day and
+role.
+
+The log is append-only. A line is written with one write(2); incomplete and damaged lines are
+skipped. Writing raises OSError.
+"""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from relay.base.clock import Clock, id_time_us, now_at_least_us, time_us_of
+from relay.base.files import lines_backwards
+from relay.base.message.address import own_mailbox
+from relay.store.journeys.document import JourneyStep
+from relay.store.journeys.events import Event, LogLine, Step, parse_line
+from relay.store.journeys.message_list import (
+    CLOCK_MARGIN_US,
+    SCAN_MAX,
+    SUBJECT_CHARACTERS_MAX,
+    FoundMessage,
+    MessageSearch,
+    OpenSubmission,
+    matches_pattern,
+)
+from relay.store.journeys.open_submissions import OpenSubmissions
+
+_DAY_US = 86_400_000_000
+_RECIPIENTS_MAX = 1000  # in a line
+NOT_ANSWERED = "not_answered"  # in a remark: the client does not know whether it will be sent
+
+
+class SubmissionFacts(Struct, frozen=True):
+    """The facts of a submission, in its line of step 1. `recipients` include Bcc."""
+
+    submission_id: str
+    graph_id: str
+    account: str
+    sender: str
+    message_id: str = ""
+    subject: str = ""
+    recipients: tuple[str, ...] = ()
+
+
+class SubmissionRecord(Struct, frozen=True):
+    """What the log has of a submission: its facts, and steps 1 to 4 in their order."""
+
+    facts: SubmissionFacts
+    steps: list[JourneyStep]
+
+
+class SubmissionLog:
+    """Appends the steps of one role and finds submissions in the logs of all roles."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        role: str,
+        clock: Clock,
+        on_append: Callable[[], None] = lambda: None,
+        node: str = "",
+    ) -> None:
+        """`directory` is `<mailboxes.root>/.submissions/log`; on first use it is created within
+        `.submissions`.
+
+        `on_append` is called in the appending thread, once the step can be read. Each step names
+        `node`, if that is given.
+        """
+        self._directory = directory
+        self._role = role
+        self._clock = clock
+        self._node = {"node": node} if node else {}
+        self._on_append = on_append
+        self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
+        self._file: int | None = None
+        self._day = -1  # the day of the open file, counted from 1970
+        self._followed = OpenSubmissions(self._files)
+
+    def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
+        """Write steps with one write(2), so that readers never see a part of a line."""
+        lines = []
+        for event in events:
+            line: dict[str, Any] = {
+                "submission_id": facts.submission_id,
+                "step": int(event.step),
+                "at_us": event.at_us,
+                "detail": {**event.detail, **self._node},
+            }
+            if event.step is Step.CREATED:  # the other steps are joined to this line
+                line |= _names(facts)
+            else:
+                line["owner"] = facts.account
+            if queue_id:
+                line["queue_id"] = queue_id
+            lines.append(line)
+        self._write(*lines)
+
+    def withdraw(self, facts: SubmissionFacts) -> None:
+        """Record that a submission was rejected: it has no journey."""
+        line = self._remark_of(facts.submission_id) | {"withdrawn": True}
+        self._write(line | _names(facts))
+
+    def remark(self, submission_id: str, detail: Mapping[str, Any], *, account: str) -> None:
+        """Add `detail` to step 2 of a submission: what happened to it before step 3."""
+        line = self._remark_of(submission_id)
+        self._write(line | {"detail": dict(detail), "owner": account})
+
+    def _remark_of(self, submission_id: str) -> dict[str, Any]:
+        return {"submission_id": submission_id, "step": 0, "at_us": self._clock.time_us()}
+
+    def _write(self, *lines: dict[str, Any]) -> None:
+        octets = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        with self._lock:
+            file = self._todays_file()
+            written = os.write(file, octets)
+            if written < len(octets):  # the disk is full: a partial line would damage the next one
+                os.ftruncate(file, os.fstat(file).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._on_append()
+
+    def _todays_file(self) -> int:
+        now_us = self._clock.time_us()
+        day = now_us // _DAY_US
+        if self._file is None or day > self._day:  # a day never goes back, as ids do not
+            self._close()
+            self._directory.mkdir(exist_ok=True)
+            path = self._directory / f"{_day_of(now_us)}-{self._role}"
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._day = day
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a crash left a partial line
+                os.write(self._file, b"\n")
+        return self._file
+
+    def clear(self) -> None:
+        """Remove all files."""
+        with self._lock:
+            self._close()
+            for path in self._files():
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close today's file; the next step opens it again."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    async def submission(self, submission_id: str) -> SubmissionRecord | None:
+        """Return what the log has of a submission, None if it has nothing or it was withdrawn."""
+        return await asyncio.to_thread(self._submission, submission_id)
+
+    async def find_submission_ids(
+        self, key: str, *, account: str | None, limit: int
+    ) -> Sequence[str]:
+        """Return submission ids for any of a submission's names, newest first."""
+        return await asyncio.to_thread(self._find, key, account, limit)
+
+    async def search(
+        self, wanted: MessageSearch, *, account: str | None, since_us: int
+    ) -> Sequence[FoundMessage]:
+        """Return the submissions since then, newest first: the newest SCAN_MAX, and which of them
+        may match.
+        """
+        scan = _Scan(wanted, account, since_us=since_us)
+        return await asyncio.to_thread(scan.read, self._files())
+
+    async def submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
+        """Return the submissions that the client has made by HTTP in this time, and since when they
+        are complete. They are SCAN_MAX and the others of that day; the time is 0 if there are no
+        more.
+        """
+        return await asyncio.to_thread(self._submitted_by, wanted)
+
+    async def open_submissions(self) -> Sequence[OpenSubmission]:
+        """Return the newest submissions that are not recorded as accepted."""
+        return await asyncio.to_thread(self._followed.read)
+
+    def prune(self, keep_days: int) -> int:
+        """Remove whole days older than `keep_days`; return the number of removed files."""
+        before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
+        old = [path for path in self._files() if path.name[:10] < _day_of(before_us)]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+    def client_of(self, submission_id: str) -> dict[str, str] | None:
+        """Return the client that step 2 of a submission names; blocks."""
+        found = self._submission(submission_id)
+        steps = [one for one in found.steps if one.step == Step.NOTIFIED] if found else []
+        return steps[0].detail.get("client") if steps else None
+
+    def _submission(self, submission_id: str) -> SubmissionRecord | None:
+        earliest = self._created_us(submission_id)
+        facts = SubmissionFacts(submission_id, graph_id="", account="", sender="")
+        steps: dict[int, Event] = {}
+        remark: dict[str, Any] = {}
+        wanted = submission_id.lower().encode()
+        for path in self._files():
+            if earliest is not None and path.name[:10] < _day_of(earliest):
+                break
+            for line in lines_backwards(path, wanted):
+                if (one := parse_line(line)) is None:
+                    continue
+                if one.submission_id != submission_id:
+                    continue
+                if one.withdrawn:
+                    return None
+                if not one.step:
+                    remark = {**one.detail, **remark}
+                    continue
+                if one.step == Step.REPORT and one.step in steps:
+                    continue  # the last report counts; of other steps, the first line
+                steps[one.step] = Event(Step(one.step), one.at_us, one.detail)
+                if one.step == Step.CREATED:
+                    facts = SubmissionFacts(*(getattr(one, name) for name in _FACTS))
+                    break  # its other steps are later in the file and were read before
+        if not steps:
+            return None
+        if remark and (notified := steps.get(Step.NOTIFIED)):
+            steps[Step.NOTIFIED] = replace(notified, detail={**notified.detail, **remark})
+        return SubmissionRecord(facts, [steps[step].as_step() for step in sorted(steps)])
+
+    def _created_us(self, identifier: str) -> int | None:
+        """Return when an id was created, None if unknown; no earlier line concerns it.
+
+        An id from the future was created under a wrong clock and says nothing.
+        """
+        created_us = id_time_us(identifier)
+        return created_us if created_us is None or created_us <= self._clock.time_us() else None
+
+    def _find(self, key: str, account: str | None, limit: int) -> list[str]:
+        found: dict[str, None] = {}
+        withdrawn: set[str] = set()  # written after the steps, so read before them
+        lowered = own_mailbox(key)
+        # bytes.lower() changes ASCII only, and old lines have U-labels
+        plain = key != "last" and key.isascii() and "xn--" not in lowered
+        wanted = msgspec.json.encode(lowered)[1:-1] if plain else b""
+        created_us = None if "@" in key else self._created_us(key)
+        for path in self._files():
+            if created_us is not None and path.name[:10] < _day_of(created_us):
+                break  # no earlier log contains an id
+            for line in lines_backwards(path, wanted):
+                if (one := parse_line(line)) is None:
+                    continue
+                if not one.has_facts or account not in (None, one.account):
+                    continue
+                names = (one.submission_id, one.graph_id, one.message_id)
+                addresses = (one.sender, *one.recipients)
+                if one.submission_id in withdrawn:
+                    continue
+                if one.withdrawn:
+                    withdrawn.add(one.submission_id)
+                elif key == "last" or key in names or lowered in map(own_mailbox, addresses):
+                    found[one.submission_id] = None
+                    if len(found) >= limit:
+                        return list(found)
+        return list(found)
+
+    def _submitted_by(self, wanted: MessageSearch) -> tuple[frozenset[str], int]:
+        found: set[str] = set()
+        needle = max(wanted.client.lower().replace("?", "*").split("*"), key=len).encode()
+        first = _day_of(wanted.from_us)
+        begin = last = _day_of(wanted.until_us) if wanted.until_us else "~"
+        for path in self._files():
+            day = path.name[:_DAY_CHARACTERS]
+            if len(found) >= SCAN_MAX and first <= day < begin:
+                return frozenset(found), time_us_of(f"{begin}T00:00:00Z")
+            for line in lines_backwards(path, needle) if first <= day <= last else ():
+                begin = day
+                one = parse_line(line)
+                if one and one.step == Step.NOTIFIED and wanted.is_in_time(one.at_us):
+                    address = one.detail.get("client", {}).get("address", "")
+                    if matches_pattern(wanted.client, address):
+                        found.add(one.submission_id)
+        return frozenset(found), 0
+
+    def _files(self) -> list[Path]:
+        """Return the files, newest day first."""
+        return _files(self._directory)[::-1]
+
+
+class _Scan:
+    """Reads the log backwards for a search of the submissions since a time."""
+
+    def __init__(self, wanted: MessageSearch, account: str | None, *, since_us: int) -> None:
+        self._wanted = wanted
+        self._account = account
+        self._since_us = since_us
+        self._submitted_us: dict[str, int] = {}
+        self._ended: set[str] = set()  # accepted or withdrawn: recorded later, so read earlier
+        self._found: dict[str, FoundMessage] = {}
+        self._read = 0
+
+    def read(self, files: Sequence[Path]) -> list[FoundMessage]:
+        earliest_us = self._since_us - CLOCK_MARGIN_US
+        for path in files:
+            if path.name[:10] < _day_of(earliest_us):
+                break
+            for line in lines_backwards(path):
+                if (one := parse_line(line)) is None:
+                    continue
+                if self._read >= SCAN_MAX:
+                    return list(self._found.values())
+                if one.at_us < earliest_us and one.step > Step.CREATED:
+                    break  # a draft may be older than its sending
+                self._take(one)
+        return list(self._found.values())
+
+    def _take(self, line: LogLine) -> None:
+        if line.step == Step.NOTIFIED:
+            self._submitted_us[line.submission_id] = line.at_us
+        elif line.step == Step.ACCEPTED or line.withdrawn:
+            self._ended.add(line.submission_id)
+        elif line.step == Step.CREATED:
+            self._read += 1
+            at_us = self._submitted_us.pop(line.submission_id, None)
+            if at_us is not None and self._account in (None, line.account):
+                self._keep(line, at_us)
+
+    def _keep(self, line: LogLine, at_us: int) -> None:
+        submission_id = line.submission_id
+        matches = (
+            submission_id not in self._ended
+            and self._wanted.matches_facts(line.sender, line.subject)
+            and any(map(self._wanted.matches_address, line.recipients))
+        )
+        self._ended.discard(submission_id)
+        if at_us > self._since_us:
+            self._found[submission_id] = FoundMessage(
+                "", submission_id, at_us, line.account, matches=matches
+            )
+
+
+_FACTS = SubmissionFacts.__struct_fields__
+_LAST_S = 253_402_300_799  # of the year 9999
+
+
+def _names(facts: SubmissionFacts) -> dict[str, Any]:
+    """Return the facts by which a submission can be found."""
+    subject = facts.subject[:SUBJECT_CHARACTERS_MAX]
+    return asdict(replace(facts, subject=subject, recipients=facts.recipients[:_RECIPIENTS_MAX]))
+
+
+def _day_of(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(min(time_us // 1_000_000, _LAST_S), UTC):%Y-%m-%d}"
+
+
+_READ_BYTES_MAX = 1 << 20
+_DAY_CHARACTERS = 10
+
+
+def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
+    """Yield each step 4 since a time. Raises OSError."""
+    for path in _files(directory):
+        if path.name[:_DAY_CHARACTERS] >= _day_of(since_us):
+            for line in _lines(path):
+                if line.step == Step.ACCEPTED and line.at_us >= since_us:
+                    yield line
+
+
+def _lines(path: Path) -> Iterator[LogLine]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # pruned meanwhile
+        return
+    with file:
+        while line := file.readline(_READ_BYTES_MAX):
+            if (one := parse_line(line)) is not None:
+                yield one
+
+
+def _files(directory: Path) -> list[Path]:
+    """Return the files, oldest day first."""
+    try:
+        names = [path for path in directory.iterdir() if path.name[:1].isdigit()]
+    except FileNotFoundError:
+        return []
+    return sorted(names, key=lambda path: (path.name[:_DAY_CHARACTERS], path.name))

@@ -1,0 +1,207 @@
+"""The words for the steps of a journey: what an event says, and what a message waits for.
+
+`relay trace`, `relay wait` and the pages use them. Everything here is a pure function. The texts
+have the characters of the message in them: the caller makes them safe for a terminal or a page.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from relay.base.phrases import counted, moment
+from relay.store.journeys.events import NO_SIGNING_KEYS
+from relay.store.journeys.sentences import claim_words, is_remote, remote_report
+
+_NAMES_MAX = 5  # on one line
+_DETAIL_CHARACTERS_MAX = 300
+RELEASE_RESTORED = "see relay queue list --restored; relay queue release --restored lets all go"
+
+WAITS_FOR = {
+    1: "the draft is created, but not submitted",
+    2: "pickup has not converted it yet",
+    3: "it is converted, but transport has not accepted it; pickup retries",
+    4: "accepted, not routed yet",
+    5: "routed, but no delivery was attempted yet",
+    6: "delivery was attempted",
+    7: "a report was sent",
+}
+REASONS = {
+    "scheduled": "waits for the time that the sender chose",
+    "converting": "is converted and submitted by pickup",
+    "queued": "waits for its first attempt",
+    "deferred": "will be retried",
+    "held": "is held until an operator releases it",
+    "captured": "is captured by a route",
+}
+
+
+_OF_ADDED = ("add ", "insert ")  # changes; a "<" has the address of a recipient
+_ANSWERS = {
+    "continue": "accepted it",
+    "accept": "accepted it",
+    "discard": "discarded it",
+    "down": "was down",
+}
+_DONE = {
+    "retry": "tried now:",
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "reroute": "rerouted",
+}
+
+
+def client_line(client: Mapping[str, str]) -> str:
+    """Return the client that submitted a message, "" if unknown."""
+    parts = [client["address"] or ("a Unix socket" if any(client.values()) else "")]
+    parts += [f"EHLO {client['helo']}"] if client["helo"] else []
+    parts += [f"login {client['account']}"] if client["account"] else []
+    parts += [client["tls"]] if client["tls"] else []
+    return f"from {', '.join(parts)}" if any(parts) else ""
+
+
+def findings(hit: Mapping[str, Any]) -> list[str]:
+    """Return what each condition of a rule found. In older journeys these are texts."""
+    return [
+        each if isinstance(each, str) else f'{each["condition"]} "{each["value"]}"'
+        for each in hit.get("because", ())
+    ]
+
+
+def signature_words(detail: Mapping[str, Any]) -> str:
+    """Return with which keys a message was signed (step 5), or why with none; "" where no key is
+    configured.
+    """
+    selectors: dict[str, list[str]] = {}
+    for one in detail.get("dkim", ()):
+        selectors.setdefault(one["domain"], []).append(one["selector"])
+    reason = detail.get("unsigned", "")
+    if not selectors:
+        return "" if reason in ("", NO_SIGNING_KEYS) else f"not signed: {reason}"
+    signers = [f"{domain} ({', '.join(names)})" for domain, names in selectors.items()]
+    but = f"; a copy is not signed: {reason}" if reason else ""
+    return f"signed for {', '.join(signers)}{but}"
+
+
+def milter_words(one: Mapping[str, Any]) -> str:
+    """Return what a milter did with a message (step 5)."""
+    added = sum(each.startswith(_OF_ADDED) and "<" not in each for each in one["changes"])
+    done = [f"added {counted(added, 'field')}"] if added else []
+    for each in one["changes"]:
+        verb, _, what = each.partition(" ")
+        if not each.startswith(_OF_ADDED) or "<" in each:
+            done.append(f"{verb.removesuffix('e')}ed {what}".rstrip())
+    done = _few(done) or [_ANSWERS.get(one["answer"], "refused it")]
+    reason = f": {one['reason']}" if one["reason"] else ""
+    return f"milter {one['name']} {', '.join(done)}{reason}"
+
+
+def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the details of an event, but for its node, one short line each."""
+    if step == 5:
+        yield from map(milter_words, detail.get("milters", ()))
+        for hit in detail.get("rules", []):
+            because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
+            outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
+            yield f'rule "{hit["rule"]}": {outcome}{because}'
+        if sender := detail.get("sender"):
+            yield f"sender {sender['from']} replaced by {sender['to']}"
+        if demand := detail.get("tls"):
+            yield f"TLS demanded by the message: {demand}"
+        if signed := signature_words(detail):
+            yield signed
+        counts = detail.get("counts", {})  # an event names at most a few recipients
+        if aliases := detail.get("aliases"):
+            yield f"aliases: {named(aliases, counts.get('aliases'))}"
+        for hop, recipients in detail.get("next_hops", {}).items():
+            routes = detail.get("routes", {}).get(hop)
+            by = f" (route {', '.join(routes)})" if routes else ""
+            yield f"{hop}{by}: {named(recipients, counts.get(hop))}"
+        for alias, sender in detail.get("senders", {}).items():
+            yield f"sender of what {alias} forwards: {sender}"
+        for reason, addresses in detail.get("held", {}).items():
+            yield f"held by {reason}: {named(addresses)}"
+        for text, addresses in detail.get("quarantined", {}).items():
+            yield f"quarantined by {text}: {named(addresses)}"
+        for one in detail.get("mails", ()):
+            kind = "journal report" if one["kind"] == "journal" else "notice"
+            yield f"{kind} {one['queue_id']} to {one['to']}: {named(one['rules'])}"
+        refused = [f"refused: {x['address']} {x['reply']}" for x in detail.get("refused", [])]
+        yield from _few(refused, counts.get("refused"))
+    elif step == 6 and "recipients" in detail:
+        host = f" by {detail['host']}" if detail.get("host") else ""
+        outcomes = ((x["address"], x["outcome"], x["reply"]) for x in detail["recipients"])
+        yield from _few([f"{who} {outcome}{host}: {reply}" for who, outcome, reply in outcomes])
+        if held := detail.get("held"):
+            yield f"held: {held}"
+    elif "operation" in detail:
+        yield _operation(detail)
+    elif is_remote(detail):
+        yield claim_words(remote_report(detail), named(detail["recipients"]))
+        if more := detail.get("more"):
+            yield f"{counted(more, 'further report')} on {named(detail['recipients'])}"
+    elif step == 4 and detail.get("folder", "") is None:
+        yield f"not kept, queue_id {detail['queue_id']}"
+    elif step == 3 and "draft" in detail:
+        changes = [*detail.get("changes", ()), *detail.get("defects", ())]
+        size = f"size {detail['size']}, recipients {detail['recipients']}"
+        yield "; ".join([size, *_few(changes)])
+    elif detail:
+        said = (f"{name} {_short(value)}" for name, value in detail.items() if name != "node")
+        yield ", ".join(said)
+
+
+def _operation(detail: Mapping[str, Any]) -> str:
+    """Return an operator's command, and the reason given."""
+    numbers = [str(number) for number in detail.get("entries", ())]
+    result = [f"{detail['operation']} by {detail.get('who', '?')}"]
+    if copies := detail.get("copies"):
+        result.append(f"a copy for {', '.join(copies)}")
+    if "until" in detail:
+        result.append(f"until {moment(str(detail['until']), '')}")
+    if "to" in detail:
+        result.append(f"to {named(detail['to'])}")
+    if holds := detail.get("holds"):
+        result.append(f"held by {named(list(dict.fromkeys(holds.values())))}")
+    if detail.get("why"):
+        result.append(f"because: {detail['why']}")
+    result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")
+    return ", ".join(result)
+
+
+def named(addresses: Sequence[str], count: int | None = None) -> str:
+    """Return the first addresses and the number of the others; `count` is the total, if larger."""
+    more = (count or len(addresses)) - _NAMES_MAX
+    return ", ".join(addresses[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _few(lines: Sequence[str], count: int | None = None) -> list[str]:
+    more = (count or len(lines)) - _NAMES_MAX
+    return [*lines[:_NAMES_MAX], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _short(value: Any) -> str:
+    text = named([str(one) for one in value]) if isinstance(value, list) else str(value)
+    return text[:_DETAIL_CHARACTERS_MAX]
+
+
+def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
+    """Return the result of a queue command in one line."""
+    done, matched = answer["done"], answer["matched"]
+    verb = f"would {operation}" if answer["dry_run"] else _DONE[operation]
+    parts = [f"{verb} {done} of {counted(matched, 'entry')}"]
+    if unchanged := answer["unchanged"]:
+        parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
+    if domains := answer.get("new"):
+        parts.append(f"and what comes for {named(domains)}")
+    elsewhere = answer.get("in_flight_at", {})
+    if here := answer["in_flight"] - sum(elsewhere.values()):
+        parts.append(f"{here} in flight")
+    parts += [f"{number} in flight at {node}" for node, number in elsewhere.items()]
+    if (reports := answer.get("reports")) is not None:
+        parts.append(f"{counted(reports, 'report')} to senders")
+    line = ", ".join(parts)
+    if left := answer.get("still_held"):
+        line += f"; a restore still holds {counted(left, 'submission')}: {RELEASE_RESTORED}"
+    if others := answer.get("other_nodes"):
+        line += f"; failures of hosts are forgotten on this node only, not on {named(others)}"
+    return line

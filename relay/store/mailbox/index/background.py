@@ -1,0 +1,115 @@
+"""Read large mailboxes into their indexes in the background, before a query needs them.
+
+The store runs one IndexBuilder: at the start over all mailboxes, later over those that get mail. It
+reads one mailbox at a time in one thread, a few messages at once, and pauses as long as it worked.
+It waits while the store works for others, under pressure, and at a stop. A query does not wait for
+it: it reads the rest itself, and the builder continues after it. Small mailboxes are left to the
+first query. Only the mailboxes' paths and counts are in memory. An error ends one mailbox's turn,
+until more mail arrives.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain, islice
+from math import inf
+from pathlib import Path
+
+from relay.base.clock import Clock
+from relay.base.observe.logs import get_logger
+from relay.store.mailbox.folders import list_folders
+from relay.store.mailbox.index.indexes import Indexes
+from relay.store.mailbox.index.update import names_on_disk
+from relay.store.mailbox.mail_root import MailRoot
+from relay.store.mailbox.mailbox_list import mailbox_directories
+from relay.store.mailbox.threads import ThreadPool
+from relay.store.mailbox.types import StoreError
+
+LARGE_MESSAGES = 1000  # a query reads fewer at once
+_MESSAGES_AT_ONCE = 50
+_PAUSE_S = 0.02
+_BUSY_PAUSE_S = 0.25
+_MAILBOXES_COUNTED = 10_000
+
+_log = get_logger("mailbox")
+
+
+class IndexBuilder:
+    """Builds the indexes of large mailboxes. Its methods belong to one event loop."""
+
+    def __init__(
+        self, root: MailRoot, indexes: Indexes, *, clock: Clock, may_work: Callable[[], bool]
+    ) -> None:
+        """`may_work` says whether the store has nothing else to do."""
+        self._root = root.path
+        self._indexes = indexes
+        self._clock = clock
+        self._may_work = may_work
+        self._threads = ThreadPool(1, "mailbox-index", check_root=root.check)
+        self._waiting: dict[Path, None] = {}  # mailboxes, in their order
+        self._delivered: Counter[Path] = Counter()
+        self._is_woken = asyncio.Event()
+
+    def note_delivery(self, mailbox: Path) -> None:
+        """Build a mailbox's index at its first message since the start, and each 1000th later."""
+        if mailbox not in self._delivered and len(self._delivered) >= _MAILBOXES_COUNTED:
+            self._delivered.clear()  # a mailbox is only looked at earlier
+        if self._delivered[mailbox] % LARGE_MESSAGES == 0:
+            self._waiting[mailbox] = None
+            self._is_woken.set()
+        self._delivered[mailbox] += 1
+
+    async def run(self, is_calm: Callable[[], bool] = lambda: True) -> None:
+        """Build until cancelled, first all mailboxes that exist, while `is_calm` returns True."""
+        try:
+            self._waiting |= dict.fromkeys(await self._threads.run(_mailboxes, self._root))
+        except StoreError as error:
+            _log.info("index not built", mailbox=str(self._root), reason=str(error))
+        while True:
+            while self._waiting:
+                mailbox = next(iter(self._waiting))
+                del self._waiting[mailbox]
+                try:
+                    await self._build(mailbox, is_calm)
+                except StoreError as error:
+                    _log.info("index not built", mailbox=str(mailbox), reason=str(error))
+                except Exception:  # noqa: BLE001 - the other mailboxes are built
+                    _log.exception("index not built", mailbox=str(mailbox))
+            self._is_woken.clear()
+            await self._is_woken.wait()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        self._threads.close()
+
+    async def _build(self, mailbox: Path, is_calm: Callable[[], bool]) -> None:
+        if not await self._threads.run(_is_large, mailbox):
+            return
+        misses: Counter[int] = Counter()
+        began_s, count = self._clock.real_s(), 0
+        while True:
+            while not (is_calm() and self._may_work()):
+                await self._clock.sleep(_BUSY_PAUSE_S, slack_s=inf)  # sleeps: there is no event
+            start_s = self._clock.real_s()
+            if not await self._threads.run(
+                self._indexes.read_some, mailbox, _MESSAGES_AT_ONCE, misses=misses
+            ):
+                break
+            count += 1
+            pause_s = max(_PAUSE_S, self._clock.real_s() - start_s)
+            await asyncio.sleep(pause_s)  # real time: others have the processor
+        if count:
+            seconds = round(self._clock.real_s() - began_s, 1)
+            _log.info("index built", mailbox=str(mailbox), seconds=seconds)
+
+
+def _mailboxes(root: Path) -> list[Path]:
+    return [one for one in mailbox_directories(root) if (one / "cur").is_dir()]
+
+
+def _is_large(mailbox: Path) -> bool:
+    """Return whether a mailbox has many messages; no more of its files are listed."""
+    folders = list_folders(mailbox)
+    directories = (folder.path / name for folder in folders for name in ("cur", "new"))
+    files = chain.from_iterable(map(names_on_disk, directories))
+    return sum(1 for _ in islice(files, LARGE_MESSAGES)) == LARGE_MESSAGES

@@ -1,0 +1,569 @@
+"""Index the content of messages: header fields, and the full text.
+
+What a query needs is read from the files when a query first needs it: level 1 is the header, level
+2 the text. The same readers show a message to clients. One thread per mailbox reads; the index is
+locked only while the content of up to 2 MiB of files is written. When the time limit is reached or
+the client leaves, what was read stays, and the next request reads the rest.
+
+Raises StoreUnavailableError when there is more to read than one request may wait for, and
+QueryTooLongError when the client has left. A bounded part of each file is read, and at most
+FIELDS_MAX fields of its header (RFC 5322; Graph's message).
+"""
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+import apsw
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import Clock
+from relay.base.message.address import ascii_address, shown_address
+from relay.base.message.content import as_octets
+from relay.base.message.conversation import conversation_id
+from relay.base.message.extended_properties import IN_REPLY_TO_ID, INTERNET_REFERENCES, class_of
+from relay.base.message.header import Header, cleaned, header_end, with_first_fields
+from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.formats.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
+from relay.formats.html_text import without_tags
+from relay.formats.read_header import (
+    STORED_FIELD_OCTETS_MAX,
+    date_us_of,
+    first_person,
+    parse_header,
+    read_addresses,
+    read_properties_of_header,
+)
+from relay.formats.read_mime import read_mime
+from relay.formats.read_report import ORDINARY_CLASS, message_class
+from relay.formats.structure import read_structure
+from relay.store.mailbox.index.database import fetch, marks, open_database
+from relay.store.mailbox.index.mailbox_index import MailboxIndex
+from relay.store.mailbox.index.query_sql import (
+    HEADER_LEVEL,
+    RANKS,
+    TEXT_LEVEL,
+    extended_kind,
+    search_key,
+    words_expression,
+)
+from relay.store.mailbox.index.rows import FolderRows, IndexedMessage, select_rows
+from relay.store.mailbox.index.states import INSERT_ITEM
+from relay.store.mailbox.index.update import path_of
+from relay.store.mailbox.maildir import open_message
+from relay.store.mailbox.message_state import MessageState, read_state, with_state
+from relay.store.mailbox.query import Collection
+from relay.store.mailbox.threads import QueryTimeLimit
+from relay.store.mailbox.types import StoreUnavailableError
+
+_HEADER_BYTES = 16 * 1024
+_HEADER_BYTES_MAX = 256 * 1024
+CONTENT_BYTES_MAX = 1024 * 1024
+_CACHED_BYTES_MAX = 1024
+_ADDRESS_FIELDS = frozenset((b"from", b"sender", b"to", b"cc", b"bcc", b"reply-to"))
+_OTHERS = frozenset(
+    (
+        *(b"subject", b"date", b"message-id", b"in-reply-to", b"references", b"keywords"),
+        *(b"importance", b"x-priority", b"x-msmail-priority", b"priority"),
+    )
+)
+
+
+class HeaderData(Struct, frozen=True):
+    """The fields of a message's header, or of a draft's private block."""
+
+    properties: MessageProperties
+    conversation: str
+    sent_us: int
+    created_us: int
+    modified_us: int
+    message_class: str
+
+    def with_state(self, state: MessageState) -> Self:
+        """Return what the message's state makes of it."""
+        return replace(
+            self,
+            properties=with_state(self.properties, state),
+            modified_us=max(self.modified_us, state.modified_us),
+            message_class=class_of(state.extended or (), self.message_class),
+        )
+
+    @property
+    def columns(self) -> tuple[str | int, ...]:
+        """The values of HEADER_COLUMNS."""
+        one = self.properties
+        from_, sender = one.from_ or EmailAddress(""), one.sender or one.from_ or EmailAddress("")
+        return (
+            search_key(one.subject),
+            *(_address_key(from_), search_key(from_.name or from_.address)),
+            *(_address_key(sender), search_key(sender.name or sender.address)),
+            *(self.sent_us, self.created_us, self.modified_us),
+            RANKS.get(one.importance, RANKS["normal"]),
+            *(search_key(one.internet_message_id), search_key(self.conversation)),
+            search_key(self.message_class),
+        )
+
+    @property
+    def items(self) -> list[tuple[str, str, str]]:
+        """The recipients and categories: kind, address (or category) and name."""
+        one = self.properties
+        recipients = (
+            (Collection.TO, one.to),
+            (Collection.CC, one.cc),
+            (Collection.BCC, one.bcc),
+            (Collection.REPLY_TO, one.reply_to),
+        )
+        found = [
+            (str(kind), _address_key(person), search_key(person.name or person.address))
+            for kind, those in recipients
+            for person in those
+        ]
+        found += [(str(Collection.CATEGORIES), search_key(name), "") for name in one.categories]
+        return found + extended_items(one)
+
+
+def extended_items(properties: MessageProperties) -> list[tuple[str, str, str]]:
+    """Return the items of extended properties, also of those that stand for a header field."""
+    values = [(one.id, value) for one in properties.extended for value in one.values]
+    values += [(IN_REPLY_TO_ID, properties.in_reply_to)] if properties.in_reply_to else []
+    values += [(INTERNET_REFERENCES, one) for one in properties.references]
+    return [(extended_kind(name), search_key(value), "") for name, value in values]
+
+
+def _address_key(person: EmailAddress) -> str:
+    return search_key(ascii_address(person.address))
+
+
+HEADER_COLUMNS = (
+    "subject_key, from_key, from_name_key, sender_key, sender_name_key, sent_us, created_us,"
+    " modified_us, importance, internet_key, conversation_key, class_key"
+)
+
+
+class TextData(Struct, frozen=True):
+    """The texts of the full-text index, in the order of its columns."""
+
+    texts: tuple[str, ...]
+    has_attachments: bool
+
+
+NO_HEADER_DATA = HeaderData(MessageProperties(), "", 0, 0, 0, ORDINARY_CLASS)
+NO_TEXT = TextData(("",) * 7, has_attachments=False)
+
+
+def read_header_data(path: Path, *, message_id: str) -> HeaderData:
+    """Read a message's header. Raises OSError."""
+    with open_message(path) as file:
+        written_us = os.fstat(file.fileno()).st_mtime_ns // 1000
+        head = file.read(_HEADER_BYTES)
+        length = min(private_block_length(head), PRIVATE_BYTES_MAX)
+        end = header_end(head[length:])
+        if end.header == end.body:  # no empty line: the header may go on
+            head += file.read(length + _HEADER_BYTES_MAX - len(head))
+            end = header_end(head[length:])
+        found_class = ORDINARY_CLASS
+        if b"multipart/report" in head[length : length + end.header].lower():
+            content = head + file.read(CONTENT_BYTES_MAX - len(head))
+            found_class = _class_of_report(content[length:], end.header)
+    block = read_block(head) if length else None
+    if block is not None and block.properties is not None:
+        properties, date_us = block.properties, None
+    else:
+        header = head[length : length + end.body]
+        properties, date_us = _read_header(with_first_fields(header))
+    properties = with_defaults(properties, block)
+    extended = block.beside.extended if block and block.beside else properties.extended
+    modified_us = block.origin.modified_us if block else written_us
+    return HeaderData(
+        properties=replace(properties, extended=extended),
+        conversation=conversation_id(properties, properties.internet_message_id or message_id),
+        sent_us=modified_us if date_us is None else date_us,
+        created_us=block.origin.created_us if block else written_us,
+        modified_us=modified_us,
+        message_class=class_of(extended, found_class),
+    )
+
+
+def _class_of_report(content: bytes, header_length: int) -> str:
+    kind = read_structure(as_octets(content[:header_length])).message.content_type
+    return message_class(as_octets(content), kind)
+
+
+def read_text(path: Path) -> TextData:
+    """Read the text at the beginning of a message, up to 1 MiB. Raises OSError."""
+    with open_message(path) as file:
+        raw = file.read(CONTENT_BYTES_MAX)
+        length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
+        if length:
+            raw += file.read(length)
+    return text_of(raw)
+
+
+def text_of(raw: bytes) -> TextData:
+    """Return the text of the beginning of a message."""
+    length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
+    block = read_block(raw) if length else None
+    read = read_mime(with_first_fields(raw[length:]))
+    properties, attachments = read.properties, [(one.name, one.inline) for one in read.attachments]
+    if block is not None and block.properties is not None:
+        properties = block.properties
+        attachments = [(one.name, one.inline) for one in block.attachments]
+    properties = with_defaults(properties, block)
+    body = read.properties.body
+    if read.properties.body_type == "html":
+        body = without_tags(body)
+    authors = dict.fromkeys(one for one in (properties.from_, properties.sender) if one)
+    texts = (
+        properties.subject,
+        body,
+        *(
+            join_addresses(those)
+            for those in (authors, properties.to, properties.cc, properties.bcc)
+        ),
+        " ".join(name for name, _ in attachments),
+    )
+    return TextData(
+        tuple(text.encode("utf-8", "replace").decode() for text in texts),
+        has_attachments=any(not inline for _, inline in attachments),
+    )
+
+
+def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
+    """Return the indexed properties of a header, and its date."""
+    addresses: dict[bytes, bytes] = {}
+    others = []
+    parsed = Header.parse(cleaned(header))
+    kind = b"" if header.isascii() else parsed.first_octets("Content-Type") or b""
+    for name, field in parsed.fields:
+        if name in _ADDRESS_FIELDS:
+            addresses[name] = addresses.get(name, b"") + field
+        elif name in _OTHERS:
+            others.append(field)
+
+    def people(name: bytes) -> tuple[EmailAddress, ...]:
+        found = addresses.get(name, b"")
+        return _addresses_in(found if found.isascii() else kind + found, name)
+
+    fields = parse_header(kind + b"".join(others))  # its charset is that of raw octets
+    properties = replace(
+        read_properties_of_header(fields),
+        from_=first_person(people(b"from")),
+        sender=first_person(people(b"sender")),
+        to=people(b"to"),
+        cc=people(b"cc"),
+        bcc=people(b"bcc"),
+        reply_to=people(b"reply-to"),
+    )
+    return properties, date_us_of(fields)
+
+
+def _addresses_in(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
+    if not fields:
+        return ()
+    read = _read_addresses if len(fields) <= _CACHED_BYTES_MAX else _read_addresses.__wrapped__
+    return read(fields, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
+    """Read address fields; cached, because they repeat within a mailbox."""
+    return read_addresses(parse_header(fields), name.decode(), octets_max=STORED_FIELD_OCTETS_MAX)
+
+
+def join_addresses(addresses: Iterable[EmailAddress]) -> str:
+    """Return names and addresses, those with two forms in both."""
+    texts = (
+        dict.fromkeys(
+            (one.name, one.address, ascii_address(one.address), shown_address(one.address))
+        )
+        for one in addresses
+    )
+    return " ".join(map(" ".join, texts))
+
+
+_MESSAGES_AT_ONCE = 200
+_BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before their content is written
+_LOCK_TIMEOUT_S = 0.1
+READ_TIME_MAX_S = 45.0  # less than a proxy waits
+_MISSES_MAX = 3
+_HEADER_SQL = (
+    f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
+    f" = ({marks(HEADER_COLUMNS.split(','))}) WHERE uid = ?"
+)
+_INSERT_TEXT = (
+    "INSERT INTO fulltext (rowid, subject, body, sender, recipient, cc, bcc, attachment)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_IS_AS_READ = (
+    "SELECT 1 FROM message WHERE uid = ? AND content_level = ?"
+    " AND inode = ? AND size_bytes = ? AND mtime_ns = ?"
+)
+_T = TypeVar("_T")
+
+
+class ContentIndexer:
+    """Reads the content of a mailbox's messages."""
+
+    def __init__(
+        self,
+        index: MailboxIndex,
+        *,
+        clock: Clock,
+        limit: QueryTimeLimit,
+        misses: Counter[int] | None = None,
+    ) -> None:
+        self._index = index
+        self._clock = clock
+        self._limit = limit
+        self._until_s = math.inf
+        self._misses: Counter[int] = Counter() if misses is None else misses
+
+    def run(self, content_level: int, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
+        """Read what is missing up to the level that a query needs, then answer.
+
+        Raises StoreUnavailableError, QueryTooLongError.
+        """
+        self._until_s = self._clock.real_s() + READ_TIME_MAX_S
+
+        def run_if_indexed(cursor: apsw.Cursor, folders: FolderRows) -> _T | None:
+            return None if _has_unread(cursor, content_level) else operation(cursor, folders)
+
+        while (answer := self._index.query(run_if_indexed, self._limit)) is None:
+            while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+                self._check()
+            try:
+                for level in _LEVELS:
+                    if level.number <= content_level:
+                        self._read_level(level)
+            finally:
+                self._index.content_lock.release()
+        return answer
+
+    def read_some(self, messages_max: int) -> bool:
+        """Read a few messages; return whether there may be more to read.
+
+        While a query reads this mailbox, nothing is read here. An index in memory is not filled.
+        """
+        if not self._index.content_lock.acquire(blocking=False):
+            return True
+        try:
+            for level in _LEVELS:
+                found = self._some_unread(level, messages_max)
+                if found and not self._index.is_in_memory:
+                    self._read_files(level, found)
+                    return True
+            return False
+        finally:
+            self._index.content_lock.release()
+
+    def look_up(
+        self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+    ) -> "CopyLookup":
+        """Look up messages, and which words they have. What the index has not read of them is read
+        first, at least one of them, and no more after `read_s`.
+        """
+        began_s, has_read = self._clock.real_s(), False
+        self._until_s = began_s + read_s
+        if self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            try:
+                for level in _LEVELS:
+                    where = f"WHERE content_level = ? AND message_id IN ({marks(message_ids)})"
+                    while found := self._unread(where, (level.number - 1, *message_ids)):
+                        self._read_files(level, found)
+                        has_read = True
+                        if self._is_over():
+                            break
+            finally:
+                self._index.content_lock.release()
+        took_s = self._clock.real_s() - began_s if has_read else 0.0
+        return self._index.run(
+            lambda cursor, _: _looked_up(cursor, message_ids, words, read_s=took_s)
+        )
+
+    def _read_level(self, level: "_Level[Any]") -> None:
+        found = self._some_unread(level, _MESSAGES_AT_ONCE)
+        while found:
+            self._read_files(level, found)
+            if found := self._some_unread(level, _MESSAGES_AT_ONCE):
+                self._check()  # after writing, so that each request reads at least one message
+
+    def _some_unread(
+        self, level: "_Level[Any]", messages_max: int
+    ) -> list[tuple[IndexedMessage, Path]]:
+        """Return messages that are read up to the level below."""
+        # messages that arrived after the level below was read wait for the next round
+        where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
+        return self._unread(where, (level.number - 1, messages_max))
+
+    def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
+        return self._index.run(
+            lambda cursor, folders: [
+                (row, Path(path_of(folders, row.location)))
+                for row in select_rows(cursor, where, values)
+            ]
+        )
+
+    def _read_files(
+        self, level: "_Level[_T]", found: Sequence[tuple[IndexedMessage, Path]]
+    ) -> None:
+        """Read at least one of the files, and write their content."""
+        read: list[tuple[IndexedMessage, _T | None]] = []
+        size_bytes = 0
+        for row, path in found:
+            read.append((row, self._read(level, row, path)))
+            size_bytes += min(row.stat_data.size_bytes, CONTENT_BYTES_MAX)
+            if size_bytes >= _BYTES_AT_ONCE or self._is_over():
+                break
+
+        def write(*_: object) -> None:
+            with self._index.transaction() as cursor:
+                for row, one in read:
+                    if one is not None and _is_as_read(cursor, row, level.number):
+                        level.write(cursor, row.uid, one)
+
+        self._index.run(write)
+
+    def _read(self, level: "_Level[_T]", row: IndexedMessage, path: Path) -> _T | None:
+        """Read a message's file; return None if it was not found."""
+        try:
+            return level.read(row, path)
+        except FileNotFoundError:  # the next update of the index finds it
+            self._misses[row.uid] += 1
+            return level.nothing if self._misses[row.uid] > _MISSES_MAX else None
+        except OSError:
+            return level.nothing
+
+    def _is_over(self) -> bool:
+        return self._limit.is_stopped or self._clock.real_s() > self._until_s
+
+    def _check(self) -> None:
+        if self._is_over():
+            self._limit.check()  # its time has not begun: it is over only if it was stopped
+            message = "The mailbox's messages are being read for the first search."
+            raise StoreUnavailableError(message)
+
+
+def _has_unread(cursor: apsw.Cursor, content_level: int) -> bool:
+    where = "WHERE content_level < 2 AND content_level < ? LIMIT 1"
+    return bool(content_level) and any(select_rows(cursor, where, (content_level,)))
+
+
+class CopyFacts(Struct, frozen=True):
+    """A message of a mailbox, and which of the words that were asked for it has."""
+
+    has_attachments: bool
+    words: frozenset[str]
+
+
+class CopyLookup(Struct, frozen=True):
+    """What a mailbox has of some messages, by id; `unread` are there, but not read yet.
+
+    Reading took `read_s`.
+    """
+
+    found: Mapping[str, CopyFacts]
+    unread: frozenset[str] = frozenset()
+    read_s: float = 0.0
+
+
+def _looked_up(
+    cursor: apsw.Cursor, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+) -> CopyLookup:
+    sql = (
+        "SELECT uid, message_id, has_attachments, content_level FROM message"
+        f" WHERE message_id IN ({marks(message_ids)})"
+    )
+    rows = fetch(cursor, sql, message_ids)
+    read = [row for row in rows if row[3] >= TEXT_LEVEL]
+    found = _words_of(cursor, [row[0] for row in read], words)
+    return CopyLookup(
+        {row[1]: CopyFacts(bool(row[2]), frozenset(found[row[0]])) for row in read},
+        frozenset(row[1] for row in rows if row[3] < TEXT_LEVEL),
+        read_s,
+    )
+
+
+def _words_of(
+    cursor: apsw.Cursor, uids: Sequence[int], words: Sequence[str]
+) -> Mapping[int, set[str]]:
+    """Return which of the words each text has."""
+    found: dict[int, set[str]] = {uid: set() for uid in uids}
+    sql = "SELECT rowid FROM fulltext WHERE fulltext MATCH ? AND rowid BETWEEN ? AND ?"
+    for word in words if uids else ():
+        for (uid,) in fetch(cursor, sql, (words_expression(word), min(uids), max(uids))):
+            if uid in found:
+                found[uid].add(word)
+    return found
+
+
+def find_words(texts: Sequence[TextData], words: Sequence[str]) -> list[set[str]]:
+    """Return which of the words each text has, as the index of a mailbox finds them."""
+    connection = open_database(None)
+    try:
+        cursor = connection.cursor()
+        numbers = range(1, len(texts) + 1)
+        for number, text in zip(numbers, texts, strict=True):
+            cursor.execute(_INSERT_TEXT, (number, *text.texts))
+        found = _words_of(cursor, numbers, words)
+        return [found[number] for number in numbers]
+    finally:
+        connection.close()
+
+
+def _is_as_read(cursor: apsw.Cursor, row: IndexedMessage, level: int) -> bool:
+    body = row.stat_data
+    values = (row.uid, level - 1, body.inode, body.size_bytes, body.mtime_ns)
+    return cursor.execute(_IS_AS_READ, values).fetchone() is not None
+
+
+def _write_header_data(cursor: apsw.Cursor, uid: int, facts: HeaderData) -> None:
+    state = cursor.execute("SELECT state FROM message WHERE uid = ?", (uid,)).get
+    facts = facts.with_state(read_state(state))
+    columns = facts.columns
+    cursor.execute(_HEADER_SQL, (*columns, uid))
+    cursor.executemany(
+        INSERT_ITEM,
+        [(kind, address, uid, name) for kind, address, name in facts.items],
+    )
+    cursor.execute(
+        "INSERT INTO trigram (rowid, subject_key, from_key, from_name_key) VALUES (?, ?, ?, ?)",
+        (uid, *columns[:3]),
+    )
+
+
+def _write_text(cursor: apsw.Cursor, uid: int, words: TextData) -> None:
+    cursor.execute(
+        f"UPDATE message SET content_level = {TEXT_LEVEL}, has_attachments = ? WHERE uid = ?",
+        (words.has_attachments, uid),
+    )
+    cursor.execute(_INSERT_TEXT, (uid, *words.texts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Level(Generic[_T]):
+    """How one content level is read from a file and written under the row's uid.
+
+    `nothing` is written for a file that cannot be read.
+    """
+
+    number: int
+    read: Callable[[IndexedMessage, Path], _T]
+    nothing: _T
+    write: Callable[[apsw.Cursor, int, _T], None]
+
+
+_LEVELS: tuple[_Level[Any], ...] = (
+    _Level(
+        HEADER_LEVEL,
+        lambda row, path: read_header_data(path, message_id=row.message_id),
+        NO_HEADER_DATA,
+        _write_header_data,
+    ),
+    _Level(TEXT_LEVEL, lambda _, path: read_text(path), NO_TEXT, _write_text),
+)

@@ -1,0 +1,245 @@
+"""Decide which message a file is when files appear, vanish or change their names.
+
+A message keeps its id when any program moves it or changes its flags. Two files never have the
+same id. A file claims an id by its name, by a draft's private block, or by the header field that
+local delivery writes; Dovecot's MOVE and COPY give a file another name. Only the first 2 KiB of a
+file are read, and only if its name is not the store's own. A file that cannot be read claims
+nothing.
+
+Of two generations of a draft the higher is the message. A crash can leave the lower one, which is
+then removed. See Maildir (a base name is never used twice) and docs/design.md 3.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from relay.formats.headers import read_relay_id
+from relay.store.mailbox.index.rows import (
+    FileLocation,
+    IndexedMessage,
+    MessageTable,
+    ScannedFile,
+    StatData,
+)
+from relay.store.mailbox.message_file import (
+    MessageName,
+    foreign_id,
+    is_delivered_id,
+    is_relay_name,
+    parse_name,
+)
+
+_HEAD_BYTES = 2048
+_BLOCK = b"X-Relay-Draft: 1 "  # also where a mail server has copied it with other line ends
+_BASE_NAME = re.compile(rb'"base_name":"([^"\\]{1,255})"')
+
+
+class IdClaim(Struct, frozen=True):
+    """The id that a file claims. With `in_file_name` its name has it, else its content."""
+
+    message_id: str
+    generation: int
+    in_file_name: bool
+
+
+def read_id_claim(path: str, name: MessageName) -> IdClaim | None:
+    """Return the id that a file claims, None for a file that another program made."""
+    if is_relay_name(name.file_name):
+        return IdClaim(name.message_id, name.generation, in_file_name=True)
+    head = _head(path)
+    if head.startswith(_BLOCK):
+        return _claim_of_block(head)
+    message_id = read_relay_id(head)
+    return IdClaim(message_id, 1, in_file_name=False) if is_delivered_id(message_id) else None
+
+
+def _claim_of_block(head: bytes) -> IdClaim | None:
+    found = _BASE_NAME.search(head.replace(b"\r\n", b"\n").replace(b"\n ", b""))
+    if found is None:
+        return None
+    base_name = found[1].decode("utf-8", "surrogateescape")
+    name = parse_name(base_name) if is_relay_name(base_name) else None
+    return IdClaim(name.message_id, name.generation, in_file_name=False) if name else None
+
+
+def _head(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.pread(descriptor, _HEAD_BYTES, 0)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+# An IMAP server moves a message by a link in the new folder and an unlink in the old one. With many
+# messages the unlink comes much later. A copy whose original is removed within this time is a move.
+_MOVE_US = 60_000_000
+
+
+class MessageMatcher:
+    """Matches files without a row (`found`) to rows without a file (`missing`).
+
+    An instance is used once.
+    """
+
+    def __init__(
+        self,
+        table: MessageTable,
+        missing: Iterable[IndexedMessage],
+        *,
+        path_of: Callable[[FileLocation], str],
+    ) -> None:
+        self._table = table
+        self._path_of = path_of
+        self._missing = {row.uid: row for row in missing}
+        self._missing_by_id = {row.message_id: row for row in self._missing.values()}
+        self._missing_by_base_name: dict[bytes, list[IndexedMessage]] = {}
+        self._missing_by_stat_data: dict[StatData, list[IndexedMessage]] = {}
+        for row in self._missing.values():
+            self._missing_by_base_name.setdefault(row.base_name, []).append(row)
+            self._missing_by_stat_data.setdefault(row.stat_data, []).append(row)
+        self._superseded: list[FileLocation] = []
+
+    def match(self, found: Iterable[ScannedFile]) -> list[FileLocation]:
+        """Update the rows; return the locations of superseded files, which are to be removed."""
+        ordered = sorted(found, key=self._may_be_new_copy)
+        rest = [one for one in ordered if not self._match_by_base_name(one)]
+        claimed_id = [(one, read_id_claim(self._path_of(one.location), one.name)) for one in rest]
+        claimed_id.sort(key=_claim_order)
+        for file, claim in claimed_id:
+            if not self._match_by_claimed_id(file, claim) and not self._match_by_stat_data(file):
+                self._add(file, claim)
+        for row in list(self._missing.values()):
+            self._remove_or_transfer(row)
+        return self._superseded
+
+    def _may_be_new_copy(self, file: ScannedFile) -> bool:
+        """Return whether no file with that base name vanished from its folder."""
+        missing = self._missing_by_base_name.get(file.base_name, ())
+        return all(row.location.folder != file.location.folder for row in missing)
+
+    def _match_by_base_name(self, file: ScannedFile) -> bool:
+        """Match a file that was renamed: other flags, another folder, or new/ to cur/."""
+        candidates = [
+            row
+            for row in self._missing_by_base_name.get(file.base_name, ())
+            if self._is_missing(row)
+        ]
+        if not candidates:
+            return False
+        self._assign(max(candidates, key=lambda row: _similarity(row, file)), file)
+        return True
+
+    def _match_by_claimed_id(self, file: ScannedFile, claim: IdClaim | None) -> bool:
+        """Match a file by the id that it claims, if no other message has that id."""
+        if claim is None:
+            return False
+        row = self._missing_by_id.get(claim.message_id)
+        if row is not None and self._is_missing(row):
+            self._assign(row, file, generation=claim.generation)
+            return True
+        holder = self._table.by_id(claim.message_id)
+        if holder is None:
+            if not claim.in_file_name and self._table.is_claimed(claim.message_id):
+                return False  # of a message that was removed, and had copies
+            self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
+            return True
+        if not Path(self._path_of(holder.location)).exists():  # it moved after that was scanned
+            self._table.change(holder, file, generation=claim.generation)
+            return True
+        is_higher = claim.generation > holder.generation
+        lower = holder.location if is_higher else file.location
+        if (
+            not claim.in_file_name
+            or claim.generation == holder.generation
+            or not self._table.is_draft(lower)
+            or self._may_be_copy(holder.location, file.location)
+        ):
+            return False
+        self._superseded.append(lower)
+        if is_higher:
+            self._table.change(holder, file, generation=claim.generation)
+        return True
+
+    def _may_be_copy(self, one: FileLocation, other: FileLocation) -> bool:
+        """Return whether one of two generations may be an IMAP server's copy of the lower one.
+
+        After the index is built, such a copy has its own id and is not a generation.
+        """
+        return self._table.is_first and one.folder != other.folder
+
+    def _match_by_stat_data(self, file: ScannedFile) -> bool:
+        """Match a file that vanished elsewhere at the same time."""
+        for row in self._missing_by_stat_data.get(file.stat_data, ()):
+            if self._is_missing(row):
+                self._assign(row, file)
+                return True
+        return False
+
+    def _add(self, file: ScannedFile, claim: IdClaim | None) -> None:
+        """Insert a file as a new message, which may be a copy."""
+        base_name = file.name.base_name
+        message_id, number = file.name.message_id, 0
+        if is_relay_name(base_name):  # another message has that id
+            message_id = foreign_id(base_name)
+        while self._is_taken(message_id):
+            number += 1
+            message_id = foreign_id(f"{base_name}/{number}")
+        claimed_id = claim.message_id if claim else ""
+        generation = claim.generation if claim else 1
+        self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
+
+    def _remove_or_transfer(self, row: IndexedMessage) -> None:
+        """Delete a message, unless a copy of it was made a moment ago: then it was moved."""
+        copies_of = [one for one in self._table.copies_of(row) if one.uid not in self._missing]
+        copies = [one for one in copies_of if self._was_copied_from(one, row)]
+        del self._missing[row.uid]
+        if copies:
+            self._table.transfer_id(row, max(copies, key=lambda one: one.first_seen_us))
+        else:
+            self._table.remove(row)
+
+    def _was_copied_from(self, copy: IndexedMessage, row: IndexedMessage) -> bool:
+        """Return whether another program made `copy` from `row`, and not the other way round."""
+        is_claimed = copy.claimed_id == row.message_id  # else either may be the copy
+        is_newer = (
+            copy.first_seen_us >= row.first_seen_us
+            if is_claimed
+            else copy.first_seen_us > row.first_seen_us
+        )
+        is_recent = copy.first_seen_us >= max(self._table.now_us - _MOVE_US, 1)
+        # The store never gives two files the same base name.
+        is_foreign = copy.base_name == row.base_name or not is_relay_name(
+            os.fsdecode(copy.base_name)
+        )
+        return is_newer and is_recent and is_foreign
+
+    def _assign(self, row: IndexedMessage, file: ScannedFile, *, generation: int = 0) -> None:
+        del self._missing[row.uid]
+        self._table.change(row, file, generation=generation or row.generation)
+
+    def _is_missing(self, row: IndexedMessage) -> bool:
+        return row.uid in self._missing
+
+    def _is_taken(self, message_id: str) -> bool:
+        return self._table.by_id(message_id) is not None
+
+
+def _similarity(row: IndexedMessage, file: ScannedFile) -> tuple[bool, bool]:
+    return row.stat_data == file.stat_data, row.location.folder == file.location.folder
+
+
+def _claim_order(one: tuple[ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
+    """Order files that the store named first, by descending generation; then the oldest."""
+    file, claim = one
+    in_file_name = claim is not None and claim.in_file_name
+    generation = claim.generation if claim and in_file_name else 0
+    return not in_file_name, -generation, file.stat_data.mtime_ns, file.location.file_name

@@ -1,0 +1,93 @@
+"""Dovecot's keywords (the tags of Thunderbird): lower-case letters among a file's flags.
+
+The file `dovecot-keywords` of each folder names the letters. A message that gets to another folder
+keeps its keywords by their names. A letter is converted to the one with the same name there. A name
+that is not there is added, under Dovecot's lock. A folder has 26 letters: a name beyond them is
+dropped, since Dovecot has it only in its index.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from relay.store.mailbox.maildir import remove, sync_directory, take_lock, write_synced
+from relay.store.mailbox.types import StoreUnavailableError
+
+KEYWORDS_FILE = "dovecot-keywords"
+_LOCK = "dovecot-uidlist.lock"  # Dovecot changes the file while it holds this one
+_STALE_S = 120  # Dovecot's own limit for this lock
+_LINE = re.compile(rb"^(\d{1,2}) ([^\n]+)", re.MULTILINE)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_BYTES_MAX = 64 * 1024
+
+
+def convert_keywords(flags: str, source: Path, target: Path) -> str:
+    """Return flags with their keyword letters converted from folder `source` to `target`.
+
+    Names that `target` does not have are added, durably. Raises OSError, and StoreUnavailableError
+    if the lock stays taken.
+    """
+    letters = [flag for flag in flags if flag in _LETTERS]
+    if not letters:
+        return flags
+    names = _keywords(source)
+    wanted = [names[letter] for letter in letters if letter in names]
+    there = _letters(_keywords(target))
+    if len(there) < len(_LETTERS) and any(name.lower() not in there for name in wanted):
+        there = _letters(_added(target, wanted))
+    kept = {there.get(name.lower(), "") for name in wanted}
+    return "".join(sorted({*flags} - {*letters} | kept))
+
+
+def letter_of(folder: Path, keyword: bytes) -> str:
+    """Return the letter of a keyword in a folder, "" if it has none there."""
+    return _letters(_keywords(folder)).get(keyword.lower(), "")
+
+
+def _keywords(folder: Path) -> dict[str, bytes]:
+    with suppress(OSError), (folder / KEYWORDS_FILE).open("rb") as file:
+        found = _LINE.findall(file.read(_BYTES_MAX))
+        return {_LETTERS[int(number)]: name for number, name in found if int(number) < 26}
+    return {}
+
+
+def _letters(names: dict[str, bytes]) -> dict[bytes, str]:
+    """Return the letter of each name in lower case: IMAP ignores the case of keywords."""
+    return {name.lower(): letter for letter, name in reversed(names.items())}
+
+
+def _added(folder: Path, wanted: Iterable[bytes]) -> dict[str, bytes]:
+    """Give the names letters in a folder, as far as it has some; return all that it has."""
+    if not take_lock(lock := folder / _LOCK, stale_s=_STALE_S):
+        raise StoreUnavailableError(f"Another program holds the lock {_LOCK} of the folder.")
+    try:
+        names = _keywords(folder)
+        # An open session of Dovecot reads the file again only for letters beyond those it knows.
+        last = max(names, default="")
+        free = [one for one in _LETTERS if one > last] + [one for one in _LETTERS if one < last]
+        free = [one for one in free if one not in names]
+        fresh = {name.lower(): name for name in wanted if name.lower() not in _letters(names)}
+        if added := dict(zip(free, fresh.values(), strict=False)):
+            names |= added
+            _write(folder, names)
+        return names
+    finally:
+        remove(lock)
+
+
+def _write(folder: Path, names: dict[str, bytes]) -> None:
+    file = folder / KEYWORDS_FILE
+    remove(fresh := folder / f"{KEYWORDS_FILE}.lock")  # left by a crash
+    lines = [b"%d %s\n" % (_LETTERS.index(letter), names[letter]) for letter in sorted(names)]
+    try:
+        write_synced(fresh, b"".join(lines))
+        with suppress(FileNotFoundError):
+            before_s = int(file.stat().st_mtime)
+            if int(fresh.stat().st_mtime) <= before_s:  # Dovecot compares whole seconds
+                os.utime(fresh, (before_s + 1, before_s + 1))
+        fresh.rename(file)
+    finally:
+        remove(fresh)
+    sync_directory(folder)

@@ -1,0 +1,151 @@
+"""Lists of messages: queries, what changed since a position, and words in messages.
+
+Queries take long: they have threads of their own, and a time limit. The coroutines raise
+StoreError's children. See Graph's message: list, delta.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from relay.store.mailbox.index.content_index import CopyLookup
+from relay.store.mailbox.message_file import MessageFile, loaded
+from relay.store.mailbox.query import DeltaQuery, MessageQuery
+from relay.store.mailbox.store_part import StorePart
+from relay.store.mailbox.threads import AccountQueues, QueryTimeLimit
+from relay.store.mailbox.types import (
+    ChangePage,
+    DeltaPage,
+    MessageDelta,
+    NoSuchItemError,
+    Page,
+    StoredMessage,
+)
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MessageLists(StorePart):
+    """Lists of the messages of all mailboxes. `account` is the canonical address of a mailbox."""
+
+    queries: AccountQueues  # in which the queries of an account wait
+
+    async def query(self, account: str, query: MessageQuery) -> Page:
+        """Return a page of the requested messages. It ends before `top` when it has `bytes_max` of
+        them, or when the time of a query is over.
+
+        Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
+        StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
+        StoreUnavailableError.
+        """
+        return await self._in_time(account, partial(self._find, account, query))
+
+    async def look_up(
+        self, account: str, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
+    ) -> CopyLookup:
+        """Look up messages by their ids, and which of the words their texts have, as `$search`
+        finds them; a word may be the beginning of one, or several in their order.
+
+        What the index has not read of these messages is read for at most `read_s`. Messages that
+        are not there are left out. Raises TooManyQueriesError, StoreUnavailableError.
+        """
+
+        def look_up(limit: QueryTimeLimit) -> CopyLookup:
+            mailbox = self.folders.directory(account)
+            if not mailbox.is_dir():
+                return CopyLookup({})
+            return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
+
+        return await self._in_time(account, look_up)
+
+    async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
+        """Return what became of a folder's messages since a position, each message once.
+
+        It reads the changes and the changed messages, whatever the size of the mailbox. A page may
+        end early, as in query(). Raises what that raises, with StalePositionError for `after`.
+        """
+        return await self._in_time(account, partial(self._delta, account, query))
+
+    async def changes(self, account: str, *, after: str = "", limit: int = 1000) -> ChangePage:
+        """Return the changes of a mailbox's messages after the position `after`, by any program.
+
+        "" returns no changes, only the current position. Raises StalePositionError for a position
+        that is no longer known; the caller then lists all messages and starts again.
+        """
+        return await self.queries.run(account, self._changes, account, after, limit)
+
+    async def changed_versions(
+        self, account: str, *, after: str, limit: int
+    ) -> tuple[ChangePage, dict[str, str]]:
+        """Return what changes() returns, and the change keys of those messages that exist."""
+        return await self.queries.run(account, self._changed_versions, account, after, limit)
+
+    async def _in_time(self, account: str, find: Callable[[QueryTimeLimit], _Result]) -> _Result:
+        limit = QueryTimeLimit(self.clock)
+        try:
+            return await self.queries.run(account, find, limit)
+        finally:
+            limit.stop()
+
+    def _changes(self, account: str, after: str, limit: int) -> ChangePage:
+        return self.index.changes(self.folders.mailbox(account), after, limit)
+
+    def _changed_versions(
+        self, account: str, after: str, limit: int
+    ) -> tuple[ChangePage, dict[str, str]]:
+        page = self._changes(account, after, limit)
+        ids = list(dict.fromkeys(one.message_id for one in page.changes))
+        files = self.index.find_all(self.folders.mailbox(account), ids) if ids else ()
+        return page, {one.message_id: one.change_key for one in files}
+
+    def _find(self, account: str, query: MessageQuery, limit: QueryTimeLimit) -> Page:
+        limit.check()
+        mailbox = self.folders.mailbox(account)
+        found = self.index.query(mailbox, query, limit)
+        messages: list[StoredMessage] = []
+        positions: list[str] = []
+        left_bytes, next_after = query.bytes_max, ""
+        for hit in found.hits:
+            if messages and (left_bytes <= 0 or limit.is_over()):
+                break
+            next_after = hit.position
+            if (message := self._listed(mailbox, hit.located, query)) is not None:
+                messages.append(message)
+                positions.append(next_after)
+                left_bytes -= message.memory_bytes
+        else:
+            next_after = next_after if found.more else ""
+        return Page(tuple(messages), found.total, next_after, tuple(positions))
+
+    def _delta(self, account: str, query: DeltaQuery, limit: QueryTimeLimit) -> DeltaPage:
+        limit.check()
+        mailbox = self.folders.mailbox(account)
+        found = self.index.delta(mailbox, query, limit)
+        changed: list[MessageDelta] = []
+        left_bytes = query.bytes_max
+        for one in found.changed:
+            if changed and (left_bytes <= 0 or limit.is_over()):
+                return DeltaPage(tuple(changed), one.position, more=True)
+            message = None
+            if one.located is not None:
+                message = self._listed(mailbox, one.located, query)
+                if message is None:  # the feed has a later change of it
+                    continue
+                left_bytes -= message.memory_bytes
+            changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
+        return DeltaPage(tuple(changed), found.position, found.more)
+
+    def _listed(
+        self, mailbox: Path, located: MessageFile, query: MessageQuery | DeltaQuery
+    ) -> StoredMessage | None:
+        """Load a message of a listing, None if it was removed in the meantime."""
+        with suppress(FileNotFoundError):
+            return loaded(located, has_body=query.has_bodies)
+        with suppress(FileNotFoundError, NoSuchItemError):  # renamed in the meantime
+            located = self.index.get(mailbox, located.message_id, folder_id=query.folder_id)
+            return loaded(located, has_body=query.has_bodies)
+        return None

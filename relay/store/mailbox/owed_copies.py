@@ -1,0 +1,300 @@
+"""Watch the copies of messages whose read receipts are owed: other programs read and delete them.
+
+look() returns what became of copies since the last call. Only directories with such a copy are
+watched, with inotify; those that cannot be are compared by their time of change, which is as cheap
+while nothing happens. A changed directory is listed, and only copies that left it are searched with
+the mailbox's index. One caller follows copies: it calls look(), add() and remove() in turn. Raises
+StoreError's children.
+
+The keyword $MDNSent (RFC 3503) says that a program has sent the receipt. It is set only where
+Dovecot has a letter for it.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import ID_LENGTH
+from relay.base.message.receipt import OwedReceipt
+from relay.base.observe.logs import get_logger
+from relay.store.mailbox.folders import is_deleted
+from relay.store.mailbox.index.watch import InotifyWatcher, MailboxWatch
+from relay.store.mailbox.keywords import letter_of
+from relay.store.mailbox.maildir import list_names
+from relay.store.mailbox.message_file import SEEN, MessageFile, MessageName, parse_name, with_flags
+from relay.store.mailbox.store_part import StorePart, in_thread
+
+MDN_SENT = b"$MDNSent"
+_MAILBOXES_AT_ONCE = 100  # that are listed in one call; the others are at the next
+_FRESH_NS = 2_000_000_000  # a directory may change again within one tick of its time
+_LOOKS_MAX = 10
+_COMPARE_PLACES_S = 60.0
+_UNSEEN = (-1, -1)
+_MISSING, _UNKNOWN = -1, -2  # in place of times
+_log = get_logger("mailbox")
+
+
+class Sighting(Struct, frozen=True):
+    """What became of a copy.
+
+    `is_missing`: it is in no folder of the mailbox. `is_place_there`: the folder where it was seen
+    last is the same directory as then.
+    """
+
+    owed: OwedReceipt
+    is_moved: bool = False  # to another folder: that of `owed`
+    is_read: bool = False
+    is_deleted: bool = False  # it is in Deleted Items
+    is_missing: bool = False
+    is_place_there: bool = True
+
+
+@dataclass(slots=True)
+class _OwedCopy:
+    owed: OwedReceipt  # with the folder where it was seen last
+    base_name: str = ""  # of its file, if another program has given it a name
+    place: tuple[int, int] = _UNSEEN  # device and inode of the folder's cur/
+    was_read: bool = False
+
+
+@dataclass(slots=True)
+class _Mailbox:
+    path: Path
+    watch: MailboxWatch
+    copies: dict[str, _OwedCopy] = field(default_factory=dict)  # by id
+    # device and inode of the cur/ of each folder with copies, when its directories were watched
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    times: dict[Path, int] = field(default_factory=dict)  # of directories without a watch
+    is_due: bool = True  # to be listed
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OwedCopies(StorePart):
+    """The copies that are watched. Its coroutines work in a thread of the store."""
+
+    watcher: InotifyWatcher = field(default_factory=InotifyWatcher)
+
+    def __post_init__(self) -> None:
+        self._mailboxes: dict[str, _Mailbox] = {}
+        self._is_reported = False
+        self._compared_s = self.clock.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.watcher.close()
+
+    def add(self, owed: OwedReceipt) -> None:
+        """Watch a copy from now on; the next look() looks for it."""
+        found = self._mailboxes.get(owed.mailbox)
+        if found is None:
+            found = _Mailbox(self.folders.directory(owed.mailbox), self.watcher.for_mailbox())
+            self._mailboxes[owed.mailbox] = found
+        if owed.copy_id not in found.copies:
+            found.copies[owed.copy_id] = _OwedCopy(owed)
+            found.is_due = True
+
+    def remove(self, owed: OwedReceipt) -> None:
+        """Watch a copy no longer."""
+        mailbox = self._mailboxes.get(owed.mailbox)
+        if mailbox is None or mailbox.copies.pop(owed.copy_id, None) is None or mailbox.copies:
+            return
+        del self._mailboxes[owed.mailbox]
+        mailbox.watch.close()
+
+    def look_again(self, owed: OwedReceipt) -> None:
+        """Let the next look() list the mailbox of a copy, changed or not."""
+        if (mailbox := self._mailboxes.get(owed.mailbox)) is not None:
+            mailbox.is_due = True
+
+    @in_thread
+    def look(self) -> list[Sighting]:
+        """Return what is to be known of copies in directories that have changed."""
+        self._take_events()
+        self._compare_times()
+        if self.clock.monotonic() - self._compared_s >= _COMPARE_PLACES_S:
+            self._compared_s = self.clock.monotonic()
+            self._compare_places()
+        found: list[Sighting] = []
+        left = _MAILBOXES_AT_ONCE
+        for mailbox in self._mailboxes.values():
+            # one that is not there is elsewhere now: it stays due
+            if left and mailbox.is_due and (mailbox.path / "cur").is_dir():
+                left -= 1
+                mailbox.is_due = False
+                found += self._listed(mailbox)
+        return found
+
+    # -- what has changed
+
+    def _take_events(self) -> None:
+        for mailbox in self._mailboxes.values():
+            events = mailbox.watch.take()
+            mailbox.is_due |= events.overflowed or bool(events.removed)
+            for names in events.names.values():
+                self._note_names(mailbox, map(os.fsdecode, names))
+
+    def _note_names(self, mailbox: _Mailbox, names: Iterable[str]) -> None:
+        """Note which copies the names are of: one may be read, and gone before it is listed."""
+        by_base_name = {one.base_name: one for one in mailbox.copies.values() if one.base_name}
+        for file_name in names:
+            name = parse_name(file_name)
+            if name is None:
+                continue
+            copy = by_base_name.get(name.base_name) or mailbox.copies.get(name.message_id)
+            if copy is not None:
+                copy.was_read |= SEEN in name.flags
+                mailbox.is_due = True
+
+    def _compare_times(self) -> None:
+        for mailbox in self._mailboxes.values():
+            if not mailbox.is_due:
+                times = mailbox.times.items()
+                mailbox.is_due = any(_time_ns(directory) != time_ns for directory, time_ns in times)
+
+    def _compare_places(self) -> None:
+        """Notice folders that were renamed, or are other directories now: there is no event."""
+        for mailbox in self._mailboxes.values():
+            places = mailbox.places.items()
+            mailbox.is_due |= any(_identity(mailbox.path / name) != place for name, place in places)
+
+    def _follow(self, mailbox: _Mailbox) -> None:
+        """Watch the directories of the folders with copies; note the times of those that cannot
+        be watched. They are listed afterwards.
+        """
+        folders = {one.owed.folder for one in mailbox.copies.values()}
+        wanted = {mailbox.path / name / part for name in folders for part in ("new", "cur")}
+        places = {name: _identity(mailbox.path / name) for name in folders}
+        if places != mailbox.places:  # what is watched may be elsewhere now
+            mailbox.watch.close()
+            mailbox.places = places
+        mailbox.times.clear()
+        now_ns = self.clock.file_time_us() * 1000
+        for directory in wanted:
+            if not mailbox.watch.add(directory):
+                time_ns = _time_ns(directory)
+                is_fresh = now_ns - time_ns < _FRESH_NS
+                mailbox.times[directory] = _UNKNOWN if is_fresh else time_ns
+        is_scanned = any(time_ns != _MISSING for time_ns in mailbox.times.values())
+        if is_scanned and not self._is_reported:
+            self._is_reported = True
+            _log.warning(
+                "mailboxes that owe read receipts are scanned: the kernel watches no more"
+                " directories (fs.inotify.max_user_watches)",
+                watched=self.watcher.count,
+            )
+
+    # -- where the copies are
+
+    def _listed(self, mailbox: _Mailbox) -> list[Sighting]:
+        self._follow(mailbox)
+        files = self._names_in(mailbox)
+        found: list[Sighting] = []
+        left: list[_OwedCopy] = []
+        for copy_id, copy in mailbox.copies.items():
+            name = files.get((copy.owed.folder, copy.base_name or copy_id))
+            if name is None:
+                left.append(copy)
+                continue
+            copy.place = _identity(mailbox.path / copy.owed.folder)
+            found.append(Sighting(copy.owed, is_read=SEEN in name.flags or copy.was_read))
+        return [*found, *self._searched(mailbox, left)]
+
+    def _names_in(self, mailbox: _Mailbox) -> dict[tuple[str, str], MessageName]:
+        """Return the files of copies in their folders, by folder, and base name or id."""
+        wanted = {
+            (one.owed.folder, one.base_name or copy_id) for copy_id, one in mailbox.copies.items()
+        }
+        files: dict[tuple[str, str], MessageName] = {}
+        for folder in {folder for folder, _ in wanted}:
+            for part in ("new", "cur"):
+                for file_name in list_names(mailbox.path / folder / part):
+                    base_name = file_name.partition(":")[0].partition(",")[0]
+                    at = base_name.find(".R") + 2  # before the id in a name of the store
+                    for key in ((folder, base_name), (folder, base_name[at : at + ID_LENGTH])):
+                        if key in wanted and (name := parse_name(file_name)) is not None:
+                            files[key] = name
+        return files
+
+    def _searched(self, mailbox: _Mailbox, left: list[_OwedCopy]) -> list[Sighting]:
+        """Search copies that are not where they were."""
+        if not left:
+            return []
+        ids = [copy.owed.copy_id for copy in left]
+        located = {one.message_id: one for one in self.index.find_all(mailbox.path, ids)}
+        copied = self.index.claimed(mailbox.path, [one for one in ids if one not in located])
+        found: list[Sighting] = []
+        for copy in left:
+            file = located.get(copy.owed.copy_id)
+            if file is not None:
+                found.append(_moved(mailbox.path, copy, file))
+            elif copy.was_read:
+                found.append(Sighting(copy.owed, is_read=True))
+            elif copy.owed.copy_id not in copied:  # a copy of it elsewhere may be the message
+                place = _identity(mailbox.path / copy.owed.folder)
+                is_there = place != _UNSEEN and copy.place in (_UNSEEN, place)
+                found.append(Sighting(copy.owed, is_missing=True, is_place_there=is_there))
+        if any(one.is_moved for one in found):
+            self._follow(mailbox)
+        return found
+
+    # -- the keyword
+
+    @in_thread
+    def is_marked(self, account: str, copy_id: str) -> bool | None:
+        """Whether a copy has $MDNSent; None if its folder has no letter for it, or it is gone."""
+        located, letter = self._file_and_letter(account, copy_id)
+        return letter in located.name.flags if located is not None and letter else None
+
+    @in_thread
+    def mark(self, account: str, copy_id: str) -> None:
+        """Set $MDNSent where there is a letter for it. It is not synced: a loss of power may cost
+        it, but this relay does not need it.
+        """
+        with self.stripes.of(copy_id):
+            for _ in range(_LOOKS_MAX):
+                located, letter = self._file_and_letter(account, copy_id)
+                if located is None or not letter or letter in located.name.flags:
+                    return
+                flags = with_flags(located.name.flags, add=letter)
+                name = f"{located.name.name_with_size}:2,{flags}"
+                with suppress(FileNotFoundError):  # renamed meanwhile
+                    located.path.rename(located.folder.path / "cur" / name)
+                    return
+
+    def _file_and_letter(self, account: str, copy_id: str) -> tuple[MessageFile | None, str]:
+        mailbox = self.folders.directory(account)
+        located = self.index.find(mailbox, copy_id) if mailbox.is_dir() else None
+        return located, letter_of(located.folder.path, MDN_SENT) if located is not None else ""
+
+
+def _moved(mailbox: Path, copy: _OwedCopy, file: MessageFile) -> Sighting:
+    """Return what is to be known of a copy that another program has moved or named."""
+    folder = "" if file.folder.path == mailbox else file.folder.path.name
+    is_moved = folder != copy.owed.folder
+    copy.owed = replace(copy.owed, folder=folder)
+    copy.base_name, copy.place = file.name.base_name, _identity(file.folder.path)
+    return Sighting(
+        copy.owed, is_moved, is_read=SEEN in file.name.flags or copy.was_read,
+        is_deleted=is_deleted(file.folder),
+    )  # fmt: skip
+
+
+def _time_ns(directory: Path) -> int:
+    """Return when a directory was changed; _MISSING if it is not there."""
+    try:
+        return directory.stat().st_mtime_ns
+    except OSError:
+        return _MISSING
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = (folder / "cur").stat()
+    except OSError:
+        return _UNSEEN
+    return status.st_dev, status.st_ino

@@ -1,0 +1,558 @@
+"""A spool engine: Spool, SpoolHistory, and what only the owner of a queue needs.
+
+relay.store.spool.open() returns the SpoolEngine that `spool.url` names; relay.store.spool.storage()
+returns its SpoolStorage, for commands that need no running queue. No room outside relay/store/spool
+knows the engine. Delivery and acceptance take the Spool, readers the SpoolHistory
+(relay.store.journeys), relay.operation.app all.
+
+To write another engine, derive from SpoolEngine and SpoolMaintenance, implement SpoolStorage,
+choose it by the scheme of the URL in relay/store/spool/__init__.py, and add it to the fixture of
+tests/contract, which state what follows:
+
+- A coroutine returns after its change is durable. One that raises SpoolError changed nothing.
+- A claim is the right to one attempt. The epoch of an entry only increases, and a claim with an old
+  epoch cannot record. Outcomes, events and reports of a result are one transaction, and so is
+  what a report that it delivers claims of another message: an event there, and nothing else.
+- A start records each claim of a dead owner as an indeterminate attempt that is due at once.
+- A submission key is remembered for a week longer than pickup tries to submit, and expires by
+  itself.
+- Accepted recipients are counted, and so are those in each final state. Pruning does not change
+  these counters: QueueCounts.unaccounted is 0 unless a row was lost.
+- Commits store the clock anchor, at most once a second; opening resumes the clock from it.
+- An entry or content that cannot be read is held or reported, never dropped. If the stored form is
+  damaged, no new mail is accepted; what can be read is still delivered.
+
+The caller holds the owner lock of the state_dir, so that a queue has one owner.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import Flag, auto
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from msgspec import Struct
+
+from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
+from relay.base.message.content import Content
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import Disk
+from relay.store.journeys.document import Journey
+from relay.store.journeys.message_list import ListedRecipient
+from relay.store.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
+from relay.store.spool.queue_commands import QueueCommand, ShownTimes
+from relay.store.spool.shared import event_log, message_list
+from relay.store.spool.shared.accepted import CapturedMail, accepted_as
+from relay.store.spool.shared.claimed import late_recipients
+from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
+from relay.store.spool.shared.maintenance import SpoolMaintenance
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.shared.receipts import ReceiptLedger
+from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.tables import (
+    OpenTransaction,
+    QueueEngine,
+    StoredContents,
+    Tables,
+    reads,
+)
+from relay.store.spool.types import (
+    NEVER_US,
+    Accepted,
+    Claim,
+    ClaimedRecipient,
+    ClaimResult,
+    HoldsFullError,
+    Key,
+    NewMessage,
+    QueueCounts,
+    SentReceipt,
+    Spool,
+    SpoolError,
+    SpoolLoad,
+)
+
+T = TypeVar("T")
+SUBMISSION_KEEP_S = 7 * 86400.0  # in addition to pickup.give_up_after
+_RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
+_ROOT = "SELECT id FROM mail_root WHERE store = ?"
+_RECORD_ROOT = (
+    "INSERT INTO mail_root (store, id) VALUES (?, ?)"
+    " ON CONFLICT (store) DO UPDATE SET id = excluded.id WHERE mail_root.id IN ('', ?)"
+)
+_WAS_USED = "SELECT 1 FROM counter WHERE name = 'delivered' AND value > 0"
+
+
+class DevelopmentSpool(Protocol):
+    """What only a development relay does, whose engine is SQLite."""
+
+    async def sizes(self, limit: int) -> Sequence[tuple[int, int]]:
+        """Return when the newest messages were accepted, by the wall clock in microseconds, and the
+        sizes of the contents that they still have.
+        """
+        ...
+
+    async def accepted_ids(self) -> frozenset[str]:
+        """Return the queue ids of all messages that are not reports."""
+        ...
+
+    async def addresses(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the addresses of all recipients of messages, but those that policy has added."""
+        ...
+
+    async def discard(self, until_us: int) -> int:
+        """Remove some messages that were accepted until then, captured and held ones too, but none
+        that is to be delivered; return how many, 0 when nothing is left.
+        """
+        ...
+
+    async def remove(self, queue_id: str) -> Sequence[ListedRecipient] | None:
+        """Remove a message in whatever state, with its history; return its recipients. None, and
+        nothing is removed, while delivery has it.
+        """
+        ...
+
+    async def clear(self) -> int:
+        """Remove every message, in whatever state, and every submission key; return the number of
+        messages that are not reports. Claims can no longer record.
+        """
+        ...
+
+
+LOCAL_DOMAINS = "local domains of the store {}"
+
+
+def without_node_text(store: str) -> str:
+    """Return what `relay check` and /readyz say of one of SpoolMaintenance.stores_without_node."""
+    return f'no node has the mail root of the store "{store}": its local mail waits'
+
+
+class News(Flag):
+    """What other nodes that share the spool may have done."""
+
+    RECORDED = auto()  # a step of a journey
+    DUE = auto()  # entries have come due
+    RELEASED = auto()  # entries that were due before may be claimed
+    HOLDS = auto()  # other mail is held as it comes
+
+
+class SpoolEngine(QueueEngine, Spool, SpoolHistory):
+    """An open spool, as its owner uses it. Call start() once, then stop() once.
+
+    An engine derives from it, and adds what it stores in its own way.
+    """
+
+    maintenance: SpoolMaintenance  # its periodic work
+    # what a development relay does with it; None of an engine that it never has
+    development: DevelopmentSpool | None = None
+    _writer: GroupWriter
+    find_queue_ids = reads(message_list.find_queue_ids)
+    search = reads(message_list.search)
+    find_page = reads(message_list.find_page)
+    summaries = reads(message_list.summaries)
+    accepted_submissions = reads(message_list.accepted_submissions)
+    count_states = reads(message_list.count_states)
+    recent_addresses = reads(message_list.recent_addresses)
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        submission_keep_s: float,
+        captured: CapturedMail,
+        store: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`submission_keep_s` is how long a submission key is remembered after its first use,
+        `captured` what happens to captured mail. `store` is for ReceiptLedger.
+        """
+        self._clock = clock
+        self._metrics = metrics
+        self._captured = captured
+        self._submission_keep_us = int(submission_keep_s * 1_000_000)
+        # Called when it can be used no longer: the node must end.
+        self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        # Called with what other nodes may have done.
+        self.on_news: Callable[[News], None] = lambda _: None
+        # Returns a digest of each part, by its name, that must be equal on all nodes; the part
+        # LOCAL_DOMAINS has the domains themselves.
+        self.agreed: Callable[[], Mapping[str, str]] = dict
+        self.receipts = ReceiptLedger(self, store=store)
+        self.queue_admin = QueueAdmin(
+            self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
+        )
+
+    @abstractmethod
+    async def start(self, *, may_wait: bool = False) -> int:
+        """Connect, and release the claims of a dead owner; return their number.
+
+        With `may_wait` an engine whose server does not answer returns 0, and tries again until it
+        does; until then everything raises SpoolUnavailableError. Raises SpoolError.
+        """
+        ...
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Finish waiting writes and close; also for an engine that was not started."""
+        ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close an engine that was not started."""
+        ...
+
+    async def accept(
+        self,
+        message: NewMessage,
+        *,
+        reports: Sequence[NewMessage] = (),
+        submission_key: str = "",
+        claim: bool = True,
+        receipt: SentReceipt | None = None,
+    ) -> Accepted:
+        """Spool.accept."""
+        messages = (message, *reports)
+        stored = await self._store_new(messages)
+        expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
+        try:
+            accepted = await self._accept(
+                messages, stored, submission=(submission_key, expires_us), claim=claim,
+                receipt=receipt,
+            )  # fmt: skip
+        except Exception:
+            await self.discard(stored)
+            raise
+        if isinstance(accepted, HoldsFullError):
+            await self.discard(stored)
+            raise HoldsFullError(accepted.tenant)
+        if receipt is not None:
+            self.receipts.version += 1
+        if accepted.repeated:
+            await self.discard(stored)
+        else:
+            self.committed(stored)
+            self._count_accepted(messages)
+        self._tell(News.RECORDED if accepted.claims else News.RECORDED | News.DUE)
+        return accepted
+
+    @abstractmethod
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        """Store of the contents of new messages what must be there before their transaction. Raises
+        SpoolUnavailableError where no new mail is accepted.
+        """
+        ...
+
+    @abstractmethod
+    async def _accept(
+        self,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        """Make a message, and the reports that follow it, durable; `submission` is its key, and
+        when that is forgotten.
+        """
+        ...
+
+    async def record(
+        self, claim_result: ClaimResult, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[Claim, ...]]:
+        """Spool.record."""
+        stored = await self.store_contents(claim_result.reports)
+        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
+        try:
+            recorded = await self._record(
+                claim_result, stored, claim_reports=claim_reports, now_us=now_us
+            )
+        except Exception:
+            await self.discard(stored)
+            raise
+        if recorded is None:
+            await self.discard(stored)
+            return False, ()
+        if recorded.owes:
+            self.receipts.added()
+        self.committed(stored)
+        self._count_accepted(claim_result.reports)
+        self._tell(News.RECORDED)
+        return True, recorded.claims
+
+    @abstractmethod
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
+        """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
+        NEVER_US if no read receipts are to be recorded.
+        """
+        ...
+
+    def _tell(self, news: News) -> None:
+        """Tell other nodes what this one has done."""
+
+    def load(self) -> SpoolLoad:
+        """Return the load, without a disk access. A server that is away is no pressure: programs'
+        mail is taken.
+        """
+        return SpoolLoad(
+            entries=self.maintenance.entries,
+            backlog=self._writer.waiting / WAITING_MAX,
+            commit_s=self._writer.commit_s(),
+        )
+
+    def rounds(self) -> int | None:
+        """Wake what writes, and return a number that it raises: it is blocked if the number is the
+        same seconds later. An error of the disk or the server is no block. None: it does not run.
+        """
+        return self._writer.rounds()
+
+    @abstractmethod
+    def health(self) -> str:
+        """Return why no new mail is accepted although there is room, or ""."""
+        ...
+
+    @abstractmethod
+    def disk(self) -> Disk:
+        """Return the disk that new mail fills, after its reserve was allocated again if there is
+        room. Blocks. Raises OSError.
+        """
+        ...
+
+    def is_of_other_store(self, domain: str) -> bool:  # noqa: ARG002 - there is one store
+        """Whether a domain is local at the node of another mail root."""
+        return False
+
+    async def _follow(self, command: QueueCommand) -> None:
+        await self.receipts.follow(command)
+        self._tell(News.RECORDED | News.DUE | News.HOLDS)
+
+    def shown_times(self) -> ShownTimes:
+        """Return how times are shown now. A development relay removes captured mail by real time,
+        which an advance of the clock does not change.
+        """
+        captured_us = None
+        if self._captured.is_delivered:
+            captured_us = self._captured.keep_us + advanced_us(self._clock)
+        return ShownTimes(wall_offset_us(self._clock), captured_us)
+
+    @abstractmethod
+    async def ask(self, query: Callable[[Tables], T]) -> T:
+        """Run a short query of delivery, which waits for no long one."""
+        ...
+
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        """SpoolHistory.journey."""
+        times = self.shown_times()
+        return await self.read(lambda tables: self._journey(tables, queue_id, times, added=added))
+
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        return event_log.journey(tables, queue_id, times, added=added)
+
+    async def read_message(self, queue_id: str) -> KeptMessage:
+        """SpoolHistory.read_message."""
+        return await self.read(lambda tables: event_log.read_message(self, tables, queue_id))
+
+    async def read_contents(self, queue_ids: Sequence[str]) -> Mapping[str, Content]:
+        """SpoolHistory.read_contents."""
+        return await self.read(lambda tables: event_log.read_contents(self, tables, queue_ids))
+
+    async def events_after(self, after: int, until: int, *, limit: int) -> SpoolEvents:
+        """SpoolHistory.events_after."""
+        return await self.read(
+            lambda tables: event_log.events_after(
+                tables, after, min(until, self._last_event(tables)), limit=limit,
+                captures_at_once=not self._captured.is_delivered,
+            )
+        )  # fmt: skip
+
+    async def last_event(self) -> int:
+        """SpoolHistory.last_event."""
+        return await self.read(self._last_event)
+
+    def _last_event(self, tables: Tables) -> int:
+        return event_log.last_event(tables)
+
+    async def mail_root(self, store: str) -> tuple[str, bool]:
+        """Return the id that is recorded of the mail root of `store`, "" for none, and whether any
+        mail was ever delivered locally.
+        """
+        return await self.read(lambda tables: self._root(tables, store))
+
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
+        row = tables.fetch_one(_ROOT, (store,))
+        was_used = tables.fetch_one(_WAS_USED) is not None
+        return (row[0] if row is not None else ""), was_used
+
+    async def record_mail_root(self, store: str, root_id: str, *, instead_of: str = "") -> str:
+        """Record the id of the mail root of `store` if none is recorded, or `instead_of`; return
+        the one that is recorded then.
+        """
+
+        def record(transaction: OpenTransaction) -> str:
+            transaction.execute(_RECORD_ROOT, (store, root_id, instead_of))
+            return str(transaction.fetch_one(_ROOT, (store,))[0])
+
+        return await self.change(record)
+
+    async def renew_submission_keys(self, keys: Sequence[str]) -> Collection[str]:
+        """Return those of these submission keys that are known; they are remembered as long as if
+        they were used now.
+        """
+        until_us = self._clock.queue_us() + self._submission_keep_us
+        values = [(until_us, key) for key in keys]
+        found = await self.change(lambda one: one.fetch_each(_RENEW, values))
+        return frozenset(key for (key,) in found)
+
+    async def accepted_as(self, submission_key: str) -> str:
+        """Spool.accepted_as."""
+        return await self.ask(lambda tables: accepted_as(tables, submission_key))
+
+    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+        """Spool.late_recipients."""
+        return await self.ask(lambda tables: late_recipients(tables, key))
+
+    def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
+        for one in messages:
+            self._metrics.accepted_by(one.facts.source).inc()
+
+    async def counts(self) -> QueueCounts:
+        """Count the queue, for the metrics."""
+        return await self.maintenance.counts()
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`; `nodes` are those that share the queue, if several may."""
+        times = self.shown_times()
+        holds = [
+            {
+                "domain": one.domain,
+                "reason": one.reason,
+                "since": rfc3339(one.since_us),
+                "until": None if one.until_us is None else times.wall_time(one.until_us),
+            }
+            for one in self.queue_admin.hold_rules()
+        ]
+        return {**await self.maintenance.stats(), "holds": holds}
+
+
+class SpoolFinding(Struct, frozen=True):
+    """A fault, of a kind that docs/operation-repair.md explains. `action` is what was done about
+    it, or what can be.
+    """
+
+    kind: str
+    where: str
+    found: str
+    expected: str
+    repaired: bool = False
+    action: str = ""
+
+
+class BackupResult(Struct, frozen=True):
+    """What the copy contains; `missing` are contents that the spool had lost before."""
+
+    database: Path
+    contents: Path
+    counts: Mapping[str, Any]
+    missing: Sequence[str] = ()
+
+
+class SpoolStorage(Protocol):
+    """The stored form of a spool: `relay storage` and `relay check` use it. Its text names it.
+
+    All methods raise SpoolError and OSError.
+    """
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that the owner of the spool reads and writes; some may not exist."""
+        return ()
+
+    def exists(self) -> bool:
+        """Whether there is a spool, or anything that is left of one."""
+        ...
+
+    def is_marked_damaged(self) -> bool:
+        """Whether its owner has recorded that it is damaged."""
+        return False
+
+    def faults(self) -> Sequence[str]:
+        """Return why a relay that has started would not work, or could lose mail."""
+        return ()
+
+    def warnings(self) -> Sequence[str]:
+        """Return what keeps some mail waiting, for an operator to decide."""
+        return ()
+
+    def living_nodes(self) -> Sequence[str]:
+        """Return the names of the nodes that share it and live; none of what is not shared."""
+        return ()
+
+    def other_domains(self) -> Sequence[str]:
+        """Return the local domains of the nodes of other mail roots, also of those that ended."""
+        return ()
+
+    def check(self, *, has_owner: bool) -> None:
+        """Check whether a start could open it, and change nothing. Raises SpoolFormatError,
+        SpoolDamagedError.
+        """
+        ...
+
+    def require_tools(self) -> None:
+        """Raise SpoolUnsupportedError, which names the tools of the database, where verify() and
+        backup_size() are left to them.
+        """
+        return
+
+    def verify(
+        self,
+        *,
+        is_owner: bool,
+        full: bool,
+        recount: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+    ) -> dict[str, int]:
+        """Check references, contents (with `full` every octet) and counters; call `report` with
+        each finding; return how many of each were checked. With `recount` counters are corrected,
+        if no relay can start (`is_owner`).
+        """
+        ...
+
+    def backup_size(self) -> dict[str, dict[str, int]]:
+        """Return what back_up() would copy, as JSON: bytes of `database`, bytes and files of
+        `contents`.
+        """
+        ...
+
+    def back_up(self, folder: Path, *, on_part: Callable[[int, int], None] = ...) -> BackupResult:
+        """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
+        writes. `on_part` is called with the parts that are done, and their number.
+
+        The copy can replace the spool.
+        """
+        ...
+
+    def restored(self, folder: Path) -> AbstractContextManager[None]:
+        """Put in place, where there is no spool, what back_up() wrote into `folder`. Until the
+        end of the block no node can join, except one that is opened with `alone`. After an error in
+        the block the tables of a database are removed again.
+
+        Raises SpoolNotEmptyError, SpoolInUseError while a node lives, and FileNotFoundError for the
+        copy of another kind of spool.
+        """
+        ...
+
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield each of these submission keys with which a message was accepted after back_up()
+        copied into `folder`, None: at any time. It comes once with the name of each recipient that
+        the history has, QUEUE-ID-NUMBER, or once without.
+        """
+        ...
+
+    def has_part(self, path: Path) -> bool:  # noqa: ARG002 - a database has none
+        """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
+        return False

@@ -1,0 +1,236 @@
+"""Keep this node alive for the others, take over from those that died, and wake them for new work.
+
+The beat is a commit of the write connection, so that it says that this node can write. Messages to
+other nodes go by a connection of their own, since a transaction with one in it takes a lock of the
+whole server: at most NOTIFY_PER_S of them, and a look each POLL_S does without.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import asyncpg
+
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.postgres_url import ServerOptions
+from relay.store.spool.engine import News
+from relay.store.spool.postgres.claims import dead_owners
+from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
+from relay.store.spool.postgres.nodes import (
+    BEAT_S,
+    STATES,
+    AgreedParts,
+    NodeRow,
+    Watch,
+    beat,
+    declare_dead,
+    differences,
+    exchange_domains,
+    salted,
+)
+from relay.store.spool.postgres.server import connect, translate_postgres_errors
+from relay.store.spool.postgres.transactions import WriteTransaction
+from relay.store.spool.postgres.writer import WriteConnection
+from relay.store.spool.types import NodeNameError, SpoolError
+
+POLL_S = 5.0
+NOTIFY_PER_S = 20
+_AGAIN_S = 1.0
+_CHANNEL = "relay_spool"
+_log = get_logger("spool")
+
+
+class NodeKeeper:
+    """Runs in the event loop of the daemon."""
+
+    def __init__(
+        self,
+        writer: WriteConnection,
+        options: ServerOptions,
+        *,
+        metrics: Metrics,
+        take_over: Callable[[], Awaitable[int]],
+        on_news: Callable[[News], None],
+        agreed: AgreedParts,
+        on_lost: Callable[[SpoolError], None],
+        maintenance: PostgresMaintenance,
+    ) -> None:
+        """`take_over` frees the claims of dead nodes. `agreed` returns a digest of each part that
+        must be equal on all nodes. `on_news` is called with what other nodes may
+        have done, `on_lost` when another node has this one's name.
+        """
+        self._writer = writer
+        self._options = options
+        self._metrics = metrics
+        self._take_over = take_over
+        self._on_news = on_news
+        self._on_lost = on_lost
+        self._maintenance = maintenance
+        self._watch = Watch()
+        self._agreed = agreed
+        self._said: Mapping[str, str] = {}  # the parts of which these are the digests
+        self._digests = ""
+        self._salt = ""
+        self._differences: Sequence[str] = ()
+        self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_news = asyncio.Event()
+        self._news = News(0)  # to tell
+
+    def start(self) -> None:
+        """Begin to beat and to listen, unless it does."""
+        if self._tasks:  # what follows a start has failed, and is tried again
+            return
+        for run in (self._keep_alive, self._keep_in_touch):
+            self._tasks.append(asyncio.create_task(run(), name=f"spool-{run.__name__[6:]}"))
+
+    async def stop(self) -> None:
+        """End both."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks.clear()
+
+    def tell(self, news: News) -> None:
+        """Tell the other nodes soon."""
+        self._news |= news
+        self._has_news.set()
+
+    async def _keep_alive(self) -> None:
+        fault = RepeatedError()
+        while True:
+            try:
+                await self.beat()
+                fault.clear()
+            except SpoolError as error:
+                if fault.is_new(error):
+                    _log.warning("the other nodes do not hear of this one", error=str(error))
+            # a message may have been lost
+            self._on_news(News.RECORDED | News.DUE | News.HOLDS)
+            await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
+
+    async def beat(self) -> None:
+        """Say that this node lives, look at the others, and take over from the dead. Raises
+        SpoolError.
+        """
+        digests = await self._digests_now()
+        sent_s = self._writer.elapsed_s()
+        try:
+            seen = await self._writer.submit(partial(self._look, digests), alone=True)
+        except NodeNameError as error:
+            self._on_lost(error)
+            raise
+        if seen is None:
+            self._maintenance.forget()
+            await self._writer.rejoin()
+            return
+        self._writer.confirm(sent_s)
+        self.nodes, has_dead, without_node = seen
+        self._maintenance.seen(without_node, now_s=self._writer.elapsed_s())
+        states = Counter(row.state for row in self.nodes)
+        for state in STATES:
+            self._metrics.nodes.labels(state).set(states[state])
+        self._compare()
+        now_s = self._writer.elapsed_s()
+        silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
+        if silent:
+            died = await self._writer.submit(lambda one: declare_dead(one, silent), alone=True)
+            for row in died:
+                _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
+        if (silent or has_dead) and (taken := await self._take_over()):
+            _log.warning("claims of dead nodes taken over", entries=taken)
+
+    async def _digests_now(self) -> str:
+        """Return the digests of the parts, which are made where a part has changed."""
+        parts = self._agreed()
+        if parts != self._said:
+            self._salt = self._salt or await self._writer.submit(_read_salt, alone=True)
+            self._digests = await asyncio.to_thread(salted, parts, self._salt)
+            self._said = parts
+        return self._digests
+
+    def _compare(self) -> None:
+        """Say what has begun to differ between nodes."""
+        found = differences(self.nodes)
+        for one in found:
+            if one not in self._differences:
+                _log.warning("nodes differ in what must be equal", difference=one)
+        if self._differences and not found:
+            _log.info("nodes have the same again")
+        self._differences = found
+
+    def _look(
+        self, digests: str, transaction: WriteTransaction
+    ) -> tuple[Sequence[NodeRow], bool, Mapping[int, str]] | None:
+        own = self._writer.own
+        assert own is not None
+        rows = beat(transaction, own, digests)
+        self._writer.sample_wall(transaction)
+        if rows is None:
+            return None
+        self._writer.other_domains = exchange_domains(transaction, own.identity, self._said)
+        return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
+
+    async def _keep_in_touch(self) -> None:
+        fault = RepeatedError()
+        while True:
+            try:
+                with translate_postgres_errors(self._options):
+                    connection = await connect(self._options, purpose="messages")
+                    try:
+                        await self._talk(connection, fault)
+                    finally:
+                        connection.terminate()
+            except SpoolError as error:
+                _say_deaf(fault, error)
+            await asyncio.sleep(_AGAIN_S)  # real time: the server
+
+    async def _talk(self, connection: asyncpg.Connection, fault: RepeatedError) -> None:
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        try:
+            with translate_postgres_errors(self._options):
+                await connection.add_listener(_CHANNEL, self._heard)
+            fault.clear()
+        except SpoolError as error:
+            if connection.is_closed():
+                raise
+            _say_deaf(fault, error)  # a pooler may refuse it: the other nodes still hear this one
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(self._tell(connection))
+            await ended.wait()
+            telling.cancel()
+
+    async def _tell(self, connection: asyncpg.Connection) -> None:
+        while True:
+            await self._has_news.wait()
+            news, self._news = self._news, News(0)
+            self._has_news.clear()
+            with suppress(SpoolError), translate_postgres_errors(self._options):
+                await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
+            await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
+
+    def _heard(self, *message: Any) -> None:
+        connection, pid, _, text = message
+        if pid != connection.get_server_pid():
+            self._on_news(News(int(text)))
+
+
+def _read_salt(transaction: WriteTransaction) -> str:
+    """Return the salt of this spool."""
+    transaction.has_changed = False
+    return str(transaction.fetch_one("SELECT value FROM salt")[0])
+
+
+def _say_deaf(fault: RepeatedError, error: SpoolError) -> None:
+    if fault.is_new(error):
+        _log.warning(
+            "messages of other nodes do not come: each looks for work by itself",
+            error=str(error), every_s=POLL_S,
+        )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Maintain the spool on PostgreSQL: how much it holds, and mail of stores that no node holds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from relay.base.clock import Clock
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import LOCAL
+from relay.base.observe.logs import get_logger
+from relay.store.journeys.document import Journey
+from relay.store.spool.postgres.bodies import BodyStore
+from relay.store.spool.postgres.claims import claim_keys, take_over
+from relay.store.spool.postgres.nodes import node_list
+from relay.store.spool.postgres.tables import ConnectionTables
+from relay.store.spool.postgres.transactions import Operation, WriteTransaction
+from relay.store.spool.postgres.writer import WriteConnection
+from relay.store.spool.shared import stats
+from relay.store.spool.shared.columns import REMOVED_EVENTS, WAITS
+from relay.store.spool.shared.maintenance import SpoolMaintenance
+from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
+from relay.store.spool.types import FIRST_POSITION, Claim, DueBatch, Key, PriorityLevel
+
+T = TypeVar("T")
+_REMOVED = (
+    "INSERT INTO counter VALUES (0, 0, ?, ?)"
+    " ON CONFLICT (node, number, name) DO UPDATE"
+    " SET value = greatest(counter.value, excluded.value)"
+)
+WITHOUT_NODE_S = 60.0
+ROWS_AT_ONCE = 1000  # that are read
+_KEYS_AT_ONCE = 100  # that are claimed
+_LEVELS = list(PriorityLevel)
+_IS_WITHOUT_NODE = (
+    "NOT EXISTS (SELECT FROM node n WHERE n.store = r.store AND n.state = 'alive' OFFSET 0)"
+)
+_WITHOUT_NODE = f"""
+SELECT r.number, r.store FROM mail_root r WHERE {_IS_WITHOUT_NODE} AND EXISTS (
+    SELECT FROM unnest(?::integer[]) AS l (level) CROSS JOIN LATERAL (
+        SELECT FROM entry WHERE {WAITS}
+            AND turn = l.level + 8 * r.number ORDER BY due_us LIMIT 1
+    ) e OFFSET 0
+) ORDER BY r.store"""
+# A held entry that is due has expired, or its hold ends.
+_PAGE = f"""
+SELECT p.due_us, p.message_id, p.number, e.state = 'held' OR e.warn_us <= $2 OR m.expires_us <= $2
+FROM (
+    SELECT due_us, message_id, number FROM entry
+    WHERE {WAITS} AND turn = $1 AND due_us <= $2
+        AND (due_us, message_id, number) > ($3, $4, $5)
+    ORDER BY due_us, message_id, number LIMIT $6
+) p
+JOIN LATERAL (
+    SELECT state, warn_us FROM entry WHERE message_id = p.message_id AND number = p.number OFFSET 0
+) e ON true
+LEFT JOIN LATERAL (SELECT expires_us FROM message WHERE id = p.message_id OFFSET 0) m ON true
+ORDER BY p.due_us, p.message_id, p.number"""
+_OF_MESSAGE = f"""
+SELECT r.store FROM entry e JOIN mail_root r ON r.number = e.store
+WHERE e.message_id = ? AND e.next_hop = ? AND e.claimed = 0 AND {_IS_WITHOUT_NODE} LIMIT 1"""
+_WAITING = (RecipientState.QUEUED, RecipientState.DEFERRED)
+_log = get_logger("spool")
+
+
+class PostgresMaintenance(SpoolMaintenance):
+    """A SpoolMaintenance."""
+
+    scans = stats.WHOLE
+
+    def __init__(
+        self,
+        engine: QueueEngine,
+        writer: WriteConnection,
+        bodies: BodyStore,
+        *,
+        clock: Clock,
+    ) -> None:
+        super().__init__(engine, clock)
+        self._writer = writer
+        self._bodies = bodies
+        self.heard = 0  # how often other nodes may have done something: at each beat, for one
+        self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
+        self._logged: set[str] = set()  # their names
+        self._turns: list[int] = []  # those that are left of this walk
+        self._after = FIRST_POSITION
+
+    async def change(self, operation: Operation[T]) -> T:
+        """SpoolMaintenance.change, in a transaction of its own."""
+        return await self._writer.submit(operation, alone=True)
+
+    def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
+        """SpoolMaintenance.take_over_some."""
+        return take_over(transaction, now_us=now_us, at_us=at_us)
+
+    async def happened(self) -> tuple[int, int] | None:
+        """SpoolMaintenance.happened."""
+        return None if self._writer.fault else (self._writer.commits, self.heard)
+
+    async def claim_without_node(self) -> Sequence[Claim]:
+        """SpoolMaintenance.claim_without_node."""
+        now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
+        if not (lasting := self._lasting(self._writer.elapsed_s())):
+            return ()
+
+        def claim(transaction: WriteTransaction) -> DueBatch:
+            if keys := self._ended(transaction, lasting, now_us=now_us):
+                return DueBatch(claim_keys(transaction, keys, now_us=now_us, at_us=at_us))
+            transaction.has_changed = False
+            return DueBatch()
+
+        return (await self._writer.submit(claim, leased=True, alone=True)).claims
+
+    def seen(self, found: Mapping[int, str], *, now_s: float) -> None:
+        """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
+
+        A store is logged at its second reading: a command has one.
+        """
+        self._since_s = {number: self._since_s.get(number, now_s) for number in found}
+        self.stores_without_node = tuple(found.values())
+        lasting = {found[number] for number, since_s in self._since_s.items() if since_s < now_s}
+        for name in sorted(lasting - self._logged):
+            _log.warning("no node has a mail root for which mail waits", store=name)
+        for name in sorted(self._logged - set(self.stores_without_node)):
+            _log.info("no mail waits for this mail root without a node any more", store=name)
+        self._logged = (self._logged | lasting) & set(self.stores_without_node)
+
+    def forget(self) -> None:
+        """Begin once more: this node was away."""
+        self._since_s = {}
+
+    def _lasting(self, now_s: float) -> list[int]:
+        """Return the numbers of those that have been without a holder for long enough."""
+        return [one for one, since_s in self._since_s.items() if now_s - since_s >= WITHOUT_NODE_S]
+
+    def _ended(
+        self, transaction: WriteTransaction, lasting: Sequence[int], *, now_us: int
+    ) -> list[Key]:
+        """Return entries of these stores that have expired, or whose delay is to be reported, of
+        the next page of what is due.
+        """
+        found = stores_without_node(transaction)  # a holder may have joined
+        turns = [level + 8 * number for number in lasting if number in found for level in _LEVELS]
+        self._turns = [turn for turn in self._turns if turn in turns] or turns
+        keys: list[Key] = []
+        left = ROWS_AT_ONCE
+        while self._turns and left > 0:
+            rows = self._page(transaction, self._turns[0], now_us=now_us, limit=left)
+            for due_us, message_id, number, has_ended in rows:
+                self._after = (due_us, message_id, number)
+                keys += [(message_id, number)] if has_ended else []
+                if len(keys) == _KEYS_AT_ONCE:
+                    return keys
+            if len(rows) < left:
+                self._turns.pop(0)
+                self._after = FIRST_POSITION
+            left -= len(rows)
+        return keys
+
+    def _page(
+        self, tables: ConnectionTables, turn: int, *, now_us: int, limit: int
+    ) -> list[Sequence[Any]]:
+        values = (turn, now_us, *self._after, limit)
+        return [tuple(row) for row in tables.fetch(_PAGE, values)]
+
+    async def sweep(self) -> int:
+        """SpoolMaintenance.sweep."""
+        return await self._bodies.sweep()
+
+    def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
+        """SpoolMaintenance.remove_rows."""
+        where, values = transaction.among("message_id", queue_ids)
+        events = (
+            f"SELECT sequence FROM event WHERE {where} OFFSET 0"  # not by the index of sequences
+        )
+        (last,) = transaction.fetch_one(f"SELECT max(sequence) FROM ({events}) AS removed", values)
+        if last is not None:
+            transaction.execute(_REMOVED, (REMOVED_EVENTS, last))
+        for table in ("recipient", "event", "content"):
+            transaction.execute(f"DELETE FROM {table} WHERE {where}", values)
+        where, values = transaction.among("id", queue_ids)
+        transaction.execute(f"DELETE FROM message WHERE {where}", values)
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`, with the nodes."""
+        nodes = await self._engine.read(lambda one: node_list(one, self._writer.incarnation))
+        return await super().stats() | {"nodes": nodes}
+
+
+def stores_without_node(tables: ConnectionTables) -> Mapping[int, str]:
+    """Return number and name of the stores without a living holder for which mail waits."""
+    return dict(map(tuple, tables.fetch(_WITHOUT_NODE, (_LEVELS,))))
+
+
+def with_store_without_node(tables: Tables, journey: Journey) -> Journey:
+    """Return a journey in which recipients say that they wait for a mail root that no node has."""
+    waiting = [
+        one for one in journey.recipients if one.state in _WAITING and one.next_hop == LOCAL.key
+    ]
+    row = tables.fetch_one(_OF_MESSAGE, (journey.id, LOCAL.key)) if waiting else None
+    if row is None:
+        return journey
+    reason = f'no node has the mail root of the store "{row[0]}"'
+    recipients = (
+        replace(one, reason=reason) if one in waiting else one for one in journey.recipients
+    )
+    return replace(journey, recipients=tuple(recipients))

@@ -1,0 +1,117 @@
+"""The tables of the spool: which there are, of which schema, and whether the role may use them."""
+
+from relay.store.spool.postgres.tables import ConnectionTables, statement
+from relay.store.spool.shared.columns import schema_difference
+from relay.store.spool.types import SpoolFormatError, SpoolInUseError
+
+SCHEMA = 2
+_MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
+_TO_SCHEMA = {  # what leads to a schema from the one before it
+    2: 'CREATE TABLE standing_hold (domain text COLLATE "C" PRIMARY KEY, reason text COLLATE "C"'
+    " NOT NULL, since_us bigint NOT NULL, until_us bigint);"
+}
+# In the tables of Relay 0.2.0, and of no schema: a row with the name of a node that works on them.
+_OF_0_2_0 = (
+    "SELECT (SELECT n.name FROM node n JOIN pg_stat_activity a ON a.pid = n.pid"
+    " AND CAST(a.backend_start AS text) = n.begun WHERE n.state = 'alive' LIMIT 1)"
+    " FROM pg_attribute WHERE attrelid = to_regclass('recipient') AND attname = 'owed'"
+)
+_RENAME = "ALTER TABLE recipient RENAME COLUMN owed TO owed_report;"
+_COLUMNS = (
+    "SELECT CAST(c.relname AS text), CAST(a.attname AS text) FROM pg_attribute a"
+    " JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0"
+    " AND NOT a.attisdropped"
+)
+# One transaction creates all tables of a schema.
+_ALWAYS = frozenset(
+    {"message", "content", "body", "entry", "recipient", "event", "schema_version", "node"}
+)
+_THERE = (
+    "SELECT CAST(tablename AS text) FROM pg_tables"
+    " WHERE schemaname = current_schema() AND tablename = ANY(?)"
+)
+_MAY_CREATE = (
+    "SELECT CAST(current_schema() AS text), CAST(current_user AS text),"
+    " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+)
+_MAY_NOT_CHANGE = (
+    "SELECT CAST(c.relname AS text) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = current_schema() AND c.relname = ANY(?) AND NOT"
+    " (SELECT bool_and(has_table_privilege(c.oid, one))"
+    " FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS one) ORDER BY 1"
+)
+
+
+def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
+    """Create the tables if there are none, or add what those of an older schema lack. Raises
+    SpoolFormatError, as check_schema(); SpoolInUseError while a node needs tables of 0.2.0.
+    """
+    tables.execute("SELECT pg_advisory_lock(?)", (_MIGRATION_LOCK,))  # an error ends the session
+    found = schema_version(tables)
+    old = tables.fetch_one(_OF_0_2_0) if found else None
+    if old is not None and old[0]:
+        raise SpoolInUseError(
+            f"the node {old[0]} of Relay 0.2.0 works on the spool, whose tables change: stop it"
+        )
+    if found < SCHEMA or old is not None:
+        missing = [_TO_SCHEMA[version] for version in range(found + 1, SCHEMA + 1)] if found else ()
+        renamed = [_RENAME] if old is not None else []
+        script = "\n".join([*missing, *renamed]) or statement("schema.sql")
+        row = f"INSERT INTO schema_version VALUES ({SCHEMA}, {int(now_us)}) ON CONFLICT DO NOTHING;"
+        tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{row}\nCOMMIT;"))
+    check_schema(tables)
+    tables.execute("SELECT pg_advisory_unlock(?)", (_MIGRATION_LOCK,))
+
+
+def check_schema(tables: ConnectionTables) -> None:
+    """Raise SpoolFormatError, as schema_version(), and for tables that differ from this schema,
+    which they claim to have. Those that a start brings to it do not.
+    """
+    is_older = schema_version(tables) < SCHEMA or tables.fetch_one(_OF_0_2_0) is not None
+    text = schema_difference(statement("schema.sql"), tables.fetch(_COLUMNS))
+    if text and not is_older:
+        raise SpoolFormatError(
+            f"the spool says schema {SCHEMA}, and has other tables. {text}."
+            " See docs/operation-backup.md, Upgrade"
+        )
+
+
+def tables_there(tables: ConnectionTables) -> frozenset[str]:
+    """Return which tables of a spool there are, perhaps those of another program."""
+    rows = tables.fetch(_THERE, (sorted(_ALWAYS),))
+    return frozenset(name for (name,) in rows)
+
+
+def schema_version(tables: ConnectionTables) -> int:
+    """Return the version of the schema, 0 without tables. Raises SpoolFormatError for a newer one,
+    and for tables that are not Relay's, or those of a Relay before 0.2.0.
+    """
+    if not (there := tables_there(tables)):
+        return 0
+    if there != _ALWAYS:
+        raise SpoolFormatError(
+            f"the database has a table {min(there)} of another program, or of a Relay before 0.2.0:"
+            " use a database of its own, and empty the queue of an old Relay with that version"
+            " (docs/operation-backup.md, Upgrade)"
+        )
+    (version,) = tables.fetch_one("SELECT coalesce(max(version), 0) FROM schema_version")
+    if version > SCHEMA:
+        raise SpoolFormatError(
+            f"the spool has schema {version}, of a newer Relay; this one knows {SCHEMA}"
+        )
+    return int(version)
+
+
+def missing_rights(tables: ConnectionTables) -> list[str]:
+    """Return which rights the role lacks for an owner: a sentence for each."""
+    schema, user, may_create = tables.fetch_one(_MAY_CREATE)
+    if not (there := tables_there(tables)):
+        if may_create:
+            return []
+        where = f"in the schema {schema}" if schema else "in any schema of its search_path"
+        return [f"the role {user} may not create tables {where}: the database's owner may"]
+    return [
+        f"the role {user} may not change the table {name}: the database's owner may"
+        for (name,) in tables.fetch(_MAY_NOT_CHANGE, (sorted(there),))
+    ]

@@ -1,0 +1,238 @@
+"""Connect to the PostgreSQL server, say what is wrong with it, and translate its errors.
+
+No text of an error has the password: the server's own texts do not, and the URL is shown as
+str(ServerOptions). See the PostgreSQL documentation, "Error Codes" and "Client Connection
+Defaults".
+"""
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import asyncpg
+
+from relay.base.settings.postgres_url import ServerOptions
+from relay.store.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
+
+VERSION_MIN = 15
+# The settings of a role or a database do not change how the spool works. A server that has lost its
+# client ends the session, and so frees its lock, as soon as the client finds out.
+_SESSION = """\
+SET standard_conforming_strings = on;
+SET default_transaction_isolation = 'read committed';
+SET default_transaction_deferrable = off;
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = '10s';
+SET client_min_messages = warning;
+SET jit = off;
+SET tcp_keepalives_idle = 5;
+SET tcp_keepalives_interval = 5;
+SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = '20s';
+"""
+_KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 20_000,
+}
+_STATEMENTS_KEPT = 500
+_POOLER_ROUNDS = 3
+_POOLER_WAIT_S = 5.0
+_SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
+
+_NO_ANSWER = "the database does not answer"
+_POOLED = (
+    "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction): connect"
+    " to the server itself, or set pool_mode=session"
+)
+# By SQLSTATE, or its class of two characters.
+_TEXTS = {
+    "26000": _POOLED,  # a session lacks what this one prepared, or has it already
+    "42P05": _POOLED,
+    "28P01": "the server refuses the password",
+    "28": "the server refuses the login",
+    "3D000": "there is no such database",
+    "42501": "the role lacks a right that the spool needs: the database's owner has it",
+    "3F": "the role has no schema for the spool: the database's owner has one",
+    "25006": "the server takes no writes: it is a standby, or was set to read only",
+    "53100": "the disk of the server is full",
+    "53300": "the server has no connection left",
+    "57P03": "the server is starting, or stopping",
+    "57P01": "the server ended the connection",
+    "57P02": "the server ended the connection, because another one crashed",
+    "08": _NO_ANSWER,
+    "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
+    "0A000": "the server does not support what the spool needs",
+}
+_UNAVAILABLE = (
+    "26000", "42P05", "3D000", "42501", "3F", "08", "25", "28", "40", "53", "55", "57", "58",
+)  # fmt: skip
+_KINDS: Mapping[str, type[SpoolError]] = {
+    **dict.fromkeys(_UNAVAILABLE, SpoolUnavailableError),
+    "53100": SpoolFullError,
+    "XX001": SpoolDamagedError,
+    "XX002": SpoolDamagedError,
+    "42": SpoolFormatError,  # no such table or column, or one of another type
+}
+
+
+class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
+    """A connection whose loss is noticed in 20 s, though nobody writes."""
+
+    __slots__ = ()
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *others: Any) -> None:
+        super().__init__(protocol, transport, *others)
+        own = transport.get_extra_info("socket")
+        if own is not None and own.family != socket.AF_UNIX:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                own.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection:
+    """Return a connection to the first of the hosts that takes writes.
+
+    `purpose` is a part of the name that pg_stat_activity has for it. Raises SpoolUnavailableError.
+    """
+    with translate_postgres_errors(options):
+        tls = _tls_context(options)
+        async with asyncio.timeout(options.timeout_s):  # real time: the server
+            connection = await asyncpg.connect(
+                host=[host for host, _ in options.hosts],
+                port=[port for _, port in options.hosts],
+                user=options.user or system_user(),
+                password=options.password,
+                database=options.database,
+                ssl=tls,
+                direct_tls=False,
+                timeout=options.timeout_s,
+                server_settings={"application_name": f"{options.application_name} {purpose}"},
+                target_session_attrs="read-write",
+                connection_class=_KeptConnection,
+                statement_cache_size=_STATEMENTS_KEPT,
+                max_cached_statement_lifetime=0,  # for ever
+                max_cacheable_statement_size=0,  # of any size
+            )
+            try:
+                await connection.execute(_SESSION)
+            except BaseException:
+                connection.terminate()
+                raise
+    return connection
+
+
+async def server_faults(options: ServerOptions, connection: asyncpg.Connection) -> Sequence[str]:
+    """Return what makes the server unsafe for mail, or unfit: a sentence for each."""
+    faults = []
+    with translate_postgres_errors(options):
+        if await _changes_backends(options, connection):
+            return [_POOLED]
+        version = connection.get_server_version()
+        if version.major < VERSION_MIN:
+            faults.append(
+                f"the server is PostgreSQL {version.major}, expected {VERSION_MIN} or newer"
+            )
+        names = (*_SETTINGS_THAT_LOSE_MAIL, "server_encoding", "transaction_read_only")
+        rows = await connection.fetch(
+            "SELECT name, current_setting(name) FROM unnest($1::text[]) AS name", names
+        )
+    values = {name: str(value) for name, value in rows}
+    faults += [
+        f"{name} is off: a crash of the server loses accepted mail"
+        for name in _SETTINGS_THAT_LOSE_MAIL
+        if values[name] == "off"
+    ]
+    if values["server_encoding"] != "UTF8":
+        faults.append(f"the encoding of the database is {values['server_encoding']}, expected UTF8")
+    if values["transaction_read_only"] == "on":  # a standby as well
+        faults.append(_TEXTS["25006"])
+    return faults
+
+
+async def _changes_backends(options: ServerOptions, connection: asyncpg.Connection) -> bool:
+    """Whether what one connection does comes from several sessions of the server.
+
+    A pooler gives its clients process ids of its own. In its transaction mode, a session that one
+    client has left is the next one's, and the first client then gets another, or waits for it.
+    """
+    first = await connection.fetchval("SELECT pg_backend_pid()")
+    if first == connection.get_server_pid():
+        return False
+    other = await connect(options, purpose="check")
+    try:
+        for _ in range(_POOLER_ROUNDS):
+            async with other.transaction():
+                taken = await other.fetchval("SELECT pg_backend_pid()")
+                async with asyncio.timeout(_POOLER_WAIT_S):  # real time: the server
+                    now = await connection.fetchval("SELECT pg_backend_pid()")
+            if now != first or taken == first:
+                return True
+    except (TimeoutError, asyncpg.PostgresError):  # such as "no transactions in this mode"
+        return True
+    finally:
+        other.terminate()
+    return False
+
+
+@contextlib.contextmanager
+def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
+    """Turn the exceptions of asyncpg and of the connection into the spool's; `place` names the
+    server in their texts.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        code, said = error.sqlstate or "", str(error.args[0]).partition("\n")[0]
+        known = _TEXTS.get(code) or _TEXTS.get(code[:2])
+        kind = _KINDS.get(code) or _KINDS.get(code[:2], SpoolError)
+        raise kind(f"{place}: {known} ({said})" if known else f"{place}: {said}") from error
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise SpoolUnavailableError(f"{place}: no host of the URL takes writes") from error
+    except ssl.SSLCertVerificationError as error:
+        reason = error.verify_message or str(error)
+        raise SpoolUnavailableError(
+            f"{place}: the server's certificate is not accepted: {reason}"
+        ) from error
+    except ssl.SSLError as error:
+        raise SpoolUnavailableError(f"{place}: TLS fails: {error.reason or error}") from error
+    except TimeoutError as error:
+        raise SpoolUnavailableError(f"{place}: {_NO_ANSWER} in time") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SpoolUnavailableError(f"{place}: {_NO_ANSWER}: {reason}") from error
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        raise SpoolUnavailableError(f"{place}: {error.args[0]}") from error
+
+
+def system_user() -> str:
+    """Return the name of the system's user, which peer authentication compares."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise SpoolUnavailableError("the URL names no user, nor does the system") from None
+
+
+def _tls_context(options: ServerOptions) -> ssl.SSLContext | bool:
+    if options.tls == "disable":
+        return False
+    context = ssl.create_default_context(cafile=options.authorities or None)
+    context.check_hostname = options.tls == "verify-full"
+    if options.tls == "require":
+        context.verify_mode = ssl.CERT_NONE
+    if options.certificate:
+        context.load_cert_chain(options.certificate, options.key)
+    return context

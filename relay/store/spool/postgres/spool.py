@@ -1,0 +1,508 @@
+"""The engine on PostgreSQL: nodes share one queue.
+
+A coroutine returns after the server's commit, synchronous_commit = on. See docs/design.md 4.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relay import __version__
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import replace_file
+from relay.base.message.content import Content, memory_part
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import UNKNOWN_DISK, Disk
+from relay.base.settings.postgres_url import ServerOptions, parse_postgres_url
+from relay.base.settings.tree import Settings
+from relay.store.journeys.document import Journey
+from relay.store.spool.engine import SUBMISSION_KEEP_S, News, SpoolEngine
+from relay.store.spool.postgres import transactions
+from relay.store.spool.postgres.bodies import BodyStore, IncomingParts
+from relay.store.spool.postgres.claims import claim_due, next_due_us, read_claims, release_claims
+from relay.store.spool.postgres.keeper import NodeKeeper
+from relay.store.spool.postgres.maintenance import PostgresMaintenance, with_store_without_node
+from relay.store.spool.postgres.nodes import NodeIdentity, place_of
+from relay.store.spool.postgres.server import server_faults
+from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
+from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
+from relay.store.spool.postgres.writer import WriteConnection
+from relay.store.spool.queue_commands import ShownTimes
+from relay.store.spool.shared import event_log
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.columns import NO_EVENTS
+from relay.store.spool.shared.receipts import count_receipts
+from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
+from relay.store.spool.types import (
+    Accepted,
+    Claim,
+    ClaimResult,
+    ContentKey,
+    DueBatch,
+    DueQuery,
+    HoldsFullError,
+    Key,
+    NewMessage,
+    SentReceipt,
+    SpoolError,
+    SpoolUnavailableError,
+)
+
+_HOME_FILE = "spool-owner"
+_BODIES = "bodies"
+_AGAIN_S = 1.0
+_OTHER_ROOT = "SELECT 1 FROM mail_root WHERE store <> ? AND id <> ''"
+_ENDED = "WHERE message_id = ? AND number = ? AND state = 'final'"
+_DROP = (
+    "DELETE FROM content c WHERE message_id = ? AND number = ? AND NOT EXISTS (SELECT FROM entry e"
+    " WHERE e.message_id = c.message_id AND e.content_id = c.number) RETURNING body"
+)
+_STORE = "SELECT coalesce(max(store), 0) FROM entry WHERE message_id = ?"
+_ELSEWHERE = (
+    "SELECT e.message_id, e.number, coalesce(n.name, 'a node that is gone') FROM entry e"
+    " LEFT JOIN node n ON n.incarnation = e.owner"
+    " WHERE e.message_id = ? AND e.number = ? AND e.claimed = 1 AND e.owner <> ?"
+)
+_OTHER_NODES = (
+    "SELECT name FROM node WHERE state = 'alive' AND incarnation <> ? ORDER BY name LIMIT 100"
+)
+# A command may have given live entries another next hop.
+_NEXT_HOPS = (
+    "UPDATE recipient r SET next_hop = e.next_hop FROM entry e WHERE e.message_id = r.message_id"
+    " AND e.number = r.entry AND r.message_id = ? AND r.next_hop <> e.next_hop"
+)
+T = TypeVar("T")
+_LAST = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM event_number"
+_OWN_ID = "SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint)"
+_OLDEST_ID = "SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)"
+_LOOKS = 30
+_PAUSE_S = 0.001  # after the first look; each next one is a fifth longer
+_log = get_logger("spool")
+
+
+def open_engine(
+    settings: Settings,
+    *,
+    clock: Clock,
+    crash: CrashPoints,
+    metrics: Metrics,
+    delivers_captured: bool = False,
+    holds_store: bool = True,
+    alone: bool = False,
+) -> "PostgresSpool":
+    """See relay.store.spool.open(). Nothing is connected."""
+    directory = settings.state_dir / _BODIES
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity = NodeIdentity(
+        settings.node, _home(settings.state_dir / _HOME_FILE),
+        place_of(settings.state_dir, clock.anchor().boot_id), __version__,
+        settings.mailboxes.store, holds_store, alone,
+    )  # fmt: skip
+    return PostgresSpool(
+        parse_postgres_url(settings.spool.url), identity, directory,
+        clock=clock, crash=crash, metrics=metrics,
+        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
+        captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
+    )  # fmt: skip
+
+
+class PostgresSpool(SpoolEngine):
+    """The engine of a node."""
+
+    maintenance: PostgresMaintenance
+    _writer: WriteConnection
+    contents_sql = (
+        "SELECT e.message_id, c.size, c.data, c.header, c.body, c.eight_bit, c.crc32 FROM entry e"
+        " JOIN content c ON c.message_id = e.message_id AND c.number = e.content_id WHERE {}"
+    )
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        identity: NodeIdentity,
+        directory: Path,
+        *,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        submission_keep_s: float,
+        captured: CapturedMail,
+    ) -> None:
+        """See SpoolEngine. `directory` is for bodies that are being received or sent."""
+        super().__init__(
+            clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured,
+            store=lambda: self._writer.stores.own,
+        )  # fmt: skip
+        self._options = options
+        self._crash = crash
+        self._fault = "the spool was not started yet"
+        self._bodies = BodyStore(
+            options, directory,
+            incarnation=lambda: self._writer.own.incarnation if self._writer.own else 0,
+        )  # fmt: skip
+        self._writer = WriteConnection(
+            options, identity=identity, clock=clock, crash=crash, metrics=metrics,
+            on_lost_ownership=self._lost, on_dropped=self._bodies.remove_later,
+        )  # fmt: skip
+        self._connecting: asyncio.Task[None] | None = None
+        self._reading_holds: asyncio.Task[None] | None = None
+        self._queries = ReadConnection(options, purpose="queries")
+        self._counting = ReadConnection(options, purpose="counting")
+        self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
+        self._keeper = NodeKeeper(
+            self._writer, options, metrics=metrics, take_over=self._take_over,
+            on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
+            maintenance=self.maintenance,
+        )  # fmt: skip
+        self._final_to = 0  # all events up to this number are there
+        # a number, and the transaction id before which all must have ended
+        self._final_next: tuple[int, int] | None = None
+
+    def _lost(self, error: SpoolError) -> None:
+        self._fault = str(error)
+        self.on_lost(error)
+
+    async def start(self, *, may_wait: bool = False) -> int:
+        """SpoolEngine.start."""
+        try:
+            return await self._start()
+        except SpoolUnavailableError as error:
+            if not may_wait:
+                raise
+            self._fault = str(error)
+            _log.error("the database of the spool cannot be used", error=self._fault)
+            self._connecting = asyncio.create_task(self._start_later(), name="spool-start")
+            return 0
+
+    async def _start(self) -> int:
+        await self._writer.start()
+        faults = await self._queries.read(
+            lambda tables: tables.wait(server_faults(self._options, tables.connection))
+        )
+        for one in faults:
+            _log.warning("the database of the spool is not safe for mail", error=one)
+        self._crash.reached(CrashPoint.SPOOL_OPENED)
+        taken_over = await self.maintenance.take_over()
+        await self.queue_admin.read_hold_rules()
+        self._keeper.start()
+        self.receipts.count = await self._queries.read(count_receipts)
+        self._fault = ""
+        return taken_over
+
+    def is_of_other_store(self, domain: str) -> bool:
+        """SpoolEngine.is_of_other_store: maybe, until they were read."""
+        others = self._writer.other_domains
+        return others is None or domain in others
+
+    def _agreed(self) -> Mapping[str, str]:
+        return self.agreed()
+
+    def _hear(self, news: News) -> None:
+        self.maintenance.heard += 1
+        is_reading = self._reading_holds is not None and not self._reading_holds.done()
+        if News.HOLDS in news and not is_reading:
+            self._reading_holds = asyncio.create_task(self._read_holds(), name="spool-holds")
+        self.on_news(news)
+
+    async def _read_holds(self) -> None:
+        with suppress(SpoolError):  # it is repeated at the next beat
+            await self.queue_admin.read_hold_rules()
+
+    async def _take_over(self) -> int:
+        taken = await self.maintenance.take_over()
+        self._metrics.takeovers.inc(taken)
+        self.on_news(News.RECORDED | News.RELEASED)
+        return taken
+
+    async def _start_later(self) -> None:
+        fault = RepeatedError()
+        while self._fault:
+            await self._clock.sleep(_AGAIN_S)  # sleeps: a new try each second
+            try:
+                await self._start()
+            except SpoolUnavailableError as error:
+                self._fault = str(error)
+                if fault.is_new(error):
+                    _log.error("the database of the spool cannot be used", error=self._fault)
+            except SpoolError as error:
+                self._lost(error)
+                return
+        _log.info("the database of the spool is there")
+
+    async def stop(self) -> None:
+        """SpoolEngine.stop."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._connecting
+        await self._keeper.stop()
+        if self._reading_holds is not None:
+            await asyncio.wait([self._reading_holds])
+        await self._writer.stop()
+        for one in (self._queries, self._counting, self._bodies):
+            await one.close()
+
+    def close(self) -> None:
+        """SpoolEngine.close: nothing was connected."""
+
+    def _root(self, tables: Tables, store: str) -> tuple[str, bool]:
+        root_id, was_used = super()._root(tables, store)
+        if root_id or tables.fetch_one(_OTHER_ROOT, (store,)) is None:
+            return root_id, was_used
+        return "", False  # the others were used
+
+    async def _accept(
+        self,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        key, expires_us = submission
+
+        def write(transaction: WriteTransaction) -> Accepted | HoldsFullError:
+            return transactions.accept(
+                transaction, messages, stored, submission_key=key,
+                submission_expires_us=expires_us, captured=self._captured, claim=claim,
+                receipt=receipt,
+            )  # fmt: skip
+
+        try:
+            return await self._writer.submit(
+                write, accepts=True, size=_size_of(messages),
+                alone=transactions.reads_first(messages[0], receipt)
+                or transactions.reads_for(messages, stored),
+            )  # fmt: skip
+        except KnownKeyError:
+            return await self._known(key)
+        except asyncio.CancelledError:
+            await self.discard(stored)
+            raise
+
+    async def _known(self, submission_key: str) -> Accepted:
+        queue_id = await self.accepted_as(submission_key)
+        if not queue_id:
+            raise SpoolUnavailableError("the submission key is being removed")
+        return Accepted(queue_id, repeated=True)
+
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
+        self._check_usable()
+        try:
+            return await self._writer.submit(
+                lambda transaction: transactions.record(
+                    transaction, claim_result, stored, captured=self._captured,
+                    claim_reports=claim_reports, now_us=now_us,
+                ),
+                alone=transactions.runs_statements(claim_result)
+                or transactions.reads_for(claim_result.reports, stored),
+                size=_size_of(claim_result.reports),
+            )  # fmt: skip
+        except StaleClaimError:
+            return None
+        except asyncio.CancelledError:
+            await self.discard(stored)
+            raise
+
+    def _tell(self, news: News) -> None:
+        self._keeper.tell(news)
+
+    def may_finish(self, claim: Claim) -> bool:
+        """Spool.may_finish."""
+        return claim.owner == self._writer.incarnation and self._writer.may_finish()
+
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+        """Spool.claim_due."""
+        at_us = self._clock.time_us()
+        return await self._writer.submit(
+            lambda one: claim_due(one, look, now_us=now_us, at_us=at_us, limit=limit),
+            leased=True, alone=True,
+        )  # fmt: skip
+
+    async def next_due_us(self, after_us: int = 0) -> int | None:
+        """Spool.next_due_us."""
+        stores = self._writer.stores
+        return await self.ask(lambda tables: next_due_us(tables, after_us, stores))
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Spool.release."""
+        await self.change(lambda one: release_claims(one, claims))
+        self._tell(News.RELEASED)
+
+    def incoming_body(self) -> IncomingParts:
+        """Spool.incoming_body."""
+        return self._bodies.incoming()
+
+    async def read_content(
+        self,
+        content_id: ContentKey,
+        *,
+        check: bool = True,  # noqa: ARG002 - it always is
+    ) -> Content:
+        """Spool.read_content."""
+        return await self._bodies.read(*content_id)
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:
+        """SpoolEngine.content_of."""
+        return self._bodies.content_of(tables, name, row)
+
+    def _journey(
+        self, tables: Tables, queue_id: str, times: ShownTimes, *, added: bool
+    ) -> Journey | None:
+        found = super()._journey(tables, queue_id, times, added=added)
+        return with_store_without_node(tables, found) if found is not None else None
+
+    def _last_event(self, tables: Any) -> int:
+        return max(self._read_final(tables), event_log.removed_to(tables), NO_EVENTS)
+
+    def _read_final(self, tables: ConnectionTables) -> int:
+        """Return the number up to which all events are there, while several nodes commit.
+
+        Numbers are taken before the commit: a smaller one may become visible after a greater one.
+        A transaction takes its own id before it takes a number (commit.sql). So all numbers up to
+        the last one are final once every transaction has ended that began to write before a later
+        id was given: `pg_snapshot_xmin` is the oldest that still runs. A transaction of somebody
+        else that writes for longer than about a second delays the events, but loses none.
+        """
+        if self._final_next is not None and _oldest(tables) >= self._final_next[1]:
+            self._final_to, self._final_next = self._final_next[0], None
+        last = int(tables.fetch_one(_LAST)[0])
+        if last <= self._final_to:
+            return self._final_to
+        before = int(tables.fetch_one(_OWN_ID)[0])
+        pause_s = _PAUSE_S
+        for _ in range(_LOOKS):
+            if _oldest(tables) >= before:
+                self._final_to, self._final_next = last, None
+                return last
+            tables.wait(asyncio.sleep(pause_s))  # real time: other transactions
+            pause_s *= 1.2
+        self._final_next = self._final_next or (last, before)
+        return self._final_to
+
+    def health(self) -> str:
+        """SpoolEngine.health."""
+        return self._fault or self._writer.fault
+
+    def disk(self) -> Disk:
+        """SpoolEngine.disk."""
+        return UNKNOWN_DISK
+
+    def _check_usable(self) -> None:
+        if fault := self.health():
+            raise SpoolUnavailableError(fault)
+
+    async def read(self, query: Callable[[ConnectionTables], T]) -> T:
+        """QueueEngine.read."""
+        return await self._queries.read(query)
+
+    async def count(self, query: Callable[[ConnectionTables], T]) -> T:
+        """QueueEngine.count."""
+        return await self._counting.read(query)
+
+    async def change(self, operation: Callable[[WriteTransaction], T]) -> T:
+        """QueueEngine.change."""
+        return await self._writer.submit(operation, alone=True, is_order=True)
+
+    async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
+        """SpoolEngine.ask."""
+        return await self._bodies.reader.read(query)
+
+    def read_claims(
+        self, tables: Any, keys: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        """QueueEngine.read_claims."""
+        return read_claims(tables, tuple(keys))
+
+    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:
+        """QueueEngine.elsewhere."""
+        own = self._writer.incarnation
+        rows = tables.fetch_each(_ELSEWHERE, [(*key, own) for key in keys])
+        return {(row[0], row[1]): row[2] for row in rows}
+
+    async def other_nodes(self) -> Sequence[str]:
+        """QueueEngine.other_nodes."""
+        own = (self._writer.incarnation,)
+        rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
+        return [name for (name,) in rows]
+
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        self._check_usable()
+        return await self.store_contents(messages)
+
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
+        """QueueEngine.store_contents. If one cannot be written, all are removed."""
+        stored: list[StoredBodies] = []
+        try:
+            for message in reports:
+                stored += [await self._bodies.store(message)]
+        except BaseException:
+            await self.discard(stored)
+            raise
+        return stored
+
+    def add_reports(
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        original: str,
+    ) -> None:
+        """QueueEngine.add_reports."""
+        (store,) = transaction.fetch_one(_STORE, (original,))
+        for report, bodies in zip(reports, stored, strict=True):
+            transactions.add_message(
+                transaction, report, bodies, claim=False, captured=self._captured, store=store
+            )
+
+    def committed(self, stored: StoredContents) -> None:
+        """QueueEngine.committed."""
+        self._bodies.accepted(stored)
+
+    async def discard(self, stored: StoredContents) -> None:
+        """QueueEngine.discard."""
+        await self._bodies.discard(stored)
+
+    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+        """QueueEngine.entries_ended: return the bodies that may not be needed any more. An entry
+        that has ended is deleted; its recipients keep its next hop.
+        """
+        ids = dict.fromkeys(message_id for message_id, _ in ended)
+        transaction.execute_each(_NEXT_HOPS, [(one,) for one in ids])
+        transaction.execute_each(f"DELETE FROM entry {_ENDED}", list(ended))
+        dropped = transaction.fetch_each(_DROP, [(key[0], number) for key, number in ended.items()])
+        return [body for (body,) in dropped if body]
+
+    def remove(self, left: Sequence[str]) -> None:
+        """QueueEngine.remove."""
+        self._bodies.remove_later(left)
+
+
+def _size_of(messages: Sequence[NewMessage]) -> int:
+    return sum(len(memory_part(one)) for message in messages for one in message.contents)
+
+
+def _home(path: Path) -> str:
+    """Return the id of the state_dir, which the first start writes. Raises SpoolError."""
+    try:
+        with suppress(FileNotFoundError):
+            return path.read_text().strip()
+        home = secrets.token_hex(8)
+        replace_file(path, home.encode() + b"\n", mode=0o600)
+    except OSError as error:
+        raise SpoolUnavailableError(f"{path}: {error.strerror or error}") from error
+    return home
+
+
+def _oldest(tables: ConnectionTables) -> int:
+    return int(tables.fetch_one(_OLDEST_ID)[0])

@@ -1,0 +1,190 @@
+"""The stored form of a spool on a PostgreSQL server, as far as it is Relay's and not the server's.
+
+See relay.store.spool.engine.SpoolStorage. Checks and repairs of a database are the business of
+PostgreSQL's own tools. asyncpg is imported when the server is asked for something.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from relay.base.settings.postgres_url import parse_postgres_url
+from relay.store.spool.engine import BackupResult, SpoolStorage, without_node_text
+from relay.store.spool.postgres import require_driver
+from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
+from relay.store.spool.types import SpoolError, SpoolUnsupportedError
+
+if TYPE_CHECKING:
+    from relay.store.spool.postgres.tables import ConnectionTables
+
+AsOwner = Callable[[], AbstractContextManager[None]]
+_DUMP = "spool.dump"
+T = TypeVar("T")
+
+
+class PostgresStorage(SpoolStorage):
+    """A SpoolStorage."""
+
+    def __init__(
+        self, url: str, *, store: str, domains: Collection[str], as_owner: AsOwner = nullcontext
+    ) -> None:
+        """`store` is that of this node's mailboxes, `domains` are its local ones. The server is
+        asked in a block of `as_owner`.
+        """
+        self._options = parse_postgres_url(url)
+        self._store = store
+        self._domains = domains
+        self._as_owner = as_owner
+
+    def __str__(self) -> str:
+        return str(self._options)
+
+    def exists(self) -> bool:
+        """SpoolStorage.exists."""
+
+        def is_there(tables: "ConnectionTables") -> bool:
+            from relay.store.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
+
+            return bool(tables_there(tables))
+
+        return self._ask(is_there)
+
+    def faults(self) -> Sequence[str]:
+        """SpoolStorage.faults."""
+
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.store.spool.postgres import schema, server  # noqa: PLC0415 - see above
+
+            faults = tables.wait(server.server_faults(self._options, tables.connection))
+            return [*faults, *schema.missing_rights(tables)]
+
+        try:
+            return [f"{self}: {one}" for one in self._ask(found)]
+        except SpoolError as error:
+            return (str(error),)
+
+    def warnings(self) -> Sequence[str]:
+        """SpoolStorage.warnings."""
+
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.store.spool.postgres import nodes, schema  # noqa: PLC0415 - see above
+            from relay.store.spool.postgres.maintenance import stores_without_node  # noqa: PLC0415
+
+            if not schema.tables_there(tables):
+                return ()
+            without_node = map(without_node_text, stores_without_node(tables).values())
+            split = nodes.split_domains(tables, self._store, self._domains)
+            return [*without_node, *split, *nodes.node_warnings(nodes.read_nodes(tables))]
+
+        return self._ask(found)
+
+    def living_nodes(self) -> Sequence[str]:
+        """SpoolStorage.living_nodes."""
+
+        def found(tables: "ConnectionTables") -> Sequence[str]:
+            from relay.store.spool.postgres.nodes import read_nodes  # noqa: PLC0415 - see above
+
+            return sorted(one.identity.name for one in read_nodes(tables) if one.is_alive)
+
+        return self._ask(found)
+
+    def other_domains(self) -> Sequence[str]:
+        """SpoolStorage.other_domains."""
+        from relay.store.spool.postgres.nodes import other_domains  # noqa: PLC0415 - see above
+
+        return self._ask(lambda tables: sorted(other_domains(tables, self._store)))
+
+    def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
+        """SpoolStorage.check: whether the tables are of this schema, or an older one."""
+
+        def look(tables: "ConnectionTables") -> None:
+            from relay.store.spool.postgres.schema import check_schema  # noqa: PLC0415 - see above
+
+            check_schema(tables)
+
+        self._ask(look)
+
+    def require_tools(self) -> NoReturn:
+        """SpoolStorage.require_tools."""
+        raise SpoolUnsupportedError(
+            f"the spool is in PostgreSQL ({self}), whose own tools check and repair it;"
+            " relay backup copies it"
+        )
+
+    def verify(self, **_options: object) -> NoReturn:
+        """SpoolStorage.verify."""
+        self.require_tools()
+
+    def backup_size(self) -> NoReturn:
+        """SpoolStorage.backup_size."""
+        self.require_tools()
+
+    def back_up(self, folder: Path, **_progress: object) -> BackupResult:
+        """SpoolStorage.back_up, by one run of pg_dump, which does not say how far it is."""
+        from relay.store.spool.postgres.backup import dump  # noqa: PLC0415 - see above
+
+        with (folder / _DUMP).open("xb") as file:
+            counts = self._ask(lambda tables: dump(self._options, tables, file))
+        return BackupResult(folder / _DUMP, folder, counts)
+
+    @contextmanager
+    def restored(self, folder: Path) -> Iterator[None]:
+        """SpoolStorage.restored."""
+        require_driver()
+        from relay.store.spool.postgres import backup, nodes, server  # noqa: PLC0415 - see above
+
+        with ExitStack() as until_end:
+            with (folder / _DUMP).open("rb") as file, self._as_owner():
+                tables = until_end.enter_context(self._connected())
+                with server.translate_postgres_errors(self._options):
+                    nodes.lock_alone(tables)
+                    backup.load(self._options, tables, file)
+                    nodes.end_all(tables)
+            try:
+                yield
+            except BaseException:
+                with server.translate_postgres_errors(self._options):
+                    backup.unload(tables)
+                raise
+            with server.translate_postgres_errors(self._options):
+                nodes.unlock(tables)  # the server notices the end of a connection later
+
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """SpoolStorage.accepted_since."""
+        from relay.store.spool.postgres.backup import keys_in  # noqa: PLC0415 - see above
+
+        wanted = set(keys)
+        if folder is not None and wanted:
+            with (folder / _DUMP).open("rb") as file:
+                wanted -= keys_in(self._options, file, wanted)
+        sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
+        return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(wanted),))))
+
+    def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
+        """Ask the server by a connection of its own. Raises SpoolError."""
+        require_driver()
+        # An event loop may run in the caller's thread.
+        with self._as_owner(), ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._answer, question).result()
+
+    def _answer(self, question: "Callable[[ConnectionTables], T]") -> T:
+        from relay.store.spool.postgres import server  # noqa: PLC0415 - see above
+
+        with self._connected() as tables, server.translate_postgres_errors(self._options):
+            return question(tables)
+
+    @contextmanager
+    def _connected(self) -> "Iterator[ConnectionTables]":
+        from relay.store.spool.postgres import server  # noqa: PLC0415 - see above
+        from relay.store.spool.postgres.tables import ConnectionTables  # noqa: PLC0415
+
+        with closing(asyncio.new_event_loop()) as loop:
+            connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
+            try:
+                yield ConnectionTables(loop, connection)
+            finally:
+                connection.terminate()
+                loop.run_until_complete(loop.shutdown_asyncgens())

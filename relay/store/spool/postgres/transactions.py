@@ -1,0 +1,370 @@
+"""Accept messages and record the results of attempts: operations of the writer, and their rows.
+
+What they decide is in relay.store.spool.shared. Ordinary mail only adds rows to the commit, which
+one statement writes: the arrays of commit.sql. accept() ends step 5 of a message, record() ends
+steps 6 and 7. See docs/design.md 4, invariants 1, 2, 3, 7.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+from zlib import crc32
+
+from msgspec.structs import astuple, replace
+
+from relay.base.clock import Anchor
+from relay.base.message.content import Content
+from relay.base.message.nexthop import HopKind
+from relay.store.journeys.events import Event
+from relay.store.spool.postgres.nodes import Stores
+from relay.store.spool.postgres.tables import ConnectionTables, statement
+from relay.store.spool.shared.accepted import (
+    AcceptedRows,
+    CapturedMail,
+    accepted,
+    accepted_rows,
+    decided_before,
+    used_contents,
+)
+from relay.store.spool.shared.columns import json_text, message_row
+from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
+from relay.store.spool.shared.results import Recorded, record_beside, result_rows, waiting_columns
+from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
+from relay.store.spool.types import (
+    NEVER_US,
+    Accepted,
+    ClaimResult,
+    HoldsFullError,
+    NewMessage,
+    SentReceipt,
+    SpoolError,
+    SpoolUnavailableError,
+)
+
+_ENDS, _WAITS, _GOES_ON = 1, 0, 2  # what a result does to its entry; see commit.sql
+# A release, or another hold of the domain, waits for acceptances, and then finds their entries.
+_LOCK_HOLDS = " FOR SHARE"
+_PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
+T = TypeVar("T")
+_PARAMETER = re.compile(r"\$(\d+)")
+# For each column of a table, what is passed of it: the whole of it, one value for all rows if they
+# have the same, or nothing if all have NULL. Most columns have one value in nearly all mail, and an
+# element of an array takes more time than anything else here.
+_MESSAGE = "wooowwwooooooowwo"
+_CONTENT = "wowwnoow"
+_ENTRY = "wooooonnoonoooo"
+_RECIPIENT = "woowoooooooo"
+_EVENT = "wwww"
+_SUBMISSION = "www"
+# Of an entry: its key, epoch, owner and content; whether it ends; of one that waits its state,
+# attempts and waiting_columns().
+_RECORDED = "wooooooonnooon"
+_OUTCOME = "ooowoo"
+_COUNT = "ww"
+_ANCHOR = "wwwwww"
+
+
+@lru_cache
+def _parts(*names: str) -> tuple[str, Sequence[int]]:
+    """Return these parts of commit.sql, and which of its parameters they have."""
+    _, *pieces = re.split(r"^-- (\w+):\n", statement("commit.sql"), flags=re.MULTILINE)
+    parts = zip(pieces[::2], pieces[1::2], strict=True)
+    text = "".join(sql for name, sql in parts if name in names)
+    used = sorted({int(one) for one in _PARAMETER.findall(text)})
+    return _PARAMETER.sub(lambda one: f"${1 + used.index(int(one[1]))}", text), used
+
+
+class CommitRows:
+    """Collects the rows of a commit."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, ...]] = []
+        self.contents: list[tuple[Any, ...]] = []
+        self.entries: list[tuple[Any, ...]] = []
+        self.recipients: list[tuple[Any, ...]] = []
+        self.events: list[tuple[str, Event]] = []
+        self.submissions: list[tuple[str, str, int]] = []
+        self.results: list[tuple[Any, ...]] = []  # see _RECORDED
+        self.outcomes: list[tuple[Any, ...]] = []
+        self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
+        self.counts: Counter[str] = Counter()
+
+    def made_by(self, node: str) -> None:
+        """Have the events name another node than that of the commit."""
+        self.events = [
+            (message_id, replace(event, detail={**event.detail, "node": node}))
+            for message_id, event in self.events
+        ]
+
+    def statement(
+        self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
+    ) -> tuple[str, Sequence[Any]]:
+        """Return the statement, with its values, that is the commit with this number of this
+        incarnation; `name` is that of the node, which each event names.
+        """
+        events = [
+            (message_id, int(event.step), event.at_us, json_text({"node": name, **event.detail}))
+            for message_id, event in self.events
+        ]
+        counts = [one for one in sorted(self.counts.items()) if one[1]]
+        values = [
+            *_columns(self.messages, _MESSAGE),
+            *_columns(self.contents, _CONTENT),
+            *_columns(self.entries, _ENTRY),
+            *_columns(self.recipients, _RECIPIENT),
+            *_columns(events, _EVENT),
+            *_columns(self.submissions, _SUBMISSION),
+            *_columns(self.results, _RECORDED),
+            _once(self._ended_with()),
+            *_columns(self.outcomes, _OUTCOME),
+            _once(self.hops),
+            *_columns(counts, _COUNT),
+            *_columns([astuple(anchor)] if anchor is not None else (), _ANCHOR),
+            incarnation,
+            number,
+            name,
+        ]
+        sql, used = _parts(
+            "always",
+            "accepted" if self.messages else "",
+            "submitted" if self.submissions else "",
+            "results" if self.results else "",
+            "noted" if anchor is not None else "",
+        )
+        return sql, [values[one - 1] for one in used]
+
+    def _ended_with(self) -> list[str]:
+        """Return for each result the numbers of the entries of its message that end here."""
+        ended: dict[str, str] = {}
+        for message_id, number, *_, ends in (one[:6] for one in self.results):
+            if ends == _ENDS:
+                known = ended.get(message_id)
+                ended[message_id] = f"{known},{number}" if known else str(number)
+        return [ended.get(one[0], "") for one in self.results]
+
+
+class WriteTransaction(ConnectionTables):
+    """An OpenTransaction. Rows that are added are written with its commit, after all else."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Any,
+        *,
+        incarnation: int,
+        stores: Stores,
+    ) -> None:
+        super().__init__(loop, connection)
+        self.rows = CommitRows()
+        self.incarnation = incarnation  # of this node
+        self.stores = stores
+        self.has_changed = True  # an operation that runs alone and changes nothing says so
+
+    @property
+    def counts(self) -> Counter[str]:
+        """OpenTransaction.counts."""
+        return self.rows.counts
+
+    def append_events(self, message_id: str, events: Sequence[Event]) -> None:
+        """OpenTransaction.append_events."""
+        self.rows.events += [(message_id, event) for event in events]
+
+
+Operation = Callable[[WriteTransaction], T]
+
+
+class StaleClaimError(SpoolError):
+    """A result is of a claim that has ended."""
+
+
+class KnownKeyError(SpoolError):
+    """A message was accepted with this submission key before."""
+
+
+def _columns(rows: Sequence[Sequence[Any]], kinds: str) -> Iterable[Sequence[Any]]:
+    """Return the arrays of columns of these kinds."""
+    if not rows:
+        return ((),) * len(kinds)
+    columns = zip(*rows, strict=True)
+    return [_KINDS[kind](column) for kind, column in zip(kinds, columns, strict=True)]
+
+
+def _once(column: Sequence[Any]) -> Sequence[Any]:
+    return column[:1] if column and column.count(column[0]) == len(column) else column
+
+
+def _none(column: Sequence[Any]) -> Sequence[Any]:
+    return () if column.count(None) == len(column) else column
+
+
+def _whole(column: Sequence[Any]) -> Sequence[Any]:
+    return column
+
+
+_KINDS = {"w": _whole, "o": _once, "n": _none}
+
+
+def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
+    """Whether an operation that adds messages has to run alone, since it looks for the parts of
+    bodies, or for holds of domains.
+    """
+    return any(stored) or is_held_as_it_comes(messages)
+
+
+def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
+    """Whether an acceptance has to run alone, since it reads before it decides."""
+    return receipt is not None or (message.held_max is not None and bool(message.held_by_rules))
+
+
+def accept(
+    transaction: WriteTransaction,
+    messages: Sequence[NewMessage],
+    bodies: StoredContents,
+    *,
+    submission_key: str,
+    submission_expires_us: int,
+    captured: CapturedMail,
+    claim: bool,
+    receipt: SentReceipt | None = None,
+) -> Accepted | HoldsFullError:
+    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
+    where rules would hold more entries than they may. The commit raises KnownKeyError for a known
+    key.
+    """
+    first = messages[0]
+    answer = None
+    if reads_first(first, receipt):
+        answer = decided_before(transaction, first, submission_key=submission_key, receipt=receipt)
+    if answer is not None:
+        return answer
+    if submission_key:
+        row = (submission_key, first.facts.id, submission_expires_us)
+        if any(one[0] == submission_key for one in transaction.rows.submissions):
+            raise KnownKeyError("the submission key is used twice in one commit")
+        transaction.rows.submissions.append(row)
+    return accepted(
+        first,
+        [
+            add_message(transaction, message, stored, claim=claim, captured=captured)
+            for message, stored in zip(messages, bodies, strict=True)
+        ],
+    )
+
+
+def add_message(
+    transaction: WriteTransaction,
+    message: NewMessage,
+    bodies: StoredBodies,
+    *,
+    claim: bool,
+    captured: CapturedMail,
+    store: int = 0,
+) -> AcceptedRows:
+    """Add the rows of a message, and return those that all engines have. Its local mail goes to the
+    mail root `store`, if it is given, else to that of this node.
+    """
+    message = as_held_now(transaction, message, lock=_LOCK_HOLDS)
+    facts, rows = message.facts, transaction.rows
+    _check_parts(transaction, bodies)
+    used = used_contents(message)
+    keys = {index: (facts.id, index) for index in used}
+    store = store or transaction.stores.own
+    claim = claim and (transaction.stores.is_held_by_us(store) or not _is_local(message))
+    added = accepted_rows(
+        message, keys, kept=used, claim=claim, captured=captured,
+        claimed_by=(transaction.incarnation, store),
+    )  # fmt: skip
+    rows.messages.append(message_row(facts))
+    rows.contents += [
+        (facts.id, index, *_content_columns(content, bodies.get(index)))
+        for index, content in enumerate(message.contents)
+        if index in used
+    ]
+    rows.entries += [
+        (*row[:3], row[3][1], *row[4:], transaction.incarnation if row[5] else 0, store)
+        for row in added.entries
+    ]
+    hops = ["", *(row[2] for row in added.entries)]
+    rows.recipients += [(*row, hops[row[1]]) for row in added.recipients]
+    transaction.append_events(facts.id, message.events)
+    for name, number in added.counts.items():  # faster than update()
+        rows.counts[name] += number
+    count_holds(transaction, Counter(message.held_by_rules))
+    return added
+
+
+def _is_local(message: NewMessage) -> bool:
+    return any(entry.next_hop.kind is HopKind.LOCAL for entry in message.entries)
+
+
+def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
+    """Raise SpoolUnavailableError if a part is not there: they were not synced, and the server may
+    have crashed since. What this transaction sees is durable with its commit.
+    """
+    if not bodies:
+        return
+    expected = {(one.name, one.parts) for one in bodies.values()}
+    ids = [(body_id,) for body_id, _ in expected]
+    if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
+        raise SpoolUnavailableError("the server has lost a part of the message")
+
+
+def record(
+    transaction: WriteTransaction,
+    claim_result: ClaimResult,
+    bodies: StoredContents,
+    *,
+    captured: CapturedMail,
+    claim_reports: bool,
+    now_us: int,
+) -> Recorded:
+    """Record outcomes; the commit raises StaleClaimError where the claim has ended. `now_us` is
+    queue time, or NEVER_US if no read receipts are to be recorded.
+    """
+    claim, rows = claim_result.claim, transaction.rows
+    changed = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+    ends = _ENDS if changed.is_finished else _GOES_ON if claim_result.goes_on else _WAITS
+    rows.results.append(
+        (
+            *claim.key, claim.epoch, claim.owner, claim.content_id[1], ends, changed.state,
+            changed.attempts, *waiting_columns(changed.waiting),
+        )
+    )  # fmt: skip
+    rows.outcomes += changed.recipients
+    rows.hops += [claim.next_hop.key] * len(changed.recipients)
+    record_beside(transaction, claim_result, changed, now_us=now_us, store=claim.store)
+    claims = [
+        one
+        for message, stored in zip(claim_result.reports, bodies, strict=True)
+        for one in add_message(
+            transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
+        ).claims
+    ]
+    return Recorded(tuple(claims), owes=bool(changed.receipts))
+
+
+def runs_statements(claim_result: ClaimResult) -> bool:
+    """Whether a result has to run alone, since it does more than add rows."""
+    return bool(
+        claim_result.held
+        or claim_result.unanswered
+        or claim_result.owed
+        or claim_result.pays
+        or claim_result.ends_warning
+        or claim_result.remote_report is not None
+        or any(one.evidence.receipt is not None for one in claim_result.outcomes.values())
+    )
+
+
+def _content_columns(content: Content, body: StoredBody | None) -> tuple[Any, ...]:
+    """Return size, data, header, body, eight_bit and crc32, which is that of the body continued
+    with the header.
+    """
+    if isinstance(content, bytes):
+        return len(content), content, None, "", 0, crc32(content)
+    assert body is not None
+    found = crc32(content.header, body.crc32)
+    return content.size, None, content.header, body.name, content.flags, found

@@ -1,0 +1,576 @@
+"""Group commit on the write connection, and what becomes of a commit whose reply was lost.
+
+Operations that only add rows share one statement (commit.sql), which is a transaction of its own:
+one round trip and one fsync of the server for all that gathered during the last commit. Other
+operations run alone, in a transaction. Every answer is known before the commit is sent.
+
+Each commit has a number, which its rows of `counter` have. A connection that is lost leaves open
+whether its last commit took effect: the writer connects again, ends the old session, and then the
+greatest number says which it was. A commit that took effect is answered; one that did not is sent
+once more. An acceptance that has waited too long for this is answered with an error, for then the
+message may be in the queue all the same: its sender's repetition is a duplicate, as after any lost
+connection (RFC 1047).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import asyncpg
+import uvloop
+
+from relay.base.clock import Anchor, Clock, boot_s
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.postgres_url import ServerOptions
+from relay.store.spool.postgres.claims import release_claims
+from relay.store.spool.postgres.nodes import (
+    DEAD_S,
+    NO_DOT_S,
+    WALL,
+    NodeIdentity,
+    NodeRow,
+    Stores,
+    join,
+    leave,
+    lock_shared,
+    namesakes,
+    other_domains,
+    return_to,
+    still_alive,
+    stores_of,
+)
+from relay.store.spool.postgres.schema import bring_to_schema
+from relay.store.spool.postgres.server import connect, translate_postgres_errors
+from relay.store.spool.postgres.tables import ConnectionTables, without_nul
+from relay.store.spool.postgres.transactions import (
+    KnownKeyError,
+    Operation,
+    StaleClaimError,
+    WriteTransaction,
+)
+from relay.store.spool.shared.columns import ANCHOR_COLUMNS
+from relay.store.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, WaitingOperation
+from relay.store.spool.types import (
+    Claim,
+    NodeNameError,
+    SpoolError,
+    SpoolInUseError,
+    SpoolUnavailableError,
+)
+
+COMMITS = "commits"  # the counter that each commit raises
+_BATCH_BYTES_MAX = 8 << 20
+_CLOCK_DIFFERS_S = 60.0
+_AGAIN_S = 1.0  # between two attempts to connect
+_TIMES_MAX = 5  # that an operation is repeated which others were in the way of
+_ADD_UP_AFTER = 256  # commits
+_ANSWER_S = 10.0  # after which an acceptance is answered although its outcome is not known
+_STATEMENT_S = 10.0  # a server that does not answer counts as lost
+_OPERATION_S = 20.0  # for all statements of one
+# What no statistics may change: see commit.sql.
+PLANS = (
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;"
+    " SET plan_cache_mode = force_generic_plan; SET synchronous_commit = on"
+)
+_ADD_UP = (
+    "WITH gone AS (DELETE FROM counter WHERE node = ? AND number > ? AND number <= ?"
+    " RETURNING node, name, value)"
+    " INSERT INTO counter SELECT node, 0, name, sum(value) FROM gone GROUP BY node, name"
+    " ON CONFLICT (node, number, name) DO UPDATE SET value = counter.value + excluded.value"
+)
+# A node continues from its own anchor if its machine was not rebooted, else from the latest.
+_ANCHORS = (
+    f"SELECT {ANCHOR_COLUMNS} FROM clock"
+    " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
+)
+_BEGIN = {False: "BEGIN", True: "BEGIN ISOLATION LEVEL REPEATABLE READ"}  # by is_order
+_OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
+T = TypeVar("T")
+_log = get_logger("spool")
+
+
+class _LostError(Exception):
+    """The connection was lost. If it was during the commit, its outcome is unknown, and `answers`
+    are those if it took effect.
+    """
+
+    def __init__(self, reason: str, answers: Sequence[Any]) -> None:
+        super().__init__(reason)
+        self.answers = answers
+
+
+class WriteConnection(GroupWriter):
+    """Writes in a thread. submit() belongs to the event loop in which start() ran."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        identity: NodeIdentity,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        on_lost_ownership: Callable[[SpoolError], None],
+        on_dropped: Callable[[Sequence[str]], None],
+    ) -> None:
+        """`on_lost_ownership` is called in the event loop when another node has this one's name, or
+        the spool for itself: this one must end. `on_dropped` is called there with bodies of
+        contents that were removed.
+        """
+        super().__init__(clock, self._run_to_end)
+        self._options = options
+        self.identity = identity
+        self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
+        self._crash = crash
+        self._metrics = metrics
+        self._on_lost_ownership = on_lost_ownership
+        self._on_dropped = on_dropped
+        self.own: NodeRow | None = None  # this incarnation
+        self._lease_until_s = 0.0
+        self.other_domains: frozenset[str] | None = None  # local ones of other mail roots
+        self.stores = Stores()
+        self.fault = "the spool was not started yet"  # why the database cannot be used now
+        self._said = RepeatedError()
+        self.commits = 0  # the number of the last one
+        self._found = 0  # the number of the last one when the connection was back
+        self._unanswered: list[Claim] = []  # of operations that were answered with an error
+        self._added_up_to = 0  # of the commits since this start
+        self._anchored_s = -ANCHOR_S
+        self._has_lost_ownership = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
+        self._connection: Any = None
+
+    async def start(self) -> None:
+        """Connect and become the owner, unless it has done so. Raises SpoolError; then nothing
+        runs.
+        """
+        if self._thread.is_alive():  # what follows a start has failed, and is tried again
+            return
+        self._home_loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self._open)
+        except SpoolError as error:
+            self.fault = str(error)
+            raise
+        self.fault = ""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Write what waits, then close the connection."""
+        await super().stop()
+        await asyncio.to_thread(self._close)
+
+    def rounds(self) -> int | None:
+        """See SpoolEngine. A thread that waits for the server is not blocked: its loop counts."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._count_round)
+        return super().rounds()
+
+    def _count_round(self) -> None:
+        self._rounds += 1
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this owner."""
+        assert self.own is not None
+        return self.own.incarnation
+
+    def may_finish(self) -> bool:
+        """Whether what ends an attempt may begin: the lease goes on for long enough."""
+        return self.elapsed_s() < self._lease_until_s - NO_DOT_S
+
+    def confirm(self, sent_s: float) -> None:
+        """Take note that the server has recorded a beat of this incarnation that was sent then."""
+        self._lease_until_s = sent_s + DEAD_S
+
+    def may_claim(self) -> bool:
+        """Whether this node may accept and claim: its lease goes on."""
+        return self.elapsed_s() < self._lease_until_s
+
+    async def rejoin(self) -> None:
+        """Join as the next incarnation, after this one was declared dead. Raises SpoolError."""
+        await self.submit(self._join_again, alone=True)
+
+    def submit(
+        self,
+        operation: Operation[T],
+        *,
+        accepts: bool = False,
+        leased: bool = False,
+        alone: bool = False,
+        is_order: bool = False,
+        size: int = 0,
+    ) -> "asyncio.Future[T]":
+        """Queue `operation`; the future is done after the commit that contains it.
+
+        Unless `alone`, it only adds rows. Operations of the same iteration of the loop share a
+        commit. An order, which runs alone, reads one state of the queue, and is repeated if another
+        node has changed what it changes. One that is `leased` or `accepts` is refused after the end
+        of the lease. Raises SpoolUnavailableError when too many wait, or the writer is stopping, or
+        the database cannot be used.
+        """
+        if self.fault:
+            raise SpoolUnavailableError(self.fault)
+        future: asyncio.Future[T] = self._future()
+        self._queue(
+            WaitingOperation(
+                operation, future, accepts, size, leased or accepts, alone, is_order,
+                self._clock.real_s(),
+            )
+        )  # fmt: skip
+        return future
+
+    # In the thread.
+
+    def _run_to_end(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - the node must end: nothing is written now
+            _log.exception("internal error of the spool")
+            self._has_lost_ownership, self.fault = True, "internal error"
+            self._call(self._on_lost_ownership, SpoolError(f"internal error: {error!r}"))
+            self._fail_queued()
+
+    def _run(self) -> None:
+        while True:
+            is_trying = self.fault and not self._has_lost_ownership
+            self._wake.acquire(timeout=_AGAIN_S if is_trying else None)
+            if self._has_lost_ownership or (self.fault and not self._reconnect()):
+                self._fail_queued()
+            while batch := self._gather():
+                self._write(batch)
+                if self.commits - self._added_up_to >= _ADD_UP_AFTER:
+                    self._add_up()
+            if self._stopping and not self._jobs:
+                return
+
+    def _add_up(self) -> None:
+        """Add up the counters of the commits since the last time. What fails stays as it is."""
+        first, self._added_up_to = self._added_up_to, self.commits
+        values = (self.incarnation, first, self._added_up_to)
+        assert self._home_loop is not None
+        future = self._home_loop.create_future()
+        future.add_done_callback(lambda done: done.exception())
+        self._write(
+            [WaitingOperation(lambda one: one.execute(_ADD_UP, values), future, alone=True)]
+        )
+
+    def _gather(self) -> list[WaitingOperation]:
+        self._count_round()
+        batch: list[WaitingOperation] = []
+        size = 0
+        while self._jobs and len(batch) < BATCH_MAX and size < _BATCH_BYTES_MAX:
+            if self._jobs[0].alone and batch:
+                break
+            batch.append(self._jobs.popleft())
+            size += batch[-1].size
+            if batch[-1].alone:
+                break
+        return batch
+
+    def _write(self, batch: Sequence[WaitingOperation], *, times: int = 0) -> None:
+        began_s = self._clock.real_s()
+        try:
+            answers = self._commit(batch)
+        except _LostError as error:
+            self._lost(batch, error)
+            return
+        except Exception as error:  # noqa: BLE001 - passed to the callers
+            is_in_the_way = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
+            if len(batch) > 1 or (is_in_the_way and times < _TIMES_MAX):
+                for job in batch:  # the operation at fault fails alone
+                    self._write([job], times=times + 1)
+            else:
+                self._answer([(batch[0].future, None, error)])
+            return
+        self._metrics.commit_seconds.observe(self.commit_ended(began_s))
+        self._metrics.commit_batch.observe(len(batch))
+        self._answer([(job.future, one, None) for job, one in zip(batch, answers, strict=True)])
+
+    def _commit(self, batch: Sequence[WaitingOperation]) -> list[Any]:
+        if self._connection is None or self._connection.is_closed():
+            raise _LostError(self.fault or "the connection was closed", ())
+        accepts = any(job.accepts for job in batch)
+        if any(job.leased for job in batch) and not self.may_claim():
+            raise SpoolUnavailableError("the database has not heard of this node for too long")
+        assert self._loop is not None
+        transaction = WriteTransaction(
+            self._loop, self._connection, incarnation=self.incarnation, stores=self.stores
+        )
+        answers: list[Any] = []
+        with self._translated(answers):
+            try:
+                if batch[0].alone:
+                    transaction.wait(self._connection.execute(_BEGIN[batch[0].is_order]))
+                answers += [job.operation(transaction) for job in batch]
+                if accepts:
+                    self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                if not transaction.has_changed:
+                    transaction.wait(self._connection.execute("ROLLBACK"))
+                    return answers
+                self._send(transaction)
+                if batch[0].alone:
+                    transaction.wait(self._connection.execute("COMMIT"))
+            except BaseException:
+                if not self._connection.is_closed() and self._connection.is_in_transaction():
+                    with suppress(Exception):
+                        transaction.wait(self._connection.execute("ROLLBACK", timeout=5))
+                raise
+        self.commits += 1
+        if accepts:
+            self._crash.reached(CrashPoint.SPOOL_COMMITTED)
+        return answers
+
+    def _send(self, transaction: WriteTransaction) -> None:
+        rows = transaction.rows
+        rows.counts[COMMITS] = 1
+        now_s = self._clock.monotonic()
+        is_anchored = now_s - self._anchored_s >= ANCHOR_S
+        sql, values = rows.statement(
+            incarnation=self.incarnation, name=self.identity.name, number=self.commits + 1,
+            anchor=self._clock.anchor() if is_anchored else None,
+        )  # fmt: skip
+        send = self._connection.fetchrow
+        if self._connection.is_in_transaction():  # which an error would end
+            values = without_nul(values)
+        try:
+            row = transaction.wait(send(sql, *values, timeout=_STATEMENT_S))
+        except asyncpg.CharacterNotInRepertoireError:
+            if self._connection.is_in_transaction():
+                raise
+            row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
+        if len(row) > 1 and row[1]:
+            self._call(self._on_dropped, row[1])
+        if is_anchored:
+            self._anchored_s = now_s
+
+    @contextmanager
+    def _translated(self, answers: Sequence[Any]) -> Iterator[None]:
+        """Turn asyncpg's exceptions into those of an operation, or into _LostError."""
+        try:
+            with translate_postgres_errors(self._options), self._limited():
+                try:
+                    yield
+                except asyncpg.DivisionByZeroError:
+                    raise StaleClaimError("the claim has ended") from None
+                except asyncpg.UniqueViolationError as error:
+                    if error.table_name == "submission":
+                        raise KnownKeyError("the submission key is known") from None
+                    if error.table_name in _OF_MESSAGES:  # two nodes have made the same id
+                        text = "the queue id is that of another message: try again"
+                        raise SpoolUnavailableError(text) from None
+                    raise
+                except asyncpg.ReadOnlySQLTransactionError:
+                    self._connection.terminate()  # a failover: another host takes writes
+                    raise
+        except SpoolUnavailableError as error:
+            if self._connection.is_closed() or isinstance(
+                error.__cause__, (OSError, TimeoutError, asyncpg.PostgresConnectionError)
+            ):
+                self._connection.terminate()
+                raise _LostError(str(error), answers) from error
+            raise
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Give up the connection if the server does not answer all that the block asks in time."""
+        assert self._loop is not None
+        end = self._connection.terminate
+        limit = self._loop.call_later(_OPERATION_S, end)  # real time: the server
+        try:
+            yield
+        finally:
+            limit.cancel()
+
+    def _lost(self, batch: Sequence[WaitingOperation], lost: _LostError) -> None:
+        """Find out whether the commit of a batch took effect, and answer it or send it once more.
+
+        Acceptances do not wait for this longer than _ANSWER_S; the others are results, which are
+        repeated only if they are not there.
+        """
+        expected = self.commits + 1
+        self.fault = str(lost)
+        _log.warning("the connection to the database of the spool was lost", error=self.fault)
+        waiting = self._without_expired(list(enumerate(batch)), lost)
+        while not self._reconnect():
+            waiting = self._without_expired(waiting, lost)
+            self._fail_queued()
+            if self._stopping or self._has_lost_ownership:
+                error = SpoolUnavailableError(self.fault)
+                self._answer([(job.future, None, error) for _, job in waiting])
+                return
+            self._wake.acquire(timeout=_AGAIN_S)
+        waiting = self._without_expired(waiting, lost)
+        with suppress(SpoolError):  # else when the connection is back once more
+            self._release_unanswered(self._tables())
+        # Without answers the commit was not sent. The number is then of one that was lost before.
+        if lost.answers and self._found == expected:
+            self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
+            return
+        for _, job in waiting:  # one by one: a part of the batch may be gone
+            try:
+                (answer,) = self._commit([job])
+            except _LostError as again:  # a second loss: its outcome is not looked for
+                self.fault = str(again)
+                self._note_unanswered(again.answers)
+                self._answer([(job.future, None, SpoolUnavailableError(self.fault))])
+            except Exception as error:  # noqa: BLE001 - passed to the caller
+                self._answer([(job.future, None, error)])
+            else:
+                self._answer([(job.future, answer, None)])
+
+    def _without_expired(
+        self, waiting: list[tuple[int, WaitingOperation]], lost: _LostError
+    ) -> list[tuple[int, WaitingOperation]]:
+        """Answer the acceptances that have waited too long, and return the other operations."""
+        before_s = self._clock.real_s() - _ANSWER_S
+        error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
+        expired = [one for one in waiting if one[1].accepts and one[1].since_s < before_s]
+        self._answer([(job.future, None, error) for _, job in expired])
+        self._note_unanswered(lost.answers[index] for index, _ in expired if lost.answers)
+        return [one for one in waiting if one not in expired]
+
+    def _note_unanswered(self, answers: Iterable[Any]) -> None:
+        """Note the claims of operations that failed for their callers, but may be committed."""
+        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
+
+    def _release_unanswered(self, tables: ConnectionTables) -> None:
+        """Release the claims of operations that failed for their callers. Raises SpoolError.
+
+        This comes before any other claim by this incarnation, which could have the same epoch.
+        """
+        with translate_postgres_errors(self._options):
+            release_claims(tables, self._unanswered)
+        self._unanswered.clear()
+
+    def _fail_queued(self) -> None:
+        """Answer what was queued before the loss was known: it was not sent."""
+        error = SpoolUnavailableError(self.fault)
+        while self._jobs:
+            self._answer([(self._jobs.popleft().future, None, error)])
+
+    def _reconnect(self) -> bool:
+        """Connect again, as the same incarnation if it still lives; False, with the reason in
+        `fault`, if that fails.
+        """
+        assert self.own is not None
+        try:
+            with translate_postgres_errors(self._options):
+                tables = self._connect()
+                with self._limited():
+                    self.sample_wall(tables)
+                    self._return(tables, self.own)
+        except (NodeNameError, SpoolInUseError) as error:
+            self.fault = str(error)
+            self._has_lost_ownership = True
+            self._call(self._on_lost_ownership, error)
+            return False
+        except SpoolError as error:
+            self.fault = str(error)
+            if self._said.is_new(error):
+                _log.error("the database of the spool cannot be used", error=self.fault)
+            return False
+        self.fault = ""
+        self._said.clear()
+        _log.info("the database of the spool is back")
+        return True
+
+    def _return(self, tables: ConnectionTables, own: NodeRow) -> None:
+        at_us = self._clock.time_us()
+        there = return_to(tables, own, at_us=at_us)
+        self._release_unanswered(tables)
+        known, self._found = self.commits, _read_commits(tables, own.incarnation)
+        lost = known - self._found
+        if there is None or lost > 0:  # results may be lost: others take those claims over
+            self._join(tables, own=own.incarnation)
+        else:
+            self.own, self.commits = there, self._found
+        if lost > 0:  # as a standby that was promoted may have
+            _log.error("the database of the spool has lost commits", commits=lost)
+            self._metrics.lost_commits.inc(lost)
+
+    def _join(
+        self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()
+    ) -> None:
+        sent_s = self.elapsed_s()
+        at_us = self._clock.time_us()
+        self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
+        self.commits = self._added_up_to = 0
+        self.confirm(sent_s)
+        if own:
+            _log.warning("this node has joined again: its claims are taken over")
+
+    def _join_again(self, transaction: WriteTransaction) -> None:
+        """Join in the transaction of an operation; the rows of its commit have the new number."""
+        transaction.wait(self._connection.execute("ROLLBACK"))
+        self._join(transaction, own=self.incarnation)
+        transaction.wait(self._connection.execute("BEGIN"))
+        transaction.incarnation = self.incarnation
+
+    def _open(self) -> None:
+        """Connect, bring the tables to this schema, join, and read the clock."""
+        with translate_postgres_errors(self._options):
+            tables = self._connect()
+            try:
+                self.sample_wall(tables)
+                self._tell_difference()
+                lock_shared(tables, self.identity)
+                bring_to_schema(tables, now_us=self._clock.time_us())
+                tables.wait(self._connection.execute(PLANS))
+                left = namesakes(tables, self.identity)
+                silent = still_alive(tables, left)
+                self._join(tables, silent=silent)
+                self.stores = stores_of(tables, self.identity)
+                self.other_domains = other_domains(tables, self.identity.store)
+                rows = tables.fetch(_ANCHORS, (self.identity.name,))
+                self._clock.resume_as_node([Anchor(*row) for row in rows])
+            except BaseException:
+                self._connection.terminate()
+                raise
+
+    def sample_wall(self, tables: ConnectionTables) -> None:
+        """Set the clock by the server's, which all nodes use; in the writer's thread."""
+        self._clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
+
+    def _tell_difference(self) -> None:
+        ahead_s = (self._clock.file_time_us() - self._clock.time_us()) / 1_000_000
+        if abs(ahead_s) > _CLOCK_DIFFERS_S:
+            _log.warning(
+                "this machine's clock differs from the database's, which counts", seconds=ahead_s
+            )
+
+    def _connect(self) -> ConnectionTables:
+        if self._connection is not None and not self._connection.is_closed():
+            self._connection.terminate()
+        self._loop = self._loop or uvloop.new_event_loop()
+        opened = connect(self._options, purpose="writer")
+        self._connection = self._loop.run_until_complete(opened)
+        tables = self._tables()
+        if self.own is not None:
+            tables.wait(self._connection.execute(PLANS))
+            lock_shared(tables, self.identity)
+        return tables
+
+    def _tables(self) -> ConnectionTables:
+        assert self._loop is not None
+        return ConnectionTables(self._loop, self._connection)
+
+    def _close(self) -> None:
+        if self._loop is None:
+            return
+        if self._connection is not None and not self._connection.is_closed():
+            with suppress(Exception):  # the server may be gone
+                if self.own is not None:
+                    leave(self._tables(), self.own)
+                self._loop.run_until_complete(self._connection.close(timeout=2))
+        self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
+        self._loop.close()
+
+
+def _read_commits(tables: ConnectionTables, incarnation: int) -> int:
+    sql = "SELECT coalesce(max(number), 0) FROM counter WHERE node = ?"
+    return int(tables.fetch_one(sql, (incarnation,))[0])

@@ -1,0 +1,45 @@
+"""What the engines of the spool share: the same rows, decisions and SQL on both databases.
+
+What acceptance and delivery write:
+
+- `accepted`: what an accepted message writes; first states; end of held and captured mail
+- `claimed`: which of the due entries are claimed: their order, round robin of senders; at a start,
+  what becomes of the claims of a process that was killed
+- `results`: what the result of an attempt writes: states, next attempt, owed reports; which message
+  a DSN or MDN from outside is about, and what is recorded of it
+- `receipts`: read receipts that are owed
+- `holds`: why entries are held, when a hold ends, damaged entries, how many rules hold (held_max);
+  the domains for which mail is held as it comes (hold --new)
+
+Queue commands and counts:
+
+- `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run; the
+  bounces of a cancel (--bounce)
+- `entries`: which entries a selector matches, their JSON in `queue list`; loads what a command
+  needs of them, and stores what was decided
+- `decisions`: what a command does to an entry: state, due time, expiry, next hop, event
+- `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
+
+What has happened to messages:
+
+- `event_log`: a message's journey in the spool, and its contents; the events of all messages in
+  their order, for followers
+- `message_list`: which messages a name, a search or a page of the list finds; what rows show
+- `maintenance`: pruning of history (spool.keep); frees claims of dead owners at a start
+
+What all of these stand on:
+
+- `group_commit`: what both writers share: waiting operations, how long commits take
+- `columns`: columns and values of rows, checksums of contents
+- `tables`: what an engine supplies for all of these; which SQL works on both databases
+
+Other rooms get `QueueAdmin`, `SpoolMaintenance` and `ReceiptLedger` from an engine, and name them
+in annotations only.
+
+Elsewhere: in which state a command is possible: `relay/store/spool/queue_commands.py`; when an
+entry is tried again: `relay/delivery/retry.py`; what a journey and its events are:
+`relay/store/journeys`; which writes go into one commit: `relay/store/spool/sqlite/writer.py` and
+`relay/store/spool/postgres/writer.py`; whether a result still counts when its claim has ended
+(epoch): `relay/store/spool/sqlite/transactions.py` and
+`relay/store/spool/postgres/transactions.py`.
+"""

@@ -1,0 +1,199 @@
+"""The rows of a new message, so that every engine writes the same ones."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, count
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.content import size_of
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
+from relay.store.spool.shared.holds import lack_of_room
+from relay.store.spool.shared.receipts import note_receipt, record_sent
+from relay.store.spool.shared.tables import OpenTransaction, Tables
+from relay.store.spool.types import (
+    FIRST_EPOCH,
+    NEVER_US,
+    Accepted,
+    Claim,
+    ClaimedRecipient,
+    ContentKey,
+    HoldsFullError,
+    NewEntry,
+    NewMessage,
+    SentReceipt,
+    extra_text,
+)
+
+# The columns of a new entry, in the order of AcceptedRows.entries. The others: no attempts, the
+# first epoch, no cause.
+ENTRY_COLUMNS = (
+    "message_id", "number", "next_hop", "content_id", "state", "claimed", "due_us", "retry_us",
+    "lane", "sender", "warn_us", "priority", "extra",
+)  # fmt: skip
+# Of submission keys: the history of a message may be gone before its key.
+RECIPIENTS_OF_KEYS = (
+    "SELECT s.key, coalesce(s.message_id || '-' || r.number, '')"
+    " FROM submission s LEFT JOIN recipient r ON r.message_id = s.message_id WHERE {}"
+)
+
+
+class CapturedMail(Struct, frozen=True):
+    """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`
+    after its arrival.
+
+    With `is_delivered`, as in a development relay, it is queued until delivery has put a copy into
+    the recipient's mailbox. It does not expire, because the queue follows a clock that is advanced:
+    what removes it after `keep_us` of real time uses DevelopmentSpool.discard().
+    """
+
+    keep_us: int
+    is_delivered: bool = False
+
+    def due_us(self, received_us: int) -> int:
+        """Return when captured mail expires, in queue time."""
+        return NEVER_US if self.is_delivered else received_us + self.keep_us
+
+    def ends_at_acceptance(self, next_hop: NextHop) -> bool:
+        """Whether mail for `next_hop` is captured when it is accepted."""
+        return next_hop.kind is HopKind.CAPTURE and not self.is_delivered
+
+
+class AcceptedRows(Struct, frozen=True):
+    """The rows of one message, but its own, its contents and its events; and its claims."""
+
+    entries: Sequence[tuple[Any, ...]]  # ENTRY_COLUMNS
+    recipients: Sequence[tuple[Any, ...]]  # recipient_row()
+    counts: Counter[str]  # by how much counters change, but that of holds
+    claims: Sequence[Claim]  # of the entries that are claimed
+    first_end_us: Sequence[int]  # when entries end that are held or captured from the beginning
+
+
+def accepted_as(tables: Tables, submission_key: str) -> str:
+    """Spool.accepted_as."""
+    known = tables.fetch_one("SELECT message_id FROM submission WHERE key = ?", (submission_key,))
+    return str(known[0]) if known else ""
+
+
+def decided_before(
+    transaction: OpenTransaction,
+    message: NewMessage,
+    *,
+    submission_key: str,
+    receipt: SentReceipt | None,
+) -> Accepted | HoldsFullError | None:
+    """Return what an acceptance answers that adds nothing: that the submission key is known, or
+    that rules would hold more entries than they may. None for any other; what becomes of the read
+    receipt is recorded then.
+    """
+    if receipt is not None:
+        record_sent(transaction, receipt)
+    if submission_key and (known := accepted_as(transaction, submission_key)):
+        return Accepted(known, repeated=True)
+    if (full := lack_of_room(transaction, message)) is None and receipt is not None:
+        note_receipt(transaction, receipt)
+    return full
+
+
+def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
+    """Return the answer for a message, whose rows, and those of its reports, were added."""
+    claims = tuple(claim for one in added for claim in one.claims)
+    ends = (end_us for one in added for end_us in one.first_end_us)
+    return Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
+
+
+def used_contents(message: NewMessage) -> set[int]:
+    """Return the contents that an entry has; the others are not stored."""
+    return {entry.content for entry in message.entries}
+
+
+def accepted_rows(
+    message: NewMessage,
+    content_keys: Mapping[int, ContentKey],
+    *,
+    kept: Collection[int],
+    claim: bool,
+    captured: CapturedMail,
+    claimed_by: tuple[int, int] = (0, 0),
+) -> AcceptedRows:
+    """Return what a message adds. `content_keys` are the keys of its contents, by their index;
+    claims have those in `kept` with them. With `claim` its queued entries are claimed;
+    `claimed_by` is Claim.owner and Claim.store.
+    """
+    facts, (owner, store) = message.facts, claimed_by
+    counts: Counter[str] = Counter()
+    entries, recipients, claims, first_end_us = [], [], [], []
+    numbers = _numbers(message)
+    for recipient in message.final_recipients:
+        number = recipient.position or next(numbers)
+        recipients.append(recipient_row(facts.id, recipient, entry=0, number=number))
+        counts[recipient.state] += 1
+    for position, entry in enumerate(message.entries, 1):
+        state = _first_state(entry, captured)
+        is_queued = state is RecipientState.QUEUED
+        due_us = facts.received_us
+        retry_us: int | None = due_us
+        warn_us = message.warn_us
+        if not is_queued:  # it is not attempted, and nobody is warned
+            warn_us = None
+            retry_us, due_us = _times_unattempted(message, entry, captured)
+            first_end_us.append(due_us)
+        level, priority = message.level_of(entry), message.priority_of(entry)
+        entries.append(
+            (
+                facts.id, position, entry.next_hop.key, content_keys[entry.content], state,
+                int(claim and is_queued), due_us, retry_us, level, message.sender_key, warn_us,
+                priority, extra_text(entry.extra),
+            )
+        )  # fmt: skip
+        people: list[ClaimedRecipient] = []
+        for recipient in entry.recipients:
+            number = recipient.position or next(numbers)
+            if not is_queued:
+                recipient = replace(recipient, state=state)  # noqa: PLW2901
+            recipients.append(recipient_row(facts.id, recipient, entry=position, number=number))
+            people.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
+        if claim and is_queued:
+            content = message.contents[entry.content]
+            held = content if isinstance(content, bytes) and entry.content in kept else None
+            claims.append(
+                Claim(
+                    entry_id=position, epoch=FIRST_EPOCH, message=facts, next_hop=entry.next_hop,
+                    recipients=tuple(people), attempts=0, content_id=content_keys[entry.content],
+                    content_size=size_of(content), content=held, retry_us=retry_us, due_us=due_us,
+                    level=level, sender=message.sender_key, warn_us=warn_us,
+                    priority=priority, extra=entry.extra, owner=owner, store=store,
+                )
+            )  # fmt: skip
+    counts[ACCEPTED_COUNTER] += len(recipients)
+    return AcceptedRows(entries, recipients, counts, claims, first_end_us)
+
+
+def _numbers(message: NewMessage) -> Iterator[int]:
+    """Numbers for recipients without a position, after the last one that has one."""
+    entries = (entry.recipients for entry in message.entries)
+    everybody = chain(message.final_recipients, *entries)
+    return count(1 + max((one.position for one in everybody), default=0))
+
+
+def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
+    if entry.extra.reason:
+        return RecipientState.HELD
+    ends_here = captured.ends_at_acceptance(entry.next_hop)
+    return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
+
+
+def _times_unattempted(
+    message: NewMessage, entry: NewEntry, captured: CapturedMail
+) -> tuple[int | None, int]:
+    """Return when an entry that is held or captured from the beginning is queued by itself, and
+    when it is due: then, or when it ends.
+    """
+    if _first_state(entry, captured) is not RecipientState.HELD:
+        return None, captured.due_us(message.facts.received_us)
+    until_us, end_us = entry.extra.until_us, entry.extra.expires_us or message.facts.expires_us
+    return (until_us, min(until_us, end_us)) if until_us else (None, end_us)

@@ -1,0 +1,123 @@
+"""Rows as all engines store them: their columns, and the values in them."""
+
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from relay.base.message.address import ascii_address
+from relay.base.message.envelope import Envelope, MessageFacts, Source
+from relay.base.message.lifecycle import FINAL, RecipientState
+from relay.store.spool.types import NewRecipient, SpoolError, extra_text, parse_message_extra
+
+T = TypeVar("T")
+# The columns of a message, in the order of message_row() and read_facts().
+MESSAGE_COLUMNS = (
+    "id", "reverse_path", "source", "trusted", "received_us", "expires_us", "size", "account",
+    "submission_id", "envid", "ret", "smtputf8", "eight_bit", "client", "message_id", "subject",
+    "extra",
+)  # fmt: skip
+# Who logged in to send a message, "" if nobody did; {} is the table and a point, or nothing.
+LOGIN = (
+    "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
+    " ELSE {0}account END"
+)
+LIVE_STATES = "({})".format(", ".join(f"'{one}'" for one in RecipientState if one not in FINAL))
+WAITS = "claimed = 0 AND due_us IS NOT NULL"  # of an entry that may come due
+# Of a clock anchor, in the order of its fields.
+ANCHOR_COLUMNS = "steady_us, wall_us, elapsed_us, boot_id, doubtful_us, doubt_ends_us"
+# Of an entry's recipients: their reports are written, or no longer needed.
+PAY_REPORTS = (
+    "UPDATE recipient SET owed_report = '' WHERE message_id = ? AND entry = ? AND owed_report <> ''"
+)
+ACCEPTED_COUNTER = "accepted"  # recipients
+# The place in a spool without events: 0 asks for all that there are.
+NO_EVENTS = 1
+REMOVED_EVENTS = "events_removed_to"  # the counter of the greatest sequence that was removed
+# Of a schema.sql
+_TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)^\)", re.MULTILINE | re.DOTALL)
+_COLUMN = re.compile(r"^ {4}([a-z]\w*)", re.MULTILINE)
+
+
+def schema_difference(script: str, found: Iterable[Sequence[str]]) -> str:
+    """Return which tables and columns of a schema.sql are missing among those that are `found`, and
+    which columns its tables have beside them; "" if there is no difference.
+    """
+    made = {(name, one) for name, body in _TABLE.findall(script) for one in _COLUMN.findall(body)}
+    there = {(table, column) for table, column in found}
+    tables, ours = {table for table, _ in there}, {table for table, _ in made}
+    missing = {f"{one[0]}.{one[1]}" if one[0] in tables else one[0] for one in made - there}
+    others = {".".join(one) for one in there - made if one[0] in ours}
+    told = {"missing": missing, "unexpected": others}
+    return "; ".join(f"{word}: {', '.join(sorted(some))}" for word, some in told.items() if some)
+
+
+def read_facts(row: Sequence[Any]) -> MessageFacts:
+    """Return the facts in a row of MESSAGE_COLUMNS. Raises ValueError for values that are none."""
+    extra = parse_message_extra(row[16])
+    return MessageFacts(
+        id=row[0],
+        envelope=Envelope(
+            ascii_address(row[1]), envid=row[9], ret=row[10], smtputf8=bool(row[11]),
+            eight_bit=bool(row[12]), tls=extra.tls,
+        ),
+        source=Source(row[2]), trusted=bool(row[3]), received_us=row[4], expires_us=row[5],
+        size=row[6], account=row[7], submission_id=row[8], client=row[13], message_id=row[14],
+        subject=row[15], extra=extra,
+    )  # fmt: skip
+
+
+def message_row(facts: MessageFacts) -> tuple[Any, ...]:
+    """Return the values of MESSAGE_COLUMNS."""
+    mail, extra = facts.envelope, facts.extra
+    if mail.tls:
+        extra = replace(extra, tls=mail.tls)
+    return (
+        facts.id, mail.reverse_path, facts.source, int(facts.trusted), facts.received_us,
+        facts.expires_us, facts.size, facts.account, facts.submission_id, mail.envid, mail.ret,
+        int(mail.smtputf8), int(mail.eight_bit), facts.client, facts.message_id, facts.subject,
+        extra_text(extra),
+    )  # fmt: skip
+
+
+def recipient_row(
+    message_id: str, recipient: NewRecipient, *, entry: int, number: int
+) -> tuple[Any, ...]:
+    """Return the values of a recipient, without an owed report."""
+    path = recipient.path
+    return (
+        message_id, entry, number, path.address, ",".join(sorted(path.notify)),
+        path.orcpt, recipient.state, recipient.status, recipient.reply, recipient.added_by,
+        "\n".join(recipient.successors),
+    )  # fmt: skip
+
+
+def in_chunks(rows: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield rows in lists of this size, read only as far as needed."""
+    while some := list(islice(rows, size)):
+        yield some
+
+
+def inline_content(name: str, data: Any, *, size: int, crc32: int | None) -> bytes:
+    """Return a content that is in its row. Raises SpoolError if it is damaged."""
+    if not isinstance(data, bytes) or len(data) != size:
+        raise SpoolError(f"content {name} is damaged: expected {size} bytes")
+    verify_checksum(name, zlib.crc32(data), expected=crc32)
+    return data
+
+
+def verify_checksum(name: str, found: int, *, expected: int | None) -> None:
+    """Raise SpoolError for a content whose octets have changed; `expected` is None to compare
+    nothing.
+    """
+    if expected is not None and found != expected:
+        raise SpoolError(f"content {name} has changed: CRC-32 {found:08x}, expected {expected:08x}")
+
+
+def json_text(detail: Any) -> str:
+    """Return a value as the JSON in a row."""
+    return msgspec.json.encode(detail).decode()

@@ -1,0 +1,525 @@
+"""Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
+
+A dry run and the change itself decide by the same functions, on values that were read before
+(relay/store/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
+raises the epoch, so that a claim made before cannot be recorded; and it has an event that says who
+changed the entry and why.
+
+See docs/design.md 4, invariants 1, 3 and 9.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.base.clock import offset_us, rfc3339
+from relay.base.message.envelope import ForwardPath, Notify
+from relay.base.message.lifecycle import RecipientState, check_transition
+from relay.base.message.nexthop import Destination, HopKind, NextHop
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.queue_commands import (
+    CommandResult,
+    Operation,
+    QueueCommand,
+    earliest_due_us,
+    has_been_restored,
+    state_after,
+)
+from relay.store.spool.shared.columns import recipient_row
+from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.store.spool.shared.holds import RELEASED, changed_extra, held_extra
+from relay.store.spool.shared.tables import Leftovers, Tables
+from relay.store.spool.types import (
+    RESTORED_US,
+    ContentKey,
+    Key,
+    NewMessage,
+    NewRecipient,
+    Selector,
+)
+
+_OF_A_RULE = "a rule holds it"
+_IN_FLIGHT = "it is being delivered"
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_HOPS_RECORDED_MAX = 20  # of one event
+_LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
+_NEVER = frozenset((Notify.NEVER,))
+
+
+@dataclass(slots=True)
+class ChangeResult:
+    """What one transaction did."""
+
+    # of each entry, with a note
+    results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
+    made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
+    next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
+    due_us: int | None = None  # the earliest due time of a changed entry
+    ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
+    cancelled: int = 0  # recipients
+    reports: list[NewMessage] = field(default_factory=list)  # to senders
+    left: Leftovers = None  # to be removed once it is durable
+
+
+def dry_run_entry(
+    loaded: LoadedEntries,
+    command: QueueCommand,
+    key: Key,
+    *,
+    waiting: Collection[Key],
+    now_us: int,
+) -> tuple[CommandResult, str] | None:
+    """Return what `command` would do; of the claimed entries, `waiting` would be withdrawn. None:
+    the entry has ended.
+    """
+    facts = loaded.facts.get(key)
+    if facts is None:
+        return None
+    if facts.is_claimed and key not in waiting:
+        return CommandResult.IN_FLIGHT, in_flight_note()
+    note = (
+        command.inapplicable_reason(facts.state)
+        or _unchanged_reason(command, facts, now_us=now_us)
+        or _held_before(loaded, command, key)
+    )
+    is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
+    if command.to is not None and is_rerouting and not note:
+        _, note = _reroute_targets(loaded, key, command)
+    return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
+
+
+def in_flight_note(node: str = "") -> str:
+    """Return why an entry that delivery has is left alone; `node` is another one that has it."""
+    return f"{_IN_FLIGHT} at {node}" if node else _IN_FLIGHT
+
+
+def decide(
+    loaded: LoadedEntries,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    *,
+    taken: Collection[Key],
+    now_us: int,
+    at_us: int,
+    planned: Mapping[Key, int | None],
+) -> tuple[ChangeResult, EntryChanges]:
+    """Return what `command` does to these entries; `taken` are entries whose claims were withdrawn.
+    `planned` are those for which reports are planned, with the epochs of then. `now_us` is queue
+    time, `at_us` wall time.
+    """
+    changer = _EntryChanger(loaded, command, taken=taken, now_us=now_us, at_us=at_us)
+    is_cancel = command.operation is Operation.CANCEL
+    passed_over = changer.changed_since(planned, keys) if is_cancel else frozenset[Key]()
+    return changer.run(keys, passed_over=passed_over), changer.changes
+
+
+def _reroute_targets(
+    loaded: LoadedEntries, key: Key, command: QueueCommand
+) -> tuple[Mapping[Destination, list[int]], str]:
+    """Return where a command sends which recipients of an entry, by number; and why no recipient
+    gets another next hop, "" if one does.
+    """
+    assert command.to is not None
+    onward: dict[Destination, list[int]] = {}
+    facts, has_rejected = loaded.facts[key], False
+    for number, address in loaded.recipients.get(key, ()):
+        found = command.to(address, facts.reverse_path)
+        if found is None or found.next_hop.kind is HopKind.CAPTURE:
+            has_rejected = True
+        elif found.next_hop.key != facts.next_hop or facts.is_held_by(found):
+            onward.setdefault(found, []).append(number)
+    if onward:
+        return onward, ""
+    if not has_rejected:
+        return onward, "it goes there already"
+    if command.operation is Operation.RELEASE:
+        return onward, (
+            "it is captured, and no --release-allow matches its recipients: release a copy to "
+            "addresses that you name"
+        )
+    return onward, "none of its recipients has a mailbox or a next hop there"
+
+
+def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) -> str:
+    """Return why a retry or a hold does not change the entry, "" where it does."""
+    match command.operation:
+        case Operation.HOLD if command.new and facts.rule:
+            return _OF_A_RULE
+        case Operation.RETRY if facts.retry_us is not None and facts.retry_us <= now_us:
+            return "it is due already"
+        case Operation.HOLD if (
+            facts.state is RecipientState.HELD
+            and facts.retry_us == command.until_us
+            and (command.backed_up_us is None or has_been_restored(facts.due_us))
+        ):
+            return "it is held already"
+        case _:
+            return ""
+
+
+def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
+    """Return why a release leaves an entry held, "" where it does not."""
+    if command.new and loaded.facts[key].rule:
+        return _OF_A_RULE
+    if command.operation is not Operation.RELEASE or not command.selector.restored:
+        return ""
+    holds = (one for one in loaded.operations_on(key) if one["operation"] == Operation.HOLD)
+    is_of_restore = next(iter(holds), {}).get("restored", False)
+    return "" if is_of_restore else "it was held before the backup, and stays held"
+
+
+def held_by_restore(tables: Tables, keys: Sequence[Key]) -> list[Key]:
+    """Return which of these entries a release with --restored releases."""
+    release = QueueCommand(Operation.RELEASE, Selector(restored=True), who="")
+    loaded = load_entries(tables, release, keys)
+    return [key for key in keys if key in loaded.facts and not _held_before(loaded, release, key)]
+
+
+class _EntryChanger:
+    """Decides on the entries of one transaction, one after the other."""
+
+    def __init__(
+        self,
+        loaded: LoadedEntries,
+        command: QueueCommand,
+        *,
+        taken: Collection[Key],
+        now_us: int,
+        at_us: int,
+    ) -> None:
+        self.changes = EntryChanges()
+        self._loaded = loaded
+        self._order = command
+        self._taken = taken
+        self._now_us = now_us
+        self._at_us = at_us
+        self._work = ChangeResult()
+        self._last_numbers = dict(loaded.last_numbers)
+        self._events: dict[str, dict[str, Any]] = {}  # by message
+
+    def changed_since(
+        self, planned: Mapping[Key, int | None], keys: Sequence[Key]
+    ) -> frozenset[Key]:
+        """Return the entries that need a plan and have none, and all of messages that are not as
+        planned.
+        """
+        changed = set()
+        for key, epoch in planned.items():
+            facts = self._loaded.facts.get(key)
+            is_ours = facts is not None and (not facts.is_claimed or key in self._taken)
+            if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
+                changed.add(key[0])
+        new = set(self._loaded.to_be_planned).difference(planned)
+        return frozenset(key for key in keys if key in new or key[0] in changed)
+
+    def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
+        """Those that are passed over are in flight, for now."""
+        for key in keys:
+            facts = self._facts(key)
+            if facts is None:  # it has ended meanwhile
+                continue
+            if facts.is_claimed and key not in self._taken:
+                self._result(key, CommandResult.IN_FLIGHT)
+            elif key in passed_over:
+                self._result(key, CommandResult.IN_FLIGHT)
+                self._put_back(key, facts)
+            elif note := self._order.inapplicable_reason(facts.state) or self._do(key, facts):
+                self._result(key, CommandResult.UNCHANGED, note)
+                self._put_back(key, facts)
+            else:
+                self._result(key, CommandResult.DONE)
+        for message_id, detail in self._events.items():
+            event = Event(Step.DELIVERY, self._at_us, detail)
+            self.changes.events[message_id] = event
+        return self._work
+
+    def _facts(self, key: Key) -> EntryFacts | None:
+        """Return the facts, with the expiry that the entries before have given to the message."""
+        facts = self._loaded.facts.get(key)
+        expires_us = self.changes.expiries.get(key[0])
+        if facts is None or expires_us is None or facts.ends_alone:
+            return facts
+        return replace(facts, expires_us=expires_us)
+
+    def _do(self, key: Key, facts: EntryFacts) -> str:
+        """Do it, or return why there is nothing to do."""
+        match self._order.operation:
+            case Operation.RETRY:
+                return self._retry(key, facts)
+            case Operation.HOLD:
+                return self._hold(key, facts)
+            case Operation.RELEASE if self._order.copy_to:
+                return self._release_copy(key, facts)
+            case Operation.RELEASE if not self._order.is_rerouting(facts.state):
+                return self._release(key, facts)
+            case Operation.CANCEL:
+                return self._cancel(key, facts)
+            case Operation.RELEASE | Operation.REROUTE:
+                return self._reroute(key, facts)
+
+    def _retry(self, key: Key, facts: EntryFacts) -> str:
+        self._due_now(facts.next_hop)
+        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
+            return note
+        self._wait(key, facts, retry_us=self._now_us)
+        self._record(key)
+        return ""
+
+    def _hold(self, key: Key, facts: EntryFacts) -> str:
+        until_us = self._order.until_us
+        if note := _unchanged_reason(self._order, facts, now_us=self._now_us):
+            return note
+        was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
+        if self._order.backed_up_us is not None:
+            facts = self._without_end(key, facts, self._order.backed_up_us)
+        elif facts.rule:  # the operator's hold takes the place of the rule's
+            facts = self._with_lifetime(key, facts)
+        self._wait(key, facts, retry_us=until_us)
+        if self._order.backed_up_us is not None and was_held_for_good:
+            return "it was held before"
+        detail = self._record(key)
+        reason = ": ".join(filter(None, (self._order.who, self._order.why)))
+        self._note_hold(key, facts, reason)
+        self.changes.held_by_rules[facts.rule] -= 1
+        if self._order.backed_up_us is not None:
+            detail["restored"] = True
+        if until_us is not None:
+            detail["until"] = self._wall_time(until_us)
+        before = facts.retry_us
+        if facts.state is RecipientState.HELD:  # keep the time from before the first hold
+            before = self._due_before(key) or None
+        if before is not None:
+            detail.setdefault("due", {})[str(key[1])] = rfc3339(before)
+        return ""
+
+    def _without_end(self, key: Key, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
+        """Let the message of a restored entry not expire; keep the time that was left."""
+        expires_us = facts.expires_us
+        if expires_us < RESTORED_US:  # otherwise another entry of it came first
+            expires_us = RESTORED_US + max(_LEFT_US_MIN, expires_us - backed_up_us)
+            self._expire_at(key, facts, expires_us)
+        return replace(facts, expires_us=expires_us)
+
+    def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
+        """Let the message of a restored entry expire again, after the time that was left."""
+        expires_us = self._now_us + facts.due_us - RESTORED_US
+        if facts.expires_us < RESTORED_US:
+            expires_us = max(expires_us, facts.expires_us)
+        self._expire_at(key, facts, expires_us)
+        return replace(facts, expires_us=expires_us, due_us=expires_us)
+
+    def _with_lifetime(self, key: Key, facts: EntryFacts) -> EntryFacts:
+        """Let an entry that a rule has held expire as late as new mail."""
+        assert facts.extra is not None
+        expires_us = self._now_us + facts.extra.lifetime_us
+        self._change_extra(key, facts, expires_us=expires_us)
+        return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
+
+    def _expire_at(self, key: Key, facts: EntryFacts, expires_us: int) -> None:
+        if facts.ends_alone:
+            self._change_extra(key, facts, expires_us=expires_us)
+        else:
+            self.changes.expiries[key[0]] = expires_us
+
+    def _release(self, key: Key, facts: EntryFacts) -> str:
+        now_us = self._now_us
+        if note := _held_before(self._loaded, self._order, key):
+            self.changes.due.append((self._with_end(key, facts).due_us, *key))
+            return note
+        before_us = self._due_before(key) if self._order.as_before else now_us
+        self._wait(key, facts, retry_us=max(before_us, now_us))
+        self._due_now(facts.next_hop)
+        detail = self._record(key)
+        if self._is_deferred_again(facts):
+            detail.setdefault("deferred", []).append(key[1])
+        return ""
+
+    def _release_copy(self, key: Key, facts: EntryFacts) -> str:
+        """Add an entry with the same content for each next hop of the addresses that were given.
+
+        The message has further recipients then. Its sender does not know them and gets no reports.
+        """
+        assert self._order.to is not None
+        onward: dict[Destination, list[str]] = {}
+        for address in self._order.copy_to:
+            to = self._order.to(address, "")
+            assert to is not None
+            onward.setdefault(to, []).append(address)
+        made = []
+        for to, addresses in onward.items():
+            made.append(copy := self._copied_entry(key, facts, to, attempts=0))
+            for address in addresses:
+                self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
+            self._wait(copy, facts, retry_us=self._now_us)
+            self._due_now(to.next_hop.key)
+        self._work.made[key] = made
+        detail = self._record(*made)
+        self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
+        detail.setdefault("copies", []).extend(self._order.copy_to)
+        self._put_back(key, facts)
+        return ""
+
+    def _cancel(self, key: Key, facts: EntryFacts) -> str:
+        check_transition(facts.state, RecipientState.CANCELLED)
+        self.changes.held_by_rules[facts.rule] -= 1
+        self.changes.ended.append(key)
+        self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
+        self._work.ended[key] = facts.content_id
+        detail = self._record(key)
+        if self._order.bounce:
+            detail |= {"bounce": True, **({"text": self._order.text} if self._order.text else {})}
+        return ""
+
+    def _reroute(self, key: Key, facts: EntryFacts) -> str:
+        targets, reason = _reroute_targets(self._loaded, key, self._order)
+        if reason:
+            return reason
+        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._now_us
+        apart = onward = list(targets)
+        if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
+            # no recipient stays: the entry gets the first next hop
+            self.changes.next_hops.append((onward[0].next_hop.key, *key))
+            self._change_extra(key, facts, chosen=onward[0].chosen)
+            self._arrive(key, facts, onward[0], retry_us=retry_us)
+            apart = onward[1:]
+        else:
+            self._put_back(key, facts)
+        made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
+        self.changes.held_by_rules[facts.rule] += len(made)
+        for one, to in zip(made, apart, strict=True):
+            self._arrive(one, facts, to, retry_us=retry_us)
+        self._work.made[key] = made
+        self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
+        for to in onward:
+            self._due_now(to.next_hop.key)
+        return ""
+
+    def _arrive(
+        self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
+    ) -> None:
+        """Let an entry wait at its new next hop, or be held there."""
+        if is_held := facts.is_held_by(to):
+            retry_us = to.held_until_us or None
+        self._wait(key, facts, retry_us=retry_us, is_held=is_held)
+        if is_held:
+            self._note_hold(key, facts, to.held)
+            detail = self._events.setdefault(key[0], self._new_detail())
+            detail.setdefault("holds", {})[str(key[1])] = to.held
+
+    def _split(
+        self, key: Key, facts: EntryFacts, to: Destination, *, numbers: Sequence[int]
+    ) -> Key:
+        """Move these recipients to a new entry."""
+        made = self._copied_entry(key, facts, to, attempts=facts.attempts)
+        self.changes.moved += [(made[1], *key, number) for number in numbers]
+        return made
+
+    def _copied_entry(self, key: Key, facts: EntryFacts, to: Destination, *, attempts: int) -> Key:
+        """Make an entry with the content of another one, and no recipients yet."""
+        message_id = key[0]
+        entry, recipient = self._last_numbers[message_id]
+        self._last_numbers[message_id] = (entry + 1, recipient)
+        made = (message_id, entry + 1)
+        self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
+        self._change_extra(made, facts, chosen=to.chosen)
+        return made
+
+    def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:
+        message_id, entry = key
+        number = self._last_numbers[message_id][1] + 1
+        self._last_numbers[message_id] = (self._last_numbers[message_id][0], number)
+        row = recipient_row(message_id, recipient, entry=entry, number=number)
+        self.changes.added.append(row)
+
+    def _change_extra(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
+        """Change the EntryExtra of an entry, or of one that is made of it."""
+        extras = self.changes.extras
+        extras[key] = changed_extra(extras.get(key, facts.extra_text), **fields)
+
+    def _note_hold(self, key: Key, facts: EntryFacts, reason: str) -> None:
+        """Record why an entry is held; no rule holds it now."""
+        extras = self.changes.extras
+        text = extras.get(key, facts.extra_text)
+        extras[key] = held_extra(text, reason, since_us=self._at_us)
+
+    def _wait(
+        self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
+    ) -> None:
+        """Set the new state and times of the entry, and the state of its recipients."""
+        operation, was_deferred = self._order.operation, self._is_deferred_again(facts)
+        after = state_after(operation, facts.state, was_deferred=was_deferred)
+        if is_held:
+            after = RecipientState.HELD
+        is_restored = has_been_restored(facts.due_us)
+        if is_restored and (after is not RecipientState.HELD or retry_us is not None):
+            facts, is_restored = self._with_end(key, facts), False
+        if after is not facts.state:
+            check_transition(facts.state, after)
+            self.changes.states.setdefault(after, []).append(key)
+            if facts.state is RecipientState.HELD:
+                if facts.rule:
+                    facts = self._with_lifetime(key, facts)
+                    self.changes.held_by_rules[facts.rule] -= 1
+                self._change_extra(key, facts, **RELEASED)
+        # held mail gets no delay warning
+        warn_us = None if after is RecipientState.HELD else facts.warn_us
+        end_us = facts.due_us if is_restored else facts.expires_us
+        look = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
+        self.changes.extras.setdefault(key, facts.extra_text)
+        self.changes.waiting[key] = (after, retry_us, look)
+        self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
+
+    def _put_back(self, key: Key, facts: EntryFacts) -> None:
+        """Release a claim that was withdrawn, of an entry that is due as before."""
+        if facts.is_claimed:
+            self.changes.put_back.append(key)
+            self._due_now(facts.next_hop)
+
+    def _is_deferred_again(self, facts: EntryFacts) -> bool:
+        was_held = facts.state is RecipientState.HELD
+        return self._order.as_before and was_held and facts.attempts > 0
+
+    def _due_before(self, key: Key) -> int:
+        """Return when an entry was due before its hold, 0 where that is not known."""
+        for detail in self._loaded.operations_on(key):
+            recorded = detail.get("due", {}).get(str(key[1]))
+            if detail["operation"] == Operation.HOLD and recorded:
+                with suppress(ValueError):
+                    return (datetime.fromisoformat(recorded) - _BEGIN) // timedelta(microseconds=1)
+        return 0
+
+    def _due_now(self, next_hop: str) -> None:
+        with suppress(ValueError):  # of a damaged entry
+            self._work.next_hops[NextHop.parse(next_hop)] = None
+
+    def _new_detail(self) -> dict[str, Any]:
+        return {"operation": str(self._order.operation), "entries": []}
+
+    def _record(self, *keys: Key) -> dict[str, Any]:
+        """Add these entries to the event of the message."""
+        detail = self._events.setdefault(keys[0][0], self._new_detail())
+        detail["entries"] += [number for _, number in keys]
+        detail["who"] = self._order.who
+        if self._order.why:
+            detail["why"] = self._order.why
+        return detail
+
+    def _record_next_hops(
+        self, detail: dict[str, Any], key: Key, *, before: str, onward: Iterable[Destination]
+    ) -> None:
+        detail.setdefault("from", {})[str(key[1])] = before
+        recorded = detail.setdefault("to", [])
+        hops = dict.fromkeys(to.next_hop.key for to in onward)
+        recorded += [hop for hop in hops if hop not in recorded][
+            : _HOPS_RECORDED_MAX - len(recorded)
+        ]
+
+    def _wall_time(self, queue_us: int) -> str:
+        return rfc3339(queue_us + offset_us(wall_us=self._at_us, queue_us=self._now_us))
+
+    def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
+        self._work.results[key] = (result, note)

@@ -1,0 +1,306 @@
+"""Read what has happened to messages: the journey of one, its contents, and the events of all.
+
+Nothing is changed here. A limit or a single message bounds each answer. The JSON of a journey is
+that of `/relay/v1/messages/{id}` (docs/names.md).
+
+Followers read the events of all messages in the order in which they were recorded. It is the order
+of the sequence, not that of the times. A transaction becomes visible as a whole, and later ones
+have greater sequences: a reader that has seen a sequence never misses a smaller one.
+"""
+
+from collections.abc import Collection, Container, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from relay.base.clock import rfc3339
+from relay.base.message.content import Content
+from relay.base.message.envelope import MessageFacts
+from relay.base.message.lifecycle import FINAL, RecipientState, hold_text, message_state
+from relay.base.message.nexthop import HopKind
+from relay.store.journeys.document import Attempt, Journey, JourneyStep, Recipient, attempts_in
+from relay.store.journeys.events import Event, RecordedEvent, Step
+from relay.store.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolEvents
+from relay.store.spool.queue_commands import Operation, ShownTimes, command_reason
+from relay.store.spool.shared.columns import MESSAGE_COLUMNS, NO_EVENTS, REMOVED_EVENTS, read_facts
+from relay.store.spool.shared.tables import QueueEngine, Tables
+from relay.store.spool.types import NO_EXTRA, SpoolError, readable_extra
+
+_MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
+_JOURNEY_RECIPIENTS = (
+    "SELECT r.number, r.address, r.state, r.status, r.reply, r.added_by, r.successors,"
+    " {}, r.entry, e.retry_us, e.due_us, e.extra FROM recipient r LEFT JOIN entry e"
+    " ON e.message_id = r.message_id AND e.number = r.entry"
+    " WHERE r.message_id = ? ORDER BY r.number"
+)
+_JOURNEY_EVENTS = "SELECT step, at_us, detail FROM event WHERE message_id = ? ORDER BY sequence"
+_COPIES_MAX = 20
+_FIRST_RECIPIENTS = (  # that policy has not added
+    "SELECT number, address, state FROM recipient WHERE message_id = ? AND added_by = ''"
+    " ORDER BY state = 'delivered' DESC, number LIMIT ?"
+)
+_EVENTS = (
+    "SELECT e.sequence, e.message_id, e.step, e.at_us, e.detail, m.submission_id, m.account"
+    " FROM event e INDEXED BY event_sequence LEFT JOIN message m ON m.id = e.message_id"
+    " WHERE e.sequence > ? AND e.sequence <= ?"
+    " ORDER BY e.sequence LIMIT ?"
+)
+_CHARACTERS_MAX = 1 << 20  # of details in one answer, and one event more
+_RECIPIENTS = "SELECT number, entry, added_by <> '' FROM recipient WHERE message_id = ?"
+_Recipients = tuple[frozenset[int], frozenset[int]]  # hidden numbers, and entries that are shown
+_STATES = {str(state): state for state in RecipientState} | {
+    "indeterminate": RecipientState.DEFERRED
+}
+
+
+def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) -> Journey | None:
+    """Return a message with its steps 5 to 7 and recipients, with `added` those that policy
+    added too.
+    """
+    with tables.snapshot():  # the states, and the attempts that led to them
+        row = tables.fetch_one(_MESSAGE, (queue_id,))
+        recipients = tables.fetch(_JOURNEY_RECIPIENTS.format(tables.next_hop), (queue_id,))
+        events = tables.fetch(_JOURNEY_EVENTS, (queue_id,))
+    if row is None:
+        return None
+    facts = read_facts(row)
+    hidden = {one[0] for one in recipients if one[5]}
+    entries = {one[8] for one in recipients if not one[5]}
+    steps: list[JourneyStep] = []
+    attempts: dict[int, list[Attempt]] = {}
+    copies: dict[int, str] = {}  # Graph ids
+    for step, at_us, text in events:
+        detail = msgspec.json.decode(text)
+        if step == Step.DELIVERY:
+            for number, tried in attempts_in(detail, rfc3339(at_us)):
+                attempts.setdefault(number, []).append(tried)
+            for one in detail.get("recipients", ()):
+                if "graph_id" in one:
+                    copies[one["number"]] = one["graph_id"]
+            if not (added or is_shown(detail, hidden=hidden, entries=entries)):
+                continue
+        steps.append(Event(Step(step), at_us, detail).as_step())
+    shown = [one for one in recipients if one[0] not in hidden]
+    copied = [one for one in recipients if added and one[5]]
+    reasons = _reasons({(one[2], one[8], one[11] or "") for one in (*shown, *copied)}, steps)
+
+    def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
+        return tuple(
+            _recipient(
+                one,
+                attempts.get(one[0], ()),
+                reason=reasons.get((one[2], one[8])),
+                graph_id=copies.get(one[0]),
+                facts=facts,
+                times=times,
+            )
+            for one in rows
+        )
+
+    return Journey(
+        id=facts.id,
+        graph_id=None,
+        submission_id=facts.submission_id or None,
+        message_id=facts.message_id,
+        sender=facts.envelope.reverse_path,
+        subject=facts.subject,
+        state=str(message_state([RecipientState(one[2]) for one in shown])),
+        client={},
+        steps=tuple(steps),
+        recipients=listed(shown),
+        added=listed(copied) or UNSET,
+    )  # fmt: skip
+
+
+def read_message(engine: QueueEngine, tables: Tables, queue_id: str) -> KeptMessage:
+    """SpoolHistory.read_message."""
+    found = _contents(engine, tables, (queue_id,), strict=True)
+    recipients = tables.fetch(_FIRST_RECIPIENTS, (queue_id, _COPIES_MAX))
+    return KeptMessage(found.get(queue_id), recipients)
+
+
+def read_contents(
+    engine: QueueEngine, tables: Tables, queue_ids: Sequence[str]
+) -> Mapping[str, Content]:
+    """SpoolHistory.read_contents."""
+    return _contents(engine, tables, queue_ids[:CONTENTS_MAX], strict=False)
+
+
+def _contents(
+    engine: QueueEngine, tables: Tables, queue_ids: Sequence[str], *, strict: bool
+) -> dict[str, Content]:
+    """Return the contents of the first live entries of messages. With `strict` one that is
+    damaged raises SpoolError.
+    """
+    where, values = tables.among("e.message_id", queue_ids)
+    sql = f"{engine.contents_sql.format(where)} ORDER BY e.message_id, e.number DESC"
+    found: dict[str, Content] = {}
+    for queue_id, row in {row[0]: tuple(row)[1:] for row in tables.fetch(sql, values)}.items():
+        try:
+            found[queue_id] = engine.content_of(tables, queue_id, row)
+        except SpoolError:
+            if strict and tables.fetch(sql, values):
+                raise  # otherwise its last entry was recorded in the meantime
+    return found
+
+
+def _recipient(
+    row: Sequence[Any],
+    attempts: Sequence[Attempt],
+    *,
+    reason: str | None,
+    graph_id: str | None,
+    facts: MessageFacts,
+    times: ShownTimes,
+) -> Recipient:
+    _, address, state, status, reply, added_by, successors, hop, _, retry_us, due_us, text = row
+    extra = readable_extra(text or "") or NO_EXTRA
+    expires_us = extra.expires_us or facts.expires_us
+    next_hop, _, route = hop.partition(" ") if hop is not None else (None, "", "")  # NextHop.key
+    return Recipient(
+        address=address,
+        state=state,
+        reason=reason,
+        next_attempt=None if retry_us is None or state in FINAL else times.wall_time(retry_us),
+        expires=times.end(
+            state, due_us=due_us, expires_us=expires_us, received_us=facts.received_us
+        ),
+        next_hop=next_hop,
+        route=route or None,
+        status=status,
+        reply=reply,
+        successors=tuple(successors.split("\n")) if successors else UNSET,
+        attempts=tuple(attempts),
+        graph_id=graph_id,
+        added_by=added_by or UNSET,
+    )
+
+
+def _reasons(
+    entries: Collection[tuple[str, int, str]], steps: Sequence[JourneyStep]
+) -> dict[tuple[str, int], str]:
+    """Return why entries are in a state that an operator, a route or the relay itself has put them
+    in; each is given by its state, number and EntryExtra.
+    """
+    found = {}
+    for state, number, text in entries:
+        extra = readable_extra(text) or NO_EXTRA
+        if state == RecipientState.HELD and extra.reason:
+            found[state, number] = hold_text(extra.reason, extra.rule)
+        elif (operation := _OPERATIONS.get(state)) is not None:
+            details = (one.detail for one in reversed(steps) if one.step == Step.DELIVERY)
+            if reason := command_reason(number, details, operation):
+                found[state, number] = reason
+    return found
+
+
+_OPERATIONS: Mapping[str, Operation] = {
+    RecipientState.HELD: Operation.HOLD,
+    RecipientState.CANCELLED: Operation.CANCEL,
+}
+
+
+def is_shown(detail: dict[str, Any], *, hidden: Container[int], entries: Container[int]) -> bool:
+    """Remove from an event of step 6 what concerns recipients that policy added; return whether
+    anything is left. `hidden` are the numbers of these recipients, `entries` those of the others.
+    """
+    if (recipients := detail.get("recipients")) is not None:
+        detail["recipients"] = [one for one in recipients if one["number"] not in hidden]
+        if not detail["recipients"]:
+            return False
+    if "operation" in detail:
+        detail["entries"] = [number for number in detail["entries"] if number in entries]
+        return bool(detail["entries"])
+    return True
+
+
+def events_after(
+    tables: Tables, after: int, until: int, *, limit: int, captures_at_once: bool
+) -> SpoolEvents:
+    """SpoolHistory.events_after. With `captures_at_once` mail for the next hop "capture" is
+    captured when it is accepted.
+    """
+    known: dict[str, _Recipients] = {}
+    found: list[tuple[int, RecordedEvent | None]] = []
+    characters = 0
+    rows = tables.each(_EVENTS, (after, until, limit))
+    for sequence, queue_id, number, at_us, text, submission_id, account in rows:
+        detail = msgspec.json.decode(text)
+        detail.pop("client", None)
+        step = Step(number)
+        recorded = None
+        if account is not None:
+            state = _state_after(step, detail, captures_at_once=captures_at_once)
+            event = Event(step, at_us, detail)
+            recorded = RecordedEvent(queue_id, submission_id or None, account, event, state)
+        if recorded is not None and step is Step.DELIVERY:
+            if queue_id not in known:
+                known[queue_id] = _recipients(tables, queue_id)
+            hidden, entries = known[queue_id]
+            if hidden:
+                seen = msgspec.json.decode(text)
+                is_left = is_shown(seen, hidden=hidden, entries=entries)
+                state = _state_after(step, seen, captures_at_once=captures_at_once)
+                of_sender = replace(recorded, event=Event(step, at_us, seen), state=state)
+                recorded = replace(recorded, of_sender=of_sender if is_left else None)
+        found.append((sequence, recorded))
+        characters += len(text)
+        if characters > _CHARACTERS_MAX or len(found) == limit:
+            return SpoolEvents(found, removed_to(tables), False)
+    return SpoolEvents(found, removed_to(tables), True)
+
+
+def last_event(tables: Tables) -> int:
+    """Return the sequence behind which all later events are."""
+    return max(last_sequence(tables) or NO_EVENTS, removed_to(tables))
+
+
+def last_sequence(tables: Tables) -> int | None:
+    """Return the sequence of the last event that was recorded and is kept."""
+    last: int | None = tables.fetch_one("SELECT max(sequence) FROM event")[0]
+    return last
+
+
+def removed_to(tables: Tables) -> int:
+    """Return the greatest sequence that was removed."""
+    row = tables.fetch_one("SELECT value FROM counter WHERE name = ?", (REMOVED_EVENTS,))
+    return int(row[0]) if row else 0
+
+
+def _recipients(tables: Tables, queue_id: str) -> _Recipients:
+    rows = tables.fetch(_RECIPIENTS, (queue_id,))
+    return (
+        frozenset(number for number, _, is_added in rows if is_added),
+        frozenset(entry for _, entry, is_added in rows if not is_added),
+    )
+
+
+def _state_after(
+    step: Step, detail: dict[str, Any], *, captures_at_once: bool
+) -> RecipientState | None:
+    """Return the state of the recipients that the event is about; None if it does not say."""
+    if step is Step.POLICY_AND_ROUTING:
+        captured = RecipientState.CAPTURED if captures_at_once else RecipientState.QUEUED
+        states = [
+            captured if hop == HopKind.CAPTURE else RecipientState.QUEUED
+            for hop in detail.get("next_hops", ())
+        ]
+        states += [RecipientState.DELIVERED] * bool(detail.get("quarantined"))
+        return message_state(states + [RecipientState.FAILED] * bool(detail.get("refused")))
+    if step is not Step.DELIVERY:
+        return None
+    match detail.get("operation"):
+        case Operation.HOLD:
+            return RecipientState.HELD
+        case Operation.RELEASE:
+            return RecipientState.DEFERRED if "deferred" in detail else RecipientState.QUEUED
+        case Operation.CANCEL:
+            return RecipientState.CANCELLED
+    states = [_STATES[one["outcome"]] for one in detail.get("recipients", ())]
+    if not states:
+        return None
+    if "held" in detail:
+        states = [RecipientState.HELD if one is RecipientState.DEFERRED else one for one in states]
+    return message_state(states)

@@ -1,0 +1,341 @@
+"""Why entries are held, when a hold ends by itself, and for which domains new mail is held.
+
+The counter HELD_BY_RULES has the entries that the operator's rules hold, HELD_BY_RULES/TENANT those
+of a tenant's. So a tenant never uses up what another may hold. The transaction that changes an
+entry also writes the counters: they are right after a crash, and no message needs a scan. A version
+without tenants has counted rules of the operator that have a "/" in their name as other rules of
+the operator. What is below 0 for a tenant is therefore too much for the operator.
+
+A hold rule holds all new mail for a domain, until a time or until a release of the domain; reports
+too. The table is the truth, on PostgreSQL that of all nodes. What is in memory is read at the
+start, after each change, and when other nodes have changed the table. The route table asks for each
+recipient. The commit asks the table again, because a hold rule may have ended since; the release
+that ended it has looked for the mail that was there then.
+
+Each function runs inside one transaction. See relay/store/spool/types.py (EntryExtra),
+docs/design.md 4 and docs/operation-queue.md (Hold what comes).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.envelope import domain_of
+from relay.base.message.lifecycle import RecipientState, check_transition
+from relay.base.message.verdict import tenant_of_rule
+from relay.base.observe.logs import get_logger
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.message_list import matches_pattern
+from relay.store.spool.shared.tables import OpenTransaction, Tables
+from relay.store.spool.types import (
+    Claim,
+    EntryExtra,
+    HoldsFullError,
+    Key,
+    NewEntry,
+    NewMessage,
+    NewRecipient,
+    SpoolError,
+    Unanswered,
+    readable_extra,
+)
+
+HELD_BY_RULES = "held_by_rules"  # the counter
+# Fields of EntryExtra
+RELEASED = {"reason": "", "rule": "", "since_us": 0, "released": True, "silent": False}
+_EXTRA = "SELECT state, extra FROM entry WHERE message_id = ? AND number = ?"
+_CHANGE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ?"
+# Most entries that are held have no rule in their text, which is then not parsed.
+_HELD = "SELECT extra FROM entry WHERE state = 'held' AND extra LIKE '%\"rule\"%'"
+_COUNTED = "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM counter WHERE name = ?"
+_COUNTERS = (
+    "SELECT name, CAST(sum(value) AS BIGINT) FROM counter"
+    f" WHERE name = '{HELD_BY_RULES}' OR name LIKE '{HELD_BY_RULES}/%' GROUP BY name"
+)
+_BELOW_0 = (
+    "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM (SELECT sum(value) AS value FROM counter"
+    f" WHERE name LIKE '{HELD_BY_RULES}/%' GROUP BY name HAVING sum(value) < 0) AS tenant"
+)
+_SET_COUNTER = (
+    "INSERT INTO counter (name, value) VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+DAMAGED_DUE_US = 1 << 62  # when a damaged entry is due: never
+_HOLD_DAMAGED = (
+    "UPDATE entry SET state = 'held', due_us = ?, retry_us = NULL, warn_us = NULL, claimed = 0,"
+    " epoch = epoch + 1 WHERE message_id = ? AND number = ? AND claimed = ?"
+)
+_MOVE_RECIPIENTS = (
+    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+    " AND state IN ('queued', 'deferred', 'held')"
+)
+_SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_VALUES = msgspec.json.Decoder(dict[str, Any])
+HOLD_RULES_MAX = 1000
+_OF_A_ROUTE = "route "  # see EntryExtra.reason
+_SOME = "SELECT domain, reason, since_us, until_us FROM standing_hold WHERE {} ORDER BY domain"
+_LIST = _SOME.format("1 = 1")
+_HOLD = (
+    "INSERT INTO standing_hold (domain, reason, since_us, until_us) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (domain) DO UPDATE SET reason = excluded.reason, since_us = excluded.since_us,"
+    " until_us = excluded.until_us"
+)
+_END = "DELETE FROM standing_hold WHERE domain LIKE ? ESCAPE '\\' RETURNING domain"
+_END_PAST = "DELETE FROM standing_hold WHERE until_us IS NOT NULL AND until_us <= ?"
+_log = get_logger("spool")
+
+
+def changed_extra(text: str, **fields: Any) -> str:
+    """Return the text of an EntryExtra with these fields; the others stay, also those that are not
+    known. A text that is no JSON object stays as it is: its entry is held when it is claimed.
+    """
+    try:
+        known: dict[str, Any] = dict(_FIELDS.decode(text)) if text else {}
+    except ValueError:
+        return text
+    for name, value in fields.items():
+        if value:
+            known[name] = value
+        else:
+            known.pop(name, None)
+    return msgspec.json.encode(known).decode() if known else ""
+
+
+def held_extra(text: str, reason: str, *, since_us: int) -> str:
+    """Return the text of the EntryExtra of an entry that is held for this reason since a wall clock
+    time, and by no rule.
+    """
+    return changed_extra(text, reason=reason, since_us=since_us, rule="", silent=False)
+
+
+def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
+    """Whether a route with such a name leads to the next hop, or holds the entry there."""
+    extra = readable_extra(extra_text)
+    reason = extra.reason if extra is not None else ""
+    holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
+    names = (next_hop.partition(" ")[2], holder)  # NextHop.key
+    return any(name and matches_pattern(pattern, name) for name in names)
+
+
+def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
+    """Record why an entry is held, and since when in wall clock time. No rule holds it now; one
+    that did has its entry counted as that of an operator.
+    """
+    text = _end_rule(transaction, key)
+    transaction.execute(_CHANGE, (held_extra(text, reason, since_us=since_us), *key))
+
+
+def note_release(transaction: OpenTransaction, key: Key) -> None:
+    """Record that an entry is held no longer; called before its state changes."""
+    text = _end_rule(transaction, key)
+    transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
+
+
+def note_unanswered(transaction: OpenTransaction, key: Key, unanswered: Unanswered) -> None:
+    """Record how many attempts of each recipient had no answer to the final dot."""
+    for _, text in transaction.fetch(_EXTRA, key):
+        transaction.execute(_CHANGE, (changed_extra(text, unanswered=unanswered), *key))
+
+
+def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:
+    """Count entries that rules hold from now on, or with a negative number no longer, by rule."""
+    for rule, by in held.items():
+        if rule:
+            transaction.counts[counter_of(rule)] += by
+
+
+def counter_of(rule: str) -> str:
+    """Return the counter for what this rule holds."""
+    tenant = tenant_of_rule(rule)
+    return f"{HELD_BY_RULES}/{tenant}" if tenant else HELD_BY_RULES
+
+
+def count_removed(transaction: OpenTransaction, message_ids: Collection[str]) -> None:
+    """Count the entries of messages that are about to be removed as no longer held."""
+    if message_ids:
+        where, values = transaction.among("message_id", tuple(message_ids))
+        removed: Counter[str] = Counter()
+        removed.subtract(_by_rules(transaction.fetch(f"{_HELD} AND {where}", values)))
+        count_holds(transaction, removed)
+
+
+def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFullError | None:
+    """Return the error for a message that rules hold, if those of the operator, or of a tenant,
+    would hold more than `held_max` entries with it. Other operations of the same transaction count.
+    """
+    if not message.held_by_rules or message.held_max is None:  # nearly always
+        return None
+    for name, number in _by_counter(Counter(message.held_by_rules)).items():
+        known = _counter(transaction, name) + transaction.counts[name]
+        if name == HELD_BY_RULES:
+            known += int(transaction.fetch_one(_BELOW_0, ())[0])
+        if max(0, known) + number > message.held_max:
+            return HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
+    return None
+
+
+def counted(tables: Tables) -> Mapping[str, tuple[int, int]]:
+    """Return each counter by its name, and the number that it should be."""
+    found = {str(name): int(value) for name, value in tables.fetch(_COUNTERS, ())}
+    expected = _by_counter(_by_rules(tables.fetch(_HELD)))
+    names = sorted({HELD_BY_RULES, *found, *expected})
+    return {name: (found.get(name, 0), expected[name]) for name in names}
+
+
+def recount(transaction: OpenTransaction) -> None:
+    """Correct the counters."""
+    for name, (found, expected) in counted(transaction).items():
+        if found != expected:
+            transaction.execute(_SET_COUNTER, (name, expected))
+
+
+def _counter(tables: Tables, name: str) -> int:
+    return int(tables.fetch_one(_COUNTED, (name,))[0])
+
+
+def _by_counter(rules: Counter[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for rule, number in rules.items():
+        found[counter_of(rule)] += number
+    return found
+
+
+def _end_rule(transaction: OpenTransaction, key: Key) -> str:
+    """Count an entry as no longer held by a rule, and return the text of its EntryExtra."""
+    row = transaction.fetch_one(_EXTRA, key)
+    if row is None:
+        return ""
+    state, text = row
+    if state == "held":
+        count_holds(transaction, {_rule_of(text): -1})
+    return str(text)
+
+
+def _by_rules(rows: Iterable[tuple[str]]) -> Counter[str]:
+    found = Counter(_rule_of(text) for (text,) in rows)
+    del found[""]
+    return found
+
+
+def _rule_of(text: str) -> str:
+    try:
+        return str(_VALUES.decode(text).get("rule", "")) if text else ""
+    except ValueError:
+        return ""
+
+
+def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
+    """Return a claim; one whose hold ends now, in queue time, is queued. `at_us` is wall time."""
+    if claim.state is not RecipientState.HELD or claim.retry_us is None or claim.retry_us > now_us:
+        return claim
+    state = RecipientState.QUEUED
+    check_transition(claim.state, state)
+    note_release(transaction, claim.key)
+    transaction.execute(_SET_STATE, (state, *claim.key))
+    transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
+    detail = {"operation": "release", "entries": [claim.entry_id], "who": "its time"}
+    transaction.append_events(claim.message.id, [Event(Step.DELIVERY, at_us, detail)])
+    return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
+
+
+def hold_damaged(
+    transaction: OpenTransaction, key: Key, text: str, *, at_us: int, is_claimed: bool
+) -> None:
+    """Hold an entry that cannot be read, so that others continue: this is in the log, in the
+    journey and in the queue list.
+    """
+    if not transaction.execute(_HOLD_DAMAGED, (DAMAGED_DUE_US, *key, int(is_claimed))):
+        return
+    message_id, number = key
+    transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
+    note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
+    detail = {"operation": "hold", "entries": [number], "who": "relay", "why": f"damaged: {text}"}
+    transaction.append_events(message_id, [Event(Step.DELIVERY, at_us, detail)])
+    _log.error("entry damaged", qid=message_id, entry=number, error=text)
+
+
+class HoldRule(Struct, frozen=True):
+    """One hold: its `domain` may be "*.DOMAIN", for every domain below it."""
+
+    domain: str  # in lower case, of A-labels
+    reason: str  # who holds it, and why
+    since_us: int  # wall time
+    until_us: int | None  # queue time; None: until a release
+
+    def takes(self, domain: str) -> bool:
+        """Whether it is for a recipient's domain."""
+        is_below = self.domain.startswith("*.") and domain.endswith(self.domain[1:])
+        return is_below or domain == self.domain
+
+
+def stored_hold_rules(tables: Tables) -> Sequence[HoldRule]:
+    """Read all."""
+    return [HoldRule(*row) for row in tables.fetch(_LIST)]
+
+
+def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Sequence[str]:
+    """Add a hold, or replace that of the same domain. Raises SpoolError beyond HOLD_RULES_MAX."""
+    transaction.execute(_END_PAST, (now_us,))
+    others = [one for one in stored_hold_rules(transaction) if one.domain != hold.domain]
+    if len(others) >= HOLD_RULES_MAX:
+        raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
+    transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
+    return [hold.domain]
+
+
+def end_new(transaction: OpenTransaction, pattern: str) -> Sequence[str]:
+    """End the holds of domains LIKE `pattern`; return these."""
+    return sorted(domain for (domain,) in transaction.fetch_each(_END, [(pattern,)]))
+
+
+def is_held_as_it_comes(messages: Iterable[NewMessage]) -> bool:
+    """Whether a hold of a domain holds an entry of one of them."""
+    return any(_is_held(entry.extra) for message in messages for entry in message.entries)
+
+
+def _is_held(extra: EntryExtra) -> bool:
+    return bool(extra.reason and not extra.rule and not extra.reason.startswith(_OF_A_ROUTE))
+
+
+def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMessage:
+    """Return a message, in the transaction that accepts it, as the hold rules are now: an entry
+    that no rule holds any more is released. With `lock`, an end of SELECT, nobody changes the rules
+    that hold it before this transaction ends.
+    """
+    if not is_held_as_it_comes((message,)):  # nearly always
+        return message
+    held = [entry for entry in message.entries if _is_held(entry.extra)]
+    domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
+    holds = [one for one in stored_hold_rules(tables) if any(map(one.takes, domains))]
+    if lock and holds:
+        where, values = tables.among("domain", [one.domain for one in holds])
+        holds = [HoldRule(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
+    entries: list[NewEntry] = []
+    ended: list[int] = []
+    for entry in message.entries:
+        by_extra: dict[EntryExtra, list[NewRecipient]] = {}
+        for to in entry.recipients:
+            extra = _extra_now(entry.extra, domain_of(to.path.address), holds)
+            by_extra.setdefault(extra, []).append(to)
+        for extra, recipients in by_extra.items():
+            entries.append(replace(entry, extra=extra, recipients=tuple(recipients)))
+            if entry.extra.reason and not extra.reason:
+                ended.append(len(entries))
+    events = message.events
+    if ended and events:
+        detail = {"operation": "release", "entries": ended, "who": "the end of its hold"}
+        events = (*events, Event(Step.DELIVERY, events[-1].at_us, detail))
+    return replace(message, entries=tuple(entries), events=events)
+
+
+def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[HoldRule]) -> EntryExtra:
+    if not _is_held(extra):
+        return extra
+    if (found := next((one for one in holds if one.takes(domain)), None)) is None:
+        return replace(extra, **RELEASED, until_us=0)
+    return replace(extra, reason=found.reason, until_us=found.until_us or 0)

@@ -1,0 +1,206 @@
+"""Maintain the spool as every engine does: release dead claims, prune history, count.
+
+The start releases claims before anything else. `relay/operation/app/maintenance.py` calls the rest.
+Each step is one small transaction, so that mail does not wait for it.
+
+A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
+lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
+correct.
+
+See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from relay.base.clock import Clock, first_id_after, wall_offset_us
+from relay.store.spool.shared import stats
+from relay.store.spool.shared.columns import LIVE_STATES
+from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
+from relay.store.spool.types import Claim, QueueCounts, SpoolUnavailableError
+
+T = TypeVar("T")
+AT_ONCE = 200
+_STEPS_AT_ONCE = 50  # calls of prune() in one request
+_COUNT_S_MAX = 30.0
+# Of a message `m`. OFFSET 0: PostgreSQL looks for it by the key of each, and reads no whole table.
+IS_IN_QUEUE = (
+    "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final'"
+    " LIMIT 1 OFFSET 0)"
+)
+_HAS_LIVE = (
+    "EXISTS (SELECT 1 FROM recipient r"
+    f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} LIMIT 1 OFFSET 0)"
+)
+
+
+class SpoolMaintenance(ABC):
+    """Periodic work, in small transactions, so that mail does not wait for it.
+
+    An engine derives from it, and adds what it stores in its own way.
+    """
+
+    scans = stats.SCANS
+    # those for which local mail waits while no living node has their mail root
+    stores_without_node: Sequence[str] = ()
+
+    def __init__(self, engine: QueueEngine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._pruned_to = ""
+        self._counts: QueueCounts | None = None  # the most recent ones
+        self._counted: Any = None  # what had happened before that
+
+    @abstractmethod
+    def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
+        """Release some claims of owners that do not live; return how many, 0 when none is left."""
+        ...
+
+    @abstractmethod
+    async def happened(self) -> Any:
+        """Return what changes when any owner has committed; None where that is not known."""
+        ...
+
+    @abstractmethod
+    def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
+        """Remove all rows of finished messages."""
+        ...
+
+    @abstractmethod
+    async def sweep(self) -> int:
+        """Remove contents without a message, such as a crash leaves; return their number. What may
+        be all that is left of a message is moved aside.
+        """
+        ...
+
+    async def claim_without_node(self) -> Sequence[Claim]:
+        """Claim some local mail of such stores that has expired, or whose delay is to be reported.
+
+        It is not attempted: its mail root is not there. Its reports wait as it did.
+        """
+        return ()
+
+    async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
+        """Run an operation, as QueueEngine.change."""
+        return await self._engine.change(operation)
+
+    async def take_over(self) -> int:
+        """Release the claims of dead owners; return their number."""
+        now_us, at_us = self._clock.queue_us(), self._clock.time_us()
+        released = 0
+        while number := await self.change(
+            lambda one: self.take_over_some(one, now_us=now_us, at_us=at_us)
+        ):
+            released += number
+        return released
+
+    async def prune(self, age_s: float) -> int:
+        """Remove some of the history of finished messages older than `age_s`, oldest first, and
+        some expired submission keys; return how much, 0 when nothing is left.
+
+        Time that is in doubt (Clock.confirmed_us) makes nothing old.
+        """
+        now_us = self._clock.confirmed_us()
+        before_us = now_us - int(age_s * 1_000_000)
+        keys = await self.change(lambda one: prune_keys(one, now_us))
+        while True:
+            messages, self._pruned_to = await self.change(
+                lambda one: self.prune_some(one, before_us, after=self._pruned_to)
+            )
+            if messages or keys or not self._pruned_to:
+                return messages + keys
+
+    def prune_some(
+        self, transaction: OpenTransaction, before_us: int, *, after: str
+    ) -> tuple[int, str]:
+        """Remove the finished messages of a slice after the id `after`; return their number, and
+        the last id that was read, "" when none was left.
+        """
+        rows = transaction.fetch(
+            f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
+            " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+            (before_us, after, self._ids_end(before_us), AT_ONCE),
+        )
+        ids = [row[0] for row in rows if row[1]]
+        self.remove_rows(transaction, ids)
+        return len(ids), rows[-1][0] if len(rows) == AT_ONCE else ""
+
+    async def prune_many(self, age_s: float, *, dry_run: bool = False) -> dict[str, Any]:
+        """Remove, or with `dry_run` count, finished messages older than `age_s`, and submission
+        keys: the JSON of POST /storage/prune. Repeat until it has `ended`.
+        """
+        if dry_run:
+            now_us = self._clock.confirmed_us()
+            before_us = now_us - int(age_s * 1_000_000)
+            would = await self._engine.read(
+                lambda one: self._removable(one, before_us, now_us=now_us)
+            )
+            return would | {"ended": True}
+        for _ in range(_STEPS_AT_ONCE):
+            if not await self.prune(age_s):
+                return {"ended": True}
+        return {"ended": False}
+
+    def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> dict[str, int]:
+        finished, kept = tables.fetch_one(
+            f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
+            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {IS_IN_QUEUE}",
+            (self._ids_end(before_us), before_us),
+        )
+        keys = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
+        # old messages are kept where an entry was lost
+        return {"messages": finished - kept, "submissions": keys[0], "kept": kept}
+
+    def _ids_end(self, before_us: int) -> str:
+        """Return the id at which a scan of messages received before `before_us` can stop: ids are
+        ordered by wall time.
+        """
+        return first_id_after(before_us + max(0, wall_offset_us(self._clock)))
+
+    @property
+    def entries(self) -> int:
+        """How many entries there were when they were counted last."""
+        return sum(self._counts.entries.values()) if self._counts is not None else 0
+
+    async def counts(self) -> QueueCounts:
+        """SpoolEngine.counts. While no owner commits, they stay."""
+        happened = await self.happened()
+        if self._counts is None or happened is None or happened != self._counted:
+            self._counts, self._counted = await self._count_queue(), happened
+        return self._counts
+
+    async def _count_queue(self) -> QueueCounts:
+        """Count entries and unaccounted recipients.
+
+        Raises SpoolUnavailableError when this takes so long that the snapshot would keep the
+        database from using dead rows or its log again, or when the snapshot was lost.
+        """
+        count = stats.QueueCounter(self.scans)
+        deadline_s = self._clock.real_s() + _COUNT_S_MAX
+        try:
+            while await self._engine.count(count.step):
+                if self._clock.real_s() > deadline_s:
+                    raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
+        finally:
+            await self._engine.count(count.end)
+        if count.snapshots > 1:
+            raise SpoolUnavailableError("the count was cut off")
+        return count.result()
+
+    async def stats(self) -> dict[str, Any]:
+        """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
+        unaccounted = (self._counts or await self.counts()).unaccounted
+        now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
+        figures = await self._engine.read(
+            lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
+        )
+        return figures | {"unaccounted": unaccounted}
+
+
+def prune_keys(transaction: OpenTransaction, now_us: int) -> int:
+    """Remove some expired submission keys; return how many."""
+    sql = "SELECT key FROM submission WHERE expires_us < ? ORDER BY expires_us LIMIT ?"
+    keys = [key for (key,) in transaction.fetch(sql, (now_us, AT_ONCE))]
+    where, values = transaction.among("key", keys)
+    return transaction.execute(f"DELETE FROM submission WHERE {where}", values)

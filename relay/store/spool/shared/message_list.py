@@ -1,0 +1,483 @@
+"""Find messages by any of their names, by a search, or as a page of the list, and their rows.
+
+A page begins at a place, so that its cost does not grow with the number of newer messages. Each
+query is bounded; what a page did not reach is on the next one.
+"""
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from msgspec.structs import replace
+
+from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
+from relay.base.message.address import own_mailbox, shown_address
+from relay.base.message.lifecycle import RecipientState, message_state
+from relay.store.journeys.events import Step
+from relay.store.journeys.message_list import (
+    CLOCK_MARGIN_US,
+    FINAL_STATE,
+    LISTED_MAX,
+    MAIL,
+    REPORT,
+    SCAN_MAX,
+    FoundMessage,
+    FoundPage,
+    ListedRecipient,
+    ListPosition,
+    MessageSearch,
+    MessageSummary,
+    position_of,
+)
+from relay.store.spool.shared.columns import LOGIN, in_chunks
+from relay.store.spool.shared.tables import Tables
+
+_RECIPIENTS_MAX = 200_000  # rows that one page reads
+_CHUNK = 200
+_SEARCHED_AT_ONCE = 50
+_SCANNED_AT_ONCE = 200
+_ADDRESSES_MAX = 50
+_LATEST = "~"  # sorts after every id
+_LOGIN = LOGIN.format("")
+_FACTS = (
+    f"id, account, reverse_path, subject, submission_id, size, client, source, {_LOGIN} AS login"
+)
+_Row = tuple[str, str, str, str, str, int, str, str, str]
+_RecipientRow = tuple[int, str, str]  # number, address, state
+
+# The beginning of a condition, by kind.
+_OF_KIND = {"": "", MAIL: "source <> 'report' AND ", REPORT: "source = 'report' AND "}
+_REPORTS = "SELECT id FROM message WHERE source = 'report' AND id < ? ORDER BY id DESC LIMIT ?"
+# A submission may be accepted long after it was made: its id is then newer than its place.
+_LATE = (
+    f"SELECT * FROM (SELECT {_FACTS} FROM message"
+    " WHERE source <> 'report' AND id >= ? ORDER BY id LIMIT ?) AS later"
+    " WHERE submission_id <> '' AND (submission_id < ? OR submission_id NOT LIKE '%.1')"
+)
+_SUMMARY = (
+    "SELECT id, reverse_path, submission_id, message_id, subject, size, client, account,"
+    f" {_LOGIN} FROM message WHERE id = ?"
+)
+_STATES = (
+    "SELECT message_id, state, count(*) FROM recipient WHERE message_id = ? AND added_by = ''"
+    " GROUP BY message_id, state"
+)
+_FIRST_RECIPIENTS = (
+    "SELECT message_id, number, address, state, status, reply FROM recipient"
+    f" WHERE message_id = ? AND added_by = '' ORDER BY entry, number LIMIT {LISTED_MAX}"
+)
+_FIRST_ADDED = (
+    "SELECT message_id, number, address, state, added_by FROM recipient"
+    f" WHERE message_id = ? AND added_by <> '' ORDER BY number LIMIT {LISTED_MAX}"
+)
+_NEXT_ATTEMPT = (
+    "SELECT message_id, min(retry_us) FROM entry WHERE message_id = ? AND state = 'deferred'"
+    " GROUP BY message_id"
+)
+_BY_MESSAGE_ID = "SELECT id FROM message WHERE message_id IN (?, ?) AND message_id <> ''"
+_BY_ID = (
+    "SELECT ? UNION SELECT id FROM message WHERE submission_id <> ''"
+    " AND submission_id >= ? AND submission_id < ?"
+)
+_FIRST = ".1"  # the end of the id of a draft's first submission, behind the id of the draft
+_ENTRY = re.compile(rf"^([0-9a-z]{{{ID_LENGTH}}})-[0-9]{{1,9}}$", re.ASCII)
+# The Graph id of a copy in a mailbox: no clock id begins with an "l". It is in the event of the
+# attempt; those of older messages may be missed.
+_COPY = re.compile(r"^l[a-z2-7]{15}$", re.ASCII)
+_LOOKUP_OF_COPY = (
+    "SELECT message.id, account FROM message JOIN event ON event.message_id = message.id"
+    " WHERE message.id IN (SELECT id FROM message ORDER BY id DESC LIMIT ?) AND step = ?"
+    " AND detail LIKE ? LIMIT 1"
+)
+
+
+class _Matching:
+    """Decides by their rows which messages match, and reads recipients where that is needed."""
+
+    def __init__(self, tables: Tables, wanted: MessageSearch, account: str | None) -> None:
+        self._tables = tables
+        self._wanted = wanted
+        self._strict = wanted.without_content()
+        self._account = account
+        self._whose = "" if wanted.added else " AND added_by = ''"
+        self.recipients_left = _RECIPIENTS_MAX  # that it may still read
+
+    def among(self, rows: Sequence[_Row]) -> list[FoundMessage]:
+        """Return those that match, with what is needed to check conditions on their content."""
+        wanted = self._strict
+        is_timed = wanted.from_us or wanted.until_us
+        rows = [
+            row
+            for row in rows
+            if self._account in (None, row[1])
+            and (wanted.indexed is None or row[0] in wanted.indexed or self._is_report(row))
+            and row[5] > (wanted.larger_than_bytes or -1)
+            and wanted.matches_facts(row[2], row[3])
+            and wanted.matches_origin(row[8], row[6], row[4])
+            and (not is_timed or wanted.is_in_time(position_of(row[0], row[4]).at_us))
+        ]
+        if not rows or not (wanted.needs_recipients or self._wanted.needs_content):
+            return [FoundMessage(row[0], row[4]) for row in rows]
+        if wanted.state not in ("", FINAL_STATE) and not wanted.to:
+            rows = self._in_state(rows)
+        recipients = self._recipients_of(rows)
+        self.recipients_left -= sum(map(len, recipients.values()))
+        found = []
+        for row in rows:
+            its_own = recipients.get(row[0], ())
+            asked = self._wanted if wanted.indexed is not None and self._is_report(row) else wanted
+            if asked.matches_all(row[2], row[3], [one[1:] for one in its_own]):
+                found.append(self._found(row, its_own))
+        return found
+
+    def _is_report(self, row: _Row) -> bool:
+        """Whether it is a report that may match: no index has it, so that words are looked for in
+        subject and addresses alone.
+        """
+        return row[7] == REPORT and not self._wanted.has_attachment
+
+    def _found(self, row: _Row, recipients: Sequence[_RecipientRow]) -> FoundMessage:
+        queue_id, account, sender, subject, submission_id, *_ = row
+        if not self._wanted.needs_content:
+            return FoundMessage(queue_id, submission_id)
+        words: tuple[str, ...] = ()
+        if self._wanted.indexed is None:
+            words = self._wanted.words_of_text(sender, subject, [one[1] for one in recipients])
+        return FoundMessage(
+            queue_id, submission_id, account=account, words_left=words,
+            recipients=tuple(recipients[:LISTED_MAX]),
+        )  # fmt: skip
+
+    def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
+        """Return the rows with a recipient in the state."""
+        where, values = self._tables.among("message_id", [row[0] for row in rows])
+        found = self._tables.fetch(
+            f"SELECT DISTINCT message_id FROM recipient WHERE {where}{self._whose} AND state = ?",
+            (*values, self._strict.state),
+        )
+        ids = {queue_id for (queue_id,) in found}
+        return [row for row in rows if row[0] in ids]
+
+    def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
+        """Return the recipients by queue id."""
+        found: dict[str, list[_RecipientRow]] = defaultdict(list)
+        where, values = self._tables.among("message_id", [row[0] for row in rows])
+        for queue_id, number, address, state in self._tables.fetch(
+            "SELECT message_id, number, address, state FROM recipient"
+            f" WHERE {where}{self._whose} LIMIT ?",
+            (*values, max(self.recipients_left, 0)),
+        ):
+            found[queue_id].append((number, address, state))
+        return found
+
+
+class _PageSearch:
+    """Reads messages in the order of their ids, and orders them by their places.
+
+    No message has a place behind its id, so that those before the next id are complete.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        wanted: MessageSearch,
+        *,
+        account: str | None,
+        before: ListPosition | None,
+        limit: int,
+    ) -> None:
+        self._tables = tables
+        self._matching = _Matching(tables, wanted, account)
+        self._from_us = wanted.from_us
+        self._indexed = wanted.indexed
+        self._kind = wanted.kind
+        self._before = before
+        self._limit = limit
+        self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
+        self._found: list[FoundMessage] = []
+
+    def find(self) -> FoundPage:
+        """Return the messages that match from the place on."""
+        begin = _LATEST
+        if self._before is not None:
+            begin = first_id_after(self._before.at_us)
+            late = self._tables.fetch(_LATE, (begin, SCAN_MAX, begin))
+            self._take([row for row in late if _is_before(row[4], begin, self._before.at_us)])
+        read = 0
+        for chunk in self._chunks(begin):
+            read += len(chunk)
+            self._take(chunk)
+            last_us = id_time_us(chunk[-1][0]) or 0
+            self._move(last_us)
+            if len(self._found) >= self._limit:
+                return FoundPage(tuple(self._found[: self._limit]), None)
+            if last_us < self._from_us:
+                break  # no place is behind its id
+            if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
+                return FoundPage(tuple(self._found), ListPosition(last_us, ""))
+        self._move(-1)
+        return FoundPage(tuple(self._found[: self._limit]), None)
+
+    def _chunks(self, begin: str) -> Iterator[list[_Row]]:
+        """Yield the rows with ids before `begin`, newest first."""
+        if self._indexed is not None:
+            reports = self._tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self._kind != MAIL else ()
+            indexed = (one for one in self._indexed if one < begin)
+            ids = sorted({*indexed, *(one for (one,) in reports)}, reverse=True)
+            for at in range(0, len(ids), _CHUNK):
+                where, values = self._tables.among("id", ids[at : at + _CHUNK])
+                sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
+                if rows := self._tables.fetch(sql, values):
+                    yield rows
+            return
+        while True:
+            rows = self._tables.fetch(
+                f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[self._kind]}id < ?"
+                " ORDER BY id DESC LIMIT ?",
+                (begin, _CHUNK),
+            )
+            if rows:
+                yield rows
+            if len(rows) < _CHUNK:
+                return
+            begin = rows[-1][0]
+
+    def _take(self, rows: Sequence[_Row]) -> None:
+        for found in self._matching.among(rows):
+            position = position_of(found.queue_id, found.submission_id)
+            if self._before is None or position.order > self._before.order:
+                heapq.heappush(self._waiting, (position.order, found))
+
+    def _move(self, until_us: int) -> None:
+        """Move the messages whose places are after `until_us` into the page."""
+        while self._waiting and -self._waiting[0][0][0] > until_us:
+            if len(self._found) >= self._limit:
+                return
+            self._found.append(heapq.heappop(self._waiting)[1])
+
+
+def _is_before(submission_id: str, begin: str, at_us: int) -> bool:
+    """Whether a submission was made before a place: a first one has its time in its id, a later one
+    behind the point.
+    """
+    suffix = submission_id[ID_LENGTH:]
+    if suffix == _FIRST:
+        return submission_id < begin
+    return not suffix[1:].isdecimal() or int(suffix[1:]) <= at_us
+
+
+def find_queue_ids(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
+    """SpoolHistory.find_queue_ids; also for an entry's ID-NUMBER."""
+    key = _ENTRY.sub(r"\1", key)
+    where, values = naming(key)
+    sql = f"SELECT id, account FROM message WHERE id IN ({where})"
+    rows = tables.fetch(sql, values) if key != "last" else []
+    if not rows and _COPY.match(key):
+        rows = tables.fetch(
+            _LOOKUP_OF_COPY, (SCAN_MAX, int(Step.DELIVERY), f'%"graph_id":"{key}"%')
+        )
+    found = [row[0] for row in rows if account in (None, row[1])]
+    if found or (key != "last" and "@" not in key):
+        return sorted(found, reverse=True)[:limit]
+    return _scan(tables, key, account=account, limit=limit)
+
+
+def search(
+    tables: Tables,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    since_us: int | None,
+    limit: int,
+) -> Sequence[FoundMessage]:
+    """SpoolHistory.search."""
+    found: list[FoundMessage] = []
+    matching = _Matching(tables, wanted, account)
+    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+    rows = tables.each(
+        f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
+        " ORDER BY id DESC LIMIT ?",
+        (earliest, SCAN_MAX),
+    )
+    for some in in_chunks(rows, _SEARCHED_AT_ONCE):
+        chunk = matching.among(some)
+        if since_us is not None:
+            times = _accepted_us(tables, [one.queue_id for one in chunk])
+            chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
+        found += [one for one in chunk if since_us is None or one.at_us > since_us]
+        if len(found) >= limit or matching.recipients_left <= 0:
+            break
+    return found[:limit]
+
+
+def find_page(
+    tables: Tables,
+    wanted: MessageSearch,
+    *,
+    account: str | None,
+    before: ListPosition | None,
+    limit: int,
+) -> FoundPage:
+    """SpoolHistory.find_page."""
+    return _PageSearch(tables, wanted, account=account, before=before, limit=limit).find()
+
+
+def summaries(
+    tables: Tables,
+    queue_ids: Sequence[str],
+    *,
+    account: str | None,
+    added: bool = False,
+) -> Sequence[MessageSummary]:
+    """SpoolHistory.summaries."""
+    rows = [
+        row
+        for row in tables.fetch_each(_SUMMARY, [(one,) for one in queue_ids])
+        if account in (None, row[7])
+    ]
+    keys = [(row[0],) for row in rows]
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    for queue_id, state, number in tables.fetch_each(_STATES, keys):
+        counts[queue_id][state] = number
+    first: dict[str, list[Any]] = defaultdict(list)
+    for queue_id, *recipient in tables.fetch_each(_FIRST_RECIPIENTS, keys):
+        first[queue_id].append(recipient)
+    copies: dict[str, list[ListedRecipient]] = defaultdict(list)
+    for queue_id, *copy in tables.fetch_each(_FIRST_ADDED, keys) if added else ():
+        copies[queue_id].append(ListedRecipient(*copy))
+    retries = dict(tables.fetch_each(_NEXT_ATTEMPT, keys))
+    found = []
+    for queue_id, sender, submission_id, message_id, subject, size, client, _, login in rows:
+        recipients = sorted(first[queue_id])
+        state = str(message_state([RecipientState(one) for one in counts[queue_id]]))
+        status, reply = _deciding(tables, queue_id, state=state, first=recipients)
+        found.append(
+            MessageSummary(
+                position=position_of(queue_id, submission_id), id=queue_id,
+                submission_id=submission_id or None, message_id=message_id, sender=sender,
+                subject=subject, state=state,
+                recipients=tuple(ListedRecipient(*one[:3]) for one in recipients),
+                recipient_count=sum(counts[queue_id].values()), size_bytes=size,
+                client=client, login=login,
+                status=status, reply=reply, next_attempt_us=retries.get(queue_id),
+                added=tuple(copies[queue_id]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def accepted_submissions(tables: Tables, submission_ids: Sequence[str]) -> Sequence[str]:
+    """SpoolHistory.accepted_submissions."""
+    where, values = tables.among("submission_id", submission_ids)
+    rows = tables.fetch(
+        f"SELECT submission_id FROM message WHERE {where} AND submission_id <> ''", values
+    )
+    return [name for (name,) in rows]
+
+
+def count_states(
+    tables: Tables, *, account: str | None, limit: int
+) -> tuple[int, Mapping[str, int]]:
+    """SpoolHistory.count_states."""
+    ids = _newest(tables, account=account, limit=limit)
+    of_recipient, of_message = tables.among("message_id", ids), tables.among("id", ids)
+    rows = tables.fetch(
+        "SELECT state, count(DISTINCT message_id) FROM recipient"
+        f" WHERE {of_recipient[0]} AND added_by = '' GROUP BY state"
+        f" UNION ALL SELECT source, count(*) FROM message WHERE {of_message[0]}"
+        " AND source = 'report' GROUP BY source",
+        (*of_recipient[1], *of_message[1]),
+    )
+    return len(ids), dict(rows)
+
+
+def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
+    """SpoolHistory.recent_addresses."""
+    ids = _newest(tables, account=account, limit=limit)
+    recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
+    rows = tables.fetch(
+        f"SELECT min(address) FROM (SELECT address FROM recipient WHERE {recipients[0]}"
+        f" AND added_by = '' UNION ALL SELECT reverse_path FROM message WHERE {senders[0]})"
+        " AS known WHERE address <> '' GROUP BY lower(address) ORDER BY count(*) DESC LIMIT ?",
+        (*recipients[1], *senders[1], _ADDRESSES_MAX),
+    )
+    return [address for (address,) in rows]
+
+
+def _accepted_us(tables: Tables, queue_ids: Sequence[str]) -> dict[str, int]:
+    """Return when each message was accepted."""
+    rows = tables.fetch_each(
+        "SELECT message_id, at_us FROM event WHERE message_id = ? AND step = ?"
+        " ORDER BY sequence LIMIT 1",
+        [(queue_id, int(Step.POLICY_AND_ROUTING)) for queue_id in queue_ids],
+    )
+    known = dict(rows)
+    return {one: known.get(one, id_time_us(one) or 0) for one in queue_ids}
+
+
+def _deciding(
+    tables: Tables, queue_id: str, *, state: str, first: Sequence[Any]
+) -> tuple[str, str]:
+    """Return status and reply of a recipient in the state of the message."""
+    for _, _, one_state, status, reply in first:
+        if one_state == state:
+            return status, reply
+    row = tables.fetch_one(
+        "SELECT status, reply FROM recipient WHERE message_id = ? AND added_by = ''"
+        " AND state = ? LIMIT 1",
+        (queue_id, state),
+    )
+    return (row[0], row[1]) if row is not None else ("", "")
+
+
+def _newest(tables: Tables, *, account: str | None, limit: int) -> list[str]:
+    """Return the ids of the newest messages."""
+    rows = tables.each(
+        "SELECT id, account FROM message ORDER BY id DESC LIMIT ?",
+        (SCAN_MAX if account else limit,),
+    )
+    own = (queue_id for queue_id, owner in rows if account in (None, owner))
+    return list(islice(own, limit))
+
+
+def naming(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return a query for the ids of messages with this name: a queue id, Message-ID, submission id,
+    or draft id (the part of a submission id before the point).
+    """
+    if "@" in name or name.startswith("<"):
+        bare = name.removeprefix("<").removesuffix(">")
+        return _BY_MESSAGE_ID, (bare, f"<{bare}>")
+    low, high = (name, name + "\1") if "." in name else (name + ".", name + "/")
+    return _BY_ID, (name, low, high)
+
+
+def _scan(tables: Tables, key: str, *, account: str | None, limit: int) -> list[str]:
+    """Scan the newest messages by sender or recipient; older ones may be missed."""
+    found: list[str] = []
+    wanted = own_mailbox(key)
+    rows = tables.each(
+        "SELECT id, account, reverse_path FROM message WHERE source <> 'report'"
+        " ORDER BY id DESC LIMIT ?",
+        (SCAN_MAX,),
+    )
+    for some in in_chunks(rows, _SCANNED_AT_ONCE):
+        own = {row[0]: own_mailbox(row[2]) for row in some if account in (None, row[1])}
+        named = set(own) if key == "last" else _sent_to(tables, tuple(own), wanted)
+        found += [one for one, sender in own.items() if sender == wanted or one in named]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]:
+    """Return those of these messages that have this recipient, not added by policy."""
+    where, values = tables.among("message_id", queue_ids)
+    rows = tables.fetch(
+        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) IN (?, ?)"
+        " AND added_by = ''",
+        (*values, address, shown_address(address)),
+    )
+    return {queue_id for (queue_id,) in rows}

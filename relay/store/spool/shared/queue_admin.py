@@ -1,0 +1,596 @@
+"""List the queue, and execute operator commands: in slices, around entries that are in flight.
+
+What a command does to an entry is decided in `decisions`, which entries a selector matches in
+`entries`. An entry that is being delivered is not changed; the result says so, and at which
+other node. A large command runs in slices of one transaction each, and mail continues between them.
+When a slice fails with a SpoolError, the slices before it remain done.
+
+With `--bounce` the sender of cancelled mail gets a report of the failure. Any cancel pays the
+reports of successes that are owed since an attempt that a crash interrupted, because no attempt
+follows that would. A report takes a content and a writer, which a transaction cannot wait for. It
+is therefore written for the entries as they are, by their epochs: where one of them has changed,
+nothing of its message is cancelled, and the command looks again.
+
+See docs/design.md 4; docs/names.md (Commands).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import groupby
+
+from relay.base.clock import Clock
+from relay.base.message.address import with_a_labels
+from relay.base.message.envelope import Source, domain_of
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.outcome import Evidence
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import Metrics
+from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
+from relay.store.spool.queue_commands import (
+    LISTED_MAX,
+    RECIPIENTS_MAX,
+    ActiveClaims,
+    CommandReport,
+    CommandResult,
+    EntryList,
+    Operation,
+    ProgressCallback,
+    QueueCommand,
+    ShownTimes,
+)
+from relay.store.spool.shared.columns import PAY_REPORTS
+from relay.store.spool.shared.decisions import (
+    ChangeResult,
+    decide,
+    dry_run_entry,
+    held_by_restore,
+    in_flight_note,
+)
+from relay.store.spool.shared.entries import (
+    PUT_BACK,
+    EntryListBuilder,
+    EntrySelection,
+    like,
+    load_entries,
+    store_changes,
+    to_be_planned,
+)
+from relay.store.spool.shared.holds import (
+    HoldRule,
+    end_new,
+    hold_new,
+    stored_hold_rules,
+)
+from relay.store.spool.shared.tables import (
+    OpenTransaction,
+    QueueEngine,
+    StoredContents,
+    Tables,
+)
+from relay.store.spool.types import (
+    FIRST_KEY,
+    Claim,
+    Key,
+    NewMessage,
+    ReportPlan,
+    ReportWriter,
+    Selector,
+    SpoolError,
+)
+
+KEYS_AT_ONCE = 20_000  # keys of one scan, in memory
+_AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
+_REPORTED_AT_ONCE = 20  # entries, or those of one message: their reports are in memory
+_ROUNDS = 3  # in which claims made meanwhile are withdrawn as well
+_PAUSE_S_FIRST = 0.2
+_PAUSE_S_MAX = 10.0
+_STATUS = "5.0.0"  # RFC 3463 3.1: no other says that an operator ended it
+_TEXT = "cancelled by an operator of this relay"
+_CLAIMED = (
+    "SELECT message_id, number, claimed FROM entry"
+    " WHERE message_id = ? AND number = ? AND state <> 'final'"
+)
+_log = get_logger("spool")
+
+
+# The reports about cancelled entries: the epochs of the entries that the plans are about, None of
+# one that is damaged; and by message the plan for its entries, with what is stored of the reports.
+PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, tuple[ReportPlan, StoredContents]]]
+NOTHING_PLANNED: PlannedReports = ({}, {})
+
+
+class CancelReports:
+    """Plans reports. Without a writer there are none."""
+
+    def __init__(self, engine: QueueEngine) -> None:
+        self.writer: ReportWriter | None = None
+        self._engine = engine
+
+    async def plan(
+        self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
+    ) -> PlannedReports:
+        """Write the reports about those of these entries that need a plan. Entries that delivery
+        has are left out, unless they are in `taken`. Raises SpoolError.
+        """
+        claims, epochs = await self._engine.read(
+            lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)
+        )
+        by_message = {}
+        for message_id, some in groupby(claims, lambda one: one.message.id):
+            plan = await self._plan(tuple(some), command)
+            if plan.messages or plan.events:
+                stored = await self._engine.store_contents(plan.messages)
+                by_message[message_id] = plan, stored
+        return epochs, by_message
+
+    async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
+        """How many reports there would be."""
+        claims, _ = await self._engine.read(lambda tables: self._entries(tables, keys, taken))
+        groups = (tuple(some) for _, some in groupby(claims, lambda one: one.message.id))
+        return sum(bool(self._reported(some, "")) for some in groups)
+
+    def _reported(self, claims: Sequence[Claim], text: str) -> tuple[ReportedRecipient, ...]:
+        """Return the recipients for the report; none if there is none. Captured mail was not to be
+        sent, and about a report there is no report.
+        """
+        message = claims[0].message
+        people = tuple(
+            ReportedRecipient(
+                one.path, Evidence(_STATUS, text or _TEXT), log_id=f"{message.id}-{claim.entry_id}"
+            )
+            for claim in claims
+            if claim.state is not RecipientState.CAPTURED
+            for one in claim.recipients
+            if not one.added_by
+        )
+        if self.writer is None or message.source is Source.REPORT:
+            return ()
+        return people if self.writer.wants(ReportKind.FAILED, message, people) else ()
+
+    async def _plan(self, claims: Sequence[Claim], command: QueueCommand) -> ReportPlan:
+        people = self._reported(claims, command.text) if command.bounce else ()
+        owed = [one for claim in claims for one in claim.owed]
+        if self.writer is None or not (people or owed):
+            return ReportPlan()
+        message = claims[0].message
+        try:
+            content = await self._engine.read_content(claims[0].content_id)
+        except SpoolError as error:
+            _log.error("content unreadable for a report", qid=message.id, error=str(error))
+            content = UNREADABLE
+        by_kind = {
+            ReportKind.FAILED: people,
+            ReportKind.DELIVERED: [one for one in owed if one.is_delivered],
+            ReportKind.RELAYED: [one for one in owed if not one.is_delivered],
+        }
+        plans = [
+            self.writer.reports(kind, message, some, content=content)
+            for kind, some in by_kind.items()
+            if some
+        ]
+        return ReportPlan(
+            tuple(one for plan in plans for one in plan.messages),
+            tuple(one for plan in plans for one in plan.events),
+        )
+
+    def _entries(
+        self, tables: Tables, keys: Collection[Key], taken: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, int | None]]:
+        """Return the entries that can be cancelled, in order, and their epochs."""
+        rows = tables.fetch_each(_CLAIMED, keys) if keys else ()
+        free = [
+            (message_id, number)
+            for message_id, number, is_claimed in rows
+            if not is_claimed or (message_id, number) in taken
+        ]
+        claims, damaged = self._engine.read_claims(tables, free)
+        epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
+        epochs |= dict.fromkeys(damaged)
+        return sorted(claims, key=lambda one: one.key), epochs
+
+
+class QueueAdmin:
+    """Lists and changes the queue, on what a QueueEngine supplies."""
+
+    def __init__(
+        self,
+        engine: QueueEngine,
+        *,
+        follow: Callable[[QueueCommand], Awaitable[None]],
+        clock: Clock,
+        metrics: Metrics,
+        shown_times: Callable[[], ShownTimes],
+    ) -> None:
+        """`follow` is called with each command that is done."""
+        self._engine = engine
+        self._follow = follow
+        self._clock = clock
+        self._metrics = metrics
+        self._shown_times = shown_times
+        self._reports = CancelReports(engine)
+        self._delivery: ActiveClaims | None = None  # none where no delivery runs
+        self._releasing: set[asyncio.Task[None]] = set()
+        self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
+
+    async def read_hold_rules(self) -> None:
+        """Read for which domains new mail is held. Raises SpoolError."""
+        self._hold_rules = await self._engine.read(stored_hold_rules)
+
+    def hold_rules(self) -> Sequence[HoldRule]:
+        """Return the holds of domains that have not ended."""
+        now_us = self._clock.queue_us()
+        return [one for one in self._hold_rules if one.until_us is None or one.until_us > now_us]
+
+    def hold_rule(self, address: str) -> tuple[str, int]:
+        """Return why new mail for an address is held, and until when in queue time; "" and 0 if it
+        is not, 0 if no time ends the hold.
+        """
+        if not self._hold_rules:  # nearly always
+            return "", 0
+        domain = domain_of(address)
+        found = next((one for one in self.hold_rules() if one.takes(domain)), None)
+        return (found.reason, found.until_us or 0) if found is not None else ("", 0)
+
+    def _ends_hold_rule(self, selector: Selector) -> bool:
+        """Whether a release of these entries ends a hold of what comes."""
+        domain = with_a_labels(f"@{selector.domain}")[1:].lower()
+        return selector == Selector(domain=selector.domain) and any(
+            fnmatchcase(one.domain, domain) for one in self.hold_rules()
+        )
+
+    async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
+        """Hold or release what comes, as the command says; return of which domains."""
+        selector, now_us = command.selector, self._clock.queue_us()
+        domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
+        change: Callable[[OpenTransaction], Sequence[str]]
+        if command.operation is Operation.HOLD and command.new:
+            reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
+            hold = HoldRule(domain, reason, self._clock.time_us(), command.until_us)
+            change = partial(hold_new, hold=hold, now_us=now_us)
+        elif command.new:
+            change = partial(end_new, pattern=like(domain))
+        else:
+            return ()
+        changed = await self._engine.change(change)
+        await self.read_hold_rules()
+        return changed
+
+    def attend(self, delivery: ActiveClaims) -> None:
+        """From now on `delivery` holds claims in memory."""
+        self._delivery = delivery
+
+    def report_with(self, writer: ReportWriter) -> None:
+        """From now on `writer` writes the reports of a cancel."""
+        self._reports.writer = writer
+
+    async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
+        """Return live entries, oldest first. Without ids they begin behind `after`."""
+        selection = EntrySelection(
+            selector, now_us=self._clock.queue_us(), keys_at_once=2 * limit, after=after
+        )
+        listing = EntryListBuilder(
+            self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
+        )
+
+        def look(tables: Tables) -> None:
+            keys = selection.step(tables)
+            if selector.restored:  # what was held before stays so at their release
+                keys = held_by_restore(tables, keys)
+            listing.add(tables, keys)
+
+        while not (selection.has_ended or listing.is_full):
+            await self._engine.read(look)
+        return EntryList(listing.entries, unknown=selection.unknown)
+
+    async def execute(
+        self, command: QueueCommand, *, on_progress: ProgressCallback = lambda _: None
+    ) -> CommandReport:
+        """Execute a command in slices. Each slice is durable when `on_progress` is called with the
+        number of entries done. Raises SpoolError between slices.
+        """
+        selection = EntrySelection(
+            command.selector, now_us=self._clock.queue_us(), keys_at_once=KEYS_AT_ONCE
+        )
+        listing = partial(EntryListBuilder, self._shown_times())
+        if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
+            command = replace(command, new=True)
+        answer = _ReportBuilder(command, listing, on_progress=on_progress)
+        if not command.dry_run:  # before what is there: what is looked up in between is held
+            answer.report.new = await asyncio.shield(self._change_hold_rules(command))
+        left: list[Key] = []
+        others: Sequence[str] = ()
+        if command.operation is Operation.RETRY:  # which forgets the failures that this node knows
+            others = await self._engine.other_nodes()
+        while not selection.has_ended:
+            keys = left + await self._engine.read(selection.step)
+            left = []
+            if command.bounce and not selection.has_ended:  # the next step may have more of it
+                left = [key for key in keys if key[0] == keys[-1][0]]
+                keys = keys[: len(keys) - len(left)]
+            for some in _slices(keys, whole_messages=command.bounce):
+                if command.dry_run:
+                    await self._dry_run(some, answer)
+                else:
+                    # a cancelled request must not lose withdrawn claims
+                    await asyncio.shield(self._do(some, answer))
+        await self._follow(command)
+        answer.report.unknown, answer.report.other_nodes = tuple(selection.unknown), tuple(others)
+        return answer.report
+
+    async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+        listed = answer.listing()
+        waiting = self._take(answer.command, keys)
+        rehearse = partial(
+            _dry_run, command=answer.command, keys=keys, waiting=waiting,
+            now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
+        )  # fmt: skip
+        results, elsewhere = await self._engine.read(rehearse)
+        reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
+        answer.add(results, listed, elsewhere=elsewhere, reports=reports)
+
+    async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+        """Change one slice; entries claimed meanwhile are withdrawn in another round."""
+        left = keys
+        for _ in range(_ROUNDS):
+            taken = self._take(answer.command, left)
+            if left is not keys and not taken:
+                break
+            planned = NOTHING_PLANNED
+            try:
+                if answer.command.operation is Operation.CANCEL:
+                    planned = await self._reports.plan(left, answer.command, taken=taken)
+                make = partial(
+                    change, command=answer.command, keys=left, engine=self._engine, taken=taken,
+                    now_us=self._clock.queue_us(), at_us=self._clock.time_us(), planned=planned,
+                )  # fmt: skip
+                write = partial(_write, make=make, engine=self._engine, listing=answer.listing)
+                result, listed = await self._engine.change(write)
+            except Exception:
+                self._release_later(taken)
+                await self._discard(planned, ())
+                raise
+            await self._discard(planned, result.reports)
+            self._follow_up(result)
+            certain = (
+                one for one, _ in result.results.values() if one is not CommandResult.IN_FLIGHT
+            )
+            answer.add(certain, listed, reports=len(result.reports))
+            left = [key for key in left if _is_in_flight(result, key)]
+            if not left:
+                return
+        listed = answer.listing()
+        show = partial(_show_in_flight, keys=left, listed=listed, engine=self._engine)
+        elsewhere = await self._engine.read(show)
+        answer.add([CommandResult.IN_FLIGHT] * len(left), listed, elsewhere=elsewhere)
+
+    async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
+        """Keep the files of the reports that were made, and remove those of others."""
+        ids = {one.facts.id for one in made}
+        for plan, stored in planned[1].values():
+            if any(report.facts.id in ids for report in plan.messages):
+                self._engine.committed(stored)
+                self._metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
+            else:
+                await self._engine.discard(stored)
+
+    def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
+        """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
+        them. A retry does not need that.
+        """
+        if self._delivery is None or command.operation is Operation.RETRY:
+            return frozenset()
+        take = self._delivery.waiting_among if command.dry_run else self._delivery.withdraw
+        return take(keys)
+
+    def _follow_up(self, result: ChangeResult) -> None:
+        """Run what follows a durable change."""
+        if result.cancelled:
+            self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
+        if result.left:
+            self._engine.remove(result.left)
+        if self._delivery is None:
+            return
+        if result.next_hops:
+            self._delivery.retry_now(result.next_hops)
+        if result.due_us is not None:
+            self._delivery.due_at(result.due_us)
+
+    def _release_later(self, taken: Collection[Key]) -> None:
+        """Release withdrawn claims in the background after an operation failed."""
+        if taken:
+            task = asyncio.get_running_loop().create_task(self._release_until_done(taken))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def _release_until_done(self, taken: Collection[Key]) -> None:
+        pause_s = _PAUSE_S_FIRST
+        while True:
+            try:
+                await self._engine.change(partial(_put_back, keys=taken, engine=self._engine))
+            except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
+                # The next start releases them at the latest.
+                _log.warning(
+                    "withdrawn claims not released yet", claims=len(taken), error=str(error)
+                )
+                await self._clock.sleep(pause_s)  # sleeps: limits retries after a fault
+                pause_s = min(pause_s * 2, _PAUSE_S_MAX)
+            else:
+                if self._delivery is not None:
+                    self._delivery.retry_now(())
+                return
+
+
+class _ReportBuilder:
+    """Collects the results of a command's slices in its report."""
+
+    def __init__(
+        self,
+        command: QueueCommand,
+        listing: Callable[..., EntryListBuilder],
+        *,
+        on_progress: ProgressCallback,
+    ) -> None:
+        self.command = command
+        self.report = CommandReport(dry_run=command.dry_run, reports=0 if command.bounce else None)
+        self._record = on_progress
+        self._listing = listing
+        self._elsewhere: Counter[str] = Counter()
+        self._recipients_left = RECIPIENTS_MAX
+
+    def listing(self) -> EntryListBuilder:
+        """Return a list for what may still be listed; pass it to add()."""
+        left = LISTED_MAX - len(self.report.entries)
+        return self._listing(entries_max=left, recipients_max=self._recipients_left)
+
+    def add(
+        self,
+        results: Iterable[CommandResult],
+        listing: EntryListBuilder,
+        *,
+        elsewhere: Iterable[str] = (),
+        reports: int = 0,
+    ) -> None:
+        """Add certain results; `elsewhere` are the nodes at which entries are in flight, `reports`
+        is the number of reports to senders.
+        """
+        self._elsewhere.update(elsewhere)
+        self.report.in_flight_at = dict(sorted(self._elsewhere.items()))
+        for result in results:
+            self.report.counts[result] += 1
+        self.report.entries += listing.entries
+        self._recipients_left = listing.recipients_left
+        if self.report.reports is not None:
+            self.report.reports += reports
+        self._record(self.report.counts[CommandResult.DONE])
+
+
+def _write(
+    transaction: OpenTransaction,
+    *,
+    make: Callable[[OpenTransaction], ChangeResult],
+    engine: QueueEngine,
+    listing: Callable[[], EntryListBuilder],
+) -> tuple[ChangeResult, EntryListBuilder]:
+    """Change and list in one transaction, so that entries are shown as the change left them."""
+    result = make(transaction)
+    listed = listing()
+    shown = {
+        one: {"result": str(outcome), "note": note}
+        for key, (outcome, note) in result.results.items()
+        if outcome is not CommandResult.IN_FLIGHT
+        for one in (key, *result.made.get(key, ()))
+    }
+    listed.add(transaction, list(shown), shown)
+    if result.ended:
+        result.left = engine.entries_ended(transaction, result.ended)
+    return result, listed
+
+
+def change(
+    transaction: OpenTransaction,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    *,
+    engine: QueueEngine,
+    taken: Collection[Key],
+    now_us: int,
+    at_us: int,
+    planned: PlannedReports = NOTHING_PLANNED,
+) -> ChangeResult:
+    """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
+
+    A withdrawn entry that is not changed is released; it is due as before. A cancel changes
+    messages with reports only if they are as `planned` knew them. What another node has claimed is
+    left alone.
+    """
+    epochs, plans = planned
+    loaded = load_entries(transaction, command, keys)
+    # what was withdrawn may have been taken over since, by the node that delivers it now
+    elsewhere = engine.elsewhere(transaction, taken) if taken else {}
+    result, changes = decide(
+        loaded, command, keys, taken=[key for key in taken if key not in elsewhere],
+        now_us=now_us, at_us=at_us, planned=epochs,
+    )  # fmt: skip
+    result.cancelled = store_changes(transaction, changes)
+    done = [key[0] for key, (one, _) in result.results.items() if one is CommandResult.DONE]
+    for message_id in dict.fromkeys(done):
+        if (made := plans.get(message_id)) is not None:
+            plan, stored = made
+            engine.add_reports(transaction, plan.messages, stored, original=message_id)
+            transaction.append_events(message_id, plan.events)
+            paid = [key for key in epochs if key[0] == message_id]
+            transaction.execute_each(PAY_REPORTS, paid)
+            result.reports += plan.messages
+            result.due_us = now_us
+    return result
+
+
+def _dry_run(
+    tables: Tables,
+    *,
+    command: QueueCommand,
+    keys: Sequence[Key],
+    waiting: Collection[Key],
+    now_us: int,
+    listed: EntryListBuilder,
+    engine: QueueEngine,
+) -> tuple[list[CommandResult], Collection[str]]:
+    """Return what would be done, and at which other nodes entries are in flight; of the claimed
+    entries, `waiting` would be withdrawn.
+    """
+    results = {}
+    loaded = load_entries(tables, command, keys)
+    claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
+    elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
+    waiting = [key for key in waiting if key not in elsewhere]
+    for key in keys:
+        foreseen = dry_run_entry(loaded, command, key, waiting=waiting, now_us=now_us)
+        if foreseen is not None:
+            results[key] = foreseen
+    shown = {key: {"result": str(one), "note": note} for key, (one, note) in results.items()}
+    shown |= {key: _in_flight(node) for key, node in elsewhere.items()}
+    listed.add(tables, list(shown), shown)
+    return [one for one, _ in results.values()], elsewhere.values()
+
+
+def _show_in_flight(
+    tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder, engine: QueueEngine
+) -> Collection[str]:
+    """List entries in flight; return the other nodes at which they are."""
+    elsewhere = engine.elsewhere(tables, keys)
+    listed.add(tables, keys, {key: _in_flight(elsewhere.get(key, "")) for key in keys})
+    return elsewhere.values()
+
+
+def _in_flight(node: str) -> dict[str, str]:
+    result = {"result": str(CommandResult.IN_FLIGHT), "note": in_flight_note(node)}
+    return result | ({"node": node} if node else {})
+
+
+def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
+    """Release claims that were withdrawn for an operation that was not done."""
+    elsewhere = engine.elsewhere(transaction, keys)  # these were taken over since
+    transaction.execute_each(PUT_BACK, [key for key in keys if key not in elsewhere])
+
+
+def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
+    """Return the entries of each transaction; those of a message together where that matters."""
+    if not whole_messages:
+        yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
+        return
+    some: list[Key] = []
+    for _, entries in groupby(keys, lambda key: key[0]):
+        some += entries
+        if len(some) >= _REPORTED_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _is_in_flight(result: ChangeResult, key: Key) -> bool:
+    return key in result.results and result.results[key][0] is CommandResult.IN_FLIGHT

@@ -1,0 +1,315 @@
+"""What the result of a claim changes in its rows, so that every engine writes the same.
+
+A report from outside is joined to the message that it is about, as events of what its sender
+claims. That is done in the transaction that delivers the report, so that a crash neither loses nor
+repeats them. The original is found by its submission id, which Relay sends as ENVID, by its
+Message-ID, or by the ENVID of a trusted client (decoded; its case counts: RFC 3464 2.2.1). It must
+have one of the reported recipients, and the report must have been delivered to its reverse-path.
+States and counters never change.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, assert_never
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.message.address import own_mailbox
+from relay.base.message.lifecycle import FINAL, RecipientState, check_transition
+from relay.base.message.outcome import (
+    Captured,
+    Deferred,
+    Delivered,
+    Failed,
+    Indeterminate,
+    Outcome,
+    Relayed,
+)
+from relay.base.message.receipt import ReceiptRequest
+from relay.formats.read_report import RemoteClaim, RemoteReport
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.columns import PAY_REPORTS, json_text
+from relay.store.spool.shared.holds import count_holds, note_hold, note_unanswered
+from relay.store.spool.shared.receipts import add_receipts
+from relay.store.spool.shared.tables import OpenTransaction, Tables
+from relay.store.spool.types import Claim, ClaimResult, EntrySchedule, PriorityLevel
+
+_OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
+_END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
+_CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
+_ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
+# The name is a range of one, so that only the index on it has the order: PostgreSQL goes through
+# all messages for a name that it takes to be frequent, and a report may name any.
+_RECIPIENTS = (
+    "SELECT m.id, m.reverse_path, m.envid, m.message_id, r.address, r.orcpt FROM message m"
+    " JOIN recipient r ON r.message_id = m.id"
+    " WHERE m.{0} >= ? AND m.{0} <= ? AND m.{0} <> ''{1} AND r.added_by = ''"
+    " ORDER BY m.{0} DESC, m.id DESC LIMIT ?"
+)
+_OF_SUBMISSION = _RECIPIENTS.format("submission_id", "")
+_OF_MESSAGE_ID = _RECIPIENTS.format("message_id", "")
+_OF_ENVID = _RECIPIENTS.format("envid", " AND m.submission_id = '' AND m.trusted = 1")
+_CLAIMS = (
+    "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
+    ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
+)
+_DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
+_SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
+
+
+class ResultRows(Struct, frozen=True):
+    """The changes of a result. They hold only where the entry still has the epoch of the claim."""
+
+    # the recipients: state, status, reply; message, entry and number
+    recipients: Sequence[tuple[RecipientState, str, str, str, int, int]]
+    final: Sequence[RecipientState]  # of those that are final now
+    is_finished: bool  # all recipients are: the entry ends, and its content if no other has it
+    state: RecipientState  # of an entry that goes on
+    attempts: int  # of the entry
+    waiting: EntrySchedule | None  # of an entry that goes on
+    # by the copy, which several may share: the number of a recipient, and what it is asked for
+    receipts: Mapping[str, tuple[int, ReceiptRequest]]
+    held: str = ""  # why the relay holds the entry from now on
+
+
+class Recorded(Struct, frozen=True):
+    """What a result leaves: claims of its reports, and a content file that is to be removed, or
+    "". `owes`: it has added read receipts.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    unneeded: str = ""
+    owes: bool = False
+
+
+def result_rows(
+    claim_result: ClaimResult, *, captured: CapturedMail, takes_receipts: bool
+) -> ResultRows:
+    """Return what to write. Raises ValueError for a transition that is not allowed."""
+    claim = claim_result.claim
+    changed: list[tuple[RecipientState, str, str, str, int, int]] = []
+    receipts: dict[str, tuple[int, ReceiptRequest]] = {}
+    for number, outcome in claim_result.outcomes.items():
+        state = _state_after(outcome)
+        if claim_result.held and state is RecipientState.DEFERRED:
+            state = RecipientState.HELD
+        evidence = outcome.evidence
+        changed.append((state, evidence.status, evidence.reply, *claim.key, number))
+        if takes_receipts and evidence.receipt is not None:
+            receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
+    for number, outcome in claim_result.expired.items():
+        evidence = outcome.evidence
+        state = RecipientState.EXPIRED
+        changed.append((state, evidence.status, evidence.reply, *claim.key, number))
+    for state, *_ in changed:  # both live states allow the same
+        check_transition(RecipientState.QUEUED, state)
+    final = [state for state, *_ in changed if state in FINAL]
+    is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
+    held = ""
+    if claim_result.held and not is_finished:
+        why = next((one.detail["held"] for one in claim_result.events if "held" in one.detail), "")
+        held = f"relay: {why}" if why else "relay"
+    state, waiting = _waiting(claim_result, captured)
+    return ResultRows(
+        changed, final, is_finished, state,
+        attempts=claim.attempts + int(claim_result.counts_as_attempt),
+        waiting=waiting, receipts=receipts, held=held,
+    )  # fmt: skip
+
+
+def _waiting(
+    claim_result: ClaimResult, captured: CapturedMail
+) -> tuple[RecipientState, EntrySchedule | None]:
+    """Return the state of an entry that goes on, and when it is tried next."""
+    claim, waiting = claim_result.claim, claim_result.waiting
+    if any(isinstance(outcome, Captured) for outcome in claim_result.outcomes.values()):
+        due_us = captured.due_us(claim.message.received_us)
+        return RecipientState.CAPTURED, EntrySchedule(None, due_us, claim.priority)
+    if claim_result.held:
+        return RecipientState.HELD, waiting
+    if not claim_result.counts_as_attempt:
+        return claim.state, waiting
+    return RecipientState.DEFERRED, waiting
+
+
+def record_beside(
+    transaction: OpenTransaction,
+    claim_result: ClaimResult,
+    rows: ResultRows,
+    *,
+    now_us: int,
+    store: int,
+) -> None:
+    """Record counts and events, and what ordinary mail has none of: reports and read receipts that
+    are owed, a hold, attempts without an answer, and what a report from outside claims. `now_us` is
+    queue time, `store` that of the claim.
+    """
+    claim = claim_result.claim
+    transaction.counts.update(rows.final)
+    if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
+        count_holds(transaction, {claim.extra.rule: -1})
+    transaction.append_events(claim.message.id, claim_result.events)
+    record_owed(transaction, claim_result)
+    if rows.held:
+        note_hold(transaction, claim.key, rows.held, since_us=claim_result.at_us)
+    if claim_result.unanswered:
+        note_unanswered(transaction, claim.key, claim_result.unanswered)
+    add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
+    if claim_result.remote_report is not None:
+        report, to = claim_result.remote_report
+        join_report(transaction, claim_result, report, to=to)
+
+
+def record_owed(transaction: OpenTransaction, claim_result: ClaimResult) -> None:
+    """Record what reports are owed, or no longer are; ordinary mail needs none of it."""
+    key = claim_result.claim.key
+    if claim_result.owed:
+        evidence = {number: claim_result.outcomes[number].evidence for number in claim_result.owed}
+        rows = [
+            (f"{claim_result.at_us} {one.host}", *key, number) for number, one in evidence.items()
+        ]
+        transaction.execute_each(_OWE, rows)
+    if claim_result.pays:
+        transaction.execute(PAY_REPORTS, key)
+    if claim_result.ends_warning:
+        transaction.execute(_END_WARNING, key[:1])
+
+
+def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
+    """Return due_us, retry_us, lane, cause, cause_attempts and warn_us; without a schedule those of
+    an entry that has ended.
+    """
+    if waiting is None:
+        return None, None, PriorityLevel.NORMAL, "", 0, None
+    return (
+        waiting.due_us, waiting.retry_us, waiting.level, waiting.cause, waiting.cause_attempts,
+        waiting.warn_us,
+    )  # fmt: skip
+
+
+def _state_after(outcome: Outcome) -> RecipientState:
+    match outcome:
+        case Delivered():
+            return RecipientState.DELIVERED
+        case Relayed():
+            return RecipientState.RELAYED
+        case Captured():
+            return RecipientState.CAPTURED
+        case Failed():
+            return RecipientState.FAILED
+        case Deferred() | Indeterminate():
+            return RecipientState.DEFERRED
+        case _:
+            assert_never(outcome)
+
+
+def join_report(
+    transaction: OpenTransaction,
+    claim_result: ClaimResult,
+    report: RemoteReport,
+    *,
+    to: Sequence[str],
+) -> None:
+    """Append what a report claims to the journey of its original, if that is here.
+
+    A further claim about a recipient that has enough of them is only counted.
+    """
+    carrier = claim_result.claim.message
+    original = _find(transaction, report, set(map(own_mailbox, to)))
+    if original is None:
+        return
+    message_id, claims = original
+    kept = _kept(transaction, message_id)
+    source = {"client": _address(carrier.client), "reporting_mta": report.reporter}
+    events = []
+    for address, claim in claims.items():
+        known = kept.get(address, [])
+        if any(report_id == carrier.id for _, report_id in known):
+            continue
+        if len(known) >= _CLAIMS_MAX:
+            _count_one_more(transaction, message_id, known[-1][0])
+            continue
+        detail = {
+            "by": "remote", "kind": claim.kind, "recipients": [address], "status": claim.status,
+            "reply": claim.reply, "host": claim.host, "source": source,
+            "received": carrier.id,
+        }  # fmt: skip
+        events.append(Event(Step.REPORT, claim_result.at_us, detail))
+    transaction.append_events(message_id, events)
+
+
+def _find(
+    tables: Tables, report: RemoteReport, owners: set[str]
+) -> tuple[str, dict[str, RemoteClaim]] | None:
+    """Return the message, and the claims by the recipient's address in its envelope.
+
+    Of several it is the newest that has a recipient; one with the Message-ID goes first.
+    """
+    for message_id, some in groupby(_candidates(tables, report), lambda row: row[0]):
+        recipients = list(some)
+        reverse_path = recipients[0][1]
+        if not reverse_path or own_mailbox(reverse_path) not in owners:
+            continue
+        names: dict[str, str] = {}
+        for *_, address, orcpt in recipients:
+            names.setdefault(own_mailbox(orcpt.partition(";")[2] or address), address)
+        for *_, address, _ in recipients:
+            names.setdefault(own_mailbox(address), address)
+        claims: dict[str, RemoteClaim] = {}
+        for claim in report.claims:
+            found = [name for name in map(own_mailbox, _names(claim)) if name in names]
+            if found:
+                claims.setdefault(names[found[0]], claim)
+        if claims:
+            return message_id, claims
+    return None
+
+
+def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:
+    """Return the recipients of the messages that may be meant, those of a message together.
+
+    An ENVID that names a submission decides alone. A message that has another ENVID or Message-ID
+    than the report is not meant.
+    """
+    envid, message_id = report.envelope_id, report.message_id
+    if rows := _recipients(tables, _OF_SUBMISSION, envid):
+        return rows
+    rows = _recipients(tables, _OF_MESSAGE_ID, message_id) + _recipients(tables, _OF_ENVID, envid)
+    return [row for row in rows if _agree(row[2], envid) and _agree(row[3], message_id)]
+
+
+def _recipients(tables: Tables, sql: str, name: str) -> list[Any]:
+    return tables.fetch(sql, (name, name, _ROWS_MAX)) if name else []
+
+
+def _agree(known: str, reported: str) -> bool:
+    return not known or not reported or known == reported
+
+
+def _names(claim: RemoteClaim) -> Iterator[str]:
+    """Yield the addresses of a reported recipient, that of the original envelope first."""
+    yield from filter(None, (claim.original, claim.final))
+
+
+def _kept(tables: Tables, message_id: str) -> dict[str, list[tuple[int, str]]]:
+    """Return what is recorded of each recipient: the sequence of each claim, and its report."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for sequence, text in tables.fetch(_CLAIMS, (message_id, int(Step.REPORT))):
+        detail = msgspec.json.decode(text, type=dict[str, Any])
+        for address in detail.get("recipients", ()):
+            found.setdefault(address, []).append((sequence, detail.get("received", "")))
+    return found
+
+
+def _count_one_more(transaction: OpenTransaction, message_id: str, sequence: int) -> None:
+    (text,) = transaction.fetch_one(_DETAIL, (message_id, sequence))
+    detail = msgspec.json.decode(text, type=dict[str, Any])
+    detail["more"] = detail.get("more", 0) + 1
+    transaction.execute(_SET_DETAIL, (json_text(detail), message_id, sequence))
+
+
+def _address(client: str) -> str:
+    """Return the IP address in "name [address]", "" without one."""
+    return client.rpartition("[")[2].removesuffix("]") if client.endswith("]") else ""

@@ -1,0 +1,434 @@
+"""The Spool on SQLite: one database file, one writer thread, several readers.
+
+A coroutine returns after the fsync that covers its change. See docs/design.md 4.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+from msgspec.structs import replace
+
+from relay.base.blocks import BodyDisk
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import disk_of
+from relay.base.message.content import Content, LargeContent, memory_part
+from relay.base.observe.logs import get_logger, inherit
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import Disk
+from relay.base.settings.tree import Settings
+from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
+from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.columns import inline_content
+from relay.store.spool.shared.receipts import count_receipts
+from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
+from relay.store.spool.sqlite import transactions
+from relay.store.spool.sqlite.content_files import (
+    ContentFiles,
+    ContentRow,
+    IncomingFile,
+    is_in_file,
+)
+from relay.store.spool.sqlite.damage import Damage
+from relay.store.spool.sqlite.database import (
+    Reader,
+    SqliteTables,
+    open_database,
+    read_anchor,
+)
+from relay.store.spool.sqlite.disk_space import RESERVE_FILE, RESERVE_FILE_PARTS, ReserveFile
+from relay.store.spool.sqlite.maintenance import Maintenance
+from relay.store.spool.sqlite.spool_files import translate_sqlite_errors
+from relay.store.spool.sqlite.transactions import (
+    find_due,
+    next_due_us,
+    read_claims,
+    release_claims,
+    take_claims,
+)
+from relay.store.spool.sqlite.write_ahead_log import (
+    LastCommit,
+    WriteAheadLog,
+    commits_of,
+    rewrite_log,
+)
+from relay.store.spool.sqlite.writer import Batch, Writer
+from relay.store.spool.types import (
+    Accepted,
+    Claim,
+    ClaimResult,
+    ContentKey,
+    DueBatch,
+    DueQuery,
+    HoldsFullError,
+    Key,
+    NewMessage,
+    SentReceipt,
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFullError,
+    SpoolLoad,
+    SpoolUnavailableError,
+)
+
+T = TypeVar("T")
+_CONTENT = "c.size, c.data, c.file, c.header, c.eight_bit, c.crc32"
+_CAPTURED = CapturedMail(14 * 86400 * 1_000_000)  # the default of spool.keep
+_log = get_logger("spool")
+
+
+def open_engine(
+    settings: Settings,
+    *,
+    clock: Clock,
+    crash: CrashPoints,
+    metrics: Metrics,
+    delivers_captured: bool = False,
+) -> "SqliteSpool":
+    """See relay.store.spool.open()."""
+    path = settings.spool_file
+    return SqliteSpool(
+        path, clock=clock, crash=crash, metrics=metrics,
+        submission_keep_s=settings.pickup.give_up_after + SUBMISSION_KEEP_S,
+        captured=CapturedMail(int(settings.spool.keep * 1_000_000), delivers_captured),
+        reserve_file=ReserveFile(
+            path.with_name(RESERVE_FILE),
+            size_bytes=settings.pressure.disk_free // RESERVE_FILE_PARTS,
+            reserve_bytes=settings.pressure.disk_free,
+        ),
+    )  # fmt: skip
+
+
+class SqliteSpool(SpoolEngine):
+    """Open it only with the owner's lock: the start frees claims of a dead owner."""
+
+    maintenance: Maintenance
+    _writer: Writer
+    contents_sql = (  # one statement, because the id of a content that is removed may be used again
+        f"SELECT e.message_id, {_CONTENT} FROM entry e JOIN content c ON c.id = e.content_id"
+        " WHERE {} AND e.state <> 'final'"
+    )
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        crash: CrashPoints,
+        metrics: Metrics,
+        submission_keep_s: float,
+        captured: CapturedMail = _CAPTURED,
+        reserve_file: ReserveFile | None = None,
+        inline: bool = False,
+    ) -> None:
+        """See SpoolEngine.
+
+        `reserve_file` is on the disk of `path`; without it there is none. With `inline` there are
+        no threads: the event loop runs everything.
+        """
+        super().__init__(
+            clock=clock, metrics=metrics, submission_keep_s=submission_keep_s, captured=captured
+        )
+        self._path = path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.reserve_file = reserve_file or ReserveFile(path.with_name(RESERVE_FILE))
+        self._connection = self._open()
+        with translate_sqlite_errors(path):
+            clock.resume(read_anchor(self._connection))
+        self.damage = Damage(path, metrics, clock)
+        crash.reached(CrashPoint.SPOOL_OPENED)
+        number = commits_of(self._connection) or 0
+        self._last_commit = LastCommit(path, number, crash=crash)
+        self._last_commit.begin()
+        self._crash = crash
+        self._writer = Writer(
+            WriteAheadLog(self._connection, self._last_commit), clock=clock, crash=crash,
+            metrics=metrics, inline=inline, damage=self.damage, reopen=self._reopen,
+            reserve_file=self.reserve_file,
+        )  # fmt: skip
+        commit_s, free = self._writer.commit_s, self.reserve_file.check_free_space
+        disk = BodyDisk(clock, commit_s, free)
+        self._files = ContentFiles(path, disk, crash=crash, started_us=clock.time_us())
+        reader = partial(Reader, path, on_damage=self._found_damage)
+        self._delivery = reader()  # delivery never waits for a long query
+        self._queries = reader()
+        self._counting = reader()
+        # Reads whole large bodies; nothing else waits in this thread.
+        threads = partial(ThreadPoolExecutor, 1, initializer=inherit())
+        self._checking = threads(thread_name_prefix="spool-check")
+        self.maintenance = Maintenance(
+            self, self._writer, self._files, clock=clock, was_closed=self._last_commit.was_closed
+        )
+        self.development = self.maintenance
+        with translate_sqlite_errors(path):
+            self.receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
+
+    def _open(self) -> apsw.Connection:
+        try:
+            rewrite_log(self._path)
+            return open_database(self._path)
+        except SpoolError as error:  # mail in the queue can be delivered only after a start
+            if not self.reserve_file.release_for(error):
+                raise
+            rewrite_log(self._path)
+            return open_database(self._path)
+
+    def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
+        self.damage.found(error, repeat)
+        self._writer.wake()
+
+    def _reopen(self) -> WriteAheadLog:
+        """Close all connections and open them again, so that nothing is left of what they read.
+
+        If the file is older than what this process has answered, none is opened: what is in memory
+        must not be recorded there, nor what is there be delivered. Raises SpoolError, OSError.
+        """
+        readers = (self._counting, self._queries, self._delivery)
+        with ExitStack() as stack:
+            for reader in readers:
+                stack.enter_context(reader.closed())
+            self._connection.close()
+            needed = self._last_commit.answered()
+            self._connection = open_database(self._path, needed=needed)
+            try:
+                for reader in readers:
+                    reader.open()
+            except BaseException:
+                self._connection.close()
+                raise
+        return WriteAheadLog(self._connection, self._last_commit)
+
+    async def start(self, *, may_wait: bool = False) -> int:  # noqa: ARG002 - a file is there
+        """SpoolEngine.start."""
+        self._writer.start()
+        await asyncio.to_thread(self._files.prepare)
+        await self.queue_admin.read_hold_rules()
+        return await self.maintenance.take_over()
+
+    async def stop(self) -> None:
+        """Finish waiting writes and close the file; also for a spool that was not started."""
+        await self._writer.stop()
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close a spool whose writer does not run."""
+        for reader in (self._counting, self._queries, self._delivery):
+            reader.close()
+        self._checking.shutdown(cancel_futures=True)
+        if not self._writer.log.is_open:  # the next start needs the record to know what is missing
+            return
+        self._writer.log.empty()
+        self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
+        try:
+            self._connection.close()
+        except apsw.Error as error:  # the log still has everything
+            _log.warning("spool closed with its log", error=str(error))
+        self._crash.reached(CrashPoint.SPOOL_CLOSED)
+        self._last_commit.forget()
+        self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
+
+    async def _accept(
+        self,
+        messages: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        submission: tuple[str, int],
+        claim: bool,
+        receipt: SentReceipt | None,
+    ) -> Accepted | HoldsFullError:
+        key, expires_us = submission
+        inline_bytes = sum(
+            len(memory_part(content))
+            for index, content in enumerate(messages[0].contents)
+            if index not in stored[0] or isinstance(content, LargeContent)
+        )
+
+        def write(batch: Batch) -> Accepted | HoldsFullError:
+            accepted = transactions.accept(
+                batch, messages, stored, submission_key=key, submission_expires_us=expires_us,
+                captured=self._captured, claim=claim, receipt=receipt,
+            )  # fmt: skip
+            # a repetition needs no room
+            if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
+                batch.new_bytes.append(inline_bytes)
+            return accepted
+
+        try:
+            return await self._writer.submit(write, accepts=True)
+        except SpoolDamagedError as error:
+            raise SpoolUnavailableError(str(error)) from error
+
+    async def _record(
+        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
+    ) -> Recorded | None:
+        recorded = await self._writer.submit(
+            lambda batch: transactions.record(
+                batch, claim_result, stored, claim_reports=claim_reports, captured=self._captured,
+                now_us=now_us,
+            )
+        )  # fmt: skip
+        if recorded is not None and recorded.unneeded:
+            self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
+        return recorded
+
+    def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
+        """Spool.may_finish: nobody else has the file."""
+        return True
+
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+        """Spool.claim_due."""
+        seen, damaged = await self.ask(lambda one: find_due(one, look, now_us=now_us, limit=limit))
+        if not seen.claims and not damaged:
+            return seen
+        at_us = self._clock.time_us()
+        claims = await self._writer.submit(
+            lambda b: take_claims(b, seen.claims, damaged, now_us=now_us, at_us=at_us)
+        )
+        return replace(seen, claims=claims)
+
+    async def next_due_us(self, after_us: int = 0) -> int | None:
+        """Spool.next_due_us."""
+        return await self.ask(lambda tables: next_due_us(tables, after_us))
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Spool.release."""
+        await self._writer.submit(lambda b: release_claims(b, claims))
+
+    def incoming_body(self) -> IncomingFile:
+        """Spool.incoming_body."""
+        return self._files.incoming_body()
+
+    async def read_content(self, content_id: int, *, check: bool = True) -> Content:
+        """Spool.read_content."""
+        sql = f"SELECT {_CONTENT} FROM content c WHERE id = ?"
+        row = await self.ask(lambda tables: tables.fetch_one(sql, (content_id,)))
+        if row is None:
+            raise SpoolError(f"content {content_id} is not in the spool")
+        size, data, file, header, flags, crc32 = row
+        if file:
+            in_file = ContentRow(file, size, header, flags, crc32)
+            read = partial(self._files.read, in_file, check=check)
+            if check and not in_file.is_small:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._checking, read)
+            return await self.ask(lambda _: read())
+        # Inline contents are small: no thread is needed.
+        return inline_content(str(content_id), data, size=size, crc32=crc32 if check else None)
+
+    def content_of(self, tables: Tables, name: str, row: Sequence[Any]) -> Content:  # noqa: ARG002
+        """SpoolEngine.content_of."""
+        size, data, file, header, flags, crc32 = row
+        if file:
+            return self._files.opened(ContentRow(file, size, header, flags, crc32))
+        return inline_content(name, data, size=size, crc32=crc32)
+
+    def load(self) -> SpoolLoad:
+        """SpoolEngine.load."""
+        failing, kept_bytes = self._writer.log.is_failing, self.reserve_file.missing_bytes
+        return replace(super().load(), is_failing=failing, kept_bytes=kept_bytes)
+
+    def health(self) -> str:
+        """SpoolEngine.health."""
+        return self.damage.text
+
+    def disk(self) -> Disk:
+        """SpoolEngine.disk."""
+        self.reserve_file.make()
+        return disk_of(self.reserve_file.directory)
+
+    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+        self.damage.check()
+        return await self._store_large(messages)
+
+    async def _store_large(self, messages: Iterable[NewMessage]) -> StoredContents:
+        """Write the contents that need a file. If one cannot be written, all are removed."""
+        files: list[StoredBodies] = []
+        try:
+            for message in messages:
+                used = {entry.content for entry in message.entries}
+                large = {index for index in used if is_in_file(message.contents[index])}
+                stored: StoredBodies = {}
+                if large:
+                    write = partial(self._files.write, message.facts.id, message.contents)
+                    stored = await asyncio.to_thread(write, only=large)
+                files.append(stored)
+        except SpoolError:
+            await self.discard(files)
+            raise
+        return files
+
+    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
+        """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
+        if not reports:
+            return ()
+        try:
+            return await self._store_large(reports)
+        except SpoolFullError:
+            if not await asyncio.to_thread(self.reserve_file.release):
+                raise
+            return await self._store_large(reports)
+
+    async def discard(self, stored: StoredContents) -> None:
+        """QueueEngine.discard."""
+        names = [file.name for some in stored for file in some.values()]
+        if names:
+            await asyncio.to_thread(self._files.remove, names)
+
+    def committed(self, stored: StoredContents) -> None:
+        """QueueEngine.committed."""
+        self._files.committed(stored)
+
+    async def read(self, query: Callable[[SqliteTables], T]) -> T:
+        """QueueEngine.read."""
+        return await self._queries.read(query)
+
+    async def count(self, query: Callable[[SqliteTables], T]) -> T:
+        """QueueEngine.count."""
+        return await self._counting.read(query)
+
+    async def change(self, operation: Callable[[Batch], T]) -> T:
+        """QueueEngine.change."""
+        return await self._writer.submit(operation)
+
+    async def ask(self, query: Callable[[SqliteTables], T]) -> T:
+        """SpoolEngine.ask."""
+        return await self._delivery.read(query)
+
+    def read_claims(
+        self, tables: Any, keys: Collection[Key]
+    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        """QueueEngine.read_claims."""
+        return read_claims(tables, keys)
+
+    def add_reports(
+        self,
+        transaction: Any,
+        reports: Sequence[NewMessage],
+        stored: StoredContents,
+        *,
+        original: str,  # noqa: ARG002 - there is one mail root
+    ) -> None:
+        """QueueEngine.add_reports."""
+        for report, files in zip(reports, stored, strict=True):
+            transactions.add_message(
+                transaction, report, files, claim=False, captured=self._captured
+            )
+
+    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+        """QueueEngine.entries_ended: return the files of contents that were removed. The entries
+        stay, as history.
+        """
+        drop = partial(transactions.drop_content, transaction)
+        dropped = [drop(key[0], content) for key, content in ended.items()]
+        return [file for file in dropped if file]
+
+    def remove(self, left: Sequence[str]) -> None:
+        """QueueEngine.remove."""
+        self._queries.later(partial(self._files.remove, left))

@@ -1,0 +1,231 @@
+"""The stored form of a spool on SQLite: its database, log, markers and content files.
+
+A copy is one snapshot of the database together with the contents of that moment. The spool is only
+read. A claim that was open at that moment becomes an indeterminate attempt when the copy is
+started.
+
+See relay.store.spool.engine.SpoolStorage, and docs/operation-backup.md (Back up).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.base.clock import Clock
+from relay.base.files import disk_of, fsync_path, link_or_copy
+from relay.store.spool.engine import (
+    BackupResult,
+    SpoolFinding,
+    SpoolStorage,
+)
+from relay.store.spool.shared import stats
+from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
+from relay.store.spool.sqlite.database import SqliteTables, open_database
+from relay.store.spool.sqlite.disk_space import RESERVE_FILE
+from relay.store.spool.sqlite.migrate import check_files
+from relay.store.spool.sqlite.spool_files import (
+    contents_of,
+    copy_database,
+    copy_privately,
+    damage_mark_of,
+    integrity_errors,
+    is_openable,
+    log_of,
+    open_copy,
+    put_aside_of,
+    spool_has_traces,
+    translate_sqlite_errors,
+)
+from relay.store.spool.sqlite.transactions import is_file_needed
+from relay.store.spool.sqlite.verify import SpoolVerifier
+from relay.store.spool.types import SpoolDamagedError, SpoolFullError, translate_os_errors
+
+_SNAPSHOTS_MAX = 10
+_KNOWN_KEY = "SELECT 1 FROM submission WHERE key = ?"
+_FILES = "SELECT file FROM content INDEXED BY content_file WHERE file IS NOT NULL ORDER BY file"
+
+
+class SqliteStorage(SpoolStorage):
+    """A SpoolStorage."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+
+    def __str__(self) -> str:
+        return str(self._database)
+
+    def files(self) -> tuple[Path, ...]:
+        """SpoolStorage.files."""
+        return self._database, log_of(self._database)
+
+    def exists(self) -> bool:
+        """SpoolStorage.exists."""
+        return spool_has_traces(self._database)
+
+    def is_marked_damaged(self) -> bool:
+        """SpoolStorage.is_marked_damaged."""
+        return damage_mark_of(self._database).exists()
+
+    def check(self, *, has_owner: bool) -> None:
+        """SpoolStorage.check."""
+        check_files(self._database, has_owner=has_owner)
+
+    def verify(
+        self,
+        *,
+        is_owner: bool,
+        full: bool,
+        recount: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+    ) -> dict[str, int]:
+        """SpoolStorage.verify."""
+        return SpoolVerifier(
+            self._database, is_owner=is_owner, full=full, recount=recount, clock=clock,
+            report=report,
+        ).run()  # fmt: skip
+
+    def backup_size(self) -> dict[str, dict[str, int]]:
+        """SpoolStorage.backup_size."""
+        folder = contents_of(self._database)
+        with (
+            closing(open_database(self._database, read_only=True)) as connection,
+            translate_sqlite_errors(self._database),
+        ):
+            pages = connection.pragma("page_count") * connection.pragma("page_size")
+            sizes = [_size_of(folder / name) for (name,) in connection.execute(_FILES)]
+        return {
+            "database": {"bytes": pages},
+            "contents": {"files": len(sizes), "bytes": sum(sizes)},
+        }
+
+    def back_up(
+        self, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
+    ) -> BackupResult:
+        """SpoolStorage.back_up."""
+        database, target = self._database, folder / self._database.name
+        with closing(open_database(database, read_only=True)) as connection:
+            with translate_sqlite_errors(database):
+                needed = connection.pragma("page_count") * connection.pragma("page_size")
+            with translate_os_errors(folder):
+                if disk_of(folder).free_bytes < needed:
+                    raise SpoolFullError(f"{folder}: {needed >> 20} MiB are needed, less is free")
+                contents_of(target).mkdir(mode=0o700)
+            missing = _with_contents(connection, contents_of(database), contents_of(target))
+            copy_database(connection, target, on_part=on_part)
+            with translate_sqlite_errors(database):
+                _remove_others(connection, contents_of(target))
+        with translate_os_errors(folder):
+            fsync_path(contents_of(target))
+            fsync_path(folder)
+        return BackupResult(target, contents_of(target), _counts(target), missing)
+
+    @contextmanager
+    def restored(self, folder: Path) -> Iterator[None]:
+        """SpoolStorage.restored. What is put in place is not synced."""
+        found = [one for one in folder.iterdir() if contents_of(one).is_dir()]
+        if len(found) != 1:
+            raise FileNotFoundError(f"{folder} has no copy of a spool")
+        database = self._database
+        with translate_os_errors(database.parent):
+            contents_of(database).mkdir(mode=0o700, parents=True)
+            copy_privately(found[0], database)
+            for one in contents_of(found[0]).iterdir():
+                copy_privately(one, contents_of(database) / one.name)
+        yield
+
+    def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """SpoolStorage.accepted_since."""
+        copy = folder and folder / self._database.name
+        with (
+            translate_sqlite_errors(self._database),
+            closing(open_database(self._database, read_only=True)) as now,
+            closing(open_copy(copy)) if copy else nullcontext() as before,
+        ):
+            for key in keys:
+                if before and before.execute(_KNOWN_KEY, (key,)).fetchone():
+                    continue
+                yield from now.execute(RECIPIENTS_OF_KEYS.format("s.key = ?"), (key,))
+
+    def has_part(self, path: Path) -> bool:
+        """SpoolStorage.has_part."""
+        if path == put_aside_of(self._database):
+            return False  # it may be all that is left of some mail
+        names = (self._database.name, RESERVE_FILE)
+        return path.parent == self._database.parent and path.name.startswith(names)
+
+
+def count_waiting(database: Path) -> int:
+    """Return how many entries of a spool are not final, whichever Relay made it."""
+    if not is_openable(database):
+        return 0
+    with translate_sqlite_errors(database):
+        connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
+        with closing(connection):
+            connection.set_busy_timeout(5000)
+            if not connection.pragma("user_version"):
+                return 0
+            waiting = connection.execute("SELECT count(*) FROM entry WHERE state <> 'final'").get
+    return int(waiting)
+
+
+def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> tuple[str, ...]:
+    """Begin a snapshot whose contents are all in `target`.
+
+    If a content is missing, it was probably recorded after the snapshot began, and another snapshot
+    is taken. A content that is missing twice was lost before.
+    """
+    missing: list[str] = []
+    for _ in range(_SNAPSHOTS_MAX):
+        with translate_sqlite_errors():
+            connection.execute("BEGIN")
+            names = connection.execute(_FILES)
+            with translate_os_errors(target):
+                still_missing = [name for (name,) in names if not _taken(source, target, name)]
+            if not still_missing or still_missing == missing:
+                break
+            connection.execute("COMMIT")
+        missing = still_missing
+    else:
+        with translate_sqlite_errors():
+            connection.execute("BEGIN")
+    return tuple(still_missing)
+
+
+def _taken(source: Path, target: Path, name: str) -> bool:
+    if (target / name).exists():
+        return True
+    if (source / name).is_symlink():
+        return False
+    try:
+        link_or_copy(source / name, target / name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_others(connection: apsw.Connection, folder: Path) -> None:
+    """Remove the files that only an earlier snapshot had."""
+    tables = SqliteTables(connection.cursor())
+    for path in list(folder.iterdir()):
+        if not is_file_needed(tables, path.name):
+            path.unlink()
+
+
+def _counts(database: Path) -> dict[str, Any]:
+    """Return the counts for the manifest. Raises SpoolDamagedError where the copy is damaged."""
+    with translate_sqlite_errors(database), closing(open_copy(database)) as connection:
+        if faults := integrity_errors(connection, full=False):
+            text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
+            raise SpoolDamagedError(text)
+        tables = SqliteTables(connection.cursor())
+        return {"schema": connection.pragma("user_version")} | stats.copied(tables)
+
+
+def _size_of(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0

@@ -1,0 +1,357 @@
+"""Accept messages, find and claim due entries, and record the results of attempts.
+
+Each function runs inside one transaction, which the writer commits; apsw's exceptions roll it back.
+What they write is decided in relay/store/spool/shared (`accepted`, `claimed`, `results`). accept()
+ends step 5 of a message, record() ends steps 6 and 7. The state of a recipient changes only as the
+table in message.lifecycle allows.
+
+find_due() reads by priority level, for a next hop or for a sender. It reads a bounded number of
+index rows however long the queue is, and reads tables only for the entries that it returns.
+take_claims() then claims them. An entry has one owner at a time: each claim and each release
+raises its epoch.
+
+See docs/design.md 4 (Claims), 5, and invariants 1, 2, 3 and 7.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+import msgspec
+from msgspec.structs import replace
+
+from relay.base.message.content import Content
+from relay.store.spool.shared import claimed
+from relay.store.spool.shared.accepted import (
+    ENTRY_COLUMNS,
+    AcceptedRows,
+    CapturedMail,
+    accepted,
+    accepted_rows,
+    decided_before,
+    used_contents,
+)
+from relay.store.spool.shared.claimed import (
+    CLAIM_COLUMNS,
+    IS_NEEDED,
+    OWED,
+    RECIPIENT_COLUMNS,
+    claims_of,
+    scan_level,
+    scan_next_hop,
+)
+from relay.store.spool.shared.columns import (
+    LIVE_STATES,
+    MESSAGE_COLUMNS,
+    REMOVED_EVENTS,
+    WAITS,
+    message_row,
+)
+from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
+from relay.store.spool.shared.results import (
+    Recorded,
+    ResultRows,
+    record_beside,
+    result_rows,
+    waiting_columns,
+)
+from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
+from relay.store.spool.sqlite.database import SqliteTables
+from relay.store.spool.sqlite.writer import Batch
+from relay.store.spool.types import (
+    FIRST_EPOCH,
+    FIRST_POSITION,
+    NEVER_US,
+    Accepted,
+    Claim,
+    ClaimResult,
+    ContentKey,
+    DueBatch,
+    DueQuery,
+    HoldsFullError,
+    Key,
+    NewMessage,
+    PriorityLevel,
+    SentReceipt,
+)
+
+_MESSAGE = (
+    f"INSERT INTO message ({','.join(MESSAGE_COLUMNS)})"
+    f" VALUES ({','.join('?' * len(MESSAGE_COLUMNS))})"
+)
+_CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
+_ENTRY = (
+    f"INSERT INTO entry ({','.join(ENTRY_COLUMNS)}, attempts, epoch)"
+    f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
+)
+_RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
+_RELEASE = (
+    "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+    " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
+)
+_AFTER = (
+    " AND due_us <= ? AND (due_us, message_id, number) > (?, ?, ?)"
+    " ORDER BY due_us, message_id, number LIMIT ?"
+)
+_ROW = "SELECT due_us, message_id, number, next_hop, sender FROM entry INDEXED BY"
+_OF_LEVEL = f"{_ROW} entry_due WHERE {WAITS} AND lane = ?{_AFTER}"
+_ENDED_OF_LEVEL = _OF_LEVEL.replace("sender", f"sender, {claimed.HAS_ENDED}", 1)
+_OF_SENDER = f"{_ROW} entry_sender WHERE {WAITS} AND sender = ? AND lane = ?{_AFTER}"
+_NEXT = "SELECT min(due_us) FROM (" + " UNION ALL ".join(
+    "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
+    f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
+    for level in PriorityLevel
+) + ")"  # fmt: skip
+_KEYS = "FROM json_each(?) k CROSS JOIN"
+_FACTS = (
+    f"SELECT {CLAIM_COLUMNS}, e.content_id, 0, 0 {_KEYS} entry e"
+    " ON e.message_id = k.value ->> 0 AND e.number = k.value ->> 1"
+    " LEFT JOIN message m ON m.id = e.message_id LEFT JOIN content c ON c.id = e.content_id"
+)
+_RECIPIENTS = (
+    f"SELECT r.message_id, r.entry, {OWED}, {RECIPIENT_COLUMNS} {_KEYS} recipient r"
+    " ON r.message_id = k.value ->> 0 AND r.entry = k.value ->> 1"
+    f" AND {IS_NEEDED} ORDER BY 1, 2, 4"
+)
+_TAKE = (
+    "UPDATE entry SET claimed = 1, epoch = epoch + 1 WHERE message_id = ? AND number = ?"
+    " AND epoch = ? AND claimed = 0 RETURNING message_id, number"
+)
+
+
+def accept(
+    batch: Batch,
+    messages: Sequence[NewMessage],
+    files: StoredContents,
+    *,
+    submission_key: str,
+    submission_expires_us: int,
+    captured: CapturedMail,
+    claim: bool,
+    receipt: SentReceipt | None = None,
+) -> Accepted | HoldsFullError:
+    """Write messages[0] and the reports that follow it; or return the error, and nothing is done,
+    where rules would hold more entries than they may. `files` are those of each message.
+    """
+    first = messages[0]
+    answer = decided_before(batch, first, submission_key=submission_key, receipt=receipt)
+    if answer is not None:
+        return answer
+    if submission_key:
+        row = (submission_key, first.facts.id, submission_expires_us)
+        batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
+    return accepted(
+        first,
+        [
+            add_message(batch, message, names, claim=claim, captured=captured)
+            for message, names in zip(messages, files, strict=True)
+        ],
+    )
+
+
+def record(
+    batch: Batch,
+    claim_result: ClaimResult,
+    files: StoredContents,
+    *,
+    captured: CapturedMail,
+    claim_reports: bool,
+    now_us: int,
+) -> Recorded | None:
+    """Record outcomes; None, and nothing is done, where the claim's epoch has ended. `now_us` is
+    queue time, or NEVER_US if no read receipts are to be recorded.
+    """
+    claim = claim_result.claim
+    rows = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+    if not _leave(batch, claim_result, rows):
+        return None
+    batch.execute_each(
+        "UPDATE recipient SET state = ?, status = ?, reply = ?"
+        " WHERE message_id = ? AND entry = ? AND number = ?"
+        f" AND state IN {LIVE_STATES}",
+        rows.recipients,
+    )
+    unneeded = ""
+    if rows.is_finished:
+        unneeded = drop_content(batch, claim.message.id, claim.content_id)
+    record_beside(batch, claim_result, rows, now_us=now_us, store=0)
+    claims = [
+        one
+        for message, names in zip(claim_result.reports, files, strict=True)
+        for one in add_message(batch, message, names, claim=claim_reports, captured=captured).claims
+    ]
+    return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
+
+
+def note_removed_events(batch: Batch, last: int | None) -> None:
+    """Record that events up to the sequence `last` are about to be removed: followers are informed
+    that some are missing, and no later event gets such a sequence.
+    """
+    if last is not None:
+        batch.execute(
+            "INSERT INTO counter VALUES (?,?)"
+            " ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
+            (REMOVED_EVENTS, last),
+        )
+
+
+def add_message(
+    batch: Batch,
+    message: NewMessage,
+    files: StoredBodies,
+    *,
+    claim: bool,
+    captured: CapturedMail,
+) -> AcceptedRows:
+    """Write a message, and return those of its rows that all engines have."""
+    message, facts = as_held_now(batch, message), message.facts
+    batch.execute(_MESSAGE, message_row(facts))
+    used = used_contents(message)
+    content_ids: dict[int, int] = {}
+    for index, content in enumerate(message.contents):
+        if index in used:
+            batch.execute(_CONTENT, _content_row(content, files.get(index)))
+            content_ids[index] = batch.cursor.connection.last_insert_rowid()
+    kept = used - files.keys()
+    rows = accepted_rows(message, content_ids, kept=kept, claim=claim, captured=captured)
+    batch.execute_each(_ENTRY, rows.entries)
+    batch.execute_each(_RECIPIENT, rows.recipients)
+    batch.append_events(facts.id, message.events)
+    batch.counts.update(rows.counts)
+    count_holds(batch, Counter(message.held_by_rules))
+    return rows
+
+
+def _leave(batch: Batch, claim_result: ClaimResult, rows: ResultRows) -> bool:
+    """Requeue the entry, or end it; False if the claim's epoch has ended and nothing was done."""
+    claim = claim_result.claim
+    if claim_result.goes_on:
+        return _is_in_time(batch, claim)
+    changed = batch.execute(
+        "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
+        " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
+        " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
+        " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
+        (
+            "final" if rows.is_finished else rows.state, rows.attempts, int(not rows.is_finished),
+            *waiting_columns(None if rows.is_finished else rows.waiting),
+            claim.message.id, claim.entry_id, claim.epoch,
+        ),
+    )  # fmt: skip
+    return changed == 1
+
+
+def _is_in_time(batch: Batch, claim: Claim) -> bool:
+    """Whether the claim is still valid."""
+    sql = "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
+    return batch.fetch_one(sql, (*claim.key, claim.epoch)) is not None
+
+
+def drop_content(batch: Batch, message_id: str, content_id: ContentKey) -> str:
+    """Remove the content unless another entry still needs it; return its file if none does."""
+    removed = batch.fetch_one(
+        "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
+        " WHERE message_id = ?2 AND content_id = ?1 AND state <> 'final') RETURNING file",
+        (content_id, message_id),
+    )
+    file = str(removed[0] or "") if removed else ""
+    return "" if file and is_file_needed(batch, file) else file
+
+
+def is_file_needed(tables: SqliteTables, name: str) -> bool:
+    """Whether a content has this file."""
+    sql = "SELECT 1 FROM content INDEXED BY content_file WHERE file = ? AND file IS NOT NULL"
+    return tables.fetch_one(sql, (name,)) is not None
+
+
+def is_content_lost(tables: SqliteTables, message_id: str) -> bool | None:
+    """Whether an entry in the queue lacks its content; None for a message that is not known."""
+    is_lost, is_known = tables.fetch_one(
+        "SELECT EXISTS (SELECT 1 FROM entry e WHERE message_id = ?1 AND state <> 'final'"
+        " AND NOT EXISTS (SELECT 1 FROM content WHERE id = e.content_id)),"
+        " EXISTS (SELECT 1 FROM message WHERE id = ?1)",
+        (message_id,),
+    )
+    return bool(is_lost) if is_lost or is_known else None
+
+
+def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
+    """A content in a file has its name in place of its octets; a large one also its header."""
+    if isinstance(content, bytes):
+        if file is None:
+            return len(content), content, None, None, 0, crc32(content)
+        return len(content), None, file.name, None, 0, file.crc32
+    assert file is not None
+    found = crc32(content.header, file.crc32)
+    return content.size, None, file.name, content.header, content.flags, found
+
+
+def find_due(
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[DueBatch, dict[Key, str]]:
+    """Find up to `limit` entries that are due; nothing is changed. Return claims with the epochs
+    before they are claimed, and what is wrong with the rows of other entries.
+    """
+    with tables.snapshot():  # an entry's rows as they are under its epoch
+        if look.next_hop is None:
+            keys, seen = _scan_level(tables, look, now_us=now_us, limit=limit)
+        else:
+            keys, seen = scan_next_hop(
+                tables, look, ("lane", int(look.level)), now_us=now_us, limit=limit
+            )
+        claims, damaged = read_claims(tables, keys)
+    return replace(seen, claims=claims), damaged
+
+
+def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
+    """Return when the first unclaimed entry after `after_us` is due."""
+    found: int | None = tables.fetch_one(_NEXT, (after_us,))[0]
+    return found
+
+
+def read_claims(
+    tables: SqliteTables, keys: Collection[Key]
+) -> tuple[tuple[Claim, ...], dict[Key, str]]:
+    """Return claims of these entries as they are, and what is wrong with the others."""
+    if not keys:
+        return (), {}
+    wanted = msgspec.json.encode(list(keys)).decode()
+    recipients = tables.fetch(_RECIPIENTS, (wanted,))
+    return claims_of(tables.fetch(_FACTS, (wanted,)), recipients)
+
+
+def _scan_level(
+    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
+) -> tuple[list[Key], DueBatch]:
+    whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
+    sql = _OF_LEVEL if look.sender is None else _OF_SENDER
+    if look.only_ended:
+        sql, whose = _ENDED_OF_LEVEL, (now_us, now_us, *whose)
+    rest = (now_us, *(look.after or FIRST_POSITION), claimed.ROWS_MAX)
+    return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
+
+
+def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
+    """Release untried claims, unless their epoch has ended."""
+    batch.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
+
+
+def take_claims(
+    batch: Batch, found: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
+) -> tuple[Claim, ...]:
+    """Claim what was found, except entries that were claimed since; `at_us` is wall time.
+
+    A held entry that is due becomes queued. An entry that cannot be read is held, so that others
+    continue: this is in the log, in the journey and in the queue list.
+    """
+    keys = [(*claim.key, claim.epoch) for claim in found]
+    taken = set(batch.fetch_each(_TAKE, keys))
+    claims = [
+        end_hold(batch, replace(claim, epoch=claim.epoch + 1), now_us=now_us, at_us=at_us)
+        for claim in found
+        if claim.key in taken
+    ]
+    for key, text in damaged.items():
+        hold_damaged(batch, key, text, at_us=at_us, is_claimed=False)
+    return tuple(claims)

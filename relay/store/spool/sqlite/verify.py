@@ -1,0 +1,346 @@
+"""Check a spool for consistency: pages, references between rows, content files, counters.
+
+`relay storage verify` calls it. It repairs nothing. While no relay runs, a check without a fault
+ends the mark of a spool that was found damaged. With `recount` counters are corrected then, and
+contents that no entry needs are moved to a directory.
+
+See docs/names.md (Commands) and docs/operation-repair.md (Verify the spool).
+"""
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any
+
+import apsw
+
+from relay.base.clock import Clock
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import FileOctets, fsync_path
+from relay.base.message.content import octets_in_blocks
+from relay.base.message.lifecycle import RecipientState
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.engine import SpoolFinding
+from relay.store.spool.shared import stats
+from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
+from relay.store.spool.shared.holds import counted
+from relay.store.spool.shared.holds import recount as recount_holds
+from relay.store.spool.sqlite.content_files import checksum_of
+from relay.store.spool.sqlite.database import open_database, read_anchor
+from relay.store.spool.sqlite.spool_files import (
+    contents_of,
+    damage_mark_of,
+    integrity_errors,
+    put_aside_of,
+    translate_sqlite_errors,
+)
+from relay.store.spool.sqlite.transactions import is_file_needed
+from relay.store.spool.sqlite.write_ahead_log import (
+    LastCommit,
+    WriteAheadLog,
+    commits_of,
+    preview_log,
+)
+from relay.store.spool.sqlite.writer import Batch
+from relay.store.spool.types import SpoolDamagedError, translate_os_errors
+
+_RECOUNT = "once the cause is known, --recount corrects it while no relay runs"
+_STOP_FIRST = "a relay may run: stop it first"
+_WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
+_SHOWN_MAX = 1000  # of one kind
+_LIVE = "state <> 'final'"
+_LIVE_RECIPIENTS = f"r.state IN {LIVE_STATES}"
+# Rows that cannot be delivered: what is missing, and a query for them.
+_LOST_ROWS = {
+    "a message that it belongs to": f"""
+        SELECT message_id || '-' || number FROM entry e WHERE {_LIVE}
+        AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = e.message_id)""",
+    "an entry that it belongs to": f"""
+        SELECT message_id || ' recipient ' || number FROM recipient r
+        WHERE entry <> 0 AND {_LIVE_RECIPIENTS} AND NOT EXISTS (SELECT 1 FROM entry e
+            WHERE e.message_id = r.message_id AND e.number = r.entry)""",
+    "an entry that is still in the queue": f"""
+        SELECT r.message_id || ' recipient ' || r.number FROM recipient r
+        JOIN entry e ON e.message_id = r.message_id AND e.number = r.entry
+        WHERE e.state = 'final' AND {_LIVE_RECIPIENTS}""",
+    "a recipient that is not final": f"""
+        SELECT e.message_id || '-' || e.number FROM entry e WHERE {_LIVE}
+        AND NOT EXISTS (SELECT 1 FROM recipient r
+            WHERE r.message_id = e.message_id AND r.entry = e.number AND {_LIVE_RECIPIENTS})""",
+    "a content": f"""
+        SELECT message_id || '-' || number FROM entry WHERE {_LIVE}
+        AND content_id NOT IN (SELECT id FROM content)""",
+    "a readable text of its other fields": f"""
+        SELECT e.message_id || '-' || e.number FROM entry e JOIN message m ON m.id = e.message_id
+        WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
+            OR m.extra <> '' AND NOT json_valid(m.extra))""",
+}
+_ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
+    AND EXISTS (SELECT 1 FROM message m WHERE m.id = r.message_id)
+    AND NOT EXISTS (SELECT 1 FROM entry e
+        WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
+_NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
+_UNNEEDED = (
+    f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
+)
+_FILES = (
+    "SELECT file, size - coalesce(length(header), 0), header, crc32"
+    " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
+)
+_INLINE = "SELECT id, CAST(data AS BLOB), crc32 FROM content WHERE data IS NOT NULL"
+_ENTRY_OF = f"SELECT message_id || '-' || number FROM entry WHERE content_id = ? AND {_LIVE}"
+_COUNTS = {
+    name: f"SELECT count(*) FROM {table}"
+    for name, table in (
+        ("messages", "message"),
+        ("entries", f"entry WHERE {_LIVE}"),
+        ("contents", "content"),
+        ("submissions", "submission"),
+    )
+}
+_ALL_COUNTS = (*_COUNTS, "unaccounted")
+
+
+class SpoolVerifier:
+    """Verifies one spool. It blocks; `report` is called for each finding."""
+
+    def __init__(
+        self,
+        database: Path,
+        *,
+        is_owner: bool,
+        full: bool,
+        clock: Clock,
+        report: Callable[[SpoolFinding], None],
+        recount: bool = False,
+    ) -> None:
+        """With `is_owner` the caller holds the owner's lock. Only with `recount` counters are
+        corrected and recipients without an entry are ended: until then both are evidence of a loss.
+        """
+        self._database = database
+        self._contents = contents_of(database)
+        self._put_aside = put_aside_of(database)
+        self._is_owner = is_owner
+        self._full = full
+        self._recount = recount
+        self._may_write = is_owner and recount
+        self._clock = clock
+        self._report = report
+
+    def run(self) -> dict[str, int]:
+        """Verify everything; return the counts. A file with damaged pages is not verified further.
+
+        Raises SpoolFormatError for another schema.
+        """
+        try:
+            with closing(self._opened()) as connection, translate_sqlite_errors(self._database):
+                if not self._pages_are_whole(connection):
+                    return dict.fromkeys(_ALL_COUNTS, 0)
+                counts = self._look_into(connection)
+                self._rows.cursor.close()  # a statement that has not ended keeps the log
+                last_commit = self._log_emptied(connection)
+            if last_commit is not None:
+                last_commit.forget()
+        except SpoolDamagedError as error:
+            self._report_damage(str(error))
+            return dict.fromkeys(_ALL_COUNTS, 0)
+        return counts
+
+    def _log_emptied(self, connection: apsw.Connection) -> LastCommit | None:
+        """Checkpoint the log like a stop does, where this process owns the spool.
+
+        If the previous owner was killed during a checkpoint, its record says that the log is
+        needed, and a log that SQLite removed by itself would count as lost.
+        """
+        if not self._may_write:
+            return None
+        number = commits_of(connection) or 0
+        last_commit = LastCommit(self._database, number, crash=CrashPoints())
+        WriteAheadLog(connection, last_commit).empty()
+        return last_commit
+
+    def _opened(self) -> apsw.Connection:
+        if self._is_owner:
+            with translate_os_errors(self._database.parent):
+                if fault := preview_log(self._database)[1]:
+                    raise SpoolDamagedError(fault)
+        connection = open_database(self._database, read_only=True)
+        if not self._may_write:
+            return connection
+        connection.close()  # the schema is current: nothing is migrated here
+        return open_database(self._database)
+
+    def _pages_are_whole(self, connection: apsw.Connection) -> bool:
+        mark = damage_mark_of(self._database)
+        is_marked = mark.exists()
+        faults = integrity_errors(connection, full=self._full or is_marked)
+        for fault in faults:
+            self._report_damage(fault)
+        if is_marked and not faults and self._is_owner:
+            with translate_os_errors(self._database.parent):
+                mark.unlink()
+        return not faults
+
+    def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
+        rows = self._rows = Batch(connection.cursor())
+        self._clock.resume(read_anchor(connection))
+        for expected, query in _LOST_ROWS.items():
+            for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
+                self._found("lost-row", where, "none", expected=expected)
+        self._check_due()
+        self._check_unneeded()
+        for row in connection.execute(_FILES):
+            self._check_file(*row)
+        if self._full:
+            for row in connection.execute(_INLINE):
+                self._check_inline(*row)
+        if self._recount:
+            self._check_entryless()
+        unaccounted = self._check_counters()
+        counts = {name: rows.fetch_one(query)[0] for name, query in _COUNTS.items()}
+        return counts | {"unaccounted": unaccounted}
+
+    def _check_due(self) -> None:
+        sql = f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}"
+        for message_id, number, state in self._rows.fetch(sql):
+            self._found(
+                "never-due", f"{message_id}-{number}", "no time to look at it",
+                expected=f"one, as it is {state}",
+            )  # fmt: skip
+
+    def _check_unneeded(self) -> None:
+        """Contents without an entry: each may be all that is left of a message."""
+        for (content_id,) in self._rows.fetch(_UNNEEDED):
+            target = self._put_aside / f"content-{content_id}.eml"
+            self._correct(
+                "unneeded-content", "no entry that needs it", "one",
+                cure=f"moved to {target}", act=partial(self._export, content_id, target),
+                where=f"content {content_id}",
+            )  # fmt: skip
+
+    def _check_file(self, *row: Any) -> None:
+        name, expected_bytes, header, checksum = row
+        path = self._contents / name
+        expected = f"{expected_bytes} bytes"
+        try:
+            found = f"{path.stat().st_size} bytes"
+            if self._full and found == expected:
+                blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
+                found = _checksum_text(checksum_of(blocks, header))
+                expected = _checksum_text(checksum)
+        except OSError as error:
+            found = (error.strerror or str(error)).lower()
+        # One that is not needed was delivered meanwhile.
+        if found != expected and is_file_needed(self._rows, name):
+            self._found("lost-content", path, found, expected=expected)
+
+    def _check_inline(self, *row: Any) -> None:
+        content_id, data, checksum = row
+        found = checksum_of((data,))
+        if found != checksum:
+            entry = self._rows.fetch_one(_ENTRY_OF, (content_id,))
+            where = f"content {content_id}" + (f" of {entry[0]}" if entry else "")
+            expected = _checksum_text(checksum)
+            self._found("lost-content", where, _checksum_text(found), expected=expected)
+
+    def _check_entryless(self) -> None:
+        """End recipients without an entry, once an operator knows the cause."""
+        (number,) = self._rows.fetch_one(f"SELECT count(*) {_ENTRYLESS}")
+        if number:
+            found = f"{number} recipients without an entry"
+            self._correct("lost-row", found, 0, cure="ended as cancelled", act=self._end_entryless)
+
+    def _end_entryless(self) -> None:
+        rows = self._rows
+        with rows.cursor.connection:
+            lost: dict[str, list[tuple[int, int]]] = {}
+            for message_id, *key in rows.fetch(f"SELECT message_id, entry, number {_ENTRYLESS}"):
+                lost.setdefault(message_id, []).append((key[0], key[1]))
+            for message_id, recipients in lost.items():
+                rows.execute_each(
+                    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
+                    " AND number = ?",
+                    [(RecipientState.CANCELLED, message_id, *one) for one in recipients],
+                )
+                entries = sorted({entry for entry, _ in recipients})
+                detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
+                event = Event(Step.DELIVERY, self._clock.time_us(), detail)
+                rows.append_events(message_id, [event])
+            rows.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
+            rows.write_counts()
+
+    def _check_counters(self) -> int:
+        count = stats.QueueCounter()
+        try:
+            while count.step(self._rows):
+                pass
+        finally:
+            count.end(self._rows)
+        unaccounted = count.result().unaccounted
+        sql = "UPDATE counter SET value = value - ? WHERE name = ?"
+        correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
+        if unaccounted:
+            found = f"{unaccounted} recipients unaccounted for"
+            self._correct("counters", found, 0, cure="corrected", act=correct)
+        for name, (held, expected) in counted(self._rows).items():
+            if held != expected:
+                _, _, tenant = name.partition("/")
+                by = f"rules of {tenant}" if tenant else "rules"
+                recount = partial(recount_holds, self._rows)
+                found = f"{held} entries held by {by}"
+                self._correct("counters", found, expected, cure="corrected", act=recount)
+        return unaccounted
+
+    def _export(self, content_id: int, target: Path) -> None:
+        sql = "SELECT data, file, header FROM content WHERE id = ?"
+        data, file, header = self._rows.fetch_one(sql, (content_id,))
+        self._put_aside.mkdir(mode=0o700, exist_ok=True)
+        with target.open("wb") as copy:
+            target.chmod(0o600)
+            copy.write((header or b"") + (data or b""))
+            if file and (self._contents / file).exists():
+                with (self._contents / file).open("rb") as body:
+                    copyfileobj(body, copy)
+        fsync_path(target)
+        fsync_path(self._put_aside)
+        self._rows.execute("DELETE FROM content WHERE id = ?", (content_id,))
+        if file and not is_file_needed(self._rows, file):
+            (self._contents / file).unlink(missing_ok=True)
+
+    def _correct(
+        self,
+        kind: str,
+        found: str,
+        expected: object,
+        *,
+        cure: str,
+        act: Callable[[], object],
+        where: str = "",
+    ) -> None:
+        """Report what --recount corrects, and do it if it may be done."""
+        action = _STOP_FIRST if self._recount else _RECOUNT
+        if self._may_write:
+            action = cure
+            with translate_os_errors(self._database.parent):
+                act()
+        self._report(
+            SpoolFinding(
+                kind, where or str(self._database), found, str(expected),
+                repaired=self._may_write, action=action,
+            )
+        )  # fmt: skip
+
+    def _report_damage(self, found: str) -> None:
+        expected = "pages that can be read"
+        self._found("damaged-spool", self._database, found, expected=expected)
+
+    def _found(
+        self, kind: str, where: Path | str, found: str, *, expected: str, action: str = ""
+    ) -> None:
+        self._report(SpoolFinding(kind, str(where), found, expected, action=action))
+
+
+def _checksum_text(checksum: int) -> str:
+    return f"octets with CRC-32 {checksum:08x}"

@@ -1,0 +1,523 @@
+"""SQLite's write-ahead log: checkpoints, failed commits, and damage.
+
+WriteAheadLog.commit() makes the fsync before the 250: COMMIT with synchronous=FULL syncs the log.
+WriteAheadLog keeps the log small between commits and overwrites the frames of a failed commit.
+rewrite_log() runs before an owner opens the spool. check_log() finds committed frames that SQLite
+does not read: SQLite ends the log at the first frame with a wrong checksum, silently, and
+overwrites what follows. What a power loss or a failed sync leaves does not count as damage.
+
+LastCommit records the number of the last durable commit in a file outside the log; a process that
+opens the spool compares it. So a log that was removed or cut short while it held commits is noticed
+(SpoolDamagedError). The recorded number never exceeds that of a commit on the disk: neither a kill
+nor a power loss makes a good file look damaged. After each checkpoint the first commit is recorded
+and synced before it is answered. When the record cannot be written, the check is lost and not the
+commit: recording never fails.
+
+See the SQLite file format 4 (the WAL), docs/design.md 4, and docs/operation-repair.md (The spool is
+damaged).
+"""
+
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import apsw
+from msgspec import Struct
+
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.files import fsync_path, rewrite_file
+from relay.base.observe.logs import get_logger
+from relay.store.spool.sqlite.spool_files import (
+    is_openable,
+    last_commit_of,
+    log_bytes,
+    log_of,
+    translate_sqlite_errors,
+)
+from relay.store.spool.types import SpoolDamagedError, translate_os_errors
+
+_log = get_logger("spool")
+
+_HEADER = struct.Struct(">IIII8s8s")  # magic, version, page size, checkpoints, salts, sums
+_FRAME = struct.Struct(">II8s8s")  # page, pages of the database after a commit, salts, sums
+_SUMMED = 8  # octets of a frame's header; then its page
+_ORDERS = {0x377F0682: "<", 0x377F0683: ">"}  # of the octets in what is summed, by the magic
+_MAGIC = 0x377F0682 if sys.byteorder == "little" else 0x377F0683
+_MASK = 0xFFFFFFFF
+_PAGE_BYTES = 4096
+_PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
+_BYTES_KEPT = 64 * 1024 * 1024  # kept of a longer log
+_RETRY_S = 1.0  # between checks whether a failed disk can be written
+_IDLE_S = 0.05  # without a commit: a client may send its next message sooner
+_PAGES_IDLE = 1000  # to checkpoint when nothing waits
+_PAGES_BUSY = 2000  # to checkpoint while the next batch waits: 8 MiB, about 40 ms
+_PAGES_MAX = 16_000  # from here on the checkpoint waits for readers
+_READERS_WAIT_MS = 250
+_BUSY_MS = 5000
+_BLOCK_BYTES = 1 << 20
+COMMITS_COUNTER = "commits"
+# The number of the last commit that was recorded, and whether a checkpoint was copying pages then:
+# the database has some of the newest and some older pages, and only the log has them all.
+RecordedCommit = tuple[int, bool]
+_COMMITS = "SELECT value FROM counter WHERE name = ?"
+_FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
+_CHECKPOINT = "checkpoint"
+_DIGITS = 20
+_LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in place
+_CAUSE = "its write-ahead log is missing or was cut short"
+
+
+def has_log(database: Path) -> bool:
+    """Whether there is a log that may contain a commit."""
+    return log_bytes(database) >= _FRAME_BYTES_MIN
+
+
+class LastCommit:
+    """Records the commits of one file; for its owner, the only process that writes it."""
+
+    def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
+        """`number` is that of the last commit in the database and its log."""
+        self._database = database
+        self._path = last_commit_of(database)
+        self._number = number
+        self._crash = crash
+        self._is_named = False  # durably
+        self._is_sync_due = True
+        self._is_failing = False
+        noted = read_recorded(database)
+        self.was_closed = noted is None  # the owner before has ended in order
+        self._is_checkpoint = noted is not None and noted[1]
+        self._may_say_checkpoint = self._is_checkpoint
+
+    def begin(self) -> None:
+        """Create the file; from now on the database counts as not closed."""
+        self._note(sync_it=True)
+        self._is_sync_due = True  # for the first commit
+        self._crash.reached(CrashPoint.SPOOL_COMMIT_NOTED)
+
+    def committed(self) -> None:
+        """Record one more commit, which is on the disk."""
+        self._number += 1
+        self._note(sync_it=self._is_sync_due)
+
+    def checkpoint_begins(self) -> None:
+        """Record that the database cannot be read without its log, where there is one."""
+        if not has_log(self._database):
+            return
+        self._is_checkpoint = True
+        self._note(sync_it=True)
+        self._crash.reached(CrashPoint.SPOOL_CHECKPOINT_BEGUN)
+
+    def checkpoint_ends(self, *, is_complete: bool, log_goes: bool) -> bool:
+        """Record that the database has every commit; return whether the log may be removed.
+
+        With `log_goes` the log is removed or emptied next: then the record is synced before.
+        """
+        self._crash.reached(CrashPoint.SPOOL_CHECKPOINT_ENDED)
+        if is_complete:
+            self._is_checkpoint = False
+            self._note(sync_it=log_goes)
+        self._is_sync_due = True  # the database may have what was synced last
+        return is_complete and not self._may_say_checkpoint
+
+    def answered(self) -> RecordedCommit:
+        """Return what the file must have, by the record and by what this process remembers."""
+        number, is_checkpoint = read_recorded(self._database) or (0, False)
+        return max(number, self._number), is_checkpoint or self._is_checkpoint
+
+    def forget(self) -> None:
+        """Remove the record of a file that was closed with everything in its database."""
+        if not log_bytes(self._database):
+            with suppress(OSError):  # it stays, with a number that the database has
+                self._path.unlink(missing_ok=True)
+
+    def _note(self, *, sync_it: bool) -> None:
+        state = _CHECKPOINT if self._is_checkpoint else ""
+        line = _LINE.format(number=self._number, state=state).encode()
+        self._may_say_checkpoint |= self._is_checkpoint
+        try:
+            self._write(line, sync_it=sync_it)
+        except OSError as error:
+            if not self._is_failing:
+                _log.warning("last commit not noted", file=self._path.name, error=str(error))
+            self._is_failing = self._is_sync_due = True
+            return
+        self._is_failing = False
+        if sync_it:
+            self._is_sync_due = False
+            self._may_say_checkpoint = self._is_checkpoint
+
+    def _write(self, line: bytes, *, sync_it: bool) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, line, 0)
+            if sync_it:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if sync_it and not self._is_named:
+            fsync_path(self._path.parent)
+            self._is_named = True
+
+
+def read_recorded(database: Path) -> RecordedCommit | None:
+    """Return the last commit that was recorded, None without a record.
+
+    A record without its line, left by a power loss, belongs to a database that has its tables.
+    """
+    try:
+        line = last_commit_of(database).read_text("ascii", "replace")
+    except OSError:
+        return None
+    number, _, state = line.strip().partition(" ")
+    if len(number) != _DIGITS or not number.isdecimal():
+        return 0, False
+    return int(number), state == _CHECKPOINT
+
+
+def commits_of(connection: apsw.Connection) -> int | None:
+    """Return the number of commits of a spool; None for a file without tables."""
+    if not connection.pragma("user_version"):
+        return None
+    row = connection.execute(_COMMITS, (COMMITS_COUNTER,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def check_commits(
+    connection: apsw.Connection, database: Path, noted: RecordedCommit | None, *, with_log: bool
+) -> None:
+    """Raise SpoolDamagedError where recorded commits are not in the database and its log.
+
+    `noted` is read before the database is opened, because a running owner continues. `with_log` is
+    has_log() before SQLite created a new log.
+    """
+    if noted is None:
+        return
+    number, is_checkpoint = noted
+    found = commits_of(connection)
+    if found is None:
+        raise SpoolDamagedError(
+            f"{database} is damaged: it has no tables and was not closed; {_CAUSE}"
+        )
+    if found < number:
+        raise SpoolDamagedError(
+            f"{database} is damaged: its last commit is number {found},"
+            f" and number {number} was synced; {_CAUSE}"
+            f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
+        )
+    if is_checkpoint and not with_log:
+        raise SpoolDamagedError(
+            f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
+        )
+
+
+def check_commits_unopened(database: Path) -> None:
+    """Raise what an owner who opens `database` would find; no file is created or changed.
+
+    For a spool that no process has open: nothing is locked.
+    """
+    noted = read_recorded(database)
+    if noted is None:
+        return
+    if not is_openable(database):
+        raise SpoolDamagedError(f"{database} is damaged: it is empty and was not closed")
+    if with_log := has_log(database):  # "unix-none" and this mode keep the log's index in memory
+        name, flags, vfs = str(database), apsw.SQLITE_OPEN_READONLY, "unix-none"
+    else:
+        name = f"{database.absolute().as_uri()}?immutable=1"
+        flags, vfs = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, None
+    with (
+        translate_sqlite_errors(database),
+        closing(apsw.Connection(name, flags=flags, vfs=vfs)) as connection,
+    ):
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        check_commits(connection, database, noted, with_log=with_log)
+
+
+class _Head(Struct, frozen=True):
+    salts: bytes
+    sums: bytes
+    order: str
+    is_good: bool
+
+
+class _Frame(Struct, frozen=True):
+    ends_commit: bool
+    salts: bytes
+    sums: bytes
+    octets: bytes  # covered by the checksum
+
+    @property
+    def page(self) -> int:
+        """The number of its page."""
+        return int.from_bytes(self.octets[:4], "big")
+
+    def follows(self, sums: bytes, order: str) -> bool:
+        """Whether its checksum continues from `sums`."""
+        return _sums(self.octets, sums, order) == self.sums
+
+
+def check_log(connection: apsw.Connection, database: Path) -> None:
+    """Raise SpoolDamagedError where a synced commit follows the end that SQLite sees.
+
+    For the owner only: another process may see an old end.
+    """
+    path = log_of(database)
+    if not path.exists() or not path.stat().st_size:
+        return
+    connection.pragma("user_version")  # SQLite reads the log with the first page
+    seen = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    if last := _last_certain(path, seen, size=int(connection.pragma("page_size"))):
+        raise SpoolDamagedError(_fault(path, seen=seen, last=last))
+
+
+def preview_log(database: Path) -> tuple[bytes, str]:
+    """Return what an owner who opens `database` would find in its log: the first page, b"" where it
+    has none, and its damage. Neither file is opened by
+    SQLite, which would create files next to them. Raises OSError.
+    """
+    path = log_of(database)
+    if not path.exists() or not path.stat().st_size:
+        return b"", ""
+    size = _page_size(database, path)
+    seen, pending, first = 0, b"", b""
+    with path.open("rb") as file:
+        head = _head(file)
+        sums = head.sums
+        for number, frame in _frames(file, 0, size=size) if head.is_good else ():
+            if frame.salts != head.salts or not frame.follows(sums, head.order):
+                break
+            sums = frame.sums
+            if frame.page == 1:
+                pending = frame.octets[_SUMMED:]
+            if frame.ends_commit:
+                seen, first = number, pending
+    last = _last_certain(path, seen, size=size)
+    return first, _fault(path, seen=seen, last=last) if last else ""
+
+
+def _fault(path: Path, *, seen: int, last: int) -> str:
+    return f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those after them"
+
+
+def _page_size(database: Path, log: Path) -> int:
+    """Return the page size from the log, else from the database, else the usual one."""
+    with log.open("rb") as file:
+        size = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))[2]
+    if size not in _PAGE_SIZES and database.exists():
+        with database.open("rb") as file:
+            size = int.from_bytes(file.read(18)[16:], "big")
+    return size if size in _PAGE_SIZES else _PAGE_BYTES
+
+
+def _last_certain(path: Path, seen: int, *, size: int) -> int:
+    """Return the number of the last frame after the first `seen` that continues a commit; 0 for
+    none.
+
+    SQLite syncs a commit before it writes the frames of the next, and overwrites a commit that
+    could not be synced. So that commit, and everything before it, was on the disk.
+    """
+    last, before = 0, None
+    with path.open("rb") as file:
+        head = _head(file)
+        if seen and not head.is_good:
+            return 0
+        for number, frame in _frames(file, seen, size=size):
+            if head.is_good and frame.salts != head.salts:
+                before = None  # of an earlier log, whose pages are in the database
+                continue
+            if before is not None and before.ends_commit and before.salts == frame.salts:
+                last = number if frame.follows(before.sums, head.order) else last
+            before = frame
+    return last
+
+
+def _head(file: BinaryIO) -> _Head:
+    """Read the header; an empty log, or zeros, has no valid frames."""
+    octets = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
+    magic, _, _, _, salts, sums = _HEADER.unpack(octets)
+    order = _ORDERS.get(magic, _ORDERS[_MAGIC])
+    is_good = not any(octets) or (magic in _ORDERS and _sums(octets[:24], bytes(8), order) == sums)
+    return _Head(salts if is_good else b"", sums, order, is_good)
+
+
+def _frames(file: BinaryIO, seen: int, *, size: int) -> Iterator[tuple[int, _Frame]]:
+    length = _FRAME.size + size
+    file.seek(_HEADER.size + seen * length)
+    number = seen
+    while len(octets := file.read(length)) == length:
+        number += 1
+        _, pages_after, salts, sums = _FRAME.unpack_from(octets)
+        summed = octets[:_SUMMED] + octets[_FRAME.size :]
+        yield number, _Frame(pages_after > 0, salts, sums, summed)
+
+
+def _sums(octets: bytes, before: bytes, order: str) -> bytes:
+    """Continue the checksum `before`."""
+    first, second = struct.unpack(">II", before)
+    words = struct.unpack(f"{order}{len(octets) // 4}I", octets)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & _MASK
+        second = (second + odd + first) & _MASK
+    return struct.pack(">II", first, second)
+
+
+class WriteAheadLog:
+    """The log, as the one connection that writes sees it; all methods are for the writer's thread.
+
+    fsync reports an error once: when it fails, the kernel may mark pages that it could not write as
+    clean, and the next fsync succeeds without them (Rebello et al., "Can Applications Recover from
+    fsync Failures?", USENIX ATC 2020). SQLite's COMMIT writes its frames and syncs them before
+    other connections may see them (wal.c, sqlite3WalFrames). When the sync fails it forgets them,
+    and the next commit overwrites them. Until then the frames, with valid checksums, are in the
+    file: if the process dies, the next one takes them for committed. Therefore, after a failure, no
+    result is returned before a frame of our own has replaced them, and nothing is committed before
+    such a frame could be synced. Each frame's checksum includes those before it, so that no frame
+    after it is valid.
+    """
+
+    def __init__(self, connection: apsw.Connection, last_commit: LastCommit) -> None:
+        self.connection = connection
+        self._last_commit = last_commit
+        self._pages = self._pages_seen = 0
+        self._is_blocked = False
+        self.is_failing = False  # the last write to the disk did; it is tried again
+        self.is_open = True  # not where the spool could not be opened again
+        connection.set_wal_hook(self._grown)  # replaces SQLite's checkpoints inside COMMIT
+        connection.execute(f"PRAGMA journal_size_limit = {_BYTES_KEPT}")
+
+    @property
+    def idle_timeout_s(self) -> float | None:
+        """When to check the log although nothing is to be committed; None for never."""
+        if self.is_failing:
+            return _RETRY_S
+        return _IDLE_S if self._pages - self._pages_seen >= _PAGES_IDLE else None
+
+    def commit(self, cursor: apsw.Cursor) -> None:
+        """End the transaction durably: the fsync before the 250 (synchronous=FULL).
+
+        Raises apsw's exceptions; then nothing is committed.
+        """
+        try:
+            cursor.execute("COMMIT")
+        except (apsw.IOError, apsw.CorruptError):  # the latter also for a read that fails (EIO)
+            self.is_failing = True
+            raise
+        self._last_commit.committed()
+
+    def confirm_writable(self) -> None:
+        """After a failed commit: overwrite its frames, and check that the disk can sync.
+
+        Raises SpoolUnavailableError or SpoolFullError while it cannot.
+        """
+        if not self.is_failing:
+            return
+        with translate_sqlite_errors():
+            cursor = self.connection.cursor()
+            version = cursor.execute("PRAGMA user_version").get
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                cursor.execute(f"PRAGMA user_version = {version}")  # unchanged, but written
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+        self.is_failing = False
+        _log.warning("the spool can be written again")
+
+    def leave(self) -> None:
+        """Before the connection is closed to be opened again: overwrite the frames of a failed
+        commit, and read header and log. While the disk gives neither, the connection stays in use.
+
+        Raises SpoolError.
+        """
+        if not self.is_open:
+            return
+        self.confirm_writable()
+        path = Path(self.connection.filename)
+        with translate_sqlite_errors(path), translate_os_errors(path):
+            # By SQLite's descriptor: to close another one would end the locks of this process.
+            self.connection.read("main", 0, 0, _PAGE_BYTES)
+            with log_of(path).open("rb") as log:
+                while log.read(_BLOCK_BYTES):
+                    pass
+        self.is_open = False
+        self._pages = self._pages_seen = 0
+
+    def checkpoint_if_grown(self, *, is_idle: bool) -> None:
+        """Checkpoint the log if it has grown enough; called when all results are returned.
+
+        The writer is idle when it had nothing to commit for idle_timeout_s. A reader blocks the
+        reuse of the log after its snapshot. Short readers do not matter; where the log is too long,
+        the checkpoint waits a little for them.
+        """
+        if self._pages - self._pages_seen < (_PAGES_IDLE if is_idle else _PAGES_BUSY):
+            return
+        is_long = self._pages >= _PAGES_MAX
+        try:
+            if is_long:
+                self.connection.set_busy_timeout(_READERS_WAIT_MS)
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_RESTART)
+            else:
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._is_blocked = False
+        except apsw.BusyError:
+            if not self._is_blocked:
+                _log.warning("a long query blocks the reuse of the spool's log", pages=self._pages)
+            self._is_blocked = True
+        except apsw.Error as error:  # the log still has everything
+            _log.warning("checkpoint failed", error=str(error))
+        finally:
+            if is_long:
+                self.connection.set_busy_timeout(_BUSY_MS)
+        self._pages_seen = self._pages
+
+    def shrink(self) -> None:
+        """Checkpoint the log into free pages of the database, and truncate it."""
+        with suppress(apsw.Error):  # a reader blocks it; the next call tries again
+            if self._checkpoint(apsw.SQLITE_CHECKPOINT_FULL, log_goes=True):
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def empty(self) -> None:
+        """Checkpoint the log before SQLite removes it with the last connection.
+
+        If that fails, the log stays for the next start.
+        """
+        is_needed = True
+        try:
+            is_needed = not self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE, log_goes=True)
+        except apsw.Error as error:
+            _log.warning("spool closed with its log", error=str(error))
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
+
+    def _checkpoint(self, mode: int, *, log_goes: bool = False) -> bool:
+        """Return whether the log is not needed any more. Raises apsw's exceptions."""
+        self._last_commit.checkpoint_begins()
+        pages, done = self.connection.wal_checkpoint(mode=mode)
+        return self._last_commit.checkpoint_ends(is_complete=pages == done, log_goes=log_goes)
+
+    def _grown(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        if pages < self._pages:  # the log was restarted
+            self._pages_seen = 0
+        self._pages = pages
+        return apsw.SQLITE_OK
+
+
+def rewrite_log(database: Path) -> None:
+    """Rewrite the log of a dead owner in place, unchanged, and sync it.
+
+    The owner may have died between a failed sync and the overwriting that WriteAheadLog does:
+    SQLite would read such frames from the kernel's memory and append to them, and a power loss
+    would take all that follows. Call it before the spool is opened.
+
+    Raises SpoolUnavailableError, SpoolFullError.
+    """
+    path = log_of(database)
+    with translate_os_errors(path), suppress(FileNotFoundError):
+        rewrite_file(path)

@@ -1,0 +1,618 @@
+"""The values that go into the spool and come out of it, and the Protocol Spool.
+
+Nothing here depends on the database. The listener and the reports create NewMessage; delivery
+claims entries (Claim), records results (ClaimResult) and says when an entry is due next
+(EntrySchedule). Queue ids are Ids of the clock. Times are microseconds since 1970 UTC in queue
+time (Clock.queue_us). Errors are SpoolError and its subclasses.
+
+See RFC 3461 (the envelope), RFC 3464 (what a report needs) and RFC 5321 4.5.4.1 (retries).
+"""
+
+import errno
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.message.content import Content, Octets
+from relay.base.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Outcome
+from relay.base.message.receipt import ReceiptKey
+from relay.base.message.verdict import RuleMail
+from relay.formats.dsn import ReportedRecipient, ReportKind
+from relay.formats.read_report import RemoteReport
+from relay.store.journeys.events import Event
+
+ContentKey = Any  # of a content: hashable; what it is, only the engine knows
+Key = tuple[str, int]  # of an entry: the id of its message, and its number there
+FIRST_KEY: Key = ("", 0)  # before every entry
+# In the order in which the entries of a level are due: due time, and key.
+Position = tuple[int, str, int]
+FIRST_POSITION: Position = (-1, "", 0)
+FIRST_EPOCH = 1
+Unanswered = tuple[tuple[int, int], ...]  # recipients by number, and attempts
+# A restored entry is due, and its message expires, at this and the time that was left until it
+# expires: never, and later than any time of an entry that was not restored.
+RESTORED_US = 1 << 57
+NEVER_US = 1 << 58  # the due time of what does not expire; later than that of a restored entry
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class PriorityLevel(IntEnum):
+    """The order of due entries: the lower level first, and each with a share of its own."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+    UNREACHABLE = 3  # the last attempt reached no host
+
+
+@lru_cache(maxsize=4096)  # called several times for each message
+def sender_key(name: str) -> int:
+    """Return the number that rows and indexes store in place of a sender's name."""
+    return int.from_bytes(blake2b(name.lower().encode(), digest_size=8).digest(), "big") >> 1
+
+
+class EntrySchedule(Struct, frozen=True):
+    """When and how an entry is tried next: columns of its row. Times as in Claim."""
+
+    retry_us: int | None
+    due_us: int
+    level: PriorityLevel = PriorityLevel.NORMAL
+    cause: str = ""
+    cause_attempts: int = 0
+    warn_us: int | None = None
+
+
+class DueQuery(Struct, frozen=True):
+    """Which due entries of a priority level are wanted.
+
+    Without `next_hop` and `sender`: all, oldest due first. With `sender`: those of one sender. With
+    `next_hop`: those for one next hop, round robin among its senders. An entry that was
+    asked for by its sender or next hop is not skipped.
+    """
+
+    level: PriorityLevel = PriorityLevel.NORMAL  # the priority level
+    after: Position | None = None  # where the scan continues; None: from the beginning
+    next_hop: NextHop | None = None  # None: any
+    after_sender: int = -1  # with `next_hop`: the sender after which the round continues
+    sender: int | None = None  # None: any
+    without_hops: Collection[NextHop] = ()  # entries for these are skipped
+    without_senders: Collection[int] = ()  # entries of these are skipped
+    # entries of this sender for this next hop are skipped
+    without_pairs: Collection[tuple[NextHop, int]] = ()
+    # only those that have expired, whose hold ends, or whose delay is to be reported: of a level
+    only_ended: bool = False
+
+
+class SpoolError(Exception):
+    """The operation failed and changed nothing."""
+
+
+class SpoolFormatError(SpoolError):
+    """The file is not a spool, or a newer Relay made it. A retry does not help."""
+
+
+class SpoolDamagedError(SpoolFormatError):
+    """The file, or a page of it, cannot be read. Nothing was changed."""
+
+
+class SpoolFullError(SpoolError):
+    """There is no room on the disk: 452 4.3.1."""
+
+
+class SpoolUnsupportedError(SpoolError):
+    """The engine leaves this to the tools of its database; the text names them."""
+
+
+class SpoolUnavailableError(SpoolError):
+    """The spool cannot be written now: 451 4.3.0."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another node owns the spool."""
+
+
+class SpoolNotEmptyError(SpoolError):
+    """There is something where a spool is to be restored."""
+
+
+class NodeNameError(SpoolError):
+    """Another node uses the name of this one."""
+
+
+class HoldsFullError(SpoolError):
+    """Rules hold as many entries as they may, those of one tenant or ("") of the operator: 452
+    4.3.1.
+    """
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"rules hold as many entries as they may {tenant}".rstrip())
+        self.tenant = tenant
+
+
+@contextmanager
+def translate_os_errors(place: Path) -> Iterator[None]:
+    """Turn an OSError into a SpoolError that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise SpoolFullError(f"{place}: the disk is full") from error
+        raise SpoolUnavailableError(f"{place}: {error.strerror or error}") from error
+
+
+class NewRecipient(Struct, frozen=True):
+    """A recipient as accepted. With a final `state` (rejected, invalid, discarded, redirected,
+    expanded; delivered, if its copy is quarantined elsewhere) it has no entry.
+
+    `successors` are the addresses that replace a redirected or expanded one. `position` is its
+    place in the envelope, from 1; a recipient without one is numbered after those that have one.
+    `added_by` names the rule that added the recipient: it then has NOTIFY=NEVER and is not in the
+    sender's journey.
+    """
+
+    path: ForwardPath
+    state: RecipientState = RecipientState.QUEUED
+    status: str = ""
+    reply: str = ""
+    added_by: str = ""
+    successors: tuple[str, ...] = ()
+    position: int = 0
+
+
+class EntryExtra(Struct, frozen=True, omit_defaults=True):
+    """Fields of an entry by which no query selects: one JSON text in its row, "" for the defaults.
+
+    A new field needs a default and no migration. What is stored keeps its name and its meaning. A
+    Relay ignores the fields that it does not know, and keeps them when it changes others.
+    """
+
+    # An operator or a rule chose its next hop: no route has to match.
+    chosen: bool = False
+    # Why it is held: "route NAME", or who holds it and why. "": it is not held.
+    reason: str = ""
+    # The rule that holds it.
+    rule: str = ""
+    # Since when it is held, in wall clock time; 0: since the acceptance of its message.
+    since_us: int = 0
+    # It was held and was released: no route holds it again.
+    released: bool = False
+    # When it expires in queue time; 0: when its message does. A rule's hold has an end of its own,
+    # and a copy that is released from one is attempted for as long as new mail.
+    expires_us: int = 0
+    # When the hold with which it was accepted ends by itself, in queue time; 0: it does not.
+    until_us: int = 0
+    # Nothing is reported when its hold expires.
+    silent: bool = False
+    # Of a rule's hold: how long the copy is attempted from its release on.
+    lifetime_us: int = 0
+    # The reverse-path in MAIL of this copy where it is another (SRS, quarantine). The
+    # message's sender gets the reports all the same.
+    sender: str = ""
+    # The alias that brought this copy here: of a copy that leaves, the Delivered-To field.
+    delivered_to: str = ""
+    # The well-known folder of local mailboxes into which it goes. "": the Inbox.
+    folder: str = ""
+    # How many attempts of each recipient, by its number, had no answer to the final dot.
+    unanswered: Unanswered = ()
+    # What refuses it for good is tried again until it expires, and it needs room in a mailbox.
+    keep: bool = False
+
+
+NO_EXTRA = EntryExtra()  # of ordinary mail
+
+_ENTRY_EXTRA = msgspec.json.Decoder(EntryExtra)
+_MESSAGE_EXTRA = msgspec.json.Decoder(MessageExtra)
+
+
+def extra_text(extra: EntryExtra | MessageExtra) -> str:
+    """Return the text in the spool: "" for the defaults."""
+    if extra in (NO_EXTRA, NO_MESSAGE_EXTRA):
+        return ""
+    return msgspec.json.encode(extra).decode()
+
+
+def parse_entry_extra(text: str) -> EntryExtra:
+    """Parse extra_text(). Raises ValueError."""
+    return _ENTRY_EXTRA.decode(text) if text else NO_EXTRA
+
+
+def readable_extra(text: str) -> EntryExtra | None:
+    """Return what parse_entry_extra() does, None for a text that cannot be read."""
+    try:
+        return parse_entry_extra(text)
+    except ValueError:
+        return None
+
+
+def parse_message_extra(text: str) -> MessageExtra:
+    """Parse extra_text(). Raises ValueError."""
+    return _MESSAGE_EXTRA.decode(text) if text else NO_MESSAGE_EXTRA
+
+
+class NewEntry(Struct, frozen=True):
+    """The copy of a message for one next hop; `content` is an index into NewMessage.contents.
+
+    `level` is its first priority level, None for the message's priority. With a reason in `extra`
+    it is held: it is not claimed, and waits for a release or its expiry.
+    """
+
+    next_hop: NextHop
+    recipients: tuple[NewRecipient, ...]
+    content: int = 0
+    level: PriorityLevel | None = None
+    extra: EntryExtra = NO_EXTRA
+    priority: PriorityLevel | None = None  # that its content asks for; None: as the message
+
+
+class NewMessage(Struct, frozen=True):
+    """Everything that one transaction makes durable: message, contents, entries, and recipients
+    that are final already.
+
+    The caller keeps the body of a large content; accepting it links it into the spool, or copies
+    it.
+    """
+
+    facts: MessageFacts  # what all entries share
+    contents: tuple[Content, ...]  # what an entry does not use is not stored
+    entries: tuple[NewEntry, ...]  # the copies to deliver or hold
+    final_recipients: tuple[NewRecipient, ...] = ()  # those without an entry
+    events: tuple[Event, ...] = ()  # steps of the journey
+    priority: PriorityLevel = PriorityLevel.NORMAL  # the level that it asked for
+    warn_us: int | None = None  # of the delay warning, in queue time; None: never
+    held_max: int | None = None  # entries that rules may hold with its own; None: any number
+
+    @property
+    def held_by_rules(self) -> tuple[str, ...]:
+        """The rule of each entry that a rule holds."""
+        return tuple([entry.extra.rule for entry in self.entries if entry.extra.rule])
+
+    @property
+    def sender_key(self) -> int:
+        """The key for the round robin among senders: from the account, or the reverse-path."""
+        return sender_key(self.facts.account or self.facts.envelope.reverse_path)
+
+    def level_of(self, entry: NewEntry) -> PriorityLevel:
+        """Return the first priority level of one of its entries."""
+        return self.priority_of(entry) if entry.level is None else entry.level
+
+    def priority_of(self, entry: NewEntry) -> PriorityLevel:
+        """Return the priority level that one of its entries asked for."""
+        return self.priority if entry.priority is None else entry.priority
+
+
+class ReportPlan(Struct, frozen=True):
+    """What to commit with the failure: report messages, and events of the failed message."""
+
+    messages: tuple[NewMessage, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+class ReportWriter(Protocol):
+    """Decides what is reported, and writes the reports: relay.delivery.reports' Reporter."""
+
+    def reports(
+        self,
+        kind: ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[ReportedRecipient],
+        *,
+        content: Content,
+    ) -> ReportPlan:
+        """Return the reports about these recipients; none where none may be sent."""
+        ...
+
+    def rule_mail(
+        self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
+    ) -> NewMessage:
+        """Return the mail that a rule sends about a message; `write` is given an id for it."""
+        ...
+
+    def wants(
+        self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+    ) -> bool:
+        """Whether the sender may get a report of this kind about any of them."""
+        ...
+
+
+class ClaimedRecipient(Struct, frozen=True):
+    """A recipient of a claimed entry.
+
+    `id` is its number in the message: with the queue id it names its file in a local mailbox.
+    `status` and `reply` are those of the last attempt, "" before the first.
+    """
+
+    id: int
+    path: ForwardPath
+    added_by: str = ""
+    status: str = ""
+    reply: str = ""
+
+
+class Claim(Struct, frozen=True):
+    """The right to attempt one entry once.
+
+    It ends with record or release, or when the epoch of the entry is raised. Times are queue time
+    in microseconds.
+    """
+
+    entry_id: int  # of the entry
+    epoch: int  # that the entry has; with another one nothing can be recorded
+    message: MessageFacts  # what all entries of the message share
+    next_hop: NextHop  # where it goes
+    recipients: tuple[ClaimedRecipient, ...]  # those that are not final
+    attempts: int  # before this one
+    content_id: ContentKey  # for Spool.read_content()
+    content_size: int  # in octets
+    # of small messages that were just accepted; otherwise it is read
+    content: bytes | None = None
+    # before the claim; held and captured entries are claimed when they expire
+    state: RecipientState = RecipientState.QUEUED
+    retry_us: int | None = 0  # when it may be tried; None: not without an operator
+    due_us: int = 0  # the earliest of `retry_us`, `warn_us` and its expiry
+    level: PriorityLevel = PriorityLevel.NORMAL  # may be unreachable
+    sender: int = 0  # NewMessage.sender_key
+    cause: str = ""  # the class of its last deferral; "": none
+    cause_attempts: int = 0  # how many attempts in a row had this class
+    warn_us: int | None = None  # of the delay warning; None: none is due
+    priority: PriorityLevel = PriorityLevel.NORMAL  # the level that its message asked for
+    # recipients that a host accepted in this attempt or before, and whose sender is owed a report
+    owed: tuple[ReportedRecipient, ...] = ()
+    extra: EntryExtra = NO_EXTRA  # fields by which no query selects
+    owner: int = 0  # the incarnation of the node that has claimed it, where several share a spool
+    store: int = 0  # the number of the mail root for its local mail, where several share a spool
+
+    def __repr__(self) -> str:  # without the content, which is not for a log
+        return f"Claim({self.message.id}, entry_id={self.entry_id}, epoch={self.epoch})"
+
+    @property
+    def key(self) -> Key:
+        """The key of the entry."""
+        return self.message.id, self.entry_id
+
+    @property
+    def expires_us(self) -> int:
+        """When it expires: the time of its own that the entry has, or that of the message."""
+        return self.extra.expires_us or self.message.expires_us
+
+    @property
+    def is_held_by_rule(self) -> bool:
+        """Whether a rule of the policy holds it."""
+        return self.state is RecipientState.HELD and bool(self.extra.rule)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether this process created it with its entry: a later claim has a higher epoch."""
+        return self.epoch == FIRST_EPOCH
+
+
+class ClaimResult(Struct, frozen=True):
+    """The result of a claim; all of it is one transaction.
+
+    Recipients without an outcome (not tried) stay as they are. If one outcome is Captured, every
+    recipient that is not final has it, and the entry becomes captured mail.
+    """
+
+    claim: Claim  # that ends, or with `goes_on` stays
+    at_us: int  # of the attempt: wall clock time
+    outcomes: Mapping[int, Outcome]  # by the number of the recipient
+    # the next schedule of those that are not final; None where none is left
+    waiting: EntrySchedule | None = None
+    unanswered: Unanswered = ()  # for EntryExtra; (): it stays as it is
+    # by number: these end as expired, with their last evidence
+    expired: Mapping[int, Outcome] = {}
+    reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
+    events: tuple[Event, ...] = ()  # steps of the journey
+    # what the message says of another one, and the addresses that get it; it is recorded in the
+    # journey of the other one, if that is known
+    remote_report: tuple[RemoteReport, tuple[str, ...]] | None = None
+    counts_as_attempt: bool = True  # False: the entry keeps its state
+    held: bool = False  # the waiting recipients wait for an operator
+    goes_on: bool = False  # only these recipients are recorded; the claim stays open for the others
+    # with `goes_on`, by number: recipients of which the sender is owed a report at the end
+    owed: Collection[int] = ()
+    pays: bool = False  # `reports` has the reports that were owed
+    ends_warning: bool = False  # no entry of the message has a delay warning any more
+
+
+class DueBatch(Struct, frozen=True):
+    """The result of a DueQuery.
+
+    `ended` is False where more entries are due; the next query then continues after `reached`, or
+    for a next hop after the sender `reached_sender` (-1: from the first sender again). `left_hops`
+    and `left_senders` have due entries that were skipped; for a pair it is its next hop.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    ended: bool = True
+    reached: Position | None = None
+    reached_sender: int = -1
+    left_hops: frozenset[NextHop] = frozenset()
+    left_senders: frozenset[int] = frozenset()
+
+
+class Accepted(Struct, frozen=True):
+    """`queue_id` is the id of the first acceptance when `repeated` (same submission key).
+    `first_end_us` is when the first of the held and captured entries ends, None without one.
+    """
+
+    queue_id: str
+    claims: tuple[Claim, ...] = ()
+    repeated: bool = False
+    first_end_us: int | None = None
+
+
+WAITING = "waiting"  # in place of a state: all but captured
+
+
+class Selector(Struct, frozen=True):
+    """Which entries a queue command selects; all conditions must match."""
+
+    ids: tuple[str, ...] = ()  # names of entries or messages; (): any
+    sender: str = ""  # a pattern of the reverse-path; "": any
+    recipient: str = ""  # a pattern of an address; "": any
+    domain: str = ""  # a pattern of a recipient's domain; "": any
+    next_hop: str = ""  # a pattern of the next hop or its domain; "": any
+    state: str = ""  # "": any; "waiting": all but captured
+    subject: str = ""  # a pattern of the subject; "": any
+    client: str = ""  # a pattern of the client's IP address or HELO; "": any
+    login: str = ""  # a pattern of the account that logged in to send it; "": any
+    route: str = ""  # a pattern of the name of the route; "": any
+    older_than_s: float | None = None  # since acceptance; None: any age
+    restored: bool = False  # only what a restore holds
+    all: bool = False  # every entry: a command without a condition must say so
+
+    @property
+    def state_test(self) -> tuple[str, str]:
+        """How a state is compared in SQL, and with which; "" for any."""
+        return ("<>", "captured") if self.state == WAITING else ("=", self.state)
+
+
+class SentReceipt(Struct, frozen=True):
+    """What the acceptance of a read receipt changes: it is owed no longer, or with `is_kept` it
+    stays until its copy is marked. `event` goes to the journey of the message that asked.
+    """
+
+    key: ReceiptKey
+    event: Event
+    is_kept: bool = False
+
+
+class QueueCounts(Struct, frozen=True):
+    """Entries by state, the age of the oldest, and the number of unaccounted recipients."""
+
+    entries: Mapping[str, int]
+    oldest_us: int | None
+    unaccounted: int
+
+
+class SpoolLoad(Struct, frozen=True):
+    """Load of the spool. `entries` is the most recent count; `backlog` the used part of the writes
+    that may wait for a commit; `commit_s` the present duration of a commit; `is_failing`: the last
+    commit failed; `kept_bytes` of its disk are free but reserved.
+    """
+
+    entries: int = 0
+    backlog: float = 0.0
+    commit_s: float = 0.0
+    is_failing: bool = False
+    kept_bytes: int = 0
+
+
+class IncomingBody(Protocol):
+    """A file for the body of a message that is being received. No row names it yet."""
+
+    async def write(self, blocks: Sequence[bytes]) -> None:
+        """Append blocks. Raises SpoolFullError, SpoolUnavailableError."""
+        ...
+
+    def octets(self) -> Octets:
+        """Return what was written. It is synced when a message with this body is accepted."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the file in the background. An accepted body has another name by then."""
+        ...
+
+
+class LendableBody(IncomingBody, Protocol):
+    """An IncomingBody of the spool, which another process may write."""
+
+    async def lend(self) -> int:
+        """Return the descriptor of the file, in which another process then writes the body in place
+        of write(). Raises SpoolFullError, SpoolUnavailableError.
+        """
+        ...
+
+    async def take_back(self, size_bytes: int, crc32: int) -> None:
+        """Take what that process has written, and can change no more, whatever it keeps open. It
+        closes the file before, or the body is copied. Raises SpoolUnavailableError, also where the
+        file has another size.
+        """
+        ...
+
+
+class Spool(Protocol):
+    """The durable queue, as acceptance and delivery use it.
+
+    Every coroutine returns after the commit (and fsync) that covers it.
+    """
+
+    async def accept(
+        self,
+        message: NewMessage,
+        *,
+        reports: Sequence[NewMessage] = (),
+        submission_key: str = "",
+        claim: bool = True,
+        receipt: SentReceipt | None = None,
+    ) -> Accepted:
+        """Make a message, and reports that are already due, durable; with `claim`, return its
+        entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
+
+        The same `submission_key` again changes nothing and returns the first queue id. Raises
+        HoldsFullError where rules would hold more than its `held_max` entries, together with those
+        accepted at the same time; SpoolFullError, SpoolUnavailableError.
+        """
+        ...
+
+    async def accepted_as(self, submission_key: str) -> str:
+        """Return the queue id of the message that was accepted with this key, "" for none."""
+        ...
+
+    async def record(
+        self, claim_result: ClaimResult, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[Claim, ...]]:
+        """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
+        epoch has ended.
+        """
+        ...
+
+    def may_finish(self, claim: Claim) -> bool:
+        """Whether an attempt may still hand the message over. It may not once another node can have
+        the claim.
+        """
+        ...
+
+    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+        """Return the recipients, by entry, of which a delay report about this message is: those of
+        this entry, of queued and deferred ones, and of those that the relay holds and warns of.
+        None if its warning was reported already.
+        """
+        ...
+
+    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+        """Claim up to `limit` due and unclaimed entries.
+
+        One call reads a bounded part of the queue: DueBatch says where to continue.
+        """
+        ...
+
+    async def next_due_us(self, after_us: int) -> int | None:
+        """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
+        ...
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """Release untried claims; the entries are due as before."""
+        ...
+
+    def incoming_body(self) -> LendableBody:
+        """Return a file for the body of a large message, which accept() then links."""
+        ...
+
+    async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
+        """Read a content, a large one as its header and the file of its body. The file exists until
+        the claim is recorded.
+
+        `check` compares the checksum. Raises SpoolError when the content is missing or damaged.
+        """
+        ...

@@ -1,0 +1,12 @@
+"""Steps 2, 3 and 4: what a 202 promised, until transport has accepted it.
+
+In: a draft that was submitted, as a file with a name in `.submissions/`. Out: its MIME, by SMTP to
+transport's own socket; after the 250 the original in Sent Items (or where the message says); a
+report in the sender's Inbox if it fails for good.
+
+- `outbox`: the submissions on disk: pending, scheduled, with a key, uploads; step 4
+- `pickup`: when a submission is started, how it is converted in a child process and sent
+
+Elsewhere: the conversion itself: `relay/formats/convert.py`; who answers on that socket:
+`relay/transport/ingress`; drafts and folders: `relay/store/mailbox`.
+"""

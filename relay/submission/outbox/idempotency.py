@@ -1,0 +1,317 @@
+"""The submissions that clients made with a key of their own (Idempotency-Key), for a day.
+
+The record of a key is one small file, `.submissions/keys/HOUR/SLOT`, HOUR of the queue time. It is
+written when everything of its submission is durable but its name in ready/ or deferred/. From then
+on the submission exists, whatever fails after it: a start makes it ready, and settle_keys() of
+UnfinishedSubmissions does so each second while the process runs. Until then it is open: pickup does
+not begin it, and a repeat gets 503. A request with the same key therefore finds either the record,
+or no submission. An hour's directory is removed as a whole, 24 hours after its end.
+
+Blocking; methods raise StoreError's children, where it is said OSError. docs/design.md 1.
+"""
+
+import hashlib
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.files import rewrite_file
+from relay.base.observe.logs import get_logger
+from relay.store.mailbox.maildir import (
+    DirectorySync,
+    Stripes,
+    finish_content,
+    list_names,
+    remove,
+    storage_errors,
+    write_file,
+)
+from relay.store.mailbox.types import (
+    BeingSentError,
+    PendingSubmission,
+    StoreUnavailableError,
+    SubmissionKey,
+)
+from relay.submission.outbox.on_disk import PreparedFile
+
+KEPT_HOURS = 24  # after the end of the hour in which a key was used
+KEYS_PER_ACCOUNT_MAX = 100_000
+KEYS = "keys"
+_HOUR_US = 3_600_000_000
+_OPEN_MAX = 10_000
+_PART = ".part"
+_log = get_logger("outbox")
+
+
+class KeyedSubmission(Struct, frozen=True):
+    """The record of a key: the request's hash, the submission with its place, and the answer."""
+
+    fingerprint: bytes
+    submission_id: str
+    place: str  # "ready/…" or "deferred/…"
+    internet_message_id: str
+    preference_applied: str
+
+
+_decoder = msgspec.json.Decoder(KeyedSubmission)
+
+
+def slot_of(account: str, mailbox: str, key: str) -> str:
+    """Return the file name of the record of a key; it begins with a hash of the account."""
+    text = f"{account}\0{mailbox}\0{key}"
+    owner, whole = (hashlib.sha256(one.encode()).hexdigest() for one in (account, text))
+    return f"{owner[:16]}-{whole}"
+
+
+def _owner_of(slot: str) -> str:
+    return slot.partition("-")[0]
+
+
+class KeyedSubmissions:
+    """The records under one mail root."""
+
+    def __init__(self, submissions: Path, clock: Clock, syncs: DirectorySync) -> None:
+        """`submissions` is the directory `.submissions`."""
+        self._keys = submissions / KEYS
+        self._clock = clock
+        self._syncs = syncs
+        self._stripes = Stripes()  # of slots
+        self._lock = threading.Lock()
+        # the number of records by hour and account; None before the directories were listed
+        self._hours: Mapping[int, Counter[str]] | None = None
+        self._made_hour = -1
+        self._open: dict[str, PendingSubmission] = {}  # not recorded or not ready: the disk failed
+
+    @property
+    def has_open(self) -> bool:
+        """Whether the disk failed while a submission was recorded or made ready."""
+        return bool(self._open)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether remove_expired() has something to remove, or has not looked yet."""
+        hours = self._hours
+        return hours is None or any(map(self._is_expired, hours))
+
+    def find(self, account: str, slot: str) -> KeyedSubmission | None:
+        """Return the submission that was made with a key.
+
+        Raises StoreUnavailableError while the submission is open, and if there is none and the
+        account cannot have another one.
+        """
+        with self._stripes.of(slot), storage_errors():
+            self._check_open(slot)
+            if (path := self._find(slot)) is not None:
+                return _read(path)
+            owner, hours = _owner_of(slot), self._listed().items()
+            used = sum(counts[owner] for hour, counts in hours if not self._is_expired(hour))
+        if used >= KEYS_PER_ACCOUNT_MAX:
+            raise StoreUnavailableError(
+                f"{account} has used {used} idempotency keys within {KEPT_HOURS} hours; the "
+                f"maximum is {KEYS_PER_ACCOUNT_MAX}."
+            )
+        return None
+
+    def record(self, submission: PendingSubmission) -> None:
+        """Record a submission with a key durably. Everything else of it is durable already.
+
+        Raises BeingSentError if the key was used meanwhile: then nothing of it is recorded. After
+        StoreUnavailableError the disk may have the record: call leave_open().
+        """
+        key, own = _key_of(submission), submission.submission_id
+        with self._stripes.of(key.slot), storage_errors():
+            users = [one.submission_id for one in self._opened() if _key_of(one).slot == key.slot]
+            if (path := self._find(key.slot, hours=2)) is not None:
+                users.append(_read(path).submission_id)
+            if any(user != own for user in users):
+                raise BeingSentError(
+                    "Another request with this Idempotency-Key was just carried out."
+                )
+            self._write(submission, key)
+
+    def leave_open(self, submission: PendingSubmission) -> None:
+        """Note a submission that may exist, and has to be recorded and made ready."""
+        with self._lock:
+            self._open[submission.submission_id] = submission
+
+    def is_open(self, submission_id: str) -> bool:
+        """Whether a submission has to be recorded and made ready, before pickup begins it."""
+        return submission_id in self._open
+
+    def has_open_of(self, draft_id: str) -> bool:
+        """Whether a submission of a draft is open."""
+        return any(one.draft_id == draft_id for one in self._opened())
+
+    def open_submissions(self, limit: int) -> list[PendingSubmission]:
+        """Return submissions that are open."""
+        return list(islice(self._opened(), limit))
+
+    def record_again(self, submission: PendingSubmission) -> None:
+        """Record an open submission: from then on it exists, whatever the disk has."""
+        with storage_errors():
+            self._write(submission, _key_of(submission))
+
+    def settled(self, submission_id: str) -> None:
+        """Allow pickup to begin a submission, and its key to be used."""
+        with self._lock:
+            self._open.pop(submission_id, None)
+
+    def place_of(self, prepared: PreparedFile) -> str:
+        """Return the place, "ready/…" or "deferred/…", of a file in preparing/ that a dead process
+        left, "" if it is not recorded. The record is durable afterwards. Raises OSError.
+        """
+        path = self._find(prepared.slot) if prepared.slot else None
+        if path is None or (record := _read(path)).submission_id != prepared.submission_id:
+            return ""
+        rewrite_file(path)  # the dead process may have left a failed sync
+        self._syncs.sync(path.parent)
+        return record.place
+
+    # -- all records
+
+    def remove_expired(self) -> None:
+        """Remove the hours whose time is over. Raises OSError."""
+        expired = [hour for hour in self._listed() if self._is_expired(hour)]
+        for hour in expired:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self._keys / str(hour))
+        with self._lock:
+            hours = self._hours or {}
+            self._hours = {hour: hours[hour] for hour in hours if hour not in expired}
+
+    def clear(self) -> None:
+        """Remove all records. Raises OSError."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._keys)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what is known of a mail root that is missing. As at a start, what is there when it
+        is back decides about submissions that are open.
+        """
+        with self._lock:
+            self._hours, self._made_hour = None, -1
+            self._open = {}
+
+    def _opened(self) -> list[PendingSubmission]:
+        with self._lock:
+            return list(self._open.values())
+
+    def _check_open(self, slot: str) -> None:
+        opened = self._opened()
+        if len(opened) >= _OPEN_MAX or any(_key_of(one).slot == slot for one in opened):
+            raise StoreUnavailableError(
+                "The disk failed during a request with an Idempotency-Key, whose message will be "
+                "sent: repeat the request later."
+            )
+
+    def _is_expired(self, hour: int) -> bool:
+        return (hour + 1 + KEPT_HOURS) * _HOUR_US <= self._clock.confirmed_us()
+
+    def _listed(self) -> Mapping[int, Counter[str]]:
+        """Return the number of records by hour and account; the first time, list them."""
+        with self._lock:
+            if self._hours is None:
+                hours = {}
+                for name in filter(str.isdecimal, list_names(self._keys)):
+                    hours[int(name)] = Counter(map(_owner_of, list_names(self._keys / name)))
+                self._hours = hours
+            return self._hours
+
+    def _newest_hours(self) -> list[int]:
+        return sorted((one for one in self._listed() if not self._is_expired(one)), reverse=True)
+
+    def _find(self, slot: str, *, hours: int | None = None) -> Path | None:
+        """Return the file of a record, looked for in the newest hours."""
+        for hour in self._newest_hours()[:hours]:
+            path = f"{self._keys}/{hour}/{slot}"
+            if os.path.exists(path):  # noqa: PTH110 - of many hours
+                return Path(path)
+        return None
+
+    def _write(self, submission: PendingSubmission, key: SubmissionKey) -> None:
+        """Write a record durably. Raises OSError; then it may be there, or not."""
+        hour = self._clock.queue_us() // _HOUR_US
+        if self._made_hour != hour:
+            self._make_hour(hour)
+        place = self._keys / str(hour)
+        record = KeyedSubmission(
+            fingerprint=key.fingerprint(),
+            submission_id=submission.submission_id,
+            place=f"{submission.path.parent.name}/{submission.path.name}",
+            internet_message_id=submission.internet_message_id,
+            preference_applied=key.preference_applied(),
+        )
+        path, octets = place / key.slot, msgspec.json.encode(record)
+        part = path.with_suffix(_PART)
+        try:
+            finish_content(_written(part, octets))
+            part.rename(path)
+            self._syncs.sync(place)
+        except FileNotFoundError:  # an operator has removed the directory
+            self._made_hour = -1
+            raise
+        counts = self._listed()[hour]
+        with self._lock:
+            counts[_owner_of(key.slot)] += 1
+
+    def write_old(self, slot: str, record: KeyedSubmission, *, at_us: int) -> None:
+        """Write a record of an earlier Relay, not durably; forget() follows. Raises OSError."""
+        hour = at_us // _HOUR_US
+        if self._made_hour != hour:
+            self._make_hour(hour)
+        (self._keys / str(hour) / slot).write_bytes(msgspec.json.encode(record))
+
+    def _make_hour(self, hour: int) -> None:
+        for directory in (self._keys, self._keys / str(hour)):
+            directory.mkdir(0o700, exist_ok=True)
+            self._syncs.sync(directory.parent)  # also one that a dead process has made
+        self._listed()
+        with self._lock:
+            self._hours = {hour: Counter(), **(self._hours or {})}
+        self._made_hour = hour
+
+
+def _written(part: Path, octets: bytes) -> int:
+    """Write a file, also over one that a failure has left; return its descriptor."""
+    try:
+        return write_file(part, octets)
+    except FileExistsError:
+        remove(part)
+        return write_file(part, octets)
+
+
+def _read(path: Path) -> KeyedSubmission:
+    try:
+        return _decoder.decode(path.read_bytes())
+    except msgspec.MsgspecError as error:
+        _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
+        raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error
+
+
+def damaged_records(submissions: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file that is not the record of a key, and why. Raises OSError."""
+    for hour in list_names(submissions / KEYS):
+        for slot in list_names(submissions / KEYS / hour):
+            path = submissions / KEYS / hour / slot
+            try:
+                if path.suffix != _PART:
+                    _decoder.decode(path.read_bytes())
+            except FileNotFoundError:
+                pass  # a running relay removes them
+            except msgspec.MsgspecError as error:
+                yield path, str(error)
+
+
+def _key_of(submission: PendingSubmission) -> SubmissionKey:
+    assert submission.options.key is not None, "only submissions with a key are recorded"
+    return submission.options.key

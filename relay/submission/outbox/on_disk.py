@@ -1,0 +1,414 @@
+"""The submission directory: one hard link to each submitted draft, in `.submissions/`.
+
+A pending submission is the exact snapshot that will be sent, whatever happens to the draft. It is
+prepared in preparing/ and renamed to ready/, or to deferred/ when it is a scheduled send. Only a
+start reads preparing/. A file that cannot be sent is moved to corrupt/ and never deleted.
+
+The functions raise OSError. docs/design.md 1 has the order of the operations.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from relay.base.clock import Anchor
+from relay.base.files import FileOctets
+from relay.base.message.content import LARGE_BYTES, MemoryOctets, Octets
+from relay.base.observe.logs import get_logger
+from relay.formats.draft import (
+    FIRST_FIELD_BYTES,
+    PRIVATE_BYTES_MAX,
+    DraftOrigin,
+    PrivateBlock,
+    private_block_length,
+    read_block,
+)
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.maildir import (
+    DirectorySync,
+    link_or_copy,
+    link_or_rename,
+    list_names,
+    make_directories,
+    make_directory,
+    open_message,
+    remove,
+)
+from relay.store.mailbox.store_part import StorePart
+from relay.store.mailbox.types import NoSuchItemError, PendingSubmission, SendOptions, SubmissionKey
+
+FIRST_SUBMISSION = (
+    1  # of a draft made by sendMail: the draft is removed if the submission never became ready
+)
+SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
+_PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(\+)|@([0-9a-z-]{1,100}))?")
+_COPIED = "copied"  # if this file exists, submissions may be copies and not hard links
+
+_ANCHOR = "clock"
+
+
+class _StoredAnchor(msgspec.Struct, frozen=True):
+    """The format of the anchor file, where the queue time is called `steady_us`."""
+
+    steady_us: int
+    wall_us: int
+    elapsed_us: int
+    boot_id: str
+    doubtful_us: int = 0
+    doubt_ends_us: int = 0
+
+
+_NO_ORIGIN = DraftOrigin("", "", "", 0, 0)  # of a damaged record
+_anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
+_log = get_logger("outbox")
+
+
+class PreparedFile(Struct, frozen=True):
+    """A file in preparing/.
+
+    `is_change`: the file is the next generation of the draft of a scheduled send. `slot` is that of
+    a submission with a key. `submission_id` is "" for any other file.
+    """
+
+    path: Path
+    submission_id: str
+    is_change: bool = False
+    slot: str = ""
+
+
+class ClockAnchorFile:
+    """The clock anchor in `.submissions`: a start continues the queue time of file names from it.
+
+    The spool has its own anchor, which is used if this one is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / _ANCHOR
+
+    def read(self) -> Anchor | None:
+        """Return the anchor written last, or None if it cannot be read."""
+        try:
+            stored = _anchor_decoder.decode(self._path.read_bytes())
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return Anchor(*msgspec.structs.astuple(stored))
+
+    def write(self, anchor: Anchor) -> None:
+        """Replace the anchor. It is not synced: after a power loss the previous one is sufficient.
+
+        Raises OSError.
+        """
+        part = self._path.with_name(f"{_ANCHOR}.new")
+        part.write_bytes(msgspec.json.encode(_StoredAnchor(*astuple(anchor))))
+        part.replace(self._path)
+
+
+class SubmissionDirectory:
+    """`<root>/.submissions`: preparing/, ready/, deferred/, restored/ and corrupt/."""
+
+    def __init__(self, directory: Path, syncs: DirectorySync) -> None:
+        self.preparing = directory / "preparing"
+        self.ready = directory / "ready"
+        self.scheduled = directory / "deferred"
+        self.restored_ready = directory / "restored" / self.ready.name
+        self.restored_scheduled = directory / "restored" / self.scheduled.name
+        self.uploads = directory / "uploads"  # see upload_sessions.py
+        self._corrupt = directory / "corrupt"
+        self._copied = directory / _COPIED
+        self._syncs = syncs
+        self._made = False
+        self._lock = threading.Lock()
+
+    def make(self) -> None:
+        """Create the directories on first use."""
+        if self._made:
+            return
+        with self._lock:  # a second caller waits until they are durable
+            if not self._made:
+                make_directories(self.ready.parent, self._names())
+                self._made = True
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in (self.preparing, self.ready, self.scheduled))
+
+    def _make_again(self) -> None:
+        """Create the directories that were removed while others of them exist."""
+        with self._lock:  # make() may be between two of them
+            missing = [name for name in self._names() if not (self.ready.parent / name).is_dir()]
+        if missing and (self._made or len(missing) < len(self._names())):
+            self._made = False
+            self.make()
+            _log.error(
+                "submissions are lost: their directory was removed, and is made again",
+                directories=missing, see="relay log --state converting",
+            )  # fmt: skip
+
+    def forget(self) -> None:
+        """Create the directories again on next use, if they are missing."""
+        self._made = False
+
+    def ready_path(self, submission_id: str, ready_us: int) -> Path:
+        """The path of a submission that is ready."""
+        return self.ready / f"{submission_id}@{ready_us}"
+
+    def scheduled_path(self, submission_id: str, due_us: int) -> Path:
+        """The path of a scheduled send until its time."""
+        return self.scheduled / f"{submission_id}@{due_us}"
+
+    def prepared_path(self, submission_id: str, key: SubmissionKey | None) -> Path:
+        """The path of a submission that is not ready yet. A start looks for the record of its key:
+        with one it exists, and without it is removed.
+        """
+        return self.preparing / (submission_id if key is None else f"{submission_id}@{key.slot}")
+
+    def prepare(self, source: Path, prepared: Path) -> None:
+        """Create a hard link to a draft's file in preparing/, or a copy."""
+        link_or_copy(source, prepared)
+        if prepared.stat().st_nlink == 1:
+            self.mark_copied()
+
+    def has_copies(self) -> bool:
+        """Whether mark_copied() was ever called."""
+        return self._copied.exists()
+
+    def mark_copied(self) -> None:
+        """Record durably that submissions may be copies, so that link counts are not evidence."""
+        if not self.has_copies():
+            self._copied.touch(0o600)
+            self._syncs.sync(self._copied.parent)
+
+    def find(self, draft_id: str, file: Path) -> Path | None:
+        """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
+
+        A file with a single link has no submission, so no directory is listed for it, unless
+        submissions may be copies. Raises FileNotFoundError when the file does not exist.
+        """
+        if file.stat().st_nlink == 1 and not self.has_copies():
+            return None
+        return self._first(f"{draft_id}.")
+
+    def may_change(self, submission: Path) -> bool:
+        """Whether the submission at a path returned by find() waits for its time."""
+        return submission.parent == self.scheduled
+
+    def find_submission(self, submission_id: str) -> Path | None:
+        """The path of a submission, scheduled, ready or held; None if it does not exist."""
+        return self._first(f"{submission_id}@")
+
+    def _first(self, beginning: str) -> Path | None:
+        """Look first where a submission is before it is in the next."""
+        for place in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
+            if (found := _first(place, beginning)) is not None:
+                return found
+        return None
+
+    def clear(self) -> int:
+        """Remove all submissions that are ready or scheduled, or corrupt; return their number."""
+        removed = 0
+        for directory in (self.ready, self.scheduled, self._corrupt):
+            for name in list_names(directory):
+                remove(directory / name)
+                removed += 1
+        return removed
+
+    def changed_ns(self) -> int:
+        """When ready/ last changed, by the file system's clock; 0 if it does not exist yet.
+
+        If it was removed, it is made again.
+        """
+        changed_ns = _changed_ns(self.ready)
+        if not changed_ns:
+            self._make_again()
+        return changed_ns
+
+    def scheduled_changed_ns(self) -> int:
+        """When deferred/ last changed, like changed_ns()."""
+        return _changed_ns(self.scheduled)
+
+    def list_ready(self, known: Container[str], limit: int) -> list[PendingSubmission]:
+        """Up to `limit` submissions that are not in `known`, longest ready first.
+
+        An unreadable file does not block the others. Raises OSError if no submission could be read.
+        """
+        found: list[PendingSubmission] = []
+        trouble: OSError | None = None
+        for _, name in sorted(_listed(self.ready)):
+            if name.partition("@")[0] in known:
+                continue
+            if len(found) >= limit:
+                break
+            try:
+                if (submission := self.read(self.ready / name)) is not None:
+                    found.append(submission)
+            except OSError as error:
+                trouble = error
+        try:
+            if trouble is not None and not found:
+                raise trouble
+        finally:
+            del trouble
+        return found
+
+    def list_scheduled(self) -> list[tuple[int, str]]:
+        """The due time and file name of each scheduled send. No file is read."""
+        return _listed(self.scheduled)
+
+    def read(self, path: Path) -> PendingSubmission | None:
+        """Return the submission in a file of ready/ or deferred/, or of those in restored/.
+
+        None if the file does not exist. One whose record is damaged has neither account nor base
+        name: pickup ends it with a report.
+        """
+        match = SUBMISSION_FILE_NAME.fullmatch(path.name)
+        if match is None:
+            return None
+        try:
+            block = read_block_of(path)
+        except FileNotFoundError:
+            return None
+        at_us = int(match[3])
+        origin = block.origin if block is not None else _NO_ORIGIN
+        return PendingSubmission(
+            submission_id=f"{match[1]}.{match[2]}",
+            account=origin.account,
+            base_name=origin.base_name,
+            path=path,
+            ready_us=at_us,
+            options=SendOptions(
+                origin.save_to_sent_items,
+                origin.sent_folder,
+                at_us if path.parent.name == self.scheduled.name else 0,
+                origin.on_behalf_of,
+            ),
+        )
+
+    def prepared(self) -> list[PreparedFile]:
+        """The files in preparing/: at a start, those that a crash left."""
+        found = []
+        for name in list_names(self.preparing):
+            match, path = _PREPARED.fullmatch(name), self.preparing / name
+            if match is None:
+                found.append(PreparedFile(path, ""))
+            else:
+                found.append(PreparedFile(path, match[1], bool(match[2]), match[3] or ""))
+        return found
+
+    def sync(self, submission: PendingSubmission) -> None:
+        """Sync the directory that a submission is in."""
+        self._syncs.sync(submission.path.parent)
+
+    def sync_preparing(self) -> None:
+        """Sync preparing/."""
+        self._syncs.sync(self.preparing)
+
+    def finish(self, prepared: Path, place: str) -> None:
+        """Move a prepared submission to its place, "ready/…" or "deferred/…", if it has none yet.
+
+        Lists the directories, because its time may have come meanwhile.
+        """
+        found = self.find_submission(prepared.name.partition("@")[0])
+        self.make_ready(prepared, found or self.preparing.parent / place)
+
+    def make_ready(self, prepared: Path, submission: Path) -> None:
+        """Move a prepared submission to its place, if it is not there, durably.
+
+        It has one of the names at any time, also after a loss of power. A rename has that property
+        only on file systems that write both directories at once.
+        """
+        if not submission.exists():
+            link_or_rename(prepared, submission)
+        self._syncs.sync(submission.parent)
+        with suppress(FileNotFoundError):
+            prepared.unlink()
+
+    def sync_ready(self) -> None:
+        """Sync ready/."""
+        self._syncs.sync(self.ready)
+
+    def sync_scheduled(self) -> None:
+        """Sync deferred/."""
+        self._syncs.sync(self.scheduled)
+
+    def move_to_corrupt(self, path: Path) -> None:
+        """Move a file that cannot be processed to corrupt/, for the operator to inspect."""
+        make_directory(self._corrupt)
+        path.rename(self._corrupt / path.name)
+        self._syncs.sync(self._corrupt)
+        _log.error("submission corrupt", submission=path.name, moved_to=str(self._corrupt))
+
+
+def content_of(submission: PendingSubmission) -> Octets:
+    """Return the content of a submission, in memory if it is small.
+
+    Raises NoSuchItemError, OSError.
+    """
+    try:
+        descriptor = os.open(submission.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NoSuchItemError(f"The submission {submission.submission_id} was removed.") from None
+    try:  # few system calls: after each one a submission may wait for this thread
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes > LARGE_BYTES:
+            return FileOctets(submission.path, 0, size_bytes)
+        return MemoryOctets(os.read(descriptor, size_bytes))
+    finally:
+        os.close(descriptor)
+
+
+def draft_of(file_name: str) -> str:
+    """Return the draft's id, with which a submission's file name begins."""
+    return file_name.partition(".")[0]
+
+
+def read_block_of(path: Path) -> PrivateBlock | None:
+    """Read only the private block of a draft's file.
+
+    Raises OSError.
+    """
+    with open_message(path) as file:
+        head = file.read(FIRST_FIELD_BYTES)
+        length = private_block_length(head)
+        if not FIRST_FIELD_BYTES < length <= PRIVATE_BYTES_MAX:
+            return None
+        return read_block(head + file.read(length - len(head)))
+
+
+def _changed_ns(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _listed(directory: Path) -> list[tuple[int, str]]:
+    """The time in the name, and the name, of each submission in a directory."""
+    names = list_names(directory)
+    return [(int(one[3]), name) for name in names if (one := SUBMISSION_FILE_NAME.fullmatch(name))]
+
+
+def _first(directory: Path, beginning: str) -> Path | None:
+    """The first name with this beginning; the directory is read no further."""
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(beginning):
+                    return directory / entry.name
+    except FileNotFoundError:
+        pass
+    return None
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class OutboxPart(StorePart):
+    """A part of the store that works with submissions."""
+
+    directory: SubmissionDirectory  # `.submissions/`
+    log: SubmissionLog  # of steps 1 to 4

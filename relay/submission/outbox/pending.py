@@ -1,0 +1,191 @@
+"""The queue of pending submissions, from which pickup takes; how fast new ones come.
+
+Submissions of this process are offered directly; ready/ is listed for all others. Each submission
+is handed out once, and again only after retry(). Accounts are served round robin. Memory is
+bounded; ready/ is the queue. Errors of listing ready/ are logged and the listing is repeated.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from relay.base.clock import Clock, sleep_in_step
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.round_robin import RoundRobinQueue
+from relay.store.mailbox.types import PendingSubmission, StoreError
+
+SUBMISSIONS_IN_MEMORY_MAX = 10_000
+_SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted
+LISTING_INTERVAL_S = 1.0
+_LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
+
+_log = get_logger("outbox")
+
+
+class PendingSubmissions:
+    """The submissions that pickup processes or that wait for it.
+
+    Only offer() may be called outside the event loop.
+    """
+
+    def __init__(
+        self,
+        changed_ns: Callable[[], Awaitable[int]],
+        list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]],
+        *,
+        clock: Clock,
+        interval_s: float = LISTING_INTERVAL_S,
+        submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX,
+    ) -> None:
+        """`changed_ns` and `list_ready` query the directory in a thread."""
+        self._changed_ns = changed_ns
+        self._list_ready = list_ready
+        self._clock = clock
+        self._interval_s = interval_s
+        self._submissions_max = submissions_max
+        self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
+        self._known: dict[str, str] = {}  # the account by submission id
+        self._of_account: Counter[str] = Counter()
+        self._delayed: set[str] = set()  # ids of those that retry() hands out later
+        self._has_unlisted = True  # ready/ has some, or was not listed yet
+        self._on_ready: Callable[[], None] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listed_ns = -1
+        self._listings = 0
+        self._fault = RepeatedError()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def due_count(self) -> int:
+        """How many are in progress or wait to be taken, without those that retry() delays."""
+        return len(self._known) - len(self._delayed) + self._has_unlisted
+
+    async def watch(self, on_ready: Callable[[], None]) -> None:
+        """List ready/ when it changes, until cancelled; `on_ready`: take() may have more."""
+        self._loop = asyncio.get_running_loop()
+        self._on_ready = on_ready
+        while True:
+            await self._list()
+            await sleep_in_step(self._interval_s)  # real time: other processes give no notice
+
+    def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
+        """Hand out the next submission of an account that may start one.
+
+        At the start, the longest ready is first. The caller must call retry() or done().
+        """
+        account = next(filter(may_start, self._waiting), None)
+        return None if account is None else self._waiting.pop(account)
+
+    def offer(self, submission: PendingSubmission) -> None:
+        """Add a new submission, from any thread; before watch() it stays in the directory."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._add, [submission])
+
+    def retry(self, submission: PendingSubmission, delay_s: float) -> None:
+        """Hand a submission in progress out again after `delay_s` seconds."""
+        if submission.submission_id in self._known:
+            self._delayed.add(submission.submission_id)
+            self._clock.call_later(delay_s, self._put_back, submission)
+
+    def done(self, submission: PendingSubmission) -> None:
+        """Forget a submission that was removed."""
+        account = self._known.pop(submission.submission_id, None)
+        self._delayed.discard(submission.submission_id)
+        if account is not None:
+            self._of_account[account] -= 1
+            if not self._of_account[account]:
+                del self._of_account[account]
+
+    def clear(self) -> None:
+        """Forget all submissions: ready/ was emptied."""
+        self._waiting = RoundRobinQueue()
+        self._known.clear()
+        self._of_account.clear()
+        self._listed_ns = -1
+
+    def list_again(self) -> None:
+        """List ready/ again even if it has not changed: another one may be in its place."""
+        self._listed_ns = -1
+
+    async def _list(self) -> None:
+        """List ready/ if it changed, or if it had more entries than memory may hold."""
+        try:
+            changed_ns = await self._changed_ns()
+            if changed_ns != self._listed_ns:
+                self._listed_ns, self._listings = changed_ns, 0
+            room = self._submissions_max - len(self._known)
+            if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
+                return
+            found = await self._list_ready(frozenset(self._known), room)
+        except StoreError as error:
+            if self._fault.is_new(error):
+                _log.error("submissions not listed", reason=str(error))
+            return
+        self._fault.clear()
+        if len(found) < room:
+            self._listings += 1
+            self._has_unlisted = False
+        self._add(found)
+
+    def _add(self, submissions: Iterable[PendingSubmission]) -> None:
+        for one in submissions:
+            if one.submission_id in self._known or not self._has_room(one.account):
+                self._listings = 0  # ready/ may have more than is known here: list it again
+                self._has_unlisted = one.submission_id not in self._known
+                continue
+            self._known[one.submission_id] = one.account
+            self._of_account[one.account] += 1
+            self._waiting.push(one.account, one)
+        self._on_ready()
+
+    def _has_room(self, account: str) -> bool:
+        if len(self._known) < self._submissions_max:
+            return True
+        is_modest = self._of_account[account] < _SUBMISSIONS_PER_ACCOUNT_MAX
+        return is_modest and len(self._known) < 2 * self._submissions_max
+
+    def _put_back(self, submission: PendingSubmission) -> None:
+        self._delayed.discard(submission.submission_id)
+        if submission.submission_id in self._known:
+            self._waiting.push(submission.account, submission)
+            self._on_ready()
+
+
+RUSH = 0.5  # the recent fraction of time with a submit request in progress
+MOMENT_S = 0.02
+
+
+class RushMeter:
+    """Measures whether submit requests come in a rush, on one event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._in_progress = 0
+        self._level = 0.0  # the fraction of time, when last updated
+        self._updated_s = clock.real_s()
+
+    @contextmanager
+    def submission(self) -> Iterator[None]:
+        """Count a submit request as in progress inside the block."""
+        self._update()
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._update()
+            self._in_progress -= 1
+
+    def is_rush(self) -> bool:
+        """Whether requests were in progress for most of the recent time."""
+        self._update()
+        return self._level > RUSH
+
+    def _update(self) -> None:
+        now_s = self._clock.real_s()
+        now = 1.0 if self._in_progress else 0.0
+        self._level = now + (self._level - now) * math.exp((self._updated_s - now_s) / MOMENT_S)
+        self._updated_s = now_s

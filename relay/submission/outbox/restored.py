@@ -1,0 +1,206 @@
+"""The submissions that `relay restore` holds, in `.submissions/restored/`.
+
+Neither pickup nor the timer looks there. Their drafts cannot be changed, as those of submissions
+that are ready. Each keeps the name that it had in ready/ or deferred/. A release moves it back: it
+is ready as if it were submitted then, or it is sent at its time. Blocking; all raise OSError.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.message.content import LARGE_BYTES
+from relay.base.message.extended_properties import requested_send_options
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.store.mailbox.draft_files import submission_facts
+from relay.store.mailbox.folders import well_known_path
+from relay.store.mailbox.maildir import (
+    SYNC_FAILURES,
+    DirectorySync,
+    link_or_rename,
+    list_names,
+    make_directories,
+    open_message,
+    remove,
+)
+from relay.store.mailbox.message_file import MessageName, mailbox_directory, parse_name
+from relay.store.mailbox.types import PendingSubmission, WellKnown
+from relay.submission.outbox.on_disk import (
+    SUBMISSION_FILE_NAME,
+    SubmissionDirectory,
+    read_block_of,
+)
+
+_AT_ONCE = 256  # submissions that are moved with the same syncs
+
+
+class HeldSubmission(Struct, frozen=True):
+    """One that is held; `scheduled_us` is when it is to be sent, 0: as soon as it is released."""
+
+    facts: SubmissionFacts
+    scheduled_us: int
+    size_bytes: int
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class RestoredSubmissions:
+    """Holds, lists and lets go what was restored."""
+
+    directory: SubmissionDirectory  # `.submissions/`
+    syncs: DirectorySync  # shares fsyncs among threads
+    clock: Clock  # for the times at which submissions are ready
+    log: SubmissionLog  # of steps 1 to 4
+    offer: Callable[[PendingSubmission], None] = lambda _: None  # to pickup, or to the timer
+
+    def pending_ids(self) -> list[str]:
+        """Return the ids of all submissions, held or not."""
+        places = (self.directory.scheduled, self.directory.ready, *self._held)
+        return list(dict.fromkeys(one for place in places for one in _by_id(place)))
+
+    def count(self) -> int:
+        """Return how many are held."""
+        return sum(len(_by_id(held)) for held in self._held)
+
+    def hold(self, accepted: Collection[str], recorded: Mapping[str, str]) -> int:
+        """Hold everything that waits, in a restored directory; return how many. It is not synced.
+
+        What the spool has `accepted` is ready instead: pickup only files its original. Of
+        preparing/, only what has a key exists; `recorded` has its place.
+        """
+        directory = self.directory
+        for prepared in directory.prepared():
+            if prepared.submission_id in recorded and not prepared.is_change:
+                directory.finish(prepared.path, recorded[prepared.submission_id])
+            remove(prepared.path)
+        for place in self._held:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_ready: set[str] = set()
+        for place, held in zip((directory.ready, directory.scheduled), self._held, strict=True):
+            for submission_id, name in {**_by_id(held), **_by_id(place)}.items():
+                path = place / name if (place / name).exists() else held / name
+                if submission_id in is_ready:  # it became ready between two copies
+                    path.unlink()
+                elif submission_id in accepted:
+                    path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
+                elif path.parent != held:
+                    path.rename(held / name)
+                    if place == directory.scheduled:
+                        self._join_draft(held / name)
+                if place == directory.ready:
+                    is_ready.add(submission_id)
+        directory.mark_copied()
+        return self.count()
+
+    def listed(self, limit: int) -> Iterator[HeldSubmission]:
+        """Yield what is held, at most `limit`."""
+        names = [(held, name) for held in self._held for name in sorted(_by_id(held).values())]
+        for held, name in names[:limit]:
+            submission_id, _, at_us = name.partition("@")
+            with suppress(FileNotFoundError), open_message(held / name) as file:
+                facts = submission_facts(file.read(LARGE_BYTES), submission_id)
+                scheduled_us = int(at_us) if held == self.directory.restored_scheduled else 0
+                yield HeldSubmission(facts, scheduled_us, (held / name).stat().st_size)
+
+    def release(self) -> int:
+        """Let everything go, durably; return how many. A repeat continues after a crash."""
+        released = 0
+        SYNC_FAILURES.begin()
+        places = (self.directory.ready, self.directory.scheduled)
+        for held, place in zip(self._held, places, strict=True):
+            names = _by_id(held)
+            if names:
+                make_directories(place.parent, (place.name,))
+            for some in _slices(names):
+                self._move(some, held, place)
+                released += len(some)
+        return released
+
+    def cancel(self) -> int:
+        """Remove everything that is held, durably; the drafts stay. Return how many."""
+        SYNC_FAILURES.begin()
+        removed = 0
+        for held in self._held:
+            for some in _slices(_by_id(held)):
+                for submission_id, name in some.items():
+                    detail = {"cancelled": "by an operator", "reason": "it was restored"}
+                    if (found := self.directory.read(held / name)) is not None:
+                        self.log.remark(submission_id, detail, account=found.account)
+                    remove(held / name)
+                self.syncs.sync(held)
+                removed += len(some)
+        return removed
+
+    @property
+    def _held(self) -> tuple[Path, Path]:
+        return self.directory.restored_ready, self.directory.restored_scheduled
+
+    def _join_draft(self, path: Path) -> None:
+        """Let a scheduled send be its draft again, if that was changed between the two copies.
+
+        The newer one counts. A change that removed the time has cancelled the send.
+        """
+        submission = self.directory.read(path)
+        if submission is None or not submission.base_name:
+            return
+        draft = self._newest_draft(submission)
+        mine = parse_name(submission.base_name)
+        if draft is None or mine is None:
+            return
+        name, file = draft
+        if name.generation < mine.generation:
+            target = f"{submission.base_name},S={path.stat().st_size}:2,{name.flags}"
+            copyfile(path, file.with_name(target))
+            file.unlink()
+        elif name.generation > mine.generation:
+            block = read_block_of(file)
+            written = block and (block.properties or block.beside)
+            extended = written.extended if written else ()
+            options = requested_send_options(extended, now_us=self.clock.time_us())
+            path.unlink()
+            if options.scheduled_us:
+                copyfile(file, path.with_name(f"{submission.submission_id}@{options.scheduled_us}"))
+
+    def _newest_draft(self, submission: PendingSubmission) -> tuple[MessageName, Path] | None:
+        root = self.directory.ready.parent.parent
+        folder = well_known_path(mailbox_directory(root, submission.account), WellKnown.DRAFTS)
+        found = [
+            (name, directory / file_name)
+            for directory in (folder / "new", folder / "cur")
+            for file_name in list_names(directory)
+            if (name := parse_name(file_name)) and name.message_id == submission.draft_id
+        ]
+        return max(found, key=lambda one: one[0].generation, default=None)
+
+    def _move(self, names: Mapping[str, str], held: Path, place: Path) -> None:
+        """Give submissions a name in `place`, and then no other: after a crash each has one."""
+        moved = []
+        for submission_id, name in names.items():
+            target = place / name
+            if place == self.directory.ready:
+                target = self.directory.ready_path(submission_id, self.clock.queue_us())
+            link_or_rename(held / name, target)
+            moved.append(target)
+        self.syncs.sync(place)
+        for name in names.values():
+            remove(held / name)
+        self.syncs.sync(held)
+        for target in moved:
+            if (submission := self.directory.read(target)) is not None:
+                self.offer(submission)
+
+
+def _by_id(directory: Path) -> dict[str, str]:
+    """Return the submissions in a directory: id -> file name."""
+    names = list_names(directory)
+    return {one.partition("@")[0]: one for one in names if SUBMISSION_FILE_NAME.fullmatch(one)}
+
+
+def _slices(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    items = sorted(names.items())
+    for start in range(0, len(items), _AT_ONCE):
+        yield dict(items[start : start + _AT_ONCE])

@@ -1,0 +1,255 @@
+"""FileStore: all mailboxes under one root, over Maildir++ directories.
+
+app creates one. graph uses its parts `messages`, `lists`, `folders`, `attachments`, `uploads`,
+`arrivals`, `settings` and `submissions`. pickup uses `ready`, ingress and delivery the store
+itself. Each coroutine runs its blocking work in one thread of the store, and its results are
+durable when it returns. It raises only StoreError's children; errors of the disk become
+StoreUnavailableError. docs/design.md 3.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from relay.base.accounts.account import DEAD_LETTER
+from relay.base.clock import Clock, Ids
+from relay.base.crashpoints import CrashPoints
+from relay.base.message.content import Content
+from relay.store.journeys.submission_log import SubmissionLog
+from relay.store.mailbox.attachments import Attachments
+from relay.store.mailbox.draft_files import NewNames
+from relay.store.mailbox.folder_tree import FolderTree
+from relay.store.mailbox.folders import Folders
+from relay.store.mailbox.inbox import Inbox
+from relay.store.mailbox.index.background import IndexBuilder
+from relay.store.mailbox.index.indexes import Indexes
+from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
+from relay.store.mailbox.mailbox_list import MailFile, remove_files, stored_files
+from relay.store.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
+from relay.store.mailbox.message_file import mailbox_directory
+from relay.store.mailbox.message_lists import MessageLists
+from relay.store.mailbox.messages import Messages
+from relay.store.mailbox.old_files import OldFiles
+from relay.store.mailbox.owed_copies import OwedCopies
+from relay.store.mailbox.quota import Quota
+from relay.store.mailbox.settings_file import SettingsFiles
+from relay.store.mailbox.threads import AccountQueues, ThreadPool
+from relay.store.mailbox.types import (
+    DeliveryResult,
+    QuotaLimits,
+    Room,
+    StoreUnavailableError,
+    WellKnown,
+)
+from relay.submission.outbox.arrivals import Arrivals
+from relay.submission.outbox.idempotency import KeyedSubmissions
+from relay.submission.outbox.on_disk import ClockAnchorFile, SubmissionDirectory
+from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.outbox.restored import RestoredSubmissions
+from relay.submission.outbox.scheduled import ScheduledSends
+from relay.submission.outbox.submit import Submissions
+from relay.submission.outbox.unfinished import UnfinishedSubmissions
+from relay.submission.outbox.upload_sessions import Uploads
+
+_THREADS = 16  # they share fsyncs: more threads, fewer fsyncs per message
+_QUERY_THREADS = 4
+_FOLDER_THREADS = 4  # a folder of many messages takes long to copy or remove
+
+
+class FileStore:
+    """The mail store, with a part for each kind of work. A DeliveryStore."""
+
+    def __init__(
+        self,
+        root: MailRoot,
+        *,
+        clock: Clock,
+        ids: Ids,
+        crash: CrashPoints,
+        log: SubmissionLog,
+        hostname: str,
+        limits_of: Callable[[str], QuotaLimits],
+        dead_letter: Path,
+    ) -> None:
+        """`dead_letter` is the Maildir of the account DEAD_LETTER."""
+
+        def directory_of(account: str) -> Path:
+            return dead_letter if account == DEAD_LETTER else mailbox_directory(root.path, account)
+
+        clock.resume(ClockAnchorFile(root.path / SUBMISSIONS).read())
+        self._root, self._clock, self._log = root, clock, log
+        pool = partial(ThreadPool, check_root=root.check, on_failure=root.note_failure)
+        self._threads = pool(_THREADS, "mailbox")
+        self._query_threads = pool(_QUERY_THREADS, "mailbox-query")
+        self._folder_threads = pool(_FOLDER_THREADS, "mailbox-folders")
+        self._syncs = syncs = DirectorySync()
+        self._folders = Folders(directory_of, syncs)
+        self._index = Indexes(clock)
+        self._quota = Quota(limits_of, self._index)
+        self._directory = SubmissionDirectory(root.path / SUBMISSIONS, syncs)
+        self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, syncs)
+        part: dict[str, Any] = {
+            "threads": self._threads, "clock": clock, "crash": crash, "root": root,
+            "folders": self._folders, "index": self._index, "quota": self._quota,
+            "names": NewNames(clock, ids, hostname), "stripes": Stripes(), "syncs": syncs,
+            "old_files": OldFiles(clock=clock, index=self._index),
+        }  # fmt: skip
+        outbox_part = {**part, "directory": self._directory, "log": log}
+        self._scheduled = ScheduledSends(
+            **outbox_part, has_open_of=self.keys.has_open_of,
+            on_scheduled=lambda one: self.ready.offer(one),  # noqa: PLW0108 - it is made later
+        )  # fmt: skip
+        self._open_mailboxes(part)
+        self._open_submissions(outbox_part)
+        self._builder = IndexBuilder(root, self._index, clock=clock, may_work=self._is_idle)
+        self.build_indexes = self._builder.run
+
+    def _open_mailboxes(self, part: dict[str, Any]) -> None:
+        queries = AccountQueues(self._query_threads)
+        self._inbox, self.settings = Inbox(**part), SettingsFiles(**part)
+        self.messages = Messages(**part, scheduled=self._scheduled)
+        self.lists = MessageLists(**part, queries=queries)
+        self.folders = FolderTree(
+            **part, queries=queries, changes=AccountQueues(self._folder_threads)
+        )
+        self.attachments = Attachments(**part, messages=self.messages)
+        self.owed_copies = OwedCopies(**part)
+
+    def _open_submissions(self, part: dict[str, Any]) -> None:
+        self._unfinished = UnfinishedSubmissions(**part, keyed=self.keys)
+        self.uploads = Uploads(**part, attachments=self.attachments)
+        self.ready = ReadySubmissions(
+            **part, scheduled=self._scheduled, keyed=self.keys, inbox=self._inbox
+        )
+        self.submissions = Submissions(
+            **part, ready=self.ready, scheduled=self._scheduled, keyed=self.keys,
+            unfinished=self._unfinished,
+        )  # fmt: skip
+        self.restored = RestoredSubmissions(
+            directory=self._directory, syncs=part["syncs"], clock=self._clock, log=self._log,
+            offer=self.ready.offer,
+        )  # fmt: skip
+        self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
+
+    def close(self) -> None:
+        """End the threads after their current work."""
+        self._index.stop()
+        for one in (self._builder, self._query_threads, self._folder_threads, self._threads):
+            one.close()
+        self._index.close()
+        self.owed_copies.close()
+
+    # -- step 6
+
+    async def room(self, account: str, size: int) -> Room:
+        """Whether `size` bytes fit under the quota. If that cannot be read now, mail is taken and
+        waits: its delivery checks again.
+        """
+        if not self._quota.is_limited(account):
+            return Room.FITS
+        try:
+            mailbox = self._folders.directory(account)
+            return await self._threads.run(self._quota.room, account, mailbox, size)
+        except StoreUnavailableError:
+            return Room.FITS
+
+    async def deliver(
+        self,
+        account: str,
+        *,
+        unique: str,
+        content: Content,
+        folder: WellKnown = WellKnown.INBOX,
+        over_quota: bool = False,
+        is_repeat: bool = False,
+    ) -> DeliveryResult:
+        """Deliver a message to a folder."""
+        result = await self._threads.run(
+            self._inbox.deliver,
+            account,
+            unique=unique,
+            content=content,
+            folder=folder,
+            over_quota=over_quota,
+            is_repeat=is_repeat,
+        )
+        self._builder.note_delivery(self._folders.directory(account))
+        return result
+
+    # -- the mail root
+
+    async def keep_anchor(self) -> None:
+        """Write down the clock, for the next start."""
+        anchor_file = ClockAnchorFile(self._root.path / SUBMISSIONS)
+        await self._threads.run(lambda: anchor_file.write(self._clock.anchor()))
+
+    async def stored_files(self) -> list[MailFile]:
+        """Return all message files, for the retention of the development relay."""
+        return await self._threads.run(stored_files, self._root.path)
+
+    async def remove_files(self, files: Iterable[MailFile]) -> int:
+        """Remove message files; return how many were there."""
+        return await self._threads.run(remove_files, files)
+
+    async def attend_root(self) -> None:
+        """Notice that the mail root is missing, or refuses all writes, and when it is back.
+
+        Repeat the removal of unfinished submissions if it has failed. Called each second. Raises
+        what taking its lock raises, and StoreUnavailableError.
+        """
+        if not await asyncio.to_thread(self._root.attend):
+            try:
+                await self._threads.run_alone(self._reopen)
+            finally:
+                self.ready.pending.list_again()
+        elif self._unfinished.is_due:
+            await self._threads.run_alone(self._remove_unfinished)
+
+    async def clear(self, trash: Path) -> int:
+        """Remove all mailboxes, submissions and upload sessions, and the submission log; return the
+        number of submissions. The mailboxes are moved into `trash`, on the same file system.
+
+        No other call runs meanwhile. For tests and development only.
+        """
+        removed = await self._threads.run_alone(lambda: self._clear(trash))
+        self.ready.clear()
+        return removed
+
+    def _is_idle(self) -> bool:
+        pools = (self._threads, self._query_threads, self._folder_threads)
+        return all(one.is_idle for one in pools)
+
+    # -- in a thread
+
+    def _clear(self, trash: Path) -> int:
+        removed = self._directory.clear()
+        self.keys.clear()
+        self.uploads.clear()
+        self._log.clear()
+        self._index.forget()
+        trash.mkdir(mode=0o700, exist_ok=True)
+        domains = [
+            self._root.path / name for name in list_names(self._root.path) if name[:1] != "."
+        ]
+        for number, directory in enumerate([*domains, self._folders.directory(DEAD_LETTER)]):
+            with suppress(FileNotFoundError):
+                directory.rename(trash / str(number))
+        return removed
+
+    def _reopen(self) -> None:
+        """Use the root again, without what is remembered of it: it may have been restored."""
+        self._index.forget()
+        self.keys.forget()
+        self._log.close()
+        self._inbox.forget()
+        self._directory.forget()
+        keeps_order.cache_clear()
+        if self._root.reopen():  # requests that were in progress got no 202
+            self._unfinished.remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        self._root.check()
+        self._unfinished.remove_unfinished()

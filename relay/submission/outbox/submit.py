@@ -1,0 +1,431 @@
+"""Submit drafts: steps 1 and 2.
+
+The order of every fsync, link and rename is that of docs/design.md 1, and each has a crash point.
+Everything can be repeated after a crash at any of them.
+
+Submitting raises StoreError's children and OSError. After an error neither the draft nor the
+pending submission is left, and no power loss brings the submission back. If the disk cannot
+guarantee that, OutcomeUnknownError is raised. With a key it is kept and sent, once it is recorded.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from relay.base.crashpoints import CrashPoint
+from relay.base.files import fsync_path
+from relay.base.message.content import LARGE_BYTES, Octets
+from relay.base.message.properties import MessageProperties
+from relay.formats.draft import DraftAttachment, read_private_block
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.submission_log import NOT_ANSWERED, SubmissionFacts
+from relay.store.mailbox.draft_files import (
+    ComposedDraft,
+    DraftIdentity,
+    compose,
+    facts_of,
+    next_generation,
+    submission_facts,
+)
+from relay.store.mailbox.folders import well_known_path
+from relay.store.mailbox.maildir import (
+    SYNC_FAILURES,
+    finish_content,
+    in_order_with,
+    place_again,
+    remove,
+    retry_if_renamed,
+)
+from relay.store.mailbox.message_file import (
+    NEW_DRAFT,
+    MessageFile,
+    open_octets,
+)
+from relay.store.mailbox.store_part import in_thread
+from relay.store.mailbox.types import (
+    NO_PRECONDITION,
+    BeingSentError,
+    NotADraftError,
+    OutcomeUnknownError,
+    PendingSubmission,
+    Precondition,
+    SendOptions,
+    StoreUnavailableError,
+    WellKnown,
+)
+from relay.submission.outbox.idempotency import KeyedSubmission, KeyedSubmissions
+from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart
+from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.outbox.scheduled import ScheduledSends
+from relay.submission.outbox.unfinished import UnfinishedSubmissions
+
+_MAILBOXES_REMEMBERED = 1000
+_DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending
+_IN_DRAFTS = {"folder": str(WellKnown.DRAFTS)}
+
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def _requested(
+    method: Callable[Concatenate["Submissions", _Parameters], PendingSubmission],
+) -> Callable[Concatenate["Submissions", _Parameters], Coroutine[Any, Any, PendingSubmission]]:
+    """Make a blocking method a coroutine that submits, then offers the submission to pickup.
+
+    The offer does not delay the response. If the caller is cancelled, pickup finds the submission
+    when it lists ready/.
+    """
+
+    @wraps(method)
+    async def submitted(
+        made: "Submissions", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> PendingSubmission:
+        with made.ready.rush.submission():
+            submission = await made.threads.run(method, made, *args, **kwargs)
+        made.ready.offer(submission)
+        return submission
+
+    return submitted
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Submissions(OutboxPart):
+    """Makes submissions, and finds those with a key. submit_composed() blocks."""
+
+    scheduled: ScheduledSends  # a change of a draft cancels or changes them
+    keyed: KeyedSubmissions  # the records of keys
+    unfinished: UnfinishedSubmissions  # finishes submissions that a failing disk interrupted
+    ready: ReadySubmissions  # hands new submissions to pickup
+
+    @_requested
+    def submit_new(
+        self,
+        account: str,
+        content: MessageProperties | bytes,
+        options: SendOptions,
+        *,
+        kept: Sequence[DraftAttachment] = (),
+    ) -> PendingSubmission:
+        """Write a draft and its pending submission: sendMail and reply, steps 1 and 2.
+
+        Raises MailboxFullError, StoreUnavailableError.
+        """
+        identity = self.names.identity(account, options)
+        return self.submit_composed(compose(content, identity, kept))
+
+    def submit_composed(self, draft: ComposedDraft) -> PendingSubmission:
+        """Submit a new draft. If its file is already written, it is in preparing/ under the
+        submission's id.
+        """
+        account = draft.identity.account
+        mailbox = self.folders.mailbox(account)
+        submission_id = first_submission(draft.identity)
+        with (
+            self.quota.room_for(account, mailbox, draft.size, base_name=draft.identity.base_name),
+            self.stripes.of(draft.identity.message_id),  # no PATCH before the submission is ready
+        ):
+            return self._write_and_submit(mailbox, draft, submission_id)
+
+    @_requested
+    @retry_if_renamed
+    def submit_draft(
+        self,
+        account: str,
+        message_id: str,
+        options: SendOptions,
+        *,
+        condition: Precondition = NO_PRECONDITION,
+    ) -> PendingSubmission:
+        """Submit an existing draft: /send.
+
+        Also raises NoSuchItemError, NotADraftError, BeingSentError, MessageChangedError.
+        """
+        mailbox = self.folders.mailbox(account)
+        with self.stripes.of(message_id):
+            located = self.index.get_if(mailbox, message_id, condition)
+            if not located.is_draft:
+                raise NotADraftError("Only a draft can be sent.")
+            if (waiting := self.scheduled.scheduled_submission(message_id, located)) is not None:
+                return self._as_before(waiting, options, open_octets(located))
+            stored = open_octets(located)
+            # The queue time makes the ids of later sends of the same draft greater.
+            submission_id = f"{message_id}.{self.clock.queue_us()}"
+            block, _ = read_private_block(stored)
+            if (
+                block is not None
+                and block.origin.account == account
+                and block.origin.base_name == located.name.base_name
+                and block.origin.save_to_sent_items == options.save_to_sent_items
+                and block.origin.sent_folder == options.sent_folder
+                and block.origin.on_behalf_of == options.on_behalf_of
+                and located.folder.well_known is WellKnown.DRAFTS
+                and (block.is_mime or self.clock.time_us() - block.origin.modified_us < _DATE_US)
+            ):
+                submission = self._new_submission(
+                    located.name.base_name, submission_id, account=account, options=options
+                )
+                facts = submission_facts(stored.read(0, LARGE_BYTES), submission_id)
+                prepare = partial(self._link_prepared, located=located)
+                created_us = block.origin.created_us
+                return self._submit(submission, facts, prepare, created_us=created_us)
+            identity = self.names.next_identity(account, located, stored, options=options)
+            draft = next_generation(stored, identity, change=None)
+            submission = self._write_and_submit(mailbox, draft, submission_id)
+            with suppress(OSError):  # it is being sent; the index removes the old file later
+                remove(located.path)
+            return submission
+
+    @in_thread
+    def find_keyed(self, account: str, slot: str) -> KeyedSubmission | None:
+        """See KeyedSubmissions.find()."""
+        if self.unfinished.is_due:
+            raise StoreUnavailableError(
+                "Interrupted submissions are not finished yet: repeat the request later."
+            )
+        return self.keyed.find(account, slot)
+
+    @in_thread
+    def remove_unfinished(self) -> int:
+        """See UnfinishedSubmissions.remove_unfinished()."""
+        return self.unfinished.remove_unfinished()
+
+    @in_thread
+    def settle_keys(self) -> None:
+        """See UnfinishedSubmissions.settle_keys()."""
+        self.unfinished.settle_keys(self.ready.offer)
+
+    def _as_before(
+        self, submission: PendingSubmission, options: SendOptions, draft: Octets
+    ) -> PendingSubmission:
+        """Accept a second send of a scheduled draft if its options are the same."""
+        if submission.options != options:
+            raise BeingSentError(
+                "The message is scheduled to be sent. Remove its send time before you send it with "
+                "other options."
+            )
+        if options.key is None:
+            return submission
+        facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
+        return self._recorded(dataclasses.replace(submission, options=options), facts)
+
+    def _write_and_submit(
+        self, mailbox: Path, draft: ComposedDraft, submission_id: str
+    ) -> PendingSubmission:
+        """Write a draft and submit it.
+
+        The file is written in preparing/ and linked into Drafts from there. A start therefore finds
+        unfinished submissions without reading any mailbox, and there is no third name to remove.
+        """
+        self.old_files.clean(mailbox)
+        placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
+        account, options = draft.identity.account, draft.identity.options
+        submission = self._new_submission(
+            draft.identity.base_name, submission_id, account=account, options=options
+        )
+        prepare = partial(self._write_prepared, draft=draft, placed=placed)
+        return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
+
+    def _write_prepared(self, prepared: Path, *, draft: ComposedDraft, placed: Path) -> bool:
+        """Write a draft in preparing/, and link it into the mailbox; without hard links, copy it
+        through tmp/. Return whether the next sync covers its names.
+        """
+        descriptor = draft.write(prepared)
+        self.crash.reached(CrashPoint.DRAFT_WRITTEN)
+        in_order = finish_content(descriptor)
+        self.crash.reached(CrashPoint.DRAFT_WRITTEN_BACK)
+        is_link = place_again(prepared, placed)
+        if not is_link:
+            self.directory.mark_copied()
+        self.crash.reached(CrashPoint.DRAFT_LINKED)
+        return in_order and is_link
+
+    def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
+        """Give a draft whose file needs no change a name in preparing/. Return whether the next
+        sync covers it.
+        """
+        self.directory.prepare(located.path, prepared)
+        self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
+        return in_order_with(prepared.stat(), located.directory)
+
+    def _submit(
+        self,
+        submission: PendingSubmission,
+        facts: SubmissionFacts,
+        prepare: Callable[[Path], bool],
+        *,
+        placed: Path | None = None,
+        created_us: int | None = None,
+    ) -> PendingSubmission:
+        """Make a submission ready. After an error neither it nor its new draft `placed` is left.
+
+        `prepare` puts its file into preparing/; it returns whether the next sync covers its names.
+        `created_us` is when the draft was created; None is now. Raises OutcomeUnknownError if
+        the submission may be left.
+        """
+        self.directory.make()
+        prepared = self.directory.prepared_path(submission.submission_id, submission.options.key)
+        drafts = [placed] if placed is not None else []
+        has_key = submission.options.key is not None
+        is_named = False
+        try:
+            is_covered = prepare(prepared)
+            self._record_submission(submission, facts, created_us=created_us)
+            if not has_key:
+                is_named = True
+                os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
+                self.crash.reached(CrashPoint.SUBMISSION_READY)
+            if placed is not None:
+                if not is_covered:
+                    self.syncs.sync(placed.parent)
+                self.crash.reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
+            if has_key:
+                submission = self._recorded(submission, facts, is_covered=is_covered)
+            else:
+                self.directory.sync(submission)
+                self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OutcomeUnknownError:  # it is recorded and sent when the disk works again
+            raise
+        except BaseException:
+            if is_named:
+                self._remove_submission(prepared, submission, *drafts)
+            _remove_all(prepared, *drafts)
+            with suppress(OSError):  # as far as the disk allows
+                self.log.withdraw(facts)
+            raise
+        if has_key:
+            self._make_ready(prepared, submission)
+        return submission
+
+    def _recorded(
+        self, submission: PendingSubmission, facts: SubmissionFacts, *, is_covered: bool = False
+    ) -> PendingSubmission:
+        """Record a submission with a key, when only its name in ready/ is not durable yet, or the
+        next sync covers all other names.
+
+        It exists from then on: UnfinishedSubmissions makes it ready after a crash. Raises
+        BeingSentError if the key was used meanwhile, and OutcomeUnknownError if the disk fails. In
+        this case it is sent once the disk works, or a start finds no record and removes it.
+        """
+        if not is_covered:
+            self.directory.sync_preparing()
+        self.crash.reached(CrashPoint.PREPARING_DIRECTORY_SYNCED)
+        submission = dataclasses.replace(submission, internet_message_id=facts.message_id)
+        try:
+            self.keyed.record(submission)
+        except StoreUnavailableError as error:
+            self.keyed.leave_open(submission)
+            raise OutcomeUnknownError(
+                f"The record of {submission.submission_id} could not be written: {error} "
+                "It will be sent when the disk works again."
+            ) from error
+        self.crash.reached(CrashPoint.KEY_RECORDED)
+        return submission
+
+    def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
+        """Put a recorded submission where pickup or the timer finds it. If the disk fails, the
+        submission stays open, and settle_keys() does it.
+
+        Raises OutcomeUnknownError if it may have no durable name: renamed, on a disk without links.
+        """
+        try:
+            self.directory.make_ready(prepared, submission.path)
+            self.crash.reached(CrashPoint.SUBMISSION_READY)
+            self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
+        except OSError as error:
+            self.keyed.leave_open(submission)
+            if not prepared.exists():
+                raise OutcomeUnknownError(
+                    f"The mail store's disk failed when {submission.submission_id} was submitted: "
+                    f"{error.strerror or error}. It will be sent when the disk works again."
+                ) from error
+
+    def _record_submission(
+        self, submission: PendingSubmission, facts: SubmissionFacts, *, created_us: int | None
+    ) -> None:
+        """Record steps 1 and 2 before pickup can see the submission.
+
+        Every ready submission has these events, and their times precede those of pickup.
+        """
+        now_us = self.clock.time_us()
+        created = Event(Step.CREATED, now_us if created_us is None else created_us, _IN_DRAFTS)
+        notified = Event(Step.NOTIFIED, self.clock.time_us(), submission.options.notified_detail())
+        self.log.append(facts, created, notified)
+
+    def _remove_submission(
+        self, prepared: Path, submission: PendingSubmission, *drafts: Path
+    ) -> None:
+        """Remove a submission that failed and its draft, and make the removal durable.
+
+        Does nothing while the file still has its name in preparing/.
+
+        A journal commit of the file system may already have made the name durable. A successful
+        sync counts even after an earlier one failed, because the removal is a new change that it
+        has to write. Raises OutcomeUnknownError. A submission that cannot be removed is left with
+        its draft, and pickup sends it.
+        """
+        if prepared.exists() and not submission.path.exists():
+            return
+        SYNC_FAILURES.begin()
+        places = self.root.places
+        try:
+            for path in places(submission.path):
+                remove(path)
+            for draft in drafts:
+                _remove_all(*places(draft))
+            if len(places(submission.path)) == 1:
+                self.directory.sync(submission)
+            else:  # in the root, which is open; where the path leads now, nothing is sent
+                fsync_path(places(submission.path)[-1].parent)
+        except OSError as error:
+            with suppress(OSError):  # it may be sent, no client got an answer: it cannot be lost
+                detail = {NOT_ANSWERED: True}
+                self.log.remark(submission.submission_id, detail, account=submission.account)
+            raise OutcomeUnknownError(
+                f"The mail store's disk failed while {submission.submission_id} was submitted, and "
+                f"again when the submission was removed: {error.strerror or error}. Whether it "
+                "will be sent is not known."
+            ) from error
+
+    def _new_submission(
+        self, base_name: str, submission_id: str, *, account: str, options: SendOptions
+    ) -> PendingSubmission:
+        """A submission that is ready now, or scheduled if its send time is in the future."""
+        directory = self.directory
+        if options.scheduled_us > self.clock.time_us():
+            at_us = options.scheduled_us
+            path = directory.scheduled_path(submission_id, at_us)
+        else:
+            at_us = self.clock.queue_us()
+            if options.scheduled_us:
+                options = dataclasses.replace(options, scheduled_us=0)
+            path = directory.ready_path(submission_id, at_us)
+        return PendingSubmission(
+            submission_id=submission_id,
+            account=account,
+            base_name=base_name,
+            path=path,
+            ready_us=at_us,
+            options=options,
+        )
+
+
+@lru_cache(maxsize=_MAILBOXES_REMEMBERED)
+def _drafts_of(mailbox: Path) -> Path:
+    """The directory with a mailbox's drafts."""
+    return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+
+
+def first_submission(identity: DraftIdentity) -> str:
+    """Return the id of the submission of a draft created by the same request."""
+    return f"{identity.message_id}.{FIRST_SUBMISSION}"
+
+
+def _remove_all(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            remove(path)

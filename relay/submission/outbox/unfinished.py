@@ -1,0 +1,236 @@
+"""Remove what interrupted submissions left, and finish what they began.
+
+The API role does so before it accepts requests. Only one process has that role for a mail root, so
+no other process can be using these files. A draft whose submission was ready, or that existed
+before its submission, is never removed.
+
+Here too: the records of keys that Relay 0.2.0 left, rows of `.submissions/keys.sqlite`. They are
+read over once. Those that may still be used become files (idempotency.py).
+
+Methods raise OSError. At a start, errors are logged and the next start tries again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from relay.base.clock import Clock, rfc3339
+from relay.base.files import fsync_path, sync_disk
+from relay.base.message.content import LARGE_BYTES
+from relay.base.observe.logs import get_logger
+from relay.formats.draft import DraftOrigin
+from relay.store.mailbox.draft_files import submission_facts
+from relay.store.mailbox.maildir import (
+    SYNC_FAILURES,
+    open_message,
+    place_again,
+    remove,
+)
+from relay.store.mailbox.message_file import parse_name
+from relay.store.mailbox.types import (
+    PendingSubmission,
+    StoreError,
+    StoreUnavailableError,
+    WellKnown,
+)
+from relay.submission.outbox.idempotency import KeyedSubmission, KeyedSubmissions
+from relay.submission.outbox.on_disk import (
+    FIRST_SUBMISSION,
+    OutboxPart,
+    PreparedFile,
+    SubmissionDirectory,
+    draft_of,
+    read_block_of,
+)
+
+_SETTLED_AT_ONCE = 100
+
+_log = get_logger("outbox")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class UnfinishedSubmissions(OutboxPart):
+    """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
+
+    keyed: KeyedSubmissions  # the records of keys
+    is_due: bool = field(default=False, init=False)  # remove_unfinished() has failed
+
+    def remove_unfinished(self) -> int:
+        """Remove the files in preparing/ and the drafts of the same requests; return their number.
+
+        A submission whose key is recorded exists already: it is made ready instead.
+        A file that cannot be removed stays for the next start and does not block the others.
+
+        Raises OSError, StoreUnavailableError if a submission may be left that exists: then it
+        `is_due` again, while no other call of the store runs.
+        """
+        self.is_due = True
+        submissions = self.directory
+        read_old_keys(submissions, self.keyed, self.clock)
+        found = submissions.prepared()
+        removed, unfinished = 0, ""
+        for prepared in found:
+            SYNC_FAILURES.begin()
+            try:
+                try:
+                    place = self.keyed.place_of(prepared)
+                    if place:
+                        submissions.finish(prepared.path, place)
+                        continue
+                except OSError as error:
+                    unfinished = f"{prepared.submission_id} cannot be made ready: {error}"
+                    continue
+                self._remove_one(prepared)
+            except (OSError, StoreError) as error:
+                _log.error("stale file kept", file=str(prepared.path), reason=str(error))
+            else:
+                removed += 1
+        if unfinished:
+            raise StoreUnavailableError(unfinished)
+        self.is_due = False
+        return removed  # not synced: the next start removes what reappears after a power loss
+
+    def _remove_one(self, prepared: PreparedFile) -> None:
+        submissions = self.directory
+        block = read_block_of(prepared.path)
+        if prepared.is_change and block is not None:
+            self._finish_change(prepared, block.origin)
+        is_interrupted = (
+            prepared.submission_id != ""
+            and not prepared.is_change
+            and submissions.find_submission(prepared.submission_id) is None
+        )
+        if is_interrupted:  # its steps 1 and 2 may already be recorded
+            self._remove_draft(prepared.path, prepared.submission_id)
+        remove(prepared.path)
+
+    # -- submissions with a key whose request met a failing disk
+
+    def settle_keys(self, offer: Callable[[PendingSubmission], None]) -> None:
+        """Record open submissions and make them ready; `offer` is called with each. Where no
+        submission needs its record, remove those that have expired.
+
+        A bounded number. Raises OSError, StoreUnavailableError after all were tried.
+        """
+        failure: OSError | StoreError | None = None
+        for one in self.keyed.open_submissions(_SETTLED_AT_ONCE):
+            SYNC_FAILURES.begin()
+            try:
+                with self.stripes.of(one.draft_id):
+                    path = self._settle(one)
+            except (OSError, StoreError) as error:
+                failure = error
+                continue
+            if path is not None and (found := self.directory.read(path)) is not None:
+                offer(found)
+        if failure is not None:
+            raise StoreUnavailableError(str(failure))
+        if not self.is_due and not self.keyed.has_open:
+            self.keyed.remove_expired()
+
+    def _settle(self, one: PendingSubmission) -> Path | None:
+        """Record and finish an open submission; return its path. One without a file is gone."""
+        keyed, submissions = self.keyed, self.directory
+        prepared = submissions.prepared_path(one.submission_id, one.options.key)
+        if prepared.exists() or submissions.find_submission(one.submission_id) is not None:
+            keyed.record_again(one)
+            submissions.finish(prepared, f"{one.path.parent.name}/{one.path.name}")
+        else:
+            self.root.check()  # else it may only be out of sight
+        keyed.settled(one.submission_id)
+        return submissions.find_submission(one.submission_id)
+
+    def _remove_draft(self, submission: Path, submission_id: str) -> None:
+        """Withdraw the events of a submission, and remove its draft if the same request made it."""
+        block = read_block_of(submission)
+        if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
+            mailbox = self.folders.mailbox(block.origin.account)
+            located = self.index.find_by_base_name(mailbox, block.origin.base_name)
+            if located is not None and located.is_draft:
+                remove(located.path)
+                self.syncs.sync(located.directory)
+        with open_message(submission) as file:
+            head = file.read(LARGE_BYTES)
+        self.log.withdraw(submission_facts(head, submission_id))
+
+    def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
+        """Finish an interrupted change of a scheduled draft: if its submission was replaced or
+        cancelled, or if the draft was moved or deleted, which cancels it.
+        """
+        submissions = self.directory
+        submission = submissions.find_submission(prepared.submission_id)
+        block = read_block_of(submission) if submission else None
+        if submission and (block is None or block.origin.base_name != origin.base_name):
+            return
+        mailbox = self.folders.mailbox(origin.account)
+        draft_id = draft_of(prepared.submission_id)
+        before, changed = self.index.find(mailbox, draft_id), parse_name(origin.base_name)
+        if before and before.is_draft and changed and before.generation < changed.generation:
+            base = f"{origin.base_name},S={prepared.path.stat().st_size}"
+            placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
+            place_again(prepared.path, placed)
+            self.syncs.sync(before.folder.path / "cur")
+            remove(before.path)
+        is_taken_away = before is None or before.folder.well_known is not WellKnown.DRAFTS
+        if submission and is_taken_away and submissions.may_change(submission):
+            remove(submission)
+            submission = None
+        if submission is None and (before is None or before.is_draft):
+            detail = {"cancelled": rfc3339(self.clock.time_us())}
+            self.log.remark(prepared.submission_id, detail, account=origin.account)
+
+
+_FILE = "keys.sqlite"
+_BELONGING = ("-shm", "-wal", ".last-commit", "")  # the file last: without it nothing is read
+_KEPT_US = 86_400_000_000
+# `is_removed`: the request failed, and its submission was being removed.
+_ROWS = (
+    "SELECT account, slot, at_us, is_removed, fingerprint, submission_id, place,"
+    " internet_message_id, preference_applied FROM submission WHERE at_us > ? ORDER BY at_us"
+)
+
+
+def read_old_keys(directory: SubmissionDirectory, keyed: KeyedSubmissions, clock: Clock) -> None:
+    """Read over what 0.2.0 left, if there is any. Raises OSError, StoreUnavailableError.
+
+    When the records are durable, the old file goes. A crash before that leaves it to the next
+    start, which writes the same files. With it a submission becomes ready whose key was recorded
+    when the process died, before it had its place.
+    """
+    folder = directory.ready.parent
+    if not (file := folder / _FILE).exists():
+        return
+    for account, slot, at_us, is_removed, *values in _rows(file, clock):
+        record = KeyedSubmission(*values)
+        name = f"{hashlib.sha256(account.encode()).hexdigest()[:16]}-{slot.hex()}"
+        if is_removed and directory.find_submission(record.submission_id) is None:
+            continue
+        keyed.write_old(name, record, at_us=at_us)
+        with suppress(FileNotFoundError):
+            prepared = directory.preparing / record.submission_id
+            prepared.rename(f"{prepared}@{name}")
+    sync_disk(folder)
+    for ending in _BELONGING:
+        (folder / f"{_FILE}{ending}").unlink(missing_ok=True)
+    fsync_path(folder)
+    keyed.forget()
+
+
+def _rows(file: Path, clock: Clock) -> Iterator[Any]:
+    try:
+        with closing(apsw.Connection(str(file))) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").get
+            if found != "ok":  # before the first row is written
+                raise apsw.CorruptError(found)
+            if connection.pragma("user_version"):  # else it has no tables yet
+                yield from connection.execute(_ROWS, (clock.confirmed_us() - _KEPT_US,))
+    except apsw.Error as error:
+        raise StoreUnavailableError(
+            f"the keys in {file} of Relay 0.2.0 cannot be read: {error}; without this file they are"
+            " unknown, and a repeat of their requests is carried out again"
+        ) from error

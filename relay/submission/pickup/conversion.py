@@ -1,0 +1,280 @@
+"""Convert submissions to MIME in a pool of child processes; short plain text is converted here.
+
+Nothing is parsed in this process, and no threads are used. A conversion that exceeds its time limit
+is killed with its process and repeated alone, with more time. An account uses at most one of the
+shared processes.
+
+Raises ConversionError for a message that cannot be sent, and OSError if the file cannot be read or
+no process can be started. Raises ConversionUnfinishedError for a conversion that exceeds its time
+or fails: it is then run alone.
+"""
+
+import asyncio
+import json
+import os
+import pickle
+from contextlib import suppress
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from relay.base.child_process import ChildProcess
+from relay.base.clock import Clock, Timer
+from relay.base.message.content import Octets
+from relay.formats.convert import ConversionError, ConvertedMessage
+from relay.formats.draft import FIRST_FIELD_BYTES, private_block_length
+from relay.store.mailbox.types import PendingSubmission
+from relay.submission.pickup.conversion_child import LENGTH_BYTES, READY, Answer
+
+PLAIN_BYTES_MAX = 64 * 1024
+_SHARED_MAX = 2
+_SHARE_OF_ACCOUNT = 1  # of the shared processes, so that one is free for other accounts
+_LIMIT_S = 2.0  # enough for almost all; plus the following per MiB
+_LIMIT_S_PER_MIB = 0.1
+_ALONE_LIMIT_S = 10.0
+_ALONE_LIMIT_S_PER_MIB = 1.0
+_START_LIMIT_S = 30.0  # not caused by the submission: the machine is busy
+_IDLE_S = 600.0
+_SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
+_NICE = 10
+_READ_BYTES = 1024 * 1024
+_REAPED_AFTER_S = 1.0
+_PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
+
+
+class ConvertFunction(Protocol):
+    """relay.formats.convert.convert, or a function that replaces it in a test."""
+
+    __name__: str
+
+    def __call__(self, stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
+        """Return the message to submit. Raises ConversionError, OSError."""
+        ...
+
+
+class ConversionUnfinishedError(Exception):
+    """A conversion exceeded its time limit, or failed.
+
+    `fault` is the internal error, for the log.
+    """
+
+    def __init__(self, text: str, fault: str = "") -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+class ConversionPool:
+    """Converts submissions in child processes, which a conversion may crash."""
+
+    def __init__(
+        self,
+        convert: ConvertFunction,
+        *,
+        hostname: str,
+        clock: Clock,
+        in_threads: bool = False,
+    ) -> None:
+        """With `in_threads` the first attempt at a conversion is made in a thread, without limits:
+        for content of one's own.
+        """
+        self._convert = convert
+        self._in_threads = in_threads
+        self._hostname = hostname
+        self._clock = clock
+        self._shared = asyncio.Semaphore(_SHARED_MAX)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._idle: list[_ConversionProcess] = []
+        self._killed: list[_ConversionProcess] = []
+        self._is_closed = False
+
+    async def convert(
+        self, pending: PendingSubmission, content: Octets, *, alone: bool = False
+    ) -> ConvertedMessage:
+        """Convert a submission within the usual time limit; `alone`: one that was not finished, in
+        its own process and with more time.
+
+        Raises ConversionError, ConversionUnfinishedError, OSError.
+        """
+        mebibytes = content.size / (1 << 20)
+        if alone:
+            child = await self._start()
+            child.lower_priority()
+            try:
+                limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * mebibytes
+                return await self._convert_in(child, pending, limit_s)
+            finally:
+                self._end(child)
+        if is_plain(content):
+            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        if self._in_threads:
+            return await asyncio.to_thread(self._convert_here, content)
+        share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
+        async with share, self._shared:
+            child = self._take_idle() or await self._start()
+            try:
+                limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * mebibytes
+                return await self._convert_in(child, pending, limit_s)
+            finally:
+                self._put_back(child)
+
+    async def _convert_in(
+        self, child: "_ConversionProcess", pending: PendingSubmission, limit_s: float
+    ) -> ConvertedMessage:
+        now_us = self._clock.time_us()
+        return _read_answer(await child.ask(pending, now_us=now_us, limit_s=limit_s))
+
+    def _convert_here(self, content: Octets) -> ConvertedMessage:
+        try:
+            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+        except (ConversionError, OSError):
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+            raise ConversionUnfinishedError("it failed with an internal error", fault) from error
+
+    def close(self) -> None:
+        """End the idle processes. The others end after their current submission."""
+        self._is_closed = True
+        for child in self._idle:
+            child.timer.cancel()
+            self._end(child)
+        self._idle.clear()
+        self._reap(_REAPED_AFTER_S)
+
+    def _take_idle(self) -> "_ConversionProcess | None":
+        """Return an idle process, if there is one."""
+        while self._idle:
+            child = self._idle.pop()
+            child.timer.cancel()
+            if child.is_usable:
+                return child
+            self._end(child)
+        return None
+
+    def _put_back(self, child: "_ConversionProcess") -> None:
+        if child.is_usable and not self._is_closed:
+            self._idle.append(child)
+            child.timer = asyncio.get_running_loop().call_later(  # real time: an idle child
+                _IDLE_S, self._retire, child
+            )
+        else:
+            self._end(child)
+
+    def _retire(self, child: "_ConversionProcess") -> None:
+        self._idle.remove(child)
+        self._end(child)
+
+    def _end(self, child: "_ConversionProcess") -> None:
+        """Kill a process and reap it later."""
+        child.kill()
+        self._killed.append(child)
+        if self._is_closed:
+            self._reap(_REAPED_AFTER_S)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_REAPED_AFTER_S, self._reap)  # real time: a child ends
+
+    def _reap(self, wait_s: float = 0) -> None:
+        self._killed = [one for one in self._killed if not one.has_ended(wait_s)]
+
+    async def _start(self) -> "_ConversionProcess":
+        """Start a process and wait until it is ready. Raises OSError."""
+        function = f"{self._convert.__module__}:{self._convert.__name__}"
+        child = _ConversionProcess(function, self._hostname)
+        try:
+            async with asyncio.timeout(_START_LIMIT_S):  # real time: a child starts
+                await child.started()
+        except TimeoutError:
+            reason = f"the conversion process was not ready within {_START_LIMIT_S:g} seconds"
+            raise OSError(reason) from None
+        finally:
+            if not child.is_usable:
+                self._end(child)
+        return child
+
+
+class _ConversionProcess(ChildProcess):
+    """A process of `conversion_child`, which converts one submission at a time."""
+
+    timer: Timer  # ends it after an idle time
+
+    def __init__(self, function: str, hostname: str) -> None:
+        """Start it. Raises OSError."""
+        super().__init__("relay.submission.pickup.conversion_child", function, hostname)
+        self._is_ready = False
+        self._submissions = 0
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can convert another submission."""
+        return self._is_ready and self._submissions < _SUBMISSIONS_MAX and not self._reader.at_eof()
+
+    async def started(self) -> None:
+        """Wait until it is ready. Raises OSError."""
+        self._reader, self._writer = await asyncio.open_unix_connection(
+            sock=self.socket, limit=_READ_BYTES
+        )
+        try:
+            await self._reader.readexactly(len(READY))
+        except EOFError:
+            how = self.how_it_ended()
+            raise OSError(f"the conversion process did not start: {how}") from None
+        self._is_ready = True
+
+    async def ask(self, pending: PendingSubmission, *, now_us: int, limit_s: float) -> bytes:
+        """Return its answer. After ConversionUnfinishedError the process is not usable."""
+        assert self._writer is not None
+        self._is_ready = False
+        self._submissions += 1
+        request = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
+        try:
+            async with asyncio.timeout(limit_s):  # real time: a child converts
+                self._writer.write(json.dumps(request).encode() + b"\n")
+                length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+                answer = await self._reader.readexactly(length)
+        except TimeoutError:  # an OSError as well, as is the next one
+            raise ConversionUnfinishedError(f"it did not end within {limit_s:g} seconds") from None
+        except (EOFError, ConnectionError):
+            raise ConversionUnfinishedError(self.how_it_ended()) from None
+        self._is_ready = True
+        return answer
+
+    def lower_priority(self) -> None:
+        """Lower its CPU priority."""
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, _NICE)
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._is_ready = False
+        self.process.kill()
+        if self._writer is not None:
+            self._writer.transport.abort()
+        else:
+            self.socket.close()
+
+
+def is_plain(content: Octets) -> bool:
+    """Return whether a submission is short plain text from Graph, which needs no child process.
+
+    Its text is copied and its fields are written; no MIME and no HTML is parsed.
+    """
+    if content.size > PLAIN_BYTES_MAX:
+        return False
+    length = private_block_length(content.read(0, FIRST_FIELD_BYTES))
+    return _PLAIN in content.read(0, length)
+
+
+def _read_answer(octets: bytes) -> ConvertedMessage:
+    """Return the result of a child process, or raise its error."""
+    answer: Answer = pickle.loads(octets)  # noqa: S301 - only our own process writes it
+    made, error, fault = answer
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del answer, error
+    if made is None:
+        raise ConversionUnfinishedError("it failed with an internal error", fault)
+    return made

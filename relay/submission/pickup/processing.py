@@ -1,0 +1,375 @@
+"""Process a pending submission: read, convert, submit, file the original or report the failure.
+
+Every step can be repeated after a crash. Step 3 is recorded before the message is submitted. On a
+StoreError, SpoolError or OSError the submission is unchanged.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.accounts.account import DEAD_LETTER
+from relay.base.clock import Clock, rfc3339
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.message.content import LARGE_BYTES, Content, LargeContent, Octets, size_of
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
+from relay.base.message.header import header_end
+from relay.base.message.outcome import Evidence
+from relay.base.message.properties import MessageProperties
+from relay.base.message.status import one_line
+from relay.base.message.tls_policy import TlsPolicy
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import Metrics
+from relay.delivery.smtp.connect import ConnectError, Target, connect
+from relay.delivery.smtp.connection import Connection, Timeouts
+from relay.delivery.smtp.transaction import Transaction
+from relay.formats.convert import ConversionError, ConvertedMessage
+from relay.formats.draft import read_private_block
+from relay.formats.dsn import ReportedRecipient, ReportKind
+from relay.formats.read_header import parse_header, read_properties_of_header
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.store.mailbox.types import MailboxFullError, NoSuchItemError, PendingSubmission
+from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
+from relay.submission.pickup.decisions import (
+    FinalFailure,
+    SubmissionAccepted,
+    SubmissionDeferred,
+    SubmissionOutcome,
+    give_up,
+    key_expired,
+    submission_outcome,
+)
+from relay.submission.pickup.start_limits import StartLimits
+
+_DEFECTS_MAX = 20
+_HEADER_BYTES_MAX = 64 * 1024
+_OF_POLICY = "4.7."  # RFC 3463 3.8: of this message, not of the server
+
+# The default of NOTIFY, and SUCCESS (RFC 3461 4.1).
+_WITH_SUCCESS = frozenset({Notify.SUCCESS, Notify.FAILURE, Notify.DELAY})
+_TIMEOUTS = Timeouts(connect_s=10, command_s=60, data_s=60, block_s=60, dot_s=600)
+
+_log = get_logger("pickup")
+
+
+@dataclass(slots=True)
+class EarlierAttempts:
+    """The attempts of this process with a submission until now.
+
+    `uncertain`: one ended without a reply. `is_recorded`: step 3 is in the log. `waits` is the last
+    reply that the log has, after which it waits.
+    """
+
+    failures: int = 0
+    uncertain: bool = False
+    is_recorded: bool = False
+    waits: str = ""
+
+
+class SubmissionClient:
+    """Submits one message at a time on run/pickup.sock, and keeps its connection open.
+
+    A submission has all recipients or none. ENVID is always the submission id. Errors are returned
+    as a SubmissionOutcome, never raised. RFC 6409 (submission), RFC 3461 4.4 (ENVID).
+    """
+
+    def __init__(self, socket: Path, *, hostname: str) -> None:
+        self._target = Target(hostname, path=str(socket), tls=TlsPolicy("none"))
+        self._hostname = hostname
+        self._connection: Connection | None = None
+
+    async def submit(
+        self, message: ConvertedMessage, *, submission_id: str, after_dot: Callable[[], None]
+    ) -> SubmissionOutcome:
+        """Submit `message` with the key `submission_id`. It is safe to repeat this."""
+        notify = _WITH_SUCCESS if message.notify_success else frozenset()
+        transaction = Transaction(
+            Envelope(
+                message.originator,
+                envid=submission_id,
+                smtputf8=message.smtputf8,
+                eight_bit=message.eight_bit,
+            ),
+            recipients=tuple(ForwardPath(address, notify) for address in message.recipients),
+            content=message.content,
+            whole=True,
+        )
+        while True:
+            try:
+                connection = await self._open()
+            except ConnectError as error:  # no reply here is about this message
+                return SubmissionDeferred(error.outcome.evidence, is_down=True)
+            if not connection.extensions.dsn:
+                await self.close()  # the next attempt asks again
+                evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
+                return SubmissionDeferred(evidence, is_down=True)
+            result = await connection.transact(transaction, after_dot=after_dot)
+            if not result.stale:  # a stale connection is closed: the next one is new
+                return submission_outcome(result.outcomes.values())
+
+    async def close(self) -> None:
+        """Send QUIT and close the connection."""
+        if self._connection is not None and self._connection.is_open:
+            await self._connection.quit()
+        self._connection = None
+
+    async def _open(self) -> Connection:
+        if self._connection is None or not self._connection.is_open:
+            self._connection = None
+            self._connection = await connect(
+                self._target, ehlo_name=self._hostname, timeouts=_TIMEOUTS
+            )
+        return self._connection
+
+
+class SubmissionProcessor(Struct, frozen=True):
+    """Processes submissions; shared by all attempts."""
+
+    ready: ReadySubmissions  # the submissions
+    # writes the report on a failure: Reporter.inbox_report() of relay.delivery.reports
+    inbox_report: Callable[..., Awaitable[bytes]]
+    # returns the mailbox for reports that do not fit into the sender's
+    postmaster: Callable[[], str]
+    conversion: ConversionPool  # the child processes of step 3
+    limits: StartLimits  # when the next submission may start
+    # whether an account may send mail from an address
+    may_send_as: Callable[[str, str], bool]
+    log: SubmissionLog  # of steps 1 to 4
+    clock: Clock  # for queue time
+    crash: CrashPoints  # for crash tests
+    metrics: Metrics  # counts reports
+    give_up_after_s: float  # from the submission
+    started_us: int  # of this process, which does not know the results of attempts before it
+
+    async def process(
+        self,
+        pending: PendingSubmission,
+        client: SubmissionClient,
+        earlier: EarlierAttempts,
+        *,
+        alone: bool = False,
+    ) -> SubmissionDeferred | None:
+        """Make one attempt; return None if the submission has ended, else the reason to retry.
+
+        `alone`: convert it in its own process. Otherwise raises ConversionUnfinishedError.
+        """
+        try:
+            content = await self.ready.content(pending)
+        except NoSuchItemError:  # already filed, before a restart or by another process
+            return None
+        if not pending.base_name:
+            await self._fail_damaged(pending, content)
+            return None
+        if end := key_expired(self._age_s(pending), self.give_up_after_s):
+            await self._fail(pending, _unconverted(content, pending), end)
+            return None
+        try:
+            message = await self.conversion.convert(pending, content, alone=alone)
+        except ConversionError as error:
+            end = FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
+            await self._fail(pending, _unconverted(content, pending), end)
+            return None
+        except ConversionUnfinishedError as error:
+            if not alone:
+                raise
+            await self._move_to_corrupt(pending, content, error)
+            return None
+        if denied := [one for one in message.authors if not self.may_send_as(pending.account, one)]:
+            found = f"<{one_line(denied[0])}>" if denied[0] else "a field without an address"
+            await self._fail(pending, message, _denied(found, pending.account))
+            return None
+        if not earlier.is_recorded:
+            self._record(pending, Step.CONVERTED, _facts_of(message, content.size))
+            earlier.is_recorded = True
+        self.crash.reached(CrashPoint.SUBMISSION_CONVERTED)
+        return await self._submit(pending, message, client, earlier=earlier)
+
+    async def _submit(
+        self,
+        pending: PendingSubmission,
+        message: ConvertedMessage,
+        client: SubmissionClient,
+        *,
+        earlier: EarlierAttempts,
+    ) -> SubmissionDeferred | None:
+        sent = partial(self.crash.reached, CrashPoint.SUBMISSION_SENT)
+        outcome = await client.submit(message, submission_id=pending.submission_id, after_dot=sent)
+        match outcome:
+            case SubmissionAccepted(queue_id):
+                self.limits.record_success()
+                self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
+                await self.ready.complete(pending, queue_id=queue_id)
+            case FinalFailure():
+                self.limits.record_success()
+                await self._fail(pending, message, outcome)
+            case SubmissionDeferred(evidence):
+                if evidence.status.startswith(_OF_POLICY):  # a rule defers it: the server works
+                    self.limits.record_success()
+                else:
+                    self.limits.record_failure(pending.submission_id, is_down=outcome.is_down)
+                if not outcome.is_down and evidence.reply != earlier.waits:
+                    waits = {"waits": evidence.reply}
+                    self.log.remark(pending.submission_id, waits, account=pending.account)
+                    earlier.waits = evidence.reply
+                if self._age_s(pending) <= self.give_up_after_s:
+                    return outcome
+                uncertain = (
+                    outcome.uncertain or earlier.uncertain or await self._attempted_before(pending)
+                )
+                end = give_up(self.give_up_after_s, evidence, uncertain=uncertain)
+                await self._fail(pending, message, end)
+        return None
+
+    async def _attempted_before(self, pending: PendingSubmission) -> bool:
+        """Return whether an earlier process may have submitted it: step 3 is recorded."""
+        found = await self.log.submission(pending.submission_id)
+        converted = [one.at for one in found.steps if one.step == 3] if found else []
+        mine = rfc3339(self.started_us), rfc3339(self.clock.time_us())
+        # A time after now comes from a clock that was wrong.
+        return any(not mine[0] <= at <= mine[1] for at in converted)
+
+    async def _fail_damaged(self, pending: PendingSubmission, content: Octets) -> None:
+        """End a submission whose record is damaged: only the log says whose it is. An attempt
+        before the damage may have sent it.
+        """
+        found = await self.log.submission(pending.submission_id)
+        account = (found.facts.account if found else "") or self.postmaster()
+        was_attempted = any(one.step == Step.CONVERTED for one in found.steps) if found else False
+        reply = "5.0.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
+        end = FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
+        owned = replace(pending, account=account)
+        await self._fail(owned, _unconverted(content, owned), end, to_corrupt=True)
+
+    async def _move_to_corrupt(
+        self, pending: PendingSubmission, content: Octets, error: ConversionUnfinishedError
+    ) -> None:
+        """Move a submission that cannot be converted to corrupt/ and report it to its sender."""
+        _log.error(
+            "submission moved to corrupt", submission_id=pending.submission_id, error=str(error)
+        )
+        reply = f"5.6.0 the message could not be converted: {error}; it is kept in corrupt/"
+        message = _unconverted(content, pending, read_mime=False)
+        await self._fail(pending, message, FinalFailure(Evidence("5.6.0", reply)), to_corrupt=True)
+
+    async def _fail(
+        self,
+        pending: PendingSubmission,
+        message: ConvertedMessage,
+        end: FinalFailure,
+        *,
+        to_corrupt: bool = False,
+    ) -> None:
+        """End the submission: report, event, then removal."""
+        now_us = self.clock.time_us()
+        about = MessageFacts(
+            id="",
+            envelope=Envelope(pending.account, envid=pending.submission_id),
+            source=Source.GRAPH,
+            trusted=True,
+            received_us=pending.ready_us,
+        )
+        recipients = [
+            ReportedRecipient(ForwardPath(address), end.evidence, last_attempt_us=now_us)
+            for address in message.recipients
+        ]
+        kind = ReportKind.UNKNOWN if end.unknown else ReportKind.FAILED
+        report = await self.inbox_report(kind, about, recipients, content=message.content)
+        reply = end.evidence.reply
+        self._record(pending, Step.CONVERTED, {"unknown" if end.unknown else "failed": reply})
+        detail = {"kind": str(kind), "to": pending.account, "reply": reply}
+        self._record(pending, Step.REPORT, detail)
+        try:
+            await self.ready.fail(pending, report, to_corrupt=to_corrupt)
+        except MailboxFullError as error:
+            _log.warning(
+                "report to the postmaster", submission_id=pending.submission_id, reason=str(error)
+            )
+            self.metrics.reports.labels(kind="dead-letter").inc()
+            self._record(pending, Step.REPORT, detail | {"to": "postmaster", "reason": str(error)})
+            await self._fail_to_postmaster(pending, report, to_corrupt=to_corrupt)
+        _log.warning(
+            "submission failed", submission_id=pending.submission_id, status=end.evidence.status
+        )
+
+    async def _fail_to_postmaster(
+        self, pending: PendingSubmission, report: bytes, *, to_corrupt: bool
+    ) -> None:
+        """End a submission whose sender's mailbox has no room even for a report."""
+        try:
+            await self.ready.fail(
+                pending, report, report_to=self.postmaster(), to_corrupt=to_corrupt
+            )
+        except MailboxFullError:  # the postmaster's as well; the dead-letter Maildir has no limit
+            await self.ready.fail(pending, report, report_to=DEAD_LETTER, to_corrupt=to_corrupt)
+
+    def _record(self, pending: PendingSubmission, step: Step, detail: dict[str, Any]) -> None:
+        facts = SubmissionFacts(
+            pending.submission_id, pending.draft_id, pending.account, pending.account
+        )
+        self.log.append(facts, Event(step, self.clock.time_us(), detail))
+
+    def _age_s(self, pending: PendingSubmission) -> float:
+        """Return its minimum age. The spool removes its key later, by the same clock."""
+        return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
+
+
+def _denied(found: str, account: str) -> FinalFailure:
+    reply = (
+        f"5.7.1 found {found} in From or Sender: the account {account} does not have the right to "
+        "send mail from there"
+    )
+    return FinalFailure(Evidence("5.7.1", reply))
+
+
+def _facts_of(message: ConvertedMessage, draft_bytes: int) -> dict[str, Any]:
+    """Return the details of step 3, with the defects of the message if there are any."""
+    facts: dict[str, Any] = {
+        "size": size_of(message.content),
+        "recipients": len(message.recipients),
+        "draft": "MIME" if message.from_mime else "properties",
+        "draft_size": draft_bytes,
+    }
+    if message.changes:
+        facts["changes"] = list(message.changes)
+    if message.defects:
+        facts["defects"] = list(message.defects[:_DEFECTS_MAX])
+    return facts
+
+
+def _unconverted(
+    content: Octets, pending: PendingSubmission, *, read_mime: bool = True
+) -> ConvertedMessage:
+    """Return a message that could not be converted, for its report.
+
+    A report needs a recipient: if there is none, it is the sender. Unless `read_mime`, only the
+    private block that Relay wrote is read.
+    """
+    head = content.read(0, LARGE_BYTES)
+    block, length = read_private_block(content)
+    header = head[length:]
+    header = header[: min(header_end(header).header, _HEADER_BYTES_MAX)]
+    properties = MessageProperties()
+    if block is not None and block.properties is not None:
+        properties = block.properties
+    elif read_mime:
+        properties = read_properties_of_header(parse_header(header), octets_max=None)
+    addresses = (*properties.to, *properties.cc, *properties.bcc)
+    is_whole = content.size == len(head)
+    returned: Content = head[length:] if is_whole else LargeContent(header, (), eight_bit=True)
+    return ConvertedMessage(
+        content=returned,
+        originator=pending.account,
+        authors=(),
+        recipients=tuple(dict.fromkeys(one_line(one.address) for one in addresses))
+        or (pending.account,),
+        smtputf8=False,
+        eight_bit=False,
+        message_id="",
+        subject="",
+    )

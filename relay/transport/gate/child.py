@@ -1,0 +1,224 @@
+"""The child of the gate: SMTP sessions and DATA, in a sandbox. All else it asks the owner.
+
+Its owner starts it, and it ends with it. When the socket of the owner ends while messages are
+handed over, nobody knows what came of them: their clients get no reply (RFC 1047), and 421 all
+others.
+"""
+
+import asyncio
+import encodings
+import importlib
+import os
+import pkgutil
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from relay.base.blocks import BodyDisk
+from relay.base.certificates import ServerCertificate
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
+from relay.base.files import Descriptor, write_all
+from relay.base.observe import logs
+from relay.base.pressure import MemoryBudget, Pressure, PressureReason
+from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
+from relay.store.spool.types import SpoolFullError
+from relay.transport.gate.frames import FrameChannel, receive_descriptor
+from relay.transport.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
+from relay.transport.gate.services import OwnerCalls, RemoteServices
+from relay.transport.gate.wire import (
+    BodyFile,
+    CallAnswer,
+    Drain,
+    Ended,
+    LoadState,
+    LoginEnded,
+    NewConnection,
+    Ready,
+    Setup,
+    decode_from_owner,
+    decode_packet,
+    encode,
+)
+from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.session_services import ListenerDependencies
+from relay.transport.ingress.smtp_session import SessionClient
+from relay.transport.ingress.smtp_sessions import SmtpSessions
+
+_TRIM_S = 10.0
+_log = logs.get_logger("gate")
+_LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # the owner has a copy
+
+
+class Child:
+    """The state of the process: its sessions, and what the owner has told it."""
+
+    def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
+        """`missing` is what the sandbox does not have."""
+        self._packets = packets
+        self._ready = encode(Ready(missing))
+        self._clock = SystemClock()
+        self._crash = CrashPoints(crash_at)
+        self._pressure = Pressure()
+        self._calls = OwnerCalls(BodyDisk(self._clock, self._commit_s, self._check_room))
+        self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
+        self._listeners: list[SmtpSessions] = []
+        self._certificates: list[ServerCertificate | None] = []
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self, frames: socket.socket) -> None:
+        """Serve until the owner ends, or lets this process end."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._packets.fileno(), self._take_packets)
+        frames.setblocking(False)
+        await loop.create_unix_connection(lambda: self._channel, sock=frames)
+        while not (await asyncio.wait({self._ended}, timeout=_TRIM_S))[0]:  # real time: the machine
+            await asyncio.to_thread(trim_memory, collect=False)
+        loop.remove_reader(self._packets.fileno())
+        if self._draining is None:
+            _log.info("the process of the SMTP sessions ends", reason=self._ended.result())
+            self._calls.give_up()
+            await asyncio.gather(*(one.drain(0) for one in self._listeners))
+
+    def _commit_s(self) -> float:
+        """Return whether commits are slow, as a time: the owner measures it."""
+        return float(self._pressure.state.has(PressureReason.COMMITS))
+
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise SpoolFullError where so many bytes do not fit, as the owner last measured."""
+        room_bytes = self._pressure.state.room_bytes
+        if room_bytes is not None and size_bytes > room_bytes:
+            raise SpoolFullError("there is no room on the spool's disk")
+
+    def _hear(self, octets: bytes) -> None:
+        frame = decode_from_owner(octets)
+        match frame:
+            case CallAnswer(call=call, value=value):
+                self._calls.answered(call, None if frame.has_failed else value)
+            case LoadState(paused=paused):
+                self._pressure.state = frame.pressure
+                self._pressure.paused = lambda: paused
+                self._channel.send(self._ready)
+            case LoginEnded(session=session):
+                if (services := self._calls.sessions.get(session)) is not None:
+                    services.has_ended = True
+            case Setup():
+                self._calls.kept.clear()
+                self._use(frame)
+                self._channel.send(self._ready)
+            case Drain(grace_s=grace_s):
+                self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
+
+    def _take_packets(self) -> None:
+        try:
+            while (found := receive_descriptor(self._packets)) is not None:
+                octets, number = found
+                match decode_packet(octets):
+                    case NewConnection() as connection:
+                        self._begin(connection, number)
+                    case BodyFile(call=call):
+                        file = Descriptor(number) if number is not None else None
+                        self._calls.answered(call, file)
+        except (OSError, EOFError, ValueError) as error:
+            self._end(str(error))
+
+    def _begin(self, told: NewConnection, descriptor: int | None) -> None:
+        if descriptor is None:
+            self._channel.send(encode(Ended(told.session)))
+            return
+        family = socket.AF_INET if told.ip else socket.AF_UNIX  # as good as AF_INET6 here
+        connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
+        connection.setblocking(False)
+        services = RemoteServices(self._calls, told.session, is_trusted=told.is_trusted)
+        client = SessionClient(told.ip, told.is_trusted, services)
+        self._listeners[told.listener].begin(connection, client)
+
+    def _use(self, setup: Setup) -> None:
+        """Use what the owner has read, and checked."""
+        for number, one in enumerate(setup.listeners):
+            files = [_memory_file(pem) for pem in one.certificates]
+            paths = [(path := Path(f"/proc/self/fd/{x.number}"), path) for x in files]
+            shown = ServerCertificate(*paths[0], *paths[1:]) if paths else None
+            if number < len(self._listeners):
+                used = self._certificates[number]
+                if shown is not None and used is not None:
+                    used.use(shown.pairs)
+                self._listeners[number].use(one.settings)
+                continue
+            self._certificates.append(shown)
+            listener = ListenerDependencies(
+                one.settings, setup.hostname,
+                limits=_LIMITS, budget=MemoryBudget(_LIMITS.buffered_bytes), crash=self._crash,
+                pressure=self._pressure, rates=RateLimits(self._clock),
+                offers_tls=shown is not None, requires_tls=one.requires_tls,
+                offers_auth_in_clear=one.offers_auth_in_clear,
+            )  # fmt: skip
+            context = shown.context if shown is not None else None
+            self._listeners.append(SmtpSessions(listener, tls_context=context))
+
+    async def _drain(self, grace_s: float) -> None:
+        await asyncio.gather(*(one.drain(grace_s) for one in self._listeners))
+        self._channel.flush()
+        self._end("drained")
+
+    def _end(self, reason: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(reason)
+
+
+def main(words: Sequence[str]) -> None:
+    """Serve the sessions of the owner, whose sockets are standard input and the descriptor in
+    `words`; after it come the format of the log, whether its lines go to the journal, its colors,
+    the name of the node, and the crash point of a test.
+    """
+    ignore_signals()
+    packets, form, journal, color, node, crash_at = words
+    logs.configure(
+        cast("logs.Form", form),
+        clock=SystemClock(),
+        environ_journal_stream=journal,
+        color=bool(color),
+        node=node,
+    )
+    _load_codecs()
+    refuse_io_uring()
+    limit_malloc_retention()
+    tune_garbage_collector()
+    frames = socket.socket(fileno=0)
+    there = socket.socket(fileno=int(packets))
+
+    async def serve() -> None:
+        # For its first stream libuv opens /dev/null; in the sandbox it would try so for each.
+        first, other = socket.socketpair()
+        await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=first)
+        other.close()
+        await Child(there, missing=enter_sandbox(), crash_at=crash_at).run(frames)
+        logs.drain()
+        os._exit(0)  # at its end, as at its begin, the loop makes sockets
+
+    uvloop.run(serve())
+
+
+def _memory_file(octets: bytes) -> Descriptor:
+    file = Descriptor(os.memfd_create("certificate"))
+    write_all(file.number, octets)
+    return file
+
+
+def _load_codecs() -> None:
+    """Load what Python would load later, for subjects and domains: then no file can be opened."""
+    importlib.import_module("idna.uts46data")
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with suppress(ImportError):  # those of other systems
+            importlib.import_module(f"encodings.{module.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

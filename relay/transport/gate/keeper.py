@@ -1,0 +1,220 @@
+"""Start the child of the gate, give it connections, and replace it when it ends.
+
+The listeners stay open meanwhile: clients wait in their backlog. After repeated ends there is a
+pause before the next start, which grows.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from relay.base.child_process import ChildProcess
+from relay.base.files import Descriptor
+from relay.base.observe.logs import get_logger
+from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair
+from relay.transport.gate.owner import SessionsOfChild
+from relay.transport.gate.wire import Drain, LoadState, NewConnection, Packet, Ready, Setup, encode
+from relay.transport.ingress.smtp_session import SessionClient
+
+_START_S = 30.0  # until it is ready: the machine may be busy
+_LONG_LIFE_S = 60.0
+_PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after repeated ends
+_TICK_S = 0.5
+_UNANSWERED_MAX = 60  # ticks rather than a time: this process may stand still as well
+_SESSIONS_MAX = 262_144  # more than a process has descriptors for
+_LAST_S = 1.0  # for the child, after the sessions
+_COMMIT_S = 5.0
+_log = get_logger("gate")
+
+
+class GateKeeper:
+    """Has one child, from start() to drain()."""
+
+    def __init__(
+        self,
+        *,
+        words: Sequence[str],
+        setup: Callable[[], Setup],
+        load: Callable[[], LoadState],
+        on_change: Callable[[str], None],
+    ) -> None:
+        """`words` are those of the child: how it logs. `on_change` gets why there is no child, ""
+        when there is one.
+        """
+        self._words = words
+        self._setup, self._load = setup, load
+        self._on_change = on_change
+        self._child: _Child | None = None
+        self._is_draining = False
+        self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
+
+    @property
+    def statm(self) -> Path:
+        """The file with the memory of the child (proc(5)), if there is one."""
+        return Path(f"/proc/self/fd/{self._child.statm.number if self._child is not None else -1}")
+
+    @property
+    def sessions(self) -> int:
+        """The number of open sessions."""
+        return self._child.sessions.total if self._child is not None else 0
+
+    async def start(self) -> None:
+        """Start the child. Raises OSError."""
+        try:
+            child = _Child(self._words, on_room=self._accept)
+            self._child = await child.started(self._setup(), self._load())
+        except OSError as error:
+            raise OSError(f"the process of the SMTP sessions did not start: {error}") from None
+        self._accept(True)
+        self._on_change("")
+
+    async def run(self) -> None:
+        """Replace each child that ends, and tell it what changes, until cancelled."""
+        ends = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            began_s = loop.time()  # real time: how long a process lives
+            if self._child is not None:
+                await self._attend(self._child)
+            ends = 0 if loop.time() - began_s >= _LONG_LIFE_S else ends + 1  # real time: as above
+            await asyncio.sleep(_PAUSES_S[min(ends, len(_PAUSES_S) - 1)])  # real time: as above
+            if self._is_draining:
+                return
+            try:
+                await self.start()
+            except OSError as error:
+                self._note_end(str(error))
+
+    def use(self) -> None:
+        """Give the child what a reload has read, and say which logins it has ended. One that cannot
+        use it ends, and the next one begins with it.
+        """
+        if self._child is not None:
+            self._child.channel.send(encode(self._setup()))
+            self._child.sessions.tell_ended()
+
+    def tell(self) -> None:
+        """Tell the child how much mail is taken now."""
+        if self._child is not None:
+            self._child.tell(self._load())
+
+    def hand_on(self, listener: int, connection: socket.socket, client: SessionClient) -> None:
+        """Give the child a connection, which is closed here. `listener` is a place in Setup."""
+        child = self._child
+        if child is not None and child.sessions.total >= _SESSIONS_MAX:
+            child.end(f"it has {_SESSIONS_MAX} sessions, and ends none")
+        if child is None or child.ended.done():
+            connection.close()
+            client.services.end()
+            return
+        number = child.sessions.begin(client)
+        child.send(
+            NewConnection(number, listener, client.ip, client.is_trusted), connection.detach()
+        )
+
+    async def drain(self, grace_s: float) -> None:
+        """End the sessions, then the child."""
+        self._is_draining = True
+        if (child := self._child) is not None:
+            child.channel.send(encode(Drain(grace_s)))
+            await asyncio.wait({child.ended}, timeout=grace_s + _LAST_S)  # real time: clients
+            await child.kill()
+            await child.sessions.finish(_COMMIT_S)
+
+    async def _attend(self, child: "_Child") -> None:
+        """Tell it what changes until it ends."""
+        while not child.ended.done():
+            await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
+            self.tell()
+        self._child = None
+        self._accept(False)
+        reason = f"{child.ended.result()}; {await child.kill()}"
+        if not self._is_draining:
+            self._note_end(f"the process of the SMTP sessions ended: {reason}")
+
+    def _note_end(self, reason: str) -> None:
+        _log.error("SMTP waits", error=reason)
+        self._on_change(reason)
+
+    def _accept(self, goes_on: bool) -> None:
+        for accept in self.accept:
+            accept(goes_on)
+
+
+class _Child:
+    """One child, with its sockets and the sessions that it has."""
+
+    def __init__(self, words: Sequence[str], *, on_room: Callable[[bool], None]) -> None:
+        """Start it. `on_room` is that of its packets. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = packet_pair()
+        try:
+            self.process = ChildProcess(
+                "relay.transport.gate.child", str(theirs.fileno()), *words,
+                descriptors=[theirs.fileno()], has_log=True,
+            )  # fmt: skip
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        # opened now, since later it is hidden in a unit with ProtectProc=
+        self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self._ready: asyncio.Future[Ready] = loop.create_future()
+        self._unanswered = 0
+        self.sessions = SessionsOfChild(self.send, self._note_ready)
+        self.channel = self.sessions.channel = FrameChannel(self.sessions.hear, self.end)
+        self._packets = PacketSender(ours, on_room=on_room, on_end=self.end)
+
+    async def started(self, setup: Setup, load: LoadState) -> "_Child":
+        """Return it as soon as it uses `setup`. Raises OSError."""
+        self.process.socket.setblocking(False)
+        try:
+            async with asyncio.timeout(_START_S):  # real time: a process starts
+                await asyncio.get_running_loop().create_unix_connection(
+                    lambda: self.channel, sock=self.process.socket
+                )
+                self.channel.send(encode(setup))
+                missing = (await self._ready).missing
+        except (TimeoutError, OSError) as error:
+            reason = str(error) or f"it was not ready within {_START_S:g} seconds"
+            raise OSError(f"{reason}; {await self.kill()}") from None
+        self.tell(load)
+        pid, lacks = self.process.process.pid, " ".join(missing) or "nothing"
+        _log.info("SMTP sessions have a process", pid=pid, sandbox_lacks=lacks)
+        return self
+
+    def send(self, packet: Packet, descriptor: int) -> None:
+        """Send a packet with a descriptor, which is closed here."""
+        self._packets.send(encode(packet), descriptor)
+
+    def tell(self, load: LoadState) -> None:
+        """Tell it how much mail is taken, which it has to answer."""
+        self.channel.send(encode(load))
+        self._unanswered += 1
+        if self._unanswered > _UNANSWERED_MAX:
+            self.end(f"it has not answered for {_UNANSWERED_MAX * _TICK_S:g} seconds")
+
+    def _note_ready(self, frame: Ready) -> None:
+        self._unanswered = 0
+        if not self._ready.done():
+            self._ready.set_result(frame)
+
+    def end(self, reason: str) -> None:
+        """Note that it has ended, or must."""
+        if not self.ended.done():
+            self.ended.set_result(reason)
+            if not self._ready.done():
+                self._ready.set_exception(OSError(reason))
+            self.sessions.end()
+
+    async def kill(self) -> str:
+        """Kill it, and reap it; return how it ended, which a kill afterwards does not change."""
+        self.channel.close()
+        self._packets.close()
+        self.process.process.kill()
+        await asyncio.to_thread(self.process.has_ended, _LAST_S)
+        return self.process.how_it_ended()

@@ -1,0 +1,261 @@
+"""The owner's side of the gate: it keeps the services of each session, and answers the child.
+
+Each session has one SessionServices, made with the address and the trust of its connection before
+the child gets it. A call names it by a random number, and has one answer. A session that does not
+wait for its answer, or that does not exist, breaks the rules: the child is ended, and another
+started.
+"""
+
+import asyncio
+import os
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from msgspec import Raw
+
+from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
+from relay.base.message.content import Content, LargeContent
+from relay.base.message.envelope import ForwardPath
+from relay.base.observe.logs import get_logger
+from relay.store.spool.types import LendableBody, SpoolError, SpoolUnavailableError
+from relay.transport.gate.frames import FrameChannel
+from relay.transport.gate.wire import (
+    Accept,
+    BodyFile,
+    CallAnswer,
+    CheckRecipient,
+    CheckSender,
+    DropBody,
+    Ended,
+    ForgetLogin,
+    LogIn,
+    LoginAnswer,
+    LoginEnded,
+    OpenBody,
+    Ready,
+    Refused,
+    decode_from_child,
+    encode,
+)
+from relay.transport.ingress.data import ContentRejection, DataReply, ReceivedContent
+from relay.transport.ingress.session_services import LOGIN_ENDED, SessionServices
+from relay.transport.ingress.smtp_session import SessionClient
+
+_OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
+_RECIPIENTS_MAX = 100_000  # of a transaction
+_UNREAD_BYTES_MAX = 16 * 1024 * 1024  # of answers that the child does not read
+Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
+_has_control = re.compile(r"[\x00-\x1f\x7f]").search
+_log = get_logger("gate")
+
+
+class _OwnedSession:
+    """What the owner keeps of a session."""
+
+    __slots__ = ("body", "is_busy", "is_trusted", "services", "taken")
+
+    def __init__(self, client: SessionClient) -> None:
+        self.services = client.services
+        self.is_trusted = client.is_trusted
+        self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
+        self.body: LendableBody | None = None  # that the child writes
+        self.is_busy = False  # with a call
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its client may send from any address to any: a trusted network, no login."""
+        return self.is_trusted and not self.services.login
+
+    def take_sender(self, sender: str, reply: str) -> None:
+        """Note the sender of a transaction that begins, if it is taken."""
+        self.taken = set() if reply or self.is_free else {(sender, "")}
+
+    def take_recipient(self, sender: str, recipient: str, reply: str) -> None:
+        """Note a recipient, if it is taken."""
+        if not reply and not self.is_free and len(self.taken) <= _RECIPIENTS_MAX:
+            self.taken.add((sender, recipient))
+
+    def has_taken(self, sender: str, paths: Sequence[ForwardPath]) -> bool:
+        """Whether the owner has taken sender and recipients; a login may relay to any."""
+        taken, self.taken = self.taken, set()
+        recipients = [] if self.services.login else [path.address for path in paths]
+        return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
+
+    def drop(self) -> None:
+        """Discard the body that the child was writing."""
+        if self.body is not None:
+            self.body.discard()
+            self.body = None
+
+    def end(self) -> None:
+        """The connection has ended."""
+        self.drop()
+        self.services.end()
+
+
+class SessionsOfChild:
+    """The sessions of one child, until it ends."""
+
+    def __init__(
+        self,
+        send_file: Callable[[BodyFile, int], None],
+        on_ready: Callable[[Ready], None],
+    ) -> None:
+        """`send_file` sends a packet with a descriptor, which it closes."""
+        self.channel: FrameChannel  # to the child
+        self._send_file, self._on_ready = send_file, on_ready
+        self._sessions: dict[int, _OwnedSession] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._offered_bytes = 0
+
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+        return len(self._sessions)
+
+    def begin(self, client: SessionClient) -> int:
+        """Return the number of a new session."""
+        number = secrets.randbits(63)
+        self._sessions[number] = _OwnedSession(client)
+        return number
+
+    def hear(self, octets: bytes) -> None:
+        """Do what a frame says. Raises ValueError for one that the rules do not allow."""
+        frame = decode_from_child(octets)
+        if isinstance(frame, Ready):
+            self._on_ready(frame)
+            return
+        if self.channel.unread_bytes > _UNREAD_BYTES_MAX:
+            raise ValueError("the child reads no answers")
+        session = self._sessions.get(frame.session)
+        if session is None:
+            raise ValueError(f"found {type(frame).__name__} of a session that does not exist")
+        match frame:
+            case Refused(refused=refused):
+                session.services.refused(refused, frame.claims)
+            case ForgetLogin():
+                session.services.forget_login()
+            case DropBody():
+                session.drop()
+            case Ended():
+                del self._sessions[frame.session]
+                session.end()
+            case _:
+                if session.is_busy:
+                    raise ValueError(f"found {type(frame).__name__} before the last answer")
+                session.is_busy = True
+                task = asyncio.get_running_loop().create_task(self._answer(session, frame))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def tell_ended(self) -> None:
+        """Tell the child which logins have ended: accounts may have changed."""
+        for number, session in self._sessions.items():
+            if session.services.has_ended:
+                self.channel.send(encode(LoginEnded(number)))
+
+    def end(self) -> None:
+        """Forget the sessions: the child is gone. Messages that it has handed over are accepted."""
+        for session in self._sessions.values():
+            session.end()
+        self._sessions.clear()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait for messages that the child has handed over. One that hangs has no 250."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)  # real time: a disk
+
+    async def _answer(self, session: _OwnedSession, call: Question) -> None:
+        value, has_failed = None, False
+        try:
+            value = await self._value(session, call)
+        except Exception:  # noqa: BLE001 -- the session answers 451, the others go on
+            _log.exception("a call of the gate failed", call=type(call).__name__)
+            has_failed = True
+        session.is_busy = False
+        if value is not None or has_failed:
+            self.channel.send(encode(CallAnswer(call.call, Raw(encode(value)), has_failed)))
+
+    async def _value(self, session: _OwnedSession, call: Question) -> Any:
+        services = session.services
+        match call:
+            case CheckRecipient(address=address, reverse_path=sender):
+                answer = await services.recipient(address, sender, size_bytes=call.size_bytes)
+                session.take_recipient(sender, address, answer.reply)
+                return answer
+            case Accept():
+                return await self._accept(session, call)
+            case CheckSender(reverse_path=sender):
+                reply = await services.sender_rejection(sender)
+                session.take_sender(sender, reply)
+                return reply
+            case LogIn():
+                return await _log_in(services, call)
+            case OpenBody():
+                return await self._open_body(session, call)
+
+    async def _accept(self, session: _OwnedSession, call: Accept) -> DataReply:
+        if session.services.has_ended:
+            return DataReply(LOGIN_ENDED)
+        envelope, claims = call.mail.envelope, call.claims
+        texts = [envelope.reverse_path, envelope.envid, claims.helo, claims.tls]
+        texts += [text for path in call.paths for text in (path.address, path.orcpt)]
+        if _has_control("".join(texts)) or not session.has_taken(envelope.reverse_path, call.paths):
+            _log.error("the gate hands over mail that is not taken", session=call.session)
+            return DataReply(ContentRejection.LOCAL_ERROR)
+        body, session.body = session.body, None
+        size_bytes = len(call.content)
+        self._count(size_bytes)
+
+        def release() -> None:
+            self._count(-size_bytes)
+            if body is not None:
+                body.discard()
+
+        content: Content = call.content
+        if (written := call.body) is not None:
+            try:
+                if body is None:
+                    raise SpoolUnavailableError("there is no file of this body")
+                await body.take_back(written.size_bytes, written.crc32)
+            except SpoolError as error:
+                release()
+                _log.warning("spool unavailable", error=error)
+                return DataReply(ContentRejection.LOCAL_ERROR)
+            octets = body.octets()
+            content = LargeContent(call.content, (octets,), written.eight_bit, written.long_lines)
+        return await session.services.accept(
+            call.mail, call.paths, ReceivedContent(content, release), claims=call.claims
+        )
+
+    def _count(self, size_bytes: int) -> None:
+        """Count messages in memory; read no more while there are too many."""
+        self._offered_bytes += size_bytes
+        self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
+
+    async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
+        """Answer with a file, or return why there is none."""
+        session.drop()
+        body = cast("LendableBody", session.services.new_body())  # here it is the spool's
+        try:
+            descriptor = await body.lend()
+        except SpoolError as error:
+            return str(error)
+        if call.session not in self._sessions:  # the client is gone
+            body.discard()
+            return ""
+        session.body = body
+        self._send_file(BodyFile(call.call), os.dup(descriptor))
+        return None
+
+
+async def _log_in(services: SessionServices, call: LogIn) -> LoginAnswer:
+    try:
+        await services.log_in(call.user, call.secret, is_token=call.is_token)
+    except LoginDelayedError as error:
+        return LoginAnswer(delayed=str(error), retry_after_s=error.retry_after_s)
+    except LoginRefusedError as error:
+        return LoginAnswer(refused=str(error))
+    return LoginAnswer(services.login)

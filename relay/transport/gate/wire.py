@@ -1,0 +1,233 @@
+"""What the two processes of the gate tell each other: the frames of each direction, as msgspec
+Structs in MessagePack.
+
+The child makes calls, and the owner answers each once under its number; the rest is told without an
+answer. `session` is the number that the owner gave a connection. What the owner knows of its client
+counts, and nothing here says who that is. A frame that is none of these raises ValueError.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from relay.base.message.envelope import ForwardPath
+from relay.base.pressure import PressureState
+from relay.base.settings.tree import SmtpListener
+from relay.transport.ingress.data import DataReply
+from relay.transport.ingress.esmtp_parameters import MailArgument
+from relay.transport.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
+
+
+class _Told(Struct, frozen=True, tag=True, array_like=True):
+    """One frame."""
+
+
+class _OfSession(_Told, frozen=True):
+    """What a session says."""
+
+    session: int
+
+
+class _Call(_OfSession, frozen=True):
+    """What a session asks: one thing at a time."""
+
+    call: int  # the number that the answer has
+
+
+# -- from the child
+
+
+class LogIn(_Call, frozen=True):
+    """SessionServices.log_in(). The answer is a LoginAnswer."""
+
+    user: str
+    secret: str
+    is_token: bool
+
+
+class CheckSender(_Call, frozen=True):
+    """SessionServices.sender_rejection(). The answer is the reply."""
+
+    reverse_path: str
+
+
+class CheckRecipient(_Call, frozen=True):
+    """SessionServices.recipient(). The answer is a RecipientAnswer."""
+
+    address: str
+    reverse_path: str
+    size_bytes: int
+
+
+class OpenBody(_Call, frozen=True):
+    """Asks for the file of a large body. The answer is a BodyFile, or the text of the error."""
+
+
+class WrittenBody(Struct, frozen=True, array_like=True):
+    """What a session has written to its file."""
+
+    size_bytes: int
+    crc32: int
+    eight_bit: bool
+    long_lines: bool
+
+
+class Accept(_Call, frozen=True):
+    """SessionServices.accept(). The answer is a DataReply."""
+
+    mail: MailArgument
+    paths: Annotated[list[ForwardPath], Meta(min_length=1)]
+    claims: SessionClaims
+    content: bytes  # with a body, its header
+    body: WrittenBody | None = None
+
+
+class DropBody(_OfSession, frozen=True):
+    """The file of a body is not wanted any more."""
+
+
+class ForgetLogin(_OfSession, frozen=True):
+    """SessionServices.forget_login()."""
+
+
+class Refused(_OfSession, frozen=True):
+    """SessionServices.refused()."""
+
+    refused: RefusedCommand
+    claims: SessionClaims
+
+
+class Ended(_OfSession, frozen=True):
+    """A connection has ended. Nothing more comes of its session."""
+
+
+class Ready(_Told, frozen=True):
+    """The child uses what Setup or LoadState says, so it is alive. `missing` is what the kernel
+    does not have of the sandbox.
+    """
+
+    missing: tuple[str, ...]
+
+
+FromChild = (
+    LogIn | CheckSender | CheckRecipient | OpenBody | Accept | DropBody | ForgetLogin | Refused
+    | Ended | Ready
+)  # fmt: skip
+
+
+# -- from the owner
+
+
+class CallAnswer(_Told, frozen=True):
+    """The answer to a call."""
+
+    call: int
+    value: Raw
+    has_failed: bool = False  # for a reason that the owner has logged
+
+
+class LoginAnswer(Struct, frozen=True, array_like=True):
+    """What came of LogIn: the account that logged in, "" for a wrong secret; or that it cannot be
+    said yet, or why it was refused.
+    """
+
+    login: str = ""
+    delayed: str = ""
+    retry_after_s: float = 0.0
+    refused: str = ""
+
+
+class ListenerSetup(Struct, frozen=True, array_like=True):
+    """One listener."""
+
+    settings: SmtpListener  # without the files of its certificates, and its networks
+    certificates: list[bytes]  # chains with keys, as PEM; the first is for clients that name none
+    requires_tls: bool
+    offers_auth_in_clear: bool
+
+
+class Setup(_Told, frozen=True):
+    """What the child begins with, and what it uses after a reload: then accounts, routes or rules
+    may have changed as well, and no kept RecipientAnswer counts.
+    """
+
+    hostname: str
+    listeners: list[ListenerSetup]
+
+
+class LoadState(_Told, frozen=True):
+    """How much mail is taken now. It comes before the first connection, and then twice a second."""
+
+    pressure: PressureState
+    paused: str  # why an operator lets nothing be accepted, or ""
+
+
+class LoginEnded(_Told, frozen=True):
+    """The account of the login of a session is another one now, or gone."""
+
+    session: int
+
+
+class Drain(_Told, frozen=True):
+    """End the sessions within the time, then exit."""
+
+    grace_s: float
+
+
+FromOwner = CallAnswer | Setup | LoadState | LoginEnded | Drain
+
+
+# -- packets, from the owner
+
+
+class NewConnection(_Told, frozen=True):
+    """A new connection of a listener, with what its session may be."""
+
+    session: int
+    listener: int  # its place in Setup
+    ip: str
+    is_trusted: bool
+
+
+class BodyFile(_Told, frozen=True):
+    """The answer to OpenBody."""
+
+    call: int
+
+
+Packet = NewConnection | BodyFile
+
+_encode = msgspec.msgpack.Encoder().encode
+_from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
+_from_owner: msgspec.msgpack.Decoder[FromOwner] = msgspec.msgpack.Decoder(FromOwner)
+_packet: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
+# msgspec.DecodeError is a ValueError
+decode_from_child = _from_child.decode
+decode_from_owner = _from_owner.decode
+decode_packet = _packet.decode
+decode_login = msgspec.msgpack.Decoder(LoginAnswer).decode
+decode_reply = msgspec.msgpack.Decoder(str).decode
+decode_recipient = msgspec.msgpack.Decoder(RecipientAnswer).decode
+decode_data_reply = msgspec.msgpack.Decoder(DataReply).decode
+
+
+def encode(value: object) -> bytes:
+    """Return a frame, packet or answer as MessagePack. Octets of a client that are not UTF-8, which
+    text has as lone surrogates, are escaped as in a log line.
+    """
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_escaped(msgspec.to_builtins(value, builtin_types=(bytes,))))
+
+
+def _escaped(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list() | tuple():
+            return [_escaped(one) for one in value]
+        case dict():
+            return {key: _escaped(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,52 @@
+"""Step 5: the SMTP server, for clients and for pickup (end of step 3), up to the 250.
+
+A 250 to the final dot, or to the last chunk, means that the message, its recipients and the reports
+that are already due are durable. Only CRLF.CRLF ends DATA, only its length a chunk of BDAT. Clients
+that are not trusted cannot relay. An internal error is a 4yz reply with a fixed text.
+
+The session:
+
+- `smtp_server`: a listener: which clients are trusted; hands connections on
+- `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
+- `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
+- `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
+- `session_services`: what a session asks of the owner of the mail, by plain values; what the
+  sessions of a listener share
+- `local_services`: who answers that: accounts, checks of recipients, acceptance; its own task
+- `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
+- `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, BDAT; limits
+  of recipients and size; whether TLS, AUTH or a login is required
+- `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
+- `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
+- `send_as`: which sender, From and Sender an account or a local user may use; null MX (5.7.27)
+- `recipient_checks`: the reply to RCPT: relaying denied, mailbox full; asks who is valid
+- `session_refusals`: which refused commands are recorded, with which reason
+
+Mail of the machine:
+
+- `local_users`: who sends on the socket of [sendmail], by the kernel's word; USER@hostname
+- `dropped_mail`: the file that `relay sendmail` leaves while no relay runs; which files are hostile
+- `maildrop`: takes these files: the submission key, what is moved aside, what cannot be removed
+
+The content and its acceptance:
+
+- `data`: DATA, BDAT: the end of the content (SMTP smuggling), bare CR or LF, long lines, large mail
+- `acceptance`: from the final dot to the 250: aliases, rules, signing, reports, commit; when the
+  entry expires and a delay is reported
+- `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
+  replies to the final dot; the log line about accepted mail
+- `filtering`: milters in a session and a played one; what their answers do to a message
+- `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
+- `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
+  alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
+- `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
+- `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold; what a
+  session may do: too many errors or messages (421), messages of an address (450)
+- `rule_mail`: journal reports and notices of rules: what they say; a notice once in an hour
+- `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
+
+Elsewhere: which addresses are valid, postmaster too: `relay/transport/routing/route_table.py`; what
+rules decide: `relay/transport/policy/engine.py`; who gets a bounce:
+`relay/delivery/reports/bounces.py`; passwords and guessing: `relay/base/accounts/passwords.py`;
+when mail is refused for lack of disk or memory: `relay/base/pressure.py`.
+"""

@@ -1,0 +1,562 @@
+"""Accept a message after the final dot (step 5): aliases, routes, mail rules, commit, reply 250.
+
+The order of these is decided here, each of them elsewhere: aliases in `forwarding`, routes in
+relay/transport/routing/route_table.py, rules in relay/transport/policy/engine.py, queue entries in
+`fanout`, signatures in relay/transport/signing/signer.py, reports of rejected recipients in
+relay/delivery/reports/bounces.py.
+
+The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
+queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
+internal one, 5yz for a fault of the message. A reply never contains the text of an exception.
+
+RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from relay.base.accounts.account import AccountDirectory, Expansion
+from relay.base.clock import Clock, Ids
+from relay.base.message.content import Content, size_of
+from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.nexthop import NextHop
+from relay.base.message.srs import Srs
+from relay.base.message.verdict import (
+    AddedRecipient,
+    ExaminedMessage,
+    RateCharge,
+    Verdict,
+    tenant_of_rule,
+)
+from relay.base.observe.logs import get_logger
+from relay.base.observe.metrics import Metrics
+from relay.base.socket_address import client_of
+from relay.formats.dsn import ReportedRecipient, ReportKind
+from relay.store.journeys.events import Event
+from relay.store.spool.types import (
+    Accepted,
+    Claim,
+    HoldsFullError,
+    NewMessage,
+    PriorityLevel,
+    ReportWriter,
+    Spool,
+    SpoolError,
+    SpoolFullError,
+    SpoolUnavailableError,
+)
+from relay.transport.ingress import header_cleanup
+from relay.transport.ingress.arrival import (
+    HOLDS_FULL_OF_TENANT,
+    LOCAL_ERROR,
+    NO_POLICY,
+    NO_ROOM,
+    TOO_MANY_PARTS,
+    ArrivedMail,
+    Preparation,
+    accepted_reply,
+    deferral_reply,
+    log_accepted,
+)
+from relay.transport.ingress.data import DataReply, Origin, subject_of
+from relay.transport.ingress.fanout import (
+    FanOut,
+    HoldTimes,
+    as_valid,
+    examined_recipients,
+    fan_out,
+    has_answers,
+    notices_of,
+    reported_recipient,
+    routing_event,
+    with_next_hops,
+)
+from relay.transport.ingress.filtering import SessionFilters, is_verified
+from relay.transport.ingress.forwarding import (
+    LARGE_REPORT,
+    MANY_REPORTS,
+    REPORT_BYTES_MAX,
+    ExpandedRecipients,
+    Forwarder,
+    expand_recipients,
+    with_added,
+)
+from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
+from relay.transport.ingress.policy_threads import PolicyThreads
+from relay.transport.ingress.rule_mail import MailSubject, RuleMails
+from relay.transport.milter.filters import MilterSet
+from relay.transport.policy.archives import UnexaminedArchiveError
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.rule_book import DEFERRED, RuleBook, TenantRules
+from relay.transport.routing.route_table import InvalidRecipient, RouteTable, RoutingResult
+from relay.transport.signing.signer import Signer, SigningError
+
+_log = get_logger("ingress")
+_QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
+POLICY_TIMEOUT_S = 10.0
+_CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
+
+
+@dataclass(kw_only=True, eq=False)
+class Acceptance:
+    """Takes responsibility for messages, or returns the reply that rejects them."""
+
+    hostname: str  # in Received fields and reports
+    router: RouteTable  # where the mail for an address goes
+    policy: Callable[[], RuleBook]  # returns the active rules
+    reporter: ReportWriter  # writes the reports of rejected recipients
+    signer: Signer  # signs the mail of Relay's own users
+    spool: Spool  # where messages become durable
+    accounts: AccountDirectory  # what aliases lead to, and whose addresses a sender may use
+    clock: Clock  # for queue time
+    ids: Ids  # for queue ids
+    metrics: Metrics  # counts accepted messages and rules
+    srs: Srs  # the senders of copies that leave by an alias
+    milters: MilterSet  # that see mail before the rules
+    on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
+    expire_after_s: float  # from acceptance
+    delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
+    any_sender: bool = False  # a login may send from any address
+    forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
+    # gets messages that were committed without claims and are due in the spool
+    on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
+    # gets when held and captured mail ends: nothing looks at it before
+    on_first_end: Callable[[int], None] = lambda _due_us: None
+    # the priority level for a next hop and sender, which may be unreachable
+    level_of: Callable[[NextHop, int, PriorityLevel], PriorityLevel] = (
+        lambda _next_hop, _sender, level: level
+    )
+    # whether delivery can take a claim now, for a next hop, sender and level
+    has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
+        True
+    )
+    policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
+    held_max: int = 10_000  # entries that rules may hold; then 452
+
+    def __post_init__(self) -> None:
+        self.threads = PolicyThreads()  # evaluate rules
+        self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
+        self.rates = RateLimits(self.clock)  # of rules, and of reports to SRS addresses
+        self.forwarding = Forwarder(
+            self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
+        )
+        self.holds = HoldLimit(self.clock)
+        self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
+        self.preparation = Preparation(
+            self.hostname, self.accounts, self.clock, self.any_sender, self.milters,
+            self.spool.incoming_body,
+        )  # fmt: skip
+
+    def use(self, srs: Srs, *, forward_own_from: bool) -> None:
+        """Forward mail of later sessions and messages in another way."""
+        self.forwarding = replace(self.forwarding, srs=srs, forward_own_from=forward_own_from)
+
+    def close(self) -> None:
+        """Stop the threads without waiting for them."""
+        self.threads.close()
+
+    async def accept(
+        self,
+        envelope: Envelope,
+        paths: Sequence[ForwardPath],
+        content: Content,
+        *,
+        origin: Origin,
+        filters: SessionFilters | None = None,
+    ) -> DataReply:
+        """Return the reply to the final dot; if it has a queue id, the message is durable.
+        `filters` are those that heard the session.
+        """
+        queue_id, now_us = self.ids.new(), self.clock.queue_us()
+        reply = await self._reply(
+            ArrivedMail(
+                envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
+            )
+        )
+        if reply.queue_id or not origin.is_promised:
+            return reply
+        # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
+        # That mail is accepted already: no rule, limit or error may refuse it now, or pickup would
+        # report it as failed in the end.
+        try:
+            known = await self.spool.accepted_as(origin.key or envelope.envid)
+        except SpoolError as error:
+            _log.warning("spool unavailable", error=error)
+            return reply
+        return accepted_reply(known) if known else reply
+
+    async def _reply(self, arrival: ArrivedMail) -> DataReply:
+        """Return the reply to the final dot, whatever happens."""
+        try:
+            return await self._accept(arrival)
+        except SpoolFullError:
+            return NO_ROOM
+        except SpoolUnavailableError as error:
+            _log.warning("spool unavailable", error=error)
+            return LOCAL_ERROR
+        except SigningError as error:
+            _log.error("signing failed", error=str(error))
+            return LOCAL_ERROR
+        except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
+            _log.exception("acceptance failed", client=arrival.origin.ip)
+            return LOCAL_ERROR
+
+    async def _accept(self, arrival: ArrivedMail) -> DataReply:
+        prepared = await self.preparation.prepare(arrival)
+        if isinstance(prepared, DataReply):
+            return prepared
+        try:
+            return await self._apply_rules(prepared.arrival, prepared.content)
+        finally:
+            prepared.release()
+
+    async def _apply_rules(self, arrival: ArrivedMail, parsed: ParsedContent) -> DataReply:
+        origin = arrival.origin
+        sender, forwarding = arrival.envelope.reverse_path, self.forwarding
+        charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
+        size, answers_discarded = size_of(arrival.content), ""
+        if charges and size > REPORT_BYTES_MAX:
+            return DataReply(LARGE_REPORT)
+        expand = forwarding.expander(sender, parsed.header)
+        recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients)
+        if added := arrival.filtered.added:
+            recipients = with_added(recipients, expand, added)
+        examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)
+        examinations = examined_recipients(recipients, examine)
+        rules = self.policy()
+        examined = self._policy_input(arrival, recipients, parsed, examinations=examinations)
+        verdict = await self._evaluate(rules, examined)
+        if isinstance(verdict, DataReply):
+            return verdict
+        if hold := arrival.filtered.hold:
+            verdict = verdict.with_holds(lambda _tenant: hold)
+        if verdict.sender and sender:  # its own routes, SRS and reports are those of the new one
+            envelope = replace(arrival.envelope, reverse_path=verdict.sender)
+            arrival = replace(arrival, envelope=envelope)
+            examine = forwarding.examiner(verdict.sender, parsed.header, trusted=origin.trusted)
+            examinations = as_valid(examinations, examined_recipients(recipients, examine))
+        if has_answers(examinations):
+            answers_discarded = self.answers.why_discarded(arrival.envelope, size)
+        while True:
+            fan = self._fan_out(
+                arrival, recipients, verdict, examinations=examinations, examine=examine,
+                expand=expand, answers_discarded=answers_discarded, tenants=rules.tenants,
+            )  # fmt: skip
+            reply = await self._carry_out(
+                arrival, verdict, fan,
+                rules=rules, recipients=recipients, content=parsed, charges=charges,
+                sender=sender,
+            )  # fmt: skip
+            if isinstance(reply, DataReply):
+                return reply
+            verdict = reply  # each time one tenant's copies are held or rejected that were not
+
+    async def _carry_out(
+        self,
+        arrival: ArrivedMail,
+        verdict: Verdict,
+        fan: FanOut,
+        *,
+        rules: RuleBook,
+        recipients: ExpandedRecipients,
+        content: ParsedContent,
+        charges: Sequence[RateCharge],
+        sender: str,
+    ) -> DataReply | Verdict:
+        """Commit the message, and return the reply; or another verdict that has to be carried out,
+        where a limit of a recipients' tenant is reached: others' copies do not wait for it.
+        """
+        origin = arrival.origin
+        if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
+            self._count_rules(verdict)
+            first = fan.rejected[0]
+            milter = (
+                arrival.filtered.refused_by if first.position in arrival.filtered.recipients else ""
+            )
+            rule = verdict.rule_of(first.path.address)
+            return DataReply(first.reply, rule=rule, milter=milter)
+        signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
+        fan = replace(fan, contents=signed.contents)
+        reserved = self.rates.reserve((*verdict.charges, *charges))
+        if isinstance(reserved, RateCharge):
+            if tenant_of_rule(reserved.rule) in verdict.guests:
+                return verdict.deferred_for(reserved.deferral)
+            return self._beyond(reserved)
+        mails, reserved = self.rule_mails.due(verdict.mails, reserved)
+        with reserved:
+            event = routing_event(
+                verdict, fan, self.clock.time_us(),
+                client=None if origin.pickup else origin.client, rules=rules, signed=signed,
+                sender=sender, account=self.preparation.account_of(arrival),
+            )  # fmt: skip
+            event = arrival.filtered.noted(event)
+            message = self._message(arrival, fan, header=content.header, event=event)
+            message, reports = self._with_reports(
+                message, verdict, fan, expanded=recipients.reported, content=content
+            )
+            if mails:
+                about = MailSubject(content, sender, recipients, verdict, rules)
+                message, reports = self.rule_mails.added(message, reports, mails, subject=about)
+            try:
+                reply = await self._commit(message, reports, origin, reserved=reserved)
+            except HoldsFullError as error:
+                full = [x for x in message.held_by_rules if tenant_of_rule(x) == error.tenant]
+                reply = self.holds.rejection(full[0], self.held_max)
+                other = verdict.without_holds_of(
+                    error.tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fan.in_mailboxes
+                )
+                # less is held each time, so this comes to an end
+                if error.tenant in verdict.guests and other != verdict and not other.rejects_all:
+                    return other
+            self._count_rules(verdict)
+            return reply
+
+    def _fan_out(
+        self,
+        arrival: ArrivedMail,
+        recipients: ExpandedRecipients,
+        verdict: Verdict,
+        *,
+        examinations: Sequence[RoutingResult],
+        examine: Callable[[str, str, bool], RoutingResult],
+        expand: Callable[[str], Expansion | None],
+        answers_discarded: str,
+        tenants: Mapping[str, TenantRules],
+    ) -> FanOut:
+        envelope, trusted, forwarding = arrival.envelope, arrival.origin.trusted, self.forwarding
+        aliases = recipients.alias_by_address if verdict.additions else {}
+
+        def sender_of(forwarded_by: str, address: str, added: AddedRecipient | None) -> str:
+            if added and added.is_quarantine:  # no report of another host may go to the sender
+                return f"MAILER-DAEMON@{self.hostname}" if envelope.reverse_path else ""
+            if added and not forwarded_by and not verdict.sender:
+                forwarded_by = aliases.get(added.acted_for) or added.acted_for
+            return forwarding.sender_of(
+                forwarded_by, address, envelope.reverse_path, trusted=trusted
+            )
+
+        return fan_out(
+            recipients, with_next_hops(examinations, verdict, self.router.examine_chosen),
+            verdict, expand=expand, sender_of=sender_of,
+            examine=forwarding.examiner_of_added(examine, verdict, tenants, trusted=trusted),
+            answers_discarded=answers_discarded,
+            times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
+        )  # fmt: skip
+
+    def _with_reports(
+        self,
+        message: NewMessage,
+        verdict: Verdict,
+        fan: FanOut,
+        *,
+        expanded: Sequence[ReportedRecipient],
+        content: ParsedContent,
+    ) -> tuple[NewMessage, Sequence[NewMessage]]:
+        """Return the message with the events of the reports that are due already, and these."""
+        notices = notices_of(verdict, fan) if message.held_by_rules else {}
+        quarantined = fan.quarantined
+        if not (expanded or fan.rejected or notices or quarantined):  # nearly always
+            return message, ()
+        rules = {one.address: one.rule for one in verdict.recipients}
+        due = {
+            ReportKind.FAILED: [
+                reported_recipient(each, rules.get(each.path.address, "")) for each in fan.rejected
+            ],
+            ReportKind.EXPANDED: expanded,
+            ReportKind.DELIVERED: [reported_recipient(each, "") for each in quarantined],
+        }
+        groups = [*due.items(), *((ReportKind.HELD, some) for some in notices.values())]
+        plans = [
+            self.reporter.reports(kind, message.facts, some, content=content.joined())
+            for kind, some in groups
+            if some
+        ]
+        events = [event for plan in plans for event in plan.events]
+        message = replace(message, events=(*message.events, *events))
+        return message, [report for plan in plans for report in plan.messages]
+
+    def _policy_input(
+        self,
+        arrival: ArrivedMail,
+        recipients: ExpandedRecipients,
+        content: ParsedContent,
+        *,
+        examinations: Sequence[RoutingResult],
+    ) -> ExaminedMessage:
+        envelope, origin = arrival.envelope, arrival.origin
+        # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
+        claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
+        valid = [
+            (path.address, found)
+            for path, found in zip(recipients.paths, examinations, strict=True)
+            if not isinstance(found, InvalidRecipient)
+        ]
+        return ExaminedMessage(
+            reverse_path=envelope.reverse_path,
+            sender_local=claims_local and origin.trusted,
+            recipients=tuple([address for address, _ in valid]),
+            local=frozenset([address for address, found in valid if found.is_local]),
+            content=content,
+            source=origin.source,
+            client=origin.ip,
+            # a client of a trusted network has no login, whatever sender it names
+            login=self.preparation.account_of(arrival) if origin.pickup else origin.login,
+            recipient_count=len(arrival.paths),
+            time_us=self.clock.time_us(),
+            is_own=self.router.is_local_domain,
+            results=arrival.filtered.results,
+            given=recipients.given,
+        )
+
+    async def _evaluate(self, rules: RuleBook, message: ExaminedMessage) -> Verdict | DataReply:
+        """Return the verdict of the rules, or the reply if they defer, fail or take too long."""
+        if not message.recipients:
+            return Verdict((), (), (message.content,), ())
+        try:
+            evaluation = rules.begin(message)
+            time_s = self.policy_timeout_s
+            is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
+            if not is_quick or not evaluation.run(in_thread=False):
+                await self.threads.run(
+                    message.login or client_of(message.client),
+                    lambda stopped: evaluation.run(in_thread=True, stopped=stopped, time_s=time_s),
+                    timeout_s=time_s,
+                )
+            verdict = evaluation.verdict()
+            if not verdict.deferred:
+                return verdict
+            self._count_rules(verdict)
+            return deferral_reply(verdict.deferred)
+        except TooManyPartsError:
+            return TOO_MANY_PARTS
+        except TimeoutError:
+            _log.error("policy timed out", size_bytes=message.content.size)
+        except UnexaminedArchiveError as error:
+            _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
+            self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
+        except Exception:  # noqa: BLE001 -- no message may bypass a rule that fails
+            _log.exception("policy failed")
+        return NO_POLICY
+
+    def _message(
+        self, arrival: ArrivedMail, fan: FanOut, *, header: Header, event: Event
+    ) -> NewMessage:
+        """Return the message for the spool; `header` is the one that the rules evaluated."""
+        envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
+        address = f" [{origin.ip}]" if origin.ip else ""
+        if envelope.tls:
+            event = replace(event, detail={**event.detail, "tls": envelope.tls})
+        contents = tuple([each.joined() for each in fan.contents])
+        levels = [header_cleanup.priority(each.header, origin) for each in fan.contents]
+        entries = fan.entries
+        if len(set(levels)) > 1:  # where rules changed a copy, that counts for it only
+            entries = tuple(replace(each, priority=levels[each.content]) for each in entries)
+        account = self.preparation.account_of(arrival)
+        by_sender = bool(account) and not (origin.login or origin.pickup)
+        facts = MessageFacts(
+            id=arrival.queue_id,
+            envelope=envelope,
+            source=origin.source,
+            trusted=origin.trusted,
+            received_us=received_us,
+            expires_us=received_us + int(self.expire_after_s * 1_000_000),
+            size=size_of(contents[0]),
+            account=account,
+            submission_id=envelope.envid if origin.pickup else "",
+            client="" if origin.pickup else f"{origin.helo}{address}",
+            message_id=header_cleanup.message_id(header),
+            subject=subject_of(header),
+            extra=MessageExtra(
+                by_sender=by_sender,
+                verified=not origin.trusted
+                and is_verified(arrival.filtered.results, envelope.reverse_path, header),
+            ),
+        )
+        return NewMessage(
+            facts,
+            contents=contents,
+            entries=entries,
+            final_recipients=fan.final_recipients,
+            events=(event,),
+            priority=levels[0],
+            warn_us=self._warn_us(arrival),
+            held_max=self.held_max,
+        )
+
+    def _warn_us(self, arrival: ArrivedMail) -> int | None:
+        """Return when a delay report is due, None if the sender gets no reports."""
+        after_s = self.delay_warning_after_s
+        hears = arrival.origin.trusted and bool(arrival.envelope.reverse_path)
+        if not hears or not 0 < after_s < self.expire_after_s:
+            return None
+        return arrival.received_us + int(after_s * 1_000_000)
+
+    async def _commit(
+        self,
+        message: NewMessage,
+        reports: Sequence[NewMessage],
+        origin: Origin,
+        *,
+        reserved: Reservation,
+    ) -> DataReply:
+        """Commit the message, pass on its claims, and return the 250.
+
+        The spool counts messages in the metrics; this counts recipients. What is not committed now
+        does not count against the limits of rules. Raises HoldsFullError.
+        """
+        message, sender = self._with_priorities(message), message.sender_key
+        claim = len(message.entries) <= _CLAIMED_MAX and all(
+            entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
+            for entry in message.entries
+        )
+        accepted = await self.spool.accept(
+            message,
+            reports=reports,
+            submission_key=origin.key or message.facts.submission_id,
+            claim=claim,
+        )
+        if not accepted.repeated:
+            reserved.keep()
+            log_accepted(message, origin.client)
+            for recipient in message.final_recipients:
+                self.metrics.recipients_by(recipient.state).inc()
+        self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
+        return accepted_reply(accepted.queue_id)
+
+    def _with_priorities(self, message: NewMessage) -> NewMessage:
+        """Return the message, with the priority level of entries where it differs."""
+        usual, sender = [message.priority_of(each) for each in message.entries], message.sender_key
+        levels = [
+            self.level_of(entry.next_hop, sender, level)
+            for entry, level in zip(message.entries, usual, strict=True)
+        ]
+        if levels == usual:  # nearly always
+            return message
+        pairs = zip(message.entries, levels, strict=True)
+        return replace(message, entries=tuple(replace(one, level=level) for one, level in pairs))
+
+    def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
+        try:
+            self.on_accepted(accepted.claims)
+            if accepted.first_end_us is not None:
+                self.on_first_end(accepted.first_end_us)
+            if waiting:
+                self.on_waiting(waiting)
+        except Exception:  # noqa: BLE001 -- the message is durable, so the reply must be 250
+            _log.exception("claims not passed to delivery", qid=accepted.queue_id)
+
+    def _beyond(self, charge: RateCharge) -> DataReply:
+        """Return the reply to a message beyond the limit of a rule; nothing else counts."""
+        if not charge.rule:
+            return DataReply(MANY_REPORTS)
+        self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
+        return deferral_reply(charge.deferral)
+
+    def _count_rules(self, verdict: Verdict) -> None:
+        for hit in verdict.hits:
+            if hit.error:
+                _log.warning("rule skipped", rule=hit.rule, error=hit.error)
+            self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()

@@ -1,0 +1,222 @@
+"""A message after its final dot: its header is checked, cleaned up and completed, before the rules.
+
+A fault of the header is a reply; the other replies to the final dot are here too. Milters see the
+header between what is removed and what is added.
+RFC 5321 6.3 (loops).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import AccountDirectory
+from relay.base.clock import Clock
+from relay.base.message.content import Content, memory_part
+from relay.base.message.envelope import Client, Envelope, ForwardPath
+from relay.base.message.header import FIELDS_MAX, ParsedContent
+from relay.base.message.status import own_reply
+from relay.base.message.verdict import Deferral
+from relay.base.observe.logs import get_logger
+from relay.store.spool.types import NewMessage
+from relay.transport.ingress import header_cleanup
+from relay.transport.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
+from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
+from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
+from relay.transport.ingress.send_as import header_rejection, local_rejection
+from relay.transport.milter.filtered_message import NewBodies, NewBodyFile
+from relay.transport.milter.filters import FilterSession, MilterSet
+from relay.transport.policy import engine
+
+LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
+# RFC 3463 3.8
+NO_POLICY = DataReply(f"451 4.7.1 {engine.NOT_APPLIED}")
+TOO_MANY_PARTS = DataReply(own_reply(engine.TOO_MANY_PARTS_STATUS, engine.TOO_MANY_PARTS))
+LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
+MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")  # RFC 3463 3.7
+NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
+# RFC 5321 6.3; RFC 3463 3.5
+LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
+# Of a tenant's copies, in mail that has others: status and text (RFC 3463 3.4)
+HOLDS_FULL_OF_TENANT = "5.3.1", "The rules of its domain hold as many messages as they may"
+_log = get_logger("ingress")
+
+
+def accepted_reply(queue_id: str) -> DataReply:
+    """Return the reply by which Relay becomes responsible (RFC 5321 4.1.1.4)."""
+    return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
+
+
+def deferral_reply(deferral: Deferral) -> DataReply:
+    """Return the reply by which the client tries again later."""
+    reply = own_reply(deferral.status, deferral.text)
+    if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
+        reply = f"451{reply[3:]}"
+    return DataReply(reply, rule=deferral.rule)
+
+
+def log_accepted(message: NewMessage, client: Client) -> None:
+    """Log one line per message, with Postfix's terms where they apply."""
+    facts = message.facts
+    count = sum(len(entry.recipients) for entry in message.entries)
+    _log.info(
+        "accepted",
+        qid=facts.id,
+        sender=facts.envelope.reverse_path,
+        recipients=count + len(message.final_recipients),
+        size_bytes=facts.size,
+        via=facts.source.value,  # the log is slow for what is not exactly a str
+        client=client.address,
+        helo="" if facts.submission_id else client.helo,
+        login=client.account or facts.account if facts.submission_id else client.account,
+        tls=client.tls,
+        message_id=facts.message_id,
+    )
+
+
+RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
+_QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
+
+
+class ArrivedMail(Struct, frozen=True):
+    """A message as it came, and the id and the queue time that it gets."""
+
+    envelope: Envelope  # with the sender that a milter or a rule gave it
+    paths: Sequence[ForwardPath]  # as the client named them
+    content: Content  # as the client sent it
+    origin: Origin  # its client
+    queue_id: str  # that it gets
+    received_us: int  # queue time
+    given_sender: str  # the reverse-path that the client named
+    filters: SessionFilters | None = None  # of the session; None: no milter heard it
+    filtered: FilteredMessage = UNFILTERED  # what the milters decided
+
+
+class PreparedMail(Struct, frozen=True):
+    """A message for the rules; the receiver calls `release` once, when it is decided."""
+
+    arrival: ArrivedMail
+    content: ParsedContent
+    release: Callable[[], None] = lambda: None
+
+
+class Preparation(Struct, frozen=True):
+    """Makes messages as the rules see them."""
+
+    hostname: str  # in Received fields
+    accounts: AccountDirectory  # whose addresses a sender may use
+    clock: Clock
+    any_sender: bool  # a login may send from any address
+    milters: MilterSet
+    new_body: Callable[[], NewBodyFile]  # for one that a milter writes
+
+    async def prepare(self, arrival: ArrivedMail) -> PreparedMail | DataReply:
+        """Return the message, or the reply that rejects it."""
+        origin, filters = arrival.origin, arrival.filters
+        session = filters.session if filters is not None else None
+        if filters is None and (origin.pickup or origin.user is not None):
+            session = self.milters.session("local")
+        make = self._made if session is None else self._cleaned
+        if _is_quick(arrival.content):
+            content = make(arrival)
+        else:
+            content = await asyncio.to_thread(make, arrival)
+        if isinstance(content, DataReply):
+            return content
+        if session is None:
+            return _prepared(arrival, content)
+        return await self._filtered(arrival, content, session)
+
+    async def _filtered(
+        self, arrival: ArrivedMail, content: ParsedContent, session: FilterSession
+    ) -> PreparedMail | DataReply:
+        """Ask the milters, and complete what they have made of the message."""
+        filters, account, size_max_bytes = arrival.filters, None, FILE_BYTES_MAX
+        if filters is not None:
+            size_max_bytes = filters.size_max_bytes
+        else:
+            user = arrival.origin.user
+            account = user.address if user else self.account_of(arrival)
+        try:
+            decided = await decide(
+                session, content, NewBodies(size_max_bytes, self.new_body),
+                envelope=arrival.envelope, paths=arrival.paths, queue_id=arrival.queue_id,
+                account=account,
+            )  # fmt: skip
+        finally:
+            if filters is None:
+                session.close()
+        if isinstance(decided, DataReply):
+            return decided
+        verdict, filtered = decided
+        envelope = arrival.envelope
+        if verdict.sender is not None:
+            address = verdict.sender.address
+            smtputf8 = envelope.smtputf8 or not address.isascii()
+            envelope = replace(envelope, reverse_path=address, smtputf8=smtputf8)
+        arrival = replace(arrival, envelope=envelope, filtered=filtered)
+        content = self._completed(arrival, verdict.content, top=verdict.top)
+        return replace(_prepared(arrival, content), release=verdict.release)
+
+    def account_of(self, arrival: ArrivedMail) -> str:
+        """Return the account: the login, or the owner of a trusted reverse-path."""
+        origin = arrival.origin
+        if origin.login or not origin.trusted:
+            return origin.login
+        account = self.accounts.by_address(arrival.given_sender)
+        return account.address if account else ""
+
+    def _made(self, arrival: ArrivedMail) -> ParsedContent | DataReply:
+        """Return the content that no milter sees, for the rules, or the reply that rejects it."""
+        parsed = self._cleaned(arrival)
+        return parsed if isinstance(parsed, DataReply) else self._completed(arrival, parsed)
+
+    def _cleaned(self, arrival: ArrivedMail) -> ParsedContent | DataReply:
+        """Return the content without what no message keeps, or the reply that rejects it.
+
+        This splits the header into fields, for everything that follows.
+        """
+        parsed, origin = ParsedContent.of(arrival.content), arrival.origin
+        header = parsed.header
+        if header.size > HEADER_BYTES_MAX:
+            return LONG_HEADER
+        if len(header.fields) > FIELDS_MAX and not origin.pickup:  # that has its 202
+            return MANY_FIELDS
+        if header.count("Received") > RECEIVED_MAX:
+            return LOOP
+        checks_sender = origin.login and not self.any_sender
+        if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
+            return DataReply(rejection)
+        if (user := origin.user) is not None:
+            sender = arrival.envelope.reverse_path
+            header = header_cleanup.with_domain_of_author(header, sender or user.address)
+            if rejection := local_rejection(user, sender, header):
+                return DataReply(rejection)
+        header = header_cleanup.cleaned(header, origin=origin, hostname=self.hostname)
+        return ParsedContent(header, parsed.rest)
+
+    def _completed(
+        self, arrival: ArrivedMail, content: ParsedContent, *, top: bytes = b""
+    ) -> ParsedContent:
+        """Return the content with the fields that this relay adds, after those in `top`."""
+        header = header_cleanup.completed(
+            content.header, arrival.envelope, arrival.paths, origin=arrival.origin,
+            hostname=self.hostname, queue_id=arrival.queue_id, time_us=self.clock.time_us(),
+            top=top,
+        )  # fmt: skip
+        return ParsedContent(header, content.rest)
+
+
+def _prepared(arrival: ArrivedMail, content: ParsedContent) -> PreparedMail:
+    """Return the message for the rules; its envelope has the TLS that its header asks for."""
+    envelope = header_cleanup.with_demand(arrival.envelope, content.header, arrival.origin)
+    if envelope is not arrival.envelope:
+        arrival = replace(arrival, envelope=envelope)
+    return PreparedMail(arrival, content)
+
+
+def _is_quick(content: Content) -> bool:
+    """Return whether the header is short enough to be read on the event loop."""
+    known = memory_part(content)
+    return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]

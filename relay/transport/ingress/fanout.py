@@ -1,0 +1,423 @@
+"""Fan a message out: sort its recipients into queue entries, one per next hop and content, and
+one more for what is held.
+
+A pure function of what routing and the mail rules returned. Each recipient appears exactly once: in
+an entry, or in a final state (rejected, discarded, redirected, expanded).
+
+routing_event() is the event of step 5: what the rules and the routes made of the message.
+
+RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Any, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import Expansion
+from relay.base.message.envelope import Client, ForwardPath, Notify
+from relay.base.message.header import ParsedContent
+from relay.base.message.lifecycle import OF_MILTER, RecipientState, hold_text
+from relay.base.message.nexthop import LOCAL, NextHop
+from relay.base.message.outcome import Evidence
+from relay.base.message.status import own_reply
+from relay.base.message.verdict import (
+    AddedCopies,
+    AddedRecipient,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
+from relay.formats.dsn import ReportedRecipient
+from relay.store.journeys.events import Event, Step
+from relay.store.mailbox.types import WellKnown
+from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
+from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.routing.route_table import (
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RoutingResult,
+)
+from relay.transport.signing.signer import SignedContents
+
+_NEVER = frozenset({Notify.NEVER})
+_NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
+_Key = tuple[NextHop, int, EntryExtra]  # of an entry: its content, and what is particular to it
+_Copy = tuple[str, str, str]  # that a rule adds: the rule, for whose recipients, the address
+
+
+class HoldTimes(Struct, frozen=True):
+    """When a message is accepted, in queue time, and how long new mail is attempted."""
+
+    accepted_us: int = 0
+    lifetime_us: int = 0
+
+    def held(self, extra: EntryExtra, hold: Hold) -> EntryExtra:
+        """Return the fields of an entry that a rule holds."""
+        lasts_us = None if hold.expires_s is None else int(hold.expires_s * 1_000_000)
+        return replace(
+            extra,
+            reason=hold.reason,
+            rule=hold.rule,
+            silent=hold.silent,
+            until_us=0,
+            expires_us=0 if lasts_us is None else self.accepted_us + lasts_us,
+            lifetime_us=self.lifetime_us,
+        )
+
+
+_NO_TIMES = HoldTimes()
+
+
+class FanOut(Struct, frozen=True):
+    """The result for one message; `contents` has those in use, or else the original.
+
+    `aliases` are the recipients that others have replaced; they are among the final ones.
+    """
+
+    contents: tuple[ParsedContent, ...]
+    entries: tuple[NewEntry, ...]
+    final_recipients: tuple[NewRecipient, ...]
+    aliases: tuple[NewRecipient, ...] = ()
+
+    @property
+    def rejected(self) -> tuple[NewRecipient, ...]:
+        """The rejected recipients, for which a report may be due."""
+        return tuple(each for each in self.final_recipients if each.state is RecipientState.FAILED)
+
+    @property
+    def quarantined(self) -> tuple[NewRecipient, ...]:
+        """Those whose copy is quarantined at another address; the sender knows of a delivery."""
+        state = RecipientState.DELIVERED
+        return tuple(each for each in self.final_recipients if each.state is state)
+
+    @property
+    def in_mailboxes(self) -> frozenset[str]:
+        """The recipients whose copies go into mailboxes of this relay."""
+        local = (each for each in self.entries if each.next_hop == LOCAL)
+        return frozenset(one.path.address for each in local for one in each.recipients)
+
+    @property
+    def rejects_all(self) -> bool:
+        """Whether every recipient that the client named is rejected; of an alias, all that it leads
+        to. Where milters removed all, those whom they added stand for them.
+        """
+        replaced = {each.position for each in self.aliases if each.successors}
+        removed = {x.position for x in self.aliases if x.state is RecipientState.DISCARDED}
+        given = [x for x in self.final_recipients if x.position not in replaced | removed]
+        for counts in (_is_own, _is_of_milter):
+            if any(counts(each) for entry in self.entries for each in entry.recipients):
+                return False
+            if those := [each for each in given if counts(each)]:
+                return all(each.state is RecipientState.FAILED for each in those)
+        return False
+
+
+def _is_own(recipient: NewRecipient) -> bool:
+    return not recipient.added_by
+
+
+def _is_of_milter(recipient: NewRecipient) -> bool:
+    return recipient.added_by.startswith(OF_MILTER)
+
+
+def fan_out(
+    recipients: ExpandedRecipients,
+    examinations: Sequence[RoutingResult],
+    verdict: Verdict,
+    *,
+    examine: Callable[[AddedRecipient, str, str], RoutingResult],
+    expand: Callable[[str], Expansion | None],
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
+    answers_discarded: str = "",
+    times: HoldTimes = _NO_TIMES,
+) -> FanOut:
+    """Sort recipients into entries; `expand` and `examine` are for those that a rule added.
+    `sender_of` returns the sender of what an alias or a rule sends, "" for that of the message.
+    With `answers_discarded`, the reason, answers to reports are discarded. `times` are for holds.
+
+    There is one of `examinations` for each recipient. `verdict` has one for each valid recipient,
+    in the same order: rules do not see invalid recipients.
+    """
+    buckets: dict[_Key, list[NewRecipient]] = {}
+    key_of = partial(_key, sender_of=sender_of, times=times)
+    final: list[NewRecipient] = list(recipients.aliases)
+    additions = [(*each, examine(*each)) for each in _additions(verdict, expand)]
+    refused = _refused(additions)
+    verdicts = iter(verdict.recipients)
+    for path, position, forwarded_by, found in zip(
+        recipients.paths, recipients.positions, recipients.forwarded_by, examinations, strict=True
+    ):
+        added_by = recipients.added_by.get(path.address, "")
+        start = NewRecipient(path, position=position, added_by=added_by)
+        if isinstance(found, InvalidRecipient):
+            final.append(_failed(start, found.status, found.text))
+            continue
+        decided = next(verdicts)
+        if found.is_answer:
+            start = replace(start, path=replace(path, notify=_NEVER))
+            if answers_discarded and decided.action is VerdictAction.DELIVER:
+                final.append(_discarded(start, answers_discarded))
+                continue
+        if (final_state := _final_state(start, decided, refused)) is not None:
+            final.append(final_state)
+        else:
+            key = key_of(found, path.address, decided, forwarded_by=forwarded_by)
+            buckets.setdefault(key, []).append(start)
+    copies = AddedCopies(each.path.address for bucket in buckets.values() for each in bucket)
+    for addition, address, forwarded_by, found in additions:
+        if not copies.needs(address, addition):
+            continue
+        added = NewRecipient(ForwardPath(address, _NEVER), added_by=addition.rule)
+        if isinstance(found, InvalidRecipient):
+            final.append(_failed(added, found.status, found.text))
+        else:
+            key = key_of(found, address, addition, forwarded_by=forwarded_by)
+            buckets.setdefault(key, []).append(added)
+    used = sorted({content for _, content, _ in buckets}) or [0]
+    return FanOut(
+        contents=tuple(verdict.contents[content] for content in used),
+        entries=tuple(_entry(key, bucket, used) for key, bucket in buckets.items()),
+        final_recipients=tuple(final),
+        aliases=recipients.aliases,
+    )
+
+
+def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
+    """Return the copies that rules add of which none may leave."""
+    found = {((one.rule, one.tenant, one.address), it == LENDS) for one, *_, it in additions}
+    return {copy for copy, is_lent in found if is_lent and (copy, False) not in found}
+
+
+def _copies_of(redirected: RecipientVerdict) -> Iterator[_Copy]:
+    for address in redirected.successors:
+        yield redirected.rule, redirected.tenant, address
+
+
+def examined_recipients(
+    recipients: ExpandedRecipients, examine: Callable[[str, str, bool], RoutingResult]
+) -> Sequence[RoutingResult]:
+    """Return where the mail for each of the recipients goes."""
+    found = zip(recipients.paths, recipients.positions, recipients.forwarded_by, strict=True)
+    added = recipients.added_by
+    return [
+        examine(path.address, by, bool(by) or not (position or path.address in added))
+        for path, position, by in found
+    ]
+
+
+def has_answers(examinations: Sequence[RoutingResult]) -> bool:
+    """Return whether a recipient is one to which only answers to reports are written."""
+    return any(not isinstance(one, InvalidRecipient) and one.is_answer for one in examinations)
+
+
+def as_valid(
+    before: Sequence[RoutingResult], after: Sequence[RoutingResult]
+) -> Sequence[RoutingResult]:
+    """Return the later results; who was valid for the rules stays so, and who was not."""
+    return [
+        one if isinstance(one, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
+        for was, one in zip(before, after, strict=True)
+    ]
+
+
+def with_next_hops(
+    examinations: Sequence[RoutingResult],
+    verdict: Verdict,
+    chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
+) -> Sequence[RoutingResult]:
+    """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
+    if not any(each.next_hop for each in verdict.recipients):  # nearly always
+        return examinations
+    verdicts = iter(verdict.recipients)
+    return [
+        found
+        if isinstance(found, InvalidRecipient) or not (decided := next(verdicts)).next_hop
+        else chosen(decided.address, decided.next_hop, found)
+        for found in examinations
+    ]
+
+
+def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
+    next_hop, content, extra = key
+    return NewEntry(next_hop, tuple(bucket), content=used.index(content), extra=extra)
+
+
+def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
+    """Return a rejected recipient for a report; `rule` rejected it, unless it is ""."""
+    evidence = Evidence(status=recipient.status, reply=recipient.reply)
+    return ReportedRecipient(recipient.path, evidence, added_by=recipient.added_by, rule=rule)
+
+
+def _final_state(
+    start: NewRecipient, verdict: RecipientVerdict, refused: set[_Copy]
+) -> NewRecipient | None:
+    """Return the recipient in its final state, or None if it is to be delivered."""
+    match verdict.action:
+        case VerdictAction.DELIVER:
+            return None
+        case VerdictAction.REJECT:
+            return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
+        case VerdictAction.DISCARD:
+            return _discarded(start)
+        case VerdictAction.REDIRECT if refused.issuperset(_copies_of(verdict)):
+            return _failed(start, LENDS.status, LENDS.text)
+        case VerdictAction.REDIRECT:
+            return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
+        case VerdictAction.QUARANTINE:  # RFC 3463 3.2
+            reply = f"250 2.1.5 delivered to {start.path.address}"
+            return replace(start, state=RecipientState.DELIVERED, status="2.1.5", reply=reply)
+        case _:
+            assert_never(verdict.action)
+
+
+def _discarded(recipient: NewRecipient, reply: str = "") -> NewRecipient:
+    return replace(recipient, state=RecipientState.DISCARDED, reply=reply)
+
+
+def _failed(recipient: NewRecipient, status: str, reply: str) -> NewRecipient:
+    return replace(recipient, state=RecipientState.FAILED, status=status, reply=reply)
+
+
+def _key(
+    examination: LocalRecipient | RemoteRecipient,
+    address: str,
+    decided: RecipientVerdict | AddedRecipient,
+    *,
+    forwarded_by: str,
+    sender_of: Callable[[str, str, AddedRecipient | None], str],
+    times: HoldTimes,
+) -> _Key:
+    """Return the key of the entry of a recipient. Of two holds, that of a rule is shown; one
+    release ends both.
+    """
+    is_local, hold, folder = isinstance(examination, LocalRecipient), decided.hold, ""
+    if isinstance(decided, RecipientVerdict) and decided.junk:
+        hold = decided.held(in_mailbox=is_local)
+        folder = str(WellKnown.JUNK_EMAIL) if is_local else ""
+    content = decided.content
+    if isinstance(examination, LocalRecipient):  # whose copy names the address that it is for
+        next_hop, chosen, forwarded_by = LOCAL, False, ""
+    else:
+        next_hop, chosen = examination.next_hop, examination.chosen
+    added = decided if isinstance(decided, AddedRecipient) and not is_local else None
+    sender = sender_of(forwarded_by, address, added) if forwarded_by or added else ""
+    if not (sender or forwarded_by or examination.held or chosen or hold or folder):
+        return next_hop, content, NO_EXTRA
+    extra = EntryExtra(
+        chosen=chosen, sender=sender, delivered_to=forwarded_by, reason=examination.held,
+        until_us=examination.held_until_us, folder=folder,
+    )  # fmt: skip
+    return next_hop, content, extra if hold is None else times.held(extra, hold)
+
+
+def _additions(
+    verdict: Verdict, expand: Callable[[str], Expansion | None]
+) -> Iterator[tuple[AddedRecipient, str, str]]:
+    """Yield each addition with the addresses that get it, and the alias that leads to them."""
+    for addition in verdict.additions:
+        expansion = expand(addition.address)
+        if expansion is None or not expansion.targets:  # the alias is no recipient
+            yield addition, addition.address, ""
+        else:
+            for target in expansion.targets:
+                yield addition, target.address, target.forwarded_by
+
+
+def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
+    """Return the recipients, by rule, of whom the sender hears that the rule holds their copies."""
+    holds = {one.address: one.hold for one in verdict.recipients if one.hold is not None}
+    held = [
+        recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
+    ]
+    held += [each for each in fan.final_recipients if each.state is RecipientState.REDIRECTED]
+    found: dict[str, list[ReportedRecipient]] = {}
+    for each in held:
+        hold = None if each.added_by else holds.get(each.path.address)
+        if hold is not None and hold.notice:
+            evidence = Evidence("4.7.1", hold.notice)  # RFC 3463 3.8
+            about = ReportedRecipient(each.path, evidence, rule=hold.rule)
+            found.setdefault(hold.rule, []).append(about)
+    return found
+
+
+def routing_event(
+    verdict: Verdict,
+    fan: FanOut,
+    at_us: int,
+    *,
+    client: Client | None,
+    rules: RuleBook,
+    signed: SignedContents,
+    sender: str,
+    account: str,
+) -> Event:
+    """Return the event of step 5, without recipients that rules added. `sender` is the reverse-path
+    that the client gave. `account` is the owner of the message, "" without one.
+
+    If a list of addresses is cut, `counts` has its full length. `client` is None for mail from
+    pickup, whose client is in step 2.
+    """
+    next_hops: dict[str, list[str]] = {}
+    routes: dict[str, list[str]] = {}  # that chose a next hop
+    held: dict[str, list[str]] = {}  # by the reason
+    junk: set[str] = set()  # whose copies go into Junk Email
+    for entry in fan.entries:
+        addresses = [each.path.address for each in entry.recipients if not each.added_by]
+        if not addresses:
+            continue
+        next_hops.setdefault(str(entry.next_hop), []).extend(addresses)
+        if name := entry.next_hop.route:
+            names = routes.setdefault(str(entry.next_hop), [])
+            names += [name] if name not in names else []
+        if entry.extra.reason:
+            by = hold_text(entry.extra.reason, entry.extra.rule)
+            held.setdefault(by, []).extend(addresses)
+        junk.update(addresses if entry.extra.folder else ())
+    rejected = [each for each in fan.rejected if not each.added_by]
+    aliases = [each for each in fan.aliases if each.successors]
+    detail: dict[str, Any] = {
+        "rules": [hit.as_json() for hit in verdict.hits],
+        "next_hops": {hop: addresses[:_NAMED_MAX] for hop, addresses in next_hops.items()},
+        **signed.as_json(),
+    }
+    extras = [each.extra for each in fan.entries if each.extra.sender and not _is_added(each)]
+    sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
+        "aliases": len(aliases),
+        "refused": len(rejected),
+    }
+    if_any = {
+        "set": rules.identity(verdict.tenants, account),
+        "routes": routes,
+        "sender": {"from": sender, "to": verdict.sender} if verdict.sender and sender else None,
+        "held": {reason: names[:_NAMED_MAX] for reason, names in held.items()},
+        "quarantined": _quarantined(verdict, junk),
+        "client": client.as_json() if client is not None else None,
+        "aliases": [each.path.address for each in aliases[:_NAMED_MAX]],
+        "senders": {each.delivered_to: each.sender for each in extras[:_NAMED_MAX]},
+        "refused": [
+            {"address": each.path.address, "reply": each.reply} for each in rejected[:_NAMED_MAX]
+        ],
+        "counts": {name: size for name, size in sizes.items() if size > _NAMED_MAX},
+    }
+    return Event(Step.POLICY_AND_ROUTING, at_us, detail | {k: v for k, v in if_any.items() if v})
+
+
+def _is_added(entry: NewEntry) -> bool:
+    """Return whether rules added all of its recipients, of which the sender knows nothing."""
+    return all(each.added_by for each in entry.recipients)
+
+
+def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]]:
+    """Return recipients by the rule that quarantines them, and where; `junk` in Junk Email."""
+    found: dict[str, list[str]] = {}
+    for one in verdict.recipients:
+        if one.action is VerdictAction.QUARANTINE or one.address in junk:
+            text = f'rule "{one.rule}" ({one.quarantined})'
+            found.setdefault(text, []).append(one.address)
+    return {text: names[:_NAMED_MAX] for text, names in found.items()}

@@ -1,0 +1,460 @@
+"""What an address leads to: aliases, accounts that forward, and SRS addresses; the recipients that
+replace it; and the senders of copies that are forwarded to other domains.
+
+expand_recipients() replaces the recipients of a message before the rules (step 5). An address that
+is reached twice, or that is named beside its alias, is one recipient. An alias that leads to one
+address ends as redirected, and that address has its parameters. Another one ends as expanded: there
+are only reports of failures and delays about its addresses.
+
+An SRS address of a local domain takes reports only, and leads to the sender that it stands for
+(relay/base/message/srs.py). Its days are those of queue time, which a wrong clock does not change.
+The null sender proves nothing, so a sender gets few such reports, and none that is large. Mail that
+an alias or an account has forwarded already, as Delivered-To says, is not forwarded again: the
+account keeps it, the alias rejects it.
+
+A copy for another domain leaves in the name of this host: it passes SPF for the local domains, and
+DMARC if From has one of them. A stranger's mail in their name is therefore not copied. What a rule
+sends outside has such a sender too; a rule of the operator may lend each domain, that of a tenant
+its own.
+
+RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (SPF and From);
+RFC 9228 (Delivered-To).
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, partial
+from unicodedata import normalize
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import AccountDirectory, AliasTarget, Expansion
+from relay.base.clock import Clock
+from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.envelope import ForwardPath, Notify, domain_of
+from relay.base.message.header import Header
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.outcome import Evidence
+from relay.base.message.srs import Srs, SrsError, is_srs
+from relay.base.message.status import own_reply
+from relay.base.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of_rule
+from relay.base.phrases import counted
+from relay.formats.dsn import ReportedRecipient
+from relay.formats.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
+from relay.store.spool.types import NewRecipient
+from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.session_limits import EXPANDED_MAX
+from relay.transport.policy.rule_book import TenantRules
+from relay.transport.routing.route_table import (
+    InvalidRecipient,
+    RemoteRecipient,
+    RouteTable,
+    RoutingResult,
+)
+
+REPORT_BYTES_MAX = 1_000_000  # of one to an SRS address
+REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
+_HOUR_S = 3600.0
+# RFC 3463 3.4
+LARGE_REPORT = f"552 5.3.4 An SRS address takes reports of at most {REPORT_BYTES_MAX} octets"
+# RFC 3463 3.8
+MANY_REPORTS = f"450 4.7.1 The sender gets {REPORTS_PER_HOUR} reports in an hour, try again later"
+_TOO_MANY = "5.5.3"  # RFC 3463 3.6: too many recipients
+_LOOP_STATUS = "5.4.6"  # RFC 3463 3.5: routing loop detected
+_LOOP_TEXT = "mail loop: this alias has forwarded the message before (Delivered-To)"
+_EXPANDED = "2.1.5"  # RFC 3463 3.2: destination address valid
+_NEVER = frozenset({Notify.NEVER})
+_SUCCESS = frozenset({Notify.SUCCESS})
+_DEFAULT = frozenset({Notify.FAILURE, Notify.DELAY})  # without NOTIFY
+_LOOP = Expansion(())  # what an alias leads to that has forwarded the mail before
+_NOTHING: frozenset[str] = frozenset()
+_DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
+_JOINERS = re.compile("[\u200c\u200d]")  # IDNA 2003 drops them
+_LONG_LABEL = re.compile(r"[^.]{64}")  # readers may leave out some of it; to encode it takes long
+# RFC 3463 3.8
+LENDS = InvalidRecipient(
+    "5.7.1",
+    "550 5.7.1 From or Sender has a domain of this host, whose mail it forwards to other domains "
+    "only for authenticated clients",
+)
+
+
+class Forwarder(Struct, frozen=True):
+    """The aliases in force, and the key of SRS addresses."""
+
+    accounts: AccountDirectory  # aliases, and accounts that forward
+    router: RouteTable  # which domains are local
+    srs: Srs
+    clock: Clock
+    rates: RateLimits  # count the reports to SRS addresses
+    forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
+
+    def expand(self, address: str, reverse_path: str) -> Expansion | None:
+        """Return who gets the mail for `address`; None for an address that leads nowhere else."""
+        if not self._is_own_srs(address):
+            return self.router.expand(address, reverse_path)
+        try:
+            original = self.srs.original(address, now_us=self.clock.queue_us())
+        except SrsError:
+            return None
+        if reverse_path:
+            return None
+        return self.expand(original, "") or Expansion((AliasTarget(original),))
+
+    def expander(self, reverse_path: str, header: Header) -> Callable[[str], Expansion | None]:
+        """Return expand() for one message, without loops: no target where it has to be rejected."""
+        passed = _passed(header)
+        if not passed:  # nearly always
+            return partial(self.expand, reverse_path=reverse_path)
+        return partial(self._expand_once, reverse_path=reverse_path, passed=passed)
+
+    def examine(self, address: str, reverse_path: str, *, forwarded_by: str = "") -> RoutingResult:
+        """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
+        to it.
+        """
+        found = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
+        is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
+        return replace(found, is_answer=True) if is_answer else found
+
+    def examiner(
+        self, reverse_path: str, header: Header, *, trusted: bool
+    ) -> Callable[[str, str, bool], RoutingResult]:
+        """Return examine() for one message. Its third argument is whether expand() led to the
+        address: then a stranger's copy in our name is rejected.
+        """
+        lends = cache(lambda: self._may_be_ours(header))
+
+        def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
+            found = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            is_lent = is_copy and self._may_lend(found, trusted=trusted) and lends()
+            return LENDS if is_lent else found
+
+        return examine
+
+    def examiner_of_added(
+        self,
+        examine: Callable[[str, str, bool], RoutingResult],
+        verdict: Verdict,
+        tenants: Mapping[str, TenantRules],
+        *,
+        trusted: bool,
+    ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
+        """Return examine() for what rules add: a tenant has only its own domains to lend."""
+        lends = cache(lambda at, own: self._may_be_ours(verdict.contents[at].header, own))
+
+        def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
+            found = examine(address, forwarded_by, bool(forwarded_by))
+            tenant = tenants.get(tenant_of_rule(added.rule))
+            if tenant is None or not self._may_lend(found, trusted=trusted):
+                return found
+            return LENDS if lends(added.content, tenant.domains) else found
+
+        return examine_added
+
+    def _may_lend(self, found: RoutingResult, *, trusted: bool) -> bool:
+        """Whether the mail is a stranger's and leaves, where that is not allowed in our name."""
+        leaves = isinstance(found, RemoteRecipient) and not found.is_local
+        return leaves and not (trusted or self.forward_own_from)
+
+    def sender_of(
+        self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
+    ) -> str:
+        """Return the sender of the copy for `address` that an alias forwards, or a rule that acts
+        for a local address; "" for `reverse_path`.
+
+        It is rewritten for another domain, unless it is null, or of a local domain and `trusted`.
+        """
+        if not reverse_path or not self._is_local(forwarded_by) or self._is_local(address):
+            return ""
+        if trusted and self._is_local(reverse_path):
+            return ""
+        domain, now_us = domain_of(forwarded_by), self.clock.queue_us()
+        written = self.srs.rewritten(reverse_path, domain, now_us=now_us)
+        return "" if written == reverse_path else written
+
+    def reports_to(self, addresses: Iterable[str], reverse_path: str) -> list[RateCharge]:
+        """Return what a report to these addresses counts, each for the sender that an SRS address
+        stands for in the end: there are many addresses for one sender.
+        """
+        charges = []
+        for address in () if reverse_path else addresses:
+            original = address
+            with suppress(SrsError):
+                while self._is_own_srs(original):
+                    original = self.srs.original(original, now_us=self.clock.queue_us())
+            if not self._is_own_srs(original) and original != address:
+                charges.append(_report_to(original))
+        return charges
+
+    def report_rejection(self, address: str, reverse_path: str, size_bytes: int) -> str:
+        """Return the reply to a report that an SRS address does not take now, else ""."""
+        charges = self.reports_to([address], reverse_path)
+        if charges and size_bytes > REPORT_BYTES_MAX:
+            return LARGE_REPORT
+        found = self.rates.reserve(charges)
+        if isinstance(found, RateCharge):
+            return MANY_REPORTS
+        found.give_back()
+        return ""
+
+    def _is_local(self, address: str) -> bool:
+        return self.router.is_local_domain(domain_of(address))
+
+    def _may_be_ours(self, header: Header, but: Collection[str] = ()) -> bool:
+        """Whether From or Sender has an address of a local domain for any reader, `but` of these.
+
+        Where readers may see other addresses, what is behind each @ counts.
+        """
+        fields = Header(tuple([one for one in header.fields if one[0] in (b"from", b"sender")]))
+        if sum(len(octets) for _, octets in fields.fields) > ORIGINATORS_OCTETS_MAX:
+            return True
+        found = list(originators(fields))
+        texts = [one.address for field in found for one in field.addresses]
+        has_words = any("=?" in text for text in texts)  # which some readers decode
+        if has_words or any(field.unread or not field.addresses for field in found):
+            values = (*fields.values("From"), *fields.values("Sender"))
+            texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
+        domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
+        is_local = self.router.is_local_domain
+        return any(
+            _LONG_LABEL.search(domain)
+            or any(is_local(one) for one in _as_a_labels(domain) if one not in but)
+            for domain in domains
+        )
+
+    def _is_own_srs(self, address: str) -> bool:
+        return is_srs(address) and self._is_local(address)
+
+    def _srs_fault(self, address: str, reverse_path: str) -> InvalidRecipient | None:
+        if not self._is_own_srs(address):
+            return None
+        if reverse_path:
+            # RFC 3463 3.8
+            text = "takes only reports of mail that was forwarded, with the null sender"
+            return _invalid("5.7.1", f"<{address}> {text}")
+        try:
+            self.srs.original(address, now_us=self.clock.queue_us())
+        except SrsError as error:
+            # RFC 3463 3.2
+            return _invalid("5.1.1", f"<{address}>: no such user here; the SRS address is {error}")
+        return None
+
+    def _expand_once(
+        self, address: str, *, reverse_path: str, passed: Collection[str]
+    ) -> Expansion | None:
+        """Return expand() without what was forwarded before: the accounts of these targets keep it.
+
+        An account that would get it alone leads nowhere else. If an alias has forwarded it, which
+        has no mailbox, the whole of it has no target.
+        """
+        expansion = self.expand(address, reverse_path)
+        if expansion is None:
+            return None
+        found: dict[str, AliasTarget] = {}  # by mailbox
+        for target in expansion.targets:
+            place = next((at for at, one in enumerate(target.through) if one in passed), None)
+            if place is None:
+                account = self.accounts.by_address(target.address)
+                found.setdefault(account.address if account else target.address.lower(), target)
+                continue
+            account = self.accounts.by_address(target.through[place])
+            if account is None:
+                return _LOOP
+            keeper = AliasTarget(account.address, target.through[:place])
+            found.setdefault(account.address, keeper)
+        own = self.accounts.by_address(address)
+        if own is not None and list(found) == [own.address]:
+            return None
+        return Expansion(tuple(found.values()))
+
+
+def _report_to(sender: str) -> RateCharge:
+    """Return what a report to the SRS addresses of a sender counts."""
+    return RateCharge(
+        rule="", per="srs", key=sender.lower(), recipients=1, status="4.7.1",
+        text=MANY_REPORTS, allowed=REPORTS_PER_HOUR, period_s=_HOUR_S,
+    )  # fmt: skip
+
+
+def _as_a_labels(domain: str) -> Iterator[str]:
+    """Yield a domain as the DNS has it: by IDNA 2008, by IDNA 2003, which writes "ss" for the sharp
+    s, and with whatever characters it has.
+    """
+    domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".")  # RFC 3490 3.1
+    yield domain_of(f"@{domain}")
+    domain = domain.lower()
+    yield domain_of(f"@{_JOINERS.sub('', domain.casefold())}")
+    labels = [
+        one if one.isascii() else f"xn--{one.encode('punycode').decode()}"
+        for one in domain.split(".")
+    ]
+    yield ".".join(labels)
+
+
+def _passed(header: Header) -> frozenset[str]:
+    """Return the addresses in Delivered-To, as accounts.toml has them."""
+    if "Delivered-To" not in header:
+        return _NOTHING
+    found = set()
+    for value in header.values("Delivered-To"):
+        text = value.decode("utf-8", "replace").strip().removeprefix("<").removesuffix(">")
+        try:
+            found.add(parse_mailbox(text, smtputf8=True).lower())
+        except AddressError:  # of a program that writes something else there
+            continue
+    return frozenset(found)
+
+
+def _invalid(status: str, text: str) -> InvalidRecipient:
+    return InvalidRecipient(status, own_reply(status, text))
+
+
+_NOBODY: Mapping[int, NewRecipient] = {}
+
+
+class ExpandedRecipients(Struct, frozen=True):
+    """The recipients that get the message. `positions` are their places in the envelope, 0 for
+    those that an alias led to; `forwarded_by` is the last alias that led to each, or "". `aliases`
+    are the recipients that they replace, in their final states. `added_by` names the milter for
+    each address that one added.
+    """
+
+    paths: Sequence[ForwardPath]
+    positions: Sequence[int]
+    forwarded_by: Sequence[str]
+    aliases: tuple[NewRecipient, ...] = ()
+    added_by: Mapping[str, str] = {}
+
+    @property
+    def given(self) -> Mapping[str, Sequence[str]]:
+        """The aliases that led to each address, by this in lower case."""
+        found: dict[str, list[str]] = {}
+        for alias in self.aliases:
+            for one in alias.successors:
+                found.setdefault(one.lower(), []).append(alias.path.address)
+        return found
+
+    @property
+    def alias_by_address(self) -> Mapping[str, str]:
+        """The last alias that led to each, or ""."""
+        addresses = (path.address for path in self.paths)
+        return dict(zip(addresses, self.forwarded_by, strict=True))
+
+    @property
+    def reported(self) -> tuple[ReportedRecipient, ...]:
+        """The aliases of which the sender gets a report: NOTIFY=SUCCESS of a list."""
+        return tuple(
+            ReportedRecipient(one.path, Evidence(one.status, one.reply))
+            for one in self.aliases
+            if one.state is RecipientState.EXPANDED and Notify.SUCCESS in one.path.notify
+        )
+
+
+def expand_recipients(
+    paths: Sequence[ForwardPath],
+    expand: Callable[[str], Expansion | None],
+    ended: Mapping[int, NewRecipient] = _NOBODY,
+) -> ExpandedRecipients:
+    """Replace each recipient that is an alias, or forwards, by those that get its mail.
+
+    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop. Those
+    who have `ended` already, by their positions, are among `aliases`.
+    """
+    expansions = [None if at in ended else expand(path.address) for at, path in enumerate(paths, 1)]
+    if not ended and not any(expansions):  # nearly always
+        return ExpandedRecipients(paths, range(1, len(paths) + 1), [""] * len(paths))
+    positions = [at for at, one in enumerate(expansions, 1) if one is None and at not in ended]
+    found = [paths[at - 1] for at in positions]
+    forwarded_by = [""] * len(found)
+    places = {path.address.lower(): place for place, path in enumerate(found)}
+    aliases = list(ended.values())
+    count = 0
+    for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
+        if expansion is None:
+            continue
+        start = NewRecipient(path, position=position)
+        if not expansion.targets:
+            reply = own_reply(_LOOP_STATUS, f"<{path.address}>: {_LOOP_TEXT}")
+            aliases.append(
+                replace(start, state=RecipientState.FAILED, status=_LOOP_STATUS, reply=reply)
+            )
+            continue
+        if count + len(expansion.targets) > EXPANDED_MAX:
+            aliases.append(_failed(start, expansion))
+            continue
+        count += len(expansion.targets)
+        aliases.append(_replaced(start, expansion))
+        onward = _onward(path, is_list=len(expansion.targets) > 1)
+        for target in expansion.targets:
+            place = places.setdefault(target.address.lower(), len(found))
+            if place == len(found):
+                found.append(replace(onward, address=target.address))
+                positions.append(0)
+                forwarded_by.append(target.forwarded_by)
+            else:
+                notify = _either(found[place].notify, onward.notify)
+                found[place] = replace(found[place], notify=notify)
+    return ExpandedRecipients(found, positions, forwarded_by, tuple(aliases))
+
+
+def with_added(
+    recipients: ExpandedRecipients,
+    expand: Callable[[str], Expansion | None],
+    added: Mapping[str, str],
+) -> ExpandedRecipients:
+    """Return the recipients with those that milters added: `added` has the names to be shown. An
+    alias is replaced; one that is a loop is a recipient itself.
+    """
+    found, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
+    known, added_by = {path.address.lower() for path in found}, dict[str, str]()
+    for address, milter in added.items():
+        expansion = expand(address)
+        targets = expansion.targets if expansion else ()
+        for target in targets or (AliasTarget(address),):
+            if target.address.lower() not in known:
+                known.add(target.address.lower())
+                found.append(ForwardPath(target.address, _NEVER))
+                forwarded_by.append(target.forwarded_by)
+                added_by[target.address] = milter
+    positions = (*recipients.positions, *[0] * len(added_by))
+    return ExpandedRecipients(found, positions, forwarded_by, recipients.aliases, added_by)
+
+
+def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+    text = (
+        f"<{start.path.address}>: {counted(len(expansion.targets), 'address')} and those of the"
+        f" other aliases are over {EXPANDED_MAX}, send to it in another message"
+    )
+    reply = own_reply(_TOO_MANY, text)
+    return replace(start, state=RecipientState.FAILED, status=_TOO_MANY, reply=reply)
+
+
+def _replaced(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+    successors = expansion.addresses
+    if len(successors) == 1:
+        return replace(start, state=RecipientState.REDIRECTED, successors=successors)
+    reply = own_reply(_EXPANDED, f"expanded to {len(successors)} addresses")
+    return replace(
+        start, state=RecipientState.EXPANDED, successors=successors, status=_EXPANDED, reply=reply
+    )
+
+
+def _onward(path: ForwardPath, *, is_list: bool) -> ForwardPath:
+    """Return the parameters that an alias passes on."""
+    notify = path.notify
+    if is_list and Notify.SUCCESS in notify:  # the alias itself has the report of success
+        notify = notify - _SUCCESS or _NEVER
+    kind = "rfc822" if path.address.isascii() else "utf-8"
+    return ForwardPath(path.address, notify, path.orcpt or f"{kind};{path.address}")
+
+
+def _either(one: frozenset[Notify], other: frozenset[Notify]) -> frozenset[Notify]:
+    """Return the reports that one of two ways to an address asks for."""
+    if _NEVER in (one, other):
+        return other if one == _NEVER else one
+    asked = one | other
+    if one and other:
+        return asked
+    return asked | _DEFAULT if Notify.SUCCESS in asked else frozenset()

@@ -1,0 +1,210 @@
+"""Clean up the header of an arriving message: drop Bcc; add Received, complete missing fields.
+
+As Postfix's cleanup(8) and message_drop_headers. Milters see neither what is dropped nor what is
+added; the mail rules see the result. All other fields stay octet for octet. A content without a
+header gets one.
+
+RFC 5321 4.4 (Received, Return-Path), 6.3 (loops); RFC 5322 3.6.3 (Bcc); RFC 6409 8 (Date,
+Message-ID); RFC 8601 2.2, 5 (Authentication-Results); RFC 8689 4.1 (TLS-Required).
+"""
+
+import re
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from relay.base.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
+from relay.base.message.conversation import own_message_id
+from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.header import BCC_FIELDS, Header
+from relay.base.message.properties import EmailAddress
+from relay.base.message.tls_policy import OPTIONAL
+from relay.formats import headers
+from relay.formats.address_list import address_entries
+from relay.formats.encoded_words import decode_words
+from relay.formats.headers import LINE_OCTETS_MAX, Priority, priority_of
+from relay.formats.write_header import address_list_field
+from relay.store.spool.types import PriorityLevel
+from relay.transport.ingress.data import Origin
+
+# The final delivery writes Return-Path, and Content-Length is wrong once the content changes.
+_DROPPED = (*BCC_FIELDS, "Content-Length", "Return-Path")
+_PRIVATE_PREFIX = "X-Relay-"  # a client could forge them
+_RESULTS = "Authentication-Results"
+_PARENTHESES = re.compile(r"\\.|\(+|\)+", re.DOTALL)
+_QUOTED = r'"(?P<quoted>(?:[^"\\]|\\.)*+)"'
+_COMMENT = r"\((?:[^()\\]|\\.)*+\)"  # without another one inside
+_WORD = r"(?P<word>[^\s()<>@,;:\\\"/\[\]?=]++)"
+_TOKEN = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s)])++|"|(?P<open>\()|{_WORD}', re.DOTALL)
+_TOKEN_AFTER_UNCLOSED = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s()])++|"|{_WORD}', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (RFC 3490 3.1)
+
+
+def cleaned(header: Header, *, origin: Origin, hostname: str) -> Header:
+    """Return a header without X-Relay-*, Bcc, Resent-Bcc, Return-Path and Content-Length fields.
+
+    Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
+    """
+    header = without_dropped(header)
+    if _RESULTS in header and not origin.trusted:
+        header = _without_results_of(hostname, header)
+    return header
+
+
+def completed(
+    header: Header,
+    envelope: Envelope,
+    paths: Sequence[ForwardPath],
+    *,
+    origin: Origin,
+    hostname: str,
+    queue_id: str,
+    time_us: int,
+    top: bytes = b"",
+) -> Header:
+    """Return a header with this hop's Received, after the fields in `top`.
+
+    Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
+    logged in, or from a user of this machine, also gets a missing From.
+    """
+    new = top + headers.received(
+        helo=origin.helo,
+        ip=origin.ip,
+        hostname=hostname,
+        protocol=headers.protocol(
+            extended=origin.extended,
+            tls=bool(origin.tls),
+            authenticated=bool(origin.login),
+            smtputf8=envelope.smtputf8,
+        ),
+        queue_id=queue_id,
+        time_us=time_us,
+        recipient=paths[0].address if len(paths) == 1 else "",
+    )
+    if origin.trusted:
+        if "Date" not in header:
+            new += headers.field("Date", headers.date_field(time_us))
+        if "Message-ID" not in header:
+            new += headers.field("Message-ID", f"<{queue_id}@{hostname}>")
+    author = origin.login
+    if origin.user is not None:
+        author = envelope.reverse_path or origin.user.address
+    if author and "From" not in header:
+        new += address_list_field("From", [EmailAddress(author)]).encode()
+    return header.prepend(new)
+
+
+def without_dropped(header: Header) -> Header:
+    """Return a header without the fields that no accepted message keeps."""
+    return header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
+
+
+def with_domain_of_author(header: Header, author: str) -> Header:
+    """Return a header with `author` as the only address in From if that has no domain: cron writes
+    "From: root (Cron Daemon)".
+    """
+    values = header.values("From")
+    if len(values) != 1:
+        return header
+    found = [*address_entries(values[0].decode("utf-8", "replace"), unqualified=True)]
+    if len(found) != 1 or not found[0].is_plain or "@" in found[0].text:
+        return header
+    field = address_list_field("From", [EmailAddress(author, found[0].name)])
+    return header.remove(("From",)).append(field.encode())
+
+
+def _without_results_of(hostname: str, header: Header) -> Header:
+    """Return a header without the Authentication-Results fields that a reader may take for ours."""
+    wanted, name = _RESULTS.lower().encode(), to_ascii_domain(hostname)
+    kept = tuple(
+        [
+            (one, octets)
+            for one, octets in header.fields
+            if one != wanted or name not in _authserv_ids(octets)
+        ]
+    )
+    return header if len(kept) == len(header.fields) else Header(kept)
+
+
+def _authserv_ids(field: bytes) -> set[str]:
+    """Return the id of an Authentication-Results field in lower case with A-labels.
+
+    There are two if programs that decode encoded words (RFC 2047) read another one.
+    """
+    value = field.partition(b":")[2].replace(b"\r", b"").replace(b"\n", b"")
+    texts = [value.decode("utf-8", "replace")]
+    if b"=?" in value:
+        texts.append(decode_words(value))
+    found = set()
+    for text in texts:
+        try:
+            found.add(to_ascii_domain(_authserv_id(text)))
+        except AddressError:  # an id, but no host name
+            continue
+    return found
+
+
+def _authserv_id(text: str) -> str:
+    """Return what a lenient reader takes for the id: the first word or quoted string.
+
+    Comments and white space are skipped, also around dots. A quote or parenthesis without its
+    partner is white space. The time is linear.
+    """
+    found, position, in_word, pattern = "", 0, False, _TOKEN
+    while len(found) <= DOMAIN_OCTETS_MAX and (token := pattern.match(text, position)):
+        position = token.end()
+        match token.lastgroup:
+            case "word":
+                piece = token["word"]
+            case "quoted":
+                piece = _ESCAPED.sub(r"\1", token["quoted"]).strip()
+            case kind:
+                if kind == "open" and (end := _comment_end(text, position)):
+                    position = end
+                elif kind == "open":
+                    pattern = _TOKEN_AFTER_UNCLOSED
+                in_word = False
+                continue
+        piece = _IDEOGRAPHIC_STOPS.sub(".", piece)
+        begins_another = found and not in_word and "." not in (found[-1], piece[:1])
+        if begins_another or not piece:
+            break
+        found, in_word = found + piece, True
+    found = found.rstrip(".")
+    return found if len(found) <= DOMAIN_OCTETS_MAX else ""
+
+
+def _comment_end(text: str, position: int) -> int:
+    """Return where the comment that began before `position` ends, 0 if it does not."""
+    depth = 1
+    for found in _PARENTHESES.finditer(text, position):
+        if found[0][0] == "(":
+            depth += len(found[0])
+        elif found[0][0] == ")":
+            depth -= len(found[0])
+            if depth <= 0:
+                return found.end() + depth
+    return 0
+
+
+def message_id(header: Header) -> str:
+    """Return the message's own Message-ID as it is kept, "" for none."""
+    found = header.first("Message-ID") or b""
+    return own_message_id(found[:LINE_OCTETS_MAX].decode("utf-8", "replace"))
+
+
+def with_demand(envelope: Envelope, header: Header, origin: Origin) -> Envelope:
+    """Return the envelope with what the field TLS-Required says (RFC 8689 4.1). It counts from
+    trusted clients, if there is one, and without REQUIRETLS.
+    """
+    if "TLS-Required" not in header or envelope.tls or not origin.trusted:  # nearly always
+        return envelope
+    values = [value.strip().lower() for value in header.values("TLS-Required")]
+    return replace(envelope, tls=OPTIONAL) if values == [b"no"] else envelope
+
+
+def priority(header: Header, origin: Origin) -> PriorityLevel:
+    """Return the priority in the header, after the rules; only trusted clients have one."""
+    found = priority_of(header) if origin.trusted else Priority.NORMAL
+    return PriorityLevel.NORMAL if found is Priority.NORMAL else PriorityLevel(found)

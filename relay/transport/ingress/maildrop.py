@@ -1,0 +1,280 @@
+"""Take the mail that `relay sendmail` left in the drop directory while no relay listened.
+
+Each file is accepted as if its owner had sent it, with a key of device, inode, time and digest, and
+then removed: after a crash between the two the spool knows the key, and the file is not sent again.
+A file that cannot be removed is named by /readyz, and its key is renewed while it is there. What is
+no such file, or is rejected, is moved aside, into a directory that only the relay can enter. Other
+directories stay, as only their owners can move them.
+"""
+
+import asyncio
+import errno
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import Ids, sleep_in_step
+from relay.base.crashpoints import CrashPoint
+from relay.base.message.address import parse_odd_mailbox
+from relay.base.message.content import BLOCK_BYTES
+from relay.base.message.envelope import Envelope, ForwardPath, parse_envid, parse_notify, parse_ret
+from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.phrases import shown
+from relay.base.pressure import MemoryBudget
+from relay.transport.ingress.data import ContentCollector, DataReply, Origin
+from relay.transport.ingress.dropped_mail import (
+    FILE_BYTES_MAX,
+    PART,
+    DroppedEnvelope,
+    DroppedFile,
+    HostileFileError,
+    Identity,
+    identity_of,
+)
+from relay.transport.ingress.local_services import IngressDependencies
+from relay.transport.ingress.local_users import LocalUsers
+from relay.transport.ingress.session_limits import SessionLimits
+
+_log = get_logger("ingress")
+ASIDE = "aside"  # the directory of what is moved aside
+FILES_MAX = 10_000  # looked at in one round, which reads at most FILE_BYTES_MAX and one file
+_LOOK_S = 5.0
+_AGAIN_S = 60.0  # after a file that the relay cannot take now
+_PART_S = 600.0  # an older file is not being written any more
+_RENEW_S = 3600.0
+_LOGGED_MAX = 10  # files moved aside, in one round
+_ASIDE_MAX = 1000  # files that are kept; more are removed
+
+
+class StuckFile(Struct, frozen=True):
+    """A file that cannot be removed."""
+
+    identity: Identity
+    aside: str  # its name in ASIDE; "": it is to be removed
+    key: str  # with which it was accepted, ""
+    why: str = ""
+
+
+@dataclass(eq=False)
+class MailDrop:
+    """The drop directory of [sendmail]."""
+
+    directory: Path
+    users: LocalUsers  # who the owners are
+    shared: IngressDependencies  # what accepts the mail
+    _: KW_ONLY
+    renew: Callable[[Sequence[str]], Awaitable[object]]  # SpoolEngine.renew_submission_keys
+    report: Callable[[str], None]  # gets what /readyz says of the directory, "" for nothing
+
+    def __post_init__(self) -> None:
+        self._clock, self._limits = self.shared.acceptance.clock, SessionLimits()
+        self._ids = Ids(self._clock)
+        self._budget = MemoryBudget(self._limits.buffered_bytes)
+        self._stuck: dict[str, StuckFile] = {}  # by name
+        self._renewed_s = -_RENEW_S
+        self._waited: set[str] = set()  # files that had to wait in the last round
+        self._logged = 0  # files moved aside in this round
+
+    async def run(self) -> None:
+        """Look for mail until cancelled."""
+        fault = RepeatedError()
+        while True:
+            is_done = False
+            try:
+                is_done = await self.look()
+                fault.clear()
+            except Exception as error:  # noqa: BLE001 - also ours: the task must go on
+                if fault.is_new(error):
+                    _log.warning("the drop directory cannot be used", error=str(error))
+                if not isinstance(error, FileNotFoundError):
+                    self.report(f"the drop directory cannot be used: {error}")
+            # real time: programs of this machine
+            await sleep_in_step(_LOOK_S if is_done else _AGAIN_S)
+
+    async def look(self) -> bool:
+        """Take what is there; return False if some of it must wait. Raises OSError, SpoolError.
+
+        An OSError of one file is raised after the others.
+        """
+        names = await asyncio.to_thread(self._listed)
+        there = frozenset(names)
+        self._stuck = {name: one for name, one in self._stuck.items() if name in there}
+        # What had to wait is tried after the others.
+        names.sort(key=self._waited.__contains__)
+        self._waited = set()
+        left_bytes, self._logged, is_done = FILE_BYTES_MAX, 0, True
+        pressure, failures = self.shared.pressure, list[OSError]()
+        for name in names:
+            if left_bytes <= 0 or pressure.paused() or pressure.rejection():
+                break
+            try:
+                identity = identity_of((self.directory / name).lstat())
+                if (stuck := self._stuck.get(name)) and stuck.identity == identity:
+                    await self._move(name, stuck)
+                    continue
+                file = await asyncio.to_thread(DroppedFile, self.directory / name)
+                with closing(file):
+                    left_bytes -= file.size
+                    if not await self._take(name, file):
+                        self._waited.add(name)
+                        is_done = False
+            except FileNotFoundError:
+                continue
+            except HostileFileError as error:
+                await self._set_aside(name, identity, str(error))
+            except OSError as error:
+                error.filename = str(self.directory / name)
+                failures = failures or [error]
+        await self._renew()
+        self.report("")
+        for name, stuck in itertools.islice(self._stuck.items(), 1):
+            more = f", and {len(self._stuck) - 1} more" if self._stuck.keys() > {name} else ""
+            self.report(f"{self.directory}: {shown(name)} cannot be removed: {stuck.why}{more}")
+        if failures:
+            raise failures.pop()
+        return is_done
+
+    async def _renew(self) -> None:
+        """Have the keys remembered of mail whose files stay. Raises SpoolError."""
+        keys = [one.key for one in self._stuck.values() if one.key]
+        if keys and self._clock.real_s() - self._renewed_s >= _RENEW_S:
+            await self.renew(keys)
+            self._renewed_s = self._clock.real_s()
+
+    def _listed(self) -> list[str]:
+        """Return the names of files, the oldest first as `relay sendmail` names them."""
+        with suppress(OSError):  # early: everybody could make it
+            (self.directory / ASIDE).mkdir(mode=0o700)
+        names: list[str] = []
+        parts = 0
+        with os.scandir(self.directory) as entries:
+            for one in entries:
+                is_part = one.name.startswith(PART)
+                parts += is_part
+                is_young = is_part and (parts > FILES_MAX or self._is_being_written(one))
+                if is_young or one.name == ASIDE or one.is_dir(follow_symlinks=False):
+                    continue
+                names.append(one.name)
+                if len(names) == FILES_MAX:
+                    break
+        return sorted(names)
+
+    def _is_being_written(self, part: "os.DirEntry[str]") -> bool:
+        """Whether a file has changed lately. Its owner may set the time of modification."""
+        try:
+            facts = part.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        changed_us = min(facts.st_ctime_ns, facts.st_mtime_ns) // 1000
+        return self._clock.file_time_us() - changed_us < _PART_S * 1e6
+
+    async def _take(self, name: str, file: DroppedFile) -> bool:
+        """Accept a file and remove it, or put it aside; return False if it must wait."""
+        try:
+            reply, key = await self._accept(file)
+        except (HostileFileError, ValueError) as error:
+            reply, key = DataReply(str(error)), ""
+        if reply.queue_id:
+            self.shared.crash.reached(CrashPoint.DROP_ACCEPTED)
+            await self._move(name, StuckFile(file.identity, "", key))
+        elif reply.reply.startswith("4"):
+            _log.info("dropped file must wait", file=shown(name), reply=reply.reply)
+            return False
+        else:
+            await self._set_aside(name, file.identity, reply.reply)
+        return True
+
+    async def _accept(self, file: DroppedFile) -> tuple[DataReply, str]:
+        """Return the reply to the mail of a file, and its key.
+
+        Raises HostileFileError, SpoolError, and ValueError for the envelope.
+        """
+        user = await asyncio.to_thread(self.users.find, file.uid)
+        acceptance = self.shared.acceptance
+        content = ContentCollector(
+            size_max_bytes=FILE_BYTES_MAX, limits=self._limits, budget=self._budget,
+            arrival=acceptance.spool.incoming_body,
+        )  # fmt: skip
+        try:
+            digest, octets, eight_bit = hashlib.sha256(file.line), file.line, False
+            while octets:
+                octets = await asyncio.to_thread(file.read, BLOCK_BYTES)
+                digest.update(octets)
+                eight_bit |= not octets.isascii()
+                content.add(octets, is_last=not octets)
+                if content.needs_spill:
+                    await content.spill(asyncio.to_thread)
+            if content.rejection is not None:
+                return DataReply(content.rejection), ""
+            envelope, paths = self._envelope(file.envelope, eight_bit=eight_bit)
+            key = "-".join(("drop", *map(str, file.identity), digest.hexdigest()[:32]))
+            origin = Origin("", user.name, trusted=True, user=user, key=key)
+            received = content.hand_over()
+            try:
+                reply = await acceptance.accept(envelope, paths, received.content, origin=origin)
+            finally:
+                received.release()
+        finally:
+            content.release()
+        return reply, key
+
+    def _envelope(
+        self, given: DroppedEnvelope, *, eight_bit: bool
+    ) -> tuple[Envelope, list[ForwardPath]]:
+        """Return the envelope and its recipients. Raises ValueError."""
+        users = self.users
+        sender = given.sender and parse_odd_mailbox(given.sender, users.hostname, smtputf8=True)
+        addresses = dict.fromkeys(
+            parse_odd_mailbox(one, users.domain, smtputf8=True) for one in given.recipients
+        )
+        notify = parse_notify(given.notify) if given.notify else frozenset()
+        return Envelope(
+            sender, ret=parse_ret(given.ret) if given.ret else "", eight_bit=eight_bit,
+            envid=parse_envid(given.envid) if given.envid else "",
+            smtputf8=not "".join((sender, *addresses)).isascii(),
+        ), [ForwardPath(one, notify) for one in addresses]  # fmt: skip
+
+    async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
+        """Move a file to where only the relay can enter."""
+        done = await self._move(name, StuckFile(identity, self._ids.new(), ""))
+        self._logged += 1
+        if done and self._logged <= _LOGGED_MAX:
+            more = "; others are not logged" if self._logged == _LOGGED_MAX else ""
+            _log.warning(f"dropped file {done}", file=shown(name), reason=why + more)
+
+    async def _move(self, name: str, file: StuckFile) -> str:
+        """Remove a file, or move it aside; return what was done. One that stays is stuck."""
+        try:
+            done = await asyncio.to_thread(self._move_now, self.directory / name, file.aside)
+        except FileNotFoundError:
+            done = ""
+        except OSError as error:
+            why = error.strerror or str(error)
+            if name not in self._stuck:
+                _log.error("dropped file not removed", file=shown(name), error=why)
+            self._stuck[name] = replace(file, why=why)
+            return ""
+        self._stuck.pop(name, None)
+        return done
+
+    def _move_now(self, path: Path, aside: str) -> str:
+        place = self.directory / ASIDE
+        if not aside:
+            path.unlink()
+            return "removed"
+        facts = place.lstat()  # it may be a link, or another user's
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o77:
+            raise PermissionError(errno.EPERM, f"{place} is not a directory of the relay alone")
+        if sum(1 for _ in place.iterdir()) >= _ASIDE_MAX:
+            path.unlink()
+            return "removed"
+        path.rename(place / aside)
+        return "moved aside"

@@ -1,0 +1,245 @@
+"""Limits of the messages that are accepted, in memory: a restart forgets what was counted.
+
+RateLimits counts what the `rate_limit` actions of rules count. A limit belongs to a rule, to whom
+it counts (a sender, login or client) and to its rate: it goes on over a reload that changes none of
+them. Each tenant has its own number of limits, so that none forgets those of others.
+
+AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where nobody is
+set. Nobody waits for it, and programs write most of it: it becomes a dead letter within limits,
+else it is discarded. It never causes a report. See RFC 3834 4 (who must not be answered).
+
+HoldLimit defers mail that rules would hold beyond `[policy] held_max`, which the spool counts. The
+log has one line in a minute at most, with the number of messages deferred since the line before.
+
+SessionCounts is what a client does in one session, against the limits of [[smtp]]. Only errors
+count for clients that are trusted. The limit of messages in a time is that of an address, of all
+sessions of the listener; a message counts from MAIL on until it is rejected or given up. The
+sessions of an address are counted in relay/transport/ingress/smtp_session.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+from relay.base.clock import Clock
+from relay.base.message.envelope import Envelope
+from relay.base.message.verdict import RateCharge, tenant_of_rule
+from relay.base.observe.logs import get_logger
+from relay.base.settings.tree import SmtpListener
+from relay.base.socket_address import client_of
+from relay.transport.ingress.data import DataReply
+from relay.transport.ingress.session_limits import SessionLimits
+
+if TYPE_CHECKING:  # a library that only the owner of the mail needs
+    from relay.base.observe.metrics import Metrics
+
+# Limits in use: some 1 KiB each if all send all the time; the least recently used one goes.
+KEYS_MAX = 10_000  # of the operator's rules
+TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
+# A sliding window: in no period of that length, whenever it begins, more recipients than allowed. A
+# bucket that fills again (GCRA) takes one float, but lets nearly twice as many through in a period.
+_SLOTS = 60  # of a period; a recipient counts for one of them longer at most
+_Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
+ANSWER_BYTES_MAX = 1_000_000
+ANSWERS_PER_HOUR = 100
+_HOUR_S = 3600.0
+LINES_APART_S = 60.0
+# RFC 3463 3.4
+_HOLDS_FULL = "452 4.3.1 Rules hold as many messages as they may, try again later"
+_log = get_logger("ingress")
+
+
+class Reservation:
+    """What one message counts: for good after keep(), otherwise only within the context."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
+
+    @classmethod
+    def of(cls, reservations: "Sequence[Reservation]") -> Self:
+        """Return one that counts what all of these did. They count nothing afterwards."""
+        whole = cls()
+        for one in reservations:
+            whole.taken += one.taken
+            one.keep()
+        return whole
+
+    def add(self, slots: dict[int, int], number: int, recipients: int) -> None:
+        """Count recipients in a slot."""
+        slots[number] = slots.get(number, 0) + recipients
+        self.taken.append((slots, number, recipients))
+
+    def keep(self) -> None:
+        """Count the message: it is accepted."""
+        self.taken.clear()
+
+    def give_back(self) -> None:
+        """Count nothing for the message."""
+        for slots, number, recipients in self.taken:
+            if number in slots:
+                slots[number] -= recipients
+        self.taken.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
+_NOTHING = Reservation()
+
+
+class RateLimits:
+    """The limits in use. Each method runs without await, so that messages cannot pass together."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # recipients by slot, for each tenant, "" for the operator
+        self._slots: dict[str, OrderedDict[_Key, dict[int, int]]] = {}
+
+    def reserve(self, charges: Sequence[RateCharge]) -> Reservation | RateCharge:
+        """Count all of these charges; or none, and return the first one beyond its limit."""
+        if not charges:  # nearly always
+            return _NOTHING
+        reservation, now_s = Reservation(), self._clock.monotonic()
+        for charge in charges:
+            number = int(now_s * _SLOTS / charge.period_s)
+            slots = self._slots_of(charge, since=number - _SLOTS)
+            if sum(slots.values()) + charge.recipients > charge.allowed:
+                reservation.give_back()
+                return charge
+            reservation.add(slots, number, charge.recipients)
+        return reservation
+
+    def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
+        """Return the recipients that count, without the slots before `since`."""
+        key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
+        tenant = tenant_of_rule(charge.rule)
+        its = self._slots.setdefault(tenant, OrderedDict())
+        slots = its.get(key)
+        if slots is None:
+            if len(its) >= (TENANT_KEYS_MAX if tenant else KEYS_MAX):
+                its.popitem(last=False)
+            slots = its[key] = {}
+        its.move_to_end(key)
+        for number in [each for each in slots if each < since]:
+            del slots[number]
+        return slots
+
+
+class AnswerLimit:
+    """Decides which answers are kept; a start forgets how many there were."""
+
+    def __init__(self, clock: Clock, metrics: "Metrics") -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._began_s = clock.monotonic()
+        self.taken = 0
+
+    def why_discarded(self, envelope: Envelope, size_bytes: int) -> str:
+        """Return why an answer is discarded, "" if it is kept, which counts it."""
+        now_s = self._clock.monotonic()
+        if now_s - self._began_s >= _HOUR_S:
+            self._began_s, self.taken = now_s, 0
+        if not envelope.reverse_path:
+            reason, text = "null-sender", "nobody reads what the null sender answers"
+        elif size_bytes > ANSWER_BYTES_MAX:
+            reason, text = "size", f"an answer to a report has over {ANSWER_BYTES_MAX:,} octets"
+        elif self.taken >= ANSWERS_PER_HOUR:
+            reason, text = "rate", f"over {ANSWERS_PER_HOUR} answers to reports in an hour"
+        else:
+            self.taken += 1
+            return ""
+        self._metrics.answers_discarded.labels(reason=reason).inc()
+        return text
+
+
+class HoldLimit:
+    """Writes the replies to mail that is not held because so much is; a start forgets how many."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._logged_s: float | None = None
+        self._deferred = 0
+
+    def rejection(self, rule: str, held_max: int | None) -> DataReply:
+        """Return the reply to a message that `rule` would hold beyond `held_max`."""
+        self._deferred += 1
+        now_s = self._clock.monotonic()
+        if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
+            _log.warning(
+                "mail deferred or rejected: rules hold as much as they may",
+                held_max=held_max, rule=rule, messages=self._deferred,
+            )  # fmt: skip
+            self._logged_s, self._deferred = now_s, 0
+        return DataReply(_HOLDS_FULL, rule=rule)
+
+
+_JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
+
+
+class SessionCounts:
+    """The counts of one session."""
+
+    def __init__(
+        self, settings: SmtpListener, limits: SessionLimits, rates: RateLimits, *, ip: str
+    ) -> None:
+        """`ip` is the address of the client."""
+        self._settings = settings
+        self._limits = limits
+        self._rates = rates
+        self._ip = ip
+        self._errors = 0
+        self._junk_commands = 0
+        self._messages = 0
+        self._reserved = Reservation()
+
+    def ended_by(self, reply: str, verb: str, *, trusted: bool) -> str:
+        """Count a command with its reply; return the 421 after too many rejected or idle ones."""
+        # A trusted client may have a long list of addresses that no longer exist.
+        if reply.startswith("5") and not (trusted and verb == "RCPT"):
+            self._errors += 1
+            if self._errors > self._settings.max_errors:
+                return "421 4.7.0 Too many errors, closing the connection"  # RFC 5321 7.8
+        if verb in _JUNK and not trusted:
+            self._junk_commands += 1
+            if self._junk_commands > self._limits.junk_commands:
+                return "421 4.7.0 Too many idle commands, closing the connection"  # RFC 5321 7.8
+        return ""
+
+    def mail_rejection(self) -> str:
+        """Return the reply to MAIL of a stranger beyond a limit, else count its message."""
+        settings = self._settings
+        if 0 < settings.max_messages <= self._messages:
+            return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
+        if not settings.max_rate_per_client:
+            return ""
+        allowed, _, period_s = settings.max_rate_per_client.partition("/")
+        text = "Too many messages from your address, try again later"
+        reserved = self._rates.reserve([
+            RateCharge(
+                rule="", per="client", key=client_of(self._ip), recipients=1, allowed=int(allowed),
+                period_s=float(period_s), status="4.7.1", text=text,
+            )
+        ])  # fmt: skip
+        if isinstance(reserved, RateCharge):
+            return f"450 {reserved.status} {reserved.text}"  # RFC 5321 7.8
+        self._reserved = reserved
+        return ""
+
+    def add_message(self) -> None:
+        """Count a message that was accepted; errors before it do not count."""
+        self._messages += 1
+        self._errors = self._junk_commands = 0
+
+    def take_reserved(self) -> Reservation:
+        """Return what a message counts whose content is complete; the caller gives it back if the
+        message is rejected.
+        """
+        reserved, self._reserved = self._reserved, Reservation()
+        return reserved
+
+    def reset(self) -> None:
+        """Count nothing for a transaction without an accepted message."""
+        self._reserved.give_back()

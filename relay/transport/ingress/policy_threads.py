@@ -1,0 +1,108 @@
+"""Threads for rules that take long, shared fairly: an account or a client has one of them at most.
+
+So one sender of large or hostile messages cannot delay the messages of others: they find the other
+thread free. Senders that have each used a thread for long share one, so that several of them cannot
+do it either. A client is an address, of IPv6 a network of 64 bits.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from relay.transport.policy.archives import reader
+
+T = TypeVar("T")
+_THREADS = 2
+# A client may send on many connections at once, and waits minutes for the reply to its final dot
+# (RFC 5321 4.5.3.2.6): its messages take turns, and none fails because of the others.
+_TURN_S = 60.0
+# Who used a thread for longer, lately, is slow. A second of use is forgotten after a half minute.
+_SLOW_S = 2.0
+_FORGOTTEN = 30.0
+# After how long a thread that computes gives the interpreter lock to one that waits for it. The
+# event loop and the spool's writer need it often and briefly: beside a long call, sooner.
+_USUAL_S = sys.getswitchinterval()
+_BESIDE_A_CALL_S = 0.001
+
+
+class PolicyThreads:
+    """Two threads. When a caller gives up waiting, a call that has begun is asked to stop, and has
+    its thread until then; one that has not begun never runs.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="policy")
+        self._running: dict[str, asyncio.Future[Any]] = {}  # by client or account
+        self._used: dict[str, float] = {}  # by the same, when all use is forgotten
+
+    async def run(
+        self, key: str, function: Callable[[Callable[[], bool]], T], *, timeout_s: float
+    ) -> T:
+        """Return what `function` returns in a thread, after the other calls with this key, and if
+        that is a slow one, after those with slow ones.
+
+        `function` gets a function that returns whether the caller has given up, and asks it often.
+        Raises what `function` raises; TimeoutError if that takes longer, in real time, or if it
+        has not begun after a minute.
+        """
+        loop, given_up = asyncio.get_running_loop(), threading.Event()
+        begun, taken_s = asyncio.Event(), list[float]()
+
+        def work() -> T:
+            loop.call_soon_threadsafe(begun.set)
+            begin_s = loop.time()  # real time: a thread
+            try:
+                return function(given_up.is_set)
+            finally:
+                taken_s.append(loop.time() - begin_s)  # real time: as above
+
+        async with asyncio.timeout(_TURN_S) as limit:  # real time: a thread
+            while running := self._running.get(key) or self._slow_one(key):
+                await asyncio.wait([running])
+            if not self._running:
+                sys.setswitchinterval(_BESIDE_A_CALL_S)
+            job = self._executor.submit(work)
+            call = self._running[key] = asyncio.wrap_future(job)
+            call.add_done_callback(partial(self._ended, key, begun, taken_s=taken_s))
+            try:
+                await begun.wait()
+                limit.reschedule(loop.time() + timeout_s)  # real time: as above
+                return await asyncio.shield(call)
+            finally:
+                given_up.set()
+                job.cancel()  # nothing happens if it has begun
+
+    def _slow_one(self, key: str) -> asyncio.Future[Any] | None:
+        """Return the call of a slow sender that a call with this key has to wait for."""
+        now_s = asyncio.get_running_loop().time()  # real time: as above
+        slow_s = now_s + _SLOW_S * _FORGOTTEN
+        if self._used.get(key, 0) <= slow_s:
+            return None
+        slow = (call for each, call in self._running.items() if self._used.get(each, 0) > slow_s)
+        return next(slow, None)
+
+    def _ended(
+        self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
+    ) -> None:
+        begun.set()  # if it was cancelled, nobody else does
+        now_s = call.get_loop().time()  # real time: as above
+        self._used = {each: until_s for each, until_s in self._used.items() if until_s > now_s}
+        self._used[key] = self._used.get(key, now_s) + sum(taken_s) * _FORGOTTEN
+        if not call.cancelled():
+            call.exception()  # asyncio logs what no caller has seen
+        del self._running[key]
+        if not self._running:
+            sys.setswitchinterval(_USUAL_S)
+
+    def close(self) -> None:
+        """Stop the threads without waiting for them, and the processes that look into archives.
+
+        The interpreter waits for them when it ends: for one rule each, since callers have given up
+        by then. The slowest ones, of a message of 150 MiB, took less than a second.
+        """
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        reader.close()

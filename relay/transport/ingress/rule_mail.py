@@ -1,0 +1,201 @@
+"""The mails that the rules `journal` and `notify` send about a message that is accepted.
+
+They are reports: no rule runs on them, and nothing is reported about them to anybody but the
+postmaster. The transaction that accepts the message makes them durable. A journal address gets one
+report for each message, however many rules name it; a notice of a rule comes to an address at most
+once in an hour. What was sent is in memory, as rate limits are: what is not accepted does not
+count.
+
+The rule of a tenant tells of its own recipients, and of what its own rules and aliases did.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.clock import Clock
+from relay.base.message.address import ascii_address
+from relay.base.message.content import Content
+from relay.base.message.envelope import domain_of
+from relay.base.message.header import Header, ParsedContent
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.verdict import RateCharge, RuleMail, Verdict, VerdictAction
+from relay.formats.address_list import address_entries
+from relay.formats.dsn import report_fields, short_subject, write_journal, write_notice
+from relay.store.spool.types import NewMessage, ReportWriter
+from relay.transport.ingress.forwarding import ExpandedRecipients
+from relay.transport.ingress.message_limits import RateLimits, Reservation
+from relay.transport.policy.rule_book import RuleBook
+
+_NAMED_MAX = 100  # recipients in a notice; mails in an event
+_FIELD_OCTETS_MAX = 65_536  # of To and Cc that are read
+_HOUR_S = 3600.0
+_TITLES = {"journal": "Journal report", "notify": "Notice"}
+
+
+class MailSubject(Struct, frozen=True):
+    """The message that mails are about."""
+
+    content: ParsedContent  # as it was accepted, before rules edited it
+    sender: str  # the reverse-path that the client gave
+    recipients: ExpandedRecipients
+    verdict: Verdict
+    rules: RuleBook  # that gave it
+
+    def tenants_of(self, rules: Sequence[str]) -> frozenset[str]:
+        """Return the tenants whose rules these are; none if one is the operator's."""
+        names = {one.partition("/")[0] for one in rules}
+        return frozenset(names) if names <= self.rules.tenants.keys() else frozenset()
+
+    def is_of(self, tenants: Collection[str], address: str) -> bool:
+        """Return whether the domain of an address is one of these tenants'; of none, it is."""
+        found = self.rules.tenant_of(domain_of(address)) if tenants else None
+        return not tenants or (found is not None and found.name in tenants)
+
+
+class DueMail(Struct, frozen=True):
+    """A mail that is sent, and all rules that send it."""
+
+    mail: RuleMail
+    rules: tuple[str, ...]
+
+
+class RuleMails:
+    """Decides which mails are sent, and writes them."""
+
+    def __init__(self, hostname: str, reporter: ReportWriter, clock: Clock) -> None:
+        self._hostname = hostname
+        self._reporter = reporter
+        self._clock = clock
+        self._noticed = RateLimits(clock)
+
+    def due(
+        self, mails: Sequence[RuleMail], reserved: Reservation
+    ) -> tuple[Sequence[DueMail], Reservation]:
+        """Return the mails to send, and what the message counts together with them."""
+        if not mails:  # nearly always
+            return (), reserved
+        found, counted = [], [reserved]
+        for one in _joined(mails):
+            charge = RateCharge(
+                one.mail.rule, one.mail.kind, one.mail.to.casefold(), 1,
+                allowed=1, period_s=_HOUR_S, status="", text="",
+            )  # fmt: skip
+            count = self._noticed.reserve([charge] if one.mail.text else [])
+            if isinstance(count, Reservation):
+                found.append(one)
+                counted.append(count)
+        return found, Reservation.of(counted)
+
+    def added(
+        self,
+        message: NewMessage,
+        reports: Sequence[NewMessage],
+        mails: Sequence[DueMail],
+        *,
+        subject: MailSubject,
+    ) -> tuple[NewMessage, Sequence[NewMessage]]:
+        """Return the message whose step 5 names the mails, and the reports with them."""
+        written = [self._written(one, message, subject) for one in mails]
+        named = [
+            {"kind": due.mail.kind, "queue_id": mail.facts.id, "to": due.mail.to,
+             "rules": list(due.rules)}
+            for due, mail in zip(mails, written, strict=True)
+        ]  # fmt: skip
+        routed, *others = message.events
+        routed = replace(routed, detail={**routed.detail, "mails": named[:_NAMED_MAX]})
+        return replace(message, events=(routed, *others)), (*reports, *written)
+
+    def _written(self, due: DueMail, message: NewMessage, subject: MailSubject) -> NewMessage:
+        mail, about = due.mail, short_subject(subject.content.header)
+        lines = [
+            ("Sender", subject.sender or "<>"),
+            ("Subject", about),
+            ("Message-Id", message.facts.message_id),
+        ]
+
+        def write(report_id: str) -> Content:
+            head = report_fields(
+                author=f"Mail Delivery System <MAILER-DAEMON@{self._hostname}>",
+                to=mail.to,
+                subject=f"{_TITLES[mail.kind]}: {about or '(no subject)'}",
+                message_id=f"<{report_id}.{mail.kind}@{self._hostname}>",
+                now_us=self._clock.time_us(),
+                automatic="auto-generated",
+            )
+            rules = [("Rule", rule) for rule in due.rules]
+            if mail.text:
+                return write_notice(head, mail.text, [*rules, *lines, *_named(mail.recipients)])
+            # two ids of chance: nobody who writes a message knows them
+            boundary = f"=_journal_{message.facts.id}_{report_id}"
+            return write_journal(
+                head, [*lines, *_recipient_lines(due, subject), *rules],
+                original=subject.content.joined(), boundary=boundary,
+            )  # fmt: skip
+
+        return self._reporter.rule_mail(mail, about=message.facts, write=write)
+
+
+def _joined(mails: Sequence[RuleMail]) -> Iterator[DueMail]:
+    """Yield one journal report for each address, and one notice for each address and rule."""
+    groups: dict[tuple[str, str], list[RuleMail]] = {}
+    for one in mails:
+        by = one.rule if one.text else ""
+        groups.setdefault((one.to.casefold(), by), []).append(one)
+    for some in groups.values():
+        recipients = dict.fromkeys(to for one in some for to in one.recipients)
+        rules = dict.fromkeys(one.rule for one in some)
+        yield DueMail(replace(some[0], recipients=tuple(recipients)), tuple(rules))
+
+
+def _named(recipients: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for one in recipients[:_NAMED_MAX]:
+        yield "Recipient", one
+    if (more := len(recipients) - _NAMED_MAX) > 0:
+        yield "Further recipients", f"{more}"
+
+
+def _recipient_lines(due: DueMail, subject: MailSubject) -> Iterator[tuple[str, str]]:
+    """Yield who was to get the message, in which field the header names them, by which alias they
+    got it, and who got it instead of them.
+    """
+    tenants, given = subject.tenants_of(due.rules), subject.recipients
+    named = {name: _addresses_in(subject.content.header, name) for name in ("To", "Cc")}
+    otherwise = "Recipient" if None in named.values() else "Bcc"
+    behind = {path.address for path, at in zip(given.paths, given.positions, strict=True) if not at}
+    aliases = {
+        successor: alias
+        for alias in given.aliases
+        if subject.is_of(tenants, alias.path.address)
+        for successor in alias.successors
+        if successor in behind
+    }
+    for one in due.mail.recipients:
+        wanted, by = {_folded(one)}, ""
+        if (alias := aliases.get(one)) is not None:
+            word = "Expanded" if alias.state is RecipientState.EXPANDED else "Forwarded"
+            wanted, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
+        field = next((name for name, found in named.items() if found and found & wanted), otherwise)
+        yield field, one + by
+    matched = frozenset(due.mail.recipients)
+    for decided in subject.verdict.recipients:
+        is_shown = not tenants or subject.tenants_of([decided.rule]) & tenants
+        if decided.successors and decided.address in matched and is_shown:
+            is_redirect = decided.action is VerdictAction.REDIRECT
+            word = "Redirected" if is_redirect else "Quarantined"
+            for successor in decided.successors:
+                yield "Recipient", f"{successor}, {word}: {decided.address}"
+
+
+def _addresses_in(header: Header, name: str) -> frozenset[str] | None:
+    """Return the addresses in a field, None for one that is too long to be read."""
+    values = header.values(name)
+    if sum(map(len, values)) > _FIELD_OCTETS_MAX:
+        return None
+    texts = (value.decode("utf-8", "replace") for value in values)
+    return frozenset(_folded(one.address) for text in texts for one in address_entries(text))
+
+
+def _folded(address: str) -> str:
+    return ascii_address(address).casefold()

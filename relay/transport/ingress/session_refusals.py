@@ -1,0 +1,240 @@
+"""Record what a session refuses: the reason of each reply, and one record for equal recipients.
+
+The recipients of a transaction that got the same reply are one record, which is made when the
+transaction ends or pauses for a second. Of AUTH only the user name is recorded, of a content only
+the Subject; no text of a client that is no known command, because a client may send a password
+where none is expected. Metrics and the log have what is recorded; pickup's sessions are only in
+the log, because the journeys of their messages have the rest.
+"""
+
+import asyncio
+import dataclasses
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from relay.base.clock import Clock, rfc3339
+from relay.base.message.verdict import RULES_UNAVAILABLE
+from relay.base.observe.logs import get_logger
+from relay.transport.ingress.data import Origin
+from relay.transport.ingress.esmtp_parameters import SmtpRejection
+from relay.transport.ingress.session_services import RefusedCommand, SessionClaims, SessionServices
+from relay.transport.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalStore
+
+if TYPE_CHECKING:  # a library that only the owner of the mail needs
+    from relay.base.observe.metrics import Metrics
+
+_ADDRESS_CHARACTERS_MAX = 320  # RFC 5321 4.5.3.1
+_TEXT_CHARACTERS_MAX = 512
+_GATHERED_MAX = 20  # different replies to the recipients of a transaction
+_PAUSE_S = 1.0
+_SYNTAX = frozenset({"500", "501", "502", "503", "504", "555"})
+_BY_STATUS = {
+    "4.3.0": RefusalReason.PRESSURE,
+    "4.3.1": RefusalReason.PRESSURE,
+    "4.3.2": RefusalReason.PRESSURE,
+    "4.5.3": RefusalReason.LIMIT,
+    "5.4.6": RefusalReason.LIMIT,
+    "5.2.2": RefusalReason.SIZE,
+    "5.3.4": RefusalReason.SIZE,
+    "4.7.1": RefusalReason.RULE,
+    "5.5.0": RefusalReason.SYNTAX,
+    "5.5.1": RefusalReason.RECIPIENT,  # of DATA and BDAT: none is valid
+    "5.5.2": RefusalReason.SYNTAX,
+    "5.6.0": RefusalReason.SYNTAX,
+    "5.6.7": RefusalReason.SYNTAX,
+}
+_BY_COMMAND = {
+    "AUTH": RefusalReason.LOGIN,
+    "MAIL": RefusalReason.SENDER,
+    "RCPT": RefusalReason.RECIPIENT,
+    "DATA": RefusalReason.RECIPIENT,
+    "BDAT": RefusalReason.RECIPIENT,
+}
+_log = get_logger("ingress")
+
+
+class LineError(StrEnum):
+    """The reply to a line that is not a command."""
+
+    BARE = "500 5.5.2 Lines must end in CRLF, and CR and NUL may not stand alone"  # RFC 5321 2.3.8
+    # RFC 5321 2.3.8
+    BARE_LF = "554 5.5.2 Lines must end in CRLF, LF may not stand alone, closing the connection"
+    TOO_LONG = "500 5.5.2 Line too long"  # RFC 5321 4.5.3.1.4, 4.5.3.1.9
+    BINARY = (
+        # RFC 3463 3.6
+        "554 5.5.0 This listener begins without TLS, and commands are text; send STARTTLS first,"
+        " or use a listener with TLS; closing the connection"
+    )
+
+
+class ContentRefusedError(SmtpRejection):
+    """A received content is rejected: with what is recorded of it."""
+
+    def __init__(self, refused: RefusedCommand) -> None:
+        super().__init__(refused.reply)
+        self.refused = refused
+
+
+def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
+    """Return the reason that a reply of ingress has."""
+    code, _, text = reply.partition(" ")
+    status = text.partition(" ")[0]
+    if rule or RULES_UNAVAILABLE in reply:
+        return RefusalReason.RULE
+    if code in ("530", "538"):
+        return RefusalReason.TLS if "STARTTLS" in reply else RefusalReason.LOGIN
+    if code in _SYNTAX:
+        return RefusalReason.SYNTAX
+    if command == "MAIL" and code == "450":  # max_rate_per_client
+        return RefusalReason.LIMIT
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if code == "421":
+        return RefusalReason.LOGIN if command == "AUTH" else RefusalReason.LIMIT
+    if code == "553":
+        return RefusalReason.SENDER
+    return _BY_COMMAND.get(command, RefusalReason.SYNTAX)
+
+
+def handshake_fault(error: OSError) -> str:
+    """Return what failed in a TLS handshake: a name of OpenSSL's, or how the client went away."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        fault = error.reason.replace("_", " ").lower()
+    elif isinstance(error, ConnectionAbortedError):
+        fault = "it took too long, or the client disconnected"
+    elif isinstance(error, ConnectionError):
+        fault = "the client disconnected"
+    else:
+        fault = str(error)
+    return f"TLS handshake failed: {fault}"
+
+
+class ListenerRefusals(Struct, frozen=True):
+    """Records what the sessions of a listener refuse."""
+
+    recorder: RefusalStore | None  # None: only the log has it
+    metrics: "Metrics"
+    clock: Clock
+    address: Callable[[], str] = lambda: ""  # of the listener, with its port
+
+    def record(self, refused: RefusedCommand, origin: Origin) -> None:
+        """Record a refusal."""
+        recipients = refused.recipients[:RECIPIENTS_MAX]
+        refusal = Refusal(
+            at=rfc3339(self.clock.time_us()),
+            client=origin.ip,
+            helo=_shown(origin.helo, _TEXT_CHARACTERS_MAX),
+            listener=self.address(),
+            account=_shown(refused.user or origin.login, _ADDRESS_CHARACTERS_MAX),
+            sender=_shown(refused.sender, _ADDRESS_CHARACTERS_MAX),
+            recipients=tuple([_shown(one, _ADDRESS_CHARACTERS_MAX) for one in recipients]),
+            recipient_count=refused.count or len(refused.recipients),
+            subject=_shown(refused.subject, _TEXT_CHARACTERS_MAX),
+            command=refused.command,
+            reply=_shown(refused.reply, _TEXT_CHARACTERS_MAX),
+            reason=refused.reason or reason_of(refused.command, refused.reply, rule=refused.rule),
+            rule=refused.rule,
+        )
+        if refused.is_logged:
+            _log_refusal(refusal)
+        if self.recorder is not None:
+            self.metrics.refusals.labels(refusal.reason.value).inc()
+            if refusal.command == "AUTH" and refusal.reason is RefusalReason.LOGIN:
+                self.metrics.auth_failures.inc()
+            self.recorder.record(refusal)
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Recipients with the same reply; `refused` has the first ones."""
+
+    refused: RefusedCommand
+    claims: SessionClaims
+    count: int = 1
+
+
+@dataclass(slots=True)
+class SessionRefusals:
+    """Records what one session refuses."""
+
+    _services: SessionServices
+    _gathered: dict[str, _Gathered] = field(default_factory=dict)
+    _timer: asyncio.TimerHandle | None = None
+
+    def record(self, refused: RefusedCommand, claims: SessionClaims) -> None:
+        """Record a refusal, after those that were gathered."""
+        self.flush()
+        self._services.refused(refused, claims)
+
+    def gather(self, refused: RefusedCommand, claims: SessionClaims) -> None:
+        """Record a recipient of a transaction, together with others that get the same reply."""
+        (address,) = refused.recipients
+        key = refused.reply.replace(address, "") if address else refused.reply
+        same = self._gathered.get(key)
+        if same is None:
+            if len(self._gathered) >= _GATHERED_MAX:
+                self.flush()
+            self._gathered[key] = _Gathered(refused, claims)
+        else:
+            same.count += 1
+            named = same.refused.recipients
+            if len(named) < RECIPIENTS_MAX:
+                same.refused = dataclasses.replace(same.refused, recipients=(*named, address))
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_PAUSE_S, self.flush)  # real time: a client
+
+    def flush(self) -> None:
+        """Record what was gathered: the transaction has ended, or pauses."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, {}
+        for one in gathered.values():
+            self._services.refused(dataclasses.replace(one.refused, count=one.count), one.claims)
+
+
+def path_in(argument: str) -> str:
+    """Return the address that an argument of MAIL or RCPT seems to have."""
+    start = argument.find("<")
+    end = argument.find(">", start)
+    if 0 <= start < end:
+        return argument[start + 1 : end]
+    return argument.partition(":")[2].strip(" ").partition(" ")[0]
+
+
+def _shown(text: str, characters_max: int) -> str:
+    """Return text of a client in bounded length, without control characters."""
+    text = text[:characters_max]
+    if text.isprintable():
+        return text
+    return "".join([one if one.isprintable() else " " for one in text]).strip()
+
+
+def _log_refusal(refusal: Refusal) -> None:
+    """Log one line, without the fields that do not apply."""
+    is_auth = refusal.command == "AUTH"
+    given = {
+        "user": refusal.account if is_auth else "",
+        "login": "" if is_auth else refusal.account,
+        "sender": refusal.sender,
+        "recipient": refusal.recipients[0] if refusal.recipients else "",
+        "recipients": refusal.recipient_count if refusal.recipient_count > 1 else 0,
+        "subject": refusal.subject,
+        "rule": refusal.rule,
+    }
+    _log.info(
+        "rejected",
+        qid="NOQUEUE",
+        client=refusal.client,
+        verb=refusal.command,
+        **{name: value for name, value in given.items() if value},
+        reason=refusal.reason.value,  # the log is slow for what is not exactly a str
+        reply=refusal.reply,
+    )

@@ -1,0 +1,550 @@
+"""One SMTP connection: aiosmtpd's protocol with Relay's own command loop, time-outs and STARTTLS.
+
+smtp_server makes one SmtpSession per connection; smtp_commands has the commands. InputBuffer holds
+what the client sent ahead (pipelining). The replies of a pipelined batch leave in one write. Input
+is bounded. There is one timer per session. An internal error is logged and answered with 451; a
+lost connection ends the session without a log line.
+
+RFC 5321 2.3.8 (line ends), 3.8 (421), 4.5.3.1.4, 4.5.3.2.7 (time-out); RFC 2920 (pipelining); RFC
+3207 4 (STARTTLS).
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from aiosmtpd.smtp import SMTP
+from msgspec import Struct
+
+from relay.base.observe.logs import get_logger
+from relay.base.pressure import ConcurrencyCounter
+from relay.base.socket_address import client_of
+from relay.store.spool.types import SpoolFullError, SpoolUnavailableError
+from relay.transport.ingress.data import ContentCollector, ContentRejection, Framing
+from relay.transport.ingress.esmtp_parameters import SmtpRejection
+from relay.transport.ingress.session_refusals import LineError
+from relay.transport.ingress.session_services import (
+    CONNECT,
+    ListenerDependencies,
+    RefusedCommand,
+    SessionClaims,
+    SessionServices,
+)
+from relay.transport.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommandHandler
+
+_TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
+_log = get_logger("ingress")
+_LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
+_BUSY = "421 4.3.2 This server has too much to do, try again later"  # RFC 5321 3.8
+TLS_HANDSHAKE_S = 30.0
+_BATCH_REPLIES = 100
+_AUTH_VERB = b"AUTH "
+
+
+class InputBuffer:
+    """What a client has sent and no command has read yet; there is one reader.
+
+    `pause` and `resume` act on the transport: reading pauses while more than
+    `limit_bytes` are buffered.
+    """
+
+    def __init__(
+        self, *, limit_bytes: int, pause: Callable[[], None], resume: Callable[[], None]
+    ) -> None:
+        self._limit_bytes = limit_bytes
+        self._pause = pause
+        self._resume = resume
+        self._data = b""
+        self._at = 0
+        self._paused = False
+        self._ended = False
+        self._began = False
+        self._fault: LineError | None = None  # of a session that has no commands
+        self._fresh = False  # data has arrived since the reader last found nothing
+        self._in_long_line = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Append what the transport has read."""
+        if data and not self._began:
+            self._began = True
+            if data[0] not in _TEXT:
+                self._fault = LineError.BINARY
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        self._at = 0
+        self._fresh = True
+        if len(self._data) > self._limit_bytes and not self._paused:
+            self._paused = True
+            self._pause()
+        self._wake()
+
+    def feed_end(self) -> None:
+        """Record the end of the input."""
+        self._ended = True
+        self._wake()
+
+    def take_line(self, limit_bytes: int) -> bytes | LineError | None:
+        """Take one line without its CRLF; return None if it is incomplete.
+
+        After a bare LF a session has no commands any more: to a client that does not end lines with
+        LF, what follows is the same line, and no part of it may become a command (RFC 5321 2.3.8).
+        A session whose first octet is not text has none at all.
+        """
+        if self._fault is not None:
+            self.clear()
+            return self._fault
+        end = self._data.find(b"\n", self._at)
+        if end < 0:
+            self._fresh = False
+            if len(self._data) - self._at > limit_bytes:
+                self._in_long_line = True
+                self._data, self._at = self._data[-1:], 0  # perhaps the CR of its end
+            return None
+        start, self._at = self._at, end + 1
+        if end == start or self._data[end - 1] != 0x0D:
+            self._fault = LineError.BARE_LF
+            return self._fault
+        line = self._data[start : end - 1]
+        was_long, self._in_long_line = self._in_long_line, False
+        if was_long or len(line) + 2 > limit_bytes:
+            return LineError.TOO_LONG
+        if b"\r" in line or b"\0" in line:
+            return LineError.BARE
+        return line
+
+    def take_all(self, at_most: int) -> bytes:
+        """Take everything that is buffered, or so many octets of it."""
+        self._fresh = False
+        if len(self._data) - self._at > at_most:
+            start, self._at = self._at, self._at + at_most
+            return self._data[start : self._at]
+        data = self._data[self._at :] if self._at else self._data
+        self.clear()
+        return data
+
+    def put_back(self, rest: bytes) -> None:
+        """Put back the last part of what take_all() returned."""
+        self._data = rest + self._data[self._at :]
+        self._at = 0
+
+    def clear(self) -> None:
+        """Discard everything that is buffered."""
+        self._data = b""
+        self._at = 0
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the first octet is not text."""
+        return self._fault is LineError.BINARY
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is buffered."""
+        return self._at >= len(self._data)
+
+    async def more(self) -> bool:
+        """Wait for new data; return False at the end of the input."""
+        if self._paused:
+            self._paused = False
+            self._resume()
+        if not self._ended and not self._fresh:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._fresh
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
+    """The client disconnected, its TLS handshake failed, or the reply cannot be known. Nothing more
+    is sent.
+    """
+
+
+class SessionClient(Struct, frozen=True):
+    """The client of a connection, as the owner of the mail sees it."""
+
+    ip: str  # "" on a Unix socket
+    is_trusted: bool  # its network, or it is a program of this machine
+    services: SessionServices
+    uid: int | None = None  # on the socket for programs
+
+    @property
+    def counted_as(self) -> str | None:
+        """What its sessions are counted by; None: only in all."""
+        if self.uid is not None:
+            return f"uid {self.uid}" if self.uid else None
+        return None if self.is_trusted else client_of(self.ip) or None
+
+
+class SessionDependencies(Struct, frozen=True):
+    """What the sessions of a listener share."""
+
+    listener: ListenerDependencies  # what their command handlers share
+    count: ConcurrencyCounter  # sessions by SessionClient.counted_as
+    sessions: set["SmtpSession"]  # those that are open
+    tls_context: ssl.SSLContext | None  # None: no TLS
+    on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
+    begun: Callable[[], None]  # counts a connection
+    # who is not known before; None: all are
+    meet: Callable[[asyncio.BaseTransport], SessionClient] | None
+
+
+class _NoHooks:
+    """Hides its attributes from dir().
+
+    For each connection aiosmtpd looks through its handler and itself for methods by name: a tenth
+    of the work of a short session. None is used here.
+    """
+
+    def __dir__(self) -> tuple[str, ...]:
+        return ()
+
+
+_NO_HANDLER = _NoHooks()
+
+
+class SmtpSession(_NoHooks, SMTP):
+    """One connection. aiosmtpd provides the protocol, the stream writer and the task."""
+
+    def __init__(self, shared: SessionDependencies, client: SessionClient | None = None) -> None:
+        """Without a `client` the transport shows who it is."""
+        super().__init__(
+            _NO_HANDLER,
+            hostname=shared.listener.hostname,
+            timeout=shared.listener.settings.timeout,
+            loop=asyncio.get_running_loop(),
+        )
+        self._shared = shared
+        self._met = client
+        self._ip = ""
+        self._counted_as: str | None = None
+        self._may_speak_first = False
+        self._input = InputBuffer(
+            limit_bytes=shared.listener.limits.input_bytes,
+            pause=lambda: self._transport_of().pause_reading(),
+            resume=lambda: self._transport_of().resume_reading(),
+        )
+        self._replies: list[bytes] = []
+        self._commands: SmtpCommandHandler | None = None
+        self._waiting_since: float | None = None  # loop time; None while a command is in progress
+        self._began_s = self.loop.time()  # real time: a client
+        self.closed = self.loop.create_future()
+
+    # -- callbacks of the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the session, or reject the client."""
+        if self._met is None and self._shared.meet is not None:
+            self._met = self._shared.meet(transport)
+        assert self._met is not None
+        client = self._met
+        self._ip, trusted = client.ip, client.is_trusted
+        tls = _tls_version(transport)
+        # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
+        self._may_speak_first = trusted and (not self._ip or bool(tls))
+        self._counted_as = client.counted_as
+        if self._shared.listener.pressure.paused():
+            rejection = PAUSED
+        elif not trusted and self._shared.listener.rejects_untrusted:
+            rejection = _BUSY
+        else:
+            rejection = self._counted_or_rejected()
+        self._shared.begun()
+        if rejection:
+            refused = RefusedCommand(command=CONNECT, reply=rejection)
+            client.services.refused(refused, SessionClaims())
+            rejected = cast("asyncio.Transport", transport)
+            rejected.write(rejection.encode("ascii") + b"\r\n")
+            rejected.close()
+            return
+        self._shared.sessions.add(self)
+        self._commands = SmtpCommandHandler(
+            self, self._shared.listener, client.services, ip=self._ip, trusted=trusted, tls=tls
+        )
+        super().connection_made(transport)
+
+    def _counted_or_rejected(self) -> str:
+        """Count the session and return "", or return the reply that rejects it."""
+        count, settings = self._shared.count, self._shared.listener.settings
+        if count.total >= settings.max_sessions:
+            return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
+        if count.count(self._counted_as) >= settings.max_sessions_per_client:
+            # RFC 5321 7.8
+            return "421 4.7.0 Too many sessions from your address, close some and try again"
+        count.begin(self._counted_as)
+        return ""
+
+    def data_received(self, data: bytes) -> None:
+        """Buffer what the client sent."""
+        self._input.feed(data)
+
+    def eof_received(self) -> bool:
+        """Note the end of the input; True keeps the writing half open for the replies."""
+        self._input.feed_end()
+        return self.transport is not None and not _tls_version(self._transport_of())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session. A message that is being committed continues."""
+        self._input.feed_end()
+        if not self.closed.done():
+            self.closed.set_result(None)
+        if self._commands is not None and self in self._shared.sessions:
+            self._shared.sessions.remove(self)
+            self._commands.reset()
+            self._shared.count.end(self._counted_as)
+            super().connection_lost(None if isinstance(error, OSError) else error)
+        if self._met is not None:
+            services, task = self._met.services, self._handler_coroutine
+            if task is None:
+                services.end()
+            else:  # it may have something to record
+                task.add_done_callback(lambda _: services.end())
+
+    def _timeout_cb(self) -> None:
+        """End the session if the client was idle for too long, else set the timer again."""
+        now = self.loop.time()  # real time: a client
+        too_old = now - self._began_s >= self._shared.listener.limits.session_s
+        silent_s = 0.0 if self._waiting_since is None else now - self._waiting_since
+        if self.transport is None:
+            return
+        if self._waiting_since is None or (silent_s < self._timeout_duration and not too_old):
+            self._reset_timeout(max(self._timeout_duration - silent_s, 0.001))
+            return
+        self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
+
+    def close_with(self, reply: str) -> None:
+        """Send a last reply and close, in any state."""
+        if self.transport is None or self._transport_of().is_closing():
+            return
+        if self._commands is not None:
+            self._commands.closing = True
+        self._put(reply)
+        self._write()
+        self._close()
+
+    def drain(self) -> None:
+        """Close now, or after the current transaction."""
+        if self._commands is None or self._commands.draining:
+            return
+        self._commands.draining = True
+        if self._waiting_since is not None and self._commands.may_close:
+            self.close_with(SHUTTING_DOWN)
+
+    # -- the command loop
+
+    async def _handle_client(self) -> None:
+        commands = self._commands
+        assert commands is not None
+        try:
+            self._put(await self._greeting(commands))
+            while not commands.closing:
+                if commands.may_close and self._input.is_empty:
+                    self._put(SHUTTING_DOWN)
+                    break
+                line = await self._next_line()
+                if line is None:
+                    break
+                self._put(await self._reply_to(commands, line))
+            await self._flush()
+        except ClientDisconnected:
+            pass
+        finally:
+            if commands.filters is not None:
+                commands.filters.close()
+            if commands.has_left_unused_tls and self._shared.listener.tls_hint is not None:
+                # A client that checks the certificate after the handshake, as Node does.
+                self._handshake_failed(OSError("the client left after it"))
+            if self.transport is not None:
+                self._close()
+
+    async def _greeting(self, commands: SmtpCommandHandler) -> str:
+        if self._met is not None and self._met.uid is not None:
+            await commands.find_user()
+        spoke = await self._has_spoken()
+        if spoke and self._shared.listener.tls_hint is not None:
+            if self._input.is_empty:
+                await self._more()  # it has arrived
+            if self._input.is_binary:
+                return commands.malformed(LineError.BINARY)
+        return await commands.greet(client_spoke=spoke)
+
+    async def _reply_to(self, commands: SmtpCommandHandler, line: bytes | LineError) -> str:
+        if isinstance(line, LineError):
+            return commands.malformed(line)
+        limits = self._shared.listener.limits
+        if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
+            return commands.fail(LineError.TOO_LONG)
+        try:
+            return await commands.handle(line, more_follows=not self._input.is_empty)
+        except ClientDisconnected:
+            raise
+        except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
+            verb = line.partition(b" ")[0][:16].decode("ascii", "replace")
+            _log.exception("command failed", client=self._ip, verb=verb)
+            return commands.fail(_LOCAL_ERROR, verb=verb.upper())
+
+    async def _next_line(self) -> bytes | LineError | None:
+        """Return the next command line, or None if the client has disconnected."""
+        while True:
+            line = self._input.take_line(self._shared.listener.limits.auth_line_bytes)
+            if line is not None:
+                if len(self._replies) >= _BATCH_REPLIES:  # a long batch: let other sessions run
+                    await self._flush()
+                    await asyncio.sleep(0)
+                return line
+            if not await self._more():
+                return None
+
+    async def _more(self) -> bool:
+        """Write the buffered replies, then wait for input."""
+        await self._flush()
+        self._waiting_since = self.loop.time()  # real time: a client
+        try:
+            return await self._input.more()
+        finally:
+            self._waiting_since = None
+
+    async def _flush(self) -> None:
+        self._write()
+        transport = self._writer.transport
+        if not (transport.is_closing() or transport.get_write_buffer_size()):  # nearly always
+            return
+        # a client that does not read counts as idle
+        self._waiting_since = self.loop.time()  # real time: a client
+        try:
+            await self._writer.drain()
+        except OSError as error:
+            raise ClientDisconnected from error
+        finally:
+            self._waiting_since = None
+
+    def _put(self, reply: str) -> None:
+        if reply:
+            self._replies.append(reply.encode("ascii", "backslashreplace") + b"\r\n")
+
+    def _write(self) -> None:
+        if self._replies:
+            self._writer.write(b"".join(self._replies))
+            self._replies.clear()
+
+    # -- session_services.ClientConnection
+
+    async def send(self, reply: str) -> None:
+        """Write a reply now, after the buffered ones."""
+        self._put(reply)
+        await self._flush()
+
+    async def ask(self, reply: str) -> str:
+        """Write a reply and return the client's next line.
+
+        Raises SmtpRejection, ClientDisconnected.
+        """
+        self._put(reply)
+        line = await self._next_line()
+        if line is None:
+            raise ClientDisconnected
+        if line is LineError.BARE_LF and self._commands is not None:
+            await self.send(self._commands.malformed(line))
+            raise ClientDisconnected
+        if isinstance(line, LineError):
+            raise SmtpRejection(line)
+        return line.decode("utf-8", "replace")
+
+    async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
+        """Collect a content or a chunk, or discard it; False if the client disconnects."""
+        self._put(framing.opening)
+        while True:
+            if self._input.is_empty and framing.wanted_bytes and not await self._more():
+                return False
+            octets, rest = framing.take(self._input.take_all(framing.wanted_bytes))
+            if content is not None:
+                content.add(octets, is_last=rest is not None and framing.is_last)
+                if content.needs_spill:
+                    await self._spill(content)
+            if rest is not None:
+                if rest:
+                    self._input.put_back(rest)
+                return True
+
+    async def _spill(self, content: ContentCollector) -> None:
+        """Write a part of a large body to its file; the client waits."""
+        try:
+            await content.spill(asyncio.to_thread)
+        except SpoolFullError:
+            content.reject(ContentRejection.QUEUE_FULL)
+        except SpoolUnavailableError as error:
+            _log.warning("spool unavailable", error=error)
+            content.reject(ContentRejection.LOCAL_ERROR)
+
+    async def start_tls(self) -> str:
+        """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
+        assert self._shared.tls_context is not None
+        await self.send("220 2.0.0 Ready to start TLS")  # RFC 3207 4
+        # RFC 3207 4.2: an attacker may have sent what follows STARTTLS in clear. It is discarded
+        # after the 220, because more may arrive while the client is slow to read.
+        self._input.clear()
+        try:
+            await self._writer.start_tls(
+                self._shared.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
+            )
+        except OSError as error:
+            self._handshake_failed(error)
+            raise ClientDisconnected from error
+        self.transport = self._writer.transport
+        return _tls_version(self._writer.transport)
+
+    def _handshake_failed(self, error: OSError) -> None:
+        assert self._met is not None
+        self._shared.on_failed_handshake(self._met, error)
+
+    def fact(self, name: str) -> Any:
+        """Return get_extra_info() of the transport."""
+        return self._writer.transport.get_extra_info(name)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, or until the client disconnects."""
+        await self._flush()
+        await asyncio.wait({self.closed}, timeout=seconds)  # real time: a client
+
+    # -- the transport
+
+    async def _has_spoken(self) -> bool:
+        """Return whether the client sent data before the greeting and may not."""
+        if self._may_speak_first:
+            return False
+        await asyncio.sleep(0)  # the next turn has what came with the connection or its handshake
+        return not self._input.is_empty
+
+    def _transport_of(self) -> asyncio.Transport:
+        # uvloop's transport is not a subclass of asyncio's
+        return cast("asyncio.Transport", self.transport)
+
+    def _close(self) -> None:
+        """Close after the last reply is written; the timer bounds the wait."""
+        self._transport_of().close()
+        assert self._timeout_handle is not None
+        self._timeout_handle.cancel()  # a timer keeps the session alive: cancel it
+        last_reply_s = self._shared.listener.limits.last_reply_s
+        self._timeout_handle = self.loop.call_later(  # real time: a client
+            last_reply_s, self.abort
+        )
+
+    def abort(self) -> None:
+        """Close without waiting for the client to read."""
+        if self.transport is not None:
+            with contextlib.suppress(OSError):
+                self._transport_of().abort()
+
+
+def _tls_version(transport: asyncio.BaseTransport) -> str:
+    """Return the TLS version of a connection, such as "TLSv1.3", or ""."""
+    tls = transport.get_extra_info("ssl_object")
+    return tls.version() or "TLS" if tls is not None else ""

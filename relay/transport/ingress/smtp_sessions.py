@@ -1,0 +1,157 @@
+"""The sessions of a listener: limits of those that begin, TLS before the first command, their end.
+
+smtp_server says who the clients are, and hands their connections on. RFC 5321 3.8; RFC 8314 3.3
+(implicit TLS).
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from functools import partial
+
+from msgspec.structs import replace
+
+from relay.base.observe.logs import get_logger
+from relay.base.pressure import ConcurrencyCounter
+from relay.base.settings.tree import SmtpListener
+from relay.base.sockets import wait_readable
+from relay.transport.ingress.session_refusals import handshake_fault
+from relay.transport.ingress.session_services import (
+    CONNECT,
+    ListenerDependencies,
+    RefusedCommand,
+    SessionClaims,
+)
+from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
+from relay.transport.ingress.smtp_session import (
+    TLS_HANDSHAKE_S,
+    SessionClient,
+    SessionDependencies,
+    SmtpSession,
+)
+from relay.transport.refusals.refusal import RefusalReason
+
+_log = get_logger("ingress")
+_LAST_REPLY_S = 0.2  # for the 421 after the grace time
+
+
+class SmtpSessions:
+    """The sessions. Those that begin get what `shared` is then."""
+
+    def __init__(
+        self,
+        listener: ListenerDependencies,
+        *,
+        tls_context: ssl.SSLContext | None,
+        begun: Callable[[], None] = lambda: None,
+        meet: Callable[[asyncio.BaseTransport], SessionClient] | None = None,
+    ) -> None:
+        """`begun` counts a connection, `meet` says who the client of new_session() is."""
+        is_implicit = listener.settings.role == "submissions"
+        self.tls_at_once = tls_context if is_implicit else None
+        self._beginning: set[asyncio.Task[None]] = set()  # until their sessions exist
+        self._handshakes = ConcurrencyCounter()  # those of TLS at once
+        self.shared = SessionDependencies(
+            listener, ConcurrencyCounter(), sessions=set(), tls_context=tls_context,
+            on_failed_handshake=self._record_failed_handshake, begun=begun, meet=meet,
+        )  # fmt: skip
+
+    @property
+    def total(self) -> int:
+        """The number of open sessions."""
+        return self.shared.count.total
+
+    def use(self, settings: SmtpListener) -> None:
+        """Give sessions that begin from now on the limits of `settings`."""
+        listener = replace(self.shared.listener, settings=settings)
+        self.shared = replace(self.shared, listener=listener)
+
+    def new_session(self) -> SmtpSession:
+        """Return the protocol of a connection that begins with the greeting."""
+        return SmtpSession(self.shared)
+
+    def begin(self, connection: socket.socket, client: SessionClient) -> None:
+        """Take a connection of which the client's first octet was not read.
+
+        With too many that have no session yet it is closed. A task that is cancelled closes it as
+        well.
+        """
+        if len(self._beginning) >= self.shared.listener.settings.max_sessions:
+            connection.close()
+            client.services.end()
+            return
+        task = asyncio.get_running_loop().create_task(self._begin(connection, client))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def drain(self, grace_s: float) -> None:
+        """End. Open transactions may finish within `grace_s`."""
+        for session in tuple(self.shared.sessions):
+            session.drain()
+        for beginning in tuple(self._beginning):
+            beginning.cancel()
+        await self._wait_closed(grace_s)
+        for session in tuple(self.shared.sessions):
+            session.close_with(SHUTTING_DOWN)
+        await self._wait_closed(_LAST_REPLY_S)
+        for session in tuple(self.shared.sessions):
+            session.abort()
+
+    async def _wait_closed(self, timeout_s: float) -> None:
+        if closed := {session.closed for session in self.shared.sessions}:
+            await asyncio.wait(closed, timeout=timeout_s)  # real time: clients
+
+    async def _begin(self, connection: socket.socket, client: SessionClient) -> None:
+        """Make the handshake."""
+        has_begun, tls = False, self.tls_at_once
+        key = None if tls is None else client.counted_as
+        try:
+            if self._handshakes.count(key) >= self.shared.listener.settings.max_sessions_per_client:
+                return  # too many sessions of this client, which cannot be told without TLS
+            with self._handshakes.counted(key):
+                if tls is not None and not await _has_spoken(connection):
+                    return  # it only looked whether the port is open
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    partial(SmtpSession, self.shared, client), connection, ssl=tls,
+                    ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
+                )  # fmt: skip
+            has_begun = True
+        except TimeoutError:
+            self._record_failed_handshake(client, OSError("the client sent nothing"))
+        except OSError as error:
+            self._record_failed_handshake(client, error)
+        finally:
+            if not has_begun:
+                connection.close()
+                client.services.end()
+
+    def _record_failed_handshake(self, client: SessionClient, error: OSError) -> None:
+        """Record and log that the TLS handshake of a client failed.
+
+        In a service the log has only that: the clients of port 465 are strangers.
+        """
+        listener = self.shared.listener
+        refused = RefusedCommand(
+            command=CONNECT if listener.settings.role == "submissions" else "STARTTLS",
+            reply=handshake_fault(error),
+            reason=RefusalReason.TLS,
+            is_logged=False,
+        )
+        client.services.refused(refused, SessionClaims())
+        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        if listener.tls_hint is None:
+            _log.info("TLS handshake failed", client=client.ip, error=reason)
+        else:
+            hint = listener.tls_hint()
+            _log.warning("TLS handshake failed", client=client.ip, error=reason, hint=hint)
+
+
+async def _has_spoken(connection: socket.socket) -> bool:
+    """Wait for the first octet; return False if the client disconnects. Raises OSError."""
+    async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
+        await wait_readable(connection)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except ConnectionResetError:
+        return False

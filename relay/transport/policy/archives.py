@@ -1,0 +1,230 @@
+"""Look into the archives among the attachments of a message, for the conditions on attachments.
+
+Nothing is inflated here. A child process does it, relay/transport/policy/archive_child.py, one file
+at a time; each thread that asks at the same time has its own. It is killed when it takes too long,
+and the next file gets a new one. The bounds are for all attachments of a message together, in all
+contents that rules make of it. A file whose content neither begins as an archive or an OLE file nor
+has the end record of a ZIP file costs no request.
+
+The calls block, for threads. Raises OSError if no process can be started, or a body not be read.
+"""
+
+import atexit
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from msgspec import Struct
+
+from relay.base.child_process import ChildProcess
+from relay.base.clock import SystemClock
+from relay.base.message.content import Octets, octets_of
+from relay.base.message.header import ParsedContent
+from relay.formats.file_types import ARCHIVES, OLE, ZIP, file_types
+from relay.formats.transfer_encoding import decoded_blocks
+from relay.transport.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
+from relay.transport.policy.attachment_names import normalised
+from relay.transport.policy.message_parts import AttachedFile, MessagePart, decodings
+
+ENTRIES_MAX = 1000  # of a message, those of archives in archives too
+INFLATED_OCTETS_MAX = 100_000_000  # of a message
+TIME_LIMIT_S = 5.0  # the same
+_START_LIMIT_S = 30.0  # not caused by the file: the machine is busy
+_ASK_AGAIN_S = 0.05  # whether the caller has given up
+_ATTEMPTS = 2  # the first process may have been killed while it was idle, or by the kernel
+_READ_BYTES = 1 << 16
+_LOOKED_INTO = ARCHIVES | {OLE}
+
+
+class UnexaminedArchiveError(Exception):
+    """What a condition asks is not known, because an archive exceeds a bound."""
+
+    rule = ""  # that asks
+
+
+class ArchiveContents(Struct, frozen=True):
+    """What is in an attachment, as far as it was examined."""
+
+    entries: tuple[AttachedFile, ...] = ()
+    is_encrypted: bool = False
+    is_unreadable: bool = False
+    bound: str = ""  # that it exceeds; "" for none
+    types: tuple[str, ...] = ()  # of its content; ZIP too if it may be one
+
+
+class MessageArchives:
+    """What is left for the archives of a message, and what is known of them: rules may make many
+    contents of it. `between` is called while one waits.
+    """
+
+    def __init__(self, between: Callable[[], None]) -> None:
+        self.entries, self.octets = ENTRIES_MAX, INFLATED_OCTETS_MAX
+        self.time_s = TIME_LIMIT_S
+        self.between = between
+        self.answers: dict[bytes, dict[str, Any]] = {}  # by the digest of the file
+
+
+class _ArchiveProcess(ChildProcess):
+    """A process of relay.transport.policy.archive_child."""
+
+    def receive(self, length: int, until_s: float, limits: MessageArchives) -> bytes:
+        """Return so many octets. Raises EOFError, TimeoutError, ConnectionError, what `between`
+        raises.
+        """
+        received = bytearray()
+        while len(received) < length:
+            limits.between()
+            if _clock.real_s() >= until_s:
+                raise TimeoutError
+            with suppress(TimeoutError):
+                octets = self.socket.recv(min(length - len(received), _READ_BYTES))
+                if not octets:
+                    raise EOFError
+                received += octets
+        return bytes(received)
+
+    def end(self) -> None:
+        """Kill it and reap it."""
+        self.process.kill()
+        self.socket.close()
+        self.process.wait()
+
+
+class ArchiveReader:
+    """Asks child processes, which it keeps for the next file: as many as were asked at a time."""
+
+    def __init__(self) -> None:
+        self._idle: list[_ArchiveProcess] = []
+
+    def ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any] | None:
+        """Return the answer about an open file, None if that takes too long or kills the process.
+
+        What `between` raises ends the call. Raises OSError.
+        """
+        try:
+            for _ in range(_ATTEMPTS if limits.time_s else 0):
+                with suppress(EOFError, ConnectionError):
+                    return self._ask(descriptor, limits)
+        except TimeoutError:
+            limits.time_s = 0
+        return None
+
+    def close(self) -> None:
+        """End the processes that are idle; the others end with this process."""
+        while self._idle:
+            self._idle.pop().end()
+
+    def _ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any]:
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = self._started(limits)
+        until_s = _clock.real_s() + limits.time_s
+        request = json.dumps(
+            {"entries": limits.entries, "octets": limits.octets, "cpu_s": int(limits.time_s) + 1}
+        )
+        try:
+            socket.send_fds(child.socket, [request.encode()], [descriptor])
+            length = int.from_bytes(child.receive(LENGTH_BYTES, until_s, limits))
+            answer: dict[str, Any] = json.loads(child.receive(length, until_s, limits))
+        except BaseException:
+            child.end()
+            raise
+        finally:
+            limits.time_s = max(0.0, until_s - _clock.real_s())
+        self._idle.append(child)
+        limits.entries, limits.octets = answer["entries_left"], answer["octets_left"]
+        return answer
+
+    def _started(self, limits: MessageArchives) -> _ArchiveProcess:
+        child = _ArchiveProcess("relay.transport.policy.archive_child")
+        try:
+            child.socket.settimeout(_ASK_AGAIN_S)
+            child.receive(len(READY), _clock.real_s() + _START_LIMIT_S, limits)
+        except BaseException as error:
+            child.end()
+            if isinstance(error, EOFError | TimeoutError):
+                raise OSError("the process that looks into archives did not start") from None
+            raise
+        return child
+
+
+_clock = SystemClock()
+reader = ArchiveReader()
+atexit.register(reader.close)
+
+
+def archive_contents(
+    content: ParsedContent, parts: Sequence[MessagePart], limits: MessageArchives
+) -> tuple[ArchiveContents, ...]:
+    """Return what is in the attachments among the parts of a content, in the order of
+    relay.transport.policy.message_parts.attachments(). Raises OSError.
+    """
+    octets = octets_of(content.joined())
+    return tuple([_contents(octets, each, limits) for each in parts if each.is_attachment])
+
+
+def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> ArchiveContents:
+    found = ArchiveContents()
+    for body, coding in decodings(octets, part):
+
+        def blocks(body: Octets = body, coding: Any = coding) -> Iterator[bytes]:
+            for block in decoded_blocks(body, coding):
+                limits.between()
+                yield block
+
+        types = file_types(blocks())
+        if _LOOKED_INTO.isdisjoint(types) and not _has_end_record(blocks()):
+            continue
+        answer = _answer(blocks(), limits)
+        entries = [
+            AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(kinds))
+            for names, kinds in answer.get("entries", ())
+        ]
+        is_zip = bool(answer.get("zip") or answer["bound"])
+        found = ArchiveContents(
+            (*found.entries, *entries),
+            found.is_encrypted or answer.get("encrypted", False),
+            found.is_unreadable or answer["unreadable"],
+            found.bound or answer["bound"],
+            tuple(dict.fromkeys((*found.types, *types, *[ZIP] * is_zip))),
+        )
+    return found
+
+
+def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:
+    digest = sha256()
+    with _unnamed_file() as file:
+        for block in blocks:
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        key = digest.digest()
+        if key not in limits.answers:
+            limits.answers[key] = reader.ask(file.fileno(), limits) or {
+                "unreadable": True,
+                "bound": f"{TIME_LIMIT_S:g} seconds, or the memory",
+            }
+    return limits.answers[key]
+
+
+def _unnamed_file() -> IO[bytes]:
+    """Return a file outside of this process's memory."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("attachment"), "w+b")
+    return TemporaryFile()
+
+
+def _has_end_record(blocks: Iterator[bytes]) -> bool:
+    held = b""
+    for block in blocks:
+        held += block
+        if END_RECORD in held:
+            return True
+        held = held[1 - len(END_RECORD) :]
+    return False

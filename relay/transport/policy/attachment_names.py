@@ -1,0 +1,177 @@
+"""Find every file name that a mail program may read in a field of a part, for rules on names.
+
+Programs differ: in comments, quotes, escapes, sections, folding, encoded words, missing semicolons.
+The names of relay.formats.content_fields come first; of fields with such specials, what follows
+each `name=` is also read in the other ways. A name too many is only one that no program shows. Time
+is linear in the length of a field: what is read ends where the next name begins.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, product
+from urllib.parse import unquote_to_bytes
+
+from relay.formats.charsets import decode_octets
+from relay.formats.content_fields import ContentField, content_field
+from relay.formats.encoded_words import text_of_words
+from relay.transport.policy.folding import folded
+
+NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
+_NAMES = ("name", "filename")
+# A field that all programs read alike, unless a parameter is there twice.
+_PLAIN = re.compile(
+    r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
+    r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
+    re.ASCII,
+)
+_NAME = re.compile(r"(?:file)?name[\s\"'0-9]{0,20}+(?:\*[^=;]{0,20}+)?=", re.IGNORECASE)
+_SECTION = re.compile(r"\*\s*([0-9]{1,4})")
+_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.?)*+)', re.DOTALL)
+_ENDS = tuple(
+    map(re.compile, (r"[;\r\n\0]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]'))
+)
+_COMMENT = re.compile(r"\([^()]*\)")
+_NOT_TEXT = str.maketrans("", "", '"\\\r\n\t;<>')
+_CODED = re.compile(r"=\?|%")
+_ENCODINGS_MAX = 4  # of a name, inside each other
+_NESTED_MAX = 10  # comments inside each other
+_BOUNDARY = re.compile(r"boundary[\s\"'*0-9]{0,20}=", re.IGNORECASE)
+_ESCAPED = re.compile(r'[^";]*+')  # as it is, if some programs keep a backslash
+_PLAIN_BOUNDARY = re.compile(r'\s*(?:"[^"\\]*+"|[^"\\\s();]++)\s*(?:;|\Z)')
+_ENDING = re.compile(r"[\0\r\n]")  # a program may end a name there
+_TRAILING = " ./\\\"'<>|*?:"
+_STREAM = "::$"  # before the type of a stream of a file: v.exe::$DATA is v.exe
+_separators = re.compile(r"[/\\]")
+
+
+def names_in(value: bytes) -> tuple[list[str], bool]:
+    """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised;
+    and whether all programs read them alike.
+    """
+    if b"name" not in value.lower() and b"=?" not in value:
+        return [], True
+    text = value.decode("utf-8", "surrogateescape")
+    field = content_field(text)
+    found = list(_of(field))
+    found += _decoded(filter(_CODED.search, found))
+    keys = [key for key, _ in field.parameters]
+    sections = [_number(key) for key in keys if "*" in key]
+    is_plain = len(set(keys)) == len(keys) and sections == list(range(len(sections)))
+    if not (is_plain := is_plain and bool(_PLAIN.fullmatch(text))):
+        found += filter(None, _decoded(_others(text)))
+    found += [_ENDING.split(one, 1)[0] for one in found if _ENDING.search(one)]
+    return list(dict.fromkeys(map(normalised, found))), is_plain
+
+
+def boundaries_in(value: bytes) -> list[bytes]:
+    """Return all boundaries that a program may read in a Content-Type, first the usual one, which
+    may be b"".
+    """
+    if b"boundary" not in value.lower() and b"(" not in value:
+        return []
+    usual = content_field(value.decode("ascii", "surrogateescape")).raw("boundary").rstrip()
+    text, found = value.decode("utf-8", "surrogateescape"), list[str]()
+    places = list(_BOUNDARY.finditer(text))
+    is_plain = value.isascii() and len(places) == 1 and b"=?" not in value
+    if not is_plain or not _PLAIN_BOUNDARY.match(text, places[0].end()):
+        for one in (text, _without_comments(text), _words(text)):
+            found += content_field(one, has_comments=False).all("boundary")
+            pieces = list(_loose(one, _BOUNDARY))
+            found += [*_decoded(pieces), *filter(_ESCAPED.fullmatch, pieces)]
+    found = [usual, *filter(None, map(str.strip, found))]
+    return [one.encode("utf-8", "surrogateescape") for one in dict.fromkeys(found)]
+
+
+def normalised(name: str) -> str:
+    """Return a name as the receiving system uses it, folded for comparison.
+
+    Only the last component of a path; no control or invisible characters, which could hide an
+    extension; no quotes or brackets around it, no stream of the file, and no trailing dots or
+    blanks, which Windows removes; NFKC (full-width forms as ASCII).
+    """
+    shown = folded(name)
+    last = _separators.split(shown.rstrip(_TRAILING))[-1]
+    last = last.partition(_STREAM)[0].rstrip(_TRAILING) or last or shown
+    return last[-NAME_CHARACTERS_MAX:].casefold()
+
+
+def _of(field: ContentField) -> Iterator[str]:
+    return chain.from_iterable(map(field.all, _NAMES))
+
+
+def _others(text: str) -> Iterator[str]:
+    texts = [text]
+    if "=?" in text:
+        texts.append(_words(text))
+    if "(" in text:
+        texts += [_without_comments(one) for one in texts]
+    for one in texts:
+        yield from _of(content_field(one))
+        yield from _of(content_field(one, has_comments=False))
+        yield from _loose(one)
+
+
+def _without_comments(text: str) -> str:
+    before = ""
+    for _ in range(_NESTED_MAX):
+        if before == text:
+            break
+        before, text = text, _COMMENT.sub("", text)
+    return text
+
+
+def _loose(text: str, names: re.Pattern[str] = _NAME) -> Iterator[str]:
+    """Yield what follows each `name=`, and the sections of a name joined."""
+    places = list(names.finditer(text))
+    ends = [*(one.start() for one in places[1:]), len(text)]
+    pieces = [
+        (_number(one[0]), text[one.end() : end]) for one, end in zip(places, ends, strict=False)
+    ]
+    for piece in dict.fromkeys(piece for _, piece in pieces):
+        yield from _values(piece.lstrip())
+        yield from _values(piece.lstrip("\"' \t"))
+        if "\\" in piece or piece.count('"') % 2:  # the next parameters may be in quotes
+            yield piece
+    if all(number < 0 for number, _ in pieces):
+        return
+    for ordered, end in product((pieces, sorted(pieces, key=lambda one: one[0])), _ENDS):
+        yield "".join(end.split(piece.strip(), 1)[0] for _, piece in ordered)
+
+
+def _number(name: str) -> int:
+    found = _SECTION.search(name)
+    return int(found[1]) if found else name.count("*") - 1
+
+
+def _values(piece: str) -> Iterator[str]:
+    for end in _ENDS:
+        yield end.split(piece, 1)[0]
+    if quoted := _QUOTED.match(piece):
+        yield quoted[1]
+
+
+def _decoded(texts: Iterable[str]) -> list[str]:
+    """Return the texts without quotes, and what is encoded in them, in any order and again."""
+    found: dict[str, None] = {}
+    for _ in range(_ENCODINGS_MAX):
+        bare = dict.fromkeys(one.translate(_NOT_TEXT).strip() for one in texts)
+        new = [one for one in bare if one not in found]
+        found |= bare
+        octets = [one.encode("utf-8", "surrogateescape") for one in new if _CODED.search(one)]
+        texts = [
+            *(text_of_words(one) for one in octets if b"=?" in one),
+            *(_unquoted(one) for one in octets if b"%" in one),
+        ]
+        if not texts:
+            break
+    return list(found)
+
+
+def _words(text: str) -> str:
+    return text_of_words(text.encode("utf-8", "surrogateescape"))
+
+
+def _unquoted(text: bytes) -> str:
+    *charset, octets = text.split(b"'", 2)
+    label = b"".join(charset[:1]).decode("latin-1")
+    return decode_octets(unquote_to_bytes(octets), label, fallback="")[0]

@@ -1,0 +1,106 @@
+"""Read the text of a message's body as a reader sees it, for the conditions on it.
+
+All parts that mail programs show as text, both alternatives too: of HTML the visible text, folded
+for comparison. Attachments and attached messages are left out. relay.formats.charsets reads the
+octets for rules as for all other readers.
+
+A large body is never in memory. Time is linear in the size of the message, and what takes most of
+it in the octets that are read.
+RFC 2045 6 (encodings); RFC 2046 4.1.2 (charset), 5.1.4 (alternatives); RFC 2183 2 (disposition).
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+from relay.base.message.content import Octets, octets_of
+from relay.base.message.header import Header, ParsedContent, cleaned
+from relay.formats.charsets import decode_octets
+from relay.formats.html_text import visible_text
+from relay.formats.read_header import body_charset
+from relay.formats.transfer_encoding import decoded_blocks
+from relay.transport.policy.folding import folded
+from relay.transport.policy.message_parts import MessagePart
+
+BODY_OCTETS_MAX = 1024 * 1024  # of all bodies together, in their charsets; and of the folded text
+ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
+_MARKS = "".join(
+    chr(code) for code in range(0x300, 0x1B00) if unicodedata.category(chr(code))[0] == "M"
+)
+_BETWEEN_WORDS = re.compile(rf"[^\w{_MARKS}]+")
+
+
+class BodyText:
+    """The folded text of a body, and what is found in it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._small: str | None = None
+        self._in_words = ""
+        self._words: frozenset[str] | None = None
+
+    @property
+    def small(self) -> str:
+        """The text without regard to case."""
+        if self._small is None:
+            self._small = self.text.casefold()
+        return self._small
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All words."""
+        if self._words is None:
+            self._in_words = in_words(self.small)
+            self._words = frozenset(self._in_words.split())
+        return self._words
+
+    def has_phrase(self, phrase: str) -> bool:
+        """Return whether the words of in_words() follow each other in the text."""
+        return self.words.issuperset(phrase.split()) and phrase in self._in_words
+
+
+def in_words(small: str) -> str:
+    """Return the words of a small text, with a blank before and after each of them.
+
+    A word is a run of letters, digits and underscores; what is between words does not count.
+    """
+    return f" {_BETWEEN_WORDS.sub(' ', small).strip()} "
+
+
+def body_text(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> str:
+    """Return the folded text of all bodies among the parts of a content, one after the other.
+
+    Of the first BODY_OCTETS_MAX octets, and no more characters than that.
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets = octets_of(content.joined())
+    left, texts = BODY_OCTETS_MAX, []
+    for part in parts:
+        for encoding in part.encodings if part.is_body else ():
+            between_parts()
+            body = part.body(octets)
+            read = _first_octets(body.part(0, ENCODED_OCTETS_MAX), encoding, left)
+            left -= len(read)
+            text, _ = decode_octets(
+                read,
+                body_charset(Header.parse(cleaned(part.header))),
+                is_html=part.content_type == "text/html",
+                is_cut=not left,
+            )
+            texts.append(visible_text(text) if part.content_type == "text/html" else text)
+    return folded("\n".join(texts), BODY_OCTETS_MAX)
+
+
+def _first_octets(source: Octets, encoding: str, limit: int) -> bytes:
+    """Return the decoded octets up to a limit."""
+    found, left = [], limit
+    for block in decoded_blocks(source, encoding) if limit else ():
+        found.append(block[:left])
+        left -= len(found[-1])
+        if not left:
+            break
+    return b"".join(found)

@@ -1,0 +1,534 @@
+"""The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
+
+To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
+MessageCondition and CONDITIONS: it is evaluated once per content. One that reads the
+content is added to CONTENT_CONDITIONS. One that is evaluated per recipient has matches_recipient()
+and is added to RecipientCondition. Conditions are pure. parse() gets the groups of addresses that
+there are, and raises ValueError that says what was expected.
+
+value_in() or value_for() returns the value that a condition compares: of several, the first that
+matches.
+
+The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from functools import partial, reduce
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from math import isfinite
+from operator import or_
+from typing import Any, ClassVar, Self
+
+from relay.base.message.address import ascii_address, with_a_labels
+from relay.base.message.envelope import Source, domain_of
+from relay.base.phrases import shown
+from relay.base.settings.values import parse_size
+from relay.formats import headers
+from relay.transport.policy.content_conditions import (
+    AttachmentCondition,
+    AttachmentNameCondition,
+    BodyCondition,
+    MessageTypeCondition,
+)
+from relay.transport.policy.globs import FieldGlobs, Globs, Groups, read_globs, some_texts
+from relay.transport.policy.groups import OWN_GROUP
+from relay.transport.policy.message_view import BaseCondition, MessageView
+from relay.transport.policy.patterns import Pattern
+from relay.transport.policy.table_reader import check_parts, part, parts, words_of
+
+_GROUP = "group:"
+_NO_LOGIN = "<>"
+AUTH_METHODS = ("spf", "dkim", "dmarc")  # of the condition auth
+_MAPPED_BITS = 96  # ::ffff:0:0/96
+_HEADER_EXPECTED = (
+    "a table with a field's name and one of matches, pattern and over, "
+    '{ name = "X-Spam", matches = "yes*" }'
+)
+_FOUND_CHARACTERS_MAX = 120
+
+
+class GlobCondition(BaseCondition, frozen=True):
+    """What all conditions on one text have in common; `field` is its name in FieldGlobs."""
+
+    globs: Globs
+    field: ClassVar[str]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read globs. Raises ValueError."""
+        return cls(read_globs(value))
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return ((self.field, self.globs),)
+
+
+class AddressCondition(GlobCondition, frozen=True):
+    """What all conditions on addresses have in common. `or_own`: those of own domains match too."""
+
+    or_own: bool = False
+
+    @classmethod
+    def parse(cls, value: Any, groups: Groups) -> Self:
+        """Read globs and group:NAME. Raises ValueError."""
+        texts = some_texts(value)
+        named = {each.removeprefix(_GROUP) for each in texts if each.startswith(_GROUP)}
+        names = sorted(named - {OWN_GROUP})
+        for name in names:
+            if name not in groups:
+                known = ", ".join(sorted({*groups, OWN_GROUP}))
+                raise ValueError(f"groups that there are ({known}), not {shown(name)}")
+        plain = [each for each in texts if not each.startswith(_GROUP)]
+        globs = Globs.of(map(_address_glob, plain))
+        return cls(reduce(or_, [groups[each] for each in names], globs), OWN_GROUP in named)
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return ((self.field, None if self.or_own else self.globs),)
+
+    def takes(self, view: MessageView, address: str) -> bool:
+        """Return whether an address matches."""
+        is_own = self.or_own and view.message.is_own(domain_of(address))
+        return is_own or self.globs.match(address)
+
+
+def _address_glob(text: str) -> str:
+    """Return a glob for addresses with A-labels, as they are compared. Raises ValueError.
+
+    Without an @, what follows the last wildcard ends a domain: "*.bücher.test".
+    """
+    if text.isascii():
+        return text
+    glob, start = with_a_labels(text), text.rfind("@") + 1
+    if not start and (start := max(map(text.rfind, "*?")) + 1):
+        is_whole = text[start : start + 1] == "."
+        glob = text[:start] + (with_a_labels(f"@{text[start:]}")[1:] if is_whole else text[start:])
+    if not glob[start:].isascii():
+        raise ValueError(
+            'whole labels beyond ASCII, of IDNA 2008, as in "*@bücher.test" and "*.bücher.test"'
+        )
+    return glob
+
+
+class SenderCondition(AddressCondition, frozen=True):
+    """The reverse-path matches a glob or is in a group; the null reverse-path is written <>."""
+
+    field = "sender"
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return self.takes(view, view.sender)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the reverse-path."""
+        return view.sender
+
+
+class HeaderAddressCondition(AddressCondition, frozen=True):
+    """An address in the header matches a glob or is in a group."""
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return any(self.takes(view, each) for each in view.values_of(self.field))
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the first address that matches, else the first one, "" for none."""
+        addresses = view.values_of(self.field)
+        found = (each for each in addresses if self.takes(view, each))
+        return next(found, next(iter(addresses), ""))
+
+
+class HeaderFromCondition(HeaderAddressCondition, frozen=True):
+    """An address in From."""
+
+    field = "header_from"
+
+
+class ToOrCcCondition(HeaderAddressCondition, frozen=True):
+    """An address in To or Cc."""
+
+    field = "to_or_cc"
+
+
+class RecipientAddressCondition(AddressCondition, frozen=True):
+    """The recipient's address, or one that the client gave and that led there, matches a glob or is
+    in a group.
+    """
+
+    field = "recipient"
+
+    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
+        """Return whether the condition matches."""
+        return any(map(partial(self._takes_name, view), view.message.names_of(recipient)))
+
+    def value_for(self, view: MessageView, recipient: str) -> str:
+        """Return the first of its addresses that matches, else the recipient's own."""
+        names = view.message.names_of(recipient)
+        return next(filter(partial(self._takes_name, view), names), recipient)
+
+    def _takes_name(self, view: MessageView, name: str) -> bool:
+        return self.takes(view, ascii_address(name))
+
+
+class RecipientsOverCondition(BaseCondition, frozen=True):
+    """The client named more recipients than this, valid or not."""
+
+    count: int
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read a number of recipients. Raises ValueError."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError("a number of recipients such as 50")
+        return cls(value)
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return view.message.recipient_count > self.count
+
+    def value_in(self, view: MessageView) -> str:
+        """Return how many the client named."""
+        return str(view.message.recipient_count)
+
+
+class ClientCondition(BaseCondition, frozen=True):
+    """The client's address is in a network; that of Relay's own socket is in none."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read networks and addresses. Raises ValueError."""
+        return cls(tuple(parts(some_texts(value), _network)))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        client = view.client
+        return client is not None and any(client in each for each in self.networks)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the client's address."""
+        return view.message.client
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    """Return a network; one of IPv4 addresses in IPv6 is the IPv4 network."""
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(
+            'networks such as "192.0.2.0/24" (with no bit set after the prefix) and addresses'
+        ) from None
+    mapped = network.network_address
+    if isinstance(mapped, IPv6Address) and mapped.ipv4_mapped and network.prefixlen >= _MAPPED_BITS:
+        return IPv4Network((int(mapped.ipv4_mapped), network.prefixlen - _MAPPED_BITS))
+    return network
+
+
+class LoginCondition(GlobCondition, frozen=True):
+    """The account that sent the message matches a glob; no account matches only <>."""
+
+    field = "login"
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read globs. Raises ValueError."""
+        return cls(Globs.of(map(_address_glob, some_texts(value))))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        login = view.message.login
+        return self.globs.match(login) if login else _NO_LOGIN in self.globs.whole
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the account, <> without one."""
+        return view.message.login or _NO_LOGIN
+
+
+class MailDirection(StrEnum):
+    """The direction of a copy; each copy has exactly one."""
+
+    INBOUND = "inbound"  # from elsewhere to a local mailbox
+    OUTBOUND = "outbound"  # to a mailbox elsewhere
+    INTERNAL = "internal"  # from a local sender to a local mailbox
+
+
+def _direction(view: MessageView, recipient: str) -> MailDirection:
+    if recipient not in view.message.local:
+        return MailDirection.OUTBOUND
+    return MailDirection.INTERNAL if view.message.sender_local else MailDirection.INBOUND
+
+
+class DirectionCondition(BaseCondition, frozen=True):
+    """The copy for this recipient has one of these directions."""
+
+    directions: frozenset[MailDirection]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read one or more of inbound, outbound, internal. Raises ValueError."""
+        return cls(frozenset(words_of(value, MailDirection)))
+
+    def matches_recipient(self, view: MessageView, recipient: str) -> bool:
+        """Return whether the condition matches."""
+        return _direction(view, recipient) in self.directions
+
+    def value_for(self, view: MessageView, recipient: str) -> str:
+        """Return the direction."""
+        return str(_direction(view, recipient))
+
+
+class SourceCondition(BaseCondition, frozen=True):
+    """How the message arrived."""
+
+    sources: frozenset[Source]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read one or more of graph, smtp, sendmail, report. Raises ValueError."""
+        return cls(frozenset(words_of(value, Source)))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return view.message.source in self.sources
+
+    def value_in(self, view: MessageView) -> str:
+        """Return how it arrived."""
+        return str(view.message.source)
+
+
+class SizeOverCondition(BaseCondition, frozen=True):
+    """The whole message, header and encodings included, has more bytes than this."""
+
+    size_bytes: int
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read "25 MiB" or a number of bytes. Raises ValueError."""
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        return cls(parse_size(value if isinstance(value, str) else ""))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return view.size > self.size_bytes
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the size."""
+        return str(view.size)
+
+
+class SubjectCondition(GlobCondition, frozen=True):
+    """The decoded Subject matches a glob."""
+
+    field = "subject"
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        return self.globs.match(view.subject)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the Subject."""
+        return view.subject
+
+
+class AuthCondition(BaseCondition, frozen=True):
+    """A milter of this relay found these results: for each method one that matches a glob."""
+
+    methods: tuple[tuple[str, Globs], ...]
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read { dmarc = "fail" }. Raises ValueError."""
+        if not isinstance(value, dict) or not value:
+            raise ValueError('a table with spf, dkim and dmarc, { dmarc = "fail" }')
+        check_parts(value, AUTH_METHODS)
+        return cls(tuple([(one, part(value, one, read_globs)) for one in value]))
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches."""
+        found = view.message.results
+        return all(
+            any(one.method == method and globs.match(one.result) for one in found)
+            for method, globs in self.methods
+        )
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the results by these methods."""
+        methods = dict(self.methods)
+        return " ".join(
+            [f"{one.method}={one.result}" for one in view.message.results if one.method in methods]
+        )
+
+
+# What is asked of a field: globs, a pattern, or a number that its own must exceed.
+HeaderTest = Globs | Pattern | float
+
+
+class HeaderCondition(BaseCondition, frozen=True):
+    """One of the fields, decoded, passes one of its tests; a missing field passes none."""
+
+    fields: tuple[tuple[str, HeaderTest], ...]  # with the names in lower case
+
+    @classmethod
+    def parse(cls, value: Any, _: Groups) -> Self:
+        """Read { name, matches }, { name, pattern } or { name, over }, or a list of such tables.
+
+        Raises ValueError.
+        """
+        tables = value if isinstance(value, list) else [value]
+        if not tables:
+            raise ValueError(_HEADER_EXPECTED)
+        return cls(tuple(parts(tables, _header_test)))
+
+    @property
+    def is_deep(self) -> bool:
+        """See BaseCondition."""
+        return any(isinstance(test, Pattern) for _, test in self.fields)
+
+    def needs_thread(self, view: MessageView) -> bool:
+        """Return whether there is a field that a pattern has to be looked for in."""
+        return any(isinstance(test, Pattern) and view.header(name) for name, test in self.fields)
+
+    def patterns(self) -> Sequence[tuple[str, Pattern]]:
+        """See BaseCondition."""
+        return [(f"header {name}", test) for name, test in self.fields if isinstance(test, Pattern)]
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """See BaseCondition."""
+        return [
+            (f"header {name}", test if isinstance(test, Globs) else None)
+            for name, test in self.fields
+        ]
+
+    def matches(self, view: MessageView) -> bool:
+        """Return whether the condition matches. Raises PatternError."""
+        return any(_passing(view, name, test) is not None for name, test in self.fields)
+
+    def value_in(self, view: MessageView) -> str:
+        """Return the first field that matches, else the first of these fields, "" without any.
+
+        Raises PatternError.
+        """
+        for name, test in self.fields:
+            if (value := _passing(view, name, test)) is not None:
+                return f"{name}: {value}"
+        return next(
+            (f"{name}: {values[0]}" for name, _ in self.fields if (values := view.header(name))), ""
+        )
+
+
+def _header_test(table: Any) -> tuple[str, HeaderTest]:
+    if isinstance(table, dict):
+        check_parts(table, ("name", *_HEADER_TESTS))
+    if not isinstance(table, dict) or len(table) != 2 or "name" not in table:
+        raise ValueError(_HEADER_EXPECTED)
+    name = part(table, "name", _field_name)
+    return next((name, part(table, key, _HEADER_TESTS[key])) for key in table if key != "name")
+
+
+def _field_name(value: Any) -> str:
+    if not isinstance(value, str) or not headers.is_field_name(value):
+        raise ValueError("a field's name: printable ASCII without ':'")
+    return value.lower()
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+        raise ValueError("a number such as 5 or -2.5")
+    return float(value)
+
+
+_HEADER_TESTS: dict[str, Callable[[Any], HeaderTest]] = {
+    "matches": lambda globs: Globs.of(_both_forms(some_texts(globs))),
+    "pattern": Pattern.parse,
+    "over": _number,
+}
+
+
+def _both_forms(globs: Sequence[str]) -> Iterable[str]:
+    """Return globs for fields with and without A-labels, as MessageView.header() has values."""
+    return dict.fromkeys((*globs, *map(with_a_labels, globs)))
+
+
+def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:
+    """Return the value of the first field that passes the test, None if none does."""
+    match test:
+        case Globs():
+            return next(filter(test.match, view.header(name)), None)
+        case Pattern():
+            return view.header_found(name).get(test)
+        case _:
+            for value, number in view.header_numbers(name):
+                if number > test:
+                    return value
+            return None
+
+
+MessageCondition = (
+    SenderCondition
+    | SourceCondition
+    | SizeOverCondition
+    | RecipientsOverCondition
+    | ClientCondition
+    | LoginCondition
+    | AuthCondition
+    | SubjectCondition
+    | HeaderFromCondition
+    | ToOrCcCondition
+    | MessageTypeCondition
+    | HeaderCondition
+    | AttachmentNameCondition
+    | AttachmentCondition
+    | BodyCondition
+)
+# What these compare is known only where there is a message.
+CONTENT_CONDITIONS = (
+    AuthCondition,
+    SizeOverCondition,
+    SubjectCondition,
+    HeaderFromCondition,
+    ToOrCcCondition,
+    MessageTypeCondition,
+    HeaderCondition,
+    AttachmentNameCondition,
+    AttachmentCondition,
+    BodyCondition,
+)
+RecipientCondition = RecipientAddressCondition | DirectionCondition
+Condition = MessageCondition | RecipientCondition
+
+
+# In the order of evaluation: the most expensive ones come last.
+CONDITIONS: dict[str, type[Condition]] = {
+    "source": SourceCondition,
+    "direction": DirectionCondition,
+    "size_over": SizeOverCondition,
+    "recipients_over": RecipientsOverCondition,
+    "client": ClientCondition,
+    "login": LoginCondition,
+    "auth": AuthCondition,
+    "sender": SenderCondition,
+    "recipient": RecipientAddressCondition,
+    "subject": SubjectCondition,
+    "header_from": HeaderFromCondition,
+    "to_or_cc": ToOrCcCondition,
+    "message_type": MessageTypeCondition,
+    "header": HeaderCondition,
+    "attachment_name": AttachmentNameCondition,
+    "attachment": AttachmentCondition,
+    "body": BodyCondition,
+}
+_KEYS = {kind: key for key, kind in CONDITIONS.items()}
+
+
+def key_of(condition: Condition) -> str:
+    """Return the key of a condition in a rule file."""
+    return _KEYS[type(condition)]
+
+
+def cut_value(value: str) -> str:
+    """Return a value as a journey or an explanation shows it."""
+    cut = value[:_FOUND_CHARACTERS_MAX]
+    return f"{cut}…" if len(cut) < len(value) else cut

@@ -1,0 +1,617 @@
+"""The rule engine: the evaluation of a rule set for a message.
+
+A pure function: every recipient gets exactly one action; no address gets two copies (but see
+AddedCopies); a content is copied only if an edit changes it; contents[0] stays the original. The
+semantics are those of Exchange's mail flow rules.
+
+Several sets may run, one after the other, each in its RuleScope: what it sees of the message, and
+whose copies are its own. What rules of a recipients' tenant do ends there: they defer nobody else's
+mail.
+
+An evaluation runs on the event loop until a rule needs what takes long (a regular expression, a
+body), and goes on in a thread from there: most messages never need one. Sets of recipients are
+integers, with one bit for each.
+
+Raises TooManyPartsError for a message with too many parts; OSError if the body of a large message
+cannot be read.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from relay.base.clock import SystemClock
+from relay.base.message.header import ParsedContent
+from relay.base.message.verdict import (
+    AddedRecipient,
+    Deferral,
+    ExaminedMessage,
+    Finding,
+    Hold,
+    RateCharge,
+    RecipientVerdict,
+    RuleHit,
+    RuleMail,
+    Verdict,
+    VerdictAction,
+    mails_about,
+)
+from relay.transport.policy.actions import (
+    NO_DISCLAIMER_STATUS,
+    BccAction,
+    CcAction,
+    DeferAction,
+    DiscardAction,
+    DisclaimerAction,
+    HeaderEdit,
+    HoldAction,
+    JournalAction,
+    NextHopAction,
+    NotifyAction,
+    QuarantineAction,
+    RateLimitAction,
+    RedirectAction,
+    RejectAction,
+    SetSenderAction,
+    edited,
+)
+from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
+from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import MessageView, OutOfTimeError
+from relay.transport.policy.rule_index import RuleIndex, RulePlan
+from relay.transport.policy.rules import OnError, Rule, RuleMode, RuleTest
+
+ACTIONS_ON_LOOP_MAX = 100  # for a message, together with their rules; the same for more of them
+SCOPES_ON_LOOP_MAX = 20  # sets of rules for a message; more of them belong into a thread
+# that rules make of a message, in memory; beyond it, no recipients' tenant gets one of its own
+CONTENTS_OCTETS_MAX = 200_000_000
+_clock = SystemClock()
+_ADDING = (CcAction, BccAction, RedirectAction, QuarantineAction)
+SKIPPED = "error"  # the outcome of a rule that could not be applied
+TOO_MANY_PARTS = "The message has too many MIME parts, or nests them too deeply"
+TOO_MANY_PARTS_STATUS = "5.6.0"  # RFC 3463 3.7
+NOT_APPLIED = "The mail rules could not be applied, try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The active rules in their order, with their tests and their files."""
+
+    rules: tuple[Rule, ...] = ()  # in the order of the files
+    tests: tuple[RuleTest, ...] = field(default=(), repr=False)  # the same
+    files: tuple[Path, ...] = ()  # in the order of their names
+    digest: str = ""  # of the files, "" without any
+    loaded: str = ""  # when, in RFC 3339
+    warnings: tuple[str, ...] = ()  # about rules that are off
+    index: RuleIndex = field(init=False, repr=False, compare=False)  # which finds them
+    # which set it is, for journeys; None without files
+    identity: Mapping[str, str] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", RuleIndex(self.rules))
+        identity = {"hash": self.digest, "loaded": self.loaded} if self.digest else None
+        object.__setattr__(self, "identity", identity)
+
+    def evaluate(self, message: ExaminedMessage) -> Verdict:
+        """Apply the rules in their order; each sees the changes of those before it.
+
+        Raises TooManyPartsError, OSError.
+        """
+        evaluation = self.begin(message)
+        evaluation.run(in_thread=True)
+        return evaluation.verdict()
+
+    def begin(self, message: ExaminedMessage) -> "Evaluation":
+        """Return an evaluation that has not run yet."""
+        return Evaluation([RuleScope(self, message, range(len(message.recipients)))], message)
+
+
+class RuleScope(Struct, frozen=True):
+    """A set of rules, with what it sees of a message, and whose copies are its own."""
+
+    rules: RuleSet | Deferral  # a deferral in place of rules that cannot be used
+    message: ExaminedMessage  # as the rules see it
+    places: Sequence[int]  # of the recipients that they see
+    tenant: str = ""  # "" for the operator's
+    # whether the message is the tenant's, and not only the copies of these recipients
+    is_whole: bool = True
+
+
+class _ThreadNeededError(Exception):
+    """The next condition takes too long for the event loop."""
+
+
+class EvaluationStoppedError(Exception):
+    """The caller has given up waiting for the verdict."""
+
+
+class _TooManyContentsError(Exception):
+    """The contents of the message would take too much memory."""
+
+
+class _StopCheck:
+    """Raises EvaluationStoppedError once `stopped` says so, and OutOfTimeError after `until_s`. The
+    views of a message ask it, not the evaluation that has them: a circle of references would keep
+    the content for a while.
+    """
+
+    def __init__(self) -> None:
+        self.stopped: Callable[[], bool] = lambda: False
+        self.until_s = math.inf  # for the rules in progress
+
+    def __call__(self) -> None:
+        if self.stopped():
+            raise EvaluationStoppedError
+        if _clock.real_s() > self.until_s:
+            raise OutOfTimeError
+
+
+class Evaluation:
+    """One evaluation of sets of rules, in their order."""
+
+    def __init__(self, scopes: Sequence[RuleScope], message: ExaminedMessage) -> None:
+        self._scopes = iter(scopes)
+        self._is_for_thread = len(scopes) > SCOPES_ON_LOOP_MAX
+        self._scope = scopes[0]  # of the rules in progress
+        self._message = message
+        self._check_stopped = _StopCheck()
+        # of each content, for the rules in progress
+        self._views = [MessageView(message, message.content, {}, between_parts=self._check_stopped)]
+        self._archives = MessageArchives(self._check_stopped)
+        self._open = 0  # whom the rules in progress have neither decided nor stopped
+        self._live = (1 << len(message.recipients)) - 1  # that further sets of rules may concern
+        self._having = [self._live]  # for each view, the recipients who get its content
+        self._changed: dict[int, int] = {}  # the content of recipients who do not get the first
+        self._octets = 0  # of the contents that tenants have made, at most
+        self._known_contents: dict[ParsedContent, int] = {}  # once there are several
+        self._in_thread = False
+        self._carried_out = 0  # rules and actions
+        self._owners: dict[int, str] = {}  # the tenants of recipients whose rules have run
+        self._tenants: list[str] = []  # whose rules have run
+        self._deferrals: list[Deferral] = []  # of recipients' tenants, for their copies only
+        self._decided: dict[int, RecipientVerdict] = {}  # by the recipient's place
+        self._holds: dict[int, Hold] = {}  # the same
+        self._next_hops: dict[int, str] = {}  # the same
+        self._junk: dict[int, Hold] = {}  # the same
+        self._deferral: Deferral | None = None
+        self._sender = ""
+        self._charges: list[tuple[RateCharge, int]] = []  # with the recipients
+        self._additions: list[AddedRecipient] = []
+        self._mails: list[RuleMail] = []
+        self._hits: list[RuleHit] = []
+        self._enter_next()
+
+    def _enter_next(self) -> bool:
+        """Go on with the next set of rules that has a recipient; False: there is none."""
+        for scope in self._scopes:
+            its = self._live if scope.is_whole else self._live & _bits(scope.places)
+            if its:
+                self._enter(scope, its)
+                return True
+        return False
+
+    def _enter(self, scope: RuleScope, recipients: int) -> None:
+        self._scope, self._open = scope, recipients
+        if scope.tenant:
+            self._tenants.append(scope.tenant)
+        if not scope.is_whole:
+            self._owners |= dict.fromkeys(scope.places, scope.tenant)
+        self._known: dict[int, int] = {}  # whom a condition on recipients matches, by its number
+        self._next = 0  # the place of the first plan that was not applied
+        if isinstance(scope.rules, Deferral):
+            self._defer(scope.rules)
+            return
+        self._index = scope.rules.index
+        self._candidates = bytearray()
+        # the places of those views whose contents the rules see
+        self._seen = sorted({self._content_of(each) for each in places_of(recipients)})
+        for at in self._seen:
+            view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
+            self._note_candidates(view)
+
+    def _note_candidates(self, view: MessageView) -> None:
+        found = self._index.candidates(view)
+        for place, flag in enumerate(self._candidates):
+            found[place] |= flag
+        self._candidates = found
+
+    def run(
+        self,
+        *,
+        in_thread: bool,
+        stopped: Callable[[], bool] = lambda: False,
+        time_s: float = math.inf,
+    ) -> bool:
+        """Apply the rules that are left; False: only a thread can apply the next one.
+
+        `stopped` is asked before each rule, and between the parts of the message. The rules of each
+        recipients' tenant may take half of what is left of three quarters of `time_s`. Raises
+        EvaluationStoppedError, TooManyPartsError, OSError.
+        """
+        self._in_thread, self._check_stopped.stopped = in_thread, stopped
+        if not in_thread and self._is_for_thread:
+            return False
+        self._ends_s = _clock.real_s() + 0.75 * time_s
+        self._limit_time()
+        while True:
+            while self._open and (place := self._candidates.find(1, self._next)) >= 0:
+                if stopped():
+                    raise EvaluationStoppedError
+                try:
+                    self.apply(self._index.plans[place])
+                except _ThreadNeededError:
+                    return False
+                self._next = place + 1
+            if not self._enter_next():
+                return True
+            self._limit_time()
+
+    def _limit_time(self) -> None:
+        now_s = _clock.real_s()
+        its_s = (self._ends_s - now_s) / 2 if self._is_shared else math.inf
+        self._check_stopped.until_s = now_s + its_s
+
+    def apply(self, plan: RulePlan) -> None:
+        """Apply the rule to the recipients that it matches. Raises what its conditions raise."""
+        rule = plan.rule
+        try:
+            if matched := self.matched(plan):
+                self._carry_out(rule, matched)
+        except (_ThreadNeededError, EvaluationStoppedError):
+            raise
+        except Exception as error:
+            # a rule that changes nothing cannot hold mail up either
+            if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
+                if not self._is_shared:
+                    if isinstance(error, UnexaminedArchiveError):
+                        error.rule = rule.name
+                    raise
+                self._fail(rule, error)
+            self._hits.append(RuleHit(rule.name, str(rule.mode), SKIPPED, (), error=repr(error)))
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether there are recipients whom the rules in progress must not hold up."""
+        is_all = len(self._scope.places) == len(self._message.recipients)
+        return not (self._scope.is_whole or is_all)
+
+    def _fail(self, rule: Rule, error: Exception) -> None:
+        """Reject or hold the tenant's copies, to which its rule cannot be applied."""
+        if isinstance(error, TooManyPartsError):
+            its = self._live & _bits(self._scope.places)
+            self._close(
+                rule, places_of(its), action=VerdictAction.REJECT, status=TOO_MANY_PARTS_STATUS,
+                text=TOO_MANY_PARTS,
+            )  # fmt: skip
+        else:
+            self._defer(Deferral("4.7.1", NOT_APPLIED, rule.name))
+
+    def _defer(self, deferral: Deferral) -> None:
+        """Defer the message, or only the tenant's copies of it. Later rules do not see what is
+        deferred.
+        """
+        if self._is_shared:
+            self._deferrals.append(deferral)
+        else:
+            self._deferral, self._live = deferral, 0
+        self._open = 0
+
+    def matched(self, plan: RulePlan) -> int:
+        """Return the recipients that are open and that the rule matches."""
+        found = self._open
+        for number in plan.on_recipient:
+            found &= self._matching(number)
+        for number in plan.exempt_recipients:
+            found &= ~self._matching(number)
+        if not found:
+            return 0
+        for at in self._seen:
+            if concerned := found & self._having[at]:
+                found ^= concerned ^ self._matches_message(plan, self._views[at], concerned)
+        return found
+
+    def verdict(self) -> Verdict:
+        """Return the result, with only those contents that are used."""
+        recipients = [
+            self._decided.get(place) or self._delivered(place, recipient)
+            for place, recipient in enumerate(self._message.recipients)
+        ]
+        additions = self._additions
+        used = sorted(
+            {0} | {each.content for each in recipients} | {each.content for each in additions}
+        )
+        if len(used) < len(self._views):
+            new = {old: new for new, old in enumerate(used)}
+            recipients = [structs.replace(each, content=new[each.content]) for each in recipients]
+            additions = [structs.replace(each, content=new[each.content]) for each in additions]
+        contents = tuple(self._views[old].content for old in used)
+        verdict = Verdict(
+            tuple(recipients), tuple(additions), contents, tuple(self._hits),
+            deferred=self._deferral, sender=self._sender,
+            charges=tuple(self._due(recipients)) if self._charges else (),
+            mails=tuple(mails_about(recipients, self._mails)) if self._mails else (),
+            tenants=tuple(self._tenants),
+        )  # fmt: skip
+        return verdict.deferred_for(*self._deferrals) if self._deferrals else verdict
+
+    def _matches_message(self, plan: RulePlan, view: MessageView, recipients: int) -> int:
+        """Return those of the recipients whose content the rule matches."""
+        for number in plan.quick:  # faster than a generator
+            if not self._holds_in(view, number):
+                return 0
+        for number in plan.quick_exempt:
+            if self._holds_in(view, number):
+                return 0
+        for nested in plan.nested:
+            found = nested.among(recipients, partial(self._holds_in, view), self._matching)
+            recipients &= ~found if nested.exempts else found
+            if not recipients:
+                return 0
+        matches = all(self._holds_in(view, number) for number in plan.deep) and not any(
+            self._holds_in(view, number) for number in plan.deep_exempt
+        )
+        return recipients if matches else 0
+
+    def _holds_in(self, view: MessageView, number: int) -> bool:
+        """Return whether a condition matches a content. Equal ones are asked once."""
+        known = view.known.get(number)
+        if known is None:
+            condition = self._index.message_conditions[number]
+            if not self._in_thread and condition.needs_thread(view):
+                raise _ThreadNeededError
+            known = view.known[number] = condition.matches(view)
+        return known
+
+    def _matching(self, number: int) -> int:
+        """Return the recipients that a condition matches. Edits do not change that."""
+        known = self._known.get(number)
+        if known is None:
+            condition, known = self._index.recipient_conditions[number], 0
+            view = self._views[self._seen[0]]
+            for place in self._scope.places:
+                if condition.matches_recipient(view, self._message.recipients[place]):
+                    known |= 1 << place
+            self._known[number] = known
+        return known
+
+    def _carry_out(self, rule: Rule, matched: int) -> None:
+        """Carry out the actions for the recipients that the rule matched."""
+        self._carried_out += 1 + len(rule.actions)
+        if not self._in_thread and self._carried_out > ACTIONS_ON_LOOP_MAX:
+            raise _ThreadNeededError  # before anything has changed
+        places = list(places_of(matched))
+        addresses = tuple([self._message.recipients[each] for each in places])
+        content = self._content_of(places[0])
+        because = rule.found_in(self._views[content], addresses[0])
+        if rule.mode is not RuleMode.AUDIT:
+            because += self._edit(rule, matched)
+            if any(isinstance(each, SetSenderAction) for each in rule.actions):
+                because += self._set_sender(rule)
+            if places := [each for each in places if self._open >> each & 1]:
+                self._mark(rule, places)
+                self._add(rule, places)
+                self._decide(rule, places)
+            if rule.stop:
+                self._open &= ~matched
+                if not self._scope.tenant:
+                    self._live &= ~matched
+        self._hits.append(RuleHit(rule.name, str(rule.mode), rule.outcome, addresses, because))
+
+    def _edit(self, rule: Rule, matched: int) -> tuple[Finding, ...]:
+        """Edit the content for the matched recipients, or reject it for them.
+
+        Return what the rule could not do.
+        """
+        edits = [
+            one for one in rule.actions
+            if isinstance(one, HeaderEdit | DisclaimerAction)
+            and not isinstance(one, SetSenderAction)
+        ]  # fmt: skip
+        return self._edit_with(rule, edits, matched) if edits else ()
+
+    def _set_sender(self, rule: Rule) -> tuple[Finding, ...]:
+        """Let the message be from another address, for all recipients that are not decided."""
+        if not self._scope.is_whole:
+            return (Finding("set_sender", "the sender is none of the tenant's"),)
+        edits = [one for one in rule.actions if isinstance(one, SetSenderAction)]
+        self._sender = edits[-1].address
+        return self._edit_with(rule, edits, self._open)
+
+    def _edit_with(
+        self, rule: Rule, edits: Sequence[HeaderEdit | DisclaimerAction], matched: int
+    ) -> tuple[Finding, ...]:
+        if not self._in_thread and any(isinstance(one, DisclaimerAction) for one in edits):
+            raise _ThreadNeededError  # before anything has changed
+        self._check_stopped()
+        results = [
+            (old, having & matched, edited(self._views[old].content, edits, self._scope.message))
+            for old in self._seen
+            if (having := self._having[old]) & matched
+        ]
+        if self._is_shared:
+            self._check_room([new.content for *_, new in results])
+        for old, concerned, new in results:
+            if new.refusal:
+                self._close(
+                    rule, places_of(concerned), action=VerdictAction.REJECT,
+                    status=NO_DISCLAIMER_STATUS, text=new.refusal,
+                )  # fmt: skip
+            elif new.content is not self._views[old].content:
+                at = self._content(new.content)
+                self._having[old] &= ~concerned
+                self._having[at] |= concerned
+                self._changed |= dict.fromkeys(places_of(concerned), at)
+        return tuple(dict.fromkeys(each for *_, new in results for each in new.notes))
+
+    def _check_room(self, more: Sequence[ParsedContent]) -> None:
+        """Count contents. Where that is much, those count that some recipient still gets."""
+        self._octets += sum(each.octets_in_memory for each in more)
+        if self._octets > CONTENTS_OCTETS_MAX:
+            made = zip(self._views[1:], self._having[1:], strict=True)
+            used = [view.content for view, having in made if having]
+            self._octets = sum(each.octets_in_memory for each in (*used, *more))
+            if self._octets > CONTENTS_OCTETS_MAX:
+                raise _TooManyContentsError
+
+    def _content_of(self, place: int) -> int:
+        """Return the index of a recipient's content."""
+        return self._changed.get(place, 0)
+
+    def _content(self, content: ParsedContent) -> int:
+        """Return the index of a content; equal contents have one index."""
+        known = self._known_contents = self._known_contents or {self._views[0].content: 0}
+        at = known.setdefault(content, len(self._views))
+        if at not in self._seen:
+            if at == len(self._views):
+                self._views.append(self._view(content))
+                self._having.append(0)
+            else:
+                self._views[at] = self._view(content, like=self._views[at])
+            self._seen.append(at)
+            self._note_candidates(self._views[at])
+        return at
+
+    def _view(self, content: ParsedContent, like: MessageView | None = None) -> MessageView:
+        return MessageView(
+            self._scope.message, content, self._index.pattern_sets,
+            between_parts=self._check_stopped, archives=self._archives, like=like,
+        )  # fmt: skip
+
+    def _mark(self, rule: Rule, places: list[int]) -> None:
+        """Keep what the rule says about the delivery of the matched recipients' copies."""
+        for action in rule.actions:
+            match action:
+                case HoldAction():
+                    hold = action.of_rule(rule.name)
+                    for place in places:
+                        self._holds.setdefault(place, hold)
+                case NextHopAction(next_hop):
+                    self._next_hops |= dict.fromkeys(places, next_hop)
+                case JournalAction(addresses) | NotifyAction(addresses):
+                    matched = tuple([self._message.recipients[place] for place in places])
+                    text = action.text if isinstance(action, NotifyAction) else ""
+                    self._mails += [RuleMail(each, rule.name, matched, text) for each in addresses]
+                case RateLimitAction() if key := action.key(self._scope.message):
+                    charge = action.charge(rule.name, key, len(places))
+                    self._charges.append((charge, sum(1 << place for place in places)))
+
+    def _add(self, rule: Rule, places: list[int]) -> None:
+        """Add copies, with the content after this rule; later rules do not see them. There is one
+        for each tenant whose rules may have changed it.
+        """
+        actions = [one for one in rule.actions if isinstance(one, _ADDING)]
+        by_owner: dict[str, list[int]] = {}
+        for place in places if actions else ():
+            by_owner.setdefault(self._owners.get(place, ""), []).append(place)
+        for owner, its in by_owner.items():
+            content = self._content_of(its[0])
+            its_addresses = [self._message.recipients[place] for place in its]
+            local = [each for each in its_addresses if each in self._message.local]
+            held = [hold for place in its if (hold := self._holds.get(place))]
+            for action in actions:
+                is_instead = isinstance(action, RedirectAction | QuarantineAction)
+                hold = held[0] if held and is_instead else None
+                self._additions += [
+                    AddedRecipient(
+                        each, rule.name, content, hold,
+                        is_quarantine=isinstance(action, QuarantineAction), tenant=owner,
+                        acted_for=(local or its_addresses)[0],
+                    )
+                    for each in action.addresses
+                ]  # fmt: skip
+
+    def _decide(self, rule: Rule, places: list[int]) -> None:
+        """Decide the matched recipients, if the rule's last action is final."""
+        match rule.actions[-1] if rule.actions else None:
+            case DeferAction(status, text):
+                self._defer(Deferral(status, text, rule.name))
+            case RejectAction(status, text):
+                self._close(rule, places, action=VerdictAction.REJECT, status=status, text=text)
+            case DiscardAction():
+                self._close(rule, places, action=VerdictAction.DISCARD)
+            case QuarantineAction(()) as action:
+                self._put_into_junk(action.hold_of(rule.name), places)
+            case RedirectAction(addresses) | QuarantineAction(addresses):
+                others = [
+                    place
+                    for place in places  # a redirect to the recipient itself changes nothing
+                    if not _contains(addresses, self._message.recipients[place])
+                ]
+                is_redirect = isinstance(rule.actions[-1], RedirectAction)
+                fate = VerdictAction.REDIRECT if is_redirect else VerdictAction.QUARANTINE
+                self._close(rule, others, action=fate, successors=addresses)
+
+    def _put_into_junk(self, hold: Hold, places: Sequence[int]) -> None:
+        """Decide that copies go into Junk Email, or wait with this hold if they leave. Where a
+        tenant decides that, those who have a say after it still have it.
+        """
+        for place in places:
+            self._junk[place] = hold
+            if self._message.recipients[place] not in self._message.local:
+                self._holds[place] = hold
+        self._open &= ~_bits(places)
+        if not self._scope.tenant:
+            self._live &= ~_bits(places)
+
+    def _close(
+        self,
+        rule: Rule,
+        places: Iterable[int],
+        *,
+        action: VerdictAction,
+        status: str = "",
+        text: str = "",
+        successors: tuple[str, ...] = (),
+    ) -> None:
+        for place in places:
+            self._decided[place] = RecipientVerdict(
+                self._message.recipients[place], action, rule=rule.name, status=status, text=text,
+                successors=successors,
+                hold=self._holds.get(place) if successors else None,
+                tenant=self._owners.get(place, ""),
+            )  # fmt: skip
+            self._open &= ~(1 << place)
+            self._live &= ~(1 << place)
+
+    def _delivered(self, place: int, recipient: str) -> RecipientVerdict:
+        """Return the verdict about a recipient that no rule decided."""
+        tenant = self._owners.get(place, "")
+        if len(self._views) == 1 and not (self._holds or self._next_hops or self._junk):
+            return RecipientVerdict(recipient, tenant=tenant)  # nearly always
+        hold, junk = self._holds.get(place), self._junk.get(place)
+        by = junk or hold
+        return RecipientVerdict(
+            recipient, content=self._content_of(place), rule=by.rule if by else "", hold=hold,
+            next_hop=self._next_hops.get(place, ""), junk=junk, tenant=tenant,
+        )  # fmt: skip
+
+    def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:
+        """Yield the charges, without recipients that were rejected."""
+        rejected = sum(
+            1 << place
+            for place, each in enumerate(recipients)
+            if each.action is VerdictAction.REJECT
+        )
+        for charge, matched in self._charges:
+            if count := (matched & ~rejected).bit_count():
+                yield structs.replace(charge, recipients=count)
+
+
+def _bits(places: Iterable[int]) -> int:
+    return sum(1 << place for place in places)
+
+
+def places_of(recipients: int) -> Iterator[int]:
+    """Yield the places of the bits that are set."""
+    while recipients:
+        lowest = recipients & -recipients
+        yield lowest.bit_length() - 1
+        recipients ^= lowest
+
+
+def _contains(addresses: tuple[str, ...], address: str) -> bool:
+    return any(each.casefold() == address.casefold() for each in addresses)

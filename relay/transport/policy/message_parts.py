@@ -1,0 +1,420 @@
+"""Find the parts of a message, with their names and types, without parsing what is in them.
+
+For the conditions on attachments and on the body, once per content. Nested messages are included,
+and every name that a mail program might show (relay.transport.policy.attachment_names). Where
+programs differ in the type or the boundary of a part, the parts of every reading are found; so are
+those in encoded multiparts and messages, and uuencoded files in a text. relay.formats.structure
+reads the message, in linear time and in blocks.
+
+Raises TooManyPartsError for a message beyond its bounds, so that a part cannot be hidden among a
+thousand others; OSError (UnreadableError) for a large body that cannot be read.
+
+attachments() also finds the types of what is attached: of a part only as many octets are decoded as
+its type needs. Base64 is decoded as lenient programs do: octets that are not base64 do not count,
+nor does padding before the end. relay/formats/file_types.py has the types.
+
+RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import chain, islice, pairwise, product
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.content import (
+    LARGE_BYTES,
+    MemoryOctets,
+    Octets,
+    join_octets,
+    octets_in_blocks,
+    octets_of,
+)
+from relay.base.message.header import Header, ParsedContent
+from relay.formats.content_fields import content_field
+from relay.formats.file_types import OTHER_NAMES, file_types
+from relay.formats.read_header import parse_header
+from relay.formats.read_mime import ENCODINGS_MAX
+from relay.formats.structure import ENTITIES_MAX, IDENTITY, Entity, LooseReading, structure_of
+from relay.formats.transfer_encoding import (
+    BASE64_IN_ONE_PIECE,
+    UUENCODE,
+    Coding,
+    decoded_blocks,
+    decoded_octets,
+    uuencoded_files,
+)
+from relay.transport.policy.attachment_names import boundaries_in, names_in, normalised
+
+PARAMETERS_MAX = 100  # of a content field
+FIELD_OCTETS_MAX = 8 * 1024  # of Content-Type or Content-Disposition
+# Of a message that is read in several ways: its content fields together. Real ones have some kB.
+FIELDS_OCTETS_MAX = 256 * 1024
+_FIELDS = ("Content-Type", "Content-Disposition")
+_READINGS = [LooseReading(*one) for one in product((False, True), (True, False))]
+_READINGS += [LooseReading(outermost=one, exact=True) for one in (False, True)]
+_READINGS += [LooseReading(outermost=True)]
+_SHOWN = ("text/", "multipart/", "message/")  # unless it has a name, or is to be attached
+# Shown as files: what they contain is in other messages, or elsewhere (RFC 2046 5.2.2 and 5.2.3).
+_INCOMPLETE = ("message/partial", "message/external-body")
+_BODIES = ("text/plain", "text/html")
+_CODED = ("base64", "quoted-printable")
+_UUENCODED = "uuencode"
+_MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # that one has several headers
+_MORE_IN_TEXT = re.compile(rb"(?!text)|.*(?:name|boundary|=\?|\()", re.IGNORECASE | re.DOTALL)
+_NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
+_ANY_BOUNDARY = b"--=_any"
+_BLANKS = b" \t"  # before the first field of a part, which some programs read
+_NO_BREAK = re.compile(rb"^(?:\xc2?\xa0)*+([!-9;-~]++)(?:\xc2?\xa0)*+(?=[ \t]*+:)", re.MULTILINE)
+# Of octets that are read again, decoded or with another boundary; in multiples of the message.
+_READ_AGAIN_MAX = 8
+
+
+class TooManyPartsError(Exception):
+    """The message has more parts, nesting or part headers than real mail has."""
+
+
+class MessagePart(Struct, frozen=True):
+    """An entity of a message as a mail program may read it (RFC 2045 2.4)."""
+
+    header: bytes  # the original octets
+    start: int  # of the body, from the first octet of the message
+    end: int  # of the body
+    content_type: str  # as declared, in lower case without parameters; text/plain without any
+    encodings: tuple[str, ...]  # each of _CODED at most once; programs differ in which one they use
+    disposition: str  # in lower case without parameters, "" if there is none
+    names: tuple[str, ...]  # normalised
+    is_leaf: bool  # it contains no other entity
+    is_forwarded: bool  # it is in an attached message
+    source: Octets | None = None  # where the positions count, if not in the message
+
+    def body(self, content: Octets) -> Octets:
+        """Return its body, as it is stored in the content or in an encoded part of it."""
+        return (self.source or content).part(self.start, self.end - self.start)
+
+    @property
+    def is_body(self) -> bool:
+        """Whether mail programs show it as text of the message itself."""
+        # a multipart without parts is shown as text
+        is_text = self.content_type in _BODIES or self.content_type.startswith("multipart/")
+        return is_text and self.is_leaf and self._is_inline and not self.is_forwarded
+
+    @property
+    def is_attachment(self) -> bool:
+        """Whether mail programs offer it as a file."""
+        if self.content_type in _INCOMPLETE:
+            return True
+        if self.names or not self.is_leaf:
+            return bool(self.names)
+        return not self._is_inline or not self.content_type.startswith(_SHOWN)
+
+    @property
+    def _is_inline(self) -> bool:
+        return self.disposition in ("", "inline")  # another one is an attachment (RFC 2183 2.8)
+
+
+def message_parts(
+    content: ParsedContent, between_parts: Callable[[], None] = lambda: None
+) -> tuple[MessagePart, ...]:
+    """Return all parts of all readings, in the order of the message for each reading.
+
+    `between_parts` is called between blocks, parts and readings: what it raises ends the call.
+    Raises TooManyPartsError; OSError for a large body that cannot be read.
+    """
+    reader = _PartReader(content, between_parts)
+    found, is_ambiguous = reader.read(_READINGS[0])
+    parts = dict.fromkeys(found)
+    for reading in _READINGS[1:] if is_ambiguous else ():
+        parts |= dict.fromkeys(reader.read(reading, is_one_of_several=True)[0])
+    return tuple(parts)
+
+
+def may_have_attachments(content: ParsedContent) -> bool:
+    """Return whether there may be attachments, without reading a large body or decoding one."""
+    header, rest = content.header, content.rest
+    encodings = map(bytes.lower, header.values("Content-Transfer-Encoding"))
+    return (
+        "Content-Disposition" in header
+        or any(map(_MORE_IN_TEXT.match, header.values("Content-Type")))
+        or "" in header  # lines that some programs take for fields
+        or not isinstance(rest, bytes)
+        or b"begin" in rest
+        or any(each.decode("latin-1") not in IDENTITY for each in encodings)
+    )
+
+
+class _PartHeader(Struct, frozen=True):
+    """What the header of a part says, in every reading of the message."""
+
+    is_ambiguous: bool  # another reading may find other parts
+    has_several: bool  # it has a content field twice, or names that programs read in several ways
+    size: int  # of the content fields, in octets
+    disposition: str
+    names: tuple[str, ...]
+    encodings: tuple[str, ...]  # without the first
+    boundaries: tuple[bytes, ...]
+
+
+def _as_read(header: bytes) -> bytes:
+    """Return a header without what some programs remove around the names of fields."""
+    header = header.lstrip(_BLANKS)
+    return _NO_BREAK.sub(rb"\1", header) if b"\xa0" in header else header
+
+
+def _part_header(octets: bytes) -> _PartHeader:
+    header = Header.parse(_as_read(octets))
+    after = {one[0]: line for one, (name, line) in pairwise(header.fields) if not name}
+    names: list[str] = []
+    is_plain = True
+    for field in _FIELDS:
+        values = header.values(field)
+        if values and (line := after.get(field.lower().encode())):  # a fold without a blank
+            values.append(values[-1] + b" " + line.strip())
+        for value in values:
+            if len(value) > FIELD_OCTETS_MAX or value.count(b";") > PARAMETERS_MAX:
+                raise TooManyPartsError(
+                    f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
+                )
+            found, is_alike = names_in(value)
+            names += found
+            is_plain &= is_alike
+    for value in header.values("Content-Location"):
+        if b":" not in value:  # no URL, whose host may look like a file name
+            names.append(normalised(value.decode("utf-8", "replace")))
+    types = header.values("Content-Type")
+    sizes = [(name, len(each)) for name, each in header.fields if name.startswith(b"content-")]
+    return _PartHeader(
+        is_ambiguous=len(types) > 1 or (bool(header.fields) and not header.fields[-1][0]),
+        has_several=len(dict(sizes)) < len(sizes) or not is_plain,
+        size=sum([size for _, size in sizes]),
+        disposition=_first_word(header.first("Content-Disposition") or b""),
+        names=tuple(dict.fromkeys(names)),
+        encodings=tuple(
+            _first_word(each) for each in header.values("Content-Transfer-Encoding")[1:]
+        ),
+        boundaries=tuple(
+            dict.fromkeys(
+                chain.from_iterable(boundaries_in(each) for each in types if b"=" in each)
+            )
+        ),
+    )
+
+
+class _Inside(Struct, frozen=True):
+    """Octets that are read as a message: None for the message itself, else inside a part."""
+
+    source: Octets | None
+    is_forwarded: bool = False
+    encodings: int = 0  # how many encodings are around it
+    is_multipart: bool = False  # with one of the boundaries of a part, which has each in turn
+
+
+class _PartReader:
+    """Reads a message in several ways, but each header only once."""
+
+    def __init__(self, content: ParsedContent, between_parts: Callable[[], None]) -> None:
+        self._content = content
+        self._between_parts = between_parts
+        self._header_of = cache(_part_header)
+        self._fields_of = cache(lambda header: parse_header(_as_read(header)))
+        self._octets = octets_of(content.joined())
+        self._left = 0
+
+    def read(
+        self, reading: LooseReading, *, is_one_of_several: bool = False
+    ) -> tuple[list[MessagePart], bool]:
+        """Return the parts, and whether another reading may find others."""
+        parts: list[MessagePart] = []
+        is_ambiguous, is_several, size = False, is_one_of_several, 0
+        self._left = _READ_AGAIN_MAX * self._octets.size
+        waiting = [_Inside(None)]
+        for inside in waiting:
+            structure = structure_of(self._blocks(inside.source), reading, self._fields_of)
+            if not structure.is_complete:
+                raise TooManyPartsError("; ".join(structure.defects))
+            is_ambiguous |= structure.is_ambiguous
+            is_several |= structure.is_ambiguous
+            for entity in structure.entities:
+                self._between_parts()
+                header = self._header_of(entity.header)
+                is_ambiguous |= header.is_ambiguous
+                is_several |= header.is_ambiguous or header.has_several
+                size += header.size
+                if is_several and size > FIELDS_OCTETS_MAX:
+                    raise TooManyPartsError(
+                        f"more than {FIELDS_OCTETS_MAX} octets of content fields that programs"
+                        " read in several ways"
+                    )
+                part = _part(entity, header, inside)
+                parts.append(part)
+                waiting += self._insides(entity, part, inside)
+                if len(parts) > 2 * ENTITIES_MAX or len(waiting) > ENTITIES_MAX:
+                    raise TooManyPartsError(f"more than {ENTITIES_MAX} parts inside others")
+        return parts, is_ambiguous
+
+    def _blocks(self, source: Octets | None) -> Iterator[bytes]:
+        rest = self._content.rest
+        if source is not None:
+            blocks = octets_in_blocks([source])
+        else:
+            yield self._content.header.octets
+            blocks = iter([rest]) if isinstance(rest, bytes) else octets_in_blocks(rest.body)
+        for block in blocks:
+            self._between_parts()
+            yield block
+
+    def _insides(self, entity: Entity, part: MessagePart, over: _Inside) -> Iterator[_Inside]:
+        """Yield what the structure does not have: what is encoded, or has another boundary."""
+        if over.is_multipart and not entity.number:
+            return
+        boundaries = self._header_of(entity.header).boundaries
+        is_message = _MESSAGE.match(entity.content_type) is not None
+        is_multipart = entity.content_type.startswith("multipart/")
+        if not is_message and not is_multipart and not any(boundaries):
+            return
+        looked_for = entity.boundary or b"".join(boundaries[:1] if is_multipart else ())
+        for encoding in part.encodings:
+            if encoding and over.encodings >= ENCODINGS_MAX:
+                raise TooManyPartsError(f"more than {ENCODINGS_MAX} encodings inside each other")
+            if is_message:
+                if encoding or not entity.is_message:
+                    source = self._again(part, encoding)
+                    yield _Inside(source, True, over.encodings + bool(encoding))
+                continue
+            wanted = [one for one in boundaries if one and (encoding or one != looked_for)]
+            if is_multipart and not any(boundaries):
+                wanted = [b""]
+            for one in wanted:
+                body = self._again(part, encoding)
+                if not one and body.size <= LARGE_BYTES:
+                    body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
+                source = join_octets([_header(entity, one or _ANY_BOUNDARY[2:]), body])
+                yield _Inside(source, part.is_forwarded, over.encodings + 1, is_multipart=True)
+
+    def _again(self, part: MessagePart, encoding: str) -> Octets:
+        """Return a body to be read again, decoded. Raises TooManyPartsError."""
+        body = part.body(self._octets)
+        self._left -= body.size
+        if self._left < 0:
+            raise TooManyPartsError("its parts are in too many encodings or boundaries")
+        return decoded_octets(body, encoding)
+
+
+def with_files_in_texts(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> tuple[MessagePart, ...]:
+    """Return the parts, and the uuencoded files in those that are plain text or not encoded.
+
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets, found = octets_of(content.joined()), list(parts)
+    for part in parts:
+        is_text = part.content_type == "text/plain" or part.content_type.startswith("multipart/")
+        for encoding in part.encodings if part.is_leaf else ():
+            if is_text or encoding not in _CODED:
+                between_parts()
+                found += _files_in_text(octets, part, encoding)
+    return tuple(found)
+
+
+def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator[MessagePart]:
+    body, coding = part.body(octets), encoding if encoding in _CODED else ""
+    files = list(islice(uuencoded_files(decoded_blocks(body, coding)), ENTITIES_MAX + 1))
+    if len(files) > ENTITIES_MAX:
+        raise TooManyPartsError(f"more than {ENTITIES_MAX} files in a text")
+    source = decoded_octets(body, coding) if files else body
+    for start, end, name in files:
+        yield replace(
+            part,
+            start=start,
+            end=end,
+            content_type="application/octet-stream",
+            encodings=(_UUENCODED,),
+            disposition="attachment",
+            names=(normalised(name.decode("utf-8", "replace")),),
+            source=source,
+        )
+
+
+def _header(entity: Entity, boundary: bytes) -> bytes:
+    """Return a header by which a multipart is read with this boundary."""
+    quoted = boundary.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    kind = b"digest" if entity.content_type == "multipart/digest" else b"mixed"
+    return b'Content-Type: multipart/%b; boundary="%b"\r\n\r\n' % (kind, quoted)
+
+
+def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
+    encodings = chain.from_iterable(map(_known_encodings, (entity.encoding, *header.encodings)))
+    kind = (entity.content_type.split(maxsplit=1) or [""])[0]
+    return MessagePart(
+        header=entity.header,
+        start=entity.body_start,
+        end=entity.end,
+        content_type=kind if "/" in kind else "text/plain",  # RFC 2045 5.2
+        encodings=tuple(dict.fromkeys(encodings)),  # the body is decoded once for each
+        disposition=header.disposition,
+        names=header.names,
+        is_leaf=entity.is_leaf,
+        is_forwarded=entity.is_forwarded or inside.is_forwarded,
+        source=inside.source,
+    )
+
+
+@lru_cache(maxsize=64)
+def _known_encodings(name: str) -> Sequence[str]:
+    """Return the encodings that programs may read in a name, "" for those that change nothing."""
+    known = _UUENCODED if name in UUENCODE else name if name in _CODED else ""
+    return (known, *(one for one in _CODED if one in name))  # x-base64
+
+
+def _first_word(value: bytes) -> str:
+    return content_field(value.decode("latin-1")).value
+
+
+_BLOCK_OCTETS = 4096  # the first block has what most types need
+
+
+class AttachedFile(Struct, frozen=True):
+    """A file in a message: its normalised names, and its types in lower case."""
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+def attachments(
+    content: ParsedContent,
+    parts: Sequence[MessagePart],
+    between_parts: Callable[[], None] = lambda: None,
+) -> tuple[AttachedFile, ...]:
+    """Return the attachments among the parts of a content.
+
+    Reading blocks; raises OSError for a large body that cannot be read.
+    """
+    octets, found = octets_of(content.joined()), []
+    for each in parts:
+        between_parts()
+        if each.is_attachment:
+            found.append(_attachment(octets, each))
+    return tuple(found)
+
+
+def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
+    declared = part.content_type
+    types = [declared, OTHER_NAMES.get(declared, declared)]
+    for body, coding in decodings(octets, part):
+        types += file_types(decoded_blocks(body, coding, octets=_BLOCK_OCTETS))
+    return AttachedFile(part.names, tuple(dict.fromkeys(types)))
+
+
+def decodings(octets: Octets, part: MessagePart) -> Iterator[tuple[Octets, str | Coding]]:
+    """Yield the ways in which programs decode a part: its body, and how."""
+    for encoding in part.encodings if part.is_leaf else ():
+        body = part.body(octets)
+        if encoding == "base64":  # as if padding were not there; some programs read each piece
+            yield body, BASE64_IN_ONE_PIECE
+        if encoding != "base64" or b"=" in body.read(0, 4 * _BLOCK_OCTETS).rstrip(b"=\r\n\t "):
+            yield body, encoding

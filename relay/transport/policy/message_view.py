@@ -1,0 +1,275 @@
+"""What the conditions of mail-flow rules have in common: what they read, and what they answer.
+
+MessageView reads each fact of a message once, when a condition first needs it. What views of one
+content read for several sets of rules, they read once for all.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from relay.base.message.address import ascii_address, with_a_labels, with_u_labels
+from relay.base.message.header import ParsedContent
+from relay.base.message.verdict import ExaminedMessage
+from relay.base.socket_address import plain_ip
+from relay.formats import headers
+from relay.formats.read_header import addressees, originators
+from relay.transport.policy.archives import ArchiveContents, MessageArchives, archive_contents
+from relay.transport.policy.body_text import BodyText, body_text
+from relay.transport.policy.globs import VALUE_CHARACTERS_MAX, FieldGlobs
+from relay.transport.policy.message_parts import (
+    AttachedFile,
+    MessagePart,
+    attachments,
+    may_have_attachments,
+    message_parts,
+    with_files_in_texts,
+)
+from relay.transport.policy.patterns import Pattern, PatternSet, PatternSets
+
+T = TypeVar("T")
+FIELDS_MAX = 100  # of one name; further ones are ignored
+_first_number = re.compile(r"(?:(?<![\w.])[-+])?(?:\d+(?:\.\d+)?|\.\d+)", re.ASCII)
+
+
+class _Fact(Generic[T]):
+    """A property of MessageView that is read once, as once() does it, for all sets of rules.
+
+    Not cached_property: before Python 3.12 it has one lock for all messages while it reads.
+    """
+
+    def __init__(self, read: "Callable[[MessageView], T]") -> None:
+        self._read = read
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, view: "MessageView", _: type) -> T:
+        try:
+            found: T = view.shared.facts[self._name]
+        except KeyError:
+            found = view.once(self._name, lambda: self._read(view))
+            view.shared.facts[self._name] = found
+        view.__dict__[self._name] = found
+        return found
+
+
+class OutOfTimeError(Exception):
+    """The rules of a tenant take too long; those that follow may still read the same."""
+
+
+class _Shared:
+    """What views of one content have in common."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}  # by their names
+        self.values: dict[str, tuple[str, ...]] = {}  # of fields, by their names
+        self.numbers: dict[str, Sequence[tuple[str, float]]] = {}  # the same
+        self.errors: dict[object, Exception] = {}  # by what could not be read
+
+
+class MessageView:
+    """A message for conditions: `message` as received, `content` after earlier rules.
+
+    Other rules may see less of the recipients: their view is `like` this one, and shares what was
+    read of the content.
+    """
+
+    def __init__(
+        self,
+        message: ExaminedMessage,
+        content: ParsedContent,
+        pattern_sets: PatternSets,
+        *,
+        between_parts: Callable[[], None] = lambda: None,
+        archives: MessageArchives | None = None,
+        like: "MessageView | None" = None,
+    ) -> None:
+        self.message = message
+        self.content = content
+        self.size: int = like.size if like else content.size
+        self._pattern_sets = pattern_sets
+        self._between_parts = between_parts  # raises when the evaluation was given up
+        self._archives = archives or MessageArchives(
+            between_parts
+        )  # one for all views of a message
+        self._found: dict[str, Mapping[Pattern, str]] = {}
+        self.known: dict[int, bool] = {}  # results, by the number of the condition
+        self.shared: _Shared = like.shared if like else _Shared()
+
+    @_Fact
+    def client(self) -> IPv4Address | IPv6Address | None:
+        """The address of the client, None for one on Relay's own socket."""
+        return _address_of(self.message.client)
+
+    @_Fact
+    def sender(self) -> str:
+        """The reverse-path, <> for the null one."""
+        return ascii_address(self.message.reverse_path) or "<>"
+
+    @_Fact
+    def subject(self) -> str:
+        """The decoded Subject."""
+        return headers.decoded(self.content.header, "Subject")
+
+    @_Fact
+    def authors(self) -> tuple[str, ...]:
+        """The addresses in From."""
+        fields = [one for one in originators(self.content.header) if one.name == "From"]
+        return tuple([ascii_address(one.address) for field in fields for one in field.addresses])
+
+    @_Fact
+    def addressees(self) -> tuple[str, ...]:
+        """The addresses in To and Cc."""
+        return tuple(dict.fromkeys(map(ascii_address, addressees(self.content.header))))
+
+    @_Fact
+    def parts(self) -> tuple[MessagePart, ...]:
+        """All parts. Raises TooManyPartsError, OSError, as do those that follow."""
+        return message_parts(self.content, self._between_parts)
+
+    @_Fact
+    def files(self) -> tuple[MessagePart, ...]:
+        """All parts that may be attachments, also files in a text."""
+        if not may_have_attachments(self.content):
+            return ()
+        return with_files_in_texts(self.content, self.parts, self._between_parts)
+
+    @_Fact
+    def attachment_names(self) -> tuple[str, ...]:
+        """The normalised names of all attachments, each once."""
+        return tuple(dict.fromkeys(name for part in self.files for name in part.names))
+
+    @_Fact
+    def attachments(self) -> tuple[AttachedFile, ...]:
+        """All attachments, with the types of their contents."""
+        return attachments(self.content, self.files, self._between_parts)
+
+    @_Fact
+    def archives(self) -> tuple[ArchiveContents, ...]:
+        """What is in each of the attachments."""
+        return archive_contents(self.content, self.files, self._archives)
+
+    @_Fact
+    def body(self) -> BodyText:
+        """The text of the body."""
+        return BodyText(body_text(self.content, self.parts, self._between_parts))
+
+    def header(self, name: str) -> tuple[str, ...]:
+        """Return the values of all fields called `name`, unfolded and decoded; one with a domain
+        beyond ASCII in both forms.
+        """
+        found = self.shared.values.get(name)
+        if found is None:
+            texts = headers.decoded_values(self.content.header, name, limit=FIELDS_MAX)
+            forms = (*texts, *map(with_a_labels, texts), *map(with_u_labels, texts))
+            found = tuple(dict.fromkeys(forms))
+            self.shared.values[name] = found
+        return found
+
+    def header_found(self, name: str) -> Mapping[Pattern, str]:
+        """Return found_in() for the fields called `name`."""
+        field = f"header {name}"
+        if (known := self._found.get(field)) is not None:
+            return known
+        values = [each[:VALUE_CHARACTERS_MAX] for each in self.header(name)]
+        return self.found_in(field, values) if values else {}
+
+    def header_numbers(self, name: str) -> Sequence[tuple[str, float]]:
+        """Return the values of all fields called `name` that have a number, with the first one."""
+        known = self.shared.numbers.get(name)
+        if known is None:
+            found = [
+                (value, _first_number.search(value[:VALUE_CHARACTERS_MAX]))
+                for value in self.header(name)
+            ]
+            known = [(value, float(number[0])) for value, number in found if number]
+            self.shared.numbers[name] = known
+        return known
+
+    def found_in(self, field: str, values: Sequence[str]) -> Mapping[Pattern, str]:
+        """Return the patterns for `field` that match one of its `values`, each with the first one.
+
+        All patterns for a field are looked for at once. Raises PatternError.
+        """
+        if (known := self._found.get(field)) is not None:
+            return known
+        patterns = self._pattern_sets[field]
+        found = self.once(patterns, lambda: _first_values(patterns, values))
+        self._found[field] = found
+        return found
+
+    def once(self, fact: object, read: Callable[[], T]) -> T:
+        """Return what `read` returns. It is not called again after an error, which is raised again:
+        rules that are skipped for it would all repeat its work.
+        """
+        if fact in self.shared.errors:
+            raise self.shared.errors[fact].with_traceback(None)
+        try:
+            return read()
+        except OutOfTimeError:
+            raise
+        except Exception as error:
+            self.shared.errors[fact] = error
+            raise
+
+    def values_of(self, field: str) -> Sequence[str]:
+        """Return the values of a field in FieldGlobs that is not in the header."""
+        match field:
+            case "sender":
+                return (self.sender,)
+            case "login":
+                return (self.message.login or "<>",)
+            case "recipient":
+                names = map(self.message.names_of, self.message.recipients)
+                return tuple(map(ascii_address, chain.from_iterable(names)))
+            case "header_from":
+                return self.authors
+            case "to_or_cc":
+                return self.addressees
+            case "attachment":
+                return ("",) if may_have_attachments(self.content) else ()
+            case _:
+                return (self.subject,)
+
+
+def _first_values(patterns: PatternSet, values: Sequence[str]) -> Mapping[Pattern, str]:
+    """Return the patterns that match, each with the first value. Raises PatternError."""
+    found: dict[Pattern, str] = {}
+    for value in values:
+        for pattern in patterns.matching(value):
+            found.setdefault(pattern, value)
+    return found
+
+
+def _address_of(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an IP address, an IPv4 address in IPv6 as what it is (RFC 4291 2.5.5.2), else None."""
+    try:
+        return plain_ip(text.partition("%")[0])
+    except ValueError:
+        return None
+
+
+class BaseCondition(Struct, frozen=True):
+    """What all conditions have in common."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it may take long, so that it is asked last, and in a thread."""
+        return False
+
+    def needs_thread(self, _: MessageView) -> bool:
+        """Return whether it takes long for this content."""
+        return self.is_deep
+
+    def patterns(self) -> Sequence[tuple[str, Pattern]]:
+        """Return its patterns, each with the field that it is for; () if there are none."""
+        return ()
+
+    def terms(self) -> Sequence[FieldGlobs]:
+        """Return globs of which one matches wherever the condition does; () if there are none."""
+        return ()

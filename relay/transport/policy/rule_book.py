@@ -1,0 +1,162 @@
+"""The rules in force: those of the operator, and those of each tenant for its own mail.
+
+The operator's files whose names sort before "50-" run first, then the rules of the sender's tenant,
+those of each recipient's tenant, and the operator's other files. docs/policy-tenants.md says who
+may do what.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.message.envelope import domain_of
+from relay.base.message.verdict import RULES_UNAVAILABLE, Deferral, ExaminedMessage, Verdict
+from relay.transport.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
+
+DEFERRED = "defer"  # the outcome of a rule whose rate limit is exceeded
+LATE = "50-"  # the operator's files from here on run behind the rules of tenants
+
+
+class TenantRules(Struct, frozen=True):
+    """A tenant, with its rules."""
+
+    name: str
+    # as A-labels: those that relay.toml names, and those that are an alias of one of them
+    domains: frozenset[str]
+    rules: RuleSet | None  # None: there is no set that could be used, and its mail waits
+
+    def usable_for(self, domain: str) -> RuleSet | Deferral:
+        """Return the rules, or what becomes of the mail from or to this domain without them."""
+        return self.rules or Deferral("4.3.0", unavailable(domain), f"{self.name}/*")
+
+
+def unavailable(domain: str) -> str:
+    """Return what a client hears about mail of a tenant without rules."""
+    return f"{RULES_UNAVAILABLE} {domain} are not available, try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleBook:
+    """All rules in force, and whose they are."""
+
+    operator: RuleSet = field(default_factory=RuleSet)  # for all mail
+    tenants: Mapping[str, TenantRules] = field(default_factory=dict)  # by name
+    # tenants by domain, and the operator's rules before and behind theirs
+    _by_domain: Mapping[str, TenantRules] = field(init=False, repr=False, compare=False)
+    _early: RuleSet = field(init=False, repr=False, compare=False)
+    _late: RuleSet = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found = {domain: each for each in self.tenants.values() for domain in each.domains}
+        object.__setattr__(self, "_by_domain", found)
+        operator, early, late = self.operator, self.operator, RuleSet()
+        if self.tenants:
+            late_rules = tuple(each for each in operator.rules if each.file.name >= LATE)
+            early_rules = tuple(each for each in operator.rules if each.file.name < LATE)
+            early = dataclasses.replace(operator, rules=early_rules)
+            late = dataclasses.replace(operator, rules=late_rules)
+        object.__setattr__(self, "_early", early)
+        object.__setattr__(self, "_late", late)
+
+    def tenant_of(self, domain: str) -> TenantRules | None:
+        """Return the tenant whose domain (A-labels) this is."""
+        return self._by_domain.get(domain)
+
+    @property
+    def rule_count(self) -> int:
+        """How many rules there are."""
+        sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
+        return sum(len(each.rules) for each in sets)
+
+    def outcomes(self) -> set[tuple[str, str]]:
+        """Return the labels with which the rules may be counted: the name, and an outcome."""
+        sets = (self.operator, *(each.rules for each in self.tenants.values() if each.rules))
+        return {
+            (rule.name, outcome)
+            for each in sets
+            for rule in each.rules
+            for outcome in (rule.outcome, DEFERRED, SKIPPED)
+        }
+
+    @property
+    def digest(self) -> str:
+        """A digest of all files, "" without any."""
+        found = [self.operator.digest]
+        for each in sorted(self.tenants.values(), key=lambda one: one.name):
+            found += [each.name, each.rules.digest if each.rules else ""]
+        return " ".join(found)
+
+    def identity(self, tenants: Iterable[str], account: str) -> Mapping[str, Any] | None:
+        """Return which rules ran on a message of these tenants, for journeys; None without any.
+
+        Its key `own` names the tenant whose rules the sender's account may see.
+        """
+        found = self.operator.identity
+        sets = {name: self.tenants[name].rules for name in tenants}
+        if hashes := {name: rules.digest for name, rules in sets.items() if rules}:
+            its = self.tenant_of(domain_of(account))
+            own = {"own": its.name} if its else {}
+            return {"hash": "", "loaded": "", **(found or {}), "tenants": hashes, **own}
+        return found
+
+    def evaluate(self, message: ExaminedMessage) -> Verdict:
+        """Apply the rules in their order; each sees the changes of those before it.
+
+        Raises TooManyPartsError, OSError.
+        """
+        evaluation = self.begin(message)
+        evaluation.run(in_thread=True)
+        return evaluation.verdict()
+
+    def begin(self, message: ExaminedMessage) -> Evaluation:
+        """Return an evaluation that has not run yet."""
+        return Evaluation(self.scopes(message), message)
+
+    def scopes(self, message: ExaminedMessage) -> Sequence[RuleScope]:
+        """Return the sets of rules that the message concerns, in their order."""
+        everybody = range(len(message.recipients))
+        scopes = [RuleScope(self._early, message, everybody)]
+        if not self.tenants:
+            return scopes
+        sender = self._sender_domain(message)
+        its = self.tenant_of(sender)
+        if its is not None:
+            rules, seen = its.usable_for(sender), _seen_by(its, message)
+            scopes.append(RuleScope(rules, seen, everybody, its.name))
+        places: dict[str, list[int]] = {}
+        for place, recipient in enumerate(message.recipients):
+            tenant = self.tenant_of(domain_of(recipient))
+            if tenant is not None and tenant is not its:
+                places.setdefault(tenant.name, []).append(place)
+        for name, found in places.items():
+            tenant = self.tenants[name]
+            recipients = tuple(message.recipients[place] for place in found)
+            own = replace(message, recipients=recipients, recipient_count=len(found))
+            rules = tenant.usable_for(domain_of(recipients[0]))
+            scopes.append(RuleScope(rules, _seen_by(tenant, own), found, name, is_whole=False))
+        scopes.append(RuleScope(self._late, message, everybody))
+        return scopes
+
+    def _sender_domain(self, message: ExaminedMessage) -> str:
+        """Return the domain whose tenant sends: that of a reverse-path that the client may send
+        for, if it is a tenant's, else that of the login.
+        """
+        domain = domain_of(message.reverse_path) if message.sender_local else ""
+        return domain if self.tenant_of(domain) else domain_of(message.login)
+
+
+def _seen_by(tenant: TenantRules, message: ExaminedMessage) -> ExaminedMessage:
+    """Return the message with the tenant's domains as the only own ones."""
+    return replace(
+        message,
+        local=frozenset(
+            each for each in message.recipients
+            if each in message.local and domain_of(each) in tenant.domains
+        ),
+        sender_local=message.sender_local and domain_of(message.reverse_path) in tenant.domains,
+        is_own=tenant.domains.__contains__,
+    )  # fmt: skip

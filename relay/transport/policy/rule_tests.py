@@ -1,0 +1,266 @@
+"""Run the [[test]] tables of the rule files, and format the results of `relay policy`.
+
+A rule test evaluates the whole rule set for the message that ingress would pass to it. load_rules
+runs all tests before a rule set is used; `relay policy test` shows them. Each result has lines for
+the terminal and the same data for --json.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, structs
+
+from relay.base.message.content import Content
+from relay.base.message.envelope import Source, domain_of
+from relay.base.message.header import ParsedContent
+from relay.base.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
+from relay.base.phrases import counted
+from relay.formats import headers
+from relay.transport.policy.archives import UnexaminedArchiveError
+from relay.transport.policy.body_text import body_text
+from relay.transport.policy.conditions import cut_value
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.folding import folded
+from relay.transport.policy.message_parts import TooManyPartsError, message_parts
+from relay.transport.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
+
+_GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
+
+
+class RuleTestResult(Struct, frozen=True):
+    """One test and its `failures`; without any it has passed."""
+
+    test: RuleTest
+    failures: tuple[str, ...]
+
+
+def run_tests(rules: RuleSet, *, local_domains: Collection[str] = ()) -> Iterator[RuleTestResult]:
+    """Run one test after the other; `local_domains` are for tests that do not name their own."""
+
+    @cache
+    def rules_for(names: frozenset[str], file: Path | None) -> RuleSet:
+        if not names and file is None:  # nearly always
+            return rules
+        enforced = [
+            structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
+            for each in rules.rules
+            if file in (None, each.file)
+        ]
+        return dataclasses.replace(rules, rules=tuple(enforced))
+
+    for test in rules.tests:
+        own = rules_for(test.enforced, test.file if test.is_alone else None)
+        yield _run(own, test, local_domains)
+
+
+def untested(rules: RuleSet) -> tuple[Rule, ...]:
+    """Return the rules that no test names among those that match."""
+    named = {name for test in rules.tests for name in test.expect.rules or ()}
+    return tuple(each for each in rules.rules if each.name not in named)
+
+
+def examined_message(
+    sender: str,
+    recipients: Collection[str],
+    content: Content,
+    *,
+    source: Source,
+    local_domains: Collection[str],
+    client: str = "",
+    login: str = "",
+    is_trusted: bool = True,
+) -> ExaminedMessage:
+    """Return what ingress would pass to evaluate(), but without a time: no date counts."""
+    return ExaminedMessage(
+        reverse_path=sender,
+        sender_local=is_trusted and domain_of(sender) in local_domains,
+        recipients=tuple(recipients),
+        local=frozenset(each for each in recipients if domain_of(each) in local_domains),
+        content=ParsedContent.of(content),
+        source=source,
+        client=client,
+        login=login,
+        recipient_count=len(recipients),
+        is_own=local_domains.__contains__,
+    )
+
+
+def overall_verdict(verdict: Verdict) -> OverallVerdict:
+    """Return the verdict for the whole message."""
+    if verdict.deferred:
+        return OverallVerdict.DEFER
+    fates = {each.action for each in verdict.recipients}
+    going = [one for one in verdict.recipients if one.action in _GOING]
+    if going:
+        is_held = all(one.hold for one in going)
+        return OverallVerdict.HOLD if is_held else OverallVerdict.ACCEPT
+    return OverallVerdict.REJECT if VerdictAction.REJECT in fates else OverallVerdict.DISCARD
+
+
+def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> RuleTestResult:
+    subject = examined_message(
+        test.sender, test.recipients, test.content, source=test.source,
+        local_domains=local_domains if test.local is None else test.local,
+        client=test.client, login=test.login, is_trusted=not test.client or bool(test.login),
+    )  # fmt: skip
+    subject = structs.replace(subject, recipient_count=test.recipient_count, results=test.results)
+    try:
+        return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
+    except (TooManyPartsError, UnexaminedArchiveError) as error:
+        return RuleTestResult(test, (f"the rules could not be applied: {error}",))
+
+
+def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]:
+    expect = test.expect
+    matched = [hit.rule for hit in verdict.hits]
+    overall = overall_verdict(verdict)
+    if overall is not expect.verdict:
+        yield f"found verdict {overall} ({_quoted(matched)}), expected {expect.verdict}"
+    if expect.rules is not None:
+        concerned = {rule.name for rule in rules.rules if rule.file == test.file}
+        concerned |= set(expect.rules)
+        found = [each for each in matched if each in concerned]
+        if tuple(found) != expect.rules:
+            yield f"found rules {_quoted(found)}, expected {_quoted(expect.rules)}"
+    if verdict.deferred:  # nothing else in it counts
+        verdict = Verdict((), (), (), verdict.hits)
+    for word, expected, addresses in (
+        ("added", expect.added, [each.address for each in verdict.added]),
+        ("redirected", expect.redirected, _with_fate(verdict, VerdictAction.REDIRECT)),
+        ("rejected", expect.rejected, _with_fate(verdict, VerdictAction.REJECT)),
+        (
+            "quarantined",
+            expect.quarantined,
+            [each.address for each in verdict.recipients if each.quarantined],
+        ),
+        ("journaled", expect.journaled, [one.to for one in verdict.mails if not one.text]),
+        ("notified", expect.notified, [one.to for one in verdict.mails if one.text]),
+    ):
+        present = {each.casefold() for each in addresses}
+        if expected is not None and present != expected:
+            yield f"found {word} {_quoted(present)}, expected {_quoted(expected)}"
+    yield from _failures_of_copies(expect, verdict)
+
+
+def _failures_of_copies(expect: ExpectedResult, verdict: Verdict) -> Iterator[str]:
+    """Yield what is wrong with the copies that are delivered or held."""
+    delivered = [one for one in verdict.recipients if one.action is VerdictAction.DELIVER]
+    used = {one.content for one in delivered} | {one.content for one in verdict.added}
+    copies = [verdict.contents[each] for each in sorted(used)]
+    for word, wanted, values in (
+        ("subject", expect.subject, {headers.decoded(one.header, "Subject") for one in copies}),
+        ("next_hop", expect.next_hop, {one.next_hop for one in delivered}),
+        ("reason", expect.reason, {hold.reason for hold in holds_of(verdict)}),
+    ):
+        if wanted is not None and values != {wanted}:
+            yield f"found {word} {_quoted(values)}, expected {_quoted([wanted])}"
+    for name, value in expect.headers:
+        fields = {each for one in copies for each in headers.decoded_values(one.header, name)}
+        if value is None and fields:
+            yield f"found {name} {_quoted(fields)}, expected none"
+        elif value is not None and value not in fields:
+            yield f"found {name} {_quoted(fields)}, expected {_quoted([value])}"
+    if expect.body:
+        texts = [body_text(one, message_parts(one)) for one in copies]
+        shown = [cut_value(each) for each in texts]
+        for wanted in expect.body:
+            if not any(folded(wanted) in each for each in texts):
+                yield f"found body {_quoted(shown)}, expected {_quoted([wanted])} in it"
+
+
+def holds_of(verdict: Verdict) -> tuple[Hold, ...]:
+    """Return the holds of all copies that wait."""
+    holds = [one.hold for one in verdict.recipients] + [one.hold for one in verdict.added]
+    return tuple(filter(None, holds))
+
+
+def _with_fate(verdict: Verdict, fate: VerdictAction) -> list[str]:
+    return [each.address for each in verdict.recipients if each.action is fate]
+
+
+def _quoted(names: Collection[str]) -> str:
+    ordered = sorted(names) if isinstance(names, set | frozenset) else names
+    return ", ".join(f'"{each}"' for each in ordered) or "none"
+
+
+class PolicyReport(Struct, frozen=True):
+    """`document` is for JSON; `good`: whether the command succeeds."""
+
+    lines: tuple[str, ...]
+    document: dict[str, Any]
+    good: bool = True
+
+
+def format_check(
+    sets: Sequence[RuleSet], warnings: Sequence[str] = (), *, time_us: int | None = None
+) -> PolicyReport:
+    """List the rules of rule sets whose tests have passed, and the warnings about them. `time_us`
+    is now, for their dates.
+    """
+    rules = [rule for one in sets for rule in one.rules]
+    files = [file for one in sets for file in one.files]
+    lines = [
+        f"{rule.file.name:<24} {rule.mode:<8} {rule.name}: {rule.outcome}"
+        + (f" ({why})" if (why := rule.outside_dates(time_us)) else "")
+        for rule in rules
+    ]
+    lacking = [rule for one in sets for rule in untested(one)]
+    tests = sum(len(one.tests) for one in sets)
+    summary = (
+        f"{counted(len(rules), 'rule')} in {counted(len(files), 'file')}, "
+        f"{counted(tests, 'test')} passed"
+    ) + (f", {counted(len(lacking), 'rule')} without a test" if lacking else "")
+    document = {
+        "files": [str(file) for file in files],
+        "rules": [
+            {
+                "name": rule.name,
+                "mode": str(rule.mode),
+                "outcome": rule.outcome,
+                "from": rule.starts or None,
+                "until": rule.ends or None,
+                "file": str(rule.file),
+                "line": rule.line,
+            }
+            for rule in rules
+        ],
+        "tests": tests,
+        "untested": [rule.name for rule in lacking],
+        "warnings": list(warnings),
+    }
+    lines += [f"warning: {each}" for each in warnings]
+    return PolicyReport((*lines, summary), document)
+
+
+def format_test_results(sets: Sequence[RuleSet], results: Sequence[RuleTestResult]) -> PolicyReport:
+    """List the tests that passed, the others with their failures, and the rules without a test."""
+    lines = []
+    for result in results:
+        place = f"{result.test.file}:{result.test.line}"
+        if not result.failures:
+            lines.append(f'ok      test "{result.test.name}"')
+        lines += [f'FAILED  {place}: test "{result.test.name}": {why}' for why in result.failures]
+    failed = sum(1 for result in results if result.failures)
+    tests = [
+        {
+            "name": result.test.name,
+            "file": str(result.test.file),
+            "line": result.test.line,
+            "passed": not result.failures,
+            "failures": list(result.failures),
+        }
+        for result in results
+    ]
+    lacking = [rule for one in sets for rule in untested(one)]
+    lines += [f'no test {rule.file}:{rule.line}: rule "{rule.name}"' for rule in lacking]
+    total = counted(len(results), "test")
+    summary = f"{total}, {len(results) - failed} passed, {failed} failed"
+    if lacking:
+        summary += f"; {counted(len(lacking), 'rule')} without a test"
+    document = {
+        "tests": tests, "failed": failed, "untested": [rule.name for rule in lacking]
+    }  # fmt: skip
+    return PolicyReport((*lines, summary), document, good=not failed)

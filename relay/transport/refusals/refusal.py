@@ -1,0 +1,232 @@
+"""The record of a refusal, as a line for people too, the search for records, and what keeps them.
+
+The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
+of a record is its place: no two records of a store have the same, and the cursor of a page is one.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import rfc3339, time_us_of
+from relay.base.message.address import own_mailbox
+
+RECIPIENTS_MAX = 10  # named in a record
+PAGE_MAX = 1000  # records
+KEPT_MAX = 1000  # records in memory
+_NAMED_MAX = 3  # recipients in a line
+_DAY_US = 86_400_000_000
+_is_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z").fullmatch
+
+
+class RefusalReason(StrEnum):
+    """Why something was refused."""
+
+    RULE = "rule"  # a mail-flow rule, or the rules could not be applied
+    SENDER = "sender"  # an address that the account may not use
+    RECIPIENT = "recipient"  # unknown, not for this client, or without room
+    LOGIN = "login"  # missing, wrong, delayed or ended
+    TLS = "tls"  # missing, or its handshake failed
+    SIZE = "size"  # of the message
+    SYNTAX = "syntax"  # of a command or of the content, or the order of commands
+    LIMIT = "limit"  # of recipients, sessions, errors or hops
+    PRESSURE = "pressure"  # Relay takes no mail now, or stops
+    MILTER = "milter"  # a milter, or one that is down
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """One refused command, connection or TLS handshake. Values that do not apply are ""."""
+
+    at: str  # RFC 3339 UTC with six fraction digits and Z
+    client: str = ""  # its IP address
+    helo: str = ""  # the argument of EHLO
+    listener: str = ""  # the address that the client connected to
+    account: str = ""  # the login; of a refused AUTH, the user name that the client sent
+    sender: str = ""  # the reverse-path
+    recipients: tuple[str, ...] = ()  # at most RECIPIENTS_MAX
+    recipient_count: int = 0  # of all
+    subject: str = ""  # only of a content that was refused
+    command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
+    reply: str = ""  # of a failed TLS handshake, what failed
+    reason: RefusalReason
+    rule: str = ""  # the name of the rule, or of the milter
+    times: int = 1  # more where further refusals were only counted
+
+    def concerns(self, address: str) -> bool:
+        """Whether `address`, as own_mailbox() returns it, is the client, the login, the sender or
+        a recipient.
+        """
+        named = (self.client, self.account, self.sender, *self.recipients)
+        return address in map(own_mailbox, named)
+
+
+def line_of(refusal: Refusal) -> str:
+    """Return a line such as `refused 550 5.7.1 app@example.test -> ann@customer.example "Setup"
+    (rule "no executables": Send no programs)`. It may have characters that a terminal acts on.
+    """
+    code, text = _split(refusal.reply)
+    by = "milter" if refusal.reason is RefusalReason.MILTER else "rule"
+    why = ": ".join(filter(None, (f'{by} "{refusal.rule}"' if refusal.rule else "", text)))
+    words = ["refused", code, *_who(refusal)]
+    if refusal.subject:
+        words.append(f'"{refusal.subject}"')
+    if why:
+        words.append(f"({why})")
+    if refusal.times > 1:
+        words.append(f"{refusal.times} times")
+    return " ".join(filter(None, words))
+
+
+def _split(reply: str) -> tuple[str, str]:
+    """Split a reply into its codes and its text; a failed TLS handshake has no codes."""
+    code, _, rest = reply.partition(" ")
+    if not (len(code) == 3 and code.isdigit()):
+        return "", reply
+    status, _, text = rest.partition(" ")
+    return (f"{code} {status}", text) if status[:1] == code[:1] else (code, rest)
+
+
+def _who(refusal: Refusal) -> list[str]:
+    """Return who was refused: sender and recipients, the login, or the client."""
+    is_transaction = refusal.command in ("MAIL", "RCPT", "DATA", "BDAT")
+    if is_transaction and (refusal.sender or refusal.recipients):
+        sender, named = refusal.sender or "<>", refusal.recipients[:_NAMED_MAX]
+        more = refusal.recipient_count - len(named)
+        to = ", ".join(named) + (f" and {more} more" if more > 0 else "")
+        return [f"{sender} -> {to}" if named else sender]
+    if refusal.command == "AUTH" and refusal.account:
+        return ["login", refusal.account]
+    return [refusal.command, "from", refusal.client] if refusal.client else [refusal.command]
+
+
+class RefusalSearch(Struct, frozen=True):
+    """Which records are wanted. `address` is a mail or IP address, or "" for all; `account` the
+    login whose records may be seen, None for all. `after` and `before` are cursors, "" for none.
+    """
+
+    address: str = ""
+    account: str | None = None
+    after: str = ""
+    before: str = ""
+    limit: int = 100
+
+    def matches(self, refusal: Refusal) -> bool:
+        """Whether a record is wanted; its time is not looked at."""
+        if self.account is not None and refusal.account.lower() != self.account.lower():
+            return False
+        return not self.address or refusal.concerns(own_mailbox(self.address))
+
+
+class RefusalPage(Struct, frozen=True):
+    """The newest record is the first. Behind `cursor` are later records; `older` is the cursor for
+    `before`, None if there are no older ones.
+    """
+
+    refused: list[Refusal] = []
+    cursor: str = ""
+    older: str | None = None
+
+
+class RefusalStore(Protocol):
+    """Takes records from SMTP sessions, and keeps them for those who read them."""
+
+    def record(self, refusal: Refusal) -> None:
+        """Keep a record, or count it. Does not wait, and raises nothing."""
+        ...
+
+    async def page(self, wanted: RefusalSearch) -> RefusalPage:
+        """Return the newest records that are wanted; with `after` the oldest ones behind it.
+
+        Raises OSError.
+        """
+        ...
+
+    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
+        """Remove, or only count, the records from before that time. Raises OSError."""
+        ...
+
+    async def clear(self) -> None:
+        """Remove all records. Raises OSError."""
+        ...
+
+    async def close(self) -> None:
+        """Keep what was recorded until now; nothing is recorded any more."""
+        ...
+
+
+def is_cursor(text: str) -> bool:
+    """Whether `text` has the form of a cursor."""
+    return _is_time(text) is not None
+
+
+def place_after(last: str, at: str) -> str:
+    """Return the time of a record that follows one of the time `last`.
+
+    It is `at`, or a microsecond after `last` if the clock has not gone on. A time far in the
+    future was that of a wrong clock.
+    """
+    if at > last:
+        return at
+    last_us = time_us_of(last)
+    return at if last_us - time_us_of(at) > _DAY_US else rfc3339(last_us + 1)
+
+
+def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str) -> RefusalPage:
+    """Return a page of the records that match. `last` is the time of the newest record of all."""
+    found: deque[Refusal] = deque(maxlen=wanted.limit)
+    older: str | None = None
+    for one in newest_first:
+        if one.at <= wanted.after:
+            break
+        if (wanted.before and one.at >= wanted.before) or not wanted.matches(one):
+            continue
+        if not wanted.after and len(found) == wanted.limit:
+            older = found[-1].at
+            break
+        found.append(one)
+    cursor = found[0].at if found else max(wanted.after, last)
+    return RefusalPage(list(found), cursor, older)
+
+
+class RecentRefusals:
+    """A RefusalStore in memory, for a development relay, which ends with its user's session.
+
+    It forgets the oldest record when there are more than KEPT_MAX.
+    """
+
+    def __init__(self, on_record: Callable[[], None] = lambda: None) -> None:
+        """`on_record` is called when a record can be read."""
+        self._kept: deque[Refusal] = deque(maxlen=KEPT_MAX)
+        self._last = ""
+        self._on_record = on_record
+
+    def record(self, refusal: Refusal) -> None:
+        """See RefusalStore."""
+        self._last = place_after(self._last, refusal.at)
+        self._kept.append(msgspec.structs.replace(refusal, at=self._last))
+        self._on_record()
+
+    async def page(self, wanted: RefusalSearch) -> RefusalPage:
+        """See RefusalStore."""
+        return select(reversed(self._kept), wanted, last=self._last)
+
+    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
+        """See RefusalStore."""
+        before = rfc3339(max(0, before_us))
+        old = sum(one.at < before for one in self._kept)
+        if old and not dry_run:
+            kept = [one for one in self._kept if one.at >= before]
+            self._kept = deque(kept, maxlen=KEPT_MAX)
+        return old
+
+    async def clear(self) -> None:
+        """See RefusalStore."""
+        self._kept.clear()
+
+    async def close(self) -> None:
+        """See RefusalStore."""

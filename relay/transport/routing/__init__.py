@@ -1,0 +1,20 @@
+"""Routing: from an address to its next hop (step 5), and from a next hop to its hosts (step 6).
+
+The resolver returns every answer of a name server as a value; only a definite one is a permanent
+failure. Only `dns_client` and `resolver` use the network. Password files are read once, when the
+route table is made.
+
+- `own_domains`: which domains are own (local); the file of their recipients; alias_of
+- `route_table`: which addresses are valid: of accounts, postmaster, MAILER-DAEMON, catch_all; 550
+  5.1.1 for others; which route and next hop mail takes, what a route holds; its TLS and login
+- `resolver`: the hosts of a next hop: MX, smarthost or address; which host is this relay itself;
+  what a development relay may connect to
+- `mx_hosts`: the order of MX hosts, of IPv4 and IPv6 addresses; which MX hosts are left
+  out because they are this host or lead back to it (mail loop); null MX, no MX
+- `sts_policies`: the MTA-STS policy of a domain: when it is fetched, how long it holds, its file
+- `dns_client`: queries to the name servers, time-outs (SERVFAIL ...), and the cache with its TTL
+
+Elsewhere: aliases: `relay/base/accounts/aliases.py`; whether RCPT is accepted:
+`relay/transport/ingress/recipient_checks.py`; the next host if one does not answer:
+`relay/delivery/host_selection.py`; queued mail whose route changed: `relay/delivery/rerouting.py`.
+"""

@@ -1,0 +1,273 @@
+"""A DNS stub resolver with a cache.
+
+One query per question is in progress at a time; queries and cache are bounded; a TTL is never
+extended. Failures are NoAnswer with the reason, and are not cached. See RFC 1035, RFC 2181 5.2 and
+8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 6840 5.7 (AD).
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import dns.asyncbackend
+import dns.asyncresolver
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdata
+import dns.rdatatype
+import dns.resolver
+from dns.rdtypes.ANY.TLSA import TLSA
+from dns.rdtypes.ANY.TXT import TXT
+
+from relay.base.clock import Clock
+from relay.base.socket_address import Address
+from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
+
+# A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
+DnsQuestion = tuple[str, str]
+
+QUERIES_MAX = 256  # in progress at once; others wait
+CACHE_MAX = 20_000  # questions in the cache
+TTL_MAX_S = 86_400.0
+NEGATIVE_TTL_MAX_S = 900.0
+ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
+EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
+
+# else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
+TLSA._cert_length_by_mtype = {}  # noqa: SLF001
+
+TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
+_NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
+
+
+class StubResolver:
+    """Queries the given name servers, without a cache."""
+
+    def __init__(
+        self,
+        nameservers: Sequence[Address],
+        *,
+        timeout_s: float,
+        validating: bool = False,
+        resolv_conf: str = "/etc/resolv.conf",
+    ) -> None:
+        """Without `nameservers`, those of `resolv_conf` are used as it is at each query. Only with
+        `validating` an answer can be secure.
+        """
+        self._resolv_conf = None if nameservers else Path(resolv_conf)
+        self._read: tuple[int, ...] = ()  # which file that was
+        self._timeout_s = timeout_s
+        self._validating = validating
+        self._backend = dns.asyncbackend.get_backend("asyncio")
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+        self._resolver.timeout = min(ONE_SERVER_TIMEOUT_S, timeout_s)
+        self._resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)
+        if validating:
+            self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
+        self._resolver.nameservers = [
+            dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers
+        ]
+
+    async def ask(self, question: DnsQuestion) -> TimedAnswer:
+        """Send a query. The name server follows CNAMEs; truncated answers are repeated by TCP."""
+        name, kind = question
+        try:
+            absolute = dns.name.from_text(name, dns.name.root)
+        except dns.exception.DNSException:
+            return NoName(), TTL_MAX_S  # not a valid DNS name
+        if self._resolv_conf is not None:
+            self._configure_from(self._resolv_conf)
+        try:
+            limit_s = self._timeout_s + ONE_SERVER_TIMEOUT_S
+            async with asyncio.timeout(limit_s):  # real time: a name server
+                answer = await self._resolver.resolve(
+                    absolute,
+                    kind,
+                    raise_on_no_answer=False,
+                    lifetime=self._timeout_s,
+                    search=False,
+                    backend=self._backend,
+                )
+        except dns.resolver.NXDOMAIN as error:
+            [response] = error.kwargs["responses"].values()
+            return NoName(self._is_secure(response)), _negative_ttl_s(response)
+        except (TimeoutError, dns.exception.Timeout):
+            return NoAnswer(f"no answer within {self._timeout_s:g} s"), 0.0
+        except dns.resolver.NoNameservers as error:
+            return NoAnswer(_why(error)), 0.0
+        except (dns.exception.DNSException, OSError, ValueError) as error:
+            return NoAnswer(f"the answer cannot be used: {_reason(error)}"), 0.0
+        secure = self._is_secure(answer.response)
+        if answer.rrset is None:
+            return NoRecords(secure), _negative_ttl_s(answer.response)
+        values = tuple(_text(each, kind) for each in answer.rrset)
+        owner = answer.canonical_name.to_text(omit_final_dot=True).lower() if secure else name
+        found = Records(values, secure, owner if owner != name else "")
+        return found, min(float(answer.chaining_result.minimum_ttl), TTL_MAX_S)
+
+    def _configure_from(self, resolv_conf: Path) -> None:
+        """Read the file if it has changed: the network may come up, or be another one, later."""
+        try:
+            found = resolv_conf.stat()
+            read = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            if read != self._read:
+                self._resolver.read_resolv_conf(str(resolv_conf))
+                self._read = read
+        except (OSError, ValueError, dns.exception.DNSException):
+            self._read = ()
+            self._resolver.nameservers = []  # the lookup is then a temporary failure that says so
+
+    def _is_secure(self, response: dns.message.QueryMessage) -> bool:
+        return self._validating and bool(response.flags & dns.flags.AD)
+
+
+class DnsCache:
+    """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
+
+    def __init__(
+        self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._slots = asyncio.Semaphore(QUERIES_MAX)
+        self._cache: OrderedDict[DnsQuestion, tuple[float, Answer]] = OrderedDict()
+        self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
+
+    def forget(self, question: DnsQuestion) -> None:
+        """Send a query for this question the next time."""
+        self._cache.pop(question, None)
+
+    async def answers(self, *questions: DnsQuestion) -> list[Answer]:
+        """Return the answers in the order of the questions; all queries run in parallel."""
+        remembered = {each: self._remembered(each) for each in questions}
+        tasks = [self._task(each) for each, answer in remembered.items() if answer is None]
+        if tasks:
+            await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
+            fresh = [each for each, answer in remembered.items() if answer is None]
+            remembered |= {each: _result(task) for each, task in zip(fresh, tasks, strict=True)}
+        return [answer for each in questions if (answer := remembered[each]) is not None]
+
+    async def close(self) -> None:
+        """Cancel the queries in progress."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _task(self, question: DnsQuestion) -> asyncio.Task[Answer]:
+        task = self._running.get(question)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fetch(question))
+            self._running[question] = task
+            task.add_done_callback(lambda _: self._running.pop(question, None))
+        return task
+
+    async def _fetch(self, question: DnsQuestion) -> Answer:
+        async with self._slots:
+            answer, ttl_s = await self._ask(question)
+        if ttl_s > 0:
+            self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
+            self._cache.move_to_end(question)
+            if len(self._cache) > CACHE_MAX:
+                self._cache.popitem(last=False)
+        return answer
+
+    def _remembered(self, question: DnsQuestion) -> Answer | None:
+        found = self._cache.get(question)
+        if found is None:
+            return None
+        expires_s, answer = found
+        if expires_s <= self._clock.monotonic():
+            del self._cache[question]
+            return None
+        self._cache.move_to_end(question)
+        return answer
+
+
+def _result(task: asyncio.Task[Answer]) -> Answer:
+    return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()
+
+
+def _text(record: dns.rdata.Rdata, kind: str) -> str:
+    if kind == "TXT":  # its strings without anything between them (RFC 7208 3.3, RFC 6376 3.6.2.2)
+        assert isinstance(record, TXT)
+        return b"".join(record.strings).decode("utf-8", "surrogateescape")
+    text = str(record)
+    return text.lower().rstrip(".") if kind == "MX" else text
+
+
+def _negative_ttl_s(response: dns.message.QueryMessage) -> float:
+    """The SOA's minimum (RFC 2308 5); without an SOA a negative answer is not cached."""
+    for rrset in response.authority:
+        if rrset.rdtype == dns.rdatatype.SOA:
+            return min(float(rrset.ttl), float(rrset[0].minimum), NEGATIVE_TTL_MAX_S)
+    return 0.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return " ".join(str(error).split()) or "no reason given"
+
+
+def _why(error: dns.resolver.NoNameservers) -> str:
+    """Say why no name server answered: the result of the last one."""
+    attempts = error.kwargs.get("errors") or []
+    if not attempts:
+        return "no name server is configured"
+    server, _, port, reason, _ = attempts[-1]
+    host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's notation
+    return f"name server {host} port {port} answered {reason}"
+
+
+async def look_up(
+    nameservers: Sequence[Address], questions: Iterable[DnsQuestion], *, timeout_s: float
+) -> Mapping[DnsQuestion, Answer]:
+    """Return the answers for a command: all queries run in parallel, so that silent name servers
+    cost one time-out. Without `nameservers`, the system's are used.
+
+    The text of a TXT record is its strings joined; octets that are not UTF-8 are surrogates.
+    """
+    servers, slots = StubResolver(nameservers, timeout_s=timeout_s), asyncio.Semaphore(QUERIES_MAX)
+
+    async def answer(question: DnsQuestion) -> Answer:
+        async with slots:
+            return (await servers.ask(question))[0]
+
+    tasks = {each: asyncio.create_task(answer(each)) for each in dict.fromkeys(questions)}
+    if not tasks:
+        return {}
+    try:
+        await asyncio.wait(tasks.values(), timeout=timeout_s)  # real time: name servers
+    finally:
+        for task in tasks.values():
+            task.cancel()
+    await asyncio.wait(tasks.values())
+    late = NoAnswer(f"no answer within {timeout_s:g} s")  # also of those that waited for a slot
+    return {each: late if task.cancelled() else task.result() for each, task in tasks.items()}
+
+
+async def validated(nameservers: Sequence[Address], *, timeout_s: float) -> bool | None:
+    """Return whether the name servers say that they validated an answer that is signed, the root's;
+    None without an answer. Without `nameservers`, the system's are asked.
+    """
+    servers = StubResolver(nameservers, timeout_s=timeout_s, validating=True)
+    answer, _ = await servers.ask((".", "SOA"))
+    return None if isinstance(answer, NoAnswer) else answer.secure
+
+
+async def name_servers_answer(nameservers: Sequence[Address], *, timeout_s: float) -> str:
+    """Check the name servers for `relay check`: "" if they answer, otherwise why not.
+
+    Any definite answer is good, also "no such name". Without `nameservers`, the system's are used.
+    """
+    try:
+        answer, _ = await StubResolver(nameservers, timeout_s=timeout_s).ask((_NAME, "MX"))
+    except OSError as error:
+        return str(error)
+    return answer.text if isinstance(answer, NoAnswer) else ""

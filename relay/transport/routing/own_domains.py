@@ -1,0 +1,119 @@
+"""The own domains: which domains they are, and which recipients are valid there.
+
+Rooms ask whether a domain is own with its A-labels. Whether an address has an account or an alias
+is not decided here: aliases come before, accounts are looked up in
+relay/transport/routing/route_table.py.
+
+A file of recipients has an address a line; blank lines and those that begin with # are ignored. It
+is read when the table is made, and raises SettingsError with the faults of all its lines.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from relay.base.accounts.account import untagged
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
+from relay.base.message.envelope import domain_of
+from relay.base.phrases import shown
+from relay.base.settings.document import Fault, SettingsError
+from relay.base.settings.tree import OwnDomain
+
+_FILE_BYTES_MAX = 64 * 1024 * 1024
+_FAULTS_MAX = 20
+
+
+class OwnDomains:
+    """The own domains by their names, with A-labels."""
+
+    def __init__(
+        self,
+        domains: Iterable[str | OwnDomain],
+        *,
+        catch_all: str,
+        mailbox_of: Callable[[str, str], str],
+    ) -> None:
+        """A name is that of a domain with accounts and this `catch_all`. `mailbox_of` returns the
+        mailbox that a key names, and raises ValueError if there is none.
+        """
+        self._by_name: dict[str, OwnDomain] = {}
+        self._listed: dict[str, frozenset[str]] = {}  # by the domain
+        self.takers: set[str] = set()  # the mailboxes of all catch_all and postmaster
+        number = 0  # of a [[domain]]
+        for each in domains:
+            key = f"domain[{number}]"
+            if isinstance(each, str):
+                own = OwnDomain(each.lower(), catch_all=catch_all)
+            else:
+                number += 1
+                own = replace(
+                    each,
+                    catch_all=mailbox_of(f"{key}.catch_all", each.catch_all),
+                    postmaster=mailbox_of(f"{key}.postmaster", each.postmaster),
+                )
+            self._by_name[own.name] = own
+            self.takers |= {own.catch_all, own.postmaster} - {""}
+            if own.file is not None:
+                self._listed[own.name] = _addresses_in(own.file, own.name, f"{key}.recipients")
+
+    def find(self, domain: str) -> OwnDomain | None:
+        """Return the own domain of this name (A-labels), None for any other."""
+        return self._by_name.get(domain.lower())
+
+    def target_of(self, address: str) -> str:
+        """Return the address of the same name that `alias_of` means; another one as it is."""
+        own = self._by_name.get(domain_of(address))
+        if own is None or not own.alias_of:
+            return address
+        return f"{address.rpartition('@')[0]}@{own.alias_of}"
+
+    def lists(self, own: OwnDomain, address: str) -> bool:
+        """Whether a domain has no file, or one with this address, with or without its tag."""
+        listed = self._listed.get(own.name)
+        wanted = own_mailbox(address)
+        return listed is None or wanted in listed or untagged(wanted) in listed
+
+
+def _addresses_in(file: Path, domain: str, key: str) -> frozenset[str]:
+    """Return the addresses in a file of recipients. Raises SettingsError for its lines, and
+    ValueError that names the `key` for a file that cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            octets = opened.read(_FILE_BYTES_MAX + 1)
+        text = octets.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        text = f"found {str(file)!r}, expected a file that can be read ({why})"
+        raise ValueError(f"{key}: {text}") from None
+    if len(octets) > _FILE_BYTES_MAX:
+        limit = f"expected a file of at most {_FILE_BYTES_MAX >> 20} MiB"
+        raise ValueError(f"{key}: found {str(file)!r}, {limit}")
+    found: set[str] = set()
+    faults = []
+    for number, line in _entries(text):
+        address = _address(line, domain)
+        if address is None:
+            message = f"found {shown(line)}, expected an address @{domain}"
+            faults.append(Fault(file, number, "", message))
+            if len(faults) == _FAULTS_MAX:
+                break
+        else:
+            found.add(address)
+    if faults:
+        raise SettingsError(faults)
+    return frozenset(found)
+
+
+def _entries(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if (entry := line.strip()) and not entry.startswith("#"):
+            yield number, entry
+
+
+def _address(text: str, domain: str) -> str | None:
+    try:
+        address = own_mailbox(parse_mailbox(text, smtputf8=True))
+    except AddressError:
+        return None
+    return address if domain_of(address) == domain else None

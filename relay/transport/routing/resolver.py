@@ -1,0 +1,437 @@
+"""Resolve a next hop (a domain's MX or a smarthost) to the hosts to connect to.
+
+Delivery calls it before it connects. A missing answer is never taken for "no such domain", and mail
+is never routed back to this relay: which host is this relay is decided here, which others are left
+out then in `mx_hosts` (leading_back). Failures are values: NullMx, NoSuchDomain, NoAddress,
+MailLoop, TemporaryFailure. usable_records() says which TLSA records count (RFC 7671, RFC 7672);
+what a host must show for them: `relay/delivery/smtp/dane.py`. See RFC 5321 5.1, RFC 7505 (null MX),
+RFC 8499 (terms).
+"""
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+
+from msgspec import structs
+
+from relay.base.clock import Clock
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
+from relay.base.settings.values import is_ip
+from relay.base.socket_address import Address, plain_ip
+from relay.base.sockets import is_of_this_machine
+from relay.transport.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
+from relay.transport.routing.mx_hosts import (
+    Answer,
+    Exchange,
+    Host,
+    Hosts,
+    MailLoop,
+    NoAddress,
+    NoAnswer,
+    NoName,
+    NoRecords,
+    NullMx,
+    Records,
+    Resolution,
+    TemporaryFailure,
+    addresses_of,
+    by_preference,
+    exchanges_of,
+    is_usable,
+    leading_back,
+    mx_answer,
+)
+from relay.transport.routing.route_table import literal_address
+
+HOSTS_FILE_TTL_S = 30.0
+_MX_PORT = 25  # RFC 5321 4.5.4.2
+NULL_MX_S = 5.0  # a client waits for it
+_SILENT_S = 10.0  # after that wait was in vain, clients wait for nothing that is not in the cache
+_SYSTEM_THREADS = 2
+RECORDS_MAX = 16  # they are part of the keys of connections; one or two are usual
+_DIGEST_BYTES = {1: 32, 2: 64}  # SHA-256 and SHA-512
+
+
+class Resolver:
+    """Resolves next hops by DNS; smarthosts also by the system's host table."""
+
+    def __init__(
+        self,
+        nameservers: Sequence[Address],
+        *,
+        timeout_s: float,
+        clock: Clock,
+        rng: random.Random,
+        hostname: str,
+        own_addresses: Iterable[Address] = (),
+        port: int = 25,
+        validating: bool = False,
+    ) -> None:
+        """`port` is that of MX hosts; `own_addresses` are those of our SMTP listeners. Only with
+        `validating` hosts have TLSA records.
+        """
+        self.count_tlsa: Callable[[str], None] = lambda _result: None  # of RFC 8460 4.3.2
+        self._rng = rng
+        self._clock = clock
+        self._hostname = hostname.lower()
+        self._own = frozenset(
+            place for own in own_addresses if own.host for place in _places_of(own)
+        )
+        self._silent_until_s = 0.0
+        # Separate threads: the system's lookup may hang, and the default ones write bodies.
+        self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
+        self.use(nameservers, timeout_s=timeout_s, port=port, validating=validating)
+
+    def use(
+        self, nameservers: Sequence[Address], *, timeout_s: float, port: int, validating: bool
+    ) -> None:
+        """Use other name servers, without the answers of the earlier ones; queries in progress go
+        on.
+        """
+        self._timeout_s = timeout_s
+        self._port = port
+        self._servers = StubResolver(nameservers, timeout_s=timeout_s, validating=validating)
+        self._find_tlsa = self.find_tlsa if validating else None
+        self._dns = DnsCache(self._ask, clock=self._clock)
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        """Return the hosts of a next hop, best first; equals in random order.
+
+        Raises ValueError for LOCAL and CAPTURE, which have no hosts.
+        """
+        match next_hop.kind:
+            case HopKind.MX:
+                return await self._resolve_mx(next_hop.host)
+            case HopKind.LMTP if next_hop.is_socket:
+                return Hosts((Host(self._hostname, 0, (next_hop.host,), 0, lmtp=True),))
+            case HopKind.SMTP | HopKind.SMTPS | HopKind.LMTP:
+                return await self._resolve_smarthost(next_hop)
+            case _:
+                raise ValueError(f"{next_hop} has no hosts")
+
+    async def is_null_mx(self, domain: str) -> bool:
+        """Return whether a domain says that it accepts no mail (RFC 7505); without an answer
+        within NULL_MX_S it does not.
+        """
+        now_s = self._clock.monotonic()
+        wait_s = NULL_MX_S if now_s >= self._silent_until_s else 0
+        try:
+            async with asyncio.timeout(wait_s):  # real time: a name server
+                [answer] = await self._dns.answers((domain, "MX"))
+        except TimeoutError:
+            if wait_s:
+                self._silent_until_s = now_s + wait_s + _SILENT_S
+            return False
+        return isinstance(exchanges_of(domain, answer), NullMx)
+
+    async def texts(self, name: str) -> Answer:
+        """Return the TXT records of a name."""
+        [answer] = await self._dns.answers((name, "TXT"))
+        return answer
+
+    async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the DNS, or by the system's host table; () if it has
+        none.
+        """
+        four: Answer = NoName()  # a single label is not in the DNS: localhost, containers
+        six = four
+        if "." in name:
+            four, six = await self._dns.answers((name, "A"), (name, "AAAA"))
+        found = addresses_of(four, six, self._rng)
+        return await self.addresses_by_system(name) if found == () else found
+
+    async def addresses_by_system(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the system's lookup; () if it has none."""
+        [table] = await self._dns.answers((name, "HOST"))
+        found = addresses_of(table, NoRecords(), self._rng)
+        if name == "localhost" and isinstance(found, tuple):  # RFC 6761 6.3: loopback only
+            found = tuple(address for address in found if ip_address(address).is_loopback)
+        return found
+
+    async def find_tlsa(
+        self, hosts: Sequence[Host], *, must: bool, domains: tuple[str, ...]
+    ) -> tuple[Host, ...]:
+        """Return hosts with their TLSA records; each `must` have some. `domains` are the names of
+        the next hop that lead to them for certain, if any.
+        """
+        asked = [self.tlsa(one.name, one.port, must=must) for one in hosts]
+        pairs = zip(hosts, await asyncio.gather(*asked), strict=True)
+        return tuple(
+            structs.replace(one, tlsa=tlsa.of(domains)) if tlsa is not NO_TLSA else one
+            for one, tlsa in pairs
+        )
+
+    async def tlsa(
+        self, host: str, port: int, *, must: bool = False, fresh: bool = False
+    ) -> TlsaFinding:
+        """Return the TLSA records of a host, which `must` have some; past the cache if they have to
+        be `fresh`. They count only where the name servers validated its addresses. The name that
+        CNAMEs lead to comes first (RFC 7672 2.2.2, 2.2.3).
+        """
+        addresses = await self._dns.answers((host, "A"), (host, "AAAA"))
+        found = [one for one in addresses if isinstance(one, Records)]
+        failed = [one for one in addresses if isinstance(one, NoAnswer)]
+        if failed and not found:  # they were known a moment ago
+            return self._no_tlsa(failed[0])
+        secure = [one for one in found if one.secure]
+        names = dict.fromkeys((secure[0].name or host, host)) if secure else ()
+        for name in names:
+            question = (f"_{port}._tcp.{name}", "TLSA")
+            if fresh:
+                self._dns.forget(question)
+            [answer] = await self._dns.answers(question)
+            if isinstance(answer, NoAnswer):
+                return self._no_tlsa(answer)
+            if isinstance(answer, Records) and answer.secure:
+                usable = usable_records(map(_tlsa_record, answer.values))
+                return TlsaFinding(len(answer.values), usable, (name,))
+        if must:
+            self.count_tlsa("dane-required")
+        return NO_TLSA
+
+    def _no_tlsa(self, answer: NoAnswer) -> TlsaFinding:
+        self.count_tlsa("dnssec-invalid")
+        return TlsaFinding(trouble=f"its TLSA records are not known: {answer.text}")
+
+    async def close(self) -> None:
+        """Cancel the queries in progress."""
+        await self._dns.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _resolve_mx(self, domain: str) -> Resolution:
+        if literal := literal_address(domain):
+            if not is_usable(literal):
+                return NoAddress(domain)
+            return self._hosts_unless_own(Host(domain, 0, (literal,), self._port), is_mx=True)
+        [answer] = await self._dns.answers((domain, "MX"))
+        exchanges = exchanges_of(domain, answer)
+        if not isinstance(exchanges, tuple):
+            return exchanges
+        skipped = leading_back(exchanges, lambda each: each.name == self._hostname)
+        better = [each for each in exchanges if each not in skipped]
+        if not better:
+            return MailLoop(domain, mx_answer(exchanges, (), skipped))
+        found = await self._with_addresses(domain, exchanges, better, skipped=skipped)
+        if isinstance(found, Hosts) and isinstance(answer, Records | NoRecords) and answer.secure:
+            alias_of = answer.name if isinstance(answer, Records) else ""
+            domains = (domain, alias_of) if alias_of else (domain,)
+            return structs.replace(found, mx=structs.replace(found.mx, domains=domains))
+        return found
+
+    async def _with_addresses(
+        self,
+        domain: str,
+        exchanges: Sequence[Exchange],
+        better: Sequence[Exchange],
+        *,
+        skipped: dict[Exchange, str],
+    ) -> Resolution:
+        """Look up the addresses of the better MX hosts in parallel, and drop hosts that lead back
+        here; `skipped` has those of which that is known.
+        """
+        considered = by_preference(better, self._rng)
+        questions = [(each.name, kind) for each in considered for kind in ("A", "AAAA")]
+        answers = await self._dns.answers(*questions)
+        hosts: dict[Exchange, tuple[str, ...]] = {}
+        no_answer: NoAnswer | None = None
+        for exchange, four, six in zip(considered, answers[::2], answers[1::2], strict=True):
+            found = addresses_of(four, six, self._rng)
+            if isinstance(found, NoAnswer):
+                no_answer = no_answer or found
+                skipped[exchange] = found.text
+            elif found:
+                hosts[exchange] = found
+            else:
+                skipped[exchange] = "no address"
+        is_own = partial(self._is_own, port=self._port, is_mx=True)
+        back = leading_back(list(hosts), lambda each: is_own(hosts[each]))
+        mx = mx_answer(exchanges, considered, skipped | back)
+        if not hosts and no_answer:
+            text = f"no mail host of {domain} could be looked up: {no_answer.text}"
+            return TemporaryFailure(text, mx=mx)
+        if not hosts:
+            return NoAddress(domain, mx)
+        to_try = tuple(
+            Host(each.name, each.preference, addresses, self._port)
+            for each, addresses in hosts.items()
+            if each not in back
+        )
+        if not to_try:
+            return MailLoop(domain, mx)
+        return Hosts(to_try, mx, find_tlsa=self._find_tlsa)
+
+    async def _resolve_smarthost(self, next_hop: NextHop) -> Resolution:
+        """A smarthost that cannot be found is a configuration error: its mail is deferred."""
+        name, port, lmtp = next_hop.host, next_hop.port, next_hop.kind is HopKind.LMTP
+        try:
+            address = str(ip_address(name))
+        except ValueError:
+            pass  # a name, then
+        else:
+            return self._hosts_unless_own(Host(name, 0, (address,), port, lmtp=lmtp))
+        found = await self.addresses(name)
+        if isinstance(found, NoAnswer):
+            return TemporaryFailure(f"the next hop {name} could not be looked up: {found.text}")
+        if not found:
+            return TemporaryFailure(f"the next hop {name} has no address; check [[route]]", "4.4.4")
+        return self._hosts_unless_own(Host(name, 0, found, port, lmtp=lmtp))
+
+    def _hosts_unless_own(self, host: Host, *, is_mx: bool = False) -> Resolution:
+        if self._is_own(host.addresses, host.port, is_mx=is_mx):
+            return MailLoop(host.name)
+        return Hosts((host,), find_tlsa=self._find_tlsa)
+
+    def _is_own(self, addresses: tuple[str, ...], port: int, *, is_mx: bool = False) -> bool:
+        """Return whether one of the addresses leads back here. No domain of others has its MX at
+        this machine's port 25, whatever program listens there.
+        """
+        return any(
+            (str(ip), port) in self._own
+            or (("", port) in self._own and is_of_this_machine(ip))
+            or (is_mx and port == _MX_PORT and ip.is_loopback)
+            for ip in map(plain_ip, addresses)
+        )
+
+    async def _ask(self, question: DnsQuestion) -> TimedAnswer:
+        name, kind = question
+        if kind == "HOST":
+            return await self._ask_system(name), HOSTS_FILE_TTL_S
+        if kind in ("A", "AAAA") and literal_address(f"[{name}]"):  # "MX 10 192.0.2.1."
+            return Records((name,)), HOSTS_FILE_TTL_S
+        return await self._servers.ask(question)
+
+    async def _ask_system(self, name: str) -> Answer:
+        """Use the system's lookup: /etc/hosts and others."""
+        try:
+            async with asyncio.timeout(self._timeout_s):  # real time: a name server
+                found = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, _addresses_by_system, name
+                )
+        except TimeoutError:
+            return NoAnswer(f"no answer within {self._timeout_s:g} s")
+        except (OSError, UnicodeError):
+            return NoName()
+        return Records(found)
+
+
+class LoopbackResolver:
+    """The resolver of a relay that opens no connection beyond loopback, whatever a route says.
+
+    MX hosts are those of `simulated`, whose name servers are on loopback. Of other hosts only
+    loopback addresses, localhost and Unix sockets count, because the system's lookup may ask other
+    name servers. One next hop may be elsewhere: `release_to`, which has a resolver of its own.
+    """
+
+    def __init__(
+        self,
+        simulated: Resolver,
+        *,
+        release_to: NextHop | None = None,
+        elsewhere: Resolver | None = None,
+    ) -> None:
+        self.simulated = simulated
+        self._release_to = release_to
+        self._elsewhere = elsewhere or simulated
+
+    def check(self, next_hop: NextHop) -> None:
+        """Raise ValueError for a smarthost that is elsewhere."""
+        if is_elsewhere(next_hop) and next_hop.without_route != self._release_to:
+            text = "relay dev connects to loopback only, and to the host of --release-to"
+            raise ValueError(f"found {next_hop}, which is not on this machine; {text}")
+
+    async def resolve(self, next_hop: NextHop) -> Resolution:
+        """Return the hosts of a next hop; hosts elsewhere are a temporary failure."""
+        if next_hop.without_route == self._release_to:
+            return await self._elsewhere.resolve(next_hop)
+        if next_hop.kind is not HopKind.MX and not _is_loopback(next_hop.host):
+            return _elsewhere(next_hop)
+        found = await self.simulated.resolve(next_hop)
+        if isinstance(found, Hosts) and not all(
+            _is_loopback(address) for host in found.hosts for address in host.addresses
+        ):
+            return _elsewhere(next_hop)
+        return found
+
+    async def addresses(self, name: str) -> tuple[str, ...] | NoAnswer:
+        """Return the addresses of a host by the system's lookup, not by the simulated DNS."""
+        is_local = name.endswith(".localhost")  # RFC 6761 6.3
+        return await self.simulated.addresses_by_system("localhost" if is_local else name)
+
+    async def close(self) -> None:
+        """Cancel the queries in progress."""
+        await self.simulated.close()
+        await self._elsewhere.close()
+
+
+def _tlsa_record(text: str) -> TlsaRecord:
+    usage, selector, matching, data = text.split(" ", 3)
+    return TlsaRecord(int(usage), int(selector), int(matching), bytes.fromhex(data))
+
+
+def is_elsewhere(next_hop: NextHop) -> bool:
+    """Whether it is a smarthost that is not on this machine."""
+    is_smarthost = next_hop.kind in (HopKind.SMTP, HopKind.SMTPS, HopKind.LMTP)
+    return is_smarthost and not _is_loopback(next_hop.host)
+
+
+def _elsewhere(next_hop: NextHop) -> TemporaryFailure:
+    return TemporaryFailure(
+        f"{next_hop} is not on this machine: a development relay connects to loopback only", "4.4.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or host.startswith("/") or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _addresses_by_system(name: str) -> tuple[str, ...]:
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _places_of(listener: Address) -> Iterator[tuple[str, int]]:
+    """Yield the addresses of a listener, "" for any of this machine, with its port."""
+    host = listener.host
+    with suppress(OSError):  # of a name without an address
+        for ip in map(plain_ip, (host,) if is_ip(host) else _addresses_by_system(host)):
+            yield "" if listener.systemd or ip.is_unspecified else str(ip), listener.port
+
+
+def usable_records(found: Iterable[TlsaRecord]) -> tuple[TlsaRecord, ...]:
+    """Return the records that can be used, RECORDS_MAX at most, in one order for each answer.
+
+    () means that TLS is required, and nothing verified (RFC 7672 2.2). Usages 0 and 1 need a store
+    of authorities, and are no part of DANE for SMTP (RFC 7672 3.1.3).
+    """
+    return tuple(sorted(filter(_is_usable, set(found))))[:RECORDS_MAX]
+
+
+def _is_usable(record: TlsaRecord) -> bool:
+    if record.usage not in (2, 3) or record.selector not in (0, 1):
+        return False
+    if record.matching:
+        return len(record.data) == _DIGEST_BYTES.get(record.matching)
+    return _can_be_read(record)
+
+
+def _can_be_read(record: TlsaRecord) -> bool:
+    """Return whether a record has a certificate, or the key of one."""
+    # A large library, and few hosts have such a record.
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+    from cryptography.x509 import InvalidVersion, load_der_x509_certificate  # noqa: PLC0415
+
+    try:
+        (load_der_public_key if record.selector else load_der_x509_certificate)(record.data)
+    except (ValueError, LookupError, InvalidVersion, UnsupportedAlgorithm):
+        return False
+    return True

@@ -1,0 +1,707 @@
+"""The route table: an address belongs to a mailbox here, to a next hop, or is invalid.
+
+In a local domain with accounts, their addresses are valid, and every other one with `catch_all`;
+in one whose mail is passed on, those that `own_domains` says. Mail to postmaster (also without a
+domain) and to MAILER-DAEMON of this host is valid without an account and goes to the postmaster, or
+into the dead-letter mailbox if no postmaster is set; in a domain whose mail is passed on it
+goes there. A route decides where the mail of a valid address leaves; it makes no address valid.
+What aliases lead to is in relay/base/accounts/aliases.py.
+
+Which domain is local, or own, is decided in is_local_domain(). A result is local if its recipient
+is: then anybody may send to it, and in rules it is not outbound.
+
+Ingress examines every recipient with it, delivery looks up mailboxes, TLS and limits, reports look
+up next hops. The reply for an unknown user (550 5.1.1) is made here. The first route that
+matches wins. A table that cannot be made raises ValueError; a lookup never fails and costs a few
+dictionary reads. See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from functools import lru_cache
+from hashlib import sha256
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
+from relay.base.message.envelope import domain_of
+from relay.base.message.nexthop import (
+    BY_RULE,
+    CAPTURE,
+    LOCAL,
+    ROUTE_PREFIX,
+    Destination,
+    HopKind,
+    NextHop,
+)
+from relay.base.message.status import own_reply, split_reply
+from relay.base.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
+from relay.base.phrases import without_login
+from relay.base.settings.tree import OwnDomain, Route, RouteAuth
+from relay.base.settings.validation import name_of, sender_matches, verifies
+from relay.base.settings.values import parse_next_hop
+from relay.transport.routing.own_domains import OwnDomains
+
+REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
+
+# A host that trusts this one may read ann+bob%elsewhere as bob@elsewhere (Postfix:
+# allow_untrusted_routing).
+_SENDER_ROUTED = re.compile("[@%!]")
+_DOMAINS_KEPT = 4096  # domains whose route is cached: each address is looked up three times
+
+
+class UseMx(Struct, frozen=True):
+    """The MX hosts of the recipient's own domain."""
+
+
+class RejectRoute(Struct, frozen=True):
+    """Reject the recipient: `status` is 5.y.z, `text` is for the sender."""
+
+    status: str
+    text: str
+
+
+class HoldMail(Struct, frozen=True):
+    """The mail is held: the routes that follow say where a release sends it."""
+
+
+RouteAction = UseMx | RejectRoute | HoldMail | NextHop
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A login for a next hop."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+class HopOptions(Struct, frozen=True):
+    """How the hosts of a next hop are contacted, as its route says. Next hops whose options differ
+    share no connection. The limits apply in addition to those of [delivery].
+    """
+
+    tls: TlsPolicy
+    login: Credentials | None = None
+    connections_max: int | None = None  # None: that of [delivery]
+    rate: str = ""  # COUNT/SECONDS; "": that of [delivery]
+    source_address: str = ""  # "": the system chooses
+    requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
+    is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
+
+
+def parse_action(text: str) -> RouteAction:
+    """Parse a route's `next_hop`.
+
+    "reject:5.1.6 Moved to example.org" has its own enhanced status code; the default is 5.7.1.
+    Raises ValueError that says what was expected.
+    """
+    if text == "mx":
+        return UseMx()
+    if text == "local":
+        return LOCAL
+    if text == "hold":
+        return HoldMail()
+    if text == "capture":
+        return CAPTURE
+    if text.startswith("reject:"):
+        return _parse_reject(text.removeprefix("reject:").strip())
+    try:
+        text = parse_next_hop(text)
+    except ValueError as error:
+        raise ValueError(f"found {without_login(text)!r}, expected {error}") from None
+    return NextHop.parse(text)
+
+
+def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOptions:
+    """Return what the route says of its hosts; the files of its password and CA are read here.
+
+    With a login the default of `tls` is "verify", unless next_hop is a loopback address or
+    localhost. Only the text of the route decides, so that no answer of the DNS lowers the level.
+    Raises ValueError for a login without a host, and for a password file that cannot be read or is
+    empty.
+    """
+    hop = action if isinstance(action, NextHop) else None
+    if route.auth and (hop is None or not hop.host or hop.is_socket):
+        text = "auth needs an smtp://, smtps:// or lmtp:// next hop"
+        raise ValueError(f"route {name_of(route)!r}: {text}")
+    level = "verify" if verifies(route) else route.tls or default
+    return HopOptions(
+        tls=_tls_of(hop, TlsPolicy(level, ca=route.ca, ca_digest=_digest(route.ca))),
+        login=_login(name_of(route), route.auth) if route.auth else None,
+        connections_max=route.max_connections,
+        rate=route.max_rate,
+        source_address=route.source_address,
+        requiretls=route.requiretls == "verified",
+        is_mx=isinstance(action, UseMx),
+    )
+
+
+def _tls_of(hop: NextHop | None, policy: TlsPolicy) -> TlsPolicy:
+    """Return the policy for a next hop: what its scheme says prevails."""
+    if hop is not None and hop.is_socket:
+        return TlsPolicy("none")
+    return replace(policy, implicit=hop is not None and hop.kind is HopKind.SMTPS)
+
+
+def _digest(file: Path | None) -> str:
+    """Return that of a CA file; "" if it cannot be read, which the next connection reports."""
+    try:
+        return sha256(file.read_bytes()).hexdigest() if file is not None else ""
+    except OSError:
+        return ""
+
+
+def _login(name: str, auth: RouteAuth) -> Credentials:
+    path = auth.password_file
+    try:
+        password = path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"route {name!r}: password_file {path} cannot be read: {error}") from error
+    if not password:
+        raise ValueError(f"route {name!r}: password_file {path} has an empty first line")
+    return Credentials(auth.user, password)
+
+
+def _parse_reject(text: str) -> RejectRoute:
+    reply = split_reply(text)
+    status = reply.status or REJECT_STATUS
+    if not status.startswith("5."):
+        raise ValueError(f"found code {status}, expected 5.y.z: a reject is permanent")
+    if not reply.text.strip() or not reply.text.isprintable():
+        raise ValueError("found no printable text after reject:, expected one line for the sender")
+    return RejectRoute(status, reply.text.strip())
+
+
+class LocalRecipient(Struct, frozen=True):
+    """Mail for it goes into `mailbox`: an account's address, or DEAD_LETTER. `is_answer`: nobody
+    has the address, and who writes to it answers a report.
+    """
+
+    mailbox: str
+    is_answer: bool = False
+    route: str = ""  # that decided; "": none did
+    held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
+    held_until_us: int = 0  # in queue time; 0: no time ends the hold
+    is_local: bool = True  # False: of this host's name, which is no own domain
+
+
+class RemoteRecipient(Struct, frozen=True):
+    """Mail for it leaves by `next_hop` (or is captured there)."""
+
+    next_hop: NextHop  # where it leaves, or CAPTURE
+    route: str = ""  # that decided; "": none did
+    held: str = ""  # as of a LocalRecipient
+    held_until_us: int = 0  # the same
+    chosen: bool = False  # by a mail-flow rule: no route has to match
+    is_local: bool = False  # valid in a local domain, whose mail leaves for this address
+    is_asked: bool = False  # the next hop says whether it takes the address of a local domain
+    is_answer: bool = False  # the postmaster gets it, as of a LocalRecipient
+
+
+class InvalidRecipient(Struct, frozen=True):
+    """Mail for it is rejected: `text` is a whole SMTP reply, `status` its enhanced code."""
+
+    status: str
+    text: str
+    route: str = ""  # that rejects it; "": its address or domain is unknown
+
+
+RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
+
+
+@dataclass(frozen=True, slots=True)
+class _TableRoute:
+    """One route: which mail it takes, where to, and how."""
+
+    number: int  # its place in the order
+    name: str  # unique
+    domain: str  # the pattern of the recipients' domains, in lower case
+    sender: str  # the pattern of the reverse-path, "" for all
+    action: RouteAction  # what becomes of the mail
+    options: HopOptions  # how its hosts are contacted
+    result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
+    demands_tls: bool  # whether it says the TLS level itself
+
+    def takes_sender(self, reverse_path: str) -> bool:
+        """Whether it takes mail with this reverse-path."""
+        return not self.sender or sender_matches(self.sender, reverse_path)
+
+    def equals(self, other: "_TableRoute") -> bool:
+        """Whether they differ in their place at most."""
+        return self == replace_fields(other, number=self.number)
+
+    def leads_to(self, hop: NextHop) -> bool:
+        """Whether it sends mail to this next hop, of whatever domain."""
+        if isinstance(self.action, UseMx):
+            return hop.kind is HopKind.MX
+        return self.result is not None and self.result.next_hop == hop
+
+
+class RouteChanges(Struct, frozen=True):
+    """How another table differs: the names of routes, and the options under which no transaction
+    may begin any more.
+    """
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    ended: frozenset[HopOptions]
+
+
+class Confinement(Struct, frozen=True):
+    """What is different where no mail leaves this machine: mail for an address that `is_simulated`
+    goes to the MX hosts of its domain, whatever the routes say, unless the domain is local; what a
+    rule sends to a next hop that this `captures` is captured.
+    """
+
+    is_simulated: Callable[[str], bool]
+    captures: Callable[[NextHop], bool]
+
+
+class RouteTable:
+    """The routes, the local domains and their mailboxes.
+
+    A pattern is a domain, "*.suffix" (every domain below it, not itself) or "*". The first route
+    whose pattern matches decides. "*" matches all domains that are not local, so that a smarthost
+    for all other mail does not get local mail (name the domain to route it).
+    Without a route, mail for a local domain with accounts goes to its mailboxes, other mail to the
+    domain's MX.
+    Address literals have no MX: they are rejected unless a route matches "*" or the literal itself.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        domains: Iterable[str | OwnDomain],
+        accounts: AccountDirectory,
+        *,
+        catch_all: str = "",
+        postmaster: str = "",
+        tls: TlsLevel = "opportunistic",
+        hostname: str = "",
+        confinement: Confinement | None = None,
+    ) -> None:
+        """Make the table; password files, and those of recipients, are read here. `domains` are
+        the local ones; a name is that of one with accounts and this `catch_all`. `tls` is for hosts
+        without a route's. `hostname` is this relay's, in whose name MAILER-DAEMON writes reports.
+
+        Raises ValueError for a route that cannot be understood, and for a catch_all or postmaster
+        that is no account; SettingsError for a file of recipients.
+        """
+        self._accounts = accounts
+        self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
+        self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
+        self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
+        self._hostname = hostname.lower()
+        self._confinement = confinement
+        # returns why an operator holds what comes for an address, and until when
+        self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
+        # returns whether a domain is local at another node
+        self.is_of_other_store: Callable[[str], bool] = lambda _domain: False
+        self._default_options = HopOptions(TlsPolicy(tls), is_mx=True)
+        self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
+        self._by_pattern: dict[str, list[_TableRoute]] = {}  # each in their order
+        self.named: dict[str, _TableRoute] = {}
+        self._routes_to: dict[NextHop, list[_TableRoute]] = {}  # each host, in their order
+        for number, each in enumerate(routes):
+            action = _action_of(each)
+            options = _options_of(each, action, tls)
+            pattern = each.domain.lower()
+            name, result = name_of(each), None
+            if isinstance(action, NextHop) and action != LOCAL:
+                to = action._replace(route=name) if action.host else action
+                result = RemoteRecipient(to, name)
+            demands_tls = each.tls is not None or verifies(each) or options.tls.implicit
+            route = _TableRoute(
+                number, name, pattern, each.sender, action, options, result, demands_tls
+            )
+            self._by_pattern.setdefault(pattern, []).append(route)
+            self.named[route.name] = route
+            if isinstance(action, NextHop):
+                self._routes_to.setdefault(action, []).append(route)
+        takers = {self._catch_all, self._postmaster, *self._own.takers} - {"", DEAD_LETTER}
+        self._may_move = any(self._routes_for(domain_of(one)) for one in takers)
+
+    def use(self, read: "RouteTable") -> RouteChanges:
+        """Become the table `read`, at once for all that ask this one; the accounts and the holds of
+        what comes stay those of this one, which are reloaded themselves. Return what is different.
+        """
+        before, now = self.named, read.named
+        changed = [name for name in before if name in now and not before[name].equals(now[name])]
+        removed = [name for name in before if name not in now]
+        ended = {before[name].options for name in (*changed, *removed)}
+        kept = ("_accounts", "hold_of", "is_of_other_store")
+        self.__dict__ |= read.__dict__ | {one: self.__dict__[one] for one in kept}
+        return RouteChanges(
+            added=tuple(name for name in now if name not in before),
+            changed=tuple(changed),
+            removed=tuple(removed),
+            ended=frozenset(ended - {self._default_options}),
+        )
+
+    def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
+        """Return where mail for `address` goes; its syntax has been checked. Without
+        `reverse_path` it is a report.
+        """
+        found = self._examine(address, reverse_path)
+        if isinstance(found, InvalidRecipient) or found.held:
+            return found
+        held, until_us = self.hold_of(address)
+        return replace(found, held=held, held_until_us=until_us) if held else found
+
+    def _examine(self, address: str, reverse_path: str) -> RoutingResult:
+        address = self._own.target_of(address)
+        domain = domain_of(address)
+        if not domain:
+            return self._examine_without_domain(address)
+        if not domain.isascii():
+            # RFC 3463 3.2
+            return _rejected("5.1.2", address, "this domain cannot exist; check its spelling")
+        if self.is_daemon(address):
+            return LocalRecipient(self._postmaster, is_answer=True)
+        if self._goes_to_simulator(address, domain):
+            return RemoteRecipient(NextHop(HopKind.MX, domain))
+        if not reverse_path and self._is_of_host(domain):
+            return LocalRecipient(self._postmaster, is_answer=True, is_local=False)
+        found = self._examine_by_routes(address, domain, reverse_path)
+        if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
+            account = self._accounts.by_address(address)
+            if account is None or isinstance(found, InvalidRecipient):  # RFC 5321 4.5.1
+                mailbox = account.address if account else mailbox
+                return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
+        return found
+
+    def _examine_by_routes(
+        self, address: str, domain: str, reverse_path: str, *, after: int = -1
+    ) -> RoutingResult:
+        """Let the first route behind the route `after` decide that takes the mail."""
+        route = self._route_for(domain, reverse_path, after)
+        own = self._own.find(domain)
+        if route is None:
+            if own is not None and own.has_accounts:
+                return self._examine_local(address)
+            mx = _examine_mx(address, domain)
+            return mx if own is None else self._passed_on(address, own, mx)
+        if route.result is not None and own is None:  # most mail that leaves
+            return route.result
+        match route.action:
+            case HoldMail():
+                found = self._examine_by_routes(address, domain, reverse_path, after=route.number)
+                if isinstance(found, InvalidRecipient):
+                    return found
+                return replace(found, held=f"route {route.name}")
+            case RejectRoute(status, text):
+                return _rejected(status, address, text, route=route.name)
+            case NextHop() if route.result is None:  # LOCAL
+                return self._examine_local(address, route=route.name)
+        found = route.result or _examine_mx(address, domain, route=route.name)
+        return found if own is None else self._passed_on(address, own, found)
+
+    def _passed_on(self, address: str, own: OwnDomain, found: RoutingResult) -> RoutingResult:
+        """Return `found`, where mail for an own domain leaves, if the address is valid there."""
+        if not isinstance(found, RemoteRecipient):
+            return found
+        local_part = _local_part(address)
+        if own.has_accounts and self._accounts.by_address(address) is None:
+            return self._examine_local(address)  # expand() knows where the catch_all's mail leaves
+        if not self._own.lists(own, address) and local_part != "postmaster":  # RFC 5321 4.5.1
+            return _unknown(address)
+        is_known = own.has_accounts or own.file is not None
+        if _SENDER_ROUTED.search(local_part.partition("+")[2] if is_known else local_part):
+            text = "@, % and ! in a local part are not passed on"
+            return _rejected(REJECT_STATUS, address, text)
+        return replace(found, is_local=True, is_asked=own.recipients == "verify")
+
+    def examine_chosen(
+        self, address: str, way: str, usual: LocalRecipient | RemoteRecipient
+    ) -> LocalRecipient | RemoteRecipient:
+        """Return where mail for `address` goes that a rule sends by `way`: "route:NAME", or the
+        text of a next hop. `usual` is where it goes without the rule; what holds it, still does.
+        Answers to reports stay here, and so does what has no domain whose MX could take it.
+
+        Raises LookupError for a route that there is not, or that gives no next hop.
+        """
+        if usual.is_answer:
+            return usual
+        name = way.removeprefix(ROUTE_PREFIX)
+        if name == way:
+            found = RemoteRecipient(NextHop.parse(way)._replace(route=BY_RULE), BY_RULE)
+        else:
+            route = self.named[name]
+            if isinstance(route.action, HoldMail):
+                if usual.held and not usual.held_until_us:
+                    return usual
+                return replace(usual, held=f"route {name}", held_until_us=0)
+            if isinstance(route.action, UseMx):
+                domain = domain_of(address)
+                mx = _examine_mx(address, domain, route=name)
+                if not isinstance(mx, RemoteRecipient):
+                    return usual
+                found = mx
+            elif route.result is None:
+                raise LookupError(f"route {name!r} gives no next hop")
+            else:
+                found = route.result
+        if self._confinement is not None and self._confinement.captures(found.next_hop):
+            found = RemoteRecipient(CAPTURE, found.route)
+        until_us = usual.held_until_us
+        return replace(found, held=usual.held, held_until_us=until_us, chosen=True)
+
+    def lookup_by_route(self, name: str) -> Callable[[str, str], Destination | None]:
+        """Return the function that gives an address the next hop of this route, as an operator has
+        chosen it. Raises ValueError for a route that there is not, or that gives no next hop.
+        """
+        leading = [
+            one
+            for one, route in self.named.items()
+            if route.result is not None or isinstance(route.action, UseMx)
+        ]
+        if name not in leading:
+            expected = ", ".join(leading) or "there is none"
+            raise ValueError(f"found {name!r}, expected the name of a route to hosts: {expected}")
+        nowhere = RemoteRecipient(CAPTURE, "")
+
+        def next_hop(address: str, _reverse_path: str) -> Destination | None:
+            found = self.examine_chosen(address, f"{ROUTE_PREFIX}{name}", nowhere)
+            if not isinstance(found, RemoteRecipient) or not domain_of(address):
+                return None
+            return None if found.next_hop == CAPTURE else Destination(found.next_hop, chosen=True)
+
+        return next_hop
+
+    def expand(self, address: str, reverse_path: str = "") -> Expansion | None:
+        """Return who gets the mail for an alias, which examine() does not know, or for an address
+        of a domain with `alias_of`. What catch_all or postmaster takes is mail to the address of
+        that account, if that leaves by a route.
+        """
+        wanted = self._own.target_of(address)
+        found = self._accounts.expand(wanted)
+        if found is None and wanted != address:
+            found = Expansion((AliasTarget(wanted, (address.lower(),)),))
+        if not self._may_move:  # nearly always
+            return found
+        targets = found.targets if found is not None else (AliasTarget(address),)
+        moved: dict[str, AliasTarget] = {}
+        for one in [self._moved(target, reverse_path) for target in targets]:
+            moved.setdefault(one.address.lower(), one)
+        return found if tuple(moved.values()) == targets else Expansion(tuple(moved.values()))
+
+    def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
+        found = self.examine(target.address, reverse_path)
+        if not isinstance(found, LocalRecipient) or self._accounts.by_address(target.address):
+            return target
+        if not isinstance(self.examine(found.mailbox, reverse_path), RemoteRecipient):
+            return target
+        return AliasTarget(found.mailbox, (*target.through, target.address.lower()))
+
+    def target_of(self, address: str) -> str:
+        """Return the address that one of a domain with `alias_of` means; another one as it is."""
+        return self._own.target_of(address)
+
+    def mailbox_for(self, address: str) -> str | None:
+        """Return the mailbox for local mail to `address`, None if there is none (any more).
+
+        Routes are not consulted: examine() did that when the message was accepted.
+        """
+        address = self._own.target_of(address)
+        if account := self._accounts.by_address(address):
+            return account.address
+        domain = domain_of(address)
+        if self.is_daemon(address) or self._is_of_host(domain):
+            return self._postmaster
+        if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
+            return mailbox
+        own = self._own.find(domain)
+        return (self._catch_all if own is None else own.catch_all) or None
+
+    def _postmaster_of(self, domain: str) -> str:
+        """Return the mailbox of a domain's postmaster without an account, "" if it has none."""
+        own = self._own.find(domain)
+        if own is None:
+            return "" if domain else self._postmaster
+        return own.postmaster or (self._postmaster if own.has_accounts else "")
+
+    def is_daemon(self, address: str) -> bool:
+        """Whether it is the author of this relay's reports, and no account has the address."""
+        daemon = f"mailer-daemon@{self._hostname}"
+        return address.lower() == daemon and self._accounts.by_address(address) is None
+
+    def _is_of_host(self, domain: str) -> bool:
+        """Whether reports to this host's name go to the postmaster: it is no own domain, and of the
+        routes only "*" would take them, to where nobody has its addresses.
+        """
+        if domain != self._hostname or self.is_local_domain(domain):
+            return False
+        routes = self._routes_for(domain)
+        return bool(routes) and all(
+            route.domain == "*" and route.action != CAPTURE for route in routes
+        )
+
+    def next_hop_for(self, address: str, reverse_path: str = "") -> NextHop | None:
+        """Return the next hop of mail for `address`, or None if the address is invalid. Without
+        `reverse_path` it is a report.
+        """
+        found = self.destination_of(address, reverse_path)
+        return None if found is None else found.next_hop
+
+    def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
+        """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
+        return _destination(self.examine(address, reverse_path))
+
+    def destination_by_routes(self, address: str, reverse_path: str) -> Destination | None:
+        """Return the same for mail that waits, of which an operator holds nothing by its domain."""
+        return _destination(self._examine(address, reverse_path))
+
+    def options_for(self, next_hop: NextHop) -> HopOptions:
+        """Return how to contact the hosts of a next hop: as its route says.
+
+        Without a route's name: as the first route to this host says, for a domain's MX as the route
+        of the domain if that leads there. Otherwise as [delivery] says.
+        """
+        route = self._route_behind(next_hop)
+        if route is not None:
+            return route.options
+        if next_hop.kind is HopKind.MX:
+            return self._default_options
+        return HopOptions(_tls_of(next_hop, self._default_options.tls))
+
+    def tls_demanded_by(self, next_hop: NextHop) -> str:
+        """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""
+        route = self._route_behind(next_hop)
+        return f"route {route.name}" if route is not None and route.demands_tls else CONFIGURATION
+
+    def is_settled(self, next_hop: NextHop, *, chosen: bool) -> bool:
+        """Whether mail stays at a next hop wherever the routes lead: it is captured, or a rule or
+        an operator has `chosen` a host, or a route that still leads there.
+        """
+        if next_hop == CAPTURE or not chosen:
+            return next_hop == CAPTURE
+        route = self.named.get(next_hop.route)
+        is_named = next_hop.route not in ("", BY_RULE)
+        return not is_named or (route is not None and route.leads_to(next_hop))
+
+    def _route_behind(self, next_hop: NextHop) -> _TableRoute | None:
+        """Return the route that says how to contact a next hop."""
+        if next_hop.route:
+            route = self.named.get(next_hop.route)
+            if route is not None and route.leads_to(next_hop):
+                return route
+        if next_hop.kind is HopKind.MX:
+            route = self._route_for(next_hop.host, "")
+            while route is not None and isinstance(route.action, HoldMail):
+                route = self._route_for(next_hop.host, "", route.number)
+            return route if route is not None and isinstance(route.action, UseMx) else None
+        # of no route, if it is named and gone
+        return next(iter(self._routes_to.get(next_hop, ())), None)
+
+    def is_local_domain(self, domain: str) -> bool:
+        """Whether `domain` is local, for all that asks."""
+        return self._own.find(domain) is not None
+
+    def is_own_anywhere(self, domain: str) -> bool:
+        """Whether `domain` is local, here or at another node of the spool."""
+        return self.is_local_domain(domain) or self.is_of_other_store(domain)
+
+    def _goes_to_simulator(self, address: str, domain: str) -> bool:
+        if self._confinement is None or self.is_local_domain(domain) or domain.startswith("["):
+            return False
+        return self._confinement.is_simulated(f"{address.rpartition('@')[0]}@{domain}")
+
+    def _route_for(self, domain: str, reverse_path: str, after: int = -1) -> _TableRoute | None:
+        """Return the first route that takes the mail, behind the route `after`."""
+        for route in self._routes_for(domain):
+            if route.number > after and route.takes_sender(reverse_path):
+                return route
+        return None
+
+    def _find_routes(self, domain: str) -> tuple[_TableRoute, ...]:
+        """Find the routes for a domain, in their order, among the few patterns that can match."""
+        if not self._by_pattern:
+            return ()
+        patterns = [domain] if self.is_local_domain(domain) else [domain, "*"]
+        labels = domain
+        while "." in labels and not domain.startswith("["):
+            labels = labels.partition(".")[2]
+            patterns.append(f"*.{labels}")
+        found = [route for one in patterns for route in self._by_pattern.get(one, ())]
+        return tuple(sorted(found, key=lambda route: route.number))
+
+    def _examine_local(self, address: str, *, route: str = "") -> RoutingResult:
+        """Return the mailbox, or 550 5.1.1 for an unknown user."""
+        if mailbox := self.mailbox_for(address):
+            return LocalRecipient(mailbox, route=route)
+        return _unknown(address)
+
+    def _examine_without_domain(self, address: str) -> RoutingResult:
+        # RFC 5321 4.5.1: postmaster is always accepted, also without a domain
+        if address.lower() == "postmaster":
+            return LocalRecipient(self._postmaster, is_answer=self._postmaster == DEAD_LETTER)
+        return _rejected("5.1.3", address, "this address has no domain; write user@domain")
+
+    def _mailbox_of(self, key: str, address: str) -> str:
+        if not address:
+            return ""
+        account = self._accounts.by_address(address)
+        if account is None:
+            raise ValueError(f"{key}: found {address!r}, expected an account's address")
+        return account.address
+
+
+def _destination(found: RoutingResult) -> Destination | None:
+    match found:
+        case LocalRecipient():
+            return Destination(LOCAL, held=found.held, held_until_us=found.held_until_us)
+        case RemoteRecipient():
+            hop, until_us = found.next_hop, found.held_until_us
+            return Destination(hop, held=found.held, held_until_us=until_us)
+        case InvalidRecipient():
+            return None
+
+
+def _action_of(route: Route) -> RouteAction:
+    try:
+        return parse_action(route.next_hop)
+    except ValueError as error:
+        raise ValueError(f"route {route.name or route.domain!r}: next_hop: {error}") from error
+
+
+def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:
+    is_literal = domain.startswith("[")
+    if is_literal and literal_address(domain) is None:
+        return _rejected("5.1.3", address, "this address literal is malformed; use a domain name")
+    if is_literal and not route:
+        # RFC 3463 3.2
+        return _rejected("5.1.2", address, "no mail to address literals; use a domain name")
+    return RemoteRecipient(NextHop(HopKind.MX, domain, route=route), route)
+
+
+def literal_address(domain: str) -> str | None:
+    """Return the IP address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for other text."""
+    if not (domain.startswith("[") and domain.endswith("]")):
+        return None
+    inside = domain[1:-1]
+    try:
+        if inside[:5].lower() == "ipv6:":
+            return str(IPv6Address(inside[5:]))
+        return str(IPv4Address(inside))
+    except AddressValueError:
+        return None
+
+
+def _local_part(address: str) -> str:
+    return address.rpartition("@")[0].lower() if "@" in address else address.lower()
+
+
+def _unknown(address: str) -> InvalidRecipient:
+    # RFC 3463 3.2
+    return _rejected("5.1.1", address, "no such user here; check the spelling")
+
+
+def _rejected(status: str, address: str, text: str, *, route: str = "") -> InvalidRecipient:
+    return InvalidRecipient(status, own_reply(status, f"<{address}>: {text}"), route)

@@ -1,0 +1,261 @@
+"""Decide who signs a message, and sign it: all its contents, with each usable key of one domain.
+
+Messages of Relay's own users are signed, and the reports that Relay writes, for the domain of the
+only author (RFC 6376 3.11: d= need not be that of From, but DMARC wants it to be, RFC 9989).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from relay.base.clock import Clock
+from relay.base.message.content import LARGE_BYTES
+from relay.base.message.envelope import domain_of
+from relay.base.message.header import ParsedContent
+from relay.base.observe.metrics import Metrics
+from relay.formats.read_header import sole_author
+from relay.store.journeys.events import NO_SIGNING_KEYS
+from relay.transport.signing.keys import KeyRing, SigningKey
+from relay.transport.signing.signature import (
+    body_form,
+    body_hash,
+    complete_field,
+    covered_fields,
+    to_sign,
+    unsigned_field,
+)
+
+# A smaller message is read on the event loop, and signed there if its keys are quick.
+_QUICK_BYTES = 64 * 1024
+_QUICK_KIND = "ed25519"
+# Large messages that are signed at a time: each occupies a thread for 0.1 s per 100 MB, and the
+# same threads write, read and send all other mail.
+_LARGE_AT_ONCE = 2
+_STRANGER = "the client is not trusted"
+
+
+class SigningError(Exception):
+    """A message could not be signed; the text names the key and the error."""
+
+
+class SignedContents(Struct, frozen=True):
+    """The contents of a message with their signatures; `unsigned` says why one has none."""
+
+    contents: tuple[ParsedContent, ...]
+    keys: tuple[SigningKey, ...] = ()  # that signed
+    unsigned: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return this for the event of step 5: `dkim`, `unsigned`, or both if copies differ."""
+        used = [
+            {"domain": key.domain, "selector": key.selector, "algorithm": key.private.algorithm}
+            for key in self.keys
+        ]
+        found = {"dkim": used, "unsigned": self.unsigned}
+        return {name: value for name, value in found.items() if value}
+
+
+class _Draft(Struct, frozen=True):
+    """A signature field without its signature, and the octets that the key signs."""
+
+    key: SigningKey
+    field: bytes
+    octets: bytes
+
+
+class SigningThread:
+    """One thread that signs. What comes while it is at work is signed next, all at once: a thread
+    for each message takes more time than an RSA key.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="signing")
+        self._waiting: list[tuple[Sequence[_Draft], asyncio.Future[list[bytes]]]] = []
+        self._is_working = False
+
+    async def sign(self, drafts: Sequence[_Draft]) -> list[bytes]:
+        """Return the signature of each draft. Raises SigningError."""
+        signed: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((drafts, signed))
+        if not self._is_working:
+            self._begin()
+        return await signed
+
+    def _begin(self) -> None:
+        batch, self._waiting, self._is_working = self._waiting, [], True
+        loop = asyncio.get_running_loop()
+        call = loop.run_in_executor(self._executor, _signed_each, [drafts for drafts, _ in batch])
+        call.add_done_callback(partial(self._end, [signed for _, signed in batch]))
+
+    def _end(
+        self,
+        batch: Sequence[asyncio.Future[list[bytes]]],
+        call: asyncio.Future[list[list[bytes] | SigningError]],
+    ) -> None:
+        self._is_working = False
+        if self._waiting:
+            self._begin()
+        if call.cancelled():  # the event loop ends
+            return
+        for signed, result in zip(batch, call.result(), strict=True):
+            if signed.done():  # its caller was cancelled
+                continue
+            if isinstance(result, SigningError):
+                signed.set_exception(result)
+            else:
+                signed.set_result(result)
+
+
+def _signed_each(batch: Sequence[Sequence[_Draft]]) -> list[list[bytes] | SigningError]:
+    found: list[list[bytes] | SigningError] = []
+    for drafts in batch:
+        try:
+            found.append(_signatures(drafts))
+        except SigningError as error:
+            found.append(error)
+    return found
+
+
+def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
+    """Return the signature of each draft. Raises SigningError."""
+    signatures = []
+    for draft in drafts:
+        try:
+            signatures.append(draft.key.private.sign(draft.octets))
+        except Exception as error:  # of a library
+            raise _failed(draft.key.name, error) from error
+    return signatures
+
+
+def _failed(signer: str, error: Exception) -> SigningError:
+    return SigningError(f"{signer}: {type(error).__name__}: {error}")
+
+
+class Signer:
+    """Signs with the keys in force, which a reload replaces."""
+
+    def __init__(self, keys: Callable[[], KeyRing], *, clock: Clock, metrics: Metrics) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._metrics = metrics
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._thread = SigningThread()
+
+    async def sign(self, contents: Sequence[ParsedContent], *, trusted: bool) -> SignedContents:
+        """Sign each content of a message; `trusted` says that its client is no stranger.
+
+        What takes long is done in threads. Raises SigningError.
+        """
+        ring = self._keys()
+        if not ring:  # nearly always
+            return SignedContents(tuple(contents), unsigned=NO_SIGNING_KEYS)
+        if not trusted:
+            return SignedContents(tuple(contents), unsigned=_STRANGER)
+        now_us = self._clock.time_us()
+        plans = [_plan(content, ring, now_us) for content in contents]
+        with self._counted(plans):
+            size = max(plan.content.size if plan.keys else 0 for plan in plans)
+            if size > _QUICK_BYTES:
+                async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
+                    return await asyncio.to_thread(_signed, plans, now_us)
+            drafts = _drafts(plans, now_us)
+            every = [one for some in drafts for one in some]
+            is_quick = all(one.key.private.kind == _QUICK_KIND for one in every)
+            signatures = _signatures(every) if is_quick else await self._thread.sign(every)
+            return _completed(plans, drafts, signatures)
+
+    def sign_report(self, content: ParsedContent) -> SignedContents:
+        """Sign a report or a notice, in the calling thread. Raises SigningError."""
+        ring = self._keys()
+        if not ring:
+            return SignedContents((content,), unsigned=NO_SIGNING_KEYS)
+        now_us = self._clock.time_us()
+        plans = [_plan(content, ring, now_us)]
+        with self._counted(plans):
+            return _signed(plans, now_us)
+
+    @contextlib.contextmanager
+    def _counted(self, plans: Sequence["_Plan"]) -> Iterator[None]:
+        count = self._metrics.dkim_signatures_by
+        try:
+            yield
+        except SigningError:
+            count(next(plan.domain for plan in plans if plan.keys), "failed").inc()
+            raise
+        for plan in plans:
+            if plan.domain:
+                count(plan.domain, "signed" if plan.keys else "ended").inc(len(plan.keys) or 1)
+
+
+def _signed(plans: Sequence["_Plan"], now_us: int) -> SignedContents:
+    """Sign in this thread. Raises SigningError."""
+    drafts = _drafts(plans, now_us)
+    return _completed(plans, drafts, _signatures([one for some in drafts for one in some]))
+
+
+def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
+    """Return a draft for each key of each plan. Raises SigningError."""
+    drafts: list[list[_Draft]] = []
+    hashes: dict[int, bytes] = {}  # by the identity of a body that copies share
+    for plan in plans:
+        drafts.append([])
+        if not plan.keys:
+            continue
+        content, form = plan.content, body_form(plan.content)
+        body = id(content.rest)
+        if body not in hashes:
+            try:
+                hashes[body] = body_hash(content, form)
+            except Exception as error:  # of the disk with a large body
+                raise _failed(plan.domain, error) from error
+        covered = covered_fields(content.header)
+        for key in plan.keys:
+            field = unsigned_field(
+                covered, key, body_hash=hashes[body], form=form, time_s=now_us // 1_000_000
+            )
+            drafts[-1].append(_Draft(key, field, to_sign(covered, field)))
+    return drafts
+
+
+def _completed(
+    plans: Sequence["_Plan"], drafts: Sequence[Sequence[_Draft]], signatures: Sequence[bytes]
+) -> SignedContents:
+    """Return the contents with the signatures, which are those of the drafts in their order."""
+    given, contents = iter(signatures), []
+    for plan, some in zip(plans, drafts, strict=True):
+        fields = b"".join([complete_field(one.field, next(given)) for one in some])
+        content = plan.content
+        if fields:
+            content = ParsedContent(content.header.prepend(fields), content.rest)
+        contents.append(content)
+    used = {key.name: key for plan in plans for key in plan.keys}
+    unsigned = next((plan.unsigned for plan in plans if plan.unsigned), "")
+    return SignedContents(tuple(contents), tuple(used.values()), unsigned)
+
+
+class _Plan(Struct, frozen=True):
+    """Who signs a content: the usable keys of `domain`, or nobody and why."""
+
+    content: ParsedContent
+    domain: str = ""
+    keys: tuple[SigningKey, ...] = ()
+    unsigned: str = ""
+
+
+def _plan(content: ParsedContent, ring: KeyRing, now_us: int) -> _Plan:
+    author = sole_author(content.header)
+    if author.fault:
+        return _Plan(content, unsigned=author.fault)
+    found = domain_of(author.address)
+    if not found.isascii():
+        return _Plan(content, unsigned="From has a domain that is no name")
+    domain = ring.domain_for(found)
+    if not domain:
+        return _Plan(content, unsigned=f"no signing key for {found}")
+    keys = tuple([key for key in ring.of_domain(domain) if key.is_usable(now_us)])
+    return _Plan(content, domain, keys, "" if keys else f"the keys of {domain} have ended")

@@ -1,0 +1,121 @@
+"""The envelope, and the DSN parameters: xtext, NOTIFY, RET, ENVID and ORCPT."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.base.message.envelope import (
+    Notify,
+    decode_xtext,
+    domain_of,
+    encode_orcpt,
+    encode_xtext,
+    parse_envid,
+    parse_notify,
+    parse_orcpt,
+    parse_ret,
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "domain"),
+    [
+        ("Bob@Example.NET", "example.net"),
+        ('"a@b"@example.net', "example.net"),
+        ("", ""),
+        ("postmaster", ""),
+        ("bob@[192.0.2.1]", "[192.0.2.1]"),
+    ],
+)
+def test_domain_of(address, domain):
+    assert domain_of(address) == domain
+
+
+printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=90)
+
+
+@given(printable)
+def test_xtext_encoding_and_decoding_are_inverse(text):
+    encoded = encode_xtext(text)
+    assert " " not in encoded
+    assert "=" not in encoded
+    assert decode_xtext(encoded) == text
+    assert parse_envid(encoded) == text
+
+
+@pytest.mark.parametrize("text", ["a b", "a=b", "a+b", "a+2", "a+2b", "a+GG", "ü", "a\r\n", "+"])
+def test_bad_xtext(text):
+    with pytest.raises(ValueError, match="xtext"):
+        decode_xtext(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("NEVER", {Notify.NEVER}),
+        ("success", {Notify.SUCCESS}),
+        ("FAILURE,Delay", {Notify.FAILURE, Notify.DELAY}),
+        ("DELAY,SUCCESS,FAILURE", {Notify.DELAY, Notify.SUCCESS, Notify.FAILURE}),
+    ],
+)
+def test_notify(value, words):
+    assert parse_notify(value) == words
+
+
+@pytest.mark.parametrize(
+    "value", ["", "NEVER,FAILURE", "FAILURE,FAILURE", "failure,FAILURE", "ALWAYS", "DELAY,", " "]
+)
+def test_bad_notify(value):
+    with pytest.raises(ValueError, match="NOTIFY"):
+        parse_notify(value)
+
+
+def test_ret():
+    assert parse_ret("full") == "FULL"
+    assert parse_ret("HDRS") == "HDRS"
+    with pytest.raises(ValueError, match="expected FULL or HDRS"):
+        parse_ret("BODY")
+
+
+@pytest.mark.parametrize("value", ["", "a" * 101, "a b", "+0D+0Ainjected", "+E9", "+"])
+def test_bad_envid(value):
+    with pytest.raises(ValueError, match="ENVID"):
+        parse_envid(value)
+
+
+def test_envid_keeps_its_case_and_has_at_most_100_decoded_characters():
+    assert parse_envid("QQ314159+2Bab") == "QQ314159+ab"
+    assert parse_envid("+3D" * 100) == "=" * 100
+
+
+@pytest.mark.parametrize(
+    ("value", "orcpt"),
+    [
+        ("rfc822;Bob@Example.NET", "rfc822;Bob@Example.NET"),
+        ("rfc822;a+2Bb@x.org", "rfc822;a+b@x.org"),
+        ("RFC822;+22a+20b+22@x.org", 'RFC822;"a b"@x.org'),
+        (r"utf-8;\x{FC}ser@x.org", "utf-8;üser@x.org"),
+        ("utf-8;üser@x.org", "utf-8;üser@x.org"),
+    ],
+)
+def test_orcpt_is_decoded_and_can_be_written_again(value, orcpt):
+    assert parse_orcpt(value) == orcpt
+    assert parse_orcpt(encode_orcpt(orcpt)) == orcpt
+    assert encode_orcpt(orcpt).isascii()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "rfc822", "rfc822;", ";bob@x.org", "rfc 822;bob@x.org", "rfc822;b ob@x.org",
+     "rfc822;bob+0A@x.org", "rfc822;" + "a" * 500, "rfc822;üser@x.org", r"utf-8;\x{0A}",
+     r"utf-8;\x{FFFFFF}", r"utf-8;\x{D800}", "utf-8;a b"],
+)  # fmt: skip
+def test_bad_orcpt(value):
+    with pytest.raises(ValueError, match="ORCPT"):
+        parse_orcpt(value)
+
+
+def test_unprintable_text_cannot_be_written_as_xtext():
+    for orcpt in ("rfc822;a\r\nb", "utf-8;a\nb", "nothing"):
+        with pytest.raises(ValueError):
+            encode_orcpt(orcpt)

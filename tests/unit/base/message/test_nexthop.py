@@ -1,0 +1,42 @@
+"""Next hops: text and value."""
+
+import pytest
+
+from relay.base.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+
+HOPS = {
+    "local": LOCAL,
+    "capture": CAPTURE,
+    "mx:example.net": NextHop(HopKind.MX, "example.net"),
+    "smtp://127.0.0.1:2525": NextHop(HopKind.SMTP, "127.0.0.1", 2525),
+    "smtps://mail.example.net:465": NextHop(HopKind.SMTPS, "mail.example.net", 465),
+    "smtp://[2001:db8::1]:25": NextHop(HopKind.SMTP, "2001:db8::1", 25),
+    "lmtp://mail.example.net:24": NextHop(HopKind.LMTP, "mail.example.net", 24),
+    "lmtp://[::1]:24": NextHop(HopKind.LMTP, "::1", 24),
+    "lmtp:unix:/run/dovecot/lmtp": NextHop(HopKind.LMTP, "/run/dovecot/lmtp"),
+    "lmtp:unix:/run/lmtp:24": NextHop(HopKind.LMTP, "/run/lmtp:24"),
+}
+
+
+@pytest.mark.parametrize(("text", "hop"), HOPS.items())
+def test_text_and_value_are_inverse(text, hop):
+    assert str(hop) == text
+    assert NextHop.parse(text) == hop
+
+
+@pytest.mark.parametrize(("text", "hop"), HOPS.items())
+def test_the_key_in_the_queue_has_the_name_of_the_route(text, hop):
+    if hop.host:
+        named = hop._replace(route="a name")
+        assert (named.key, NextHop.parse(named.key)) == (f"{text} a name", named)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "mx", "mx:", "smtp:", "smtp://host", "smtp://:25", "smtp://host:0", "smtp://host:65536",
+     "smtp://host:x", "http://host:25", "lmtp://host", "lmtp://host:25", "lmtp:unix:", "LOCAL",
+     "lmtp:unix:run/lmtp", "lmtp://unix:/run/lmtp", "smtp:unix:/run/s", "lmtp:unix:/run/l\tmtp"],
+)  # fmt: skip
+def test_invalid_next_hops_are_rejected(text):
+    with pytest.raises(ValueError, match="is not a next hop: expected"):
+        NextHop.parse(text)

@@ -1,0 +1,425 @@
+"""The log: one bounded line per event, in three forms, and writing never blocks."""
+
+import asyncio
+import contextlib
+import contextvars
+import fcntl
+import itertools
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+
+import pytest
+
+from relay.base.observe import logs
+from relay.base.observe.logs import RepeatedError
+from tests.support.manual_clock import ManualClock
+
+log = logs.get_logger("ingress")
+NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's
+
+
+class Reader:
+    """The reading end of the log, and what configure() wants to know about the writing end."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+
+    def configure(self, form, **options):
+        logs.configure(form, clock=ManualClock(), descriptor=self.writing, **options)
+
+    def bytes(self):
+        found = b""
+        try:
+            while block := os.read(self.reading, 1 << 20):
+                found += block
+        except BlockingIOError:
+            pass
+        return found
+
+    def lines(self):
+        return self.bytes().decode().splitlines()
+
+    def line(self):
+        (line,) = self.lines()
+        return line
+
+    def fill(self):
+        """Leave less room than a line needs, as a reader that has stopped does."""
+        os.write(self.writing, b"x" * fcntl.fcntl(self.writing, fcntl.F_GETPIPE_SZ))
+
+
+@pytest.fixture
+def reader():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    made = Reader()
+    yield made
+    made.bytes()
+    logs.drain()
+    logs.configure("logfmt", clock=ManualClock())
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    os.close(made.reading)
+    os.close(made.writing)
+
+
+def test_json(reader):
+    reader.configure("json")
+    log.info("accepted", qid="abc", size_bytes=3, ok=True, to=["a", "b"], nothing=None)
+    assert json.loads(reader.line()) == {
+        "at": NOW,
+        "level": "info",
+        "room": "ingress",
+        "event": "accepted",
+        "qid": "abc",
+        "size_bytes": 3,
+        "ok": True,
+        "to": "a, b",
+        "nothing": None,
+    }
+
+
+def test_a_long_value_is_clipped_in_json(reader):
+    reader.configure("json")
+    log.info("accepted", qid="x" * 512, reply="y" * 513)
+    found = json.loads(reader.line())
+    assert (found["qid"], found["reply"]) == ("x" * 512, "y" * 512 + "…")
+
+
+def test_logfmt(reader):
+    reader.configure("logfmt")
+    log.warning("sent to", qid="abc", reply='250 "ok"', empty="", ok=True, nothing=None, n=1.5)
+    expected = f'at={NOW} level=warning room=ingress event="sent to" qid=abc '
+    expected += r'reply="250 \"ok\"" empty="" ok=true nothing=- n=1.5'
+    assert reader.line() == expected
+
+
+def test_a_node_of_many_is_named_in_each_line(reader):
+    for form, said in (("logfmt", " qid=q1 node=one"), ("json", '"node":"one"')):
+        reader.configure(form, node="one")
+        log.info("accepted", qid="q1")
+        assert said in reader.line()
+    reader.configure("logfmt")
+    log.info("accepted", qid="q1")
+    assert "node" not in reader.line()
+
+
+def test_pretty(reader):
+    reader.configure("pretty")
+    log.error("it broke", qid="abc")
+    assert reader.line() == "22:13:20 ingress   it broke qid=abc"
+
+
+def test_auto_is_logfmt_for_a_pipe_and_pretty_in_color_on_a_terminal(reader):
+    reader.configure("auto")
+    log.info("here")
+    assert reader.line().startswith("at=")
+    ours, terminal = os.openpty()
+    logs.configure("auto", clock=ManualClock(), descriptor=terminal)
+    log.error("there")
+    logs.configure("auto", clock=ManualClock(), descriptor=terminal, color=False)
+    log.error("plain")
+    shown = b""
+    while shown.count(b"\n") < 2:
+        shown += os.read(ours, 1000)
+    assert shown.decode().splitlines() == [
+        "22:13:20 ingress   \x1b[31mthere\x1b[0m",
+        "22:13:20 ingress   plain",
+    ]
+    os.close(ours)
+    os.close(terminal)
+
+
+@pytest.mark.parametrize(("form", "rest"), [("logfmt", "room=ingress event=x"), ("pretty", "")])
+def test_the_systemd_journal_gets_priorities_and_no_time(reader, form, rest):
+    status = os.fstat(reader.writing)
+    stream = f"{status.st_dev}:{status.st_ino}"
+    reader.configure(form, environ_journal_stream=stream)
+    log.info("x")
+    log.error("x")
+    first, second = reader.lines()
+    assert first.startswith(f"<6>{rest}")
+    assert second.startswith(f"<3>{rest}")
+    assert "2023" not in first
+    reader.configure("logfmt", environ_journal_stream="8:1")  # somebody else's stream
+    log.info("x")
+    assert reader.line().startswith(f"at={NOW}")
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a\r\nb",
+        "\x1b[2J",
+        "\x9b2J",
+        "\x00",
+        "\x7f",
+        "\u2028",
+        "\udcff",
+        "<\x85>",
+        "\u202e",
+        1 << 80,
+    ],
+)
+def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
+    reader.configure(form)
+    event = f"event {value}"
+    log.info(event, field=value)
+    line = reader.line()
+    assert line.isprintable()
+    if form == "json":
+        assert json.loads(line)["field"] in (value, str(value))
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
+@pytest.mark.parametrize("character", ["x", "ä", "\U0001f600", "\x01", '"'])
+def test_a_line_is_bounded_whatever_is_logged(reader, form, character):
+    reader.configure(form)
+    log.info(character * 100_000, **{f"field{n}": character * 100_000 for n in range(100)})
+    line = reader.bytes()
+    assert len(line) <= logs.LINE_BYTES_MAX
+    assert line.count(b"\n") == 1
+    if form == "json":
+        assert json.loads(line)["field0"].startswith(character)
+
+
+def test_bodies_and_secrets_are_left_out(reader):
+    reader.configure("logfmt")
+    log.info("x", password="hunter2", token="hunter2", body="hunter2", raw=b"hunter2")
+    line = reader.line()
+    assert "hunter2" not in line
+    assert 'raw="(7 bytes)"' in line
+
+
+def fail() -> None:
+    raise ValueError("two\nlines")
+
+
+def test_an_exception_is_one_line_with_its_place(reader):
+    reader.configure("logfmt")
+    try:
+        fail()
+    except ValueError as error:
+        log.exception("it broke", qid="abc")
+        kept = error
+    log.error("handed in", exc_info=kept)
+    log.error("as a field", error=kept)
+    first, second, third = reader.lines()
+    assert r'event="it broke" qid=abc error="ValueError: two\nlines" where="test_logs.py:' in first
+    assert " < test_logs.py:" in second
+    assert r'error="ValueError: two\nlines"' in third
+
+
+def test_enumerations_are_their_values(reader):
+    class State(StrEnum):
+        QUEUED = "queued"
+
+    for form in ("json", "logfmt"):
+        reader.configure(form)
+        log.info("x", state=State.QUEUED)
+        assert "State" not in reader.line()
+
+
+@pytest.mark.parametrize("name", ["uvicorn.error", "asyncio", "mail.log", "somewhere"])
+def test_warnings_of_libraries_are_logged(reader, name):
+    logging.getLogger().handlers.clear()  # pytest's own would choke on the bad format
+    reader.configure("logfmt")
+    logging.getLogger(name).info("chatter")
+    logging.getLogger(name).warning("bad %s", "luck")
+    logging.getLogger(name).warning("bad format %d", "luck")
+    first, second = reader.lines()
+    assert first == f'at={NOW} level=warning room={name} event="bad luck"'
+    assert 'event="bad format %d"' in second
+
+
+def test_a_reader_that_stops_loses_lines_and_blocks_nothing(reader, monkeypatch):
+    monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
+    reader.configure("logfmt")
+    reader.fill()
+    began = time.monotonic()
+    for number in range(100):
+        log.info("waits", number=number)
+    assert time.monotonic() - began < 5
+    assert reader.lines()[0].strip("x") == ""
+    log.info("again")
+    lines = reader.lines()
+    assert [line.partition("number=")[2] for line in lines[:10]] == [str(n) for n in range(10)]
+    assert 'event="log lines dropped" lines=90' in lines[10]
+    assert lines[11].endswith("event=again")
+
+
+def test_the_backlog_is_written_at_the_end_if_there_is_a_reader(reader):
+    reader.configure("logfmt")
+    reader.fill()
+    log.info("last words")
+    logs.drain(timeout_ms=1)  # without a reader it gives up
+    reader.bytes()
+    logs.drain(timeout_ms=1)
+    assert reader.line().endswith('event="last words"')
+
+
+def test_a_closed_stderr_does_not_raise(reader):
+    reader.configure("logfmt")
+    other, writing = os.pipe()
+    os.close(other)
+    logs.configure("logfmt", clock=ManualClock(), descriptor=writing)
+    log.info("into the void")
+    os.close(writing)
+    log.info("into nothing")
+    reader.configure("logfmt")
+    log.info("back")
+    assert reader.line().endswith("event=back")
+
+
+@pytest.fixture
+def writes(reader):
+    """The log writes to a socket that keeps each write apart; `writes()` returns them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        logs.configure("logfmt", clock=ManualClock(), descriptor=theirs.fileno())
+
+        def taken() -> list[list[str]]:
+            found = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    block = ours.recv(1 << 20)
+                    assert len(block) <= logs.LINE_BYTES_MAX
+                    found.append(
+                        [line.rpartition("event=")[2] for line in block.decode().splitlines()]
+                    )
+            return found
+
+        yield taken
+        logs.drain()
+
+
+async def test_the_lines_of_a_turn_are_one_write_at_its_end(writes):
+    for event in ("a", "b", "c"):
+        log.info(event)
+    assert writes() == []
+    await asyncio.sleep(0)
+    assert writes() == [["a", "b", "c"]]
+    log.warning("d")
+    await asyncio.sleep(0)
+    assert writes() == [["d"]]
+
+
+async def test_an_error_is_written_at_once_after_the_lines_before_it(writes):
+    log.info("a")
+    log.error("b")
+    assert writes() == [["a", "b"]]
+    logging.getLogger("asyncio").error("c")
+    assert writes() == [["c"]]
+
+
+async def test_a_thread_writes_what_the_turn_has_logged_first(writes):
+    log.info("a")
+    thread = threading.Thread(target=log.info, args=("b",))
+    thread.start()
+    thread.join()
+    assert writes() == [["a", "b"]]
+
+
+async def test_a_long_turn_needs_several_writes(writes):
+    events = [f"e{number}" for number in range(100)]
+    for event in events:
+        log.info(event)
+    await asyncio.sleep(0)
+    found = writes()
+    assert 1 < len(found) < 10
+    assert list(itertools.chain(*found)) == events
+
+
+def test_what_the_last_turn_of_an_event_loop_logs_is_written(writes):
+    async def last_words(event):
+        log.info(event)
+
+    for event in ("a", "b"):
+        asyncio.run(last_words(event))
+    assert writes() == [["a"], ["b"]]
+
+
+async def test_a_full_pipe_does_not_stop_the_event_loop(reader, monkeypatch):
+    monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
+    reader.configure("logfmt")
+    reader.fill()
+    async with asyncio.timeout(30):
+        for number in range(15):
+            log.info("waits", number=number)
+            await asyncio.sleep(0)
+    reader.bytes()
+    log.info("again")
+    await asyncio.sleep(0)
+    ends = [line.rpartition("=")[2] for line in reader.lines()]
+    assert ends == [*map(str, range(10)), "5", "again"]
+
+
+async def test_threads_do_not_mix_their_lines(reader):
+    reader.configure("logfmt")
+    await asyncio.gather(
+        *(asyncio.to_thread(log.info, "x", filler="y" * 500, n=n) for n in range(50))
+    )
+    lines = reader.lines()
+    assert sorted(int(line.rpartition("n=")[2]) for line in lines) == list(range(50))
+    assert {line.count("room=") for line in lines} == {1}
+
+
+def test_an_error_is_new_once_until_it_changes() -> None:
+    repeated, full, gone = RepeatedError(), OSError("full"), OSError("gone")
+    new = [repeated.is_new(error) for error in (full, full, OSError("full"), gone, gone, full)]
+    assert new == [True, False, False, True, False, True]
+    assert repeated.is_new(ValueError("full")), "of another kind"
+
+
+def test_an_error_is_new_again_after_a_success() -> None:
+    repeated = RepeatedError()
+    assert repeated.is_new(OSError("full"))
+    repeated.clear()
+    assert repeated.is_new(OSError("full"))
+
+
+class TestSeveralLogs:
+    """Each relay of a process can have its own log."""
+
+    @pytest.fixture
+    def own(self):
+        """A second log, and its reader."""
+        reader, sink = Reader(), logs.LogSink()
+        sink.point_at(reader.writing)
+        reader.sink = sink
+        yield reader
+        os.close(reader.reading)
+        os.close(reader.writing)
+
+    def test_a_context_with_a_sink_logs_there(self, reader, own):
+        reader.configure("logfmt")
+        context = contextvars.copy_context()
+        context.run(logs.use, own.sink)
+        context.run(log.warning, "in its own")
+        log.warning("in that of the process")
+        assert "in that of the process" in reader.line()
+        assert "in its own" in own.line()
+
+    def test_tasks_and_threads_inherit_the_sink(self, reader, own):
+        reader.configure("logfmt")
+
+        async def warn():
+            await asyncio.create_task(asyncio.to_thread(log.warning, "to_thread"))
+            with ThreadPoolExecutor(1, initializer=logs.inherit()) as pool:
+                await asyncio.get_running_loop().run_in_executor(pool, log.warning, "pool")
+
+        context = contextvars.copy_context()
+        context.run(logs.use, own.sink)
+        context.run(asyncio.run, warn())
+        assert reader.bytes() == b""
+        assert [line.split("event=")[1] for line in own.lines()] == ["to_thread", "pool"]

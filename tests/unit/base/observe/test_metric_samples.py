@@ -1,0 +1,160 @@
+"""The samples of the last hour, and what they say about each minute."""
+
+import pytest
+
+from relay.base.observe.metric_samples import INTERVAL_S, MetricSamples, minutes, quantile
+from relay.base.observe.metrics import BOUNDS_S, Metrics
+from tests.support.manual_clock import ManualClock
+
+MINUTE_US = 60_000_000
+WHOLE_MINUTE_US = 1_700_000_040_000_000
+
+
+class Watched:
+    def __init__(self) -> None:
+        self.metrics, self.clock = Metrics(), ManualClock(now_us=WHOLE_MINUTE_US)
+        self.samples = MetricSamples(self.metrics, self.clock)
+
+    def run(self, seconds: float) -> None:
+        """Let the monitor call it each second."""
+        self.samples.keep()
+        for _ in range(round(seconds)):
+            self.clock.advance(1)
+            self.samples.keep()
+
+    def minutes(self):
+        return minutes(self.samples.last_hour())
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
+    watched.metrics.accepted.labels("graph").inc(100)  # before the first sample
+    watched.run(60)
+    watched.metrics.accepted.labels("graph").inc(2)
+    watched.metrics.accepted.labels("smtp").inc(3)
+    for outcome, number in (("delivered", 1), ("relayed", 2), ("failed", 3), ("expired", 4)):
+        watched.metrics.recipients.labels(outcome).inc(number)
+    for kind in ("dns", "site"):
+        watched.metrics.attempts.labels("deferred", kind).inc(5)
+    watched.metrics.attempts.labels("captured", "").inc()
+    watched.metrics.reports.labels("failure").inc(4)
+    watched.run(59)
+    *_, before, last = watched.minutes()
+    assert before.start_us == WHOLE_MINUTE_US
+    assert set(before.counts.values()) == {0}
+    assert last.start_us == WHOLE_MINUTE_US + MINUTE_US
+    assert last.counts == {
+        "accepted": 5, "delivered": 2, "relayed": 2, "failed": 7, "deferred": 10, "captured": 1,
+        "attempts": 11, "reports": 4,
+    }  # fmt: skip
+
+
+def test_the_levels_of_a_minute_are_its_highest(watched):
+    watched.metrics.queue_entries.labels("held").set(9)
+    watched.metrics.queue_oldest.set(5)
+    watched.run(15)
+    watched.metrics.pressure.set(2)
+    watched.metrics.connections.labels("outgoing").set(7)
+    watched.run(15)
+    watched.metrics.pressure.set(0)
+    watched.metrics.connections.labels("outgoing").set(1)
+    watched.run(15)
+    *_, last = watched.minutes()
+    assert (last.levels["pressure"], last.levels["outgoing"]) == (2, 7)
+    assert (last.levels["held"], last.levels["oldest"]) == (9, 5)
+
+
+def test_there_are_sixty_minutes_and_those_without_a_sample_are_gaps(watched):
+    watched.run(130)
+    found = watched.minutes()
+    assert len(found) == 60
+    assert [one.start_us for one in found] == [
+        WHOLE_MINUTE_US + step * MINUTE_US for step in range(-57, 3)
+    ]
+    assert [one.counts is None for one in found] == [True] * 57 + [False] * 3
+    assert [one.seconds for one in found[57:]] == [50, 60, 20]
+
+
+def test_a_silence_is_a_gap_and_what_was_counted_in_it_belongs_to_no_minute(watched):
+    watched.run(60)
+    watched.metrics.accepted.labels("smtp").inc(1000)
+    watched.clock.advance(600)
+    watched.run(20)
+    found = watched.minutes()[-12:]
+    assert [one.counts is None for one in found] == [False, False, *[True] * 9, False]
+    assert [one.counts["accepted"] for one in found if one.counts] == [0, 0, 0]
+    first, *_, last = watched.samples.last_hour()
+    assert last.counts["accepted"] - first.counts["accepted"] == 1000
+
+
+def test_only_the_samples_of_one_hour_are_kept(watched):
+    watched.run(3 * 3600)
+    found = watched.samples.last_hour()
+    assert len(found) == 3600 / INTERVAL_S + 2  # both ends, and now
+    assert found[-1].at_us - found[0].at_us == 3600 * 1_000_000
+    watched.clock.advance(3600.5)
+    assert len(watched.samples.last_hour()) == 1
+    watched.samples.keep()
+    assert len(watched.samples._samples) == 1
+
+
+def test_samples_are_in_real_time_while_the_clock_is_advanced(watched, monkeypatch):
+    ahead_us = 86400 * 1_000_000
+    real_us = watched.clock.time_us
+    monkeypatch.setattr(watched.clock, "time_us", lambda: real_us() + ahead_us)
+    monkeypatch.setattr(watched.clock, "file_time_us", real_us)
+    watched.run(60)
+    assert watched.minutes()[-1].start_us == WHOLE_MINUTE_US + MINUTE_US
+
+
+def test_samples_of_the_future_are_dropped_when_the_wall_clock_is_set_back(watched):
+    watched.run(600)
+    watched.clock.jumped_us = -300 * 1_000_000
+    watched.run(5)
+    found = watched.samples.last_hour()
+    assert found[-1].at_us == WHOLE_MINUTE_US + 305 * 1_000_000
+    assert sum(one.counts is not None for one in watched.minutes()) == 6
+    watched.run(400)  # over the times of the dropped samples
+    found = watched.samples.last_hour()
+    assert [one.at_us for one in found] == sorted(one.at_us for one in found)
+
+
+def test_delivery_times_of_a_minute_become_quantiles(watched):
+    watched.metrics.delivery_seconds.observe(3000)
+    watched.run(60)
+    for _ in range(90):
+        watched.metrics.delivery_seconds.observe(0.02)
+    for _ in range(10):
+        watched.metrics.delivery_seconds.observe(4)
+    watched.metrics.commit_seconds.observe(0.002)
+    watched.run(30)
+    *_, before, last = watched.minutes()
+    assert quantile(0.5, before.delivery) is None
+    assert 0.01 < quantile(0.5, last.delivery) < 0.025
+    assert 2.5 < quantile(0.95, last.delivery) < 5
+    assert 0.001 < quantile(1, last.commits) <= 0.0025
+
+
+@pytest.mark.parametrize(
+    ("part", "counts", "expected"),
+    [
+        (0.5, [], None),
+        (0.5, [0.0] * 18, None),
+        (0.5, [4.0] * 18, 0.0005),
+        (1.0, [4.0] * 18, 0.001),
+        (0.5, [0.0] * 10 + [2.0] * 8, 1.75),  # between 1 and 2.5
+        (0.5, [0.0] * 17 + [1.0], 3600.0),  # above the last bound
+    ],
+)
+def test_a_quantile_lies_in_its_bucket(part, counts, expected):
+    assert len(BOUNDS_S) == 17
+    assert quantile(part, counts) == expected
+
+
+def test_it_tells_for_how_long_it_has_counted(watched):
+    watched.run(90)
+    assert watched.samples.running_s == 90

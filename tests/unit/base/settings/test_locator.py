@@ -1,0 +1,98 @@
+"""The locator agrees with tomllib on every key path, and with the eye on every line."""
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from relay.base.settings.document import locate
+
+TEXT = '''\
+# a comment = "no key"
+hostname = "a"  # behind it
+"quoted key" = 1
+'lit.eral' = 2
+site . "b.c".d = true
+
+[http]
+listen = [
+  "one",   # ] not the end
+  'two]',
+  ["nested", { x = 1 }],
+]
+long = """
+[not.a.table]
+key = "no" \\""" still ""quoted"""""
+raw = \'\'\'
+[[neither]]
+\'\'\'
+when = 1979-05-27 07:32:00
+
+[[smtp]]
+listen = "a"
+tls = { certificate = "c", "ke\\u0079" = "k", deep.er = { z = [1, 2] } }
+[[smtp]]
+[smtp.tls]
+key = "k"
+[[smtp.user]]
+name = "x"
+[[smtp.user]]
+name = "y"
+[a.b.c]
+empty = []
+none = {}
+'''
+
+
+def paths(value: Any, path: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...]]:
+    children: list[tuple[str | int, Any]] = []
+    if isinstance(value, dict):
+        children = list(value.items())
+    elif isinstance(value, list):
+        children = list(enumerate(value))
+    found = {path} if path else set()
+    for name, child in children:
+        found |= paths(child, (*path, name))
+    return found
+
+
+def test_every_path_of_tomllib_has_a_line_and_no_other_path_has():
+    located = set(locate(TEXT))
+    expected = paths(tomllib.loads(TEXT))
+    assert located - expected == set()
+    # a super-table that no line names is the only thing without a place
+    assert expected - located == {("a",), ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("path", "needle"),
+    [
+        (("hostname",), "hostname ="),
+        (("quoted key",), '"quoted key"'),
+        (("lit.eral",), "'lit.eral'"),
+        (("site", "b.c", "d"), "site ."),
+        (("http", "listen"), "listen = ["),
+        (("http", "listen", 1), "'two]'"),
+        (("http", "listen", 2, 1, "x"), "nested"),
+        (("http", "raw"), "raw ="),
+        (("http", "when"), "when ="),
+        (("smtp", 0, "tls", "key"), "ke\\u0079"),
+        (("smtp", 0, "tls", "deep", "er", "z", 1), "deep.er"),
+        (("smtp", 1, "tls", "key"), 'key = "k"'),
+        (("smtp", 1, "user", 1, "name"), 'name = "y"'),
+        (("a", "b", "c", "none"), "none ="),
+    ],
+)
+def test_line(path, needle):
+    line = locate(TEXT)[path]
+    assert needle in TEXT.splitlines()[line - 1]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "[table]", "a=1", "a=[]"])
+def test_texts_that_end_early(text):
+    assert set(locate(text)) == paths(tomllib.loads(text))
+
+
+def test_many_lines():
+    text = "".join(f"key{number} = [1, 2]\n" for number in range(20_000))
+    assert locate(text)[("key19999", 1)] == 20_000

@@ -1,0 +1,104 @@
+"""A reload applies the reloadable keys, and names the others that differ."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.base.settings.reader import load
+from relay.base.settings.reloadable_keys import ChangedKey, apply_reloadable
+from relay.base.settings.tree import Settings
+from tests.support.relay_config import changed, configuration, keys_of, to_toml
+
+OPERATION = Path(__file__).parents[4] / "docs" / "operation-run.md"
+
+
+def rows() -> Iterator[str]:
+    """The table of docs/operation-run.md, one row for each table of relay.toml."""
+    tables: dict[str, tuple[list[str], list[str]]] = {}
+    reloaded = set(keys_of(only_reloaded=True))
+    for key in keys_of():
+        table, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
+        columns = tables.setdefault(table, ([], []))
+        columns[key not in reloaded].append(f"`{name}`")
+    for table, (reloadable, restart) in tables.items():
+        is_array = table in ("smtp", "domain", "route", "dkim", "tenant", "webhook", "milter")
+        brackets = f"`[[{table}]]`" if is_array else f"`[{table}]`"
+        name = brackets if table else "(top)"
+        applied = ", ".join(reloadable) or "-"
+        yield f"| {name} | {applied} | {', '.join(restart) or '-' if reloadable else 'all keys'} |"
+
+
+def test_the_documentation_has_every_key_in_its_column() -> None:
+    assert "\n".join(rows()) in OPERATION.read_text()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Any:
+    """Settings of the usual test configuration with some keys changed."""
+
+    def read(**changes: Any) -> Settings:
+        file = tmp_path / "relay.toml"
+        file.write_text(to_toml(changed(configuration(None, 25), changes)))
+        return load(file, {})
+
+    return read
+
+
+def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
+    active = settings()
+    read = settings(
+        hostname="other.example.test", policy={"directory": "rules"}, spool={"keep": "3d"},
+        mailboxes={"accounts": "people.toml", "domains": ["other.test"], "store": "second"},
+        route=[{"domain": "*", "next_hop": "capture"}],
+    )  # fmt: skip
+    applied, changes = apply_reloadable(active, read)
+    assert applied.policy.directory == tmp_path / "rules"
+    assert applied.mailboxes.accounts == tmp_path / "people.toml"
+    assert applied.mailboxes.domains == ("other.test",)
+    assert [one.next_hop for one in applied.route] == ["capture"]
+    kept = replace(
+        read, hostname=active.hostname, spool=active.spool,
+        mailboxes=replace(read.mailboxes, store=active.mailboxes.store),
+    )  # fmt: skip
+    assert applied == kept
+    assert changes == (
+        ChangedKey("hostname", '"relay.example.test"', '"other.example.test"'),
+        ChangedKey("mailboxes.store", '"main"', '"second"'),
+        ChangedKey("spool.keep", "1209600s", "259200s"),
+    )
+
+
+def test_unchanged_settings_need_nothing(settings) -> None:
+    active = settings()
+    assert apply_reloadable(active, settings()) == (active, ())
+
+
+def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
+    listeners = [
+        {"listen": "127.0.0.1:2525", "trusted_networks": ["192.0.2.0/24"]},
+        {"listen": "127.0.0.1:2526", "trusted_networks": ["192.0.2.0/24"], "max_sessions": 7},
+    ]
+    first = '{ listen = "127.0.0.1:2525", trusted_networks = ["192.0.2.0/24"] }'
+    second = '{ listen = "127.0.0.1:2526", trusted_networks = ["192.0.2.0/24"], max_sessions = 7 }'
+    active, read = settings(smtp=listeners[1:]), settings(smtp=listeners)
+    applied, changes = apply_reloadable(active, read)
+    assert applied == active
+    assert changes == (
+        ChangedKey("smtp[0]", second, first),
+        ChangedKey("smtp[1]", "nothing", second),
+    )
+    applied, changes = apply_reloadable(read, active)
+    assert applied == read
+    assert changes[1] == ChangedKey("smtp[1]", second, "nothing")
+    others = [listeners[0] | {"max_sessions": 9}, listeners[1] | {"role": "submission"}]
+    applied, changes = apply_reloadable(read, settings(smtp=others))
+    assert [one.max_sessions for one in applied.smtp] == [9, 7]
+    assert changes == (ChangedKey("smtp[1].role", '"relay"', '"submission"'),)
+
+
+def test_secrets_are_not_shown(settings) -> None:
+    _, (change,) = apply_reloadable(settings(), settings(spool={"url": "sqlite:other.sqlite"}))
+    assert change == ChangedKey("spool.url", "(not shown)", "(not shown)")

@@ -1,0 +1,564 @@
+"""Bounces: who gets one, and the message for the spool."""
+
+import email
+import email.policy
+import email.utils
+import itertools
+
+import pytest
+from flufl.bounce import scan_message
+from msgspec.structs import replace
+
+from relay.base.accounts.account import AliasTarget, Expansion
+from relay.base.clock import Ids
+from relay.base.message.content import LargeContent, MemoryOctets
+from relay.base.message.envelope import (
+    Envelope,
+    ForwardPath,
+    MessageExtra,
+    MessageFacts,
+    Notify,
+    Source,
+)
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import LOCAL, Destination, HopKind, NextHop
+from relay.base.message.outcome import Evidence
+from relay.base.message.receipt import ReceiptKind, ReceiptRequest
+from relay.base.message.verdict import RuleMail
+from relay.base.observe.metrics import Metrics
+from relay.delivery.reports.bounces import NOTICES_MAX, Reporter, decide_reports
+from relay.delivery.reports.texts import TextSource
+from relay.formats.dsn import ReportedRecipient, ReportKind
+from relay.store.journeys.events import Step
+from relay.store.spool.types import ReportPlan
+from tests.support.manual_clock import ManualClock
+
+MX = NextHop(HopKind.MX, "example.com")
+HOUR_US = 3600 * 1_000_000
+MESSAGE = MessageFacts(
+    "01jd3q8z6f000000",
+    Envelope("alice@example.com"),
+    Source.SMTP,
+    trusted=True,
+    received_us=1_700_000_000_000_000,
+    account="alice@example.com",
+)
+CONTENT = b"Subject: Hello\r\nMessage-ID: <orig@example.com>\r\n\r\nHi\r\n"
+FROM_A_REPORT = replace(MESSAGE, source=Source.REPORT)
+
+
+def recipient(address="bob@example.net", notify=frozenset(), **about):
+    path = ForwardPath(address, notify)
+    return ReportedRecipient(path, Evidence("5.1.1", "550 5.1.1 no"), **about)
+
+
+class CountedReporter:
+    """A reporter with its clock and metrics; `hops` are the only addresses with a next hop."""
+
+    def __init__(self, **more):
+        self.clock = ManualClock()
+        self.metrics = Metrics()
+        to = Destination(MX)
+        self.hops = {"alice@example.com": to, "älice@example.com": to}
+        self.reporter = Reporter(
+            hostname="relay.example.com",
+            clock=self.clock,
+            ids=Ids(self.clock, random_bytes=self._chance),
+            destination_of=self.hops.get,
+            expire_after_s=3600,
+            metrics=self.metrics,
+            **more,
+        )
+        self._made = 0
+
+    def _chance(self, length):
+        self._made += 1
+        return self._made.to_bytes(length, "big")
+
+    def failures(self, recipients, message=MESSAGE, content=CONTENT):
+        return self.reporter.reports(ReportKind.FAILED, message, recipients, content=content)
+
+    def counted(self):
+        """How many reports by kind."""
+        samples = self.metrics.reports.collect()[0].samples
+        return {
+            one.labels["kind"]: one.value
+            for one in samples
+            if one.name.endswith("_total") and one.value
+        }
+
+
+@pytest.fixture
+def reporter():
+    return CountedReporter()
+
+
+def test_one_bounce_for_all_failed_recipients(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")])
+    (report,) = plan.messages
+    found = scan_message(email.message_from_bytes(report.contents[0]))
+    assert found == {b"bob@example.net", b"carol@example.net"}
+    assert reporter.counted() == {"failure": 1}
+
+
+def test_a_bounce_is_routed_to_the_sender_with_the_null_reverse_path(reporter):
+    (report,) = reporter.failures([recipient()]).messages
+    assert report.facts.envelope == Envelope("")
+    assert report.facts.source is Source.REPORT
+    assert report.facts.trusted
+    (entry,) = report.entries
+    assert entry.next_hop == MX
+    (to,) = entry.recipients
+    assert to.path == ForwardPath("alice@example.com", frozenset({Notify.NEVER}))
+    assert to.state is RecipientState.QUEUED
+    assert report.final_recipients == ()
+    assert report.facts.received_us == reporter.clock.time_us()
+    assert report.facts.expires_us == report.facts.received_us + HOUR_US
+    assert report.facts.account == "alice@example.com"
+    assert report.facts.size == len(report.contents[0])
+
+
+def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
+    """The sender's own forwarding too: who reads no mailbox here must hear of a failure."""
+    to = ("bob@example.com", "carol@outside.test", "lost@nowhere.test", "dave@outside.test")
+    targets = tuple(AliasTarget(one, ("team@example.com",)) for one in to)
+    aliases = {"alice@example.com": Expansion(targets)}
+    outside = NextHop(HopKind.MX, "outside.test")
+    reporter.hops.update(
+        {"bob@example.com": Destination(LOCAL)}
+        | dict.fromkeys((to[1], to[3]), Destination(outside, held="route r"))
+    )
+    reporter.reporter.expand = aliases.get
+    plan = reporter.failures([recipient()])
+    (report,) = plan.messages
+    found = [
+        (one.next_hop, one.extra.delivered_to, [each.path.address for each in one.recipients])
+        for one in report.entries
+    ]
+    assert found == [
+        (LOCAL, "", ["bob@example.com"]),
+        (outside, "team@example.com", ["carol@outside.test", "dave@outside.test"]),
+    ]
+    assert report.entries[1].extra.reason == "route r"
+    (alias,) = report.final_recipients
+    assert (alias.path.address, alias.state) == ("alice@example.com", RecipientState.EXPANDED)
+    assert alias.successors == to
+    assert plan.events[0].detail["to"] == "alice@example.com"
+    assert b"\r\nTo: <alice@example.com>\r\n" in report.contents[0]
+    assert report.events[0].detail["held"] == {
+        "route r": ["carol@outside.test", "dave@outside.test"]
+    }
+    assert report.events[0].detail["next_hops"] == {
+        "local": ["bob@example.com"], "mx:outside.test": ["carol@outside.test", "dave@outside.test"]
+    }  # fmt: skip
+
+
+def test_a_bounce_for_an_alias_that_leads_nowhere_becomes_a_dead_letter(reporter):
+    to = Expansion((AliasTarget("lost@nowhere.test", ("alice@example.com",)),))
+    reporter.reporter.expand = {"alice@example.com": to}.get
+    (report,) = reporter.failures([recipient()]).messages
+    assert report.entries[0].recipients[0].path.address == "postmaster"
+    assert reporter.counted() == {"dead-letter": 1}
+
+
+def test_the_envelope_of_a_bounce_matches_its_header(reporter):
+    (report,) = reporter.failures([recipient()]).messages
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    assert report.facts.message_id == parsed["message-id"]
+    assert report.facts.subject == parsed["subject"] == "Undeliverable: Hello"
+
+
+def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")])
+    (event,) = plan.events
+    assert event.step is Step.REPORT
+    assert event.at_us == reporter.clock.time_us()
+    assert event.detail == {
+        "report_id": plan.messages[0].facts.id,
+        "to": "alice@example.com",
+        "kind": "failure",
+        "recipients": ["bob@example.net", "carol@example.net"],
+    }
+    (first,) = plan.messages[0].events
+    assert first.step is Step.POLICY_AND_ROUTING
+    assert first.detail["about"] == MESSAGE.id
+    assert (
+        len(
+            reporter.failures([recipient(f"u{n}@x.org") for n in range(500)])
+            .events[0]
+            .detail["recipients"]
+        )
+        == 100
+    )
+
+
+def test_eight_bit_and_smtputf8_go_into_the_envelope(reporter):
+    content = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
+    message = replace(MESSAGE, envelope=Envelope("älice@example.com"))
+    (report,) = reporter.failures([recipient()], message, content).messages
+    assert report.facts.envelope == Envelope("", smtputf8=True, eight_bit=True)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_no_bounce_is_sent_to_the_null_reverse_path(reporter, trusted):
+    message = replace(MESSAGE, envelope=Envelope(""), trusted=trusted)
+    assert reporter.failures([recipient()], message) == ReportPlan()
+    assert reporter.counted() == {}
+
+
+STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")
+
+
+def test_the_postmaster_has_one_notice_of_a_recipient_of_strangers_in_an_hour(reporter):
+    plan = reporter.failures([recipient(), recipient("carol@example.net")], STRANGERS)
+    (notice,) = plan.messages
+    ((to,),) = [entry.recipients for entry in notice.entries]
+    assert (to.path.address, to.path.notify) == ("postmaster", frozenset({Notify.NEVER}))
+    assert (notice.facts.envelope.reverse_path, notice.facts.account) == ("", "")
+    content = notice.contents[0]
+    assert b"\r\nTo: <postmaster@relay.example.com>\r\n" in content
+    assert b"Mail of ann@sender.test was not delivered" in content
+    assert (b"<orig@example.com>" in content, b"\r\nHi\r\n" in content) == (True, False)
+    (event,) = plan.events
+    assert (event.detail["kind"], event.detail["to"]) == ("postmaster", "postmaster")
+    assert event.detail["recipients"] == ["bob@example.net", "carol@example.net"]
+    # that of the same message may not have been committed
+    assert len(reporter.failures([recipient()], STRANGERS).messages) == 1
+
+    people = [recipient("carol@example.net"), recipient("dave@example.net")]
+    later = reporter.failures(people, replace(STRANGERS, id="later"))
+    assert b"carol@example.net" not in later.messages[0].contents[0]
+    assert [(one.detail["recipients"], "left_out" in one.detail) for one in later.events] == [
+        (["dave@example.net"], False), (["carol@example.net"], True)
+    ]  # fmt: skip
+    reporter.clock.advance(3600)
+    assert len(reporter.failures(people, replace(STRANGERS, id="last")).events) == 1
+
+
+def test_notices_on_strangers_mail_are_bounded(reporter):
+    plans = [
+        reporter.failures([recipient(f"u{n}@x.org")], replace(STRANGERS, id=str(n)))
+        for n in range(NOTICES_MAX + 10)
+    ]
+    assert [len(one.messages) for one in plans] == [1] * NOTICES_MAX + [0] * 10
+    assert all(len(one.events) == 1 for one in plans)
+    assert reporter.counted() == {"postmaster": NOTICES_MAX}
+
+
+def test_a_report_to_a_stranger_that_fails_ends_and_a_notice_reaches_the_postmaster(reporter):
+    reporter.hops["ann@sender.test"] = Destination(MX)
+    verified = replace(STRANGERS, extra=MessageExtra(verified=True))
+    (report,) = reporter.failures([recipient()], verified).messages
+    assert report.entries[0].recipients[0].path.address == "ann@sender.test"
+    failed = reporter.failures([recipient("ann@sender.test")], report.facts, report.contents[0])
+    assert failed.messages == ()
+    assert failed.events[0].detail["kind"] == "dropped"
+    (notice,) = reporter.failures([recipient()], STRANGERS).messages
+    (letter,) = reporter.failures(  # its alias leads to an address that does not take it
+        [recipient("admin@example.net")], notice.facts, notice.contents[0]
+    ).messages
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+
+
+def test_a_verified_stranger_without_a_next_hop_makes_no_dead_letters(reporter):
+    verified = replace(STRANGERS, extra=MessageExtra(verified=True))
+    for number in range(3):
+        reporter.failures([recipient()], replace(verified, id=str(number)))
+    assert reporter.counted() == {"postmaster": 1}
+
+
+def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(reporter):
+    plan = reporter.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
+    report, letter = plan.messages
+    assert b"copy@example.net" not in report.contents[0]
+    assert letter.contents == (CONTENT,)
+    assert letter.entries[0].next_hop == LOCAL
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+    assert letter.facts.account == ""
+    assert letter.facts.source is Source.REPORT
+    assert [event.detail["kind"] for event in plan.events] == ["failure"]
+    assert reporter.counted() == {"failure": 1, "dead-letter": 1}
+
+
+def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(reporter):
+    plan = reporter.failures([recipient()], FROM_A_REPORT)
+    (letter,) = plan.messages
+    assert letter.contents == (CONTENT,)
+    assert letter.facts.message_id == "<orig@example.com>"
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+    assert plan.events[0].detail["kind"] == "dead-letter"
+    assert reporter.counted() == {"dead-letter": 1}
+
+
+@pytest.mark.parametrize(
+    ("demand", "of_bounce", "has_text"),
+    [
+        ("requiretls", "requiretls if offered", False),
+        ("requiretls if offered", "requiretls if offered", False),
+        ("optional", "", True),
+        ("", "", True),
+    ],
+)
+def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
+    reporter, demand, of_bounce, has_text
+):
+    message = replace(MESSAGE, envelope=replace(MESSAGE.envelope, ret="FULL", tls=demand))
+    (bounce,) = reporter.failures([recipient()], message).messages
+    assert bounce.facts.envelope.tls == bounce.events[0].detail.get("tls", "") == of_bounce
+    assert (b"Message-ID: <orig@" in bounce.contents[0], b"\r\nHi\r\n" in bounce.contents[0]) == (
+        True, has_text,
+    )  # fmt: skip
+    # a dead letter is a copy of the message
+    (letter,) = reporter.failures([recipient(added_by="a rule")], message).messages
+    of_copy = "" if demand == "optional" else demand
+    assert letter.facts.envelope.tls == of_copy
+    assert letter.contents == (CONTENT,)
+    # so is a journal report; a notice is none
+    for text, expected in (("", of_copy), ("look at it", of_bounce)):
+        mail = RuleMail("alice@example.com", "a rule", (), text)
+        made = reporter.reporter.rule_mail(mail, about=message, write=lambda _: CONTENT)
+        assert made.facts.envelope.tls == expected
+    request = ReceiptRequest("m", "alice@example.com", "r", requiretls=demand == "requiretls")
+    plan = reporter.reporter.receipt(ReceiptKind.READ, request, "q", is_manual=False)
+    asked = "requiretls if offered" if demand == "requiretls" else ""
+    assert [one.facts.envelope.tls for one in plan.messages] == [asked]
+
+
+def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
+    large = LargeContent(CONTENT[:-6], (MemoryOctets(b"\r\n\xff\r\n"),), eight_bit=True)
+    failed = recipient(added_by="a rule")
+    (letter,) = reporter.failures([failed], content=large).messages
+    assert letter.contents == (large,)
+    assert letter.facts.envelope.eight_bit
+    assert (letter.facts.message_id, letter.facts.subject) == ("<orig@example.com>", "Hello")
+
+
+def test_a_bounce_that_fails_at_the_postmaster_is_dropped(reporter):
+    plan = reporter.failures([recipient("postmaster")], FROM_A_REPORT)
+    assert plan.messages == ()
+    assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
+    assert reporter.counted() == {"dropped": 1}
+
+
+def test_repeated_failures_cause_no_endless_bounces(reporter):
+    """Each failure causes less: bounce, dead letter, nothing."""
+    waiting, made = list(reporter.failures([recipient()]).messages), 0
+    while waiting:
+        failed = waiting.pop()
+        made += 1
+        assert made < 10
+        (one,) = failed.entries[0].recipients
+        again = [recipient(one.path.address, one.path.notify)]
+        waiting += reporter.failures(again, failed.facts, failed.contents[0]).messages
+    assert made == 2
+
+
+def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(reporter):
+    reporter.hops.clear()
+    plan = reporter.failures([recipient()])
+    (letter,) = plan.messages
+    assert b"multipart/report" in letter.contents[0]
+    assert letter.entries[0].next_hop == LOCAL
+    assert letter.facts.account == ""
+    assert plan.events[0].detail["to"] == "postmaster"
+    assert reporter.counted() == {"dead-letter": 1}
+
+
+def test_every_message_has_its_own_id(reporter):
+    plan = reporter.failures([recipient(), recipient("c@x.org", added_by="r")])
+    others = reporter.failures([recipient()])
+    ids = {message.facts.id for message in (*plan.messages, *others.messages)}
+    assert len(ids) == 3
+    assert all(len(one) == 16 for one in ids)
+
+
+async def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
+    octets = await reporter.reporter.inbox_report(
+        ReportKind.FAILED, MESSAGE, [recipient()], content=CONTENT
+    )
+    parsed = email.message_from_bytes(octets, policy=email.policy.default)
+    assert octets.startswith(
+        b"Return-Path: <>\r\nFrom: Mail Delivery System <MAILER-DAEMON@relay.example.com>\r\n"
+    )
+    assert not parsed.defects
+    assert parsed["to"] == "alice@example.com"
+    assert scan_message(email.message_from_bytes(octets)) == {b"bob@example.net"}
+    assert reporter.counted() == {"failure": 1}
+
+
+@pytest.mark.parametrize(
+    ("languages", "found"),
+    [({}, "en"), ({"alice@example.com": "de"}, "de"), ({"app@example.com": "de"}, "de"),
+     ({"alice@example.com": "en", "app@example.com": "de"}, "en")],
+)  # fmt: skip
+def test_the_language_is_the_readers_else_the_senders(languages, found):
+    reporter = CountedReporter(texts=TextSource(language_of=lambda one: languages.get(one, "")))
+    message = replace(MESSAGE, account="app@example.com")
+    (report,) = reporter.failures([recipient()], message).messages
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    assert parsed.get_body(("html",))["content-language"] == found
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(reporter, days):
+    reporter.clock.jumped_us = days * 24 * HOUR_US
+    (report,) = reporter.failures([recipient()]).messages
+    assert report.facts.received_us == reporter.clock.queue_us()
+    assert report.facts.expires_us == reporter.clock.queue_us() + HOUR_US
+    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
+    status = next(part for part in parsed.walk() if part.get_content_type().endswith("status"))
+    arrival = status.get_payload()[0]["Arrival-Date"]
+    arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
+    assert arrived * 1_000_000 == MESSAGE.received_us + reporter.clock.jumped_us
+    assert parsed["Date"].datetime.timestamp() == reporter.clock.time_us() // 1_000_000
+
+
+BOB = recipient()
+SILENT = recipient("silent@example.net", notify=frozenset({Notify.NEVER}))
+SUCCESS_ONLY = recipient("happy@example.net", notify=frozenset({Notify.SUCCESS, Notify.DELAY}))
+ASKED = recipient("asked@example.net", notify=frozenset({Notify.FAILURE}))
+ADDED = recipient("copy@example.net", added_by="a rule", notify=frozenset({Notify.NEVER}))
+POSTMASTER = recipient("postmaster")
+
+
+def groups(
+    recipients,
+    *,
+    reverse_path="alice@example.com",
+    trusted=True,
+    source=Source.SMTP,
+    kind=ReportKind.FAILED,
+):
+    facts = MessageFacts("q", Envelope(reverse_path), source, trusted, 0)
+    decision = decide_reports(kind, facts, recipients)
+    return decision.reported, decision.dead_letters, decision.dropped
+
+
+@pytest.mark.parametrize(
+    ("strangers", "verified", "to"),
+    [
+        ("verified", True, "sender"), ("verified", False, "postmaster"),
+        ("postmaster", True, "postmaster"), ("sender", False, "sender"),
+    ],
+)  # fmt: skip
+def test_who_hears_of_a_strangers_mail_that_fails(strangers, verified, to):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    message = replace(STRANGERS, extra=MessageExtra(verified=verified))
+    found = decide_reports(ReportKind.FAILED, message, everybody, strangers=strangers)
+    heard = (found.reported, found.noticed)
+    assert heard == (((BOB, ASKED), ()) if to == "sender" else ((), (BOB, ASKED)))
+    for kind in (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.HELD):
+        found = decide_reports(kind, message, everybody, strangers=strangers)
+        assert (found.reported, found.noticed) == ((), ())
+
+
+@pytest.mark.parametrize("source", [Source.GRAPH, Source.SMTP, Source.SENDMAIL])
+def test_a_trusted_sender_gets_a_bounce_by_notify(source):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    assert groups(everybody, source=source) == ((BOB, ASKED), (ADDED,), ())
+
+
+@pytest.mark.parametrize(
+    ("notify", "wanted"),
+    [
+        ((), True),
+        ((Notify.FAILURE,), True),
+        ((Notify.SUCCESS, Notify.FAILURE), True),
+        ((Notify.NEVER,), False),
+        ((Notify.SUCCESS,), False),
+        ((Notify.DELAY,), False),
+    ],
+)
+def test_notify_decides_about_a_bounce(notify, wanted):
+    one = recipient(notify=frozenset(notify))
+    assert groups([one]) == (((one,) if wanted else ()), (), ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "reported"),
+    [
+        (ReportKind.DELAYED, (BOB, SUCCESS_ONLY)),
+        (ReportKind.DELIVERED, (SUCCESS_ONLY,)),
+        (ReportKind.RELAYED, (SUCCESS_ONLY,)),
+        (ReportKind.EXPANDED, (SUCCESS_ONLY,)),
+    ],
+)
+def test_other_reports_by_notify_and_none_about_recipients_of_rules_or_reports(kind, reported):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    assert groups(everybody, kind=kind) == (reported, (), ())
+    assert groups(everybody, kind=kind, trusted=False) == ((), (), ())
+    assert groups(everybody, kind=kind, source=Source.REPORT) == ((), (), ())
+
+
+@pytest.mark.parametrize("source", [Source.SMTP, Source.REPORT])
+def test_what_ends_without_an_answer_is_reported_as_a_failure_is(source):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
+    failed = groups(everybody, source=source)
+    assert groups(everybody, kind=ReportKind.UNKNOWN, source=source) == failed != ((), (), ())
+
+
+@pytest.mark.parametrize(
+    "sender", [{"reverse_path": ""}, {"trusted": False}, {"reverse_path": "", "trusted": False}]
+)
+def test_no_bounce_for_the_null_reverse_path_or_untrusted_senders(sender):
+    assert groups([BOB, ASKED], **sender) == ((), (), ())
+
+
+def test_failed_recipients_of_a_rule_go_to_the_postmaster():
+    assert groups([BOB, ADDED], trusted=False) == ((), (ADDED,), ())
+    assert groups([BOB, ADDED], reverse_path="") == ((), (ADDED,), ())
+
+
+def test_a_bounce_causes_no_bounce_and_ends_at_the_postmaster():
+    assert groups([BOB, ASKED], source=Source.REPORT, reverse_path="") == ((), (BOB, ASKED), ())
+    assert groups([POSTMASTER], source=Source.REPORT, reverse_path="") == ((), (), (POSTMASTER,))
+
+
+@pytest.mark.parametrize(
+    ("reverse_path", "trusted", "source"),
+    list(itertools.product(["", "alice@example.com"], [True, False], Source)),
+)
+def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(
+    reverse_path, trusted, source
+):
+    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED, POSTMASTER]
+    decided = groups(everybody, reverse_path=reverse_path, trusted=trusted, source=source)
+    flat = [one.path.address for group in decided for one in group]
+    assert len(flat) == len(set(flat))
+    if source is Source.REPORT or not trusted or not reverse_path:
+        assert decided[0] == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "action", "notify"),
+    [
+        (ReportKind.DELAYED, "delayed", frozenset()),
+        (ReportKind.DELAYED, "delayed", frozenset({Notify.DELAY})),
+        (ReportKind.DELIVERED, "delivered", frozenset({Notify.SUCCESS})),
+        (ReportKind.RELAYED, "relayed", frozenset({Notify.SUCCESS})),
+    ],
+)
+def test_a_report_of_each_kind_goes_to_the_sender_and_is_counted(reporter, kind, action, notify):
+    message = replace(MESSAGE, expires_us=MESSAGE.received_us + 48 * HOUR_US)
+    people = [recipient(notify=notify), recipient("never@x.test", frozenset({Notify.NEVER}))]
+    plan = reporter.reporter.reports(kind, message, people, content=CONTENT)
+    (report,), (event,) = plan.messages, plan.events
+    assert report.entries[0].recipients[0].path.address == "alice@example.com"
+    assert f"\r\nAction: {action}\r\n".encode() in report.contents[0]
+    times = {"since": "2023-11-14T22:13:20.000000Z", "until": "2023-11-16T22:13:20.000000Z"}
+    assert event.detail == {
+        "report_id": report.facts.id, "to": "alice@example.com", "kind": str(kind),
+        "recipients": ["bob@example.net"], **(times if kind is ReportKind.DELAYED else {}),
+    }  # fmt: skip
+    assert reporter.counted() == {str(kind): 1}
+
+
+@pytest.mark.parametrize("kind", [ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.RELAYED])
+def test_a_report_of_no_failure_that_has_no_next_hop_is_left_out(reporter, kind):
+    reporter.hops.clear()
+    people = [recipient(notify=frozenset({Notify.SUCCESS, Notify.DELAY}))]
+    plan = reporter.reporter.reports(kind, MESSAGE, people, content=CONTENT)
+    assert plan.messages == ()
+    (event,) = plan.events
+    assert event.detail["left_out"] == "the address of the sender has no next hop"
+    assert reporter.counted() == {}

@@ -1,0 +1,99 @@
+"""The rate of reports to a sender, and what else is left out; failures never are."""
+
+import pytest
+from msgspec.structs import replace
+
+from relay.base.message.envelope import Envelope, Notify
+from relay.delivery.reports import bounces
+from relay.delivery.reports.bounces import SenderRate
+from relay.formats.dsn import ReportKind
+from tests.support.manual_clock import ManualClock
+from tests.unit.delivery.reports.test_bounces import CONTENT, MESSAGE, CountedReporter, recipient
+
+ALL = frozenset({Notify.SUCCESS, Notify.DELAY, Notify.FAILURE})
+OF_NO_FAILURE = (ReportKind.DELAYED, ReportKind.DELIVERED, ReportKind.HELD)
+
+
+@pytest.fixture
+def reporter():
+    counted = CountedReporter()
+    counted.reporter.rate = SenderRate(2, 3600, counted.clock)
+    return counted
+
+
+def left_out(reporter, kind, *, message=MESSAGE, content=CONTENT) -> str:
+    """Why a report is left out, "" if it is sent."""
+    plan = reporter.reporter.reports(kind, message, [recipient(notify=ALL)], content=content)
+    (event,) = plan.events
+    assert bool(plan.messages) != ("left_out" in event.detail)
+    assert event.detail["kind"] == kind
+    assert event.detail["recipients"] == ["bob@example.net"]
+    return event.detail.get("left_out", "")
+
+
+def counted(reporter) -> dict[str, float]:
+    samples = reporter.metrics.reports_left_out.collect()[0].samples
+    return {one.labels["reason"]: one.value for one in samples if one.name.endswith("_total")}
+
+
+def test_a_sender_gets_so_many_reports_in_a_time_and_all_failures(reporter):
+    too_many = "the sender has had as many as reports.per_sender allows"
+    assert [left_out(reporter, kind) for kind in OF_NO_FAILURE] == ["", "", too_many]
+    assert [left_out(reporter, ReportKind.FAILED) for _ in range(9)] == [""] * 9
+    assert counted(reporter) == {"rate": 1}
+    assert reporter.counted() == {"delayed": 1, "delivered": 1, "failure": 9}
+    reporter.clock.advance(3599)
+    assert left_out(reporter, ReportKind.RELAYED) == too_many
+    reporter.clock.advance(1)
+    assert left_out(reporter, ReportKind.RELAYED) == ""
+
+
+def test_a_sender_is_an_account_or_else_a_reverse_path(reporter):
+    other = replace(MESSAGE, account="bob@example.com")
+    nobody = replace(MESSAGE, account="")
+    for message in (MESSAGE, other, nobody):
+        found = [left_out(reporter, ReportKind.DELIVERED, message=message) for _ in range(3)]
+        # an account and its own address are one
+        assert [bool(one) for one in found] == (
+            [True] * 3 if message is nobody else [False, False, True]
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "is_automatic"),
+    [
+        ("Auto-Submitted: auto-generated", True),
+        ("auto-submitted: Auto-Replied; owner-email=x@y", True),
+        ("Auto-Submitted: no", False),
+        ("Auto-Submitted: NO (typed)", False),
+        ("Auto-Submitted:", False),
+        ("Precedence: bulk", True),
+        ("Precedence: list", True),
+        ("Precedence: junk", True),
+        ("Precedence: first-class", False),
+        ("List-Id: <list.example.org>", True),
+        ("LIST-Unsubscribe: <mailto:x@y>", True),
+        ("X-List-Id: x", False),
+        ("Listless: x", False),
+    ],
+)
+def test_of_automatic_mail_and_lists_only_failures_are_reported(
+    reporter, field: str, is_automatic: bool
+):
+    content = f"{field}\r\n".encode() + CONTENT
+    why = "a program or a list has sent the message" if is_automatic else ""
+    assert left_out(reporter, ReportKind.DELIVERED, content=content) == why
+    assert left_out(reporter, ReportKind.FAILED, content=content) == ""
+    assert counted(reporter) == ({"automatic": 1} if is_automatic else {})
+
+
+def test_a_limited_number_of_senders_is_remembered(monkeypatch):
+    monkeypatch.setattr(bounces, "SENDERS_MAX", 3)
+    rate = SenderRate(1, 3600, ManualClock())
+    messages = [
+        replace(MESSAGE, account="", envelope=Envelope(f"{number}@x.test")) for number in range(5)
+    ]
+    assert all(rate.take(one) for one in messages)
+    assert len(rate._spans) == 3
+    assert [rate.take(one) for one in messages[2:]] == [False] * 3  # the last ones
+    assert rate.take(messages[0])  # was forgotten

@@ -1,0 +1,359 @@
+"""The texts of reports: those of this relay, and the templates of an operator."""
+
+import html
+import re
+import time
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.header import Header
+from relay.base.message.outcome import Evidence
+from relay.base.message.receipt import ReceiptKind, ReceiptRequest
+from relay.base.settings.document import SettingsError
+from relay.base.settings.tree import ReportsSettings
+from relay.delivery.reports import texts
+from relay.delivery.reports.texts import LANGUAGES, ReportTexts, load_texts
+from relay.delivery.reports.wording import FailureClass, RecipientFields
+from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind
+from tests.support.logs import capture_logs
+from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE, UNKNOWN, report
+
+DOCS = Path(__file__).parents[4] / "docs/reports.md"
+HEADER = Header.parse(b"Subject: Lunch\r\nMessage-ID: <m@x.test>\r\n")
+RECEIPT = ReceiptRequest(
+    "bob@example.net", "alice@example.com", "bob@example.net", message_id="<m@x.test>",
+    subject="Lunch",
+)  # fmt: skip
+ALL_KINDS = (*ReportKind, *ReceiptKind)
+HOSTILE = "<script>\"'&amp;</p><img src=http://evil.test/x>{{ 7*7 }}"
+
+
+def written(
+    recipients=(FULL,), kind=ReportKind.FAILED, header=HEADER, *, using=None, message=MESSAGE, **of
+) -> HumanPart:
+    using = using or ReportTexts()
+    return using.write(kind, message, recipients, header=header, hostname="relay.test", **of)
+
+
+def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
+    about, using = structs.replace(RECEIPT, **changes), using or ReportTexts()
+    return using.receipt(
+        kind, about, MESSAGE.id, hostname="relay.test", now_us=MESSAGE.received_us,
+        language=language,
+    )  # fmt: skip
+
+
+def of_kind(kind, language) -> HumanPart:
+    """A report or a read receipt with all that it can say."""
+    if isinstance(kind, ReceiptKind):
+        return receipt(kind, language)
+    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 1_000_000)
+    return written(EVERY_CLASS, kind, message=message, language=language)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load texts from files of these names, with "/" for "-"."""
+
+    def load(files: dict[str, str], language: str = "en") -> ReportTexts:
+        for name, text in files.items():
+            file = tmp_path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        return load_texts(ReportsSettings(language=language, templates=tmp_path))
+
+    return load
+
+
+@pytest.fixture
+def faults(load, tmp_path):
+    """The faults of these files, without the folder."""
+
+    def faults(files: dict[str, str]) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            load(files)
+        return [str(one).removeprefix(f"{tmp_path}/") for one in caught.value.faults]
+
+    return faults
+
+
+# -- the texts of this relay
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_class_says_why_and_what_to_do(language):
+    own = texts._own_texts(language)
+    one = RecipientFields("a@b.test", "b.test", "", "", "", "", "the text", "", "")
+    for kind in FailureClass:
+        for detail in ("0.0", "1.0", "1.3", "1.8", "1.10", "2.1", "2.3", "3.0", "4.1", "4.2", "4.3",
+                       "4.4", "5.0", "5.3", "6.3", "6.7", "7.8"):  # fmt: skip
+            said = getattr(own, kind)(structs.replace(one, detail=detail), "b.test", "relay.test")
+            why, _, advice = said.strip().partition("\n")
+            assert why.endswith((".", "the text")), (kind, detail, said)
+            assert advice.endswith("."), (kind, detail, said)
+            assert "\n" not in advice, (kind, detail, said)
+
+
+def test_languages_have_the_same_words():
+    english, german = map(texts._own_texts, ("en", "de"))
+    assert english.words.keys() == german.words.keys()
+    assert english.openings.keys() == german.openings.keys() == set(ReportKind)
+    assert english.receipts.keys() == german.receipts.keys() == set(ReceiptKind)
+    for name, text in english.words.items():
+        assert re.findall("%.", text) == re.findall("%.", german.words[name])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_text_says_what_the_html_says(kind, language):
+    part = of_kind(kind, language)
+    body = re.sub(r"<head>.*</head>|<[^>]*>", " ", part.html, flags=re.DOTALL)
+    said = part.text.replace(":\n", "\n", 1)  # the colon of the opening
+    assert html.unescape(body).split() == said.split()
+
+
+def test_who_and_why_come_before_what_to_do_and_the_details():
+    part = written([UNKNOWN, FULL])
+    places = [
+        [
+            text.index(one)
+            for one in ("bob@example.net", "not found", "Check", "mx1.example.net said")
+        ]
+        for text in (part.text, part.html)
+    ]
+    assert all(one == sorted(one) for one in places)
+    assert "550 5.1.1 <bob@example.net>: User unknown" in part.text
+    assert f"Queue id: {MESSAGE.id}" in part.text
+
+
+def test_the_rule_that_refused_is_named_with_its_text():
+    rejected = ReportedRecipient(
+        ForwardPath("dave@x.test"),
+        Evidence("5.7.1", "550 5.7.1 No programs, please"),
+        rule="no exe",
+    )
+    part = written([rejected])
+    assert "A rule of relay.test refused the message: No programs, please\n" in part.text
+    assert "Rule: no exe" in part.text
+
+
+def test_recipients_with_the_same_text_share_it():
+    crowd = [structs.replace(FULL, path=ForwardPath(f"u{one}@x.test")) for one in range(150)]
+    part = written(crowd)
+    assert part.text.count("The mailbox is full.") == 1
+    assert "u99@x.test" in part.text
+    assert "u100@x.test" not in part.text
+    assert "and 50 more, all listed" in part.text
+    assert "these recipients" in part.text
+
+
+def test_a_delay_asks_for_nothing_and_names_its_end():
+    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 86_400_000_000)
+    part = written([DELAYED], ReportKind.DELAYED, message=message)
+    assert "You need to do nothing. Delivery is attempted until Sat, 21 Nov 2026" in part.text
+    assert "What to do" not in part.text
+    assert "still being attempted" in written([DELAYED], ReportKind.DELAYED).text
+
+
+def test_what_comes_from_outside_is_no_markup_and_adds_no_line():
+    evil = ReportedRecipient(
+        ForwardPath(f'"{HOSTILE}\n"@x.test'),
+        Evidence("5.7.1", f"550 5.7.1 {HOSTILE}\r\nSubject: x", f"{HOSTILE}\n", remote=True),
+        rule=f"{HOSTILE}\n",
+    )
+    header = Header.parse(f"Subject: {HOSTILE}\r\nMessage-ID: <{HOSTILE}@x>\r\n".encode())
+    harmless = ReportedRecipient(
+        ForwardPath("a@x.test"), Evidence("5.7.1", "550 5.7.1 spam", "h", remote=True), rule="r"
+    )
+    part, plain = written([evil], header=header), written([harmless])
+    tags = re.compile(r"<[^>]*>")
+    assert tags.findall(part.html) == tags.findall(plain.html)
+    assert "{{ 7*7 }}" in part.html
+    assert "{{ 7*7 }}" in part.text
+    assert len(part.text.splitlines()) == len(plain.text.splitlines())
+    evil, plain = receipt(subject=f"{HOSTILE}\r\nx", recipient=f'"{HOSTILE}\n"@x.test'), receipt()
+    assert tags.findall(evil.html) == tags.findall(plain.html)
+    assert len(evil.text.splitlines()) == len(plain.text.splitlines())
+
+
+def test_a_read_receipt_says_who_when_and_about_what():
+    for part in (receipt(), receipt(ReceiptKind.NOT_READ)):
+        for text in (part.text, html.unescape(part.html)):
+            for said in ("bob@example.net", "Fri, 20 Nov 2026 10:03:58", "Lunch", "<m@x.test>"):
+                assert said in text
+    assert "marked as read" in receipt().text
+    assert "without being read" in receipt(ReceiptKind.NOT_READ).text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_html_loads_nothing(kind, language):
+    part = of_kind(kind, language)
+    assert not re.search(r"\b(?:src|href|url|background|action)\b\s*[=(]", part.html)
+    assert not re.search(r"<(?:img|link|script|style|iframe|a|form|object|base)\b", part.html)
+
+
+def test_a_thousand_failures_are_one_report_and_little_work():
+    crowd = [
+        structs.replace(UNKNOWN, path=ForwardPath(f"user{one}@example{one}.test"))
+        for one in range(1000)
+    ]
+    began = time.process_time()
+    found = report(recipients=crowd)
+    assert time.process_time() - began < 0.5
+    assert found.count(b"Final-Recipient: ") == 1000
+
+
+# -- the language
+def test_the_reader_goes_before_the_message_and_that_before_the_setting():
+    german = Header.parse(b"Accept-Language: de-AT\r\n")
+    english = Header.parse(b"Accept-Language: en\r\n")
+    default = ReportTexts(language="de")
+    assert written(header=german).language == "de"
+    assert written(header=german, language="en").language == "en"
+    assert written(using=default).language == "de"
+    assert written(header=english, using=default).language == "en"
+    assert "Das Postfach ist voll." in written(header=german).html
+    assert receipt(accept_language="de-AT").language == "de"
+    assert receipt(accept_language="de-AT", language="en").language == "en"
+    assert receipt(using=default).language == "de"
+    assert receipt(accept_language="en", using=default).language == "en"
+    assert "als gelesen markiert" in receipt(accept_language="de").html
+
+
+# -- templates of the operator
+def test_a_template_replaces_one_text_only(load):
+    own = load({"en/failure.txt": "{{ kind }} of {{ recipients[0].address }}: {{ subject }}\n"})
+    part = written(using=own)
+    assert part.text == "failure of carol@example.net: Lunch"
+    assert part.html == written().html
+    assert written(using=own, language="de") == written(language="de")
+    assert written([DELAYED], ReportKind.DELAYED, using=own).text.startswith("Your message is")
+
+
+def test_a_template_replaces_the_text_of_a_read_receipt(load):
+    own = load({"de/read.html": "<b>{{ address }}</b> {{ subject }} {{ time }}"})
+    part = receipt(using=own, language="de", subject="<i>")
+    assert part.html == "<b>bob@example.net</b> &lt;i&gt; Fri, 20 Nov 2026 10:03:58 +0000"
+    assert part.text == receipt(language="de", subject="<i>").text
+    assert receipt(ReceiptKind.NOT_READ, using=own, language="de") == receipt(
+        ReceiptKind.NOT_READ, language="de"
+    )
+
+
+def test_values_are_escaped_in_html_only(load):
+    own = load({"en/failure.html": "<b>{{ subject }}</b>", "en/failure.txt": "{{ subject }}"})
+    part = written(header=Header.parse(b"Subject: <i>&\r\n"), using=own)
+    assert (part.html, part.text) == ("<b>&lt;i&gt;&amp;</b>", "<i>&")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"en/5.2.2.txt": "Full!\n\nWait.", "en/5.2.txt": "Box."}, "Full!\n    What to do: Wait.\n"),
+        ({"en/5.2.txt": "Box of\n{{ recipient.address }}.\n\nA\n\nB"},
+         "Box of carol@example.net.\n    What to do: A B\n"),
+        ({"en/5.2.2.txt": "Full!"}, "Full!\n\nDetails"),
+        ({"en/5.1.txt": "No", "de/5.2.2.txt": "Nein", "en/4.2.2.txt": "No"}, "The mailbox is full.\n"),
+    ],
+)  # fmt: skip
+def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expected):
+    assert expected in written(using=load(files)).text
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"en/failure.txt": "a\n{% if %}"}, "en/failure.txt:2: Expected an expression, got"),
+        ({"en/failure.html": "a\n\n{{ recipent }}"},
+         'en/failure.html:3: found an unknown field "recipent", expected one of arrived, count,'),
+        ({"en/failure.txt": "{% if false %}{{ nothing }}{% endif %}"},
+         'en/failure.txt:1: found an unknown field "nothing"'),
+        ({"en/failure.txt": "\n{% for one in recipients %}\n{{ one.adress }}{% endfor %}"},
+         "en/failure.txt:3: 'relay.delivery.reports.wording.RecipientFields object' has no attribute 'adress'"),
+        ({"de/5.2.2.txt": "\n{{ subject }}"}, 'de/5.2.2.txt:2: found an unknown field "subject"'),
+        ({"en/read.txt": "a\n{{ reasons }}"},
+         'en/read.txt:2: found an unknown field "reasons", expected one of address, hostname,'),
+        ({"de/notread.html": "{{ 1 // (message_id | length) }}"},
+         "de/notread.html:1: integer division or modulo by zero"),
+        ({"de/5.2.2.txt": "{{ recipient.why.x }}"}, "de/5.2.2.txt:1: 'str object' has no attribute"),
+        ({"en/failure.txt": "{{ ''.__class__.__mro__ }}"},
+         "en/failure.txt:1: access to attribute '__class__' of 'str' object is unsafe."),
+        ({"en/failure.txt": "{{ 1 // 0 }}"}, "en/failure.txt:1: integer division or modulo by zero"),
+        ({"en/failure.txt": "{% include 'x' %}"}, "en/failure.txt:1: no loader for this environment"),
+        ({"en/failure.txt": "{% for a in range(9999) %}{{ 'x' * 999 }}{% endfor %}"},
+         "en/failure.txt: more than 262144 characters"),
+        ({"en/failure.txt": "{% for a in range(10**9) %}{% endfor %}"},
+         "en/failure.txt:1: Range too big."),
+        ({"en/failure.txt": "{% for a in range(90000) %}\n{% for b in range(90000) %}\n"
+          "{% endfor %}\n{% endfor %}"},
+         "en/failure.txt:2: loops for more than 0.2 s"),
+        ({"de/read.html": "{% macro f() %}{% for a in range(90000) %}{% for b in range(90000) %}"
+          "{% endfor %}{% endfor %}{% endmacro %}\n{{ f() }}"},
+         "de/read.html:1: loops for more than 0.2 s"),
+        ({"en/failure.txt": "x" * 70_000}, "en/failure.txt: found more than 65536 octets"),
+        ({"en/faliure.txt": "x"}, 'en/faliure.txt: found "faliure.txt", expected KIND.txt or KIND.html'),
+        ({"en/5.2.2.html": "x"}, 'en/5.2.2.html: found "5.2.2.html", expected'),
+        ({"en/2.0.0.txt": "x"}, 'en/2.0.0.txt: found "2.0.0.txt", expected'),
+        ({"fr/failure.txt": "x"},
+         'fr: found "fr", expected a directory named after a language: de, en'),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_file_and_line(faults, files, found):
+    (fault,) = faults(files)
+    assert fault.startswith(found)
+
+
+def test_all_faults_are_told_and_files_of_editors_are_none(faults):
+    files = {"en/failure.txt": "{{", "de/unknown.html": "{{ x }}", "en/.failure.txt.swp": "{{",
+             "en/failure.txt~": "{{"}  # fmt: skip
+    assert [one.partition(":")[0] for one in faults(files)] == ["de/unknown.html", "en/failure.txt"]
+
+
+def test_octets_that_are_no_utf8_are_a_fault(load, tmp_path):
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en/failure.txt").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load({})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% if count > 1000 %}{{ 1 // 0 }}{% endif %}",
+        "{{ 'x' * (count * 300) }}",
+        "{% for a in range(count - 101) %}{% set b = range(99999) | sum %}{% endfor %}",
+    ],
+    ids=["raises", "too long", "takes too long"],
+)
+def test_a_template_that_fails_later_gives_way_and_is_logged(load, text):
+    own = load({"en/failure.txt": text})
+    crowd = [FULL] * 1001
+    with capture_logs() as lines:
+        assert written(crowd, using=own) == written(crowd)
+    (line,) = [one for one in lines if "a template failed" in str(one)]
+    assert "en/failure.txt" in str(line)
+
+
+def test_without_a_directory_there_are_only_the_texts_of_this_relay():
+    assert load_texts(ReportsSettings(language="de")) == ReportTexts("de")
+
+
+# -- the documentation
+def test_the_documentation_has_all_fields_and_its_examples_work(load):
+    page = DOCS.read_text()
+    table = page.partition("| field | is |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", re.sub(r"\|[^|]*\|$", "", table, flags=re.MULTILINE))) == (
+        texts._KIND_FIELDS
+    )
+    prose = page.partition("A read receipt has")[2].partition(".\n")[0]
+    assert set(re.findall(r"`(\w+)`", prose)) == texts._RECEIPT_FIELDS
+    prose = page.partition("A recipient has")[2].partition("A `STATUS.txt`")[0]
+    assert set(re.findall(r"`([a-z]+)`", prose)) == set(RecipientFields.__slots__)
+    status, kind = re.findall(r"```\n(.*?)```", page, flags=re.DOTALL)
+    own = load({"en/5.2.2.txt": status, "en/failure.txt": kind})
+    text = written([FULL], using=own).text
+    assert "carol@example.net did not get your message." in text
+    assert "The mailbox of carol@example.net is full. Wait for a day" in text
+    assert "mx1.example.net said: 552 5.2.2 Over quota" in text

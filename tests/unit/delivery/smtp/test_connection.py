@@ -1,0 +1,362 @@
+"""Transactions on real sockets: an outcome for each recipient."""
+
+import asyncio
+
+import pytest
+
+from relay.base.message.outcome import DeferralClass, Deferred, Failed, Indeterminate, Relayed
+from relay.delivery.smtp.connection import Timeouts
+from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
+
+STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]
+IN_NO_TIME = Timeouts(command_s=0.1, data_s=0.1, block_s=0.1, dot_s=0.1, quit_s=0.1)
+SHORT = Timeouts(command_s=0.5, data_s=0.5, block_s=0.5, dot_s=0.5, quit_s=0.5)
+GARBAGE = "hello there"
+both_ways = pytest.mark.parametrize(
+    "extensions", [EXTENSIONS, STEP_BY_STEP], ids=["pipelined", "stepwise"]
+)
+
+
+def kinds(result):
+    return {index: type(outcome) for index, outcome in result.outcomes.items()}
+
+
+@both_ways
+async def test_each_recipient_has_an_outcome_of_its_own(connected, message, extensions):
+    rcpt = {"later@y.test": "450 4.2.1 busy", "never@y.test": "550 5.1.1 who?"}
+    async with RemoteMx(rcpt=rcpt, extensions=extensions) as mx:
+        connection = await connected(mx)
+        one = message("good@y.test", "later@y.test", "never@y.test", "fine@y.test")
+        result = await connection.transact(one)
+        assert kinds(result) == {0: Relayed, 1: Deferred, 2: Failed, 3: Relayed}
+        assert result.outcomes[1].kind is DeferralClass.RECIPIENT
+        assert result.outcomes[2].evidence.reply == "550 5.1.1 who?"
+        assert result.outcomes[0].evidence.host == mx.name
+        assert result.reusable
+        (envelope,) = mx.envelopes
+        assert envelope.addresses == ["good@y.test", "fine@y.test"]
+        assert envelope.content == one.content
+
+
+@pytest.mark.parametrize("offers_dsn", [True, False])
+async def test_a_relayed_recipient_shows_whether_the_host_offers_dsn(
+    connected, message, offers_dsn
+):
+    extensions = [word for word in EXTENSIONS if offers_dsn or word != "DSN"]
+    async with RemoteMx(extensions=extensions) as mx:
+        result = await (await connected(mx)).transact(message("good@y.test"))
+        assert result.outcomes[0].offers_dsn is offers_dsn
+
+
+@both_ways
+async def test_a_connection_is_reused_for_the_next_transaction(connected, message, extensions):
+    async with RemoteMx(extensions=extensions, rcpt={"no@y.test": "550 5.1.1 no"}) as mx:
+        connection = await connected(mx)
+        for _ in range(3):
+            refused = await connection.transact(message("no@y.test"))
+            assert kinds(refused) == {0: Failed}
+            accepted = await connection.transact(message("yes@y.test"))
+            assert kinds(accepted) == {0: Relayed}
+        assert (mx.sessions, connection.transactions) == (1, 6)
+
+
+@both_ways
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "CONTENT", "DOT"])
+async def test_a_lost_connection_is_indeterminate_only_after_the_dot(
+    connected, message, extensions, stage
+):
+    content = b"x" * (20_000_000 if stage == "CONTENT" else 20)
+    async with RemoteMx(extensions=extensions, replies={stage: DROP}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test", content=content))
+        expected = Indeterminate if stage == "DOT" else Deferred
+        assert kinds(result) == {0: expected, 1: expected}
+        assert {outcome.evidence.status for outcome in result.outcomes.values()} == {"4.4.2"}
+        assert not result.reusable
+        assert not connection.is_open
+
+
+@both_ways
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
+async def test_a_silent_peer_times_out(connected, message, extensions, stage):
+    async with RemoteMx(extensions=extensions, gates={stage: asyncio.Event()}) as mx:
+        connection = await connected(mx, timeouts=IN_NO_TIME)
+        result = await connection.transact(message())
+        assert kinds(result) == {0: Indeterminate if stage == "DOT" else Deferred}
+        assert "within 0.1 s" in result.outcomes[0].evidence.reply
+        assert not result.reusable
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("stage", "nonsense"),
+    [
+        *((stage, GARBAGE) for stage in ("MAIL", "RCPT", "DATA", "DOT")),
+        *((stage, "354 go") for stage in ("MAIL", "RCPT", "DOT")),
+        *((stage, "999 x") for stage in ("MAIL", "RCPT", "DATA", "DOT")),
+        ("DATA", "200"),
+    ],
+)
+async def test_an_invalid_reply_defers(connected, message, extensions, stage, nonsense):
+    # Where commands are not pipelined, what has no code is text: the reply never ends.
+    has_end = "PIPELINING" in extensions or nonsense[0] in "23"
+    timeouts = {} if has_end else {"timeouts": SHORT}
+    async with RemoteMx(extensions=extensions, replies={stage: nonsense}) as mx:
+        connection = await connected(mx, **timeouts)
+        result = await connection.transact(message("a@y.test", "b@y.test"))
+        expected = Indeterminate if stage == "DOT" else Deferred
+        assert kinds(result) == {0: expected, 1: expected}
+        status = "4.5.0" if has_end else "4.4.2"
+        assert {outcome.evidence.status for outcome in result.outcomes.values()} == {status}
+        assert not result.reusable
+
+
+@both_ways
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
+async def test_421_defers_all_recipients(connected, message, extensions, stage):
+    async with RemoteMx(extensions=extensions, replies={stage: "421 4.3.2 going down"}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test"))
+        assert kinds(result) == {0: Deferred, 1: Deferred}
+        assert {outcome.kind for outcome in result.outcomes.values()} == {DeferralClass.SITE}
+        assert not result.reusable
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("stage", "reply", "expected"),
+    [("MAIL", "552 too big", Failed), ("MAIL", "451 later", Deferred), ("DATA", "554 no", Failed),
+     ("DATA", "451 later", Deferred), ("DOT", "550 5.7.1 spam", Failed), ("DOT", "452 full", Deferred)],
+)  # fmt: skip
+async def test_a_rejection_counts_for_all_and_keeps_the_connection(
+    connected, message, extensions, stage, reply, expected
+):
+    async with RemoteMx(
+        extensions=extensions, replies={stage: [reply, "354 go" if stage == "DATA" else "250 ok"]}
+    ) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test"))
+        assert kinds(result) == {0: expected, 1: expected}
+        assert result.reusable
+        assert kinds(await connection.transact(message())) == {0: Relayed}
+
+
+@both_ways
+@pytest.mark.parametrize("fragment", [1, 3])
+async def test_replies_may_come_in_pieces(connected, message, extensions, fragment):
+    async with RemoteMx(
+        extensions=extensions, fragment=fragment, replies={"MAIL": "250-2.1.0 well\r\n250 2.1.0 ok"}
+    ) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test"))
+        assert kinds(result) == {0: Relayed, 1: Relayed}
+        assert result.reusable
+
+
+@both_ways
+async def test_an_unsolicited_reply_is_never_taken_for_the_reply_to_the_dot(
+    connected, message, extensions
+):
+    replies = {"DATA": "354 go\r\n250 stale", "DOT": "550 5.7.1 rejected"}
+    async with RemoteMx(extensions=extensions, replies=replies) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message())
+        assert kinds(result) == {0: Deferred}
+        assert result.outcomes[0].kind is DeferralClass.PROTOCOL
+        assert result.outcomes[0].evidence.status == "4.5.0"
+        assert not result.reusable
+        assert mx.envelopes == []
+
+
+@pytest.mark.parametrize("surplus", ["250 2.0.0 and again", "and", "421 4.3.2 bye"])
+async def test_data_after_the_reply_to_the_dot_ends_the_connection_not_the_delivery(
+    connected, message, surplus
+):
+    async with RemoteMx(replies={"DOT": f"250 2.0.0 ok\r\n{surplus}"}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message())
+        assert kinds(result) == {0: Relayed}
+        assert not connection.is_open
+
+
+@both_ways
+@pytest.mark.parametrize("reply", ["452 4.5.3 too many", "452 too many", "552 too many"])
+async def test_a_full_transaction_goes_on_in_a_new_one(connected, message, extensions, reply):
+    async with RemoteMx(extensions=extensions, rcpt={"c@y.test": [reply, "250 ok"]}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test", "c@y.test"))
+        assert kinds(result) == {0: Relayed, 1: Relayed}
+        assert (result.again, result.reusable) == ((2,), True)
+        assert kinds(await connection.transact(message("c@y.test"))) == {0: Relayed}
+
+
+async def test_a_full_transaction_without_an_accepted_recipient_defers(connected, message):
+    async with RemoteMx(replies={"RCPT": "452 4.5.3 too many"}) as mx:
+        result = await (await connected(mx)).transact(message())
+        assert kinds(result) == {0: Deferred}
+        assert result.again == ()
+
+
+@both_ways
+async def test_a_whole_message_goes_to_all_or_none(connected, message, extensions):
+    async with RemoteMx(extensions=extensions, rcpt={"b@y.test": "452 4.5.3 too many"}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("a@y.test", "b@y.test", whole=True))
+        assert kinds(result) == {0: Deferred, 1: Deferred}
+        assert not result.reusable
+        await connection.quit()
+        assert mx.envelopes == []
+
+
+async def test_354_without_an_accepted_recipient_gets_a_lone_dot(connected, message):
+    async with RemoteMx(rcpt={"no@y.test": "550 no"}, replies={"NOBODY": "354 go ahead"}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message("no@y.test"))
+        assert kinds(result) == {0: Failed}
+        assert result.reusable
+        assert kinds(await connection.transact(message("yes@y.test"))) == {0: Relayed}
+
+
+async def test_an_unsupported_message_is_not_sent(connected, message):
+    async with RemoteMx(extensions=["SIZE 10"]) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message(content=b"x" * 11))
+        assert result.outcomes[0].evidence.status == "5.3.4"
+        assert connection.is_open
+        assert not any(line.startswith("MAIL") for line in mx.commands)
+
+
+async def test_a_big_message_arrives_unchanged(connected, message):
+    dots = b"..\r\n.\r\n\r\n" + b"\r\n.\r\n" * 5_000
+    content = b"".join([b"Subject: big\r\n\r\n", dots, b"x" * 3_000_000, b"\r"])
+    async with RemoteMx() as mx:
+        result = await (await connected(mx)).transact(message(content=content))
+        assert kinds(result) == {0: Relayed}
+        assert mx.envelopes[0].content == content + b"\r\n"
+
+
+async def test_a_peer_that_takes_no_data_times_out(connected, message):
+    async with RemoteMx(gates={"CONTENT": asyncio.Event()}) as mx:
+        connection = await connected(mx, timeouts=IN_NO_TIME)
+        result = await connection.transact(message(content=b"x" * 20_000_000))
+        assert kinds(result) == {0: Deferred}
+        assert "read no data" in result.outcomes[0].evidence.reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [("552 5.3.4 too big", Failed), ("451 4.3.0 later", Deferred), ("250 2.0.0 ok", Deferred)],
+)
+async def test_a_rejection_in_the_middle_of_the_content_is_the_reply(
+    connected, message, reply, expected
+):
+    async with RemoteMx(replies={"CONTENT": reply}) as mx:
+        connection = await connected(mx)
+        result = await connection.transact(message(content=b"x" * 20_000_000))
+        assert kinds(result) == {0: expected}
+        assert reply in result.outcomes[0].evidence.reply
+        assert not result.reusable
+
+
+@pytest.mark.parametrize("size", [10, 500_000])
+async def test_no_final_dot_before_the_last_message_is_recorded(connected, message, size):
+    recorded, asked = asyncio.Event(), asyncio.Event()
+
+    async def before_dot():
+        asked.set()
+        await recorded.wait()
+
+    async with RemoteMx() as mx:
+        connection = await connected(mx)
+        one = message(content=b"x" * size + b"\r\n")
+        task = asyncio.create_task(connection.transact(one, before_dot=before_dot))
+        async with asyncio.timeout(30):
+            await asked.wait()
+        assert mx.envelopes == []
+        recorded.set()
+        assert kinds(await task) == {0: Relayed}
+        assert len(mx.envelopes) == 1
+
+
+async def test_a_failing_result_ends_the_connection_without_the_dot(connected, message):
+    async def before_dot():
+        raise OSError("disk full")
+
+    async with RemoteMx() as mx:
+        connection = await connected(mx)
+        with pytest.raises(OSError, match="disk full"):
+            await connection.transact(message(), before_dot=before_dot)
+        assert not connection.is_open
+        assert mx.envelopes == []
+
+
+async def test_the_dot_is_sent_when_after_dot_is_called(connected, message):
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        connection = await connected(mx)
+        called = asyncio.Event()
+        task = asyncio.create_task(connection.transact(message(), after_dot=called.set))
+        await mx.reached("DOT")
+        assert called.is_set()
+        gate.set()
+        assert kinds(await task) == {0: Relayed}
+
+
+async def test_cancelling_closes_the_connection(connected, message):
+    async with RemoteMx(gates={"DOT": asyncio.Event()}) as mx:
+        connection = await connected(mx)
+        task = asyncio.create_task(connection.transact(message()))
+        await mx.reached("DOT")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not connection.is_open
+
+
+async def test_cancelling_quit_closes_the_connection(connected):
+    async with RemoteMx(gates={"QUIT": asyncio.Event()}) as mx:
+        connection = await connected(mx)
+        task = asyncio.create_task(connection.quit())
+        await mx.reached("QUIT")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not connection.is_open
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("farewell", ["", "421 4.4.2 idle too long", "250 surprise", GARBAGE])
+async def test_a_peer_that_closes_while_idle_is_noticed(connected, message, farewell):
+    async with RemoteMx() as mx:
+        connection = await connected(mx)
+        await connection.transact(message())
+        assert connection.is_open
+        mx.hang_up(farewell)
+        await until(lambda: not connection.is_open)
+        assert (await connection.transact(message())).stale
+
+
+@both_ways
+@pytest.mark.parametrize("end", [DROP, "421 4.4.2 idle too long"])
+async def test_a_reused_connection_that_was_closed_is_stale_not_an_attempt(
+    connected, message, extensions, end
+):
+    async with RemoteMx(extensions=extensions, replies={"MAIL": ["250 ok", end]}) as mx:
+        connection = await connected(mx)
+        assert not (await connection.transact(message())).stale
+        result = await connection.transact(message())
+        assert (result.stale, result.reusable, dict(result.outcomes)) == (True, False, {})
+        assert not connection.is_open
+
+
+async def test_quit_does_not_wait_for_ever(connected, message):
+    async with RemoteMx(gates={"QUIT": asyncio.Event()}) as mx:
+        connection = await connected(mx, timeouts=IN_NO_TIME)
+        async with asyncio.timeout(2):
+            await connection.quit()
+        assert not connection.is_open

@@ -1,0 +1,178 @@
+"""What a person sees of the simulated internet."""
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+
+import pytest
+
+from relay.development.internet.behaviour import Action, Moment
+from relay.development.internet.overview import overview, what_was_done
+from relay.development.internet.scenario_file import parse_scenario, with_reply, without_reply
+from relay.development.internet.simulator import SimulatedInternet
+from relay.development.internet.smtp_host import GIVEN_MAX
+from tests.support.manual_clock import ManualClock
+
+SCENARIO = """
+[[domain]]
+name = "one.test"
+aliases = ["also.test"]
+mx = [{ host = "b.one.test", preference = 20 }, { host = "a.one.test", preference = 10 }]
+greylist = "0s"
+latency = "0.01s"
+
+[[domain.reply]]
+verb = "RCPT"
+recipient = "twice"
+reply = "451 4.2.1 later"
+times = 2
+
+[[domain.reply]]
+verb = "RCPT"
+recipient = "no*"
+reply = "550 5.1.1 no such user here"
+
+[[domain.limit]]
+messages = "5/1m"
+reply = "421 4.7.28 too many"
+
+[[domain]]
+name = "two.test"
+null_mx = true
+
+[[graph]]
+status = 429
+path = "/me/sendMail"
+times = 3
+"""
+
+
+@asynccontextmanager
+async def simulated(text=SCENARIO):
+    internet = SimulatedInternet(ManualClock(), parse_scenario(text).scenario)
+    await internet.start()
+    try:
+        yield internet
+    finally:
+        await internet.stop()
+
+
+async def deliver(internet, host, *recipients, content=b"Subject: x\r\n\r\nx"):
+    """Hold a session with a host; return its replies to RCPT and to the content."""
+    [address] = internet.records(host, "A")
+    reader, writer = await asyncio.open_connection(address, internet.port)
+    replies = []
+
+    async def say(line):
+        writer.write(line + b"\r\n")
+        while not re.match(rb"\d{3} ", reply := await reader.readline()):
+            assert reply, "the host closed the connection"
+        return reply.decode().strip()
+
+    await reader.readline()
+    await say(b"EHLO client.test")
+    await say(b"MAIL FROM:<ann@a.test>")
+    replies = [await say(f"RCPT TO:<{one}>".encode()) for one in recipients]
+    if any(one.startswith("250") for one in replies):
+        await say(b"DATA")
+        replies.append(await say(content + b"\r\n."))
+    writer.write(b"QUIT\r\n")
+    while await reader.read(100):
+        pass
+    writer.close()
+    return replies
+
+
+async def test_it_shows_the_domains_of_the_scenario_and_how_often_replies_were_used():
+    async with simulated() as internet:
+        for _ in range(3):
+            await deliver(internet, "a.one.test", "twice@one.test", "nobody@also.test")
+        found = overview(internet)
+    one, two = found["domains"]
+    assert (one["name"], one["aliases"], one["null_mx"]) == ("one.test", ["also.test"], False)
+    assert [each["host"] for each in one["mx"]] == ["a.one.test", "b.one.test"]
+    assert one["mx"][0]["latency_s"] == 0.01
+    assert one["limits"] == [
+        {"of": "messages", "count": 5, "seconds": 60.0, "reply": "421 4.7.28 too many"}
+    ]
+    assert [(each["reply"], each["used"], each["left"]) for each in one["replies"]] == [
+        ("451 4.2.1 later", 2, 0), ("550 5.1.1 no such user here", 3, None),
+    ]  # fmt: skip
+    assert (two["null_mx"], two["mx"], two["replies"]) == (True, [], [])
+    [fault] = found["graph"]
+    assert (fault["status"], fault["path"], fault["used"], fault["left"]) == (
+        429,
+        "/me/sendMail",
+        0,
+        3,
+    )
+
+
+async def test_it_shows_what_each_host_has_seen_and_done():
+    content = (
+        b"Received: from x by y with ESMTP id 0123456789abcdef;\r\n\tnow\r\nSubject: x\r\n\r\nx"
+    )
+    async with simulated() as internet:
+        await deliver(internet, "a.one.test", "nobody@one.test", "yes@one.test", content=content)
+        await deliver(internet, "mx1.other.test", "bob+451@other.test")
+        hosts = {one["host"]: one for one in overview(internet)["hosts"]}
+    assert list(hosts) == ["a.one.test", "b.one.test", "mx1.other.test"]
+    seen = hosts["a.one.test"]
+    assert (seen["domains"], seen["sessions"], seen["open"]) == (["one.test"], 1, 0)
+    [message] = seen["messages"]
+    assert (message["id"], message["sender"]) == ("0123456789abcdef", "ann@a.test")
+    assert message["recipients"] == ["yes@one.test"]
+    assert [(one["verb"], one["recipient"], one["did"]) for one in seen["given"]] == [
+        ("DOT", "yes@one.test", "250 2.0.0 Ok: queued as 1, after 0.01 s"),
+        ("RCPT", "nobody@one.test", "550 5.1.1 no such user here, after 0.01 s"),
+    ]
+    assert hosts["b.one.test"]["sessions"] == 0
+    assert not hosts["b.one.test"]["listens"]
+    assert hosts["mx1.other.test"]["given"][0]["did"].startswith("451 4.3.0 ")
+
+
+async def test_what_a_host_has_done_is_bounded():
+    async with simulated() as internet:
+        many = [f"nobody{number}@one.test" for number in range(GIVEN_MAX + 5)]
+        await deliver(internet, "a.one.test", *many)
+        [host] = [one for one in overview(internet)["hosts"] if one["sessions"]]
+        assert len(host["given"]) == GIVEN_MAX
+        assert host["given"][0]["recipient"] == many[-1]
+        internet.hosts["a.one.test"].remember(Moment("RCPT", "a.one.test"), Action("5" * 10_000))
+        assert len(internet.hosts["a.one.test"].given[-1].action.reply) <= 500
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (Action("550 no"), "550 no"),
+        (Action(drop=True), "closed the connection"),
+        (Action(stall=True, delay_s=2), "no reply, after 2 s"),
+        (Action(bad_certificate=True), "a certificate that is not valid"),
+        (Action(delay_s=0.5), "the usual reply, after 0.5 s"),
+    ],
+)
+def test_an_action_in_words(action, expected):
+    assert what_was_done(action) == expected
+
+
+async def test_an_edit_keeps_what_the_other_replies_have_counted():
+    text = parse_scenario(SCENARIO)
+    async with simulated() as internet:
+        await deliver(internet, "a.one.test", "twice@one.test", "nobody@one.test")
+
+        def used():
+            return [one["used"] for one in overview(internet)["domains"][0]["replies"]]
+
+        edited = with_reply(
+            text, "one.test", {"verb": "RCPT", "recipient": "n*", "reply": "552 full"}
+        )
+        internet.edit(edited.text.scenario, edited.domain, edited.kept)
+        assert used() == [0, 1, 1]
+        assert await deliver(internet, "a.one.test", "nobody@one.test") == ["552 full"]
+        assert used() == [1, 1, 1]
+        edited = without_reply(edited.text, 0, 1)
+        internet.edit(edited.text.scenario, edited.domain, edited.kept)
+        assert used() == [1, 1]
+        replies = await deliver(internet, "a.one.test", "twice@one.test")
+        assert replies[0].startswith("250")

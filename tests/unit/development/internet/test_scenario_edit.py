@@ -1,0 +1,125 @@
+"""Replies that are added to a scenario and removed from it, in its text too."""
+
+import tomllib
+
+import pytest
+
+from relay.base.settings.document import SettingsError
+from relay.development.internet.scenario_file import (
+    EMPTY,
+    parse_scenario,
+    read_scenarios,
+    shipped_scenarios,
+    with_reply,
+    without_reply,
+)
+
+REPLY = {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here", "times": 2}
+TWO = """\
+# the first line
+[[domain]]
+name = "one.test"  # a comment
+
+[[domain]]
+name = "two.test"
+aliases = ["also.test"]
+
+[[domain.reply]]
+verb = "MAIL"
+reply = "451 later"
+
+[[domain.reply]]
+verb = "DOT"
+action = "drop"
+
+[[graph]]
+status = 503
+"""
+INLINE = 'domain = [{ name = "one.test", reply = [{ verb = "DOT", action = "drop" }] }]\n'
+
+
+def replies(text, number):
+    return [(one.verb, one.reply or one.action) for one in text.scenario.domain[number].reply]
+
+
+@pytest.mark.parametrize("domain", ["two.test", "Also.Test"])
+def test_a_reply_is_added_before_the_others_of_its_domain(domain):
+    edited = with_reply(parse_scenario(TWO), domain, REPLY)
+    assert replies(edited.text, 1) == [
+        ("RCPT", "550 5.1.1 no such user here"), ("MAIL", "451 later"), ("DOT", "drop"),
+    ]  # fmt: skip
+    assert (edited.domain, edited.kept) == (1, (-1, 0, 1))
+    assert edited.text.scenario.domain[1].reply[0].times == 2
+    assert edited.text.toml.startswith('# the first line\n[[domain]]\nname = "one.test"  # a')
+    assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
+
+
+def test_a_domain_without_replies_gets_its_first_one():
+    edited = with_reply(parse_scenario(TWO), "one.test", REPLY)
+    assert replies(edited.text, 0) == [("RCPT", "550 5.1.1 no such user here")]
+    assert len(replies(edited.text, 1)) == 2
+    assert edited.kept == (-1,)
+    assert "# a comment" in edited.text.toml
+
+
+@pytest.mark.parametrize("text", [EMPTY, parse_scenario(TWO), parse_scenario(INLINE)])
+def test_a_domain_that_is_not_described_is_added_behind_the_others(text):
+    edited = with_reply(text, "new.test", REPLY)
+    assert edited.domain == len(text.scenario.domain)
+    assert edited.text.scenario.domain[:-1] == text.scenario.domain
+    assert edited.text.scenario.domain[-1].name == "new.test"
+    assert edited.text.scenario.graph == text.scenario.graph
+    assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
+
+
+def test_a_text_with_inline_tables_is_written_again():
+    edited = with_reply(parse_scenario(INLINE), "one.test", REPLY)
+    assert replies(edited.text, 0) == [("RCPT", "550 5.1.1 no such user here"), ("DOT", "drop")]
+    assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
+
+
+@pytest.mark.parametrize("name", shipped_scenarios())
+def test_the_comments_of_shipped_scenarios_stay(name):
+    text = read_scenarios([name])
+    domain = text.scenario.domain[0]
+    edited = with_reply(text, domain.name, REPLY).text
+    comments = [line for line in text.toml.splitlines() if line.startswith("#")]
+    assert comments
+    assert [line for line in edited.toml.splitlines() if line.startswith("#")] == comments
+    assert edited.scenario.domain[0].reply[1:] == domain.reply
+    again = without_reply(edited, 0, 0)
+    assert again.kept == tuple(range(1, len(domain.reply) + 1))
+    assert again.text.scenario == text.scenario
+    assert tomllib.loads(again.text.toml) == tomllib.loads(text.toml)
+
+
+def test_a_reply_is_removed_by_its_number():
+    edited = without_reply(parse_scenario(TWO), 1, 0)
+    assert replies(edited.text, 1) == [("DOT", "drop")]
+    assert edited.kept == (1,)
+    assert "# the first line" in edited.text.toml
+    last = without_reply(edited.text, 1, 0)
+    assert replies(last.text, 1) == []
+    assert last.text.scenario.graph
+
+
+@pytest.mark.parametrize(("domain", "reply"), [(0, 0), (1, 2), (2, 0), (-1, 0), (1, -1)])
+def test_a_reply_that_does_not_exist_is_not_removed(domain, reply):
+    with pytest.raises(IndexError):
+        without_reply(parse_scenario(TWO), domain, reply)
+
+
+@pytest.mark.parametrize(
+    ("domain", "reply", "expected"),
+    [
+        ("two.test", {"verb": "RCPT", "reply": "hello"}, 'found "hello", expected a reply such as'),
+        ("two.test", {"verb": "RCPT"}, "found neither reply and action, expected one of them"),
+        ("two.test", {**REPLY, "times": 0}, "times: "),
+        ("no domain", REPLY, "name: "),
+        ("", REPLY, "name: "),
+        ("two.test", {**REPLY, "delay": "2h"}, "found 7200 seconds, expected an hour at most"),
+    ],
+)
+def test_a_faulty_reply_is_named(domain, reply, expected):
+    with pytest.raises(SettingsError, match=expected.replace("(", r"\(")):
+        with_reply(parse_scenario(TWO), domain, reply)

@@ -1,0 +1,284 @@
+"""Scenarios as TOML: what is read, and how each fault is reported."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.base.settings.document import SettingsError
+from relay.development.internet.scenario import wire_reply
+from relay.development.internet.scenario_file import (
+    DOMAINS_MAX,
+    SCENARIO_BYTES_MAX,
+    parse_scenario,
+    read_scenarios,
+    scenario_of,
+)
+
+CONTRACT = """\
+seed = 1
+[[domain]]
+name = "Example.org"
+mx = [{ host = "mx1.example.org", preference = 10 }]
+mta_sts = "enforce"
+dane = true
+certificate = "other-name"
+[[domain.reply]]
+verb = "RCPT"
+recipient = "x"
+reply = "550 5.1.1 no such user here"
+delay = "0s"
+times = 2
+"""
+DOMAIN = '[[domain]]\nname = "example.org"\n'
+REPLY = f"{DOMAIN}[[domain.reply]]\n"
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(SettingsError) as raised:
+        parse_scenario(text, Path("net.toml"))
+    return [str(fault) for fault in raised.value.faults]
+
+
+def test_the_keys_of_the_contract():
+    scenario = parse_scenario(CONTRACT).scenario
+    [domain] = scenario.domain
+    [reply] = domain.reply
+    assert (scenario.seed, domain.name) == (1, "example.org")
+    assert (domain.mta_sts, domain.dane, domain.certificate) == ("enforce", True, "other-name")
+    assert [(one.host, one.preference) for one in domain.hosts] == [("mx1.example.org", 10)]
+    assert (reply.verb, reply.recipient, reply.times) == ("RCPT", "x", 2)
+    assert reply.reply == "550 5.1.1 no such user here"
+
+
+def test_the_hosts_of_a_domain():
+    scenario = parse_scenario("""
+[[domain]]
+name = "a.test"
+[[domain]]
+name = "b.test"
+mx = [{ host = "two.b.test", preference = 20 }, { host = "one.b.test" }]
+[[domain]]
+name = "c.test"
+mx = []
+[[domain]]
+name = "d.test"
+null_mx = true
+[[domain]]
+name = "e.test"
+addresses = "none"
+""").scenario
+    hosts = {one.name: [each.host for each in one.hosts] for one in scenario.domain}
+    assert hosts == {
+        "a.test": ["mx1.a.test"],
+        "b.test": ["one.b.test", "two.b.test"],
+        "c.test": ["c.test"],
+        "d.test": [],
+        "e.test": ["mx1.e.test"],
+    }
+    assert {one.name for one in scenario.domain if one.has_mx} == {"a.test", "b.test", "e.test"}
+    assert scenario.domain[4].hosts[0].addresses == "none"
+
+
+def test_the_code_of_a_reply_may_be_written_once():
+    text = f'{REPLY}verb = "RCPT"\nreply = """\n550-5.1.1 one\n5.1.1 two\n550 5.1.1 three\n"""\n'
+    [reply] = parse_scenario(text).scenario.domain[0].reply
+    assert reply.reply == "550-5.1.1 one\n550-5.1.1 two\n550 5.1.1 three"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[[domain]]\nnme = "x.test"\n', "net.toml:2: domain[0].nme: found an unknown key"),
+        ('[[domain]]\nnme = "x.test"\n', '(did you mean "name"?)'),
+        ("[[domain]]\nnull_mx = true\n", "net.toml:1: domain[0].name: found nothing, expected a value"),
+        ('[[domain]]\nname = "not a name"\n', 'net.toml:2: domain[0].name: found "not a name", expected a domain'),
+        ("[domain]\nname = 1\n", "net.toml:1: domain: found a table, expected [[domain]]"),
+        ("seed = -1\n", "net.toml:1: seed: found -1, expected a whole number from 0"),
+        ("domain = [\n", "net.toml:1: domain: found no value of TOML"),
+        (f'{REPLY}verb = "RCTP"\nreply = "550 x"\n', 'net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER'),
+        (f'{REPLY}verb = "RCTP"\nreply = "550 x"\n', '(did you mean "RCPT"?)'),
+        (f'{REPLY}verb = "RCPT"\n', "net.toml:3: domain[0].reply[0]: found neither reply and action, expected one"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\naction = "drop"\n', "found both reply and action"),
+        (f'{REPLY}verb = "RCPT"\nreply = "no"\n', 'net.toml:5: domain[0].reply[0].reply: found "no", expected a reply such as'),
+        (f'{REPLY}verb = "RCPT"\nreply = "670 no"\n', "expected a reply such as"),
+        (f'{REPLY}verb = "RCPT"\nreply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 é"\n', "printable ASCII"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 a\\tb"\n', "printable ASCII"),
+        (f'{REPLY}verb = "RCPT"\naction = "explode"\n', 'found "explode", expected one of drop, stall, servfail'),
+        (f'{REPLY}verb = "RCPT"\naction = "servfail"\n', 'net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS'),
+        (f'{REPLY}verb = "MAIL"\naction = "bad-certificate"\n', "only with the verb STARTTLS"),
+        (f'{REPLY}verb = "DNS"\nreply = "550 x"\n', "expected the action servfail, nxdomain or stall"),
+        (f'{REPLY}verb = "DNS"\naction = "drop"\n', "expected the action servfail, nxdomain or stall"),
+        (f'{REPLY}verb = "MAIL"\nrecipient = "x"\nreply = "550 x"\n', 'net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT'),
+        (f'{REPLY}verb = "EHLO"\nsender = "x"\nreply = "550 x"\n', "expected it only with DATA, DOT, MAIL, RCPT"),
+        (f'{REPLY}verb = "RCPT"\nrecipient = "x@y.test"\nreply = "550 x"\n', "expected the part before the @ only"),
+        (f'{REPLY}verb = "RCPT"\nrecipient = "{"x" * 201}"\nreply = "550 x"\n', "found 201 characters, expected 200 at most"),
+        (f'{REPLY}verb = "BANNER"\nhost = "{"x" * 201}"\nreply = "421 x"\n', "reply[0].host: found 201 characters"),
+        (f'[[graph]]\nstatus = 429\npath = "{"*a" * 101}"\n', "net.toml:3: graph[0].path: found 202 characters"),
+        (f'[[graph]]\nstatus = 429\naccount = "{"x" * 201}"\n', "graph[0].account: found 201 characters"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ntimes = 0\n', "net.toml:6: domain[0].reply[0].times: found 0, expected a whole number from 1"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\nchance = 101\n', "from 1 to 100"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "2h"\n', "found 7200 seconds, expected an hour at most"),
+        (f'{REPLY}verb = "RCPT"\nreply = "550 x"\ndelay = "soon"\n', 'found "soon", expected a duration'),
+        (f'{DOMAIN}latency = "2h"\n', "net.toml:3: domain[0].latency: found 7200 seconds"),
+        (f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n', "net.toml:4: domain[0].mx: found 1 host and null_mx"),
+        (f'{DOMAIN}null_mx = true\nmta_sts = "testing"\n', 'net.toml:4: domain[0].mta_sts: found "testing" and null_mx'),
+        (f"{DOMAIN}null_mx = true\ndane = true\n", "net.toml:4: domain[0].dane: found true and null_mx"),
+        (f'{DOMAIN}dane = "right"\n', 'net.toml:3: domain[0].dane: found "right", expected one of true, false, wrong, servfail'),
+        (f"{DOMAIN}dane = 1\n", "net.toml:3: domain[0].dane: found 1, expected one of true, false, wrong, servfail"),
+        (f'{DOMAIN}mta_sts = "strict"\n', 'net.toml:3: domain[0].mta_sts: found "strict", expected one of enforce, testing, none'),
+        (f"{DOMAIN}mta_sts = true\n", "net.toml:3: domain[0].mta_sts: found true, expected one of enforce, testing, none"),
+        (f'{DOMAIN}certificate = "expird"\n', 'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)'),
+        (f'{DOMAIN}tls = "off"\n', 'found "off", expected one of offered, required, none, bad-certificate'),
+        (f"{DOMAIN}{DOMAIN}", 'net.toml:3: domain[1]: found "example.org" a second time'),
+        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n', "found 0 of connections, messages and recipients, expected one"),
+        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "1/1m"\nrecipients = "1/1m"\n', "found 2 of connections"),
+        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "fast"\n', "net.toml:5: domain[0].limit[0].messages"),
+        (f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "20000/1m"\n', "found a limit of 20000, expected at most 10000"),
+        (f'{DOMAIN}[[domain.limit]]\nmessages = "2/1m"\n', "limit[0].reply: found nothing"),
+        ("[[graph]]\nstatus = 500\n", "net.toml:2: graph[0].status: found 500, expected one of 429, 503, 504, expired-token"),
+        ('[[graph]]\nstatus = "429"\n', 'found "429", expected one of 429'),
+        ("[[graph]]\nstatus = 429\nretry_after = -1\n", "from 0 to 86400"),
+        ('[[graph]]\nstatus = 429\nmethod = "POSTS"\n', '(did you mean "POST"?)'),
+        ("".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)), "found 101 domains, expected at most 100"),
+        (DOMAIN + "aliases = [" + ", ".join(f"'a{n}.test'" for n in range(1000)) + "]\n", "found 1001 names, expected at most 1000"),
+        (DOMAIN + "mx = [" + ", ".join(f"{{ host = 'm{n}.test' }}" for n in range(101)) + "]\n", "found 101 hosts, expected at most 100"),
+        (REPLY + 'verb = "RCPT"\nreply = "550 x"\n' + '[[domain.reply]]\nverb = "QUIT"\naction = "drop"\n' * 1000, "found 1001 replies, expected at most 1000"),
+        ("[[graph]]\nstatus = 429\n" * 101, "found 101 faults, expected at most 100"),
+        ("# " + "x" * SCENARIO_BYTES_MAX, "found more than 256 KiB"),
+        ("a = " + "[" * 5000, "net.toml"),
+        ("a" + ".a" * 100_000 + " = 1", "net.toml:1: found a key of more than 130 parts"),
+        ("seed = 1" + "0" * 5000, "found a number of thousands of digits"),
+    ],
+)  # fmt: skip
+def test_a_fault_says_where_what_was_found_and_what_was_expected(text, expected):
+    found = faults(text)
+    assert any(expected in one for one in found), found
+    assert all(one.startswith("net.toml") for one in found)
+
+
+def test_all_faults_are_reported_in_the_order_of_lines():
+    text = f'{REPLY}verb = "X"\nreply = "550 x"\n[[graph]]\nstatus = 1\nx = 2\n'
+    assert [one.split(":")[1] for one in faults(text)] == ["4", "7", "8"]
+
+
+def test_references_to_files_and_the_environment_are_plain_text(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    text = f'{REPLY}verb = "RCPT"\nreply = "550 ${{file:{secret}}} ${{env:PATH}}"\n'
+    [reply] = parse_scenario(text).scenario.domain[0].reply
+    assert reply.reply == f"550 ${{file:{secret}}} ${{env:PATH}}"
+
+
+def test_a_table_is_read_as_a_text_is():
+    text = parse_scenario(CONTRACT)
+    table = {
+        "seed": 1,
+        "domain": [
+            {
+                "name": "example.org",
+                "mx": [{"host": "mx1.example.org", "preference": 10}],
+                "mta_sts": "enforce",
+                "dane": True,
+                "certificate": "other-name",
+                "reply": [
+                    {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here",
+                     "delay": 0, "times": 2}
+                ],
+            }
+        ],
+    }  # fmt: skip
+    found = scenario_of(table)
+    assert found.scenario == text.scenario
+    assert parse_scenario(found.toml).scenario == text.scenario
+
+
+@pytest.mark.parametrize("table", [{"seed": None}, {"domain": [1]}, {"domain": {"a": 1}}, {"x": 1}])
+def test_a_faulty_table_names_the_key(table):
+    with pytest.raises(SettingsError) as raised:
+        scenario_of(table)
+    [fault] = raised.value.faults
+    assert fault.key.startswith(next(iter(table)))
+
+
+def test_several_scenarios_are_put_together(tmp_path):
+    (tmp_path / "mine.toml").write_text(CONTRACT)
+    found = read_scenarios(["gmail", f"{tmp_path}/mine.toml"])
+    assert [one.name for one in found.scenario.domain] == ["gmail.com", "example.org"]
+    assert found.scenario.seed == 1
+    assert parse_scenario(found.toml).scenario == found.scenario
+
+
+def test_one_file_keeps_its_text(tmp_path):
+    (tmp_path / "mine.toml").write_text("# mine\n" + CONTRACT)
+    assert read_scenarios([f"{tmp_path}/mine.toml"]).toml == "# mine\n" + CONTRACT
+    assert read_scenarios([]).toml == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["gmial"],
+            "gmial: found no scenario of this name, expected PATH.toml or gmail, outlook, tls, yahoo",
+        ),
+        (["gmail:9.9.9"], 'found no reply "9.9.9", expected one of 5.1.1, 5.2.1'),
+        (["tls:5.1.1"], 'found no reply "5.1.1", expected tls alone'),
+        (["gmail", "gmail:5.1.1"], 'found "gmail.com" a second time'),
+        (["./nothing.toml"], "nothing.toml: found no such file"),
+    ],
+)
+def test_a_name_that_is_not_found(names, expected):
+    with pytest.raises(SettingsError) as raised:
+        read_scenarios(names)
+    assert expected in str(raised.value)
+
+
+@given(st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=60))
+def test_a_reply_is_valid_on_the_wire_or_refused(text):
+    try:
+        reply = wire_reply(f"550 {text}")
+    except ValueError:
+        return
+    *others, last = reply.split("\n")
+    assert last.startswith("550 ")
+    assert all(one.startswith("550-") for one in others)
+    assert wire_reply(reply) == reply
+    assert reply.isascii()
+
+
+KEYS = st.sampled_from(
+    ["seed", "domain", "graph", "name", "aliases", "mx", "host", "reply", "verb", "action", "limit",
+     "messages", "status", "times", "chance", "delay", "recipient", "null_mx", "tls", "addresses"]
+)  # fmt: skip
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["RCPT", "DNS", "drop", "550 5.1.1 no", "a.test", "b.test", "1/1m", 429])
+)  # fmt: skip
+TABLES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "domain", "graph"]), TABLES, max_size=3))
+def test_any_table_is_a_scenario_or_faulty(table):
+    try:
+        found = scenario_of(table)
+    except SettingsError:
+        return
+    assert parse_scenario(found.toml).scenario == found.scenario
+
+
+@given(st.dictionaries(KEYS, LEAVES, max_size=6), st.dictionaries(KEYS, LEAVES, max_size=6))
+def test_any_reply_is_read_or_faulty(domain, reply):
+    table = {"domain": [{**domain, "name": "a.test", "reply": [{"verb": "RCPT", **reply}]}]}
+    try:
+        found = scenario_of(table)
+    except SettingsError:
+        return
+    assert parse_scenario(found.toml).scenario == found.scenario

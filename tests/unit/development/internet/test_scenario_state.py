@@ -1,0 +1,306 @@
+"""What simulated hosts do: replies of the scenario, its limits, test recipients."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.development.internet.behaviour import Action, Moment
+from relay.development.internet.scenario_file import parse_scenario
+from relay.development.internet.scenario_state import ScenarioState
+from relay.development.internet.test_recipients import MARK
+from tests.support.manual_clock import ManualClock
+
+DOMAIN = '[[domain]]\nname = "example.org"\naliases = ["example.net"]\n'
+MX = "mx1.example.org"
+
+
+class Hosts:
+    """Asks as the hosts of a scenario do."""
+
+    def __init__(self, text: str = "") -> None:
+        self.clock = ManualClock()
+        self.state = ScenarioState(parse_scenario(text).scenario, self.clock)
+
+    def at(self, stage: str, *recipients: str, host: str = MX, sender: str = "a@a.test", tls=False):
+        one = recipients[0] if stage == "RCPT" else ""
+        accepted = () if stage == "RCPT" else recipients
+        moment = Moment(stage, host, tls=tls, sender=sender, recipient=one, recipients=accepted)
+        return self.state.at(moment)
+
+    def rcpt(self, recipient: str, **more) -> str:
+        return self.at("RCPT", recipient, **more).reply
+
+
+def rule(verb: str = "RCPT", **keys) -> str:
+    lines = "".join(
+        f'{key} = "{value}"\n' if isinstance(value, str) else f"{key} = {value}\n"
+        for key, value in keys.items()
+    )
+    return f'[[domain.reply]]\nverb = "{verb}"\n{lines}'
+
+
+def test_without_a_scenario_hosts_accept():
+    assert Hosts().at("RCPT", "x@example.org") == Action()
+
+
+def test_the_first_match_wins():
+    hosts = Hosts(DOMAIN + rule(recipient="x*", reply="550 one") + rule(reply="551 two"))
+    assert hosts.rcpt("x@example.org") == "550 one"
+    assert hosts.rcpt("XY@example.net") == "550 one"
+    assert hosts.rcpt("y@example.org") == "551 two"
+    assert hosts.rcpt("x@example.com") == ""
+
+
+def test_after_its_times_the_next_match_is_used():
+    hosts = Hosts(DOMAIN + rule(reply="450 one", times=2) + rule(reply="451 two", times=1))
+    replies = [hosts.rcpt("x@example.org") for _ in range(5)]
+    assert replies == ["450 one", "450 one", "451 two", "", ""]
+    used = [(one.entry, one.used, one.left) for one in hosts.state.used()]
+    assert used == [("example.org: RCPT", 2, 0), ("example.org: RCPT", 1, 0)]
+
+
+def test_a_2yz_reply_exempts_a_recipient():
+    hosts = Hosts(DOMAIN + rule(recipient="ok", reply="250 2.1.5 hello") + rule(reply="550 no"))
+    assert hosts.rcpt("ok@example.org") == "250 2.1.5 hello"
+    assert hosts.rcpt("no@example.org") == "550 no"
+
+
+def test_senders_and_hosts_are_matched():
+    hosts = Hosts(DOMAIN + rule("MAIL", sender="*@spam.test", host="mx1.*", reply="550 no"))
+    assert hosts.at("MAIL", sender="a@spam.test").reply == "550 no"
+    assert hosts.at("MAIL", sender="a@a.test") == Action()
+    assert hosts.at("MAIL", sender="a@spam.test", host="mx1.other.test") == Action()
+    assert Hosts(DOMAIN + rule("MAIL", sender="<>", reply="550 no")).at("MAIL", sender="").reply
+
+
+def test_each_action():
+    for verb in ("CONNECT", "BANNER", "EHLO", "MAIL", "DATA", "DOT", "QUIT"):
+        recipients = ("x@example.org",) if verb in ("DATA", "DOT") else ()
+        assert Hosts(DOMAIN + rule(verb, action="drop")).at(verb, *recipients) == Action(drop=True)
+        assert Hosts(DOMAIN + rule(verb, action="stall")).at(verb, *recipients) == Action(
+            stall=True
+        )
+    hosts = Hosts(DOMAIN + rule("STARTTLS", action="bad-certificate"))
+    assert hosts.at("STARTTLS") == Action(bad_certificate=True)
+    assert Hosts(DOMAIN + rule(delay="3s")).at("RCPT", "x@example.org") == Action(delay_s=3.0)
+
+
+def test_a_reply_at_connect_replaces_the_banner():
+    hosts = Hosts(DOMAIN + rule("CONNECT", reply="421 busy"))
+    assert hosts.at("CONNECT") == Action()
+    assert hosts.at("BANNER").reply == "421 busy"
+
+
+def test_helo_is_as_ehlo():
+    assert Hosts(DOMAIN + rule("EHLO", reply="550 no")).at("HELO").reply == "550 no"
+
+
+def test_the_final_dot_is_refused_for_one_of_the_recipients():
+    hosts = Hosts(DOMAIN + rule("DOT", recipient="x", reply="550 {recipient} from {sender_domain}"))
+    assert hosts.at("DOT", "y@example.org") == Action()
+    assert hosts.at("DOT", "x@example.com") == Action()
+    assert (
+        hosts.at("DOT", "y@example.org", "x@example.org").reply == "550 x@example.org from a.test"
+    )
+
+
+def test_names_in_braces_that_are_not_known_stay():
+    hosts = Hosts(DOMAIN + rule(reply="550 {host} {sender} {x} {0}"))
+    assert hosts.rcpt("x@example.org") == f"550 {MX} a@a.test {{x}} {{0}}"
+
+
+def test_chance_depends_on_the_seed_alone():
+    def drawn(seed: int) -> list[str]:
+        hosts = Hosts(f"seed = {seed}\n" + DOMAIN + rule(chance=50, reply="450 no"))
+        return [hosts.rcpt("x@example.org") for _ in range(40)]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert 8 < drawn(1).count("450 no") < 32
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "recipients"),
+    [
+        ("connections", "BANNER", ()),
+        ("messages", "MAIL", ()),
+        ("recipients", "RCPT", ("x@example.org",)),
+    ],
+)
+def test_a_limit_ends_when_time_has_passed(kind, stage, recipients):
+    limit = f'[[domain.limit]]\n{kind} = "2/1m"\nreply = "421 4.7.28 too many"\n'
+    hosts = Hosts(DOMAIN + limit)
+
+    def replies(count):
+        return [hosts.at(stage, *recipients).reply for _ in range(count)]
+
+    assert replies(4) == ["", "", "421 4.7.28 too many", "421 4.7.28 too many"]
+    hosts.clock.advance(59)
+    assert replies(1) == ["421 4.7.28 too many"]
+    hosts.clock.advance(1)
+    assert replies(3) == ["", "", "421 4.7.28 too many"]
+
+
+def test_greylisting_of_a_domain_remembers_who_has_passed():
+    hosts = Hosts(DOMAIN + 'greylist = "1m"\n')
+    assert hosts.rcpt("x@example.org").startswith("451 4.7.1 ")
+    hosts.clock.advance(59)
+    assert hosts.rcpt("x@example.org").startswith("451 4.7.1 ")
+    hosts.clock.advance(1)
+    assert hosts.rcpt("x@example.org") == ""
+    assert hosts.rcpt("x@example.org") == ""
+    assert hosts.rcpt("y@example.org").startswith("451 4.7.1 ")
+    assert hosts.rcpt("x@example.org", sender="other@a.test").startswith("451 4.7.1 ")
+
+
+def test_latency_is_added_to_every_reply():
+    text = '[[domain]]\nname = "a.test"\nlatency = "1s"\nmx = [{ host = "mx.a.test", latency = "0.5s" }]\n'
+    hosts = Hosts(text + rule(delay="2s", recipient="slow"))
+    assert hosts.at("MAIL", host="mx.a.test") == Action(delay_s=1.5)
+    assert hosts.at("RCPT", "slow@a.test", host="mx.a.test") == Action(delay_s=3.5)
+    assert hosts.at("MAIL", host="other.test") == Action()
+
+
+def test_tls_of_a_domain():
+    required = Hosts(DOMAIN + 'tls = "required"\n')
+    assert required.at("MAIL").reply.startswith("530 5.7.0 ")
+    assert required.at("MAIL", tls=True) == Action()
+    assert Hosts(DOMAIN + 'tls = "bad-certificate"\n').at("STARTTLS") == Action(
+        bad_certificate=True
+    )
+    without = Hosts(DOMAIN + 'tls = "none"\n')
+    assert without.at("STARTTLS").reply.startswith("454 ")
+    assert without.state.scenario.domain_at(MX).tls == "none"
+
+
+@pytest.mark.parametrize(
+    ("action", "word"), [("servfail", "SERVFAIL"), ("nxdomain", "NXDOMAIN"), ("stall", "TIMEOUT")]
+)
+def test_faults_of_the_name_server(action, word):
+    state = Hosts(DOMAIN + rule("DNS", action=action, times=2)).state
+    found = [(kind, state.dns("example.org", kind)) for kind in ("TXT", "MX", "A", "MX", "MX", "A")]
+    assert found == [("TXT", word), ("MX", word), ("A", word), ("MX", word), ("MX", ""), ("A", "")]
+    assert state.dns("example.com", "MX") == ""
+
+
+def test_faults_of_the_addresses_of_a_host():
+    state = Hosts(DOMAIN + rule("DNS", action="servfail", host="mx1.*", times=1)).state
+    assert state.dns("example.org", "MX") == ""
+    assert [state.dns(MX, kind) for kind in ("AAAA", "A", "A")] == ["SERVFAIL", "SERVFAIL", ""]
+
+
+def test_faults_of_the_front_door_are_counted():
+    text = """
+[[graph]]
+path = "/me/sendmail"
+method = "POST"
+status = 429
+times = 1
+[[graph]]
+account = "bob@*"
+status = "expired-token"
+"""
+    state = Hosts(text).state
+
+    def status(method="POST", path="/me/sendMail", account="alice@example.test"):
+        found = state.graph_fault(method=method, path=path, account=account)
+        return found and found.status
+
+    assert status(method="GET") is None
+    assert status(path="/me/messages") is None
+    assert [status(), status()] == [429, None]
+    assert status(path="/me/messages", account="bob@example.test") == "expired-token"
+    assert [one.entry for one in state.used()] == [
+        "graph: 429 /me/sendmail",
+        "graph: expired-token *",
+    ]
+
+
+# -- test recipients
+
+
+def test_a_refusal_of_some_times_begins_again_with_the_next_message():
+    hosts = Hosts()
+    replies = [hosts.rcpt("x+451x2@other.test")[:3] for _ in range(6)]
+    assert replies == ["451", "451", "", "451", "451", ""]
+
+
+def test_each_sender_and_recipient_has_a_count_of_its_own():
+    hosts = Hosts()
+    assert hosts.rcpt("x+451x1@other.test")
+    assert hosts.rcpt("y+451x1@other.test")
+    assert hosts.rcpt("x+451x1@other.test", sender="b@a.test")
+    assert hosts.rcpt("X+451x1@other.test") == ""
+
+
+def test_a_greylisted_recipient_is_accepted_later_each_time():
+    hosts = Hosts()
+    for _ in range(2):
+        assert hosts.rcpt("x+grey@other.test").startswith("451 4.7.1 ")
+        hosts.clock.advance(10)
+        assert hosts.rcpt("x+grey@other.test") == ""
+
+
+def test_other_test_recipients():
+    hosts = Hosts()
+    assert hosts.rcpt("x+550@other.test") == f"550 5.1.1 No such user ({MARK})"
+    assert hosts.at("RCPT", "x+drop@other.test") == Action(drop=True)
+    assert hosts.at("RCPT", "x+timeout@other.test") == Action(stall=True)
+    assert hosts.at("RCPT", "x+slow10@other.test") == Action(delay_s=10.0)
+    assert hosts.rcpt("x+tls@other.test").startswith("530 5.7.0 ")
+    assert hosts.rcpt("x+tls@other.test", tls=True) == ""
+    assert hosts.at("RCPT", "x+later550@other.test") == Action()
+    assert hosts.at("DOT", "x+later550@other.test") == Action()
+    assert hosts.rcpt("permerror@other.test") == ""
+    assert hosts.at("DOT", "a@other.test", "permerror@other.test").reply.startswith("550 5.1.1 ")
+    assert hosts.at("DOT", "x+550@other.test") == Action()
+
+
+def test_replies_of_a_scenario_come_before_those_of_test_recipients():
+    hosts = Hosts(DOMAIN + rule(recipient="x*", reply="250 2.1.5 known here"))
+    assert hosts.rcpt("x+550@example.org") == "250 2.1.5 known here"
+    assert hosts.rcpt("y+550@example.org").startswith("550 5.1.1 ")
+
+
+def test_what_is_covered():
+    state = Hosts(DOMAIN).state
+    for address in (
+        "x@example.org",
+        "x@EXAMPLE.net",
+        "x+550@other.test",
+        "bounce@simulator.amazonses.com",
+    ):
+        assert state.covers(address)
+    for address in ("x@other.test", "john1550@gmail.com", "x@sub.example.org", "bounce@gmail.com"):
+        assert not state.covers(address)
+
+
+def test_what_is_remembered_is_bounded():
+    hosts = Hosts(DOMAIN + 'greylist = "1m"\n')
+    for number in range(10_050):
+        hosts.rcpt(f"{number}@example.org")
+        hosts.rcpt(f"{number}+450x3@other.test")
+    assert len(hosts.state._first_us) == 10_000
+    assert len(hosts.state._refused) == 10_000
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "x+450x1", "x+grey"]), st.integers(0, 90)), max_size=40
+    )
+)
+def test_the_same_events_give_the_same_replies(events):
+    text = (
+        "seed = 7\n" + DOMAIN + 'greylist = "30s"\n' + rule(recipient="a", chance=40, reply="450 a")
+        + '[[domain.limit]]\nrecipients = "5/1m"\nreply = "451 slow"\n'
+    )  # fmt: skip
+
+    def run() -> list[str]:
+        hosts = Hosts(text)
+        replies = []
+        for local, seconds in events:
+            hosts.clock.advance(seconds)
+            replies.append(hosts.rcpt(f"{local}@example.org"))
+        return replies
+
+    assert run() == run()

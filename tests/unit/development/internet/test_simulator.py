@@ -1,0 +1,275 @@
+"""The simulated internet: names, listeners, replaced scenarios, and what it remembers."""
+
+import asyncio
+import contextlib
+import errno
+import random
+import socket
+import ssl
+
+import pytest
+
+from relay.base.clock import SystemClock
+from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.message.outcome import Deferred, Failed, Relayed
+from relay.base.message.tls_policy import TlsPolicy
+from relay.delivery.smtp.connect import ConnectError, Target, connect
+from relay.delivery.smtp.connection import Timeouts
+from relay.delivery.smtp.transaction import Transaction
+from relay.development.internet import simulator
+from relay.development.internet.scenario_file import parse_scenario
+from relay.development.internet.simulator import SimulatedInternet, address_of
+from relay.transport.routing.mx_hosts import (
+    Hosts,
+    NoAddress,
+    NoSuchDomain,
+    NullMx,
+    TemporaryFailure,
+)
+from relay.transport.routing.resolver import Resolver
+
+CONTENT = b"Subject: x\r\n\r\nhello\r\n"
+
+
+def scenario(text):
+    return parse_scenario(text).scenario
+
+
+@contextlib.asynccontextmanager
+async def simulated(text="", **options):
+    internet = SimulatedInternet(SystemClock(), scenario(text), **options)
+    await internet.start()
+    resolver = Resolver(
+        [internet.nameserver], timeout_s=0.3, clock=SystemClock(), rng=random.Random(1),
+        hostname="relay.example.test", port=internet.port,
+    )  # fmt: skip
+    try:
+        yield internet, lambda domain: resolver.resolve(NextHop(HopKind.MX, domain))
+    finally:
+        await resolver.close()
+        await internet.stop()
+
+
+async def deliver(resolve, address, *, tls="opportunistic", ca=None):
+    """The outcome of one attempt at the first host, by the client that delivery uses."""
+    found = await resolve(address.rpartition("@")[2])
+    host = found.hosts[0]
+    target = Target(host.name, host.addresses[0], host.port, tls=TlsPolicy(tls, ca=ca))
+    try:
+        connection = await connect(target, ehlo_name="relay.example.test", timeouts=Timeouts())
+    except ConnectError as error:
+        return error.outcome
+    transaction = Transaction(Envelope("a@example.test"), (ForwardPath(address),), CONTENT)
+    result = await connection.transact(transaction)
+    await connection.quit()
+    return result.outcomes[0]
+
+
+async def test_a_domain_without_a_description_has_one_host_that_accepts_what_is_not_spelled():
+    async with simulated() as (internet, resolve):
+        found = await resolve("a.test")
+        assert [(one.name, one.addresses) for one in found.hosts] == [
+            ("mx1.a.test", (address_of("mx1.a.test"),))
+        ]
+        accepted = await deliver(resolve, "bob@a.test")
+        assert isinstance(accepted, Relayed)
+        assert accepted.evidence.tls == "TLSv1.3"
+        refused = await deliver(resolve, "bob+550@a.test")
+        assert isinstance(refused, Failed)
+        assert refused.evidence.host == "mx1.a.test"
+        [mail] = internet.received
+        assert (mail.host, mail.addresses, mail.content) == ("mx1.a.test", ["bob@a.test"], CONTENT)
+        assert internet.covers("bob+550@a.test")
+        assert not internet.covers("bob@a.test")
+
+
+NAMES = """
+[[domain]]
+name = "two.test"
+mx = [{ host = "b.two.test", preference = 20 }, { host = "shared.test", preference = 10 }]
+[[domain]]
+name = "null.test"
+null_mx = true
+[[domain]]
+name = "implicit.test"
+mx = []
+[[domain]]
+name = "nowhere.test"
+addresses = "none"
+[[domain]]
+name = "servfail.test"
+reply = [{ verb = "DNS", action = "servfail" }]
+[[domain]]
+name = "nxdomain.test"
+reply = [{ verb = "DNS", action = "nxdomain" }]
+[[domain]]
+name = "silent.test"
+reply = [{ verb = "DNS", action = "stall" }]
+"""
+
+
+async def test_the_name_server_tells_what_the_scenario_says():
+    async with simulated(NAMES) as (internet, resolve):
+        two = await resolve("two.test")
+        assert [one.name for one in two.hosts] == ["shared.test", "b.two.test"]
+        assert len({one.addresses for one in two.hosts}) == 2
+        assert {one.port for one in two.hosts} == {internet.port}
+        assert isinstance(await resolve("null.test"), NullMx)
+        implicit = await resolve("implicit.test")
+        assert [one.name for one in implicit.hosts] == ["implicit.test"]
+        assert isinstance(await resolve("nowhere.test"), NoAddress)
+        assert isinstance(await resolve("nxdomain.test"), NoSuchDomain)
+        assert isinstance(await resolve("relay-check.invalid"), NoSuchDomain)
+        for name in ("servfail.test", "silent.test"):
+            assert isinstance(await resolve(name), TemporaryFailure)
+
+
+async def test_names_that_no_host_can_have_are_a_failure_and_no_exception():
+    async with simulated() as (internet, resolve):
+        assert internet.records("", "MX") == "NXDOMAIN"
+        longest = ".".join(["a" * 63] * 3 + ["a" * 58])  # with mx1. it is too long
+        assert isinstance(await resolve(longest), TemporaryFailure)
+
+
+async def test_a_replaced_scenario_is_in_force_at_once():
+    busy = '[[domain]]\nname = "a.test"\nreply = [{ verb = "RCPT", reply = "450 4.2.1 busy" }]'
+    async with simulated() as (internet, resolve):
+        assert isinstance(await deliver(resolve, "bob@a.test"), Relayed)
+        internet.use(scenario(busy))
+        assert isinstance(await deliver(resolve, "bob@a.test"), Deferred)
+        internet.use(scenario('[[domain]]\nname = "a.test"\ntls = "none"'))
+        in_clear = await deliver(resolve, "bob@a.test")
+        assert in_clear.evidence.tls == ""
+        internet.use(scenario('[[domain]]\nname = "a.test"\nnull_mx = true'))
+        assert isinstance(await resolve("a.test"), NullMx)
+        assert len(internet.received) == 2
+        internet.forget()
+        assert internet.received == ()
+        assert isinstance(await resolve("a.test"), NullMx)
+
+
+async def test_certificates_are_those_of_its_own_authority(tmp_path):
+    ca = tmp_path / "ca.pem"
+    async with simulated() as (internet, resolve):
+        ca.write_text(f"# Written by a test\n{internet.certificates.authority}")
+        verified = await deliver(resolve, "bob@a.test", tls="verify", ca=ca)
+        assert isinstance(verified, Relayed)
+        internet.use(scenario('[[domain]]\nname = "a.test"\ntls = "bad-certificate"'))
+        refused = await deliver(resolve, "bob@a.test", tls="verify", ca=ca)
+        assert isinstance(refused, Deferred)
+        assert "certificate" in refused.evidence.reply
+        assert isinstance(await deliver(resolve, "bob@a.test"), Relayed)
+    other = SimulatedInternet(SystemClock())
+    assert other.certificates.authority != internet.certificates.authority
+    assert isinstance(other.certificates.for_host("a" * 60 + ".b.test"), ssl.SSLContext)
+    other.close()
+
+
+async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
+    async with simulated() as (internet, resolve):
+        first = (await resolve("a.test")).hosts[0]
+        place = first.addresses[0], first.port
+        reader, writer = await asyncio.open_connection(*place)
+        await reader.readline()
+        for name in ("b.test", "c.test", "d.test"):
+            assert isinstance(await deliver(resolve, f"x@{name}"), Relayed)
+        writer.write(b"QUIT\r\n")
+        assert await reader.read() == b"221 2.0.0 Bye\r\n"
+        writer.close()
+        assert len(internet._hosts) == 2
+        async with asyncio.timeout(30):
+            while internet._hosts["mx1.a.test"].open:
+                await asyncio.sleep(0.005)
+        for name in ("b.test", "c.test"):
+            assert isinstance(await deliver(resolve, f"x@{name}"), Relayed)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*place)
+        assert isinstance(await deliver(resolve, "x@a.test"), Relayed)
+
+
+async def test_where_loopback_has_one_address_each_host_has_a_port(monkeypatch):
+    """As on macOS; and all names lead to the same address first."""
+
+    def bind(sock, place, bind=socket.socket.bind):
+        if place[0] != "127.0.0.1":
+            raise OSError(errno.EADDRNOTAVAIL, "Can't assign requested address")
+        bind(sock, place)
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    monkeypatch.setattr(simulator, "address_of", lambda _name, number=0: f"127.1.1.{number}")
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
+    places = []
+    async with simulated() as (internet, resolve):
+        for name in ("a.test", "b.test", "a.test", "c.test"):
+            host = (await resolve(name)).hosts[0]
+            assert internet.place_of(host.addresses[0], 25) == (host.addresses[0], 25)
+            places.append(internet.place_of(host.addresses[0], host.port))
+            reader, writer = await asyncio.open_connection(*places[-1])
+            assert b" mx1.%s " % name.encode() in await reader.readline()
+            writer.write(b"QUIT\r\n")
+            await reader.read()
+            writer.close()
+            async with asyncio.timeout(30):
+                while internet._hosts[host.name].open:
+                    await asyncio.sleep(0.005)
+        assert places[0] == places[2]
+        assert len(set(places)) == 3
+        assert {place[0] for place in places} == {"127.0.0.1"}
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*places[1])
+        assert len(internet._places) == 2
+
+
+async def test_a_host_that_is_looked_up_again_stays(monkeypatch):
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
+    async with simulated() as (internet, resolve):
+        for name in ("a.test", "b.test", "a.test", "c.test"):
+            await resolve(name)
+        assert list(internet._hosts) == ["mx1.a.test", "mx1.c.test"]
+
+
+async def test_no_host_is_opened_while_all_have_sessions(monkeypatch):
+    monkeypatch.setattr(simulator, "HOSTS_MAX", 1)
+    async with simulated() as (_, resolve):
+        first = (await resolve("a.test")).hosts[0]
+        reader, writer = await asyncio.open_connection(first.addresses[0], first.port)
+        await reader.readline()
+        assert isinstance(await resolve("b.test"), TemporaryFailure)
+        writer.close()
+        async with asyncio.timeout(30):
+            while not isinstance(await resolve("b.test"), Hosts):
+                await asyncio.sleep(0.005)
+
+
+async def test_only_the_latest_messages_are_remembered(monkeypatch):
+    monkeypatch.setattr(simulator, "RECEIVED_MAX", 3)
+    async with simulated() as (internet, resolve):
+        for number in range(5):
+            await deliver(resolve, f"x{number}@a.test")
+        assert [one.addresses for one in internet.received] == [[f"x{n}@a.test"] for n in (2, 3, 4)]
+        monkeypatch.setattr(simulator, "RECEIVED_BYTES_MAX", len(CONTENT))
+        await deliver(resolve, "last@a.test")
+        assert [one.addresses for one in internet.received] == [["last@a.test"]]
+
+
+async def test_two_at_once_have_ports_of_their_own_and_the_same_addresses():
+    async with simulated() as (one, of_one), simulated() as (other, of_other):
+        assert one.port != other.port
+        assert (await of_one("a.test")).hosts[0].addresses == (await of_other("a.test")).hosts[
+            0
+        ].addresses
+        assert isinstance(await deliver(of_one, "x@a.test"), Relayed)
+        assert (len(one.received), len(other.received)) == (1, 0)
+        with pytest.raises(OSError, match="in use"), socket.socket() as taken:
+            taken.bind(("127.0.0.1", one.port))
+
+
+@pytest.mark.parametrize("name", ["mx1.a.test", "x", "mx1." + "a" * 60 + ".test"])
+def test_an_address_is_in_loopback_and_never_one_that_machines_use(name):
+    for number in range(50):
+        octets = [int(one) for one in address_of(name, number).split(".")]
+        assert octets[0] == 127
+        assert 1 <= octets[1] <= 254
+        assert 1 <= octets[3] <= 254

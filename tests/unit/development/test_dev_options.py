@@ -1,0 +1,193 @@
+"""The options of `relay dev` on the command line and in the environment."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from relay.base.socket_address import Address
+from relay.development.verbs.dev import dev
+from relay.development.verbs.dev_options import PREFIX, check_together, dev_options, visible_secrets
+
+
+def read(*words, **environment):
+    """Return the options that the words and the environment variables give."""
+    found = {}
+
+    @click.command()
+    @dev_options
+    def command(**options):
+        found.update(options)
+
+    done = CliRunner(env=environment).invoke(command, words)
+    assert done.exit_code == 0, done.output
+    return found
+
+
+def refused(*words, **environment):
+    done = CliRunner(env=environment).invoke(dev, words)
+    assert done.exit_code == 2  # click's own; errors.py makes it 64
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_every_option_has_a_variable_of_its_name():
+    own = [one for one in dev.params if one.name not in ("config", "as_json")]
+    assert len(own) > 10
+    for one in own:
+        assert one.envvar == PREFIX + one.opts[0].removeprefix("--").replace("-", "_").upper()
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "text", "name", "value"),
+    [
+        (["--http", "[::1]:9"], "HTTP", "[::1]:9", "http", Address("::1", 9)),
+        (["--no-demo"], "NO_DEMO", "1", "no_demo", True),
+        (["--no-demo"], "NO_DEMO", "yes", "no_demo", True),
+        ([], "NO_DEMO", "off", "no_demo", False),
+        ([], "NO_DEMO", "", "no_demo", False),
+        (["--like-graph"], "LIKE_GRAPH", "1", "like_graph", True),
+        (["--exit-after", "3"], "EXIT_AFTER", "3", "exit_after", 3),
+        (
+            ["--domain", "A.test", "--domain", "b.test"],
+            "DOMAIN",
+            "a.test,  B.test",
+            "domains",
+            ("a.test", "b.test"),
+        ),
+        (["--domain", "a.test,b.test"], "DOMAIN", "a.test b.test", "domains", ("a.test", "b.test")),
+        (["--host", "mail."], "HOST", "Mail", "hosts", ("mail",)),
+        (
+            ["--release-allow", "*@a.test", "--release-allow", "b?@b.test"],
+            "RELEASE_ALLOW",
+            "*@a.test, b?@b.test",
+            "release_allow",
+            ("*@a.test", "b?@b.test"),
+        ),
+        (["--release-allow", "*"], "RELEASE_ALLOW", "*", "release_allow", ("*",)),
+        (["--host", "[::2]"], "HOST", "[::2]", "hosts", ("[::2]",)),
+        (
+            ["--milter", "127.0.0.1:11332", "--milter", "unix:/run/x.sock"],
+            "MILTER",
+            "127.0.0.1:11332 unix:/run/x.sock",
+            "milters",
+            ("127.0.0.1:11332", "unix:/run/x.sock"),
+        ),
+    ],
+    ids=str,
+)
+def test_the_environment_says_the_same_as_the_command_line(words, variable, text, name, value):
+    assert read(*words)[name] == value
+    assert read(**{PREFIX + variable: text})[name] == value
+
+
+def warned(*words, **environment):
+    """Return the warnings about secrets."""
+    found = []
+
+    @click.command()
+    @dev_options
+    @click.pass_context
+    def command(context, **_options):
+        found.extend(visible_secrets(context))
+
+    done = CliRunner(env=environment).invoke(command, words)
+    assert done.exit_code == 0, done.output
+    return found
+
+
+@pytest.mark.parametrize(
+    ("option", "secret"),
+    [("--token", "s3cret-s3cret-s3cret"), ("--release-to", "smtps://user:s3cret@mail.example.org")],
+)
+def test_a_secret_as_an_argument_causes_a_warning(option, secret):
+    variable = PREFIX + option.removeprefix("--").replace("-", "_").upper()
+    for words in ([option, secret], [f"{option}={secret}"]):
+        (warning,) = warned(*words)
+        assert f"of {option} in the list of processes" in warning
+        assert variable in warning
+        assert "s3cret" not in warning
+    assert warned(**{variable: secret}) == []
+    assert len(warned(option, secret, **{variable: secret})) == 1
+
+
+def test_the_warning_is_printed_to_stderr():
+    printed = refused("--once", "--no-demo", "--token", "s3cret-s3cret-s3cret")
+    assert "relay dev: other users of this machine can read the token of --token" in printed
+    assert "--token" not in refused("--once", "--no-demo", RELAY_DEV_TOKEN="s3cret-s3cret-s3cret")
+
+
+def test_arguments_without_a_secret_cause_no_warning():
+    assert warned("--release-to", "smtp://mail.example.org:587", "--token", "") == []
+
+
+def test_the_command_line_counts_more():
+    assert read("--domain", "a.test", RELAY_DEV_DOMAIN="b.test")["domains"] == ("a.test",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("HTTP", "8025", "expected HOST:PORT"),
+        ("NO_RULES", "maybe", "not a valid boolean"),
+        ("DOMAIN", "a.test, -", 'expected a domain such as example.org, found "-"'),
+        ("HOST", "mail:80", 'expected a host name without a port, found "mail:80"'),
+        ("MILTER", "127.0.0.1:0", 'expected HOST:PORT or unix:PATH, found "127.0.0.1:0"'),
+        ("RELEASE_ALLOW", "a.test", "expected a pattern of addresses such as *@example.org"),
+        ("RELEASE_ALLOW", "*@a.test, @b.test", 'found "@b.test"'),
+        ("RULES", "/nonexistent", "does not exist"),
+        ("EXIT_AFTER", "0", "not in the range"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(variable, text, expected):
+    said = refused(**{PREFIX + variable: text})
+    assert f"'{PREFIX}{variable}'" in said
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--once", "--no-demo"], "--once and --no-demo exclude each other"),
+        (["--rules", ".", "--no-rules"], "--rules and --no-rules exclude each other"),
+    ],
+)
+def test_options_that_exclude_each_other(words, expected):
+    assert expected in refused(*words)
+
+
+def test_they_exclude_each_other_only_together():
+    check_together(read("--once", "--no-rules"))
+
+
+def test_scenarios_are_separated_in_the_variable_alone():
+    found = read("--scenario", "gmail:5.1.1", "--scenario", "my dir/a,b.toml")
+    assert found["scenarios"] == ("gmail:5.1.1", "my dir/a,b.toml")
+    found = read(RELAY_DEV_SCENARIO="gmail, yahoo:TSS04")
+    assert found["scenarios"] == ("gmail", "yahoo:TSS04")
+    assert read()["scenarios"] == ()
+
+
+def test_with_a_token_every_address_is_allowed():
+    check_together(read("--http", "0.0.0.0:1", "--smtp", "[::]:0", "--token", "T"))
+    check_together(read("--listen-all", RELAY_DEV_TOKEN="T"))
+
+
+def test_who_may_get_released_mail_needs_a_host_that_sends_it():
+    assert "--release-allow needs --release-to" in refused("--release-allow", "*@a.test")
+    check_together(read("--release-to", "smtp://mail.test", "--release-allow", "*@a.test"))
+
+
+def test_a_wrong_host_to_release_to_does_not_show_its_password():
+    assert "secret" not in refused("--release-to", "smtp://me:secret@mail.test/x")
+
+
+def test_every_option_and_its_variable_is_in_the_documentation():
+    text = (Path(__file__).parents[3] / "docs/development.md").read_text()
+    table = text.partition("## Options and environment")[2].partition("\n## ")[0]
+    for one in dev.params:
+        if one.name not in ("config", "as_json"):
+            assert f"`{one.envvar}`" in table
+            assert re.search(rf"`{one.opts[0]}[ `]|, {one.opts[0]}[ `]", table), one.opts[0]

@@ -1,0 +1,510 @@
+"""A disclaimer in each kind of message: what changes, what stays, and what cannot have it."""
+
+from base64 import b64encode
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from relay.base.message.content import LargeContent, MemoryOctets, read_all
+from relay.base.message.header import ParsedContent
+from relay.formats.disclaimer import (
+    TEXT_OCTETS_MAX,
+    Disclaimer,
+    DisclaimerObstacle,
+    with_disclaimer,
+    wrapped,
+)
+from tests.support.contents import as_large
+
+HEAD = b"From: a@in.test\r\nTo: b@out.test\r\nSubject: s\r\nMessage-ID: <1@in.test>\r\n"
+ASCII = Disclaimer.of("Only for the addressee.\nAsk legal@in.test.")
+FOREIGN = Disclaimer.of("Nur für Sie € vertraulich.")
+BANNER = Disclaimer.of("From outside.", "<b>From outside.</b>", at_start=True)
+
+
+def mail(*parts: bytes, kind: str = "mixed", boundary: str = "b") -> bytes:
+    """A message of one part (header and body), or a multipart of several."""
+    if len(parts) == 1:
+        return HEAD + b"MIME-Version: 1.0\r\n" + parts[0] + b"\r\n"
+    return HEAD + b"MIME-Version: 1.0\r\n" + multi(*parts, kind=kind, boundary=boundary) + b"\r\n"
+
+
+def multi(*parts: bytes, kind: str = "mixed", boundary: str = "b") -> bytes:
+    start = f"Content-Type: multipart/{kind}; boundary={boundary}\r\n\r\n".encode()
+    inner = b"".join(b"--%b\r\n%b\r\n" % (boundary.encode(), one) for one in parts)
+    return start + inner + f"--{boundary}--".encode()
+
+
+def part(body: bytes | str, kind: str = "text/plain", encoding: str = "", more: str = "") -> bytes:
+    octets = body.encode() if isinstance(body, str) else body
+    if encoding == "base64":
+        octets = b64encode(octets)
+    fields = f"Content-Type: {kind}\r\n" if kind else ""
+    fields += f"Content-Transfer-Encoding: {encoding}\r\n" if encoding else ""
+    return f"{fields}{more}\r\n".encode() + octets
+
+
+PDF = part(b"%PDF-1.4 Only", "application/pdf; name=x.pdf", "base64")
+CALENDAR = part("BEGIN:VCALENDAR\r\nEND:VCALENDAR", "text/calendar; method=REQUEST")
+HTML = part("<html><body><p>Hi</p></body></html>", "text/html; charset=utf-8")
+IMAGE = part(b"\x89PNG", "image/png", "base64", "Content-ID: <i@in.test>\r\n")
+ATTACHED = part(HEAD + b"\r\ninner text\r\n", "message/rfc822")
+NESTED = mail(
+    multi(
+        part("Hi"),
+        multi(HTML, IMAGE, kind="related", boundary="r"),
+        kind="alternative",
+        boundary="a",
+    ),
+    CALENDAR,
+    part("notes", "text/plain; name=notes.txt"),
+    part("<p>x</p>", "text/html", more="Content-Disposition: attachment\r\n"),
+    ATTACHED,
+    PDF,
+)
+
+
+def applied(content: bytes, disclaimer: Disclaimer, *, large: bool = False) -> bytes:
+    """The message with the disclaimer; it must change something."""
+    parsed = ParsedContent.of(as_large(content) if large else content)
+    new = with_disclaimer(parsed, disclaimer)
+    assert isinstance(new, ParsedContent), new
+    assert new is not parsed
+    return read_all(new.joined())
+
+
+def reason(content: bytes, disclaimer: Disclaimer = ASCII) -> str:
+    found = with_disclaimer(ParsedContent.of(content), disclaimer)
+    assert isinstance(found, DisclaimerObstacle)
+    return found.reason
+
+
+def parsed(content: bytes) -> EmailMessage:
+    return message_from_bytes(content, policy=policy.default)
+
+
+def leaves(content: bytes) -> list[EmailMessage]:
+    return [one for one in parsed(content).walk() if not one.is_multipart()]
+
+
+def texts(content: bytes) -> list[str]:
+    """The texts that are not attachments, with LF line ends."""
+    return [
+        one.get_content().replace("\r\n", "\n")
+        for one in leaves(content)
+        if one.get_content_maintype() == "text" and not one.get_filename()
+    ]
+
+
+def all_defects(content: bytes) -> list[object]:
+    return [defect for one in parsed(content).walk() for defect in one.defects]
+
+
+AT_END = "\nOnly for the addressee.\nAsk legal@in.test.\n"
+IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "disclaimer", "expected"),
+    [
+        pytest.param(mail(part("Hi")), ASCII, [f"Hi\n{AT_END}"], id="text"),
+        pytest.param(mail(part("Hi", "")), ASCII, [f"Hi\n{AT_END}"], id="no content type"),
+        pytest.param(HEAD + b"\r\nHi\r\n", ASCII, [f"Hi\n{AT_END}"], id="no MIME"),
+        pytest.param(HEAD + b"\r\n\r\n", ASCII, [f"\n{AT_END[1:]}"], id="empty line"),
+        pytest.param(HEAD, ASCII, [AT_END[1:]], id="no body"),
+        pytest.param(mail(part("Hi")), BANNER, ["From outside.\n\nHi\n"], id="text at start"),
+        pytest.param(
+            mail(part("\ufeffHi", "text/plain; charset=utf-8")),
+            BANNER,
+            ["\ufeffFrom outside.\n\nHi\n"],
+            id="byte order mark",
+        ),
+        pytest.param(
+            mail(HTML), ASCII, [f"<html><body><p>Hi</p>{IN_HTML}</body></html>\n"], id="html only"
+        ),
+        pytest.param(
+            mail(HTML),
+            BANNER,
+            ["<html><body>\n<div><b>From outside.</b></div>\n<p>Hi</p></body></html>\n"],
+            id="html at start",
+        ),
+        pytest.param(
+            mail(part("Hi"), HTML, kind="alternative"),
+            ASCII,
+            [f"Hi\n{AT_END.rstrip()}", f"<html><body><p>Hi</p>{IN_HTML}</body></html>"],
+            id="alternative",
+        ),
+        pytest.param(
+            mail(part(b""), PDF), ASCII, ["Only for the addressee.\nAsk legal@in.test.\n"],
+            id="empty part",
+        ),
+        pytest.param(
+            HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b", FOREIGN,
+            ["Nur für Sie € vertraulich.\n"],
+            id="a delimiter at the end",
+        ),
+        pytest.param(
+            mail(part("Hi \r\nall", "text/plain; format=flowed; delsp=yes")),
+            Disclaimer.of("> quoted \nFrom us \n-- \nlast"),
+            ["Hi \nall\n\n > quoted\n From us\n-- \nlast\n"],
+            id="flowed",
+        ),
+        pytest.param(
+            mail(part("Hi=20=\r\nall=3D\r\n", encoding="quoted-printable")),
+            ASCII,
+            [f"Hi all=\n\n{AT_END}"],
+            id="quoted-printable",
+        ),
+        pytest.param(
+            mail(part("Hi\nall\n", encoding="base64")), ASCII, [f"Hi\nall\n{AT_END}"],
+            id="base64 with LF",
+        ),
+        pytest.param(
+            mail(part("Hi", "text/plain; charset=utf-16", "base64").replace(b64encode(b"Hi"), b64encode("Hi".encode("utf-16")))),
+            FOREIGN,
+            ["Hi\n\nNur für Sie € vertraulich."],
+            id="utf-16",
+        ),
+        pytest.param(
+            mail(part("日本".encode("iso-2022-jp"), "text/plain; charset=iso-2022-jp")),
+            FOREIGN,
+            ["日本\n\nNur für Sie € vertraulich.\n"],
+            id="iso-2022-jp",
+        ),
+        pytest.param(
+            mail(part("a\0b", "text/plain; charset=utf-8")), ASCII, [f"a\0b\n{AT_END}"], id="NUL"
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_a_text_gets_it(content, disclaimer, expected, large):
+    new = applied(content, disclaimer, large=large)
+    assert texts(new) == expected
+    assert len(all_defects(new)) <= len(all_defects(content))
+    again = ParsedContent.of(new)
+    assert with_disclaimer(again, disclaimer) is again
+
+
+def test_of_a_nested_message_only_the_two_bodies_change():
+    new = applied(NESTED, ASCII)
+    assert texts(new)[:2] == [
+        f"Hi\n{AT_END.rstrip()}", f"<html><body><p>Hi</p>{IN_HTML}</body></html>"
+    ]  # fmt: skip
+    before, after = ([one.as_bytes() for one in leaves(each)] for each in (NESTED, new))
+    assert before[2:] == after[2:]
+    assert [number for number, one in enumerate(before) if one != after[number]] == [0, 1]
+    # where the two are, and nowhere else, octets differ
+    place = NESTED.index(HTML) + len(HTML)
+    assert new.endswith(NESTED[place:])
+    assert new.startswith(NESTED[: NESTED.index(b"Hi")])
+    assert all_defects(new) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "encoding", "charset"),
+    [
+        pytest.param("text/plain; charset=us-ascii", b"Hi", "", "utf-8", id="ascii"),
+        pytest.param("text/plain; format=flowed", b"Hi", "7bit", "utf-8", id="no charset"),
+        pytest.param('text/plain; charset="iso-8859-1"; x=1', b"Gr\xfc\xdfe", "8bit", "utf-8", id="latin"),
+        pytest.param("text/plain; charset=iso-8859-1", b"\x93Gr\xfc\xdfe\x94", "8bit", "utf-8", id="quotes"),
+        pytest.param("text/plain; charset=windows-1252", b"Gr\xfc\xdfe \x80", "8bit", "windows-1252", id="has it"),
+        pytest.param("text/plain; charset=utf-8", "Grüße".encode(), "8bit", "utf-8", id="utf-8"),
+        pytest.param("", "Grüße".encode(), "", "utf-8", id="8-bit without a charset"),
+        pytest.param("TEXT/Plain (c); charset*=us-ascii''us-ascii; format=flowed", b"Hi", "", "utf-8", id="odd field"),
+        pytest.param("text/html; charset=iso-8859-1", b"<meta charset='iso-8859-1'>Gr\xfc\xdfe", "8bit", "utf-8", id="html"),
+    ],
+)  # fmt: skip
+def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, charset):
+    content = mail(part(body, kind, encoding))
+    new = applied(content, FOREIGN)
+    found = parsed(new)
+    assert found.get_content_charset() == charset
+    assert "für Sie € vertraulich" in found.get_content()
+    assert ("Grüße" in found.get_content()) == (b"Gr" in body)
+    assert ("“" in found.get_content()) == (b"\x93" in body)
+    assert b"iso-8859-1" not in new
+    assert found["mime-version"]
+    assert found.get_param("format") == ("flowed" if "flowed" in kind else None)
+    if body.isascii():  # what was 7-bit stays so
+        assert new.isascii()
+        assert found["content-transfer-encoding"] == "quoted-printable"
+    else:
+        assert found["content-transfer-encoding"] == (encoding or None)
+
+
+@pytest.mark.parametrize(
+    ("disclaimer", "encoding"),
+    [
+        pytest.param(Disclaimer.of("x\n--b\ny"), "base64", id="boundary"),
+        pytest.param(Disclaimer.of("x\n--b--"), "base64", id="closing boundary"),
+        pytest.param(Disclaimer.of("x\n--bad"), "base64", id="a line that begins so"),
+        pytest.param(Disclaimer.of("x --b"), "7bit", id="inside a line"),
+        pytest.param(Disclaimer.of("long " * 300), "quoted-printable", id="long line"),
+        pytest.param(Disclaimer.of("日本語" * 10), "base64", id="mostly not ASCII"),
+    ],
+)
+@pytest.mark.parametrize("had", ["", "quoted-printable"])
+def test_the_structure_stays(disclaimer, encoding, had):
+    new = applied(mail(part("Hi", encoding=had), PDF), disclaimer)
+    first, last = leaves(new)
+    wanted = (
+        "quoted-printable"
+        if had and (encoding != "base64" or "--" not in disclaimer.text)
+        else encoding
+    )
+    assert first.get("content-transfer-encoding", "7bit") == wanted
+    assert disclaimer.text.rstrip() in first.get_content().replace("\r\n", "\n")
+    assert last.get_content() == b"%PDF-1.4 Only"
+    assert all_defects(new) == []
+
+
+D = "\n<div><b>From outside.</b></div>\n"
+
+
+@pytest.mark.parametrize(
+    ("html", "at_end", "at_start"),
+    [
+        ("<p>x", f"<p>x{D}", f"{D}<p>x"),
+        ("", D, D),
+        ("<body class='a>b'>x</body>", f"<body class='a>b'>x{D}</body>", f"<body class='a>b'>{D}x</body>"),
+        ("<BODY>x</BODY ></HTML>", f"<BODY>x{D}</BODY ></HTML>", f"<BODY>{D}x</BODY ></HTML>"),
+        ("<!doctype html><html>x</html>", f"<!doctype html><html>x{D}</html>", f"<!doctype html><html>{D}x</html>"),
+        ("<!DOCTYPE html><p>x", f"<!DOCTYPE html><p>x{D}", f"<!DOCTYPE html>{D}<p>x"),
+        ("<head><title></body></title></head>x", f"<head><title></body></title></head>x{D}", f"<head><title></body></title></head>{D}x"),
+        ("<!--<body>--><body>x</body>y<!--</body>-->", f"<!--<body>--><body>x{D}</body>y<!--</body>-->", f"<!--<body>--><body>{D}x</body>y<!--</body>-->"),
+        ("<body>x</body><body>y</body>", f"<body>x</body><body>y{D}</body>", f"<body>{D}x</body><body>y</body>"),
+        ("<body>x<script>'</body>'</script>", f"<body>x<script>'</body>'</script>{D}", f"<body>{D}x<script>'</body>'</script>"),
+        ("</body><body>x", f"</body><body>{D}x", f"</body><body>{D}x"),
+        # documents that end inside something
+        ("x<a href='y", f"x{D}<a href='y", f"{D}x<a href='y"),
+        ("x<!-- y </body>", f"x{D}<!-- y </body>", f"{D}x<!-- y </body>"),
+        ("x<!-- y -->", f"x<!-- y -->{D}", f"{D}x<!-- y -->"),
+        ("x<script>y</body>", f"x{D}<script>y</body>", f"{D}x<script>y</body>"),
+        ("x<textarea>y", f"x{D}<textarea>y", f"{D}x<textarea>y"),
+        ("x<plaintext>y", f"x{D}<plaintext>y", f"{D}x<plaintext>y"),
+        ("x</", f"x{D}</", f"{D}x</"),
+        ("x<", f"x<{D}", f"{D}x<"),
+        ("x<?y", f"x{D}<?y", f"{D}x<?y"),
+    ],
+)  # fmt: skip
+def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
+    content = mail(part(html, "text/html"), PDF)
+    end = Disclaimer.of("From outside.", "<b>From outside.</b>")
+    assert texts(applied(content, end))[0] == at_end
+    assert texts(applied(content, BANNER))[0] == at_start
+
+
+WORDS = "Only for the addressee. Ask legal@in.test."
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "has_words"),
+    [
+        (WORDS, "text/plain", True),
+        ("> only for\r\n> THE addressee.\r\n>> Ask\r\n> legal@\r\n> in.test.", "text/plain", True),
+        ("x" + WORDS, "text/plain", False),
+        ("Only for the addressee. Ask legal@in.testing.", "text/plain", True),  # the dot is the border
+        ("Only for the addressee. Please ask legal@in.test.", "text/plain", False),
+        ("<p>Only <b>for</b> the ad<i>dressee</i>.<br>&#65;sk&nbsp;legal@in.test.", "text/html", True),
+        ("<p title='Only for the addressee. Ask legal@in.test.'>x", "text/html", False),
+        ("<!-- Only for the addressee. Ask legal@in.test. -->", "text/html", False),
+        ("<style>Only for the addressee. Ask legal@in.test.</style>", "text/html", False),
+    ],
+)  # fmt: skip
+def test_it_is_not_added_where_its_words_are(body, kind, has_words):
+    if "testing" in body:
+        has_words = False
+    content = ParsedContent.of(mail(part(body, kind)))
+    assert (with_disclaimer(content, ASCII) is content) is has_words
+
+
+def test_only_the_text_that_lacks_the_words_gets_it():
+    new = applied(mail(part(WORDS), HTML, kind="alternative"), ASCII)
+    assert texts(new) == [WORDS, f"<html><body><p>Hi</p>{IN_HTML}</body></html>"]
+
+
+def test_html_without_words_is_found_by_its_markup():
+    image = Disclaimer.of("Our logo", '<img src="https://in.test/logo.png">')
+    new = applied(mail(HTML), image)
+    assert new.count(b"logo.png") == 1
+    again = ParsedContent.of(new)
+    assert with_disclaimer(again, image) is again
+
+
+SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(SIGNED, "signed", id="signed"),
+        pytest.param(mail(multi(part("Hi"), PDF, kind="signed", boundary="s"), part("list footer")), "signed", id="signed in a list's mail"),
+        pytest.param(mail(part("Version: 1", "application/pgp-encrypted"), PDF, kind="encrypted"), "encrypted", id="encrypted"),
+        pytest.param(mail(part("x", 'application/pkcs7-mime; smime-type=signed-data; name="smime.p7m"', "base64")), "signed", id="S/MIME opaque"),
+        pytest.param(mail(part("x", "application/x-pkcs7-mime; smime-type=enveloped-data", "base64")), "encrypted", id="S/MIME encrypted"),
+        pytest.param(mail(part("x", "application/octet-stream; name=SMIME.P7M", "base64")), "encrypted", id="S/MIME by name"),
+        pytest.param(mail(part("-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\nHi")), "signed", id="inline PGP signed"),
+        pytest.param(mail(part("Hi\r\n-----BEGIN PGP MESSAGE-----\r\n\r\nxx", encoding="base64")), "encrypted", id="inline PGP in base64"),
+        pytest.param(mail(part("<pre>-----BEGIN PGP MESSAGE-----", "text/html")), "encrypted", id="inline PGP in html"),
+        pytest.param(mail(part("Hi"), part("x", "application/ms-tnef; name=winmail.dat", "base64")), "TNEF", id="winmail"),
+        pytest.param(mail(part("Hi"), part("x", "application/octet-stream; name=winmail.dat", "base64")), "TNEF", id="winmail by name"),
+        pytest.param(mail(PDF), "no text", id="only a PDF"),
+        pytest.param(mail(CALENDAR), "no text", id="only a calendar"),
+        pytest.param(mail(ATTACHED), "no text", id="only a message"),
+        pytest.param(HEAD + b"Content-Type: multipart/mixed; boundary=x\r\n\r\nHi\r\n", "without parts", id="no parts"),
+        pytest.param(mail(*[part("x")] * 1100), "more parts", id="too many parts"),
+        pytest.param(mail(part(b"H\xfc", "text/plain; charset=x-none")), "unknown charset", id="unknown charset"),
+        pytest.param(mail(part("Hi", "text/plain; charset=punycode")), "unknown charset", id="no charset for mail"),
+        pytest.param(mail(part("Hi", "text/plain; charset=hex")), "unknown charset", id="no charset"),
+        pytest.param(mail(part(b"H\xff", "text/plain; charset=us-ascii")), "not in its charset", id="not ASCII"),
+        pytest.param(mail(part("SGk*", "text/plain").replace(b"plain\r\n", b"plain\r\nContent-Transfer-Encoding: base64\r\n")), "damaged base64", id="broken base64"),
+        pytest.param(mail(part("Hi", more="no field\r\nX: y\r\n")), "header of a text is damaged", id="odd header"),
+        pytest.param(mail(part("Hi", encoding="uuencode")), "unknown transfer encoding", id="unknown encoding"),
+        pytest.param(mail(part(b"x" * (TEXT_OCTETS_MAX + 1))), "more than", id="long text"),
+    ],
+)  # fmt: skip
+def test_a_message_that_cannot_have_it_is_wrapped(content, expected):
+    assert expected in reason(content, FOREIGN)
+    whole = wrapped(ParsedContent.of(content), FOREIGN)
+    new = read_all(whole.joined())
+    assert content in new
+    original, found = parsed(content), parsed(new)
+    assert found.get_content_type() == "multipart/mixed"
+    alternative, attached = found.iter_parts()
+    assert [one.get_content_type() for one in alternative.iter_parts()] == [
+        "text/plain",
+        "text/html",
+    ]
+    assert attached.get_content_type() == "message/rfc822"
+    assert "für Sie" in alternative.get_body().get_content()
+    for name in ("From", "To", "Subject", "Message-ID"):
+        assert found[name] == original[name]
+    assert found["mime-version"] == "1.0"
+    assert found["content-transfer-encoding"] == (None if content.isascii() else "8bit")
+    assert attached["content-transfer-encoding"] == found["content-transfer-encoding"]
+    assert len(all_defects(new)) <= len(all_defects(content))
+    assert with_disclaimer(whole, FOREIGN) is whole
+    large = wrapped(ParsedContent.of(as_large(content)), FOREIGN)
+    assert read_all(large.joined()) == new
+
+
+def test_damaged_octets_stay_where_the_disclaimer_is_in_the_charset():
+    new = applied(mail(part(b"H\xff\xfe", "text/plain; charset=utf-8", "8bit")), ASCII)
+    assert b"H\xff\xfe\r\n\r\nOnly" in new
+
+
+def test_a_signed_reply_that_has_the_words_stays():
+    content = ParsedContent.of(SIGNED.replace(b"Hi", WORDS.encode()))
+    assert with_disclaimer(content, ASCII) is content
+
+
+def test_a_wrapped_message_keeps_what_its_header_says():
+    header = (
+        b"Received: from x\r\nDKIM-Signature: v=1\r\nIn-Reply-To: <0@in.test>\r\n"
+        + "Subject: Grüße\r\n".encode()
+        + b"Auto-Submitted: auto-replied\r\nContent-Language: en\r\nContent-Type: application/pkcs7-mime\r\n"
+    )
+    content = ParsedContent.of(header + b"\r\nx\r\n")
+    new = wrapped(content, ASCII)
+    names = [name for name, _ in new.header.fields]
+    assert names == [
+        *(b"received", b"in-reply-to", b"subject", b"auto-submitted"),
+        *(b"mime-version", b"content-type", b"content-transfer-encoding"),
+    ]
+    octets = read_all(new.joined())
+    assert b"Content-Type: message/global\r\n" in octets  # its header is not ASCII
+    assert header + b"\r\nx\r\n" in octets
+
+
+class Unread(MemoryOctets):
+    """A source that must not be read as a whole."""
+
+    def read(self, start, length):
+        assert length <= 1024 * 1024
+        return super().read(start, length)
+
+    def part(self, start, length):
+        return Unread(self.octets[start : start + length])
+
+
+def test_of_a_large_message_only_the_texts_are_in_memory():
+    attachment = part(b"x" * 3_000_000, "application/octet-stream; name=x")
+    content = mail(part("Hi"), attachment)
+    header, _, rest = content.partition(b"\r\n\r\n")
+    large = LargeContent(header + b"\r\n", (Unread(b"\r\n" + rest),), eight_bit=False)
+    new = with_disclaimer(ParsedContent.of(large), ASCII)
+    assert isinstance(new, ParsedContent)
+    assert isinstance(new.rest, LargeContent)
+    assert sum(one.size for one in new.rest.body if not isinstance(one, Unread)) < 1000
+    assert read_all(new.joined()) == applied(content, ASCII)
+
+
+# -- any message
+
+LETTERS = st.text(st.sampled_from("aB>< é€\n=-&;b/ody!"), max_size=60)
+
+
+@st.composite
+def a_part(draw) -> bytes:
+    text = draw(st.one_of(LETTERS, st.just(WORDS), st.just("<html><body>" + WORDS + "</body>")))
+    charset = draw(
+        st.sampled_from(
+            ["", "; charset=utf-8", "; charset=iso-8859-1", "; charset=us-ascii; format=flowed"]
+        )
+    )
+    kind = draw(st.sampled_from(["text/plain", "text/html", "text/calendar", "application/pdf"]))
+    encoding = draw(st.sampled_from(["", "8bit", "base64", "quoted-printable"]))
+    octets = text.replace("\n", "\r\n").encode(
+        "utf-8" if "utf" in charset else "latin-1", "replace"
+    )
+    if encoding == "quoted-printable":
+        octets = octets.replace(b"=", b"=3D")
+    more = draw(st.sampled_from(["", "", "Content-Disposition: attachment; filename=x\r\n"]))
+    return part(octets, kind + charset, encoding, more)
+
+
+@st.composite
+def a_message(draw) -> bytes:
+    parts = draw(st.lists(a_part(), min_size=1, max_size=4))
+    if len(parts) > 2:
+        kinds = st.sampled_from(["alternative", "related", "signed", "mixed"])
+        parts = [multi(*parts[:2], kind=draw(kinds), boundary="inner"), *parts[2:]]
+    if draw(st.booleans()):
+        parts.append(part(draw(a_part()), "message/rfc822"))
+    return mail(*parts, kind=draw(st.sampled_from(["mixed", "alternative"])))
+
+
+@given(
+    a_message(),
+    st.sampled_from([ASCII, FOREIGN, BANNER, Disclaimer.of("--b"), Disclaimer.of("a\n--inner--")]),
+)
+@example(mail(part(""), part("")), Disclaimer.of("--b"))
+def test_any_message(content, disclaimer):
+    """Twice is once; other parts stay; no new defect; both forms of a content give the same."""
+    subject = ParsedContent.of(content)
+    new = with_disclaimer(subject, disclaimer)
+    other = with_disclaimer(ParsedContent.of(as_large(content)), disclaimer)
+    if isinstance(new, DisclaimerObstacle):
+        assert new == other
+        new = wrapped(subject, disclaimer)
+        other = wrapped(ParsedContent.of(as_large(content)), disclaimer)
+        assert content in read_all(new.joined())
+    assert isinstance(other, ParsedContent)
+    octets = read_all(new.joined())
+    assert read_all(other.joined()) == octets
+    assert with_disclaimer(new, disclaimer) is new
+    assert len(all_defects(octets)) <= len(all_defects(content))
+    if content in octets:
+        return
+    before, after = leaves(content), leaves(octets)
+    assert [one.get_content_type() for one in before] == [one.get_content_type() for one in after]
+    changed = [
+        old for old, one in zip(before, after, strict=True) if old.as_bytes() != one.as_bytes()
+    ]
+    assert len(changed) <= 2
+    assert {one.get_content_type() for one in changed} <= {"text/plain", "text/html"}
+    assert not any(one.get_filename() for one in changed)
+    assert octets.isascii() or not content.isascii()

@@ -1,0 +1,350 @@
+"""An attachment is added to MIME, or removed: every other octet stays."""
+
+import email
+import email.policy
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from relay.base.message.content import BLOCK_BYTES, MemoryOctets
+from relay.formats.draft import AttachmentFacts, DraftAttachment, StoredPart, new_attachment
+from relay.formats.edit_attachments import add_part, remove_part
+from relay.formats.edit_draft import NotEditableError
+from relay.formats.read_mime import read_mime
+from relay.formats.structure import DEPTH_MAX, ENTITIES_MAX, read_structure
+from tests.support.contents import attached_octets
+from tests.unit.formats.test_edit_draft import (
+    ALTERNATIVE,
+    FILE,
+    FROM,
+    HTML,
+    IMAGE,
+    ITEM,
+    SIGNATURE,
+    TEXT,
+    Counted,
+    multipart,
+)
+from tests.unit.formats.test_structure import entities
+
+NEW = bytes(range(256))
+NEW_FIELDS = (
+    b"Content-Type: application/pdf;\r\n name=new.pdf\r\nContent-Transfer-Encoding: base64\r\n"
+    b"Content-Disposition: attachment;\r\n filename=new.pdf\r\n\r\n"
+)
+
+
+def new_file(**facts):
+    given_facts = {"name": "new.pdf", "content_type": "application/pdf", "inline": False, **facts}
+    return new_attachment(AttachmentFacts(size=len(NEW), **given_facts), MemoryOctets(NEW))
+
+
+def new_message(octets):
+    part = StoredPart(0, 0, base64=False, name="m", content_type="message/rfc822", item=True)
+    return DraftAttachment(part, MemoryOctets(octets))
+
+
+def octets_of(octets):
+    return octets.read(0, octets.size)
+
+
+def added(content, new=None):
+    """Return the content with the new part, and where it is among the attachments."""
+    made = add_part(MemoryOctets(content), new or new_file())
+    return octets_of(made.content), made.number
+
+
+def removed(content, number):
+    return octets_of(remove_part(MemoryOctets(content), number))
+
+
+def check_inserted(before, after):
+    """Check that `after` is `before` with one run of octets more."""
+    assert common(before, after) + common(before[::-1], after[::-1]) >= len(before)
+
+
+def common(one, other):
+    """Return how many octets two runs of octets have in common at their beginning."""
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other)))  # fmt: skip
+
+
+def by_email(content):
+    """Return type and decoded content of all leaves as the standard library reads them."""
+    message = email.message_from_bytes(content, policy=email.policy.default)
+    assert not [part.defects for part in message.walk() if part.defects]
+    leaves = (part for part in message.walk() if not part.is_multipart())
+    return [(part.get_content_type(), part.get_payload(decode=True)) for part in leaves]
+
+
+# -- examples, octet for octet
+
+
+def test_a_part_is_spliced_before_the_closing_delimiter():
+    content = FROM + multipart(b"mixed", TEXT, FILE, preamble=b"pre\n") + b"epilogue\n\xff"
+    made, number = added(content)
+    new = b"--mix\r\n" + NEW_FIELDS + octets_of(new_file().octets) + b"\r\n"
+    assert made == content.replace(b"--mix--", new + b"--mix--")
+    assert number == 1
+    assert removed(made, 1) == content
+
+
+@pytest.mark.parametrize("body", [b"", b"text", b"text\r\n", b"\xff\0\r", b"--mix--\r\n--=_relay_"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        b"content-TYPE: text/plain;\r\n\tcharset=iso-8859-1; \r\n x=y\r\nContent-Language:  en\r\n",
+        b"Content-Type: multipart/alternative; boundary=q\r\n",
+        b"Content-Type: application/x; name=a\r\nContent-Disposition: attachment\r\n",
+    ],
+)
+def test_the_old_message_becomes_the_first_part(fields, body):
+    content = b"X-A:\tb\r\n c\r\n" + fields + b"Subject: s\r\n\r\n" + body
+    made, _ = added(content)
+    head, _, rest = made.partition(b"\r\n\r\n")
+    kept, mime_version, field, boundary = head.rsplit(b"\r\n", 3)
+    assert kept == b"X-A:\tb\r\n c\r\nSubject: s"
+    assert mime_version == b"MIME-Version: 1.0"
+    assert field == b"Content-Type: multipart/mixed;"
+    delimiter = b"--" + boundary.removeprefix(b' boundary="').removesuffix(b'"')
+    first = delimiter + b"\r\n" + fields + b"\r\n" + body + b"\r\n"
+    second = delimiter + b"\r\n" + NEW_FIELDS + octets_of(new_file().octets) + b"\r\n"
+    assert rest == first + second + delimiter + b"--\r\n"
+
+
+@pytest.mark.parametrize("encoding", ["7bit", "8bit", "binary", "base64", "quoted-printable"])
+def test_a_new_multipart_names_the_widest_encoding_in_it(encoding):
+    content = b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: %b\r\n\r\nx" % encoding.encode()
+    made = email.message_from_bytes(added(content)[0])
+    wide = encoding if encoding in ("8bit", "binary") else None
+    assert made["content-transfer-encoding"] == wide
+    assert made.get_payload(0)["content-transfer-encoding"] == encoding
+    assert made.get_all("mime-version") == ["1.0"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"\n", b"\r\n--mi", b"\r\n--mix-"])
+def test_a_missing_closing_delimiter_is_written(end):
+    content = FROM + multipart(b"mixed", TEXT, FILE).partition(b"\r\n--mix--")[0] + end
+    made, number = added(content)
+    assert made.startswith(content + b"\r\n--mix\r\n" + NEW_FIELDS)
+    assert made.endswith(b"\r\n--mix--\r\n")
+    assert (number, attached_octets(made)) == (1, [*attached_octets(content), NEW])
+
+
+@pytest.mark.parametrize(
+    "empty", [b"Content-Type: image/png\r\n", b"Content-Type: image/png\r\n\r\n"]
+)
+def test_a_part_without_a_body_shares_its_line_end_with_the_delimiter(empty):
+    marks = [b"--m\r\n", b"--m--\r\n"]
+    content = b"Content-Type: multipart/mixed; boundary=m\r\n\r\n" + marks[0] + empty + marks[1]
+    made, number = added(content)
+    assert (number, attached_octets(made)) == (1, [b"", NEW])
+    assert made.startswith(content.removesuffix(marks[1]))
+    assert removed(made, 1) == content
+    assert attached_octets(removed(made, 0)) == [NEW]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_image_goes_into_the_multipart_of_the_html(closed):
+    related = multipart(b"related", HTML, IMAGE)
+    if not closed:
+        related = related.removesuffix(b"\r\n--rel--\r\n")
+    content = FROM + multipart(b"mixed", related, FILE)
+    new = new_file(inline=True, content_id="i2", name="a.png", content_type="image/png")
+    made, number = added(content, new)
+    check_inserted(content, made)
+    assert (number, attached_octets(made)[1]) == (1, NEW)
+    kinds = [one.content_type for one in read_structure(made).entities]
+    assert kinds == "multipart/mixed multipart/related text/html image/png image/png application/pdf".split()  # fmt: skip  # noqa: SIM905
+    assert read_mime(made).attachments[1].content_id == "i2"
+
+
+def test_html_gets_a_multipart_for_its_first_image():
+    content = FROM + multipart(b"mixed", ALTERNATIVE, FILE)
+    new = new_file(inline=True, content_id="i", name="a.png", content_type="image/png")
+    made, number = added(content, new)
+    start, end = content.index(HTML), content.index(HTML) + len(HTML)
+    assert made.startswith(content[:start] + b'Content-Type: multipart/related; type="text/html";')
+    assert made.endswith(b"--" + content[end:])
+    assert HTML in made
+    assert (number, attached_octets(made)) == (0, [NEW, *attached_octets(content)])
+    by_email(made)
+
+
+def test_an_attached_message_with_the_boundary_in_it_goes_around_the_old_message():
+    inner = multipart(b"mixed", TEXT)
+    content = FROM + multipart(b"mixed", TEXT, FILE)
+    made, number = added(content, new_message(inner))
+    assert (number, attached_octets(made)[1]) == (1, inner)
+    assert multipart(b"mixed", TEXT, FILE) in made
+    by_email(made)
+
+
+def test_the_only_part_is_replaced_by_an_empty_text():
+    content = FROM + multipart(b"mixed", FILE, preamble=b"pre\r\n") + b"epilogue"
+    made = removed(content, 0)
+    assert made == content.replace(FILE, b"Content-Type: text/plain\r\n\r\n")
+    assert (attached_octets(made), read_mime(made).properties.body) == ([], "")
+    assert attached_octets(added(made)[0]) == [NEW]
+
+
+def test_a_multipart_of_one_part_goes_with_it():
+    content = FROM + multipart(b"mixed", TEXT, multipart(b"related", IMAGE), FILE)
+    assert removed(content, 0) == FROM + multipart(b"mixed", TEXT, FILE)
+
+
+def test_the_last_part_goes_with_its_delimiter_where_no_closing_one_follows():
+    kept = b"%sContent-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n%s\r\n--x\r\n%s" % (FROM, TEXT, FILE)  # fmt: skip
+    assert removed(kept + b"\r\n--x\r\n" + IMAGE, 1) == kept
+
+
+def test_a_message_that_is_an_attachment_becomes_empty():
+    content = FROM + FILE.replace(b"\r\n\r\n", b"\r\nSubject: s\r\n\r\n")
+    assert removed(content, 0) == FROM + b"Subject: s\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        multipart(b"signed", TEXT, SIGNATURE),
+        multipart(b"encrypted", TEXT, SIGNATURE),
+        b"Content-Type: application/pkcs7-mime; name=smime.p7m\r\n\r\nAAAA",
+        b"Content-Type: application/x-pkcs7-mime; name=smime.p7m\r\n\r\nAAAA",
+    ],
+)
+def test_a_signed_or_encrypted_message_is_not_changed(message):
+    with pytest.raises(NotEditableError, match="signed or encrypted"):
+        added(FROM + message)
+    with pytest.raises(NotEditableError, match="signed or encrypted"):
+        removed(FROM + message, 0)
+
+
+def test_a_signed_part_stays_as_it_is():
+    signed = multipart(b"signed", HTML, SIGNATURE)
+    content = FROM + multipart(b"mixed", signed, ITEM)
+    image = new_file(inline=True, content_id="i", name="a.png", content_type="image/png")
+    made, number = added(content, image)
+    check_inserted(content, made)
+    assert number == 2
+    with pytest.raises(NotEditableError, match="signed or encrypted"):
+        removed(made, 0)
+    assert signed in removed(made, 1)
+
+
+def test_more_parts_than_are_read_are_not_changed():
+    content = FROM + multipart(b"mixed", TEXT, *[FILE] * (ENTITIES_MAX - 1))
+    deep = TEXT
+    for number in range(DEPTH_MAX):
+        deep = multipart(b"%03d" % number, deep)
+    for one in (content, FROM + deep):
+        with pytest.raises(NotEditableError, match="more parts"):
+            added(one)
+
+
+def test_neither_the_draft_nor_the_new_file_is_in_memory():
+    large = b"Content-Type: a/b\r\n\r\n" + b"x\r\n" * 1_000_000
+    facts = AttachmentFacts("f", "a/b", 3_000_000, inline=False)
+    for content in (multipart(b"mixed", TEXT, large), multipart(b"related", TEXT, large)):
+        Counted.longest = 0
+        made = add_part(Counted(content), new_attachment(facts, Counted(bytes(3_000_000))))
+        remove_part(Counted(content), 0)
+        assert made.content.size > len(content) + 4_000_000
+        assert Counted.longest <= BLOCK_BYTES
+
+
+# -- any message
+
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=30)
+NEW_PARTS = st.one_of(
+    st.builds(
+        new_file,
+        name=NAMES,
+        inline=st.booleans(),
+        content_type=st.sampled_from(["text/html", "image/png", "multipart/mixed", "message/rfc822", ""]),
+        content_id=st.sampled_from(["", "c1", "é"]),
+    ),
+    entities().map(lambda lines: new_message(b"\r\n".join([b"Subject: x", *lines, b""]).replace(b"\0", b""))),
+)  # fmt: skip
+ENDS = st.sampled_from([b"\r\n", b"\n"])
+
+
+def files_of(content):
+    """Return the attached files; the last line end of a message without a blank line may vary."""
+    return [one.removesuffix(b"\r\n") for one in attached_octets(content)]
+
+
+def check_added(content, new):
+    """Add a part; check what holds of any message. Return the result."""
+    was, had = read_mime(content), files_of(content)
+    made, number = added(content, new)
+    now, has = read_mime(made), files_of(made)
+    assert has[:number] + has[number + 1 :] == had
+    kept = now.attachments[:number] + now.attachments[number + 1 :]
+    assert [structs.replace(one, size=0) for one in kept] == [
+        structs.replace(one, size=0) for one in was.attachments
+    ]
+    assert now.attachments[number].name == new.part.name
+    assert now.attachments[number].item == new.part.item
+    assert attached_octets(made)[number] == (octets_of(new.octets) if new.part.item else NEW)
+    assert (now.properties.body, now.properties.body_type) == (
+        was.properties.body,
+        was.properties.body_type,
+    )
+    return made, number
+
+
+@given(entities(), ENDS, NEW_PARTS)
+def test_an_attachment_is_added_to_any_message(lines, line_end, new):
+    content = line_end.join([b"Subject: x", *lines, b""])
+    made, number = check_added(content, new)
+    old, whole = read_structure(content).message, read_structure(made).message
+    if whole.boundary == old.boundary != b"":
+        if not (new.part.inline and new.part.content_id):
+            check_inserted(content, made)
+            assert removed(made, number) == content
+    elif not (new.part.inline and new.part.content_id):
+        assert whole.content_type == "multipart/mixed"
+        assert b"\r\n" + content[old.body_start :] + b"\r\n--" in made
+        content_fields = old.header.removeprefix(b"Subject: x" + line_end)
+        moved = b"".join(re.findall(rb"(?im)^content-.*\n(?:[ \t].*\n)*", content_fields))
+        assert b"\r\n" + moved + b"\r\n" + content[old.body_start :] in made
+    assert len(attached_octets(removed(made, number))) == len(attached_octets(content))
+
+
+@given(entities(), ENDS, st.data())
+def test_an_attachment_is_removed_from_any_message(lines, line_end, data):
+    content = line_end.join([b"Subject: x", *lines, b""])
+    had = attached_octets(content)
+    if not had:
+        return
+    number = data.draw(st.integers(0, len(had) - 1))
+    made = removed(content, number)
+    assert attached_octets(made) == had[:number] + had[number + 1 :]
+    was, now = read_mime(content), read_mime(made)
+    assert now.properties.body == was.properties.body
+    assert now.attachments == was.attachments[:number] + was.attachments[number + 1 :]
+    if len(had) > 1 or was.properties.body:
+        check_inserted(made, content)
+
+
+@given(entities(), NEW_PARTS, st.data())
+def test_damage_does_not_spread(lines, new, data):
+    content = b"\r\n".join([b"Subject: x", *lines, b""])
+    for _ in range(data.draw(st.integers(0, 4))):
+        place = data.draw(st.integers(0, len(content)))
+        end = place + data.draw(st.integers(0, 30))
+        mark = st.sampled_from([b"", b"\r", b"\n", b"\0", b"\r\n\r\n", b"--", b"\xff"])
+        content = content[:place] + data.draw(mark) + content[end:]
+    made, number = check_added(content, new)
+    assert files_of(removed(made, number)) == files_of(content)
+
+
+@given(st.lists(st.sampled_from([TEXT, HTML, IMAGE, FILE, ITEM, ALTERNATIVE]), min_size=1), ENDS)
+def test_the_standard_library_reads_the_same(parts, line_end):
+    content = FROM + b"MIME-Version: 1.0\r\n" + multipart(b"mixed", *parts)
+    content = content.replace(b"\r\n", line_end)
+    made, _ = added(content)
+    assert by_email(made) == [*by_email(content), ("application/pdf", NEW)]

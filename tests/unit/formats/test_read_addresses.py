@@ -1,0 +1,204 @@
+"""Address lists as mail programs read them, and what has only one reading.
+
+The comments name what others show where it differs: "mp" is mailparser 3.14, "pm" is postal-mime
+4.0, "py" is email.utils.getaddresses of Python 3.11, "pd" is its email.policy.default.
+"""
+
+import re
+from itertools import islice
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from relay.base.message.content import MemoryOctets
+from relay.base.message.header import Header
+from relay.formats.address_list import address_entries
+from relay.formats.convert import convert
+from relay.formats.read_header import (
+    HEADER_OCTETS_MAX,
+    originators,
+    parse_header,
+    read_addresses,
+    read_properties_of_header,
+    unreadable_addresses,
+)
+from relay.formats.read_mime import read_mime
+from relay.store.mailbox.draft_files import submission_facts
+
+# A value; what Relay shows, "name|address"; whether every reader sees these.
+TABLE = [
+    ("bob@x.test", ["|bob@x.test"], True),
+    ("Bob <bob@x.test>", ["Bob|bob@x.test"], True),
+    # py shows two addresses, pd the first: a reply would go to a person who did not write.
+    ("info@s.test <real@c.test>", ["info@s.test|real@c.test"], False),
+    # A comma is missing. pm, py, pd: the first; mp: both.
+    ("Bob <bob@x.test> <al@x.test>", ["Bob|bob@x.test", "|al@x.test"], False),
+    (
+        "Bob <b@x.test> Al <a@x.test>(A), c@x.test",
+        ["Bob|b@x.test", "Al (A)|a@x.test", "|c@x.test"],
+        False,
+    ),
+    ("bob@x.test <bob@X.test>", ["bob@x.test|bob@x.test"], True),
+    ("'bob@x.test' <bob@x.test>", ["'bob@x.test'|bob@x.test"], False),  # py, pd: 'bob@x.test'
+    ("[ERP] System <erp@x.test>", ["[ERP] System|erp@x.test"], False),  # py: also "ERP"; pd: "<>"
+    # pm and Python as Relay; mp joins them to one name, which may be two recipients.
+    ("Doe, John <j@x.test>", ["Doe|", "John|j@x.test"], False),
+    ("root", ["root|"], False),  # py, pd: the address "root"
+    ("To the list", ["To the list|"], False),  # py, pd: the address "To", one with blanks
+    ("root (Cron Daemon)", ["root (Cron Daemon)|"], False),  # mp, pm lose the comment
+    ("root@x.test (Cron Daemon)", ["Cron Daemon|root@x.test"], True),  # pd has no name
+    ("Bob (Boss) <bob@x.test>", ["Bob (Boss)|bob@x.test"], True),  # mp, pm, pd lose the comment
+    ("(a (b) c) bob@x.test", ["a (b) c|bob@x.test"], True),  # pm: "c)"
+    ("bob@(x)x.test", ["x|bob@x.test"], True),
+    ("Bob <bob@(x)x.test>", ["Bob|bob@x.test"], True),  # pm keeps it in the address
+    ("bob(x)@x.test", ["x|bob@x.test"], True),
+    ("bob @ x.test", ["|bob@x.test"], True),  # pm keeps the blanks
+    ("bob@x . test", ["|bob@x.test"], False),  # pm: bob@x
+    ("<@a.test,@b.test:c@d.test>", ["|c@d.test"], False),  # pm keeps the route; py has two
+    ("Team: a@x.test, B <b@x.test>;, c@x.test", ["|a@x.test", "B|b@x.test", "|c@x.test"], True),
+    ("a@x.test; b@x.test", ["|a@x.test", "|b@x.test"], True),  # pd stops at the first
+    ("undisclosed-recipients:;", [], True),
+    ("a: b: c@x.test;", ["|c@x.test"], True),
+    ("ceo@x.test: al@x.test;", ["|ceo@x.test", "|al@x.test"], False),
+    ('":al@x.test;', ['"|', "|al@x.test"], False),  # py: ":al@x.test;"
+    ('<al@x.test>"Q" al@x.test', ["Q al@x.test|al@x.test"], False),  # py: two
+    ("mailto:bob@x.test", ["|bob@x.test"], True),
+    ("<mailto:bob@x.test>", ["|bob@x.test"], False),  # mp, pm: mailto:bob@x.test
+    ("a@x.test, , b@x.test,", ["|a@x.test", "|b@x.test"], True),
+    ("bob@[IPv6:2001:db8::1]", ["|bob@[ipv6:2001:db8::1]"], True),  # pm: the name "1]"
+    ('"Bob \\"B\\" C" <bob@x.test>', ['Bob "B" C|bob@x.test'], True),
+    ('"Doe, J; K" "(L)"<j@x.test>', ["Doe, J; K (L)|j@x.test"], True),
+    ('"a@b"@c.test', ['|"a@b"@c.test'], True),  # pm: a@b@c.test
+    ('<"a>, b"@c.test>', ['|"a>, b"@c.test'], True),
+    ('"bob@x.test"', ["bob@x.test|"], False),  # mp, pm, py take the text for an address
+    ("(bob@x.test)", ["bob@x.test|"], True),
+    ('"Bob" bob@x.test', ["Bob|bob@x.test"], False),  # py, pd: one with a quoted local part
+    ("a@x.test b@x.test", ["|a@x.test", "|b@x.test"], False),  # py: @x.test
+    ('"pm@" <x.test pm@x.test>', ["pm@|pm@x.test"], False),  # words that are none beside it
+    ("<bob @ x.test>", ["|bob@x.test"], True),
+    ("Bob [bob@x.test]", ["Bob|bob@x.test"], False),  # pd: "Bob"
+    ("<bob@x.test> Bob", ["Bob|bob@x.test"], False),
+    ("Bob <> <bob@x.test>", ["Bob|bob@x.test"], False),
+    ("Bob <bob>", ["Bob <bob>|"], False),  # all others: the address "bob"
+    ("Bob <bob@x.test", ["Bob|bob@x.test"], False),
+    ("B <b@x.test, Al <a@x.test>", ["B|b@x.test", "Al|a@x.test"], False),  # mp, pm lose the first
+    ('"Bob <bob@x.test>', ['"Bob|bob@x.test'], False),  # py: the address is all of it
+    ("Bob (the <bob@x.test>", ["Bob (the|bob@x.test"], False),  # all others: no address
+    ("a@x.test (b, c@x.test", ["b, c@x.test|a@x.test"], False),
+    ("a@x.test (b", ["b|a@x.test"], True),
+    ("a@b@c.test", ["a@b@c.test|"], False),  # mp, pm: a@b@c.test; py: @c.test
+    ("=?utf-8?q?w?=.bob@x.test", ["|=?utf-8?q?w?=.bob@x.test"], False),  # pd: w.bob@x.test
+    ("Bob :) <bob@x.test>", [")|bob@x.test"], False),
+    ("Bob\\, Al <bob@x.test>", ["Bob\\|", "Al|bob@x.test"], False),
+    ("=?utf-8?q?ceo=40x=2Etest=2C?= <c@d.test>", ["ceo@x.test,|c@d.test"], True),
+    ("=?utf-8?q?ceo=40x.test?=", ["ceo@x.test|"], False),
+    # Others split at these before they decode, pd does not.
+    ("=?iso-8859-1?Q?C;_R=EDo.?= <r@c.test>", ["C; Río.|r@c.test"], False),
+    ("=?utf-8?q?Doe,_J;_(K)?= <r@x.test>", ["Doe, J; (K)|r@x.test"], False),
+    # mp and pm split it, and show an address that is none.
+    ("=?utf-8?Q?info@s.test, Inc.?= <c@x.test>", ["info@s.test, Inc.|c@x.test"], False),
+    ("=?utf-8?Q?Foo_Bar_(X)?= <a@x.test>", ["Foo Bar (X)|a@x.test"], True),
+    ("Bob\x0b <bob@x.test>", ["Bob|bob@x.test"], False),
+    ("Al, B. carl@x.test", ["Al|", "B.|carl@x.test"], False),  # py: B.carl@x.test
+    ('=?utf-8?q?a"b<c?= <r@x.test>', ['a"b<c|r@x.test'], False),
+    ('"=?utf-8?q?J=C3=B6rg?=" <r@x.test>', ["Jörg|r@x.test"], True),  # not RFC 2047, but common
+]
+
+
+@pytest.mark.parametrize(("value", "shown", "is_plain"), TABLE)
+def test_an_address_list_is_read_as_mail_programs_do(
+    value: str, shown: list[str], is_plain: bool
+) -> None:
+    fields = parse_header(f"To: {value}\r\n".encode())
+    assert [f"{one.name}|{one.address}" for one in read_addresses(fields, "To")] == shown
+    assert (unreadable_addresses(fields, "To") == "") is is_plain
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "address"),
+    [
+        ("Doe, John <j@x.test>", "John", "j@x.test"),
+        ("root (Cron Daemon)", "root (Cron Daemon)", ""),
+        ("Team:;, Bob <bob@x.test>", "Bob", "bob@x.test"),
+    ],
+)
+def test_the_author_is_the_first_with_an_address(value: str, name: str, address: str) -> None:
+    author = read_properties_of_header(parse_header(f"From: {value}\r\n".encode())).from_
+    assert author is not None
+    assert (author.name, author.address) == (name, address)
+
+
+USUAL = st.from_regex(
+    r"\A(?:(?:[A-Za-z .'-]{0,9}|\"[a-z .]{0,3}\" ?)<[a-z.+]{1,5}@[a-z.-]{1,5}>|[a-z.+]{1,5}@x)\Z"
+)
+
+
+@given(st.lists(USUAL, min_size=1, max_size=3).map(", ".join))
+def test_a_usual_list_is_read_as_any_other(value: str) -> None:
+    assert [*address_entries(value)] == [*address_entries(f"{value},")]
+
+
+# -- no address is invented
+
+ADDRESSES = ("a@x.test", '"b, <c>"@x.test', "d.e@[192.0.2.1]", "f@(g)x.test", "<@r.test:h@x.test>")
+READ = {"a@x.test", '"b, <c>"@x.test', "d.e@[192.0.2.1]", "f@x.test", "h@x.test"}
+NOISE = (
+    *"<>()\"\\,;: .[]'@=?",
+    *("Name", '"x@y.test"', "(z@y.test)", "<>", "=?utf-8?q?w=40y.test?=", "\r\n ", "\t"),
+)
+
+
+@given(st.lists(st.sampled_from((*ADDRESSES, *NOISE)), max_size=12).map("".join))
+@example('"a@x.test')
+def test_no_address_is_absent_from_the_input(value: str) -> None:
+    plain = re.sub(r"\s+|\([^@]*?\)", "", value)
+    for one in address_entries(value.replace("\r\n", "")):
+        assert re.sub(r"\s+", "", one.address) in plain
+
+
+@given(st.lists(st.sampled_from(ADDRESSES)), st.lists(st.sampled_from(["Al", '"B, <c@d>"', ""])))
+def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]) -> None:
+    padded = [*names, *("" for _ in addresses)]
+    entries = [
+        f"{name} {one if one[0] == '<' else f'<{one}>'}"
+        for name, one in zip(padded, addresses, strict=False)
+    ]
+    found = [one.address for one in address_entries(", ".join(entries))]
+    assert len(found) == len(addresses)
+    assert set(found) <= READ
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (f"{'x' * 100_000} <a@b.test>", 1),
+        (", ".join(f"N{n} <u{n}@b.test>" for n in range(10_000)), 2000),
+        ("(" * 1000 + ")" * 1000 + " a@b.test", 1),
+        ('"' + "a@b.test, " * 10_000, 2000),
+        ("a:" * 50_000, 1),
+    ],
+    ids=["name", "addresses", "comments", "quote", "groups"],
+)
+def test_large_lists_are_bounded(value: str, count: int) -> None:
+    fields = parse_header(f"To: {value}\r\n".encode())
+    assert len([*islice(read_addresses(fields, "To"), 3000)]) <= count
+
+
+def test_of_a_stored_message_64_kib_of_a_field_are_read_and_of_a_submission_all() -> None:
+    people = [f"a{n}@{'.'.join(['x' * 60] * 3)}.test" for n in range(500)]
+    fields = ("To", people[:250]), ("To", people[250:]), ("Cc", people[:1])
+    mime = "".join(f"{name}: {', '.join(some)}\r\n" for name, some in fields).encode() + b"\r\nx"
+    assert 65_536 < len(mime) < HEADER_OCTETS_MAX
+    stored = read_mime(mime).properties
+    shown = len(", ".join(people)[: 64 * 1024].split(",")) - 1  # the last one is cut
+    assert [one.address for one in stored.to] == people[:shown]
+    assert [one.address for one in stored.cc] == people[:1]
+    assert submission_facts(mime, "x").recipients == tuple(people)
+    found = convert(MemoryOctets(mime), now_us=0, hostname="x.test")
+    assert found.recipients == tuple(people)
+
+
+def test_a_nul_in_a_field_of_originators_is_no_address() -> None:
+    (found,) = originators(Header.parse(b"From: Al <a@x.test>\0, b@y.test\r\n"))
+    assert found.unread

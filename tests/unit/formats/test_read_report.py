@@ -1,0 +1,292 @@
+"""Delivery reports as a page shows them: those that Relay writes, those of others, and damage."""
+
+import base64
+from collections import Counter
+
+import pytest
+from msgspec import structs
+
+from relay.base.message.content import MemoryOctets
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
+from relay.base.message.outcome import Evidence
+from relay.base.message.receipt import ReceiptKind, ReceiptRequest
+from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
+from relay.formats.mdn import write_mdn
+from relay.formats.read_report import (
+    RemoteClaim,
+    RemoteReport,
+    read_remote_report,
+    read_report,
+)
+
+ORIGINAL_HEADER = b"Message-ID: <m@x>\r\nSubject: x\r\n\r\nx"
+
+
+def report(status: bytes, *, kind: bytes = b"message/delivery-status"):
+    return read_report(
+        MemoryOctets(
+            b'Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r\n\r\n'
+            b"--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: " + kind + b"\r\n\r\n" + status
+            + b"\r\n--b--\r\n"
+        )
+    )  # fmt: skip
+
+
+def test_a_report_of_relay_is_read():
+    message = MessageFacts("q1", Envelope("a@x.test", envid="d1.1"), Source.GRAPH, trusted=True,
+                           received_us=0)  # fmt: skip
+    gone = ReportedRecipient(
+        ForwardPath("gone@y.test"),
+        Evidence("5.1.1", "550 5.1.1 no such user", "mx1.y.test", remote=True),
+    )
+    written = write_dsn(
+        ReportKind.FAILED, message, [gone], content=ORIGINAL_HEADER, hostname="relay.test",
+        report_id="r1", now_us=0, words=lambda _header: HumanPart("en", "No", "<p>No"),
+    )  # fmt: skip
+    found = read_report(MemoryOctets(written))
+    assert ("Reporting-MTA", "dns; relay.test") in found.fields
+    assert (found.envelope_id, found.message_id) == ("d1.1", "<m@x>")
+    (one,) = found.recipients
+    assert one.text == ("gone@y.test was not delivered: mx1.y.test said 550 5.1.1 no such user.")
+    assert ("Action", "failed") in one.fields
+    claim = RemoteClaim(
+        "", "gone@y.test", "failure", "5.1.1", "550 5.1.1 no such user", "mx1.y.test"
+    )
+    expected = RemoteReport("d1.1", "<m@x>", "relay.test", (claim,))
+    assert read_remote_report(MemoryOctets(written)) == expected
+
+
+@pytest.mark.parametrize("reader", ["b@y.test", "bé@y.test"])
+@pytest.mark.parametrize("kind", ReceiptKind)
+def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str) -> None:
+    request = ReceiptRequest("b@y.test", "a@x.test", reader, message_id="<m@x>")
+    written = write_mdn(
+        kind, request, words=HumanPart("en", "Read", "<p>Read"), is_manual=True,
+        hostname="relay.test", report_id="r1", now_us=0,
+    )  # fmt: skip
+    found = read_remote_report(MemoryOctets(written))
+    expected = RemoteClaim("", reader, kind)
+    assert (found.message_id, found.claims) == ("<m@x>", (expected,))
+
+
+def test_each_recipient_has_its_sentence():
+    found = report(
+        b"Reporting-MTA: dns; mx.example\r\n\r\n"
+        b"Final-Recipient: rfc822; b@x.test\r\nAction: delayed\r\nStatus: 4.4.1\r\n\r\n"
+        b"Final-Recipient: rfc822; c@x.test\r\nAction: relayed\r\nStatus: 2.0.0\r\n"
+        b"Diagnostic-Code: smtp; 250 2.0.0\r\n ok\r\n\r\n"
+        b"Original-Recipient: rfc822;d@x.test\r\nFinal-Recipient: rfc822; e@x.test\r\n"
+        b"Action: Delivered\r\n\r\n"
+        b"Final-Recipient: rfc822; f@x.test\r\nAction: expired\r\n"
+    )
+    assert [one.text for one in found.recipients] == [
+        "b@x.test is not delivered yet: 4.4.1.",
+        "c@x.test was passed on to a host that sends no reports: 250 2.0.0 ok.",
+        "d@x.test was delivered.",
+        "f@x.test was not delivered.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "status",
+    [b"", b"\r\n\r\n\r\n", b"no field", b"\x00\xff: \xfe\r\n\r\n:\r\n", b": x\r\n\r\nAction\r\n",
+     b"A: b\r\n\r\n" * 5000, b"A: " + b"=?utf-8?q?=00?=" * 5000],
+)  # fmt: skip
+def test_a_damaged_report_is_read_as_far_as_it_goes(status):
+    found = report(status)
+    assert found is None or len(found.recipients) < 100
+    assert found is None or all(len(text) <= 500 for _, text in found.fields)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"Subject: x\r\n\r\nx", b"Content-Type: multipart/report; boundary=b\r\n\r\n--b--\r\n"],
+)
+def test_other_mail_is_no_report(content):
+    assert read_report(MemoryOctets(content)) is None
+
+
+def test_a_status_within_other_mail_is_no_report():
+    content = b"Content-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; x\r\n"
+    assert read_report(MemoryOctets(content)) is None
+
+
+# -- what reports from outside claim
+
+
+ORIGINAL = b"Content-Type: message/rfc822\r\n\r\nMessage-ID: <m@x>\r\nSubject: x\r\n\r\nx\r\n"
+BLOCK = (
+    b"Final-Recipient: rfc822; b@y.test\r\nAction: failed\r\nStatus: 5.1.1\r\n"
+    b"Remote-MTA: dns; mx.y.test (192.0.2.1)\r\nDiagnostic-Code: smtp; 550 5.1.1 no such user\r\n"
+)
+FAILED = RemoteClaim("", "b@y.test", "failure", "5.1.1", "550 5.1.1 no such user", "mx.y.test")
+
+
+def outside(
+    status: bytes,
+    *,
+    kind: bytes = b"message/delivery-status",
+    returned: bytes = ORIGINAL,
+    outer: bytes = b"multipart/report",
+) -> bytes:
+    about = b"Reporting-MTA: dns; relay.y.test (a comment)\r\nOriginal-Envelope-Id: d1.1\r\n\r\n"
+    return (
+        b"Content-Type: " + outer + b'; boundary="b"\r\n\r\n--b\r\n\r\nSorry.\r\n--b\r\nContent-Type: '
+        + kind + b"\r\n\r\n" + about + status + b"\r\n--b\r\n" + returned + b"--b--\r\n"
+    )  # fmt: skip
+
+
+def claimed(content: bytes) -> RemoteReport | None:
+    return read_remote_report(MemoryOctets(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        outside(BLOCK),
+        outside(BLOCK).replace(b"\r\n", b"\n"),
+        outside(BLOCK).replace(b"\r\n", b"\r"),
+        outside(BLOCK, outer=b"multipart/mixed"),
+        outside(BLOCK, kind=b"message/global-delivery-status"),
+        outside(BLOCK, returned=b"Content-Type: text/rfc822-headers\r\n\r\nMessage-Id: <m@x>\r\n"),
+        outside(
+            BLOCK,
+            returned=b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+            + base64.encodebytes(b"Message-ID: <m@x>\r\n\r\nx\r\n"),
+        ),
+        outside(BLOCK) + b"x" * 10_000_000,
+    ],
+    ids=["crlf", "lf", "cr", "mixed", "global", "header", "base64", "long"],
+)
+def test_a_report_from_outside_names_the_original_and_the_recipient(content: bytes) -> None:
+    assert claimed(content) == RemoteReport("d1.1", "<m@x>", "relay.y.test", (FAILED,))
+
+
+@pytest.mark.parametrize(
+    ("block", "claims"),
+    [
+        (b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
+         [RemoteClaim("é@y.test", "b@y.test", "delayed")]),
+        (b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
+         [RemoteClaim("", "b@y.test", "delayed", "4.4.1")]),
+        (b"Final-Recipient: b@y.test\r\nAction: whatever", []),
+        (b"Final-Recipient: b@y.test\r\nAction: failure\r\nStatus: 553 Exceeded maximum size",
+         [RemoteClaim("", "b@y.test", "failure", "", "553 Exceeded maximum size")]),
+        (b"Final-Recipient: b@y.test\r\nAction: Expired\r\nStatus:",
+         [RemoteClaim("", "b@y.test", "failure")]),
+        (b"Action: failed\r\nStatus: 5.1.1", []),
+        (BLOCK + BLOCK.replace(b"b@", b"c@"),
+         [FAILED, RemoteClaim("", "c@y.test", *structs.astuple(FAILED)[2:])]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 4.4.7\r\n"
+         b"Diagnostic-Code: smtp; 452 4.2.2 full"),
+         [RemoteClaim("", "b@y.test", "failure", "4.2.2", "452 4.2.2 full")]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.4.7\r\n"
+         b"Diagnostic-Code: x-relay; delivery time expired; last: 452 4.2.2 full"),
+         [RemoteClaim("", "b@y.test", "failure", "5.4.7",
+                      "delivery time expired; last: 452 4.2.2 full")]),
+        ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
+         b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"),
+         [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")]),
+    ],
+)  # fmt: skip
+def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
+    found = claimed(outside(block + b"\r\n"))
+    assert ([*found.claims] if found else []) == claims
+
+
+BARE = outside(BLOCK, returned=b"\r\nno original\r\n")
+MIXED = BARE.replace(b"multipart/report", b"multipart/mixed")
+AUTO = b"Auto-Submitted: auto-replied (x)\r\n"
+EXIM = AUTO + b"X-Failed-Recipients: b@y.test, c@y.test\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message_id"),
+    [
+        (b"In-Reply-To: <m@x>\r\nReferences: <n@x>\r\n" + BARE, "<m@x>"),
+        (b"References: <n@x> <m@x>\r\n" + BARE, "<m@x>"),
+        (AUTO + b"References: <m@x>\r\n" + MIXED, "<m@x>"),
+        (b"References: <m@x>\r\n" + MIXED, ""),  # that of a person, who attached a report
+        (b"Auto-Submitted: no\r\nReferences: <m@x>\r\n" + MIXED, ""),
+        (b"In-Reply-To: <n@x>\r\n" + outside(BLOCK), "<m@x>"),
+        (BARE, ""),
+    ],
+)
+def test_a_report_without_the_original_names_it_by_what_it_answers(
+    content: bytes, message_id: str
+) -> None:
+    found = claimed(content)
+    assert (found.message_id, found.claims) == (message_id, (FAILED,))
+    if b"multipart/report" in content:
+        assert read_report(MemoryOctets(content)).message_id == message_id
+
+
+def test_a_report_of_exim_names_its_recipients_in_a_field() -> None:
+    failed = tuple(RemoteClaim("", f"{one}@y.test", "failure") for one in "bc")
+    text = b"References: <m@x>\r\n\r\nA message that you sent could not be delivered.\r\n"
+    assert claimed(EXIM + text) == RemoteReport("", "<m@x>", "", failed)
+    assert claimed(EXIM.removeprefix(AUTO) + text) is None
+
+
+@pytest.mark.parametrize(
+    ("disposition", "kind"),
+    [
+        (b"manual-action/MDN-sent-manually; displayed", "read"),
+        (b"automatic-action/MDN-sent-automatically; deleted/error", "notread"),
+        (b"automatic-action/MDN-sent-automatically; dispatched", ""),
+        (b"displayed", "read"),
+        (b"", ""),
+    ],
+)
+def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, kind: str) -> None:
+    mdn = (
+        b"Reporting-UA: pc.y.test; Mail 1.0\r\nFinal-Recipient: rfc822;b@y.test\r\n"
+        b"Original-Message-ID: <n@x>\r\nDisposition: " + disposition + b"\r\n"
+    )
+    content = outside(mdn, kind=b"message/disposition-notification").replace(
+        b"Reporting-MTA: dns; relay.y.test (a comment)\r\nOriginal-Envelope-Id: d1.1\r\n\r\n", b""
+    )
+    expected = RemoteReport("", "<n@x>", "pc.y.test", (RemoteClaim("", "b@y.test", kind),))
+    assert claimed(content) == (expected if kind else None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00" * 1000,
+        b"Subject: x\r\nIn-Reply-To: <m@x>\r\n\r\nmultipart/report",
+        outside(b""),
+        outside(b"\x00\xff: \xfe\r\n\r\n:\r\nAction"),
+        outside(BLOCK)[:-300],
+        b"Content-Type: multipart/report; boundary=a\r\n\r\n--a\r\nContent-Type: message/rfc822\r\n\r\n"
+        + outside(BLOCK) + b"--a--\r\n",
+        b"Content-Type: multipart/report; boundary=" + b"x" * 100_000 + b"\r\n\r\n--x\r\n",
+    ],
+    ids=["empty", "binary", "other", "no-recipient", "damaged", "cut", "within-a-message", "boundary"],
+)  # fmt: skip
+def test_other_and_damaged_mail_claims_nothing(content: bytes) -> None:
+    found = claimed(content)
+    assert found is None or (found.claims, found.message_id) == ((FAILED,), "")
+
+
+def test_reading_a_report_is_bounded() -> None:
+    """100,000 recipients, a field of 10 MB, and 100 MB of text before the first part."""
+    many = claimed(outside((BLOCK + b"\r\n") * 100_000))
+    assert len(many.claims) == 1000
+    long = claimed(outside(BLOCK + b"Diagnostic-Code: " + b"\xff" * 10_000_000))
+    assert long is None or max(len(one.reply) for one in long.claims) <= 500
+    read = Counter[str]()
+
+    class Counted(MemoryOctets):
+        def read(self, start: int, length: int) -> bytes:
+            read["octets"] += length
+            return MemoryOctets.read(self, start, length)
+
+        def part(self, start: int, length: int) -> MemoryOctets:
+            read["octets"] += length
+            return MemoryOctets.part(self, start, length)
+
+    late = outside(BLOCK).replace(b"Sorry.", b"Sorry.\r\n" * 12_500_000)
+    assert read_remote_report(Counted(late)) is None
+    assert 0 < read["octets"] <= 4 * 1024 * 1024

@@ -1,0 +1,648 @@
+"""GET /relay/v1/events: one cursor, breaks, accounts, limits; on a real spool, log and connection."""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.base.accounts.account import Account, Role
+from relay.base.clock import Ids, SystemClock
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Delivered, Evidence
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import Pressure
+from relay.front_door.api import ApiDependencies, EventStreams, create_app, event_streams
+from relay.front_door.api.event_streams import EventView
+from relay.front_door.http import gateway
+from relay.front_door.http.http_server import HttpServer
+from relay.store.journeys import event_feed
+from relay.store.journeys.event_feed import (
+    ChangeNotifier,
+    EventCursor,
+    EventFeed,
+    parse_event_cursor,
+)
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.journey import Journeys
+from relay.store.journeys.log_reader import LogReader
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.store.spool.types import ClaimResult, SpoolUnavailableError
+from tests.support.accounts import TokenAccounts, authentication_of
+from tests.support.event_source import EventSource, ReceivedEvent, event_source
+from tests.support.events import until
+from tests.support.http_server import ANY_PORT
+from tests.support.operator import all_to
+from tests.support.spools import new_message, new_spool
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+ACCOUNTS = {
+    "alice": Account(ALICE),
+    "bob": Account(BOB),
+    "auditor": Account("auditor@example.test", role=Role.READ),
+    "operator": Account("operator@example.test", role=Role.OPERATE),
+}
+FIELDS = ["cursor", "message", "submission_id", "step", "name", "at", "detail", "state"]
+DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
+EVENTS_OF_MAIL = 6
+
+
+class CountingFeed(EventFeed):
+    """Counts reads, and fails when it is told to."""
+
+    reads = 0
+    failures = 0
+    gate: asyncio.Event | None = None  # where the reader of all streams waits
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        self.reads += 1
+        if self.gate is not None and "until" not in options:
+            await self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            raise SpoolUnavailableError("the disk fails")
+        return await super().read(*args, **options)
+
+
+class Relay:
+    """The stores of a relay and its API."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = SystemClock()
+        self.ids = Ids(self.clock)
+        self.changes = ChangeNotifier()
+        self.spool = new_spool(folder / "spool.sqlite")
+        self.log = SubmissionLog(
+            folder / "log", role="relay", clock=self.clock, on_append=self.changes.notify
+        )
+        self.feed = CountingFeed(self.spool, LogReader(folder / "log"))
+        self.streams = EventStreams(self.feed, changes=self.changes, clock=self.clock)
+        dependencies = ApiDependencies(
+            journeys=Journeys(self.spool, self.log, clock=self.clock),
+            queue_admin=self.spool.queue_admin, stats=self.spool.stats,
+            way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
+            metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
+            prune=None, sources=None, unlock=None, samples=None, events=self.streams,
+            restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None, webhooks=None,
+        )  # fmt: skip
+        self.accounts = dict(ACCOUNTS)
+        app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))
+        self.server = HttpServer(app, [ANY_PORT], clock=self.clock)
+
+    async def mail(
+        self, account: str = ALICE, *, late_us: int = 0, back_us: int = 0
+    ) -> tuple[str, str]:
+        """Record the six events of one message; return its submission id and queue id.
+
+        The clock is set back by `back_us` after step 3.
+        """
+        draft = self.ids.new()
+        submission_id = f"{draft}.1"
+        facts = SubmissionFacts(submission_id, draft, account, account, recipients=("x@a.test",))
+        at_us = self.clock.time_us() - late_us
+        for step in (Step.CREATED, Step.NOTIFIED, Step.CONVERTED):
+            self.log.append(facts, Event(step, at_us + step))
+        at_us -= back_us
+        detail = {"next_hops": {"local": ["x@a.test"]}}
+        routed = Event(Step.POLICY_AND_ROUTING, at_us + 4, detail)
+        message = new_message(
+            [("local", "x@a.test")], account=account, submission_id=submission_id, events=(routed,)
+        )
+        accepted = await self.spool.accept(message)
+        self.log.append(facts, Event(Step.ACCEPTED, at_us + 5), queue_id=accepted.queue_id)
+        (claim,) = accepted.claims
+        recipients = [{"number": 1, "address": "x@a.test", "outcome": "delivered"}]
+        recipients[0] |= {"status": "", "reply": ""}
+        event = Event(Step.DELIVERY, at_us + 6, {"entry": 1, "recipients": recipients})
+        await self.spool.record(ClaimResult(claim, at_us, {1: DELIVERED}, None, events=(event,)))
+        self.changes.notify()
+        return submission_id, accepted.queue_id
+
+    @asynccontextmanager
+    async def stream(self, token: str = "operator", **options: Any) -> AsyncIterator[EventSource]:
+        address = self.server.bound[0]
+        async with event_source(address.host, address.port, token=token, **options) as source:
+            if source.status == 200 and options.get("method") != "HEAD":
+                assert await source.chunk() == b"retry: 2000\n"
+            yield source
+
+    async def recorded(self, account: str | None = None) -> list[str]:
+        """Return the cursors of everything that is recorded, as one reader gets them."""
+        found: list[str] = []
+        after, is_complete = EventCursor(), False
+        while not is_complete:
+            batch = await super(CountingFeed, self.feed).read(after, limit=1000)
+            found += [
+                identity(one.queue_id, one.submission_id, int(one.event.step))
+                for _, _, one in batch.events
+                if account in (None, one.account)
+            ]
+            after, is_complete = batch.cursor, batch.is_complete
+        return found
+
+
+def identity(queue_id: str | None, submission_id: str | None, step: int) -> str:
+    return f"{queue_id if step > 4 else submission_id}/{step}"
+
+
+def names(events: list[ReceivedEvent]) -> list[str]:
+    return [
+        identity(one.data["message"], one.data["submission_id"], one.data["step"])
+        for one in events
+        if one.type == "message"
+    ]
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Relay]:
+    relay = Relay(folder)
+    await relay.spool.start()
+    await relay.server.start()
+    try:
+        yield relay
+    finally:
+        relay.streams.close()
+        await relay.server.stop(1.0)
+        relay.log.close()
+        await relay.spool.stop()
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
+    async with running(tmp_path) as relay:
+        yield relay
+
+
+async def test_every_step_of_a_message(relay: Relay) -> None:
+    async with relay.stream() as source:
+        submission_id, queue_id = await relay.mail()
+        found = await source.events(EVENTS_OF_MAIL)
+    found.sort(key=lambda one: one.data["step"])  # step 4 may be recorded after later ones
+    assert [one.data["step"] for one in found] == [1, 2, 3, 4, 5, 6]
+    assert {one.type for one in found} == {"message"}
+    assert all(list(one.data) == FIELDS and one.id == one.data["cursor"] for one in found)
+    assert {one.data["submission_id"] for one in found} == {submission_id}
+    assert [one.data["message"] for one in found] == [None] * 3 + [queue_id] * 3
+    assert [one.data["name"] for one in found][-2:] == ["policy and routing", "delivery"]
+    states = [one.data["state"] for one in found]
+    assert states == ["converting"] * 3 + [None, "queued", "delivered"]
+    assert found[-1].data["detail"]["recipients"][0]["outcome"] == "delivered"
+
+
+async def test_a_cursor_of_another_node_whose_reader_is_ahead(relay: Relay) -> None:
+    """What is before it does not come again."""
+    async with relay.stream() as first:
+        await relay.mail()
+        await first.events(EVENTS_OF_MAIL)
+        relay.feed.gate = asyncio.Event()
+        await relay.mail()
+        ahead = EventCursor((await relay.feed.now()).sequence)
+        async with relay.stream(query={"after": str(ahead)}) as second:
+            await relay.mail()
+            await until(lambda: relay.feed.reads > 2)
+            relay.feed.gate.set()
+            found = [one.data async for one in spool_events(second, 2)]
+            await relay.mail()
+            found += [one.data async for one in spool_events(second, 2)]
+    numbers = [int(one["cursor"].partition(".")[0]) for one in found]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] > ahead.sequence
+
+
+async def test_a_cursor_of_a_node_with_another_log(relay: Relay) -> None:
+    """A gap says that the lines there are not told; those before, here, are not told again."""
+    await relay.mail()
+    number = (await relay.feed.now()).sequence
+    cursor = f"{number}.relay-8a5b1c2d~2026-01-01~649~139~a6fc302d"
+    async with relay.stream(query={"after": cursor}) as source:
+        gap = await source.event()
+        assert gap is not None
+        assert gap.type == "gap"
+        submission_id, _ = await relay.mail()
+        found = await source.events(EVENTS_OF_MAIL)
+    assert {one.data["submission_id"] for one in found} == {submission_id}
+
+
+def test_the_logs_of_two_mail_roots_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "2026-11-21-relay").write_bytes(b"{}\n")
+    names = [*LogReader(tmp_path).ends(), *LogReader(tmp_path, store="two").ends()]
+    assert names[0] == "relay"
+    assert re.fullmatch("relay-[0-9a-f]{8}", names[1])
+    (end,) = LogReader(tmp_path, store="two").ends().values()
+    cursor = EventCursor(5, {names[1]: end})
+    assert parse_event_cursor(str(cursor), now_us=10) == cursor
+    read = LogReader(tmp_path, store="two").read(cursor.logs, cursor.logs, limit=9)
+    assert [(name, one.events, one.is_missing) for name, one in read.items()] == [
+        (names[1], [], False)
+    ]
+
+
+async def spool_events(source: EventSource, number: int) -> AsyncIterator[ReceivedEvent]:
+    """Yield the next events of the spool."""
+    while number:
+        event = await source.event()
+        assert event is not None
+        if event.type == "message" and event.data["step"] >= Step.POLICY_AND_ROUTING:
+            number -= 1
+            yield event
+
+
+async def test_a_step_before_step_5_never_comes_behind_it(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail is recorded while the stream reads: behind the first of its two sources."""
+    loop, mailed = asyncio.get_running_loop(), asyncio.Event()
+    events_after, read_log = relay.spool.events_after, LogReader.read
+
+    async def mail_once() -> None:
+        if not mailed.is_set():
+            mailed.set()
+            await relay.mail()
+
+    async def events_after_and_mail(*args: Any, **options: Any) -> Any:
+        found = await events_after(*args, **options)
+        await mail_once()
+        return found
+
+    def read_log_and_mail(*args: Any, **options: Any) -> Any:
+        found = read_log(*args, **options)
+        asyncio.run_coroutine_threadsafe(mail_once(), loop).result(20)
+        return found
+
+    monkeypatch.setattr(relay.spool, "events_after", events_after_and_mail)
+    monkeypatch.setattr(LogReader, "read", read_log_and_mail)
+    async with relay.stream() as source:
+        steps = [one.data["step"] for one in await source.events(EVENTS_OF_MAIL)]
+    assert sorted(steps) == [1, 2, 3, 4, 5, 6]
+    assert [step for step in steps if step != 4] == [1, 2, 3, 5, 6]
+
+
+async def test_steps_1_to_3_are_before_step_5_although_the_clock_went_back(relay: Relay) -> None:
+    sent = [(await relay.mail(back_us=back_us))[0] for back_us in (0, 3600 * 10**6, 5, 0)]
+    async with relay.stream(query={"after": "0"}) as source:
+        found = await source.events(len(sent) * EVENTS_OF_MAIL)
+    for submission_id in sent:
+        steps = [one.data["step"] for one in found if one.data["submission_id"] == submission_id]
+        assert [step for step in steps if step != 4] == [1, 2, 3, 5, 6]
+    async with relay.stream(headers={"last-event-id": found[4].id}) as source:
+        assert names(await source.events(len(found) - 5)) == names(found[5:])
+
+
+async def test_a_stream_begins_now_or_at_the_beginning_or_behind_a_cursor(relay: Relay) -> None:
+    await relay.mail()
+    async with relay.stream(query={"after": "0"}) as source:
+        old = await source.events(EVENTS_OF_MAIL)
+        async with relay.stream() as later:
+            begins = later.headers["x-relay-cursor"]
+            await relay.mail()
+            new = await later.events(EVENTS_OF_MAIL)
+            assert names(await source.events(EVENTS_OF_MAIL)) == names(new)
+    for after, expected in ((begins, new), (old[2].id, old[3:] + new), (new[1].id, new[2:])):
+        async with relay.stream(query={"after": after}) as source:
+            assert names(await source.events(len(expected))) == names(expected)
+
+
+async def test_from_now_on_means_now_although_the_reader_is_behind(relay: Relay) -> None:
+    async with relay.stream() as source:
+        await relay.mail()
+        await source.events(EVENTS_OF_MAIL)
+        relay.feed.failures = 1  # the reader sees the next message a second late
+        before, _ = await relay.mail()
+        async with relay.stream() as later:
+            after, _ = await relay.mail()
+            found = await later.events(EVENTS_OF_MAIL)
+        assert {one.data["submission_id"] for one in found} == {after}
+        both = {one.data["submission_id"] for one in await source.events(2 * EVENTS_OF_MAIL)}
+        assert both == {before, after}
+
+
+async def test_the_last_event_id_goes_before_the_query(relay: Relay) -> None:
+    await relay.mail()
+    async with relay.stream(query={"after": "0"}) as source:
+        found = await source.events(EVENTS_OF_MAIL)
+    last = {"last-event-id": found[4].id}
+    async with relay.stream(query={"after": "0"}, headers=last) as source:
+        assert names([await source.event()]) == names(found[5:])
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text"),
+    [
+        ({"query": {"after": "x"}}, 400, "after: found 'x', expected the id of an event"),
+        ({"query": {"after": "9" * 17}}, 400, "after: found"),
+        ({"query": {"after": "1.relay~2026-01-01~5~5~zz"}}, 400, "after: found"),
+        ({"headers": {"last-event-id": "1.2"}}, 400, "Last-Event-ID: found '1.2'"),
+        ({"query": {"aftre": "0"}}, 400, "The parameter 'aftre' is unknown"),
+        ({"query": {"message": "nothing"}}, 404, "No message is known as 'nothing'"),
+        ({"token": ""}, 401, "token"),
+        ({"token": "nobody"}, 401, "token"),
+        ({"method": "POST"}, 405, "not allowed"),
+    ],
+)
+async def test_bad_requests(relay: Relay, options: Any, status: int, text: str) -> None:
+    headers = {"connection": "close"} | options.pop("headers", {})
+    async with relay.stream(headers=headers, **options) as source:
+        assert source.status == status
+        assert text in (await source.read_rest()).decode()
+        assert source.headers["request-id"]
+
+
+async def test_head(relay: Relay) -> None:
+    async with relay.stream(method="HEAD", headers={"connection": "close"}) as source:
+        assert (source.status, source.headers["content-type"]) == (200, "text/event-stream")
+        assert await source.read_rest() == b""
+    assert relay.streams._reader is None
+
+
+@pytest.mark.parametrize("token", ["alice", "bob", "auditor", "operator"])
+async def test_an_account_gets_the_events_of_its_own_messages(relay: Relay, token: str) -> None:
+    async with relay.stream(token, query={"after": "0"}) as source:
+        for account in (ALICE, BOB, "", ALICE, BOB, ""):
+            await relay.mail(account)
+        seen = ACCOUNTS[token].address if token in ("alice", "bob") else None
+        expected = await relay.recorded(seen)
+        assert len(expected) == (12 if seen else 36)
+        assert sorted(names(await source.events(len(expected)))) == sorted(expected)
+        last, _ = await relay.mail(seen or BOB)
+        assert {one.data["submission_id"] for one in await source.events(6)} == {last}
+
+
+@pytest.mark.parametrize("now", [None, Account(ACCOUNTS["operator"].address, role=Role.USER)])
+async def test_a_stream_ends_when_the_token_or_the_role_does(
+    relay: Relay, now: Account | None, monkeypatch
+) -> None:
+    monkeypatch.setattr(event_streams, "_CHECK_S", 0.05)
+    async with relay.stream() as source, relay.stream("auditor") as other:
+        await relay.mail()
+        await source.events(EVENTS_OF_MAIL)
+        if now is None:
+            del relay.accounts["operator"]
+        else:
+            relay.accounts["operator"] = now
+        assert await source.event() is None
+        await other.events(EVENTS_OF_MAIL)
+
+
+async def test_one_message(relay: Relay) -> None:
+    submission_id, queue_id = await relay.mail()
+    await relay.mail()
+    draft = submission_id.partition(".")[0]
+    for key in (draft, submission_id, queue_id):
+        async with relay.stream("alice", query={"after": "0", "message": key}) as source:
+            found = await source.events(EVENTS_OF_MAIL)
+            assert {one.data["submission_id"] for one in found} == {submission_id}
+    async with relay.stream("bob", query={"message": queue_id}) as source:
+        assert source.status == 404
+
+
+async def test_any_breaks_lose_nothing_and_repeat_nothing(relay: Relay) -> None:
+    """Clients break and continue at random while mail flows whose times go back and forth."""
+    choose = random.Random(11)
+    senders = [choose.choice((ALICE, BOB)) for _ in range(60)]
+
+    async def send() -> None:
+        for account in senders:
+            await relay.mail(account, late_us=choose.randrange(10**9))
+            await asyncio.sleep(choose.random() * 0.02)
+
+    async def follow(token: str, account: str | None) -> list[ReceivedEvent]:
+        count = EVENTS_OF_MAIL * (senders.count(account) if account else len(senders))
+        found: list[ReceivedEvent] = []
+        breaks, last = 0, "0"
+        while len(found) < count:
+            breaks += 1
+            options = choose.choice(
+                ({"query": {"after": last}}, {"headers": {"last-event-id": last}})
+            )
+            async with relay.stream(token, **options) as source:
+                for _ in range(min(count - len(found), choose.randrange(1, 25))):
+                    found += await source.events(1)
+                    last = found[-1].id
+        assert breaks > 5
+        return found
+
+    clients = [("operator", None), ("auditor", None), ("alice", ALICE), ("bob", BOB)]
+    *results, _ = await asyncio.gather(*(follow(*one) for one in clients), send())
+    for (_, account), found in zip(clients, results, strict=True):
+        expected = await relay.recorded(account)
+        assert sorted(names(found)) == sorted(expected)
+        assert len({one.id for one in found}) == len(found)
+        assert {one.type for one in found} == {"message"}
+
+
+async def test_a_client_continues_after_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as relay:
+        async with relay.stream() as source:
+            await relay.mail()
+            first = await source.events(3)
+        await relay.mail()
+    async with running(tmp_path) as relay:
+        await relay.mail()
+        async with relay.stream(headers={"last-event-id": first[-1].id}) as source:
+            found = first + await source.events(15)
+            assert names(found) == await relay.recorded()
+
+
+async def test_what_was_pruned_is_a_gap(relay: Relay) -> None:
+    for _ in range(3):
+        await relay.mail()
+    async with relay.stream(query={"after": "0"}) as source:
+        old = await source.events(3 * EVENTS_OF_MAIL)
+    await relay.spool.maintenance.prune_many(0.0)
+    last = old[5].id
+    async with relay.stream(headers={"last-event-id": last}) as source:
+        gap = await source.event()
+        assert (gap.type, gap.id, gap.data["cursor"]) == ("gap", last, last)
+        left = await source.events(2 * 4)
+        assert {one.data["step"] for one in left} == {1, 2, 3, 4}
+        await relay.mail()
+        assert {one.type for one in await source.events(6)} == {"message"}
+    for after in ("0", old[-1].id):  # the beginning of what is kept, and behind what was removed
+        async with relay.stream(query={"after": after}) as source:
+            assert (await source.event()).type == "message"
+
+
+async def test_a_reset_is_a_gap_and_the_stream_goes_on(relay: Relay) -> None:
+    async with relay.stream() as source:
+        await relay.mail()
+        old = await source.events(EVENTS_OF_MAIL)
+        relay.log.clear()
+        await relay.spool.development.clear()
+        await relay.mail()
+        first = await source.event()
+        assert first.type == "gap"
+        new = await source.events(EVENTS_OF_MAIL)
+        assert names(new) == await relay.recorded()
+    for one in (old[0], old[-1]):
+        async with relay.stream(query={"after": one.id}) as source:
+            assert (await source.event()).type == "gap"
+            assert names(await source.events(EVENTS_OF_MAIL)) == names(new)
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "TAKE_TIMEOUT_S", 0.3)
+    async with running(tmp_path) as relay:
+        async with relay.stream(receive_bytes=4096) as slow, relay.stream() as other:
+            big = Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}, "text": "x" * 200_000})
+            for _ in range(40):
+                await relay.spool.accept(new_message([("local", "x@a.test")], events=(big,)))
+            relay.changes.notify()
+            everything = await other.events(40)
+            await until(lambda: relay.streams._open.total == 1)
+            found: list[ReceivedEvent] = []
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while True:
+                    found += await slow.events(1)
+            assert len(found) < 40
+        last = found[-1].id if found else slow.headers["x-relay-cursor"]
+        async with relay.stream(query={"after": last}) as source:
+            found += await source.events(40 - len(found))
+        assert names(found) == names(everything)
+
+
+async def test_the_streams_of_an_account_are_limited(relay: Relay) -> None:
+    async with relay.stream("alice"):
+        opened = [relay.stream("alice") for _ in range(event_streams.STREAMS_OF_ACCOUNT_MAX - 1)]
+        for one in opened:
+            await one.__aenter__()
+        async with relay.stream("alice") as source:
+            assert (source.status, source.headers["retry-after"]) == (429, "5")
+        async with relay.stream("bob") as source:
+            assert source.status == 200
+        for one in opened:
+            await one.__aexit__(None, None, None)
+        await until(lambda: relay.streams._open.total == 1)  # a disconnect frees its place
+        async with relay.stream("alice") as source:
+            assert source.status == 200
+
+
+async def test_all_streams_are_limited(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_MAX", 2)
+    async with relay.stream(), relay.stream(), relay.stream() as source:
+        assert (source.status, source.headers["retry-after"]) == (503, "5")
+
+
+async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_OF_ACCOUNT_MAX", 2)
+    view = EventView(ALICE)
+    streams = [(await relay.streams.response(view))._blocks for _ in range(4)]
+    first = [await anext(one, b"") for one in streams]
+    assert first == [b"retry: 2000\n"] * 2 + [b""] * 2
+    for one in streams:
+        await one.aclose()
+
+
+async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
+    relay: Relay, monkeypatch
+) -> None:
+    monkeypatch.setattr(event_feed, "_COST_FACTOR", 10**6)
+    monkeypatch.setattr(event_feed, "_PAUSE_S_MAX", 0.3)
+    await relay.mail()
+    async with relay.stream("auditor"):
+        began = asyncio.get_running_loop().time()
+        for number in range(5):  # two at once, so three pairs
+            async with relay.stream(query={"after": str(number)}) as source:
+                await source.events(1)
+        assert asyncio.get_running_loop().time() - began > 0.5
+
+
+async def test_without_streams_nothing_is_read(relay: Relay) -> None:
+    async with relay.stream() as source:
+        await relay.mail()
+        await source.events(EVENTS_OF_MAIL)
+        reader = relay.streams._reader
+    await until(lambda: relay.streams._reader is None)
+    await until(reader.done)
+    reads = relay.feed.reads
+    for _ in range(5):
+        await relay.mail()
+    assert relay.feed.reads == reads
+    assert not relay.streams._recent
+
+
+async def test_streams_share_what_is_read(relay: Relay) -> None:
+    async def follow(after: str) -> list[str]:
+        async with relay.stream(query={"after": after}) as source:
+            ready.append(source)
+            return names(await source.events(10 * EVENTS_OF_MAIL))
+
+    ready: list[EventSource] = []
+    for _ in range(5):
+        await relay.mail()
+    followers = [asyncio.create_task(follow("0")) for _ in range(30)]
+    await until(lambda: len(ready) == 30)
+    before = relay.feed.reads
+    for _ in range(5):
+        await relay.mail()
+        await asyncio.sleep(0.1)
+    found = await asyncio.gather(*followers)
+    assert len(set(map(tuple, found))) == 1
+    assert relay.feed.reads - before < 30  # not 30 for each of five messages
+
+
+async def test_the_reader_continues_after_an_error(
+    relay: Relay, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with relay.stream() as source:
+        relay.feed.failures = 2
+        await until(lambda: not relay.feed.failures)
+        await relay.mail()
+        assert len(await source.events(EVENTS_OF_MAIL)) == EVENTS_OF_MAIL
+    logged = capfd.readouterr().err
+    assert logged.count("events not read") == 1
+    assert "the disk fails" in logged
+    assert "level=error" not in logged
+
+
+async def test_a_stream_that_cannot_read_its_past_ends(
+    relay: Relay, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await relay.mail()
+    async with relay.stream() as other:
+        await until(lambda: relay.feed.reads)
+        relay.feed.failures = 1
+        async with relay.stream(query={"after": "0"}) as source:
+            assert await source.event() is None
+        async with relay.stream(query={"after": "0"}) as source:
+            await source.events(EVENTS_OF_MAIL)
+        await relay.mail()
+        await other.events(EVENTS_OF_MAIL)
+    logged = capfd.readouterr().err
+    assert "event stream ended" in logged
+    assert "level=error" not in logged
+
+
+async def test_the_end_of_the_process_ends_all_streams(relay: Relay) -> None:
+    async with relay.stream() as source, relay.stream("alice", receive_bytes=4096):
+        relay.streams.close()
+        assert await source.event() is None
+        async with relay.stream() as refused:
+            assert refused.status == 503
+        async with asyncio.timeout(30):
+            await relay.server.stop(30.0)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "1000000", "5.cli~2026-01-01~0~0~00000000.relay~2026-11-21~649~139~a6fc302d"]
+)
+def test_a_cursor_is_its_text(text: str) -> None:
+    assert str(parse_event_cursor(text, now_us=10)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "-1", "+1", " 1", "1 ", "01", "1.", "\u0661", "1.a~b", "1" * 19, str(86_400_000_000 + 11),
+        "1.relay~2026-11-21~649~139~A6FC302D", "1.relay~2026-11-21~0649~139~a6fc302d",
+        "1.relay~2026-11-21~1~1~00000000.relay~2026-11-21~1~1~00000000", "1\n", "1" + ".a" * 9999,
+    ],
+)  # fmt: skip
+def test_what_is_not_a_cursor(text: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor"):
+        parse_event_cursor(text, now_us=10)

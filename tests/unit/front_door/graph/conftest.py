@@ -1,0 +1,46 @@
+"""Fixtures: Graph's application with a mail store in memory or on disk."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from relay.base.pressure import Pressure
+from relay.development.accounts import DevelopmentAccounts
+from relay.store.mailbox.types import QuotaLimits
+from tests.support.graph_fakes import (
+    AS_ALICE,
+    MAX_BODY,
+    QUOTA_BYTES,
+    Crash,
+    GraphInMemory,
+    MemoryStore,
+    OnDisk,
+    graph_app,
+    graph_on_disk,
+)
+from tests.support.manual_clock import ManualClock
+
+
+@pytest.fixture
+async def graph() -> AsyncIterator[GraphInMemory]:
+    store, crash, pressure = MemoryStore(ManualClock()), Crash(), Pressure()
+    app = graph_app(
+        store, store.clock, crash=crash, ready=lambda: made.not_ready, pressure=pressure,
+        max_body=MAX_BODY,
+    )  # fmt: skip
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://relay.test:8025", headers=AS_ALICE
+    ) as http:
+        made = GraphInMemory(http, store, crash, pressure)
+        yield made
+
+
+@pytest.fixture
+async def on_disk(tmp_path: Path) -> AsyncIterator[OnDisk]:
+    async with graph_on_disk(
+        tmp_path / "mail", accounts=DevelopmentAccounts(), public_url="https://mail.example.test/",
+        limits_of=lambda account: QuotaLimits(QUOTA_BYTES if account.startswith("alice") else None),
+    ) as made:  # fmt: skip
+        yield made

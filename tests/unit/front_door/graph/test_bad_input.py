@@ -1,0 +1,541 @@
+"""Bad input for every operation: Graph's status and code, the request's id, and nothing changed.
+
+The operations are those of relay/front_door/graph/routes.py: each needs a row in ROWS. One mailbox serves all
+tests, because none may change it.
+"""
+
+import asyncio
+import base64
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.development.accounts import DevelopmentAccounts
+from relay.front_door.graph import routes
+from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
+from tests.support.long_tests import sampled
+from tests.support.manual_clock import ManualClock
+from tests.support.stores import store_on
+
+MAX_BODY = 32 * 1024
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Methods that Graph has and Relay has not, on paths where it has others.
+ONLY_IN_GRAPH = {
+    "": ("PATCH", "DELETE"),
+    "messages/{message}/$value": ("DELETE",),
+    "messagerules": ("POST", "PATCH", "DELETE"),
+    "inferenceclassification/overrides": ("POST",),
+}
+FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aGk="}
+MIME = b"To: bob@example.test\r\nSubject: m\r\n\r\ntext\r\n"
+BASE64 = base64.b64encode(MIME)
+JSON = {"content-type": "application/json"}
+TEXT = {"content-type": "text/plain"}
+BAD_OPTIONS = ("$colour=1", "$format=xml", "$apply=x")
+BAD_SELECT = ("$select=colour", "$select=id,colour")
+BAD_PAGES = ("$top=x", "$top=-1", "$top=0", "$skip=-1", "$count=maybe", "$top=1&$top=2")
+BAD_CONDITIONS = (
+    *("$filter=subject eq", "$filter=colour eq 'x'", "$filter=(isRead eq true", "$filter=1"),
+    *("$filter=receivedDateTime ge yesterday", "$filter=subject eq 'x", "$filter=%00"),
+    *("$filter=" + "not " * 40 + "isRead", "$orderby=colour", "$orderby=subject up"),
+    *('$search="', '$search="x" OR', "$skiptoken=zz", "$skiptoken=%00"),
+)
+_REQUIRED = "ErrorRequiredPropertyMissing"
+_TYPE = "RequestBodyRead"
+Bad = tuple[object, str]  # a JSON body and the code of its 400
+_MESSAGE: tuple[Bad, ...] = (
+    ({"subject": 5}, _TYPE),
+    ({"body": "text"}, _TYPE),
+    ({"body": {"contentType": "pdf", "content": ""}}, _TYPE),
+    ({"toRecipients": "a@b.test"}, _TYPE),
+    ({"toRecipients": [5]}, _TYPE),
+    ({"toRecipients": [{"emailAddress": {"address": "no"}}]}, "ErrorInvalidRecipients"),
+    ({"importance": "urgent"}, _TYPE),
+    ({"categories": "red"}, _TYPE),
+    ({"isReadReceiptRequested": "maybe"}, _TYPE),
+    ({"flag": {"flagStatus": "blue"}}, _TYPE),
+    ({"subject": "a\nb"}, "ErrorInvalidRequest"),
+    ({"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": "soon"}]}, _TYPE),
+    ({"singleValueExtendedProperties": [{"id": "Colour 0x1", "value": "x"}]}, _TYPE),
+)
+_NEW_MESSAGE: tuple[Bad, ...] = (
+    *_MESSAGE,
+    ({"internetMessageHeaders": [{"name": "Foo", "value": "x"}]}, "InvalidInternetMessageHeader"),
+    ({"attachments": [FILE | {"contentBytes": "@@@"}]}, _TYPE),
+    ({"attachments": [FILE | {"contentBytes": None}]}, _REQUIRED),
+    ({"attachments": [FILE | {"name": ""}]}, _REQUIRED),
+    ({"attachments": {}}, _TYPE),
+)
+_ANSWER: tuple[Bad, ...] = (
+    ({"colour": 1}, _TYPE),
+    ({"comment": 5}, _TYPE),
+    ({"message": 5}, _TYPE),
+    ({"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}}, "ErrorInvalidRecipients"),
+)  # fmt: skip
+_DESTINATION: tuple[Bad, ...] = (
+    ({}, _REQUIRED),
+    ({"destinationId": None}, _REQUIRED),
+    ({"destinationId": 5}, _TYPE),
+    ({"destinationId": "x" * 600}, "ErrorInvalidRequest"),
+    ({"destinationId": "drafts", "colour": 1}, _TYPE),
+)
+_FOLDER: tuple[Bad, ...] = (
+    ({"displayName": 5}, _TYPE),
+    ({"displayName": "a\nb"}, "ErrorInvalidRequest"),
+    ({"displayName": "~a"}, "ErrorInvalidRequest"),
+    ({"displayName": "x" * 300}, "ErrorInvalidRequest"),
+    ({"displayName": "x", "isHidden": "maybe"}, _TYPE),
+)
+_ATTACHMENT: tuple[Bad, ...] = (
+    ({}, _REQUIRED),
+    (FILE | {"contentBytes": "@@@"}, _TYPE),
+    (FILE | {"contentBytes": 5}, _TYPE),
+    (FILE | {"contentBytes": None}, _REQUIRED),
+    (FILE | {"name": None}, _REQUIRED),
+    (FILE | {"name": "a\nb"}, "ErrorInvalidRequest"),
+    (FILE | {"isInline": "maybe"}, _TYPE),
+)
+_UPLOAD: tuple[Bad, ...] = (
+    ({}, _REQUIRED),
+    ({"AttachmentItem": 5}, _TYPE),
+    ({"AttachmentItem": {"attachmentType": "file", "size": 1}}, _REQUIRED),
+    ({"AttachmentItem": {"attachmentType": "file", "name": "a"}}, _REQUIRED),
+    *(
+        ({"AttachmentItem": {"attachmentType": "file", "name": "a", "size": size}}, _TYPE)
+        for size in (0, -1, "x", 1.5, True)
+    ),
+    ({"AttachmentItem": {"attachmentType": "link", "name": "a", "size": 1}}, _TYPE),
+)
+_SEND: tuple[Bad, ...] = (
+    ({}, _REQUIRED),
+    ({"message": 5}, _TYPE),
+    ({"message": {"subject": "s"}}, "ErrorInvalidRecipients"),
+    ({"message": {"toRecipients": to("a@b.test")}, "saveToSentItems": "maybe"}, _TYPE),
+    ({"message": {"toRecipients": to("a@b.test")}, "colour": 1}, _TYPE),
+    *(({"message": {"toRecipients": to("a@b.test"), **one}}, code) for one, code in _NEW_MESSAGE if "toRecipients" not in one),
+)  # fmt: skip
+_SETTINGS: tuple[Bad, ...] = (
+    ({"timeZone": 5}, _TYPE),
+    ({"timeZone": "Mars"}, "InvalidTimeZone"),
+    ({"language": "x"}, _TYPE),
+    ({"workingHours": {"daysOfWeek": ["someday"]}}, _TYPE),
+    ({"workingHours": {"startTime": "25:00"}}, _TYPE),
+)
+_COLOR: tuple[Bad, ...] = (
+    ({"color": "red"}, _TYPE),
+    ({"displayName": "another"}, _TYPE),
+)
+_CATEGORY: tuple[Bad, ...] = (
+    ({"displayName": "x", "color": "red"}, _TYPE),
+    ({}, _REQUIRED),
+    ({"displayName": " "}, _REQUIRED),
+    ({"displayName": 5}, _TYPE),
+    ({"displayName": "a\nb"}, "ErrorInvalidRequest"),
+    ({"displayName": "x" * 10_000}, "ErrorInvalidRequest"),
+)
+_TRANSLATE = {"inputIds": ["a"], "sourceIdType": "restId", "targetIdType": "restImmutableEntryId"}
+_TRANSLATED: tuple[Bad, ...] = (
+    ({}, _REQUIRED),
+    (_TRANSLATE | {"colour": 1}, _TYPE),
+    (_TRANSLATE | {"inputIds": "a"}, _TYPE),
+    (_TRANSLATE | {"inputIds": [5]}, _TYPE),
+    (_TRANSLATE | {"inputIds": ["a"] * 1001}, "ErrorInvalidRequest"),
+    (_TRANSLATE | {"sourceIdType": "colour"}, _TYPE),
+    (_TRANSLATE | {"targetIdType": None}, _REQUIRED),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an operation takes: a valid body, bad ones, and the query options that it refuses.
+
+    `mime`: MIME in base64 is taken as well ("also"), or nothing else ("only"). `conditional`: it
+    reads If-Match.
+    """
+
+    valid: object = None
+    bad: tuple[Bad, ...] = ()
+    options: tuple[str, ...] = BAD_OPTIONS
+    mime: str = ""
+    conditional: bool = False
+    may_be_empty: bool = False
+
+
+_LISTED = (*BAD_OPTIONS, *BAD_SELECT, *BAD_PAGES)
+_DELTA = Row(options=(*BAD_OPTIONS, *BAD_SELECT, "$deltatoken=zz", "$skiptoken=zz"))
+ROWS: dict[tuple[str, str], Row] = {
+    ("", "GET"): Row(options=("$select=colour",)),
+    ("sendmail", "POST"): Row({"message": {"toRecipients": to("a@b.test")}}, _SEND, mime="also"),
+    ("translateexchangeids", "POST"): Row(_TRANSLATE, _TRANSLATED),
+    ("inferenceclassification/overrides", "GET"): Row(),
+    ("outlook/mastercategories", "GET"): Row(),
+    ("outlook/mastercategories", "POST"): Row({"displayName": "new"}, _CATEGORY),
+    ("outlook/mastercategories/{category}", "GET"): Row(),
+    ("outlook/mastercategories/{category}", "PATCH"): Row({"color": "preset1"}, _COLOR),
+    ("outlook/mastercategories/{category}", "DELETE"): Row(),
+    ("mailfolders/{folder}/messagerules", "GET"): Row(),
+    ("outlook/supportedtimezones", "GET"): Row(),
+    ("outlook/supportedtimezones()", "GET"): Row(),
+    ("mailboxsettings", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT)),
+    ("mailboxsettings", "PATCH"): Row({"timeZone": "UTC"}, _SETTINGS),
+    ("mailboxsettings/{setting}", "GET"): Row(),
+    ("messages", "GET"): Row(options=(*_LISTED, *BAD_CONDITIONS, "$expand=colour")),
+    ("messages", "POST"): Row({"subject": "s"}, _NEW_MESSAGE, mime="also"),
+    ("messages/$count", "GET"): Row(options=(*BAD_OPTIONS, "$top=1", "$filter=colour eq 1")),
+    ("messages/delta", "GET"): _DELTA,
+    ("messages/delta()", "GET"): _DELTA,
+    ("messages/{message}", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT, "$expand=colour")),
+    ("messages/{message}", "PATCH"): Row({"subject": "s"}, _MESSAGE, conditional=True),
+    ("messages/{message}", "DELETE"): Row(conditional=True),
+    ("messages/{message}/send", "POST"): Row(conditional=True),
+    **{
+        (f"messages/{{message}}/{name}", "POST"): Row(
+            {"comment": "c"}, _ANSWER, mime="also", may_be_empty=True
+        )
+        for name in ("reply", "replyall", "createreply", "createreplyall", "createforward")
+    },
+    ("messages/{message}/forward", "POST"): Row(
+        {"toRecipients": to("a@b.test")}, (*_ANSWER, ({}, "ErrorInvalidRecipients")), mime="also", may_be_empty=True
+    ),
+    ("messages/{message}/move", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
+    ("messages/{message}/copy", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
+    ("messages/{message}/permanentdelete", "POST"): Row(conditional=True),
+    ("messages/{message}/attachments", "GET"): Row(options=_LISTED),
+    ("messages/{message}/attachments", "POST"): Row(FILE, _ATTACHMENT),
+    ("messages/{message}/attachments/createuploadsession", "POST"): Row(
+        {"AttachmentItem": {"attachmentType": "file", "name": "a", "size": 5}}, _UPLOAD
+    ),
+    ("messages/{message}/attachments/{attachment}", "GET"): Row(
+        options=(*BAD_OPTIONS, *BAD_SELECT, "$expand=colour")
+    ),
+    ("messages/{message}/attachments/{attachment}", "DELETE"): Row(),
+    ("messages/{message}/attachments/{attachment}/$value", "GET"): Row(),
+    ("messages/{message}/$value", "GET"): Row(),
+    ("messages/{message}/$value", "PUT"): Row(mime="only", conditional=True),
+    ("mailfolders", "GET"): Row(options=(*_LISTED, "$filter=colour eq 1", "$orderby=colour")),
+    ("mailfolders/$count", "GET"): Row(options=(*BAD_OPTIONS, "$filter=colour eq 1")),
+    ("mailfolders/{folder}/childfolders/$count", "GET"): Row(),
+    ("mailfolders/{folder}/copy", "POST"): Row({"destinationId": "archive"}, _DESTINATION),
+    ("messages/{message}/attachments/$count", "GET"): Row(),
+    ("mailfolders", "POST"): Row({"displayName": "new"}, (({}, _REQUIRED), *_FOLDER)),
+    ("mailfolders/delta", "GET"): _DELTA,
+    ("mailfolders/delta()", "GET"): _DELTA,
+    ("mailfolders/{folder}", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT)),
+    ("mailfolders/{folder}", "PATCH"): Row({"displayName": "new"}, _FOLDER, conditional=True),
+    ("mailfolders/{folder}", "DELETE"): Row(conditional=True),
+    ("mailfolders/{folder}/childfolders", "GET"): Row(options=(*_LISTED, "$filter=colour eq 1")),
+    ("mailfolders/{folder}/childfolders", "POST"): Row({"displayName": "new"}, (({}, _REQUIRED), *_FOLDER)),
+    ("mailfolders/{folder}/move", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
+    ("mailfolders/{folder}/permanentdelete", "POST"): Row(conditional=True),
+}  # fmt: skip
+PATTERNS = {"/".join(path): by_method for path, by_method in routes._ROUTES if not isinstance(by_method, str)}  # fmt: skip
+OPERATIONS = [(path, method) for path, by_method in PATTERNS.items() for method in by_method]
+_IN_FOLDER = "mailfolders/{folder}/messages"
+
+
+def row_of(path: str, method: str) -> Row:
+    """Return the row; messages within a folder are like all messages."""
+    if path.startswith(_IN_FOLDER):
+        path = path.removeprefix("mailfolders/{folder}/")
+    return ROWS[path, method]
+
+
+def operations(wanted: Any) -> Any:
+    """Parametrize a test with the operations whose row is wanted; of those in a folder, a part."""
+    found = [one for one in OPERATIONS if wanted(row_of(*one))]
+    within = [one for one in found if one[0].startswith(_IN_FOLDER)]
+    return pytest.mark.parametrize(
+        ("path", "method"),
+        [*(one for one in found if one not in within), *sampled(within)],
+        ids=lambda one: one,
+    )
+
+
+@dataclass
+class World:
+    """A mailbox with a draft and a folder, another user's draft, and a client."""
+
+    runner: asyncio.Runner
+    http: httpx.AsyncClient
+    root: Path
+    clock: ManualClock
+    ids: dict[str, str] = field(default_factory=dict)
+    others: str = ""
+    upload: str = ""
+    last: dict[str, bytes] = field(default_factory=dict)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.runner.run(self.http.request(method, path, **options))
+
+    def path(self, pattern: str, **ids: str) -> str:
+        """Return the path of an operation, with ids that exist."""
+        known = {"folder": "drafts" if pattern.startswith(_IN_FOLDER) else self.ids["folder"]}
+        return "/" + pattern.format(**{**self.ids, **known, **ids})
+
+    def state(self) -> dict[str, bytes]:
+        """Return all files, except the indexes."""
+        return {
+            f"{folder}/{name}": Path(folder, name).read_bytes()
+            for folder, _, names in os.walk(self.root)
+            for name in names
+            if not name.startswith("relay-index")
+        }
+
+    def unchanged(self) -> bool:
+        """Return whether all files are as they were at the last question."""
+        before, self.last = self.last, self.state()
+        return self.last == before
+
+    def refused(
+        self, method: str, path: str, status: int, code: str, **options: Any
+    ) -> httpx.Response:
+        """Make a request; check the refusal, and that nothing changed."""
+        answer = self.ask(method, path, **options)
+        message = refused(answer, status, code)
+        assert message
+        assert not any(
+            sign in answer.text for sign in ("Traceback", 'File \\"', ".py", "object at")
+        )
+        assert self.unchanged()
+        return answer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root, clock = tmp_path_factory.mktemp("world") / "mail", ManualClock()
+    with asyncio.Runner() as runner, store_on(root, clock) as store:
+        app = graph_app(store, clock, accounts=DevelopmentAccounts(), max_body=MAX_BODY)
+        http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=AS_ALICE
+        )
+        made = World(runner, http, root, clock)
+        draft = {"subject": "s", "toRecipients": to("b@a.test"), "attachments": [FILE]}
+        message = made.ask("POST", "/messages", json=draft).json()["id"]
+        path = f"/messages/{message}/attachments"
+        made.ids = {
+            "message": message,
+            "attachment": made.ask("GET", path).json()["value"][0]["id"],
+            "folder": made.ask("POST", "/mailFolders", json={"displayName": "P"}).json()["id"],
+            "setting": "timeZone",
+            "category": made.ask(
+                "POST", "/outlook/masterCategories", json={"displayName": "Red"}
+            ).json()["id"],
+        }
+        as_bob = {"authorization": "Bearer bob"}
+        made.others = made.ask("POST", "/messages", json=draft, headers=as_bob).json()["id"]
+        item = {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": 10}}
+        made.upload = made.ask("POST", f"{path}/createUploadSession", json=item).json()["uploadUrl"]
+        made.last = made.state()
+        yield made
+        runner.run(http.aclose())
+
+
+def body_of(row: Row) -> dict[str, Any]:
+    """Return the options of a request with the valid body."""
+    if row.mime == "only":
+        return {"content": BASE64, "headers": TEXT}
+    return {} if row.valid is None else {"json": row.valid}
+
+
+def test_every_operation_has_a_row() -> None:
+    told = {
+        (path.removeprefix("mailfolders/{folder}/") if path.startswith(_IN_FOLDER) else path, method)
+        for path, method in OPERATIONS
+    }  # fmt: skip
+    assert told == set(ROWS)
+
+
+@pytest.mark.parametrize("path", PATTERNS)
+def test_wrong_methods(world: World, path: str) -> None:
+    for method in set(METHODS) - set(PATTERNS[path]):
+        if method in ONLY_IN_GRAPH.get(path.removeprefix("mailfolders/{folder}/"), ()):
+            world.refused(method, world.path(path), 501, "NotImplemented")
+        else:
+            answer = world.refused(method, world.path(path), 405, "Request_BadRequest")
+            assert answer.headers["allow"] == ", ".join(PATTERNS[path])
+
+
+@operations(lambda _: True)
+@pytest.mark.parametrize("kind", ["unknown", "others"])
+def test_ids_that_are_not_there(world: World, path: str, method: str, kind: str) -> None:
+    body = body_of(row_of(path, method))
+    for name in ("message", "folder", "attachment", "setting"):
+        if f"{{{name}}}" in path:
+            unknown = world.others if kind == "others" and name == "message" else "unknown77"
+            code = "ResourceNotFound" if name == "setting" else "ErrorItemNotFound"
+            world.refused(method, world.path(path, **{name: unknown}), 404, code, **body)
+
+
+@operations(lambda _: True)
+def test_malformed_ids(world: World, path: str, method: str) -> None:
+    body = body_of(row_of(path, method))
+    for name in ("message", "folder", "attachment", "setting"):
+        if f"{{{name}}}" not in path:
+            continue
+        status, code = 404, "ResourceNotFound" if name == "setting" else "ErrorItemNotFound"
+        if name == "message":
+            status, code = 400, "ErrorInvalidIdMalformed"
+        for malformed in ("a b", "%C3%BC", "a%00b", "x" * 600):
+            world.refused(method, world.path(path, **{name: malformed}), status, code, **body)
+
+
+@operations(lambda _: True)
+def test_mailboxes_of_others_and_no_token(world: World, path: str, method: str) -> None:
+    body = body_of(row_of(path, method))
+    for user in ("bob@example.test", "nobody@example.test", "no address"):
+        url = f"http://h/v1.0/users/{user}{world.path(path)}"
+        world.refused(method, url, 403, "ErrorAccessDenied", **body)
+    body["headers"] = body.get("headers", {}) | {"authorization": "Bearer "}
+    world.refused(method, world.path(path), 401, "InvalidAuthenticationToken", **body)
+
+
+@operations(lambda row: row.options)
+def test_query_options(world: World, path: str, method: str) -> None:
+    row = row_of(path, method)
+    for option in row.options:
+        url = f"{world.path(path)}?{option}"
+        answer = world.ask(method, url, **body_of(row))
+        assert answer.status_code == 400, (option, answer.status_code, answer.text)
+        code = answer.json()["error"]["code"]
+        assert code in ("BadRequest", "ErrorInvalidUrlQueryFilter", "ErrorInvalidUrlQuery"), option
+        refused(answer, 400, code)
+        assert world.unchanged()
+
+
+@operations(lambda row: row.conditional)
+def test_malformed_if_match(world: World, path: str, method: str) -> None:
+    body = body_of(row_of(path, method))
+    headers = body.get("headers", {})
+    for tag in ('"', "a b", '"\x01"', ","):
+        body["headers"] = headers | {"if-match": tag}
+        answer = world.refused(method, world.path(path), 400, "BadRequest", **body)
+        assert "If-Match" in answer.json()["error"]["message"]
+
+
+@operations(lambda row: row.valid is not None or row.mime)
+def test_wrong_content_types(world: World, path: str, method: str) -> None:
+    form = "application/x-www-form-urlencoded"
+    for kind in ("application/xml", "multipart/form-data", form, "x"):
+        body = {"content": b'{"a": 1}', "headers": {"content-type": kind}}
+        world.refused(method, world.path(path), 415, "UnsupportedMediaType", **body)
+
+
+@operations(lambda row: row.valid is not None and not row.mime)
+def test_json_only(world: World, path: str, method: str) -> None:
+    world.refused(method, world.path(path), 415, "UnsupportedMediaType", content=BASE64, headers=TEXT)  # fmt: skip
+
+
+@operations(lambda row: row.valid is not None)
+def test_bodies_that_are_no_json_object(world: World, path: str, method: str) -> None:
+    bad = [b"{", b"[]", b'"text"', b"5", b"null", b"\xff\xfe", b'{"a": "\xff"}', b"[" * 20_000]
+    if not row_of(path, method).may_be_empty:
+        bad.append(b"")
+    for content in bad:
+        body = {"content": content, "headers": JSON}
+        world.refused(method, world.path(path), 400, "UnableToDeserializePostBody", **body)
+
+
+@operations(lambda row: row.bad)
+def test_wrong_values(world: World, path: str, method: str) -> None:
+    for body, code in row_of(path, method).bad:
+        try:
+            world.refused(method, world.path(path), 400, code, json=body)
+        except AssertionError as error:
+            raise AssertionError(f"{body}: {error}") from None
+
+
+@operations(lambda row: "destinationId" in (row.valid or {}))
+def test_unknown_destinations(world: World, path: str, method: str) -> None:
+    for unknown in ("unknown77", "a b", "../inbox"):
+        body = {"destinationId": unknown}
+        world.refused(method, world.path(path), 404, "ErrorItemNotFound", json=body)
+
+
+@operations(lambda row: row.mime)
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"@@@", "ErrorMimeContentInvalidBase64String"),
+        (BASE64[:-3], "ErrorMimeContentInvalidBase64String"),
+        (BASE64 + b"=x", "ErrorMimeContentInvalidBase64String"),
+        (base64.b64encode(b"no header"), "ErrorMimeContentInvalid"),
+        (base64.b64encode(b""), "ErrorMimeContentInvalid"),
+    ],
+)
+def test_broken_mime(world: World, path: str, method: str, content: bytes, code: str) -> None:
+    if not content and row_of(path, method).may_be_empty:
+        return
+    world.refused(method, world.path(path), 400, code, content=content, headers=TEXT)
+
+
+@operations(lambda row: row.valid is not None)
+def test_bodies_that_are_too_large(world: World, path: str, method: str) -> None:
+    content = b'{"a": "' + b"x" * MAX_BODY + b'"}'
+    world.refused(
+        method, world.path(path), 413, "RequestEntityTooLarge", content=content, headers=JSON
+    )
+
+
+# -- upload sessions, which are outside mailboxes
+
+
+@pytest.mark.parametrize(
+    ("content_range", "content", "status", "code"),
+    [
+        ("", b"x", 400, "invalidRange"),
+        ("bytes", b"x", 400, "invalidRange"),
+        ("bytes 0-x/10", b"x", 400, "invalidRange"),
+        ("bytes 0-4/*", b"x", 400, "invalidRange"),
+        ("bytes 0-4/11", b"xxxxx", 400, "invalidRange"),
+        ("bytes 0-4/10", b"xxxx", 400, "invalidRange"),
+        ("bytes 0-4/10", b"xxxxxx", 400, "invalidRange"),
+        ("bytes -1-4/10", b"xxxxx", 400, "invalidRange"),
+        ("bytes 5-4/10", b"xx", 416, "invalidRange"),
+        ("bytes 0-10/10", b"x" * 11, 416, "invalidRange"),
+        ("bytes 5-9/10", b"xxxxx", 416, "fragmentOutOfOrder"),
+        ("items 0-9/10", b"x" * 10, 400, "invalidRange"),
+    ],
+)
+def test_bad_ranges(
+    world: World, content_range: str, content: bytes, status: int, code: str
+) -> None:
+    headers = {"content-range": content_range}
+    before = world.last
+    refused(world.ask("PUT", world.upload, content=content, headers=headers), status, code)
+    world.last = after = world.state()
+    assert {name: text for name, text in after.items() if "/uploads/" not in name} == {
+        name: text for name, text in before.items() if "/uploads/" not in name
+    }
+    assert world.ask("GET", world.upload).json()["nextExpectedRanges"] == ["0-9"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_wrong_methods_of_uploads(world: World, method: str) -> None:
+    answer = world.refused(method, world.upload, 405, "Request_BadRequest")
+    assert answer.headers["allow"] == "GET, PUT, DELETE"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("token", ["unknown", "a%00b", "x" * 600, "%C3%BC"])
+def test_unknown_uploads(world: World, method: str, token: str) -> None:
+    url = f"http://h/v1.0/uploads/some?authtoken={token}"
+    headers = {"content-range": "bytes 0-9/10"}
+    world.refused(method, url, 404, "ErrorItemNotFound", headers=headers)
+
+
+def test_an_upload_that_has_expired(world: World) -> None:
+    path = world.path("messages/{message}/attachments/createuploadsession")
+    item = {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": 10}}
+    url = world.ask("POST", path, json=item).json()["uploadUrl"]
+    world.clock.advance(86_400 + 1)
+    for method in ("GET", "PUT", "DELETE"):
+        headers = {"content-range": "bytes 0-9/10"}
+        refused(
+            world.ask(method, url, headers=headers, content=b"x" * 10), 404, "ErrorItemNotFound"
+        )
+    world.last = world.state()

@@ -1,0 +1,89 @@
+"""The table of endpoints in docs/graph.md has the same rows as the application has operations."""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+import pytest
+
+from relay.front_door.graph import routes
+from tests.support.endpoint_rows import rows
+from tests.support.graph_fakes import GraphInMemory, OnDisk
+
+Methods = TypeVar("Methods", bound=Collection[str])
+WITHIN_A_FOLDER = "mailfolders/{}/messages"  # the page says once that these exist as well
+
+
+def in_mailbox(supported: str) -> set[tuple[str, str]]:
+    """The rows below /me, with their paths in the form of `plain()`."""
+    found = [(method, path) for method, path in rows(supported) if path.startswith("/me")]
+    return {(method, plain(path.removeprefix("/me").strip("/"))) for method, path in found}
+
+
+def plain(path: str) -> str:
+    """A path in lower case, without the names of parameters and the parentheses of functions."""
+    return re.sub(r"\{\w*\}", "{}", path.lower()).replace("()", "")
+
+
+def operations() -> set[tuple[str, str]]:
+    """The methods and paths that have an operation."""
+    table = [(plain("/".join(pattern)), by_method) for pattern, by_method in routes._ROUTES]
+    return {(method, path) for path, by_method in outside_folders(table) for method in by_method}
+
+
+def unsupported_operations() -> set[tuple[str, str]]:
+    """The methods, or *, and paths of operations that only Graph has."""
+    table = [(plain(one.path), one.methods or {"*"}) for one in routes.OPERATIONS]
+    return {(method, path) for path, methods in outside_folders(table) for method in methods}
+
+
+def outside_folders(table: Iterable[tuple[str, Methods]]) -> list[tuple[str, Methods]]:
+    """The rows of a table, without those of a folder's messages that are there for a mailbox's."""
+    rows = list(table)
+    paths = {path for path, _ in rows}
+    return [
+        (path, methods)
+        for path, methods in rows
+        if not path.startswith(WITHIN_A_FOLDER)
+        or f"messages{path.removeprefix(WITHIN_A_FOLDER)}" not in paths
+    ]
+
+
+def test_every_operation_has_a_row_and_every_supported_row_an_operation() -> None:
+    supported = operations()
+    assert supported - in_mailbox("yes") == set(), "operations without a row with `yes`"
+    assert in_mailbox("yes") - supported == set(), "rows with `yes` without an operation"
+
+
+def test_every_operation_that_only_graph_has_has_a_row() -> None:
+    documented = in_mailbox("no")
+    missing = {
+        (method, path)
+        for method, path in unsupported_operations()
+        if not documented & {(method, path), ("*", path)}
+    }
+    assert missing == set(), "501 without a row with `no`"
+
+
+def test_no_endpoint_has_two_rows() -> None:
+    every = [(method, plain(path)) for method, path in rows("yes") + rows("no")]
+    assert len(every) == len(set(every)) > 40
+
+
+@pytest.mark.parametrize(("method", "path"), rows("no"))
+async def test_a_row_with_no_is_501(graph: GraphInMemory, method: str, path: str) -> None:
+    method = "GET" if method == "*" else method
+    answer = await graph.http.request(method, "/v1.0" + re.sub(r"\*$|\{\w*\}", "x", path))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")
+
+
+async def test_rows_outside_of_mailboxes_with_yes_have_an_operation(on_disk: OnDisk) -> None:
+    for method, path in rows("yes"):
+        if path.startswith("/me"):
+            continue
+        known = path.replace("/users/{id}", "/users/alice@example.test")
+        answer = await on_disk.http.request(
+            method, "http://h/v1.0" + re.sub(r"\{\w*\}", "x", known)
+        )
+        assert answer.status_code not in (405, 500, 501), (method, path)
+        assert "Resource not found for the path" not in answer.text, (method, path)

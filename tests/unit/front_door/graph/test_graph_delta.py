@@ -1,0 +1,482 @@
+"""Delta queries of messages, on disk: rounds, links, changes by other programs, and their cost."""
+
+import base64
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from relay.front_door.graph.delta import TOKEN_CHARACTERS_MAX
+from tests.support.graph_fakes import OnDisk, refused, to
+
+INBOX = "/mailFolders/inbox/messages/delta"
+ARCHIVE = "/mailFolders/archive/messages/delta"
+EMPTY = b"From: a@a.test\r\nSubject: %d\r\n\r\nx"
+JANUARY = 1_704_067_200
+
+
+class Client:
+    """A client that keeps a copy of a folder by delta queries."""
+
+    def __init__(self, on_disk: OnDisk, path: str) -> None:
+        self.on_disk = on_disk
+        self.url = path
+        self.copy: dict[str, dict[str, Any]] = {}
+        self.pages: list[list[dict[str, Any]]] = []
+
+    async def page(self, **headers: str) -> bool:
+        """Read a page; return whether the round goes on."""
+        answer = await self.on_disk.http.get(self.url, headers=headers)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert ("@odata.nextLink" in body) != ("@odata.deltaLink" in body)
+        self.url = body.get("@odata.nextLink") or body["@odata.deltaLink"]
+        assert self.url.startswith("https://mail.example.test/v1.0/me/")
+        self.pages.append(body["value"])
+        for one in body["value"]:
+            if "@removed" in one:
+                self.copy.pop(one["id"], None)
+            else:
+                self.copy[one["id"]] = one
+        return "@odata.nextLink" in body
+
+    async def round(self) -> list[dict[str, Any]]:
+        """Read a whole round; return its items."""
+        self.pages.clear()
+        while await self.page():
+            pass
+        return [one for page in self.pages for one in page]
+
+
+def deliver(on_disk: OnDisk, number: int, *, folder: str = "", flags: str = "") -> Path:
+    """Put a message into a folder, as another program does; its number is its time in seconds."""
+    directory = on_disk.root / "example.test/alice" / folder / "cur"
+    path = directory / f"{JANUARY + number}.M{number}.host:2,{flags}"
+    temporary = directory.parent / "tmp" / path.name
+    temporary.write_bytes(EMPTY % number)
+    os.utime(temporary, (JANUARY + number, JANUARY + number))
+    temporary.rename(path)
+    return path
+
+
+def subjects(items: list[dict[str, Any]]) -> list[str]:
+    return [one["subject"] for one in items]
+
+
+def removed(message_id: str, reason: str) -> dict[str, Any]:
+    return {"id": message_id, "@removed": {"reason": reason}}
+
+
+async def by_subject(on_disk: OnDisk) -> dict[str, str]:
+    answer = await on_disk.http.get("/messages?$top=1000&$select=subject")
+    return {one["subject"]: one["id"] for one in answer.json()["value"]}
+
+
+@pytest.fixture
+async def filled(on_disk: OnDisk) -> OnDisk:
+    """A mailbox with the messages 0 to 4 in its Inbox."""
+    assert (await on_disk.http.get("/mailFolders")).status_code == 200
+    for number in range(5):
+        deliver(on_disk, number)
+    return on_disk
+
+
+# -- rounds
+
+
+async def test_the_first_round_lists_the_folder_newest_first_and_ends_with_a_delta_link(filled):
+    client = Client(filled, f"{INBOX}?$top=2&$select=subject")
+    assert subjects(await client.round()) == ["4", "3", "2", "1", "0"]
+    assert [len(page) for page in client.pages] == [2, 2, 1]
+    assert set(client.pages[0][0]) == {"@odata.etag", "id", "subject"}
+    assert await client.round() == []
+    assert await client.round() == []
+
+
+async def test_the_context_is_that_of_a_collection_of_messages(filled):
+    body = (await filled.http.get(INBOX)).json()
+    assert body["@odata.context"] == "https://mail.example.test/v1.0/$metadata#Collection(message)"
+    assert [*body] == ["@odata.context", "value", "@odata.deltaLink"]
+
+
+async def test_later_rounds_have_what_was_created_updated_moved_and_deleted(filled):
+    client = Client(filled, f"{INBOX}?$select=subject,isRead")
+    await client.round()
+    ids = await by_subject(filled)
+    http = filled.http
+    await http.patch(f"/messages/{ids['0']}", json={"isRead": True})
+    await http.post(f"/messages/{ids['1']}/move", json={"destinationId": "archive"})
+    await http.post(f"/messages/{ids['2']}/permanentDelete")
+    await http.delete(f"/messages/{ids['3']}")
+    deliver(filled, 9)
+    changed = await client.round()
+    assert (changed[0]["subject"], changed[0]["isRead"]) == ("0", True)
+    assert changed[1:4] == [
+        removed(ids["1"], "changed"),
+        removed(ids["2"], "deleted"),
+        removed(ids["3"], "changed"),
+    ]
+    assert subjects(changed[4:]) == ["9"]
+    assert sorted(subjects([*client.copy.values()])) == ["0", "4", "9"]
+    assert await client.round() == []
+
+
+async def test_a_message_that_came_and_went_is_reported_as_removed(filled):
+    client = Client(filled, INBOX)
+    await client.round()
+    path = deliver(filled, 9)
+    ids = await by_subject(filled)
+    path.unlink()
+    assert await client.round() == [removed(ids["9"], "deleted")]
+
+
+async def test_mail_that_arrives_moves_and_goes_during_the_first_round_is_not_lost(filled):
+    client = Client(filled, f"{INBOX}?$top=2&$select=subject")
+    ids = await by_subject(filled)
+    await client.page()
+    deliver(filled, 10)
+    deliver(filled, -1)  # with a time of receipt before all others: on a later page
+    await filled.http.post(f"/messages/{ids['0']}/move", json={"destinationId": "archive"})
+    await filled.http.post(f"/messages/{ids['4']}/permanentDelete")
+    await client.round()
+    await client.round()
+    assert sorted(subjects([*client.copy.values()])) == ["-1", "1", "10", "2", "3"]
+    assert await client.round() == []
+
+
+async def test_a_folder_of_origin_and_a_folder_of_destination_agree(filled):
+    inbox, archive = Client(filled, INBOX), Client(filled, ARCHIVE)
+    await inbox.round()
+    await archive.round()
+    ids = await by_subject(filled)
+    for folder in ("archive", "inbox", "archive"):
+        await filled.http.post(f"/messages/{ids['1']}/move", json={"destinationId": folder})
+    assert await inbox.round() == [removed(ids["1"], "changed")]
+    assert subjects(await archive.round()) == ["1"]
+
+
+async def test_a_message_that_left_and_came_back_is_reported_once_as_it_is(filled):
+    client = Client(filled, f"{INBOX}?changeType=updated")
+    await client.round()
+    ids = await by_subject(filled)
+    for folder in ("archive", "inbox"):
+        await filled.http.post(f"/messages/{ids['1']}/move", json={"destinationId": folder})
+    assert subjects(await client.round()) == ["1"]
+
+
+async def test_a_draft_that_is_edited_is_one_change(on_disk):
+    draft = (await on_disk.http.post("/messages", json={"toRecipients": to("c@a.test")})).json()
+    client = Client(on_disk, "/mailFolders/Drafts/messages/delta")
+    assert [one["id"] for one in await client.round()] == [draft["id"]]
+    for subject in ("one", "two", "three"):
+        await on_disk.http.patch(f"/messages/{draft['id']}", json={"subject": subject})
+    assert [(one["id"], one["subject"]) for one in await client.round()] == [(draft["id"], "three")]
+
+
+async def test_the_whole_mailbox_has_a_delta_query_in_which_a_move_is_a_change(filled):
+    client = Client(filled, "/messages/delta?$select=subject,parentFolderId")
+    assert len(await client.round()) == 5
+    ids = await by_subject(filled)
+    await filled.http.post(f"/messages/{ids['1']}/move", json={"destinationId": "archive"})
+    await filled.http.post(f"/messages/{ids['2']}/permanentDelete")
+    moved, gone = await client.round()
+    assert (moved["id"], moved["parentFolderId"]) == (ids["1"], "archive")
+    assert gone == removed(ids["2"], "deleted")
+
+
+@pytest.mark.parametrize("name", ["delta()", "microsoft.graph.delta", "Microsoft.Graph.Delta()"])
+async def test_every_spelling_of_the_function_works_and_its_links_too(filled, name):
+    client = Client(filled, f"/mailFolders('Inbox')/messages/{name}?$top=3")
+    assert len(await client.round()) == 5
+    deliver(filled, 7)
+    assert subjects(await client.round()) == ["7"]
+
+
+# -- other programs
+
+
+async def test_flags_moves_and_removals_by_other_programs_are_seen(filled):
+    client = Client(filled, f"{INBOX}?$select=subject,isRead,flag")
+    await client.round()
+    inbox = filled.root / "example.test/alice/cur"
+    files = sorted(inbox.iterdir())
+    ids = await by_subject(filled)
+    files[0].rename(f"{files[0]}S")  # mutt: read
+    files[1].rename(inbox / files[1].name.replace(":2,", ":2,F"))
+    files[2].rename(filled.root / "example.test/alice/.Archive/cur" / files[2].name)
+    files[3].unlink()
+    changed = {one["id"]: one for one in await client.round()}
+    assert changed.pop(ids["0"])["isRead"] is True
+    assert changed.pop(ids["1"])["flag"] == {"flagStatus": "flagged"}
+    assert [*changed.values()] == [removed(ids["2"], "changed"), removed(ids["3"], "deleted")]
+
+
+async def test_any_sequence_of_changes_keeps_a_client_equal_to_the_folder(filled):
+    chance = random.Random(7)
+    root = filled.root / "example.test/alice"
+    clients = [Client(filled, INBOX), Client(filled, f"{INBOX}?$top=1"), Client(filled, ARCHIVE)]
+    for step in range(60):
+        files = [path for folder in ("cur", ".Archive/cur") for path in (root / folder).iterdir()]
+        path = chance.choice(files)
+        match chance.choice(("new", "flag", "move", "remove", "read")):
+            case "new":
+                deliver(filled, 100 + step, folder=chance.choice(("", ".Archive")))
+            case "flag":
+                flags = "" if path.name.endswith("F") else "F"
+                path.rename(path.with_name(path.name.partition(":")[0] + f":2,{flags}"))
+            case "move":
+                other = "cur" if ".Archive" in str(path) else ".Archive/cur"
+                path.rename(root / other / path.name)
+            case "remove" if len(files) > 3:
+                path.unlink()
+            case _:
+                await chance.choice(clients).page()
+    for client in clients:
+        await client.round()
+        await client.round()
+        folder = "archive" if client is clients[2] else "inbox"
+        listed = await filled.http.get(f"/mailFolders/{folder}/messages?$top=1000")
+        assert {one["id"]: one for one in listed.json()["value"]} == client.copy
+
+
+# -- options
+
+
+async def test_the_options_are_those_of_the_first_request_and_only_the_token_is_needed(filled):
+    client = Client(filled, f"{INBOX}?$select=subject&$top=2&$expand=singleValueExtendedProperties"
+                    "($filter=id eq 'String 0x1045')")  # fmt: skip
+    await client.page()
+    [token] = parse_qs(urlsplit(client.url).query)["$skiptoken"]
+    assert [*parse_qs(urlsplit(client.url).query)] == ["$skiptoken"]
+    body = (await filled.http.get(INBOX, params={"$skiptoken": token})).json()
+    assert [set(one) for one in body["value"]] == [{"@odata.etag", "id", "subject"}] * 2
+    answer = await filled.http.get(INBOX, params={"$skiptoken": token, "$select": "subject"})
+    assert answer.json() == body
+    answer = await filled.http.get(INBOX, params={"$skiptoken": token, "$select": "id"})
+    assert "select" in refused(answer, 400, "BadRequest")
+
+
+async def test_the_page_size_of_the_prefer_header_applies_to_each_page(filled):
+    client = Client(filled, INBOX)
+    for size in (2, 3):
+        await client.page(prefer=f"odata.maxpagesize={size}")
+        assert len(client.pages[-1]) == size
+    answer = await filled.http.get(INBOX, headers={"prefer": "odata.maxpagesize=2"})
+    assert answer.headers["preference-applied"] == "odata.maxpagesize=2"
+
+
+@pytest.mark.parametrize("operator", ["ge", "gt"])
+async def test_messages_before_a_time_are_left_out_of_all_rounds(filled, operator):
+    query = (
+        f"$filter=receivedDateTime {operator} 2024-01-01T00:00:03Z&$orderby=receivedDateTime desc"
+    )
+    client = Client(filled, f"{INBOX}?{query}&$select=subject")
+    listed = await filled.http.get(f"/mailFolders/inbox/messages?{query}")
+    assert subjects(await client.round()) == subjects(listed.json()["value"])
+    deliver(filled, -5)
+    deliver(filled, 8)
+    ids = await by_subject(filled)
+    await filled.http.patch(f"/messages/{ids['1']}", json={"isRead": True})
+    assert subjects(await client.round()) == ["8"]
+
+
+@pytest.mark.parametrize(
+    ("change_type", "first", "second"),
+    [("created", 5, ["9"]), ("Updated", 0, ["0"]), ("deleted", 0, ["changed", "deleted"])],
+)
+async def test_change_type_restricts_the_rounds(filled, change_type, first, second):
+    client = Client(filled, f"{INBOX}?changeType={change_type}")
+    assert len(await client.round()) == first
+    ids = await by_subject(filled)
+    deliver(filled, 9)
+    await filled.http.patch(f"/messages/{ids['0']}", json={"isRead": True})
+    await filled.http.delete(f"/messages/{ids['1']}")
+    await filled.http.post(f"/messages/{ids['2']}/permanentDelete")
+    found = await client.round()
+    shown = [one.get("subject") or one["@removed"]["reason"] for one in found]
+    assert shown == second
+
+
+async def test_the_token_latest_begins_without_the_list(filled):
+    client = Client(filled, f"{INBOX}?$deltatoken=latest&$select=subject")
+    assert await client.round() == []
+    deliver(filled, 9)
+    assert subjects(await client.round()) == ["9"]
+    assert set(client.pages[0][0]) == {"@odata.etag", "id", "subject"}
+
+
+async def test_an_empty_token_begins_a_round(filled):
+    assert len(await Client(filled, f"{INBOX}?$deltatoken=").round()) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("$filter=isRead eq false", "ErrorInvalidUrlQueryFilter"),
+        ("$filter=receivedDateTime le 2024-01-01", "ErrorInvalidUrlQueryFilter"),
+        ("$filter=receivedDateTime ge", "BadRequest"),
+        ("$orderby=subject", "ErrorInvalidUrlQuery"),
+        ("$orderby=receivedDateTime", "ErrorInvalidUrlQuery"),
+        ('$search="x"', "BadRequest"),
+        ("$count=true", "BadRequest"),
+        ("$skip=1", "BadRequest"),
+        ("$top=0", "BadRequest"),
+        ("$select=nothing", "BadRequest"),
+        ("$expand=nothing", "BadRequest"),
+        ("changeType=moved", "BadRequest"),
+        ("$skiptoken=x&$deltatoken=y", "BadRequest"),
+        ("$skiptoken=%21", "BadRequest"),
+        ("$deltatoken=AAAA", "BadRequest"),
+        (f"$deltatoken={'A' * (TOKEN_CHARACTERS_MAX + 1)}", "BadRequest"),
+    ],
+)  # fmt: skip
+async def test_bad_options_and_malformed_tokens_are_refused(filled, query, code):
+    refused(await filled.http.get(f"{INBOX}?{query}"), 400, code)
+
+
+@pytest.mark.parametrize("path", ["/mailFolders/nothing/messages/delta", "/mailFolders/msgfolderroot/messages/delta"])  # fmt: skip
+@pytest.mark.parametrize("query", ["", "?$deltatoken=latest"])
+async def test_an_unknown_folder_is_not_found(filled, path, query):
+    refused(await filled.http.get(path + query), 404, "ErrorItemNotFound")
+
+
+async def test_another_method_is_refused(filled):
+    answer = await filled.http.post(INBOX)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+async def test_options_that_do_not_fit_into_a_token_are_refused(filled):
+    ids = " or ".join(f"id eq 'String {{00020386-0000-0000-C000-{n:012}}} Name x-{'y' * 60}'" for n in range(90))  # fmt: skip
+    query = {"$expand": f"singleValueExtendedProperties($filter={ids})"}
+    answer = await filled.http.get(INBOX, params=query)
+    assert str(TOKEN_CHARACTERS_MAX) in refused(answer, 400, "BadRequest")
+
+
+# -- tokens that cannot be used
+
+
+def token_of(*values: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(values)).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("inbox/messages", {"select": "nothing"}, "x.1", ""),
+        ("inbox/messages", {"search": "x"}, "x.1", ""),
+        ("inbox/messages", {"changetype": "x"}, "x.1", ""),
+        ("inbox/messages", {"top": "-1"}, "x.1", ""),
+        ("inbox/messages", {"top": 1}, "x.1", ""),
+        ("inbox/messages", "x"),
+        ("inbox/messages",),
+        (1, {}),
+        {},
+        "x",
+    ],
+)
+async def test_a_token_that_was_changed_is_refused(filled, values):
+    token = token_of(*values) if isinstance(values, tuple) else token_of(values)
+    refused(await filled.http.get(INBOX, params={"$deltatoken": token}), 400, "BadRequest")
+
+
+async def gone(on_disk: OnDisk, url: str) -> str:
+    """Check that a link is 410, and return where it says to begin again."""
+    answer = await on_disk.http.get(url)
+    refused(answer, 410, "syncStateNotFound")
+    return str(answer.headers["location"])
+
+
+@pytest.mark.parametrize(
+    "position", ["", "x", "0123456789abcdef.1", "0123456789abcdef.-1", "\ud83d"]
+)
+@pytest.mark.parametrize("page", ["", "x"])
+async def test_a_token_with_a_position_of_no_feed_is_gone(filled, position, page):
+    if not position and not page:
+        return
+    position = position.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    token = token_of("inbox/messages", {"select": "subject"}, position, page)
+    location = await gone(filled, f"{INBOX}?$deltatoken={token}")
+    assert location == f"https://mail.example.test/v1.0/me{INBOX}?$select=subject"
+
+
+async def test_a_link_of_another_folder_or_mailbox_is_gone_and_says_where_to_begin(filled):
+    bob = {"authorization": "Bearer bob"}
+    client = Client(filled, f"{INBOX}?$select=subject&$top=2&changeType=created")
+    await client.page()
+    for _ in range(2):
+        answer = await filled.http.get(client.url.replace("/inbox/", "/archive/"))
+        refused(answer, 410, "syncStateNotFound")
+        answer = await filled.http.get(client.url, headers=bob)
+        refused(answer, 410, "syncStateNotFound")
+        location = answer.headers["location"]
+        assert location.endswith(f"{INBOX}?$select=subject&$top=2&changeType=created")
+        again = Client(filled, location)
+        assert len(await again.round()) == 5
+        await client.round()
+
+
+async def test_after_the_index_is_lost_the_link_is_gone_and_a_new_round_begins(filled):
+    client = Client(filled, INBOX)
+    await client.round()
+    (filled.root / "example.test/alice/relay-index").unlink()
+    location = await gone(filled, client.url)
+    assert len(await Client(filled, location).round()) == 5
+
+
+async def test_a_link_whose_changes_are_not_kept_is_gone(filled, monkeypatch):
+    from relay.store.mailbox.index import change_feed
+
+    monkeypatch.setattr(change_feed, "CHANGES_KEPT", 5)
+    monkeypatch.setattr(change_feed, "_PRUNED_EVERY", 10)
+    client = Client(filled, INBOX)
+    await client.round()
+    for number in range(10, 40):
+        deliver(filled, number)
+    await gone(filled, client.url)
+
+
+# -- cost
+
+
+class Files:
+    """The files below a directory that this process opens, as the interpreter itself tells them."""
+
+    def __init__(self) -> None:
+        self.root = ""
+        self.opened: Counter[str] = Counter()
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.root and event in ("open", "os.listdir", "os.scandir"):
+            path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | Path) else ""
+            if path.startswith(self.root):
+                self.opened[path.partition(":")[0]] += 1
+
+
+@pytest.fixture(scope="module")
+def files() -> Files:
+    return Files()
+
+
+async def test_a_round_reads_the_files_of_the_changes_and_no_others(on_disk, files):
+    await on_disk.http.get("/mailFolders")
+    for number in range(300):
+        deliver(on_disk, number)
+    client = Client(on_disk, f"{INBOX}?$deltatoken=latest&$top=50")
+    await client.round()
+    changed = [deliver(on_disk, 1000 + number) for number in range(3)]
+    files.root, _ = str(on_disk.root / "example.test/alice"), files.opened.clear()
+    try:
+        assert len(await client.round()) == 3
+        opened = dict(files.opened)
+    finally:
+        files.root = ""
+    messages = {path for path in opened if "/cur/" in path}
+    assert messages == {str(path).partition(":")[0] for path in changed}
+    assert not any(path.endswith(("/cur", "/new")) for path in opened), opened

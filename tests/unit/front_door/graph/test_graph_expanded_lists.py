@@ -1,0 +1,125 @@
+"""Lists and delta queries with the attachments of their messages."""
+
+from typing import Any
+
+import pytest
+
+from relay.front_door.graph import graph_request
+from relay.store.mailbox import attachments
+from tests.support.graph_fakes import OnDisk
+from tests.unit.front_door.graph.test_graph_attachments import (
+    ITEM,
+    PDF,
+    TEXT,
+    draft,
+    listed,
+    mime_draft,
+)
+
+
+async def pages(on_disk: OnDisk, url: str) -> list[dict[str, Any]]:
+    """Return the pages of a list."""
+    found = []
+    while url:
+        answer = await on_disk.http.get(url)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "application/json"
+        found.append(answer.json())
+        url = answer.json().get("@odata.nextLink", "")
+    return found
+
+
+async def filled(on_disk: OnDisk) -> list[str]:
+    """Make messages with and without attachments; return their ids, newest first."""
+    ids = [await draft(on_disk, PDF, TEXT, ITEM), await draft(on_disk), await mime_draft(on_disk)]
+    return ids[::-1]
+
+
+@pytest.mark.parametrize("path", ["/messages", "/mailFolders/drafts/messages"])
+async def test_a_list_has_the_attachments_of_each_message(on_disk: OnDisk, path: str) -> None:
+    ids = await filled(on_disk)
+    [page] = await pages(on_disk, f"{path}?$expand=attachments&$select=subject&$count=true")
+    assert [*page] == ["@odata.context", "@odata.count", "value"]
+    assert [one["id"] for one in page["value"]] == ids
+    for one in page["value"]:
+        assert set(one) == {"@odata.etag", "id", "subject", "attachments"}
+        assert one["attachments"] == await listed(on_disk, one["id"])
+
+
+async def test_all_properties_are_those_of_a_list_without_attachments(on_disk: OnDisk) -> None:
+    await filled(on_disk)
+    [plain] = await pages(on_disk, "/messages")
+    [page] = await pages(on_disk, "/messages?$expand=attachments")
+    for one in page["value"]:
+        del one["attachments"]
+    assert page == plain
+
+
+async def test_only_the_selected_properties_of_attachments_are_in_a_list(on_disk: OnDisk) -> None:
+    await filled(on_disk)
+    expand = "attachments($select=name,size),singleValueExtendedProperties($filter=id eq 'String 0x1045')"
+    [page] = await pages(on_disk, f"/messages?$expand={expand}")
+    found = [one for message in page["value"] for one in message["attachments"]]
+    assert len(found) == 6
+    shown = {"@odata.type", "@odata.mediaContentType", "id", "name", "size"}
+    assert all(set(one) == shown for one in found)
+
+
+async def test_the_pages_of_a_list_with_attachments_have_links(on_disk: OnDisk) -> None:
+    ids = await filled(on_disk)
+    found = await pages(on_disk, "/messages?$expand=attachments($select=name)&$top=2")
+    assert [[one["id"] for one in page["value"]] for page in found] == [ids[:2], ids[2:]]
+    assert all("attachments" in one for page in found for one in page["value"])
+    [empty] = await pages(on_disk, "/mailFolders/inbox/messages?$expand=attachments")
+    assert empty["value"] == []
+
+
+async def test_a_page_with_large_attachments_ends_early(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await draft(on_disk, PDF) for _ in range(3)]
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 10)
+    found = await pages(on_disk, "/messages?$expand=attachments")
+    assert [[one["id"] for one in page["value"]] for page in found] == [[one] for one in ids[::-1]]
+
+
+async def test_a_delta_query_has_attachments_next_to_removed_messages(on_disk: OnDisk) -> None:
+    url = "/mailFolders/drafts/messages/delta?$deltatoken=latest&$expand=attachments&$select=id"
+    [page] = await pages(on_disk, url)
+    kept, removed = await draft(on_disk, TEXT), await draft(on_disk, PDF)
+    await on_disk.http.post(f"/messages/{removed}/permanentDelete")
+    [page] = await pages(on_disk, page["@odata.deltaLink"])
+    assert [one["id"] for one in page["value"]] == [kept, removed]
+    assert page["value"][0]["attachments"] == await listed(on_disk, kept)
+    assert page["value"][1] == {"id": removed, "@removed": {"reason": "deleted"}}
+    assert [*page] == ["@odata.context", "value", "@odata.deltaLink"]
+
+
+async def test_a_message_that_is_removed_meanwhile_is_left_out(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await draft(on_disk, TEXT) for _ in range(3)]
+    opened = attachments.Attachments._opened
+
+    def remove_one(self: Any, account: str, message_id: str, *given: str, **options: bool) -> Any:
+        if message_id == ids[1]:
+            [file] = [path for path in on_disk.files() if message_id in path.name]
+            file.unlink()
+        return opened(self, account, message_id, *given, **options)
+
+    monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
+    [page] = await pages(on_disk, "/messages?$expand=attachments")
+    assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
+
+
+async def test_the_preferred_body_type_applies_to_a_list_with_attachments(on_disk: OnDisk) -> None:
+    await draft(on_disk, TEXT, body={"contentType": "html", "content": "<p>hello</p>"})
+    prefer = {"prefer": 'outlook.body-content-type="text", odata.maxpagesize=5'}
+    url = "/messages?$expand=attachments&$select=body"
+    answer = await on_disk.http.get(url, headers=prefer)
+    [shown] = answer.json()["value"]
+    assert shown["body"]["contentType"] == "text"
+    assert shown["body"]["content"].strip() == "hello"
+    assert answer.headers["preference-applied"] == (
+        'odata.maxpagesize=5, outlook.body-content-type="text"'
+    )

@@ -1,0 +1,219 @@
+"""Delta queries of mail folders, on disk."""
+
+import random
+import shutil
+from typing import Any
+
+import pytest
+
+from relay.store.mailbox.index import change_feed
+from tests.support.graph_fakes import OnDisk, refused, to
+
+FOLDERS = "/mailFolders/delta"
+ROOTS = ["inbox", "drafts", "sentitems", "deleteditems", "junkemail", "archive", "outbox"]
+
+
+class Client:
+    """A client that keeps a copy of the folders by delta queries."""
+
+    def __init__(self, on_disk: OnDisk, url: str = FOLDERS) -> None:
+        self.on_disk = on_disk
+        self.url = url
+        self.copy: dict[str, dict[str, Any]] = {}
+
+    async def page(self) -> tuple[list[dict[str, Any]], bool]:
+        """Read a page; return its items, and whether the round goes on."""
+        answer = await self.on_disk.http.get(self.url)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["@odata.context"].endswith("/v1.0/$metadata#Collection(mailFolder)")
+        goes_on = "@odata.nextLink" in body
+        self.url = body["@odata.nextLink"] if goes_on else body["@odata.deltaLink"]
+        for one in body["value"]:
+            if "@removed" in one:
+                self.copy.pop(one["id"], None)
+            else:
+                self.copy[one["id"]] = one
+        return body["value"], goes_on
+
+    async def round(self) -> list[dict[str, Any]]:
+        """Read a whole round; return its items."""
+        found, goes_on = [], True
+        while goes_on:
+            items, goes_on = await self.page()
+            found += items
+        return found
+
+
+async def made(on_disk: OnDisk, name: str, within: str = "msgfolderroot") -> str:
+    path = f"/mailFolders/{within}/childFolders"
+    answer = await on_disk.http.post(path, json={"displayName": name})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def removed(folder_id: str) -> dict[str, Any]:
+    return {"id": folder_id, "@removed": {"reason": "deleted"}}
+
+
+def by_id(items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {item["id"]: item for item in items}
+
+
+async def test_the_first_round_has_the_folders_of_all_levels(on_disk: OnDisk) -> None:
+    outer = await made(on_disk, "Outer")
+    inner = await made(on_disk, "Inner", outer)
+    client = Client(on_disk, f"{FOLDERS}?$top=4&includeHiddenFolders=true")
+    items, goes_on = await client.page()
+    assert (len(items), goes_on) == (4, True)
+    assert sorted(one["id"] for one in [*items, *await client.round()]) == sorted(
+        [*ROOTS, outer, inner]
+    )
+    shown = (await on_disk.http.get(f"/mailFolders/{inner}")).json()
+    del shown["@odata.context"]
+    assert client.copy[inner] == shown
+    assert client.copy[inner]["parentFolderId"] == outer
+    assert await client.round() == []
+
+
+async def test_later_rounds_have_created_renamed_moved_and_deleted_folders(on_disk: OnDisk) -> None:
+    client = Client(on_disk, f"{FOLDERS}?$select=displayName,parentFolderId")
+    await client.round()
+    one, two = await made(on_disk, "One"), await made(on_disk, "Two")
+    found = by_id(await client.round())
+    assert found == {
+        one: {"id": one, "displayName": "One", "parentFolderId": "msgfolderroot"},
+        two: {"id": two, "displayName": "Two", "parentFolderId": "msgfolderroot"},
+    }
+    await on_disk.http.patch(f"/mailFolders/{one}", json={"displayName": "Uno"})
+    assert [item["displayName"] for item in await client.round()] == ["Uno"]
+    await on_disk.http.post(f"/mailFolders/{one}/move", json={"destinationId": two})
+    found = by_id(await client.round())
+    assert set(found) == {one, two}  # the other one has a child now
+    assert found[one]["parentFolderId"] == two
+    await on_disk.http.delete(f"/mailFolders/{two}")
+    found = by_id(await client.round())
+    assert set(found) == {two, "deleteditems"}
+    await on_disk.http.post(f"/mailFolders/{two}/permanentDelete")
+    items = [item for item in await client.round() if item["id"] in (one, two)]
+    assert by_id(items) == by_id([removed(one), removed(two)])
+
+
+async def test_changed_counts_are_changes(on_disk: OnDisk) -> None:
+    client = Client(on_disk)
+    await client.round()
+    message = {"subject": "s", "toRecipients": to("c@a.test")}
+    draft = (await on_disk.http.post("/messages", json=message)).json()
+    [drafts] = await client.round()
+    assert (drafts["id"], drafts["totalItemCount"]) == ("drafts", 1)
+    await on_disk.http.post(f"/messages/{draft['id']}/move", json={"destinationId": "archive"})
+    await on_disk.http.patch(f"/messages/{draft['id']}", json={"isRead": False})
+    found = {item["id"]: item["unreadItemCount"] for item in await client.round()}
+    assert found == {"drafts": 0, "archive": 1}
+
+
+async def test_folders_of_other_programs_are_seen(on_disk: OnDisk) -> None:
+    client = Client(on_disk)
+    await client.round()
+    path = on_disk.root / "example.test/alice/.Other"
+    for name in ("tmp", "new", "cur"):
+        (path / name).mkdir(parents=True)
+    [other] = await client.round()
+    assert other["displayName"] == "Other"
+    path.rename(path.with_name(".Renamed"))
+    [renamed] = await client.round()
+    assert (renamed["id"], renamed["displayName"]) == (other["id"], "Renamed")
+    shutil.rmtree(path.with_name(".Renamed"))
+    assert await client.round() == [removed(other["id"])]
+
+
+async def test_any_sequence_of_changes_keeps_clients_equal_to_the_mailbox(on_disk: OnDisk) -> None:
+    chance = random.Random(11)
+    folders = [await made(on_disk, "First")]
+    clients = [Client(on_disk), Client(on_disk, f"{FOLDERS}?$top=2")]
+    for step in range(40):
+        folder, other = chance.choice(folders), chance.choice(folders)
+        match chance.choice(("new", "rename", "move", "delete", "read", "read")):
+            case "new":
+                folders.append(await made(on_disk, f"New{step}", folder))
+            case "rename":
+                name = {"displayName": f"Name{step}"}
+                await on_disk.http.patch(f"/mailFolders/{folder}", json=name)
+            case "move":
+                where = {"destinationId": other}
+                await on_disk.http.post(f"/mailFolders/{folder}/move", json=where)
+            case "delete" if len(folders) > 3:
+                await on_disk.http.post(f"/mailFolders/{folder}/permanentDelete")
+                answers = [(one, await on_disk.http.get(f"/mailFolders/{one}")) for one in folders]
+                folders = [one for one, answer in answers if answer.status_code == 200]
+                folders = folders or [await made(on_disk, f"Again{step}")]
+            case _:
+                await chance.choice(clients).page()
+    first = Client(on_disk)
+    await first.round()
+    assert set(folders) <= set(first.copy)
+    for client in clients:
+        await client.round()
+        await client.round()
+        assert client.copy == first.copy
+
+
+async def test_latest_begins_without_the_list(on_disk: OnDisk) -> None:
+    client = Client(on_disk, f"{FOLDERS}()?$deltatoken=latest&$select=displayName")
+    assert await client.round() == []
+    folder = await made(on_disk, "New")
+    assert await client.round() == [{"id": folder, "displayName": "New"}]
+
+
+@pytest.mark.parametrize("query", ["$filter=isHidden eq false", "$expand=childFolders", "$skip=1",
+                                   "$orderby=displayName", "$select=no", "$deltatoken=x"])  # fmt: skip
+async def test_options_that_a_delta_query_does_not_have_are_refused(
+    on_disk: OnDisk, query: str
+) -> None:
+    refused(await on_disk.http.get(f"{FOLDERS}?{query}"), 400, "BadRequest")
+
+
+async def test_a_link_of_messages_is_gone_for_folders_and_the_other_way_round(
+    on_disk: OnDisk,
+) -> None:
+    folders, messages = Client(on_disk), "/mailFolders/inbox/messages/delta"
+    await folders.round()
+    link = (await on_disk.http.get(messages)).json()["@odata.deltaLink"]
+    token = link.partition("?")[2]
+    refused(await on_disk.http.get(f"{FOLDERS}?{token}"), 410, "syncStateNotFound")
+    token = folders.url.partition("?")[2]
+    answer = await on_disk.http.get(f"{messages}?{token}")
+    refused(answer, 410, "syncStateNotFound")
+    assert (await on_disk.http.get(answer.headers["location"])).status_code == 200
+
+
+async def test_after_the_index_is_lost_the_link_is_gone(on_disk: OnDisk) -> None:
+    client = Client(on_disk)
+    await client.round()
+    (on_disk.root / "example.test/alice/relay-index").unlink()
+    answer = await on_disk.http.get(client.url)
+    refused(answer, 410, "syncStateNotFound")
+    client.url = answer.headers["location"]
+    assert len(await client.round()) == len(ROOTS)
+
+
+async def test_removed_folders_are_remembered_up_to_a_maximum(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_feed, "REMOVED_FOLDERS_KEPT", 2)
+    ids = [await made(on_disk, f"F{number}") for number in range(4)]
+    early, late = Client(on_disk), Client(on_disk)
+    await early.round()
+    await on_disk.http.post(f"/mailFolders/{ids[0]}/permanentDelete")
+    await late.round()
+    for folder_id in ids[1:3]:
+        await on_disk.http.post(f"/mailFolders/{folder_id}/permanentDelete")
+    assert by_id(await late.round()) == by_id([removed(ids[1]), removed(ids[2])])
+    refused(await on_disk.http.get(early.url), 410, "syncStateNotFound")
+    assert len(await Client(on_disk).round()) == len(ROOTS) + 1
+
+
+async def test_the_delta_query_of_child_folders_is_not_implemented(on_disk: OnDisk) -> None:
+    for name in ("delta", "delta()", "microsoft.graph.delta()"):
+        path = f"/mailFolders/inbox/childFolders/archive/childFolders/{name}"
+        refused(await on_disk.http.get(path), 501, "NotImplemented")

@@ -1,0 +1,426 @@
+"""PATCH of received messages: categories, importance, flags with dates, receipts, properties."""
+
+import asyncio
+import operator
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.store.mailbox.message_state import MessageState, decode_state
+from relay.store.mailbox.state_file import StateFile
+from tests.support.graph_fakes import OnDisk, refused, to
+from tests.support.manual_clock import ManualClock
+
+MIME = (
+    b"From: Bob <bob@a.test>\r\nTo: alice@example.test\r\nSubject: order\r\nX-Job: 7\r\n"
+    b"Message-ID: <1@a.test>\r\nContent-Type: text/html\r\n\r\n<p>body</p>\r\n"
+)
+ID = "String {00020329-0000-0000-C000-000000000046} Name Job"
+COLORS = f"$expand=singleValueExtendedProperties($filter=id eq '{ID}')"
+AT_8 = {"dateTime": "2026-12-01T08:00:00", "timeZone": "W. Europe Standard Time"}
+AT_9 = {"dateTime": "2026-12-01T09:00:00.0000000", "timeZone": "UTC"}
+AT_0 = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
+COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
+
+@pytest.fixture
+async def path(on_disk: OnDisk) -> str:
+    """The path of a received message."""
+    await on_disk.http.get("/mailFolders")
+    (on_disk.root / "example.test/alice/new/1600000000.M1.h").write_bytes(MIME)
+    [message] = (await on_disk.http.get("/mailFolders/inbox/messages")).json()["value"]
+    return f"/messages/{message['id']}"
+
+
+def error(answer: httpx.Response, status: int) -> str:
+    """Return the text of an error."""
+    assert answer.status_code == status, answer.text
+    return str(answer.json()["error"]["message"])
+
+
+async def patched(on_disk: OnDisk, path: str, change: object) -> dict[str, Any]:
+    """Return a message after a PATCH; a GET returns the same."""
+    answer = await on_disk.http.patch(path, json=change)
+    assert answer.status_code == 200, answer.text
+    assert (await on_disk.http.get(path)).json() == answer.json()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_a_worker_marks_a_message_as_done_with_a_category(on_disk: OnDisk, path: str) -> None:
+    before = (await on_disk.http.get(path)).json()
+    done = await patched(on_disk, path, {"isRead": True, "categories": ["Done"]})
+    assert (done["isRead"], done["categories"]) == (True, ["Done"])
+    assert done["changeKey"] != before["changeKey"]
+    assert done["lastModifiedDateTime"] >= before["lastModifiedDateTime"]
+    for condition, number in (
+        ("categories/any(c:c eq 'done')", 1),
+        ("categories/any(c:c eq 'open')", 0),
+        ("not(categories/any(c:c eq 'Done'))", 0),
+    ):
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number
+
+
+async def test_all_properties_that_any_message_may_change(on_disk: OnDisk, path: str) -> None:
+    change = {
+        "importance": "high", "isReadReceiptRequested": True, "isDeliveryReceiptRequested": True,
+        "categories": ["a", "b"], "inferenceClassification": "other", "isRead": False,
+        "flag": {"flagStatus": "flagged"},
+    }  # fmt: skip
+    changed = await patched(on_disk, path, change)
+    assert {name: changed[name] for name in change} == change
+    assert changed["subject"] == "order"
+
+
+async def test_extended_properties_are_merged(on_disk: OnDisk, path: str) -> None:
+    many = "StringArray {00020329-0000-0000-C000-000000000046} Name Tags"
+    single = {"singleValueExtendedProperties": [{"id": ID, "value": "7"}]}
+    await patched(on_disk, path, single)
+    tags = {"multiValueExtendedProperties": [{"id": many, "value": ["x", "y"]}]}
+    await patched(on_disk, path, tags)
+    expand = f"{COLORS},multiValueExtendedProperties($filter=id eq '{many}')"
+    shown = (await on_disk.http.get(f"{path}?{expand}")).json()
+    assert shown["singleValueExtendedProperties"] == single["singleValueExtendedProperties"]
+    assert shown["multiValueExtendedProperties"] == tags["multiValueExtendedProperties"]
+    await patched(on_disk, path, {"singleValueExtendedProperties": [{"id": ID, "value": None}]})
+    shown = (await on_disk.http.get(f"{path}?{expand}")).json()
+    assert "singleValueExtendedProperties" not in shown
+    assert "multiValueExtendedProperties" in shown
+
+
+async def test_a_flag_has_dates_in_any_zone_and_is_completed(on_disk: OnDisk, path: str) -> None:
+    given = {"flagStatus": "flagged", "startDateTime": AT_8, "dueDateTime": AT_9}
+    flagged = (await patched(on_disk, path, {"flag": given}))["flag"]
+    at_7 = {"dateTime": "2026-12-01T07:00:00.0000000", "timeZone": "UTC"}
+    assert flagged == {"flagStatus": "flagged", "startDateTime": at_7, "dueDateTime": AT_9}
+    found = "flag/flagStatus eq 'flagged' and flag/dueDateTime/dateTime le '2026-12-01T09:00:00Z'"
+    for condition, number in (
+        (found, 1),
+        ("flag/dueDateTime/dateTime lt '2026-12-01T09:00:00Z'", 0),
+        ("flag/dueDateTime/dateTime gt 2026-11-30T00:00:00Z", 1),
+        ("flag/startDateTime/dateTime ne null", 1),
+        ("flag/completedDateTime/dateTime eq null", 1),
+        ("flag/flagStatus eq 'complete'", 0),
+    ):
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number, condition
+    complete = (await patched(on_disk, path, {"flag": {"flagStatus": "complete"}}))["flag"]
+    assert (complete["flagStatus"], complete["dueDateTime"]) == ("complete", AT_9)
+    assert complete["completedDateTime"]["timeZone"] == "UTC"
+    given = {"flagStatus": "complete", "completedDateTime": AT_0}
+    assert (await patched(on_disk, path, {"flag": given}))["flag"]["completedDateTime"] == AT_0
+    without = (await patched(on_disk, path, {"flag": {"flagStatus": "notFlagged"}}))["flag"]
+    assert without == {"flagStatus": "notFlagged"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ({"flagStatus": "flagged", "dueDateTime": AT_9}, "startDateTime as well"),
+        (
+            {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_8},
+            "at most that of dueDate",
+        ),
+        ({"flagStatus": "flagged", "completedDateTime": AT_9}, "flagStatus complete"),
+        ({"dueDateTime": AT_9}, "no date, or flagStatus"),
+        ({"flagStatus": "notFlagged", "startDateTime": AT_0}, "no date, or flagStatus"),
+    ],
+)
+async def test_a_flag_that_contradicts_itself_is_a_400(
+    on_disk: OnDisk, path: str, flag: object, said: str
+) -> None:
+    answer = await on_disk.http.patch(path, json={"flag": flag, "isRead": True})
+    assert said in refused(answer, 400, "ErrorInvalidArgument")
+    assert (await on_disk.http.get(path)).json()["isRead"] is False
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ({"flagStatus": "flagged", "startDateTime": "2026"}, "flag.startDateTime: found '2026'"),
+        (
+            {"flagStatus": "flagged", "startDateTime": {"dateTime": "noon"}},
+            "dateTime: found 'noon'",
+        ),
+        ({"startDateTime": {"dateTime": "2026-01-01T00:00:00", "timeZone": "Mars"}}, "'Mars'"),
+        ({"startDateTime": {"dateTime": "0001-01-01T00:00:00", "timeZone": "UTC"}}, "since 1970"),
+        ({"startDateTime": {"dateTime": "9999-12-31T23:59:59-12:00"}}, "found '9999"),
+        ({"startDateTime": {}}, "startDateTime.dateTime"),
+    ],
+)
+async def test_a_bad_flag_is_a_400(on_disk: OnDisk, path: str, flag: object, said: str) -> None:
+    answer = await on_disk.http.patch(path, json={"flag": flag, "isRead": True})
+    assert said in error(answer, 400)
+    assert (await on_disk.http.get(path)).json()["isRead"] is False
+
+
+async def test_the_whole_object_may_be_sent_back(on_disk: OnDisk, path: str) -> None:
+    """Office365-REST-Python-Client and msgraph-sdk read a message, change it and send all of it."""
+    whole = (await on_disk.http.get(f"{path}?$expand=attachments")).json()
+    headers = (await on_disk.http.get(f"{path}?$select=internetMessageHeaders,sensitivity")).json()
+    given = {**whole, **headers, "categories": ["Done"], "importance": "low"}
+    given["from"] = {
+        "@odata.type": "#microsoft.graph.recipient",
+        "EmailAddress": {"name": "Bob", "address": "bob@a.test"},
+    }
+    changed = await patched(on_disk, path, given)
+    assert (changed["categories"], changed["importance"]) == (["Done"], "low")
+    assert {**changed, **dict.fromkeys(("categories", "importance"))}.keys() == whole.keys() - {
+        "attachments"
+    }
+    as_text = {"prefer": 'outlook.body-content-type="text"'}
+    whole = (await on_disk.http.get(path, headers=as_text)).json()
+    assert whole["body"]["contentType"] == "text"
+    answer = await on_disk.http.patch(path, json={**whole, "categories": []}, headers=as_text)
+    assert (answer.status_code, answer.json()["categories"]) == (200, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("subject", "another"),
+        ("body", {"contentType": "html", "content": "<p>other</p>"}),
+        ("toRecipients", to("bob@a.test")),
+        ("from", {"emailAddress": {"address": "carol@a.test"}}),
+        ("sensitivity", "private"),
+        ("replyTo", to("x@a.test")),
+        ("internetMessageId", "<2@a.test>"),
+        ("internetMessageHeaders", []),
+    ],
+)
+async def test_the_content_cannot_change(
+    on_disk: OnDisk, path: str, name: str, value: object
+) -> None:
+    answer = await on_disk.http.patch(path, json={name: value, "categories": ["x"]})
+    assert f"found another value of {name}" in refused(answer, 400, "ErrorInvalidRequest")
+    assert (await on_disk.http.get(path)).json()["categories"] == []
+
+
+async def test_extended_properties_of_the_content_cannot_change(on_disk: OnDisk, path: str) -> None:
+    private = {"singleValueExtendedProperties": [{"id": "Integer 0x0036", "value": "2"}]}
+    refused(await on_disk.http.patch(path, json=private), 400, "ErrorInvalidRequest")
+    deferred = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T08:00:00Z"}
+    answer = await on_disk.http.patch(path, json={"singleValueExtendedProperties": [deferred]})
+    assert "not a draft" in error(answer, 409)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ({"categories": ["c"] * 10_000}, 400, "found 10000 items"),
+        ({"categories": ["c" * 10_000]}, 400, "categories[0]: found 10000 characters"),
+        ({"categories": ["a\nb"]}, 400, "control characters"),
+        (
+            {
+                "singleValueExtendedProperties": [
+                    {"id": f"String 0x{3000 + n:04X}", "value": "v" * 30_000} for n in range(3)
+                ]
+            },
+            413,
+            "65536",
+        ),
+    ],
+)
+async def test_too_much_is_refused(
+    on_disk: OnDisk, path: str, change: object, status: int, said: str
+) -> None:
+    assert said in error(await on_disk.http.patch(path, json=change), status)
+    assert (await on_disk.http.get(path)).json()["categories"] == []
+
+
+async def test_a_draft_may_have_flags_with_dates(on_disk: OnDisk) -> None:
+    flag = {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9}
+    made = await on_disk.http.post("/messages", json={"subject": "s", "flag": flag})
+    assert made.json()["flag"] == flag
+    path = f"/messages/{made.json()['id']}"
+    changed = await patched(on_disk, path, {"subject": "t", "categories": ["x"]})
+    assert (changed["flag"], changed["categories"]) == (flag, ["x"])
+
+
+async def test_a_draft_is_not_made_with_a_flag_that_cannot_be(on_disk: OnDisk) -> None:
+    flag = {"flagStatus": "flagged", "dueDateTime": AT_9}
+    answer = await on_disk.http.post("/messages", json={"subject": "s", "flag": flag})
+    assert "flag.dueDateTime" in error(answer, 400)
+    assert (await on_disk.http.get("/messages")).json()["value"] == []
+
+
+async def test_a_sent_message_is_changed_like_a_received_one(on_disk: OnDisk) -> None:
+    made = (await on_disk.http.post("/messages", json={"subject": "s", "categories": ["x"]})).json()
+    path = f"/messages/{made['id']}"
+    await on_disk.http.post(f"{path}/move", json={"destinationId": "archive"})
+    [file] = (on_disk.root / "example.test/alice/.Archive/cur").iterdir()
+    file.rename(file.with_name(file.name.replace(":2,DS", ":2,S")))
+    assert (await on_disk.http.get(path)).json()["isDraft"] is False
+    changed = await patched(on_disk, path, {"categories": ["y"]})
+    assert changed["categories"] == ["y"]
+
+
+async def test_if_match_includes_the_state(on_disk: OnDisk, path: str) -> None:
+    first = await on_disk.http.get(path)
+    await patched(on_disk, path, {"categories": ["a"]})
+    headers = {"if-match": first.headers["etag"]}
+    answer = await on_disk.http.patch(path, json={"categories": ["b"]}, headers=headers)
+    error(answer, 412)
+    unchanged = {"if-none-match": (await on_disk.http.get(path)).headers["etag"]}
+    assert (await on_disk.http.get(path, headers=unchanged)).status_code == 304
+
+
+async def test_many_patches_while_a_delta_is_read(on_disk: OnDisk, path: str) -> None:
+    """Each PATCH is there, and the delta returns the message once a round, never a lost change."""
+    http = on_disk.http
+    link = (await http.get("/mailFolders/inbox/messages/delta?$deltatoken=latest")).json()
+    after = link["@odata.deltaLink"].partition("/me")[2]
+    changes = [{"categories": [f"c{number}"]} for number in range(60)]
+    answers = asyncio.gather(*(http.patch(path, json=one) for one in changes))
+    seen = []
+    while not answers.done() or not seen:
+        page = (await http.get(after)).json()
+        seen += [one["categories"] for one in page["value"]]
+        after = page.get("@odata.nextLink", page.get("@odata.deltaLink")).partition("/me")[2]
+    assert {one.status_code for one in await answers} == {200}
+    page = (await http.get(after)).json()
+    last = (await http.get(path)).json()["categories"]
+    assert [*seen, *(one["categories"] for one in page["value"])][-1] == last
+    assert len({str(one) for one in seen}) > 1
+
+
+async def whole(on_disk: OnDisk, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all that a client can read of a message, and what it shows by default."""
+    expand = f"$expand=attachments,{COLORS.removeprefix('$expand=')[:-1]} or id eq 'String 0x001A')"
+    found = (await on_disk.http.get(f"{path}?{expand}")).json()
+    more = (await on_disk.http.get(f"{path}?$select=internetMessageHeaders,sensitivity")).json()
+    return {**found, **more}, (await on_disk.http.get(path)).json()
+
+
+SET = {
+    "categories": ["a"], "importance": "high", "isReadReceiptRequested": True, "isRead": True,
+    "isDeliveryReceiptRequested": True, "inferenceClassification": "other",
+    "flag": {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9},
+    "singleValueExtendedProperties": [{"id": ID, "value": "7"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, SET, SET | {"flag": {"flagStatus": "complete"}}])
+@pytest.mark.parametrize("is_draft", [False, True])
+async def test_a_patch_of_what_is_shown_writes_nothing(
+    on_disk: OnDisk, path: str, change: dict[str, Any], is_draft: bool
+) -> None:
+    if is_draft:
+        file = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "f", "contentBytes": ""}
+        body = {"contentType": "html", "content": "<p>body</p>"}
+        content = {"toRecipients": to("bob@a.test"), "body": body, "attachments": [file]}
+        made = (await on_disk.http.post("/messages", json={"subject": "s", **content})).json()
+        path = f"/messages/{made['id']}"
+    await on_disk.http.patch(path, json=change)
+    given, shown = await whole(on_disk, path)
+    assert await patched(on_disk, path, given) == shown
+    read = {name: value for name, value in given.items() if name not in ("changeKey", "id")}
+    upper = {**read, "importance": read["importance"].upper()}
+    assert await patched(on_disk, path, upper) == shown
+    other = await patched(on_disk, path, {**given, "categories": ["b"]})
+    expected = {**shown, "categories": ["b"]}
+    changing = ("changeKey", "@odata.etag", "lastModifiedDateTime")
+    assert {**other, **dict.fromkeys(changing)} == {**expected, **dict.fromkeys(changing)}
+    assert other["changeKey"] != shown["changeKey"]
+
+
+async def test_a_draft_sent_back_as_text_keeps_its_html(on_disk: OnDisk) -> None:
+    body = {"contentType": "html", "content": "<p>body</p>"}
+    made = (await on_disk.http.post("/messages", json={"subject": "s", "body": body})).json()
+    path, as_text = f"/messages/{made['id']}", {"prefer": 'outlook.body-content-type="text"'}
+    shown = (await on_disk.http.get(path, headers=as_text)).json()
+    answer = await on_disk.http.patch(path, json={**shown, "subject": "t"}, headers=as_text)
+    assert answer.json()["body"]["contentType"] == "html"
+    assert (await on_disk.http.get(path)).json()["body"] == made["body"]
+
+
+async def test_one_changed_property_leaves_the_others_to_the_file(
+    on_disk: OnDisk, path: str
+) -> None:
+    given, _ = await whole(on_disk, path)
+    await patched(on_disk, path, {**given, "importance": "low"})
+    [(_, _, octets)] = StateFile(on_disk.root / "example.test/alice").since(0)
+    assert decode_state(octets) == MessageState(
+        importance="low", modified_us=ManualClock().time_us()
+    )
+
+
+async def test_the_sender_of_a_draft_stays_with_another_author(on_disk: OnDisk) -> None:
+    """`from` alone sets the sender, too."""
+    one, two, three = (
+        {"emailAddress": {"name": name, "address": f"alice+{name}@example.test"}} for name in "abc"
+    )
+    made = await on_disk.http.post("/messages", json={"from": one, "sender": two})
+    path = f"/messages/{made.json()['id']}"
+    changed = await patched(on_disk, path, {"from": three, "sender": two})
+    assert (changed["from"], changed["sender"]) == (three, two)
+    changed = await patched(on_disk, path, {"from": three, "sender": one})
+    assert (changed["from"], changed["sender"]) == (three, one)
+
+
+async def test_flags_are_found_by_dates_until_the_year_9999(on_disk: OnDisk, path: str) -> None:
+    dates = ["1970-01-01T00:00:00", "2150-01-01T00:00:00", "9999-12-31T23:59:59"]
+    paths = {path: ""}
+    for date in dates:
+        made = await on_disk.http.post(f"{path}/copy", json={"destinationId": "inbox"})
+        paths[f"/messages/{made.json()['id']}"] = date
+        at = {"dateTime": date, "timeZone": "UTC"}
+        flag = {"flagStatus": "flagged", "startDateTime": at, "dueDateTime": at}
+        await patched(on_disk, f"/messages/{made.json()['id']}", {"flag": flag})
+    wanted = [*dates, "1969-12-31T23:59:59", "2112-09-17T23:53:47", "2200-01-01T00:00:00"]
+    for date in wanted:
+        for word, holds in COMPARISONS.items():
+            expected = {
+                one for one, due in paths.items() if (holds(due, date) if due else word == "ne")
+            }
+            for text in (f"'{date}Z'", f"{date}Z"):
+                condition = f"flag/dueDateTime/dateTime {word} {text}"
+                page = await on_disk.http.get("/messages", params={"$filter": condition})
+                found = {f"/messages/{one['id']}" for one in page.json()["value"]}
+                assert found == expected, condition
+    for word, number in (("eq", 1), ("ne", 3)):
+        condition = f"flag/dueDateTime/dateTime {word} null"
+        page = await on_disk.http.get("/messages", params={"$filter": condition})
+        assert len(page.json()["value"]) == number
+
+
+@pytest.mark.parametrize("named", ["sentDateTime", "receivedDateTime", "lastModifiedDateTime"])
+async def test_times_of_messages_compare_with_any_year(on_disk: OnDisk, named: str) -> None:
+    await on_disk.http.get("/mailFolders")
+    new = on_disk.root / "example.test/alice/new"
+    (new / "1600000000.M1.h").write_bytes(b"Date: Sat, 1 Mar 2150 10:00:00 +0000\r\n" + MIME)
+    shown = (await on_disk.http.get("/messages")).json()["value"][0][named]
+    for date in ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2112-09-17T23:53:47Z",
+                 "2140-01-01T00:00:00Z", "2200-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):  # fmt: skip
+        for word, holds in COMPARISONS.items():
+            page = await on_disk.http.get("/messages", params={"$filter": f"{named} {word} {date}"})
+            assert len(page.json()["value"]) == holds(shown, date), (word, date)
+
+
+async def test_a_completed_flag_is_complete_after_a_mail_program_flagged_the_message(
+    on_disk: OnDisk, path: str
+) -> None:
+    given = {"flagStatus": "complete", "startDateTime": AT_9, "dueDateTime": AT_9}
+    complete = (await patched(on_disk, path, {"flag": given, "isRead": True}))["flag"]
+    [file] = (on_disk.root / "example.test/alice/cur").iterdir()
+    flagged = file.rename(file.with_name(file.name.replace(":2,S", ":2,FS")))
+    shown = (await on_disk.http.get(path)).json()["flag"]
+    assert shown == {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9}
+    page = await on_disk.http.get("/messages", params={"$filter": "flag/flagStatus eq 'flagged'"})
+    assert len(page.json()["value"]) == 1
+    flagged.rename(file)
+    assert (await on_disk.http.get(path)).json()["flag"] == complete
+
+
+async def test_a_draft_that_is_being_sent_takes_no_patch(on_disk: OnDisk) -> None:
+    """A 200 says that the message is not sent, also for a PATCH that changes nothing."""
+    content = {"subject": "s", "toRecipients": to("bob@a.test")}
+    made = (await on_disk.http.post("/messages", json=content)).json()
+    path, headers = f"/messages/{made['id']}", {"if-match": made["@odata.etag"]}
+    assert (await on_disk.http.post(f"{path}/send")).status_code == 202
+    no_time = {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": None}]}
+    for change in ({}, {"subject": "s"}, made, no_time):
+        error(await on_disk.http.patch(path, json=change, headers=headers), 409)
+        error(await on_disk.http.patch(path, json=change), 409)

@@ -1,0 +1,264 @@
+"""Pages of messages have a bound in octets, and all pages together have each message once."""
+
+import gc
+import json
+import time
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
+from relay.development.accounts import DevelopmentAccounts
+from relay.front_door.graph import batch, graph_request
+from relay.front_door.graph.batch import BatchHandler
+from relay.front_door.http.gateway import Gateway, StreamedResponse
+from relay.front_door.http.http_request import HttpRequest, RequestLimits
+from tests.support.graph_fakes import OnDisk, graph_on_disk, refused
+from tests.support.long_tests import sampled
+from tests.support.manual_clock import ManualClock
+
+BYTES_MAX = 20_000
+TEXTS = ["x", "\r\n", '"', "é", "€", "\U0001f4ee", "\x01"]  # short and long in JSON
+MESSAGES = 24
+JANUARY = 1_704_067_200
+SHORT_OF_MEMORY = PressureState({PressureReason.MEMORY: PressureLevel.REFUSE})
+ATTACHED = (
+    "Subject: number %d\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+    "--b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n%s\r\n"
+    "--b\r\nContent-Disposition: attachment; filename=a\r\n\r\n%s\r\n--b--\r\n"
+)
+PLAIN = "Subject: number %d\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n%s"
+
+
+def put(root: Path, number: int, octets: bytes, flags: str = "") -> None:
+    directory = root / "example.test/alice/cur"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{JANUARY + number}.M{number}.host:2,{flags}").write_bytes(octets)
+
+
+@pytest.fixture
+def pressure() -> Pressure:
+    return Pressure()
+
+
+@pytest.fixture
+async def mailbox(tmp_path: Path, pressure: Pressure) -> AsyncIterator[OnDisk]:
+    """A mailbox of messages of different sizes, the largest of them larger than a page."""
+    root = tmp_path / "mail"
+    async with graph_on_disk(root, accounts=DevelopmentAccounts(), pressure=pressure) as made:
+        assert (await made.http.get("/mailFolders/inbox")).status_code == 200
+        for number in range(MESSAGES):
+            text = TEXTS[number % len(TEXTS)]
+            size = BYTES_MAX * 2 if number == 11 else 500 * (number % 9)
+            body = text * (size // len(text))
+            put(
+                root,
+                number,
+                (
+                    (ATTACHED % (number, body, body)) if number % 2 else PLAIN % (number, body)
+                ).encode(),
+            )
+        yield made
+
+
+async def pages(
+    mailbox: OnDisk, url: str, **headers: str
+) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The size and the items of each page, until the last."""
+    found = []
+    while url:
+        answer = await mailbox.http.get(url, headers=headers)
+        assert answer.status_code == 200, answer.text
+        found.append((len(answer.content), answer.json()["value"]))
+        mailbox.http.delta_link = answer.json().get("@odata.deltaLink")  # type: ignore[attr-defined]
+        url = answer.json().get("@odata.nextLink", "")
+    return found
+
+
+def check(
+    found: list[tuple[int, list[dict[str, Any]]]], expected: list[str], bytes_max: int
+) -> None:
+    items = [one["id"] for _, page in found for one in page]
+    assert sorted(items) == sorted(expected)
+    assert len(found) > 1
+    assert all(size <= bytes_max or len(page) == 1 for size, page in found)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("$top=1000", "$top=5", "$skip=3&$top=1000", "$skip=7&$top=4", "$count=true&$top=1000"),
+        *("$orderby=subject&$top=1000", "$orderby=receivedDateTime asc&$top=50"),
+        "$filter=hasAttachments eq true&$top=1000",
+        '$search="subject:number"&$top=1000',
+        "$expand=attachments&$top=1000",
+        "$expand=attachments($select=name)&$skip=2&$top=1000",
+        "$select=body&$top=1000",
+        "$expand=singleValueExtendedProperties($filter=id eq 'String 0x1045')&$top=1000",
+    ],
+)
+@pytest.mark.parametrize("path", sampled(["/messages", "/mailFolders/inbox/messages"]))
+async def test_all_pages_together_have_each_message_once(
+    mailbox: OnDisk, monkeypatch: pytest.MonkeyPatch, path: str, query: str
+) -> None:
+    url = f"{path}?{query}"
+    whole = [one["id"] for _, page in await pages(mailbox, url) for one in page]
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", BYTES_MAX)
+    found = await pages(mailbox, url)
+    check(found, whole, BYTES_MAX)
+    assert [one["id"] for _, page in found for one in page] == whole
+
+
+async def test_pages_with_a_preferred_body_type(
+    mailbox: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(_, whole)] = await pages(mailbox, "/messages?$top=1000")
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", BYTES_MAX)
+    found = await pages(mailbox, "/messages?$top=1000", prefer='outlook.body-content-type="html"')
+    check(found, [one["id"] for one in whole], BYTES_MAX)
+    assert all(one["body"]["contentType"] == "html" for _, page in found for one in page)
+
+
+@pytest.mark.parametrize("expand", ["", "$expand=attachments&"])
+async def test_delta_pages_have_each_message_once(
+    mailbox: OnDisk, monkeypatch: pytest.MonkeyPatch, expand: str
+) -> None:
+    [(_, whole)] = await pages(mailbox, "/messages?$top=1000")
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", BYTES_MAX)
+    found = await pages(mailbox, f"/mailFolders/inbox/messages/delta?{expand}$top=1000")
+    check(found, [one["id"] for one in whole], BYTES_MAX)
+    for one in whole[:3] + whole[4:]:
+        await mailbox.http.patch(f"/messages/{one['id']}", json={"isRead": True})
+    await mailbox.http.delete(f"/messages/{whole[3]['id']}")
+    found = await pages(mailbox, mailbox.http.delta_link)  # type: ignore[attr-defined]
+    check(found, [one["id"] for one in whole], BYTES_MAX)
+    removed = [one["id"] for _, page in found for one in page if "@removed" in one]
+    assert removed == [whole[3]["id"]]
+    [(_, last)] = await pages(mailbox, mailbox.http.delta_link)  # type: ignore[attr-defined]
+    assert last == []
+
+
+async def test_pages_are_short_while_memory_is_short(
+    mailbox: OnDisk, pressure: Pressure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert graph_request.SHORT_PAGE_BYTES_MAX == 1024 * 1024
+    monkeypatch.setattr(graph_request, "SHORT_PAGE_BYTES_MAX", BYTES_MAX)
+    [(_, whole)] = await pages(mailbox, "/messages?$top=1000")
+    pressure.state = SHORT_OF_MEMORY
+    check(await pages(mailbox, "/messages?$top=1000"), [one["id"] for one in whole], BYTES_MAX)
+    pressure.state = PressureState({PressureReason.MEMORY: PressureLevel.SLOW})
+    assert len(await pages(mailbox, "/messages?$top=1000")) == 1
+
+
+async def test_batches_are_refused_while_memory_is_short(
+    mailbox: OnDisk, pressure: Pressure
+) -> None:
+    body = {"requests": [{"id": "1", "method": "GET", "url": "/me"}]}
+    pressure.state = SHORT_OF_MEMORY
+    answer = await mailbox.http.post("http://h/v1.0/$batch", json=body)
+    assert "memory is short" in refused(answer, 503, "ResourceUnhealthy")
+    assert int(answer.headers["retry-after"]) > 0
+    pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
+    assert (await mailbox.http.post("http://h/v1.0/$batch", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("expand", ["", "&$expand=attachments"])
+async def test_the_pages_of_a_batch_share_what_its_responses_may_have(
+    mailbox: OnDisk, monkeypatch: pytest.MonkeyPatch, expand: str
+) -> None:
+    monkeypatch.setattr(batch, "RESPONSES_BYTES_MAX", 20 * BYTES_MAX)
+    url = f"/me/messages?$top=1000{expand}"
+    requests = [{"id": str(number), "method": "GET", "url": url} for number in range(20)]
+    answer = await mailbox.http.post("http://h/v1.0/$batch", json={"requests": requests})
+    responses = answer.json()["responses"]
+    assert [one["status"] for one in responses] == [200] * 20
+    assert all("@odata.nextLink" in one["body"] for one in responses)
+    sizes = [len(json.dumps(one["body"], ensure_ascii=False).encode()) for one in responses]
+    assert min(sizes) > BYTES_MAX // 4
+    assert sum(sizes) < 21 * BYTES_MAX
+    [(_, whole)] = await pages(mailbox, "/messages?$top=1000")
+    first = [one["id"] for one in responses[-1]["body"]["value"]]
+    rest = await pages(mailbox, responses[-1]["body"]["@odata.nextLink"])
+    assert first + [one["id"] for _, page in rest for one in page] == [one["id"] for one in whole]
+
+
+class Refused(Response):
+    """A response that a test watches."""
+
+
+class RefusedStream(StreamedResponse):
+    """A response in blocks that a test watches."""
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_refused_body_is_dropped_when_the_batch_is_answered(
+    monkeypatch: pytest.MonkeyPatch, is_stream: bool
+) -> None:
+    """Without a collection of cycles: they may keep it for minutes."""
+    monkeypatch.setattr(batch, "RESPONSES_BYTES_MAX", 1000)
+    bodies: list[weakref.ref[Any]] = []
+
+    async def respond(*_: Any) -> Response:
+        octets = memoryview(bytearray(5000))
+        made = RefusedStream(iter([bytes(octets)])) if is_stream else Refused(octets)
+        bodies.extend((weakref.ref(made), weakref.ref(made if is_stream else octets)))
+        return made
+
+    handler = BatchHandler(
+        respond, clock=ManualClock(), base_url=lambda _: "http://h", pressure=Pressure()
+    )
+    statuses: list[int] = []
+
+    async def handle(request: HttpRequest) -> Response:
+        answer = await handler.handle(request, is_strict=False)
+        statuses.extend(one["status"] for one in json.loads(answer.body)["responses"])
+        return answer
+
+    gateway = Gateway(handle, clock=ManualClock(), limits=RequestLimits(10_000, 10_000))
+    items = [{"id": str(number), "method": "GET", "url": "/me"} for number in range(20)]
+    body = [json.dumps({"requests": items}).encode()]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1.0/$batch", "query_string": b"",
+        "headers": [], "scheme": "http",
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body.pop(), "more_body": False}
+
+    async def send(_: Any) -> None:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        await gateway(scope, receive, send)
+        assert statuses == [413] * 20
+        assert len(bodies) == 40
+        assert [one() for one in bodies if one() is not None] == []
+    finally:
+        gc.enable()
+
+
+async def test_a_list_that_selects_no_body_decodes_none(tmp_path: Path) -> None:
+    header = b"Subject: x\r\nContent-Type: text/plain; charset=euc-jp\r\n\r\n"
+    async with graph_on_disk(tmp_path) as mailbox:
+        put(tmp_path, 1, header + "日本語\r\n".encode("euc-jp") * 400_000)
+
+        async def cpu_s(url: str) -> float:
+            took_s = []
+            for _ in range(3):  # the first one reads the index
+                began_s = time.process_time()
+                answer = await mailbox.http.get(url)
+                took_s.append(time.process_time() - began_s)
+                assert answer.status_code == 200
+            return min(took_s)
+
+        most_s = await cpu_s("/messages?$select=bodyPreview") / 3
+        for path in ("/messages", "/messages/delta", "/mailFolders/inbox/messages"):
+            assert await cpu_s(f"{path}?$select=subject,hasAttachments") < most_s
+        assert await cpu_s("/messages?$expand=attachments&$select=subject") < most_s
+        assert await cpu_s("/messages/$count") < most_s

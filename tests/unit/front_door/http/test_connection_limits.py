@@ -1,0 +1,238 @@
+"""Limits on connections, requests and unread responses, and which connection is closed."""
+
+import pytest
+
+from relay.front_door.http.connection_limits import (
+    STALLED_GRACE_S,
+    UNREAD_GRACE_S,
+    ConnectionLimits,
+    ConnectionState,
+    ConnectionTable,
+    HttpConnection,
+)
+
+HEAVY, LIGHT = "192.0.2.1", "192.0.2.2"
+
+
+class LimitedConnections:
+    """A ConnectionTable with a clock, and the names of the closed connections."""
+
+    def __init__(self, **limits: int | tuple[str, ...]) -> None:
+        self.now_s = 0.0
+        self.closed: list[str] = []
+        self.connection_table = ConnectionTable(ConnectionLimits(**limits), lambda: self.now_s)  # type: ignore[arg-type]
+
+    def add(
+        self, host: str, name: str, state: ConnectionState = ConnectionState.HALF_OPEN
+    ) -> HttpConnection:
+        """Add a connection, which must succeed."""
+        connection = self.connection_table.add(host, lambda: self.closed.append(name))
+        assert connection is not None
+        self.connection_table.set_state(connection, state)
+        return connection
+
+
+@pytest.mark.parametrize(
+    ("stages", "first"),
+    [
+        ((ConnectionState.HALF_OPEN, ConnectionState.IDLE, ConnectionState.IDLE), "1"),
+        ((ConnectionState.BUSY, ConnectionState.HALF_OPEN, ConnectionState.HALF_OPEN), "1"),
+        ((ConnectionState.BUSY, ConnectionState.UNREAD, ConnectionState.UNREAD), "1"),
+        ((ConnectionState.BUSY, ConnectionState.BUSY, ConnectionState.BUSY), "light"),
+    ],
+)
+def test_the_oldest_idle_connection_of_the_heaviest_address_is_closed(
+    stages: tuple[ConnectionState, ...], first: str
+) -> None:
+    limited = LimitedConnections(connections=4)
+    limited.add(LIGHT, "light", ConnectionState.IDLE)
+    for number, state in enumerate(stages):
+        limited.add(HEAVY, str(number), state)
+    limited.now_s = UNREAD_GRACE_S
+    limited.add("192.0.2.3", "new")
+    assert limited.closed == [first]
+
+
+def test_a_new_connection_is_rejected_if_all_are_busy() -> None:
+    limited = LimitedConnections(connections=2)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
+    assert limited.connection_table.add(LIGHT, lambda: None) is None
+    limited.connection_table.set_state(
+        connections[1], ConnectionState.UNREAD
+    )  # for less than the time of grace
+    assert limited.connection_table.add(LIGHT, lambda: None) is None
+    limited.connection_table.remove(connections[0])
+    limited.connection_table.remove(connections[0])
+    limited.add(LIGHT, "new")
+    assert limited.connection_table.add(LIGHT, lambda: None) is not None
+    assert limited.closed == ["new"]
+
+
+def test_connections_of_proxies_are_closed_last() -> None:
+    limited = LimitedConnections(connections=4, proxy_networks=("198.51.100.0/24",))
+    for number in range(3):
+        limited.add("198.51.100.7", f"proxy {number}", ConnectionState.IDLE)
+    limited.add(LIGHT, "light", ConnectionState.IDLE)
+    limited.add("", "unix")
+    assert limited.closed == ["light"]
+    limited.add("", "unix", ConnectionState.BUSY)
+    assert limited.closed == ["light", "proxy 0"]
+
+
+def test_one_address_has_half_of_the_requests() -> None:
+    limited = LimitedConnections(requests=4)
+    operation = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
+    more, light = limited.add(HEAVY, "more"), limited.add(LIGHT, "light")
+    assert not limited.connection_table.may_start_request(more)
+    assert limited.connection_table.may_start_request(light)
+    assert limited.connection_table.may_start_request(
+        operation[0]
+    )  # a further one on the same connection
+    limited.connection_table.set_state(operation[0], ConnectionState.UNREAD)
+    assert not limited.connection_table.may_start_request(more)
+    limited.now_s = UNREAD_GRACE_S
+    assert limited.connection_table.may_start_request(more)
+    assert limited.closed == ["0"]
+
+
+def test_requests_of_all_are_bounded() -> None:
+    limited = LimitedConnections(requests=2, proxy_networks=("198.51.100.0/24",))
+    for number in range(2):
+        connection = limited.add("198.51.100.7", str(number))
+        assert limited.connection_table.may_start_request(connection)
+        limited.connection_table.set_state(connection, ConnectionState.BUSY)
+    assert not limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
+
+
+def test_a_stalled_body_is_closed_for_a_request() -> None:
+    limited = LimitedConnections(requests=4)
+    for number in range(4):
+        host = HEAVY if number < 2 else LIGHT
+        limited.connection_table.set_state(
+            limited.add(host, str(number), ConnectionState.BUSY), ConnectionState.RECEIVING
+        )
+    flowing = limited.add("192.0.2.4", "flowing")
+    other = limited.add("192.0.2.3", "other")
+    limited.now_s = STALLED_GRACE_S - 1
+    assert not limited.connection_table.may_start_request(other)
+    limited.now_s = STALLED_GRACE_S
+    assert limited.connection_table.may_start_request(flowing)
+    limited.connection_table.set_state(flowing, ConnectionState.RECEIVING)
+    assert limited.connection_table.may_start_request(other)
+    limited.connection_table.set_state(other, ConnectionState.BUSY)
+    assert limited.closed == ["0", "2"]
+
+
+def test_a_body_that_arrives_is_not_closed() -> None:
+    limited = LimitedConnections(requests=2)
+    slow, stalled = (
+        limited.add(HEAVY, name, ConnectionState.RECEIVING) for name in ("slow", "stalled")
+    )
+    limited.now_s = STALLED_GRACE_S
+    limited.connection_table.body_received(slow)
+    limited.connection_table.body_received(stalled)
+    limited.now_s = 1.5 * STALLED_GRACE_S
+    limited.connection_table.body_received(slow)
+    limited.now_s = 2 * STALLED_GRACE_S
+    assert limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
+    assert limited.closed == ["stalled"]
+    assert not limited.connection_table.may_start_request(limited.add(HEAVY, "another"))
+
+
+def test_unread_bytes_are_counted_until_read() -> None:
+    limited = LimitedConnections(unread_bytes=100)
+    one, two = (limited.add(HEAVY, name, ConnectionState.BUSY) for name in ("one", "two"))
+    other = limited.add(LIGHT, "other", ConnectionState.BUSY)
+    may_answer = limited.connection_table.may_send_response
+    assert may_answer(one, 45, may_be_refused=True)
+    assert not may_answer(two, 6, may_be_refused=True)
+    assert may_answer(other, 50, may_be_refused=True)
+    limited.connection_table.set_buffered_bytes(one, 3)
+    limited.connection_table.response_sent(one)
+    assert may_answer(two, 47, may_be_refused=True)
+    assert not may_answer(other, 48, may_be_refused=True)  # of all
+    limited.connection_table.set_buffered_bytes(one, 0)
+    limited.connection_table.remove(two)
+    limited.connection_table.response_sent(other)
+    assert may_answer(other, 1000, may_be_refused=True)  # alone
+    assert limited.closed == []
+
+
+def test_the_response_to_a_change_closes_unread_connections() -> None:
+    limited = LimitedConnections(unread_bytes=100)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(3)]
+    for connection in connections[:2]:
+        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=True)
+        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
+    assert limited.connection_table.may_send_response(connections[2], 20, may_be_refused=False)
+    assert limited.closed == ["0"]
+
+
+def test_responses_over_the_limit_are_closed_when_they_wait() -> None:
+    limited = LimitedConnections(unread_bytes=100)
+    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(4)]
+    for connection in connections:
+        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=False)
+    for connection in connections:
+        limited.connection_table.set_buffered_bytes(connection, 0)
+        limited.connection_table.set_buffered_bytes(connection, 1)
+        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
+    assert limited.closed == ["0", "1", "2"]
+
+
+PROXY = "198.51.100.7"
+
+
+def forwarding(address: str) -> list[tuple[bytes, bytes]]:
+    return [(b"x-forwarded-for", address.encode())]
+
+
+def test_a_request_of_a_proxy_counts_for_its_client() -> None:
+    limited = LimitedConnections(requests=4, proxy_networks=("198.51.100.0/24",))
+    table = limited.connection_table
+
+    def may_start(address: str, host: str = PROXY) -> HttpConnection | None:
+        connection = limited.add(host, address)
+        assert table.identify(connection, forwarding(address)) == address
+        if not table.may_start_request(connection):
+            return None
+        table.set_state(connection, ConnectionState.BUSY)
+        return connection
+
+    heavy = [may_start(HEAVY), may_start(HEAVY, host="")]
+    assert all(heavy)
+    assert may_start(HEAVY) is None
+    [light] = [may_start(LIGHT)]
+    assert light
+    table.set_state(heavy[0], ConnectionState.IDLE)  # the proxy keeps it for any client
+    table.identify(heavy[0], forwarding(LIGHT))
+    assert table.may_start_request(heavy[0])
+    table.set_state(heavy[0], ConnectionState.BUSY)
+    assert may_start(LIGHT) is None
+    assert may_start(HEAVY)
+    for one in (*heavy, light):
+        table.remove(one)
+    assert may_start("2001:db8::1")
+    assert may_start("2001:db8::2:0:0:1")
+    assert may_start("2001:db8::3") is None
+
+
+def test_unread_bytes_of_a_proxy_count_for_its_client() -> None:
+    limited = LimitedConnections(unread_bytes=100, proxy_networks=("198.51.100.0/24",))
+    table = limited.connection_table
+    one, two, other = (limited.add(PROXY, name, ConnectionState.BUSY) for name in "123")
+    for connection, address in ((one, HEAVY), (two, HEAVY), (other, LIGHT)):
+        table.identify(connection, forwarding(address))
+    assert table.may_send_response(one, 45, may_be_refused=True)
+    assert not table.may_send_response(two, 6, may_be_refused=True)
+    assert table.may_send_response(other, 50, may_be_refused=True)
+    table.response_sent(one)
+    table.set_state(one, ConnectionState.IDLE)
+    assert table.may_send_response(two, 50, may_be_refused=True)
+
+
+def test_without_proxies_the_fields_are_ignored() -> None:
+    table = LimitedConnections().connection_table
+    for host in (HEAVY, ""):
+        connection = table.add(host, lambda: None)
+        assert table.identify(connection, forwarding(LIGHT)) == host

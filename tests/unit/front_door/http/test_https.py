@@ -1,0 +1,395 @@
+"""HTTPS on real sockets: the handshake and its limits, the end of a connection, its certificate."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from relay.base.certificates import ServerCertificate
+from relay.front_door.http import http_server, protocol
+from relay.front_door.http.connection_limits import ConnectionLimits
+from relay.front_door.http.gateway import json_response
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.http_server import HttpServer
+from tests.support.http_server import ANY_PORT, LIMIT, echo, request, serving, status_of
+from tests.support.tls import Authority, authority
+from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held, on_both_loops
+
+__all__ = ["authority"]
+
+GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST_GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+async def where(call: HttpRequest) -> Response:
+    """Respond with the URL that the client used."""
+    return json_response({"base": call.base_url("", "relay.test")})
+
+
+@pytest.fixture
+def certificate(authority: Authority) -> ServerCertificate:
+    made = authority.issue("DNS:localhost", "DNS:relay.test", "IP:127.0.0.1")
+    return ServerCertificate(made.certificate, made.key)
+
+
+@pytest.fixture
+def trusting(authority: Authority) -> ssl.SSLContext:
+    """The context of a client that trusts the tests' CA."""
+    return ssl.create_default_context(cafile=authority.certificate)
+
+
+async def end(writer: asyncio.StreamWriter) -> None:
+    """Close a client's connection, whatever the server does."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+async def talk_tls(
+    server: HttpServer, *pieces: bytes, context: ssl.SSLContext, source: str = ATTACKER
+) -> bytes:
+    """Send pieces over TLS; return everything until the server closes the connection."""
+    address = server.bound[0]
+    reader, writer = await asyncio.open_connection(
+        address.host, address.port, ssl=context, local_addr=(source, 0)
+    )
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.read(), 30)
+    finally:
+        await end(writer)
+
+
+def fields_of(answer: bytes) -> dict[str, str]:
+    lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return dict(line.split(": ", 1) for line in lines)
+
+
+async def all_closed(server: HttpServer, *, within_s: float = 5) -> None:
+    """Wait until the server has no connection, not even one in its handshake."""
+    async with asyncio.timeout(within_s):
+        while server._state.connections or server._handshakes:
+            await asyncio.sleep(0.01)
+
+
+@on_both_loops
+async def test_the_url_of_a_request_is_https(certificate, trusting) -> None:
+    async with serving(where, certificate=certificate) as server:
+        answer = await talk_tls(server, LAST_GET, context=trusting)
+    assert status_of(answer) == 200
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"base": "https://localhost"}
+
+
+async def test_one_server_has_listeners_with_and_without_tls(certificate, trusting, short_path):
+    plain, unix = replace(ANY_PORT, plain=True), replace(ANY_PORT, path=str(short_path / "s"))
+    async with serving(where, ANY_PORT, plain, unix, certificate=certificate) as server:
+        assert [server.has_tls(one) for one in server.bound] == [True, False, False]
+        secure, clear, _ = server.bound
+        answers = []
+        for address, context in ((secure, trusting), (clear, None)):
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+            writer.write(LAST_GET)
+            answers.append(await asyncio.wait_for(reader.read(), 30))
+            await end(writer)
+        reader, writer = await asyncio.open_unix_connection(unix.path)
+        writer.write(LAST_GET)
+        answers.append(await asyncio.wait_for(reader.read(), 30))
+        await end(writer)
+    schemes = [one.partition(b'"base":"')[2].partition(b":")[0] for one in answers]
+    assert schemes == [b"https", b"http", b"http"]
+    assert [b"strict-transport-security" in one for one in answers] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("relay.test", "max-age=31536000"),
+        ("relay.test:8443", "max-age=31536000"),
+        ("localhost:8443", "max-age=0"),
+        ("mail.localhost", "max-age=0"),
+        ("[::1]:8443", "max-age=0"),
+    ],
+)
+async def test_browsers_are_told_to_stay_with_https(certificate, trusting, host, expected) -> None:
+    """A browser would apply the field to every port of localhost, also to those of others."""
+    good = LAST_GET.replace(b"localhost", host.encode())
+    bad = good.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\nContent-Length: x\r\n")
+    async with serving(certificate=certificate) as server:
+        for sent, status in ((good, 200), (bad, 400)):
+            answer = await talk_tls(server, sent, context=trusting)
+            assert status_of(answer) == status
+            found = fields_of(answer)["strict-transport-security"]
+            assert found == (expected if status == 200 else found)
+
+
+@pytest.mark.parametrize(
+    ("version", "works"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)]
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+async def test_tls_1_2_and_later(certificate, trusting, version, works) -> None:
+    wanted = ssl.TLSVersion[version]
+    trusting.set_ciphers("DEFAULT:@SECLEVEL=0")
+    trusting.minimum_version = trusting.maximum_version = wanted
+    async with serving(certificate=certificate) as server:
+        if works:
+            assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await talk_tls(server, LAST_GET, context=trusting)
+        await all_closed(server)
+
+
+@contextmanager
+def in_memory(
+    context: ssl.SSLContext,
+) -> Iterator[tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]]:
+    """The client's end of TLS, whose octets the test sends as it likes."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    yield context.wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@on_both_loops
+async def test_a_request_that_arrives_with_the_end_of_the_handshake(
+    certificate, trusting, version
+) -> None:
+    trusting.minimum_version = trusting.maximum_version = version
+    async with serving(certificate=certificate) as server:
+        address = server.bound[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        with closing(writer), in_memory(trusting) as (tls, incoming, outgoing):
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    if tls.version() != "TLSv1.3" or outgoing.pending:
+                        writer.write(outgoing.read())
+                    incoming.write(await asyncio.wait_for(reader.read(65536), 30))
+            tls.write(LAST_GET)
+            writer.write(outgoing.read())  # with TLS 1.3, Finished and the request in one segment
+            incoming.write(await asyncio.wait_for(reader.read(), 30))
+            assert status_of(tls.read(65536)) == 200
+        await end(writer)
+
+
+CLIENT_HELLO_START = bytes.fromhex("1603010200010001fc0303")
+
+
+@pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])
+@on_both_loops
+async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sent) -> None:
+    before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 0.1
+    try:
+        async with serving(
+            certificate=certificate, connection_limits=ConnectionLimits(connections=1)
+        ) as server:
+            address = server.bound[0]
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(sent)
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+            await end(writer)
+            await all_closed(server)
+            assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
+    finally:
+        http_server.HANDSHAKE_TIMEOUT_S = before
+
+
+@pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])
+@on_both_loops
+async def test_unfinished_handshakes_do_not_exhaust_the_connections(
+    certificate, trusting, sent
+) -> None:
+    limits = ConnectionLimits(connections=20)
+    async with (
+        serving(certificate=certificate, connection_limits=limits) as server,
+        held(server, 60, sent),
+    ):
+        for source in (OTHER, ATTACKER):
+            answer = await talk_tls(server, LAST_GET, context=trusting, source=source)
+            assert status_of(answer) == 200
+        assert len(server._handshakes) <= 20
+
+
+@on_both_loops
+async def test_connections_after_the_handshake_keep_the_limit(certificate, trusting) -> None:
+    """The oldest idle one is closed for a new one; its client need not say goodbye."""
+    limits = ConnectionLimits(connections=5)
+    async with serving(certificate=certificate, connection_limits=limits) as server:
+        address = server.bound[0]
+        opened = [
+            await asyncio.open_connection(address.host, address.port, ssl=trusting)
+            for _ in range(8)
+        ]
+        async with asyncio.timeout(30):
+            while len(server._state.connections) > 5:
+                await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(opened[0][0].read(), 30) == b""
+        opened[-1][1].write(LAST_GET)
+        assert status_of(await asyncio.wait_for(opened[-1][0].read(), 30)) == 200
+        for _, writer in opened:
+            await end(writer)
+
+
+@pytest.mark.parametrize(
+    "sent", [GET, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 50000\r\n\r\n" + b"x" * 10_000]
+)
+@on_both_loops
+async def test_plain_http_gets_a_clean_close(certificate, trusting, sent) -> None:
+    async with serving(certificate=certificate) as server:
+        address = server.bound[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.read(), 30)  # ConnectionResetError would fail
+        assert b"HTTP/" not in answer
+        await end(writer)
+        await all_closed(server)
+        assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
+
+
+@on_both_loops
+async def test_a_body_and_a_response_of_any_size(certificate, trusting) -> None:
+    async def much(call: HttpRequest) -> Response:
+        return Response(b"y" * 3_000_000 + await call.body())
+
+    async with serving(much, certificate=certificate) as server:
+        answer = await talk_tls(server, request(b"x" * LIMIT), context=trusting)
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert body == b"y" * 3_000_000 + b"x" * LIMIT
+
+
+@on_both_loops
+async def test_a_slow_reader_gets_all_of_the_last_response(certificate, trusting) -> None:
+    """The server has closed the connection while most of the response waits in its buffers."""
+
+    async def much(_: HttpRequest) -> Response:
+        return Response(b"x" * 30_000_000)
+
+    def read_slowly(port: int) -> int:
+        received = 0
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            client.sendall(LAST_GET)
+            while piece := client.recv(65536):
+                received += len(piece)
+                time.sleep(0.0005)
+        return received
+
+    async with serving(much, certificate=certificate) as server:
+        received = await asyncio.to_thread(read_slowly, server.bound[0].port)
+    assert received > 30_000_000
+
+
+@on_both_loops
+async def test_a_client_that_never_reads_its_answer_is_cut_off(certificate, trusting) -> None:
+    async def much(_: HttpRequest) -> Response:
+        return Response(b"x" * 30_000_000)
+
+    before, protocol.UNREAD_TIMEOUT_S = protocol.UNREAD_TIMEOUT_S, 0.05
+    try:
+        async with serving(much, certificate=certificate) as server:
+            address = server.bound[0]
+            reader, writer = await asyncio.open_connection(
+                address.host, address.port, ssl=trusting, limit=4096
+            )
+            writer.write(GET)
+            await reader.readexactly(1)
+            writer.transport.pause_reading()
+            await all_closed(server)
+            await end(writer)
+    finally:
+        protocol.UNREAD_TIMEOUT_S = before
+
+
+@on_both_loops
+async def test_a_stop_waits_for_no_idle_client_and_for_no_handshake(certificate, trusting) -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(certificate=certificate) as server:
+        address = server.bound[0]
+        idle = socket.create_connection((address.host, address.port))
+        idle.setblocking(False)
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trusting)
+        writer.write(GET)
+        await reader.readuntil(b"}")
+        writer.transport.pause_reading()  # its closure alert is not read, so not answered either
+        begin_s = loop.time()
+        await server.stop(30)
+        assert loop.time() - begin_s < 5
+        assert await asyncio.wait_for(loop.sock_recv(idle, 1), 30) == b""
+        await end(writer)
+        idle.close()
+
+
+async def test_a_new_certificate_is_for_new_connections(certificate, trusting, authority) -> None:
+    new = authority.issue("DNS:localhost", "IP:127.0.0.1")
+    async with serving(certificate=certificate) as server:
+        port = server.bound[0].port
+        streams = [await asyncio.open_connection("localhost", port, ssl=trusting)]
+        certificate.use([certificate.pair(new.certificate, new.key, now_s=time.time())])
+        streams.append(await asyncio.open_connection("localhost", port, ssl=trusting))
+        shown = []
+        for reader, writer in streams:
+            writer.write(LAST_GET)
+            assert status_of(await asyncio.wait_for(reader.read(), 30)) == 200
+            peer = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            shown.append(ssl.DER_cert_to_PEM_cert(peer))
+            await end(writer)
+    assert shown[1] == new.certificate.read_text()
+    assert shown[0] != shown[1]
+
+
+# -- other people's clients
+async def test_httpx(certificate, trusting) -> None:
+    async with (
+        serving(echo, certificate=certificate) as server,
+        httpx.AsyncClient(verify=trusting) as client,
+    ):
+        url = f"https://localhost:{server.bound[0].port}/x"
+        for _ in range(3):
+            answer = await client.post(url, content=b"12345")
+            assert (answer.status_code, answer.json()["size"]) == (200, 5)
+
+
+NODE = """
+const https = require('https');
+const agent = new https.Agent({ keepAlive: true, maxSockets: 1 });
+const ask = (left) => https.get(process.argv[1], { agent }, (answer) => {
+  answer.resume();
+  answer.on('end', () => {
+    if (answer.statusCode !== 200 || !left) process.exit(answer.statusCode === 200 ? 0 : 1);
+    ask(left - 1);
+  });
+}).on('error', (error) => { console.error(error.message); process.exit(2); });
+ask(2);
+"""
+
+
+@pytest.mark.parametrize("program", ["curl", "node"])
+async def test_programs(certificate, authority, program) -> None:
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    ca = str(authority.certificate)
+    environment = {"PATH": "/usr/bin:/bin", "NODE_EXTRA_CA_CERTS": ca, "SSL_CERT_FILE": ca}
+    words = {"curl": ["--fail", "--silent", "--show-error"], "node": ["-e", NODE]}[program]
+    async with serving(echo, certificate=certificate) as server:
+        url = f"https://localhost:{server.bound[0].port}/x"
+        done = await asyncio.to_thread(
+            subprocess.run, [found, *words, url], env=environment, capture_output=True, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (0, b"")

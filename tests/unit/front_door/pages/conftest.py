@@ -1,0 +1,77 @@
+"""A development relay whose pages are read by HTTP."""
+
+import asyncio
+import html
+import re
+import smtplib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from relay.base.socket_address import Address
+from relay.development.options import DevelopmentOptions
+from relay.development.relay import DevelopmentRelay
+from relay.operation.app.development_folder import open_folder
+
+FREE = Address("127.0.0.1", 0)
+
+
+class PageReader:
+    """A browser without scripts: it reads pages and sends their forms."""
+
+    def __init__(self, relay: DevelopmentRelay, http: httpx.AsyncClient) -> None:
+        self.relay, self.http = relay, http
+
+    async def get(self, path: str, **more: Any) -> httpx.Response:
+        return await self.http.get(path, **more)
+
+    async def text(self, path: str) -> str:
+        answer = await self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    async def csrf(self) -> str:
+        found = re.search(r'name="csrf" value="([^"]+)"', await self.text("/clock"))
+        assert found
+        return found[1]
+
+    async def post(self, path: str, fields: dict[str, str], **more: Any) -> httpx.Response:
+        """Send a form with the CSRF token of a page."""
+        return await self.http.post(path, data={"csrf": await self.csrf()} | fields, **more)
+
+
+async def send(pages: PageReader, *recipients: str) -> None:
+    """Send a message by SMTP, and wait until everything that is due is done."""
+    at = pages.relay.addresses.smtp
+
+    def submit() -> None:
+        with smtplib.SMTP(at.host, at.port) as client:
+            client.sendmail("alice@example.test", recipients, b"Subject: x\r\n\r\nx")
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+
+
+def plain(text: str) -> str:
+    """The text without tags, with single spaces."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip())
+
+
+@pytest.fixture
+async def pages(short_path: Path) -> AsyncIterator[PageReader]:
+    folder = open_folder(short_path / "dev")
+    relay = await asyncio.to_thread(
+        DevelopmentRelay, folder, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
+    )
+    try:
+        await relay.start()
+        async with httpx.AsyncClient(
+            base_url=f"http://{relay.addresses.http}", trust_env=False, timeout=30
+        ) as http:
+            yield PageReader(relay, http)
+    finally:
+        await relay.stop()
+        folder.remove()

@@ -1,0 +1,328 @@
+"""Who visits: by cookie and login, or everyone where the pages are open."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from relay.base.accounts.account import AccountDirectory, LoginDelayedError, Role
+from relay.base.accounts.directory import FileAccounts, load_accounts
+from relay.base.accounts.passwords import FREE_FAILURES
+from relay.development.accounts import DevelopmentAccounts
+from relay.front_door.api.dependencies import Principal
+from relay.front_door.http.connection_limits import ConnectionLimits
+from relay.front_door.http.gateway import json_response
+from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.pages.logins import IDLE_S, Access, Logins
+from tests.support.http_server import serving
+from tests.support.manual_clock import ManualClock
+
+ACCOUNTS = """\
+[[account]]
+address = "alice@example.test"
+aliases = ["al@example.test"]
+password = "plain:secret"
+token = "plain:alice-token"
+
+[[account]]
+address = "operator@example.test"
+token = "plain:operator-token"
+role = "operate"
+"""
+EVERYONE = Principal(name="everyone", role=Role.OPERATE)
+
+
+@pytest.fixture
+def accounts(tmp_path: Path) -> AsyncIterator[FileAccounts]:
+    file = tmp_path / "accounts.toml"
+    file.write_text(ACCOUNTS)
+    file.chmod(0o600)
+    loaded = load_accounts(file, ["example.test"], clock=ManualClock(), environ={})
+    yield loaded
+    loaded.close()
+
+
+class Client:
+    """A browser without rules for cookies: the tests read what they allow."""
+
+    def __init__(self, access: Access, http: httpx.AsyncClient, clock: ManualClock) -> None:
+        self.access, self.http, self.clock = access, http, clock
+
+    async def who(self, cookie: str = "") -> Mapping[str, object]:
+        answer = await self.http.get("/who", headers={"cookie": cookie} if cookie else {})
+        return dict(answer.json())
+
+    async def log_in(self, user: str, secret: str, cookie: str = "") -> httpx.Response:
+        return await self.http.get(
+            "/login", params={"user": user, "secret": secret}, headers={"cookie": cookie}
+        )
+
+
+def cookie_of(answer: httpx.Response) -> str:
+    return answer.headers.get_list("set-cookie")[0].partition(";")[0]
+
+
+def handler(access: Access):
+    async def answer(request: HttpRequest) -> Response:
+        if request.segments == ("who",):
+            visitor = access.visitor(request)
+            if visitor is None:
+                return json_response({})
+            principal = visitor.principal
+            facts = {"name": principal.name, "role": principal.role, "csrf": visitor.csrf}
+            return json_response({**facts, "out": visitor.may_log_out, "own": principal.account})
+        response = Response()
+        if request.segments == ("logout",):
+            access.logins.log_out(request, response)
+            return response
+        query = dict(request.query)
+        try:
+            account = await access.logins.account_of(request, query["user"], query["secret"])
+        except LoginDelayedError:
+            return Response(status_code=429)
+        if account is None:
+            return Response(status_code=401)
+        access.logins.log_in(request, account, response)
+        return response
+
+    return answer
+
+
+@asynccontextmanager
+async def visiting(
+    accounts: AccountDirectory,
+    *,
+    everyone: Principal | None = None,
+    proxies: Sequence[str] = (),
+    **options: Any,
+) -> AsyncIterator[Client]:
+    clock = ManualClock()
+    logins = Logins(accounts, clock, **{"relay": "one", **options})
+    access = Access(everyone=everyone, logins=logins)
+    limits = ConnectionLimits(proxy_networks=proxies)
+    async with serving(handler(access), connection_limits=limits) as server:
+        base = f"http://{server.bound[0]}"
+        async with httpx.AsyncClient(base_url=base, trust_env=False) as http:
+            yield Client(access, http, clock)
+
+
+async def test_a_login_needs_the_password_and_gives_a_cookie(accounts):
+    async with visiting(accounts) as client:
+        assert await client.who() == {}
+        answer = await client.log_in("Alice@example.test ", "secret")
+        who = await client.who(cookie_of(answer))
+        assert (who["name"], who["role"], who["own"]) == ("alice@example.test", "user", who["name"])
+        assert who["out"] is True
+        fields = answer.headers.get_list("set-cookie")[0].split("; ")[1:]
+        assert set(fields) == {"HttpOnly", "Path=/", "SameSite=strict"}
+        assert await client.who(cookie_of(answer) + "x") == {}
+
+
+@pytest.mark.parametrize(
+    ("user", "secret"),
+    [
+        ("alice@example.test", "wrong"),
+        ("alice@example.test", ""),
+        ("nobody@example.test", "secret"),
+        ("", "secret"),
+        ("bob", "alice-token"),
+        ("operator@example.test", "alice-token"),
+        ("alice@example.test", "operator-token"),
+        ("alice@example.test", "x" * 5000),
+        ("\0" * 5000, "secret"),
+        ("é\u202e", "ü"),
+    ],
+)
+async def test_other_logins_are_refused(accounts, user, secret):
+    async with visiting(accounts) as client:
+        answer = await client.log_in(user, secret)
+        assert (answer.status_code, answer.headers.get("set-cookie")) == (401, None)
+
+
+@pytest.mark.parametrize("user", ["", "alice", "alice@example.test", "al@example.test"])
+async def test_a_token_is_a_password(accounts, user):
+    async with visiting(accounts) as client:
+        answer = await client.log_in(user, "alice-token")
+        assert (await client.who(cookie_of(answer)))["name"] == "alice@example.test"
+
+
+async def test_roles_are_those_of_the_account(accounts):
+    async with visiting(accounts) as client:
+        who = await client.who(cookie_of(await client.log_in("", "operator-token")))
+        assert (who["role"], who["own"]) == (Role.OPERATE, None)
+
+
+async def test_guesses_are_delayed_for_the_right_password_too(accounts):
+    async with visiting(accounts) as client:
+        for _ in range(FREE_FAILURES):
+            assert (await client.log_in("alice@example.test", "wrong")).status_code == 401
+        assert (await client.log_in("alice@example.test", "secret")).status_code == 429
+        assert (await client.log_in("nobody@example.test", "x")).status_code == 401
+
+
+async def test_unknown_accounts_are_delayed_as_known_ones(accounts):
+    async with visiting(accounts) as client:
+        for _ in range(FREE_FAILURES):
+            assert (await client.log_in("nobody@example.test", "wrong")).status_code == 401
+        assert (await client.log_in("nobody@example.test", "wrong")).status_code == 429
+
+
+class Recorder:
+    """Accounts that record the client addresses of logins."""
+
+    def __init__(self) -> None:
+        self.clients: list[str] = []
+
+    def by_token(self, _token: str, *, client: str) -> None:
+        return None
+
+    async def by_password(self, _user: str, _password: str, *, client: str) -> None:
+        self.clients.append(client)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "counted"),
+    [
+        ((), "192.0.2.1", "127.0.0.1"),
+        (("127.0.0.0/8",), "192.0.2.9, 192.0.2.1", "192.0.2.1"),
+        (("127.0.0.0/8",), "unknown", ""),
+        (("127.0.0.0/8",), "", ""),
+        (("10.0.0.0/8",), "192.0.2.1", "127.0.0.1"),
+    ],
+)
+async def test_guesses_through_a_proxy_are_counted_for_its_client(proxies, forwarded, counted):
+    recorder = Recorder()
+    async with visiting(recorder, proxies=proxies) as client:
+        await client.http.get(
+            "/login?user=a&secret=b", headers={"x-forwarded-for": forwarded, "x-real-ip": "1.2.3.4"}
+        )
+    assert recorder.clients == [counted]
+
+
+async def test_a_login_has_a_new_identifier_and_ends_the_one_before(accounts):
+    async with visiting(accounts) as client:
+        fixed = cookie_of(await client.log_in("", "alice-token"))
+        before = await client.who(fixed)
+        after = cookie_of(await client.log_in("", "operator-token", cookie=fixed))
+        assert after != fixed
+        assert await client.who(fixed) == {}
+        assert (await client.who(after))["csrf"] != before["csrf"]
+
+
+async def test_an_identifier_that_a_visitor_brings_is_never_used(accounts):
+    async with visiting(accounts) as client:
+        name = cookie_of(await client.log_in("", "alice-token")).partition("=")[0]
+        given = f"{name}=chosen-by-somebody-else"
+        answer = await client.log_in("", "alice-token", cookie=given)
+        assert cookie_of(answer) != given
+        assert await client.who(given) == {}
+
+
+async def test_log_out_ends_the_session_and_deletes_the_cookie(accounts):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        answer = await client.http.get("/logout", headers={"cookie": cookie})
+        assert await client.who(cookie) == {}
+        assert "Max-Age=0" in answer.headers["set-cookie"]
+
+
+async def test_sessions_end_by_the_real_time(accounts):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        client.clock.advance(IDLE_S)
+        assert await client.who(cookie) == {}
+
+
+async def test_relays_of_one_host_have_cookies_of_different_names(accounts):
+    names = []
+    for relay in ("one", "two", "two"):
+        async with visiting(accounts, relay=relay) as client:
+            names.append(cookie_of(await client.log_in("", "alice-token")).partition("=")[0])
+    assert names[0] != names[1] == names[2]
+    assert all(name.startswith("relay-") for name in names)
+
+
+async def test_behind_an_https_proxy_the_cookie_is_secure(accounts):
+    async with visiting(accounts, public_url="https://mail.example.test/base") as client:
+        field = (await client.log_in("", "alice-token")).headers.get_list("set-cookie")[0]
+        assert field.startswith("__Host-relay-")
+        assert {"Secure", "Path=/"} <= set(field.split("; "))
+        assert "domain" not in field.lower()
+        assert await client.who(field.partition(";")[0])
+
+
+async def test_where_the_pages_are_open_everyone_operates():
+    accounts = DevelopmentAccounts()
+    async with visiting(accounts, everyone=EVERYONE) as client:
+        who = await client.who()
+        assert (who["role"], who["own"], who["out"]) == ("operate", None, False)
+        assert len(str(who["csrf"])) >= 43
+        assert who == await client.who("relay=x")
+    async with visiting(accounts, everyone=EVERYONE) as other:
+        assert (await other.who())["csrf"] != who["csrf"]
+
+
+async def test_the_token_of_an_exposed_development_relay_is_the_password():
+    accounts = DevelopmentAccounts(token="tok")
+    async with visiting(accounts) as client:
+        assert await client.who() == {}
+        assert (await client.log_in("alice", "alice")).status_code == 401
+        for user, role in (("", "operate"), ("operator", "operate"), ("alice", "user")):
+            who = await client.who(cookie_of(await client.log_in(user, "tok")))
+            assert who["role"] == role
+
+
+@pytest.mark.parametrize(
+    "headers", [{"hx-request": "true"}, {"accept": "text/event-stream"}], ids=["poll", "stream"]
+)
+async def test_a_page_that_is_left_open_does_not_prolong_a_login(accounts, headers):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        client.clock.advance(IDLE_S - 1)
+        answer = await client.http.get("/who", headers={**headers, "cookie": cookie})
+        assert answer.json()
+        client.clock.advance(1)
+        assert await client.who(cookie) == {}
+
+
+async def test_a_boosted_link_prolongs_a_login(accounts):
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        client.clock.advance(IDLE_S - 1)
+        headers = {"hx-request": "true", "hx-boosted": "true", "cookie": cookie}
+        assert (await client.http.get("/who", headers=headers)).json()
+        client.clock.advance(1)
+        assert await client.who(cookie)
+
+
+async def test_a_request_that_runs_learns_that_its_login_has_ended(accounts):
+    """A stream does not prolong a login, and ends with it."""
+    async with visiting(accounts) as client:
+        cookie = cookie_of(await client.log_in("", "alice-token"))
+        running: asyncio.Queue[HttpRequest] = asyncio.Queue()
+        ended = asyncio.Event()
+
+        async def stream(request: HttpRequest) -> Response:
+            running.put_nowait(request)
+            await ended.wait()
+            return Response()
+
+        async with serving(stream) as server, httpx.AsyncClient(trust_env=False) as http:
+            asked = asyncio.ensure_future(
+                http.get(f"http://{server.bound[0]}/", headers={"cookie": cookie})
+            )
+            request = await running.get()
+            assert client.access.is_current(request)
+            client.clock.advance(IDLE_S - 1)
+            assert client.access.is_current(request)
+            client.clock.advance(1)
+            assert not client.access.is_current(request)
+            ended.set()
+            with contextlib.suppress(httpx.HTTPError):
+                await asked

@@ -1,0 +1,73 @@
+"""The threads that read contents: shared fairly between visitors, with bounds."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from relay.base.accounts.account import Role
+from relay.front_door.api.dependencies import Principal
+from relay.front_door.http.errors import ApiError
+from relay.front_door.pages import content_pages
+from relay.front_door.pages.content_pages import ContentPages
+
+ANN, BOB = Principal("ann", Role.USER), Principal("bob", Role.USER)
+
+
+class Costly:
+    """Work that goes on until it is ended; counts how often it began."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.end = threading.Event()
+
+    def __call__(self) -> str:
+        self.began += 1
+        assert self.end.wait(20)
+        return "done"
+
+
+@pytest.fixture
+def costly() -> Iterator[Costly]:
+    made = Costly()
+    yield made
+    made.end.set()
+
+
+async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: Costly) -> None:
+    pages = ContentPages(None)
+    hers = [asyncio.ensure_future(pages._in_thread(ANN, costly)) for _ in range(5)]
+    async with asyncio.timeout(30):
+        while not costly.began:
+            await asyncio.sleep(0.01)
+        assert await pages._in_thread(BOB, lambda: "his") == "his"
+        assert costly.began == 1
+        costly.end.set()
+        assert await asyncio.gather(*hers) == ["done"] * 5
+    assert not pages._waiting.total
+    assert not pages._turns
+
+
+async def test_one_visitor_does_not_take_all_places(costly: Costly, monkeypatch) -> None:
+    monkeypatch.setattr(content_pages, "_WAITING_OF_VISITOR_MAX", 2)
+    pages = ContentPages(None)
+    hers = [asyncio.ensure_future(pages._in_thread(ANN, costly)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError) as caught:
+        await pages._in_thread(ANN, costly)
+    assert caught.value.status == 503
+    assert await pages._in_thread(BOB, lambda: "his") == "his"
+    costly.end.set()
+    assert await asyncio.gather(*hers) == ["done"] * 2
+
+
+async def test_all_places_together_are_bounded(costly: Costly, monkeypatch) -> None:
+    monkeypatch.setattr(content_pages, "_WAITING_MAX", 1)
+    pages = ContentPages(None)
+    hers = asyncio.ensure_future(pages._in_thread(ANN, costly))
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError):
+        await pages._in_thread(BOB, costly)
+    costly.end.set()
+    assert await hers == "done"

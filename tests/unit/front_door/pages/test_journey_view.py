@@ -1,0 +1,454 @@
+"""The journey of a message as a page shows it, of journeys that a relay has recorded."""
+
+import re
+import smtplib
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import convert
+from msgspec.structs import replace
+
+from relay.base.clock import rfc3339, time_us_of
+from relay.front_door.pages.journey_view import JourneyView, journey_view
+from relay.front_door.pages.step_evidence import _delivery, evidence_of, tls_words
+from relay.store.journeys.document import Attempt, Journey, JourneyStep
+from relay.store.journeys.journey import join
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
+from relay.store.journeys.wording import describe
+from relay.testing import Relay
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+RULES = """
+[[rule]]
+name = "no executables"
+when = { attachment_name = "*.exe" }
+then = [ { reject = "5.7.1 no programs" } ]
+
+[[rule]]
+name = "to the archive"
+when = { subject = "redirect*" }
+then = [ { redirect = "bob@example.test" } ]
+
+[[rule]]
+name = "spam"
+when = { subject = "junk*" }
+then = [ { quarantine = true } ]
+"""
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with Relay(policies={"10-test.toml": RULES}) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relay(shared):
+    shared.reset()
+    return shared
+
+
+def call(relay: Relay, method: str, path: str, body: Any = None) -> Any:
+    headers = {"authorization": f"Bearer {relay.operator_token}"}
+    answer = httpx.request(method, f"{relay.http_url}{path}", json=body, headers=headers)
+    assert answer.is_success, answer.text
+    return answer.json() if answer.content else None
+
+
+def journey_of(relay: Relay, key: str) -> Journey:
+    return convert(call(relay, "GET", f"/relay/v1/messages/{key}"), Journey)
+
+
+def view_of(relay: Relay, key: str) -> JourneyView:
+    journey = journey_of(relay, key)
+    entries = call(relay, "GET", f"/relay/v1/queue?id={journey.id}") if journey.id else []
+    ids = [one.detail["report_id"] for one in journey.steps if "report_id" in one.detail]
+    reports = {one: journey_of(relay, one) for one in ids}
+    now_us = int(relay.clock.now.timestamp() * 1e6)
+    return journey_view(journey, entries, now_us=now_us, reports=reports)
+
+
+def sent(relay: Relay, to: str | list[str], subject: str = "Hello", **more: Any) -> JourneyView:
+    message = relay.send(ALICE, to, subject, "text", **more)
+    relay.settle()
+    return view_of(relay, message.journey["id"])
+
+
+def posted(relay: Relay, **properties: Any) -> JourneyView:
+    """A message to bob, sent as properties."""
+    message = {"subject": "Hello", "toRecipients": [{"emailAddress": {"address": BOB}}]}
+    answer = httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message | properties},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    relay.settle()
+    return view_of(relay, answer.headers["x-relay-message-id"])
+
+
+def states(view: JourneyView) -> list[str]:
+    assert [one.number for one in view.steps] == [1, 2, 3, 4, 5, 6, 7]
+    return [str(one.state) for one in view.steps]
+
+
+def facts(view: JourneyView, number: int) -> list[tuple[str, str]]:
+    return [
+        (fact.name, fact.value)
+        for event in view.steps[number - 1].events
+        for fact in event.evidence.facts
+    ]
+
+
+def texts(view: JourneyView, number: int) -> list[str]:
+    return [event.evidence.text for event in view.steps[number - 1].events]
+
+
+def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay):
+    view = posted(relay, body={"contentType": "html", "content": "<p>Grüße an alle Kollegen</p>"})
+    assert states(view) == ["done"] * 6 + ["skipped"]
+    assert texts(view, 1) == [f"{ALICE} created the draft."]
+    assert ("Graph id", view.journey.key) not in facts(view, 1)
+    assert "properties (Graph JSON)" in texts(view, 3)[0]
+    assert ("Change", "text/html (utf-8, quoted-printable) made") in facts(view, 3)
+    assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
+    assert texts(view, 5) == ["No rule matched; the message is stored in the queue."]
+    routed, (name, _) = facts(view, 5)
+    assert (routed, name) == (("Next hop", f"a mailbox here, for {BOB}"), "Set of rules")
+    [(address, evidence)] = facts(view, 6)
+    assert address == BOB
+    assert evidence.startswith(f"250 2.1.5 delivered to {BOB}; its Graph id is l")
+    assert view.steps[6].text == "No report was due: no recipient failed."
+    assert view.journey.is_final
+    assert view.next == ()
+
+
+def test_times_are_counted_from_the_event_before_in_time(relay):
+    view = sent(relay, BOB)
+    assert view.steps[0].since == ""
+    for step in view.steps[1:6]:
+        assert step.since.startswith("+")
+    assert view.steps[4].at <= view.steps[3].at  # the 250 of step 4 follows step 5
+
+
+def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    view = sent(relay, ["joe@slow.test", BOB])
+    assert states(view) == ["done"] * 5 + ["waiting", "waiting"]
+    (after,) = view.next
+    assert (after.text, after.state) == ("Attempt 2", "deferred")
+    assert time_us_of(after.until) > time_us_of(after.at) > relay.clock.now.timestamp() * 1e6
+    assert after.recipients == ("joe@slow.test",)
+    (attempt,) = [event for event in view.steps[5].events if event.evidence.time]
+    assert attempt.evidence.time[:23] == after.at[:23]
+    found = {fact.name: fact.value for fact in attempt.evidence.facts}
+    assert found["joe@slow.test"] == "451 4.3.0 later"
+    assert found["Host"].startswith("mx1.slow.test [127.")
+    assert found["TLS"].startswith("TLSv1.3, TLS_")
+    assert found["TLS"].endswith(", certificate not verified, configuration: opportunistic")
+    assert view.recipients[0].facts.address == "joe@slow.test"
+    assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
+
+
+@pytest.mark.parametrize(
+    ("tls", "verified", "policy", "words"),
+    [
+        ("TLSv1.3", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
+        ("", "none", "mta-sts: verify", "no TLS, MTA-STS enforce"),
+        ("TLSv1.3", "name", "requiretls: verify; by mta-sts", "TLSv1.3, name verified, REQUIRETLS; by MTA-STS"),
+        ("TLSv1.3", "dane", "dane: dane; MX answer not validated",
+         "TLSv1.3, TLSA record verified, DANE; MX answer not validated"),
+        ("TLSv1.2", "chain", "route a: required; policy overridden by route",
+         "TLSv1.2, certificate for another name, route a: required; policy overridden by route"),
+        ("", "none", "", "no TLS"),
+    ],
+)  # fmt: skip
+def test_the_tls_of_an_attempt_in_words(tls, verified, policy, words):
+    one = Attempt("", "mx.a.test", "relayed", "2.0.0", "250 ok", tls, verified, policy)
+    assert tls_words(one) == words
+
+
+def test_attempts_with_the_same_reply_are_one(relay):
+    rcpt = relay.internet.domain("slow.test").rcpt("joe")
+    rcpt.reply("451 4.3.0 later", times=4)
+    rcpt.reply("452 4.2.2 full", times=1)
+    rcpt.reply("451 4.3.0 later", times=2)
+    name = sent(relay, "joe@slow.test").journey.key
+    for _ in range(6):
+        relay.clock.advance(hours=5)
+    view = view_of(relay, name)
+    first, same, other, *more = view.steps[5].events
+    assert first.evidence.text.startswith("Attempt 1, to ")
+    assert same.evidence.text == "Attempts 2\u20134: the same reply."
+    assert (same.evidence.facts, same.count) == ((), 3)
+    assert other.evidence.text.startswith("Attempt 5, to ")
+    assert [one.evidence.text[:9] for one in more] == ["Attempt 6", "Attempt 7", "Attempt 8"]
+    (recipient,) = view.recipients
+    tried = [(one.numbers, one.is_same, one.last.reply[:3]) for one in recipient.attempts]
+    assert tried[:3] == [("1", False, "451"), ("2\u20134", True, "451"), ("5", False, "452")]
+    assert len(recipient.facts.attempts) == 8
+
+
+def test_steps_that_were_skipped_are_one_line(relay):
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.sendmail(ALICE, [BOB], b"Subject: by SMTP\r\n\r\nx")
+    relay.settle()
+    view = view_of(relay, "last")
+    first, accepted, routed, delivered, report = view.lines
+    assert (first.numbers, first.names) == ("1\u20133", "created, notified, converted")
+    assert (accepted.number, routed.number, delivered.number) == (4, 5, 6)
+    assert (report.numbers, len(report.steps)) == ("7", 1)
+
+
+def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
+    relay.internet.domain("no.test").rcpt("gone").reply("550 5.1.1 no such user")
+    view = sent(relay, "gone@no.test")
+    assert states(view) == ["done"] * 5 + ["failed", "done"]
+    found = facts(view, 7)
+    assert ("It says", "gone@no.test: 550 5.1.1 no such user") in found
+    assert ("Where", f"in the Inbox, {ALICE}") in found
+    (report,) = [fact for fact in view.steps[6].events[0].evidence.facts if fact.message]
+    about = view_of(relay, report.message)
+    assert states(about)[:4] == ["skipped"] * 4
+    assert about.steps[0].text == "No draft: the relay wrote this report."
+    assert ("Report about", view.journey.key) in facts(about, 5)
+    assert view.recipients[0].facts.reported.kind == "failure"
+    assert view.recipients[0].facts.reported.host == "mx1.no.test"
+
+
+def test_what_a_host_reports_later_is_a_claim_of_that_host(relay):
+    view = sent(relay, "ann+later550@later.test")
+    assert (states(view)[5:], view.recipients[0].facts.reported) == (["done", "skipped"], None)
+    relay.clock.advance(seconds=6)
+    relay.mailbox(ALICE).wait_for(subject="Undeliverable: *")
+    relay.settle()
+    view = view_of(relay, view.journey.key)
+    assert (view.journey.state, states(view)[6]) == ("relayed", "done")
+    (event,) = view.steps[6].events
+    claim = "mx1.later.test [127.0.0.1] claims that it was not delivered: 550 5.1.1 "
+    assert event.evidence.text.startswith(claim)
+    (report,) = [fact.message for fact in event.evidence.facts if fact.message]
+    assert view_of(relay, report).journey.sender == ""
+    reported = view.recipients[0].facts.reported
+    assert (reported.by, reported.kind, reported.status) == ("remote", "failure", "5.1.1")
+
+
+def test_an_attempt_names_its_node_where_nodes_share_the_spool():
+    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [], "node": "one"}
+    (fact,) = _delivery(detail).facts
+    assert (fact.name, fact.value) == ("Node", "one")
+
+
+def test_an_attempt_says_what_was_encoded_for_the_host():
+    recipient = {
+        "number": 1,
+        "address": BOB,
+        "outcome": "relayed",
+        "status": "2.0.0",
+        "reply": "250 ok",
+    }
+    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [recipient], "host": "mx.a.test"}
+    found = [(fact.name, fact.value) for fact in _delivery(detail | {"encoded": "8 bit"}).facts]
+    assert ("Content", "encoded anew: 8 bit") in found
+    assert "Content" not in [fact.name for fact in _delivery(detail).facts]
+
+
+def test_an_attempt_names_each_host_that_was_tried(relay):
+    site = relay.internet.domain("two.test").mx(("mx1.two.test", 10), ("mx2.two.test", 20))
+    site.banner().reply("421 4.3.2 busy", times=1)
+    found = facts(sent(relay, "joe@two.test"), 6)
+    first, second = (value for name, value in found if name == "Tried")
+    assert first.startswith("10 mx1.two.test [127.")
+    assert first.endswith("]: 421 4.3.2 busy")
+    assert second.startswith("20 mx2.two.test [127.")
+    assert second.endswith("]: connected")
+
+
+def test_a_rule_is_shown_with_the_condition_that_matched(relay):
+    view = sent(relay, BOB, attachments=[("setup.exe", b"x")])
+    assert states(view) == ["done"] * 4 + ["failed", "skipped", "done"]
+    (rule,) = [value for name, value in facts(view, 5) if name == "Rule"]
+    assert rule == (
+        f'“no executables” matched, because of attachment_name "setup.exe": reject, for {BOB}'
+    )
+    assert ("Refused", f"{BOB}: 550 5.7.1 no programs") in facts(view, 5)
+    (used,) = [value for name, value in facts(view, 5) if name == "Set of rules"]
+    assert re.fullmatch(r"[0-9a-f]{12}, loaded 20\d\d-.*Z", used)
+    assert view.steps[5].text == "No recipient was left to deliver to after step 5."
+
+
+def test_a_rule_that_was_skipped_did_not_match():
+    hits = [
+        {"rule": "a", "mode": "audit", "outcome": "error", "recipients": [], "error": "broken"},
+        {"rule": "b", "mode": "enforce", "outcome": "bcc", "recipients": [BOB]},
+    ]
+    journey = SimpleNamespace(submission_id="s1", client={})
+    step = SimpleNamespace(step=5, detail={"rules": hits, "next_hops": {}})
+    shown = evidence_of(step, journey, reports={})
+    assert shown.facts[0].value == "“a” was skipped: broken"
+    assert shown.text.startswith("1 rule matched")
+
+
+@pytest.mark.parametrize(
+    ("detail", "lines"),
+    [
+        (
+            {
+                "dkim": [
+                    {"domain": "a.test", "selector": "s1", "algorithm": "rsa-sha256"},
+                    {"domain": "a.test", "selector": "s2", "algorithm": "ed25519-sha256"},
+                    {"domain": "b.test", "selector": "s1", "algorithm": "rsa-sha256"},
+                ]
+            },
+            ["signed for a.test (s1, s2), b.test (s1)"],
+        ),
+        (
+            {"unsigned": "the client is not trusted"},
+            ["not signed: the client is not trusted"],
+        ),
+        (
+            {
+                "dkim": [{"domain": "a.test", "selector": "s1", "algorithm": "rsa-sha256"}],
+                "unsigned": "no signing key for b.test",
+            },
+            ["signed for a.test (s1); a copy is not signed: no signing key for b.test"],
+        ),
+        ({"unsigned": "no signing key is configured"}, []),
+        ({}, []),  # of an older version
+    ],
+)
+def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
+    assert list(describe(5, detail)) == lines
+    journey = SimpleNamespace(submission_id="s1", client={})
+    shown = evidence_of(SimpleNamespace(step=5, detail=detail), journey, reports={})
+    assert [one.value for one in shown.facts if one.name == "DKIM"] == lines
+
+
+def test_a_quarantined_copy_names_its_rule_and_folder(relay):
+    view = sent(relay, BOB, "junk")
+    assert ("Quarantined", f'by rule "spam" (Junk Email), for {BOB}') in facts(view, 5)
+
+
+def test_a_redirected_recipient_names_its_successor(relay):
+    view = sent(relay, "carl@example.test", "redirect this")
+    assert view.recipients[0].facts.state == "redirected"
+    assert view.recipients[0].facts.successors == (BOB,)
+
+
+def test_captured_mail_stays_and_says_so(relay):
+    view = sent(relay, "joe@elsewhere.example")
+    assert states(view) == ["done"] * 6 + ["skipped"]
+    (after,) = view.next
+    assert after.text == "Captured: it is kept here"
+    assert after.until_text == "removed"
+
+
+def test_held_mail_names_who_holds_it_until_when(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    name = sent(relay, "joe@slow.test").journey.key
+    hold = {"ids": [name], "reason": "to be examined", "until": "2h"}
+    call(relay, "POST", "/relay/v1/queue/hold", hold)
+    view = view_of(relay, name)
+    assert states(view)[5] == "waiting"
+    (after,) = view.next
+    assert "to be examined; it is released" in after.text
+    assert after.at > rfc3339(int(relay.clock.now.timestamp() * 1e6))
+    assert any(text.startswith("Queue command: hold by ") for text in texts(view, 6))
+
+
+def test_cancelled_mail_ends_at_step_six_without_a_report(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
+    name = sent(relay, "joe@slow.test").journey.key
+    call(relay, "POST", "/relay/v1/queue/cancel", {"ids": [name]})
+    view = view_of(relay, name)
+    assert states(view) == ["done"] * 5 + ["failed", "skipped"]
+    assert view.recipients[0].text == "was cancelled by an operator"
+    assert view.next == ()
+
+
+def test_expired_mail_has_its_last_reply_and_a_report(relay):
+    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=999)
+    name = sent(relay, "joe@slow.test").journey.key
+    relay.clock.advance(days=3)
+    view = view_of(relay, name)
+    assert states(view) == ["done"] * 5 + ["failed", "done"]
+    assert view.recipients[0].facts.state == "expired"
+    assert texts(view, 6)[-1] == "The time to deliver was over."
+
+
+def test_a_scheduled_send_waits_before_step_three(relay):
+    due = (relay.clock.now + timedelta(hours=1)).astimezone(UTC)
+    send_at = {"id": "SystemTime 0x3FEF", "value": f"{due:%Y-%m-%dT%H:%M:%SZ}"}
+    view = posted(relay, singleValueExtendedProperties=[send_at])
+    assert states(view) == ["done", "done"] + ["waiting"] * 5
+    (after,) = view.next
+    assert datetime.fromisoformat(after.at) == due.replace(microsecond=0)
+    assert (view.journey.state, view.recipients[0].facts.state) == ("scheduled", "scheduled")
+    assert view.recipients[0].text == "waits for the time that the sender chose"
+
+
+def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
+    mail = EmailMessage()
+    mail["From"], mail["To"], mail["Subject"] = "app@example.test", BOB, "By SMTP"
+    mail.set_content("x")
+    with smtplib.SMTP(*relay.smtp) as client:
+        client.send_message(mail)
+    relay.settle()
+    view = view_of(relay, "app@example.test")
+    assert states(view) == ["skipped"] * 3 + ["done"] * 3 + ["skipped"]
+    assert view.steps[2].text == "Not converted: the client sent MIME."
+    assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
+    assert texts(view, 4)[0].endswith("the client got this reply when step 5 was stored.")
+    assert facts(view, 5)[0][0] == "Client"
+
+
+def test_steps_whose_history_is_gone_say_so(relay):
+    message = relay.send(ALICE, BOB, "Old", "text")
+    relay.settle()
+    journey = convert(message.journey, Journey)
+    late = tuple(one for one in journey.steps if one.step >= 5)
+    view = journey_view(replace(journey, steps=late), now_us=0)
+    assert states(view) == ["no evidence"] * 4 + ["done", "done", "skipped"]
+    assert "No evidence: later steps are recorded" in view.steps[0].text
+
+
+def test_an_expanded_recipient_names_the_members(relay):
+    journey = convert(relay.send(ALICE, BOB, "List", "text").journey, Journey)
+    members = ("b@x.test", "c@x.test")
+    expanded = replace(journey.recipients[0], state="expanded", successors=members)
+    view = journey_view(replace(journey, recipients=(expanded,)), now_us=0)
+    assert view.recipients[0].facts.successors == members
+    assert view.recipients[0].text == "was replaced by other addresses"
+
+
+def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
+    facts = SubmissionFacts("a.1", "a", ALICE, ALICE, "<m@x>", "s", recipients=(BOB,))
+    made = [JourneyStep(number, "", rfc3339(number), detail) for number, detail in steps]
+    found = join(SubmissionRecord(facts, made), None)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([(1, {})], "done running waiting waiting waiting waiting waiting"),
+        ([(1, {}), (2, {})], "done done running waiting waiting waiting waiting"),
+        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1})],
+         "done done done waiting running waiting waiting"),
+        ([(1, {}), (2, {"cancelled": "x"})],
+         "done failed skipped skipped skipped skipped skipped"),
+        ([(1, {}), (2, {}), (3, {"failed": "5.6.3 no"}),
+          (7, {"kind": "failure", "to": ALICE, "reply": "5.6.3 no"})],
+         "done done failed skipped skipped skipped done"),
+        ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1}),
+          (7, {"kind": "failure", "to": ALICE, "reply": "550 5.1.1 no"})],
+         "done done done failed skipped skipped done"),
+    ],
+)  # fmt: skip
+def test_a_submission_before_transport(steps, expected):
+    view = journey_view(before_transport(*steps), now_us=0)
+    assert " ".join(states(view)) == expected.replace("no evidence", "no-evidence")

@@ -1,0 +1,279 @@
+"""Live views: rendered once for all readers, bounded, and ended at the stop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relay.base.clock import SystemClock
+from relay.front_door.http.errors import ApiError
+from relay.front_door.pages import live
+from relay.front_door.pages.live import LiveReader, LiveViews, digest_of
+from relay.store.journeys.event_feed import ChangeNotifier
+from tests.support.logs import capture_logs
+
+
+class Page:
+    """A fragment that tests change, and how often it was rendered."""
+
+    def __init__(self) -> None:
+        self.text, self.rendered = "one", 0
+        self.changes = ChangeNotifier()
+        self.views = LiveViews(self.changes, SystemClock())
+
+    async def render(self) -> str:
+        self.rendered += 1
+        return self.text
+
+    def change(self, text: str) -> None:
+        self.text = text
+        self.changes.notify()
+
+    def reader(self, key: str = "k", *, name: str = "ann", has: str = "", **more) -> "Stream":
+        return Stream(self.views.stream(key, self.render, LiveReader(name, has, **more)))
+
+
+class Stream:
+    """What one reader gets."""
+
+    def __init__(self, response) -> None:
+        self.blocks = response._blocks
+
+    async def begin(self) -> None:
+        """Open the stream."""
+        assert await self.next() == "retry: 2000\n"
+
+    async def next(self) -> str:
+        """The next block; "" at the end."""
+        async with asyncio.timeout(30):
+            return (await anext(self.blocks, b"")).decode()
+
+    async def close(self) -> None:
+        await self.blocks.aclose()
+
+
+def event(text: str) -> str:
+    data = "".join(f"data: {line}\n" for line in text.split("\n"))
+    return f"event: view\nid: {digest_of(text)}\n{data}\n"
+
+
+@pytest.fixture
+async def page(monkeypatch) -> AsyncIterator[Page]:
+    monkeypatch.setattr(live, "_VIEW_PAUSE_S", 0.05)
+    made = Page()
+    yield made
+    made.views.close()
+
+
+async def test_readers_get_what_changes_and_it_is_rendered_once_for_all(page):
+    streams = [page.reader() for _ in range(20)]
+    for one in streams:
+        await one.begin()
+    assert {await one.next() for one in streams} == {event("one")}
+    page.change("two\nlines")
+    assert {await one.next() for one in streams} == {event("two\nlines")}
+    assert page.rendered == 2
+    for one in streams:
+        await one.close()
+
+
+async def test_a_reader_gets_the_present_fragment_only_if_it_has_another_one(page):
+    old, same = page.reader(has=digest_of("zero")), page.reader(has=digest_of("one"))
+    await old.begin()
+    await same.begin()
+    assert await old.next() == event("one")
+    page.change("two")
+    assert await same.next() == event("two")
+
+
+async def test_a_page_that_is_newer_than_the_view_does_not_go_back(page):
+    first = page.reader()
+    await first.begin()
+    assert await first.next() == event("one")
+    page.text = "two"  # the page of the second reader shows it, the view does not yet
+    second = page.reader(has=digest_of("two"))
+    await second.begin()
+    its_next = asyncio.ensure_future(second.next())
+    assert await first.next() == event("two")
+    page.change("three")
+    assert await its_next == event("three")
+
+
+async def test_a_slow_reader_gets_the_last_fragment_and_none_is_kept_for_it(page):
+    slow, quick = page.reader(), page.reader()
+    await slow.begin()
+    await quick.begin()
+    for text in ("two", "three", "four"):
+        page.change(text)
+        while await quick.next() != event(text):
+            pass
+    assert await slow.next() == event("four")
+
+
+async def test_a_burst_of_changes_is_rendered_at_most_once_in_a_pause(page, monkeypatch):
+    monkeypatch.setattr(live, "_VIEW_PAUSE_S", 0.5)
+    reader = page.reader()
+    await reader.begin()
+    assert await reader.next() == event("one")
+    for number in range(50):
+        page.change(str(number))
+        await asyncio.sleep(0)
+    assert await reader.next() == event("49")
+    assert page.rendered == 2
+
+
+async def test_nothing_is_rendered_without_a_reader(page):
+    reader = page.reader()
+    await reader.begin()
+    await reader.next()
+    await reader.close()
+    page.change("two")
+    assert not page.views._views
+    assert page.views._task is None
+    again = page.reader(has=digest_of("one"))
+    await again.begin()
+    assert await again.next() == event("two")
+    assert page.rendered == 2
+
+
+async def test_a_reader_whose_login_has_ended_gets_nothing_more(page):
+    is_current = True
+    reader = page.reader(is_current=lambda: is_current)
+    await reader.begin()
+    assert await reader.next() == event("one")
+    is_current = False
+    page.change("two")
+    assert await reader.next() == ""
+
+
+async def test_the_number_of_readers_and_views_is_bounded(page, monkeypatch):
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
+    monkeypatch.setattr(live, "VIEWS_MAX", 2)
+    for key, name in (("a", "ann"), ("a", "ann"), ("b", "bob")):
+        await page.reader(key, name=name).begin()
+    for key, name in (("a", "ann"), ("c", "bob")):
+        with pytest.raises(ApiError) as caught:
+            page.reader(key, name=name)
+        assert caught.value.status == 503
+    await page.reader("b", name="bob").begin()
+
+
+async def test_one_visitor_does_not_take_all_views(page, monkeypatch):
+    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 2)
+    for key in ("a", "b"):
+        await page.reader(key).begin()
+    with pytest.raises(ApiError):
+        page.reader("c")
+    await page.reader("a").begin()
+    await page.reader("d", name="bob").begin()
+
+
+async def test_readers_that_come_at_once_do_not_exceed_the_bounds(page, monkeypatch):
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
+    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 1)
+    readers = [page.reader(key) for key in ("a", "b", "a", "a")]
+    assert [await one.next() for one in readers] == ["retry: 2000\n", "", "retry: 2000\n", ""]
+
+
+async def test_visitors_take_turns(page, monkeypatch):
+    """Each view of ann is due at once, and bob has a single one."""
+    rendered: list[str] = []
+    now_s = 0.0
+
+    def stream(key: str, name: str) -> Stream:
+        async def render() -> str:
+            nonlocal now_s
+            now_s += 10.0
+            rendered.append(name)
+            return f"{now_s}"
+
+        return Stream(page.views.stream(key, render, LiveReader(name, "")))
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(live.asyncio, "sleep", lambda _: sleep(0))
+    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
+    readers = [*(stream(str(key), "ann") for key in range(5)), stream("his", "bob")]
+    for one in readers:
+        await one.begin()
+    while len(rendered) < 10:
+        await sleep(0)
+    assert rendered.count("bob") >= 4
+
+
+async def test_a_stop_ends_all_streams_and_takes_no_more(page):
+    reader, waiting = page.reader(), page.reader(has=digest_of("one"))
+    await reader.begin()
+    await waiting.begin()
+    end = asyncio.ensure_future(waiting.next())
+    assert await reader.next() == event("one")
+    page.views.close()
+    assert await reader.next() == ""
+    assert await end == ""
+    with pytest.raises(ApiError):
+        page.reader()
+
+
+async def test_a_view_that_fails_ends_its_streams_alone(page):
+    async def fail() -> str:
+        raise RuntimeError("broken")
+
+    broken = Stream(page.views.stream("broken", fail, LiveReader("ann", "")))
+    other = page.reader()
+    await broken.begin()
+    await other.begin()
+    assert await broken.next() == ""
+    assert await other.next() == event("one")
+
+
+@pytest.mark.parametrize(("error", "logged"), [(ApiError(404, "x", "x"), 0), (OSError(), 1)])
+async def test_what_is_gone_is_no_failure_of_the_relay(page, error, logged):
+    async def fail() -> str:
+        raise error
+
+    with capture_logs() as lines:
+        stream = Stream(page.views.stream("gone", fail, LiveReader("ann", "")))
+        await stream.begin()
+        assert await stream.next() == ""
+    assert len(lines) == logged
+
+
+async def test_renderings_take_a_tenth_of_the_time_and_after_a_quiet_time_two_seconds_at_once(
+    page, monkeypatch
+):
+    slept: list[float] = []
+    sleep = asyncio.sleep
+    now_s = 0.0
+
+    async def note(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(live.asyncio, "sleep", note)
+
+    async def render() -> str:
+        nonlocal now_s
+        now_s += 0.5
+        return "x"
+
+    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
+    readers = [Stream(page.views.stream(key, render, LiveReader("ann", ""))) for key in range(10)]
+    for one in readers:
+        await one.begin()
+        with contextlib.suppress(TimeoutError):
+            await one.next()
+    assert slept[:4] == [0.02] * 4
+    assert slept[5:8] == pytest.approx([4.5] * 3)
+
+
+def test_a_time_that_is_left_does_not_make_a_fragment_another_one() -> None:
+    """Scripts count down: a fragment is not sent because a second has passed."""
+    shown = (
+        '<p>Next <time datetime="{}" data-countdown>{}</time>, try <time datetime="x">{}</time></p>'
+    )
+    digest = digest_of(shown.format("t1", "in 11 min", "20:23 UTC"))
+    assert digest_of(shown.format("t1", "in 10 min", "20:23 UTC")) == digest
+    assert digest_of(shown.format("t2", "in 11 min", "20:23 UTC")) != digest
+    assert digest_of(shown.format("t1", "in 11 min", "20:24 UTC")) != digest

@@ -1,0 +1,334 @@
+"""The list of messages as a browser without scripts gets it."""
+
+import asyncio
+import re
+import smtplib
+from html import unescape
+
+import pytest
+
+from relay.front_door.pages.message_list import ListView, view_of
+
+LINK = re.compile(
+    r'<a id="open-[^"]+" data-row href="(messages/[^"]+)">(?:<span.*?</span>)?(.*?)</a>'
+)
+
+
+async def send(pages, *messages):
+    """Send (subject, recipient) pairs, the last one last."""
+    at = pages.relay.addresses.smtp
+
+    def submit():
+        with smtplib.SMTP(at.host, at.port) as client:
+            for subject, recipient in messages:
+                text = f"Subject: {subject}\r\n\r\nx".encode()
+                client.sendmail("alice@example.test", [recipient], text)
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+
+
+def subjects(text):
+    return [unescape(subject) for _, subject in LINK.findall(text)]
+
+
+def link(text, name):
+    found = re.search(rf'<a(?: rel="\w+")? href="([^"]*)"[^>]*>{name}', text)
+    assert found, name
+    return "/" + unescape(found[1]).removeprefix("./")
+
+
+async def test_messages_are_found_by_search_and_filters(pages):
+    await send(pages, ("Invoice 1", "bob@example.test"), ("Invoice <2>", "ann@customer.test"))
+    await send(pages, ("Hello", "gone+550@customer.test"))
+    report = "Undeliverable: Hello"
+    text = await pages.text("/")
+    assert subjects(text) == [report, "Hello", "Invoice <2>", "Invoice 1"]
+    assert subjects(await pages.text(link(text, "Reports"))) == [report]
+    for query, expected in (
+        ("q=invoice", ["Invoice <2>", "Invoice 1"]),
+        ("q=hello", [report, "Hello"]),
+        ("q=undeliverable", [report]),
+        ("q=it+alice", []),  # words of the text of a report need kind=report
+        ("q=undeliverable+has:attachment", []),
+        ("q=hello&kind=report", [report]),
+        ("q=hello&kind=x", [report, "Hello"]),
+        ("q=gone&kind=report", [report]),
+        ("q=to:customer.test+hello", ["Hello"]),
+        ("q=state:captured", ["Invoice <2>"]),
+        ("state=delivered", [report, "Invoice 1"]),
+        ("mailbox=BOB@example.test", ["Invoice 1"]),
+        ("mailbox=alice@example.test&state=failed", ["Hello"]),
+    ):
+        assert subjects(await pages.text(f"/?{query}")) == expected, query
+    [key] = keys_of(await pages.text("/?q=subject:hello"))[1:]
+    assert subjects(await pages.text(f"/?q=id:{key}")) == ["Hello"]
+
+
+async def test_a_search_says_how_many_texts_it_has_read(pages):
+    await send(pages, ("Invoice", "bob@example.test"), ("Hello", "ann@customer.test"))
+    assert "None of all 2 messages matches" in await pages.text("/?q=giraffe")
+
+
+async def test_the_sentences_of_a_message_show_domains_as_people_write_them(pages):
+    await send(pages, ("Invoice", "ann@xn--bcher-kva.test"))
+    [key] = keys_of(await pages.text("/"))
+    answer = re.search(
+        r'<div id="answer".*?</div>', await pages.text(f"/messages/{key}"), re.DOTALL
+    )
+    assert 'Inbox of ann@<span title="xn--bcher-kva.test">bücher.test</span>' in answer[0]
+
+
+async def test_what_matches_nothing_is_named_and_can_be_removed(pages):
+    await send(pages, ("Invoice", "bob@example.test"))
+    text = await pages.text("/?q=nothing&state=failed")
+    assert "No message matches <strong>the search nothing</strong>" in text
+    assert subjects(await pages.text(link(text, "remove"))) == []
+    assert subjects(await pages.text(link(text, "Show all messages"))) == ["Invoice"]
+
+
+async def test_a_search_that_cannot_be_read_is_answered_with_a_sentence(pages):
+    answer = await pages.get("/?q=form:%3Cb%3E")
+    assert answer.status_code == 400
+    assert "&#39;form:&#39; is not known; there are from:" in answer.text
+    conflict = await pages.get("/?q=state:failed&state=held")
+    assert "The search has state:failed, and the filter has held. Remove one." in conflict.text
+    assert (await pages.get("/?before=x&newer=%00&state=x&y=1&y=2")).status_code == 200
+
+
+async def test_pages_go_back_and_forth_while_mail_arrives(pages):
+    await send(pages, *((f"m{number}", "bob@example.test") for number in range(120)))
+    first = await pages.text("/?q=m")
+    second = await pages.text(link(first, "Older"))
+    await send(pages, ("m new", "bob@example.test"))
+    third = await pages.text(link(second, "Older"))
+    found = subjects(first) + subjects(second) + subjects(third)
+    assert found == [f"m{number}" for number in reversed(range(120))]
+    assert 'rel="next"' not in third
+    assert subjects(await pages.text(link(third, "Newer"))) == subjects(second)
+    assert "m new" in subjects(await pages.text(link(second, "Newer")))
+    assert "m new" in subjects(await pages.text(link(third, "Newest")))
+
+
+async def test_counts_are_those_of_the_states(pages):
+    await send(pages, ("a", "bob@example.test"), ("b", "x@other.test"), ("c", "x@other.test"))
+    text = re.sub(r"<[^>]+>", "", await pages.text("/"))
+    assert re.search(r"All 3\s+Delivered 1\s+Captured 2\s", text)
+
+
+async def test_a_stream_sends_the_list_when_it_changes(pages):
+    page = await pages.text("/?q=invoice")
+    url = unescape(re.search(r'sse-connect="([^"]+)"', page)[1])
+    async with pages.http.stream("GET", "/" + url) as stream:
+        assert stream.headers["content-type"] == "text/event-stream"
+        lines = stream.aiter_lines()
+        await send(pages, ("Invoice 7", "bob@example.test"))
+        async with asyncio.timeout(30):
+            found = [line async for line in until_row(lines, "Invoice 7")]
+    assert "event: view" in found
+    assert not any("csrf" in line for line in found)
+
+
+async def until_row(lines, text):
+    async for line in lines:
+        yield line
+        if text in line:
+            return
+
+
+@pytest.mark.parametrize("steps", [1, 3, 30])
+def test_the_trail_of_pages_is_bounded_and_leads_back(steps):
+    view, seen = ListView(), []
+    for number in range(1, steps + 1):
+        place = view_of([("before", f"{number:x}-06gzy78nhccc7r9c")]).before
+        fields = view.older(place)
+        assert len(fields.get("newer", "")) < 1000
+        seen.append(str(view.before) if view.before else "")
+        view = view_of(list(fields.items()))
+    for expected in seen[: -min(steps, 20) - 1 : -1]:
+        view = view_of(list(view.newer().items()))
+        assert (str(view.before) if view.before else "") == expected
+
+
+async def marked(pages, action, *keys, **fields):
+    """Send the form of the list with these messages marked; follow the redirect."""
+    page = await pages.text("/")
+    csrf = re.search(r'name="csrf" value="([^"]+)"', page)[1]
+    data = {"csrf": csrf, "action": action, "id": list(keys)} | fields
+    return await pages.http.post("/messages", data=data, follow_redirects=True)
+
+
+def keys_of(text):
+    return re.findall(r'name="id" value="([^"]+)"', text)
+
+
+def unread(text):
+    return re.findall(r'class="unread">.*?Unread: </span>([^<]*)</a>', text, re.DOTALL)
+
+
+async def flags_of(pages, address):
+    token = address.partition("@")[0] if address.endswith("@example.test") else "alice"
+    answer = await pages.get(
+        f"/v1.0/users/{address}/messages?$select=subject,isRead",
+        headers={"authorization": f"Bearer {token}"},
+    )
+    return {one["subject"]: one["isRead"] for one in answer.json()["value"]}
+
+
+async def test_a_subject_cannot_reorder_or_hide_what_is_next_to_it(pages):
+    await send(pages, ("\u202eexe.\u2066ab\u200b", "bob@example.test"))
+    page = await pages.text("/")
+    message = await pages.text(f"/messages/{keys_of(page)[0]}?show=text")
+    for text in (page, message):
+        assert "\ufffdexe.\ufffdab\ufffd" in text
+        assert not set(text) & set("\u202e\u2066\u200b")
+
+
+async def test_marked_messages_are_read_and_unread_in_all_mailboxes(pages):
+    await send(pages, ("one", "bob@example.test"), ("two", "ann@customer.test"))
+    text = await pages.text("/")
+    assert sorted(unread(text)) == ["one", "two"]
+    assert sorted(keys_of(text)) == sorted(key.partition("/")[2] for key, _ in LINK.findall(text))
+    answer = await marked(pages, "read", *keys_of(text), state="captured")
+    assert answer.url.query == b"state=captured&done=read&count=2&of=2"
+    assert "2 messages marked as read." in answer.text
+    assert unread(await pages.text("/")) == []
+    assert await flags_of(pages, "ann@customer.test") == {"two": True}
+    await marked(pages, "unread", keys_of(text)[0])
+    assert unread(await pages.text("/")) == ["two"]
+    assert await flags_of(pages, "ann@customer.test") == {"two": False}
+    assert "No message was marked." in (await marked(pages, "read")).text
+
+
+async def test_what_a_program_has_read_is_read_in_the_list(pages):
+    await send(pages, ("one", "bob@example.test"))
+    bob = {"authorization": "Bearer bob"}
+    [message] = (await pages.get("/v1.0/me/messages", headers=bob)).json()["value"]
+    await pages.http.patch(f"/v1.0/me/messages/{message['id']}", json={"isRead": True}, headers=bob)
+    assert unread(await pages.text("/")) == []
+
+
+async def test_a_deletion_is_confirmed_and_removes_messages_whole(pages):
+    await send(pages, ("keep", "bob@example.test"), ("captured", "ann@customer.test"))
+    await send(pages, ("delivered", "bob@example.test"), ("later", "x+451@customer.test"))
+    text = await pages.text("/")
+    paths = [path for path, subject in LINK.findall(text) if subject != "keep"]
+    doomed = [path.removeprefix("messages/") for path in paths]
+    assert len(doomed) == 3
+    asked = await marked(pages, "delete", *doomed, q="e")
+    assert "Delete 3 messages?" in asked.text
+    assert len(subjects(await pages.text("/"))) == 4
+    done = await marked(pages, "delete", *doomed, q="e", confirmed="yes")
+    assert done.url.query.startswith(b"q=e&done=delete")
+    assert "3 messages deleted." in done.text
+    assert subjects(await pages.text("/")) == ["keep"]
+    assert await flags_of(pages, "ann@customer.test") == {}
+    assert await flags_of(pages, "bob@example.test") == {"keep": False}
+    for key in doomed:
+        assert (await pages.get(f"/messages/{key}")).status_code == 404
+    counts = await pages.relay.daemon.base.spool.counts()
+    assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
+    again = await marked(pages, "delete", *doomed, confirmed="yes")
+    assert "0 messages deleted. The others are being delivered, or were gone already." in again.text
+
+
+async def test_a_message_of_graph_is_deleted_with_its_original_and_its_steps(pages):
+    alice = {"authorization": "Bearer alice"}
+    recipient = {"emailAddress": {"address": "bob@example.test"}}
+    message = {"subject": "sent", "toRecipients": [recipient]}
+    sent = await pages.http.post("/v1.0/me/sendMail", json={"message": message}, headers=alice)
+    graph_id = sent.headers["x-relay-message-id"]
+    await pages.relay.settle()
+    url = f"/relay/v1/messages/{graph_id}"
+    assert (await pages.http.delete(url, headers=alice)).status_code == 204
+    assert (await pages.get(url, headers=alice)).status_code == 404
+    assert await flags_of(pages, "alice@example.test") == {}
+    assert subjects(await pages.text("/")) == []
+    found = await pages.get("/relay/v1/messages", headers=alice)
+    assert found.json()["messages"] == []
+
+
+async def test_a_scheduled_message_is_cancelled_by_its_deletion(pages):
+    alice = {"authorization": "Bearer alice"}
+    deferred = {"id": "SystemTime 0x3FEF", "value": "2999-01-01T00:00:00Z"}
+    message = {
+        "subject": "later", "singleValueExtendedProperties": [deferred],
+        "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
+    }  # fmt: skip
+    await pages.http.post("/v1.0/me/sendMail", json={"message": message}, headers=alice)
+    text = await pages.text("/")
+    assert subjects(text) == ["later"]
+    assert re.search(r"sent\s+<time[^>]*>2999-01-01 00:00 UTC<", text)
+    done = await marked(pages, "delete", *keys_of(text), confirmed="yes")
+    assert "1 message deleted." in done.text
+    assert subjects(done.text) == []
+    assert await flags_of(pages, "alice@example.test") == {}
+
+
+@pytest.mark.parametrize("action", ["", "steal", "delete "])
+async def test_another_action_and_a_form_without_the_token_are_refused(pages, action):
+    await send(pages, ("one", "bob@example.test"))
+    [key] = keys_of(await pages.text("/"))
+    assert (await marked(pages, action, key)).status_code == 400
+    form = {"action": "delete", "confirmed": "yes", "id": key}
+    assert (await pages.http.post("/messages", data=form)).status_code == 403
+    assert subjects(await pages.text("/")) == ["one"]
+
+
+@pytest.mark.parametrize("is_indexed", [True, False])
+async def test_texts_of_all_mail_are_searched(pages, is_indexed):
+    places = pages.relay.daemon.base.journeys.places
+    places.lookup_s = 60  # other load takes nothing off
+    if not is_indexed:
+        places.index = None
+
+    def submit():
+        with smtplib.SMTP(
+            pages.relay.addresses.smtp.host, pages.relay.addresses.smtp.port
+        ) as client:
+            for subject, recipient, text in (
+                ("in a mailbox", "bob@example.test", "a giraffe"),
+                ("captured", "ann@customer.test", "two giraffes"),
+                ("waits", "x+451@customer.test", "a giraffe too"),
+                ("other", "bob@example.test", "an elephant"),
+            ):
+                message = f"Subject: {subject}\r\n\r\n{text}"
+                client.sendmail("alice@example.test", [recipient], message.encode())
+
+    await asyncio.to_thread(submit)
+    await pages.relay.settle()
+    for query, expected in (
+        ("giraffe", ["waits", "captured", "in a mailbox"]),
+        ("giraffe state:captured", ["captured"]),
+        ("giraffe is:unread to:bob", ["in a mailbox"]),
+        ("has:attachment", []),
+        ("larger:100k", []),
+        ("after:2020-01-01 elephant", ["other"]),
+    ):
+        answer = await pages.get("/", params={"q": query})
+        assert subjects(answer.text) == expected, query
+    await pages.relay.daemon.base.store.messages.delete(
+        "bob@example.test", (await only_message(pages, "elephant")), permanently=True
+    )
+    assert subjects(await pages.text("/?q=elephant")) == ["other"] * is_indexed
+    refused = await pages.get("/", params={"q": "larger:much"})
+    assert "larger: found &#39;much&#39;, expected a size such as 100k or 2M" in refused.text
+
+
+async def only_message(pages, word):
+    """The id of the copy of the only message with a word."""
+    headers = {"authorization": f"Bearer {pages.relay.token}"}
+    answer = await pages.get(f"/relay/v1/messages?q={word}", headers=headers)
+    [message] = answer.json()["messages"]
+    return message["recipients"][0]["graph_id"]
+
+
+async def test_a_search_that_was_cut_off_goes_on_with_older(pages):
+    await send(pages, *((f"m{number}", f"user{number}@example.test") for number in range(6)))
+    pages.relay.daemon.base.journeys.places.lookup_s = 0.0
+    pages.relay.daemon.base.journeys.places.index = None  # as in a service
+    text = await pages.text("/?q=giraffe")
+    assert "No message matches on this page" in text
+    for _ in range(5):
+        text = await pages.text(link(text, "Older"))
+    assert ">Older</a>" not in text

@@ -1,0 +1,125 @@
+"""The pages that release captured mail: to whom, and where it goes, is shown before it is done."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.relay_process import until
+from tests.support.running_dev import RunningDev, relay_dev
+from tests.unit.front_door.pages.conftest import plain
+
+HOST = f"smtp://127.0.0.1:{free_port()}"  # nobody listens: what was released is deferred
+
+
+@pytest.fixture(scope="module")
+def dev() -> Iterator[RunningDev]:
+    with relay_dev("--no-demo", "--release-to", HOST, "--release-allow", "*@mine.test") as running:
+        yield running
+
+
+def captured(dev: RunningDev, recipient: str) -> str:
+    dev.send("alice@example.test", recipient, "Kept")
+
+    def found() -> str:
+        listed = dev.get(f"/relay/v1/messages?to={recipient}", dev.ready["token"]).json()
+        (one,) = listed["messages"][:1] or [{"state": ""}]
+        return str(one["id"]) if one["state"] == "captured" else ""
+
+    return until("it is captured", found)
+
+
+class Visit:
+    """A browser without scripts on one message."""
+
+    def __init__(self, dev: RunningDev, key: str) -> None:
+        self.dev, self.key = dev, key
+
+    def get(self, path: str) -> str:
+        answer = self.request("GET", path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def release(self, to: str, **fields: str) -> httpx.Response:
+        page = self.get(f"/queue/release?id={self.key}&message={self.key}")
+        csrf = re.findall(r'name="csrf" value="([^"]+)"', page)[0]
+        data = {"csrf": csrf, "to": to} | fields
+        return self.request("POST", f"/messages/{self.key}/release", data=data)
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        return httpx.request(method, self.dev.http + path, trust_env=False, **more)
+
+    def states(self) -> list[str]:
+        journey = self.dev.get(f"/relay/v1/messages/{self.key}", self.dev.ready["token"]).json()
+        return [one["state"] for one in journey["recipients"]]
+
+
+def test_a_copy_is_confirmed_first_and_goes_to_typed_addresses(dev: RunningDev) -> None:
+    visit = Visit(dev, captured(dev, "ann@customer.test"))
+    page = plain(visit.get(f"/messages/{visit.key}"))
+    assert "Release…" in page
+    page = plain(visit.get(f"/queue/release?id={visit.key}&message={visit.key}"))
+    assert f"A copy leaves this machine for {HOST}" in page
+    assert "Not possible: no --release-allow of this relay matches them." in page
+    assert "It leaves this machine" not in page
+    shown = visit.release("me@office.test, you@office.test;\r\nme@office.test")
+    assert shown.status_code == 200
+    text = f"It leaves this machine for {HOST}, to me@office.test, you@office.test."
+    assert text in plain(shown.text)
+    assert "ann@customer.test stays captured" in plain(shown.text)
+    assert visit.states() == ["captured"]
+    done = visit.release("me@office.test you@office.test", confirmed="true", reason="a look")
+    assert done.status_code == 303
+    page = plain(visit.get(f"/messages/{done.headers['location'].rpartition('/')[2]}"))
+    assert "Released: a copy goes to 2 addresses." in page
+    assert "a copy for me@office.test, you@office.test" in page
+    assert "because: a look" in page
+    assert visit.states()[0] == "captured"
+    assert len(visit.states()) == 3
+
+
+def test_own_recipients_are_named_before_their_mail_leaves(dev: RunningDev) -> None:
+    visit = Visit(dev, captured(dev, "joe@mine.test"))
+    page = plain(visit.get(f"/queue/release?id={visit.key}&message={visit.key}"))
+    assert f"It leaves this machine for {HOST}, to joe@mine.test." in page
+    assert "Not possible" not in page
+    # of several messages no copy is made
+    other = captured(dev, "ann@customer.test")
+    page = plain(visit.get(f"/queue/release?id={visit.key}&id={other}"))
+    assert f"It leaves this machine for {HOST}, to joe@mine.test." in page
+    assert "Addresses for a copy" not in page
+    assert "would release 1 of 2 entries" in page
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "fault"),
+    [
+        ("", 400, "to: found 0 addresses, expected 1 to 100."),
+        ("me@office.test nobody", 400, "to: found 'nobody': expected local-part@domain"),
+        (" ".join(f"u{number}@office.test" for number in range(1000)), 400, "to: found 1,000 addresses"),
+        ("me@office..test", 400, "has an empty label (one dot too many)."),
+        ("Ann@Customer.Test me@office.test", 403, "No --release-allow matches ann@customer.test"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_shown_with_what_was_typed(
+    dev: RunningDev, to: str, status: int, fault: str
+) -> None:
+    visit = Visit(dev, captured(dev, "ann@customer.test"))
+    for confirmed in ({}, {"confirmed": "true"}):
+        page = visit.release(to, **confirmed)
+        assert page.status_code == status
+        assert fault in plain(page.text)
+        assert re.search(r"<textarea[^>]*>([^<]*)</textarea>", page.text)[1] == to  # type: ignore[index]
+    assert visit.states() == ["captured"]
+
+
+def test_a_release_needs_the_token_of_its_form(dev: RunningDev) -> None:
+    visit = Visit(dev, captured(dev, "ann@customer.test"))
+    path = f"/messages/{visit.key}/release"
+    fields = {"to": "me@office.test", "confirmed": "true"}
+    assert visit.request("POST", path, data=fields).status_code == 403
+    assert visit.request("GET", path).status_code == 405
+    assert visit.states() == ["captured"]

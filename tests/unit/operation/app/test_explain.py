@@ -1,0 +1,489 @@
+"""What an explanation says, by the parts that acceptance and delivery use."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from relay.base.accounts.account import Account, AliasTarget, Expansion
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
+from relay.base.message.srs import Srs
+from relay.base.message.tls_policy import TlsPolicy
+from relay.base.settings.tree import Route
+from relay.delivery.retry import RetrySchedule
+from relay.delivery.site import SiteProbe, SiteState
+from relay.delivery.site_limits import Rate, SiteOptions
+from relay.front_door.api.dependencies import Question
+from relay.operation.app.configuration import RoutePlace
+from relay.operation.app.explain import Explainer
+from relay.store.mailbox.types import Room
+from relay.transport.ingress.forwarding import Forwarder
+from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.recipient_checks import RecipientChecks
+from relay.transport.milter.filters import MilterSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import read_rules
+from relay.transport.routing.mx_hosts import Host, Hosts
+from relay.transport.routing.resolver import Resolver
+from relay.transport.routing.route_table import RouteTable
+from tests.support.accounts import TokenAccounts
+from tests.support.dns_server import DnsThread
+
+ALICE, SENDER = "alice@example.test", "sender@example.test"
+PEOPLE = TokenAccounts({name: Account(f"{name}@example.test") for name in ("alice", "sender")})
+ROUTES = (
+    Route("closed.test", "reject:5.7.9 Not there"),
+    Route("kept.test", "capture"),
+    Route("own.test", "mx", tls="verify", name="checked", max_connections=2, max_rate="10/60.0"),
+    Route("host.test", "smtps://localhost:4650", name="paid"),
+    Route("six.test", "smtp://localhost:2525", source_address="::1"),
+    Route("paper.test", "smtp://localhost:2526", sender="*@paper.test"),
+)
+ZONE = {
+    "own.test": {"MX": ["20 b.own.test.", "10 a.own.test."]},
+    "a.own.test": {"A": ["192.0.2.1", "192.0.2.2"]},
+    "b.own.test": {"A": ["192.0.2.3"]},
+    "back.test": {
+        "MX": ["5 bare.test.", "10 a.own.test.", "20 relay.example.test.", "30 b.own.test."]
+    },
+    "bare.test": {},
+    "loop.test": {"MX": ["5 relay.example.test."]},
+    "null.test": {"MX": ["0 ."]},
+    "later.test": "SERVFAIL",
+}
+RULES = """
+[[rule]]
+name = "no spam"
+when = { subject = "*spam*" }
+then = [ { reject = "5.7.1 No spam" } ]
+[[rule]]
+name = "moved"
+when = { recipient = "moved@*" }
+then = [ { redirect = ["x@own.test", "alice@example.test"] } ]
+[[rule]]
+name = "dropped"
+when = { recipient = "dropped@*" }
+then = [ { discard = true } ]
+[[rule]]
+name = "refused"
+when = { recipient = "refused@*", direction = "outbound" }
+unless = { sender = "boss@*" }
+then = [ { reject = "5.7.2 Refused" } ]
+"""
+FAILURE = Deferred(Evidence("4.4.2", "no answer", host="a.own.test"), DeferralClass.CONNECT)
+
+
+class Mailboxes:
+    """Mailboxes with room for 1000 octets."""
+
+    async def room(self, _account, size):
+        return Room.FITS if size <= 1000 else Room.FULL
+
+
+class Aliases(TokenAccounts):
+    """The accounts, and one alias for each form of an expansion."""
+
+    def expand(self, address):
+        return {
+            "info@example.test": Expansion(
+                (AliasTarget("bob@own.test", ("info@example.test", "team@example.test")),)
+            ),
+            "all@example.test": Expansion((
+                AliasTarget("x@closed.test", ("all@example.test",)),
+                AliasTarget("x@kept.test", ("all@example.test", "team@example.test")),
+            )),
+            "dead@example.test": Expansion((AliasTarget("x@closed.test", ("dead@example.test",)),)),
+            "mix@example.test": Expansion((AliasTarget("refused@own.test", ("mix@example.test",)),)),
+        }.get(address)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dns() -> Iterator[DnsThread]:
+    with DnsThread(ZONE) as dns:
+        yield dns
+
+
+@pytest.fixture
+async def explainer(dns: DnsThread, tmp_path: Path):
+    """An explainer of real parts, of a relay whose sites do nothing; with changes of its parts."""
+    (tmp_path / "10.toml").write_text(RULES)
+    rules, clock = RuleBook(read_rules(tmp_path)), SystemClock()
+    resolver = Resolver(
+        [dns.address], timeout_s=5, clock=clock, rng=random.Random(1), hostname="relay.example.test"
+    )
+
+    def made(**changes) -> Explainer:
+        parts = {
+            "table": None,
+            "rules": lambda: rules,
+            "resolver": resolver,
+            "schedule": RetrySchedule((60.0, 300.0), lambda: 0.0),
+            "options": SiteOptions(connections_max=20, unreachable_s=30.0, rate=Rate(100, 60.0)),
+            "clock": clock,
+            "accounts": PEOPLE,
+            "places": {"checked": RoutePlace("relay.toml", 40)},
+            "trusts": lambda ip: ip == "192.0.2.9",
+            "state_of": lambda _hop, _hosts: SiteState(0, 0.0, None, 0.0),
+            "milters": MilterSet((), hostname="relay.example.test"),
+        }
+        parts |= changes
+        accounts, given = parts.pop("accounts"), parts.pop("table")
+        table = given or RouteTable(ROUTES, ["example.test"], accounts)
+        forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock, RateLimits(clock))
+        checks = RecipientChecks(forwarding, Mailboxes().room)
+        return Explainer(forwarding=forwarding, checks=checks, **parts)
+
+    yield made
+    await resolver.close()
+
+
+async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
+    found = await explainer().explain(Question("bob@own.test", SENDER))
+    rules = found.pop("rules")
+    assert found == {
+        "address": "bob@own.test",
+        "from": SENDER,
+        "state": "remote",
+        "reply": "",
+        "reason": "",
+        "rule": "",
+        "aliases": [],
+        "route": {"name": "checked", "file": "relay.toml", "line": 40, "next_hop": "mx:own.test"},
+        "mailbox": "",
+        "hosts": [
+            {"name": "a.own.test", "preference": 10, "addresses": found["hosts"][0]["addresses"],
+             "skipped": ""},
+            {"name": "b.own.test", "preference": 20, "addresses": ["192.0.2.3"], "skipped": ""},
+        ],
+        "hosts_more": 0,
+        "tls": {"level": "verify", "policy": "route checked", "requiretls": False},
+        "limits": {"max_connections": 2, "max_rate": "10/60", "source_address": ""},
+        "site": {
+            "connections": 0, "paused_until": None, "paused_by": "", "last_failure": None,
+        },
+        "retry": [60.0, 300.0],
+        "running": True,
+    }  # fmt: skip
+    assert sorted(found["hosts"][0]["addresses"]) == ["192.0.2.1", "192.0.2.2"]
+    assert [(each["rule"], each["matched"]) for each in rules] == [
+        ("no spam", None), ("moved", False), ("dropped", False), ("refused", False),
+    ]  # fmt: skip
+    assert list(rules[0]["conditions"]) == [{"condition": "subject", "value": "", "holds": None}]
+    assert list(rules[3]["conditions"]) == [
+        {"condition": "direction", "value": "outbound", "holds": True},
+        {"condition": "recipient", "value": "bob@own.test", "holds": False},
+        {"condition": "unless sender", "value": SENDER, "holds": False},
+    ]
+    assert list(rules[3]["actions"]) == [{"reject": {"status": "5.7.2", "text": "Refused"}}]
+
+
+@pytest.mark.parametrize(
+    ("address", "state", "reply"),
+    [
+        (ALICE, "local", ""),
+        ("nobody@example.test", "invalid", "550 5.1.1 <nobody@example.test>: no such user here"),
+        ("x@kept.test", "captured", ""),
+        ("x@closed.test", "rejected", "550 5.7.9 <x@closed.test>: Not there"),
+        ("refused@own.test", "rejected", "550 5.7.2 Refused"),
+        ("dropped@own.test", "discarded", ""),
+        ("x@gone.test", "invalid", "the domain gone.test does not exist (NXDOMAIN)"),
+        ("x@null.test", "invalid", "null.test accepts no mail"),
+        ("x@later.test", "remote", "the MX records of later.test could not be looked up"),
+        ("x@[192.0.2.1]", "invalid", "550 5.1.2 <x@[192.0.2.1]>: no mail to address literals"),
+        ("postmaster", "local", ""),
+    ],
+)
+async def test_the_state_of_an_address(explainer, address, state, reply) -> None:
+    found = await explainer().explain(Question(address, SENDER))
+    assert found["state"] == state
+    assert found["reply"].startswith(reply)
+    assert bool(found["reply"]) is bool(reply)
+    assert found["hosts"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "level", "policy"),
+    [
+        ("x@own.test", "verify", "route checked"),
+        ("x@host.test", "required", "route paid"),
+        ("x@paper.test", "opportunistic", "configuration"),
+    ],
+)
+async def test_who_demands_the_tls_level(explainer, address, level, policy) -> None:
+    found = await explainer().explain(Question(address, "me@paper.test"))
+    assert found["tls"] == {"level": level, "policy": policy, "requiretls": False}
+
+
+async def test_the_reverse_path_decides_on_the_route(explainer) -> None:
+    routes = [
+        (await explainer().explain(Question("x@paper.test", sender)))["route"]["next_hop"]
+        for sender in ("me@paper.test", "me@other.test", "")
+    ]
+    assert routes == ["smtp://localhost:2526", "mx:paper.test", "mx:paper.test"]
+
+
+async def test_hosts_that_are_skipped_say_why(explainer) -> None:
+    found = await explainer().explain(Question("x@back.test", SENDER))
+    assert [(each["name"], each["skipped"]) for each in found["hosts"]] == [
+        ("a.own.test", ""),
+        ("bare.test", "no address"),
+        ("relay.example.test", "this relay"),
+        ("b.own.test", "not preferred to this relay"),
+    ]
+    looping = await explainer().explain(Question("x@loop.test", SENDER))
+    assert (looping["state"], looping["hosts"][0]["skipped"]) == ("invalid", "this relay")
+    assert "loops back to this relay" in looping["reply"]
+
+
+async def test_a_host_of_another_family_than_the_source_address_is_skipped(explainer) -> None:
+    class FourOnly:
+        async def resolve(self, next_hop):
+            return Hosts((Host("localhost", 0, ("127.0.0.1",), 2525),))
+
+    found = await explainer(resolver=FourOnly()).explain(Question("x@six.test", SENDER))
+    [host] = found["hosts"]
+    assert (host["addresses"], host["skipped"]) == (
+        [],
+        "no address of the family of source_address",
+    )
+    assert found["limits"]["source_address"] == "::1"
+
+
+async def test_with_a_message_every_condition_is_known(explainer) -> None:
+    question = Question("bob@own.test", SENDER, content=b"Subject: more spam\r\n\r\n")
+    found = await explainer().explain(question)
+    assert (found["state"], found["reply"]) == ("rejected", "550 5.7.1 No spam")
+    first, *others = found["rules"]
+    assert (first["matched"], first["conditions"][0]["value"]) == (True, "more spam")
+    assert {each["skipped"] for each in others} == {'rule "no spam" was the last one'}
+
+
+@pytest.mark.parametrize(
+    ("address", "next_hop", "hosts"),
+    [("x@own.test", "mx:own.test", 2), ("x@gone.test", "mx:gone.test", 0), (ALICE, "local", 0)],
+)
+async def test_a_route_that_holds_shows_where_a_release_sends_mail(
+    explainer, address, next_hop, hosts
+) -> None:
+    routes = [Route("*.test", "hold", name="wait"), *ROUTES]
+    table = RouteTable(routes, ["example.test"], PEOPLE)
+    found = await explainer(table=table).explain(Question(address, SENDER))
+    assert (found["state"], found["reason"]) == ("held", "route wait")
+    assert (found["route"]["next_hop"], len(found["hosts"])) == (next_hop, hosts)
+
+
+HOLDS = """
+[[rule]]
+name = "a look"
+when = { recipient = ["bob@*", "moved@*", "alice@*"] }
+then = [ { hold = "looked at" } ]
+[[rule]]
+name = "moved"
+when = { recipient = "moved@*" }
+then = [ { redirect = "x@own.test" } ]
+[[rule]]
+name = "not now"
+when = { recipient = "later@*" }
+then = [ { defer = "4.7.1 Not now" } ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "held", "routes"),
+    [
+        ("bob@own.test", ("held", "looked at", "a look"), ROUTES),
+        (ALICE, ("held", "looked at", "a look"), ROUTES),
+        ("bob@own.test", ("held", "looked at", "a look"), [Route("*", "hold", name="wait")]),
+        ("eve@own.test", ("held", "route wait", ""), [Route("*", "hold", name="wait")]),
+        ("eve@own.test", ("remote", "", ""), ROUTES),
+    ],
+)
+async def test_a_rule_that_holds_is_named_and_so_is_its_reason(
+    explainer, tmp_path, address, held, routes
+) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules, table = RuleBook(read_rules(tmp_path)), RouteTable(routes, ["example.test"], PEOPLE)
+    found = await explainer(rules=lambda: rules, table=table).explain(Question(address, SENDER))
+    assert (found["state"], found["reason"], found["rule"]) == held
+    assert found["route"]["next_hop"] == ("local" if address == ALICE else "mx:own.test")
+
+
+async def test_what_a_held_recipient_is_redirected_to_is_held(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules = RuleBook(read_rules(tmp_path))
+    found = await explainer(rules=lambda: rules).explain(Question("moved@own.test", SENDER))
+    [target] = found["targets"]
+    assert (found["state"], target["state"], target["rule"]) == ("held", "held", "a look")
+
+
+async def test_a_rule_that_defers_is_a_temporary_rejection(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text(HOLDS)
+    rules = RuleBook(read_rules(tmp_path))
+    found = await explainer(rules=lambda: rules).explain(Question("later@own.test", SENDER))
+    state = (found["state"], found["reply"], found["rule"])
+    assert state == ("rejected", "451 4.7.1 Not now", "not now")
+    assert [each["matched"] for each in found["rules"]] == [False, False, True]
+
+
+async def test_a_rule_says_why_it_is_not_used_today(explainer, tmp_path) -> None:
+    (tmp_path / "10.toml").write_text("[[rule]]\nname = 'r'\nuntil = 2000-01-01\nstop = true\n")
+    rules = RuleBook(read_rules(tmp_path))
+    found = await explainer(rules=lambda: rules).explain(Question("bob@own.test", SENDER))
+    assert [each["skipped"] for each in found["rules"]] == ["not after 2000-01-01"]
+
+
+async def test_a_redirect_has_targets_to_which_no_rule_applies(explainer) -> None:
+    found = await explainer().explain(Question("moved@other.test", SENDER))
+    assert found["state"] == "remote"
+    targets = [(each["address"], each["state"], each["rules"]) for each in found["targets"]]
+    assert targets == [("x@own.test", "remote", []), (ALICE, "local", [])]
+
+
+@pytest.mark.parametrize(
+    ("ip", "state"), [("", "remote"), ("192.0.2.9", "remote"), ("192.0.2.1", "rejected")]
+)
+async def test_a_client_that_is_not_trusted_may_not_relay(explainer, ip, state) -> None:
+    found = await explainer().explain(Question("bob@own.test", SENDER, ip))
+    assert found["state"] == state
+    inbound = await explainer().explain(Question(ALICE, SENDER, ip))
+    direction = inbound["rules"][3]["conditions"][0]
+    assert inbound["state"] == "local"
+    assert direction["value"] == ("inbound" if state == "rejected" else "internal")
+
+
+async def test_an_alias_with_one_target_is_explained_as_that(explainer) -> None:
+    found = await explainer(accounts=Aliases(PEOPLE.accounts)).explain(
+        Question("info@example.test", SENDER, "192.0.2.1")  # any client may send to an alias
+    )
+    assert (found["address"], found["state"]) == ("info@example.test", "remote")
+    assert found["aliases"] == ["team@example.test", "bob@own.test"]
+    assert found["route"]["next_hop"] == "mx:own.test"
+    assert found["rules"][3]["conditions"][1]["value"] == "bob@own.test"
+
+
+async def test_an_alias_with_several_targets_has_each_of_them(explainer) -> None:
+    found = await explainer(accounts=Aliases(PEOPLE.accounts)).explain(
+        Question("all@example.test", SENDER)
+    )
+    assert (found["state"], found["aliases"], found["rules"]) == ("captured", [], [])
+    assert [(each["address"], each["state"], each["aliases"]) for each in found["targets"]] == [
+        ("x@closed.test", "rejected", ["x@closed.test"]),
+        ("x@kept.test", "captured", ["team@example.test", "x@kept.test"]),
+    ]
+
+
+async def test_an_alias_that_leads_nowhere_is_refused_by_its_own_name(explainer) -> None:
+    asking = explainer(accounts=Aliases(PEOPLE.accounts))
+    dead = await asking.explain(Question("dead@example.test", SENDER))
+    assert dead["state"] == "rejected"
+    assert dead["reply"] == "550 5.7.9 <dead@example.test>: Not there"
+    mixed = await asking.explain(Question("mix@example.test", SENDER))
+    assert (mixed["state"], mixed["reply"]) == ("rejected", "550 5.7.2 Refused")
+
+
+async def test_mail_that_an_alias_has_forwarded_is_rejected_with_its_message(explainer) -> None:
+    asking = explainer(accounts=Aliases(PEOPLE.accounts))
+    content = b"Delivered-To: info@example.test\r\n\r\n"
+    found = await asking.explain(Question("info@example.test", SENDER, content=content))
+    assert (found["state"], found["reply"][:9]) == ("rejected", "554 5.4.6")
+
+
+@pytest.mark.parametrize(
+    ("ip", "author", "state"),
+    [
+        ("192.0.2.1", "alice@example.test", "rejected"),
+        ("192.0.2.9", "alice@example.test", "remote"),
+        ("192.0.2.1", "ann@other.test", "remote"),
+        ("", "alice@example.test", "remote"),
+    ],
+)
+async def test_a_strangers_mail_in_our_name_is_not_forwarded(explainer, ip, author, state) -> None:
+    asking = explainer(accounts=Aliases(PEOPLE.accounts))
+    content = f"From: {author}\r\n\r\n".encode()
+    found = await asking.explain(Question("info@example.test", "a@b.test", ip, content))
+    assert found["state"] == state
+    assert found["reply"].startswith("550 5.7.1 From or Sender" if state == "rejected" else "")
+
+
+async def test_a_full_mailbox_rejects(explainer) -> None:
+    content = b"Subject: x\r\n\r\n" + b"x" * 1000
+    found = await explainer().explain(Question(ALICE, SENDER, content=content))
+    assert found["state"] == "rejected"
+    assert found["reply"].startswith(f"452 4.2.2 <{ALICE}>: the mailbox is full")
+
+
+async def test_the_state_of_the_site(explainer) -> None:
+    asked = []
+
+    def state_of(next_hop, hosts):
+        asked.append((str(next_hop), [host.name for host in hosts.hosts]))
+        return SiteState(connections=3, paused_s=10.0, failure=FAILURE, failed_s=5.0)
+
+    before = rfc3339(SystemClock().time_us())
+    found = await explainer(state_of=state_of).explain(Question("bob@own.test", SENDER))
+    site = found["site"]
+    assert asked == [("mx:own.test", ["a.own.test", "b.own.test"])]
+    assert site["connections"] == 3
+    assert site["last_failure"]["at"] < before < site["paused_until"]
+    assert site["last_failure"] | {"at": ""} == {"at": "", "host": "a.own.test", "reply": "no answer"}  # fmt: skip
+
+
+async def test_a_probe_is_of_the_hosts_that_delivery_takes(explainer) -> None:
+    asked = []
+
+    async def probe(next_hop, hosts):
+        asked.append((next_hop.key, [host.name for host in hosts.hosts]))
+        return SiteProbe("a.own.test", "192.0.2.1:25", "TLSv1.3", "AES", tried=("20 b: no",))
+
+    asking = explainer(probe=probe, accounts=Aliases(PEOPLE.accounts))
+    for address in ("bob@own.test", "info@example.test"):
+        found = await asking.explain(Question(address, SENDER, probe=True))
+        assert found["probe"] == {
+            "host": "a.own.test", "address": "192.0.2.1:25", "tls": "TLSv1.3", "cipher": "AES",
+            "reply": "", "tried": ("20 b: no",),
+        }  # fmt: skip
+    assert asked == [("mx:own.test checked", ["a.own.test", "b.own.test"])] * 2
+    for address in (ALICE, "x@kept.test", "refused@own.test", "x@gone.test", "x@later.test",
+                    "all@example.test"):  # fmt: skip
+        assert (await asking.explain(Question(address, SENDER, probe=True)))["probe"] is None
+    assert "probe" not in await asking.explain(Question("bob@own.test", SENDER))
+    assert len(asked) == 2
+
+
+async def test_without_a_relay_the_site_is_unknown(explainer) -> None:
+    found = await explainer(state_of=None).explain(Question("bob@own.test", SENDER))
+    assert (found["site"], found["running"]) == (None, False)
+
+
+async def test_an_explanation_changes_with_each_of_the_parts(explainer, tmp_path, monkeypatch):
+    question = Question("bob@own.test", SENDER)
+    before = await explainer().explain(question)
+
+    table = RouteTable([Route("*", "capture")], ["example.test"], PEOPLE)
+    assert (await explainer(table=table).explain(question))["state"] == "captured"
+
+    (tmp_path / "10.toml").write_text(
+        "[[rule]]\nname = 'all'\nthen = [ { reject = '5.7.1 no' } ]\n"
+    )
+    other_rules = RuleBook(read_rules(tmp_path))
+    rejected = await explainer(rules=lambda: other_rules).explain(question)
+    assert (rejected["state"], rejected["rules"][0]["rule"]) == ("rejected", "all")
+
+    class OtherHosts:
+        async def resolve(self, next_hop):
+            return Hosts((Host("elsewhere.test", 5, ("192.0.2.77",), 25),))
+
+    found = await explainer(resolver=OtherHosts()).explain(question)
+    assert found["hosts"] == [
+        {"name": "elsewhere.test", "preference": 5, "addresses": ["192.0.2.77"], "skipped": ""}
+    ]
+
+    def never_in_the_clear(policy, name):
+        return replace(policy, level="required")
+
+    assert before["tls"]["level"] == "verify"
+    monkeypatch.setattr(TlsPolicy, "for_host", never_in_the_clear)
+    assert (await explainer().explain(question))["tls"]["level"] == "required"

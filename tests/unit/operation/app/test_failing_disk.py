@@ -1,0 +1,205 @@
+"""A relay whose spool disk fails: no 250 for mail that is not stored, no delivery of rejected mail."""
+
+import asyncio
+import http.client
+import json
+import mailbox
+import re
+import smtplib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from relay.operation.app.daemon import Daemon
+from relay.store.spool.sqlite import damage, database, write_ahead_log
+from relay.store.spool.types import SpoolError
+from tests.support.graph_client import message
+from tests.support.remote_mx import RemoteMx
+from tests.support.vfs import FaultyDisk
+
+SOON_S = 30.0
+
+
+@dataclass
+class Running:
+    """A relay in this process, for clients in threads."""
+
+    daemon: Daemon
+    folder: Path
+
+    async def submit(self, subject: str, to: str = "alice@example.test") -> tuple[int, bytes]:
+        """The reply to the final dot of a message, or an earlier refusal."""
+        return await asyncio.to_thread(self._submit, subject, to)
+
+    async def until_accepted(self, subject: str) -> None:
+        """Submit until it is taken: a relay knows some time later that its disk is well."""
+        async with asyncio.timeout(SOON_S):
+            while (await self.submit(subject))[0] != 250:
+                await asyncio.sleep(0.05)
+
+    async def send_mail(self, subject: str) -> int:
+        """The status of alice's message to herself."""
+        return await asyncio.to_thread(self._send_mail, subject)
+
+    async def until_inbox_has(self, *subjects: str) -> None:
+        async with asyncio.timeout(SOON_S):
+            while sorted(self._inbox()) != sorted(subjects):
+                await asyncio.sleep(0.02)
+
+    def _submit(self, subject: str, to: str) -> tuple[int, bytes]:
+        address = self.daemon.transport.smtp_servers[0].address
+        with smtplib.SMTP(address.host, address.port, "client.test", SOON_S) as session:
+            session.ehlo()
+            replies = [session.mail("x@remote.test"), session.rcpt(to)]
+            refused = [one for one in replies if one[0] != 250]
+            text = f"Subject: {subject}\r\n\r\nHello.\r\n"
+            reply = refused[0] if refused else session.data(text)
+            assert session.noop()[0] == 250
+        return reply
+
+    def _send_mail(self, subject: str) -> int:
+        address = self.daemon.http_servers[0].bound[0]
+        body = {"message": message(to=["alice@example.test"], subject=subject)}
+        headers = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
+        with closing(http.client.HTTPConnection(address.host, address.port)) as connection:
+            connection.request("POST", "/v1.0/me/sendMail", json.dumps(body), headers)
+            return connection.getresponse().status
+
+    def _inbox(self) -> list[str]:
+        home = self.folder / "mail/example.test/alice"
+        if not all((home / part).is_dir() for part in ("cur", "new")):  # it is made just now
+            return []
+        return [str(one["subject"]) for one in mailbox.Maildir(home, create=False)]
+
+
+@pytest.fixture
+def disk() -> Iterator[FaultyDisk]:
+    with FaultyDisk() as disk:
+        yield disk
+
+
+@pytest.fixture
+async def running(
+    disk: FaultyDisk, settings_with, composed, tmp_path: Path
+) -> AsyncIterator[Running]:
+    daemon = composed(settings_with())
+    await daemon.start()
+    yield Running(daemon, tmp_path)
+    disk.is_well()
+    await daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status"),
+    [("sync", 451, b"4.3.0"), ("write", 451, b"4.3.0"), ("full", 452, b"4.3.1")],
+)
+async def test_no_250_where_the_commit_fails(
+    disk: FaultyDisk, running: Running, fault: str, code: int, status: bytes
+) -> None:
+    assert (await running.submit("before"))[0] == 250
+    await running.until_inbox_has("before")
+    disk.refuses(fault)
+    reply = await running.submit("refused")
+    assert (reply[0], reply[1][:5]) == (code, status)
+    replies = await asyncio.gather(*(running.submit("refused") for _ in range(5)))
+    assert {reply[0] for reply in replies} <= {code, 452}  # the relay may know it by now
+    disk.is_well()
+    await running.until_accepted("behind")
+    await running.until_inbox_has("before", "behind")
+
+
+@pytest.mark.parametrize("fault", ["sync", "full"])
+async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
+    disk: FaultyDisk, running: Running, fault: str
+) -> None:
+    assert (await running.submit("before"))[0] == 250  # what a start writes has been written
+    await running.until_inbox_has("before")
+    disk.refuses(fault)
+    assert await running.send_mail("waits") == 202
+    ready = running.folder / "mail/.submissions/ready"
+    assert len(list(ready.iterdir())) == 1
+    async with asyncio.timeout(SOON_S):
+        while disk.refusals[fault] < 2:  # it was attempted, and again
+            await asyncio.sleep(0.02)
+    assert len(list(ready.iterdir())) == 1
+    disk.is_well()
+    await running.until_inbox_has("before", "waits")
+    async with asyncio.timeout(SOON_S):
+        while list(ready.iterdir()):
+            await asyncio.sleep(0.02)
+        while any((counts := await running.daemon.base.spool.counts()).entries.values()):
+            await asyncio.sleep(0.02)  # it is in the mailbox before it is settled
+    assert counts.unaccounted == 0
+
+
+@pytest.fixture
+async def relaying(
+    disk: FaultyDisk, settings_with, composed, tmp_path: Path, monkeypatch
+) -> AsyncIterator[tuple[Running, RemoteMx]]:
+    """A relay that delivers remotely, checkpoints often and has nothing in SQLite's cache."""
+    monkeypatch.setattr(damage, "_RETRY_S_MAX", 0.5)
+    monkeypatch.setattr(database, "_CACHE_KIB", 1)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_IDLE", 20)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 40)
+    async with RemoteMx() as remote:
+        route = {"domain": "remote.test", "next_hop": f"smtp://{remote.host}:{remote.port}"}
+        daemon = composed(settings_with(route=[route]))
+        await daemon.start()
+        yield Running(daemon, tmp_path), remote
+        disk.is_well()
+        await daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("faults", "suffix"),
+    [
+        (("read",), ""),
+        (("read",), "-wal"),
+        (("write",), ""),
+        (("sync",), ".sqlite"),  # of a checkpoint
+        (("read", "write", "sync"), ""),
+    ],
+)
+async def test_what_was_accepted_around_a_short_eio_is_sent_once(
+    disk: FaultyDisk, relaying: tuple[Running, RemoteMx], faults: tuple[str, ...], suffix: str
+) -> None:
+    running, remote = relaying
+    accepted: list[str] = []
+    is_over = False
+
+    async def client(name: str) -> None:
+        number = 0
+        while not is_over:
+            subject = f"{name}-{number}"
+            if (await running.submit(subject, to="x@remote.test"))[0] == 250:
+                accepted.append(subject)
+            number += 1
+
+    async with asyncio.timeout(2 * SOON_S), asyncio.TaskGroup() as clients:
+        for name in ("a", "b", "c"):
+            clients.create_task(client(name))
+        for _ in range(3):
+            while_well = len(accepted)
+            while len(accepted) < while_well + 10:
+                await asyncio.sleep(0.01)
+            disk.refusals.clear()
+            for fault in faults:
+                disk.refuses(fault, suffix=suffix)
+            while disk.refusals.total() < 5:
+                await asyncio.sleep(0.01)
+            disk.is_well()
+            while running.daemon.base.spool.health():
+                await asyncio.sleep(0.01)
+        is_over = True
+    async with asyncio.timeout(2 * SOON_S):
+        while True:
+            with suppress(SpoolError):
+                counts = await running.daemon.base.spool.counts()
+                if not counts.unaccounted and not any(counts.entries.values()):
+                    break
+            await asyncio.sleep(0.05)
+    sent = [re.search(rb"Subject: (\S+)", one.content)[1].decode() for one in remote.envelopes]
+    assert sorted(sent) == sorted(accepted)

@@ -1,0 +1,190 @@
+"""Gauges and pruning continue after errors."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.observe.metrics import Metrics
+from relay.operation.app import maintenance
+from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.spool.types import QueueCounts, SpoolError
+from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
+from relay.transport.signing.keys import KeyRing, SigningKey
+from relay.transport.signing.private_keys import new_key
+from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
+
+COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
+
+
+@dataclass
+class Spool:
+    """Answers from lists, then waits for ever; remembers what it was asked."""
+
+    answers: list
+    asked: list = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def _next(self, *asked):
+        self.asked.append(asked)
+        if not self.answers:
+            self.over.set()
+            await asyncio.Event().wait()
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    counts = prune = sweep = claim_without_node = _next
+
+    @property
+    def maintenance(self) -> "Spool":
+        return self
+
+
+class Log:
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+
+    def prune(self, keep_days: int) -> int:
+        self.kept.append(keep_days)
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch) -> None:
+    for name in (
+        "_FIGURES_S",
+        "_PRUNE_S",
+        "_PRUNE_PAUSE_S",
+        "_WITHOUT_NODE_S",
+        "_WITHOUT_NODE_PAUSE_S",
+    ):
+        monkeypatch.setattr(maintenance, name, 0.0)
+
+
+async def run_until_over(spool: Spool, work) -> None:
+    task = asyncio.create_task(work)
+    async with asyncio.timeout(30):
+        await spool.over.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+async def test_gauges_continue_after_spool_errors() -> None:
+    spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
+    counted = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
+    figures = maintenance.update_gauges(spool, metrics, ManualClock(), figures=counted)
+    await run_until_over(spool, figures)
+    value = metrics.registry.get_sample_value
+    assert value("relay_queue_entries", {"state": "queued"}) == 2
+    assert value("relay_queue_oldest_seconds") == 5
+    assert value("relay_queue_unaccounted") == 0
+    assert value("relay_connections", {"state": "incoming"}) == 7
+
+
+async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> None:
+    spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
+    keep = 86400 * 1.5
+    clock = ManualClock()
+    refusals = RecentRefusals()
+    for days in (3, 0):
+        at = rfc3339(clock.time_us() - days * 86_400_000_000)
+        refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
+    history = maintenance.PrunedHistory(spool, log, refusals, tmp_path / "dead-letter")
+    await run_until_over(spool, maintenance.prune_history(history, clock, keep_s=keep))
+    assert len((await refusals.page(RefusalSearch())).refused) == 1
+    assert set(spool.asked) == {(keep,)}
+    assert log.kept == [2]
+
+
+async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
+    spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
+    await run_until_over(spool, maintenance.sweep_contents(spool, ManualClock()))
+    assert len(spool.asked) == 5
+
+
+async def test_mail_of_stores_without_a_node_is_ended_after_errors_too() -> None:
+    spool, ended = Spool([(1, 2), (3,), (), SpoolError("busy"), ZeroDivisionError(), (4,)]), []
+    await run_until_over(
+        spool, maintenance.end_mail_without_node(spool, ended.append, SystemClock())
+    )
+    assert ended == [(1, 2), (3,), (4,)]
+
+
+async def test_removing_expired_uploads_continues_after_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes: list[Exception | None] = [
+        None,
+        StoreUnavailableError("full"),
+        ZeroDivisionError(),
+        None,
+    ]
+    over = asyncio.Event()
+
+    async def remove_expired() -> None:
+        if not outcomes:
+            over.set()
+        elif error := outcomes.pop(0):
+            raise error
+
+    monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
+    keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired, ManualClock()))
+    await asyncio.wait_for(over.wait(), 30)
+    keeping.cancel()
+
+
+async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day(monkeypatch) -> None:
+    clock = ManualClock()
+    passes = asyncio.Queue[None]()
+    again = asyncio.Queue[None]()
+
+    async def sleep(seconds: float, *, slack_s: float = 0.0) -> None:
+        passes.put_nowait(None)
+        await again.get()
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    day_us = 86_400_000_000
+    end_us = (clock.now_us // day_us + 20) * day_us
+    private = new_key("ed25519")
+
+    def key(selector: str, ends_us: int | None, domain: str = "a.test") -> SigningKey:
+        return SigningKey(domain, selector, private, Path(), ends_us)
+
+    ring = KeyRing([key("s1", end_us - day_us), key("s2", end_us), key("s3", None, "b.test")])
+    task = asyncio.create_task(maintenance.warn_of_ending_keys(lambda: ring, clock))
+
+    async def logged(at_us: int) -> list[tuple[str, str]]:
+        """What is logged at a moment."""
+        clock.now_us = at_us
+        with capture_logs() as logs:
+            again.put_nowait(None)
+            await passes.get()
+        assert {one["log_level"] for one in logs} <= {"warning"}
+        return [(one["selector"], one["event"].partition(":")[0]) for one in logs]
+
+    soon = [("s2", "the last signing key of a domain ends soon")]
+    over = [("s2", "the last signing key of a domain has ended")]
+    await passes.get()
+    assert await logged(end_us - 14 * day_us - 1) == []
+    assert await logged(end_us - 14 * day_us) == soon
+    assert await logged(end_us - 13 * day_us - 1) == []
+    assert await logged(end_us - 13 * day_us) == soon
+    assert await logged(end_us - 13 * day_us + 600_000_000) == []
+    assert await logged(end_us - day_us) == soon
+    assert await logged(end_us - 1) == []
+    assert await logged(end_us) == over
+    assert await logged(end_us + 1) == []
+    assert await logged(end_us + 5 * day_us) == over
+    ring = KeyRing([*ring.keys, key("s4", end_us + 6 * day_us)])  # a reload
+    assert await logged(end_us + 5 * day_us + 2) == [("s4", soon[0][1])]
+    ring = KeyRing([*ring.keys, key("s5", None)])
+    assert await logged(end_us + 9 * day_us) == []
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,262 @@
+"""The pressure monitor: disks, memory and commit latency."""
+
+import asyncio
+import gc
+import resource
+import threading
+from types import SimpleNamespace
+
+import pytest
+from msgspec import structs
+
+from relay.base.observe.metrics import Metrics
+from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
+from relay.base.process_limits import trim_memory
+from relay.operation.app import pressure_monitor as monitoring
+from relay.operation.app.pressure_monitor import (
+    PressureMonitor,
+    bounds_of,
+    memory_limit_bytes,
+    open_files_limit,
+    raise_open_files_limit,
+    resident_bytes,
+)
+from relay.store.spool.sqlite.disk_space import ReserveFile
+from relay.store.spool.types import SpoolLoad
+from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
+
+MIB = 1024 * 1024
+BOUNDS = Bounds(disk_free=1024, queue_entries=1000, memory=100 * MIB, commit_latency_s=5.0)
+
+
+class WatchedDisk:
+    """A monitor of figures that a test sets, on the disk of a folder."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.clock, self.metrics = folder, ManualClock(), Metrics()
+        self.pressure, self.reported = Pressure(), []
+        self.load, self.memory_bytes = SpoolLoad(), 0
+        self.reserve_file = ReserveFile(folder / "ballast", size_bytes=MIB)
+        options = {
+            "bounds": BOUNDS, "mailboxes": folder / "mail/not/there/yet",
+            "on_change": self.reported.append, "resident": lambda: self.memory_bytes,
+        }  # fmt: skip
+        spool = SimpleNamespace(load=self.spool_load, disk=self.spool_disk)
+        self.monitor = PressureMonitor(
+            self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
+        )
+
+    def spool_load(self) -> SpoolLoad:
+        return structs.replace(self.load, kept_bytes=self.reserve_file.missing_bytes)
+
+    def spool_disk(self) -> Disk:
+        self.reserve_file.make()
+        return monitoring.disk_of(self.folder)
+
+    async def measure(self) -> PressureState:
+        await self.monitor.measure()
+        return self.pressure.state
+
+    def metric(self, name, **labels):
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def watched(tmp_path) -> WatchedDisk:
+    return WatchedDisk(tmp_path)
+
+
+async def test_nothing_is_short_and_the_reserve_file_is_there(watched):
+    assert await watched.measure() == structs.replace(
+        PressureState(), room_bytes=watched.pressure.state.room_bytes
+    )
+    assert watched.pressure.state.room_bytes > MIB
+    assert (watched.folder / "ballast").stat().st_size == MIB
+    assert watched.reported == []
+    assert watched.metric("relay_pressure_level") == 0
+    assert {watched.metric("relay_pressure_reason", reason=str(one)) for one in PressureReason} == {
+        0
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"load": SpoolLoad(entries=1000)}, PressureReason.QUEUE),
+        ({"load": SpoolLoad(commit_s=5.0)}, PressureReason.COMMITS),
+        ({"load": SpoolLoad(backlog=1.0)}, PressureReason.BACKLOG),
+        ({"memory_bytes": 100 * MIB}, PressureReason.MEMORY),
+    ],
+)
+async def test_each_transition_is_logged_once_and_reverts(watched, change, reason):
+    before = {name: getattr(watched, name) for name in change}
+    await watched.measure()
+    for name, value in change.items():
+        setattr(watched, name, value)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await watched.measure()
+        for name, value in before.items():
+            setattr(watched, name, value)
+        assert watched.metric("relay_pressure_level") == 2
+        assert watched.metric("relay_pressure_reason", reason=str(reason)) == 2
+        for _ in range(3):
+            await watched.measure()
+    assert [state.levels for state in watched.reported] == [{reason: PressureLevel.REFUSE}, {}]
+    reported = [(one["log_level"], one["state"], one["reasons"]) for one in logs]
+    assert reported == [("warning", "refuse", f"{reason}=refuse"), ("info", "normal", "")]
+    assert watched.metric("relay_pressure_level") == 0
+
+
+async def test_rising_pressure_is_a_warning_and_falling_pressure_is_info(watched):
+    levels = []
+    for entries in (0, 950, 1000, 850, 0):
+        watched.load = SpoolLoad(entries=entries)
+        with capture_logs() as logs:
+            await watched.measure()
+        levels += [(one["log_level"], one["state"]) for one in logs]
+    assert levels == [
+        ("warning", "slow"), ("warning", "refuse"), ("info", "slow"), ("info", "normal"),
+    ]  # fmt: skip
+
+
+async def test_a_hanging_disk_does_not_block_the_monitor(watched, monkeypatch):
+    await watched.measure()
+    monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
+    answers, real, asked = threading.Event(), monitoring.disk_of, []
+
+    def silent(path):
+        asked.append(path)
+        assert answers.wait(10)
+        return real(path)
+
+    monkeypatch.setattr(monitoring, "disk_of", silent)
+    assert (await watched.measure()).level is PressureLevel.NORMAL  # as at its last answer
+    watched.clock.advance(11)
+    state = await watched.measure()
+    assert state.reasons == (PressureReason.SPOOL_DISK, PressureReason.MAIL_DISK)
+    assert len(asked) == 2  # once each, however often it is looked
+    answers.set()
+    async with asyncio.timeout(30):
+        while (await watched.measure()).levels:
+            pass
+
+
+def test_an_error_after_the_last_measurement_is_not_reported(watched, monkeypatch):
+    asked, answers, reported = threading.Event(), threading.Event(), []
+
+    def removed(path):
+        asked.set()
+        assert answers.wait(10)
+        raise OSError(2, "No such file or directory")
+
+    async def cancelled():
+        asyncio.get_running_loop().set_exception_handler(lambda _, given: reported.append(given))
+        measurement = asyncio.create_task(watched.measure())
+        await asyncio.to_thread(asked.wait, 10)
+        measurement.cancel()
+        await asyncio.gather(measurement, return_exceptions=True)
+        answers.set()
+
+    monkeypatch.setattr(monitoring, "disk_of", removed)
+    asyncio.run(cancelled())  # it waits for the threads
+    del watched.monitor  # and with it the answer
+    gc.collect()
+    assert reported == []
+
+
+async def test_a_disk_error_counts_as_full(watched, monkeypatch):
+    def gone(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(monitoring, "disk_of", gone)
+        assert (await watched.measure()).queue is PressureLevel.REFUSE
+    assert (await watched.measure()).level is PressureLevel.NORMAL
+
+
+async def test_a_clock_jump_is_logged_once_and_when_it_ends(watched):
+    day_us = 86400 * 1_000_000
+    with capture_logs() as logs:
+        for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
+            watched.clock.jumped_us = jumped_us
+            await watched.measure()
+    reported = [(one["log_level"], one.get("seconds")) for one in logs]
+    assert reported == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
+    watched.clock.jumped_us = day_us
+    await watched.measure()
+    assert watched.metric("relay_clock_jump_seconds") == 86400
+
+
+async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
+    looked = asyncio.Event()
+
+    def broken():
+        looked.set()
+        raise ZeroDivisionError
+
+    watched.monitor.resident = broken
+    monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
+    task = asyncio.create_task(watched.monitor.run())
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            await looked.wait()
+            looked.clear()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+def test_memory_limit(settings_with):
+    assert MIB < resident_bytes() < memory_limit_bytes()
+    assert bounds_of(settings_with()).memory == int(0.75 * memory_limit_bytes())
+    assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
+
+
+def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
+    group = tmp_path / "system.slice/relay.service"
+    group.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
+    (group / "memory.max").write_text("max\n")
+    monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
+    unbounded = memory_limit_bytes()
+    (group.parent / "memory.max").write_text(f"{MIB}\n")
+    assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
+
+
+async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        monitoring, "trim_memory", lambda *, collect: given.append((watched.clock.now_s, collect))
+    )
+    for memory_bytes in (0, 0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
+        watched.memory_bytes = memory_bytes
+        await watched.measure()
+        watched.clock.advance(5)
+    began_s = given[0][0]
+    assert [(at - began_s, collect) for at, collect in given] == [
+        (0, False), (10, True), (20, True), (30, False),
+    ]  # fmt: skip
+
+
+def test_trim_memory_returns_fragmented_memory():
+    pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
+    full = resident_bytes()
+    del pieces[:-1]  # the last one keeps the heap from shrinking at its end
+    trim_memory()
+    assert resident_bytes() < full - 50 * MIB
+    assert pieces
+
+
+def test_the_open_files_limit_is_raised():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        raise_open_files_limit()
+        allowed = open_files_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
+        assert allowed >= min(soft, 65536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,73 @@
+"""A queue that cannot be read for a while makes the relay not ready: mail is taken, and waits."""
+
+import asyncio
+import http.client
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.delivery import scheduler
+from relay.operation.app.daemon import Daemon
+from tests.support.remote_mx import RemoteMx
+from tests.support.spools import new_message
+
+SOON_S = 30.0
+
+
+@pytest.fixture
+async def daemon(settings_with, composed) -> AsyncIterator[Daemon]:
+    async with RemoteMx(replies={"MAIL": "451 4.3.2 later"}) as remote:
+        route = {"domain": "a.test", "next_hop": f"smtp://{remote.host}:{remote.port}"}
+        daemon = composed(settings_with(route=[route]))
+        await daemon.start()
+        yield daemon
+        await daemon.stop()
+
+
+async def asked(daemon: Daemon, path: str) -> tuple[int, str]:
+    def ask() -> tuple[int, str]:
+        address = daemon.http_servers[0].bound[0]
+        with closing(http.client.HTTPConnection(address.host, address.port)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    return await asyncio.to_thread(ask)
+
+
+async def until_status(daemon: Daemon, status: int) -> str:
+    async with asyncio.timeout(SOON_S):
+        while (answer := await asked(daemon, "/readyz"))[0] != status:
+            await asyncio.sleep(0.02)
+    return answer[1]
+
+
+async def unread_s(daemon: Daemon) -> float:
+    _, text = await asked(daemon, "/metrics")
+    (line,) = (one for one in text.splitlines() if one.startswith("relay_queue_unread_seconds "))
+    return float(line.split()[1])
+
+
+async def test_the_reason_is_said_once_it_lasts(daemon, tmp_path: Path, monkeypatch) -> None:
+    assert (await asked(daemon, "/readyz"), await unread_s(daemon)) == ((200, "ready\n"), 0)
+    monkeypatch.setattr(scheduler, "_AFTER_FAULT_S", 0.01)
+    monkeypatch.setattr(scheduler, "_UNREADABLE_S", 3600.0)
+    message = new_message([("mx:a.test", "x@a.test")])
+    with closing(apsw.Connection(str(tmp_path / "state/spool.sqlite"))) as other:
+        other.execute("ALTER TABLE recipient RENAME COLUMN owed_report TO owed")
+        await daemon.base.spool.accept(message, claim=False)
+        daemon.transport.scheduler.accepted_unclaimed([message])
+        async with asyncio.timeout(SOON_S):
+            while not await unread_s(daemon):
+                await asyncio.sleep(0.01)
+        assert (await asked(daemon, "/readyz"))[0] == 200, "it may pass"
+        monkeypatch.setattr(scheduler, "_UNREADABLE_S", 0.02)
+        text = await until_status(daemon, 503)
+        assert "the queue cannot be read, and mail in it waits: " in text
+        assert "no such column: r.owed_report" in text
+        other.execute("ALTER TABLE recipient RENAME COLUMN owed TO owed_report")
+    await until_status(daemon, 200)
+    assert await unread_s(daemon) == 0

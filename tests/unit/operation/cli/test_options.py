@@ -1,0 +1,115 @@
+"""--config, --json and --help are accepted at every place."""
+
+import json
+import re
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from relay.base.settings.document import SettingsError
+from relay.operation.cli.root import cli
+
+
+def verbs(command=cli, words=()):
+    """Every command that there is, as the words that call it."""
+    if not isinstance(command, click.Group):
+        return [words]
+    context = click.Context(command)
+    below = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [words, *(found for name, one in below for found in verbs(one, (*words, name)))]
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "state"\n')
+    return str(file)
+
+
+def everywhere(words, *option):
+    """`words` with `option` before, between and behind them."""
+    return [[*words[:place], *option, *words[place:]] for place in range(len(words) + 1)]
+
+
+@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+def test_every_verb_has_a_help_that_says_what_it_does(words):
+    text = CliRunner().invoke(cli, [*words, "--help"])
+    assert text.exit_code == 0
+    assert "--config" in text.output
+    assert "--json" in text.output
+    assert max(map(len, text.output.splitlines())) <= 80
+    assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", text.output.split("Commands:")[-1])
+
+
+def test_the_commands_are_in_four_groups():
+    text = CliRunner().invoke(cli, ["--help"]).output.partition("Options:")[2]
+    titles = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
+    assert titles == ["Develop", "Send and look", "Operate", "Repair"]
+    listed = re.findall(r"^  (\w+) +[A-Z]", text.partition("Develop:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(cli.list_commands(click.Context(cli)))
+
+
+@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--json"), ids=" ".join)
+def test_json_may_stand_anywhere(arguments, config):
+    text = CliRunner().invoke(cli, [*arguments, "--config", config])
+    assert (text.exit_code, text.stderr) == (0, "")
+    assert json.loads(text.stdout) == []
+
+
+@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--config", "FILE"), ids=str)
+def test_config_may_stand_anywhere(arguments, config):
+    text = CliRunner().invoke(cli, [config if one == "FILE" else one for one in arguments])
+    assert (text.exit_code, text.output) == (0, "0 entries, 0 recipients\n")
+
+
+def test_the_last_config_wins(config, tmp_path):
+    missing = str(tmp_path / "missing.toml")
+    text = CliRunner().invoke(cli, ["--config", config, "queue", "list", "--config", missing])
+    assert isinstance(text.exception, SettingsError)
+    assert f"{missing}: found no such file" in str(text.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["trace", ""], "expected an id"),
+        (["trace", "x" * 1001], "expected an id"),
+        (["trace", "\udcff"], "expected an id"),
+        (["wait", "last", "--state", "bogus"], "'bogus' is not one of"),
+        (["wait", "last", "--timeout", "nan"], "expected a number of seconds"),
+        (["wait", "last", "--timeout", "-1"], "not in the range"),
+        (["queue", "retry"], "expected a selector"),
+        (["queue", "list", "--older-than", "soon"], "--older-than"),
+        (["queue", "list", "--older-than", "30"], '"4h", "2d"\n'),
+        (["queue", "list", "--older-than", "3x"], '--older-than: found "3x", expected'),
+        (["storage", "prune", "--older-than", "3x"], '--older-than: found "3x", expected'),
+        (["send", "--body", "x"], "--to"),
+        (["dev", "--http", "0.0.0.0:8025"], "--http 0.0.0.0:8025: other machines can reach"),
+        (["dev", "--listen-all"], "expected --token TOKEN too"),
+        (["dev", "--smtp", "127.0.0.1.example.test:25"], "expected an IP address or localhost"),
+        (["dev", "--release-to", "http://a.test"], "expected smtp://HOST:PORT"),
+        (["dev", "--token", "a b"], "without spaces"),
+        (["dev", "--smtp", "nonsense"], "expected HOST:PORT"),
+        (["dev", "--exit-after", "0"], "not in the range"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_says_what_is_expected(arguments, text, config):
+    done = CliRunner().invoke(cli, [*arguments[:1], "--config", config, *arguments[1:]])
+    assert done.exit_code == 2  # click's own; errors.py makes it 64
+    assert text in done.stderr
+    assert done.stdout == ""
+
+
+def test_check_tells_every_fault_with_its_line(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "s"\nbogus = 1\n[delivry]\n')
+    done = CliRunner().invoke(cli, ["check", "--config", str(file)])
+    assert done.exception.code == 78
+    assert done.stderr.splitlines()[0].startswith(f"{file}:3: bogus: found an unknown key")
+    assert f"{file}:4: delivry: found an unknown key" in done.stderr
+    assert done.stdout == ""
+    done = CliRunner().invoke(cli, ["check", "--json", "--config", str(file)])
+    assert [one["verdict"] for one in json.loads(done.stdout)] == ["fault", "fault"]

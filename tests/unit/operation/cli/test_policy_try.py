@@ -1,0 +1,241 @@
+"""`relay policy try`: the options are the words of the rules."""
+
+import json
+import os
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from relay.base.clock import SystemClock
+from relay.operation.app.configuration import ActiveConfiguration
+from relay.operation.cli.errors import CommandError, ExitCode, report_error
+from relay.operation.cli.root import cli
+
+
+@pytest.fixture
+def written(tmp_path):
+    (tmp_path / "relay.toml").write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n[policy]\ndirectory = "rules"\n'
+    )
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/10.toml").write_text(
+        '[[rule]]\nname = "by the api"\nwhen = { source = "graph" }\nthen = [ { discard = true } ]\n'
+    )
+    (tmp_path / "one.eml").write_bytes(b"Subject: x\n\nhi\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "fate"),
+    [(["--source", "graph"], "discarded (by the api)"), ([], "delivered")],
+)
+def test_a_source_is_named_as_in_the_rules(written, options, fate):
+    arguments = [
+        "policy",
+        "try",
+        str(written / "one.eml"),
+        "--from",
+        "a@b.test",
+        "--to",
+        "c@d.test",
+    ]
+    reported = CliRunner().invoke(
+        cli, [*arguments, "--config", str(written / "relay.toml"), *options]
+    )
+    assert reported.exit_code == 0, reported.output
+    assert f"c@d.test: {fate}\n" in reported.output
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipient", "found"),
+    [
+        ("ab.c", "c@d.test", '"ab.c"'),
+        ("a@b.test", "d.test", '"d.test"'),
+        ("a@b.test", "<>", '"<>"'),
+    ],
+)
+def test_an_invalid_address_is_rejected(written, sender, recipient, found):
+    arguments = ["policy", "try", str(written / "one.eml"), "--from", sender, "--to", recipient]
+    reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert reported.exit_code == 2
+    assert f"found {found}, expected an address" in reported.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "direction"),
+    [
+        ([], "internal"),
+        (["--client", "127.0.0.1"], "internal"),  # of trusted_networks
+        (["--client", "192.0.2.1"], "inbound"),
+        (["--client", "192.0.2.1", "--login", "a@b.test"], "internal"),
+    ],
+)
+def test_a_client_without_a_login_is_a_stranger_unless_its_network_is_trusted(
+    written, options, direction
+):
+    with (written / "relay.toml").open("a") as file:
+        file.write('[mailboxes]\ndomains = ["b.test", "d.test"]\n')
+        file.write('[[smtp]]\nlisten = "127.0.0.1:2525"\nrole = "relay"\n')
+    (written / "rules/10.toml").write_text(
+        '[[rule]]\nname = "in"\nwhen = { direction = "inbound" }\nthen = [ { hold = "wait" } ]\n'
+    )
+    code, output = tried(written, written / "one.eml", "--json", *options)
+    document = json.loads(output)
+    [rule] = document["rules"]
+    holds = direction == "inbound"
+    assert rule["conditions"] == [{"condition": "direction", "value": direction, "holds": holds}]
+    assert (code, document["verdict"]) == (0, "hold" if holds else "accept")
+    hold = {"reason": "wait", "rule": "in", "expires_s": None, "silent": False, "notice": ""}
+    assert document["recipients"][0]["hold"] == (hold if holds else None)
+
+
+def test_a_recipient_in_a_twin_domain_is_that_of_the_own_domain(written):
+    with (written / "relay.toml").open("a") as file:
+        file.write(
+            '[mailboxes]\ndomains = ["b.test"]\n[[domain]]\nname = "d.test"\nalias_of = "b.test"\n'
+        )
+    _, output = tried(written, written / "one.eml", "--json")
+    assert [one["address"] for one in json.loads(output)["recipients"]] == ["c@b.test"]
+
+
+def test_a_client_is_an_address(written):
+    arguments = [
+        "policy",
+        "try",
+        str(written / "one.eml"),
+        "--from",
+        "a@b.test",
+        "--to",
+        "c@d.test",
+    ]
+    reported = CliRunner().invoke(cli, [*arguments, "--client", "b.test"])
+    assert reported.exit_code == 2
+    assert 'found "b.test", expected an IP address' in reported.stderr
+
+
+def test_the_null_reverse_path_is_an_address_to_try_from(written):
+    arguments = ["policy", "try", str(written / "one.eml"), "--from", "<>", "--to", "c@d.test"]
+    reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
+    assert reported.exit_code == 0, reported.output
+
+
+MESSAGE = b"Subject: x\n\nhi\n"
+HOSTILE = [b"\xff\xfe.eml", b"two\nlines.eml", b"\x1b[31mred.eml", b"-rf.eml", b"x" * 255]
+
+
+def tried(written, file, *options):
+    """The exit code and all that was printed, as a process has them."""
+    arguments = ["policy", "try", "--from", "a@b.test", "--to", "c@d.test", *options]
+    arguments += ["--config", str(written / "relay.toml"), "--", str(file)]
+    done = CliRunner().invoke(cli, arguments)
+    code = report_error(done.exception) if done.exception else 0
+    text = str(done.exception) if isinstance(done.exception, CommandError) else ""
+    return code, done.output + text
+
+
+def path_of(written, name):
+    return written / os.fsdecode(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_any_name_is_tried(written, name, monkeypatch):
+    monkeypatch.chdir(written)  # a dash leads
+    path_of(written, name).write_bytes(MESSAGE)
+    code, output = tried(written, os.fsdecode(name))
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_said_of_a_file_of_any_name_is_one_printable_line(written, name):
+    file = path_of(written, name)
+    missing, text = tried(written, file)
+    assert (missing, text.isprintable()) == (ExitCode.NO_INPUT, True)
+    file.write_bytes(b"no header\n")
+    bad, text = tried(written, file)
+    assert (bad, text.isprintable()) == (ExitCode.DATA, True)
+
+
+def test_a_name_that_no_file_can_have_is_no_input(written):
+    for name in ("", "x" * 300, "one.eml/x"):
+        assert tried(written, name and written / name)[0] == ExitCode.NO_INPUT
+
+
+def test_a_name_that_cannot_be_resolved_is_bad_data(written):
+    (written / "loop").symlink_to("loop")
+    code, text = tried(written, written / "loop")
+    assert (code, "Too many levels of symbolic links" in text) == (ExitCode.DATA, True)
+
+
+def test_what_is_no_file_has_no_verdict(written, monkeypatch):
+    monkeypatch.chdir(written)  # a long path is cut in the message
+    os.mkfifo(written / "pipe")  # nobody writes into it, and nobody waits
+    for file in (written, written / "pipe", "/dev/null"):
+        assert tried(written, file)[0] == ExitCode.DATA
+    assert tried(written, "pipe")[1].endswith('"pipe" is an empty pipe')
+
+
+def test_a_message_may_come_through_a_pipe(written):
+    reader, writer = os.pipe()
+    os.write(writer, MESSAGE)
+    os.close(writer)
+    code, output = tried(written, f"/dev/fd/{reader}")
+    os.close(reader)
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+def test_a_writer_that_has_a_pipe_open_is_waited_for(written):
+    os.mkfifo(written / "pipe")
+    kept = os.open(written / "pipe", os.O_RDWR)  # a FIFO has no writer without a reader
+    writer = os.open(written / "pipe", os.O_WRONLY)
+    os.close(kept)
+
+    def write():
+        os.write(writer, MESSAGE)
+        os.close(writer)
+
+    timer = threading.Timer(0.3, write)
+    timer.start()
+    code, output = tried(written, written / "pipe")
+    timer.join()
+    assert (code, "verdict: accept" in output) == (0, True)
+
+
+def test_a_file_without_an_end_is_no_message(written, monkeypatch):
+    monkeypatch.setattr("relay.operation.cli.options.INPUT_BYTES_MAX", 1 << 20)
+    assert tried(written, "/dev/zero")[0] == ExitCode.DATA
+
+
+@pytest.mark.parametrize("field", ["name=" + 9000 * "x", 101 * "a=b;" + "name=x"])
+def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, field):
+    (written / "rules/20.toml").write_text(
+        '[[rule]]\nname = "no exe"\nwhen = { attachment_name = "*.exe" }\n'
+        "then = [ { discard = true } ]\n"
+    )
+    (written / "one.eml").write_text(f"Content-Type: a/b; {field}\n\nhi\n")
+    code, text = tried(written, written / "one.eml")
+    assert (code, "the rules cannot be applied" in text) == (ExitCode.DATA, True)
+
+
+def test_the_rules_are_those_of_a_start_when_a_tenant_has_a_fault(written):
+    with (written / "relay.toml").open("a") as file:
+        file.write(
+            '[mailboxes]\ndomains = ["b.test"]\n[[tenant]]\nname = "b"\ndomains = ["b.test"]\n'
+        )
+    home = written / "rules/b"
+    home.mkdir()
+    (home / "10.toml").write_text('[[rule]]\nname = "old"\nthen = [ { discard = true } ]\n')
+    (written / "accounts.toml").touch(mode=0o600)
+    active = ActiveConfiguration(written / "relay.toml", {}, clock=SystemClock())
+    (written / "state").mkdir()
+    active.keep_sets()
+    active.close()
+    (home / "10.toml").write_text("[[rule]]\nname = 3\n")
+    code, output = tried(written, written / "one.eml")
+    assert code == 0, output
+    assert "c@d.test: discarded (b/old)" in output
+    assert f"relay policy try: {home}/10.toml:2: rule 1: name: found 3" in output
+    assert "old rules are in force for the tenants b" in output
+    (home / "10.toml").write_text('[[rule]]\nname = "r"\nthen = [ { bcc = "x@far.test" } ]\n')
+    code, output = tried(written, written / "one.eml")
+    assert 'or "bcc" in the key may of [[tenant]] "b"' in output

@@ -1,0 +1,408 @@
+"""The command as a process: exit codes, pipes, signals."""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from relay.development.verbs.dev_options import PORTS
+from tests.support import relay_starts
+from tests.support.relay_process import until
+
+ANY_PORTS = tuple(f"--{name}=127.0.0.1:0" for name in PORTS)
+RELAY = (sys.executable, "-m", "relay")
+TIMEOUT_S = 60
+
+
+class Shell:
+    """Runs `relay` with a temporary folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        own = ("RELAY_", "PYTHON")  # the tester's settings would hide how output is buffered
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        self.environment = {**kept, "TMPDIR": str(folder), "PYTHONPATH": str(relay_starts.ROOT)}
+
+    def __call__(self, *words, **variables):
+        done = relay_starts.run(
+            [*RELAY, *words], cwd=relay_starts.ROOT, env=self.environment | variables,
+            timeout_s=TIMEOUT_S,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done
+
+    def begin(self, *words, stdout=subprocess.PIPE):
+        """Start Python, as a user's shell does."""
+        return subprocess.Popen(
+            [*RELAY, *words], env=self.environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=stdout, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+def without_end(err):
+    """Return what `relay dev` printed on stderr before it said, at once, that it stops."""
+    before, found, _ = err.partition("relay dev: stopping; ")
+    assert found
+    return before
+
+
+def listens(pid):
+    """Return whether the process has a listening TCP socket; its signal handlers come before."""
+    sockets = set()
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A":  # LISTEN
+            sockets.add(f"socket:[{words[9]}]")
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()) in sockets:
+                return True
+    return False
+
+
+def has_a_socket(pid):
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()).startswith("socket:"):
+                return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def shell():
+    with tempfile.TemporaryDirectory(prefix="relay-shell-") as folder:
+        yield Shell(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def dev(shell):
+    """A development relay in the user's own folder, which the other commands find. It has one failed
+    message for friend@elsewhere.test.
+    """
+    expected_text = shell.folder / "expected_text"
+    with expected_text.open("w") as out:
+        process = shell.begin("dev", "--json", *ANY_PORTS, stdout=out)
+    until(
+        "it listens, one is captured, one failed",
+        lambda: expected_text.read_text().count("\n") >= 3 or process.poll() is not None,
+    )
+    program = shell.folder / "setup.exe"
+    program.write_bytes(b"MZ")
+    words = ("--token", "alice", "--to", "friend@elsewhere.test", "--attach", str(program))
+    until("it can be sent to", lambda: shell("send", *words, "--body", "x").returncode == 0)
+    assert shell("wait", "friend@elsewhere.test").returncode == 0
+    yield process
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, without_end(err)) == (0, "")
+    lines = [json.loads(line) for line in expected_text.read_text().splitlines()]
+    assert lines[0]["pid"] == process.pid
+    assert lines[0]["pages"] == f"http://{lines[0]['http'][0]}/"
+    assert [line["state"] for line in lines[1:3]] == ["captured", "failed"]
+    assert all(line["step"] in range(1, 8) for line in lines[3:])
+    assert not list(shell.folder.glob("relay-dev-*")), "the folder goes with the relay"
+
+
+@pytest.fixture(scope="module")
+def sent(shell, dev):
+    """The id of a message that was delivered, with all its steps: the fourth may come late."""
+    arguments = ("--token", "alice", "--to", "bob@example.test", "--subject", "Grüße ✓")
+    identity = shell("send", *arguments, "--body", "x").stdout.strip()
+    assert shell("wait", identity).returncode == 0
+    until("six steps", lambda: len(steps_of(shell, identity)) == 6)
+    return identity
+
+
+def steps_of(shell, identity):
+    return [step["step"] for step in json.loads(shell("trace", identity, "--json").stdout)["steps"]]
+
+
+def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
+    done = Shell(short_path)("dev", "--once", *ANY_PORTS)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 26
+    for number, name in enumerate(
+        (
+            "created",
+            "notified",
+            "converted",
+            "accepted",
+            "policy and routing",
+            "delivery",
+            "report",
+        ),
+        start=1,
+    ):
+        assert any(line.startswith(f" {number} {name}") for line in lines)
+    assert '"Undeliverable: Try this" is in ' in done.stdout
+    assert list(short_path.iterdir()) == []
+
+
+def test_once_takes_free_ports_where_none_are_given(short_path):
+    with contextlib.ExitStack() as held:
+        for port in PORTS.values():
+            taken = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # another process has it, which is as good
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        shell = Shell(short_path)
+        done = shell("dev", "--once")
+        assert (done.returncode, done.stderr) == (0, "")
+        for option, address in (
+            ("--http", "127.0.0.1:8025"),
+            ("--https", "127.0.0.1:8443"),
+            ("--smtp", "127.0.0.1:1025"),
+            ("--submission", "127.0.0.1:1587"),
+        ):
+            refused = shell("dev", "--once", option, address)
+            assert (refused.returncode, refused.stdout) == (69, "")
+            assert "Address already in use" in refused.stderr
+
+
+@contextlib.contextmanager
+def running_dev(folder, *words, before=""):
+    """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
+    expected_text, command = (
+        folder / "expected_text",
+        shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS)),
+    )
+    with expected_text.open("w") as out:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"{before}\nexec {command}"], env=Shell(folder).environment,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    try:
+        until("it listens", lambda: "\n" in expected_text.read_text() or process.poll() is not None)
+        [address] = json.loads(expected_text.read_text().splitlines()[0])["http"]
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, without_end(err)) == (0, "")
+
+
+def asked(address, path, **headers):
+    """Return the status and the text of an answer."""
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=TIMEOUT_S)) as connection:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_dev_answers_requests_for_its_own_host_names_only(short_path):
+    """A web page whose name resolves to this machine (DNS rebinding) names another host."""
+    with running_dev(short_path, "--host", "Mail.test") as address:
+        for host in ("localhost", address, "a.localhost:1", "mail.test:8025"):
+            assert asked(address, "/v1.0/me", Host=host, Authorization="Bearer alice")[0] == 200
+        status, text = asked(address, "/v1.0/me", Host="evil.test", Authorization="Bearer alice")
+        assert status == 421
+        assert "relay dev --host NAME" in text
+
+
+def test_half_sent_requests_do_not_take_all_open_files(short_path):
+    with (
+        running_dev(short_path, "--no-demo", before="ulimit -n 256") as address,
+        contextlib.ExitStack() as held,
+    ):
+        host, port = address.split(":")
+        for _ in range(300):
+            client = held.enter_context(socket.create_connection((host, int(port))))
+            with contextlib.suppress(ConnectionError):  # one that gave way to a later one
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nA")
+        assert asked(address, "/readyz", Host="localhost")[0] == 200
+
+
+def test_dev_takes_host_names_without_ports(shell):
+    done = shell("dev", "--once", "--host", "mail.test:8025", *ANY_PORTS)
+    assert done.returncode == 64
+    assert 'expected a host name without a port, found "mail.test:8025"' in done.stderr
+
+
+def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
+    shell, place = Shell(tmp_path), tmp_path / "kept"
+    expected_text = tmp_path / "expected_text"
+    with expected_text.open("w") as out:
+        first = shell.begin(
+            "dev", "--dir", str(place), *ANY_PORTS, "--exit-after", "1", stdout=out
+        )  # fmt: skip
+    until("a prompt", lambda: "ready (pid" in expected_text.read_text() or first.poll() is not None)
+    config = place / "relay.toml"
+    before = config.read_bytes()
+    second = shell("dev", "--dir", str(place), "--once", *ANY_PORTS)
+    assert (second.returncode, second.stdout) == (69, "")
+    assert f"{place} is in use by process {first.pid}" in second.stderr
+    assert config.read_bytes() == before
+    sent = shell("send", "--config", str(config), "--to", "bob@example.test", "--body", "x")
+    assert sent.returncode == 0, sent.stderr
+    first.communicate(timeout=TIMEOUT_S)
+    assert first.returncode == 0
+    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
+    inbox = place / "mail/example.test/bob/new"
+    assert len(list(inbox.iterdir())) == 2, "one of ours, and one that was shown with --once"
+
+
+def test_a_foreign_configuration_is_not_overwritten(tmp_path):
+    (tmp_path / "relay.toml").write_text('hostname = "mine.example.test"\n')
+    done = Shell(tmp_path)("dev", "--dir", str(tmp_path), "--once", *ANY_PORTS)
+    assert done.returncode == 64
+    assert "was not written by `relay dev`" in done.stderr
+    assert (tmp_path / "relay.toml").read_text() == 'hostname = "mine.example.test"\n'
+    assert [one.name for one in tmp_path.iterdir()] == ["relay.toml"]
+
+
+def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):
+    reading, writing = os.pipe()
+    # with no room for its first line it does not come to the demonstration before the signal
+    os.write(writing, b" " * fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096))
+    process = Shell(short_path).begin("dev", "--once", *ANY_PORTS, stdout=writing)
+    os.close(writing)
+    until("it listens", lambda: process.poll() is not None or listens(process.pid))
+    process.send_signal(signal.SIGINT)
+    with open(reading) as out:  # noqa: PTH123 - a descriptor
+        out.read()
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, without_end(err)) == (130, "")
+    assert not list(short_path.iterdir())
+
+
+def test_ctrl_c_while_waiting_says_nothing(shell, dev):
+    process = shell.begin("wait", "unknown-for-ever", "--timeout", "60")
+    until("it asks the daemon", lambda: process.poll() is not None or has_a_socket(process.pid))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out, err.strip()) == (130, "", "")
+
+
+def test_the_journey_is_found_by_every_name(shell, sent):
+    found = json.loads(shell("trace", sent, "--json").stdout)
+    assert found["subject"] == "Grüße ✓"
+    assert [step["step"] for step in found["steps"]] == [1, 2, 3, 4, 5, 6]
+    for name in (found["id"], found["submission_id"], found["message_id"], "bob@example.test"):
+        assert json.loads(shell("--json", "trace", name).stdout) == found
+
+
+def test_a_closed_output_is_no_error(shell, sent):
+    command = f"{sys.executable} -m relay trace {sent} "
+    for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
+        done = subprocess.run(
+            ["/bin/bash", "-c", command + closed], env=shell.environment, capture_output=True,
+            text=True, check=False, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        assert done.returncode == code, (closed, done.stderr)
+        assert ("No space left" in done.stderr) == (code == 69), done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_latin_1_terminal_gets_the_journey(shell, sent):
+    environment = {**shell.environment, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [*RELAY, "trace", sent], env=environment, capture_output=True, check=False,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b'"Gr\xfc\xdfe ?"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected_text"),
+    [
+        (["trace", "unknown"], 65, 'unknown message "unknown"'),
+        (["queue", "show", "unknown"], 65, 'unknown message "unknown"'),
+        (["queue", "retry", "unknown"], 65, 'not in the queue: "unknown"'),
+        (["wait", "unknown", "--timeout", "0"], 75, "no message appeared"),
+        (["wait", "friend@elsewhere.test", "--timeout", "0", "--state", "relayed"], 75, "at step 7"),
+        (["wait", "friend@elsewhere.test", "--timeout", "600", "--state", "relayed"],
+         75, "failed permanently, expected relayed"),
+        (["send", "--to", "not an address"], 65, "is not an address"),
+        (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
+        (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
+        (["send", "--to", "bob@example.test", "--token", "alice", "--from", "bob@example.test"],
+         77, "403"),
+        (["trace", "last", "--config", "/nonexistent"], 78, "/nonexistent: found no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_failures_have_their_text_and_exit_code(shell, dev, words, code, expected_text):
+    done = shell(*words)
+    assert done.returncode == code, done.stderr
+    assert expected_text in done.stderr
+
+
+def test_send_reports_a_rejected_message(shell, dev):
+    program = str(shell.folder / "setup.exe")
+    done = shell("send", "--to", "friend@elsewhere.test", "--attach", program, "--body", "x")
+    assert (done.returncode, "550 5.7.1" in done.stderr) == (65, True)
+
+
+def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
+    if Path("/etc/relay/relay.toml").exists():
+        pytest.skip("this machine has a configuration of its own")
+    done = shell("serve")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "/etc/relay/relay.toml: found no such file" in done.stderr
+
+
+def test_an_empty_relay_config_finds_a_running_dev(shell, dev):
+    done = shell("queue", "stats", RELAY_CONFIG="")
+    assert done.returncode == 0, done.stderr
+
+
+def test_trace_without_a_relay_says_that_none_is_running(short_path):
+    shell = Shell(short_path)
+    if not Path("/etc/relay/relay.toml").exists():
+        done = shell("trace", "last")
+        assert done.returncode == 69
+        assert "no relay is running" in done.stderr
+    place = short_path / "kept"
+    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
+    done = shell("trace", "--config", str(place / "relay.toml"), "unknown")
+    assert done.returncode == 65
+    assert 'unknown message "unknown"; no relay is running' in done.stderr
+
+
+def test_non_ascii_addresses_are_sent(shell, dev):
+    sent = shell("send", "--from", "jürgen@example.test", "--to", "ü@bücher.example", "--body", "ä")
+    assert sent.returncode == 0, sent.stderr
+    found = json.loads(shell("trace", sent.stdout.strip(), "--json").stdout)
+    assert (found["sender"], found["recipients"][0]["address"]) == (
+        "jürgen@example.test", "ü@xn--bcher-kva.example",
+    )  # fmt: skip
+
+
+def test_the_dev_configuration_passes_check(shell, dev):
+    done = shell("check", "--json")
+    assert done.returncode in (0, 69), done.stderr  # 69: this machine has no name server
+    assert {one["verdict"] for one in json.loads(done.stdout)} <= {"ok", "warning", "failed"}
+
+
+@pytest.mark.usefixtures("dev")
+@pytest.mark.parametrize("words", [("queue", "stats"), ("queue", "list"), ("trace", "last")])
+def test_client_commands_do_not_import_the_daemon(shell, words):
+    asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
+    done = subprocess.run(
+        asked, env=shell.environment, capture_output=True, text=True, check=False,
+        timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "relay.operation.commands.operator_client" in loaded
+    assert not loaded & {
+        "apsw",
+        "asyncio",
+        "asyncpg",
+        "logging",
+        "relay.store.mailbox",
+        "relay.store.spool.sqlite",
+    }
+    assert not loaded & {"argon2", "cryptography", "joserfc", "starlette", "tomlkit", "uvicorn"}

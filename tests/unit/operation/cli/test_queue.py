@@ -1,0 +1,441 @@
+"""`relay queue` on the files of a relay that does not run: what it does, says, and how it exits."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+import threading
+from contextlib import closing
+
+import pytest
+from click.testing import CliRunner
+
+from relay.base.clock import SystemClock
+from relay.base.settings.reader import load
+from relay.operation.cli.errors import INTERRUPTED, CommandError
+from relay.operation.cli.output import step_lines
+from relay.operation.cli.queue import entry_lines, stats_lines
+from relay.operation.cli.root import cli
+from relay.operation.commands.operator_client import OperatorClient
+from relay.store.journeys.document import JourneyStep
+from relay.store.journeys.wording import changed_line
+from tests.support import relay_starts
+from tests.support.spools import new_message, spool_on
+
+DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n'
+        '[mailboxes]\ndomains = ["example.test"]\nroot = "mail"\naccounts = "accounts.toml"\n'
+        '[[route]]\ndomain = "b.test"\nnext_hop = "smtp://smart.test:26"\n'
+    )
+    accounts = tmp_path / "accounts.toml"
+    accounts.write_text('[[account]]\naddress = "alice@example.test"\npassword = "plain:a"\n')
+    accounts.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def queued(config):
+    """Three messages, to a.test, b.test and c.test; their ids."""
+
+    async def fill():
+        async with spool_on(load(config, {}).spool_file) as spool:
+            return [
+                (await spool.accept(
+                    new_message([(f"mx:{name}", f"x@{name}")], message_id=f"<{name}>"), claim=False
+                )).queue_id
+                for name in ("a.test", "b.test", "c.test")
+            ]  # fmt: skip
+
+    return asyncio.run(fill())
+
+
+class CtrlC(SystemClock):
+    """A clock of somebody who does not wait for more than one slice of an order."""
+
+    def __init__(self, spool):
+        super().__init__()
+        self._spool = spool
+
+    def queue_us(self):
+        with closing(sqlite3.connect(f"file:{self._spool}?mode=ro", uri=True)) as spool:
+            if held(spool) and threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGINT)
+        return super().queue_us()
+
+
+def held(spool):
+    return spool.execute("SELECT count(*) FROM entry WHERE state = 'held'").fetchone()[0]
+
+
+@pytest.fixture
+def hasty(config, monkeypatch):
+    """The file of a spool with a long queue, and an operator who is in a hurry."""
+    file = load(config, {}).spool_file
+
+    async def fill():
+        hops = [(f"mx:{n}.test", f"x@{n}.test") for n in range(900)]
+        async with spool_on(file) as spool:
+            await spool.accept(new_message(hops, reverse_path=""), claim=False)
+
+    asyncio.run(fill())
+    monkeypatch.setattr("relay.operation.cli.queue.SystemClock", lambda: CtrlC(file))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield file
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_reports_how_many_entries_were_done(relay, hasty):
+    done = relay("hold", "--all")
+    assert isinstance(done.exception, CommandError), done.output
+    assert done.exception.code == INTERRUPTED
+    with closing(sqlite3.connect(hasty)) as spool:
+        held_now = held(spool)
+    assert 0 < held_now < 900
+    assert str(done.exception) == (
+        f"relay queue hold: interrupted: {held_now} entries changed, the others unchanged"
+    )
+    done = relay("hold", "--all", "--dry-run")
+    assert str(done.exception) == "relay queue hold: interrupted: a dry run changes nothing"
+
+
+@pytest.fixture
+def relay(config):
+    def relay(*words):
+        return CliRunner().invoke(cli, ["queue", *words, "--config", str(config)])
+
+    return relay
+
+
+def states(relay):
+    return {one["next_hop"]: one["state"] for one in json.loads(relay("list", "--json").stdout)}
+
+
+def test_hold_release_and_cancel(relay, queued):
+    done = relay("hold", queued[0], "<b.test>", "--reason", "looks like spam")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == "held 2 of 2 entries"
+    assert "looks like spam" in done.stdout
+    assert states(relay) == {"mx:a.test": "held", "mx:b.test": "held", "mx:c.test": "queued"}
+    assert relay("release", "--state", "held", "--domain", "b.*").stdout.endswith(
+        "released 1 of 1 entry\n"
+    )
+    done = relay("cancel", "--state", "held", "--json")
+    assert [one["state"] for one in json.loads(done.stdout)] == ["cancelled"]
+    assert done.stderr == "relay queue cancel: cancelled 1 of 1 entry\n"
+    assert states(relay) == {"mx:b.test": "queued", "mx:c.test": "queued"}
+    shown = relay("show", queued[0]).stdout
+    assert "hold by " in shown
+    assert "because: looks like spam" in shown
+    assert "cancel by " in shown
+
+
+@pytest.mark.usefixtures("queued")
+def test_a_cancel_reports_to_the_sender_if_that_is_wanted(relay):
+    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list", "--dry-run")
+    assert done.stdout.splitlines()[-1] == "would cancel 1 of 1 entry, 1 report to senders"
+    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list")
+    assert done.stdout.splitlines()[-1] == "cancelled 1 of 1 entry, 1 report to senders"
+    (report,) = json.loads(relay("list", "--sender", "<>", "--json").stdout)
+    assert [one["address"] for one in report["recipients"]] == ["alice@example.test"]
+    done = relay("cancel", "--all", "--text", "why")
+    assert done.exit_code == 2
+    assert "--text: it is for the report" in done.stderr
+
+
+def test_a_command_with_conditions_prints_a_sum_and_lists_on_request(relay, queued):
+    assert relay("hold", "--domain", "a.test").stdout == "held 1 of 1 entry\n"
+    assert relay("hold", "--all").stdout == (
+        "held 2 of 3 entries, 1 stays as it was\n    1 unchanged: it is held already\n"
+    )
+    listed = relay("release", "--recipient", "x@*", "--list").stdout.splitlines()
+    assert [line.split()[0].partition("-")[0] for line in listed if " -> mx:" in line] == queued
+    assert listed[-1] == "released 3 of 3 entries"
+
+
+def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
+    config.write_text(config.read_text().replace("[[route]]", '[[route]]\nname = "smart"'))
+    done = relay("reroute", "--domain", "a.test", "--to", "route:smart")
+    assert done.stdout == "rerouted 1 of 1 entry\n"
+    (one,) = json.loads(relay("list", "--route", "smart", "--json").stdout)
+    assert (one["id"], one["next_hop"], one["route"]) == (
+        queued[0],
+        "smtp://smart.test:26",
+        "smart",
+    )
+    unknown = relay("reroute", "--all", "--to", "route:smrt").stderr
+    assert "Error: --to: found 'smrt', expected the name of a route to hosts: smart" in unknown
+
+
+def test_a_dry_run_changes_nothing(relay, queued):
+    done = relay("cancel", "--all", "--dry-run")
+    assert done.stdout.splitlines()[-1] == "would cancel 3 of 3 entries"
+    assert set(states(relay).values()) == {"queued"}
+
+
+def test_a_list_ends_with_what_is_not_in_the_queue_yet(relay, queued):
+    assert relay("list").stdout.splitlines()[-1] == "and 0 scheduled, 0 converting"
+
+
+def test_a_reroute_uses_the_current_routes(relay, queued):
+    assert relay("reroute", "--all", "--to", "default").exit_code == 0
+    assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}
+    done = relay("reroute", "--next-hop", "smtp://*", "--to", "mx")
+    assert done.stdout.endswith("rerouted 1 of 1 entry\n")
+    assert set(states(relay)) == {"mx:a.test", "mx:b.test", "mx:c.test"}
+    refused = relay("reroute", "--all", "--to", "capture")
+    assert "to: found 'capture', expected default, mx, mx:DOMAIN" in refused.stderr
+
+
+@pytest.mark.parametrize("until", ["2h", "2099-01-01T00:00:00Z"])
+def test_a_hold_with_an_end(relay, queued, until):
+    done = relay("hold", queued[0], "--until", until, "--json")
+    (one,) = json.loads(done.stdout)
+    assert one["held_until"] == one["due"] is not None
+    assert "held until " in relay("list").stdout
+
+
+def test_unknown_ids_are_reported_and_the_rest_is_done(relay, queued):
+    done = relay("hold", queued[0], "nobody-knows", "<m@x>")
+    assert isinstance(done.exception, CommandError)
+    assert done.exception.code == DATA
+    assert str(done.exception) == ('relay queue hold: not in the queue: "nobody-knows", "<m@x>"')
+    assert states(relay)["mx:a.test"] == "held"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_list_reports_unknown_ids_after_the_entries(relay, queued, known):
+    done = relay("list", "--json", *queued[:known], "nobody-knows", "ü,x")
+    assert isinstance(done.exception, CommandError)
+    assert done.exception.code == DATA
+    assert str(done.exception) == ('relay queue list: not in the queue: "nobody-knows", "ü,x"')
+    assert [one["id"] for one in json.loads(done.stdout)] == queued[:known]
+    assert relay("list", queued[0], "--domain", "b.test").exit_code == 0, "known, and left out"
+
+
+def test_unchanged_entries_are_reported(relay, queued):
+    done = relay("release", queued[0])
+    assert done.exit_code == 0
+    assert "unchanged: it is not held" in done.stdout
+    assert done.stdout.endswith("released 0 of 1 entry, 1 stays as it was\n")
+
+
+@pytest.mark.parametrize("operation", ["retry", "hold", "release", "cancel"])
+def test_queue_commands_require_a_selection(relay, queued, operation):
+    done = relay(operation)
+    assert done.exit_code == 2
+    assert "expected a selector: ID, a condition, or --all" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--sender", "", "--domain", "a.test"], "'--sender': found 0 letters"),
+        (["--older-than", "", "--domain", "a.test"], "'--older-than': found 0 letters"),
+        (["--domain", "a.test", "--domain", "b.test"], "'--domain': is given twice"),
+        (["--state", "held", "--state", "queued"], "'--state': is given twice"),
+        (["--recipient", "a" * 1001], "'--recipient': found 1001 letters"),
+    ],
+)
+def test_invalid_conditions_are_rejected(relay, queued, words, fault):
+    done = relay("cancel", *words)
+    assert done.exit_code == 2
+    assert fault in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["hold", "--all", "--until", "yesterday"], "Error: --until: found 'yesterday'"),
+        (["hold", "--all", "--reason", "a\nb"], "Error: --reason: expected one line"),
+        (["reroute", "--all", "--to", "nowhere"], "Error: --to: found 'nowhere'"),
+    ],
+)
+def test_invalid_options_are_rejected(relay, queued, words, fault):
+    done = relay(*words)
+    assert done.exit_code == 2  # that of click, which becomes 64
+    assert fault in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["queue", "list"], ["storage", "verify"], ["storage", "prune"],
+     ["storage", "backup", "copy"]],
+)  # fmt: skip
+def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, words):
+    spool = load(config, {}).spool_file
+    spool.mkdir(parents=True)
+    command, folder = [*relay_starts.RELAY, "--config", str(config), *words], config.parent
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    assert f"{spool}: found a directory, expected the spool's file" in done.stderr
+    assert done.returncode == CONFIGURATION
+    assert list(spool.parent.glob("spool.sqlite?*")) == []
+
+
+@pytest.mark.parametrize("words", [["cancel"], ["reroute", "--to", "default"]])
+def test_routes_that_cannot_be_made_are_a_configuration_error(config, queued, words):
+    text = config.read_text()
+    config.write_text(text.replace("[mailboxes]", '[mailboxes]\ncatch_all = "bob@example.test"'))
+    command = [*relay_starts.RELAY, "queue", *words, "--all", "--config", str(config)]
+    folder = config.parent
+    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
+    expected = "mailboxes.catch_all: found 'bob@example.test', expected an account's address"
+    assert done.stderr.splitlines() == [f"{folder / 'accounts.toml'}: {expected}"]
+    assert done.returncode == CONFIGURATION
+
+
+def test_a_hold_without_an_end_says_so_itself(relay, queued):
+    assert "'--until': found 0 letters" in relay("hold", "--all", "--until", "").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "done", "code"),
+    [
+        (["hold", "--all"], 0, TRY_LATER),
+        (["hold", "--all"], 1, None),
+        (["hold", "--all", "--dry-run"], 0, None),
+        (["retry", "--all"], 0, None),
+    ],
+)
+def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, code):
+    def change(_self, _operation, _selector, **more):
+        return {
+            "matched": 2, "done": done, "unchanged": 0, "in_flight": 2 - done, "unknown": [],
+            "dry_run": more["dry_run"], "entries": [],
+        }  # fmt: skip
+
+    monkeypatch.setattr(OperatorClient, "change", change)
+    ended = relay(*words)
+    assert f"{2 - done} in flight" in ended.stdout
+    assert (ended.exception.code if ended.exception else None) == code
+
+
+def test_the_nodes_that_deliver_what_is_in_flight_are_named(relay, monkeypatch):
+    answer = {
+        "matched": 2, "done": 0, "unchanged": 0, "in_flight": 2, "unknown": [], "dry_run": False,
+        "entries": [], "in_flight_at": {"two": 2},
+    }  # fmt: skip
+    monkeypatch.setattr(OperatorClient, "change", lambda *_args, **_more: answer)
+    ended = relay("hold", "--all")
+    assert ended.stdout == "held 0 of 2 entries, 2 in flight at two\n"
+    assert "all selected entries are in flight at two; try again later" in str(ended.exception)
+    answer["in_flight_at"] = {"two": 1}
+    answer["other_nodes"] = ["two", "three"]
+    ended = relay("retry", "--all")
+    assert ended.stdout == (
+        "tried now: 0 of 2 entries, 1 in flight, 1 in flight at two; failures of hosts are forgotten"
+        " on this node only, not on two, three\n"
+    )
+
+
+def test_stats(relay, queued):
+    relay("hold", queued[0])
+    reported = json.loads(relay("stats", "--json").stdout)
+    assert reported["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
+    assert (reported["recipients"], reported["unaccounted"], reported["in_delivery"]) == (3, 0, 0)
+    assert {one["next_hop"] for one in reported["next_hops"]} == {
+        "mx:a.test", "mx:b.test", "mx:c.test",
+    }  # fmt: skip
+    lines = relay("stats").stdout.splitlines()
+    assert lines[0] == "entries      2 queued, 0 deferred, 1 held, 0 captured"
+    assert [one.split() for one in lines][7] == [
+        "NEXT",
+        "HOP",
+        "ENTRIES",
+        "ACTIVE",
+        "DEFERRED",
+        "OLDEST",
+        "LAST",
+        "REPLY",
+    ]
+
+
+def test_queue_commands_without_a_state_dir(relay, config):
+    assert "there is no spool" in relay("stats").stdout
+    assert relay("hold", "--all").stdout == "held 0 of 0 entries\n"
+
+
+# -- lines
+
+
+def test_ages_have_two_units():
+    reported = {
+        "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
+        "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
+        "next_hops": [
+            {"next_hop": "mx:a.test", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None,
+             "last": None},
+            {"next_hop": "mx:b.test", "entries": 1, "in_delivery": 0, "deferred": 1, "oldest": None,
+             "last": {"at": "2026-11-20T08:59:00.000000Z", "host": "mx.b.test", "domain": "b.test",
+                      "reply": "450 4.2.0 later"}},
+        ],
+    }  # fmt: skip
+    begin_s = 1795165200  # 2026-11-20T09:00:00Z
+    ages = {0: "0s", 59: "59s", 60: "1m0s", 3700: "1h1m", 90061: "1d1h", -5: "0s"}
+    for age_s, words in ages.items():
+        lines = stats_lines(reported, now_us=(begin_s + age_s) * 1_000_000)
+        assert f"oldest       {words}" in lines
+    assert lines[5] == "unaccounted  not counted yet"
+    assert lines[-2].split() == ["mx:a.test", "1", "0", "0", "-"]
+    lines = stats_lines(reported, now_us=begin_s * 1_000_000)
+    assert lines[-3].endswith("LAST REPLY")
+    assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later")
+
+
+def test_the_nodes_of_a_spool():
+    node = {"state": "alive", "version": "0.10", "beat_age_s": 3, "claims": 12, "is_this": True}
+    reported = {
+        "entries": {}, "recipients": 0, "due": 0, "in_delivery": 0, "unaccounted": 0, "priorities": {},
+        "oldest": None, "next_hops": [],
+        "nodes": [
+            node | {"name": "one"},
+            node | {"name": "two", "state": "dead", "beat_age_s": 3700, "version": "0.9", "is_this": False},
+        ],
+    }  # fmt: skip
+    lines = stats_lines(reported, now_us=0)
+    assert lines[-3:] == [
+        "NODE        STATE  VERSION  LAST BEAT  CLAIMS",
+        "one (this)  alive  0.10     3s ago     12",
+        "two         dead   0.9      1h1m ago   12",
+    ]
+    reported["nodes"][1]["state"] = "alive"
+    assert stats_lines(reported, now_us=0)[-1] == "living nodes have several versions: 0.10, 0.9"
+
+
+def test_a_queue_command_in_a_journey_reads_as_a_sentence():
+    detail = {
+        "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
+        "from": {"1": "mx:a.test"}, "to": ["mx:b.test"],
+    }  # fmt: skip
+    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, detail))
+    assert line.endswith("reroute by olga, to mx:b.test, because: they moved, entries 1, 2")
+    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, {**detail, "node": "one"}))
+    assert "Z  [one]  reroute by olga" in line
+    (line,) = step_lines(JourneyStep(2, "notified", "x" * 30, {"a": 1, "node": "one"}))
+    assert line.endswith("Z  [one]  a 1")
+
+
+def test_held_entries_say_why_and_until_when():
+    entry = {
+        "id": "q1", "entry": 1, "sender": "", "next_hop": "mx:b.test", "state": "held",
+        "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam",
+        "rule": "", "since": "2026-11-19T08:00:00.000000Z", "subject": "",
+        "held_until": "2026-11-20T09:00:00.000000Z", "result": "in flight", "note": "busy",
+    }  # fmt: skip
+    assert entry_lines([entry])[2:5] == [
+        "    held until 2026-11-20 09:00:00",
+        "    held by olga: spam, since 2026-11-19 08:00:00",
+        "    in flight: busy",
+    ]
+
+
+def test_counts_read_as_a_sentence():
+    answer = {"matched": 4, "done": 1, "unchanged": 2, "in_flight": 1, "dry_run": False}
+    assert changed_line("retry", answer) == (
+        "tried now: 1 of 4 entries, 2 stay as they were, 1 in flight"
+    )

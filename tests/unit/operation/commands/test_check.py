@@ -1,0 +1,1050 @@
+"""relay check finds everything that a start would refuse, and starts nothing."""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from relay.base.clock import SystemClock
+from relay.operation.app.state_dir import OwnerLock
+from relay.operation.commands import check, check_network
+from relay.operation.commands.check import check_file
+from relay.operation.commands.check_network import CheckResult
+from relay.store.spool.sqlite.database import open_database
+from relay.transport.signing.private_keys import new_key, read_pem, write_pem
+from relay.transport.signing.record import key_record, txt_strings
+from tests.support.dns_server import DnsThread
+from tests.support.milter import CLOSE, ScriptedMilter
+from tests.support.tls import authority
+
+__all__ = ["authority"]
+
+CONFIG = """\
+hostname = "relay.example.test"
+state_dir = "state"
+[http]
+listen = ["127.0.0.1:0"]
+[mailboxes]
+domains = ["example.test"]
+root = "mail"
+accounts = "accounts.toml"
+[policy]
+directory = "policies"
+[dns]
+nameservers = ["127.0.0.1:1"]
+"""
+ACCOUNTS = '[[account]]\naddress = "alice@example.test"\n'
+RULE = """\
+[[rule]]
+name = "no exe"
+when = { attachment_name = ["*.exe"] }
+then = [ { reject = "5.7.1 no" } ]
+[[test]]
+name = "t"
+from = "a@b.test"
+to = ["c@d.test"]
+attachments = ["a.exe"]
+expect = { verdict = "reject" }
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 0.05)  # no name server listens on port 1
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write files over a good set and return what check finds, by what it looked at."""
+
+    def found(**changed):
+        written = {"relay": CONFIG, "accounts": ACCOUNTS, "policies/10": RULE, **changed}
+        (tmp_path / "policies").mkdir(exist_ok=True)
+        for name, text in written.items():
+            file = tmp_path / f"{name}.toml"
+            file.write_text(text)
+            file.chmod(0o600)
+        before = sorted(tmp_path.rglob("*"))
+        findings = list(check_file(tmp_path / "relay.toml", {}, SystemClock()))
+        assert sorted(tmp_path.rglob("*")) == before, "check made something"
+        return findings
+
+    found.folder = tmp_path
+    found.faults = lambda config: of(found(relay=config), CheckResult.FAULT)
+    return found
+
+
+def of(findings, verdict):
+    return [(one.what, one.text) for one in findings if one.verdict is verdict]
+
+
+@contextmanager
+def running(state_dir):
+    """As if this process were the relay of that directory."""
+    lock = OwnerLock(state_dir / "run")
+    lock.take()
+    try:
+        yield
+    finally:
+        lock.give_back()
+
+
+def places(warnings):
+    """The keys that the warnings name."""
+    return [text.partition(": found")[0].rpartition(" ")[2] for _, text in warnings]
+
+
+def test_a_good_set_has_no_fault(files):
+    findings = files()
+    assert of(findings, CheckResult.FAULT) == []
+    assert [one.what for one in findings] == [
+        "configuration", "accounts", "policy", "state_dir", "mailboxes.root", "listeners",
+        "smtp_gate", "spool", "dns",
+    ]  # fmt: skip
+
+
+def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
+    ((what, text),) = of(files(), CheckResult.FAILED)
+    assert (what, "127.0.0.1:1" in text) == ("dns", True)
+
+
+def test_the_socket_of_dovecot_is_opened(files, short_path):
+    place = short_path / "auth-client"
+    config = CONFIG.replace("[mailboxes]\n", f'[mailboxes]\ndovecot_auth = "unix:{place}"\n')
+    found = dict(of(files(relay=config), CheckResult.FAILED))
+    assert found["dovecot_auth"] == f"unix:{place}: No such file or directory"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen()
+        assert ("dovecot_auth", f"unix:{place}") in of(files(relay=config), CheckResult.OK)
+
+
+async def test_each_milter_is_connected_to(files, short_path):
+    gone = f"unix:{short_path / 'gone'}"
+    async with (
+        ScriptedMilter().at() as good,
+        ScriptedMilter(version=7).at() as new,
+        ScriptedMilter({b"O": CLOSE}).at() as shut,
+    ):
+        addresses = {"good": good, "new": new, "shut": shut, "gone": gone}
+        milters = [f'[[milter]]\nname = "{x}"\naddress = "{y}"\n' for x, y in addresses.items()]
+        found = await asyncio.to_thread(files, relay=CONFIG + "".join(milters))
+    assert ("milter", f'"good" at {good}') in of(found, CheckResult.OK)
+    down = [
+        text.partition("relay.toml:")[2]
+        for what, text in of(found, CheckResult.WARNING)
+        if what == "milter"
+    ]
+    assert down == [
+        f'18: milter[1].address: "new" at {new} is down: version 7 of the protocol, expected 2 to 6',
+        f'21: milter[2].address: "shut" at {shut} is down: the connection was closed',
+        f'24: milter[3].address: "gone" at {gone} is down: no such file or directory',
+    ]  # fmt: skip
+
+
+def test_passwords_are_counted_by_scheme(files):
+    hashed = "$6$salt$" + "a" * 86
+    more = "".join(
+        f'[[account]]\naddress = "{n}@example.test"\npassword = "{hashed}"\n' for n in range(2)
+    )
+    found = dict(of(files(accounts=ACCOUNTS + 'password = "plain:x"\n' + more), CheckResult.OK))
+    assert found["accounts"].endswith("accounts.toml; passwords: 2 SHA512-CRYPT, 1 PLAIN")
+
+
+def test_slow_patterns_are_a_warning(files):
+    slow = RULE + (
+        '\n[[rule]]\nname = "slow"\nwhen = { header = { name = "X", pattern = "a.{60}b" } }\n'
+        "stop = true\n"
+    )
+    [(what, text)] = of(files(**{"policies/10": slow}), CheckResult.WARNING)
+    assert (what, 'rule "slow": the patterns for header x take more than 2 ms' in text) == (
+        "policy", True,
+    )  # fmt: skip
+
+
+def test_a_rule_that_is_off_and_lacks_its_group_is_a_warning(files):
+    off = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
+    [(what, text)] = of(files(**{"policies/10": off}), CheckResult.WARNING)
+    assert (what, 'rule "r": found no group "staff"' in text) == ("policy", True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "expected_text"),
+    [
+        ({"relay": CONFIG + "bogus = 1\n"}, "configuration", "relay.toml:13: dns.bogus: "),
+        ({"relay": "x = ["}, "configuration", "relay.toml:1: "),
+        ({"accounts": ACCOUNTS + "pasword = 1\n"}, "accounts", "accounts.toml:3: account[0].pasword"),
+        ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
+        ({"policies/10": RULE.replace('verdict = "reject"', 'verdict = "accept"')}, "policy",
+         "10.toml:5: "),
+    ],
+    ids=["unknown key", "no TOML", "account", "rule", "failing test"],
+)  # fmt: skip
+def test_a_fault_has_its_file_and_line(files, changed, what, expected_text):
+    faults = of(files(**changed), CheckResult.FAULT)
+    assert [name for name, _ in faults] == [what]
+    assert f"{files.folder}/" in faults[0][1]
+    assert expected_text in faults[0][1]
+
+
+def test_texts_of_reports_are_checked(files):
+    folder = files.folder / "texts"
+    relay = CONFIG + '[reports]\ntemplates = "texts"\n'
+    ((what, text),) = files.faults(relay)
+    assert what == "configuration"
+    assert 'relay.toml:14: reports.templates: found "texts", expected the path of an' in text
+    (folder / "de").mkdir(parents=True)
+    (folder / "de/failure.txt").write_text("\n{{ recipent }}")
+    ((what, text),) = files.faults(relay)
+    assert what == "reports"
+    assert f'{folder}/de/failure.txt:2: found an unknown field "recipent"' in text
+    (folder / "de/failure.txt").write_text("{{ recipients[0].address }}")
+    found = of(files(relay=relay), CheckResult.OK)
+    assert ("reports", f"1 files in {folder}") in found
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [({"relay": CONFIG + '[reports]\nlanguage = "fr"\n'}, "reports.language"),
+     ({"accounts": ACCOUNTS + 'language = "fr"\n'}, "account[0].language")],
+)  # fmt: skip
+def test_an_unknown_language_is_answered_with_the_known_ones(files, changed, key):
+    ((_, text),) = of(files(**changed), CheckResult.FAULT)
+    assert text.endswith(f'{key}: found "fr", expected one of de, en')
+
+
+def test_the_key_of_srs_addresses_is_read_and_never_made(files):
+    state = files.folder / "state"  # files() fails if a check makes the key
+    assert of(files(), CheckResult.FAULT) == []
+    state.mkdir(exist_ok=True)
+    (state / "srs.key").touch(0o600)
+    ((what, text),) = of(files(), CheckResult.FAULT)
+    assert what == "srs key"
+    assert text.startswith(f"{state}/srs.key: found nothing, expected a secret of 16 to 1,024 ")
+
+
+def test_faults_of_accounts_and_rules_are_reported_together(files):
+    faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
+    assert [what for what, _ in faults] == ["accounts", "policy"]
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (CONFIG.replace("relay.example.test", "relay.example.org"), "hostname"),
+        (CONFIG.replace('domains = ["example.test"]\n', ""), "mailboxes.domains"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "reject:no"\n', "route[0].next_hop"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "capture"\n', "route[0].next_hop"),
+        (CONFIG + '[[route]]\ndomain = "*"\nnext_hop = "local"\n', "route[0].next_hop"),
+    ],
+    ids=["the example's name", "no local domain", "all rejected", "all captured", "all local"],
+)
+def test_a_relay_that_cannot_do_its_work_causes_a_warning(files, config, key):
+    accounts = ACCOUNTS if "domains" in config else ""
+    assert places(of(files(relay=config, accounts=accounts), CheckResult.WARNING)) == [key]
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        '[[route]]\ndomain = "*.corp.test"\nnext_hop = "reject:no"\n',
+        '[[route]]\ndomain = "a.test"\nnext_hop = "mx"\n[[route]]\ndomain = "*"\nnext_hop = "reject:no"\n',
+    ],
+    ids=["MX for the others", "MX for one"],
+)
+def test_a_relay_with_a_way_out_for_some_mail_causes_no_warning(files, routes):
+    assert of(files(relay=CONFIG + routes), CheckResult.WARNING) == []
+
+
+def route(domain: str, **more: str) -> str:
+    keys = {"domain": domain, "next_hop": "mx"} | more
+    return "[[route]]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+
+
+@pytest.mark.parametrize(
+    ("routes", "hidden"),
+    [
+        ([route("*"), route("a.test")], True),
+        ([route("*.a.test"), route("x.a.test")], True),
+        ([route("*.a.test"), route("*.x.a.test")], True),
+        ([route("*.a.test"), route("a.test")], False),
+        ([route("a.test"), route("*")], False),
+        ([route("*", sender="*@s.test"), route("a.test")], False),
+        ([route("*"), route("a.test", sender="<>")], True),
+        ([route("*", sender="*@s.test"), route("a.test", sender="me@s.test")], True),
+        ([route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test")], True),
+        ([route("*", sender="*@s.test"), route("a.test", sender="<>")], False),
+        ([route("*", sender="me@s.test"), route("a.test", sender="*@s.test")], False),
+        ([route("*", next_hop="hold"), route("a.test")], False),  # says where a release sends it
+        ([route("*", next_hop="hold"), route("a.test", next_hop="hold")], True),
+        ([route("*"), route("a.test", next_hop="hold")], True),
+        ([route("*"), route("example.test")], False),  # an own domain
+        ([route("*"), route("*.test")], False),  # below which is one
+        ([route("*.test"), route("example.test")], True),
+    ],
+)
+def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
+    warnings = of(files(relay=CONFIG + "".join(routes)), CheckResult.WARNING)
+    assert places(warnings) == ["route[1].domain"] * hidden
+    assert all(
+        "found a route that gets no mail: route[0] takes all of it" in one for _, one in warnings
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            '[[domain]]\nname = "a.test"\n[[domain]]\nname = "b.test"\npostmaster = "no@b.test"\n',
+            "relay.toml:17: domain[1].postmaster: found 'no@b.test', expected an account's address",
+        ),
+        (
+            '[[domain]]\nname = "a.test"\nrecipients = "file:listed"\n',
+            "relay.toml:15: domain[0].recipients: found '{}/listed', expected a file",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_table_names_its_key_and_line(files, change, expected):
+    [(_, told)] = files.faults(CONFIG + change)
+    assert expected.format(files.folder) in told
+
+
+@pytest.mark.parametrize(
+    ("listen", "next_hop", "is_own"),
+    [
+        ("127.0.0.1:2525", "smtp://127.0.0.1:2525", True),
+        ("127.0.0.1:2525", "smtp://localhost:2525", True),
+        ("0.0.0.0:2525", "smtp://127.0.0.1:2525", True),
+        ("0.0.0.0:2525", "smtp://relay.example.test:2525", True),
+        ("0.0.0.0:2525", "smtp://192.0.2.1:2525", False),
+        ("0.0.0.0:2525", "smtp://other.test:2525", False),
+        ("127.0.0.1:2525", "smtp://127.0.0.1:2526", False),
+        ("127.0.0.1:2525", "smtp://127.0.0.2:2525", False),
+    ],
+)
+def test_a_route_to_an_own_listener_causes_a_warning(files, listen, next_hop, is_own):
+    config = CONFIG + f'[[smtp]]\nlisten = "{listen}"\n' + route("a.test", next_hop=next_hop)
+    warnings = dict(of(files(relay=config), CheckResult.WARNING))
+    assert (
+        f'route[0].next_hop: found "{next_hop}", the address of smtp[0].listen: mail comes back here'
+        in warnings.get("routes", "")
+    ) is is_own
+    assert ("routes" in warnings) is is_own
+
+
+def test_mail_that_expires_before_its_first_retry_causes_a_warning(files):
+    def delivery(retry: str) -> list[tuple[str, str]]:
+        config = CONFIG + f'[delivery]\nexpire_after = "5m"\nretry = ["{retry}"]\n'
+        return of(files(relay=config), CheckResult.WARNING)
+
+    assert delivery("5m") == []
+    ((what, text),) = delivery("6m")
+    assert what == "delivery"
+    assert "delivery.expire_after: found 300 s, expected more than the first wait" in text
+
+
+def test_a_source_address_that_this_machine_lacks_is_reported(files):
+    config = CONFIG + route("a.test", source_address="127.0.0.1")
+    assert "routes" not in dict(of(files(relay=config), CheckResult.FAILED))
+    config = CONFIG + route("a.test", source_address="192.0.2.1")
+    found = dict(of(files(relay=config), CheckResult.FAILED))
+    text = found["routes"]
+    assert "route[0].source_address: found 192.0.2.1, expected an address of this machine" in text
+
+
+def test_plain_secrets_cause_a_warning(files):
+    warnings = of(files(accounts=ACCOUNTS + 'token = "plain:alice"\n'), CheckResult.WARNING)
+    assert [what for what, _ in warnings] == ["accounts"]
+    assert "accounts.toml:3: account[0].token: found a plain secret" in warnings[0][1]
+    assert "alice" not in warnings[0][1].partition("account[0]")[2]
+
+
+def test_a_folder_that_is_a_file_is_a_fault(files):
+    (files.folder / "state").touch()
+    expected = f"state_dir: {files.folder}/state is not a directory that this user can write"
+    assert of(files(), CheckResult.FAULT) == [("state_dir", expected)]
+
+
+@pytest.fixture
+def taken():
+    """The address of somebody else's listener."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('["127.0.0.1:0"]', '["127.0.0.1:0", "{}"]', ":4: http.listen[1]"),
+        ("[policy]", '[[smtp]]\nlisten = "{}"\n[policy]', ":10: smtp[0].listen"),
+        ("[policy]", '[observe]\nmetrics = "{}"\n[policy]', ":10: observe.metrics"),
+    ],
+)
+def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
+    faults = files.faults(CONFIG.replace(old, new.format(taken)))
+    expected = f'found "{taken}", expected a free address: another program listens there'
+    ((what, text),) = faults
+    assert what == "listeners"
+    assert text.startswith(f"{files.folder}/relay.toml{key}: {expected}")
+
+
+def test_a_port_is_free_again_after_the_check(files, taken):
+    config = CONFIG.replace("127.0.0.1:0", taken.replace("127.0.0.1", "127.0.0.2"))
+    for _ in range(2):
+        assert files.faults(config) == []
+    with socket.create_server(("127.0.0.2", int(taken.rpartition(":")[2]))):
+        assert len(files.faults(config)) == 1
+
+
+def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monkeypatch):
+    config = CONFIG.replace("127.0.0.1:0", taken)
+    with running(files.folder / "state"):  # this process, which listens there
+        assert files.faults(config) == []
+        monkeypatch.setattr(check_network, "owner_of", lambda _run_dir: "1")  # which does not
+        assert len(files.faults(config)) == (1 if os.geteuid() == 0 else 0)
+    monkeypatch.undo()
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 0.05)
+    assert len(files.faults(config)) == 1
+
+
+def test_a_port_that_another_process_has_at_another_address_is_no_fault(files):
+    with running(files.folder / "state"), socket.create_server(("0.0.0.0", 0)) as own:
+        port = own.getsockname()[1]
+        config = CONFIG.replace("127.0.0.1:0", f"0.0.0.0:{port}")
+        command = [sys.executable, "-c", OTHER, str(port)]
+        with subprocess.Popen(command, stdin=-1, stdout=-1) as other:
+            if other.stdout.readline() != b"listens\n":
+                pytest.skip("no IPv6 here")
+            assert files.faults(config) == []
+            own.close()
+            assert files.faults(config) == []
+            other.stdin.close()
+
+
+OTHER = """
+import socket, sys
+listener = socket.socket(socket.AF_INET6)
+listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+listener.bind(("::", int(sys.argv[1])))
+listener.listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
+    monkeypatch.setattr(check_network, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
+    assert what == "listeners"
+    assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
+    assert "CAP_NET_BIND_SERVICE" in text
+
+
+def test_an_address_of_another_machine_is_a_fault(files):
+    config = CONFIG.replace("127.0.0.1:0", "192.0.2.1:8025")
+    ((what, text),) = files.faults(config)
+    assert (what, "expected an address of this machine" in text) == ("listeners", True)
+
+
+def test_unix_sockets_are_checked(files, tmp_path):
+    config = CONFIG.replace("127.0.0.1:0", "unix:http.sock")
+    place = files.folder / "http.sock"
+    assert files.faults(config) == []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        ((_, text),) = files.faults(config)
+        assert "expected a free socket: another program listens there" in text
+    assert files.faults(config) == []  # it is left behind, and replaced
+    place.unlink()
+    place.touch()
+    ((_, text),) = files.faults(config)
+    assert "expected the path of a socket" in text
+    ours = CONFIG.replace("127.0.0.1:0", "unix:state/http.sock")  # where a start makes the folder
+    assert files.faults(ours) == []
+    nowhere = CONFIG.replace("127.0.0.1:0", "unix:nowhere/http.sock")
+    ((_, text),) = files.faults(nowhere)
+    assert "expected a socket in a directory that this user can write" in text
+
+
+SMTP_TLS = """\
+[[smtp]]
+listen = "127.0.0.1:0"
+tls = {{ certificate = "{0.certificate}", key = "{0.key}" }}
+[policy]"""
+
+
+def with_certificate(certificate):
+    return CONFIG.replace("[policy]", SMTP_TLS.format(certificate))
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "expected_text"),
+    [
+        (["DNS:relay.example.test"], -1, "found one that expired on 20"),
+        (
+            ["DNS:other.test"],
+            30,
+            "found one for other.test, expected one for relay.example.test or",
+        ),
+        ([], 30, "found one for no host, expected one for relay.example.test or"),
+    ],
+)
+def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, expected_text):
+    made = authority.issue(*names, days=days)
+    ((what, text),) = files.faults(with_certificate(made))
+    assert what == "certificates"
+    assert f"relay.toml:11: smtp[0].tls.certificate: {expected_text}" in text
+
+
+def test_a_certificate_of_another_key_is_a_fault(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=30)
+    config = with_certificate(made).replace(str(made.key), str(authority.directory / "ca.key"))
+    ((what, text),) = files.faults(config)
+    assert what == "configuration"
+    assert "smtp[0].tls.certificate: " in text
+    assert "this key belongs to another certificate" in text
+
+
+@pytest.mark.parametrize("name", ["DNS:relay.example.test", "DNS:*.example.test", "DNS:localhost",
+                                  "IP:127.0.0.1"])  # fmt: skip
+def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, name):
+    findings = files(relay=with_certificate(authority.issue(name, days=30)))
+    assert of(findings, CheckResult.FAULT) == []
+    assert of(findings, CheckResult.WARNING) == []
+
+
+def test_each_certificate_of_a_list_is_checked(files, authority):
+    """One of them must be for the names of the listener, no matter which."""
+
+    def both(*pairs):
+        tables = [f'{{ certificate = "{one.certificate}", key = "{one.key}" }}' for one in pairs]
+        listener = f'[[smtp]]\nlisten = "127.0.0.1:0"\ntls = [{", ".join(tables)}]\n[policy]'
+        return CONFIG.replace("[policy]", listener)
+
+    other, late = authority.issue("DNS:a.test", days=30), authority.issue("DNS:b.test", days=-1)
+    texts = [text.partition("relay.toml:11: ")[2] for _, text in files.faults(both(other, late))]
+    assert [one[:56] for one in texts] == [
+        "smtp[0].tls[1].certificate: found one that expired on 20",
+        "smtp[0].tls[0].certificate: found one for a.test, expect",
+    ]
+    good = authority.issue("DNS:relay.example.test", days=30)
+    good.key.chmod(0o604)
+    for number, pairs in ((1, (other, good)), (0, (good, other))):
+        findings = files(relay=both(*pairs))
+        assert of(findings, CheckResult.FAULT) == []
+        assert places(of(findings, CheckResult.WARNING)) == [f"smtp[0].tls[{number}].key"]
+    good.key.chmod(0o600)
+
+
+def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=5)
+    ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
+    assert (what, "found one that expires on 20" in text) == ("certificates", True)
+
+
+def test_a_certificate_of_the_future_is_a_fault(authority):
+    certificate = {
+        "notBefore": "Jan  2 00:00:00 2030 GMT", "notAfter": "Jan  2 00:00:00 2031 GMT",
+        "subjectAltName": (("DNS", "a.test"),),
+    }  # fmt: skip
+
+    def fault(day):
+        moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
+        return check.assess_certificate(certificate, ["a.test"], moment_s).fault
+
+    assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
+    assert fault(3) == ""
+
+
+def test_plain_http_for_other_machines_causes_a_warning(files):
+    config = CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')
+    config = config.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')
+    warnings = of(files(relay=config), CheckResult.WARNING)
+    assert places(warnings) == ["http.listen[0]", "observe.metrics"]
+    assert 'found "0.0.0.0:0", where tokens and mail are sent in clear text' in warnings[0][1]
+
+
+def test_pages_without_tls_for_other_machines_cause_a_warning(files):
+    config = CONFIG.replace("[http]", "[http]\npages = true")
+    assert "http.pages" not in places(of(files(relay=config), CheckResult.WARNING))
+    config = config.replace('"127.0.0.1:0"', '"0.0.0.0:0"')
+    (text,) = [
+        text for what, text in of(files(relay=config), CheckResult.WARNING) if what == "pages"
+    ]
+    assert 'http.pages: found true with the address "0.0.0.0:0"' in text
+
+
+@pytest.mark.parametrize("listen", ['"127.0.0.1:0"', '"unix:http.sock"', '"[::1]:0", "0.0.0.0:0"'])
+def test_a_proxy_on_this_machine_that_is_not_named_causes_a_warning(files, listen):
+    config = CONFIG.replace('"127.0.0.1:0"', listen)
+    config = config.replace("[http]", '[http]\npublic_url = "https://mail.example.test"')
+
+    def warned(text: str) -> list[str]:
+        found = of(files(relay=text), CheckResult.WARNING)
+        return [text for _, text in found if "http.public_url: " in text]
+
+    (text,) = warned(config)
+    assert "without http.proxy_networks" in text
+    assert "Forwarded and X-Forwarded-For are ignored" in text
+    assert warned(config.replace("[http]", '[http]\nproxy_networks = ["127.0.0.1/32"]')) == []
+    assert warned(CONFIG.replace('"127.0.0.1:0"', listen)) == []
+
+
+def test_the_anonymous_account_must_exist(files):
+    config = CONFIG.replace("[http]", '[http]\nanonymous = "{}@example.test"')
+    ((what, text),) = files.faults(config.replace("{}", "nobody"))
+    assert what == "accounts"
+    assert 'http.anonymous: found "nobody@example.test", expected the address of an account' in text
+
+
+@pytest.mark.parametrize("role", ["read", "operate"])
+def test_requests_without_a_token_have_no_role(files, role):
+    config = CONFIG.replace("[http]", '[http]\nanonymous = "alice@example.test"')
+    account = '[[account]]\naddress = "alice@example.test"\nrole = "{}"\n'
+    findings = files(relay=config, accounts=account.format(role))
+    ((what, text),) = of(findings, CheckResult.FAULT)
+    assert what == "accounts"
+    expected = f'found "alice@example.test" with the role {role}, expected the role user'
+    assert f"http.anonymous: {expected}" in text
+
+
+def with_https(made, listen='"0.0.0.0:0"'):
+    tls = f'tls = {{ certificate = "{made.certificate}", key = "{made.key}" }}'
+    return CONFIG.replace('listen = ["127.0.0.1:0"]', f"listen = [{listen}]\n{tls}")
+
+
+def test_https_for_other_machines_is_in_order(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=30)
+    findings = files(relay=with_https(made))
+    assert of(findings, CheckResult.FAULT) == of(findings, CheckResult.WARNING) == []
+    config = with_https(made, '"http://0.0.0.0:0", "127.0.0.1:0"')
+    assert places(of(files(relay=config), CheckResult.WARNING)) == ["http.listen[0]"]
+
+
+def test_the_certificate_of_https_is_checked_once_and_for_the_public_name(files, authority):
+    made = authority.issue("DNS:mail.example.test", days=5)
+    config = with_https(made, '"127.0.0.2:0", "127.0.0.3:0"')
+    public = '[http]\npublic_url = "https://mail.example.test"\nproxy_networks = ["127.0.0.0/8"]'
+    config = config.replace("[http]", public)
+    ((what, text),) = of(files(relay=config), CheckResult.WARNING)
+    assert (what, "http.tls.certificate: found one that expires on 20" in text) == (
+        "certificates", True,
+    )  # fmt: skip
+    other = authority.issue("DNS:other.test", days=30)
+    faults = files.faults(with_https(other, '"127.0.0.2:0"'))
+    assert [what for what, _ in faults] == ["certificates"]
+    assert "found one for other.test, expected one for relay.example.test or" in faults[0][1]
+
+
+ROUTE = """\
+[[route]]
+domain = "*"
+next_hop = "smtp://{}:587"
+auth = {{ user = "u", password_file = "secret" }}
+{}
+[policy]"""
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "count"),
+    [
+        ("h.test", "required", 1), ("h.test", "opportunistic", 1), ("h.test", "verify", 0),
+        ("h.test", "", 0), ("127.0.0.1", "required", 0), ("localhost", "required", 0),
+    ],
+)  # fmt: skip
+def test_a_login_without_tls_verification_causes_a_warning(files, host, tls, count):
+    (files.folder / "secret").write_text("pa55\n")
+    (files.folder / "secret").chmod(0o600)
+    line = f'tls = "{tls}"' if tls else ""
+    findings = files(relay=CONFIG.replace("[policy]", ROUTE.format(host, line)))
+    assert of(findings, CheckResult.FAULT) == []
+    warnings = of(findings, CheckResult.WARNING)
+    assert len(warnings) == count
+    expected_text = f'relay.toml:13: route[0].tls: found "{tls}" with auth, expected verify: '
+    assert all(expected_text in text for _, text in warnings)
+
+
+def test_routes_that_decide_alone_on_tls_are_listed(files):
+    tables = "".join(
+        f'[[route]]\ndomain = "{tls or "x"}.test"\nnext_hop = "{hop}"\n'
+        + f'tls = "{tls}"\n' * bool(tls)
+        for hop, tls in [
+            ("mx", "none"),
+            ("mx", ""),
+            ("smtp://h.test:25", "required"),
+            ("mx", "verify"),
+        ]
+    )
+    found = of(files(relay=CONFIG.replace("[policy]", f"{tables}[policy]")), CheckResult.OK)
+    listed = "their tls goes before what a domain publishes: none.test mx, verify.test mx"
+    assert [text for what, text in found if what == "routes"] == [listed]
+
+
+def test_secrets_that_others_can_read_cause_a_warning(files, authority):
+    made = authority.issue("DNS:relay.example.test", days=31)
+    (files.folder / "secret").write_text("pa55\n")
+    config = with_certificate(made).replace("[policy]", ROUTE.format("h.test", ""))
+    for mode, count in ((0o640, 0), (0o604, 2)):
+        for file in (files.folder / "secret", made.key):
+            file.chmod(mode)
+        warnings = of(files(relay=config), CheckResult.WARNING)
+        assert len(warnings) == count
+    assert places(warnings) == ["route[0].auth.password_file", "smtp[0].tls.key"]
+    assert f"found mode 0604 of {made.key}: others can read it (chmod o-rwx)" in warnings[1][1]
+    made.key.chmod(0o600)
+
+
+def test_files_of_references_that_others_can_read_cause_a_warning(files):
+    """By ${file:PATH}; a file that holds no secret may be open to all."""
+    (files.folder / "name").write_text("relay.example.test\n")
+    (files.folder / "token").write_text(f"sha256:{'0' * 64}\n")
+    (files.folder / "queue").write_text("sqlite:spool.sqlite\n")
+    config = CONFIG.replace('"relay.example.test"', '"${file:name}"')
+    config = config.replace("[policy]", '[spool]\nurl = "${file:queue}"\n[policy]')
+    assert config.count("${file:") == 2
+    accounts = ACCOUNTS + 'token = "${file:token}"\n'
+    for mode, expected in (
+        (0o640, []),
+        (0o644, ["account[0].token", "spool.url"]),
+        (0o602, ["account[0].token", "spool.url"]),
+    ):
+        for name in ("token", "queue"):
+            (files.folder / name).chmod(mode)
+        warnings = of(files(relay=config, accounts=accounts), CheckResult.WARNING)
+        assert places(warnings) == expected
+        path = f"{files.folder}/token"
+        shown = (
+            f"account[0].token: found mode 0{mode:o} of {path}: others can read it (chmod o-rwx)"
+        )
+        assert not expected or shown in warnings[0][1]
+
+
+def test_folders_that_others_can_write_cause_a_warning(files):
+    for name in ("state", "mail"):
+        (files.folder / name).mkdir()
+        (files.folder / name).chmod(0o777)
+    warnings = of(files(), CheckResult.WARNING)
+    assert places(warnings) == ["state_dir", "mailboxes.root"]
+    assert "found mode 0777 of" in warnings[0][1]
+
+
+def a_spool(folder, name="spool.sqlite", octets=b""):
+    (folder / "state").mkdir(exist_ok=True)
+    (folder / "state" / name).write_bytes(octets)
+
+
+def header(schema, made_by=b"Rely"):
+    return b"SQLite format 3\0".ljust(60, b"\1") + schema.to_bytes(4, "big") + bytes(4) + made_by
+
+
+def test_a_directory_in_place_of_the_spool_is_a_fault(files):
+    spool = files.folder / "state" / "spool.sqlite"
+    spool.mkdir(parents=True)
+    [found] = [one for one in files() if one.what == "spool"]
+    expected = f"spool.url: {spool}: found a directory, expected the spool's file"
+    assert (found.verdict, found.text) == (CheckResult.FAULT, expected)
+
+
+def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
+    folder = files.folder / "state"
+    folder.mkdir()
+    with closing(open_database(folder / "spool.sqlite")) as connection:
+        connection.execute("PRAGMA user_version = 1")
+        kept = {
+            one: one.read_bytes() for one in folder.glob("spool.sqlite*") if "shm" not in one.name
+        }
+    log = folder / "spool.sqlite-wal"
+    kept[log] = b"\xff" * 32 + kept[log][32:]
+    for file, octets in kept.items():
+        file.write_bytes(octets)
+    [found] = [one for one in files() if one.what == "spool"]
+    assert found.verdict is CheckResult.FAULT
+    assert f"spool.url: {log} is damaged: SQLite reads 0 of its" in found.text
+    with running(folder):
+        [found] = [one for one in files() if one.what == "spool"]
+    assert found.verdict is CheckResult.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "octets", "verdict", "expected_text"),
+    [
+        ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", header(1), CheckResult.OK, "spool.sqlite"),
+        ("spool.sqlite", header(256), CheckResult.FAULT, "newer Relay (schema 256"),
+        ("spool.sqlite", header(1, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
+        ("spool.sqlite", header(10, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
+        ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay restore"),
+        ("spool.sqlite.salvage", b"", CheckResult.FAULT, "recovery was interrupted"),
+        ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
+    ],
+)
+def test_the_spool_file_is_checked(files, name, octets, verdict, expected_text):
+    a_spool(files.folder, name, octets)
+    [found] = [one for one in files() if one.what == "spool"]
+    assert found.verdict is verdict
+    assert expected_text in found.text
+
+
+def key_of(files, selector, kind="ed25519", *, mode=0o600, bits=2048, until=""):
+    """Write a key, and return its entry."""
+    (files.folder / "dkim").mkdir(exist_ok=True)
+    file = files.folder / f"dkim/{selector}.pem"
+    file.write_bytes(write_pem(new_key(kind, bits=bits)))
+    file.chmod(mode)
+    ends = f'until = "{until}"\n' if until else ""
+    return f"""[[dkim]]
+domain = "example.test"
+selector = "{selector}"
+key = "dkim/{selector}.pem"
+{ends}"""
+
+
+def day(days):
+    return (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
+
+
+def test_all_faults_of_signing_keys_are_reported_with_their_lines(files):
+    entries = key_of(files, "s1", mode=0o644) + key_of(files, "s2") + key_of(files, "s3")
+    (files.folder / "dkim/s3.pem").write_text("")
+    found = files.faults(CONFIG + entries)
+    assert [what for what, _ in found] == ["dkim", "dkim"]
+    lines = len(CONFIG.splitlines())
+    first, second = [text.removeprefix(f"{files.folder}/") for _, text in found]
+    file = f"{files.folder}/dkim/s1.pem"
+    assert first.startswith(
+        f"relay.toml:{lines + 4}: dkim[0].key: {file}: found mode 0644, expected"
+    )
+    assert second.startswith(f"relay.toml:{lines + 12}: dkim[2].key: ")
+    assert "s3.pem: found no key, expected an RSA key of 1024 to 4096 bits or" in second
+
+
+def test_signing_keys_are_counted(files):
+    findings = files(relay=CONFIG + key_of(files, "s1") + key_of(files, "s2", "rsa"))
+    [found] = [one for one in findings if one.what == "dkim"]
+    assert (found.verdict, found.text) == (CheckResult.OK, "2 keys for 1 domain")
+
+
+def test_a_short_rsa_key_is_a_warning(files):
+    config = CONFIG + key_of(files, "s1", "rsa", bits=1024) + key_of(files, "s2", "rsa")
+    [(what, text)] = of(files(relay=config), CheckResult.WARNING)
+    file = files.folder / "dkim/s1.pem"
+    assert what == "dkim"
+    expected = f": dkim[0].key: {file}: found an RSA key of 1024 bits, expected 2048 or more"
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("lasts", "number", "then"),
+    [
+        ([None], None, ""),
+        ([15], None, ""),
+        ([-1, None], None, ""),
+        ([-1, 20], None, ""),
+        ([12], 0, "then "),
+        ([2, 9, -5], 1, "then "),
+        ([0], 0, "then "),
+        ([-2, -1], 1, ""),
+    ],
+)
+def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
+    untils = ["" if one is None else day(one) for one in lasts]
+    entries = [key_of(files, f"s{at}", until=until) for at, until in enumerate(untils)]
+    warnings = of(files(relay=CONFIG + "".join(entries)), CheckResult.WARNING)
+    if number is None:
+        assert warnings == []
+        return
+    [(what, text)] = warnings
+    found = f"found {untils[number]}, after which no key of example.test signs"
+    assert what == "dkim"
+    assert text.endswith(f": dkim[{number}].until: {found}: its mail {then}goes out unsigned")
+
+
+@pytest.fixture
+def asked(files, monkeypatch):
+    """Check a configuration with keys s1 and s2 by a real name server; what it warns of, from the key on."""
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 10.0)
+    entries = key_of(files, "s1") + key_of(files, "s2", "rsa")
+    folder = files.folder / "dkim"
+    privates = {one: read_pem((folder / f"{one}.pem").read_bytes()) for one in ("s1", "s2")}
+
+    def found(zone, *, until=""):
+        with DnsThread(zone) as dns:
+            config = CONFIG.replace("127.0.0.1:1", str(dns.address)) + entries
+            findings = files(relay=f'{config}until = "{until}"\n' if until else config)
+            found.queries = dns.queries
+        assert [one.verdict for one in findings if one.what == "dns"] == [CheckResult.OK]
+        warnings = of(findings, CheckResult.WARNING)
+        assert {what for what, _ in warnings} <= {"dkim"}
+        return [text.partition(": ")[2] for _, text in warnings]
+
+    found.records = {
+        f"{one}._domainkey.example.test": {
+            "TXT": [" ".join(f'"{part.decode()}"' for part in txt_strings(key_record(private)))]
+        }
+        for one, private in privates.items()
+    }
+    return found
+
+
+S1, S2 = "s1._domainkey.example.test", "s2._domainkey.example.test"
+NO_RECORD = "found no record, expected that of the key: no receiver can verify its signatures"
+
+
+def test_records_of_signing_keys_are_compared_with_the_dns(asked):
+    assert asked(asked.records) == []
+    assert [asked.queries[one, "TXT"] for one in (S1, S2)] == [1, 1]
+    assert asked({}) == [
+        f"dkim[0].selector: {S1}: {NO_RECORD}", f"dkim[1].selector: {S2}: {NO_RECORD}",
+    ]  # fmt: skip
+    assert asked(asked.records | {S1: {"A": ["192.0.2.1"]}, "x": "NXDOMAIN"}) == [
+        f"dkim[0].selector: {S1}: {NO_RECORD}"
+    ]
+    assert asked(asked.records | {S2: asked.records[S1]}) == [
+        f"dkim[1].selector: {S2}: found k=ed25519, expected k=rsa",
+        f"dkim[1].selector: {S2}: found p= of another key, expected p= of this key",
+    ]
+
+
+def test_the_record_of_a_key_that_has_ended_is_not_asked_for(asked):
+    assert asked({S1: asked.records[S1]}, until=day(-1)) == []
+    assert asked.queries[S2, "TXT"] == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("SERVFAIL", "answered SERVFAIL"), ("REFUSED", "answered REFUSED")],
+)
+def test_a_record_that_cannot_be_asked_for_is_a_warning_that_says_why(asked, word, reason):
+    [text] = asked(asked.records | {S1: word})
+    assert text.startswith(f"dkim[0].selector: {S1}: the record cannot be compared: name server")
+    assert text.endswith(reason)
+
+
+def test_a_name_server_that_is_silent_about_one_key_delays_only_this_check(asked, monkeypatch):
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 1.0)
+    expected = "the record cannot be compared: no answer within 1 s"
+    assert asked(asked.records | {S1: "TIMEOUT"}) == [f"dkim[0].selector: {S1}: {expected}"]
+
+
+def test_a_silent_name_server_delays_the_check_by_one_time_out_whatever_the_number_of_keys(
+    files, monkeypatch
+):
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 2.0)
+    entry = key_of(files, "s1")
+    entries = [entry.replace("example.test", f"d{at}.test") for at in range(600)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        config = CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        findings = files(relay=config + "".join(entries))
+        took_s = time.monotonic() - began
+    [(what, text)] = of(findings, CheckResult.FAILED)
+    assert (what, "no answer within 2 s" in text) == ("dns", True)
+    assert of(findings, CheckResult.WARNING) == []
+    assert 2.0 <= took_s < 5.5  # 256 questions at once, one round after the other, take 6
+
+
+def test_the_socket_of_sendmail_needs_its_directory(files):
+    config = f'{CONFIG}[sendmail]\nsocket = "nowhere/submit.sock"\ndrop = ""\n'
+    [(what, text)] = files.faults(config)
+    assert what == "sendmail"
+    assert "sendmail.socket: found" in text
+    assert f"which {files.folder}/nowhere is not" in text
+    usable = config.replace("nowhere/", "")
+    assert files.faults(usable) == []
+
+
+def test_users_of_sendmail_exist(files):
+    users = '["root", "no-such-user"]'
+    config = f'{CONFIG}[sendmail]\nsocket = "submit.sock"\ndrop = ""\nusers = {users}\n'
+    found = [one.text for one in files(relay=config) if one.what == "sendmail"]
+    assert len(found) == 1
+    assert 'users[1]: found "no-such-user", expected a user of this machine' in found[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_the_owner_of_the_drop_directory_is_known_when_state_dir_is(files):
+    (drop := files.folder / "drop").mkdir()
+    drop.chmod(0o3733)
+    os.chown(drop, 1, 1)
+    config = f'{CONFIG}[sendmail]\nsocket = "submit.sock"\ndrop = "drop"\n'
+    assert [one.text for one in files(relay=config) if one.what == "sendmail"] == []
+    (files.folder / "state").mkdir()
+    [finding] = [one for one in files(relay=config) if one.what == "sendmail"]
+    assert "the owner 1, expected the mode 3733 and the owner 0" in finding.text
+
+
+NO_AD = "found true, expected name servers that validate: the root's answer is without AD"
+ON_THE_WAY = "found true, expected nameservers on this machine: on the way answers can be changed"
+
+
+@pytest.mark.parametrize(
+    ("zone", "insecure", "verdict", "text"),
+    [
+        ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, set(), None, ""),
+        ({}, set(), None, ""),
+        ({".": {"SOA": ["ns. root. 1 1 1 1 1"]}}, None, CheckResult.FAILED, f"dns.validating: {NO_AD}"),
+        ({".": "SERVFAIL"}, set(), CheckResult.OK, "no answer for the root: not known whether the name servers validate DNSSEC"),
+    ],
+)  # fmt: skip
+def test_dns_validating_needs_name_servers_that_do(
+    files, monkeypatch, zone, insecure, verdict, text
+):
+    monkeypatch.setattr(check, "DNS_TIMEOUT_S", 10.0)
+    with DnsThread(zone) as dns:
+        dns.insecure = insecure
+        config = CONFIG.replace("127.0.0.1:1", str(dns.address))
+        found = [one for one in files(relay=f"{config}validating = true") if one.what == "dns"][1:]
+        assert not [one for one in files(relay=config) if one.what == "dns"][1:]
+    assert [one.verdict for one in found] == ([verdict] if verdict else [])
+    assert not found or found[0].text.endswith(text)
+
+
+@pytest.mark.parametrize("servers", ["", '"127.0.0.1:1", "192.0.2.1"'])
+def test_validating_name_servers_elsewhere_are_warned_of(files, monkeypatch, servers):
+    monkeypatch.setattr(check, "name_servers_answer", answers)
+    config = CONFIG.replace('"127.0.0.1:1"', servers)
+    warnings = of(files(relay=f"{config}validating = true"), CheckResult.WARNING)
+    assert ("dns", True) in [(what, text.endswith(ON_THE_WAY)) for what, text in warnings]
+
+
+async def answers(_nameservers, *, timeout_s):
+    return ""
+
+
+SMTP = '[[smtp]]\nlisten = "127.0.0.1:0"\n'
+MILTER = '[[milter]]\nname = "m"\naddress = "127.0.0.1:1"\n'
+
+
+@pytest.mark.parametrize(
+    ("top", "tables", "cores", "lacks", "text"),
+    [
+        ("", "", 2, (), "relay serve: there is no [[smtp]]"),
+        ("", SMTP, 2, (), "SMTP sessions are in a process of their own"),
+        ("", SMTP, 1, (), "relay serve: there is one processor"),
+        ('smtp_gate = "on"', SMTP, 1, (), "in a process of their own"),
+        ('smtp_gate = "off"', SMTP, 2, (), 'relay serve: smtp_gate is "off"'),
+        ("", SMTP + MILTER, 2, (), "relay serve: there are milters"),
+        ("", SMTP, 2, ("Landlock",), "without what this kernel lacks of its sandbox: Landlock"),
+    ],
+)  # fmt: skip
+def test_where_smtp_sessions_are(files, monkeypatch, top, tables, cores, lacks, text):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(check_network, "available", lambda: lacks)
+    (found,) = (x for x in files(relay=f"{top}\n{CONFIG}{tables}") if x.what == "smtp_gate")
+    assert (found.verdict, text in found.text) == (CheckResult.OK, True)
+
+
+def test_with_milters_no_sessions_are_in_a_process_of_their_own(files):
+    expected = 'relay.toml:1: smtp_gate: found "on", expected "auto" or "off": it needs Linux, and no [[milter]]'
+    ((_, text),) = files.faults(f'smtp_gate = "on"\n{CONFIG}{SMTP}{MILTER}')
+    assert text.endswith(expected)

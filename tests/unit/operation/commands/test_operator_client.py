@@ -1,0 +1,215 @@
+"""The command line asks the daemon if it runs, else reads the files."""
+
+import json
+import os
+import select
+import signal
+import socketserver
+import threading
+from http.server import BaseHTTPRequestHandler
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from msgspec import convert
+
+from relay.base.running_relay import ControlError, ControlUnavailableError
+from relay.base.settings.reader import load
+from relay.operation.app.state_dir import OwnerLock
+from relay.operation.commands.operator_client import CommandInterruptedError, OperatorClient
+from relay.store.journeys.document import Journey
+from relay.store.spool.types import Selector
+from tests.support.journeys import json_of, made_journey
+from tests.support.manual_clock import ManualClock
+
+
+@pytest.fixture
+def settings(tmp_path):
+    file = tmp_path / "relay.toml"
+    file.write_text('hostname = "relay.example.test"\nstate_dir = "s"\n')
+    return load(file, {})
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def reading(settings, clock):
+    return OperatorClient(settings, clock)
+
+
+@pytest.fixture
+def daemon(settings, clock):
+    """Answers on the control socket with what `answers` has next; keeps what was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked: ClassVar[list] = []
+        answers: ClassVar[list] = []
+
+        def do_GET(self):
+            url = urlsplit(self.path)
+            query = {name: one for name, (one,) in parse_qs(url.query).items()}
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.asked.append((url.path, query or json.loads(body or "{}")))
+            clock.advance(float(query.get("timeout", 0)))
+            answer = self.answers.pop(0)
+            if answer is KeyboardInterrupt:
+                # Python may miss a signal that arrives just before a blocking call: send it again.
+                gone: list[int] = []
+                while not gone:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    gone = select.select([self.connection], [], [], 1.0)[0]
+                return
+            status, value, *fields = answer
+            self.send_response(status)
+            for name, field in dict(*fields).items():
+                self.send_header(name, field)
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            """Tests are quiet."""
+
+        def address_string(self):
+            return "unix"
+
+    settings.run_dir.mkdir(parents=True)
+    server = socketserver.UnixStreamServer(str(settings.control_socket), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
+
+
+def test_a_journey_is_requested_by_any_name(reading, daemon):
+    journey = made_journey(id="q1")
+    daemon.answers.append((200, json_of(journey)))
+    assert reading.journey("<a/b@c>") == journey
+    assert daemon.asked == [("/relay/v1/messages/%3Ca%2Fb%40c%3E", {})]
+
+
+def test_an_unknown_message_is_none_and_an_error_raises(reading, daemon):
+    daemon.answers += [
+        UNKNOWN,
+        (400, {"error": {"code": "BadRequest", "message": "no such state"}}),
+    ]
+    assert reading.journey("x") is None
+    with pytest.raises(ControlError, match="no such state"):
+        reading.journey("x")
+
+
+def test_conditions_of_a_list_become_its_query(reading, daemon):
+    daemon.answers.append((200, []))
+    selector = Selector(ids=("q1", "<a,b%@c>"), sender="*@x.test", older_than_s=7200)
+    assert reading.queue_list(selector) == []
+    assert daemon.asked == [
+        ("/relay/v1/queue",
+         {"id": "q1,%3Ca%2Cb%25%40c%3E", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
+    ]  # fmt: skip
+
+
+def test_a_list_names_unknown_ids(reading, daemon):
+    daemon.answers.append((200, [{"id": "q1"}], {"x-relay-unknown": "%3Cx%40y%3E,%C3%BC%2C"}))
+    listed = reading.queue_list(Selector(ids=("q1", "<x@y>", "ü,")))
+    assert (listed, listed.unknown) == ([{"id": "q1"}], ("<x@y>", "ü,"))
+
+
+WAITING = json_of(
+    made_journey(id="q1", recipients=[{"address": "b@x.test", "state": "queued"}], reached=False)
+)
+
+
+ANSWER = {"matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "entries": [], "unknown": []}
+
+
+def test_a_queue_command_sends_only_given_options(reading, daemon):
+    daemon.answers.append((200, ANSWER))
+    selector = Selector(domain="x.test")
+    more = {"who": "me", "dry_run": True, "reason": "", "until": "2h", "as_before": False}
+    assert reading.change("hold", selector, **more) == ANSWER
+    (asked,) = daemon.asked
+    assert asked[0] == "/relay/v1/queue/hold"
+    given = {name: value for name, value in asked[1].items() if value is not False}
+    assert given == {"domain": "x.test", "dry_run": True, "who": "me", "until": "2h"}
+
+
+def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    daemon.answers.append(KeyboardInterrupt)
+    try:
+        with pytest.raises(CommandInterruptedError) as interrupted:
+            reading.change("hold", Selector(all=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted.value.done is None
+
+
+def test_stats_come_from_the_daemon(reading, daemon):
+    daemon.answers.append((200, {"due": 5}))
+    assert reading.stats() == {"due": 5}
+    assert daemon.asked == [("/relay/v1/queue/stats", {})]
+
+
+def test_a_wait_ends_when_the_message_ended_in_another_state(reading, daemon):
+    ended = json_of(
+        made_journey(recipients=[{"address": "b@x.test", "state": "failed"}], reached=False)
+    )
+    daemon.answers.append((200, ended))
+    assert reading.wait("q1", state="relayed", timeout_s=1000) == convert(ended, Journey)
+
+
+def test_a_long_wait_is_several_short_ones(reading, daemon):
+    waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
+    daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
+    assert reading.wait("q1", state="final", timeout_s=1000) == convert(done, Journey)
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(UNKNOWN, None), ((200, WAITING), convert(WAITING, Journey))],
+    ids=["unknown", "not there yet"],
+)
+def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):
+    daemon.answers += [answer, answer]
+    assert reading.wait("q1", state="final", timeout_s=400) == expected
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]
+
+
+def test_without_a_state_dir_results_are_empty(reading, settings):
+    assert reading.journey("last") is None
+    assert reading.queue_list(Selector()) == []
+    assert reading.queue_list(Selector(ids=("q1",))).unknown == ("q1",)
+    assert reading.change("hold", Selector(ids=("q1",)))["unknown"] == ["q1"]
+    assert reading.stats() == {}
+    assert not settings.state_dir.exists(), "asking made something"
+
+
+def test_waiting_needs_a_daemon(reading):
+    with pytest.raises(ControlUnavailableError, match="no relay is running"):
+        reading.wait("q1", state="final", timeout_s=1)
+
+
+def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(reading, settings):
+    settings.run_dir.mkdir(parents=True)
+    spool = settings.state_dir / "spool.sqlite"
+    spool.touch()
+    owner = OwnerLock(settings.run_dir)
+    owner.take()
+    reported = (
+        f"no relay is running: .* but {settings.state_dir} is in use by process {os.getpid()}"
+    )
+    with pytest.raises(ControlUnavailableError, match=reported):
+        reading.journey("last")
+    assert spool.read_bytes() == b""
+    owner.give_back()

@@ -1,0 +1,329 @@
+"""One document from two halves: what the store knows, what the spool knows."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from relay.base.clock import Ids
+from relay.store.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.journey import Journeys, join
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
+from tests.support.journeys import made_journey
+from tests.support.manual_clock import ManualClock
+
+CLOCK = ManualClock()
+IDS = Ids(CLOCK)
+
+
+def steps(*numbers: int) -> list[JourneyStep]:
+    return [Event(Step(number), CLOCK.time_us() + number).as_step() for number in numbers]
+
+
+def store_half(submission_id: str, *numbers: int, account: str = "alice@x") -> SubmissionRecord:
+    facts = SubmissionFacts(
+        submission_id, submission_id.partition(".")[0], account, "alice@x", "<m@x>", "s", ("bob@y",)
+    )
+    return SubmissionRecord(facts, steps(*numbers))
+
+
+def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> Journey:
+    recipient = {"address": "bob@y", "state": "relayed"}
+    half = made_journey(
+        id=queue_id, submission_id=submission_id, message_id="<m@x>", sender="alice@x",
+        subject="s", state="relayed", recipients=[recipient],
+    )  # fmt: skip
+    return replace(half, steps=tuple(steps(*numbers)))
+
+
+@dataclass
+class Spool:
+    halves: dict[str, Journey] = field(default_factory=dict)
+    accounts: dict[str, str] = field(default_factory=dict)
+
+    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
+        return self.halves.get(queue_id)
+
+    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        return sorted(
+            (
+                name
+                for name, one in self.halves.items()
+                if key in ("last", one.sender, name, one.submission_id)
+                and account in (None, self.accounts.get(name, "alice@x"))
+            ),
+            reverse=True,
+        )[:limit]
+
+
+@dataclass
+class Store:
+    halves: dict[str, SubmissionRecord] = field(default_factory=dict)
+
+    async def submission(self, submission_id: str) -> SubmissionRecord | None:
+        return self.halves.get(submission_id)
+
+    async def find_submission_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
+        found = [
+            name
+            for name, one in self.halves.items()
+            if key in ("last", one.facts.sender, name, one.facts.graph_id)
+            and account in (None, one.facts.account)
+        ]
+        return found[::-1][:limit]  # as a log that is read backwards
+
+
+@dataclass
+class KnownJourneys:
+    spool: Spool = field(default_factory=Spool)
+    store: Store = field(default_factory=Store)
+
+    def __post_init__(self) -> None:
+        self.journeys = Journeys(self.spool, self.store, clock=CLOCK)
+
+    def submit(self, *, accepted: bool, account: str = "alice@x") -> str:
+        """A submission; its Graph id."""
+        CLOCK.advance(1)
+        graph_id = IDS.new()
+        name = f"{graph_id}.1"
+        self.store.halves[name] = store_half(name, 1, 2, account=account)
+        if accepted:
+            queue_id = IDS.new()
+            self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6)
+            self.spool.accounts[queue_id] = account
+        return graph_id
+
+    def receive(self) -> str:
+        """A message that came by SMTP; its queue id."""
+        CLOCK.advance(1)
+        queue_id = IDS.new()
+        self.spool.halves[queue_id] = spool_half(queue_id, None, 5)
+        return queue_id
+
+
+@pytest.fixture
+def known() -> KnownJourneys:
+    return KnownJourneys()
+
+
+def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
+    found = join(store_half("g.1", 4, 1), spool_half("q", "g.1", 6, 5))
+    assert found is not None
+    assert [step.step for step in found.steps] == [1, 4, 5, 6]
+    assert (found.id, found.graph_id, found.submission_id) == ("q", "g", "g.1")
+    assert found.state == "relayed"
+
+
+def test_attempts_stay_in_their_order_though_the_clock_went_back() -> None:
+    half = spool_half("q", None, 5)
+    day_us = 86_400_000_000
+    tried = [
+        Event(Step.DELIVERY, CLOCK.time_us() + later_us, {"attempt": number}).as_step()
+        for number, later_us in enumerate((0, day_us, -day_us))
+    ]
+    found = join(None, replace(half, steps=(*half.steps, *tried)))
+    assert found is not None
+    assert [step.detail.get("attempt") for step in found.steps[2:]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("node", [{}, {"node": "one"}], ids=["file", "server"])
+def test_mail_by_smtp_has_step_4_from_its_acceptance(node: dict[str, str]) -> None:
+    half = spool_half("q", None, 5, 6)
+    half.steps[0].detail.update({"client": {}, **node})
+    found = join(None, half)
+    assert found is not None
+    assert [step.step for step in found.steps] == [4, 5, 6]
+    accepted, routed, _ = found.steps
+    assert (accepted.name, accepted.at) == ("accepted", routed.at)
+    assert accepted.detail == {"queue_id": "q", **node}
+
+
+@pytest.mark.parametrize(
+    ("submission_id", "detail"), [("g.1", {}), (None, {"about": "q0"})], ids=["draft", "report"]
+)
+def test_no_client_got_a_250_for_a_draft_or_a_report(submission_id, detail) -> None:
+    half = spool_half("q", submission_id, 5)
+    half.steps[0].detail.update(detail)
+    found = join(None, half)
+    assert found is not None
+    assert [step.step for step in found.steps] == [5]
+
+
+def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
+    found = join(store_half("g.1", 1, 2), None)
+    assert found is not None
+    assert found.id is None
+    assert found.state == "converting"
+    assert [(one.address, one.state) for one in found.recipients] == [("bob@y", "queued")]
+
+
+def test_a_report_of_step_3_says_that_it_failed() -> None:
+    found = join(store_half("g.1", 1, 2, 7), None)
+    assert found is not None
+    assert found.state == "failed"
+    assert found.recipients[0].state == "failed"
+
+
+def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
+    found = join(None, spool_half("q", "g.1", 5))
+    assert found is not None
+    assert found.graph_id == "g"
+    assert join(None, None) is None
+
+
+async def test_a_submission_is_found_by_each_of_its_names(known: KnownJourneys) -> None:
+    graph_id = known.submit(accepted=True)
+    known.submit(accepted=False)
+    (queue_id,) = known.spool.halves
+    for key in (graph_id, f"{graph_id}.1", queue_id):
+        found = await known.journeys.journey(key, account=None)
+        assert found is not None
+        assert (found.graph_id, found.id) == (graph_id, queue_id), key
+        assert [step.step for step in found.steps] == [1, 2, 5, 6]
+
+
+@pytest.mark.parametrize("key", ["last", "alice@x"])
+async def test_the_newest_of_an_address_may_be_in_either_half(
+    known: KnownJourneys, key: str
+) -> None:
+    for accepted in (True, False, True):
+        graph_id = known.submit(accepted=accepted)
+        found = await known.journeys.journey(key, account=None)
+        assert found is not None
+        assert found.graph_id == graph_id
+
+
+async def test_an_old_draft_that_was_just_sent_is_the_newest(known: KnownJourneys) -> None:
+    draft = IDS.new()
+    known.store.halves[f"{draft}.1"] = store_half(f"{draft}.1", 1, 2)
+    queue_id = IDS.new()
+    known.spool.halves[queue_id] = spool_half(queue_id, f"{draft}.1", 5)
+    CLOCK.advance(1)
+    known.submit(accepted=True)
+    CLOCK.advance(1)
+    known.store.halves[f"{draft}.2"] = store_half(f"{draft}.2", 1, 2)
+    for key in ("last", "alice@x", draft):
+        found = await known.journeys.journey(key, account=None)
+        assert found is not None
+        assert (found.submission_id, found.id) == (f"{draft}.2", None), key
+
+
+async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
+    alices = known.submit(accepted=True)
+    carols = known.submit(accepted=True, account="carol@x")
+    assert await known.journeys.journey(carols, account="alice@x") is None
+    last = await known.journeys.journey("last", account="alice@x")
+    assert last is not None
+    assert last.graph_id == alices
+
+
+DUE = "2027-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "noted", "state", "recipient"),
+    [
+        ((1, 2), {}, "converting", ("queued", "", None)),
+        ((1, 2), {"deferred_until": DUE}, "scheduled", ("queued", "", DUE)),
+        ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled",
+         ("cancelled", "cancelled: why", None)),
+        ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "converting",
+         ("queued", "", None)),
+        ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ("failed", "", None)),
+    ],
+)  # fmt: skip
+def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, recipient):
+    half = store_half("a.1", *numbers)
+    half.steps[1].detail.update(noted)
+    told = join(half, None)
+    assert told.state == state
+    assert [(one.state, one.reply, one.next_attempt) for one in told.recipients] == [recipient]
+
+
+def test_each_recipient_has_what_the_last_report_says_of_it() -> None:
+    recipients = [
+        {"address": "b@y", "state": "failed", "status": "5.1.1", "reply": "550 no",
+         "attempts": [{"host": "mx.y", "outcome": "failed"}]},
+        {"address": "c@y", "state": "relayed", "status": "2.0.0", "reply": "250 ok"},
+    ]  # fmt: skip
+    details = [
+        {"to": "a@x", "kind": "failure", "recipients": ["b@y"]},
+        {"to": "postmaster", "kind": "dead-letter", "recipients": ["c@y"]},
+    ]
+    told = [{"step": 7, "at": str(number), "detail": one} for number, one in enumerate(details)]
+    found = join(None, made_journey(id="q1", recipients=recipients, steps=told))
+    assert found.recipients[0].reported == SenderReport("failure", "5.1.1", "550 no", "mx.y", "0")
+    assert found.recipients[1].reported is None
+
+
+REMOTE = {
+    "by": "remote", "kind": "failure", "recipients": ["b@y"], "status": "5.1.1", "reply": "550 no",
+    "host": "mx.y", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}, "received": "r1",
+}  # fmt: skip
+
+
+def test_what_a_host_claims_is_shown_only_where_relay_has_reported_nothing() -> None:
+    recipients = [{"address": "b@y", "state": "failed"}, {"address": "c@y", "state": "relayed"}]
+    own = {"to": "a@x", "kind": "failure", "recipients": ["b@y"], "report_id": "r0"}
+    later = REMOTE | {"recipients": ["c@y"], "kind": "read"}
+    details = [own, REMOTE, REMOTE | {"recipients": ["c@y"]}, later]
+    told = [{"step": 7, "at": str(number), "detail": one} for number, one in enumerate(details)]
+    found = join(None, made_journey(id="q1", recipients=recipients, steps=told))
+    first, second = (one.reported for one in found.recipients)
+    assert (first.by, first.at, first.source) == ("relay", "0", None)
+    source = ReportSource("192.0.2.7", "mx.y")
+    assert second == SenderReport("read", "5.1.1", "550 no", "mx.y", "3", "remote", source)
+    assert [one.detail for one in found.steps] == details
+    assert [one.state for one in found.recipients] == ["failed", "relayed"]
+
+
+def test_the_report_of_pickup_is_about_all_recipients() -> None:
+    half = store_half("a.1", 1, 2, 3, 7)
+    half.steps[3].detail.update({"to": "alice@x", "kind": "failure", "reply": "5.6.3 no"})
+    (recipient,) = join(half, None).recipients
+    assert (recipient.reported.kind, recipient.reported.reply) == ("failure", "5.6.3 no")
+
+
+def test_the_json_has_the_documented_fields_in_their_order() -> None:
+    """A field that is not always there is left out: not null."""
+    attempt = {
+        "at": "t",
+        "host": "h",
+        "outcome": "failed",
+        "status": "5.1.1",
+        "reply": "550 no",
+        "tls": "TLSv1.3",
+        "verified": "name",
+        "policy": "route paid: verify",
+        "durations": {"dns": 0.1, "connect": 0.5, "tls": 3.2, "total": 9.9},
+        "mx": [{"preference": 10, "host": "h", "skipped": ""}],
+        "mx_more": 0,
+        "encoded": "8 bit",
+        "provider": "",
+    }
+    report = {"kind": "failure", "status": "5.1.1", "reply": "550 no", "host": "h", "at": "t",
+              "by": "remote", "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"}}  # fmt: skip
+    recipient = {
+        "address": "b@y", "state": "failed", "reason": "mx.y replied 550 no", "next_attempt": None,
+        "expires": None, "next_hop": "mx:y", "route": None, "status": "5.1.1",
+        "reply": "550 no", "attempts": [attempt], "reported": report,
+        "graph_id": None,
+    }  # fmt: skip
+    redirected = {
+        "address": "c@y", "state": "redirected", "reason": None, "next_attempt": None,
+        "expires": None, "next_hop": None, "route": None, "status": "", "reply": "",
+        "successors": ["d@y"], "attempts": [], "reported": None, "graph_id": "l1",
+    }  # fmt: skip
+    document = {
+        "id": "q1", "graph_id": None, "submission_id": None, "message_id": "<m@x>", "sender": "a@x",
+        "subject": "s", "state": "failed", "client": {"address": "", "helo": "", "account": "", "tls": ""},
+        "steps": [{"step": 7, "name": "report", "at": "t", "detail": {"to": "a@x"}}],
+        "recipients": [recipient, redirected], "checks": None,
+    }  # fmt: skip
+    found = made_journey(**document)
+    assert msgspec.json.encode(found) == msgspec.json.encode(document)
+    assert msgspec.json.encode(replace(found, reached=False)) == msgspec.json.encode(
+        document | {"reached": False}
+    )

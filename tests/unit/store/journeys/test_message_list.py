@@ -1,0 +1,723 @@
+"""The message list over a real spool and submission log: its pages, and what is after a cursor."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from relay.base.clock import Ids, rfc3339
+from relay.store.journeys import journey, list_places, submission_log
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.journey import Journeys, MessageList
+from relay.store.journeys.message_list import (
+    ALL_MAILBOXES,
+    NO_MAILBOX,
+    FoundMessage,
+    ListPosition,
+    MessageSearch,
+    parse_cursor,
+    parse_position,
+    position_of,
+)
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from relay.store.spool.shared import message_list
+from tests.support.long_tests import sampled
+from tests.support.manual_clock import ManualClock
+from tests.support.spools import message_of, spool_on
+
+ALICE = "alice@example.test"
+
+
+class Messages:
+    """Submissions and accepted messages, as the rooms record them."""
+
+    def __init__(self, spool: Any, log: SubmissionLog, clock: ManualClock, directory: Path) -> None:
+        self.spool = spool
+        self.directory = directory
+        self.log = log
+        self.clock = clock
+        self.ids = Ids(clock)
+        self.journeys = Journeys(spool, log, clock=clock)
+
+    def submit(
+        self,
+        *,
+        draft_id: str = "",
+        account: str = ALICE,
+        number: str = "1",
+        send_at_us: int = 0,
+        client: str = "",
+        **facts: Any,
+    ) -> SubmissionFacts:
+        """Steps 1 and 2."""
+        draft_id = draft_id or self.ids.new()
+        values = {"sender": account, "subject": "s", "recipients": ("x@a.test",)} | facts
+        made = SubmissionFacts(f"{draft_id}.{number}", draft_id, account, **values)
+        now_us = self.clock.time_us()
+        notified: dict[str, Any] = {"client": {"address": client}} if client else {}
+        notified |= {"deferred_until": rfc3339(send_at_us)} if send_at_us else {}
+        events = Event(Step.CREATED, now_us), Event(Step.NOTIFIED, now_us, notified)
+        self.log.append(made, *events)
+        return made
+
+    async def accept(self, submitted: SubmissionFacts | None = None, **changes: Any) -> str:
+        """Step 5, after the other steps of a submission or by SMTP; the name of the message."""
+        at_us = self.clock.time_us()
+        hops = {"mx:a.test": changes.pop("recipients", ["x@a.test"])}
+        name = submitted.submission_id if submitted else ""
+        values = {"account": ALICE, "reverse_path": ALICE, "submission_id": name} | changes
+        queue_id = self.ids.new()
+        message = message_of(hops.items(), queue_id=queue_id, now_us=at_us, **values)
+        message = replace(message, events=(Event(Step.POLICY_AND_ROUTING, at_us),))
+        await self.spool.accept(message)
+        if submitted:
+            self.log.append(submitted, Event(Step.ACCEPTED, at_us), queue_id=queue_id)
+        return name or queue_id
+
+    async def listed(
+        self, *, limit: int = 100, account: str | None = None, **wanted
+    ) -> MessageList:
+        if "after" in wanted:
+            wanted["after"] = parse_cursor(wanted["after"], now_us=self.clock.time_us())
+        return await self.journeys.search(MessageSearch(**wanted), account=account, limit=limit)
+
+    async def names(self, **wanted: Any) -> list[str]:
+        found = await self.listed(**wanted)
+        return [one.submission_id or one.id for one in found.messages]
+
+    async def cursor(self) -> str:
+        return str((await self.listed(limit=1)).cursor)
+
+
+@pytest.fixture
+async def messages(tmp_path: Path) -> AsyncIterator[Messages]:
+    clock = ManualClock()
+    log = SubmissionLog(tmp_path / "log", role="relay", clock=clock)
+    async with spool_on(tmp_path / "spool.sqlite", clock) as spool:
+        yield Messages(spool, log, clock, tmp_path / "log")
+    log.close()
+
+
+async def test_messages_of_one_millisecond_are_paged_newest_first(messages: Messages) -> None:
+    names = []
+    for number in range(30):  # the clock stands
+        submitted = messages.submit() if number % 3 else None
+        names.append(
+            submitted.submission_id if submitted and number % 2
+            else await messages.accept(submitted)
+        )  # fmt: skip
+    found, before = [], None
+    while True:
+        page = await messages.journeys.page(MessageSearch(), account=None, limit=7, before=before)
+        found += [one.submission_id or one.id for one in page.rows]
+        if (before := page.older) is None:
+            break
+    assert found == names[::-1]
+
+
+async def test_the_newest_come_first_from_log_and_spool(messages: Messages) -> None:
+    waiting = messages.submit()
+    messages.clock.advance(1)
+    received = await messages.accept()
+    messages.clock.advance(1)
+    sent = messages.submit()
+    await messages.accept(sent)
+    assert await messages.names() == [sent.submission_id, received, waiting.submission_id]
+    assert await messages.names(limit=2) == [sent.submission_id, received]
+
+
+async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool accepts it after it was asked for its page, and before it is asked for its name."""
+    waiting, sent = messages.submit(), messages.submit()
+    find_page, pages = messages.spool.find_page, []
+
+    async def find_and_accept(*wanted: Any, **options: Any) -> Any:
+        pages.append(await find_page(*wanted, **options))
+        if len(pages) == 1:
+            await messages.accept(sent)
+        return pages[-1]
+
+    monkeypatch.setattr(messages.spool, "find_page", find_and_accept)
+    assert set(await messages.names()) == {waiting.submission_id, sent.submission_id}
+
+
+async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
+    one = messages.submit(subject="Invoice 1", recipients=("bob@a.test", "carol@a.test"))
+    messages.clock.advance(1)
+    other = await messages.accept(subject="Invoice 2", recipients=["dan@b.test"])
+    messages.submit(subject="Hello")
+    await messages.accept(subject="Hello", reverse_path="app@b.test")
+    assert await messages.names(subject="invoice *") == [other, one.submission_id]
+    assert await messages.names(to="CAROL@a.test") == [one.submission_id]
+    assert await messages.names(to="*@b.test") == [other]
+    assert await messages.names(subject="invoice*", sender="app@b.test") == []
+    assert await messages.names(state="queued", to="dan@*") == [other]
+    assert await messages.names(state="final") == []
+    assert await messages.names(subject="invoice*", account="bob@example.test") == []
+
+
+async def test_a_subject_that_rules_changed_is_the_one_to_ask_for(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    sent = messages.submit(subject="plain")
+    await messages.accept(sent, subject="[EXT] plain")
+    for after in ({}, {"after": cursor}):
+        assert await messages.names(subject="[ext] plain", **after) == [sent.submission_id]
+        assert await messages.names(subject="plain", **after) == []
+
+
+async def test_what_came_before_a_cursor_is_never_behind_it(messages: Messages) -> None:
+    accepted, pending = messages.submit(), messages.submit()
+    await messages.accept(accepted)
+    await messages.accept()
+    cursor = await messages.cursor()
+    await messages.accept(pending)  # the clock stands: the same microsecond
+    assert await messages.names(after=cursor) == []
+    messages.clock.advance(1)
+    assert await messages.names(after=cursor) == []
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.0001, 1, 3600])
+async def test_what_comes_after_a_cursor_is_behind_it(messages: Messages, pause_s: float) -> None:
+    messages.submit()
+    await messages.accept()
+    cursor = await messages.cursor()
+    messages.clock.advance(pause_s)
+    sent, waiting = messages.submit(), messages.submit()
+    names = {waiting.submission_id, await messages.accept(sent), await messages.accept()}
+    assert set(await messages.names(after=cursor)) == names
+
+
+async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
+    messages: Messages,
+) -> None:
+    """Its time is earlier than the first list, which does not have it."""
+    draft_id, submitted_us = messages.ids.new(), messages.clock.time_us()
+    messages.clock.advance(0.5)
+    first = await messages.listed()
+    facts = SubmissionFacts(f"{draft_id}.1", draft_id, ALICE, ALICE, recipients=("x@a.test",))
+    created, notified = Event(Step.CREATED, submitted_us), Event(Step.NOTIFIED, submitted_us)
+    messages.log.append(facts, created, notified)
+    second = await messages.listed(after=str(first.cursor))
+    assert [one.submission_id for one in second.messages] == [facts.submission_id]
+    assert await messages.names(after=str(second.cursor)) == []
+
+
+async def test_an_old_draft_that_was_sent_after_the_cursor_is_behind_it(messages: Messages) -> None:
+    draft_id = messages.ids.new()
+    messages.clock.advance(3600)
+    cursor = await messages.cursor()
+    sent = messages.submit(draft_id=draft_id)
+    assert await messages.names(after=cursor) == [sent.submission_id]
+
+
+async def test_other_accounts_messages_are_before_a_cursor_as_well(messages: Messages) -> None:
+    messages.submit(account="bob@example.test")
+    cursor = str((await messages.listed(account=ALICE)).cursor)
+    assert await messages.names(after=cursor) == []
+
+
+async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> None:
+    cursor, found, sent = await messages.cursor(), [], []
+    for number in range(60):
+        sent.append(await messages.accept() if number % 2 else messages.submit().submission_id)
+        messages.clock.now_us += (number % 3) * 700_000
+        if number % 4 == 0:
+            listed = await messages.listed(after=cursor)
+            cursor = str(listed.cursor)
+            found += [one.submission_id or one.id for one in listed.messages]
+    found += await messages.names(after=cursor)
+    assert sorted(found) == sorted(sent)
+
+
+@pytest.mark.parametrize(
+    ("count", "step_us"),
+    [(25, 0), (25, 40_000), (25, 3_000_000), *sampled([(230, 1), (230, 40_000), (230, 3_000_000)])],
+)
+async def test_what_a_limit_leaves_out_is_behind_the_next_cursor(
+    messages: Messages, step_us: int, count: int
+) -> None:
+    cursor, found, sent = await messages.cursor(), [], []
+    for number in range(count):
+        if number % 3 == 0:
+            sent.append(await messages.accept())
+        else:
+            submitted = messages.submit()
+            sent.append(submitted.submission_id)
+            if number % 3 == 1:
+                await messages.accept(submitted)
+        messages.clock.now_us += step_us
+    while True:
+        listed = await messages.listed(after=cursor, limit=10)
+        cursor = str(listed.cursor)
+        found += [one.submission_id or one.id for one in listed.messages]
+        if not listed.messages:
+            break
+    assert sorted(found) == sorted(sent)
+
+
+async def test_a_submission_that_was_withdrawn_is_not_listed(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    messages.log.withdraw(messages.submit())
+    assert await messages.names() == await messages.names(after=cursor) == []
+
+
+async def test_a_cursor_reaches_behind_a_change_of_the_day(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    first = messages.submit()
+    messages.clock.advance(2 * 86400)
+    second = messages.submit()
+    names = [second.submission_id, first.submission_id]
+    assert await messages.names(after=cursor) == names
+
+
+class Reader:
+    """Reads page after page of the list."""
+
+    def __init__(self, messages: Messages, **wanted: Any) -> None:
+        self.messages = messages
+        self.wanted = MessageSearch(**wanted)
+        self.place: ListPosition | None = None
+        self.at_end = False
+
+    async def page(self, limit: int, account: str | None = None) -> list[str]:
+        page = await self.messages.journeys.page(
+            self.wanted, account=account, limit=limit, before=self.place
+        )
+        self.place, self.at_end = page.older, page.older is None
+        return [row.submission_id or row.name for row in page.rows]
+
+    async def rest(self, limit: int, account: str | None = None) -> list[str]:
+        found: list[str] = []
+        while not self.at_end:
+            found += await self.page(limit, account)
+        return found
+
+
+@pytest.mark.parametrize("step_s", [0, 0.0004, 0.7])
+@pytest.mark.parametrize("limit", [1, 3, 50])
+async def test_pages_have_each_message_once_while_mail_arrives_and_is_accepted(
+    messages: Messages, limit: int, step_s: float
+) -> None:
+    pending, sent = [], []
+    for number in range(24):
+        messages.clock.advance(step_s)
+        if number % 3:
+            submitted = messages.submit()
+            sent.append(submitted.submission_id)
+            pending.append(submitted) if number % 3 == 1 else await messages.accept(submitted)
+        else:
+            sent.append(await messages.accept())
+    reader = Reader(messages)
+    found = await reader.page(limit)
+    while not reader.at_end:
+        messages.clock.advance(1)
+        if pending:
+            await messages.accept(pending.pop(len(pending) // 2))
+        await messages.accept()  # arrives later: on no page
+        found += await reader.page(limit)
+    assert len(found) == len(set(found))
+    assert set(sent) <= set(found)
+    assert found[: len(sent)] == found
+
+
+async def test_a_row_stays_in_its_place_when_a_scheduled_message_is_accepted(
+    messages: Messages,
+) -> None:
+    draft_id = messages.ids.new()
+    messages.clock.advance(3600)
+    late = messages.submit(number=str(messages.clock.queue_us()), draft_id=draft_id)
+    messages.clock.advance(5)
+    newer = await messages.accept()
+    before = await Reader(messages).page(10)
+    messages.clock.advance(86400)
+    await messages.accept(late)
+    assert await Reader(messages).page(10) == before == [newer, late.submission_id]
+
+
+async def test_a_place_in_the_list_survives_its_text(messages: Messages) -> None:
+    sent = messages.submit()
+    for place in (
+        position_of("", sent.submission_id),
+        position_of(await messages.accept(), ""),
+        ListPosition(5, ""),
+    ):
+        assert parse_position(str(place)) == place
+
+
+@pytest.mark.parametrize("text", ["", "5", "x-06gzy78nhccc7r9c", "5-short", "5-06gzy78nhccc7r9c.x"])
+def test_another_text_is_no_place(text: str) -> None:
+    with pytest.raises(ValueError, match="not a place"):
+        parse_position(text)
+
+
+async def test_a_row_has_the_first_recipients_and_what_is_next(messages: Messages) -> None:
+    sent = messages.submit(recipients=("x@a.test", "y@a.test"))
+    [waiting] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
+    assert (waiting.id, waiting.state, waiting.recipient_count) == (None, "converting", 2)
+    addresses = [f"r{number}@a.test" for number in range(30)]
+    await messages.accept(sent, recipients=addresses, subject="changed")
+    [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=5)).rows
+    assert (row.submission_id, row.position) == (sent.submission_id, waiting.position)
+    assert (row.subject, row.state, row.recipient_count) == ("changed", "queued", 30)
+    assert [one.address for one in row.recipients] == addresses[:20]
+
+
+async def test_rows_match_words_mailboxes_and_names(messages: Messages) -> None:
+    def reader(**wanted: Any) -> Reader:
+        return Reader(messages, **wanted)
+
+    one = messages.submit(subject="Grüsse aus Köln", recipients=("bob@a.test",), message_id="<m@x>")
+    messages.clock.advance(1)
+    other = await messages.accept(subject="Hello", recipients=["Bob@A.test"], message_id="<n@x>")
+    messages.clock.advance(1)
+    last = await messages.accept(subject="Hello", reverse_path="bob@a.test")
+    assert await reader(words=("KÖLN", "bob")).page(5) == [one.submission_id]
+    assert await reader(words=("hello",)).page(5) == [last, other]
+    assert await reader(words=("hello", "nobody")).page(5) == []
+    assert await reader(mailbox="bob@a.test").page(5) == [last, other, one.submission_id]
+    assert await reader(mailbox="bob@a").page(5) == []
+    assert await reader(key="<m@x>").page(5) == [one.submission_id]
+    assert await reader(key="n@x").page(5) == [other]
+    assert await reader(key=other).page(5) == [other]
+    assert await reader(key="bob@a.test").page(5) == []
+    assert await reader(key=other).page(5, account="bob@example.test") == []
+
+
+async def test_counts_are_of_the_newest_messages(messages: Messages) -> None:
+    for _ in range(3):
+        await messages.accept()
+    await messages.accept(account="bob@example.test")
+    counts = messages.journeys.counts
+    assert await counts(account=None, limit=10) == (4, {"queued": 4})
+    assert await counts(account=ALICE, limit=2) == (2, {"queued": 2})
+    assert await counts(account="nobody@example.test", limit=2) == (0, {})
+
+
+async def test_what_is_not_in_the_queue_yet_is_found_and_counted(messages: Messages) -> None:
+    send_at_us = messages.clock.time_us() + 3600_000_000
+    later = messages.submit(send_at_us=send_at_us)
+    messages.clock.advance(1)
+    new, sent = messages.submit(), messages.submit(account="bob@example.test")
+    queued = await messages.accept(sent, account="bob@example.test")
+    assert await messages.names(state="scheduled") == [later.submission_id]
+    assert await messages.names(state="converting") == [new.submission_id]
+    assert await messages.names(state="queued") == [queued]
+    assert await messages.names(state="deferred") == []
+    scheduled = MessageSearch(state="scheduled")
+    [row] = (await messages.journeys.page(scheduled, account=None, limit=5)).rows
+    assert (row.state, row.next_attempt_us, row.reply) == ("scheduled", send_at_us, "")
+    counts = messages.journeys.counts
+    everything = {"scheduled": 1, "converting": 1, "queued": 1}
+    assert await counts(account=None, limit=10) == (3, everything)
+    assert await counts(account="bob@example.test", limit=10) == (1, {"queued": 1})
+    assert await messages.journeys.count_before_queue() == {"scheduled": 1, "converting": 1}
+    assert await Reader(messages, state="scheduled").page(10) == [later.submission_id]
+
+
+async def test_a_submission_that_the_spool_has_is_not_counted_before_the_log_says_so(
+    messages: Messages,
+) -> None:
+    sent = messages.submit()
+    await messages.accept(submission_id=sent.submission_id)  # step 4 is not recorded
+    assert await messages.journeys.count_before_queue() == {"scheduled": 0, "converting": 0}
+    assert await messages.names(state="converting") == []
+
+
+async def test_the_log_is_followed_without_reading_it_again(messages: Messages) -> None:
+    first = messages.submit()
+    assert await messages.names() == [first.submission_id]
+    messages.clock.advance(1)
+    second = messages.submit()
+    other_role = SubmissionLog(messages.directory, role="graph", clock=messages.clock)
+    messages.clock.advance(2 * 86400)
+    third = SubmissionFacts(f"{messages.ids.new()}.1", "d", ALICE, ALICE, recipients=("x@a.test",))
+    other_role.append(third, Event(Step.CREATED, 1), Event(Step.NOTIFIED, 1))
+    other_role.close()
+    names = [third.submission_id, second.submission_id, first.submission_id]
+    assert await messages.names() == names
+    messages.log.withdraw(second)
+    messages.log.append(third, Event(Step.ACCEPTED, 1), queue_id="q")
+    assert await messages.names() == [first.submission_id]
+    messages.log.clear()
+    assert await messages.names() == []
+    again = messages.submit()
+    assert await messages.names() == [again.submission_id]
+
+
+# -- conditions on contents
+
+
+class Contents:
+    """Knows which messages have the words that their history has not; each request checks `most`."""
+
+    def __init__(self, *texts: str, most: int = 1_000_000) -> None:
+        self.texts, self.most = texts, most
+        self.asked: list[FoundMessage] = []
+
+    def begin(self, wanted: MessageSearch, lookup_s: float) -> Any:
+        self.left = self.most
+        return self.matching
+
+    async def matching(self, candidates: Sequence[FoundMessage]) -> list[bool]:
+        answered = candidates[: self.left]
+        self.left -= len(answered)
+        self.asked += answered
+        return [not one.words_left or one.name in self.texts for one in answered]
+
+
+async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> None:
+    text = messages.submit(subject="a")
+    messages.clock.advance(1)
+    by_subject = await messages.accept(subject="giraffes")
+    messages.clock.advance(1)
+    in_text = await messages.accept(subject="b", recipients=["x@a.test", "y@a.test"])
+    await messages.accept(subject="c")
+    contents = Contents(text.submission_id, in_text)
+    messages.journeys.places.contents = contents.begin
+    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
+    assert await messages.names(**wanted) == [in_text, by_subject, text.submission_id]
+    asked = {one.name: one for one in contents.asked}
+    assert asked[by_subject].words_left == ()
+    assert asked[text.submission_id].account == ALICE
+    assert [each[1:] for each in asked[in_text].recipients] == [
+        ("x@a.test", "queued"), ("y@a.test", "queued")
+    ]  # fmt: skip
+    assert await messages.names(**wanted, account="bob@example.test") == []
+    assert await messages.names(words=("giraffe",), reader=NO_MAILBOX) == [by_subject]
+    messages.journeys.places.contents = None
+    for condition in ({"has_attachment": True}, {"is_unread": True}, wanted):
+        assert await messages.names(**condition) == []
+
+
+@pytest.mark.parametrize("chunk", [3, 400])  # with 3, the time also ends between two chunks
+@pytest.mark.parametrize("most", [1, 2, 3, 6, 7])
+async def test_pages_continue_where_the_time_for_contents_ended(
+    messages: Messages, most: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_places, "_CHUNK", chunk)
+    names = []
+    for number in range(20):
+        messages.clock.advance(1)
+        if number % 5:
+            names.append(await messages.accept(subject=f"m{number}"))
+        else:
+            names.append(messages.submit(subject=f"m{number}").submission_id)
+    expected = names[::-3]
+    messages.journeys.places.contents = Contents(*expected, most=most).begin
+    wanted = MessageSearch(words=("giraffe",), reader=ALL_MAILBOXES)
+    found, before, read = [], None, 0
+    while True:
+        page = await messages.journeys.page(wanted, account=None, limit=2, before=before)
+        found += [one.submission_id or one.id for one in page.rows]
+        assert len(page.rows) <= 2
+        read += 1
+        if page.older is None:
+            break
+        before = page.older
+    assert found == expected
+    assert read < 25
+
+
+async def test_what_is_behind_a_cursor_has_the_words_in_its_text(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    names = [await messages.accept(subject=f"m{number}") for number in range(5)]
+    names.append(messages.submit(subject="m5").submission_id)
+    messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2).begin
+    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
+    found: list[str] = []
+    for _ in range(10):
+        behind = await messages.listed(after=cursor, **wanted)
+        found += [one.submission_id or str(one.id) for one in reversed(behind.messages)]
+        cursor = str(behind.cursor)
+    assert sorted(found) == sorted([names[1], names[3], names[5]])
+
+
+async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages) -> None:
+    name = await messages.accept(subject="m")
+    began_us = messages.clock.time_us()
+    for wanted, texts, is_found in [
+        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [name], True),
+        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [], False),
+        ({"larger_than_bytes": 1}, [], True),
+        ({"larger_than_bytes": 10**6}, [], False),
+        ({"from_us": began_us - 1000}, [], True),
+        ({"from_us": began_us + 1000}, [], False),
+    ]:
+        messages.journeys.places.contents = Contents(*texts).begin
+        assert await messages.names(key=name, **wanted) == [name] * is_found, wanted
+
+
+async def test_size_and_time_are_those_of_log_and_spool(messages: Messages) -> None:
+    cursor = await messages.cursor()
+    early = messages.submit()
+    messages.clock.advance(5)
+    began_us = messages.clock.time_us()
+    small = await messages.accept()
+    await messages.accept(early)
+    waiting = messages.submit()
+    for after in ({}, {"after": cursor}):
+        found = await messages.names(from_us=began_us, **after)
+        assert set(found) == {small, waiting.submission_id}
+        found = await messages.names(larger_than_bytes=1, **after)
+        assert set(found) == {small, early.submission_id}
+        assert await messages.names(larger_than_bytes=10**6, **after) == []
+
+
+async def test_the_names_of_all_that_match_are_bounded(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "_READ_MAX", 3)
+    waiting = messages.submit(subject="Invoice")
+    expected = [waiting.submission_id]
+    for number in range(10):
+        messages.clock.advance(1)
+        name = await messages.accept(subject="Hello" if number % 2 else "Invoice")
+        expected[:0] = [] if number % 2 else [name]
+    wanted = MessageSearch(subject="Invoice")
+    names = messages.journeys.names
+    assert await names(wanted, account=None, limit=100) == (expected, False)
+    assert await names(wanted, account=None, limit=4) == (expected[:4], True)
+    assert await names(MessageSearch(key=expected[2]), account=None, limit=9) == (
+        [expected[2]], False
+    )  # fmt: skip
+    assert await names(wanted, account="bob@example.test", limit=100) == ([], False)
+    assert [row.name for row in await messages.journeys.rows(expected, account=ALICE)] == expected
+    assert await messages.journeys.rows(expected, account="bob@example.test") == []
+    page = await messages.journeys.log(wanted, account=None, limit=100, pages=1)
+    assert [row.name for row in page.rows] == expected[:3]
+    assert page.older is not None
+
+
+async def test_the_neighbours_of_a_message_are_those_of_the_search(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "_NEIGHBOURS_READ", 2)
+    made = []
+    for number in range(12):
+        messages.clock.advance(1)
+        made.append(await messages.accept(subject="Hello" if number % 3 else "Invoice"))
+    search = MessageSearch(subject="Invoice")
+    for name, expected in ((made[0], (made[3], "")), (made[3], (made[6], made[0]))):
+        place = position_of(name, "")
+        found = await messages.journeys.neighbours(search, place, account=None, begin=None)
+        assert found == expected
+    newest = position_of(made[11], "")  # does not match by itself
+    found = await messages.journeys.neighbours(search, newest, account=None, begin=None)
+    assert found == ("", made[9])
+    begin, oldest = position_of(made[5], ""), position_of(made[0], "")
+    everything = MessageSearch()
+    neighbours = messages.journeys.neighbours
+    assert await neighbours(everything, oldest, account=None, begin=begin) == (made[1], "")
+    # too far from the newest one: it is not looked for
+    assert await neighbours(everything, oldest, account=None, begin=None) == ("", "")
+
+
+async def test_a_client_by_http_is_known_by_the_submission_log(messages: Messages) -> None:
+    waiting = messages.submit(client="192.0.2.7")
+    messages.clock.advance(1)
+    cursor = await messages.cursor()
+    by_smtp = await messages.accept(client="printer [192.0.2.7]")
+    messages.clock.advance(1)
+    accepted = messages.submit(client="192.0.2.7")
+    await messages.accept(accepted)
+    other = messages.submit(client="192.0.2.70")
+    await messages.accept(other)
+    theirs = [accepted.submission_id, by_smtp, waiting.submission_id]
+    assert await messages.names(client="192.0.2.7") == theirs
+    assert await messages.names(client="192.0.2.7", limit=2) == theirs[:2]
+    assert await messages.names(client="192.0.2.?") == theirs
+    assert await messages.names(client="192.0.2.7*") == [other.submission_id, *theirs]
+    assert await messages.names(client="192.0.2.7", after=cursor) == theirs[:2]
+    messages.submit(client="192.0.2.70", account="bob@example.test")  # it waits
+    assert await messages.names(client="192.0.2.7", after=cursor) == theirs[:2]
+    assert await messages.names(login="bob@*", client="192.0.2.7", after=cursor) == []
+    assert await messages.names(client="192.0.2.7", key=waiting.submission_id) == theirs[2:]
+    assert await messages.names(client="192.0.2.70", key=waiting.submission_id) == []
+    assert await messages.names(client="192.0.2.7", login="bob@*") == []
+    assert await messages.names(login=ALICE, state="converting") == theirs[2:]
+    assert len(await messages.names(login="bob@*", state="converting")) == 1
+
+
+async def test_a_page_reads_whole_days_of_the_log_for_a_client(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission_log, "SCAN_MAX", 3)
+    made = []
+    for _ in range(4):
+        for _ in range(2):
+            messages.clock.advance(3600)
+            made.insert(0, messages.submit(client="192.0.2.7"))
+            await messages.accept(made[0])
+            made.insert(0, messages.submit(client="192.0.2.8"))
+        messages.clock.advance(86_400)
+    theirs = [one.submission_id for one in made[1::2]]
+    wanted, pages, before = MessageSearch(client="192.0.2.7"), [], None
+    while (not pages or before) and len(pages) < 10:
+        page = await messages.journeys.page(wanted, account=None, limit=100, before=before)
+        pages.append([row.submission_id for row in page.rows])
+        before = page.older
+    assert [name for page in pages for name in page] == theirs
+    assert [3 <= len(page) <= 4 for page in pages[:-1]] == [True, True]
+    everything = await messages.journeys.log(wanted, account=None, limit=100)
+    assert [row.submission_id for row in everything.rows] == theirs
+    monkeypatch.setattr(submission_log, "SCAN_MAX", 1)  # fewer than there are on a day
+    everything = await messages.journeys.log(wanted, account=None, limit=100)
+    assert [row.submission_id for row in everything.rows] == theirs
+    first_us = position_of("", theirs[5]).at_us
+    some = replace(wanted, from_us=first_us, until_us=first_us + 3600 * 10**6)
+    page = await messages.journeys.page(some, account=None, limit=100)
+    assert ([row.submission_id for row in page.rows], page.older) == (theirs[5:6], None)
+
+
+async def test_the_log_reads_on_until_it_has_enough_or_has_read_its_pages(
+    messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_list, "SCAN_MAX", 200)
+    names = []
+    for number in range(900):
+        messages.clock.advance(1)
+        name = await messages.accept(subject="Hello" if number % 300 else "Invoice")
+        names[:0] = [] if number % 300 else [name]
+    wanted, log = MessageSearch(subject="Invoice"), messages.journeys.log
+    found = await log(wanted, account=None, limit=100)
+    assert ([row.name for row in found.rows], found.older) == (names, None)
+    enough = await log(wanted, account=None, limit=2)
+    assert [row.name for row in enough.rows] == names[:2]
+    assert enough.older is not None
+    bounded = await log(wanted, account=None, limit=100, pages=2)
+    assert [row.name for row in bounded.rows] == names[:1]
+    assert bounded.older is not None
+    monkeypatch.setattr(journey, "_LOG_S", -1.0)
+    assert await log(wanted, account=None, limit=100) == await log(
+        wanted, account=None, limit=100, pages=1
+    )
+    monkeypatch.undo()
+    until_us = bounded.older.at_us + 1  # what relay log says, to go on from there
+    rest = await log(replace(wanted, until_us=until_us), account=None, limit=100)
+    assert [row.name for row in rest.rows] == names[1:]
+    seen = await log(
+        replace(wanted, until_us=position_of(names[1], "").at_us), account=None, limit=9
+    )
+    assert [row.name for row in seen.rows] == names[2:]
+
+
+async def test_all_messages_with_a_message_id_are_found_whether_accepted_or_not(
+    messages: Messages,
+) -> None:
+    name = "<m@a.test>"
+    first = await messages.accept(message_id=name)
+    messages.clock.advance(1)
+    accepted = messages.submit(message_id=name)
+    await messages.accept(accepted, message_id=name)
+    messages.clock.advance(1)
+    waiting = messages.submit(message_id=name)
+    theirs = messages.submit(message_id=name, account="bob@example.test")
+    mine = [waiting.submission_id, accepted.submission_id, first]
+    assert set(await messages.names(key=name)) == {theirs.submission_id, *mine}
+    assert await messages.names(key=name, account=ALICE) == mine
+    alone = messages.submit(message_id="<only@a.test>")
+    assert await messages.names(key="<only@a.test>") == [alone.submission_id]

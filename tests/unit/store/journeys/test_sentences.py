@@ -1,0 +1,316 @@
+"""What became of a message, in sentences: each state, who it is about, and when what happens."""
+
+from typing import Any
+
+import pytest
+
+from relay.base.clock import time_us_of
+from relay.base.phrases import moment, time_left
+from relay.store.journeys.document import Journey
+from relay.store.journeys.journey import join
+from relay.store.journeys.sentences import answer, needed_reports
+from relay.store.journeys.wording import describe
+from tests.support.journeys import made_journey
+
+DAY = "2026-11-22T"
+NOW = time_us_of(f"{DAY}20:12:00.000000Z")
+LATER = {"next_attempt": f"{DAY}20:23:00.000000Z", "expires": "2026-11-23T20:02:00.000000Z"}
+TRIED = {"host": "mx1.customer.example", "outcome": "deferred", "reply": "451 4.3.0 Try later."}
+REPORT = {"to": "alice@example.test", "kind": "failure", "report_id": "r1"}
+
+
+def attempt(minute: int, **more: str) -> dict[str, str]:
+    return TRIED | {"at": f"{DAY}20:{minute:02}:00.000000Z"} | more
+
+
+def recipient(state: str, address: str = "ann@customer.example", **more: Any) -> dict[str, Any]:
+    return {"address": address, "state": state, **more}
+
+
+def journey(*recipients: dict[str, Any], steps: Any = (), **more: Any) -> Journey:
+    facts = {"id": "q1", "recipients": recipients, "steps": steps} | more
+    found = join(None, made_journey(**facts))
+    assert found is not None
+    return found
+
+
+def sentences(*recipients: dict[str, Any], steps: Any = (), **more: Any) -> list[str]:
+    reports = more.pop("reports", {})
+    found = answer(journey(*recipients, steps=steps, **more), now_us=NOW, reports=reports)
+    return [one.text(NOW) for one in found]
+
+
+def report(state: str) -> dict[str, Journey]:
+    return {"r1": made_journey(id="r1", state=state)}
+
+
+def test_deferred_says_what_the_host_replied_how_often_and_when_what_happens():
+    tries = [attempt(1, reply="450 4.2.0 busy"), *(attempt(2 + 2 * n) for n in range(5))]
+    assert sentences(recipient("deferred", attempts=tries, **LATER)) == [
+        (
+            "Deferred: mx1.customer.example replied 451 4.3.0 Try later (5 times since 20:02 UTC). "
+            "Next attempt 20:23 UTC, in 11 min; gives up 2026-11-23 20:02 UTC."
+        )
+    ]
+    assert journey(recipient("deferred", attempts=tries)).recipients[0].reason == (
+        "mx1.customer.example replied 451 4.3.0 Try later"
+    )
+
+
+def test_an_attempt_that_is_due_has_no_time():
+    due = LATER | {"next_attempt": f"{DAY}20:11:59.000000Z"}
+    (text,) = sentences(recipient("deferred", attempts=[attempt(2)], **due))
+    assert text.endswith(". The next attempt is due now; gives up 2026-11-23 20:02 UTC.")
+    assert sentences(recipient("queued")) == ["Queued. The first attempt is due now."]
+
+
+@pytest.mark.parametrize(
+    ("host", "reply", "reason"),
+    [
+        ("mx1.a.test", "Connection refused", "mx1.a.test: Connection refused"),
+        ("", "451 4.3.0 cannot be read", "this relay replied 451 4.3.0 cannot be read"),
+        ("", "no mail host of a.test answers", "no mail host of a.test answers"),
+        ("", "x" * 1000, "x" * 160 + "…"),
+    ],
+)
+def test_a_reason_says_who_said_it(host, reply, reason):
+    tried = attempt(2, host=host, reply=reply)
+    assert journey(recipient("deferred", attempts=[tried])).recipients[0].reason == reason
+
+
+def rule(action: str, name: str = "no executables", mode: str = "enforce") -> dict[str, Any]:
+    hit = {"rule": name, "mode": mode, "outcome": f"bcc,{action}"}
+    return {"step": 5, "detail": {"rules": [hit | {"recipients": ["ann@customer.example"]}]}}
+
+
+def test_failed_names_the_rule_and_the_place_of_the_report():
+    steps = [rule("reject"), {"step": 7, "detail": REPORT}]
+    refused = recipient("failed", reply="550 5.7.1 no programs")
+    assert sentences(refused, steps=steps, reports=report("delivered")) == [
+        (
+            'Failed: rule "no executables" refused it (550 5.7.1). '
+            "The report is in the Inbox of alice@example.test."
+        )
+    ]
+    (audit,) = sentences(refused, steps=[rule("reject", mode="audit")])
+    assert audit == "Failed: this relay replied 550 5.7.1 no programs. No report was sent."
+
+
+@pytest.mark.parametrize(
+    ("state", "ending"),
+    [
+        ("captured", "The report is in the Inbox of alice@example.test."),
+        ("relayed", "The report was sent to alice@example.test."),
+        ("deferred", "The report to alice@example.test is deferred."),
+        (None, "A report went to alice@example.test."),
+    ],
+)
+def test_the_report_is_where_it_is(state, ending):
+    refused = recipient("failed", attempts=[attempt(2, reply="550 5.1.1 no", outcome="failed")])
+    reports = report(state) if state else {}
+    steps = [{"step": 7, "detail": REPORT | {"recipients": ["ann@customer.example"]}}]
+    (text,) = sentences(refused, steps=steps, reports=reports)
+    assert text == f"Failed: mx1.customer.example replied 550 5.1.1 no. {ending}"
+    assert needed_reports(journey(refused, steps=steps)) == ["r1"]
+    assert not needed_reports(journey(recipient("relayed"), steps=steps))
+
+
+def test_a_report_on_others_is_none_on_this_one():
+    steps = [{"step": 7, "detail": REPORT | {"recipients": ["bob@b.test"]}}]
+    (text,) = sentences(recipient("failed", reply="550 5.1.1 no"), steps=steps)
+    assert text.endswith("No report was sent.")
+
+
+@pytest.mark.parametrize("kind", ["delayed", "delivered", "relayed"])
+def test_a_report_of_no_failure_is_not_named_as_that_of_a_failure(kind):
+    detail = REPORT | {"recipients": ["ann@customer.example"], "kind": kind}
+    steps = [{"step": 7, "detail": detail}]
+    (text,) = sentences(recipient("failed", reply="550 5.1.1 no"), steps=steps)
+    assert text.endswith("No report was sent.")
+
+
+def test_expired_counts_the_attempts_and_not_the_expiry():
+    end = attempt(10, host="", outcome="expired", reply="delivery time expired; last: 451")
+    (text,) = sentences(recipient("expired", attempts=[attempt(2), attempt(5), end]))
+    assert text == (
+        "Expired: mx1.customer.example replied 451 4.3.0 Try later (2 times since 20:02 UTC); "
+        "given up at 20:10 UTC. No report was sent."
+    )
+
+
+COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.1.5 kept"}]
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "text"),
+    [
+        ("delivered", {"attempts": COPY}, "Delivered to ann@customer.example at 20:02 UTC."),
+        ("relayed", {"attempts": [attempt(3, outcome="relayed", reply="250 ok")]},
+         "Relayed: mx1.customer.example accepted it at 20:03 UTC."),
+        ("captured", {"attempts": COPY, "expires": "2026-11-29T20:02:00.000000Z"},
+         ("Captured: it has not left this machine; a copy is in the Inbox of "
+         "ann@customer.example. It is removed 2026-11-29 20:02 UTC.")),
+        ("captured", {}, "Captured: it has not left this relay; it is kept in the queue."),
+        ("held", {"reason": "root: too many"},
+         "Held by root: too many; it stays until an operator releases it."),
+        ("held", {"reason": "root", **LATER},
+         "Held by root. It is released 20:23 UTC, in 11 min; expires 2026-11-23 20:02 UTC."),
+        ("cancelled", {"reason": "root: a mistake"}, "Cancelled by root: a mistake."),
+        ("cancelled", {}, "Cancelled."),
+        ("expanded", {"successors": ["a@b.test", "c@d.test"]},
+         "Expanded to 2 addresses."),
+    ],
+)  # fmt: skip
+def test_each_state_has_a_plain_sentence(state, facts, text):
+    assert sentences(recipient(state, **facts)) == [text]
+
+
+def test_what_rules_did_is_said_with_their_names():
+    assert sentences(recipient("discarded"), steps=[rule("discard")]) == [
+        'Discarded: rule "no executables" discarded it.'
+    ]
+    moved = recipient("redirected", successors=["bob@b.test"])
+    assert sentences(moved, steps=[rule("redirect")]) == [
+        'Redirected to bob@b.test: rule "no executables" redirected it.'
+    ]
+
+
+def test_a_submission_before_step_4():
+    scheduled = recipient("scheduled", next_attempt="2026-11-23T08:00:00.000000Z")
+    assert sentences(scheduled, id=None) == [
+        (
+            "Scheduled: it is sent at the time that the sender chose, 2026-11-23 08:00 UTC, "
+            "in 11 h 48 min."
+        )
+    ]
+    (new,) = sentences(recipient("converting"), id=None)
+    assert new == "Converting: pickup has not converted it yet, and goes on by itself."
+    (made,) = sentences(recipient("converting"), id=None, steps=[{"step": 3}])
+    assert "has not submitted it yet" in made
+    steps = [{"step": 2, "detail": {"waits": "451 4.7.1 not yet."}}, {"step": 3}]
+    (waits,) = sentences(recipient("converting"), id=None, steps=steps)
+    assert waits.endswith("goes on by itself; this relay replied 451 4.7.1 not yet.")
+    (ended,) = sentences(recipient("cancelled", reply="cancelled: no draft"), id=None)
+    assert ended == "Cancelled: no draft."
+
+
+def test_recipients_of_one_state_and_reply_have_one_sentence():
+    def failed(name: str) -> dict[str, Any]:
+        reply = f"550 5.1.1 <{name}@b.test>: no such user"
+        return recipient("failed", f"{name}@b.test", attempts=[attempt(2, reply=reply)])
+
+    two, three = [failed("a"), failed("b")], [failed("a"), failed("b"), failed("c")]
+    fine = recipient("delivered", "bob@b.test")
+    (text,) = sentences(*three)
+    assert text.startswith("Failed for all 3 recipients: mx1.customer.example replied 550 5.1.1")
+    first, last = sentences(fine, *two)
+    assert first.startswith("Failed for a@b.test and b@b.test: ")
+    assert last == "Delivered to bob@b.test."
+    first, _ = sentences(fine, *three)
+    assert first.startswith("Failed for 3 of 4 recipients (a@b.test, b@b.test, …): ")
+
+
+def test_after_three_sentences_the_others_are_counted():
+    hosts = [
+        recipient("deferred", f"u@{n}.test", attempts=[attempt(2, host=f"mx.{n}.test")])
+        for n in range(4)
+    ]
+    texts = sentences(recipient("delivered", "bob@b.test"), *hosts)
+    assert [one.partition(":")[0] for one in texts[:3]] == [
+        f"Deferred for u@{n}.test" for n in range(3)
+    ]
+    assert texts[3:] == ["And 2 more: 1 deferred, 1 delivered."]
+
+
+def test_the_most_important_state_comes_first():
+    states = ["delivered", "relayed", "captured"]
+    texts = sentences(*(recipient(one, f"{one}@b.test") for one in states))
+    assert [one.partition(" ")[0] for one in texts] == ["Captured", "Relayed", "Delivered"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "now"), (0.4, "now"), (1, "in 1 s"), (59.4, "in 59 s"), (60, "in 1 min"),
+        (719, "in 11 min"), (3600, "in 1 h"), (3900, "in 1 h 5 min"), (86400, "in 1 d"),
+        (90061, "in 1 d 1 h"), (86460, "in 1 d"),
+    ],
+)  # fmt: skip
+def test_the_time_that_is_left(seconds, text):
+    assert time_left(seconds) == text
+
+
+def test_a_time_of_another_day_has_its_date():
+    at = f"{DAY}20:23:59.999999Z"
+    assert moment(at, f"{DAY}00:00:00Z") == "20:23 UTC"
+    assert moment(at, "2026-11-23T00:00:00Z") == "2026-11-22 20:23 UTC"
+
+
+@pytest.mark.parametrize(
+    ("claim", "text"),
+    [
+        ({}, "mx.y [192.0.2.7] claims that it was not delivered: 550 5.1.1 no such user."),
+        ({"reply": ""}, "mx.y [192.0.2.7] claims that it was not delivered: 5.1.1."),
+        ({"kind": "read", "reply": "", "status": ""},
+         "mx.y [192.0.2.7] claims that it was displayed."),
+        ({"kind": "delayed", "source": {"client": "192.0.2.7", "reporting_mta": ""}},
+         "192.0.2.7 claims that it is not delivered yet: 550 5.1.1 no such user."),
+    ],
+)  # fmt: skip
+def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
+    detail = {
+        "by": "remote", "kind": "failure", "recipients": ["ann@customer.example"],
+        "status": "5.1.1", "reply": "550 5.1.1 no such user", "host": "mx2.y", "received": "r1",
+        "source": {"client": "192.0.2.7", "reporting_mta": "mx.y"},
+    } | claim  # fmt: skip
+    steps = [{"step": 7, "name": "report", "at": f"{DAY}20:10:00.000000Z", "detail": detail}]
+    tried = attempt(2, outcome="relayed", reply="250 2.0.0 ok")
+    found = sentences(
+        recipient("relayed", attempts=[tried]), recipient("relayed", "bob@y", attempts=[tried]),
+        steps=steps,
+    )  # fmt: skip
+    accepted = "mx1.customer.example accepted it at 20:02 UTC."
+    assert found == [
+        f"Relayed for ann@customer.example: {accepted} {text}",
+        f"Relayed for bob@y: {accepted}",
+    ]
+    (line,) = describe(7, detail)
+    assert f"{line}." == text.replace(": 5", " (to ann@customer.example): 5") or (
+        line == f"{text[:-1]} (to ann@customer.example)"
+    )
+    more = [*describe(7, detail | {"more": 2})]
+    assert more == [line, "2 further reports on ann@customer.example"]
+
+
+def test_a_replaced_sender_is_told():
+    detail = {
+        "rules": [{"rule": "devices", "outcome": "set_sender"}],
+        "sender": {"from": "root@printer.lan", "to": "it@example.test"},
+    }
+    assert [*describe(5, detail)] == [
+        'rule "devices": set_sender',
+        "sender root@printer.lan replaced by it@example.test",
+    ]
+
+
+def test_what_milters_did_is_told():
+    said = [
+        ("continue", "", ("add X-Spam", "insert X-B", "change Subject", "replace body")),
+        ("continue", "", ("remove X-A", "add recipient <c@x.test>", "quarantine")),
+        ("accept", "", ()),
+        ("down", "connection refused", ()),
+        ("reply", "550 5.7.9 No", ()),
+        ("discard", "", ()),
+    ]
+    milters = [
+        {"name": "m", "stage": "", "answer": answer, "reason": reason, "changes": changes}
+        for answer, reason, changes in said
+    ]
+    assert [*describe(5, {"milters": milters})] == [
+        "milter m added 2 fields, changed Subject, replaced body",
+        "milter m removed X-A, added recipient <c@x.test>, quarantined",
+        "milter m accepted it",
+        "milter m was down: connection refused",
+        "milter m refused it: 550 5.7.9 No",
+        "milter m discarded it",
+    ]

@@ -1,0 +1,202 @@
+"""Steps 1 to 4 on disk: written whole, found by any name, joined by submission."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from relay.base.clock import Ids
+from relay.store.journeys.events import Event, Step
+from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
+from tests.support.manual_clock import ManualClock
+
+DAY_S = 86400
+
+
+@contextmanager
+def files_grow_to(size: int) -> Iterator[None]:
+    """As on a disk that is full then: a longer write is cut short."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Journal:
+    """A log with what a store writes into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.ids = Ids(self.clock)
+        self.folder = folder
+        self.log = self.another("graph")
+
+    def another(self, role: str) -> SubmissionLog:
+        return SubmissionLog(self.folder, role=role, clock=self.clock)
+
+    def create(self, **changes) -> SubmissionFacts:
+        graph_id = self.ids.new()
+        values = {
+            "submission_id": f"{graph_id}.1", "graph_id": graph_id, "account": "alice@x.test",
+            "sender": "alice@x.test", "message_id": "<m@x.test>", "subject": "s",
+            "recipients": ("bob@y.test",),
+        }  # fmt: skip
+        facts = SubmissionFacts(**(values | changes))
+        self.log.append(facts, Event(Step.CREATED, self.clock.time_us()))
+        return facts
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "log")
+    yield journal
+    journal.log.close()
+
+
+def test_a_step_can_be_read_when_it_is_told_of(tmp_path: Path) -> None:
+    steps: list[int] = []
+    facts = SubmissionFacts("s.1", "s", "alice@x.test", "alice@x.test")
+
+    def look() -> None:
+        found = log._submission("s.1")
+        steps.extend(step.step for step in found.steps)
+
+    log = SubmissionLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
+    log.append(facts, Event(Step.CREATED, 1))
+    log.append(facts, Event(Step.ACCEPTED, 2), queue_id="q1")
+    log.close()
+    assert steps == [1, 1, 4]
+
+
+async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
+    facts = journal.create()
+    pickup = journal.another("pickup")
+    pickup.append(facts, Event(Step.CONVERTED, 7))
+    pickup.append(facts, Event(Step.ACCEPTED, 8, {"try": 1}), queue_id="q1")
+    pickup.append(facts, Event(Step.ACCEPTED, 9, {"try": 2}), queue_id="q1")
+    pickup.close()
+    found = await journal.log.submission(facts.submission_id)
+    assert found is not None
+    assert [step.step for step in found.steps] == [1, 3, 4]
+    assert found.facts.recipients == ("bob@y.test",)
+    assert await journal.log.submission("no-such.1") is None
+
+
+async def test_every_name_finds_it_newest_first(journal: Journal) -> None:
+    first = journal.create()
+    journal.clock.advance(DAY_S)
+    second = journal.create(account="carol@x.test", sender="Carol@x.test", message_id="<n@x.test>")
+    newest = [second.submission_id, first.submission_id]
+
+    async def found(key: str, account: str | None = None, limit: int = 5) -> list[str]:
+        return list(await journal.log.find_submission_ids(key, account=account, limit=limit))
+
+    assert await found("last") == newest
+    assert await found("last", limit=1) == newest[:1]
+    assert await found("last", account="alice@x.test") == newest[1:]
+    for key in (first.submission_id, first.graph_id, "<m@x.test>", "alice@x.test"):
+        assert await found(key) == newest[1:], key
+    assert await found("bob@y.test") == newest
+    assert await found("nobody@y.test") == []
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("Bob@Y.test", "bOB@y.TEST"),
+        ("Jürgen@Ö.test", "JÜRGEN@ö.test"),
+        ('"a b"@y.test', '"A b"@y.test'),
+    ],
+)
+async def test_an_address_is_found_whatever_its_case(
+    journal: Journal, written: str, asked: str
+) -> None:
+    facts = journal.create(recipients=(written,))
+    found = await journal.log.find_submission_ids(asked, account=None, limit=5)
+    assert list(found) == [facts.submission_id]
+
+
+async def test_a_line_that_a_full_disk_cut_short_spoils_no_other(journal: Journal) -> None:
+    before = journal.create()
+    (file,) = journal.folder.iterdir()
+    with files_grow_to(file.stat().st_size + 20), pytest.raises(OSError, match="space"):
+        journal.create()
+    after = journal.create()
+    found = await journal.log.find_submission_ids("last", account=None, limit=5)
+    assert set(found) == {before.submission_id, after.submission_id}
+
+
+async def test_a_line_that_a_crash_cut_short_spoils_no_other(journal: Journal) -> None:
+    journal.create()
+    journal.log.close()
+    (file,) = journal.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    journal.log = journal.another("graph")
+    after = journal.create()
+    found = await journal.log.find_submission_ids("last", account=None, limit=5)
+    assert list(found) == [after.submission_id]
+
+
+async def test_long_lines_are_found_wherever_they_lie(journal: Journal) -> None:
+    people = tuple(f"{'x' * 60}{number}@{'y' * 200}.test" for number in range(1000))
+    written = [journal.create(recipients=people) for _ in range(9)]  # over the edges of chunks
+    found = await journal.log.find_submission_ids("last", account=None, limit=20)
+    assert set(found) == {facts.submission_id for facts in written}
+
+
+def test_prune_removes_whole_days_that_are_over(journal: Journal) -> None:
+    for _ in range(4):
+        journal.create()
+        journal.clock.advance(DAY_S)
+    assert journal.log.prune(keep_days=2) == 2
+    assert len(list(journal.folder.iterdir())) == 2
+    assert journal.log.prune(keep_days=2) == 0
+
+
+def test_a_jump_of_the_clock_ends_no_history(journal: Journal) -> None:
+    journal.create()
+    for days in (30, -30):
+        journal.clock.jumped_us = days * DAY_S * 1_000_000
+        assert journal.log.prune(keep_days=2) == 0
+
+
+async def test_what_is_logged_behind_a_clock_that_went_back_is_found(journal: Journal) -> None:
+    journal.create()
+    journal.clock.jumped_us = -2 * DAY_S * 1_000_000
+    behind = journal.create()  # its id goes on from the last one, and so does the log's day
+    found = await journal.log.submission(behind.submission_id)
+    assert found is not None
+    assert len(list(journal.folder.iterdir())) == 1
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert SubmissionLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
+
+
+async def test_what_was_withdrawn_is_found_by_no_name(journal: Journal) -> None:
+    kept, gone = journal.create(), journal.create()
+    journal.log.withdraw(gone)
+    assert await journal.log.submission(gone.submission_id) is None
+    for key in ("last", gone.submission_id, "bob@y.test", "<m@x.test>"):
+        found = await journal.log.find_submission_ids(key, account=None, limit=1)
+        assert gone.submission_id not in found
+    assert await journal.log.find_submission_ids("last", account=None, limit=1) == [
+        kept.submission_id
+    ]
+
+
+async def test_steps_are_found_though_the_clock_was_ahead_when_their_id_was_made(journal) -> None:
+    journal.clock.jumped_us = 400 * DAY_S * 1_000_000
+    facts = journal.create()
+    journal.log.close()
+    journal.clock.jumped_us = 0
+    later = journal.another("pickup")
+    later.append(facts, Event(Step.ACCEPTED, journal.clock.time_us()), queue_id="q")
+    later.close()
+    told = await later.submission(facts.submission_id)
+    assert told is not None
+    assert [one.step for one in told.steps] == [Step.CREATED, Step.ACCEPTED]

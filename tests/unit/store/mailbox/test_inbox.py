@@ -1,0 +1,199 @@
+"""Local delivery: once, whatever is repeated, and nothing half."""
+
+import asyncio
+import errno
+import mailbox
+import os
+import shutil
+
+import pytest
+
+from relay.base.clock import id_time_us
+from relay.base.files import FileOctets
+from relay.base.message.content import BLOCK_BYTES, LargeContent
+from relay.store.mailbox import maildir
+from relay.store.mailbox.inbox import DeliveredIds
+from relay.store.mailbox.message_file import delivered_id
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.types import (
+    ContentUnreadableError,
+    DeliveryResult,
+    MailboxFullError,
+    Room,
+    StoreUnavailableError,
+    WellKnown,
+)
+
+BOB = "bob@example.test"
+CONTENT = b"Return-Path: <a@a.test>\r\nSubject: hello\r\n\r\nx\r\n"
+UNIQUE = "0123456789abcdef.1"
+ID = b"X-Relay-Id: %b\r\n" % delivered_id(UNIQUE).encode()
+ARRIVED = CONTENT.replace(b"Subject", ID + b"Subject")
+
+
+async def test_a_message_arrives_unread_and_whole(place, store):
+    assert await store.deliver(BOB, unique=UNIQUE, content=CONTENT) is DeliveryResult.DELIVERED
+    [file] = place.files("", BOB)
+    assert (file.parent.name, file.read_bytes()) == ("new", ARRIVED)
+    assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
+    assert file.name.endswith(f",S={len(ARRIVED)}")
+    assert place.left_over() == []
+    [message] = (await store.lists.query(BOB, MessageQuery(folder_id="inbox"))).messages
+    assert (message.properties.subject, message.is_read, message.is_draft) == (
+        "hello",
+        False,
+        False,
+    )
+
+
+async def test_junk_email_is_made_when_another_program_has_removed_it(place, store):
+    other = "0123456789abcdef.2"
+    for unique in (UNIQUE, other):
+        arrived = await store.deliver(
+            BOB, unique=unique, content=CONTENT, folder=WellKnown.JUNK_EMAIL
+        )
+        assert arrived is DeliveryResult.DELIVERED
+        [file] = place.files(".Junk", BOB)
+        assert file.parent.parent.name == ".Junk"
+        if unique == UNIQUE:
+            shutil.rmtree(file.parent.parent)
+    again = await store.deliver(BOB, unique=other, content=CONTENT, folder=WellKnown.JUNK_EMAIL)
+    assert again is DeliveryResult.ALREADY_THERE
+    assert len(place.files(".Junk", BOB)) == 1
+    assert place.files("", BOB) == place.left_over() == []
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A content in a file, of some blocks and a little more."""
+    path = tmp_path / "body"
+    path.write_bytes(b"\r\n" + bytes(range(256)) * (3 * BLOCK_BYTES // 256))
+    body = FileOctets(path, 0, path.stat().st_size)
+    return LargeContent(b"Subject: large\r\n", (body,), eight_bit=True)
+
+
+async def test_a_large_message_arrives_whole(place, store, large):
+    place.quotas[BOB] = large.size + len(ID)
+    await store.deliver(BOB, unique=UNIQUE, content=large)
+    [file] = place.files("", BOB)
+    assert file.read_bytes() == ID + large.header + large.body[0].path.read_bytes()
+    assert file.name.endswith(f",S={large.size + len(ID)}")
+    assert file.stat().st_ino != large.body[0].path.stat().st_ino
+    assert place.left_over() == []
+    with pytest.raises(MailboxFullError):
+        await store.deliver(BOB, unique="0123456789abcdef.2", content=large)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+async def test_a_large_message_that_cannot_be_read_leaves_nothing(place, store, large, damage):
+    await store.folders.every(BOB)
+    path = large.body[0].path
+    path.unlink() if damage == "gone" else os.truncate(path, 2 * BLOCK_BYTES)
+    words = "No such file" if damage == "gone" else f"expected {large.body[0].size} octets, found"
+    with pytest.raises(ContentUnreadableError, match=words):
+        await store.deliver(BOB, unique=UNIQUE, content=large)
+    assert (place.files("", BOB), place.left_over()) == ([], [])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("moved_to", ["new", "cur", ".Archive/cur"])
+async def test_the_same_again_changes_nothing(place, store, restarted, moved_to):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    [file] = place.files("", BOB)
+    target = file.parents[1] / moved_to
+    target.mkdir(parents=True, exist_ok=True)  # as a mail program does
+    file.rename(target / (file.name if moved_to == "new" else f"{file.name}:2,S"))
+    again = place.store() if restarted else store
+    result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert result is DeliveryResult.ALREADY_THERE
+    assert len(place.files("", BOB)) + len(place.files(".Archive", BOB)) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("indexed", [False, True])
+async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
+    place, store, restarted, indexed
+):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    if indexed:
+        await store.lists.query(BOB, MessageQuery())
+    [file] = place.files("", BOB)
+    archive = file.parents[1] / ".Archive/cur"
+    archive.mkdir(parents=True, exist_ok=True)
+    file.rename(archive / f"1234.M5P6.host,S={len(ARRIVED)}:2,S")
+    again = place.store() if restarted else store
+    result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT, is_repeat=True)
+    assert result is DeliveryResult.ALREADY_THERE
+    assert place.files("", BOB) == []
+    other = await again.deliver(BOB, unique=f"{UNIQUE}0", content=CONTENT, is_repeat=True)
+    assert other is DeliveryResult.DELIVERED
+
+
+async def test_the_same_at_once_is_delivered_once(place, store):
+    results = await asyncio.gather(
+        *(store.deliver(BOB, unique=UNIQUE, content=CONTENT) for _ in range(8))
+    )
+    assert results.count(DeliveryResult.DELIVERED) == 1
+    assert len(place.files("", BOB)) == 1
+
+
+async def test_many_deliveries_at_once_are_all_there(place, store):
+    uniques = [f"0123456789abcdef.{number}" for number in range(40)]
+    await asyncio.gather(*(store.deliver(BOB, unique=one, content=CONTENT) for one in uniques))
+    assert len(list(mailbox.Maildir(place.root / "example.test/bob", create=False))) == 40
+
+
+async def test_a_full_mailbox_takes_reports_only(place, store):
+    place.quotas[BOB] = len(ARRIVED) + 10
+    assert await store.room(BOB, len(CONTENT)) is Room.FITS
+    await store.deliver(BOB, unique="a", content=CONTENT)
+    assert await store.room(BOB, len(CONTENT)) is Room.FULL
+    with pytest.raises(MailboxFullError):
+        await store.deliver(BOB, unique="b", content=CONTENT)
+    await store.deliver(BOB, unique="c", content=CONTENT, over_quota=True)
+    assert len(place.files("", BOB)) == 2
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_a_full_disk_leaves_nothing_and_a_retry_delivers(place, store, monkeypatch, in_order):
+    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
+    await store.folders.every(BOB)
+    sync = os.fsync
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreUnavailableError, match="disk is full"):
+        await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert (place.files("", BOB), place.left_over()) == ([], [])
+    monkeypatch.setattr(os, "fsync", sync)
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert len(place.files("", BOB)) == 1
+
+
+async def test_what_a_crash_left_in_tmp_is_no_hindrance(place, store):
+    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
+    [file] = place.files("", BOB)
+    file.rename(file.parents[1] / "tmp" / file.name.partition(",")[0])
+    result = await place.store().deliver(BOB, unique=UNIQUE, content=CONTENT)
+    assert result is DeliveryResult.DELIVERED
+    assert place.left_over() == []
+
+
+def test_the_memory_of_delivered_ids_is_bounded(tmp_path):
+    ids = DeliveredIds(limit=22)
+    for number in range(5):
+        box = tmp_path / str(number)
+        (box / "cur").mkdir(parents=True)
+        (box / "cur" / f"1.Rl{number:015}_1.h:2,").touch()
+        assert ids.has(box, f"l{number:015}")
+        assert not ids.has(box, "l" + "x" * 15)
+    assert sum(map(len, ids._mailboxes.values())) <= 2
+
+
+def test_the_mailboxes_of_delivered_ids_count_too(tmp_path):
+    ids = DeliveredIds(limit=100)
+    for number in range(50):
+        ids.has(tmp_path / str(number), "l" + "x" * 15)
+    assert len(ids._mailboxes) <= 10

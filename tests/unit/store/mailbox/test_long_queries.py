@@ -1,0 +1,230 @@
+"""Long queries are interrupted, in SQL and while messages are read, and do not block others."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from relay.store.mailbox.index import content_index
+from relay.store.mailbox.index import database as index_database
+from relay.store.mailbox.index.indexes import Indexes
+from relay.store.mailbox.query import (
+    NEWEST_FIRST,
+    AnyOf,
+    Compare,
+    Condition,
+    HasWords,
+    MessageQuery,
+    Operator,
+    Property,
+    SearchIn,
+    SortOrder,
+)
+from relay.store.mailbox.threads import QUERY_TIME_MAX_S, QueryTimeLimit
+from relay.store.mailbox.types import QueryTooLongError, StoreUnavailableError
+from tests.support.manual_clock import ManualClock
+from tests.unit.store.mailbox.conftest import ALICE, Place
+
+MESSAGES = 12
+ZEBRA = HasWords(SearchIn.ANYWHERE, "zebra")
+ENDINGS = tuple(
+    Compare(Property.SUBJECT, Operator.ENDS_WITH, f"never {number}") for number in range(200)
+)
+
+
+@dataclass
+class HastyClock(ManualClock):
+    """A clock on which a query's time passes each time that somebody looks."""
+
+    looks: int = 0
+
+    def real_s(self) -> float:
+        self.looks += 1
+        return self.looks * (QUERY_TIME_MAX_S + 1)
+
+
+@pytest.fixture
+def mailbox(place: Place) -> Path:
+    """Twelve messages, each of 12,000 words that begin with the same four letters."""
+    store = place.store()
+    mailbox = store._folders.mailbox(ALICE)
+    for number in range(MESSAGES):
+        words = "\r\n".join(f"aaaa{number}x{word}" for word in range(12_000))
+        text = f"From: <b@b.test>\r\nSubject: {number}\r\n\r\n{words}\r\n"
+        (mailbox / "cur" / f"{number}.M1.h:2,").write_text(text, newline="")
+    return mailbox
+
+
+@pytest.fixture
+def index(place: Place) -> Indexes:
+    return place.stores[0]._index if place.stores else place.store()._index
+
+
+def beginning(letters: str) -> Condition:
+    return HasWords(SearchIn.ANYWHERE, letters, prefix=True)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        MessageQuery(condition=AnyOf((beginning("aaaa"),) * 10)),
+        MessageQuery(condition=AnyOf((beginning("aaaa"), *ENDINGS))),
+        MessageQuery(condition=AnyOf(ENDINGS)),
+        MessageQuery(condition=AnyOf(ENDINGS), count=True),
+        MessageQuery(condition=AnyOf(ENDINGS), order=(SortOrder(Property.SUBJECT),)),
+    ],
+    ids=["words", "words among others", "filter", "count", "order"],
+)
+def test_sql_that_takes_too_long_is_broken_off(
+    mailbox: Path, index: Indexes, query: MessageQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
+    index.query(mailbox, MessageQuery(condition=ZEBRA))  # everything is read
+    clock = HastyClock()
+    with pytest.raises(QueryTooLongError, match="longer than 10 seconds"):
+        index.query(mailbox, query, QueryTimeLimit(clock))
+    assert clock.looks
+    assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
+
+
+def test_an_index_in_memory_is_not_lost_by_a_query_that_is_broken_off(
+    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
+    (mailbox / "relay-index").mkdir()  # in the place of the file: it cannot be opened
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    opened = index._open[mailbox]._connection
+    assert opened is not None
+    assert not opened.filename
+    with pytest.raises(QueryTooLongError):
+        index.query(mailbox, MessageQuery(condition=AnyOf(ENDINGS)), QueryTimeLimit(HastyClock()))
+    assert index._open[mailbox]._connection is opened
+    assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
+
+
+def test_others_use_the_index_during_a_query(
+    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    began, go_on = threading.Event(), threading.Event()
+
+    class Held(QueryTimeLimit):
+        def is_over(self) -> bool:
+            began.set()
+            return not go_on.wait(30)
+
+    def ask() -> None:
+        found.append(index.query(mailbox, MessageQuery(condition=beginning("aaaa")), limit))
+
+    limit, found = Held(place.clock), []
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert began.wait(30)
+        (mailbox / "cur" / "new.M1.h:2,").write_text("Subject: new\r\n\r\n")
+        newest = MessageQuery(order=NEWEST_FIRST, top=20)
+        others = threading.Thread(target=lambda: found.append(index.query(mailbox, newest)))
+        others.start()
+        others.join(30)
+        assert [len(one.hits) for one in found] == [MESSAGES + 1]
+    finally:
+        go_on.set()
+        thread.join(30)
+    assert len(found) == 2
+    assert len(found[1].hits) == 10
+
+
+def test_what_was_read_for_a_client_that_left_is_not_read_again(
+    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, read = QueryTimeLimit(place.clock), []
+    real = content_index.read_text
+
+    def reading(path: Path) -> object:
+        read.append(path)
+        if len(read) == 3:
+            limit.stop()
+        return real(path)
+
+    monkeypatch.setattr(content_index, "read_text", reading)
+    with pytest.raises(QueryTooLongError):
+        index.query(mailbox, MessageQuery(condition=ZEBRA), limit)
+    assert len(read) == 3
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    assert len(read) == len(set(read)) == MESSAGES
+
+
+def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
+    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    real = content_index.read_text
+
+    def reading(path: Path) -> object:
+        read.append(path)
+        place.clock.advance(20)
+        return real(path)
+
+    monkeypatch.setattr(content_index, "read_text", reading)
+    for expected in (3, 6, 9):
+        with pytest.raises(StoreUnavailableError, match="being read for the first search"):
+            index.query(mailbox, MessageQuery(condition=ZEBRA))
+        assert len(read) == expected
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    assert len(read) == len(set(read)) == MESSAGES
+
+
+def test_few_octets_are_read_before_they_are_written_down(
+    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = min(one.stat().st_size for one in (mailbox / "cur").iterdir())
+    monkeypatch.setattr(content_index, "_BYTES_AT_ONCE", 3 * size_bytes)
+    events: list[str] = []
+    real_read, real_write = content_index.read_text, content_index._write_text
+    levels = content_index._LEVELS
+
+    def reading(path: Path) -> object:
+        events.append("r")
+        return real_read(path)
+
+    def writing(*given: object) -> None:
+        events.append("w")
+        real_write(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(content_index, "read_text", reading)
+    words = content_index._Level(levels[1].number, levels[1].read, levels[1].nothing, writing)
+    monkeypatch.setattr(content_index, "_LEVELS", (levels[0], words))
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    assert "".join(events) == "rrrwww" * (MESSAGES // 3)
+
+
+def test_short_beginnings_are_looked_up_and_not_merged(
+    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 20)
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+
+    def work(letters: str) -> int:
+        clock = CountingClock()
+        found = index.query(
+            mailbox, MessageQuery(condition=beginning(letters)), QueryTimeLimit(clock)
+        )
+        assert len(found.hits) == 10
+        return clock.looks
+
+    merged = work("aaaa")
+    for letters in ("a", "aa", "aaa"):
+        assert work(letters) < merged / 4
+
+
+@dataclass
+class CountingClock(ManualClock):
+    """A clock that stands still and counts who looks."""
+
+    looks: int = 0
+
+    def real_s(self) -> float:
+        self.looks += 1
+        return 0.0

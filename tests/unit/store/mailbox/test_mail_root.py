@@ -1,0 +1,439 @@
+"""The mail root: which one a start takes, and calls while its path leads elsewhere."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.operation.app.state_dir import AlreadyRunningError, lock_file
+from relay.store.mailbox import inbox, maildir, messages
+from relay.store.mailbox.mail_root import (
+    ForeignRootError,
+    MailRoot,
+    read_id,
+    write_id,
+)
+from relay.store.mailbox.maildir import MissingRootError
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.types import (
+    DeliveryResult,
+    QuotaLimits,
+    Room,
+    SendOptions,
+    StoreUnavailableError,
+)
+from relay.submission.outbox import ready_submissions as ready
+from relay.submission.outbox import submit
+from relay.submission.outbox.store import FileStore
+from tests.support.manual_clock import ManualClock
+from tests.support.stores import ready_submissions, store_on
+
+ALICE = "alice@example.test"
+ID = "06gzg000000000a1"
+TO = EmailAddress("bob@example.test")
+CONTENT = b"Subject: s\r\n\r\nbody\r\n"
+
+
+def opened(path: Path, known_id: str = "", *, may_take: bool = True) -> MailRoot:
+    root = MailRoot(path, take_lock=lock_file)
+    root.open(known_id, may_take=may_take)
+    return root
+
+
+def files(*trees: Path) -> list[str]:
+    """Mail and submissions, in whatever tree."""
+    return sorted(
+        str(path.relative_to(tree.parent))
+        for tree in trees
+        for path in tree.rglob("*")
+        if path.is_file() and path.parent.name in ("new", "cur", "tmp", "ready", "preparing")
+    )
+
+
+def test_a_first_start_makes_the_root_and_its_id(tmp_path: Path) -> None:
+    root = opened(tmp_path / "var" / "mail")
+    assert root.id == read_id(root.path) != ""
+    assert (root.path.stat().st_mode & 0o777, root.trouble) == (0o700, "")
+    root.close()
+
+
+def _nothing(_: Path) -> None: ...
+
+
+def _root_alone(path: Path) -> None:
+    path.mkdir()
+
+
+def _submissions(path: Path) -> None:
+    (path / ".submissions").mkdir(parents=True)
+
+
+def _half_an_id(path: Path) -> None:
+    _submissions(path)
+    (path / ".submissions" / ".id.17.part").write_text("12")
+
+
+def _an_id(path: Path) -> None:
+    _submissions(path)
+    write_id(path)
+
+
+@pytest.mark.parametrize("left", [_nothing, _root_alone, _submissions, _half_an_id, _an_id])
+def test_a_first_start_that_was_killed_is_repeated(
+    tmp_path: Path, left: Callable[..., None]
+) -> None:
+    path = tmp_path / "mail"
+    left(path)
+    before = read_id(path)
+    root = opened(path)
+    assert root.id == read_id(path)
+    assert before in ("", root.id)
+    root.close()
+
+
+@pytest.mark.parametrize("left", [_nothing, _root_alone])
+def test_a_spool_that_was_used_takes_no_root_without_submissions(tmp_path: Path, left: Any) -> None:
+    path = tmp_path / "mail"
+    left(path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ForeignRootError, match=r"mail is not the one used before: it has no \.sub"):
+        opened(path, may_take=False)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_root_from_before_ids_is_taken(tmp_path: Path) -> None:
+    _submissions(tmp_path / "mail")
+    root = opened(tmp_path / "mail", may_take=False)
+    assert root.id == read_id(tmp_path / "mail") != ""
+    root.close()
+
+
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        (_nothing, "No such file or directory: is its file system mounted?"),
+        (_root_alone, "it has no id"),
+        (_submissions, "it has no id"),
+        (_an_id, "it has the id [0-9a-f]{16}"),
+    ],
+)
+def test_a_missing_or_foreign_root_is_not_taken(tmp_path: Path, left: Any, reason: str) -> None:
+    path = tmp_path / "mail"
+    left(path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        ForeignRootError, match=f"not the one with the id 0123456789abcdef: {reason}"
+    ):
+        opened(path, "0123456789abcdef")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_copied_root_is_the_same_root(tmp_path: Path) -> None:
+    first = opened(tmp_path / "mail")
+    first.close()
+    shutil.copytree(tmp_path / "mail", tmp_path / "copy")
+    copy = opened(tmp_path / "copy", first.id)
+    assert copy.id == first.id
+    copy.close()
+
+
+def test_a_root_has_one_owner(tmp_path: Path) -> None:
+    first = opened(tmp_path / "mail")
+    with pytest.raises(AlreadyRunningError, match=f"mail is in use by process {os.getpid()}$"):
+        opened(tmp_path / "mail")
+    first.close()
+    opened(tmp_path / "mail").close()
+
+
+def test_a_root_is_missing_until_it_is_opened_again(tmp_path: Path, capsys) -> None:
+    root, aside = opened(tmp_path / "mail"), tmp_path / "aside"
+    root.check()
+    root.path.rename(aside)
+    for _ in range(3):
+        with pytest.raises(MissingRootError):
+            root.check()
+    assert not root.reopen()
+    (tmp_path / "mail").mkdir()
+    assert not root.reopen()
+    (tmp_path / "mail").rmdir()
+    aside.rename(root.path)
+    with pytest.raises(MissingRootError):
+        root.check()  # what is remembered of it must go first
+    assert root.reopen()
+    root.check()
+    root.close()
+
+
+def test_the_lock_of_a_copy_is_taken_when_it_replaces_the_root(tmp_path: Path) -> None:
+    root = opened(tmp_path / "mail")
+    root.path.rename(tmp_path / "aside")
+    shutil.copytree(tmp_path / "aside", root.path)
+    with pytest.raises(MissingRootError):
+        root.check()
+    assert root.reopen()
+    for path, is_free in ((root.path, False), (tmp_path / "aside", True)):
+        if is_free:
+            os.close(lock_file(path / ".submissions" / "lock"))
+        else:
+            with pytest.raises(AlreadyRunningError):
+                lock_file(path / ".submissions" / "lock")
+    root.close()
+
+
+# -- the store
+
+
+class Disk:
+    """A root with one mailbox, and an older copy that takes its place."""
+
+    def __init__(self, root: Path, old: Path) -> None:
+        self.root, self.old = root, old
+        self.aside = root.with_name("aside")
+
+    def vanish(self) -> None:
+        if not self.aside.exists():
+            self.root.rename(self.aside)
+            shutil.copytree(self.old, self.root)
+
+    def come_back(self) -> None:
+        shutil.rmtree(self.root)
+        self.aside.rename(self.root)
+
+
+async def deliver(store: Any, unique: str = "06gzg000000000b1-1") -> DeliveryResult:
+    return await store.deliver(ALICE, unique=unique, content=CONTENT)
+
+
+async def submit_new(store: Any) -> None:
+    await store.submissions.submit_new(
+        ALICE, MessageProperties(subject="s", to=(TO,)), SendOptions()
+    )
+
+
+async def create(store: Any) -> None:
+    await store.messages.create(ALICE, MessageProperties(subject="s"))
+
+
+async def make_folder(store: Any) -> None:
+    await store.folders.create(ALICE, "new one")
+
+
+ACTS = {one.__name__: one for one in (deliver, submit_new, create, make_folder)}
+
+
+@pytest.fixture
+async def stored(tmp_path: Path):
+    clock, root, old = ManualClock(), tmp_path / "mail", tmp_path / "old"
+    with store_on(root, clock) as earlier:
+        await deliver(earlier, "06gzg000000000a1-1")
+        await submit_new(earlier)
+    shutil.copytree(root, old)
+    with store_on(root, clock) as store:
+        yield store, Disk(root, old)
+
+
+@pytest.mark.parametrize("name", ACTS)
+async def test_nothing_is_written_into_another_tree(stored, name: str) -> None:
+    """Also not into one with the same id, which was copied when the disk was replaced."""
+    store, disk = stored
+    disk.vanish()
+    before = sorted(disk.root.rglob("*")), files(disk.aside)
+    await store.attend_root()
+    with pytest.raises(StoreUnavailableError, match="its root is missing"):
+        await ACTS[name](store)
+    assert (sorted(disk.root.rglob("*")), files(disk.aside)) == before
+    disk.come_back()
+    await store.attend_root()
+    await ACTS[name](store)
+    assert len(files(disk.root)) > len(before[1]) or name == "make_folder"
+
+
+READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
+    "folders": lambda store: store.folders.every(ALICE),
+    "changed folders": lambda store: store.folders.delta(ALICE, after="", limit=1),
+    "settings": lambda store: store.settings.read(ALICE),
+    "message": lambda store: store.messages.get(ALICE, ID),
+    "query": lambda store: store.lists.query(ALICE, MessageQuery()),
+    "changes": lambda store: store.lists.changes(ALICE),
+    "attachments": lambda store: store.attachments.opened(ALICE, ID),
+    "upload": lambda store: store.uploads.find("token"),
+    "range of an upload": lambda store: store.uploads.begin_range("token", 0),
+    "key": lambda store: store.submissions.find_keyed(ALICE, "slot"),
+    "large MIME": lambda store: store.arrivals.draft(ALICE, "drafts", expected_bytes=1),
+    "files": lambda store: store.stored_files(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+async def test_nothing_is_read_from_another_tree(stored, name: str) -> None:
+    store, disk = stored
+    disk.vanish()
+    with pytest.raises(StoreUnavailableError, match="its root is missing"):
+        await READS[name](store)
+
+
+async def test_mail_for_a_limited_mailbox_is_accepted_while_the_root_is_missing(
+    tmp_path: Path,
+) -> None:
+    limits = QuotaLimits(size_bytes=10)
+    with store_on(tmp_path / "mail", ManualClock(), limits_of=lambda _: limits) as store:
+        assert await store.room(ALICE, 20) is Room.NEVER
+        (tmp_path / "mail").rename(tmp_path / "aside")
+        assert await store.room(ALICE, 20) is Room.FITS  # it waits in the queue
+
+
+@pytest.mark.parametrize("step", ["write_file", "place", "place_again", "fsync"])
+@pytest.mark.parametrize("name", ["deliver", "submit_new", "create"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_was_written_when_the_root_vanished_is_removed(
+    stored, monkeypatch: pytest.MonkeyPatch, name: str, step: str, when: str
+) -> None:
+    """Wherever it is, in the root or where its path leads then."""
+    store, disk = stored
+    before = files(disk.root)
+
+    def vanishing(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acted(*args: Any, **kwargs: Any) -> Any:
+            if when == "before":
+                disk.vanish()
+            try:
+                return act(*args, **kwargs)
+            finally:
+                disk.vanish()
+
+        return acted
+
+    for module in (messages, inbox, submit, ready):
+        with suppress(AttributeError):
+            monkeypatch.setattr(module, step, vanishing(getattr(module, step)))
+    if step == "fsync":
+        monkeypatch.setattr(maildir.os, "fsync", vanishing(os.fsync))
+    try:
+        await ACTS[name](store)
+    except StoreUnavailableError:
+        there = [one for one in files(disk.root) if "/tmp/" not in one and "preparing" not in one]
+        assert there == before
+        kept = [one for one in files(disk.aside) if "/tmp/" not in one and "preparing" not in one]
+        assert kept == [one.replace("mail/", "aside/", 1) for one in before]
+    else:
+        assert not disk.aside.exists(), "it was answered"  # the step does not occur
+
+
+async def test_a_move_is_undone_when_the_root_vanishes(stored, monkeypatch) -> None:
+    store, disk = stored
+    (message,) = (await store.lists.query(ALICE, MessageQuery(folder_id="inbox"))).messages
+    before = files(disk.root)
+    rename = messages.rename
+
+    def vanishing(source: Path, target: Path) -> None:
+        rename(source, target)
+        disk.vanish()
+
+    monkeypatch.setattr(messages, "rename", vanishing)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.move(ALICE, message.id, "archive")
+    assert files(disk.aside) == [one.replace("mail/", "aside/", 1) for one in before]
+    assert files(disk.root) == before
+
+
+async def test_a_delivery_that_was_cut_off_is_found_when_the_root_is_back(
+    stored, monkeypatch
+) -> None:
+    store, disk = stored
+    place = inbox.place
+
+    def vanishing(source: Path, target: Path) -> None:
+        place(source, target)
+        disk.vanish()
+
+    monkeypatch.setattr(inbox, "place", vanishing)
+    monkeypatch.setattr(MailRoot, "remove", lambda *_: None)  # a disk that is gone
+    with pytest.raises(StoreUnavailableError):
+        await deliver(store)
+    monkeypatch.undo()
+    disk.come_back()
+    await store.attend_root()
+    assert await deliver(store) is DeliveryResult.ALREADY_THERE
+    assert len(list((disk.root / "example.test/alice/new").iterdir())) == 2
+
+
+async def test_a_root_restored_from_a_copy_gets_what_it_lacks(stored) -> None:
+    store, disk = stored
+    disk.old = disk.root.with_name("back-up")
+    shutil.copytree(disk.root, disk.old)
+    await deliver(store)
+    disk.vanish()
+    await store.attend_root()
+    assert await deliver(store) is DeliveryResult.DELIVERED
+    assert len(list((disk.root / "example.test/alice/new").iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", ["content", "complete", "fail"])
+async def test_a_submission_that_the_root_took_along_is_not_forgotten(
+    stored, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    store, disk = stored
+    taking = ready_submissions(store)
+    submission = await anext(taking)
+    of = maildir.Stripes.of
+
+    def vanishing(stripes: maildir.Stripes, name: str) -> Any:
+        disk.root.rename(disk.aside)
+        return of(stripes, name)
+
+    monkeypatch.setattr(maildir.Stripes, "of", vanishing)
+    steps = {
+        "content": lambda: store.ready.content(submission),
+        "complete": lambda: store.ready.complete(submission, queue_id="q"),
+        "fail": lambda: store.ready.fail(submission, None),
+    }
+    with pytest.raises(StoreUnavailableError):
+        await steps[step]()
+    monkeypatch.undo()
+    disk.aside.rename(disk.root)
+    await store.attend_root()
+    assert (len(store.ready.pending), submission.path.exists()) == (1, True)
+    await taking.aclose()
+
+
+async def test_submissions_are_listed_again_when_the_root_is_back(stored) -> None:
+    """Another directory may have the same time of its last change."""
+    store, disk = stored
+    taking = ready_submissions(store)
+    submission = await anext(taking)
+    status = submission.path.parent.stat()
+    aside = submission.path.rename(disk.root / "aside")
+    await store.ready.complete(submission, queue_id="q")
+    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
+    while store.ready.pending._listings < 2:
+        await asyncio.sleep(0.05)
+    disk.root.rename(disk.aside)
+    await store.attend_root()
+    disk.aside.rename(disk.root)
+    aside.rename(submission.path)
+    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
+    await store.attend_root()
+    again = await asyncio.wait_for(anext(taking), 30)
+    assert again.submission_id == submission.submission_id
+    await taking.aclose()
+
+
+async def test_pickup_has_ended_with_a_submission_that_was_removed(stored) -> None:
+    store, _ = stored
+    taking = ready_submissions(store)
+    for end in (
+        lambda one: store.ready.complete(one, queue_id="q"),
+        lambda one: store.ready.fail(one, None),
+    ):
+        submission = await anext(taking)
+        await store.ready.content(submission)
+        submission.path.unlink()
+        await end(submission)
+        await submit_new(store)
+    await taking.aclose()

@@ -1,0 +1,311 @@
+"""Messages created, read, changed and deleted, also beside a mail client."""
+
+import asyncio
+import mailbox
+import threading
+from base64 import b64encode
+
+import pytest
+from msgspec import structs
+
+from relay.base.message.properties import Attachment, EmailAddress, ExtendedProperty
+from relay.store.mailbox.maildir import DirectorySync
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.types import (
+    MailboxFullError,
+    MessageChange,
+    NoSuchItemError,
+    NotADraftError,
+    WellKnown,
+)
+
+ALICE = "alice@example.test"
+FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
+INLINE = Attachment("i.png", "image/png", b64encode(b"i"), 1, inline=True, content_id="c")
+MIME = b"From: x@y.test\nTo: a@a.test\nBcc: h@h.test\nSubject: odd\n\nbody\n"
+
+
+@pytest.fixture
+async def maildir(place, store):
+    """Alice's mailbox as the standard library sees it."""
+    await store.folders.every(ALICE)
+    return mailbox.Maildir(place.root / "example.test/alice", create=False)
+
+
+async def test_a_draft_reads_as_it_was_created(store, draft):
+    wanted = draft(
+        subject="Größe",
+        bcc=(EmailAddress("h@h.test"),),
+        attachments=(FILE, INLINE),
+        categories=("red",),
+    )
+    made = await store.messages.create(ALICE, wanted)
+    assert made == await store.messages.get(ALICE, made.id)
+    assert made == await store.messages.get(ALICE, made.id, folder_id="Drafts")
+    assert (made.is_draft, made.is_read, made.is_mime) == (True, True, False)
+    assert made.properties.bcc == wanted.bcc
+    assert made.properties.from_ == made.properties.sender == EmailAddress(ALICE)
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+    assert [one.name for one in made.attachments] == ["Übersicht.txt", "i.png"]
+    assert made.size == made.path.stat().st_size
+    assert b"Bcc: h@h.test" in await store.messages.mime(ALICE, made.id)
+
+
+async def test_a_message_id_of_the_users_is_kept_if_it_is_one(store, draft):
+    made = await store.messages.create(ALICE, draft(internet_message_id="<mine@a.test>"))
+    assert made.properties.internet_message_id == "<mine@a.test>"
+    made = await store.messages.create(ALICE, draft(internet_message_id="no id>\r\nX: y"))
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+
+
+async def test_mime_is_kept_byte_for_byte_and_read(store):
+    made = await store.messages.create(ALICE, MIME)
+    assert (made.is_mime, made.properties.subject, made.properties.body) == (True, "odd", "body\n")
+    assert made.properties.bcc == (EmailAddress("h@h.test"),)
+    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
+    assert await store.messages.mime(ALICE, made.id) == MIME
+
+
+async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft):
+    made = await store.messages.create(ALICE, draft(attachments=(FILE,)))
+    place.clock.advance(5)
+    change = MessageChange(properties=draft(subject="new", body="longer"), flagged=True)
+    changed = await store.messages.update(ALICE, made.id, change)
+    assert changed == await store.messages.get(ALICE, made.id)
+    assert (changed.properties.subject, changed.properties.body) == ("new", "longer")
+    assert changed.attachments == made.attachments
+    assert changed.properties.internet_message_id == made.properties.internet_message_id
+    assert (changed.created_us, changed.modified_us) == (
+        made.created_us,
+        made.created_us + 5_000_000,
+    )
+    assert changed.flag.status == "flagged"
+    assert changed.change_key != made.change_key
+    assert place.files(".Drafts") == [changed.path]
+
+
+async def test_a_changed_mime_draft_keeps_its_attachments(store, draft):
+    content = b"To: a@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nbytes"
+    made = await store.messages.create(ALICE, content)
+    changed = await store.messages.update(
+        ALICE, made.id, MessageChange(properties=draft(subject="new"))
+    )
+    assert (changed.is_mime, changed.properties.subject) == (True, "new")
+    assert [(one.name, one.size) for one in changed.attachments] == [("a.pdf", 5)]
+
+
+async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(store):
+    content = b"to: a@a.test\r\nX-Odd:  y\r\nSubject: old\r\n\r\nbody without end"
+    made = await store.messages.create(ALICE, content)
+    wish = ExtendedProperty("SystemTime 0x3FEF", ("2030-01-01T00:00:00Z",))
+    properties = structs.replace(
+        made.properties, subject="new", extended=(wish,), delivery_receipt=True
+    )
+    changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
+    assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    headers = changed.properties.internet_message_headers  # all fields of the content
+    assert dict(headers)["Subject"] == "new"
+    assert changed.properties == structs.replace(properties, internet_message_headers=headers)
+    marked = await store.messages.update(ALICE, made.id, MessageChange(is_read=False, flagged=True))
+    assert await store.messages.mime(ALICE, made.id) == content.replace(b"old", b"new")
+    assert (marked.properties, marked.path.parent) == (changed.properties, changed.path.parent)
+    unchanged = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
+    assert unchanged.path.read_bytes().endswith(content.replace(b"old", b"new"))
+
+
+async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
+    content = (
+        b"To: a@a.test\r\nContent-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nsigned\r\n--s\r\n"
+        b"Content-Type: application/pgp-signature\r\n\r\nx\r\n--s--\r\n"
+    )
+    made = await store.messages.create(ALICE, content)
+    with pytest.raises(NotADraftError, match="signed"):
+        await store.messages.update(
+            ALICE, made.id, MessageChange(properties=structs.replace(made.properties, body="new"))
+        )
+    assert await store.messages.mime(ALICE, made.id) == content
+
+
+async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
+    part = b64encode(bytes(3_000_000))
+    content = (
+        b"To: a@a.test\r\nContent-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n\r\ntext\r\n--m\r\n"
+        b"Content-Type: a/b; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        + part
+        + b"\r\n--m--\r\n"
+    )
+    made = await store.messages.create(ALICE, content)
+    assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]
+    properties = structs.replace(made.properties, body="new text")
+    changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
+    assert (changed.properties.body, changed.attachments) == ("new text", made.attachments)
+    assert part in changed.path.read_bytes()
+    assert f",S={changed.path.stat().st_size}:" in changed.path.name
+
+
+async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, store, draft):
+    made = await store.messages.create(ALICE, draft(subject="old"))
+    old = made.path.read_bytes()
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    made.path.write_bytes(old)  # as if a crash had come before it was removed
+    assert (await store.messages.get(ALICE, made.id)).properties.subject == "new"
+    assert len(place.files(".Drafts")) == 1
+
+
+async def test_only_drafts_change_their_content(place, store, draft, maildir):
+    maildir.add(b"Subject: arrived\n\nx")
+    [found] = (await store.lists.query(ALICE, MessageQuery())).messages
+    with pytest.raises(NotADraftError):
+        await store.messages.update(ALICE, found.id, MessageChange(properties=draft()))
+    read = await store.messages.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
+    assert (read.is_read, read.flag.status == "flagged", read.path.parent.name) == (
+        True,
+        True,
+        "cur",
+    )
+    assert read.path.name.endswith(":2,FS")
+    unread = await store.messages.update(ALICE, found.id, MessageChange(is_read=False))
+    assert (unread.is_read, unread.flag.status == "flagged", unread.id) == (False, True, found.id)
+
+
+async def test_many_messages_are_marked_at_once(store, maildir):
+    for name in (b"one", b"two", b"three"):
+        maildir.add(b"Subject: " + name + b"\n\nx")
+    ids = {
+        one.properties.subject: one.id
+        for one in (await store.lists.query(ALICE, MessageQuery())).messages
+    }
+    await store.messages.update(ALICE, ids["one"], MessageChange(is_read=True, flagged=True))
+    mark, read_flags = store.messages.mark, store.messages.read_flags
+    asked = [ids["one"], ids["two"], "0" * 16]
+    assert sorted(await mark(ALICE, asked, is_read=True)) == sorted(asked[:2])
+    assert await read_flags(ALICE, list(ids.values())) == {
+        ids["one"]: True, ids["two"]: True, ids["three"]: False
+    }  # fmt: skip
+    await mark(ALICE, asked, is_read=False)
+    assert set((await read_flags(ALICE, list(ids.values()))).values()) == {False}
+    assert (await store.messages.get(ALICE, ids["one"])).flag.status == "flagged"
+    assert await mark("nobody@example.test", asked, is_read=True) == []
+
+
+async def test_a_message_is_marked_that_a_mail_client_renames_or_removes_meanwhile(
+    place, store, maildir, monkeypatch
+):
+    for name in (b"one", b"two"):
+        maildir.add(b"Subject: " + name + b"\n\nx")
+    ids = [one.id for one in (await store.lists.query(ALICE, MessageQuery())).messages]
+    index = store.messages.index
+    found = index.find_all(place.root / "example.test/alice", ids)
+    await store.messages.update(ALICE, ids[0], MessageChange(flagged=True))
+    await store.messages.delete(ALICE, ids[1], permanently=True)
+    monkeypatch.setattr(index, "find_all", lambda *_: found)
+    assert len(await store.messages.mark(ALICE, ids, is_read=True)) == 2
+    marked = await store.messages.get(ALICE, ids[0])
+    assert (marked.is_read, marked.flag.status == "flagged") == (True, True)
+
+
+async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
+    made = await store.messages.create(ALICE, draft())
+    place.quotas[ALICE] = made.size + 10
+    with pytest.raises(MailboxFullError):
+        await store.messages.update(ALICE, made.id, MessageChange(properties=draft(body="x" * 100)))
+    assert await store.messages.get(ALICE, made.id) == made
+    assert place.left_over() == []
+
+
+async def test_deleting_moves_and_then_removes(place, store, draft):
+    made = await store.messages.create(ALICE, draft())
+    await store.messages.delete(ALICE, made.id)
+    deleted = await store.messages.get(ALICE, made.id)
+    assert (deleted.folder.well_known, place.files(".Drafts")) == (WellKnown.DELETED_ITEMS, [])
+    await store.messages.delete(ALICE, made.id)
+    assert place.files(".Trash") == []
+    with pytest.raises(NoSuchItemError):
+        await store.messages.delete(ALICE, made.id)
+
+
+async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
+    ids = []
+    for _ in range(5):
+        ids.append((await store.messages.create(ALICE, draft())).id)
+        place.clock.advance(1)
+    query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
+    page = await store.lists.query(ALICE, query)
+    assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
+    page = await store.lists.query(ALICE, structs.replace(query, skip=0, after=page.next_after))
+    assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
+    page = await store.lists.query(ALICE, MessageQuery(folder_id="inbox", count=True))
+    assert (page.messages, page.total) == ((), 0)
+    with pytest.raises(NoSuchItemError):
+        await store.lists.query(ALICE, MessageQuery(folder_id="nowhere"))
+
+
+async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft):
+    made = {(await store.messages.create(ALICE, draft())).id for _ in range(3)}
+    seen, query = [], MessageQuery(bytes_max=1)
+    while True:
+        page = await store.lists.query(ALICE, query)
+        assert len(page.messages) == 1
+        seen.append(page.messages[0].id)
+        if not page.next_after:
+            break
+        query = structs.replace(query, after=page.next_after)
+    assert sorted(seen) == sorted(made)
+
+
+@pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
+async def test_an_id_that_is_none_finds_nothing(store, draft, message_id):
+    await store.messages.create(ALICE, draft())
+    with pytest.raises(NoSuchItemError):
+        await store.messages.get(ALICE, message_id)
+
+
+async def test_a_mailbox_is_nobody_elses(store, draft):
+    made = await store.messages.create(ALICE, draft())
+    with pytest.raises(NoSuchItemError):
+        await store.messages.get("bob@example.test", made.id)
+
+
+async def test_the_standard_library_reads_what_the_store_writes(store, draft, maildir):
+    made = await store.messages.create(ALICE, draft(subject="seen by others", attachments=(FILE,)))
+    [message] = list(maildir.get_folder("Drafts"))
+    assert (message["subject"], message.get_flags()) == ("seen by others", "DS")
+    assert message["bcc"] is None
+    folders = {"Drafts", "Sent", "Trash", "Junk", "Archive", "Outbox"}
+    assert set(maildir.list_folders()) == folders
+    assert made.properties.subject == message["subject"]
+
+
+async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
+    made = await store.messages.create(ALICE, draft())
+    plain, flagged = made.path, made.path.with_name(made.path.name.replace(":2,DS", ":2,DFS"))
+
+    def play() -> None:
+        for _ in range(100):
+            plain.rename(flagged)
+            threading.Event().wait(0.001)
+            flagged.rename(plain)
+
+    player = asyncio.create_task(asyncio.to_thread(play))
+    while not player.done():
+        assert (await store.messages.get(ALICE, made.id)).id == made.id
+    await player
+
+
+async def test_a_mail_client_renames_a_draft_as_soon_as_it_is_there(
+    place, store, draft, monkeypatch
+):
+    sync = DirectorySync.sync
+
+    def renamed_at_once(syncs, directory):
+        sync(syncs, directory)
+        for file in directory.iterdir():
+            file.rename(file.with_name(file.name.partition(":")[0] + ":2,DFS"))
+
+    await store.folders.every(ALICE)
+    monkeypatch.setattr(DirectorySync, "sync", renamed_at_once)
+    made = await store.messages.create(ALICE, draft())
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="changed")))
+    [file] = place.files(".Drafts")
+    assert f"{made.id}_2" in file.name
+    assert (await store.messages.get(ALICE, made.id)).properties.subject == "changed"

@@ -1,0 +1,105 @@
+"""Calls in threads: results and errors come back, threads are few, closing waits."""
+
+import asyncio
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from relay.store.mailbox.threads import ThreadPool
+from relay.store.mailbox.types import StoreUnavailableError
+
+
+@pytest.fixture
+def pool():
+    made = ThreadPool(3, "tested")
+    yield made
+    made.close()
+
+
+async def test_results_and_errors_come_back(pool):
+    assert await pool.run(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(lambda: 1 // 0)
+    with pytest.raises(SystemExit):
+        await pool.run(lambda: (_ for _ in ()).throw(SystemExit(3)))
+    assert await pool.run(threading.current_thread) is not threading.current_thread()
+
+
+async def test_no_more_threads_than_are_needed_nor_than_allowed(pool):
+    for _ in range(5):
+        names = {await pool.run(name)}
+    assert names == {"tested-0"}
+    barrier = threading.Barrier(3)
+    together = [pool.run(lambda: (barrier.wait(5), name())[1]) for _ in range(6)]
+    assert set(await asyncio.gather(*together)) == {"tested-0", "tested-1", "tested-2"}
+
+
+async def test_who_gives_up_stops_no_call(pool):
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call():
+        begun.set()
+        go_on.wait(5)
+        ended.set()
+
+    asking = asyncio.ensure_future(pool.run(call))
+    await pool.run(lambda: begun.wait(5))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    go_on.set()
+    assert await pool.run(lambda: ended.wait(5))
+
+
+async def test_closing_waits_for_what_was_asked():
+    pool, done = ThreadPool(1, "tested"), []
+    go_on = threading.Event()
+    calls = [asyncio.ensure_future(pool.run(lambda: go_on.wait(5)))]
+    calls += [asyncio.ensure_future(pool.run(lambda: done.append(1))) for _ in range(2)]
+    await asyncio.sleep(0)
+    go_on.set()
+    pool.close()
+    assert done == [1, 1]
+    await asyncio.gather(*calls)
+    with pytest.raises(RuntimeError, match="closed"):
+        await pool.run(lambda: 1)
+
+
+def test_a_loop_that_is_gone_harms_nobody(pool):
+    go_on, ended = threading.Event(), threading.Event()
+
+    async def ask_and_leave():
+        asking = asyncio.ensure_future(pool.run(lambda: (go_on.wait(5), ended.set())))
+        await asyncio.wait((asking,), timeout=0)
+
+    asyncio.run(ask_and_leave())
+    go_on.set()
+    assert ended.wait(5)
+    assert asyncio.run(pool.run(lambda: 7)) == 7
+
+
+def name():
+    return threading.current_thread().name
+
+
+async def test_a_call_that_runs_alone_overlaps_no_other(pool) -> None:
+    going, overlaps = [], []
+
+    def work(name: str) -> None:
+        going.append(name)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 5000)  # other threads run meanwhile
+        if "alone" in going and len(going) > 1:
+            overlaps.append(list(going))
+        going.remove(name)
+
+    calls = [pool.run(work, f"{number}") for number in range(20)]
+    calls += [pool.run_alone(lambda: work("alone")) for _ in range(3)]
+    calls += [pool.run(work, f"{number}") for number in range(20, 40)]
+    async with asyncio.timeout(30):
+        await asyncio.gather(*calls)
+    assert (overlaps, pool.is_idle) == ([], True)
+    with pytest.raises(StoreUnavailableError):
+        await pool.run_alone(Path("/no such directory").rmdir)
+    await pool.run(work, "later")

@@ -1,0 +1,72 @@
+"""What SQLite adds to the order of events: restored files, and bounded reads."""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+
+from relay.store.journeys.events import Event, Step
+from relay.store.spool.shared.event_log import _EVENTS
+
+ENDLESS = 2**63 - 1
+
+
+def routed(at_us: int, **detail: object) -> Event:
+    return Event(Step.POLICY_AND_ROUTING, at_us, {"next_hops": {"local": ["b@b.test"]}} | detail)
+
+
+async def all_events(spool, after: int = 0):
+    return await spool.events_after(after, ENDLESS, limit=1000)
+
+
+async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored(
+    tmp_path: Path, open_spool, make, clock
+) -> None:
+    path = tmp_path / "spool.sqlite"
+
+    async def run(count: int) -> list[int]:
+        spool = open_spool(path)
+        await spool.start()
+        for _ in range(count):
+            await spool.accept(make(events=(routed(clock.time_us()),)), claim=False)
+        found = [sequence for sequence, _ in (await all_events(spool)).events]
+        await spool.stop()
+        return found
+
+    first = await run(2)
+    shutil.copy(path, tmp_path / "copy")
+    clock.advance(1.0)
+    second = await run(3)
+    assert second[:2] == first
+    shutil.copy(tmp_path / "copy", path)
+    clock.advance(1.0)
+    third = await run(1)
+    assert third[:2] == first
+    assert third[2] > second[-1]
+
+
+async def test_a_part_is_limited_by_its_size(spool, make, clock) -> None:
+    for _ in range(4):
+        await spool.accept(make(events=(routed(clock.time_us(), text="x" * 600_000),)))
+    part = await all_events(spool)
+    assert (len(part.events), part.is_complete) == (2, False)
+    rest = await all_events(spool, part.events[-1][0])
+    assert len(rest.events) == 2
+
+
+async def test_a_look_at_the_end_reads_nothing_of_the_history(spool, make, tmp_path: Path) -> None:
+    events = tuple(routed(1) for _ in range(2000))
+    await spool.accept(make(events=events))
+    last = await spool.last_event()
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
+        connection.set_progress_handler(count, 10)
+        assert len(connection.execute(_EVENTS, (last - 3, ENDLESS, 500)).fetchall()) == 3
+    assert steps < 50

@@ -1,0 +1,377 @@
+"""Connections to a real server: who gets one, what a refusal says, and which servers lose mail."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from relay.base.settings.postgres_url import parse_postgres_url
+from relay.store.spool.postgres import server
+from relay.store.spool.postgres.backup import dump
+from relay.store.spool.postgres.nodes import NodeIdentity
+from relay.store.spool.postgres.server import connect, server_faults, translate_postgres_errors
+from relay.store.spool.postgres.storage import PostgresStorage
+from relay.store.spool.postgres.tables import ConnectionTables
+from relay.store.spool.types import (
+    SpoolDamagedError,
+    SpoolError,
+    SpoolFormatError,
+    SpoolFullError,
+    SpoolUnavailableError,
+    SpoolUnsupportedError,
+)
+from tests.support.ports import free_port
+from tests.support.postgres import (
+    PASSWORD,
+    NoPostgresError,
+    PostgresServer,
+    database_of,
+    running_server,
+)
+from tests.support.relay_process import until
+from tests.support.spool_nodes import Elapsed, open_node
+from tests.support.tls import authority  # noqa: F401
+
+
+@pytest.fixture
+def tcp_url(postgres_server, postgres_url):
+    return postgres_server.tcp_url(database_of(postgres_url))
+
+
+async def refusal(url: str) -> str:
+    """What a connection that must fail reports; never the password."""
+    with pytest.raises(SpoolUnavailableError) as caught:
+        await connect(parse_postgres_url(url), purpose="test")
+    text = str(caught.value)
+    assert "secret" not in text
+    return text
+
+
+@pytest.mark.parametrize("kind", ["postgres_url", "tcp_url"])
+async def test_a_connection_has_its_name_and_settings(kind, request):
+    options = parse_postgres_url(request.getfixturevalue(kind))
+    connection = await connect(options, purpose="writer")
+    try:
+        for name, expected in {
+            "application_name": "relay writer",
+            "idle_in_transaction_session_timeout": "10s",
+            "jit": "off",
+            "statement_timeout": "0",
+            "standard_conforming_strings": "on",
+        }.items():
+            assert await connection.fetchval("SELECT current_setting($1)", name) == expected
+        assert await connection.fetchval("SELECT current_user") == "relay"
+    finally:
+        await connection.close()
+
+
+async def test_a_roles_own_settings_do_not_count(postgres_server, postgres_url):
+    name = database_of(postgres_url)
+    for setting in ("statement_timeout = 1", "default_transaction_isolation = 'serializable'"):
+        postgres_server.sql(f"ALTER DATABASE {name} SET {setting}")
+    connection = await connect(parse_postgres_url(postgres_url), purpose="test")
+    try:
+        assert await connection.fetchval("SHOW statement_timeout") == "0"
+        assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+    finally:
+        await connection.close()
+
+
+async def test_a_wrong_password(postgres_server, postgres_url):
+    url = postgres_server.tcp_url(database_of(postgres_url), password="wrong secret")
+    assert "the server refuses the password" in await refusal(url)
+
+
+async def test_no_password(postgres_server, postgres_url, monkeypatch, tmp_path):
+    """None is taken from the environment."""
+    (tmp_path / "pgpass").write_text(f"*:*:*:*:{PASSWORD}\n")
+    (tmp_path / "pgpass").chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    url = postgres_server.tcp_url(database_of(postgres_url), password="")
+    assert "the server refuses the password" in await refusal(url)
+
+
+async def test_the_environment_does_not_count(postgres_url, tcp_url, monkeypatch):
+    for name in ("HOST", "PORT", "USER", "DATABASE", "OPTIONS", "SSLMODE", "TARGETSESSIONATTRS"):
+        monkeypatch.setenv(f"PG{name}", "1")
+    monkeypatch.setenv("PGSSLNEGOTIATION", "direct")
+    monkeypatch.setenv("PGSERVICE", "other")
+    for url in (postgres_url, tcp_url):
+        connection = await connect(parse_postgres_url(url), purpose="test")
+        assert await connection.fetchval("SELECT current_database()") == database_of(postgres_url)
+        await connection.close()
+
+
+async def test_no_such_database(postgres_server):
+    assert "no such database" in await refusal(postgres_server.url("nothing"))
+
+
+async def test_no_such_role(postgres_server):
+    url = postgres_server.url("postgres", user="nobody-here")
+    assert "refuses the login" in await refusal(url)
+
+
+async def test_nobody_listens(tmp_path):
+    port = free_port()
+    assert f"//127.0.0.1:{port}/r: the database does not answer: " in await refusal(
+        f"postgresql://relay:secret@127.0.0.1:{port}/r"
+    )
+    assert "the database does not answer: " in await refusal(f"postgresql:///r?host={tmp_path}")
+
+
+async def test_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://relay:secret@127.0.0.1:{port}/r?connect_timeout=1"
+        assert "the database does not answer in time" in await refusal(url)
+
+
+async def test_the_first_host_that_takes_writes_is_taken(postgres_server, postgres_url):
+    name, place = database_of(postgres_url), quote(str(postgres_server.folder), safe="")
+    url = f"postgresql://relay@127.0.0.1:{free_port()},{place}:{postgres_server.port}/{name}"
+    connection = await connect(parse_postgres_url(url), purpose="test")
+    await connection.close()
+    postgres_server.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "no host of the URL takes writes" in await refusal(postgres_url)
+
+
+async def test_what_is_lost_is_noticed(tcp_url):
+    connection = await connect(parse_postgres_url(tcp_url), purpose="test")
+    try:
+        own = connection._transport.get_extra_info("socket")
+        assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        assert await connection.fetchval("SHOW tcp_keepalives_idle") == "5"
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="module")
+def safe_server():
+    """A server of whose settings the test may change any."""
+    with PostgresServer(is_synced=True) as server:
+        yield server
+
+
+@pytest.fixture
+def safe_url(safe_server):
+    url = safe_server.create()
+    yield url
+    safe_server.drop(url)
+
+
+async def faults_of(url: str) -> list[str]:
+    options = parse_postgres_url(url)
+    connection = await connect(options, purpose="check")
+    try:
+        return list(await server_faults(options, connection))
+    finally:
+        await connection.close()
+
+
+async def test_a_safe_server_has_no_faults(safe_url):
+    assert await faults_of(safe_url) == []
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
+async def test_settings_that_lose_mail(safe_server, safe_url, name):
+    safe_server.configure(**{name: "off"})
+    try:
+        until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "off")
+        assert await faults_of(safe_url) == [
+            f"{name} is off: a crash of the server loses accepted mail"
+        ]
+    finally:
+        safe_server.configure(**{name: None})
+        until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "on")
+
+
+async def test_an_older_server(safe_server, safe_url, monkeypatch):
+    monkeypatch.setattr(server, "VERSION_MIN", 99)
+    assert await faults_of(safe_url) == [
+        f"the server is PostgreSQL {safe_server.version}, expected 99 or newer"
+    ]
+
+
+async def test_another_encoding(safe_server):
+    url = safe_server.create(template="template0", options="ENCODING 'LATIN1'")
+    assert await faults_of(url) == ["the encoding of the database is LATIN1, expected UTF8"]
+    safe_server.drop(url)
+
+
+async def test_read_only(safe_server, safe_url):
+    options = parse_postgres_url(safe_url)
+    connection = await connect(options, purpose="check")
+    try:
+        await connection.execute("SET default_transaction_read_only = on")
+        [fault] = await server_faults(options, connection)
+        assert "takes no writes" in fault
+    finally:
+        await connection.close()
+
+
+async def test_a_certificate_for_another_name(safe_server, safe_url, authority):  # noqa: F811
+    url = safe_server.tcp_url(database_of(safe_url))
+    url += f"?sslmode=verify-full&sslrootcert={authority.certificate}"
+    serve_certificate(safe_server, authority.issue("DNS:other.test"))
+    assert "certificate is not accepted: IP address mismatch" in await refusal(url)
+    connection = await connect(
+        parse_postgres_url(url.replace("verify-full", "verify-ca")), purpose="test"
+    )
+    await connection.close()
+    assert "certificate is not accepted" in await refusal(url.partition("&")[0])  # the system's
+
+    serve_certificate(safe_server, authority.issue("IP:127.0.0.1"))
+    connection = await connect(parse_postgres_url(url), purpose="test")
+    assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    await connection.close()
+
+
+@pytest.mark.parametrize("mode", ["disable", "require", "verify-ca", "verify-full"])
+def test_pg_dump_connects_as_a_node_does(safe_server, authority, tmp_path, mode):  # noqa: F811
+    serve_certificate(safe_server, authority.issue("IP:127.0.0.1"))
+    url = safe_server.tcp_url(database_of(safe_server.create_spool())) + f"?sslmode={mode}"
+    other = safe_server.tcp_url(database_of(safe_server.create())) + f"?sslmode={mode}"
+    trusted = f"&sslrootcert={authority.certificate}" if mode.startswith("verify") else ""
+    assert PostgresStorage(url + trusted, store="main", domains=()).back_up(tmp_path).counts
+    target = PostgresStorage(other + trusted, store="main", domains=())
+    with target.restored(tmp_path):
+        assert target.exists()
+    for one in (url, other):
+        safe_server.drop(one.partition("?")[0])
+
+
+def test_pg_dump_verifies_the_certificate(safe_server, authority, tmp_path):  # noqa: F811
+    serve_certificate(safe_server, authority.issue("DNS:other.test"))
+    spool = safe_server.create_spool()
+    url = f"{safe_server.tcp_url(database_of(spool))}?sslmode=verify-full"
+    for trusted in (f"&sslrootcert={authority.certificate}", ""):  # "": those of the system
+        with closing(asyncio.new_event_loop()) as loop, (tmp_path / "dump").open("wb") as file:
+            connection = loop.run_until_complete(connect(parse_postgres_url(spool), purpose="test"))
+            with pytest.raises(SpoolUnsupportedError, match="certificate"):
+                dump(parse_postgres_url(url + trusted), ConnectionTables(loop, connection), file)
+            loop.run_until_complete(connection.close())
+    safe_server.drop(spool)
+
+
+def serve_certificate(server: PostgresServer, made) -> None:
+    """Have a server show a certificate in new connections."""
+    for name, file in (("server.crt", made.certificate), ("server.key", made.key)):
+        place = server.data / name
+        place.write_bytes(file.read_bytes())
+        place.chmod(0o600)
+        os.chown(place, *owner_of(server.data))
+    server.configure(ssl="off")
+    server.configure(ssl="on")
+    until("TLS is on", lambda: server.sql("SHOW ssl") == "on")
+
+
+def owner_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "said"),
+    [
+        ("SELECT * FROM message", SpoolFormatError, 'relation "message" does not exist'),
+        ("CREATE ROLE other", SpoolUnavailableError, "the role lacks a right"),
+        ("SELECT 1/0", SpoolError, "division by zero"),
+    ],
+)
+async def test_errors_of_statements(empty_database, statement, kind, said):
+    connection = await connect(parse_postgres_url(empty_database), purpose="test")
+    try:
+        with pytest.raises(kind, match=said) as caught, translate_postgres_errors():
+            await connection.execute(statement)
+        assert type(caught.value) is kind
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (asyncpg.DiskFullError("could not extend file"), SpoolFullError),
+        (asyncpg.DataCorruptedError("invalid page"), SpoolDamagedError),
+        (asyncpg.ReadOnlySQLTransactionError("cannot execute INSERT"), SpoolUnavailableError),
+        (asyncpg.DeadlockDetectedError("deadlock detected"), SpoolUnavailableError),
+        (asyncpg.InterfaceError("connection is closed"), SpoolUnavailableError),
+        (ConnectionResetError(104, "Connection reset by peer"), SpoolUnavailableError),
+    ],
+)
+def test_errors_that_need_a_broken_server(error, kind):
+    with pytest.raises(kind) as caught, translate_postgres_errors("db"):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("db: ")
+
+
+async def test_a_server_that_stops(safe_server, safe_url):
+    connection = await connect(parse_postgres_url(safe_url), purpose="test")
+    await connection.execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7)")
+    safe_server.stop(immediate=True)
+    with pytest.raises(SpoolUnavailableError), translate_postgres_errors():
+        await connection.fetchval("SELECT n FROM t")
+    connection.terminate()
+    safe_server.start()
+    connection = await connect(parse_postgres_url(safe_url), purpose="test")
+    assert await connection.fetchval("SELECT n FROM t") == 7
+    await connection.close()
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_without_programs_tests_are_skipped_but_in_ci(tmp_path, monkeypatch, in_ci):
+    monkeypatch.setenv("RELAY_TEST_PG", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    if in_ci:
+        monkeypatch.setenv("CI", "true")
+    with pytest.raises(NoPostgresError if in_ci else pytest.skip.Exception, match="not installed"):
+        running_server()
+
+
+def test_a_server_ends_with_its_tests():
+    """Also where nothing of Python's runs any more: nobody else would stop it."""
+    program = (
+        "from tests.support.postgres import PostgresServer\n"
+        "server = PostgresServer().__enter__()\n"
+        "print(server.folder, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as tests:
+        folder = Path(tests.stdout.readline().strip())
+        assert (folder / "data/postmaster.pid").exists()
+        tests.send_signal(signal.SIGKILL)
+    until("the server has ended, and its folder is gone", lambda: not folder.exists())
+
+
+async def test_a_start_that_the_server_interrupts_is_tried_again(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.store.spool.postgres.spool._AGAIN_S", 0)
+    node = open_node(postgres_url, tmp_path, NodeIdentity("a", "a", ""), elapsed_s=Elapsed())
+    read = node.queue_admin.read_hold_rules
+    faults = [SpoolUnavailableError("the server has gone")]
+
+    async def interrupted() -> None:
+        if faults:
+            raise faults.pop()
+        await read()
+
+    monkeypatch.setattr(node.queue_admin, "read_hold_rules", interrupted)
+    await node.start(may_wait=True)
+    assert node._connecting is not None
+    await node._connecting
+    assert (node._fault, faults) == ("", [])
+    await node.stop()

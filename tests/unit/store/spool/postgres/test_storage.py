@@ -1,0 +1,139 @@
+"""What commands learn of a spool on a server, and which engine a URL chooses."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Settings, SpoolSettings
+from relay.store import spool as spools
+from relay.store.spool.sqlite.storage import SqliteStorage
+from relay.store.spool.types import (
+    SpoolDamagedError,
+    SpoolFormatError,
+    SpoolUnavailableError,
+    SpoolUnsupportedError,
+)
+from tests.support.ports import free_port
+from tests.support.postgres import database_of
+from tests.support.spools import new_message, spool_on
+
+SHOWN = f"postgresql://127.0.0.1:{free_port()}/relay"
+NOBODY = SHOWN.replace("//", "//relay@")
+
+
+def settings_of(tmp_path, url: str = NOBODY) -> Settings:
+    return Settings("relay.test", tmp_path, spool=SpoolSettings(url))
+
+
+def opened(settings: Settings):
+    return spools.open(settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics())
+
+
+def test_the_url_chooses_the_engine(tmp_path):
+    assert isinstance(spools.storage(Settings("relay.test", tmp_path)), SqliteStorage)
+    stored = spools.storage(settings_of(tmp_path))
+    assert (str(stored), stored.files()) == (SHOWN, ())
+
+
+def test_a_database_without_tables_has_no_spool(tmp_path, postgres_server, empty_database):
+    stored = spools.storage(settings_of(tmp_path, empty_database))
+    assert not stored.exists()
+    postgres_server.sql("CREATE TABLE message ()", database=database_of(empty_database))
+    assert stored.exists()
+    assert not stored.is_marked_damaged()
+
+
+def test_faults_name_the_server(tmp_path, postgres_server, postgres_url):
+    """The server of the tests syncs nothing."""
+    faults = spools.storage(settings_of(tmp_path, postgres_url)).faults()
+    assert [one.partition(": ")[2] for one in faults] == [
+        "fsync is off: a crash of the server loses accepted mail",
+        "full_page_writes is off: a crash of the server loses accepted mail",
+    ]
+    assert all(one.startswith(f"postgresql://{postgres_server.folder}") for one in faults)
+
+
+def test_a_server_that_does_not_answer(tmp_path):
+    stored = spools.storage(settings_of(tmp_path))
+    [fault] = stored.faults()
+    assert fault.startswith(f"{SHOWN}: the database does not answer: ")
+    with pytest.raises(SpoolUnavailableError):
+        stored.exists()
+
+
+def test_the_tools_are_those_of_the_database(tmp_path):
+    with pytest.raises(SpoolUnsupportedError, match=r"check and repair it; relay backup copies it"):
+        spools.storage(settings_of(tmp_path)).require_tools()
+
+
+async def wait_in(file, count: int) -> None:
+    async with spool_on(file) as spool:
+        for _ in range(count):
+            await spool.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "has 1 entry"), (3, "has 3 entries")])
+async def test_mail_that_waits_in_a_file_is_delivered_first(tmp_path, count, expected):
+    await wait_in(tmp_path / "spool.sqlite", count)
+    settings = settings_of(tmp_path)
+    text = spools.left_behind(settings)
+    assert f"{tmp_path}/spool.sqlite {expected} that no relay would deliver" in text
+    assert "deliver them first" in text
+    with pytest.raises(SpoolFormatError, match="deliver them first"):
+        opened(settings)
+    assert spools.left_behind(dataclasses.replace(settings, spool=SpoolSettings())) == ""
+
+
+async def test_a_file_in_which_nothing_waits(tmp_path):
+    assert spools.left_behind(settings_of(tmp_path)) == ""
+    await wait_in(tmp_path / "spool.sqlite", 0)
+    assert spools.left_behind(settings_of(tmp_path)) == ""
+    (tmp_path / "spool.sqlite").write_bytes(b"")
+    assert spools.left_behind(settings_of(tmp_path)) == ""
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "spool.sqlite").write_bytes(b"nothing of ours" * 100)
+    with pytest.raises(SpoolDamagedError):
+        spools.left_behind(settings_of(tmp_path))
+
+
+PROGRAM = """\
+import sys
+sys.modules["asyncpg"] = None  # as if it were not installed
+from pathlib import Path
+from relay import spool
+from relay.base.clock import SystemClock
+from relay.base.crashpoints import CrashPoints
+from relay.base.observe.metrics import Metrics
+from relay.base.settings.tree import Settings, SpoolSettings
+from relay.store.spool.types import SpoolFormatError
+settings = Settings("relay.test", Path(sys.argv[1]), spool=SpoolSettings("postgresql:///relay"))
+for call in (
+    lambda: spool.open(settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics()),
+    lambda: spool.load_engine(settings),
+    spool.storage(settings).exists,
+):
+    try:
+        call()
+    except SpoolFormatError as error:
+        print(error)
+print(*spool.storage(settings).faults())
+"""
+
+
+def test_without_the_extra(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path], capture_output=True, text=True, check=True,
+        timeout=60,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert all(
+        "expected asyncpg (in a checkout: pip install '.[postgres]')" in one for one in lines
+    )

@@ -1,0 +1,77 @@
+"""Which entries a selector matches, and how they are listed."""
+
+from typing import Any
+
+import pytest
+
+from relay.store.spool.shared.entries import EntrySelection
+from relay.store.spool.sqlite.database import SqliteTables
+from relay.store.spool.types import Key, Selector
+from tests.support.operator import ALL, command
+
+
+async def test_a_scan_in_small_slices_finds_every_entry_once(spool, make, defer, clock) -> None:
+    expected = []
+    for number in range(25):
+        hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}
+        queue_id = await defer(hops) if number % 3 else (await spool.accept(make(hops))).queue_id
+        expected += [(queue_id, 1), (queue_id, 2)]
+    for selector, wanted in [
+        (ALL, sorted(expected)),
+        (Selector(next_hop="a.*"), sorted(one for one in expected if one[1] == 1)),
+        (Selector(recipient="y@*"), sorted(one for one in expected if one[1] == 2)),
+    ]:
+        clock.advance(1)
+        selection = EntrySelection(selector, now_us=0, keys_at_once=7)
+        found: list[Key] = []
+        late = ""
+        while not selection.has_ended:
+            found += await spool._queries.read(selection.step)
+            late = late or await defer({"mx:a.test": ["y@late.test"]})
+        assert found == wanted
+        await spool.queue_admin.execute(command("cancel", Selector(domain="late.test")))
+
+
+@pytest.mark.parametrize(
+    "selector", [ALL, Selector(state="deferred"), Selector(next_hop="a.test")], ids=str
+)
+async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selector) -> None:
+    """The scan reads the indexes of live entries, never the table."""
+    await defer()
+    plans: list[str] = []
+
+    def look(tables: SqliteTables) -> list[Key]:
+        cursor = tables.cursor
+        asked: list[tuple[str, Any]] = []
+        cursor.exec_trace = lambda _, sql, values: asked.append((sql, values)) or True
+        selection = EntrySelection(selector, now_us=0, keys_at_once=7)
+        found = selection.step(tables)
+        cursor.exec_trace = None
+        for sql, values in asked:
+            if sql.startswith("SELECT message_id"):
+                plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+        return found
+
+    assert len(await spool._queries.read(look)) == 1
+    looks = [one for one in plans if "entry" in one]
+    assert looks
+    assert all("INDEX entry_" in one for one in looks), plans
+
+
+async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:
+    monkeypatch.setattr("relay.store.spool.shared.queue_admin.RECIPIENTS_MAX", 5)
+    many = {"mx:a.test": [f"{number}@a.test" for number in range(4)]}
+    for _ in range(3):
+        await spool.accept(make(many))
+    listed = await spool.queue_admin.list(ALL, limit=10)
+    assert [len(one["recipients"]) for one in listed] == [4, 1, 0]
+    assert [one.get("recipients_cut", False) for one in listed] == [False, True, True]
+
+
+async def test_an_entry_with_many_recipients_is_listed_whole(spool, make) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"]}))
+    await spool.accept(make({"mx:a.test": [f"{number}@a.test" for number in range(120)]}))
+    await spool.accept(make({"mx:a.test": ["y@a.test"]}))
+    listed = await spool.queue_admin.list(ALL, limit=10)
+    assert sorted(len(one["recipients"]) for one in listed) == [1, 1, 120]
+    assert not any("recipients_cut" in one for one in listed)

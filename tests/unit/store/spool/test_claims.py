@@ -1,0 +1,159 @@
+"""Queries for due entries: bounded, in order, round robin; and the claims they take."""
+
+import apsw
+import pytest
+
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
+from relay.store.spool.shared import claimed, results
+from relay.store.spool.shared.holds import DAMAGED_DUE_US
+from relay.store.spool.sqlite import spool as spool_module
+from relay.store.spool.sqlite import transactions
+from relay.store.spool.types import (
+    DueQuery,
+    Selector,
+)
+from tests.support.operator import command, reroute
+from tests.support.spools import ids_of
+
+A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
+LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
+NOW = 10**18  # after the due time of every entry in these tests
+HOP = ("mx:a.test", 1)
+
+
+def raw(tmp_path, sql: str, *values) -> list:
+    return apsw.Connection(str(tmp_path / "spool.sqlite")).execute(sql, values).fetchall()
+
+
+async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch) -> None:
+    monkeypatch.setattr(claimed, "ROWS_MAX", 4)
+    await accept("mx:a.test", "ann", 6)
+    after_others = await accept("mx:b.test", "ann", 1)
+    batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A]))
+    assert (ids_of(batch), batch.ended, batch.left_hops) == ([], False, {A})
+    batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=batch.reached))
+    assert (ids_of(batch), batch.ended) == (after_others, True)
+
+
+async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
+    spool, accept, monkeypatch
+) -> None:
+    monkeypatch.setattr(claimed, "SENDERS_MAX", 3)
+    names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
+    query, got, queries = DueQuery(next_hop=A), [], 0
+    while True:
+        batch = await spool.claim_due(NOW, 2, query)
+        got += ids_of(batch)
+        queries += 1
+        if batch.ended:
+            break
+        query = DueQuery(next_hop=A, after_sender=batch.reached_sender)
+    assert sorted(got) == sorted(names)
+    assert queries <= 8
+
+
+async def test_an_entry_is_claimed_only_under_the_epoch_that_was_read(
+    spool, accept, tmp_path, monkeypatch
+) -> None:
+    await accept("mx:a.test", "ann", 1)
+    find = transactions.find_due
+
+    def slow(*args, **more):
+        result = find(*args, **more)
+        raw(tmp_path, "UPDATE entry SET epoch = epoch + 1")
+        return result
+
+    monkeypatch.setattr(spool_module, "find_due", slow)
+    batch = await spool.claim_due(NOW, 9, DueQuery())
+    assert batch.claims == ()
+    monkeypatch.setattr(spool_module, "find_due", find)
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert claim.epoch == 3
+    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
+
+
+async def test_a_released_claim_is_due_as_before(spool, accept, tmp_path) -> None:
+    await accept("mx:a.test", "ann", 1)
+    columns = "SELECT state, due_us, retry_us, warn_us, lane FROM entry"
+    before = raw(tmp_path, columns)
+    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    await spool.release([claim, claim])
+    assert raw(tmp_path, columns) == before
+    (again,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    assert again.epoch == claim.epoch + 2
+    await spool.release([claim])  # its epoch is over
+    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entry SET next_hop = 'nonsense' WHERE message_id = ?",
+        "UPDATE recipient SET notify = 'nonsense' WHERE message_id = ?",
+        "UPDATE message SET source = 'nonsense' WHERE id = ?",
+        "UPDATE message SET extra = '{' WHERE id = ?",
+        "UPDATE entry SET extra = '{' WHERE message_id = ?",
+        """UPDATE entry SET extra = '{"sender":5}' WHERE message_id = ?""",
+        "DELETE FROM message WHERE id = ?",
+        "DELETE FROM recipient WHERE message_id = ?",
+    ],
+)
+async def test_an_unreadable_entry_is_held_and_the_others_are_claimed(
+    spool, accept, tmp_path, damage: str
+) -> None:
+    broken, whole = await accept("mx:a.test", "ann", 2)
+    raw(tmp_path, damage, broken)
+    assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == [whole]
+    sql = "SELECT state, claimed, due_us FROM entry WHERE message_id = ?"
+    assert raw(tmp_path, sql, broken) == [("held", 0, DAMAGED_DUE_US)]
+    (event,) = raw(tmp_path, "SELECT detail FROM event WHERE message_id = ?", broken)
+    assert '"why":"damaged: ' in event[0]
+    assert ids_of(await spool.claim_due(NOW, 9, DueQuery())) == []
+    listed = await spool.queue_admin.list(Selector(all=True), limit=10)
+    assert broken in {one["id"] for one in listed}
+
+
+async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_path) -> None:
+    await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}), claim=False)
+    assert raw(tmp_path, "SELECT extra FROM entry UNION ALL SELECT extra FROM message") == [
+        ("",), ("",), ("",)
+    ]  # fmt: skip
+    younger = """{"sender":"a@b.test","later":[1]}"""
+    raw(tmp_path, "UPDATE entry SET extra = ? WHERE number = 1", younger)
+    raw(tmp_path, "UPDATE message SET extra = ?", younger)
+    for operation in ("hold", "release"):
+        await spool.queue_admin.execute(command(operation))
+    await spool.queue_admin.execute(reroute("mx:c.test"))
+    claimed = (await spool.claim_due(NOW, 9, DueQuery())).claims
+    found = {(str(one.next_hop), one.entry_id, one.extra.sender) for one in claimed}
+    assert found == {("mx:c.test", 1, "a@b.test"), ("mx:c.test", 2, "")}
+    kept = raw(tmp_path, "SELECT extra ->> '$.later' FROM entry WHERE number = 1")
+    assert kept == raw(tmp_path, "SELECT extra ->> '$.later' FROM message") == [("[1]",)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "index"),
+    [
+        (transactions._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
+        (transactions._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
+        (claimed._SENDERS.format(*["lane"] * 3), (*HOP, -1, *HOP, *HOP, 9), "entry_hop"),
+        (claimed._OF_SENDER.format("lane"), (*HOP, 7, NOW, 9), "entry_hop"),
+        (transactions._NEXT, (5,), "entry_due"),
+        (transactions._FACTS, ('[["a",1]]',), None),
+        (transactions._RECIPIENTS, ('[["a",1]]',), None),
+        (results._OF_ENVID, ("e", "e", 9), None),
+    ],
+)
+async def test_no_query_scans_a_table_or_sorts_waiting_entries(
+    spool, tmp_path, sql: str, values: tuple, index: str | None
+) -> None:
+    plan = [row[3] for row in raw(tmp_path, f"EXPLAIN QUERY PLAN {sql}", *values)]
+    tables = ("entry", "recipient", "message", "e", "r", "m", "c")
+    assert not [line for line in plan if line.startswith(tuple(f"SCAN {one}" for one in tables))
+                and line.split()[1] in tables]  # fmt: skip
+    if index is not None:
+        assert not [line for line in plan if "TEMP B-TREE" in line]
+        used = [line for line in plan if line.startswith("SEARCH entry")]
+        assert used
+        assert all(f"USING COVERING INDEX {index} " in line for line in used)

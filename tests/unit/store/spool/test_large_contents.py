@@ -1,0 +1,235 @@
+"""Contents whose body is received into a file: linked, shared, read and removed."""
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from relay.base.files import FileOctets
+from relay.base.message.content import LargeContent, MemoryOctets, octets_in_blocks, read_all
+from relay.base.message.outcome import Evidence, Failed, Relayed
+from relay.store.spool.sqlite import content_files
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.types import (
+    ClaimResult,
+    SpoolError,
+    SpoolUnavailableError,
+)
+
+HEADER = b"Subject: large\r\n"
+BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
+NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite-content"
+
+
+def names(files: Path) -> list[str]:
+    return sorted(one.name for one in files.iterdir())
+
+
+async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
+    """A content as an SMTP session writes it, its body in two writes."""
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([body[:7], body[7:20]])
+    await incoming_body.write([body[20:]])
+    return LargeContent(HEADER, (incoming_body.octets(),), eight_bit=not body.isascii())
+
+
+async def gone(path: Path) -> None:
+    async with asyncio.timeout(30):
+        while path.name in names(path.parent):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("body", [BODY, b"\r\n\xff\r\n"], ids=["ascii", "eight bit"])
+async def test_a_received_body_is_linked_not_copied_and_read_in_pieces(
+    spool, make, files: Path, body: bytes
+) -> None:
+    content = await arrived(spool, body)
+    arriving = content.body[0].path
+    inode = arriving.stat().st_ino
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert names(files) == sorted([arriving.name, f"{claim.message.id}-0"])
+    assert (files / f"{claim.message.id}-0").stat().st_ino == inode
+    assert stat.S_IMODE(arriving.stat().st_mode) == 0o600
+    assert claim.content is None
+    assert claim.content_size == claim.message.size == len(HEADER + body)
+    found = await spool.read_content(claim.content_id)
+    assert isinstance(found, LargeContent)
+    assert (found.header, read_all(found)) == (HEADER, HEADER + body)
+    assert found.eight_bit is not body.isascii()
+
+
+async def test_a_body_is_written_and_read_through_one_descriptor(spool, tmp_path: Path) -> None:
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([b"abc"])
+    path, elsewhere = incoming_body.octets().path, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    await incoming_body.write([b"defgh"])
+    assert not path.exists()
+    coming = octets_in_blocks((FileOctets(elsewhere, 1, 6),), 4)
+    assert next(coming) == b"bcde"
+    elsewhere.unlink()
+    assert list(coming) == [b"fg"]
+
+
+async def test_the_first_block_shows_whether_the_disk_is_quick(spool, monkeypatch) -> None:
+    writers: list[bool] = []
+    write_all = content_files.write_all
+
+    def noted(descriptor: int, octets: bytes) -> None:
+        writers.append(threading.current_thread() is threading.main_thread())
+        write_all(descriptor, octets)
+
+    monkeypatch.setattr(content_files, "write_all", noted)
+    await arrived(spool)
+    await arrived(spool)
+    assert writers == [False, True, True, True]
+
+
+async def test_a_file_is_removed_with_the_last_entry_of_any_version(
+    spool, make, files: Path
+) -> None:
+    content = await arrived(spool)
+    other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
+    hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
+    entries = make(hops).entries
+    entries = (*entries[:2], structs.replace(entries[2], content=1))
+    message = make(contents=(content, other), entries=entries)
+    claims = (await spool.accept(message)).claims
+    assert len({claim.content_id for claim in claims}) == 2
+    assert f"{message.facts.id}-0" in names(files)
+    assert f"{message.facts.id}-1" not in names(files)
+    assert read_all(await spool.read_content(claims[2].content_id)).startswith(b"X-Tag: yes\r\n")
+    for number in (0, 2):
+        await spool.record(ClaimResult(claims[number], 5, {claims[number].recipients[0].id: OK}))
+    assert read_all(await spool.read_content(claims[1].content_id)) == HEADER + BODY
+    await spool.record(ClaimResult(claims[1], 5, {2: OK}))
+    await gone(files / f"{message.facts.id}-0")
+
+
+async def test_a_discarded_body_stays_removed(spool, files: Path) -> None:
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([BODY])
+    incoming_body.discard()
+    await incoming_body.write([BODY])  # as the thread of a closed session does
+    await gone(incoming_body.octets().path)
+    assert names(files) == []
+
+
+async def test_a_repeated_or_failed_acceptance_leaves_no_name(spool, make, files: Path) -> None:
+    content = await arrived(spool)
+    (arriving,) = names(files)
+    await spool.accept(make(), submission_key="once")
+    assert (await spool.accept(make(content=content), submission_key="once")).repeated
+    assert names(files) == [arriving]
+    with pytest.raises(UnicodeEncodeError):
+        await spool.accept(make(content=content, subject="\ud800"))
+    assert names(files) == [arriving]
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=content), reports=[make(content=content, id="n" * 300)])
+    assert names(files) == [arriving]
+
+
+async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
+    spool, make, files: Path
+) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    content = await spool.read_content(claim.content_id)
+    letter = make({"local": ["postmaster"]}, content=content)
+    held, (dead,) = await spool.record(ClaimResult(claim, 5, {1: NO}, reports=(letter,)))
+    assert held
+    await gone(files / f"{claim.message.id}-0")
+    assert read_all(await spool.read_content(dead.content_id)) == HEADER + BODY
+
+
+async def test_both_messages_of_one_acceptance_may_share_a_body(spool, make) -> None:
+    content = await arrived(spool)
+    letter = make({"local": ["postmaster"]}, content=content)
+    first, second = (await spool.accept(make(content=content), reports=[letter])).claims
+    for claim in (first, second):
+        assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+def pieces_in_memory(_: FileOctets) -> tuple[MemoryOctets, ...]:
+    return (MemoryOctets(BODY[:9]), MemoryOctets(BODY[9:]))
+
+
+def a_part_of_the_file(whole: FileOctets) -> tuple[FileOctets, ...]:
+    return (whole.part(2, 50),)
+
+
+def a_file_elsewhere(whole: FileOctets) -> tuple[FileOctets, ...]:
+    other = whole.path.parent.parent / "elsewhere"
+    other.write_bytes(BODY)
+    return (FileOctets(other, 0, len(BODY)),)
+
+
+@pytest.mark.parametrize("other", [pieces_in_memory, a_part_of_the_file, a_file_elsewhere])
+async def test_a_body_from_elsewhere_is_copied(spool, make, other: Callable, files: Path) -> None:
+    content = await arrived(spool)
+    content = replace(content, body=other(content.body[0]))
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
+    assert read_all(await spool.read_content(claim.content_id)) == read_all(content)
+
+
+async def test_a_body_is_copied_where_hard_links_are_impossible(
+    spool, make, files: Path, monkeypatch
+):
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    content = await arrived(spool)
+    monkeypatch.setattr(content_files.os, "link", refuse)
+    (claim,) = (await spool.accept(make(content=content))).claims
+    assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
+    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
+
+
+async def test_a_missing_or_truncated_body_is_an_error(spool, make, files: Path) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    stored = files / f"{claim.message.id}-0"
+    os.truncate(stored, 5)
+    with pytest.raises(SpoolError, match=r"has 5 bytes, expected 182"):
+        await spool.read_content(claim.content_id)
+    stored.unlink()
+    with pytest.raises(SpoolError, match="No such file"):
+        await spool.read_content(claim.content_id)
+    nothing = LargeContent(HEADER, (FileOctets(files / "nothing", 0, 5),), eight_bit=False)
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=nothing))
+
+
+async def test_the_body_is_synced_before_the_transaction_references_it(
+    spool, make, files: Path, monkeypatch
+) -> None:
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        really(descriptor)
+
+    content = await arrived(spool)
+    message = make(content=content)
+    at_point: list[list[str]] = []
+    monkeypatch.setattr(content_files.os, "fsync", fsync)
+    monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
+    await spool.accept(message)
+    assert at_point[0] == [f"{message.facts.id}-0", files.name]

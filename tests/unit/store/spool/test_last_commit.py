@@ -1,0 +1,340 @@
+"""A lost write-ahead log is damage; a kill or a power loss is not."""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.store.spool.sqlite import write_ahead_log
+from relay.store.spool.sqlite.database import open_database
+from relay.store.spool.sqlite.migrate import check_files
+from relay.store.spool.sqlite.spool import SqliteSpool
+from relay.store.spool.sqlite.spool_files import last_commit_of, log_of
+from relay.store.spool.sqlite.storage import SqliteStorage
+from relay.store.spool.sqlite.write_ahead_log import (
+    LastCommit,
+    RecordedCommit,
+    check_commits,
+    read_recorded,
+)
+from relay.store.spool.types import Selector, SpoolDamagedError
+from tests.support.long_tests import sampled
+from tests.support.spools import new_spool
+
+MESSAGES = 40
+FILES = ("", "-wal", "-content", ".last-commit")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state/spool.sqlite"
+
+
+def copied(path: Path, folder: Path) -> Path:
+    """Copy the files as a kill at this moment would leave them."""
+    folder.mkdir()
+    for ending in FILES:
+        source = path.with_name(path.name + ending)
+        if source.is_dir():
+            shutil.copytree(source, folder / source.name)
+        elif source.exists():
+            shutil.copyfile(source, folder / source.name)
+    return folder / path.name
+
+
+async def fill(spool: SqliteSpool, make, number: int = MESSAGES) -> list[str]:
+    return sorted([(await spool.accept(make())).queue_id for _ in range(number)])
+
+
+class Copying(CrashPoints):
+    """Copies the files at every crash point, as a kill there would leave them."""
+
+    def __init__(self, path: Path, folder: Path, lose: Callable[[Path, Path], None]) -> None:
+        """`lose(copy, original)` removes from a copy what a power loss removes."""
+        super().__init__()
+        folder.mkdir()
+        self._path, self._folder, self._lose = path, folder, lose
+        self.copies: list[tuple[CrashPoint, Path]] = []
+
+    def reached(self, point: CrashPoint) -> None:
+        copy = copied(self._path, self._folder / f"{len(self.copies)}-{point}")
+        self._lose(copy, self._path)
+        self.copies.append((point, copy))
+
+
+@pytest.fixture
+async def killed(path: Path, tmp_path: Path, open_spool, make) -> Path:
+    """A new spool whose process was killed: every row, and the schema, is in its log."""
+    spool = open_spool(path)
+    await spool.start()
+    await fill(spool, make)
+    copy = copied(path, tmp_path / "killed")
+    await spool.stop()
+    return copy
+
+
+def octets_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def messages_in(path: Path) -> int:
+    """Count the messages in the database without its log; none where a checkpoint was copied halfway."""
+    address = f"{path.as_uri()}?immutable=1"
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    with closing(apsw.Connection(address, flags=flags)) as connection:
+        try:
+            has_tables = connection.pragma("user_version")
+            return connection.execute("SELECT count(*) FROM message").get if has_tables else 0
+        except apsw.CorruptError:
+            return 0
+
+
+async def listed(open_spool, path: Path) -> list[str]:
+    spool = open_spool(path)
+    await spool.start()
+    found = await spool.queue_admin.list(Selector(all=True), limit=1000)
+    await spool.stop()
+    return sorted(one["id"] for one in found)
+
+
+def lose_half(log: Path) -> None:
+    os.truncate(log, log.stat().st_size // 2)
+
+
+def lose_the_end(log: Path) -> None:
+    os.truncate(log, log.stat().st_size - 1)
+
+
+def make_empty(log: Path) -> None:
+    log.write_bytes(b"")
+
+
+def overwrite(log: Path) -> None:
+    log.write_bytes(bytes(log.stat().st_size))
+
+
+@pytest.mark.parametrize("lose", [os.unlink, make_empty, lose_half, lose_the_end, overwrite])
+async def test_a_lost_log_is_damage_until_an_operator_decides(
+    killed: Path, open_spool, lose: Callable[[Path], None], tmp_path: Path
+) -> None:
+    lose(log_of(killed))
+    for _ in range(2):
+        before = octets_in(killed.parent)
+        with pytest.raises(SpoolDamagedError, match="write-ahead log is missing or was cut"):
+            check_files(killed, has_owner=False)
+        assert octets_in(killed.parent) == before
+        with pytest.raises(SpoolDamagedError, match="write-ahead log is missing or was cut"):
+            open_spool(killed)
+    (tmp_path / "backup").mkdir()
+    with pytest.raises(SpoolDamagedError):
+        SqliteStorage(killed).back_up(tmp_path / "backup")
+    last_commit_of(killed).unlink()  # an operator takes what is left
+    assert len(await listed(open_spool, killed)) < MESSAGES
+
+
+async def test_a_restored_backup_next_to_a_newer_last_commit_file_is_explained(
+    path: Path, tmp_path: Path, open_spool, make
+) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await fill(spool, make, 2)
+    (tmp_path / "backup").mkdir()
+    SqliteStorage(path).back_up(tmp_path / "backup")
+    await fill(spool, make, 2)
+    killed = copied(path, tmp_path / "killed")
+    await spool.stop()
+    shutil.copyfile(tmp_path / "backup/spool.sqlite", killed)
+    log_of(killed).unlink()
+    with pytest.raises(SpoolDamagedError, match=r"back-up: remove spool\.sqlite\.last-commit"):
+        open_spool(killed)
+    last_commit_of(killed).unlink()
+    assert len(await listed(open_spool, killed)) == 2
+
+
+@pytest.mark.parametrize("lost", sampled(["what was not synced", "nothing", "all"]))
+async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
+    path: Path, tmp_path: Path, clock, make, monkeypatch, lost: str
+) -> None:
+    """Also after two kills, and when the commit number is lost in a power loss."""
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
+    synced, fsync = {}, os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        file = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if file.name == last_commit_of(path).name:
+            synced[file] = file.read_bytes()
+
+    def lose(copy: Path, original: Path) -> None:
+        if lost == "all":
+            last_commit_of(copy).unlink(missing_ok=True)
+        elif lost == "what was not synced" and last_commit_of(original) in synced:
+            last_commit_of(copy).write_bytes(synced[last_commit_of(original)])
+
+    async def live(place: Path, folder: Path, number: int) -> list[tuple[CrashPoint, Path]]:
+        crash = Copying(place, folder, lose)
+        spool = new_spool(place, clock, crash=crash, inline=True)
+        await spool.start()
+        await fill(spool, make, number)
+        await spool.stop()
+        return crash.copies
+
+    monkeypatch.setattr(os, "fsync", sync)
+    seen = set()
+    for number, (point, first) in enumerate(await live(path, tmp_path / "first", 8)):
+        for again, second in await live(first, tmp_path / f"second-{number}", 2):
+            check_files(second, has_owner=False)
+            open_database(second).close()
+            seen.add((point, again))
+    points = {point for point in CrashPoint if point.startswith("spool-")}
+    points -= {CrashPoint.SPOOL_BODY_SYNCED}
+    assert {point for point, _ in seen} == {point for _, point in seen} == points
+
+
+async def test_a_killed_spool_is_not_damaged(killed: Path, open_spool) -> None:
+    check_files(killed, has_owner=False)
+    assert len(await listed(open_spool, killed)) == MESSAGES
+    assert not last_commit_of(killed).exists()
+
+
+@pytest.mark.parametrize("gone", [("",), ("", "-wal")])
+async def test_a_missing_file_after_a_kill_is_damage(
+    killed: Path, open_spool, gone: tuple[str, ...]
+) -> None:
+    for ending in gone:
+        killed.with_name(killed.name + ending).unlink()
+    with pytest.raises(SpoolDamagedError, match="is missing, but it"):
+        open_spool(killed)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+async def test_a_lost_log_is_detected_by_the_synced_commit_number(
+    path: Path, tmp_path: Path, open_spool, make, monkeypatch, is_ended: bool
+) -> None:
+    """A power loss removes numbers written since the last fsync, except perhaps a checkpoint's end."""
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
+    synced, fsync = [], os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == last_commit_of(path):
+            synced.append(last_commit_of(path).read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    spool = open_spool(path)
+    await spool.start()
+    lost = 0
+    for number in range(30):
+        await fill(spool, make, 1)
+        left = copied(path, tmp_path / f"left-{number}")
+        noted = synced[-1].replace(b"checkpoint", b" " * 10) if is_ended else synced[-1]
+        last_commit_of(left).write_bytes(noted)
+        log_of(left).unlink()
+        if is_ended and messages_in(left) == number + 1:
+            check_files(left, has_owner=False)
+            continue
+        lost += 1
+        with pytest.raises(SpoolDamagedError):
+            open_spool(left)
+    await spool.stop()
+    assert lost > 15
+    assert len(synced) > 6
+
+
+async def test_a_checkpoint_by_another_program_is_not_damage(killed: Path, open_spool) -> None:
+    """SQLite removes the log when its last connection closes."""
+    with closing(apsw.Connection(str(killed))) as connection:
+        assert connection.execute("SELECT count(*) FROM message").get == MESSAGES
+    assert not log_of(killed).exists()
+    check_files(killed, has_owner=False)
+    assert len(await listed(open_spool, killed)) == MESSAGES
+
+
+async def test_a_spool_that_was_stopped_may_be_replaced_by_an_older_copy(
+    path: Path, tmp_path: Path, open_spool, make
+) -> None:
+    assert await listed(open_spool, path) == []
+    older = copied(path, tmp_path / "older")
+    spool = open_spool(path)
+    await spool.start()
+    await fill(spool, make, 3)
+    await spool.stop()
+    older.replace(path)
+    assert await listed(open_spool, path) == []
+
+
+async def test_an_interrupted_checkpoint_needs_its_log(
+    killed: Path, open_spool, tmp_path: Path
+) -> None:
+    """The database may have the newest commit number without all pages of these commits."""
+    count = LastCommit(killed, read_recorded(killed)[0], crash=CrashPoints())
+    count.checkpoint_begins()
+    whole = copied(killed, tmp_path / "whole")
+    with closing(apsw.Connection(str(killed))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with pytest.raises(SpoolDamagedError, match="cut off halfway"):
+        open_spool(killed)
+    assert len(await listed(open_spool, whole)) == MESSAGES
+
+
+async def test_a_kill_after_the_log_was_emptied_is_not_damage(
+    path: Path, tmp_path: Path, open_spool, make
+) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await fill(spool, make)
+    spool._writer.log.shrink()
+    assert log_of(path).stat().st_size == 0
+    left = copied(path, tmp_path / "left")
+    await spool.stop()
+    assert len(await listed(open_spool, left)) == MESSAGES
+
+
+async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
+    path: Path, open_spool, make, monkeypatch, capfd
+) -> None:
+    def refuse(*_args: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LastCommit, "_write", refuse)
+    spool = open_spool(path)
+    await spool.start()
+    names = await fill(spool, make, 3)
+    spool._writer.log.shrink()
+    await spool.stop()
+    assert "".join(capfd.readouterr()).count("last commit not noted") == 1
+    assert await listed(open_spool, path) == names
+
+
+@pytest.mark.parametrize(
+    ("line", "noted"),
+    [
+        ("", (0, False)),
+        ("\0" * 32, (0, False)),
+        ("00000000000000000007           \n", (7, False)),
+        ("00000000000000000007 checkpoint\n", (7, True)),
+    ],
+)
+async def test_a_last_commit_file_is_read_after_a_power_loss(
+    path: Path, open_spool, line: str, noted: RecordedCommit
+) -> None:
+    assert read_recorded(path) is None
+    last_commit_of(path).write_text(line)
+    assert read_recorded(path) == noted
+
+
+async def test_a_running_spool_may_be_read_while_it_commits(path: Path, open_spool, make) -> None:
+    """The number is read first, so a commit in between makes the spool newer, never older."""
+    spool = open_spool(path)
+    await spool.start()
+    noted = read_recorded(path)
+    await fill(spool, make, 3)
+    with closing(open_database(path, read_only=True)) as connection:
+        check_commits(connection, path, noted, with_log=True)
+    await spool.stop()

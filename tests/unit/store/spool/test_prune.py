@@ -1,0 +1,89 @@
+"""What maintenance.prune removes and what it keeps."""
+
+from contextlib import closing
+
+import apsw
+import pytest
+
+from relay.base.clock import Ids, first_id_after
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.store.spool.shared import maintenance
+from relay.store.spool.shared.maintenance import SpoolMaintenance
+from relay.store.spool.types import ClaimResult, EntrySchedule
+from tests.support.manual_clock import ManualClock
+
+OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+
+
+async def finished(spool, make) -> str:
+    (claim,) = (await spool.accept(make())).claims
+    await spool.record(ClaimResult(claim, 5, {1: OK}))
+    return claim.message.id
+
+
+@pytest.mark.parametrize(
+    ("lost", "recipients"),
+    [
+        ("DELETE FROM entry WHERE message_id = ?", ["x@a.test"]),
+        ("UPDATE entry SET state = 'final', due_us = NULL WHERE message_id = ?", ["x@a.test"]),
+        ("DELETE FROM entry WHERE message_id = ?", ["done@a.test", "x@a.test"]),
+    ],
+)
+async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
+    spool, make, clock, tmp_path, lost, recipients
+) -> None:
+    (claim,) = (await spool.accept(make({"mx:a.test": recipients}))).claims
+    if len(recipients) > 1:
+        due_us = clock.queue_us() + 1
+        outcomes = {1: OK, 2: Deferred(Evidence("4.2.0", "450 no"), DeferralClass.RECIPIENT)}
+        await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(due_us, due_us)))
+    gone = await finished(spool, make)
+    clock.advance(60)
+    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
+        connection.execute(lost, (claim.message.id,))
+    would = await spool.maintenance.prune_many(30, dry_run=True)
+    assert would == {"messages": 1, "submissions": 0, "kept": 1, "ended": True}
+    assert await spool.maintenance.prune(30) == 1
+    assert await spool.journey(gone) is None
+    assert await spool.journey(claim.message.id) is not None
+
+
+async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, monkeypatch) -> None:
+    monkeypatch.setattr(maintenance, "AT_ONCE", 2)
+    for _ in range(5):
+        await spool.accept(make())
+        clock.advance(0.01)
+    old = [await finished(spool, make) for _ in range(3)]
+    clock.advance(60)
+    reads = []
+    really = SpoolMaintenance.prune_some
+    monkeypatch.setattr(
+        SpoolMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
+    )
+    removed = 0
+    while number := await spool.maintenance.prune(30):
+        removed += number
+    assert removed == len(old)
+    assert reads == sorted(set(reads))
+    assert len(reads) == 4 + 1  # two messages each; the last one finds the end
+
+
+async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
+    monkeypatch.setattr(maintenance, "AT_ONCE", 1)
+    monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
+    for _ in range(3):
+        await finished(spool, make)
+    clock.advance(60)
+    answers = [await spool.maintenance.prune_many(30) for _ in range(2)]
+    assert answers == [{"ended": False}, {"ended": True}]
+    would = await spool.maintenance.prune_many(30, dry_run=True)
+    assert would["messages"] == 0
+
+
+def test_the_first_id_after_a_time_separates_earlier_and_later_ids() -> None:
+    clock = ManualClock()
+    ids = Ids(clock, lambda count: b"\xff" * count)
+    bound = first_id_after(clock.time_us())
+    assert ids.new() < bound
+    clock.advance(0.001)
+    assert Ids(clock, bytes).new() >= bound

@@ -1,0 +1,174 @@
+"""What a new owner finds and leaves: claims of a dead one, files that no entry needs."""
+
+import asyncio
+import contextlib
+import shutil
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.base.message.envelope import ForwardPath
+from relay.base.message.lifecycle import RecipientState
+from relay.store.spool.sqlite import maintenance
+from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
+from relay.store.spool.sqlite.spool_files import last_commit_of
+from relay.store.spool.types import (
+    NewRecipient,
+    SpoolUnavailableError,
+)
+from tests.support.spools import changed_message
+
+LARGE = b"x" * (INLINE_BYTES_MAX + 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite-content"
+
+
+def names(files: Path) -> list[str]:
+    return [path.name for path in files.iterdir()]
+
+
+async def test_abandoned_held_and_captured_entries_keep_their_state(
+    path: Path, make, clock, open_spool
+) -> None:
+    """It was claimed to be expired; there was no attempt."""
+    dead = open_spool(path)
+    await dead.start()
+    claims = [(await dead.accept(make())).claims[0] for _ in range(2)]
+    await dead.stop()
+    connection = apsw.Connection(str(path))
+    for claim, state in zip(claims, ("held", "captured"), strict=True):
+        connection.execute(
+            "UPDATE entry SET state = ? WHERE message_id = ?", (state, claim.message.id)
+        )
+    connection.close()
+    alive = open_spool(path)
+    assert await alive.start() == 2
+    counts = await alive.counts()
+    journeys = [await alive.journey(claim.message.id) for claim in claims]
+    await alive.stop()
+    assert (counts.entries["held"], counts.entries["captured"]) == (1, 1)
+    assert [one.recipients[0].attempts for one in journeys] == [(), ()]
+
+
+async def test_many_abandoned_claims_are_released_in_small_transactions(
+    path: Path, make, clock, open_spool, monkeypatch
+) -> None:
+    monkeypatch.setattr(maintenance, "CLAIMS_AT_ONCE", 7)
+    dead = open_spool(path)
+    await dead.start()
+    await asyncio.gather(*(dead.accept(make()) for _ in range(30)))
+    await dead.stop()
+    alive = open_spool(path)
+    assert await alive.start() == 30
+    assert await alive.maintenance.take_over() == 0
+    assert (await alive.counts()).entries["deferred"] == 30
+    await alive.stop()
+
+
+async def test_stale_content_files_are_removed(path: Path, files: Path, make, open_spool) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    claim = (await spool.accept(make(content=LARGE))).claims[0]
+    await spool.stop()
+    last_commit_of(path).touch()  # as a crash leaves it
+    (needed,) = names(files)
+    for name in ("orphan-0", "orphan", f"{needed}.part", f"{claim.message.id}-1"):
+        (files / name).write_bytes(b"x")
+    spool = open_spool(path)
+    await spool.start()
+    assert await spool.maintenance.sweep() == 4
+    await spool.stop()
+    assert names(files) == [needed]
+
+
+async def test_what_an_older_spool_does_not_know_is_moved_aside(
+    path: Path, files: Path, make, open_spool
+) -> None:
+    """An operator has put a copy back, and the contents are newer."""
+    spool = open_spool(path)
+    await spool.start()
+    older = (await spool.accept(make(content=LARGE))).queue_id
+    await spool.stop()
+    copy = shutil.copyfile(path, path.with_name("copy"))
+    spool = open_spool(path)
+    await spool.start()
+    newer = (await spool.accept(make(content=LARGE[::-1] + b"y"))).queue_id
+    await spool.stop()
+    shutil.copyfile(copy, path)
+    spool = open_spool(path)
+    await spool.start()
+    (files / "arriving-1-1").write_bytes(b"x")
+    assert await spool.maintenance.sweep() == 1
+    aside = path.with_name(path.name + "-put-aside")
+    assert (names(files), names(aside)) == ([f"{older}-0"], [f"{newer}-0"])
+    assert (aside / f"{newer}-0").read_bytes() == LARGE[::-1] + b"y"
+    (files / f"{newer}-0").write_bytes(b"x")
+    assert await spool.maintenance.sweep() == 1, "later files are those of this process"
+    await spool.stop()
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+async def test_a_content_whose_row_was_lost_is_moved_aside(
+    path: Path, files: Path, make, open_spool, is_cut_off
+) -> None:
+    spool = open_spool(path)
+    await spool.start()
+    await spool.accept(make(content=LARGE))
+    await spool.stop()
+    with contextlib.closing(apsw.Connection(str(path))) as connection:
+        connection.execute("DELETE FROM content")
+    if is_cut_off:
+        last_commit_of(path).touch()
+    spool = open_spool(path)
+    await spool.start()
+    assert await spool.maintenance.sweep() == 0
+    await spool.stop()
+    assert names(files) == []
+    aside = path.with_name(path.name + "-put-aside")
+    assert [one.read_bytes() for one in aside.iterdir()] == [LARGE]
+
+
+async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Path) -> None:
+    """Between the file and the row, at every moment."""
+    accepting = asyncio.gather(*(spool.accept(make(content=LARGE)) for _ in range(20)))
+    removed = 0
+    while not accepting.done():
+        removed += await spool.maintenance.sweep()
+    accepted = await accepting
+    removed += await spool.maintenance.sweep()
+    assert removed == 0
+    for one in accepted:
+        assert await spool.read_content(one.claims[0].content_id) == LARGE
+
+
+async def test_a_content_without_an_entry_is_not_stored(spool, make, files: Path) -> None:
+    refused = NewRecipient(
+        ForwardPath("x@a.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
+    )
+    await spool.accept(make({}, content=LARGE, final_recipients=(refused,)))
+    assert names(files) == []
+
+
+async def test_a_bounce_that_cannot_be_stored_leaves_no_file(spool, make, files: Path) -> None:
+    impossible = make(content=LARGE, id="n" * 300)
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=LARGE), reports=(impossible,))
+    assert names(files) == []
+
+
+async def test_a_failed_acceptance_leaves_no_file(spool, make, files: Path) -> None:
+    message = make(content=LARGE)
+    await spool.accept(make(), submission_key="once")
+    await spool.accept(message, submission_key="once")
+    with pytest.raises(UnicodeEncodeError):
+        await spool.accept(changed_message(message, subject="\ud800"))  # no such text can be stored
+    assert names(files) == []

@@ -1,0 +1,316 @@
+"""A change that fails leaves a message as it was: file, flags, state and scheduled send."""
+
+import asyncio
+import errno
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+from relay.base.crashpoints import CrashPoint
+from relay.base.message.properties import ExtendedProperty
+from relay.store.mailbox.index.update import IndexUpdater
+from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.state_file import FILE_NAME, StateFile
+from relay.store.mailbox.types import (
+    MailboxFullError,
+    MessageChange,
+    Precondition,
+    SendOptions,
+    StateTooLargeError,
+    StoreUnavailableError,
+)
+from tests.support.vfs import FaultyDisk
+from tests.unit.submission.outbox.test_scheduled_sends import Die, blocking, until
+
+ALICE = "alice@example.test"
+LONG = ExtendedProperty("String 0x3001", ("v" * 70_000,))
+STATE = {"is_other": True, "due_us": 7}
+
+
+@pytest.fixture
+async def home(place, store) -> Path:
+    await store.folders.every(ALICE)
+    return place.root / "example.test/alice"
+
+
+@pytest.fixture
+async def mail(home, store):
+    (home / "new/1600000000.M1.h").write_bytes(b"Subject: order\r\n\r\nbody\r\n")
+    [found] = (await store.lists.query(ALICE, MessageQuery())).messages
+    return await store.messages.update(
+        ALICE, found.id, MessageChange(state={"categories": ("Red",)})
+    )
+
+
+@pytest.fixture
+async def a_draft(home, store, draft):
+    made = await store.messages.create(ALICE, draft(subject="before"))
+    return await store.messages.update(ALICE, made.id, MessageChange(state={"due_us": 5}))
+
+
+def refuse_states(home: Path) -> None:
+    """What a broken disk is to a write: the states stay readable."""
+    for one in home.glob(f"{FILE_NAME}*"):
+        one.unlink()
+    (home / FILE_NAME).mkdir()
+
+
+def facts(one):
+    return one.change_key, one.flag, one.is_read, one.is_other, one.properties
+
+
+async def test_of_a_received_message(place, home, store, mail, monkeypatch):
+    change = MessageChange(is_read=True, flagged=True, state=STATE)
+    with pytest.raises(StateTooLargeError):
+        await store.messages.update(
+            ALICE, mail.id, MessageChange(is_read=True, state={"extended": (LONG,)})
+        )
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 5
+    with pytest.raises(MailboxFullError):
+        await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    place.quotas.clear()
+
+    def failing(_directory):
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._syncs, "sync", failing)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+    refuse_states(home)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, mail.id, change)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+
+
+@pytest.mark.parametrize("way", ["quota", "directory", "states"])
+async def test_of_a_draft(place, home, store, a_draft, draft, monkeypatch, way):
+    before = (await store.messages.get(ALICE, a_draft.id)).path.read_bytes()
+    change = MessageChange(draft(subject="after" * 100), flagged=True, state=STATE)
+    with monkeypatch.context() as patched:
+        match way:
+            case "quota":
+                place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 50
+            case "directory":
+
+                def failing(directory):
+                    if directory.parent.name == ".Drafts":
+                        raise OSError(errno.EIO, "broken")
+
+                patched.setattr(store._syncs, "sync", failing)
+            case "states":
+                refuse_states(home)
+        with pytest.raises((MailboxFullError, StoreUnavailableError)):
+            await store.messages.update(ALICE, a_draft.id, change)
+    [file] = place.files(".Drafts")
+    assert (file, file.read_bytes()) == (a_draft.path, before)
+    assert facts(await store.messages.get(ALICE, a_draft.id)) == facts(a_draft)
+    assert place.left_over() == []
+    if way != "states":
+        again = place.store()
+        assert facts(await again.messages.get(ALICE, a_draft.id)) == facts(a_draft)
+
+
+async def test_a_reader_that_saw_the_new_file_of_a_draft_loses_nothing(
+    home, store, a_draft, draft, monkeypatch
+):
+    def failing(_directory):
+        assert store._index.find(home, a_draft.id)  # it removes the file of the generation before
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._syncs, "sync", failing)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(ALICE, a_draft.id, MessageChange(draft(subject="after")))
+    assert (await store.messages.get(ALICE, a_draft.id)).properties.subject == "after"
+
+
+async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    place.quotas[ALICE] = store._index.usage(home).usage.size_bytes + 50
+    change = MessageChange(draft(subject="after" * 100))
+    with pytest.raises(MailboxFullError):
+        await store.messages.update(ALICE, waiting.draft_id, change)
+    shown = await store.messages.get(ALICE, waiting.draft_id)
+    assert shown.properties.extended == until(due_us)
+    assert waiting.path.exists()
+    place.quotas.clear()
+    await store.messages.update(ALICE, waiting.draft_id, change)
+    assert not waiting.path.exists()
+
+
+@pytest.mark.parametrize("failing", ["draft", "cancellation"])
+async def test_a_send_stays_scheduled_if_the_change_that_cancels_it_fails(
+    place, home, store, draft, monkeypatch, failing
+):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    sync, before = store._syncs.sync, await store.messages.get(ALICE, waiting.draft_id)
+    octets = waiting.path.read_bytes()
+
+    def broken(directory=None):
+        if directory is None or directory.parent.name == ".Drafts":
+            raise OSError(errno.EIO, "broken")
+        sync(directory)
+
+    with monkeypatch.context() as patched:
+        if failing == "draft":
+            patched.setattr(store._syncs, "sync", broken)
+        else:
+            patched.setattr(store._scheduled.directory, "sync_preparing", broken)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.update(
+                ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
+            )
+    assert facts(await store.messages.get(ALICE, waiting.draft_id)) == facts(before)
+    assert waiting.path.read_bytes() == octets
+    assert place.left_over() == []
+
+
+async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    store._scheduled.crash = Die(CrashPoint.SUBMISSION_CANCELLED)
+    with pytest.raises(KeyboardInterrupt):
+        blocking(store.messages.update)(
+            ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
+        )
+    again = place.store()
+    await again.submissions.remove_unfinished()
+    shown = await again.messages.get(ALICE, waiting.draft_id)
+    assert (shown.properties.subject, shown.properties.extended) == ("after", ())
+    assert not waiting.path.exists()
+    assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
+
+
+async def test_a_marker_that_a_power_loss_brings_back_replaces_no_later_draft(place, store, draft):
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(draft(subject="second")))
+    marker = place.root / ".submissions/preparing" / f"{waiting.submission_id}+"
+    marker.hardlink_to((await store.messages.get(ALICE, waiting.draft_id)).path)
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(draft(subject="third")))
+    again = place.store()
+    await again.submissions.remove_unfinished()
+    assert (await again.messages.get(ALICE, waiting.draft_id)).properties.subject == "third"
+    assert not marker.exists()
+
+
+async def test_a_send_of_a_draft_outside_drafts_is_cancelled_before_it_comes_back(
+    place, home, store, draft, monkeypatch
+):
+    """A mail client took it out of Drafts, and Graph moves it there again: that cancels, or fails."""
+    due_us = place.clock.time_us() + 3_600_000_000
+    waiting = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    [file] = place.files(".Drafts")
+    file.rename(home / ".Archive/cur" / file.name)
+
+    def broken():
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._directory, "sync_preparing", broken)
+        with pytest.raises(StoreUnavailableError):
+            await store.messages.move(ALICE, waiting.draft_id, "drafts")
+    assert (place.files(".Drafts"), waiting.path.exists()) == ([], True)
+    await store.messages.move(ALICE, waiting.draft_id, "drafts")
+    assert (len(place.files(".Drafts")), waiting.path.exists()) == (1, False)
+    assert place.left_over() == []
+
+
+async def test_a_mailbox_that_cannot_be_read_after_a_change_of_a_state(store, mail, monkeypatch):
+    change, update = StateFile.change, IndexUpdater.run
+
+    def then_unreadable(states, *args, **named):
+        changed = change(states, *args, **named)
+        monkeypatch.setattr(IndexUpdater, "run", failing)
+        return changed
+
+    def failing(_updater, _cursor):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(StateFile, "change", then_unreadable)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, mail.id, MessageChange(state=STATE))
+    monkeypatch.setattr(IndexUpdater, "run", update)
+    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
+
+
+async def test_a_rename_by_a_mail_program_does_not_fail_the_condition(
+    home, store, mail, monkeypatch
+):
+    change_state = store._index.change_state
+
+    def then_renamed(mailbox, located, state):
+        changed = change_state(mailbox, located, state)
+        located.path.rename(home / "cur/1600000000.M1.h:2,RS")
+        return changed
+
+    monkeypatch.setattr(store._index, "change_state", then_renamed)
+    change = MessageChange(state={"importance": "high"})
+    condition = Precondition(change_keys=frozenset({mail.change_key}))
+    changed = await store.messages.update(ALICE, mail.id, change, condition=condition)
+    assert (changed.properties.importance, changed.is_read) == ("high", True)
+
+
+async def test_no_reader_waits_for_the_fsync_of_a_change(place, home, store, mail):
+    may_sync, is_syncing = threading.Event(), threading.Event()
+
+    def wait(_suffix: str) -> None:
+        is_syncing.set()
+        assert may_sync.wait(20)  # real time: a limit for a reader that waits
+
+    with FaultyDisk() as disk:
+        again = place.store()
+        assert await again.messages.get(ALICE, mail.id)
+        disk.on_sync = wait
+        change = MessageChange(state={"importance": "high"})
+        changing = asyncio.create_task(again.messages.update(ALICE, mail.id, change))
+        await asyncio.to_thread(is_syncing.wait, 20)  # real time: as above
+        try:
+            shown = await again.messages.get(ALICE, mail.id)
+            assert (changing.done(), shown.properties.importance) == (False, "normal")
+        finally:
+            may_sync.set()
+        assert (await changing).properties.importance == "high"
+        assert (await again.messages.get(ALICE, mail.id)).properties.importance == "high"
+        again.close()
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+async def test_no_reader_waits_for_another_process_that_writes(place, home, store, mail, is_moved):
+    other = apsw.Connection(str(home / FILE_NAME))
+    other.execute("BEGIN IMMEDIATE")
+    again = place.store()
+    if is_moved:
+        mail.path.rename(home / ".Archive/cur/1700000000.M9.h:2,S")
+    try:
+        # real time: SQLite's wait for the lock of another process is 5 s
+        shown = await asyncio.wait_for(again.messages.get(ALICE, mail.id), 3)
+        assert shown.properties.categories == ("Red",)
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    for one in place.stores:
+        await one.messages.get(ALICE, mail.id)  # what the move left to do is done now
+        one.close()
+    for path in home.glob("relay-index*"):
+        path.unlink()
+    [found] = (await place.store().lists.query(ALICE, MessageQuery())).messages
+    assert found.properties.categories == ("Red",)

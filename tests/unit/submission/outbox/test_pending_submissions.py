@@ -1,0 +1,218 @@
+"""Submissions are handed out once, found by listing, put back for later, and bounded in memory."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from relay.store.mailbox.types import PendingSubmission, StoreUnavailableError
+from relay.submission.outbox.pending import PendingSubmissions
+from tests.support.manual_clock import ManualClock
+
+
+def submission(number: int, account: str = "a@b") -> PendingSubmission:
+    name = f"{number:016}"
+    return PendingSubmission(
+        f"{name}.1", account, "base", Path(f"/ready/{name}.1@{number}"), number
+    )
+
+
+class Directory:
+    """ready/ as the queue lists it."""
+
+    def __init__(self):
+        self.submissions: list[PendingSubmission] = []
+        self.changed = 1
+        self.looks = 0
+        self.listings = 0
+        self.failures = 0
+
+    async def changed_ns(self) -> int:
+        self.looks += 1
+        return self.changed
+
+    async def list_ready(self, known: frozenset[str], limit: int) -> list[PendingSubmission]:
+        self.listings += 1
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailableError("broken")
+        return [one for one in self.submissions if one.submission_id not in known][:limit]
+
+    def pending(self, **more) -> PendingSubmissions:
+        defaults = {"interval_s": 0.005, "clock": ManualClock()}
+        return PendingSubmissions(self.changed_ns, self.list_ready, **(defaults | more))
+
+
+@pytest.fixture
+def directory():
+    return Directory()
+
+
+class Reader:
+    """Watches a queue and takes from it, as pickup does."""
+
+    def __init__(self, pending: PendingSubmissions):
+        self.pending = pending
+        self._ready = asyncio.Event()
+        self.watching = asyncio.create_task(pending.watch(self._ready.set))
+
+    async def take(self, count: int) -> list[PendingSubmission]:
+        """Take the next submissions; wait for them."""
+        taken: list[PendingSubmission] = []
+        async with asyncio.timeout(30):
+            while len(taken) < count:
+                self._ready.clear()
+                if (one := self.pending.take(lambda _: True)) is not None:
+                    taken.append(one)
+                else:
+                    await self._ready.wait()
+        return taken
+
+
+@pytest.fixture
+async def reading():
+    """Start a reader of a queue."""
+    readers = []
+
+    def start(pending: PendingSubmissions) -> Reader:
+        readers.append(Reader(pending))
+        return readers[-1]
+
+    yield start
+    for reader in readers:
+        reader.watching.cancel()
+
+
+async def nothing_comes(reader: Reader) -> bool:
+    try:
+        async with asyncio.timeout(0.05):
+            await reader.take(1)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_a_submission_is_handed_out_once_however_often_it_is_listed(directory, reading):
+    directory.submissions = [submission(1), submission(2)]
+    pending = directory.pending()
+    reader = reading(pending)
+    assert await reader.take(2) == [submission(1), submission(2)]
+    pending.offer(submission(1))
+    assert await nothing_comes(reader)
+
+
+async def test_a_submission_is_offered_from_any_thread(directory, reading):
+    pending = directory.pending(interval_s=3600)
+    reader = reading(pending)
+    taking = asyncio.create_task(reader.take(1))
+    while not directory.listings:
+        await asyncio.sleep(0)
+    await asyncio.to_thread(pending.offer, submission(7))
+    assert await taking == [submission(7)]
+
+
+async def test_submissions_of_another_process_are_found(directory, reading):
+    reader = reading(directory.pending())
+    taking = asyncio.create_task(reader.take(1))
+    while directory.listings < 2:
+        await asyncio.sleep(0.001)
+    directory.submissions, directory.changed = [submission(3)], 2
+    assert await taking == [submission(3)]
+
+
+async def test_a_directory_that_rests_is_not_listed_again(directory, reading):
+    reader = reading(directory.pending())
+    taking = asyncio.create_task(reader.take(1))
+    while directory.looks < 10:
+        await asyncio.sleep(0.001)
+    assert directory.listings == 2
+    directory.submissions, directory.changed = [submission(1)], 2
+    assert await taking == [submission(1)]
+
+
+async def test_a_submission_is_handed_out_again_after_retry(directory, reading):
+    directory.submissions = [submission(1)]
+    pending = directory.pending()
+    reader = reading(pending)
+    [taken] = await reader.take(1)
+    pending.retry(taken, 0.001)
+    assert await reader.take(1) == [taken]
+    directory.submissions = []
+    pending.done(taken)
+    pending.retry(taken, 0.001)
+    assert await nothing_comes(reader)
+
+
+async def test_what_retry_delays_is_not_due(directory, reading):
+    directory.submissions = [submission(1), submission(2)]
+    pending = directory.pending()
+    assert pending.due_count == 1  # ready/ was not listed
+    taken = await reading(pending).take(2)
+    assert (pending.due_count, len(pending)) == (2, 2)
+    pending.retry(taken[0], 3600)
+    assert (pending.due_count, len(pending)) == (1, 2)
+    for one in taken:
+        pending.done(one)
+    assert (pending.due_count, len(pending)) == (0, 0)
+
+
+async def test_what_is_only_in_the_directory_is_due(directory, reading):
+    directory.submissions = [submission(number) for number in range(3)]
+    pending = directory.pending(submissions_max=2)
+    taken = await reading(pending).take(2)
+    for one in taken:
+        directory.submissions.remove(one)
+        pending.done(one)
+    assert pending.due_count == 1
+
+
+async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
+    directory.submissions = [submission(number) for number in range(7)]
+    pending = directory.pending(submissions_max=3)
+    reader = reading(pending)
+    found = []
+    for _ in range(7):
+        [taken] = await reader.take(1)
+        found.append(taken)
+        assert len(pending) <= 3
+        directory.submissions.remove(taken)
+        pending.done(taken)
+    assert found == [submission(number) for number in range(7)]
+
+
+async def test_an_offer_over_the_limit_is_found_by_listing(directory, reading):
+    pending = directory.pending(submissions_max=1)
+    reader = reading(pending)
+    assert await nothing_comes(reader)  # listed, and at rest
+    directory.submissions = [submission(1), submission(2)]
+    pending.offer(submission(1))
+    pending.offer(submission(2))
+    assert await reader.take(1) == [submission(1)]
+    pending.done(directory.submissions.pop(0))
+    assert await reader.take(1) == [submission(2)]
+
+
+async def test_a_failing_directory_stops_nothing(directory, reading):
+    directory.failures, directory.submissions = 3, [submission(1)]
+    assert await reading(directory.pending()).take(1) == [submission(1)]
+
+
+async def test_accounts_take_turns(directory, reading):
+    directory.submissions = [submission(number) for number in range(50)]
+    directory.submissions += [submission(number, "c@d") for number in (50, 51)]
+    found = await reading(directory.pending()).take(5)
+    assert [one.account for one in found] == ["a@b", "c@d", "a@b", "c@d", "a@b"]
+
+
+async def test_one_accounts_many_do_not_keep_others_from_memory(directory, reading):
+    """What does not fit is found by listing, longest ready first: behind all of the others'."""
+    directory.submissions = [submission(number) for number in range(100)]
+    pending = directory.pending(submissions_max=10, interval_s=3600)
+    reader = reading(pending)
+    await reader.take(1)
+    pending.offer(submission(100, "c@d"))
+    for number in range(101, 130):
+        pending.offer(submission(number))
+    await asyncio.sleep(0)
+    assert "c@d" in [one.account for one in await reader.take(2)]
+    assert len(pending) == 17

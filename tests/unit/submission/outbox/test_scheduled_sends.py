@@ -1,0 +1,345 @@
+"""Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
+
+import asyncio
+import errno
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.message.extended_properties import (
+    DEFERRED_SEND_TIME,
+    DELETE_AFTER_SUBMIT,
+    SENT_MAIL_ENTRY_ID,
+)
+from relay.base.message.properties import ExtendedProperty
+from relay.formats.draft import read_properties
+from relay.store.mailbox.types import (
+    BeingSentError,
+    MessageChange,
+    SendOptions,
+    StoreUnavailableError,
+)
+from tests.support.stores import blocking, ready_submissions
+
+ALICE = "alice@example.test"
+BOB = "bob@example.test"
+HOUR_US = 3_600_000_000
+
+
+def until(due_us: int) -> tuple[ExtendedProperty, ...]:
+    at = datetime.fromtimestamp(due_us / 1_000_000, UTC).isoformat()
+    return (ExtendedProperty(DEFERRED_SEND_TIME, (at,)),)
+
+
+@pytest.fixture
+def due_us(place) -> int:
+    return place.clock.time_us() + HOUR_US
+
+
+@pytest.fixture
+async def waiting(store, draft, due_us):
+    """A submission that waits for an hour."""
+    return await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+
+
+def deferred(place) -> list[str]:
+    directory = place.root / ".submissions/deferred"
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def step_2(place, submission) -> dict:
+    told = await place.log.submission(submission.submission_id)
+    return next(step.detail for step in told.steps if step.step == 2)
+
+
+async def come_to_time(place, store) -> list:
+    """Let an hour go by; return what the timer would hand to pickup."""
+    place.clock.advance(3600)
+    return list((await brought_up(place, store)).submissions)
+
+
+async def brought_up(place, store):
+    now_us = place.clock.time_us()
+    names = [name for at, name in store._directory.list_scheduled() if at <= now_us]
+    return await store._threads.run(store._scheduled.make_due_ready, names)
+
+
+async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting, due_us):
+    assert place.submissions() == []
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
+    [file] = place.files(".Drafts")
+    assert file.samefile(waiting.path)
+    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
+    shown = await store.messages.get(ALICE, waiting.draft_id)
+    assert shown.is_draft
+    assert shown.properties.extended == until(due_us)
+
+
+async def test_a_time_in_the_past_is_now(place, store, draft):
+    submission = await store.submissions.submit_new(
+        ALICE, draft(), SendOptions(scheduled_us=place.clock.time_us())
+    )
+    assert place.submissions() == [submission.path]
+    assert deferred(place) == []
+    assert submission.options.scheduled_us == 0
+
+
+async def test_what_is_due_is_ready_since_then(place, store, waiting):
+    place.clock.advance(3600)
+    submissions = ready_submissions(store)
+    async with asyncio.timeout(30):
+        submission = await anext(submissions)
+    await submissions.aclose()
+    assert submission.submission_id == waiting.submission_id
+    assert submission.ready_us == place.clock.time_us()
+    assert place.submissions() == [submission.path]
+    assert deferred(place) == []
+    await store.ready.complete(submission, queue_id="q")
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions()) == (1, [], [])
+
+
+async def test_nothing_is_ready_before_its_time(place, store, waiting):
+    place.clock.advance(-1)
+    assert await come_to_time(place, store) == []
+    assert len(deferred(place)) == 1
+
+
+@pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted"])
+async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, waiting, deed):
+    [file] = place.files(".Drafts")
+    if deed == "move":
+        file.rename(place.root / "example.test/alice/.Trash/cur" / file.name)
+    elif deed == "mark as deleted":
+        file.rename(file.with_name(file.name + "T"))
+    else:
+        content = file.read_bytes()
+        file.unlink()
+        if deed == "replace":
+            (file.parent / "1700000000.M1P2.laptop:2,DS").write_bytes(content)
+    assert await come_to_time(place, store) == []
+    assert (place.submissions(), deferred(place)) == ([], [])
+    detail = await step_2(place, waiting)
+    assert detail["reason"] == "the draft was removed from Drafts"
+    assert detail["cancelled"] > detail["deferred_until"][:10]
+
+
+@pytest.mark.parametrize("broken", ["its mailbox", "its submission"])
+async def test_a_send_that_cannot_become_ready_blocks_no_other(
+    place, store, draft, waiting, broken
+):
+    due_us = waiting.options.scheduled_us
+    theirs = await store.submissions.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
+    path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
+    away = path.rename(path.with_name("away"))
+    path.write_bytes(b"") if broken == "its mailbox" else path.symlink_to(path.name)
+    place.clock.advance(3600)
+    brought = await brought_up(place, store)
+    assert [one.submission_id for one in brought.submissions] == [theirs.submission_id]
+    assert brought.kept == ((waiting.path.name,) if broken == "its mailbox" else ())
+    path.unlink()
+    away.rename(path)
+    [submission] = (await brought_up(place, store)).submissions
+    assert submission.submission_id == waiting.submission_id
+
+
+async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
+    [file] = place.files(".Drafts")
+    file.rename(file.with_name(file.name.replace(":2,DS", ":2,DFS")))
+    assert [one.submission_id for one in await come_to_time(place, store)] == [
+        waiting.submission_id
+    ]
+
+
+async def test_deleting_the_draft_cancels(place, store, waiting):
+    await store.messages.delete(ALICE, waiting.draft_id)
+    assert deferred(place) == []
+    assert len(place.files(".Trash")) == 1
+    assert (await step_2(place, waiting))["reason"] == "the draft was deleted"
+    assert await come_to_time(place, store) == []
+
+
+async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, store, draft, waiting):
+    await store.messages.update(
+        ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new"))
+    )
+    assert deferred(place) == []
+    assert (await step_2(place, waiting))["reason"] == "its send time was removed"
+    submission = await store.submissions.submit_draft(ALICE, waiting.draft_id, SendOptions())
+    assert place.submissions() == [submission.path]
+
+
+async def test_another_time_counts(place, store, draft, waiting, due_us):
+    later_us = due_us + HOUR_US
+    await store.messages.update(
+        ALICE, waiting.draft_id, MessageChange(properties=draft(extended=until(later_us)))
+    )
+    assert deferred(place) == [f"{waiting.submission_id}@{later_us}"]
+    assert await come_to_time(place, store) == []
+    [submission] = await come_to_time(place, store)
+    assert submission.submission_id == waiting.submission_id
+    assert (await step_2(place, waiting)).keys() == {"deferred_until"}
+
+
+async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiting, due_us):
+    changed = draft(subject="better", extended=until(due_us))
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=changed))
+    [file] = place.files(".Drafts")
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us}"]
+    [submission] = await come_to_time(place, store)
+    assert file.samefile(submission.path)
+    assert read_properties(submission.path.read_bytes()).subject == "better"
+    assert (await place.log.submission(waiting.submission_id)).facts.subject == "better"
+    assert place.left_over() == []
+
+
+async def test_options_follow_a_changed_draft(place, store, draft, due_us):
+    options = SendOptions(sent_folder="archive", scheduled_us=due_us)
+    submission = await store.submissions.submit_new(ALICE, draft(extended=until(due_us)), options)
+
+    async def after(*more: ExtendedProperty) -> SendOptions:
+        properties = draft(subject=str(more), extended=(*until(due_us), *more))
+        await store.messages.update(
+            ALICE, submission.draft_id, MessageChange(properties=properties)
+        )
+        [name] = deferred(place)
+        return store._directory.read(submission.path.with_name(name)).options
+
+    assert await after() == options
+    assert await after(ExtendedProperty(DELETE_AFTER_SUBMIT, ("true",))) == replace(
+        options, save_to_sent_items=False
+    )
+    assert await after(ExtendedProperty(SENT_MAIL_ENTRY_ID, ("junkemail",))) == replace(
+        options, sent_folder="junkemail"
+    )
+
+
+async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):
+    await store.messages.update(ALICE, waiting.draft_id, MessageChange(flagged=True))
+    [file] = place.files(".Drafts")
+    assert file.name.endswith(":2,DFS")
+    assert len(deferred(place)) == 1
+
+
+async def test_a_second_send_of_a_waiting_draft_is_the_first(place, store, waiting, due_us):
+    options = SendOptions(scheduled_us=due_us)
+    assert await store.submissions.submit_draft(ALICE, waiting.draft_id, options) == waiting
+    for other in (SendOptions(), replace(options, save_to_sent_items=False)):
+        with pytest.raises(BeingSentError, match="is scheduled to be sent"):
+            await store.submissions.submit_draft(ALICE, waiting.draft_id, other)
+    assert len(deferred(place)) == 1
+
+
+async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
+    await come_to_time(place, store)
+    for deed in (
+        store.messages.delete(ALICE, waiting.draft_id),
+        store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=draft())),
+        store.messages.update(ALICE, waiting.draft_id, MessageChange(is_read=False)),
+        store.submissions.submit_draft(ALICE, waiting.draft_id, SendOptions()),
+    ):
+        with pytest.raises(BeingSentError):
+            await deed
+    assert len(place.submissions()) == 1
+
+
+async def test_drafts_without_a_submission_cost_no_listing(place, store, draft, monkeypatch):
+    made = await store.messages.create(ALICE, draft())
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
+    await store.messages.delete(ALICE, made.id)
+    assert [one for one in listed if "submissions" in one] == []
+
+
+async def test_submissions_that_are_copies_are_found_as_well(
+    place, store, draft, monkeypatch, due_us
+):
+    def link(source, target, **more):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    submission = await store.submissions.submit_new(ALICE, draft(), SendOptions())
+    with pytest.raises(BeingSentError):
+        await store.messages.delete(ALICE, submission.draft_id)
+    held = await store.submissions.submit_new(
+        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    )
+    changed = draft(subject="better", extended=until(due_us))
+    await store.messages.update(ALICE, held.draft_id, MessageChange(properties=changed))
+    assert read_properties(held.path.read_bytes()).subject == "better"
+    await store.messages.delete(ALICE, held.draft_id)
+    assert deferred(place) == []
+
+
+class Die(CrashPoints):
+    """Raises what no code of ours catches where a process would be killed."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.at = point
+
+    def reached(self, point):
+        if point is self.at:
+            raise KeyboardInterrupt
+
+
+CHANGE = [CrashPoint.CHANGE_PREPARED, CrashPoint.SUBMISSION_RESCHEDULED, CrashPoint.SUBMISSION_REPLACED, CrashPoint.DRAFT_REPLACED]  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [0, 1800])
+@pytest.mark.parametrize("point", CHANGE)
+def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, point, seconds):
+    later_us = due_us + seconds * 1_000_000
+    store = place.store()
+    waiting = asyncio.run(
+        store.submissions.submit_new(
+            ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+        )
+    )
+    store.messages.crash = store._scheduled.crash = Die(point)
+    change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
+    with pytest.raises(KeyboardInterrupt):
+        blocking(store.messages.update)(ALICE, waiting.draft_id, change)
+    again = place.store()
+    asyncio.run(again.submissions.remove_unfinished())
+    place.clock.advance(seconds)
+    submissions = asyncio.run(come_to_time(place, again))
+    [submission] = submissions
+    assert submission.submission_id == waiting.submission_id
+    shown = asyncio.run(again.messages.get(ALICE, waiting.draft_id))
+    assert shown.properties.subject == read_properties(submission.path.read_bytes()).subject
+    assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
+    asyncio.run(again.ready.complete(submission, queue_id="q"))
+    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions(), deferred(place)) == (1, [], [], [])  # fmt: skip
+    asyncio.run(again.messages.create(ALICE, draft()))
+    assert place.left_over() == []
+
+
+async def test_a_change_that_the_disk_refuses_changes_nothing(
+    place, store, draft, waiting, monkeypatch
+):
+    sync = store._syncs.sync
+    drafts = place.root / "example.test/alice/.Drafts/cur"
+
+    def failing(directory):
+        if directory == drafts:
+            raise OSError(errno.EIO, "broken")
+        sync(directory)
+
+    monkeypatch.setattr(store._syncs, "sync", failing)
+    before = waiting.path.read_bytes()
+    later = until(waiting.options.scheduled_us + HOUR_US)
+    with pytest.raises(StoreUnavailableError):
+        await store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
+    monkeypatch.undo()
+    assert deferred(place) == [waiting.path.name]
+    assert waiting.path.read_bytes() == before
+    [file] = place.files(".Drafts")
+    assert file.samefile(waiting.path)
+    assert place.left_over() == []

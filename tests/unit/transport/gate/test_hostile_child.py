@@ -1,0 +1,397 @@
+"""A child that lies or breaks the rules: it is refused or ended, and the next one serves."""
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+from zlib import crc32
+
+import msgspec
+import pytest
+
+from relay.base.accounts.account import Account
+from relay.base.accounts.password_schemes import Password
+from relay.base.accounts.passwords import PasswordChecker
+from relay.base.pressure import PressureState
+from relay.transport.gate import keeper as keeper_module
+from relay.transport.gate import owner as owner_module
+from relay.transport.gate.wire import (
+    BodyFile,
+    DropBody,
+    Ended,
+    ForgetLogin,
+    LoadState,
+    LogIn,
+    NewConnection,
+    OpenBody,
+    Ready,
+    Refused,
+    WrittenBody,
+    encode,
+)
+from relay.transport.ingress.session_services import RefusedCommand, SessionClaims
+from tests.support.ingress import FakeAccounts
+from tests.support.logs import capture_logs
+from tests.support.lying_child import (
+    LOCAL,
+    STRANGER,
+    WAIT_S,
+    Child,
+    Owner,
+    accept,
+    check_recipient,
+    check_sender,
+    framed,
+    owner_of,
+)
+from tests.support.manual_clock import ManualClock
+
+REMOTE, ALICE = "q@other.test", "alice@example.test"
+LOCAL_ERROR = "451 4.3.0 Local error, try again later"
+OPEN = {"trusted_networks": ("127.0.0.0/8",)}
+CLOSED = {"trusted_networks": ()}
+
+
+@pytest.fixture
+async def owner(tmp_path, monkeypatch):
+    async with owner_of(tmp_path, monkeypatch, **CLOSED) as made:
+        yield made
+
+
+def raw(*values: Any) -> bytes:
+    return framed(values)
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        (lambda n: framed(check_sender(n ^ 1, 1)), "CheckSender of a session that does not exist"),
+        (lambda n: framed(Ended(n)) * 2, "Ended of a session that does not exist"),
+        (
+            lambda n: framed(Ended(n)) + framed(accept(n, 1)),
+            "Accept of a session that does not exist",
+        ),
+        (
+            lambda n: framed(OpenBody(n, 1)) + framed(accept(n, 2)),
+            "Accept before the last answer",
+        ),
+        (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
+        (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
+        (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
+        (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
+        (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
+        (lambda n: raw("CheckSender", n, 1), "Expected `array` of at least length 4, got 3"),
+        (lambda n: raw("CheckSender", n, 1, "a\ud800".encode("utf-8", "surrogatepass")), "Expected `str`"),
+        (lambda n: b"\0\0\0\0", "Input data was truncated"),
+        (lambda n: b"\0\0\0\1\xc0", "Expected `array`, got `None`"),
+        (lambda n: b"\xff\xff\xff\xff", "found a frame of 4294967295 octets"),
+        (lambda n: b"\0\0\0\1\xc1", "MessagePack data is malformed"),
+    ],
+)  # fmt: skip
+async def test_a_child_that_breaks_the_rules_is_ended(
+    owner: Owner, octets: Callable[[int], bytes], reason: str
+) -> None:
+    number, child = await owner.session(), owner.child
+    with capture_logs() as logged:
+        child.say_octets(octets(number))
+        await owner.ended(child)
+    (error,) = [one["error"] for one in logged if one["log_level"] == "error"]
+    assert reason in error
+    assert error.startswith("the process of the SMTP sessions ended: ")
+    await owner.accepts()
+    assert len(owner.relay.spool.accepted) == 1
+
+
+async def test_a_frame_that_is_cut_off_is_nothing(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    child.say_octets(framed(accept(number, 9))[:-1])
+    child.die()
+    await owner.ended(child)
+    await owner.accepts()
+    assert len(owner.relay.spool.accepted) == 1
+
+
+async def test_what_was_handed_over_is_accepted_though_the_child_has_died(owner: Owner) -> None:
+    spool = owner.relay.spool
+    spool.gate = asyncio.Event()
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    child.say(accept(number, 9))
+    await asyncio.wait_for(spool.committing.wait(), WAIT_S)
+    child.die()
+    await owner.ended(child)
+    assert not spool.accepted
+    spool.gate.set()
+    await until(lambda: spool.accepted)
+    await owner.accepts()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ((), {}),  # nobody was asked
+        ((check_sender,), {}),
+        ((check_sender, check_recipient), {"to": REMOTE}),
+        ((check_sender, check_recipient), {"sender": ALICE}),
+        ((check_sender, lambda n, c: check_recipient(n, c, REMOTE)), {"to": REMOTE}),
+        ((check_recipient, check_sender), {}),  # of another transaction
+        ((check_sender, check_recipient), {"helo": "x\r\nX-Forged: yes"}),
+    ],
+)  # fmt: skip
+async def test_mail_of_a_stranger_goes_where_the_owner_has_said(
+    owner: Owner, asked: tuple[Callable[[int, int], Any], ...], told: dict[str, str]
+) -> None:
+    number, child = await owner.session(), owner.child
+    for one in asked:
+        await child.ask(lambda call, one=one: one(number, call))
+    with capture_logs() as logged:
+        reply = await child.ask(lambda call: accept(number, call, **told))
+    assert reply["reply"] == LOCAL_ERROR
+    assert [one["event"] for one in logged] == ["the gate hands over mail that is not taken"]
+    assert not owner.relay.spool.accepted
+
+
+async def test_claims_of_a_session_are_those_of_a_stranger(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    frame = msgspec.msgpack.decode(encode(accept(number, 9, helo="trusted")))
+    child.say_octets(framed([*frame, True, ALICE, "192.0.2.1"]))  # nobody reads what is more
+    await until(lambda: owner.relay.spool.accepted)
+    (message,) = owner.relay.spool.accepted
+    facts = message.facts
+    assert (facts.trusted, facts.account, facts.client) == (False, "", "trusted [127.0.0.1]")
+
+
+async def test_a_login_is_the_owners(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+
+    async def sent_by(sender: str) -> str:
+        await child.ask(lambda call: check_sender(number, call, sender))
+        told = await child.ask(lambda call: accept(number, call, sender=sender, to=REMOTE))
+        return str(told["reply"][:3])
+
+    assert await sent_by(ALICE) == "451"
+    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "wrong", False)))[0] == ""
+    assert await sent_by(ALICE) == "451"
+    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "alice", False)))[0] == ALICE
+    assert await sent_by("bob@example.test") == "451"
+    assert await sent_by(ALICE) == "250"
+    child.say(ForgetLogin(number), ForgetLogin(number))
+    assert await sent_by(ALICE) == "451"
+    (message,) = owner.relay.spool.accepted
+    assert (message.facts.account, message.facts.trusted) == (ALICE, True)
+
+
+class GuessedAccounts(FakeAccounts):
+    """They have the delays of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checker = PasswordChecker(ManualClock(), rng=bytes)
+
+    async def by_smtp_login(self, user: str, password: str, *, client: str) -> Account | None:
+        stored = Password(plain=b"alice")
+        is_right = await self.checker.check(user, stored, password, client=client)
+        return self.by_address(user) if is_right else None
+
+
+async def test_who_guesses_passwords_is_delayed_by_the_owner(tmp_path, monkeypatch) -> None:
+    async with owner_of(tmp_path, monkeypatch, accounts=GuessedAccounts(), **CLOSED) as owner:
+        child, answers = owner.child, []
+        for guess in ("a", "b", "c", "alice"):  # each in a session of its own
+            number = await owner.session()
+            answers.append(
+                await child.ask(lambda call, n=number, g=guess: LogIn(n, call, ALICE, g, False))
+            )
+        owner.relay.accounts.checker.close()
+    assert [login for login, *_ in answers] == [""] * 4
+    assert [bool(delayed) for _, delayed, *_ in answers] == [False, False, False, True]
+
+
+def error_in(logged: list[dict[str, Any]]) -> str:
+    return next(one["error"] for one in logged if "error" in one)
+
+
+async def until(is_true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not is_true():
+            await asyncio.sleep(0.001)
+
+
+def files(owner: Owner) -> list[str]:
+    return sorted(path.name for path in owner.folder.iterdir())
+
+
+async def no_files(owner: Owner) -> None:
+    await until(lambda: not files(owner))
+
+
+@pytest.mark.parametrize("lie", ["never opened", "longer", "shorter", "dropped"])
+async def test_a_body_that_is_not_there_is_not_accepted(owner: Owner, lie: str) -> None:
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    size_bytes = {"longer": 2, "shorter": 4}.get(lie, 3)
+    if lie != "never opened":
+        child.say(OpenBody(number, 7))
+        told, file = await child.packet(BodyFile)
+        assert told.call == 7
+        os.write(file, b"x\r\n")
+        os.close(file)
+    if lie == "dropped":
+        child.say(DropBody(number))
+    body = WrittenBody(size_bytes, crc32(b"x\r\n"), False, False)
+    reply = await child.ask(lambda call: accept(number, call, body=body))
+    assert reply["reply"] == LOCAL_ERROR
+    assert not owner.relay.spool.accepted
+    await no_files(owner)
+
+
+@pytest.mark.parametrize("keeps_it", [True, False])
+async def test_a_child_cannot_change_what_it_has_handed_over(owner: Owner, keeps_it: bool) -> None:
+    spool, written = owner.relay.spool, b"pay to A\r\n"
+    spool.gate = asyncio.Event()
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    child.say(OpenBody(number, 7))
+    _, file = await child.packet(BodyFile)
+    os.write(file, written)
+    inode = os.fstat(file).st_ino
+    if not keeps_it:
+        os.close(file)
+    body = WrittenBody(len(written), crc32(written), False, False)
+    child.say(accept(number, 9, body=body))
+    await asyncio.wait_for(spool.committing.wait(), WAIT_S)
+    (path,) = owner.folder.iterdir()
+    if keeps_it:
+        os.pwrite(file, b"E", written.index(b"A"))
+        os.close(file)
+    assert path.read_bytes() == written
+    assert (path.stat().st_ino == inode) is not keeps_it  # nothing is copied without need
+    spool.gate.set()
+    await until(lambda: spool.accepted)
+    await no_files(owner)
+
+
+async def test_a_child_that_opens_many_files_has_one_of_each_session(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    for call in range(50):
+        child.say(OpenBody(number, call))
+        _, file = await child.packet(BodyFile)
+        os.close(file)
+    assert len(files(owner)) < 50
+    assert await child.ask(lambda call: check_sender(number, call)) == ""  # the files were answers
+    child.die()
+    await owner.ended(child)
+    await no_files(owner)
+
+
+async def test_a_child_keeps_no_sessions_for_ever(owner: Owner, monkeypatch) -> None:
+    monkeypatch.setattr(keeper_module, "_SESSIONS_MAX", 3)
+    child = owner.child
+    for _ in range(3):
+        await owner.session()
+    with capture_logs() as logged:
+        await owner.client()
+        await owner.ended(child)
+    assert "it has 3 sessions, and ends none" in error_in(logged)
+    await owner.accepts()
+
+
+async def test_a_child_that_reads_nothing_is_ended(owner: Owner, monkeypatch) -> None:
+    monkeypatch.setattr(owner_module, "_UNREAD_BYTES_MAX", 100_000)
+    number, child = await owner.session(), owner.child
+    for _ in range(3000):
+        owner.keeper.use()
+    await asyncio.sleep(0)
+    with capture_logs() as logged:
+        child.say(check_sender(number, 1))
+        await owner.ended(child)
+    assert "the child reads no answers" in error_in(logged)
+    await owner.accepts()
+
+
+class Silent(Child):
+    """It never says that it is ready."""
+
+    is_quiet = True
+
+
+async def test_a_child_that_is_never_ready_is_an_error_of_the_start(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(keeper_module, "_START_S", 0.05)
+    with pytest.raises(OSError, match=r"did not start: it was not ready within 0\.05 seconds"):
+        async with owner_of(tmp_path, monkeypatch, Silent):
+            pass
+    assert Child.started[-1].has_ended()
+
+
+class Dying(Child):
+    """Its first process lives, the next ones end at once, one does not even start, until there were
+    so many.
+    """
+
+    refused: ClassVar[list[bool]] = []
+
+    def __init__(self, *words: str, **more: object) -> None:
+        if len(self.started) == 3 and not self.refused:
+            self.refused.append(True)
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        self.is_quiet = 0 < len(self.started) < 5
+        super().__init__(*words, **more)
+        if self.is_quiet:
+            self.die()
+
+
+async def test_children_that_end_at_once_are_errors_until_one_lives(tmp_path, monkeypatch) -> None:
+    Dying.refused.clear()
+    async with owner_of(tmp_path, monkeypatch, Dying, **CLOSED) as owner:
+        with capture_logs() as logged:
+            owner.child.die()
+            await until(lambda: owner.reason)
+            await until(lambda: not owner.reason)
+            await owner.accepts()
+        pids = [one["pid"] for one in logged if "pid" in one]
+        errors = [one["error"] for one in logged if one["log_level"] == "error"]
+    assert (len(Child.started), len(pids)) == (6, 1)
+    assert errors[0].startswith("the process of the SMTP sessions ended: ")
+    assert len(errors) == 6
+    assert sum("Resource temporarily unavailable" in one for one in errors) == 1
+    assert all("did not start: " in one for one in errors[1:])
+
+
+async def test_clients_wait_for_the_next_child(tmp_path, monkeypatch) -> None:
+    async with owner_of(tmp_path, monkeypatch, **CLOSED) as owner:
+        monkeypatch.setattr(keeper_module, "ChildProcess", Silent)
+        owner.child.die()
+        await until(lambda: len(Child.started) == 2)
+        client = await owner.client()
+        owner.child.say(Ready(()))
+        await owner.child.packet(NewConnection)
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+
+
+async def test_a_flood_of_refusals_leaves_the_owner_time(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    refused = RefusedCommand(
+        command="RCPT", reply="550 5.1.1 No", sender="s" * 100, recipients=(LOCAL,)
+    )
+    flood = framed(Refused(number, refused, SessionClaims("client.test"))) * 20_000
+    longest_s = 0.0
+    with capture_logs():
+        sending = asyncio.create_task(asyncio.to_thread(child.say_octets, flood))
+        while not sending.done():
+            began_s = time.monotonic()
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, time.monotonic() - began_s)
+        await sending
+    assert longest_s < 1
+    assert await child.ask(lambda call: check_sender(number, call)) == ""

@@ -1,0 +1,252 @@
+"""Fan-out: recipients become queue entries or end in a final state."""
+
+import pytest
+
+from relay.base.accounts.account import AliasTarget, Expansion
+from relay.base.message.envelope import ForwardPath, Notify
+from relay.base.message.lifecycle import RecipientState
+from relay.base.message.nexthop import LOCAL, HopKind, NextHop
+from relay.base.message.verdict import (
+    AddedRecipient,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
+from relay.store.spool.types import NO_EXTRA, EntryExtra
+from relay.transport.ingress.fanout import fan_out, reported_recipient, with_next_hops
+from relay.transport.ingress.forwarding import expand_recipients
+from relay.transport.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+
+MX_B = NextHop(HopKind.MX, "b.test")
+MX_C = NextHop(HopKind.MX, "c.test")
+CONTENTS = (b"zero", b"one", b"two")
+
+
+def examine(address: str, _by: str = "", _is_copy: bool = False):
+    domain = address.rpartition("@")[2]
+    if domain == "here.test":
+        return LocalRecipient(address)
+    if domain == "held.test":
+        return RemoteRecipient(MX_B, held="route r")
+    if domain == "bad.test":
+        return InvalidRecipient("5.1.1", f"550 5.1.1 <{address}>: no such user here")
+    return RemoteRecipient(NextHop(HopKind.MX, domain))
+
+
+def examine_chosen(address: str, way: str, usual: LocalRecipient | RemoteRecipient):
+    assert usual == examine(address)
+    return RemoteRecipient(NextHop.parse(way), held=usual.held, chosen=True)
+
+
+def no_alias(_address: str) -> None:
+    """Nobody is an alias."""
+
+
+def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
+    """Fan out for these recipients, with the verdicts of the rules for the valid ones."""
+    paths = [ForwardPath(each.address, notify, f"rfc822;{each.address}") for each in recipients]
+    found = [examine(path.address) for path in paths]
+    asked = [
+        verdict
+        for verdict, one in zip(recipients, found, strict=True)
+        if not isinstance(one, InvalidRecipient)
+    ]
+    verdict = Verdict(tuple(asked), tuple(additions), CONTENTS, ())
+    recipients = expand_recipients(paths, no_alias)
+    return fan_out(
+        recipients, with_next_hops(found, verdict, examine_chosen), verdict, expand=no_alias,
+        examine=lambda _added, address, _by: examine(address), sender_of=lambda *_: "",
+    )  # fmt: skip
+
+
+def keep(address: str, content: int = 0) -> RecipientVerdict:
+    return RecipientVerdict(address, content=content)
+
+
+def reject(address: str) -> RecipientVerdict:
+    return RecipientVerdict(
+        address, VerdictAction.REJECT, rule="r", status="5.7.1", text="Not tödäy\r\n"
+    )
+
+
+def buckets(result) -> list:
+    return [
+        (
+            entry.next_hop,
+            result.contents[entry.content],
+            [each.path.address for each in entry.recipients],
+        )
+        for entry in result.entries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipients", "expected"),
+    [
+        ([keep("x@b.test")], [(MX_B, b"zero", ["x@b.test"])]),
+        (
+            [keep("x@b.test"), keep("y@c.test"), keep("z@b.test")],
+            [(MX_B, b"zero", ["x@b.test", "z@b.test"]), (MX_C, b"zero", ["y@c.test"])],
+        ),
+        (
+            [keep("x@b.test"), keep("y@b.test", 2), keep("z@b.test", 2)],
+            [(MX_B, b"zero", ["x@b.test"]), (MX_B, b"two", ["y@b.test", "z@b.test"])],
+        ),
+        (
+            [keep("x@here.test", 1), keep("y@here.test", 1)],
+            [(LOCAL, b"one", ["x@here.test", "y@here.test"])],
+        ),
+        ([keep("x@bad.test"), keep("y@b.test", 1)], [(MX_B, b"one", ["y@b.test"])]),
+        ([reject("x@b.test"), keep("y@b.test")], [(MX_B, b"zero", ["y@b.test"])]),
+    ],
+)
+def test_one_entry_per_next_hop_and_content(recipients, expected):
+    result = fan(*recipients)
+    assert buckets(result) == expected
+    assert set(result.contents) == {content for _, content, _ in expected}
+    delivered = sum(len(entry.recipients) for entry in result.entries)
+    assert delivered + len(result.final_recipients) == len(recipients)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "status", "reply"),
+    [
+        (
+            keep("x@bad.test"),
+            RecipientState.FAILED,
+            "5.1.1",
+            "550 5.1.1 <x@bad.test>: no such user here",
+        ),
+        (reject("x@b.test"), RecipientState.FAILED, "5.7.1", "550 5.7.1 Not today"),
+        (RecipientVerdict("x@b.test", VerdictAction.DISCARD), RecipientState.DISCARDED, "", ""),
+    ],
+)
+def test_recipients_in_a_final_state(verdict, state, status, reply):
+    result = fan(verdict, notify=frozenset({Notify.FAILURE}))
+    (recipient,) = result.final_recipients
+    assert (recipient.state, recipient.status, recipient.reply) == (state, status, reply)
+    assert recipient.path.notify == {Notify.FAILURE}
+    assert recipient.path.orcpt == f"rfc822;{verdict.address}"
+    assert result.entries == ()
+    assert result.contents == (b"zero",)
+    assert result.rejected == ((recipient,) if state is RecipientState.FAILED else ())
+    assert result.rejects_all is (state is RecipientState.FAILED)
+
+
+def test_a_redirect_names_its_successors_which_get_no_reports():
+    redirect = RecipientVerdict(
+        "x@b.test", VerdictAction.REDIRECT, rule="r", successors=("y@c.test",)
+    )
+    result = fan(redirect, additions=[AddedRecipient("y@c.test", "r", 1)])
+    (old,) = result.final_recipients
+    assert (old.state, old.successors) == (RecipientState.REDIRECTED, ("y@c.test",))
+    assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
+    (new,) = result.entries[0].recipients
+    assert (new.path.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
+    assert not result.rejects_all
+
+
+def test_a_recipient_quarantined_elsewhere_is_shown_as_delivered():
+    quarantine = RecipientVerdict("x@b.test", VerdictAction.QUARANTINE, successors=("y@c.test",))
+    result = fan(quarantine, additions=[AddedRecipient("y@c.test", "r")])
+    (old,) = result.quarantined
+    assert (old.state, old.successors, old.status) == (RecipientState.DELIVERED, (), "2.1.5")
+    assert old.reply == "250 2.1.5 delivered to x@b.test"
+    assert buckets(result) == [(MX_C, b"zero", ["y@c.test"])]
+
+
+def test_only_the_copy_of_a_mailbox_goes_into_junk_email():
+    hold = Hold("quarantine", "r", silent=True)
+    result = fan(*(RecipientVerdict(one, junk=hold) for one in ("bob@here.test", "x@b.test")))
+    extras = {str(one.next_hop): one.extra for one in result.entries}
+    assert (extras["local"].folder, extras["local"].reason) == ("junkemail", "")
+    (other,) = [extra for hop, extra in extras.items() if hop != "local"]
+    assert (other.folder, other.reason, other.rule, other.silent) == ("", "quarantine", "r", True)
+
+
+def test_an_added_recipient_that_is_already_one_gets_one_copy():
+    additions = [
+        AddedRecipient("x@b.test", "r"),
+        AddedRecipient("y@b.test", "r"),
+        AddedRecipient("y@b.test", "s"),
+    ]
+    result = fan(keep("x@b.test"), additions=additions)
+    assert buckets(result) == [(MX_B, b"zero", ["x@b.test", "y@b.test"])]
+    assert [each.added_by for each in result.entries[0].recipients] == ["", "r"]
+
+
+def test_an_invalid_added_recipient_fails_alone():
+    result = fan(keep("x@b.test"), additions=[AddedRecipient("y@bad.test", "r")])
+    (failed,) = result.rejected
+    assert (failed.state, failed.added_by, failed.status) == (RecipientState.FAILED, "r", "5.1.1")
+    assert reported_recipient(failed, "no").added_by == "r"
+    assert reported_recipient(failed, "no").rule == "no"
+    assert not result.rejects_all
+
+
+def test_rejects_all_ignores_recipients_added_by_rules():
+    assert fan(reject("x@b.test"), additions=[AddedRecipient("y@c.test", "r")]).rejects_all
+    assert not fan(
+        reject("x@b.test"), RecipientVerdict("y@b.test", VerdictAction.DISCARD)
+    ).rejects_all
+
+
+def test_what_is_held_has_an_entry_of_its_own():
+    result = fan(keep("x@b.test"), keep("y@held.test"), keep("z@held.test"), keep("w@b.test"))
+    found = [
+        (str(entry.next_hop), entry.extra.reason, [one.path.address for one in entry.recipients])
+        for entry in result.entries
+    ]
+    assert found == [
+        ("mx:b.test", "", ["x@b.test", "w@b.test"]),
+        ("mx:b.test", "route r", ["y@held.test", "z@held.test"]),
+    ]
+
+
+HUB = NextHop(HopKind.SMTP, "hub.test", 25)
+
+
+def sent(address: str, way: str = str(HUB), content: int = 0) -> RecipientVerdict:
+    return RecipientVerdict(address, content=content, next_hop=way)
+
+
+def test_what_a_rule_sends_elsewhere_has_an_entry_with_a_chosen_next_hop():
+    result = fan(
+        sent("x@b.test"), sent("y@here.test"), keep("z@b.test"), sent("h@held.test"),
+        sent("u@bad.test"),
+        RecipientVerdict("d@b.test", VerdictAction.DISCARD, next_hop=str(HUB)),
+        sent("w@b.test", content=1), additions=[AddedRecipient("copy@b.test", "r")],
+    )  # fmt: skip
+    found = {
+        (entry.next_hop, entry.extra, tuple(each.path.address for each in entry.recipients))
+        for entry in result.entries
+    }
+    chosen = EntryExtra(chosen=True)
+    assert found == {
+        (HUB, chosen, ("x@b.test", "y@here.test")),
+        (HUB, chosen, ("w@b.test",)),  # another content
+        (MX_B, NO_EXTRA, ("z@b.test", "copy@b.test")),  # what rules add goes where the routes say
+        (HUB, EntryExtra(chosen=True, reason="route r"), ("h@held.test",)),
+    }
+    assert [(each.path.address, each.state, each.status) for each in result.final_recipients] == [
+        ("u@bad.test", RecipientState.FAILED, "5.1.1"),
+        ("d@b.test", RecipientState.DISCARDED, ""),
+    ]
+
+
+@pytest.mark.parametrize("address", ["member@b.test", "member@here.test"])
+def test_what_an_alias_sends_by_a_chosen_next_hop_has_its_sender_and_names_the_alias(address):
+    alias = Expansion((AliasTarget(address, ("list@here.test",)),))
+    expand = {"list@here.test": alias}.get
+    recipients = expand_recipients([ForwardPath("list@here.test")], expand)
+    verdict = Verdict((sent(address),), (), CONTENTS, ())
+    result = fan_out(
+        recipients, with_next_hops([examine(address)], verdict, examine_chosen), verdict,
+        examine=examine, expand=expand,
+        sender_of=lambda forwarded_by, to, _: f"srs of {forwarded_by} for {to}",
+    )  # fmt: skip
+    (entry,) = result.entries
+    assert entry.extra == EntryExtra(
+        chosen=True, sender=f"srs of list@here.test for {address}", delivered_to="list@here.test"
+    )

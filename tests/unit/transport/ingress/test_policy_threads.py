@@ -1,0 +1,152 @@
+import asyncio
+import sys
+import threading
+
+import pytest
+
+from relay.transport.ingress import policy_threads
+from relay.transport.ingress.policy_threads import PolicyThreads
+
+
+@pytest.fixture
+def threads():
+    made = PolicyThreads()
+    yield made
+    made.close()
+
+
+async def test_a_client_has_one_thread_and_others_do_not_wait_for_it(threads):
+    began, release, order = threading.Event(), threading.Event(), []
+
+    def slow(_):
+        order.append("slow")
+        began.set()
+        release.wait(10)
+
+    first = asyncio.create_task(threads.run("a", slow, timeout_s=10))
+    second = asyncio.create_task(threads.run("a", lambda _: order.append("second"), timeout_s=10))
+    assert await asyncio.to_thread(began.wait, 10)
+    await threads.run("b", lambda _: order.append("other"), timeout_s=10)
+    assert sorted(order) == ["other", "slow"]
+    release.set()
+    await asyncio.gather(first, second)
+    assert order[2:] == ["second"]
+
+
+async def test_giving_up_does_not_free_the_thread(threads):
+    release, order = threading.Event(), []
+    with pytest.raises(TimeoutError):
+        await threads.run("a", lambda _: release.wait(10), timeout_s=0.01)
+    again = asyncio.create_task(threads.run("a", lambda _: order.append("again"), timeout_s=10))
+    await asyncio.sleep(0)
+    await threads.run("b", lambda _: order.append("other"), timeout_s=10)
+    assert order == ["other"]
+    release.set()
+    await again
+    assert order == ["other", "again"]
+
+
+async def test_a_call_is_asked_to_stop_when_its_caller_gives_up(threads):
+    pauses, begun, ended = threading.Event(), threading.Event(), []
+
+    def until_stopped(stopped):
+        begun.set()
+        ended.append(any(stopped() or pauses.wait(0.001) for _ in range(5_000)))
+
+    with pytest.raises(TimeoutError):
+        await threads.run("a", until_stopped, timeout_s=0.01)
+    given_up = asyncio.create_task(threads.run("b", until_stopped, timeout_s=10))
+    begun.clear()
+    await asyncio.to_thread(begun.wait, 10)
+    given_up.cancel()  # the session has ended
+    for key in "ab":
+        assert await threads.run(key, lambda stopped: not stopped(), timeout_s=10)
+    assert ended == [True, True]
+
+
+async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
+    def fails(_):
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await threads.run("a", fails, timeout_s=10)
+    assert await threads.run("a", lambda _: 1, timeout_s=10) == 1
+
+
+async def test_the_lock_goes_to_others_sooner_while_a_call_runs(threads):
+    usual_s = sys.getswitchinterval()
+    seen_s = await asyncio.gather(
+        *[threads.run(key, lambda _: sys.getswitchinterval(), timeout_s=10) for key in "ab"]
+    )
+    assert max(seen_s) < usual_s == sys.getswitchinterval()
+
+
+async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
+    release = threading.Event()
+    first = asyncio.create_task(threads.run("a", lambda _: release.wait(10), timeout_s=10))
+    second = asyncio.create_task(threads.run("a", lambda _: "done", timeout_s=0.2))
+    await asyncio.sleep(0)
+    assert not await threads.run("b", lambda _: threading.Event().wait(0.3), timeout_s=10)
+    release.set()
+    assert (await first, await second) == (True, "done")
+
+
+async def test_a_call_has_its_whole_time_when_a_thread_is_free_for_it(threads):
+    release = threading.Event()
+    running = [
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        for key in "ab"
+    ]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(threads.run("c", lambda _: "done", timeout_s=0.05))
+    assert not await asyncio.to_thread(threading.Event().wait, 0.2)
+    release.set()
+    assert await waiting == "done"
+    await asyncio.gather(*running)
+
+
+async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
+    release, order = threading.Event(), []
+    running = [
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        for key in "ab"
+    ]
+    await asyncio.sleep(0)  # both have begun
+    monkeypatch.setattr(policy_threads, "_TURN_S", 0.01)
+    with pytest.raises(TimeoutError):
+        await threads.run("c", lambda _: order.append("given up"), timeout_s=10)
+    monkeypatch.undo()
+    again = asyncio.create_task(threads.run("c", lambda _: order.append("again"), timeout_s=10))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(*running, again)
+    assert order == ["again"]
+
+
+async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatch):
+    monkeypatch.setattr(policy_threads, "_SLOW_S", 0.0)  # whoever has used a thread
+    pauses, release, order = threading.Event(), threading.Event(), []
+    began = threading.Event()
+    for key in "abc":
+        await threads.run(key, lambda _: pauses.wait(0.01), timeout_s=10)
+
+    def slow(_):
+        order.append("slow")
+        began.set()
+        release.wait(10)
+
+    calls = [asyncio.create_task(threads.run(key, slow, timeout_s=10)) for key in "abc"]
+    assert await asyncio.to_thread(began.wait, 10)
+    await threads.run("d", lambda _: order.append("other"), timeout_s=10)
+    assert sorted(order) == ["other", "slow"]
+    release.set()
+    await asyncio.gather(*calls)
+    assert order.count("slow") == 3
+
+
+async def test_use_of_a_thread_is_forgotten(threads, monkeypatch):
+    monkeypatch.setattr(policy_threads, "_FORGOTTEN", 0.0)
+    for key in "ab":
+        await threads.run(key, lambda _: None, timeout_s=10)
+        await asyncio.sleep(0)  # it has ended
+    assert set(threads._used) == {"b"}

@@ -1,0 +1,229 @@
+"""The limits of [[smtp]] that count strangers, and null-MX senders; a trusted client beside them."""
+
+import asyncio
+from dataclasses import replace
+from ipaddress import IPv4Address
+from random import Random
+
+import pytest
+
+from relay.base.settings.tree import SmtpListener
+from relay.base.socket_address import Address
+from relay.transport.ingress import smtp_server
+from relay.transport.ingress.message_limits import KEYS_MAX, RateLimits, SessionCounts
+from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.routing import resolver as resolver_module
+from relay.transport.routing.resolver import Resolver
+from tests.support.dns_server import DnsThread
+from tests.support.ingress import Client, Relay
+from tests.support.manual_clock import ManualClock
+
+STRANGER, TRUSTED = "127.0.0.2", "127.0.0.1"
+MAIL, BOB, ALICE = (
+    "MAIL FROM:<a@other.test>",
+    "RCPT TO:<bob@example.test>",
+    "RCPT TO:<al@example.test>",
+)
+MESSAGE = (MAIL, BOB, "DATA", "Subject: x\r\n\r\nx\r\n.")
+SENT = ["250", "250", "354", "250"]
+
+
+@pytest.fixture
+def relay() -> Relay:
+    return Relay()
+
+
+@pytest.fixture
+async def listening(relay):
+    servers = []
+
+    async def start(**settings):
+        servers.append(relay.server(trusted_networks=(f"{TRUSTED}/32",), **settings))
+        await servers[-1].start()
+        return servers[-1]
+
+    yield start
+    while Client.opened:
+        Client.opened.pop().writer.close()
+    for server in servers:
+        await server.drain(0.2)
+
+
+async def client_of(server, address: str = STRANGER, *, greeting: str = "220 ") -> Client:
+    client = await Client.connect(server.address, local_addr=(address, 0))
+    assert (await client.reply()).startswith(greeting)
+    if greeting == "220 ":
+        await client.say("EHLO client.test")
+    return client
+
+
+async def codes(client: Client, *lines: str) -> list[str]:
+    return [reply[:3] for reply in await client.say_all(*lines)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "lines", "of_stranger", "of_trusted"),
+    [
+        ({"max_messages": 1}, (*MESSAGE, MAIL), [*SENT, "421"], [*SENT, "250"]),
+        ({"max_messages": 1}, (MAIL, "RSET", MAIL), ["250"] * 3, ["250"] * 3),
+        ({"max_rate_per_client": "1/60.0"}, (*MESSAGE, MAIL, "NOOP"), [*SENT, "450", "250"], [*SENT, "250", "250"]),
+        ({"max_rate_per_client": "1/60.0"}, (MAIL, BOB, "BDAT 5 LAST\r\nabc", MAIL), ["250"] * 3 + ["450"], ["250"] * 4),
+        ({"max_messages": 1}, (MAIL, BOB, "BDAT 5 LAST\r\nabc", MAIL), ["250"] * 3 + ["421"], ["250"] * 4),
+        ({"max_rate_per_client": "1/60.0"}, (MAIL, "RSET", MAIL), ["250"] * 3, ["250"] * 3),
+        ({"max_rate_per_client": "1/60.0"}, (MAIL, BOB, "DATA", "\r\n\0\r\n.", MAIL), ["250", "250", "354", "550", "250"],
+         ["250", "250", "354", "550", "250"]),
+        ({"max_errors": 1}, ("FLY", "FLY"), ["500", "421"], ["500", "421"]),
+        ({"max_errors": 1}, (MAIL, "RCPT TO:<no@example.test>", "RCPT TO:<no@example.test>"), ["250", "550", "421"],
+         ["250", "550", "550"]),
+    ],
+)  # fmt: skip
+async def test_a_limit_of_a_session(listening, limits, lines, of_stranger, of_trusted):
+    server = await listening(**limits)
+    for address, expected in ((STRANGER, of_stranger), (TRUSTED, of_trusted)):
+        client = await client_of(server, address)
+        assert await codes(client, *lines) == expected, address
+        if expected[-1] == "421":
+            assert await client.reply() == ""
+
+
+async def test_the_rate_is_that_of_an_address_over_sessions_and_ends_with_time(relay, listening):
+    server = await listening(max_rate_per_client="2/60.0")
+    first, second = await client_of(server), await client_of(server)
+    assert await codes(first, MAIL) == ["250"]
+    assert await codes(second, *MESSAGE) == SENT
+    assert (
+        await second.say(MAIL) == "450 4.7.1 Too many messages from your address, try again later"
+    )
+    first.writer.close()  # its transaction counts no longer
+    async with asyncio.timeout(10):
+        while server.sessions > 1:
+            await asyncio.sleep(0)
+    assert await codes(second, *MESSAGE, MAIL) == [*SENT, "450"]
+    assert await codes(await client_of(server, "127.0.0.3"), MAIL) == ["250"]
+    relay.clock.advance(62)
+    assert await codes(second, MAIL) == ["250"]
+
+
+async def test_parallel_transactions_do_not_pass_the_rate_together(listening):
+    server = await listening(max_rate_per_client="1/60.0")
+    clients = [await client_of(server) for _ in range(3)]
+    assert [(await codes(one, MAIL))[0] for one in clients] == ["250", "450", "450"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [("2001:db8::1", "2001:db8::2", "450"), ("2001:db8::1", "2001:db8:0:1::1", "250")],
+)
+async def test_ipv6_addresses_of_one_64_network_share_the_rate(
+    listening, monkeypatch, first, second, code
+):
+    addresses = iter((first, second))
+    monkeypatch.setattr(smtp_server, "ip_of", lambda _transport: next(addresses))
+    server = await listening(max_rate_per_client="1/60.0")
+    assert await codes(await client_of(server), *MESSAGE) == SENT
+    assert await codes(await client_of(server), MAIL) == [code]
+
+
+def test_the_table_of_rates_is_bounded_and_the_oldest_address_is_forgotten():
+    clock, settings = (
+        ManualClock(),
+        SmtpListener(Address("127.0.0.1"), max_rate_per_client="1/60.0"),
+    )
+    rates = RateLimits(clock)
+
+    def mail(number: int) -> str:
+        ip = str(IPv4Address(number))
+        return SessionCounts(settings, SessionLimits(), rates, ip=ip).mail_rejection()[:3]
+
+    assert (mail(0), mail(0)) == ("", "450")
+    assert {mail(number) for number in range(1, KEYS_MAX + 1)} == {""}
+    assert (mail(0), mail(KEYS_MAX)) == ("", "450")
+
+
+async def test_a_reload_changes_the_limits_of_sessions_that_begin_then(listening):
+    server = await listening(max_sessions_per_client=2, max_messages=1, max_errors=1)
+    before = await client_of(server)
+    await client_of(server)
+    await client_of(server, greeting="421 4.7.0 Too many sessions from your address")
+    await client_of(server, TRUSTED)
+    server.use(replace(server._listener, max_sessions_per_client=3, max_messages=2, max_errors=2))
+    after = await client_of(server)
+    assert await codes(before, *MESSAGE, MAIL) == [*SENT, "421"]
+    assert await codes(after, *MESSAGE, MAIL, "FLY", "FLY") == [*SENT, "250", "500", "500"]
+
+
+NULL = {"null.test": {"MX": ["0 ."]}, "both.test": {"MX": ["0 .", "5 mx.test"]}}
+ZONE = NULL | {
+    "plain.test": {"A": ["192.0.2.1"]},
+    "broken.test": "SERVFAIL",
+    "silent.test": "TIMEOUT",
+}
+
+
+@pytest.fixture(scope="module")
+def name_server():
+    with DnsThread(ZONE) as dns:
+        yield dns
+
+
+@pytest.fixture
+async def asking(relay, name_server, monkeypatch):
+    monkeypatch.setattr(resolver_module, "NULL_MX_S", 0.2)
+    made = Resolver(
+        (name_server.address,),
+        timeout_s=60.0,
+        clock=relay.clock,
+        rng=Random(1),
+        hostname="relay.test",
+    )
+    relay.is_null_mx = made.is_null_mx
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("sender", "reply"),
+    [
+        ("<a@null.test>", "550 5.7.27 The sender domain null.test accepts no mail (null MX)"),
+        ("<a@NULL.test>", "550 5.7.27 The sender domain null.test accepts no mail (null MX)"),
+        ("<a@both.test>", "250 2.1.0 Ok"),
+        ("<a@plain.test>", "250 2.1.0 Ok"),
+        ("<a@nowhere.test>", "250 2.1.0 Ok"),
+        ("<a@broken.test>", "250 2.1.0 Ok"),
+        ("<a@silent.test>", "250 2.1.0 Ok"),
+        ("<>", "250 2.1.0 Ok"),
+        ("<a@[192.0.2.1]>", "250 2.1.0 Ok"),
+        ("<a@example.test>", "250 2.1.0 Ok"),
+    ],
+)
+async def test_mail_of_a_stranger_from_a_null_mx_domain_is_refused(
+    asking, listening, name_server, sender, reply
+):
+    client = await client_of(await listening())
+    assert await client.say(f"MAIL FROM:{sender}") == reply
+    assert not name_server.asked("example.test", "MX")
+
+
+async def test_after_a_wait_in_vain_for_the_name_server_clients_do_not_wait(
+    asking, listening, relay, monkeypatch
+):
+    client = await client_of(await listening())
+    assert await codes(client, "MAIL FROM:<a@silent.test>", "RSET") == ["250", "250"]
+    monkeypatch.setattr(resolver_module, "NULL_MX_S", 30.0)
+    assert await codes(client, "MAIL FROM:<a@null.test>", "RSET") == ["250", "250"]
+    relay.clock.advance(11)
+    assert await codes(client, "MAIL FROM:<a@null.test>") == ["550"]
+
+
+async def test_no_question_for_a_trusted_client_or_a_login(asking, listening, name_server):
+    name_server.zone["asked.test"] = {"MX": ["0 ."]}
+    server = await listening()
+    assert await codes(await client_of(server, TRUSTED), "MAIL FROM:<a@asked.test>") == ["250"]
+    client = await client_of(await listening(role="submission"))
+    assert await codes(client, "MAIL FROM:<a@asked.test>") == ["530"]
+    assert await codes(client, "AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdABhbGljZQ==") == ["235"]
+    assert await codes(client, "MAIL FROM:<alice@shared.test>") == ["250"]
+    assert not name_server.asked("asked.test", "MX")
+    assert not name_server.asked("shared.test", "MX")
+    assert await codes(await client_of(server), "MAIL FROM:<a@asked.test>") == ["550"]
+    assert name_server.asked("asked.test", "MX") == 1

@@ -1,0 +1,122 @@
+"""Each test of milters runs on asyncio and on uvloop."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from relay.base.message.content import MemoryOctets
+from relay.base.message.header import ParsedContent
+from relay.base.settings.tree import Milter
+from relay.base.settings.values import parse_address
+from relay.transport.milter.dialogue import FilterAnswer
+from relay.transport.milter.filtered_message import NewBodies
+from relay.transport.milter.filters import FilterClient, MilterSet
+
+CLIENT = FilterClient("client.test", "192.0.2.7", 40000, {"daemon_name": "mx.relay.test"})
+MAIL = b"From: a@x.test\r\nTo: b@y.test,\r\n\tc@y.test\r\nSubject:  two\r\n\r\nHello\r\n"
+
+
+def pytest_asyncio_loop_factories():
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+class MemoryFile:
+    """A NewBodyFile."""
+
+    def __init__(self):
+        self.written, self.is_discarded = [], False
+
+    async def write(self, blocks):
+        self.written += blocks
+
+    def octets(self):
+        return MemoryOctets(b"".join(self.written))
+
+    def discard(self):
+        self.is_discarded = True
+
+
+class Session:
+    """A session with scripted milters."""
+
+    def __init__(self, milters, addresses, **settings):
+        settings = {"timeout": 5.0} | settings
+        self.milters, self.observed, self.files = milters, [], []
+        self.set = MilterSet(
+            [
+                Milter(f"m{number}", parse_address(address, Path()), **settings)
+                for number, address in enumerate(addresses, 1)
+            ],
+            hostname="relay.test",
+            observe=lambda *told: self.observed.append(told[:2]),
+        )
+        self.reopen()
+        self.store = NewBodies(150 * 1024 * 1024, self._new_file)
+
+    def reopen(self, role="relay"):
+        """Begin another session."""
+        self.session, self.is_open = self.set.session(role), False
+
+    async def _connect(self):
+        self.is_open, was_open = True, self.is_open
+        return FilterAnswer() if was_open else await self.session.connect(CLIENT)
+
+    def _new_file(self):
+        self.files.append(MemoryFile())
+        return self.files[-1]
+
+    async def begin(self, *recipients):
+        """Everything up to the answer to DATA; returns the replies."""
+        session = self.session
+        answers = [await self._connect(), await session.helo("client.test")]
+        answers += [await session.mail("a@x.test", ["SIZE=10"], {"i": "QID", "auth_authen": "ann"})]
+        for one in recipients or ("b@y.test",):
+            answers.append(await session.rcpt(one))
+        answers.append(await session.data())
+        return [one.reply for one in answers]
+
+    async def refused(self):
+        """The first answer with a reply to a command or a message."""
+        session = self.session
+        for asked in (
+            self._connect,
+            lambda: session.helo("client.test"),
+            lambda: session.mail("a@x.test"),
+            lambda: session.rcpt("b@y.test"),
+            session.data,
+        ):
+            if (answer := await asked()).reply:
+                return answer
+        return (await self.message()).answer
+
+    async def message(self, content=MAIL):
+        return await self.session.message(ParsedContent.of(content), self.store)
+
+    async def verdict(self, content=MAIL):
+        """What is decided about a message whose envelope nobody refuses."""
+        assert set(await self.begin()) == {""}
+        return await self.message(content)
+
+
+@pytest.fixture
+async def filtered(tmp_path):
+    """`await filtered(milter, ..., when_down="defer")` gives a Session."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*milters, **settings):
+            paths = [
+                None if settings.pop("tcp", False) else tmp_path / f"m{n}"
+                for n in range(len(milters))
+            ]
+            addresses = [
+                await stack.enter_async_context(one.at(path))
+                for one, path in zip(milters, paths, strict=True)
+            ]
+            made = Session(milters, addresses, **settings)
+            stack.callback(lambda: made.session.close())  # noqa: PLW0108 -- the last one
+            return made
+
+        yield start

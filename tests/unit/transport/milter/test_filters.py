@@ -1,0 +1,392 @@
+"""Sessions with scripted milters on real sockets."""
+
+import asyncio
+import dataclasses
+import re
+
+import pytest
+
+from relay.base.message.content import LARGE_BYTES, LargeContent, MemoryOctets, read_all
+from relay.base.settings.tree import Milter
+from relay.base.socket_address import Address
+from relay.transport.milter import connection, filters
+from relay.transport.milter.filtered_message import NewBodies
+from relay.transport.milter.filters import FilterClient
+from tests.support.logs import capture_logs
+from tests.support.milter import CLOSE, HANG, ScriptedMilter, added, packet, placed
+from tests.unit.transport.milter.conftest import CLIENT, MAIL, MemoryFile
+
+REJECTED = "550 5.7.1 Command rejected"
+LATER = "451 4.7.1 Service unavailable - try again later"
+WHEN_DOWN = {"accept": "", "defer": LATER, "reject": "550 5.5.0 Service unavailable"}
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_what_a_milter_hears(filtered, tcp):
+    milter = ScriptedMilter()
+    session = await filtered(milter, tcp=tcp)
+    verdict = await session.verdict()
+    assert verdict.content.joined() == (
+        b"From: a@x.test\r\nTo: b@y.test,\r\n\tc@y.test\r\nSubject:  two\r\n\r\nHello\r\n"
+    )
+    session.session.close()
+    await milter.ended.wait()
+    assert milter.heard == [
+        (b"O", b"\0\0\0\x06\0\0\x01\xff\0\x1f\xf7\xff"),
+        (
+            b"D",
+            b"Cj\0relay.test\0{daemon_name}\0mx.relay.test\0v\0Relay\0_\0client.test [192.0.2.7]\0",
+        ),
+        (b"C", b"client.test\x004\x9c\x40192.0.2.7\0"),
+        (b"D", b"H"),
+        (b"H", b"client.test\0"),
+        (b"D", b"Mi\0QID\0{auth_authen}\0ann\0{mail_addr}\0a@x.test\0"),
+        (b"M", b"<a@x.test>\0SIZE=10\0"),
+        (b"D", b"Ri\0QID\0{rcpt_addr}\0b@y.test\0"),
+        (b"R", b"<b@y.test>\0"),
+        (b"D", b"Ti\0QID\0"),
+        (b"T", b""),
+        (b"L", b"From\0a@x.test\0"),
+        (b"L", b"To\0b@y.test,\n\tc@y.test\0"),
+        (b"L", b"Subject\0 two\0"),
+        (b"D", b"Ni\0QID\0"),
+        (b"N", b""),
+        (b"B", b"Hello\r\n"),
+        (b"D", b"Ei\0QID\0"),
+        (b"E", b""),
+        (b"Q", b""),
+    ]
+
+
+async def test_the_first_refusal_answers_and_the_milters_after_it_do_not_hear_the_command(filtered):
+    first = ScriptedMilter({b"R": lambda to: packet(b"r") if b"c@" in to else packet(b"c")})
+    second = ScriptedMilter({b"R": lambda to: packet(b"t") if b"d@" in to else packet(b"c")})
+    session = await filtered(first, second)
+    replies = await session.begin("b@y.test", "c@y.test", "d@y.test")
+    assert replies[3:6] == ["", REJECTED, LATER]
+    assert [len(one.of(b"R")) for one in (first, second)] == [3, 2]
+    verdict = await session.message()
+    assert (verdict.answer.reply, verdict.content.joined()) == ("", MAIL)
+    assert [(one.name, one.stage, one.answer) for one in verdict.said] == [
+        ("m1", "end of message", "continue"),
+        ("m2", "end of message", "continue"),
+    ]
+    assert session.observed == [
+        ("m1", "reject"), ("m2", "tempfail"), ("m1", "continue"), ("m2", "continue"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [b"C", b"H"])
+async def test_a_refusal_of_the_session_is_repeated(filtered, stage):
+    milter = ScriptedMilter({stage: packet(b"y", b"554 5.7.0 not you\0")})
+    session = await filtered(milter)
+    replies = await session.begin()
+    assert replies == ([] if stage == b"C" else [""]) + ["554 5.7.0 not you"] * (
+        5 - (stage == b"H")
+    )
+    await milter.ended.wait()  # the connection is closed at once
+    assert milter.commands() == {b"C": b"OCQ", b"H": b"OCHQ"}[stage]
+    assert len(session.observed) == 1
+
+
+async def test_an_accepted_session_costs_nothing_more(filtered):
+    milter = ScriptedMilter({b"H": packet(b"a")})
+    session = await filtered(milter)
+    for _ in range(2):
+        verdict = await session.verdict()
+        assert [(one.stage, one.answer) for one in verdict.said] == [("helo", "accept")]
+    await milter.ended.wait()
+    assert milter.commands() == b"OCHQ"
+
+
+@pytest.mark.parametrize("stage", [b"M", b"T", b"L", b"N", b"B", b"E"])
+async def test_a_refused_message_and_the_next_one(filtered, stage):
+    milter = ScriptedMilter({stage: packet(b"y", b"550-5.7.1 no\r\n550 5.7.1 spam\0")})
+    other = ScriptedMilter({b"E": added("X", "1") + packet(b"c")})
+    session = await filtered(other, milter)
+    answer = await session.refused()
+    assert (answer.reply, answer.milter, answer.answer, answer.closes) == (
+        "550-5.7.1 no\r\n550 5.7.1 spam", "m2", "reply", False,
+    )  # fmt: skip
+    milter.script = {b"E": packet(b"4")}
+    assert (await session.refused()).closes
+    assert milter.commands().count(b"M") == 2
+    assert milter.commands().count(b"A") == (stage != b"E")
+
+
+async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
+    first = ScriptedMilter({
+        b"E": placed(b"i", 0, "X-Top", "t") + placed(b"m", 1, "Subject", "spam") + added("X-A", "1\n\t2")
+        + packet(b"b", b"New\r\n") + packet(b"p") + packet(b"b", b"body") + packet(b"e", b"<>\0")
+        + packet(b"+", b"<n@y.test>\0") + packet(b"+", b"<o@y.test>\0") + packet(b"q", b"odd\0")
+        + packet(b"a")
+    })  # fmt: skip
+    second = ScriptedMilter({
+        b"E": placed(b"m", 1, "x-top", "") + packet(b"-", b"<O@Y.test>\0") + packet(b"-", b"<b@y.test>\0")
+        + packet(b"-", b"<o@y.test>\0") + packet(b"c")
+    })  # fmt: skip
+    session = await filtered(first, second)
+    verdict = await session.verdict()
+    assert [one for one in second.of(b"L") if not one.startswith(b"To")] == [
+        b"X-Top\0t\0", b"From\0a@x.test\0", b"Subject\0spam\0", b"X-A\x001\n\t2\0",
+    ]  # fmt: skip
+    assert second.of(b"B") == [b"New\r\nbody\r\n"]
+    assert (verdict.top, verdict.content.joined()) == (
+        b"",
+        b"From: a@x.test\r\nTo: b@y.test,\r\n\tc@y.test\r\nSubject: spam\r\nX-A: 1\r\n\t2\r\n\r\nNew\r\nbody\r\n",
+    )
+    assert (verdict.sender.address, list(verdict.added), verdict.removed) == (
+        "", ["n@y.test"], {"O@y.test", "b@y.test", "o@y.test"},
+    )  # fmt: skip
+    assert (verdict.quarantine, verdict.quarantined_by) == ("odd", "m1")
+    assert verdict.said[0].changes == (
+        "insert X-Top", "change Subject", "add X-A", "change sender to <>", "add recipient <n@y.test>",
+        "add recipient <o@y.test>", "replace body", "quarantine",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [b"M", b"R", b"T", b"L", b"B", b"E"])
+async def test_a_discarded_message_concerns_no_other_milter(filtered, stage):
+    milter, other = ScriptedMilter({stage: packet(b"d")}), ScriptedMilter()
+    session = await filtered(milter, other)
+    verdict = await session.verdict()
+    assert (verdict.discarded_by, verdict.answer.reply) == ("m1", "")
+    assert verdict.said[0].answer == "discard"
+    assert stage not in other.commands()
+    milter.script = {}
+    assert (await session.verdict()).discarded_by == ""
+
+
+async def test_nothing_is_sent_that_a_milter_does_not_want(filtered):
+    milter = ScriptedMilter(steps=0x1F7FF & ~0x400)  # no answers, and only the end of the message
+    session = await filtered(milter)
+    assert (await session.verdict()).said[0].answer == "continue"
+    assert milter.commands() == b"OE"
+    quiet = ScriptedMilter(steps=0xFF080)  # no answers
+    session = await filtered(quiet)
+    assert (await session.verdict(MAIL + b"x" * 200_000)).said[0].answer == "continue"
+    assert quiet.commands() == b"OCHMRTLLLNBBBBE"
+
+
+async def test_a_large_body_is_read_and_replaced_in_blocks(filtered):
+    text = b"0123456789\r\n" * 200_000
+    milter = ScriptedMilter({
+        b"B": lambda chunk: packet(b"c") if len(milter.of(b"B")) < 10 else packet(b"s"),
+        b"E": b"".join(packet(b"b", text[at : at + 65_535]) for at in range(0, len(text), 65_535))
+        + packet(b"c"),
+    })  # fmt: skip
+    other = ScriptedMilter()
+    session = await filtered(milter, other)
+    verdict = await session.verdict(
+        LargeContent(
+            MAIL.partition(b"Hello")[0][:-2], (MemoryOctets(b"\r\n" + text),), eight_bit=False
+        )
+    )
+    assert b"".join(milter.of(b"B")) == text[: sum(map(len, milter.of(b"B")))]
+    assert (len(milter.of(b"B")), b"".join(other.of(b"B"))) == (10, text)
+    assert {type(verdict.content.rest), len(session.files)} == {LargeContent, 1}
+    assert verdict.content.rest.long_lines  # they are looked for before they leave
+    assert max(map(len, session.files[0].written)) <= 2 * LARGE_BYTES
+    assert read_all(verdict.content.joined()) == MAIL.partition(b"Hello")[0] + text
+    assert not session.files[0].is_discarded
+    verdict.release()
+    assert session.files[0].is_discarded
+
+
+FAULTS = {
+    "an answer out of turn": packet(b"c") + packet(b"c"),
+    "a length of 4 GB": b"\xff\xff\xff\xffc",
+    "a length of nothing": b"\0\0\0\0",
+    "an unknown command": packet(b"Z"),
+    "data after an answer": packet(b"c", b"\0"),
+    "half a packet": b"\0\0\0\x09h",
+    "a bare CR in a value": added("X", "a\rb"),
+    "a line that is no fold": added("X", "a\nBcc: b@y.test"),
+    "a colon in a name": added("X:Y", "a"),
+    "a body that is too large": packet(b"b", b"x\r\n" * 20_000) * 4,
+    "a lone CR": packet(b"b", b"a\rb"),
+    "a lone CR at the end": packet(b"b", b"a\r") + packet(b"c"),
+    "a reply code of another class": packet(b"y", b"550 4.7.1 no\0"),
+    "too many fields": added("X", "a") * 9_998 + packet(b"c"),
+    "a recipient that is none": packet(b"+", b"<b@y.test>,<c@y.test>\0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("when_down", ["accept", "defer", "reject"])
+async def test_a_fault_at_the_end_of_a_message(filtered, fault, when_down):
+    good = ScriptedMilter({b"E": added("X-Good", "1") + packet(b"c")})
+    bad = ScriptedMilter({b"E": added("X-Half", "1") + packet(b"e", b"<>\0") + FAULTS[fault]})
+    if fault == "half a packet":
+        bad.closes_after = b"E"
+    session = await filtered(good, bad, when_down=when_down)
+    session.store = NewBodies(200_000, session.store.new_file)
+    with capture_logs() as logged:
+        verdict = await session.verdict()
+        assert verdict.answer.reply == WHEN_DOWN[when_down]
+        assert (verdict.sender, [one.answer for one in verdict.said]) == (
+            None,
+            ["continue", "down"],
+        )
+        if when_down == "accept":
+            assert b"X-Good: 1\r\n\r\nHello\r\n" in verdict.content.joined()
+            assert b"X-Half" not in verdict.content.joined()
+        assert (await session.session.mail("a@x.test")).reply == WHEN_DOWN[when_down]
+    assert [(one["event"], one["milter"]) for one in logged] == [("milter failed", "m2")]
+    assert list(session.set.down) == ["m2"]
+    assert verdict.said[1].reason == session.set.down["m2"] == logged[0]["error"]
+    assert [one.connections for one in session.set._milters] == [1, 0]
+
+
+@pytest.mark.parametrize("stage", [b"O", b"C", b"H", b"M", b"R", b"T", b"L", b"N", b"B", b"E"])
+@pytest.mark.parametrize("answer", [CLOSE, packet(b"Z"), HANG], ids=["closes", "unknown", "hangs"])
+async def test_a_milter_that_breaks_off_at_a_stage(filtered, monkeypatch, stage, answer):
+    monkeypatch.setattr(connection, "_CONTENT_FACTOR", 1)
+    milter = ScriptedMilter({stage: answer})
+    session = await filtered(milter, timeout=0.1 if answer == HANG else 5.0)
+    with capture_logs() as logged:
+        assert (await session.refused()).reply == WHEN_DOWN["defer"]
+    assert len(logged) == 1
+    assert session.set._milters[0].connections == 0
+
+
+@pytest.mark.parametrize(("more", "said"), [(packet(b"a"), "out of turn"), (b"", "closed|reset")])
+async def test_what_a_milter_sends_between_commands_is_no_answer(filtered, more, said):
+    go_on, is_sent = asyncio.Event(), asyncio.Event()
+
+    async def twice(_):
+        yield packet(b"c")
+        await go_on.wait()
+        yield more
+        is_sent.set()
+
+    milter = ScriptedMilter({b"M": twice})
+    milter.closes_after = b"" if more else b"M"
+    session = await filtered(milter)
+    assert [one.reply for one in (await session._connect(), await session.session.mail(""))] == [
+        "",
+        "",
+    ]
+    go_on.set()
+    await (is_sent if more else milter.ended).wait()
+    assert (await session.session.rcpt("b@y.test")).reply == LATER
+    assert re.search(said, session.set.down["m1"])
+
+
+async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
+    def slowly(meanwhile):
+        async def answer(_):
+            for _ in range(4):
+                await asyncio.sleep(0.15)
+                yield meanwhile
+            yield packet(b"c")
+
+        return answer
+
+    script = {b"H": slowly(packet(b"p")), b"E": slowly(b"")}
+    session = await filtered(ScriptedMilter(script), timeout=0.4)
+    assert (await session.verdict()).said[0].answer == "continue"  # content has ten times as long
+
+    async def endlessly(_):
+        while True:
+            yield packet(b"p") * 1000
+
+    monkeypatch.setattr(filters, "_ALL_S", 0.3)
+    session = await filtered(ScriptedMilter({b"E": endlessly}))
+    verdict = await session.verdict()
+    assert verdict.said[0].reason == "no decision within ten minutes"
+
+
+async def test_a_milter_that_stays_down_is_logged_once(filtered, tmp_path):
+    session = await filtered(ScriptedMilter())
+    gone = Milter("gone", Address(path=str(tmp_path / "none")), when_down="accept")
+    session.set.replace([gone])
+    with capture_logs() as logged:
+        for _ in range(3):
+            session.reopen()
+            assert (await session.verdict()).said[0].reason == "no such file or directory"
+        milter = ScriptedMilter({})
+        async with milter.at(tmp_path / "none"):
+            session.reopen()
+            assert (await session.verdict()).said[0].answer == "continue"
+            session.session.close()
+        assert session.set.down == {}
+        (tmp_path / "none").unlink(missing_ok=True)
+        session.reopen()
+        await session.verdict()
+    assert [one["error"] for one in logged] == ["no such file or directory"] * 2
+
+
+async def test_a_milter_has_at_most_100_connections(filtered):
+    """Of these 80 for strangers."""
+    session = await filtered(ScriptedMilter(), when_down="accept", role=("relay", "local"))
+    sessions = [session.set.session("relay") for _ in range(81)]
+    sessions += [session.set.session("local") for _ in range(21)]
+    replies = [(await one.connect(CLIENT)).reply for one in sessions]
+    refused = "451 4.3.2 Too many connections to a filter - try again later"
+    assert replies == [*[""] * 80, refused, *[""] * 20, refused]
+    assert (await sessions[-1].mail("a@x.test")).reply == replies[-1]
+    sessions[0].close()
+    sessions.append(session.set.session("local"))
+    assert (await sessions[-1].connect(CLIENT)).reply == ""
+    for one in sessions:
+        one.close()
+
+
+async def test_a_full_disk_ends_the_message_and_the_connection(filtered):
+    class FullFile(MemoryFile):
+        async def write(self, blocks):
+            raise RuntimeError("full")
+
+    milter = ScriptedMilter({b"E": packet(b"b", b"x\r\n" * 400_000) + packet(b"c")})
+    session = await filtered(milter)
+    file = FullFile()
+    session.store = NewBodies(10**7, lambda: file)
+    with pytest.raises(RuntimeError, match="full"):
+        await session.verdict()
+    assert (file.is_discarded, session.set._milters[0].connections) == (True, 0)
+    assert (await session.session.mail("a@x.test")).reply == WHEN_DOWN["defer"]
+
+
+async def test_a_cancelled_session_closes_its_connections(filtered):
+    milter = ScriptedMilter({b"E": HANG})
+    session = await filtered(milter)
+    await session.begin()
+    task = asyncio.create_task(session.message())
+    while b"E" not in milter.commands():
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert session.set._milters[0].connections == 0
+
+
+@pytest.mark.parametrize(
+    ("client", "heard"),
+    [
+        (FilterClient("", "192.0.2.7", 25), b"[192.0.2.7]\x004\0\x19192.0.2.7\0"),
+        (FilterClient("c.test", "2001:db8::1", 25), b"c.test\x006\0\x192001:db8::1\0"),
+        (FilterClient(), b"localhost\0U"),
+    ],
+)
+async def test_clients(filtered, client, heard):
+    milter = ScriptedMilter()
+    session = await filtered(milter)
+    await session.session.connect(client)
+    assert milter.of(b"C") == [heard]
+
+
+async def test_roles_names_and_a_reload(filtered):
+    milter = ScriptedMilter()
+    session = await filtered(milter, tcp=True, role=("relay", "local"))
+    (first,) = session.set._milters
+    host = dataclasses.replace(
+        first.settings,
+        name="host",
+        address=dataclasses.replace(first.settings.address, host="localhost"),
+    )
+    assert session.set.session("submission") is None
+    session.set.replace([host, first.settings])
+    assert session.set._milters[1] is first
+    session.reopen("local")
+    assert [one.name for one in (await session.verdict()).said] == ["host", "m1"]

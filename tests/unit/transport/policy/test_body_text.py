@@ -1,0 +1,230 @@
+"""The text of a body as a reader sees it, of messages of any size, and folded for comparison."""
+
+import email.policy
+import time
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.base.message.content import BLOCK_BYTES, LargeContent
+from relay.base.message.header import ParsedContent
+from relay.transport.policy.body_text import BODY_OCTETS_MAX, BodyText, body_text, in_words
+from relay.transport.policy.folding import folded
+from relay.transport.policy.message_parts import message_parts
+from tests.support.contents import as_large
+
+TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
+HTML = b"Content-Type: text/html; charset=utf-8\r\n"
+
+
+def text_of(content):
+    parsed = ParsedContent.of(content)
+    return body_text(parsed, message_parts(parsed))
+
+
+def mixed(*parts, kind=b"mixed", boundary=b"b"):
+    head = b"Content-Type: multipart/%s; boundary=%s\r\n\r\n" % (kind, boundary)
+    inner = b"".join(b"\r\n--" + boundary + b"\r\n" + part for part in parts)
+    return head + inner + b"\r\n--" + boundary + b"--\r\n"
+
+
+def coded(octets, encoding=b"base64", kind=TEXT):
+    return kind + b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + octets
+
+
+ATTACHED = b"Content-Disposition: attachment\r\n" + TEXT + b"\r\nno"
+INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        pytest.param(b"Subject: no\r\n\r\nhello\r\n", "hello", id="no type"),
+        pytest.param(b"Content-Type: text\r\n\r\nhello", "hello", id="no valid type"),
+        pytest.param(TEXT + b"\r\na \t b\r\n\r\nc\r\n", "a b c", id="white space"),
+        pytest.param(HTML + b"\r\n<p>in<b>voi</b>ce<p hidden>no", "invoice", id="html"),
+        pytest.param(HTML + b"\r\n&nbsp;in&shy;voice&#8203;&zwnj; &#xFF21;", "invoice A", id="entities"),
+        pytest.param(HTML.upper() + b"\r\n<p>a", "a", id="type in capitals"),
+        pytest.param(mixed(TEXT + b"\r\none", HTML + b"\r\n<i>two</i>", kind=b"alternative"), "one two", id="alternatives"),
+        pytest.param(mixed(mixed(TEXT + b"\r\none", boundary=b"i"), TEXT + b"\r\ntwo"), "one two", id="nested"),
+        pytest.param(mixed(TEXT + b"\r\none", ATTACHED, INNER), "one", id="attachments"),
+        pytest.param(mixed(TEXT + b"Content-Disposition: inline; filename=a.txt\r\n\r\none"), "one", id="inline with a name"),
+        pytest.param(mixed(b"Content-Type: application/json\r\n\r\nno"), "", id="another type"),
+        pytest.param(mixed(b"Content-Type: text/csv\r\n\r\nno"), "", id="another text"),
+        pytest.param(mixed(), "--b--", id="a multipart without parts"),
+        pytest.param(coded(b"aGVsbG8="), "hello", id="base64"),
+        pytest.param(coded(b"aGV*sb\r\n-G8"), "hello", id="broken base64"),
+        pytest.param(coded(b"hel=6Co=\r\n =F0", b"Quoted-Printable"), "hello \ufffd", id="broken quoted-printable"),
+        pytest.param(coded(b"hello", b"x-unknown"), "hello", id="unknown encoding"),
+        pytest.param(coded(b"aGVsbG8=", b"base64\r\nContent-Transfer-Encoding: 7bit"), "hello aGVsbG8=", id="two encodings"),
+        pytest.param(HTML + TEXT + b"\r\n<b>a", "a <b>a", id="two types"),
+        pytest.param(b"Content-Type: text/plain; charset=iso-8859-1\r\n\r\n\xfcber", "über", id="charset"),
+        pytest.param(b"Content-Type: text/plain; charset=x-no\r\n\r\n\xc3\xbcber", "über", id="unknown charset, UTF-8"),
+        pytest.param(b"Content-Type: text/plain; charset=x-no\r\n\r\n\xfcber", "über", id="unknown charset"),
+        pytest.param(b"Content-Type: text/plain; charset=idna\r\n\r\n\xfcber", "über", id="no charset for mail"),
+        pytest.param(b"Content-Type: text/plain; charset=us-ascii\r\n\r\n\xc3\xbcber", "über", id="wrong charset"),
+        pytest.param(b"Content-Type: text/plain; charset=shift_jis\r\n\r\n\x90\xbf\x8b\x81\xff", "請求\ufffd", id="one wrong octet"),
+        pytest.param(b"Content-Type: text/plain; charset=iso-2022-jp\r\n\r\n\x1b$B@A5a\x1b(Q", "請求\ufffd", id="one wrong octet of seven bits"),
+        pytest.param(b"Content-Type: text/plain; charset=utf-16le\r\n\r\n" + "über".encode("utf-16-le"), "über", id="UTF-16"),
+        pytest.param(b"Content-Type: text/plain; charset=utf-16le\r\n\r\na\0\0\xd8b\0", "a\ufffdb", id="a lone surrogate"),
+        pytest.param(b"Content-Type: text/plain; charset=utf-7\r\n\r\na+2AA-b", "a\ufffdb", id="half a pair"),
+        pytest.param(b"", "", id="nothing"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+def test_the_text_is_what_a_reader_sees(content, text, form):
+    assert text_of(form(content)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\r\n\tb\u00a0\u2003c ", "a b c"),
+        ("\uff29nv\u00ado\u200bi\u2060ce \ufb01ne", "Invoice fine"),
+        ("in\u034fvo\ufe0fi\U000e0101ce", "invoice"),
+        ("a\0b\x1bc", "abc"),
+        ("a\0b\x1bü", "abü"),
+        ("u\u0308ber", "über"),
+        ("x " * 200 + "u\u0308", "x " * 200 + "ü"),
+        ("Straße", "Straße"),
+        ("", ""),
+    ],
+)
+def test_what_looks_alike_is_folded_to_the_same(text, expected):
+    assert folded(text) == expected
+
+
+@given(st.text(st.characters() | st.sampled_from(" \n\u0308\u200b\u00adaü"), max_size=600))
+def test_a_folded_text_is_printable_and_stays_the_same(text):
+    once = folded(text)
+    assert once.isprintable()
+    assert "  " not in once
+    assert folded(text, 10) == once[:10]
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "found"),
+    [
+        ("Please pay now.", "PAY", True),
+        ("Please pay now.", "please, pay", True),
+        ("Please pay now.", "pay please", False),
+        ("Please prepay now.", "pay", False),
+        ("pay_now", "pay", False),
+        ("Don\u2019t pay", "don't", True),
+        ("हिन्दी", "हिन", False),
+        ("हिन्दी भाषा", "भाषा", True),
+        ("STRASSE", "Straße", True),
+    ],
+)
+def test_whole_words_are_found_in_their_order(text, phrase, found):
+    assert BodyText(folded(text)).has_phrase(in_words(folded(phrase).casefold())) == found
+
+
+def test_at_most_1_mib_of_all_bodies_is_read():
+    filler = b"x" * (BODY_OCTETS_MAX - 10)
+    content = mixed(TEXT + b"\r\n" + filler, HTML + b"\r\n<b>1</b>456", TEXT + b"\r\nno")
+    assert text_of(content) == filler.decode() + " 145"
+    wide = b"Content-Type: text/plain; charset=utf-16be\r\n\r\n" + b"\xfd\xfa" * 100_000
+    assert len(text_of(wide)) == BODY_OCTETS_MAX
+
+
+@pytest.mark.parametrize(
+    "charset", ["utf-8", "utf-16le", "gb18030", "shift_jis", "euc-jp", "iso-2022-jp"]
+)
+def test_a_character_may_be_cut_at_the_end(charset):
+    octets = ("a" + "請" * BODY_OCTETS_MAX).encode(charset)[: BODY_OCTETS_MAX + 4000]
+    head = f"Content-Type: text/plain; charset={charset}\r\n\r\n".encode()
+    text = text_of(as_large(head + octets))
+    assert text.rstrip("\ufffd").strip("請") == "a"
+    assert len(text) > BODY_OCTETS_MAX / 4
+
+
+class Counted:
+    """A body that counts how much is read, in total and at most at once."""
+
+    def __init__(self, octets):
+        self.octets, self.size = octets, len(octets)
+        self.read_bytes = self.most_bytes = 0
+
+    def read(self, start, length):
+        self.read_bytes += length
+        self.most_bytes = max(self.most_bytes, length)
+        return self.octets[start : start + length]
+
+    def part(self, start, length):
+        return Part(self, start, min(length, self.size - start))
+
+
+class Part:
+    """A range of a counted body."""
+
+    def __init__(self, body, start, size):
+        self.body, self.start, self.size = body, start, size
+
+    def read(self, start, length):
+        return self.body.read(self.start + start, min(length, self.size - start))
+
+    def part(self, start, length):
+        return Part(self.body, self.start + start, min(length, self.size - start))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "unit"), [(b"7bit", b"word \r\n"), (b"base64", b"IA==\r\n"), (b"quoted-printable", b"=\r\n")],
+    ids=["7bit", "base64", "empty quoted-printable"],
+)  # fmt: skip
+def test_a_large_text_is_never_in_memory(encoding, unit):
+    body = Counted(b"\r\n" + unit * (20_000_000 // len(unit)))
+    header = TEXT + b"Content-Transfer-Encoding: " + encoding + b"\r\n"
+    text_of(LargeContent(header, (body,), eight_bit=False))
+    assert body.most_bytes <= BLOCK_BYTES
+    assert body.read_bytes < body.size + 5 * BODY_OCTETS_MAX
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(["plain", "html"]), st.text(max_size=200)), max_size=4))
+def test_the_form_of_a_message_makes_no_difference(bodies):
+    message = EmailMessage(policy=email.policy.SMTP)
+    for kind, text in bodies:
+        safe = text.encode("utf-8", "replace").decode()
+        part = EmailMessage(policy=email.policy.SMTP)
+        part.set_content(safe, subtype=kind)
+        if message.is_multipart():
+            message.attach(part)
+        else:
+            message.make_mixed()
+            message.attach(part)
+    content = message.as_bytes()
+    assert text_of(content) == text_of(as_large(content))
+
+
+@given(st.binary(max_size=300))
+def test_a_damaged_message_never_raises(rubbish):
+    text_of(mixed(rubbish, TEXT + rubbish, coded(rubbish), coded(rubbish, b"quoted-printable")))
+    text_of(b"Content-Type: text/html; charset=" + rubbish + b"\r\n\r\n" + rubbish)
+
+
+HOSTILE = {
+    "tags": (HTML, b"<b>"),
+    "paragraphs": (HTML, b"<p>a</p>"),
+    "hidden elements": (HTML, b"<p hidden>"),
+    "<": (HTML, b"<"),
+    "references": (HTML, b"&#1;"),
+    "open comments": (HTML, b"<!--"),
+    "marks of one letter": (TEXT, "\u0301\u0323\u0316".encode()),
+    "expanding characters": (TEXT, "\ufdfa".encode()),
+    "invisible characters": (TEXT, "\u200b\u034f".encode()),
+    "one word each": (TEXT, b"a b "),
+    "wrong octets": (TEXT.replace(b"utf-8", b"cp1252"), b"\x81"),
+    "parts": (b"Content-Type: multipart/mixed; boundary=b\r\n", b"\r\n--b\r\n\r\n" + b"a" * 1040),
+}
+
+
+@pytest.mark.parametrize(("head", "unit"), HOSTILE.values(), ids=HOSTILE)
+def test_1_mib_that_is_made_to_be_slow_takes_less_than_a_second(head, unit):
+    body = unit * (BODY_OCTETS_MAX // len(unit))
+    began = time.process_time()
+    words = BodyText(text_of(as_large(head + b"\r\n" + body))).words
+    taken_s = time.process_time() - began
+    assert taken_s < 2, len(words)  # 0.1 to 0.5 s on an idle machine

@@ -1,0 +1,313 @@
+"""Conditions on fields by pattern and number, on the session, and on groups of addresses."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from relay.base.message.authentication_results import AuthResult
+from relay.base.message.envelope import Source
+from relay.base.settings.document import SettingsError
+from relay.transport.policy.conditions import HeaderCondition
+from relay.transport.policy.explanation import explain
+from relay.transport.policy.message_view import MessageView
+from relay.transport.policy.patterns import PatternError, PatternSet
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_tests import examined_message
+from tests.unit.transport.policy.conftest import MAIL, rule
+
+TAG = "{ subject_prefix = '[X]' }"
+
+
+def mail(*fields):
+    return "".join(f"{each}\r\n" for each in fields).encode() + b"\r\n"
+
+
+def score(value):
+    return mail("Subject: s", f"X-Spam-Score: {value}")
+
+
+def matches(verdict):
+    return bool(verdict.hits)
+
+
+@pytest.mark.parametrize(
+    ("table", "found"),
+    [
+        ("{ dmarc = 'FAIL' }", True),
+        ("{ dmarc = ['pass', 'f*'] }", True),
+        ("{ dmarc = 'pass' }", False),
+        ("{ dkim = 'pass', dmarc = 'fail' }", True),  # one of the signatures
+        ("{ dkim = 'pass', dmarc = 'pass' }", False),
+        ("{ spf = '*' }", False),
+        ("{ arc = 'pass' }", ValueError),
+        ("{}", ValueError),
+        ("'fail'", ValueError),
+    ],
+)
+def test_auth(rules_of, table, found):
+    results = (AuthResult("dkim", "fail"), AuthResult("dkim", "pass"), AuthResult("dmarc", "fail"))
+    subject = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    text = rule(TAG, when=f"{{ auth = {table} }}")
+    if found is ValueError:
+        with pytest.raises(SettingsError, match="auth"):
+            rules_of(text)
+        return
+    verdict = rules_of(text).evaluate(replace(subject, results=results))
+    assert matches(verdict) == found
+    if found:
+        assert "dmarc=fail" in verdict.hits[0].because[0].value
+
+
+@pytest.mark.parametrize(
+    ("tables", "content", "found"),
+    [
+        ("{ name = 'x-a', pattern = 'b+$' }", mail("X-A: aBB"), "x-a: aBB"),
+        ("{ name = 'X-A', pattern = '^b' }", mail("X-A: ab"), None),
+        ("{ name = 'X-A', pattern = '' }", mail("X-A: ab"), ValueError),
+        ("{ name = 'X-A', pattern = '^$' }", mail("X-A:"), "x-a: "),
+        ("{ name = 'X-A', pattern = 'b' }", mail("X-B: b"), None),
+        ("{ name = 'X-A', pattern = 'b' }", mail("X-A: a", "X-A: c", "X-A: ab"), "x-a: ab"),
+        ("{ name = 'X-A', pattern = 'über' }", mail("X-A: =?utf-8?Q?=C3=9CBER?="), "x-a: ÜBER"),
+        ("{ name = 'X-A', pattern = 'a b' }", mail("X-A: a", " b"), "x-a: a b"),
+        ("{ name = 'X-A', pattern = 'end$' }", mail("X-A: " + "word " * 500 + "end"), None),
+        ("[{ name = 'A', matches = 'x' }, { name = 'A', pattern = 'y' }, { name = 'A', over = 1 }]",
+         mail("A: 2"), "a: 2"),
+        ("[{ name = 'A', matches = 'x' }, { name = 'B', pattern = 'y' }]", mail("B: yy"), "b: yy"),
+        ("[{ name = 'A', pattern = 'x' }, { name = 'A', pattern = 'y' }]", mail("A: y"), "a: y"),
+    ],
+)  # fmt: skip
+def test_header_pattern(evaluate, tables, content, found):
+    text = rule(TAG, when=f"{{ header = {tables} }}")
+    if found is ValueError:
+        with pytest.raises(Exception, match="expected a regular expression"):
+            evaluate(text, content=content)
+        return
+    hits = evaluate(text, content=content).hits
+    assert [each.because[0].value for each in hits] == ([found] if found is not None else [])
+
+
+@pytest.mark.parametrize(
+    ("value", "over", "matching"),
+    [
+        ("5.1", 5, True),
+        ("5", 5, False),
+        ("5.0", "4.99", True),
+        ("-2.5", -3, True),
+        ("-2.5", "-2.5", False),
+        ("-2.5", 0, False),
+        ("+7 of 10", 6, True),
+        ("score=-2.5 required=5.0", 0, False),
+        ("Yes, score=7.3", 7, True),
+        ("BAYES-50", 49, True),
+        (".5", 0, True),
+        ("none", -1000, False),
+        ("", -1000, False),
+        ("٣", -1000, False),
+        ("9" * 400, 5, True),
+        ("x" * 3000 + "9", -1000, False),
+    ],
+)
+def test_header_over(evaluate, value, over, matching):
+    text = rule(TAG, when=f"{{ header = {{ name = 'X-Spam-Score', over = {over} }} }}")
+    assert matches(evaluate(text, content=score(value))) is matching
+
+
+def test_of_several_fields_one_number_over_is_enough_and_no_field_is_not(evaluate):
+    text = rule(TAG, when="{ header = { name = 'X-Spam-Score', over = -100 } }")
+    assert not matches(evaluate(text))
+    above = rule(TAG, when="{ header = { name = 'X-Spam-Score', over = 5 } }")
+    assert matches(evaluate(above, content=score("1\r\nX-Spam-Score: 6")))
+
+
+@given(st.floats(-1e6, 1e6).map(lambda each: round(each, 3)), st.integers(-1_000_000, 1_000_000))
+def test_over_is_strictly_greater(value, over):
+    condition = HeaderCondition.parse({"name": "X", "over": over}, {})
+    message = examined_message(
+        "", ["b@x.test"], f"X: {value:.3f}\r\n\r\n".encode(), source=Source.SMTP, local_domains=()
+    )
+    assert condition.matches(MessageView(message, message.content, {})) is (value > over)
+
+
+@pytest.mark.parametrize(
+    ("when", "session", "matching"),
+    [
+        ("client = '10.0.0.0/8'", {"client": "10.1.2.3"}, True),
+        ("client = '10.0.0.0/8'", {"client": "11.1.2.3"}, False),
+        ("client = '10.0.0.0/8'", {"client": "::ffff:10.1.2.3"}, True),
+        ("client = '::ffff:10.0.0.0/104'", {"client": "10.1.2.3"}, True),
+        ("client = '::/0'", {"client": "10.1.2.3"}, False),
+        ("client = '0.0.0.0/0'", {"client": "2001:db8::1"}, False),
+        ("client = ['192.0.2.1', '2001:db8::/32']", {"client": "2001:db8::1"}, True),
+        ("client = ['192.0.2.1', '2001:db8::/32']", {"client": "192.0.2.1"}, True),
+        ("client = ['192.0.2.1', '2001:db8::/32']", {"client": "192.0.2.2"}, False),
+        ("client = 'fe80::/10'", {"client": "fe80::1%eth0"}, True),
+        ("client = ['0.0.0.0/0', '::/0']", {"client": ""}, False),
+        ("login = '*@in.test'", {"login": "Bob@in.test"}, True),
+        ("login = '*@in.test'", {"login": "bob@out.test"}, False),
+        ("login = '*'", {"login": "bob@in.test"}, True),
+        ("login = '*'", {"login": ""}, False),
+        ("login = '<*'", {"login": ""}, False),
+        ("login = ['<>', 'x']", {"login": ""}, True),
+        ("login = '<>'", {"login": "bob@in.test"}, False),
+        ("recipients_over = 2", {"to": ["a@x.test", "b@x.test"]}, False),
+        ("recipients_over = 1", {"to": ["a@x.test", "b@x.test"]}, True),
+        ("recipients_over = 0", {}, True),
+    ],
+)
+def test_conditions_on_the_session(evaluate, when, session, matching):
+    assert matches(evaluate(rule(TAG, when=f"{{ {when} }}"), **session)) is matching
+
+
+def test_recipients_over_counts_what_the_client_named(rules_of):
+    rules = rules_of(rule(TAG, when="{ recipients_over = 50 }"))
+    message = examined_message(
+        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=()
+    )
+    assert not rules.evaluate(message).hits
+    [hit] = rules.evaluate(replace(message, recipient_count=51)).hits
+    assert hit.as_json()["because"] == [{"condition": "recipients_over", "value": "51"}]
+
+
+@pytest.fixture
+def groups(tmp_path):
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    (folder / "staff.txt").write_text(
+        "# all of us\r\n\r\n  Ann@In.test  \r\nlab.test\r\nb*b@x.test"
+    )
+    (folder / "vip.txt").write_text('"the boss"@in.test\nübung@bücher.test')
+    (folder / ".hidden.txt").write_text("nothing like an address")
+
+
+@pytest.mark.usefixtures("groups")
+@pytest.mark.parametrize(
+    ("globs", "address", "matching"),
+    [
+        ("'group:staff'", "ann@in.test", True),
+        ("'group:staff'", "ANN@IN.TEST", True),
+        ("'group:staff'", "joe@in.test", False),
+        ("'group:staff'", "anyone@lab.test", True),
+        ("'group:staff'", "anyone@sub.lab.test", False),
+        ("'group:staff'", "anyone@notlab.test", False),
+        ("'group:staff'", "b*b@x.test", True),
+        ("'group:staff'", "bob@x.test", False),
+        ("'group:vip'", "ann@in.test", False),
+        ("'group:vip'", "übung@bücher.test", True),
+        ("['group:staff', 'group:vip', 'joe@*']", "joe@in.test", True),
+        ("['group:staff', 'group:vip', 'joe@*']", "anyone@lab.test", True),
+        ("['group:staff', 'group:vip', 'joe@*']", "x@y.test", False),
+        ("'group:own'", "anyone@IN.test", True),  # the local domain
+        ("'group:own'", "anyone@sub.in.test", False),
+        ("['group:own', 'x@*']", "x@y.test", True),
+        ("['group:own', 'group:staff']", "anyone@lab.test", True),
+        ("['group:own', 'group:staff']", "x@y.test", False),
+    ],
+)
+@pytest.mark.parametrize("key", ["sender", "recipient", "header_from", "to_or_cc"])
+def test_groups(evaluate, key, globs, address, matching):
+    asked = {"sender": address} if key == "sender" else {"to": [address]}
+    if key == "header_from":
+        asked = {"content": mail(f"From: Somebody <{address}>", "Sender: ann@in.test")}
+    if key == "to_or_cc":
+        asked = {
+            "content": mail("To: other@z.test", f"Cc: Somebody <{address}>", "Bcc: ann@in.test")
+        }
+    assert matches(evaluate(rule(TAG, when=f"{{ {key} = {globs} }}"), **asked)) is matching
+    exempt = evaluate(rule(TAG, name="u", unless=f"{{ {key} = {globs} }}"), **asked)
+    assert matches(exempt) is not matching
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        (["From: a@b.test, Ann <Ann@in.test>"], "Ann@in.test"),
+        (["From: a@b.test", "From: c@in.test"], "c@in.test"),
+        (["From: =?utf-8?Q?ann=40in.test?= <a@b.test>"], None),
+        (["From: group: a@in.test;"], "a@in.test"),
+        (["Subject: x"], None),
+    ],
+)
+def test_each_address_in_from_counts(evaluate, fields, value):
+    hits = evaluate(rule(TAG, when="{ header_from = 'group:own' }"), content=mail(*fields)).hits
+    assert [each.because[0].value for each in hits] == ([value] if value else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "value"),
+    [
+        (["To: x@b.test, Ann <ann@xn--bcher-kva.test>"], "ann@xn--bcher-kva.test"),
+        (["To: x@b.test", "cc: ann@bücher.test"], "ann@xn--bcher-kva.test"),
+        (["To: x@b.test", "To: group: y@b.test, ann@bücher.test;"], "ann@xn--bcher-kva.test"),
+        (["To: ann@bücher.test.b.test", "Bcc: ann@bücher.test", "From: ann@bücher.test"], None),
+        (["To: undisclosed-recipients:;"], None),
+        (["To: =?utf-8?Q?ann=40b=C3=BCcher.test?= <a@b.test>"], None),
+    ],
+)
+def test_each_address_in_to_and_cc_counts(evaluate, fields, value):
+    hits = evaluate(rule(TAG, when="{ to_or_cc = '*@bücher.test' }"), content=mail(*fields)).hits
+    assert [each.because[0].value for each in hits] == ([value] if value else [])
+
+
+def test_only_a_pattern_takes_a_thread_and_only_where_its_field_is(rules_of):
+    rules = rules_of(
+        rule(TAG, name="number", when="{ header = { name = 'X-Old', over = 5 } }"),
+        rule(TAG, name="pattern", when="{ header = { name = 'X-New', pattern = '1' } }"),
+    )
+    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    assert rules.begin(message).run(in_thread=False)
+    other = examined_message(
+        "", ["b@x.test"], b"X-New: 1\r\n" + MAIL, source=Source.SMTP, local_domains=()
+    )
+    evaluation = rules.begin(other)
+    assert not evaluation.run(in_thread=False)
+    assert evaluation.run(in_thread=True)
+    assert [hit.rule for hit in evaluation.verdict().hits] == ["pattern"]
+
+
+def test_all_patterns_for_a_field_are_one_set_that_reads_each_value_once(rules_of, monkeypatch):
+    text = "".join(
+        rule(TAG, name=str(each), when=f"{{ header = {{ name = 'X-Old', pattern = '{each}' }} }}")
+        for each in range(30)
+    )
+    rules, asked = rules_of(text), []
+    matching = PatternSet.matching
+    monkeypatch.setattr(
+        PatternSet, "matching", lambda self, text: asked.append(text) or matching(self, text)
+    )
+    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    assert [hit.rule for hit in rules.evaluate(message).hits] == ["1"]
+    # the first content, and the one with the tag
+    assert asked == ["1", "1"]
+
+
+def test_a_set_without_an_answer_fails_the_rule_and_does_not_skip_it(rules_of, monkeypatch):
+    rules = rules_of(rule(TAG, when="{ header = { name = 'X-Old', pattern = '1' } }"))
+
+    def fail(_self, _text):
+        raise PatternError("the patterns ran out of memory")
+
+    monkeypatch.setattr(PatternSet, "matching", fail)
+    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
+    with pytest.raises(PatternError):
+        rules.evaluate(message)
+
+
+def test_an_explanation_has_the_values_of_these_conditions(rules_of):
+    rules = rules_of(
+        rule(
+            TAG,
+            when="{ header = { name = 'X-Old', pattern = '2' }, recipients_over = 3, "
+            "client = '10.0.0.0/8', login = '<>' }",
+        )
+    )
+    message = examined_message(
+        "", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=(), client="192.0.2.1"
+    )
+    [finding] = explain(RuleBook(rules), message).rules
+    assert [(each.condition, each.value, each.holds) for each in finding.conditions] == [
+        ("recipients_over", "1", False),
+        ("client", "192.0.2.1", False),
+        ("login", "<>", True),
+        ("header", "x-old: 1", False),
+    ]

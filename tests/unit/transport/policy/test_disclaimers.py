@@ -1,0 +1,180 @@
+"""The disclaimer as an action: its keys, whose copies have it, and the three fallbacks."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.base.message.envelope import Source
+from relay.base.message.verdict import VerdictAction
+from relay.transport.policy.actions import (
+    ACTIONS,
+    DISCLAIMER_HTML_MAX,
+    DISCLAIMER_TEXT_MAX,
+    DisclaimerAction,
+)
+from relay.transport.policy.rule_files import PolicyError, read_rules
+from relay.transport.policy.rule_tests import examined_message
+from tests.unit.transport.policy.conftest import MAIL, rule
+
+SIGNED = MAIL.replace(b"\r\n\r\nbody", b"\r\nContent-Type: application/pkcs7-mime\r\n\r\nbody")
+REASON = "it is signed or encrypted"
+
+
+def action(text="Only for you", **keys):
+    pairs = ", ".join(f"{key} = '{value}'" for key, value in {"text": text, **keys}.items())
+    return f"{{ disclaimer = {{ {pairs} }} }}"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("'x'", 'expected a table { text = "For the addressee only" }; it may also have html, where'),
+        ("{ text = 'x', Where = 'end' }", 'Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)'),
+        ("{ html = 'x' }", "it may also have html, where, fallback"),
+        ("{ text = 3 }", "text: found 3, expected a text with a word"),
+        ("{ text = '' }", 'text: found "", expected a text with a word'),
+        ("{ text = '> --' }", 'text: found "> --", expected a text with a word'),
+        ('{ text = "a\\u0000b" }', "without control characters"),
+        (f"{{ text = '{'x' * (DISCLAIMER_TEXT_MAX + 1)}' }}", f"expected at most {DISCLAIMER_TEXT_MAX}"),
+        (f"{{ text = 'x', html = '{'x' * (DISCLAIMER_HTML_MAX + 1)}' }}", f"expected at most {DISCLAIMER_HTML_MAX}"),
+        ("{ text = 'x', html = '' }", 'html: found "", expected a text with a word'),
+        ("{ text = 'x', html = '<b title=x' }", "expected markup that does not end inside"),
+        ("{ text = 'x', html = 'x<!-- y' }", "expected markup that does not end inside"),
+        ("{ text = 'x', html = '<style>x' }", "expected markup that does not end inside"),
+        ("{ text = 'x', where = 'top' }", 'where: found "top", expected one of end, start'),
+        ("{ text = 'x', fallback = 'defer' }", 'fallback: found "defer", expected one of wrap, ignore, reject'),
+    ],
+)  # fmt: skip
+def test_a_fault_says_what_was_expected(rules_of, value, expected):
+    with pytest.raises(PolicyError) as raised:
+        rules_of(rule(f"{{ disclaimer = {value} }}"))
+    [fault] = raised.value.faults
+    assert fault.line == 3
+    assert expected in str(fault).partition('rule "r": then.disclaimer')[2]
+
+
+def test_what_is_not_given_has_a_default():
+    made = ACTIONS["disclaimer"].parse({"text": "a\n<b>", "html": "<b>unclosed </i>"})
+    assert made == DisclaimerAction("a\n<b>", "<b>unclosed </i>", "end", "wrap")
+
+
+def test_only_the_copies_of_matched_recipients_have_it(evaluate):
+    verdict = evaluate(
+        rule(f'{action()}, {{ bcc = "new@x.test" }}', when="{ recipient = '*@out.test' }"),
+        to=["b@out.test", "c@in.test", "d@out.test"],
+    )
+    assert [each.content for each in verdict.recipients] == [1, 0, 1]
+    assert [each.content for each in verdict.additions] == [1]
+    assert verdict.contents == (MAIL, MAIL + b"\r\nOnly for you\r\n")
+    assert verdict.hits[0].because[1:] == ()
+
+
+def test_it_is_added_once(evaluate):
+    verdict = evaluate(rule(action(), name="1"), rule(action(), name="2"))
+    assert verdict.contents == (MAIL, MAIL + b"\r\nOnly for you\r\n")
+
+
+def test_other_edits_of_the_rule_are_made_in_their_order(evaluate):
+    tag = '{ subject_prefix = "[X]" }'
+    verdict = evaluate(rule(f"{tag}, {action()}, {{ remove_header = 'X-Old' }}"), content=SIGNED)
+    head, _, rest = verdict.contents[1].partition(b"\r\n\r\n")
+    assert b"Subject: [X] hello" in head
+    assert b"X-Old" not in head
+    assert b"X-Old: 1\r\n" in rest  # it was removed after the message was wrapped
+    assert b"Subject: [X] hello" in rest
+
+
+def test_in_audit_mode_nothing_changes(evaluate):
+    verdict = evaluate(rule(action(), mode="'audit'"))
+    assert verdict.contents == (MAIL,)
+    assert [hit.outcome for hit in verdict.hits] == ["disclaimer"]
+
+
+@pytest.mark.parametrize(
+    ("fallback", "fate"),
+    [("wrap", VerdictAction.DELIVER), ("ignore", VerdictAction.DELIVER), ("reject", VerdictAction.REJECT)],
+)  # fmt: skip
+def test_what_cannot_have_it_takes_the_fallback(evaluate, fallback, fate):
+    verdict = evaluate(
+        rule(
+            f'{action(fallback=fallback)}, {{ bcc = "new@x.test" }}', when="{ recipient = 'b@*' }"
+        ),
+        content=SIGNED,
+        to=["b@out.test", "c@out.test"],
+    )
+    first, second = verdict.recipients
+    assert (first.action, second.action) == (fate, VerdictAction.DELIVER)
+    assert (first.content, second.content) == (int(fallback == "wrap"), 0)
+    assert verdict.contents[0] == SIGNED
+    assert (SIGNED in verdict.contents[-1]) is True
+    assert len(verdict.contents) == 1 + (fallback == "wrap")
+    # a copy of a message that is rejected is not made
+    assert len(verdict.additions) == (fallback != "reject")
+    [hit] = verdict.hits
+    assert hit.because[-1].condition == "disclaimer"
+    assert hit.because[-1].value == f"{fallback}: {REASON}"
+    if fallback == "reject":
+        assert (first.rule, first.status) == ("r", "5.6.3")
+        assert first.text == f"A disclaimer has to be added to this message, but {REASON}"
+
+
+def test_a_rejected_recipient_is_decided(evaluate):
+    later = rule('{ redirect = "new@x.test" }', name="later")
+    verdict = evaluate(rule(action(fallback="reject")), later, content=SIGNED)
+    assert [each.action for each in verdict.recipients] == [VerdictAction.REJECT]
+    assert verdict.additions == ()
+
+
+def test_it_needs_a_thread(rules_of):
+    rules = rules_of(
+        rule('{ subject_prefix = "[X]" }', name="before"),
+        rule(f'{{ subject_prefix = "[Y]" }}, {action()}', when="{ subject = '*hello' }"),
+    )
+    for subject, finishes in ((b"hello", False), (b"other", True)):
+        content = MAIL.replace(b"hello", subject)
+        message = examined_message(
+            "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains=()
+        )
+        evaluation = rules.begin(message)
+        assert evaluation.run(in_thread=False) is finishes
+        assert evaluation.run(in_thread=True)
+        assert evaluation.verdict() == rules.evaluate(message)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_every_recipient_has_one_verdict_and_untouched_copies_are_the_original(
+    tmp_path_factory, data
+):
+    addresses = ["a@in.test", "b@in.test", "c@out.test"]
+    words = st.sampled_from(["Only for you", "Für Sie", "Other words"])
+    fallback = st.sampled_from(["wrap", "ignore", "reject"])
+    added = st.builds(lambda text, one: action(text, fallback=one), words, fallback)
+    then = st.one_of(
+        added, added, st.just('{ subject_prefix = "[X]" }'), st.just("{ discard = true }")
+    )
+    drawn = data.draw(st.lists(st.tuples(then, st.sampled_from(addresses)), max_size=5))
+    content = data.draw(st.sampled_from([MAIL, SIGNED]))
+    directory = tmp_path_factory.mktemp("rules")
+    text = "".join(
+        rule(one, name=str(number), when=f"{{ recipient = '{who}' }}")
+        for number, (one, who) in enumerate(drawn)
+    )
+    (directory / "10.toml").write_text(text, encoding="utf-8")
+    message = examined_message(
+        "s@in.test", addresses, content, source=Source.SMTP, local_domains={"in.test"}
+    )
+    verdict = read_rules(directory).evaluate(message)
+    assert [each.address for each in verdict.recipients] == addresses
+    assert verdict.contents[0].joined() == content
+    assert len(set(verdict.contents)) == len(verdict.contents)
+    concerned = {who for _, who in drawn}
+    for each in verdict.recipients:
+        if each.address not in concerned:
+            assert (each.action, each.content) == (VerdictAction.DELIVER, 0)
+        octets = verdict.contents[each.content].joined()
+        for one, who in drawn:
+            if who == each.address and "Only for you" in one and each.action == "deliver":
+                is_there = octets.count(b"\r\nOnly for you") > 0
+                assert is_there or (content is SIGNED and "ignore" in one)
+        assert octets.count(b"\r\nOnly for you") <= 1

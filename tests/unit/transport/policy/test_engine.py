@@ -1,0 +1,399 @@
+"""How rules change a message: verdict per recipient, edited copies, added recipients, order."""
+
+import gc
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.base.message.envelope import Source
+from relay.base.message.verdict import Finding, VerdictAction
+from relay.transport.policy.engine import EvaluationStoppedError
+from relay.transport.policy.rule_files import read_rules
+from relay.transport.policy.rule_tests import examined_message, overall_verdict
+from relay.transport.policy.rules import OverallVerdict
+from tests.unit.transport.policy.conftest import MAIL, rule
+
+REJECT = '{ reject = "5.7.1 no" }'
+TAG = '{ subject_prefix = "[X]" }'
+
+
+def hits(verdict):
+    return [hit.rule for hit in verdict.hits]
+
+
+@pytest.mark.parametrize(
+    ("when", "message", "matches"),
+    [
+        ("sender = 'A@IN.*'", {}, True),
+        ("sender = ['x', '*@in.test']", {}, True),
+        ("sender = '*@out.test'", {}, False),
+        ("sender = '<>'", {"sender": ""}, True),
+        ("sender = '<>'", {}, False),
+        ("recipient = 'B@out.test'", {}, True),
+        ("recipient = 'c@*'", {}, False),
+        ("subject = 'HEL?O'", {}, True),
+        ("subject = 'hel'", {}, False),
+        ("subject = '[x]*'", {"content": b"Subject: [x] y\r\n\r\n"}, True),
+        ("subject = '[x]*'", {"content": b"Subject: x y\r\n\r\n"}, False),
+        ("subject = '*über*'", {"content": b"Subject: =?utf-8?Q?=C3=9Cber_uns?=\r\n\r\n"}, True),
+        ("subject = ''", {}, None),
+        ("header = { name = 'x-OLD', matches = '1' }", {}, True),
+        ("header = { name = 'X-Old', matches = '2' }", {}, False),
+        ("header = { name = 'X-None', matches = '*' }", {}, False),
+        ("header = { name = 'X', matches = 'b' }", {"content": b"X: a\r\nX:\r\n b\r\n\r\n"}, True),
+        ("header = [{ name = 'X', matches = '*' }, { name = 'X-Old', matches = '*' }]", {}, True),
+        (f"size_over = {len(MAIL) - 1}", {}, True),
+        (f"size_over = {len(MAIL)}", {}, False),
+        ("size_over = '1 KiB'", {"content": MAIL + b"x" * 1024}, True),
+        ("source = ['graph', 'sendmail']", {"source": Source.SENDMAIL}, True),
+        ("source = ['graph', 'sendmail']", {}, False),
+        ("direction = 'outbound'", {}, True),
+        ("direction = 'inbound'", {"sender": "x@out.test", "to": ["b@in.test"]}, True),
+        ("direction = 'inbound'", {"to": ["b@in.test"]}, False),
+        ("direction = ['outbound', 'internal']", {"to": ["b@in.test"]}, True),
+        ("sender = '*@in.test', subject = 'hello'", {}, True),
+        ("sender = '*@in.test', subject = 'other'", {}, False),
+    ],
+)  # fmt: skip
+def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches):
+    if matches is None:
+        with pytest.raises(Exception, match="globs of 1 to"):
+            evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
+        return
+    verdict = evaluate(rule(REJECT, when=f"{{ {when} }}"), **message)
+    assert (hits(verdict) == ["r"]) is matches
+    assert (verdict.recipients[0].action is VerdictAction.REJECT) is matches
+
+
+@pytest.mark.parametrize(
+    ("when", "message", "found"),
+    [
+        ("sender = '*@in.test'", {}, {"sender": "a@in.test"}),
+        ("sender = '<>'", {"sender": ""}, {"sender": "<>"}),
+        ("subject = 'hel*', recipient = 'b@*'", {}, {"subject": "hello", "recipient": "b@out.test"}),
+        ("header = [{ name = 'X', matches = '*' }, { name = 'X-Old', matches = '1' }]", {},
+         {"header": "x-old: 1"}),
+        ("size_over = 10", {}, {"size_over": str(len(MAIL))}),
+        ("source = 'smtp', direction = 'outbound'", {},
+         {"source": "smtp", "direction": "outbound"}),
+        ("subject = '*'", {"content": b"Subject: %s\r\n\r\n" % (b"x" * 200)},
+         {"subject": f"{'x' * 120}…"}),
+    ],
+)  # fmt: skip
+def test_a_match_says_what_each_condition_found(evaluate, when, message, found):
+    (hit,) = evaluate(rule(TAG, when=f"{{ {when} }}"), **message).hits
+    assert hit.as_json()["because"] == [
+        {"condition": condition, "value": value} for condition, value in found.items()
+    ]
+
+
+def test_the_name_of_an_attachment_that_matches_is_found(evaluate):
+    content = (
+        b"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Disposition: attachment; filename=a.txt\r\n\r\nx\r\n"
+        b"--b\r\nContent-Disposition: attachment; filename=setup.EXE\r\n\r\nx\r\n--b--\r\n"
+    )
+    (hit,) = evaluate(rule(REJECT, when="{ attachment_name = '*.exe' }"), content=content).hits
+    assert hit.because == (Finding("attachment_name", "setup.exe"),)
+
+
+@pytest.mark.parametrize(
+    ("unless", "exempt"),
+    [
+        ("sender = 'a@*'", True),
+        ("sender = 'x@*', subject = 'hello'", True),  # any exception exempts
+        ("sender = 'x@*', recipient = 'c@*'", False),
+        ("recipient = 'b@*'", True),
+    ],
+)
+def test_any_condition_of_unless_exempts(evaluate, unless, exempt):
+    assert (hits(evaluate(rule(REJECT, unless=f"{{ {unless} }}"))) == []) is exempt
+
+
+def test_a_rule_without_conditions_matches_all_mail(evaluate):
+    assert overall_verdict(evaluate(rule(REJECT))) is OverallVerdict.REJECT
+
+
+def test_a_reject_has_its_code_text_and_rule(evaluate):
+    [recipient] = evaluate(rule('{ reject = "5.7.9 Not here" }')).recipients
+    assert (recipient.status, recipient.text, recipient.rule) == ("5.7.9", "Not here", "r")
+
+
+def test_without_rules_mail_is_delivered_unchanged(evaluate):
+    verdict = evaluate(to=["b@out.test", "c@in.test"])
+    assert verdict.contents == (MAIL,)
+    assert [(each.action, each.content, each.rule) for each in verdict.recipients] == [
+        (VerdictAction.DELIVER, 0, ""),
+        (VerdictAction.DELIVER, 0, ""),
+    ]
+    assert (verdict.added, verdict.hits) == ((), ())
+
+
+def test_audit_mode_records_a_match_and_changes_nothing(evaluate):
+    audited = rule(f"{TAG}, {REJECT}", name="a", mode="'audit'", stop="true")
+    verdict = evaluate(audited + rule(name="b", stop="true"))
+    assert verdict.contents == (MAIL,)
+    assert verdict.recipients[0].action is VerdictAction.DELIVER
+    assert [hit.as_json() for hit in verdict.hits] == [
+        {"rule": "a", "mode": "audit", "outcome": "subject_prefix,reject", "recipients": ["b@out.test"]},
+        {"rule": "b", "mode": "enforce", "outcome": "stop", "recipients": ["b@out.test"]},
+    ]  # fmt: skip
+
+
+def test_mode_off_disables_a_rule(evaluate):
+    assert evaluate(rule(REJECT, mode="'off'")).hits == ()
+
+
+def test_stop_ends_the_rules_only_for_the_matched_recipients(evaluate):
+    first = rule(name="vip", when="{ recipient = 'b@*' }", stop="true")
+    verdict = evaluate(first + rule(REJECT, name="rest"), to=["b@out.test", "c@out.test"])
+    assert [each.action for each in verdict.recipients] == [
+        VerdictAction.DELIVER,
+        VerdictAction.REJECT,
+    ]
+    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
+
+
+def test_later_rules_see_the_edited_message_and_skip_decided_recipients(evaluate):
+    verdict = evaluate(
+        rule("{ discard = true }", name="drop", when="{ recipient = 'c@*' }")
+        + rule('{ set_header = { name = "X-Seen", value = "ja" } }', name="mark")
+        + rule(TAG, name="tag", when="{ header = { name = 'X-Seen', matches = 'ja' } }"),
+        to=["b@out.test", "c@out.test"],
+    )  # fmt: skip
+    assert hits(verdict) == ["drop", "mark", "tag"]
+    assert verdict.hits[2].recipients == ("b@out.test",)
+    assert verdict.recipients[1].action is VerdictAction.DISCARD
+    assert verdict.contents[1] == MAIL.replace(b"Subject: hello", b"Subject: [X] hello").replace(
+        b"\r\n\r\n", b"\r\nX-Seen: ja\r\n\r\n"
+    )
+
+
+def test_files_are_applied_in_the_order_of_their_names(evaluate):
+    assert hits(evaluate(rule(TAG, name="first"), rule(TAG, name="second"))) == ["first", "second"]
+
+
+def test_an_edit_for_some_recipients_makes_a_second_content(evaluate):
+    verdict = evaluate(
+        rule(TAG, when="{ direction = 'outbound' }"), to=["b@out.test", "c@in.test", "d@out.test"]
+    )
+    assert [each.content for each in verdict.recipients] == [1, 0, 1]
+    assert verdict.contents == (MAIL, MAIL.replace(b"hello", b"[X] hello"))
+
+
+def test_equal_contents_are_shared_and_unused_ones_dropped(evaluate):
+    verdict = evaluate(
+        rule(TAG, name="one", when="{ recipient = 'b@*' }")
+        + rule('{ remove_header = "x-old" }', name="both")
+        + rule(TAG, name="two", when="{ recipient = 'c@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert [each.content for each in verdict.recipients] == [1, 1]
+    changed = MAIL.replace(b"hello", b"[X] hello").replace(b"X-Old: 1\r\n", b"")
+    assert verdict.contents == (MAIL, changed)
+
+
+def test_an_edit_without_effect_makes_no_second_content(evaluate):
+    assert evaluate(rule('{ remove_header = "X-None" }')).contents == (MAIL,)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\r\n", b"\r\nbody", b"no header\r\n\r\nat all", b"Subject: only\r\n", b" \r\n\r\n"],
+)
+def test_a_message_without_a_proper_header_can_be_edited(evaluate, content):
+    verdict = evaluate(rule('{ set_header = { name = "X-A", value = "1" } }'), content=content)
+    assert b"X-A: 1\r\n" in verdict.contents[1]
+    assert verdict.contents[1].replace(b"X-A: 1\r\n", b"").endswith(content)
+
+
+def test_redirect_replaces_the_recipient(evaluate):
+    verdict = evaluate(rule('{ redirect = ["x@in.test", "y@in.test"] }'))
+    [recipient] = verdict.recipients
+    assert (recipient.action, recipient.successors) == (
+        VerdictAction.REDIRECT,
+        ("x@in.test", "y@in.test"),
+    )
+    assert [(each.address, each.rule, each.content) for each in verdict.added] == [
+        ("x@in.test", "r", 0),
+        ("y@in.test", "r", 0),
+    ]
+
+
+def test_a_redirect_to_the_recipient_itself_changes_nothing(evaluate):
+    verdict = evaluate(rule('{ redirect = "B@out.test" }'))
+    assert verdict.recipients[0].action is VerdictAction.DELIVER
+    assert verdict.added == ()
+
+
+def test_redirect_to_another_recipient_adds_no_copy(evaluate):
+    verdict = evaluate(
+        rule('{ redirect = "c@out.test" }', when="{ recipient = 'b@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert [each.action for each in verdict.recipients] == [
+        VerdictAction.REDIRECT,
+        VerdictAction.DELIVER,
+    ]
+    assert verdict.added == ()
+
+
+def test_two_recipients_redirected_to_each_other_both_get_the_message(evaluate):
+    verdict = evaluate(
+        rule('{ redirect = "c@out.test" }', name="1", when="{ recipient = 'b@*' }")
+        + rule('{ redirect = "b@out.test" }', name="2", when="{ recipient = 'c@*' }"),
+        to=["b@out.test", "c@out.test"],
+    )
+    assert {each.address for each in verdict.added} == {"b@out.test", "c@out.test"}
+
+
+def test_each_address_gets_one_copy_and_recipients_get_none(evaluate):
+    verdict = evaluate(
+        rule('{ bcc = ["B@out.test", "log@in.test"] }', name="1")
+        + rule('{ bcc = "LOG@in.test" }', name="2")
+    )
+    assert [(each.address, each.rule) for each in verdict.added] == [("log@in.test", "1")]
+    assert verdict.contents == (MAIL,)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"Cc: z@in.test\r\n", b"Cc: z@in.test,\r\n l@in.test\r\n"),
+        (b"CC:\r\n", b"CC:\r\n l@in.test\r\n"),
+        (b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test\r\n",
+         b"cc: \xc3\xbc <z@in.test>,\r\n y@in.test,\r\n l@in.test\r\n"),
+    ],
+)  # fmt: skip
+def test_cc_adds_only_the_new_recipient_to_the_header(evaluate, before, after):
+    verdict = evaluate(rule('{ cc = ["l@in.test", "b@out.test"] }'), content=before + MAIL)
+    assert verdict.contents[1] == after + MAIL
+    assert [(each.address, each.content) for each in verdict.added] == [("l@in.test", 1)]
+
+
+def test_a_copy_has_the_content_after_its_rule(evaluate):
+    verdict = evaluate(
+        rule(f'{{ bcc = "l@in.test" }}, {TAG}', name="1") + rule(REJECT, name="2")
+    )  # fmt: skip
+    assert verdict.recipients[0].action is VerdictAction.REJECT
+    [copy] = verdict.added
+    assert b"[X] hello" in verdict.contents[copy.content]
+
+
+def test_a_new_cc_field_follows_the_trace_fields(evaluate):
+    verdict = evaluate(rule('{ cc = "l@in.test" }'), content=b"Received: by x; today\r\n" + MAIL)
+    head, _, body = verdict.contents[1].partition(b"\r\n\r\n")
+    assert head.startswith(b"Received: by x; today\r\n")
+    assert head.endswith(b"\r\nCc: l@in.test")
+    assert body == MAIL.partition(b"\r\n\r\n")[2]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_every_recipient_has_one_verdict_and_no_address_gets_two_copies(tmp_path_factory, data):
+    addresses = ["a@in.test", "b@in.test", "c@out.test", "d@out.test"]
+    address = st.sampled_from([*addresses, "new@in.test"])
+    action = st.one_of(
+        st.just(REJECT), st.just("{ discard = true }"), st.just(TAG),
+        address.map(lambda each: f'{{ redirect = "{each}" }}'),
+        address.map(lambda each: f'{{ quarantine = "{each}" }}'),
+        st.just("{ quarantine = true }"),
+        address.map(lambda each: f'{{ cc = "{each}" }}'),
+        address.map(lambda each: f'{{ bcc = "{each}" }}'),
+    )  # fmt: skip
+    drawn = data.draw(st.lists(st.tuples(action, address, st.booleans()), max_size=6))
+    to = data.draw(st.lists(st.sampled_from(addresses), min_size=1, unique=True))
+    directory = tmp_path_factory.mktemp("rules")
+    text = "".join(
+        rule(then, name=str(number), when=f"{{ recipient = '{who}' }}", stop=str(stop).lower())
+        for number, (then, who, stop) in enumerate(drawn)
+    )
+    (directory / "10.toml").write_text(text)
+    subject = examined_message("s@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
+    verdict = read_rules(directory).evaluate(subject)
+    assert [each.address for each in verdict.recipients] == to
+    served = [each.address for each in verdict.recipients if each.action is VerdictAction.DELIVER]
+    served += [each.address for each in verdict.added]
+    assert len(served) == len(set(served))
+    for each in verdict.recipients:
+        assert set(each.successors) <= set(served)
+    assert verdict.contents[0].joined() == MAIL
+    assert len(set(verdict.contents)) == len(verdict.contents)
+    used = {each.content for each in (*verdict.recipients, *verdict.additions)}
+    assert used | {0} == set(range(len(verdict.contents)))
+
+
+def test_a_stopped_evaluation_begins_no_further_rule(rules_of):
+    names = ["a", "b", "c"]
+    rules = rules_of(*(rule(TAG, name=name, mode="'audit'") for name in names))
+    message = examined_message(
+        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains={"in.test"}
+    )
+    answers = iter([False, True])
+    evaluation = rules.begin(message)
+    with pytest.raises(EvaluationStoppedError):
+        evaluation.run(in_thread=True, stopped=lambda: next(answers))
+    assert hits(evaluation.verdict()) == ["a"]
+    assert evaluation.run(in_thread=True)
+    assert hits(evaluation.verdict()) == names
+
+
+def test_an_evaluation_is_freed_at_once_and_its_content_with_it(rules_of):
+    """Without a collection of garbage: there is one for every message."""
+    evaluation = rules_of(rule(TAG)).begin(
+        examined_message(
+            "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains={"in.test"}
+        )
+    )
+    gc.disable()
+    try:
+        assert evaluation.run(in_thread=True, stopped=lambda: False)
+        left = weakref.ref(evaluation)
+        del evaluation
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_an_evaluation_stops_between_the_parts_of_a_message(rules_of):
+    when = "{ attachment_name = '*.exe' }"
+    rules = rules_of(rule(TAG, when=when, name="a", mode="'audit'"), rule(TAG, name="b"))
+    parts = b"--b\r\nContent-Type: a/b; name=c\r\n\r\nx\r\n" * 100
+    content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + parts + b"--b--\r\n"
+    message = examined_message(
+        "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains={"in.test"}
+    )
+    asked: list[bool] = []
+
+    def stopped() -> bool:
+        asked.append(len(asked) == 50)
+        return asked[-1]
+
+    evaluation = rules.begin(message)
+    with pytest.raises(EvaluationStoppedError):
+        evaluation.run(in_thread=True, stopped=stopped)
+    assert len(asked) == 51
+    assert not hits(evaluation.verdict())
+
+
+def test_a_message_has_one_sender_for_all_recipients(evaluate):
+    printed = (
+        b"From: Cron <root@box>, b@box\r\nsender: d@box\r\nSubject: x\r\nFrom: c@box\r\n"
+        b"Sender: e@box\r\n\r\n"
+    )
+    text = rule("{ set_sender = 'ops@in.test' }", when="{ recipient = 'b@*' }")
+    verdict = evaluate(text, to=["a@out.test", "b@out.test"], content=printed)
+    assert verdict.sender == "ops@in.test"
+    assert {one.content for one in verdict.recipients} == {verdict.recipients[0].content}
+    content = verdict.contents[verdict.recipients[0].content]
+    assert content == b"From: Cron <ops@in.test>\r\nSubject: x\r\n\r\n"
+
+
+def test_the_last_rule_sets_the_sender_and_one_that_does_not_match_sets_none(evaluate):
+    first = rule("{ set_sender = 'one@in.test' }", name="one")
+    second = rule("{ set_sender = 'two@in.test' }", name="two")
+    assert evaluate(first + second).sender == "two@in.test"
+    assert evaluate(rule("{ set_sender = 'x@in.test' }", when="{ sender = 'x@*' }")).sender == ""
+    assert evaluate(rule("{ set_sender = 'x@in.test' }", mode="'audit'")).sender == ""

@@ -1,0 +1,164 @@
+"""`all` and `any`: what they match, whom, why, and when that takes a thread.
+
+tests/unit/transport/policy/test_rule_index.py compares any tree with one that is asked naively.
+"""
+
+import pytest
+
+from relay.base.message.envelope import Source
+from relay.transport.policy.explanation import explain
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import PolicyError
+from relay.transport.policy.rule_tests import examined_message
+from tests.unit.transport.policy.conftest import MAIL, rule
+
+TAG = "{ subject_prefix = '[X]' }"
+HOLDS, FAILS = "{ subject = 'hello' }", "{ subject = 'x' }"
+TO_B, TO_C = "{ recipient = 'b@*' }", "{ recipient = 'c@*' }"
+BOTH = ("b@out.test", "c@out.test")
+
+
+def message(content=MAIL, to=BOTH):
+    return examined_message("a@in.test", to, content, source=Source.SMTP, local_domains={"in.test"})
+
+
+@pytest.mark.parametrize(
+    ("key", "conditions", "recipients"),
+    [
+        ("when", f"any = [{FAILS}, {HOLDS}]", BOTH),
+        ("when", f"any = [{FAILS}, {FAILS}]", None),
+        ("when", f"all = [{HOLDS}, {FAILS}]", None),
+        ("when", f"all = [{HOLDS}, {HOLDS}]", BOTH),
+        ("when", f"any = [{TO_B}, {FAILS}]", BOTH[:1]),
+        ("when", f"any = [{TO_B}, {TO_C}]", BOTH),
+        ("when", f"all = [{TO_B}, {TO_C}]", None),
+        ("when", f"any = [{HOLDS}], all = [{TO_B}]", BOTH[:1]),
+        ("when", f"any = [{HOLDS}], sender = 'x@*'", None),
+        ("when", "any = [{ subject = 'hello', sender = 'x@*' }]", None),
+        ("when", f"all = [{{ any = [{TO_B}, {FAILS}] }}, {{ any = [{TO_B}, {TO_C}] }}]", BOTH[:1]),
+        ("when", f"any = [{{ all = [{{ any = [{TO_C}] }}, {HOLDS}] }}]", BOTH[1:]),
+        ("unless", f"all = [{HOLDS}, {FAILS}]", BOTH),
+        ("unless", f"all = [{HOLDS}, {HOLDS}]", None),
+        ("unless", f"all = [{HOLDS}, {TO_B}]", BOTH[1:]),
+        ("unless", f"any = [{FAILS}, {TO_C}]", BOTH[:1]),
+        ("unless", f"any = [{FAILS}], sender = 'a@*'", None),
+        ("unless", f"any = [{FAILS}], all = [{HOLDS}]", None),
+        ("unless", "any = [{ subject = 'hello', sender = 'x@*' }]", BOTH),
+    ],
+)
+def test_whom_a_rule_matches(evaluate, key, conditions, recipients):
+    hits = evaluate(rule(TAG, **{key: f"{{ {conditions} }}"}), to=BOTH).hits
+    assert [hit.recipients for hit in hits] == ([recipients] if recipients else [])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "line", "key", "message"),
+    [
+        ("any = []", 4, "when.any", "found an empty list, expected a list of tables of conditions"),
+        ("all = 'x'", 4, "when.all", 'found "x", expected a list of tables'),
+        ("all = { subject = 'x' }", 4, "when.all", "found a table, expected a list of tables"),
+        ("any = [\n{ subject = 'x' },\n{} ]", 6, "when.any", "found no condition in this table"),
+        ("any = [ 3 ]", 4, "when.any", "found 3, expected a table"),
+        ("any = [ { subjct = 'x' } ]", 4, "when.any.subjct", 'did you mean "subject"?'),
+        ("all = [ { any = [\n{ direction = 'up' } ] } ]", 5, "when.all.any.direction",
+         'found "up", expected one of inbound'),
+        ("any = [ { all = [ { any = [\n{ all = [ { subject = 'x' } ] } ] } ] } ]", 5,
+         "when.any.all.any.all", "found a list of conditions inside 3 others, expected at most 3"),
+    ],
+)  # fmt: skip
+def test_faults(rules_of, conditions, line, key, message):
+    with pytest.raises(PolicyError) as caught:
+        rules_of(rule(TAG, when=f"{{ {conditions} }}"))
+    [fault] = caught.value.faults
+    assert (fault.line, fault.key) == (line, f'rule "r": {key}')
+    assert message in fault.message
+
+
+def test_only_the_tables_to_which_a_match_is_due_are_in_the_journey(evaluate):
+    when = f"{{ sender = 'a@*', any = [{FAILS}, {{ subject = 'hello', recipient = 'b@*' }}, {HOLDS}] }}"
+    [hit] = evaluate(rule(TAG, when=when), to=BOTH).hits
+    assert [(each.condition, each.value) for each in hit.because] == [
+        ("sender", "a@in.test"), ("any[1].subject", "hello"), ("any[1].recipient", "b@out.test")
+    ]  # fmt: skip
+
+
+NESTED = f"""{{ any = [ {FAILS}, {{ all = [ {HOLDS}, {{ sender = 'x@*' }} ] }} ] }}"""
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix", "matched", "has_content", "holds"),
+    [
+        ("when", "", False, True, (False, False, False, True, False)),
+        ("unless", "unless ", True, True, (False, False, False, True, False)),
+        ("when", "", None, False, (None, None, False, None, False)),
+    ],
+)
+def test_an_explanation_shows_each_key_of_each_table(
+    rules_of, key, prefix, matched, has_content, holds
+):
+    book = RuleBook(rules_of(rule(TAG, **{key: NESTED})))
+    [finding] = explain(book, message(), has_content=has_content).rules
+    assert finding.matched is matched
+    shown = [(each.condition, each.value, each.holds) for each in finding.conditions]
+    values = ("hello", "hello") if has_content else ("", "")
+    assert shown == [
+        (f"{prefix}any", "0 of 2", holds[0]),
+        (f"{prefix}any[0].subject", values[0], holds[1]),
+        (f"{prefix}any[1].all", "1 of 2" if has_content else "0 of 2", holds[2]),
+        (f"{prefix}any[1].all[0].subject", values[1], holds[3]),
+        (f"{prefix}any[1].all[1].sender", "a@in.test", holds[4]),
+    ]
+
+
+def test_a_key_that_does_not_match_in_a_list_that_does_is_no_reason(rules_of):
+    when = f"{{ all = [{{ any = [{FAILS}, {HOLDS}] }}, {HOLDS}] }}"
+    [finding] = explain(RuleBook(rules_of(rule(TAG, when=when))), message()).rules
+    assert finding.matched
+    assert [(each.condition, each.value, each.holds) for each in finding.conditions] == [
+        ("all", "2 of 2", True),
+        ("all[0].any", "1 of 2", True),
+        ("all[0].any[0].subject", "hello", False),
+        ("all[0].any[1].subject", "hello", True),
+        ("all[1].subject", "hello", True),
+    ]
+
+
+DEEP = "{ header = { name = 'X-Old', pattern = '1' } }"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "needs_thread"),
+    [
+        (f"any = [{DEEP}, {HOLDS}]", False),  # the quick table is asked first, and is enough
+        (f"any = [{DEEP}, {FAILS}]", True),
+        (f"all = [{DEEP}, {FAILS}]", False),
+        (f"all = [{DEEP}, {HOLDS}]", True),
+        (f"any = [{{ all = [{DEEP}, {FAILS}] }}]", False),
+        (f"any = [{DEEP}], recipient = 'x@*'", False),
+        ("any = [{ subject = 'x', header = { name = 'X-Old', pattern = '1' } }]", False),
+    ],
+)
+def test_a_thread_is_needed_only_where_a_deep_condition_decides(rules_of, conditions, needs_thread):
+    rules = rules_of(rule(TAG, when=f"{{ {conditions} }}"))
+    evaluation = rules.begin(message())
+    assert evaluation.run(in_thread=False) is not needs_thread
+    evaluation.run(in_thread=True)
+    assert evaluation.verdict() == rules.evaluate(message())
+    assert rules.index.pattern_sets  # that of the nested condition
+
+
+@pytest.mark.parametrize(
+    ("conditions", "is_candidate"),
+    [
+        (f"any = [{FAILS}, {{ sender = 'x@*' }}]", False),
+        (f"any = [{FAILS}, {HOLDS}]", True),
+        (f"any = [{FAILS}, {{ size_over = 9 }}]", True),  # one that has no terms
+        (f"all = [{FAILS}, {{ size_over = 9 }}]", False),
+        ("any = [{ all = [{ subject = 'x' }, { sender = 'a@*' }] }]", False),  # by the first
+        (f"any = [{{ all = [{HOLDS}, {{ size_over = 9 }}] }}]", True),
+    ],
+)
+def test_a_rule_is_filed_under_its_nested_conditions(rules_of, conditions, is_candidate):
+    rules = rules_of(rule(TAG, when=f"{{ {conditions} }}"))
+    evaluation = rules.begin(message())
+    assert list(rules.index.candidates(evaluation._views[0])) == [is_candidate]

@@ -1,0 +1,348 @@
+"""Loading rule files: atomic, with all faults at once."""
+
+import time
+
+import pytest
+
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.patterns import PATTERN_STEPS_MAX, SET_STEPS_MAX
+from relay.transport.policy.rule_files import PolicyError, load_rules, read_rules, slow_patterns
+from tests.unit.transport.policy.conftest import rule
+
+REJECT = '{ reject = "5.7.1 no" }'
+CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
+
+
+def fault_of(rules_of, *texts):
+    with pytest.raises(PolicyError) as caught:
+        rules_of(*texts)
+    [fault] = caught.value.faults
+    return fault
+
+
+def test_an_empty_folder_is_a_valid_rule_set(tmp_path):
+    assert load_rules(tmp_path) == RuleSet()
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(PolicyError, match=r"gone: policy\.directory: found no folder of rules"):
+        load_rules(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("[policy]\n\ndirectory = 'gone'\n", ":3"), ("[policy]\n", ":1"), ("", "")],
+)
+def test_a_missing_folder_is_an_error_of_the_line_that_names_it(tmp_path, text, place):
+    config = tmp_path / "relay.toml"
+    config.write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        load_rules(tmp_path / "gone", config=config)
+    told = f"{config}{place}: policy.directory: found no folder of rules {tmp_path / 'gone'} ("
+    assert str(caught.value).startswith(told)
+
+
+def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "tenant").mkdir()
+    for name in ("20-b.toml", "10-a.toml", ".30-hidden.toml", "40-c.toml.bak", "notes.md"):
+        (tmp_path / name).write_text("# nothing")
+    assert [each.name for each in read_rules(tmp_path).files] == ["10-a.toml", "20-b.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "message"),
+    [
+        ("[[rule]\n", 1, "", "found no valid TOML"),
+        ("\n[[rules]]\n", 2, "rules", 'did you mean "rule"'),
+        ("rule = 3\n", 1, "rule", "found 3, expected [[rule]]"),
+        ("rule = [3]\n", 1, "rule 1", "found 3, expected a table"),
+        (f"[[rule]]\nthen = [{REJECT}]\n", 1, "rule 1: name", "this key is required"),
+        (rule(), 3, 'rule "r": then', "found nothing to do"),
+        (rule(REJECT, mode="'on'"), 4, 'rule "r": mode', 'found "on", expected one of enforce, audit, off'),
+        (rule(REJECT, stop="'yes'"), 4, 'rule "r": stop', 'found "yes", expected true or false'),
+        (rule(REJECT, wen="{}"), 4, 'rule "r": wen', 'did you mean "when"'),
+        (rule(REJECT, when="{}"), 4, 'rule "r": when', "found no condition"),
+        (rule(REJECT, when="'x'"), 4, 'rule "r": when', 'found "x", expected a table'),
+        (rule(REJECT, when="{ sendr = 'x' }"), 4, 'rule "r": when.sendr', 'did you mean "sender"'),
+        (rule(REJECT, when="{ sender = 3 }"), 4, 'rule "r": when.sender', "found 3, expected a text or a list"),
+        (rule(REJECT, when="{ sender = [] }"), 4, 'rule "r": when.sender', "found a list, expected a text"),
+        (rule(REJECT, unless="{ size_over = '9 bananas' }"), 4, 'rule "r": unless.size_over', "expected a size such as"),
+        (rule(REJECT, when="{ size_over = true }"), 4, 'rule "r": when.size_over', "found true, expected a size"),
+        (rule(REJECT, when="{ direction = 'out' }"), 4, 'rule "r": when.direction', 'found "out", expected one of inbound, outbound, internal'),
+        (rule(REJECT, when="{ source = ['http'] }"), 4, 'rule "r": when.source', 'found "http", expected one of graph, smtp, sendmail, report'),
+        (rule(REJECT, when="{ header = { name = 'X' } }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X', matches = '*', over = 3 } }"), 4, 'rule "r": when.header', "one of matches, pattern and over"),
+        (rule(REJECT, when="{ header = [] }"), 4, 'rule "r": when.header', "expected a table with a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = 'a(' } }"), 4, 'rule "r": when.header.pattern', 'found "a(", expected a regular expression that RE2 accepts: it says "missing ): a("'),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = '(a|bb){500}' } }"), 4, 'rule "r": when.header.pattern', "at most 1000 steps, not"),
+        (rule(REJECT, when="{ header = { name = 'X', pattern = [] } }"), 4, 'rule "r": when.header.pattern', "expected a regular expression"),
+        (rule(REJECT, when="{ header = { name = 'X', over = '5' } }"), 4, 'rule "r": when.header.over', 'found "5", expected a number such as'),
+        (rule(REJECT, when="{ header = { name = 'X', over = nan } }"), 4, 'rule "r": when.header.over', "found nan, expected a number such as"),
+        (rule(REJECT, when="{ header = { name = 'X', over = true } }"), 4, 'rule "r": when.header.over', "found true, expected a number such as"),
+        (rule(REJECT, when="{ sender = 'group:staff' }"), 4, 'rule "r": when.sender', 'found "group:staff", expected groups that there are (own), not "staff"'),
+        (rule(REJECT, unless="{ recipient = ['*@x', 'group:../x'] }"), 4, 'rule "r": unless.recipient', 'not "../x"'),
+        (rule(REJECT, when="{ recipients_over = -1 }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
+        (rule(REJECT, when="{ recipients_over = '50' }"), 4, 'rule "r": when.recipients_over', "a number of recipients"),
+        (rule(REJECT, when="{ client = '10.0.0.1/8' }"), 4, 'rule "r": when.client', "no bit set after the prefix"),
+        (rule(REJECT, when="{ client = ['10.0.0.1', 'host'] }"), 4, 'rule "r": when.client', 'found "host", expected networks such as'),
+        (rule(REJECT, when="{ login = 3 }"), 4, 'rule "r": when.login', "a text or a list of texts"),
+        (rule(REJECT, when="{ header = { name = 'X:', matches = '*' } }"), 4, 'rule "r": when.header.name', "found \"X:\", expected a field's name"),
+        (rule(REJECT, when="{ header = { name = 'X', patern = 'a' } }"), 4, 'rule "r": when.header.patern', 'did you mean "pattern"'),
+        (rule(REJECT, when="{ header = [{ name = 'A', pattern = 'a' }, { name = 'X', pattern = '(a+)\\1' }] }"), 4, 'rule "r": when.header.pattern', 'found "(a+)\\1", expected a regular'),
+        (rule(REJECT, when="{ body = { words = ['ok', '-x'] } }"), 4, 'rule "r": when.body.words', 'found "-x", expected words'),
+        (rule(REJECT, when="{ body = { pattern = '(' } }"), 4, 'rule "r": when.body.pattern', 'found "(", expected a regular'),
+        (rule(REJECT, when="{ body = { word = 'x' } }"), 4, 'rule "r": when.body.word', 'did you mean "words"'),
+        (rule(REJECT, when="{ attachment = { name = 3 } }"), 4, 'rule "r": when.attachment.name', "found 3, expected a text"),
+        (rule(REJECT, when="{ attachment = { type = ['archive', 'zip'] } }"), 4, 'rule "r": when.attachment.type', 'found "zip", expected types'),
+        (rule("{ rate_limit = { rate = '5/1h', per = 'login', text = '5.0.0 x' } }"), 3, 'rule "r": then.rate_limit.text', 'found "5.0.0 x", expected a code 4'),
+        (rule("{ redirect = ['a@x.test', 'b'] }"), 3, 'rule "r": then.redirect', 'found "b", expected an address'),
+        (rule("'x'"), 3, 'rule "r": then', 'found "x", expected a table with one action'),
+        (rule("{ reject = '5.7.1 a', bcc = 'b@x.test' }"), 3, 'rule "r": then', "one action"),
+        (rule("{ holds = true }"), 3, 'rule "r": then.holds', "found an unknown key"),
+        (rule("{ journal = ['a@x.test'] }"), 3, 'rule "r": then.journal', "expected one address as a text"),
+        (rule("{ notify = { to = 'a@x.test' } }"), 3, 'rule "r": then.notify', "text is missing"),
+        (rule("{ notify = { to = 'a@x.test', txt = '' } }"), 3, 'rule "r": then.notify.txt', "unknown key"),
+        (rule("{ notify = { to = 'a', text = 'x' } }"), 3, 'rule "r": then.notify.to', "expected an address"),
+        (rule("{ notify = { to = 'a@x.test', text = ' ' } }"), 3, 'rule "r": then.notify.text', "with a word"),
+        (rule("{ hold = '' }"), 3, 'rule "r": then.hold', 'found "", expected a reason'),
+        (rule("{ defer = '5.7.1 x' }"), 3, 'rule "r": then.defer', "expected a code 4.y.z"),
+        (rule("{ next_hop = 'smtp://u:p@h:25' }"), 3, 'rule "r": then.next_hop', 'found "smtp://…@h:25", expected'),
+        (rule("{ set_sender = 'root' }"), 3, 'rule "r": then.set_sender', 'found "root", expected an address'),
+        (rule("{ set_sender = 'grün@x.test' }"), 3, 'rule "r": then.set_sender', "expected an address in ASCII"),
+        (rule("{ next_hop = 'hold' }"), 3, 'rule "r": then.next_hop', 'expected "route:NAME" or'),
+        (rule("{ rate_limit = { rate = '5', per = 'sender' } }"), 3, 'rule "r": then.rate_limit.rate', 'found "5", expected a number'),
+        (rule("{ rate_limit = { rate = '5/1h', per = 'all' } }"), 3, 'rule "r": then.rate_limit.per', 'found "all", expected one of sender'),
+        (rule("{ hold = 'x' }", expires="'soon'"), 4, 'rule "r": expires', "expected a duration"),
+        (rule("{ hold = 'x' }", expires="'400d'"), 4, 'rule "r": expires', "at most 365 days"),
+        (rule("{ hold = 'x' }", expired="'never'"), 4, 'rule "r": expired', "one of report, silent"),
+        (rule("{ hold = 'x' }", notice="''"), 4, 'rule "r": notice', "a text of 1 to 2000"),
+        (rule(REJECT, notice="'x'"), 4, 'rule "r": notice', "holds nothing, expected a hold"),
+        (rule(REJECT, on_error="'ignore'"), 4, 'rule "r": on_error', 'beside reject, expected "defer"'),
+        (rule("{ hold = 'x' }", on_error="'ignore'"), 4, 'rule "r": on_error', "beside hold"),
+        (rule("{ quarantine = true }", on_error="'ignore'"), 4, 'rule "r": on_error', "beside quarantine"),
+        (rule("{ quarantine = false }"), 3, 'rule "r": then.quarantine', "found false, expected true"),
+        (rule("{ quarantine = 'x' }"), 3, 'rule "r": then.quarantine', 'found "x", expected an address'),
+        (rule("{ quarantine = ['a@x.test'] }"), 3, 'rule "r": then.quarantine', "or an address"),
+        (rule("{ quarantine = true }, { bcc = 'a@b.test' }"), 3, 'rule "r": then.quarantine', "no action after"),
+        (rule("{ quarantine = true }", expires="'2d'"), 4, 'rule "r": expires', "expected a hold"),
+        (rule("{ quarantine = true }", notice="'x'"), 4, 'rule "r": notice', "expected a hold"),
+        (rule("{ bcc = 'a@b.test' }", on_error="'skip'"), 4, 'rule "r": on_error', "one of defer, ignore"),
+        (rule("{ rejct = 'x' }"), 3, 'rule "r": then.rejct', 'did you mean "reject"'),
+        (rule("{ reject = '4.7.1 later' }"), 3, 'rule "r": then.reject', "a reject is permanent"),
+        (rule("{ reject = '' }"), 3, 'rule "r": then.reject', "a code and a text"),
+        (rule('{ reject = "a\\r\\nb" }'), 3, 'rule "r": then.reject', "a code and a text"),
+        (rule("{ discard = false }"), 3, 'rule "r": then.discard', "found false, expected true"),
+        (rule("{ redirect = 'nobody' }"), 3, 'rule "r": then.redirect', "expected an address:"),
+        (rule("{ bcc = [] }"), 3, 'rule "r": then.bcc', "a list of 1 to 50 addresses"),
+        (rule("{ cc = 'a@x.test\\r\\nX: y' }"), 3, 'rule "r": then.cc', "expected an address:"),
+        (rule("{ remove_header = 'Received' }"), 3, 'rule "r": then.remove_header', "a field that rules may change"),
+        (rule("{ remove_header = ['A', 'x-relay-id'] }"), 3, 'rule "r": then.remove_header', "may change"),
+        (rule("{ set_header = { name = 'DKIM-Signature', value = '' } }"), 3, 'rule "r": then.set_header.name', "may change"),
+        (rule("{ set_header = { name = 'return-path', value = '' } }"), 3, 'rule "r": then.set_header.name', "may change"),
+        (rule("{ set_header = { name = 'A b', value = '' } }"), 3, 'rule "r": then.set_header.name', "a field's name"),
+        (rule('{ set_header = { name = "A", value = "x\\nB: y" } }'), 3, 'rule "r": then.set_header.value', "must not have CR"),
+        (rule("{ subject_prefix = '' }"), 3, 'rule "r": then.subject_prefix', "one line of text"),
+        (rule(f"{REJECT}, {{ bcc = 'b@x.test' }}"), 3, 'rule "r": then.reject', "expected no action after reject"),
+        (rule(REJECT) + rule(REJECT), 4, 'rule "r": name', "found the name of the rule at"),
+        (CASE, 1, 'test "t": expect', "found nothing, expected a table"),
+        (CASE + "expect = { rules = [] }", 5, 'test "t": expect.verdict', "this key is required"),
+        (CASE + "expect = { verdict = 'held' }", 5, 'test "t": expect.verdict', "one of accept, reject, discard, hold, defer"),
+        (CASE + "expect = { verdict = 'accept', rule = [] }", 5, 'test "t": expect.rule', 'did you mean "rules"'),
+        (CASE + "expect = { verdict = 'accept' }\nsubjct = ''", 6, 'test "t": subjct', 'did you mean "subject"'),
+        (CASE + "expect = { verdict = 'accept' }\nmessage = 'no.eml'", 6, 'test "t": message', "a file of at most"),
+        (CASE + "expect = { verdict = 'accept' }\nclient = 'x'", 6, 'test "t": client', 'found "x", expected an IP address'),
+        (CASE + "expect = 'accept'", 5, 'test "t": expect', 'found "accept", expected a table'),
+        (CASE + "expect = { verdict = 'accept', rules = 3 }", 5, 'test "t": expect.rules', "found 3, expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept', added = [3] }", 5, 'test "t": expect.added', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nsize = '1 TiB'", 6, 'test "t": size', "expected a size"),
+        (CASE + "expect = { verdict = 'accept' }\nsize = '257 MiB'", 6, 'test "t": size', "at most 268435456 bytes"),
+        (CASE + "expect = { verdict = 'accept' }\nattachments = 3", 6, 'test "t": attachments', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nlocal = [3]", 6, 'test "t": local', "expected a list of texts"),
+        (CASE + "expect = { verdict = 'accept' }\nbody = 3", 6, 'test "t": body', "found 3, expected a text"),
+        (CASE + "expect = { verdict = 'accept' }\nlogin = ''", 6, 'test "t": login', "a text that is not empty"),
+        (CASE + "expect = { verdict = 'accept' }\nrecipients = 0", 6, 'test "t": recipients', "a number of at least 1"),
+        (CASE + "expect = { verdict = 'accept' }\nenforce = ['r']", 1, 'test "t": enforce', 'found "r", expected the name of a rule'),
+        (CASE + "expect = { verdict = 'accept' }\nheaders = { 'X:' = 'a' }", 6, 'test "t": headers', "found a table, expected a table of fields"),
+        (CASE + "expect = { verdict = 'accept' }\nheaders = { X = true }", 6, 'test "t": headers', "a text"),
+        (CASE + "expect = { verdict = 'accept', headers = { X = true } }", 5, 'test "t": expect.headers', "found a table, expected a table of fields"),
+        (CASE + "expect = { verdict = 'accept', headers = { 'X:' = 'a' } }", 5, 'test "t": expect.headers', "expected a table of fields"),
+        (CASE + "expect = { verdict = 'accept', headers = ['X'] }", 5, 'test "t": expect.headers', "found a list, expected a table"),
+        (CASE + "expect = { verdict = 'accept', body = '' }", 5, 'test "t": expect.body', "expected a text that is not empty, or a list"),
+        (CASE + "expect = { verdict = 'accept', reason = 3 }", 5, 'test "t": expect.reason', "found 3, expected a text"),
+        (CASE + "expect = { verdict = 'accept', next_hop = 'hold' }", 5, 'test "t": expect.next_hop', 'expected "route:NAME" or'),
+        (CASE + "expect = { verdict = 'accept' }\nsource = 'x'", 6, 'test "t": source', "one of graph, smtp"),
+    ],
+)  # fmt: skip
+def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, line, key, message):
+    fault = fault_of(rules_of, text)
+    assert (fault.file.name, fault.line, fault.key) == ("00-rules.toml", line, key)
+    assert message in fault.message
+
+
+def test_all_faults_of_a_rule_test_are_reported_together(rules_of):
+    case = "[[test]]\nname = ''\nfrom = 'a'\nto = []\nclient = 'x'\nexpect = { verdict = 'no', body = 3 }\n"
+    with pytest.raises(PolicyError) as caught:
+        rules_of(case)
+    found = [(each.line, each.key.rpartition(": ")[2]) for each in caught.value.faults]
+    assert sorted(found) == [
+        (2, "name"), (3, "from"), (4, "to"), (5, "client"), (6, "expect.body"), (6, "expect.verdict"),
+    ]  # fmt: skip
+
+
+def test_all_faults_of_all_files_are_reported_together(rules_of):
+    with pytest.raises(PolicyError) as caught:
+        rules_of(rule(REJECT, wen="{}", mode="'on'"), "x = 1\n", "[[rule\n")
+    assert [(each.file.name[:1], each.line) for each in caught.value.faults] == [
+        ("0", 4), ("0", 5), ("1", 1), ("2", 1),
+    ]  # fmt: skip
+
+
+def test_a_failing_rule_test_rejects_the_rule_set(rules_of, tmp_path):
+    rules_of(rule(REJECT), CASE + "expect = { verdict = 'accept', rules = [] }\n")
+    with pytest.raises(PolicyError) as caught:
+        load_rules(tmp_path)
+    [fault] = caught.value.faults
+    assert str(fault).endswith(
+        '10-rules.toml:1: test "t": found verdict reject ("r"), expected accept'
+    )
+
+
+def header_rule(name, pattern, **keys):
+    return rule(
+        "{ bcc = 'a@b.test' }", name=name,
+        when=f"{{ header = {{ name = 'X-Spam', pattern = '{pattern}' }} }}", **keys,
+    )  # fmt: skip
+
+
+def test_the_patterns_of_one_field_have_a_bound_together(rules_of):
+    texts = [str(number) + "z" * 950 for number in range(SET_STEPS_MAX // PATTERN_STEPS_MAX + 4)]
+    rules = "".join(header_rule(text[:3], text) for text in texts)
+    other = header_rule("once more", texts[0]) + header_rule("other field", texts[1])
+    fault = fault_of(rules_of, rules, other.replace("X-Spam", "X-Ham", 1))
+    assert fault.file.name == "00-rules.toml"
+    assert fault.message.startswith("found patterns for header x-spam of more than 50000 steps")
+    [_, number, _] = fault.key.split('"')
+    before = [len(each) + 5 for each in texts[: [text[:3] for text in texts].index(number)]]
+    assert abs(sum(before) - SET_STEPS_MAX) < 2 * PATTERN_STEPS_MAX
+
+
+def test_slow_patterns_are_a_warning_that_names_the_dearest_and_its_rule(rules_of, tmp_path):
+    rules_of(header_rule("quick", "invoice") + header_rule("slow", "a.{60}b", mode="'audit'"))
+    [warning] = slow_patterns(load_rules(tmp_path), time.thread_time)
+    assert warning.removeprefix(str(tmp_path)) == (
+        '/00-rules.toml:5: rule "slow": the patterns for header x-spam take more than 2 ms for '
+        '4096 characters, "a.{60}b" the most'
+    )
+
+
+def test_usual_patterns_are_no_warning(rules_of):
+    assert not [*slow_patterns(rules_of(header_rule("r", "viagra|c[i1]alis")), time.thread_time)]
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Write files of groups."""
+
+    def write(**texts):
+        (tmp_path / "groups").mkdir()
+        for name, text in texts.items():
+            content = text.encode() if isinstance(text, str) else text
+            (tmp_path / "groups" / f"{name}.txt").write_bytes(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a@in.test\n\n# ok\nnobody@\n", 4, 'found "nobody@", expected an address or a domain'),
+        ("in.test\n*@in.test x\n", 2, 'found "*@in.test x", expected an address or a domain'),
+        ("in test", 1, 'found "in test", expected'),
+        ("a@b.test\rc@d.test", 1, "expected an address"),
+        (b"ok.test\nb\xff@in.test", 2, "found the byte 0xff, expected UTF-8"),
+        ("x.test\n" * 10_000, 10_001, "found 10001 lines, expected at most 10000"),
+        ("#" * 2_000_000, 0, "found more than"),
+    ],
+    ids=["no domain", "pattern", "blank", "carriage return", "bytes", "lines", "size"],
+)
+def test_a_fault_in_a_group_names_its_file_and_line(rules_of, groups, text, line, message):
+    groups(staff=text)
+    fault = fault_of(rules_of, rule(REJECT, when="{ sender = 'group:staff' }"))
+    assert (fault.file.name, fault.line) == ("staff.txt", line)
+    assert message in fault.message
+
+
+def test_no_file_has_the_name_of_the_group_of_own_domains(rules_of, groups):
+    groups(own="a@b.test")
+    fault = fault_of(rules_of, rule(REJECT))
+    assert fault.file.name == "own.txt"
+    assert fault.message == "found the name of a built-in group, expected another one"
+
+
+def test_all_faults_of_groups_and_rules_are_reported_together(rules_of, groups, tmp_path):
+    groups(staff="nobody@\n@in.test\n", guests="a@b.test\n")
+    (tmp_path / "groups" / "my team.txt").write_text("a@b.test")
+    (tmp_path / "groups" / "notes.md").write_text("not a group")
+    with pytest.raises(PolicyError) as caught:
+        rules_of(rule(REJECT, when="{ sender = 'group:team', recipient = 'group:staff' }"))
+    assert {str(each).removeprefix(str(tmp_path)) for each in caught.value.faults} == {
+        '/groups/my team.txt: found the name "my team.txt", expected a-z, 0-9, dot, - and _ in it',
+        '/groups/staff.txt:1: found "nobody@", expected an address or a domain',
+        '/groups/staff.txt:2: found "@in.test", expected an address or a domain',
+        (
+            '/00-rules.toml:4: rule "r": when.sender: found "group:team", '
+            'expected groups that there are (guests, own, staff), not "team"'
+        ),
+    }
+
+
+def test_a_changed_group_is_another_set(rules_of, groups, tmp_path):
+    groups(staff="a@b.test")
+    text = rule(REJECT, when="{ sender = 'group:staff' }")
+    before = rules_of(text).digest
+    (tmp_path / "groups" / "staff.txt").write_text("c@b.test")
+    assert rules_of(text).digest != before
+
+
+OFF = rule(REJECT, when="{ sender = 'group:staff' }").replace("[[rule]]", '[[rule]]\nmode = "off"')
+ITS_TEST = """
+[[test]]
+name = "t"
+enforce = ["r"]
+from = "a@in.test"
+to = ["b@out.test"]
+expect = { verdict = "reject" }
+"""
+
+
+def test_a_rule_that_is_off_may_lack_its_group(rules_of, tmp_path):
+    rules_of(OFF + ITS_TEST)
+    rules = load_rules(tmp_path)
+    assert [each.mode for each in rules.rules] == ["off"]
+    assert rules.tests == ()
+    [warning] = rules.warnings
+    assert warning.removeprefix(str(tmp_path)) == (
+        '/00-rules.toml:1: rule "r": found no group "staff", expected a file in groups; '
+        "the rule is off, and tests that enforce it are not run"
+    )
+
+
+def test_a_rule_that_is_off_and_has_its_group_is_tested(rules_of, groups, tmp_path):
+    groups(staff="in.test\n")
+    rules_of(OFF + ITS_TEST)
+    rules = load_rules(tmp_path)
+    assert (len(rules.tests), rules.warnings) == (1, ())
+
+
+def test_a_rule_sets_a_sender_of_an_own_domain_only(tmp_path):
+    file = tmp_path / "10-a.toml"
+    file.write_text("# cron\n" + rule("{ set_sender = 'ops@out.test' }"))
+    load_rules(tmp_path, local_domains=["in.test"])  # without a configuration nobody knows
+    with pytest.raises(PolicyError) as raised:
+        load_rules(tmp_path, local_domains=["in.test"], routes={})
+    assert str(raised.value) == (
+        f'{file}:2: rule "r": set_sender: found "ops@out.test", expected an address of an own'
+        " domain: in.test"
+    )
+    file.write_text(rule("{ set_sender = 'ops@IN.test' }"))
+    load_rules(tmp_path, local_domains=["in.test"], routes={})

@@ -1,0 +1,263 @@
+"""Rule tests, and the output of `relay policy check`, `test` and `try`."""
+
+import json
+
+import pytest
+
+from relay.base.message.verdict import Source
+from relay.operation.cli.output import verdict_lines
+from relay.transport.policy.explanation import explain, verdict_document
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import PolicyError, load_rules
+from relay.transport.policy.rule_tests import (
+    examined_message,
+    format_check,
+    format_test_results,
+    run_tests,
+)
+from tests.unit.transport.policy.conftest import MAIL, rule
+
+CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
+REJECT = '{ reject = "5.7.1 no" }'
+HOLD = "{ hold = 'a look' }"
+HOP = "{ next_hop = 'smtp://Relay.test:587' }"
+TAG = "{ set_header = { name = 'X-Tag', value = 'für' } }"
+JUNK = "{ quarantine = true }"
+BODY = 'body = "a first\\nline"\n'
+RULES = (
+    rule("{ subject_prefix = '[X]' }", name="tag", mode="'audit'")
+    + rule("{ bcc = 'log@in.test' }", name="log")
+    + rule("{ redirect = 'z@in.test' }", name="move", when="{ recipient = 'c@*' }")
+    + rule("{ discard = true }", name="drop", when="{ recipient = 'd@*' }")
+    + rule("{ reject = '5.7.1 no' }", name="never", mode="'off'")
+    + rule("{ reject = '5.7.1 no' }", name="refuse", when="{ recipient = 'e@*' }")
+    + rule("{ reject = '5.7.1 no' }", name="other", when="{ recipient = 'x@*' }")
+)
+
+
+def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
+    rules = rules_of(RULES)
+    to = [f"{name}@out.test" for name in "bcde"]
+    message = examined_message("a@in.test", to, MAIL, source=Source.SMTP, local_domains={"in.test"})
+    document = verdict_document(explain(RuleBook(rules), message))
+    assert verdict_lines(document) == [
+        (
+            'rule "tag" matches b@out.test, c@out.test, d@out.test, e@out.test'
+            " and would do (audit) subject_prefix"
+        ),
+        'rule "log" matches b@out.test, c@out.test, d@out.test, e@out.test and does bcc',
+        'rule "move" matches c@out.test and does redirect',
+        '  yes recipient "c@out.test"',
+        'rule "drop" matches d@out.test and does discard',
+        '  yes recipient "d@out.test"',
+        'rule "never" is not evaluated: its mode is off',
+        'rule "refuse" matches e@out.test and does reject',
+        '  yes recipient "e@out.test"',
+        'rule "other" does not match',
+        '  no  recipient "b@out.test"',
+        "b@out.test: delivered",
+        "c@out.test: redirected to z@in.test (move)",
+        "d@out.test: discarded (drop)",
+        "e@out.test: rejected: 5.7.1 no (refuse)",
+        "log@in.test: gets a copy (log)",
+        "z@in.test: gets a copy (move)",
+        "verdict: accept",
+    ]
+    document = json.loads(json.dumps(document))
+    assert document["verdict"] == "accept"
+    assert [each["fate"] for each in document["recipients"]] == [
+        "deliver", "redirect", "discard", "reject",
+    ]  # fmt: skip
+    assert document["subjects"] == ["hello"]
+    assert [(each["rule"], each["matched"]) for each in document["rules"]] == [
+        ("tag", True), ("log", True), ("move", True), ("drop", True), ("never", False),
+        ("refuse", True), ("other", False),
+    ]  # fmt: skip
+    assert document["rules"][6]["conditions"] == [
+        {"condition": "recipient", "value": "b@out.test", "holds": False}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("then", "lines"),
+    [
+        ("{ hold = 'a look' }", ["b@out.test: held: a look (r)", "verdict: hold"]),
+        ("{ defer = '4.7.1 later' }", ["deferred: 4.7.1 later (r)", "verdict: defer"]),
+        ("{ next_hop = 'route:x' }", ["b@out.test: delivered by route:x", "verdict: accept"]),
+        ("{ rate_limit = { rate = '9/1h', per = 'login' } }",
+         ["counts 1 recipient against the 9 in 1 h of ann (r)", "b@out.test: delivered",
+          "verdict: accept"]),
+        ("{ hold = 'a look' }, { redirect = 'z@in.test' }",
+         ["b@out.test: redirected to z@in.test (r)", "z@in.test: held: a look (r)",
+          "verdict: hold"]),
+        (JUNK, ["b@out.test: held: quarantine (r)", "verdict: hold"]),
+        ("{ quarantine = 'z@in.test' }",
+         ["b@out.test: quarantined (z@in.test) (r)", "z@in.test: gets a copy (r)",
+          "verdict: accept"]),
+    ],
+)  # fmt: skip
+def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
+    message = examined_message(
+        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=(), login="Ann"
+    )
+    document = verdict_document(explain(RuleBook(rules_of(rule(then))), message))
+    assert verdict_lines(document)[1:] == lines
+
+
+def test_check_lists_the_rules(rules_of):
+    output = format_check([rules_of(RULES)])
+    assert output.lines[0].split() == ["00-rules.toml", "audit", "tag:", "subject_prefix"]
+    assert output.lines[-1] == "7 rules in 1 file, 0 tests passed, 7 rules without a test"
+    assert output.document["rules"][0]["line"] == 1
+
+
+@pytest.mark.parametrize(
+    ("then", "expect", "failure"),
+    [
+        (REJECT, "verdict = 'reject', rules = ['r'], rejected = ['b@out.test']", None),
+        (REJECT, "verdict = 'reject', rules = []", 'found rules "r", expected none'),
+        (REJECT, "verdict = 'reject', rejected = []", 'found rejected "b@out.test", expected none'),
+        ("{ discard = true }", "verdict = 'discard'", None),
+        ("{ discard = true }", "verdict = 'reject'", 'found verdict discard ("r"), expected reject'),
+        ("{ bcc = 'L@x.test' }", "verdict = 'accept', added = ['l@x.test']", None),
+        ("{ bcc = 'l@x.test' }", "verdict = 'accept', added = []", 'found added "l@x.test", expected none'),
+        ("{ journal = 'J@x.test' }", "verdict = 'accept', journaled = ['j@x.test'], notified = []", None),
+        ("{ journal = 'j@x.test' }, { reject = 'no' }", "verdict = 'reject', journaled = []", None),
+        ("{ notify = { to = 'n@x.test', text = 'x' } }", "verdict = 'accept', notified = []",
+         'found notified "n@x.test", expected none'),
+        ("{ redirect = 'l@x.test' }",
+         "verdict = 'accept', redirected = ['b@out.test'], added = ['l@x.test']", None),
+        ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = '[X] test'", None),
+        ("{ subject_prefix = '[X]' }", "verdict = 'accept', subject = 'test'",
+         'found subject "[X] test", expected "test"'),
+        (HOLD, "verdict = 'hold', reason = 'a look', subject = 'test'", None),
+        (HOLD, "verdict = 'accept'", 'found verdict hold ("r"), expected accept'),
+        (HOLD, "verdict = 'hold', reason = 'x'", 'found reason "a look", expected "x"'),
+        ("{ bcc = 'l@x.test' }", "verdict = 'accept', reason = 'x'", 'found reason none, expected "x"'),
+        ("{ hold = 'x' }, { redirect = 'l@x.test' }", "verdict = 'hold', reason = 'x'", None),
+        ("{ defer = '4.7.1 later' }", "verdict = 'defer', rules = ['r'], rejected = []", None),
+        ("{ bcc = 'l@x.test' }, { defer = '4.7.1 later' }", "verdict = 'defer', added = []", None),
+        ("{ defer = '4.7.1 later' }", "verdict = 'reject'", 'found verdict defer ("r"), expected reject'),
+        (HOP, "verdict = 'accept', next_hop = 'smtp://relay.test:587'", None),
+        (HOP, "verdict = 'accept', next_hop = ''",
+         'found next_hop "smtp://relay.test:587", expected ""'),
+        ("{ next_hop = 'route:x' }", "verdict = 'accept', next_hop = 'route:y'",
+         'found next_hop "route:x", expected "route:y"'),
+        (JUNK, "verdict = 'hold', reason = 'quarantine', quarantined = ['B@out.test']", None),
+        (JUNK, "verdict = 'hold', quarantined = []",
+         'found quarantined "b@out.test", expected none'),
+        ("{ quarantine = 'z@in.test' }", "verdict = 'accept', redirected = [], quarantined = ['b@out.test']", None),
+        ("{ quarantine = 'z@in.test' }", "verdict = 'accept', added = ['z@in.test']", None),
+        (TAG, "verdict = 'accept', headers = { X-Tag = 'für', X-No = false }", None),
+        (TAG, "verdict = 'accept', headers = { X-Tag = 'x' }", 'found X-Tag "für", expected "x"'),
+        (TAG, "verdict = 'accept', headers = { X-Tag = false }", 'found X-Tag "für", expected none'),
+        (TAG, "verdict = 'accept', headers = { X-No = 'x' }", 'found X-No none, expected "x"'),
+        (TAG, "verdict = 'accept', body = ['a  first', 'line']", None),
+        (TAG, "verdict = 'accept', body = 'third'",
+         'found body "a first line", expected "third" in it'),
+    ],
+)  # fmt: skip
+def test_a_rule_test_passes_or_reports_its_failures(rules_of, then, expect, failure):
+    rules = rules_of(rule(then) + CASE + BODY + f"expect = {{ {expect} }}\n")
+    [result] = run_tests(rules)
+    assert result.failures == ((failure,) if failure else ())
+    output = format_test_results([rules], [result])
+    assert output.good is (failure is None)
+    assert output.document["failed"] == (0 if output.good else 1)
+    assert (failure or "ok") in output.lines[0]
+
+
+def test_rules_of_other_files_do_not_break_a_rule_test(rules_of):
+    accept = "expect = { verdict = 'accept', rules = [%s] }\n"
+    rules = rules_of(
+        rule("{ subject_prefix = '[X]' }", name="everywhere"),
+        rule(REJECT, name="mine", when="{ subject = 'x' }") + CASE + accept % "",
+        CASE + accept % "'everywhere'",
+    )
+    assert [each.failures for each in run_tests(rules)] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("describing", "when"),
+    [
+        ("subject = 'Grüße'", "subject = 'grüße'"),
+        ("headers = { X-A = 'ja' }", "header = { name = 'x-a', matches = 'ja' }"),
+        ("attachments = ['ü \"1\".exe']", "attachment_name = '*.exe'"),
+        ("size = '1 MiB'", "size_over = 1048575"),
+        ("size = '1 MiB'\nattachments = ['a']", "size_over = 1048575"),
+        ("size = '3 MiB'", "size_over = 3145727"),
+        ("size = '3 MiB'\nattachments = ['a']", "size_over = 3145727, attachment_name = 'a'"),
+        ("source = 'graph'", "source = 'graph'"),
+        ("local = ['OUT.test']", "direction = 'inbound'"),
+        ("message = 'some.eml'", "subject = 'from a file', attachment_name = 'a.exe'"),
+    ],
+)
+def test_the_message_of_a_rule_test(rules_of, tmp_path, describing, when):
+    (tmp_path / "some.eml").write_bytes(
+        b"Subject: from\n a file\nContent-Type: multipart/mixed; boundary=b\n\n"
+        b"--b\nContent-Disposition: attachment; filename=a.exe\n\n--b--\n"
+    )
+    expect = "\nexpect = { verdict = 'reject' }\n"
+    rules_of(rule(REJECT, when=f"{{ {when} }}") + CASE + describing + expect)
+    assert load_rules(tmp_path).tests
+
+
+def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
+    expect = "expect = { verdict = 'reject' }\n"
+    rules_of(rule(REJECT, when="{ direction = 'inbound' }") + CASE + expect)
+    assert load_rules(tmp_path, local_domains={"out.test"})
+    with pytest.raises(PolicyError):
+        load_rules(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "when", "verdict"),
+    [
+        ("login = 'Ann'", "{ login = 'ann' }", "reject"),
+        ("client = '192.0.2.9'", "{ client = '192.0.2.0/24' }", "reject"),
+        ("recipients = 3", "{ recipients_over = 2 }", "reject"),
+        ("local = ['in.test', 'out.test']", "{ direction = 'internal' }", "reject"),
+        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'", "{ direction = 'inbound' }", "reject"),
+        ("local = ['in.test', 'out.test']\nclient = '192.0.2.9'\nlogin = 'x'",
+         "{ direction = 'internal' }", "reject"),
+        ("body = 'Grüße'", "{ header = { name = 'Content-Type', matches = '*utf-8' } }", "reject"),
+        ("body = 'Gr'", "{ header = { name = 'Content-Type', matches = '*' } }", "accept"),
+    ],
+)  # fmt: skip
+def test_who_sends_the_message_of_a_rule_test(rules_of, tmp_path, keys, when, verdict):
+    expect = f"\nexpect = {{ verdict = '{verdict}' }}\n"
+    rules_of(rule(REJECT, when=when) + CASE + keys + expect)
+    assert load_rules(tmp_path).tests
+
+
+@pytest.mark.parametrize("mode", ["off", "audit", "enforce"])
+def test_a_rule_test_can_enforce_a_rule_whatever_its_mode(rules_of, tmp_path, mode):
+    case = CASE + "enforce = ['r']\nexpect = { verdict = 'reject', rules = ['r'] }\n"
+    given = "accept" if mode != "enforce" else "reject"
+    case += CASE.replace("'t'", "'as it is'") + f"expect = {{ verdict = '{given}' }}\n"
+    rules_of(rule(REJECT, mode=f"'{mode}'") + case)
+    assert len(load_rules(tmp_path).tests) == 2
+    assert str(load_rules(tmp_path).rules[0].mode) == mode
+
+
+def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
+    case = CASE + "expect = { verdict = 'accept', rules = ['named'] }\n"
+    unnamed = rule("{ bcc = 'l@x.test' }", name="unnamed", mode="'off'")
+    rules = rules_of(rule("{ cc = 'l@x.test' }", name="named") + unnamed + case)
+    output = format_test_results([rules], tuple(run_tests(rules)))
+    assert output.good
+    assert output.document["untested"] == ["unnamed"]
+    assert output.lines[1].startswith("no test ")
+    assert output.lines[1].endswith('00-rules.toml:4: rule "unnamed"')
+    assert output.lines[2] == "1 test, 1 passed, 0 failed; 1 rule without a test"
+    assert (
+        format_check([rules]).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
+    )
+    assert format_check([rules]).document["untested"] == ["unnamed"]
+
+
+def test_policy_check_prints_warnings(rules_of):
+    report = format_check([rules_of(rule("{ discard = true }"))], ["a pattern is slow"])
+    assert report.lines[-2:-1] == ("warning: a pattern is slow",)
+    assert report.document["warnings"] == ["a pattern is slow"]
+    assert report.good

@@ -1,0 +1,97 @@
+"""The shipped rules: their tests pass, and plain mail is not parsed."""
+
+import dataclasses
+import shutil
+import tracemalloc
+
+import pytest
+from msgspec import structs
+
+from relay.base.message.envelope import Source
+from relay.base.settings.environment import shipped
+from relay.transport.policy import message_parts
+from relay.transport.policy.rule_files import load_rules, read_rules
+from relay.transport.policy.rule_tests import examined_message, overall_verdict, run_tests, untested
+from relay.transport.policy.rules import OverallVerdict, RuleMode
+
+NAMES = tuple(each.name for each in read_rules(shipped("policies")).rules)
+PLAIN = (
+    b"From: a@in.test\r\nTo: b@out.test\r\nSubject: hello\r\nMIME-Version: 1.0\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\n\r\nhello\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def rules():
+    return load_rules(shipped("policies"))
+
+
+def plain(to, content=PLAIN):
+    return examined_message(
+        "a@in.test", [to], content, source=Source.SMTP, local_domains={"in.test"}
+    )
+
+
+@pytest.mark.parametrize("to", ["b@out.test", "b@in.test"])
+def test_plain_mail_is_unchanged(rules, to):
+    verdict = rules.evaluate(plain(to))
+    assert ([each.joined() for each in verdict.contents], verdict.hits) == ([PLAIN], ())
+    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
+
+
+def test_every_shipped_rule_has_a_test_that_it_matches_and_one_that_it_does_not(rules):
+    for rule in rules.rules:
+        own = [test.expect.rules or () for test in rules.tests if test.file == rule.file]
+        assert any(rule.name in expected for expected in own)
+        assert any(rule.name not in expected for expected in own)
+
+
+@pytest.mark.parametrize(
+    "names", [*zip(NAMES), NAMES], ids=lambda each: each[0] if each[1:] == () else "all"
+)
+def test_the_tests_of_all_pass_whichever_rules_are_enforced(names):
+    rules = read_rules(shipped("policies"))
+    enforced = [
+        structs.replace(each, mode=RuleMode.ENFORCE) if each.name in names else each
+        for each in rules.rules
+    ]
+    tests = tuple(dataclasses.replace(each, is_alone=False) for each in rules.tests)
+    results = run_tests(dataclasses.replace(rules, rules=tuple(enforced), tests=tests))
+    assert [each.failures for each in results if each.failures] == []
+    assert untested(rules) == ()
+
+
+def test_no_rule_of_the_administrator_fails_their_tests(tmp_path):
+    shutil.copytree(shipped("policies"), tmp_path, dirs_exist_ok=True)
+    mine = '[[rule]]\nname = "mine"\nwhen = { sender = "*" }\nthen = [ { reject = "5.7.1 no" } ]\n'
+    (tmp_path / "05-mine.toml").write_text(mine)
+    names = [each.name for each in load_rules(tmp_path).rules]
+    assert names == ["mine", *NAMES]
+
+
+def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):
+    def read(*_):
+        raise AssertionError("its parts are read")
+
+    monkeypatch.setattr(message_parts, "structure_of", read)
+    verdict = rules.evaluate(plain("b@out.test"))
+    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
+    with pytest.raises(AssertionError, match="its parts are read"):
+        rules.evaluate(plain("b@out.test", PLAIN.replace(b"utf-8", b"utf-8; name=a.txt")))
+
+
+def test_the_large_messages_of_rule_tests_are_never_in_memory():
+    tracemalloc.start()
+    try:
+        load_rules(shipped("policies"))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 << 20
+
+
+def test_without_their_groups_the_shipped_rules_load_with_a_warning(tmp_path):
+    for each in shipped("policies").glob("*.toml"):
+        shutil.copy(each, tmp_path)
+    [warning] = load_rules(tmp_path).warnings
+    assert 'rule "staging": found no group "outside"' in warning

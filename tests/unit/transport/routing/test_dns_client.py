@@ -1,0 +1,120 @@
+"""The DNS cache: bounded in memory and queries, TTLs."""
+
+import asyncio
+
+from relay.transport.routing import dns_client
+from relay.transport.routing.dns_client import DnsCache, StubResolver, look_up
+from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
+from tests.support.dns_server import DnsThread
+from tests.support.manual_clock import ManualClock
+
+
+class Server:
+    """Answers when the test says so, and counts queries."""
+
+    def __init__(self):
+        self.asked = []
+        self.open = asyncio.Event()
+        self.now = self.most = 0
+
+    async def ask(self, question):
+        self.asked.append(question[0])
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.open.wait()
+        self.now -= 1
+        return Records((question[0],)), 60.0
+
+
+async def test_dns_queries_in_progress_are_bounded(monkeypatch):
+    monkeypatch.setattr(dns_client, "QUERIES_MAX", 4)
+    server = Server()
+    asking = DnsCache(server.ask, clock=ManualClock())
+    wanted = [(f"{number}.test", "A") for number in range(20)]
+    waiting = asyncio.create_task(asking.answers(*wanted))
+    while server.now < 4:
+        await asyncio.sleep(0)
+    server.open.set()
+    assert await waiting == [Records((name,)) for name, _ in wanted]
+    assert server.most == 4
+
+
+async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
+    monkeypatch.setattr(dns_client, "CACHE_MAX", 2)
+    server = Server()
+    server.open.set()
+    asking = DnsCache(server.ask, clock=ManualClock())
+    for name in ("a", "b", "a", "c", "a", "b"):
+        await asking.answers((name, "A"))
+    assert server.asked == ["a", "b", "c", "b"]
+
+
+async def test_the_same_question_twice_in_one_call_is_one_query():
+    server = Server()
+    server.open.set()
+    asking = DnsCache(server.ask, clock=ManualClock())
+    assert await asking.answers(("a", "A"), ("a", "A")) == [Records(("a",))] * 2
+    assert server.asked == ["a"]
+
+
+async def test_without_name_servers_the_answer_says_so(tmp_path):
+    servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
+    assert await servers.ask(("x.test", "A")) == (NoAnswer("no name server is configured"), 0.0)
+
+
+async def test_the_systems_name_servers_are_those_of_its_file_now(tmp_path):
+    file = tmp_path / "resolv.conf"
+    question = ("a.test", "A")
+    with DnsThread({"a.test": {"A": ["192.0.2.1"]}}) as dns:
+        servers = StubResolver((), timeout_s=0.2, resolv_conf=str(file))
+        servers._resolver.port = dns.address.port
+        assert (await servers.ask(question))[0] == NoAnswer("no name server is configured")
+        file.write_text(f"nameserver {dns.address.host}\nsearch example.test\n")
+        assert (await servers.ask(question))[0] == Records(("192.0.2.1",))
+        file.write_text("nameserver 127.0.0.99\n")
+        assert isinstance((await servers.ask(question))[0], NoAnswer)
+        (tmp_path / "next").write_text(f"nameserver {dns.address.host}\n")
+        (tmp_path / "next").rename(file)
+        assert (await servers.ask(question))[0] == Records(("192.0.2.1",))
+
+
+async def test_a_command_looks_up_several_records_at_once():
+    zone = {
+        "a.test": {"TXT": ['"v=spf1 " "-all"'], "MX": ["10 MX.A.test."]},
+        "_25._tcp.a.test": {"TLSA": ["3 1 1 " + "ab" * 32]},
+        "alias.test": {"CNAME": ["a.test."]},
+        "octets.test": {"TXT": ['"\\195\\169\\255"']},
+        "broken.test": "SERVFAIL",
+    }
+    questions = [("a.test", "TXT"), ("a.test", "MX"), ("_25._tcp.a.test", "TLSA")]
+    questions += [
+        ("octets.test", "TXT"),
+        ("alias.test", "TXT"),
+        ("none.test", "TXT"),
+        ("a.test", "A"),
+        ("a.test", "TXT"),
+    ]
+    with DnsThread(zone) as dns:
+        found = await look_up([dns.address], [*questions, ("broken.test", "TXT")], timeout_s=5)
+        assert dns.asked("a.test", "TXT") == 1
+    texts = Records(("v=spf1 -all",))
+    assert list(found) == [*questions[:-1], ("broken.test", "TXT")]
+    assert list(found.values())[:-1] == [
+        texts, Records(("10 mx.a.test",)), Records(("3 1 1 " + "ab" * 32,)),
+        Records(("\u00e9\udcff",)), texts, NoName(),
+        NoRecords(),
+    ]  # fmt: skip
+    assert "SERVFAIL" in found["broken.test", "TXT"].text
+
+
+async def test_a_command_asks_all_questions_before_the_first_answer():
+    names = [f"{number}.test" for number in range(20)]
+    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
+        questions = [(name, "TXT") for name in names]
+        asking = asyncio.create_task(look_up([dns.address], questions, timeout_s=60))
+        await asyncio.gather(*(dns.until_asked(*one) for one in questions))
+        asking.cancel()
+        await asyncio.wait([asking])
+    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
+        found = await look_up([dns.address], questions, timeout_s=0.1)
+    assert {type(one) for one in found.values()} == {NoAnswer}

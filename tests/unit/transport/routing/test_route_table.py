@@ -1,0 +1,527 @@
+"""The route table: order of routes, local domains, postmaster, unknown users."""
+
+from pathlib import Path
+
+import pytest
+
+from relay.base.accounts.account import Account
+from relay.base.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.base.message.tls_policy import TlsPolicy
+from relay.base.settings.tree import Route, RouteAuth
+from relay.transport.routing.route_table import (
+    Confinement,
+    Credentials,
+    HopOptions,
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RouteTable,
+)
+
+SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
+
+
+PEOPLE = {
+    "alice@example.test": Account("alice@example.test"),
+    "al@example.test": Account("alice@example.test"),
+    "carol@example.test": Account("carol@example.test"),
+}
+
+
+class Accounts:
+    """alice (also as al) and carol."""
+
+    def by_token(self, token):
+        raise NotImplementedError
+
+    def by_address(self, address):
+        return PEOPLE.get(address.lower())
+
+    async def by_password(self, user, password, *, client):
+        raise NotImplementedError
+
+
+def table(*routes, **options):
+    return RouteTable(
+        [Route(domain, hop) for domain, hop in routes], ["example.test"], Accounts(), **options
+    )
+
+
+def mx(domain):
+    return RemoteRecipient(NextHop(HopKind.MX, domain))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("alice@example.test", LocalRecipient("alice@example.test")),
+        ("AL@Example.TEST", LocalRecipient("alice@example.test")),
+        ("bob@Other.Test", mx("other.test")),
+        ("bob@bücher.test", mx("xn--bcher-kva.test")),
+        ("postmaster", LocalRecipient("dead-letter", is_answer=True)),
+        ("PostMaster@example.test", LocalRecipient("dead-letter", is_answer=True)),
+        ("postmaster@other.test", mx("other.test")),
+    ],
+)
+def test_without_routes_a_mailbox_or_the_domains_mx(address, expected):
+    assert table().examine(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("nobody@example.test", "5.1.1"),
+        ("bob@[192.0.2.1]", "5.1.2"),
+        ("bob@[IPv6:2001:db8::1]", "5.1.2"),
+        ("bob@[no.address]", "5.1.3"),
+        ("bob", "5.1.3"),
+        (f"bob@{'ü' * 64}.test", "5.1.2"),
+    ],
+)
+def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, status):
+    found = table().examine(address)
+    assert isinstance(found, InvalidRecipient)
+    assert found.status == status
+    code = 553 if status == "5.1.3" else 550
+    assert found.text.startswith(f"{code} {status} <{address.replace('ü', 'u')}>: ")
+
+
+@pytest.mark.parametrize(
+    ("routes", "domain", "expected"),
+    [
+        ([("*.corp.test", "local"), ("a.corp.test", "capture")], "a.corp.test", None),
+        ([("a.corp.test", "capture"), ("*.corp.test", "local")], "a.corp.test", CAPTURE),
+        ([("*", "capture"), ("a.corp.test", "smtp://127.0.0.1:2626")], "a.corp.test", CAPTURE),
+        ([("*.corp.test", "capture")], "deep.below.corp.test", CAPTURE),
+        ([("*.corp.test", "capture")], "corp.test", NextHop(HopKind.MX, "corp.test")),
+        ([("*.corp.test", "capture")], "evilcorp.test", NextHop(HopKind.MX, "evilcorp.test")),
+        ([("x.test", "capture"), ("x.test", "mx")], "x.test", CAPTURE),
+        ([("x.test", "mx"), ("*", "capture")], "x.test", NextHop(HopKind.MX, "x.test")),
+        ([("X.Test", "smtps://Mail.Corp.Test:465")], "x.test", NextHop(HopKind.SMTPS, "mail.corp.test", 465)),
+        ([("*", "smtp://[::1]:25")], "x.test", NextHop(HopKind.SMTP, "::1", 25)),
+        ([("*", "capture")], "[192.0.2.1]", CAPTURE),
+        ([("*", "mx")], "[192.0.2.1]", NextHop(HopKind.MX, "[192.0.2.1]")),
+    ],
+)  # fmt: skip
+def test_the_first_matching_route_wins(routes, domain, expected):
+    found = table(*routes).next_hop_for(f"bob@{domain}")
+    assert (found and found.without_route) == expected
+
+
+def test_star_matches_all_domains_that_are_not_local():
+    routes = table(("*", "smtp://127.0.0.1:2626"))
+    assert routes.examine("alice@example.test") == LocalRecipient("alice@example.test")
+    assert routes.next_hop_for("bob@other.test").without_route == SMARTHOST
+
+
+def test_a_route_that_names_a_local_domain_takes_its_mail_but_not_its_postmasters():
+    routes = table(("example.test", "smtp://127.0.0.1:2626"))
+    assert routes.next_hop_for("alice@example.test").without_route == SMARTHOST
+    assert routes.examine("postmaster@example.test") == LocalRecipient(
+        "dead-letter", is_answer=True
+    )
+
+
+@pytest.mark.parametrize("hop", ["smtp://127.0.0.1:2626", "mx", "capture", "lmtp:unix:/run/lmtp"])
+def test_a_route_makes_no_address_of_a_local_domain_valid(hop):
+    routes = table(("*.test", hop))
+    for address in ("alice@example.test", "AL@example.test"):
+        assert routes.examine(address).is_local
+    assert routes.examine("nobody@example.test").status == "5.1.1"
+    assert not routes.examine("alice@other.test").is_local
+
+
+def test_what_a_catch_all_takes_stays_here_if_its_own_mail_does():
+    routes = RouteTable(
+        [Route("b.test", "smtp://127.0.0.1:2626"), Route("example.test", "hold")],
+        ["example.test", "b.test"],
+        Accounts(),
+        catch_all="carol@example.test",
+    )
+    assert routes.examine("nobody@b.test") == LocalRecipient("carol@example.test")
+    assert routes.examine("nobody@example.test").held == "route example.test hold"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reply"),
+    [
+        ("reject:We do not talk", "5.7.1", "550 5.7.1 <b@x.test>: We do not talk"),
+        ("reject:5.1.6 Moved", "5.1.6", "550 5.1.6 <b@x.test>: Moved"),
+    ],
+)
+def test_a_rejecting_route_says_why(text, status, reply):
+    assert table(("x.test", text)).examine("b@x.test") == InvalidRecipient(
+        status, reply, f"x.test {text}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("bob@mx.test", "mx.test mx"),
+        ("bob@host.test", "host.test smtp://127.0.0.1:2626"),
+        ("alice@local.test", "local.test local"),
+        ("bob@kept.test", "kept.test capture"),
+        ("bob@closed.test", "closed.test reject:no"),
+        ("bob@other.test", ""),
+        ("alice@example.test", ""),
+        ("nobody@local.test", ""),
+    ],
+)
+def test_a_result_names_the_route_that_decided(address, name):
+    routes = table(
+        ("mx.test", "mx"),
+        ("host.test", "smtp://127.0.0.1:2626"),
+        ("local.test", "local"),
+        ("kept.test", "capture"),
+        ("closed.test", "reject:no"),
+        catch_all="" if address.startswith("nobody") else "alice@example.test",
+    )
+    assert routes.examine(address).route == name
+
+
+def test_the_tls_level_is_demanded_by_a_route_that_says_it_or_by_the_configuration(tmp_path):
+    password = tmp_path / "password"
+    password.write_text("secret")
+    routes = [
+        Route("a.test", "mx", tls="required"),
+        Route("b.test", "mx"),
+        Route("c.test", "smtp://mail.test:25", auth=RouteAuth("me", password), name="paid"),
+        Route("d.test", "smtp://mail.test:26"),
+        Route("f.test", "smtps://mail.test:465"),
+    ]
+    made = RouteTable(routes, [], Accounts())
+    hops = [made.next_hop_for(f"x@{one}.test") for one in "abcdef"]
+    assert [made.tls_demanded_by(hop) for hop in hops] == [
+        "route a.test mx", "configuration", "route paid", "configuration", "configuration",
+        "route f.test smtps://mail.test:465",
+    ]  # fmt: skip
+    assert made.tls_demanded_by(NextHop.parse("smtp://mail.test:25")) == "route paid"
+
+
+def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
+    routes = table(catch_all="al@example.test", postmaster="carol@example.test")
+    assert routes.examine("nobody@example.test") == LocalRecipient("alice@example.test")
+    for address in ("postmaster", "postmaster@example.test"):
+        assert routes.examine(address) == LocalRecipient("carol@example.test")
+        assert routes.mailbox_for(address) == "carol@example.test"
+        assert routes.next_hop_for(address) == LOCAL
+
+
+def test_mailbox_for_ignores_routes_and_unknown_users():
+    routes = table(("example.test", "capture"))
+    assert routes.mailbox_for("alice@example.test") == "alice@example.test"
+    assert routes.mailbox_for("nobody@example.test") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["held", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
+     "reject:4.7.1 later", "reject:two\r\nlines"],
+)  # fmt: skip
+def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
+    with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
+        table(("x.test", text))
+
+
+@pytest.mark.parametrize("key", ["catch_all", "postmaster"])
+def test_a_mailbox_without_an_account_is_an_error(key):
+    with pytest.raises(ValueError, match=rf"mailboxes\.{key}: found 'who@example\.test'"):
+        table(**{key: "who@example.test"})
+
+
+@pytest.mark.parametrize(
+    ("hop", "limits"),
+    [
+        ("mx:big.test", (5, "100/60.0")),
+        ("mx:mx.big.test", (None, "")),  # the first route that matches decides, and has none
+        ("mx:other.test", (None, "9/1.0")),
+        ("smtp://127.0.0.1:2626", (7, "60/60.0")),  # of several to one host the first
+        ("smtp://127.0.0.1:2626 b.test smtp://127.0.0.1:2626", (3, "2/1.0")),  # or the named one
+        ("smtps://127.0.0.1:2626", (None, "")),
+        ("smtp://127.0.0.1:25", (None, "")),
+    ],
+)
+def test_limits_of_a_next_hop(hop, limits):
+    smarthost = "smtp://127.0.0.1:2626"
+    routes = [
+        Route("big.test", "mx", max_connections=5, max_rate="100/60.0"),
+        Route("*.big.test", "mx"),
+        Route("a.test", smarthost, max_connections=7, max_rate="60/60.0"),
+        Route("b.test", smarthost, max_connections=3, max_rate="2/1.0"),
+        Route("c.test", smarthost),
+        Route("*", "mx", max_rate="9/1.0"),
+    ]
+    found = RouteTable(routes, [], Accounts()).options_for(NextHop.parse(hop))
+    assert (found.connections_max, found.rate) == limits
+
+
+def with_auth(tmp_path, *logins, hop="smtp://127.0.0.1:2626", password="secret\n"):
+    (tmp_path / "password").write_text(password)
+    routes = [
+        Route(f"{number}.test", hop, RouteAuth(user, tmp_path / "password") if user else None)
+        for number, user in enumerate(logins)
+    ]
+    return RouteTable(routes, [], Accounts())
+
+
+def test_credentials_are_read_once_and_belong_to_the_next_hop(tmp_path):
+    routes = with_auth(tmp_path, "u", "u", password="secret\r\n# of the smarthost\n")
+    (tmp_path / "password").unlink()
+    assert routes.options_for(SMARTHOST).login == Credentials("u", "secret")
+    assert routes.options_for(NextHop(HopKind.SMTP, "127.0.0.1", 25)).login is None
+
+
+@pytest.mark.parametrize(
+    ("logins", "options", "fault"),
+    [
+        (["u"], {"hop": "mx"}, "auth needs an smtp://, smtps:// or lmtp:// next hop"),
+        (["u"], {"hop": "lmtp:unix:/run/lmtp"}, "auth needs an smtp://, smtps:// or lmtp://"),
+        (["u"], {"password": "\nsecret\n"}, "has an empty first line"),
+    ],
+)
+def test_invalid_credentials_are_errors(tmp_path, logins, options, fault):
+    with pytest.raises(ValueError, match=fault):
+        with_auth(tmp_path, *logins, **options)
+
+
+def test_a_missing_password_file_is_an_error_that_names_it(tmp_path):
+    route = Route("x.test", "smtp://127.0.0.1:25", RouteAuth("u", tmp_path / "gone"))
+    with pytest.raises(ValueError, match="gone cannot be read"):
+        RouteTable([route], [], Accounts())
+
+
+CA = Path("/etc/ca.pem")
+
+
+def test_a_next_hop_has_the_tls_of_its_route(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login = RouteAuth("u", tmp_path / "password")
+    routes = [
+        Route("a.test", "smtp://h.test:587", login, ca=CA),
+        Route("b.test", "smtp://h.test:25", login, tls="required"),
+        Route("c.test", "smtp://127.0.0.1:25", login),
+        Route("d.test", "smtp://h.test:26"),
+        Route("e.test", "smtps://h.test:465", tls="verify"),
+        Route("f.test", "mx", tls="verify", ca=CA),
+        Route("g.test", "lmtp://h.test:24", login),
+        Route("h.test", "lmtp:unix:/run/lmtp"),
+    ]
+    made = RouteTable(routes, [], Accounts(), tls="none")
+
+    def tls(hop):
+        return made.options_for(NextHop.parse(hop)).tls
+
+    assert tls("smtp://h.test:587") == TlsPolicy("verify", ca=CA)
+    assert tls("smtp://h.test:25") == TlsPolicy("required")
+    assert tls("smtps://h.test:465") == TlsPolicy("verify", implicit=True)
+    assert tls("mx:f.test") == TlsPolicy("verify", ca=CA)
+    assert tls("lmtp://h.test:24") == TlsPolicy("verify")
+    assert tls("smtps://z:1") == TlsPolicy("none", implicit=True)  # the client requires TLS
+    for hop in ("smtp://127.0.0.1:25", "smtp://h.test:26", "mx:a.test", "mx:z.test", "smtp://z:1"):
+        assert tls(hop) == TlsPolicy("none"), hop
+
+
+@pytest.mark.parametrize("hop", ["lmtp:unix:/run/lmtp", "lmtp:unix:/run/other"])
+def test_a_unix_socket_has_no_tls_whatever_the_default_is(hop):
+    routes = [Route("a.test", "lmtp:unix:/run/lmtp")]
+    made = RouteTable(routes, [], Accounts(), tls="required")
+    assert made.options_for(NextHop.parse(hop)).tls == TlsPolicy("none")
+
+
+def test_two_routes_to_one_host_may_differ_in_everything(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login, host = RouteAuth("u", tmp_path / "password"), "smtp://h.test:25"
+    routes = [
+        Route("a.test", host, login, tls="verify", name="paid"),
+        Route("b.test", host, source_address="192.0.2.1", max_rate="1/1.0"),
+    ]
+    made = RouteTable(routes, [], Accounts())
+    hops = [made.next_hop_for(f"x@{domain}") for domain in ("a.test", "b.test")]
+    assert [hop.key for hop in hops] == [f"{host} paid", f"{host} b.test {host}"]
+    assert [NextHop.parse(hop.key) for hop in hops] == hops
+    paid, other = (made.options_for(hop) for hop in hops)
+    assert paid == HopOptions(TlsPolicy("verify"), Credentials("u", "secret"))
+    assert other == HopOptions(TlsPolicy("opportunistic"), rate="1/1.0", source_address="192.0.2.1")
+    assert made.options_for(NextHop.parse(f"{host} gone")).login is None
+
+
+@pytest.mark.parametrize(
+    ("sender", "hop"),
+    [
+        ("me@a.test", "of-a"),
+        ("ME@A.Test", "of-a"),
+        ("me@sub.b.test", "below-b"),
+        ("me@b.test", "others"),
+        ("one@c.test", "one"),
+        ("two@c.test", "others"),
+        ("", "null"),
+    ],
+)
+def test_a_route_may_be_for_one_reverse_path(sender, hop):
+    patterns = {"*@a.test": "of-a", "*@*.b.test": "below-b", "one@c.test": "one", "<>": "null"}
+    routes = [
+        Route("*", "smtp://h.test:25", name=name, sender=pattern)
+        for pattern, name in patterns.items()
+    ]
+    made = RouteTable([*routes, Route("*", "mx", name="others")], [], Accounts())
+    assert made.next_hop_for("x@y.test", sender).route == hop
+
+
+def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
+    asked = []
+
+    def is_simulated(address):
+        asked.append(address)
+        return "+550@" in address or address.endswith("@gmail.com")
+
+    routes = ("*", "capture"), ("refused.test", "reject:no")
+    confinement = Confinement(is_simulated, captures=lambda _: False)
+    found = table(*routes, confinement=confinement, tls="opportunistic")
+    assert found.examine("bob+550@other.test") == mx("other.test")
+    assert found.examine("Bob@Gmail.com") == mx("gmail.com")
+    assert found.examine("bob+550@b\u00fccher.test") == mx("xn--bcher-kva.test")
+    assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE, "* capture")
+    assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE, "* capture")
+    assert found.next_hop_for("bob@gmail.com") == NextHop(HopKind.MX, "gmail.com")
+    assert found.options_for(NextHop(HopKind.MX, "gmail.com")).tls == TlsPolicy("opportunistic")
+    del asked[:]
+    assert isinstance(found.examine("nobody+550@example.test"), InvalidRecipient)
+    assert isinstance(found.examine("alice@example.test"), LocalRecipient)
+    assert asked == []
+
+
+@pytest.mark.parametrize("address", ["MAILER-DAEMON@relay.test", "mailer-daemon@RELAY.test"])
+def test_who_answers_a_report_writes_to_the_postmaster(address):
+    routes = table(("*", "smtp://h.test:25"), hostname="relay.test")
+    assert routes.examine(address) == LocalRecipient("dead-letter", is_answer=True)
+    assert routes.mailbox_for(address) == "dead-letter"
+    assert isinstance(routes.examine("x@relay.test", "alice@example.test"), RemoteRecipient)
+    own = table(hostname="relay.test", postmaster="carol@example.test")
+    assert own.examine(address) == LocalRecipient("carol@example.test", is_answer=True)
+    assert own.examine("postmaster@example.test") == LocalRecipient("carol@example.test")
+
+
+@pytest.mark.parametrize(
+    ("routes", "is_here"),
+    [
+        ([("*", "smtp://h.test:25")], True),
+        ([("*", "hold"), ("*", "mx")], True),
+        ([("*", "capture")], False),  # which stays here
+        ([("other.test", "capture")], False),  # the domain's MX, or a loop and then the postmaster
+        ([("relay.test", "smtp://h.test:25"), ("*", "smtp://h.test:26")], False),
+        ([("*", "smtp://h.test:26"), ("*.test", "smtp://h.test:25")], False),
+    ],
+)
+@pytest.mark.parametrize("address", ["games@relay.test", "postmaster@Relay.test"])
+def test_no_smarthost_gets_reports_to_the_name_of_this_host(routes, is_here, address):
+    found = table(*routes, hostname="Relay.test", postmaster="carol@example.test")
+    here = LocalRecipient("carol@example.test", is_answer=True, is_local=False)
+    assert (found.examine(address) == here) is is_here
+    assert (found.mailbox_for(address) == "carol@example.test") is is_here
+    assert isinstance(found.examine(address, "alice@example.test"), RemoteRecipient)
+    assert isinstance(found.examine("x@other.test"), RemoteRecipient)
+
+
+def test_a_hold_has_the_next_hop_of_the_routes_that_follow():
+    routes = [
+        Route("a.test", "smtp://first.test:25", sender="vip@s.test"),
+        Route("*.test", "hold", name="all"),
+        Route("a.test", "hold"),
+        Route("a.test", "smtp://hub.test:25", name="hub"),
+        Route("gone.test", "reject:5.1.6 moved"),
+        Route("b.test", "mx", name="by mx"),
+    ]
+    found = RouteTable(routes, ["example.test"], Accounts())
+    assert found.destination_of("x@a.test", "vip@s.test").held == ""
+    held = {
+        "x@a.test": "smtp://hub.test:25 hub",
+        "x@b.test": "mx:b.test by mx",
+        "x@c.test": "mx:c.test",
+        "alice@example.test": "local",
+    }
+    for address, hop in held.items():
+        to = Destination(NextHop.parse(hop), held="route all")
+        assert found.destination_of(address, "me@s.test") == to
+    assert found.destination_of("x@gone.test") is None
+    assert found.examine("x@gone.test").status == "5.1.6"
+    assert found.destination_of("alice@d.example").held == ""
+    # how the hosts of its next hop are contacted does not depend on the hold
+    by_mx = NextHop.parse("mx:b.test")
+    assert found.options_for(by_mx) == found.options_for(NextHop.parse("mx:b.test by mx"))
+
+
+CHOOSABLE = [
+    Route("c.test", "hold", name="brake"),
+    Route("none.test", "smtp://hub.test:587", name="hub"),
+    Route("none.test", "mx", name="direct"),
+    Route("none.test", "capture", name="kept"),
+    Route("none.test", "local", name="here"),
+    Route("none.test", "reject:5.7.1 No", name="closed"),
+]
+HUB, ELSEWHERE = NextHop.parse("smtp://hub.test:587 hub"), "smtp://h.test:25"
+BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
+
+
+@pytest.mark.parametrize(
+    ("address", "way", "found"),
+    [
+        ("x@b.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
+        ("alice@example.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
+        ("x@b.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
+        ("alice@example.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
+        ("x@b.test", "route:direct",
+         RemoteRecipient(NextHop.parse("mx:b.test direct"), "direct", chosen=True)),
+        ("x@b\u00fccher.test", "route:direct",
+         RemoteRecipient(NextHop.parse("mx:xn--bcher-kva.test direct"), "direct", chosen=True)),
+        ("postmaster", ELSEWHERE, LocalRecipient("dead-letter", is_answer=True)),
+        ("x@b.test", "route:kept", RemoteRecipient(CAPTURE, "kept", chosen=True)),
+        ("x@b.test", "route:brake", RemoteRecipient(NextHop.parse("mx:b.test"), held="route brake")),
+        ("alice@example.test", "route:brake",
+         LocalRecipient("alice@example.test", held="route brake")),
+        # a route that holds the mail holds it still
+        ("x@c.test", "route:hub", RemoteRecipient(HUB, "hub", held="route brake", chosen=True)),
+        ("x@c.test", ELSEWHERE,
+         RemoteRecipient(BY_RULE_THERE, BY_RULE, held="route brake", chosen=True)),
+    ],
+)  # fmt: skip
+def test_a_rule_chooses_the_next_hop(address, way, found):
+    made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
+    assert made.examine_chosen(address, way, made.examine(address)) == found
+
+
+@pytest.mark.parametrize("name", ["here", "closed", "gone"])
+def test_a_rule_cannot_choose_a_route_without_a_next_hop(name):
+    made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
+    with pytest.raises(LookupError, match=name):
+        made.examine_chosen("x@b.test", f"route:{name}", made.examine("x@b.test"))
+
+
+def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    login = RouteAuth("u", tmp_path / "password")
+    paid = Route("b.test", ELSEWHERE, login, tls="verify", source_address="192.0.2.1", name="paid")
+    made = RouteTable([paid], [], Accounts())
+    usual = made.examine("x@b.test")
+    lent = made.options_for(made.examine_chosen("x@b.test", "route:paid", usual).next_hop)
+    assert lent.login == Credentials("u", "secret")
+    there = made.examine_chosen("x@b.test", ELSEWHERE, usual).next_hop
+    assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
+    assert made.tls_demanded_by(there) == "configuration"
+    # also after a restart, whatever the routes are then
+    assert NextHop.parse(there.key) == there
+    for routes in ([paid], [], [Route("b.test", "reject:5.7.1 No")]):
+        assert RouteTable(routes, [], Accounts()).is_settled(there, chosen=True)
+
+
+def test_where_nothing_may_leave_a_rule_captures():
+    captured = RemoteRecipient(CAPTURE, BY_RULE, chosen=True)
+    made = RouteTable(
+        CHOOSABLE,
+        [],
+        Accounts(),
+        confinement=Confinement(lambda _: False, lambda hop: hop.host == "h.test"),
+    )
+    usual = made.examine("x@b.test")
+    assert made.examine_chosen("x@b.test", ELSEWHERE, usual) == captured
+    assert made.examine_chosen("x@b.test", "route:hub", usual).next_hop == HUB
