@@ -68,27 +68,27 @@ check: lint types layers unused rules
 # crashes, models, slow clients, and what takes more than a few seconds.
 of = $(addprefix tests/unit/$(strip $(1))/test_,$(addsuffix .py,$(2)))
 QUICK := tests/contract tests/dialogue \
-	$(addprefix tests/unit/,base message observe reports routing settings spool/queue) \
+	$(addprefix tests/unit/,base delivery/reports transport/routing) \
 	tests/unit/test_running_relay.py \
-	$(call of,sign_in,access_tokens) \
-	$(call of,api,queue_commands search_text) \
-	$(call of,app,daemon maintenance pressure_monitor routes) \
-	$(call of,cli,errors options output queue) \
+	$(call of,front_door/sign_in,access_tokens) \
+	$(call of,front_door/api,queue_commands search_text) \
+	$(call of,operation/app,daemon maintenance pressure_monitor routes) \
+	$(call of,operation/cli,errors options output queue) \
 	$(call of,delivery,active_queue attempt_result fair_queue host_selection retry site_limits) \
-	$(call of,graph,endpoint_table graph_authorization graph_listing graph_messages graph_send_mail \
+	$(call of,front_door/graph,endpoint_table graph_authorization graph_listing graph_messages graph_send_mail \
 	    graph_send_options odata_filter query_options serializer) \
-	$(call of,http,connection_limits event_stream http_server) \
-	$(call of,ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as session_counts smtp_server) \
-	$(call of,internet,scenario_file scenario_state test_recipients) \
-	$(call of,journeys,journey message_search) \
-	$(call of,mailbox,messages folders inbox maildir message_file quota old_files) \
-	$(call of,outbox,scheduled_sends submissions) \
-	$(call of,mime,convert draft dsn headers read_mime write_header) \
-	$(call of,pages,content forms site) \
-	$(call of,pickup,decisions start_limits) \
-	$(call of,policy,engine rule_files shipped_policies) \
-	$(call of,smtp,connection transaction) \
-	$(call of,spool,claims prune restart spool write_ahead_log) \
+	$(call of,front_door/http,connection_limits event_stream http_server) \
+	$(call of,transport/ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as session_counts smtp_server) \
+	$(call of,development/internet,scenario_file scenario_state test_recipients) \
+	$(call of,store/journeys,journey message_search) \
+	$(call of,store/mailbox,messages folders inbox maildir message_file quota old_files) \
+	$(call of,submission/outbox,scheduled_sends submissions) \
+	$(call of,formats,convert draft dsn headers read_mime write_header) \
+	$(call of,front_door/pages,content forms site) \
+	$(call of,submission/pickup,decisions start_limits) \
+	$(call of,transport/policy,engine rule_files shipped_policies) \
+	$(call of,delivery/smtp,connection transaction) \
+	$(call of,store/spool,claims prune restart spool write_ahead_log) \
 	$(call of,testing,message waiting) \
 	tests/integration/test_seven_steps.py \
 	tests/unit/front_door/http/test_https.py::test_httpx \

@@ -1,5 +1,12 @@
-"""What every room stands on, and what knows nothing of mail: time, files, sockets, load.
+"""What every wing stands on: the values of mail, settings, accounts, the log; time, files, sockets.
 
+In: relay.toml and accounts.toml, texts of the network. Out: values; no step of mail is here.
+
+- `message`: values: addresses, envelopes, outcomes, states of recipients, next hops
+- `settings`: relay.toml and the environment, read, checked, and what a reload may change
+- `accounts`: accounts, passwords, client keys, scopes, rights to send as, aliases
+- `observe`: the log, metrics, and their samples over time
+- `running_relay`: what commands and kits send to a running relay: control socket, sendMail, SMTP
 - `clock`: wall time, timers and queue time, which does not jump; ids; what a start continues from
 - `advanceable_clock`: a clock that `relay dev` and the test kit advance by days
 - `files`: octets in files: read them in blocks, write them, sync them; directories under a lock

@@ -1,8 +1,11 @@
-"""Step 6: delivery, to local mailboxes and by SMTP to the next hop.
+"""Steps 6 and 7: delivery to local mailboxes and by SMTP to the next hop, and the reports of it.
 
-A connection has at most one transaction that is not recorded, so a crash causes at most one second
-copy for each connection.
+In: entries of the spool that are due. Out: files in Maildirs, transactions with hosts; results and
+reports, committed together. A connection has at most one transaction without a committed result, so
+a crash causes at most one second copy for each connection.
 
+- `smtp`: the SMTP client: connection, TLS, DANE, transaction, LMTP
+- `reports`: who gets a report, and its words in each language; read receipts
 - `dependencies`: what sites and local delivery need of the scheduler, as a Protocol
 - `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and records them
 - `queue_scanner`: which due entries are fetched from the spool, and when

@@ -1,8 +1,12 @@
 """The development relay: what `relay dev` and the test kit add to the rooms of a service.
 
+In: words of `relay dev`, scenarios, requests of Mailpit's clients. Out: a relay on loopback whose
+mail leaves the machine only where the user allows it.
+
+- `verbs`: the verbs dev, clock and reset: options, and what they print
+- `internet`: the simulated internet: test recipients, scenarios, name server, mail hosts
 - `relay`: composes one: the rooms with the simulated internet; scenarios; reset
 - `options`: its options, where it listens, its relay.toml, where all mail is captured; release host
-- `folder`: which directory it uses (--dir or temporary), its lock, its removal
 - `foreground`: `relay dev` for a person: demonstration, then which steps are shown; changed rules;
   --once
 - `demonstration`: the two messages of the demonstration, and the example of the pages

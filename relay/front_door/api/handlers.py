@@ -27,17 +27,11 @@ from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
-from relay.front_door.api import restored
+from relay.front_door.api import release, restored
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
-from relay.front_door.api.release import (
-    addresses_of_body,
-    check_own_recipients,
-    release_host,
-    release_route,
-)
 from relay.front_door.api.request_parameters import (
     MESSAGE_STATES,
     CommandIssuer,
@@ -431,7 +425,7 @@ class Handlers:
             way_to=self._dependencies.way_to,
             target_of=self._dependencies.target_of,
             clock=self._dependencies.clock,
-            release_to=release_route(self._dependencies.development),
+            release_to=release.release_route(self._dependencies.development),
         )
 
     @property
@@ -449,16 +443,16 @@ class Handlers:
         found = await self._find(key, principal)
         if found is None:
             raise _unknown(key)
-        release_host(self._dependencies.development)
-        if copy_to := addresses_of_body(await request.body()):
+        release.release_host(self._dependencies.development)
+        if copy_to := release.addresses_of_body(await request.body()):
             return await self.release_copy(found, copy_to, principal, request=request)
         entries = await self._captured_entries(found)
         if found.id is None or not entries:
             return CommandReport().as_json()
         development = self._dependencies.development
-        check_own_recipients(entries, development)
+        release.check_own_recipients(entries, development)
         selector = Selector(ids=(found.id,), state=RecipientState.CAPTURED)
-        route = release_route(development)
+        route = release.release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
         return await self._execute(command, request)
 
@@ -477,9 +471,9 @@ class Handlers:
         is captured, and 400.
         """
         principal.check_may_operate()
-        next_hop = release_host(self._dependencies.development)
+        next_hop = release.release_host(self._dependencies.development)
         entry, *more = await self.captured_entries(journey)
-        check_own_recipients([entry, *more], self._dependencies.development, named=copy_to)
+        release.check_own_recipients([entry, *more], self._dependencies.development, named=copy_to)
         selector = Selector(ids=(f"{entry['id']}-{entry['entry']}",))
         try:
             command = QueueCommand(

@@ -56,7 +56,8 @@ class TokenLogin:
     def _of_token(self, token: str, client: str) -> Account | None:
         if (tokens := self._issued()) is None:
             return self._accounts.by_token(token, client=client)
-        from relay.front_door.sign_in.access_tokens import InvalidTokenError  # noqa: PLC0415 - see below
+        # see below
+        from relay.front_door.sign_in.access_tokens import InvalidTokenError  # noqa: PLC0415
 
         try:
             return tokens.account_of(token, self._accounts, client=client)

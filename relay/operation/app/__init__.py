@@ -7,6 +7,8 @@ Building:
   the route table; what must be equal on all nodes; what the text of `queue reroute --to` means;
   the key of SRS addresses: where it is, and when it is made
 - `tenant_sets`: which rules of tenants are in force; their last good ones in state_dir
+- `development_folder`: the directory of a development relay (--dir or temporary), by which commands
+  find it; its lock, its removal
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
 - `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
   `relay reload`: one reload at a time; how the log, metrics and systemd learn what came of it

@@ -90,10 +90,11 @@ def build_front_door(
     door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
-    from relay.front_door.sign_in.access_tokens import AccessTokens, token_key  # noqa: PLC0415 - see above
+    from relay.front_door.sign_in import access_tokens  # noqa: PLC0415 - see above
     from relay.front_door.sign_in.authentication import HttpAuthentication  # noqa: PLC0415
 
-    tokens = AccessTokens(token_key(settings.state_dir), base.clock)
+    key = access_tokens.token_key(settings.state_dir)
+    tokens = access_tokens.AccessTokens(key, base.clock)
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )
@@ -103,7 +104,7 @@ def build_front_door(
         return dataclasses.replace(door, relay_v1=relay_v1)
     from relay.front_door.graph.app import create_app as create_graph_app  # noqa: PLC0415
     from relay.front_door.graph.graph_request import GraphDependencies  # noqa: PLC0415
-    from relay.front_door.sign_in.token_endpoint import SIGN_IN_PATHS, create_sign_in_app  # noqa: PLC0415
+    from relay.front_door.sign_in import token_endpoint  # noqa: PLC0415
     from relay.operation.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
 
     subscriptions = build_subscriptions(base, resolver)
@@ -118,7 +119,7 @@ def build_front_door(
         dependencies, authentication, max_body=http.max_body, ready=base.readiness
     )
     users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
-    sign_in = create_sign_in_app(
+    sign_in = token_endpoint.create_sign_in_app(
         accounts, tokens, clock=base.clock, hostname=settings.hostname,
         public_url=settings.http.public_url, users=users,
     )  # fmt: skip
@@ -126,15 +127,14 @@ def build_front_door(
     versions: dict[str, ASGIApp] = dict.fromkeys(
         ("v1.0", "beta"), before_graph(gateway, authentication) if before_graph else gateway
     )
-    paths: Sequence[str] = SIGN_IN_PATHS
+    paths: Sequence[str] = token_endpoint.SIGN_IN_PATHS
     if users is not None:
-        paths = (*SIGN_IN_PATHS, *users.paths)
+        paths = (*paths, *users.paths)
         versions |= dict.fromkeys(users.prefixes, sign_in)
     programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=relay_v1)
     return dataclasses.replace(
         door, relay_v1=relay_v1, graph=gateway, subscriptions=subscriptions, programs=programs,
-        sign_in_paths=paths,
-        sign_in_pages=users.pages if users is not None else (),
+        sign_in_paths=paths, sign_in_pages=users.pages if users else (),
         prefixes=(*versions, *api.PREFIXES),
         further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
     )  # fmt: skip

@@ -15,8 +15,7 @@ What verbs share:
 A service:
 
 - `serve`: `relay serve`
-- `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`,
-  `relay clock show | advance`, `relay reset`
+- `control`: what the running relay is asked: `relay reload`, `relay webhook list | test | replay`
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `dns`: `relay dns`, `relay dkim keygen | show`
 - `policy`: `relay policy check | test | try | diff`; what diff prints
@@ -35,10 +34,7 @@ Messages:
 - `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text
   of entries and statistics; `relay pause` and `relay resume`
 
-A development relay:
-
-- `dev`: `relay dev`: what it prints
-- `dev_options`: its options, and the variables RELAY_DEV_...; which options exclude each other
+Elsewhere: `relay dev`, `relay clock` and `relay reset`: `relay/development/verbs`.
 """
 
 import gc

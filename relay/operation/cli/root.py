@@ -115,7 +115,8 @@ def run() -> int:
     try:
         cli.main(words, prog_name=name, standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 - no traceback reaches a user
-        from relay.operation.cli.errors import report_error  # noqa: PLC0415 - imports the errors of all rooms
+        # imports the errors of all rooms
+        from relay.operation.cli.errors import report_error  # noqa: PLC0415
 
         return report_error(error)
     return 0

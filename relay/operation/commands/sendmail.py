@@ -96,7 +96,8 @@ def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers |
     """Raise RejectedError for what a relay would not take from the drop directory: nobody would
     hear of it. `users` is None if it is not known who may send as whom.
     """
-    from relay.transport.ingress.data import ContentCollector  # noqa: PLC0415 - slow, and seldom needed
+    # slow, and seldom needed
+    from relay.transport.ingress.data import ContentCollector  # noqa: PLC0415
     from relay.transport.ingress.send_as import local_rejection  # noqa: PLC0415
 
     if len(envelope.recipients) > RECIPIENTS_MAX:
