@@ -578,15 +578,20 @@ SYNCED_BY = frozenset(
     )
 )
 MODULES = (
-    *("mailbox/messages.py", "mailbox/inbox.py", "mailbox/folders.py", "mailbox/settings_file.py"),
-    *("mailbox/folder_tree.py", "mailbox/keywords.py"),
-    "outbox/unfinished.py",
     *(
-        "outbox/submit.py",
-        "outbox/scheduled.py",
-        "outbox/ready_submissions.py",
-        "outbox/on_disk.py",
-        "outbox/idempotency.py",
+        "store/mailbox/messages.py",
+        "store/mailbox/inbox.py",
+        "store/mailbox/folders.py",
+        "store/mailbox/settings_file.py",
+    ),
+    *("store/mailbox/folder_tree.py", "store/mailbox/keywords.py"),
+    "submission/outbox/unfinished.py",
+    *(
+        "submission/outbox/submit.py",
+        "submission/outbox/scheduled.py",
+        "submission/outbox/ready_submissions.py",
+        "submission/outbox/on_disk.py",
+        "submission/outbox/idempotency.py",
     ),
 )
 # They say where a folder is shown, or which id it has; what is in it does not depend on them.
@@ -600,11 +605,11 @@ def sync_sites() -> list[str]:
     """Return every place in the store that syncs a file or a directory of messages or pending submissions."""
     found = []
     for module in MODULES:
-        path = Path(maildir.__file__).parents[1] / module
+        path = Path(maildir.__file__).parents[2] / module
         for function in ast.walk(ast.parse(path.read_text())):
             if not isinstance(function, ast.FunctionDef) or function.name in SYNCED_BY:
                 continue
-            if module.startswith("mailbox/folder") and function.name in OF_FOLDERS:
+            if module.startswith("store/mailbox/folder") and function.name in OF_FOLDERS:
                 continue
             lines = {
                 call.lineno

@@ -25,7 +25,7 @@ import relay
 
 _RELAY = str(Path(relay.__file__).parent)
 # These do the syncs of others: a site is who asked them.
-_PLUMBING = ("mailbox/maildir.py", "outbox/on_disk.py:sync")
+_PLUMBING = ("store/mailbox/maildir.py", "submission/outbox/on_disk.py:sync")
 # Nothing is promised of the index and the store's log.
 _CACHES = ("relay-index", "log")
 _STATES_MAX = 64
