@@ -4,7 +4,7 @@ In: entries of the spool that are due. Out: files in Maildirs, transactions with
 reports, committed together. A connection has at most one transaction without a committed result, so
 a crash causes at most one second copy for each connection.
 
-- `smtp`: the SMTP client: connection, TLS, DANE, transaction, LMTP
+- `smtp`: the SMTP client: connection, TLS and what verifies it (DANE), transaction, LMTP
 - `reports`: who gets a report, and its words in each language; read receipts
 - `dependencies`: what sites and local delivery need of the scheduler, as a Protocol
 - `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and records them
@@ -18,7 +18,7 @@ a crash causes at most one second copy for each connection.
 - `site`: how claims for a site get connections; what follows when no host answers; probes
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many
 - `connection_slots`: which site gets the next connection; shares of those that do not answer
-- `host_selection`: the next host: order of tries, hosts that failed lately, source address
+- `host_selection`: the next host when one fails: order of tries, recent failures, source address
 - `recipient_verification`: RCPT probes for recipients = "verify"; how long an answer is kept
 - `outbound_session`: a connection (SMTP, LMTP) and its transactions; what a stop cuts off
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user

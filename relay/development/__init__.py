@@ -23,7 +23,7 @@ mail leaves the machine only where the user allows it.
 - `graph_faults`: 429, 503, 504 and expired tokens that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
-Elsewhere: how users sign in: `relay/front_door/sign_in/grants.py`; what simulated hosts reply:
-`relay/development/internet/scenario_state.py`; to whom captured mail may be released:
+Elsewhere: how users sign in: `relay/front_door/sign_in/grants.py`; what simulated hosts reply to
+bob+550@…: `relay/development/internet`; to whom captured mail may be released:
 `relay/front_door/api/release.py`.
 """

@@ -13,5 +13,5 @@ by HTTPS.
 
 Elsewhere: when the draft is on disk: `relay/submission/outbox`; mailboxes and their index:
 `relay/store/mailbox`; how a body becomes a draft: `relay/formats`; accounts and their rights:
-`relay/base/accounts`.
+`relay/base/accounts`; why /readyz is 503: `relay/operation/app/front_door.py`.
 """

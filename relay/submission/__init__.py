@@ -4,7 +4,8 @@ In: a draft that was submitted, as a file with a name in `.submissions/`. Out: i
 transport's own socket; after the 250 the original in Sent Items (or where the message says); a
 report in the sender's Inbox if it fails for good.
 
-- `outbox`: the submissions on disk: pending, scheduled, with a key, uploads; step 4
+- `outbox`: the submissions on disk (preparing/, ready/): pending, scheduled, with a key, uploads;
+  step 4; what a start does after a crash
 - `pickup`: when a submission is started, how it is converted in a child process and sent
 
 Elsewhere: the conversion itself: `relay/formats/convert.py`; who answers on that socket:

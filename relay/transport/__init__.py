@@ -8,10 +8,10 @@ that.
 - `gate`: the process of the SMTP sessions, apart from the owner of the mail, and its sandbox
 - `milter`: milters: the protocol, and what they may change
 - `policy`: mail-flow rules: read, tried, applied; what they find in a message
-- `routing`: own domains, aliases, routes; the DNS: MX hosts, MTA-STS, TLSA
+- `routing`: own domains, aliases, routes; asks the DNS: MX hosts, MTA-STS, TLSA
 - `signing`: DKIM signatures and their keys
 - `refusals`: records of what sessions refused
 
 Elsewhere: what is committed: `relay/store/spool`; who gets a report: `relay/delivery/reports`,
-which is passed in; where an entry goes next: `relay/delivery`.
+which is passed in; from which load on mail is refused: `relay/base/pressure.py`.
 """

@@ -12,7 +12,7 @@ The way of a request:
 - `graph_request`: limits of one account (429), If-Match and ETag, the store's errors as Graph's;
   Prefer: outlook.body-content-type
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
-- `idempotency`: Idempotency-Key and repeats of SDKs: answered as the first time
+- `idempotency`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
 - `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict

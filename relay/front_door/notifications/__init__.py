@@ -6,5 +6,6 @@
 - `subscription_file`: what is stored of each
 - `mailbox_watch`: how a change of a mailbox is noticed
 - `webhooks`: the events of journeys for an operator's URLs: their names, signatures, cursors
-- `sender`: sends feeds in order, with pauses after a failure; one that is down delays nobody else's
+- `sender`: sends the feed of each receiver in order, with pauses after a failure; one that is down
+  delays no other
 """

@@ -19,7 +19,7 @@ The session:
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
 - `send_as`: which sender, From and Sender an account or a local user may use; null MX (5.7.27)
-- `recipient_checks`: the reply to RCPT: relaying denied, mailbox full; asks who is valid
+- `recipient_checks`: the reply to RCPT: relaying denied, unknown user, mailbox full
 - `session_refusals`: which refused commands are recorded, with which reason
 
 Mail of the machine:
