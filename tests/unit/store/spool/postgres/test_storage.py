@@ -107,7 +107,7 @@ PROGRAM = """\
 import sys
 sys.modules["asyncpg"] = None  # as if it were not installed
 from pathlib import Path
-from relay import spool
+from relay.store import spool
 from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
