@@ -311,7 +311,7 @@ async def test_an_advance_that_fails_says_so_afterwards(relay, monkeypatch):
     async def never(_timeout_s=0):
         raise UnsettledError("still in progress")
 
-    monkeypatch.setattr(relay._advances, "_record", never)
+    monkeypatch.setattr(relay._advances, "_settle", never)
     with pytest.raises(AdvanceError):
         await relay.advance_clock(60)
     assert relay.last_advance["seconds"] == 0

@@ -62,7 +62,7 @@ class Sender:
 
 @pytest.fixture
 async def sender() -> AsyncIterator[Sender]:
-    with tempfile.TemporaryDirectory(prefix="record") as directory:
+    with tempfile.TemporaryDirectory(prefix="settle") as directory:
         folder = open_folder(Path(directory) / "dev")
         any_port = Address("127.0.0.1", 0)
         http = Address("127.0.0.1", 0, plain=True)
