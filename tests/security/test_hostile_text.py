@@ -37,7 +37,15 @@ from relay.formats.read_header import (
 from relay.front_door.pages.sanitize import safe_document
 from tests.support.long_tests import long
 
-ROOMS = ("graph", "ingress", "message", "mime", "pages", "policy", "reports")
+ROOMS = (
+    "front_door.graph",
+    "transport.ingress",
+    "base.message",
+    "formats",
+    "front_door.pages",
+    "transport.policy",
+    "delivery.reports",
+)
 OCTETS = 5_000
 NOISE_S = 0.004  # a time below it says nothing
 RATIO_MAX = 3  # of the time for twice the size
