@@ -13,7 +13,7 @@ The packages here are the wings. Each imports only from those below it:
 - `formats`: messages as octets: MIME, headers, the form of reports
 - `base`: values of mail, settings, accounts, the log; time, files, sockets, when load refuses mail
 
-A wing's `__init__.py` says what comes in, what goes out, and what its rooms are for.
+A wing's `__init__.py` says what comes in, what goes out, and what its rooms or modules are for.
 docs/flow.md follows one message through the wings, docs/design.md gives the reasons.
 """
 

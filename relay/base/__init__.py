@@ -1,6 +1,7 @@
 """What every wing stands on: the values of mail, settings, accounts, the log; time, files, sockets.
 
-In: relay.toml and accounts.toml, texts of the network. Out: values; no step of mail is here.
+In: relay.toml and accounts.toml, texts of the network. Out: values, log lines, metrics, files, open
+sockets. No step of mail is here.
 
 - `message`: values: addresses, envelopes, outcomes, states of recipients, next hops
 - `settings`: relay.toml and the environment, read, checked, and what a reload may change

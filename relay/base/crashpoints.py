@@ -32,7 +32,7 @@ class CrashPoint(StrEnum):
     DRAFTS_DIRECTORY_SYNCED_AGAIN = "drafts-directory-synced-again"  # if it is needed
     STEP_RECORDED = "step-recorded"  # step 4 is in the store's log
     SUBMISSION_REMOVED = "submission-removed"
-    DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not settled
+    DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not recorded
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
     SUBMISSION_REMOVAL_SYNCED = "submission-removal-synced"  # after such a report
     SUBMISSION_PREPARED = (

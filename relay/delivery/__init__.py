@@ -1,8 +1,9 @@
 """Steps 6 and 7: delivery to local mailboxes and by SMTP to the next hop, and the reports of it.
 
-In: entries of the spool that are due. Out: files in Maildirs, transactions with hosts; results and
-reports, committed together. A connection has at most one transaction without a committed result, so
-a crash causes at most one second copy for each connection.
+In: entries that were just accepted, and those of the spool that are due. Out: files in Maildirs,
+transactions with hosts; results and reports, committed together. A connection has at most one
+transaction without a committed result, so a crash causes at most one second copy for each
+connection.
 
 - `smtp`: the SMTP client: connection, TLS and what verifies it (DANE), transaction, LMTP
 - `reports`: who gets a report, and its words in each language; read receipts
@@ -74,7 +75,8 @@ Connections (`connection_slots`, `site_limits`)
 Lookups (`next_hop_resolution`)
 - LOOKUPS_MAX, LOOKUPS_UNREACHABLE_MAX: at once, and of these for next hops that were not found.
 - _RESERVED_PART: as for probes. _BUSY_PART, _SLOWEST_S, _TICK_S: lookups for queued mail of sites
-  that have not answered start only while the event loop is idle for most of the time.
+  that have not answered start only while the event loop is idle for most of the time, or one each
+  _SLOWEST_S.
 
 Hosts (`host_selection`)
 - HOSTS_MAX, ANSWERED_S: for how many hosts, and how long, the last result is remembered, so that

@@ -4,7 +4,8 @@ In: relay.toml, accounts.toml, rules, signals, the words of a command line. Out:
 an answer of one, printed, with an exit code of sysexits(3).
 
 - `app`: puts the rooms together: start, stop, reload, maintenance, /readyz, the state directory
-- `commands`: what each verb does: check, backup, restore, verify, adopt, accounts, DNS, DKIM, trace
+- `commands`: what verbs do: check, backup, restore, verify, adopt, import, accounts, DNS, DKIM,
+  rules
 - `cli`: the command: options, verbs, what is printed, exit codes
 
 Elsewhere: the verbs dev, clock and reset: `relay/development/verbs`; what a queue command does:

@@ -1,6 +1,6 @@
-"""Steps 2, 3 and 4: what a 202 promised, until transport has accepted it.
+"""Steps 2, 3 and 4, and the file of step 1: what a 202 promised, until transport accepted it.
 
-In: a draft that was submitted, as a file with a name in `.submissions/`. Out: its MIME, by SMTP to
+In: drafts to submit, and what a start finds in `.submissions/`. Out: its MIME, by SMTP to
 transport's own socket; after the 250 the original in Sent Items (or where the message says); a
 report in the sender's Inbox if it fails for good.
 

@@ -1,8 +1,8 @@
 """Step 5: what SMTP brings in is examined, decided and committed before the 250.
 
-In: SMTP from clients, hosts and pickup. Out: one transaction of the spool with the message, an
-entry for each next hop and the reports already due; or a reply that refuses it, and a record of
-that.
+In: SMTP from clients, hosts and pickup; files that `relay sendmail` left. Out: one transaction of
+the spool with the message, an entry for each next hop and the reports already due; or a reply that
+refuses it, and a record of that.
 
 - `ingress`: SMTP sessions: replies, limits, AUTH; recipients; acceptance, which asks the others
 - `gate`: the process of the SMTP sessions, apart from the owner of the mail, and its sandbox

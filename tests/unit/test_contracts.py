@@ -1,4 +1,6 @@
-"""Each import contract of pyproject.toml is broken by the imports that it forbids, and by no other."""
+"""Each import contract of pyproject.toml is kept, and broken by an import that it forbids: one for
+each layer or source.
+"""
 
 import tomllib
 from collections.abc import Iterator

@@ -208,7 +208,7 @@ CREATE TABLE node (
     begun       text COLLATE "C" NOT NULL,
     timeline    text COLLATE "C" NOT NULL,
     beat_us     bigint NOT NULL,             -- when the last beat was: it is only shown
-    digests     text COLLATE "C" NOT NULL    -- JSON, of what must be equal: see agreement.py
+    digests     text COLLATE "C" NOT NULL    -- JSON, of what must be equal: see nodes.py
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 CREATE TABLE standing_hold (
