@@ -7,6 +7,7 @@ RFC 3464 (what a report names).
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -281,18 +282,18 @@ def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, 
     return any(
         refusal.reply == reply
         and refusal.address in ("", address)
-        and (not refusal.address or _is_sender(refusal.reverse_path, message, address))
+        and (not refusal.address or _is_sender(refusal.reverse_path, message))
         and evidence.ledger.names.get(refusal.name, refusal.name) in ("", message.id)
         for site in evidence.sites.get(SERVED_BY.get(domain, domain), ())
         for refusal in site.refusals
     )
 
 
-def _is_sender(reverse_path: str, message: Message, address: str) -> bool:
-    """Whether a copy of a message may have this sender: one of its own where an alias sends it."""
-    is_rewritten = reverse_path.startswith("SRS0=") and reverse_path.endswith(f"@{HOME}")
-    rewritten = is_rewritten and bool(_aliases_to(message, address))
-    return rewritten or reverse_path == message.reverse_path
+def _is_sender(reverse_path: str, message: Message) -> bool:
+    """Whether a copy of a message may have this sender: its own, or one that stands for it."""
+    with suppress(SrsError):
+        reverse_path = Srs(SRS_KEY).original(reverse_path, now_us=message.expires_us)
+    return reverse_path == message.reverse_path
 
 
 def _is_refused_here(evidence: Evidence, message: Message, address: str) -> bool:
