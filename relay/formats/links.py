@@ -227,7 +227,7 @@ def _problems(target: str) -> Iterator[str]:
             yield "http"
         yield _problem_of_host(_host_of(url))
     elif is_unfilled or target[:1] in ("", "#"):
-        pass  # a place in the message, or nobody knows
+        pass  # a place in the message, or a link that is filled in later
     elif not url.scheme:
         yield "relative"
 

@@ -241,7 +241,7 @@ def _actions(
 
 
 def _route_fault(action: NextHopAction, routes: Mapping[str, str] | None) -> str:
-    """Return why a rule cannot send mail by this route, "" if it can, or nobody knows."""
+    """Return why a rule cannot send mail by this route, "" if it can or if that is unknown."""
     route = action.next_hop.removeprefix(ROUTE_PREFIX)
     if route == action.next_hop or routes is None:
         return ""

@@ -281,5 +281,5 @@ def release_abandoned(
 
 
 def record_doubt(transaction: OpenTransaction, message_id: str, attempt: Event) -> None:
-    """Record an attempt of which nobody knows how it ended."""
+    """Record an attempt whose result is unknown."""
     transaction.append_events(message_id, [attempt])
