@@ -7,16 +7,18 @@ A final status and its report (bounce) are one transaction. A report of success 
 the attempt: until then the spool records that it is owed, so that one report names all recipients.
 Late mail gets one delay report, which names the recipients of all entries of the message.
 
-Each method returns when it is committed. A spool that fails is retried with growing pauses, until
-stop_retrying(); then SpoolError is raised and the next start recovers the claim as indeterminate.
-Each attempt, of deferred mail too, is then counted in the metric relay_attempts_total and logged.
+Each method returns when it is committed, and none raises. A spool that fails is retried with
+growing pauses, until stop_retrying(); the next start recovers the claim then as indeterminate. Each
+attempt, of deferred mail too, is counted in the metric relay_attempts_total and logged.
 See RFC 3461 6; docs/design.md 4 and 7, invariants 1 and 5.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TypeVar
+from functools import partial
+from itertools import chain, repeat
+from types import MappingProxyType
 from zlib import crc32
 
 from msgspec import Struct
@@ -37,10 +39,9 @@ from relay.base.message.outcome import (
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.delivery.attempt_result import (
-    NO_EVIDENCE,
-    AttemptEvidence,
     AttemptResult,
     AttemptTime,
+    Lookup,
     deferral_class,
     expiry_result,
     late_elsewhere,
@@ -66,21 +67,25 @@ from relay.store.spool.types import (
     SpoolError,
 )
 
-T = TypeVar("T")
 _log = get_logger("delivery")
 _PAUSE_S_FIRST = 0.2
 _PAUSE_S_MAX = 10.0
 _LOCKS = 64
+_NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
 
-class RecordedAttempt(Struct, frozen=True):
-    """`reports` are claimed already; `due_us` is when the entry is due again, None if final.
-    `has_unclaimed`: reports were put into the spool that are not claimed: held, or captured.
+class EndedClaim(Struct, frozen=True):
+    """What follows from a claim that has ended: `reports` are claimed already; `due_us` is when the
+    entry is due again, None if it is final or not known. `has_unclaimed`: reports were put into the
+    spool that are not claimed: held, or captured.
     """
 
-    reports: tuple[Claim, ...]
-    due_us: int | None
+    reports: tuple[Claim, ...] = ()
+    due_us: int | None = None
     has_unclaimed: bool = False
+
+
+_UNKNOWN_END = EndedClaim()
 
 
 @dataclass(eq=False)
@@ -95,8 +100,16 @@ class AttemptRecorder:
     clock: Clock  # for the times of attempts
     metrics: Metrics  # counts attempts and recipients
     claims_reports: bool = True  # False while delivery drains: reports wait in the spool
+    # called when a claim has ended, with whether an attempt reached a host (None: there was none);
+    # its result is durable, unless the spool failed until the stop
+    ended: Callable[[Claim, EndedClaim, bool | None], None] = lambda *_ended: None
+    # what the last lookup for a claim gave
+    lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
+    # called with the queue id of each message whose state has changed
+    on_change: Callable[[str], None] = lambda _queue_id: None
 
     def __post_init__(self) -> None:
+        self.unfinished: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._stopped = asyncio.Event()
         self._spool_fault = RepeatedError()  # logged once for all claims that wait
         self._owed: dict[tuple[Key, int], tuple[ReportedRecipient, ...]] = {}  # key, epoch
@@ -106,30 +119,137 @@ class AttemptRecorder:
         """Stop retrying a spool that fails: the next start recovers what is not recorded."""
         self._stopped.set()
 
-    async def record_attempt(
+    def begin(self, recording: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Record in the background; a stop waits for it."""
+        task = asyncio.get_running_loop().create_task(recording)
+        self.unfinished[task] = None
+        task.add_done_callback(self.unfinished.pop)
+        return task
+
+    async def record(
         self,
         claim: Claim,
         outcomes: Mapping[int, Outcome],
         *,
         reached: bool = True,
-        evidence: AttemptEvidence = NO_EVIDENCE,
-    ) -> RecordedAttempt:
-        """Record an attempt; `reached` as in result_of_attempt()."""
-        result = result_of_attempt(
-            claim, outcomes, time=self._time(), schedule=self.schedule, reached=reached,
-            evidence=evidence,
+        took_s: float | None = None,
+    ) -> None:
+        """Record an attempt; `reached` and `took_s` as in result_of_attempt()."""
+        await self._end(
+            claim,
+            lambda: result_of_attempt(
+                claim, outcomes, time=self._time(), schedule=self.schedule, reached=reached,
+                lookup=self.lookup_of(claim), took_s=took_s,
+            ),
+            outcomes, reached=reached,
         )  # fmt: skip
-        return await self._record(claim, result)
 
-    async def record_partial(
+    async def record_some(
         self,
         claim: Claim,
-        outcomes: Mapping[int, Outcome],
+        outcomes: Mapping[int, Success],
         *,
-        evidence: AttemptEvidence = NO_EVIDENCE,
+        took_s: float,
     ) -> None:
-        """Record recipients that have the message, or may have it; the attempt goes on."""
-        result = partial_result(claim, outcomes, time=self._time(), evidence=evidence)
+        """Record recipients that have the message; the attempt goes on with the others. After an
+        internal error they are indeterminate.
+        """
+        # RFC 3463 3.4
+        in_doubt = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
+        await self._recorded(
+            claim,
+            partial(self._record_some, claim, outcomes, took_s),
+            partial(self._record_some, claim, dict.fromkeys(outcomes, in_doubt), None),
+        )
+        self._notify_change(claim)
+
+    async def expire(self, claim: Claim) -> None:
+        """Record an expired claim."""
+        await self._end(claim, lambda: expiry_result(claim, time=self._time()))
+
+    async def requeue(self, claim: Claim) -> None:
+        """Requeue a claim without an attempt; report its delay once, when that is due."""
+        await self._end(claim, lambda: requeue_result(claim, time=self._time()))
+
+    def end_unattempted(self, claim: Claim, now_us: int) -> None:
+        """Begin to record the end of a claim without an attempt, which `now_us` may have ended."""
+        self.begin(self.expire(claim) if now_us >= claim.expires_us else self.requeue(claim))
+
+    def postpone(self, claims: Iterable[Claim], until_us: int) -> None:
+        """Begin to requeue claims that were not attempted: their site is paused until this queue
+        time. Those that have expired end.
+        """
+        now_us = self.clock.queue_us()
+        for claim in claims:
+            self.end_unattempted(replace(claim, retry_us=until_us), now_us)
+
+    async def release(self, *claims: Claim) -> None:
+        """Release claims without an attempt, at a stop; their due times stay."""
+        if not claims:  # the spool is not open if the start failed
+            return
+        try:
+            await self.spool.release(claims)
+        except SpoolError as error:  # the next start releases them
+            _log.warning("claims not released", claims=len(claims), error=str(error))
+        for claim in claims:
+            self.contents.release(claim)
+            self.ended(claim, EndedClaim(due_us=claim.due_us), None)
+
+    async def _end(
+        self,
+        claim: Claim,
+        result: Callable[[], AttemptResult],
+        outcomes: Mapping[int, Outcome] = _NO_OUTCOMES,
+        *,
+        reached: bool | None = None,
+    ) -> None:
+        """Record the result that ends a claim; after an internal error, unrecorded_result()."""
+        end = await self._recorded(
+            claim,
+            lambda: self._record(claim, result()),
+            lambda: self._record(claim, unrecorded_result(claim, outcomes, time=self._time())),
+        )
+        self.ended(claim, end, reached)
+        self._notify_change(claim)
+
+    async def _recorded(
+        self,
+        claim: Claim,
+        record: Callable[[], Awaitable[EndedClaim]],
+        after_fault: Callable[[], Awaitable[EndedClaim]],
+    ) -> EndedClaim:
+        """Return what was recorded, by `after_fault` after an internal error; until that succeeds,
+        no other task has the claim.
+        """
+        qid, entry = claim.message.id, claim.entry_id
+        fault, pause_s = RepeatedError(), _PAUSE_S_FIRST
+        for attempt in chain((record,), repeat(after_fault)):
+            try:
+                return await attempt()
+            except SpoolError as error:
+                _log.warning("claim left unsettled", qid=qid, entry=entry, error=str(error))
+                break
+            except Exception as error:  # noqa: BLE001 - an internal error
+                if fault.is_new(error):
+                    _log.exception("internal error in settlement", qid=qid, entry=entry)
+            if self._stopped.is_set():
+                break
+            pause_s = await self._pause(pause_s)
+        return _UNKNOWN_END
+
+    def _notify_change(self, claim: Claim) -> None:
+        """Call on_change. Its error must not end the worker that records."""
+        try:
+            self.on_change(claim.message.id)
+        except Exception:  # noqa: BLE001 - an internal error
+            _log.exception("internal error in a change notification", qid=claim.message.id)
+
+    async def _record_some(
+        self, claim: Claim, outcomes: Mapping[int, Outcome], took_s: float | None
+    ) -> EndedClaim:
+        result = partial_result(
+            claim, outcomes, time=self._time(), lookup=self.lookup_of(claim), took_s=took_s
+        )
         succeeded = (*result.delivered, *result.relayed)
         owed = {one.path: one for one in succeeded}
         claim_result = ClaimResult(
@@ -141,44 +261,12 @@ class AttemptRecorder:
             if owed:
                 self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *succeeded)
             self._count_and_log(claim, result)
-
-    async def record_after_fault(
-        self, claim: Claim, outcomes: Mapping[int, Outcome]
-    ) -> RecordedAttempt:
-        """Record a claim whose result was not recorded, by an internal error: unrecorded_result().
-
-        Until that succeeds, no other task has the claim. Raises SpoolError after stop_retrying().
-        """
-
-        async def record() -> RecordedAttempt:
-            result = unrecorded_result(claim, outcomes, time=self._time())
-            return await self._record(claim, result)
-
-        return await self._retry_until_recorded(claim, record)
-
-    async def record_partial_after_fault(
-        self, claim: Claim, outcomes: Mapping[int, Success]
-    ) -> None:
-        """Record recipients as indeterminate whose outcomes could not be recorded."""
-        # RFC 3463 3.4
-        indeterminate = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
-        outcomes_in_doubt = dict.fromkeys(outcomes, indeterminate)
-        await self._retry_until_recorded(
-            claim, lambda: self.record_partial(claim, outcomes_in_doubt)
-        )
-
-    async def record_expiry(self, claim: Claim) -> RecordedAttempt:
-        """Record an expired claim."""
-        return await self._record(claim, expiry_result(claim, time=self._time()))
-
-    async def requeue(self, claim: Claim) -> RecordedAttempt:
-        """Requeue a claim without an attempt; report its delay once, when that is due."""
-        return await self._record(claim, requeue_result(claim, time=self._time()))
+        return _UNKNOWN_END
 
     def _time(self) -> AttemptTime:
         return AttemptTime(now_us=self.clock.queue_us(), at_us=self.clock.time_us())
 
-    async def _record(self, claim: Claim, result: AttemptResult) -> RecordedAttempt:
+    async def _record(self, claim: Claim, result: AttemptResult) -> EndedClaim:
         own = result.late
         if own is None:  # nearly always
             return await self._record_with(claim, result, late=())
@@ -194,7 +282,7 @@ class AttemptRecorder:
 
     async def _record_with(
         self, claim: Claim, result: AttemptResult, *, late: tuple[ReportedRecipient, ...]
-    ) -> RecordedAttempt:
+    ) -> EndedClaim:
         """Record a result; the delay report, if any, is about `late`."""
         owed = self._owed_by(claim)
         delivered, relayed = result.delivered, result.relayed
@@ -236,7 +324,7 @@ class AttemptRecorder:
                 qid=claim.message.id,
                 entry=claim.entry_id,
             )
-            return RecordedAttempt((), None)
+            return _UNKNOWN_END
         if result.held and any(isinstance(one, Indeterminate) for one in outcomes):
             _log.error("message held: outcome not recorded", qid=claim.message.id)
         elif result.held:
@@ -244,7 +332,7 @@ class AttemptRecorder:
         self._count_and_log(claim, result)
         due_us = result.waiting.due_us if result.waiting else None
         has_unclaimed = len(claims) < sum(len(report.entries) for report in reports)
-        return RecordedAttempt(claims, due_us, has_unclaimed)
+        return EndedClaim(claims, due_us, has_unclaimed)
 
     async def _write(self, claim_result: ClaimResult) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST
@@ -261,21 +349,6 @@ class AttemptRecorder:
             else:
                 self._spool_fault.clear()
                 return recorded
-
-    async def _retry_until_recorded(self, claim: Claim, record: Callable[[], Awaitable[T]]) -> T:
-        """Retry after internal errors as well. Raises SpoolError after stop_retrying()."""
-        pause_s = _PAUSE_S_FIRST
-        while True:
-            try:
-                return await record()
-            except SpoolError:
-                raise
-            except Exception as error:
-                if self._spool_fault.is_new(error):
-                    _log.exception("internal error in settlement again", qid=claim.message.id)
-                if self._stopped.is_set():
-                    raise SpoolError(INTERNAL_ERROR) from error
-            pause_s = await self._pause(pause_s)
 
     async def _pause(self, pause_s: float) -> float:
         """Wait, or until stop_retrying(); return the next pause."""

@@ -94,18 +94,6 @@ class Lookup(Struct, frozen=True):
         return "; ".join(filter(None, said))
 
 
-class AttemptEvidence(Struct, frozen=True):
-    """How an attempt went, apart from its outcomes. `took_s` is the time since the lookup, None for
-    a claim that shares the outcome of another one's attempt.
-    """
-
-    lookup: Lookup | None = None
-    took_s: float | None = None
-
-
-NO_EVIDENCE = AttemptEvidence()
-
-
 class AttemptResult(Struct, frozen=True):
     """What to commit after an attempt.
 
@@ -135,10 +123,12 @@ def result_of_attempt(
     time: AttemptTime,
     schedule: RetrySchedule,
     reached: bool = True,
-    evidence: AttemptEvidence = NO_EVIDENCE,
+    lookup: Lookup | None = None,
+    took_s: float | None = None,
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
-    next hop answered, so its mail waits at the unreachable priority level. If some have failed and
+    next hop answered, so its mail waits at the unreachable priority level. `took_s` is the time
+    since the lookup, None for a claim that shares another one's attempt. If some have failed and
     none of those that wait was attempted, these are due now. Who got no answer to the final dot as
     often as `schedule` allows has failed.
 
@@ -159,7 +149,7 @@ def result_of_attempt(
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
-        event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
+        event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(
             time, outcomes, failed=failed, unknown=unknown, delivered=delivered,
             relayed=relayed, events=(event,),
@@ -180,7 +170,7 @@ def result_of_attempt(
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
     )  # fmt: skip
     event = _attempt_event(
-        claim, outcomes, time.at_us, evidence=evidence, held=_NOT_READ if held else "",
+        claim, outcomes, time.at_us, lookup=lookup, took_s=took_s, held=_NOT_READ if held else "",
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
     return AttemptResult(
@@ -226,10 +216,11 @@ def partial_result(
     outcomes: Mapping[int, Outcome],
     *,
     time: AttemptTime,
-    evidence: AttemptEvidence = NO_EVIDENCE,
+    lookup: Lookup | None = None,
+    took_s: float | None = None,
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
-    event = _attempt_event(claim, outcomes, time.at_us, evidence=evidence)
+    event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
     delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
     return AttemptResult(time, outcomes, delivered=delivered, relayed=relayed, events=(event,))
 
@@ -463,7 +454,8 @@ def _attempt_event(
     outcomes: Mapping[int, Outcome],
     at_us: int,
     *,
-    evidence: AttemptEvidence = NO_EVIDENCE,
+    lookup: Lookup | None = None,
+    took_s: float | None = None,
     held: str = "",
     retry: str = "",
 ) -> Event:
@@ -492,8 +484,8 @@ def _attempt_event(
         detail["hosts"] = list(first.hosts)
     if first.encoded:
         detail["encoded"] = first.encoded
-    if evidence.lookup is not None:
-        _add_session(detail, first, evidence.lookup, took_s=evidence.took_s)
+    if lookup is not None:
+        _add_session(detail, first, lookup, took_s=took_s)
     if held:
         detail["held"] = held
     if retry:

@@ -18,7 +18,9 @@ from relay.base.message.header import Header, ParsedContent
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.base.observe.logs import get_logger
+from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
+from relay.delivery.fair_queue import ClaimQueue
 from relay.formats.encode_for_host import EncodedForHost, Need, encode_for_host
 from relay.store.spool.types import Claim, ContentKey, Key, Spool, SpoolError, SpoolUnavailableError
 from relay.transport.signing.signature import NAME
@@ -39,6 +41,7 @@ class ContentCache:
         self._used_by: Counter[NextHop] = Counter()
         self._held: dict[Key, Content] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self.roomless = ClaimQueue()  # claims in wait_for_room()
         self._signer = signer  # of what is encoded again
         self._encoding = asyncio.Semaphore(_ENCODED_AT_ONCE)
         self._encoded: dict[ContentKey, tuple[set[Key], dict[Need, _Encoding]]] = {}
@@ -114,10 +117,21 @@ class ContentCache:
             return True
         return self._has_room(claim.next_hop, _reserved_bytes(claim))
 
-    async def room_for(self, claim: Claim) -> None:
-        """Wait for room. Claims that wait are asked again in the order in which they came."""
+    async def wait_for_room(self, claim: Claim, claims: ClaimsInMemory) -> bool:
+        """Wait for room, as a claim that is not begun: it expires on time, and may be withdrawn.
+        Return False if it was: then the caller must not attempt it. Claims that wait are asked
+        again in the order in which they came.
+        """
+        came_from = claims.queue_of(claim)
+        self.roomless.push(claim)
+        claims.track(claim, self.roomless)
         while not self.has_room_for(claim):
             await self._room_freed()
+        if self.roomless.get(claim.key) is not claim:  # it was taken, perhaps claimed again
+            return False
+        self.roomless.remove(claim.key)
+        claims.track(claim, came_from)
+        return True
 
     def release(self, claim: Claim) -> None:
         """Drop the content of a claim that has ended, and what only it needs of encoded ones."""

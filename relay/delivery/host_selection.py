@@ -9,7 +9,7 @@ for at most half of the time that the message has waited, so that each retry con
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
@@ -230,13 +230,18 @@ def mx_of(found: Resolution, source: str) -> MxAnswer:
     )
 
 
-class HostUse(Struct, frozen=True):
-    """A site's sessions: how many each host has, with those that are being opened, and which hosts
-    are connected.
-    """
+@dataclass(eq=False)
+class SessionState:
+    """What a site knows of one of its connections. `host` is the last host that it connected to."""
 
-    sessions: Counter[str]
-    connected: frozenset[str]
+    host: str = ""
+    connection: Connection | None = None
+    is_over: bool = False  # begins no transaction any more
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has a connection, busy or idle."""
+        return self.connection is not None
 
 
 @dataclass(eq=False)
@@ -291,30 +296,31 @@ class HostSelection:
 
     async def connect(
         self,
-        use: HostUse,
-        at: Callable[[str], None],
+        session: SessionState,
+        others: Collection[SessionState],
         *,
-        probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
+        limit: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         """Open a connection to the best host that gives one.
 
-        `at` is called with the name of each host tried; `probe_timeout` limits each attempt.
-        Raises ConnectError if no host gives a connection.
+        `session` gets the name of each host tried; `others` are the sessions of the site besides;
+        `limit` limits each try. Raises ConnectError if no host gives a connection.
         """
+        connected = {one.host for one in others if one.is_connected}
         since_s = self.clock.monotonic() - self.options.unreachable_s
         last: tuple[Deferred | Failed, SmtpStage] | None = None
         tried = 0
         results: list[str] = []  # of each address, for the journey
-        for host, address in self._addresses_in_order(use.sessions):
+        for host, address in self._addresses_in_order(Counter(one.host for one in others)):
             key = self._key(host, address)
             known = self.host_status.failure(key, since_s=since_s)
             if known is None and tried == ADDRESSES_MAX:
                 continue
-            at(host.name)
+            session.host = host.name
             try:
                 if known is None:
                     tried += 1
-                    connection = await self._connect_to(host, address, probe_timeout=probe_timeout)
+                    connection = await self._connect_to(host, address, limit=limit)
                     self.host_status.note(key, self.clock.monotonic())
                     if results:
                         results.append(f"{_named(host, address)}: connected")
@@ -324,7 +330,7 @@ class HostSelection:
             except ConnectError as error:
                 outcome, stage = self.options.providers.judged(error.outcome), error.stage
                 # A connected host is reachable: it only takes no more connections.
-                if host.name not in use.connected:
+                if host.name not in connected:
                     failure = ConnectFailure(
                         outcome, self.clock.monotonic(), silent=stage is SmtpStage.CONNECT
                     )
@@ -359,11 +365,11 @@ class HostSelection:
         host: Host,
         address: str,
         *,
-        probe_timeout: Callable[[], AbstractAsyncContextManager[object]],
+        limit: Callable[[], AbstractAsyncContextManager[object]],
     ) -> Connection:
         target = target_of(host, address, self.via)
         try:
-            async with probe_timeout():
+            async with limit():
                 return await self.open_session(target)
         except TimeoutError:
             text = "no answer yet; ended because other hosts waited for a connection attempt"

@@ -34,9 +34,10 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.receipt import ReceiptRequest
 from relay.base.observe.logs import get_logger
+from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
-from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue
 from relay.formats.mdn import asks_for_receipt, receipt_request
 from relay.store.mailbox.message_file import delivered_id
@@ -157,16 +158,29 @@ def _receipt(
 class LocalDeliveryQueue:
     """Claims for local mailboxes, and the workers that deliver them."""
 
-    def __init__(self, local: LocalDelivery, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        local: LocalDelivery,
+        recorder: AttemptRecorder,
+        claims: ClaimsInMemory,
+    ) -> None:
         self._local = local
-        self._scheduler = scheduler
+        self._recorder, self._contents = recorder, recorder.contents
+        self._claims = claims
+        self._closing = False
         self.ready = ClaimQueue()
         self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
 
     def push(self, claim: Claim) -> None:
         """Add a claim; start a worker if there are fewer than the limit."""
+        self._claims.track(claim, self.ready)
         self.ready.push(claim)
         self._ensure_worker()
+
+    def close(self) -> list[Claim]:
+        """Begin nothing more; return the claims not begun."""
+        self._closing = True
+        return self.ready.drain()
 
     def abort(self) -> None:
         """Cancel the deliveries in progress."""
@@ -186,11 +200,14 @@ class LocalDeliveryQueue:
 
     async def _work(self) -> None:
         while (claim := self.ready.pop()) is not None:
-            while not self._scheduler.contents.has_room_for(claim):
-                if not await self._scheduler.wait_for_room(claim):
-                    break
-            else:
+            if self._contents.has_room_for(claim) or await self._wait_for_room(claim):
                 await self._attempt(claim)
+
+    async def _wait_for_room(self, claim: Claim) -> bool:
+        if self._closing:
+            await self._recorder.release(claim)
+            return False
+        return await self._contents.wait_for_room(claim, self._claims)
 
     async def _attempt(self, claim: Claim) -> None:
         outcomes: dict[int, Outcome] = {}
@@ -202,18 +219,18 @@ class LocalDeliveryQueue:
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in local delivery", qid=claim.message.id)
             outcomes = internal_error_outcomes(claim) | outcomes
-        await self._scheduler.record(claim, outcomes)
+        await self._recorder.record(claim, outcomes)
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         if outcomes:
-            await self._scheduler.record(claim, outcomes)
+            await self._recorder.record(claim, outcomes)
         else:
-            await self._scheduler.give_back(claim)
+            await self._recorder.release(claim)
 
     async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         """Fill `outcomes`. A delivery that is cut off may have put its copy into the mailbox."""
         try:
-            content = await self._scheduler.contents.of(claim)
+            content = await self._contents.of(claim)
         except SpoolError as error:
             outcomes |= unreadable(claim, error)
             return

@@ -29,9 +29,9 @@ from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.base.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
 from relay.base.observe.logs import get_logger
 from relay.delivery.active_queue import ClaimsInMemory
+from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.dependencies import Scheduler
 from relay.delivery.fair_queue import ClaimQueue, SlotQueue, SlotRequest
 from relay.delivery.host_selection import (
     HOSTS_MAX,
@@ -47,8 +47,9 @@ from relay.delivery.host_selection import (
     with_policy,
     with_tls,
 )
+from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, SitePauses, parse_rate
+from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.store.spool.types import Claim, PriorityLevel
 from relay.transport.routing.mx_hosts import (
     Hosts,
@@ -234,7 +235,7 @@ class _ResolvedSite:
 class Sites:
     """All sites, and the claims that wait for next-hop resolution."""
 
-    scheduler: Scheduler  # records the results of claims
+    recorder: AttemptRecorder  # records the results of claims
     claims_in_memory: ClaimsInMemory  # records where each claim waits
     _: KW_ONLY
     resolver: HostResolver  # finds the hosts of a next hop
@@ -255,7 +256,6 @@ class Sites:
         self._recording: set[asyncio.Task[None]] = set()
         self._lookup_queue = LookupQueue(self.clock)
         self._host_status = HostStatusCache()
-        self.pauses = SitePauses(self.clock)
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -264,12 +264,11 @@ class Sites:
         if resolved is not None and (
             resolved.until > self.clock.monotonic() or resolved.site.has_known_failure_for(claim)
         ):
-            self._push_to_site(claim, resolved.site)
+            resolved.site.push(claim)
             return
         waiting = self._waiting.get(way)
         if waiting is None and (failure := self._recent_failure(claim)) is not None:
-            recording = self._record_unresolved([claim], failure.outcome)
-            self.scheduler.run_in_background(recording)
+            self.recorder.begin(self._record_unresolved([claim], failure.outcome))
             return
         if waiting is None:
             waiting = self._waiting[way] = ClaimQueue()
@@ -320,7 +319,7 @@ class Sites:
         claims = [claim for waiting in self._waiting.values() for claim in waiting.drain()]
         self._retired = [site for site in self._retired if site.workers]
         for key, site in [*self._sites.items()]:
-            if is_over(site.host_selection.via):
+            if is_over(site.hosts.via):
                 claims += site.retire()
                 self._retired.append(self._sites.pop(key))
             else:
@@ -345,6 +344,11 @@ class Sites:
         """How many claims wait until a message rate allows them."""
         return sum(site.delayed_claims for site in self._sites.values())
 
+    @property
+    def paused(self) -> list[Site]:
+        """Those that replies of hosts have paused."""
+        return [site for site in self._sites.values() if site.is_paused]
+
     def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
         """What the site of these hosts does now; one that is not in use may have failed hosts.
         They have their TLS.
@@ -358,12 +362,6 @@ class Sites:
         They have their TLS.
         """
         return await self._site(hosts, self.table.options_for(next_hop)).probe()
-
-    def _push_to_site(self, claim: Claim, site: Site) -> None:
-        if site.postpones(claim):
-            return
-        self.claims_in_memory.track(claim, site.ready)
-        site.push(claim)
 
     async def _find_site(self, first: Claim) -> None:
         """Resolve the next hop of the first claim, and push all claims that wait for it."""
@@ -379,7 +377,7 @@ class Sites:
                 del self._retry_now[way]
                 found.retry_now()
             for claim in claims:
-                self._push_to_site(claim, found)
+                found.push(claim)
             return
         outcome = outcome_of(found, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
@@ -433,7 +431,7 @@ class Sites:
     async def _record_unresolved(
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
-        record = partial(self.scheduler.record, reached=False, took_s=took_s)
+        record = partial(self.recorder.record, reached=False, took_s=took_s)
         await asyncio.gather(*(record(one, same_outcome(one, outcome)) for one in claims))
 
     def _site(self, hosts: Hosts, options: HopOptions) -> Site:
@@ -448,25 +446,30 @@ class Sites:
             if len(self._sites) >= _SITES_MAX:
                 self._forget_unused()
             site = self._sites[key] = self._new_site(key, hosts, options)
-        site.host_selection.hosts = hosts  # the same in a new order, with new addresses
+        site.hosts.hosts = hosts  # the same in a new order, with new addresses
         return site
 
     def _new_site(self, key: SiteKey, hosts: Hosts, options: HopOptions) -> Site:
         return Site(
             name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
-            host_selection=HostSelection(
+            hosts=HostSelection(
                 hosts, self.options, via=options, host_status=self._host_status,
                 clock=self.clock, open_session=self.connect,
             ),
             options=self.options.limited(options.connections_max, parse_rate(options.rate)),
-            scheduler=self.scheduler,
             slots=self.slots,
-            clock=self.clock, pauses=self.pauses,
+            recorder=self.recorder,
+            claims=self.claims_in_memory,
+            serve=serve,
+            clock=self.clock,
         )  # fmt: skip
 
     def _forget_unused(self) -> None:
         self._resolved.clear()
-        self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
+        kept = {key: site for key, site in self._sites.items() if not site.is_unused}
+        if len(kept) >= _SITES_MAX:  # the oldest pauses are forgotten as well
+            kept = {key: site for key, site in kept.items() if site.ready or site.workers}
+        self._sites = kept
 
 
 def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:

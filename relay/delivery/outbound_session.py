@@ -1,22 +1,23 @@
-"""One connection of a site, with the recording that its next final dot waits for.
+"""One connection of a site: the worker that delivers the site's claims with it.
 
-A connection has at most one transaction that is not recorded. When a stop cuts an attempt off, it
-is recorded as far as it is known: indeterminate if its final dot may have been written (RFC 1047),
-and released if nothing is known. A recipient for whom an LMTP host accepts the message is recorded
-while the replies for others are awaited (RFC 2033 4.2): after a crash it is not retried. Recipients
-that did not fit into one transaction (452, RFC 5321 4.5.3.1.10; LIMITS, RFC 9422) are sent in
-further ones, which count as the same attempt.
+deliver() names what happens to each claim, in order. A connection has at most one transaction that
+is not recorded. When a stop cuts an attempt off, it is recorded as far as it is known:
+indeterminate if its final dot may have been written (RFC 1047), and released if nothing is known. A
+recipient for whom an LMTP host accepts the message is recorded while the replies for others are
+awaited (RFC 2033 4.2): after a crash it is not retried. Recipients that did not fit into one
+transaction (452, RFC 5321 4.5.3.1.10; LIMITS, RFC 9422) are sent in further ones, which count as
+the same attempt.
 """
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
 from relay.base.message.content import Content, edit_header
 from relay.base.message.envelope import Envelope
 from relay.base.message.nexthop import HopKind
@@ -33,9 +34,11 @@ from relay.base.message.outcome import (
 )
 from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
+from relay.delivery.connection_slots import SiteStatus, Slot
 from relay.delivery.content_cache import unreadable
-from relay.delivery.dependencies import Scheduler
-from relay.delivery.site_limits import Pushback, is_pushback
+from relay.delivery.host_selection import SessionState
+from relay.delivery.site import Site
+from relay.delivery.site_limits import is_pushback
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError
 from relay.delivery.smtp.connection import Connection, OnReplies
@@ -59,9 +62,11 @@ class _Attempt:
     """An attempt in progress. `claim` has the recipients without a recorded result."""
 
     claim: Claim
+    began_s: float
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     recorded: frozenset[int] = frozenset()
     has_begun: bool = False  # MAIL was answered
+    is_waiting: bool = False  # for room: others may take the claim
 
     def add(
         self,
@@ -103,83 +108,137 @@ def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
     return envelope, content
 
 
-class NoRoomError(Exception):
-    """There is no room for the content of a claim now. Nothing was attempted."""
+async def serve(site: Site) -> None:
+    """Deliver claims of a site by one connection, until the site needs it no more."""
+    await site.record_known_failures()
+    first = site.ready.first
+    if first is None or site.closing:
+        return
+    if len(site.ready) > 1:  # once this waits: the turn of another claim may be earlier
+        asyncio.get_running_loop().call_soon(_use_earlier_turns, site)
+    async with site.slots.hold(
+        site, status=site.status(first), sender=first.sender, is_new=first.is_fresh
+    ) as slot:
+        await OutboundSession(site, slot, was_attempted=first.attempts > 0).run()
 
 
-class OutboundSession:
-    """A connection and its last recording. `host` is the last host that it connected to."""
+def _use_earlier_turns(site: Site) -> None:
+    """Let the wait for a first slot have the earliest turn of all claims."""
+    for sender, is_new in dict.fromkeys((claim.sender, claim.is_fresh) for claim in site.ready):
+        site.slots.use_earlier_turn(site, sender, is_new=is_new)
 
-    def __init__(
-        self,
-        connect: Callable[["OutboundSession"], Awaitable[Connection]],
-        scheduler: Scheduler,
-        clock: Clock,
-        *,
-        judged: Callable[[Deferred | Failed], Outcome] = lambda outcome: outcome,
-    ) -> None:
-        """`connect` opens a connection and calls set_host(). It raises ConnectError. `judged`
-        returns what a rejection means.
-        """
-        self._judged = judged
-        self._connect = connect
-        self._scheduler = scheduler
-        self._clock = clock
-        self._began_s = 0.0
-        self.host = ""
-        self._connection: Connection | None = None
+
+class OutboundSession(SessionState):
+    """A connection, and the recording that its next final dot waits for."""
+
+    def __init__(self, site: Site, slot: Slot, *, was_attempted: bool) -> None:
+        """`was_attempted`: the message that `slot` is for was attempted before."""
+        super().__init__()
+        self._site = site
+        self._slot = slot
+        self._was_attempted = was_attempted
+        self._recorder = site.recorder
+        self._contents = site.recorder.contents
         self._unrecorded: asyncio.Task[None] | None = None
         self._in_doubt = False  # the final dot may have been written and was not answered
-        self.is_over = False  # begins no transaction any more
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether it has a connection, busy or idle."""
-        return self._connection is not None
-
-    @property
-    def took_s(self) -> float:
-        """How long the attempt takes, until now."""
-        return self._clock.real_s() - self._began_s
-
-    def set_host(self, host: str) -> None:
-        """Record the host that is being connected to."""
-        self.host = host
-
-    async def deliver(self, claim: Claim) -> Pushback:
-        """Attempt every recipient of the claim once and begin to record it. Raises ConnectError if
-        no host gives a connection, NoRoomError; nothing was attempted then.
-        """
-        attempt = _Attempt(claim)
-        self._began_s = self._clock.real_s()
+    async def run(self) -> None:
+        """Deliver claims until the site needs the connection no more."""
+        site, served = self._site, 0
+        site.sessions.add(self)
         try:
-            await self._attempt(attempt)
-        except (ConnectError, NoRoomError):
-            raise
+            while not site.closing:
+                claim = site.next_claim()
+                if claim is None:
+                    if not await site.wait_for_work():
+                        break
+                elif not await self.deliver(claim):
+                    break
+                else:
+                    served += 1
+                    if site.must_close(self, served):
+                        break
+        finally:
+            site.sessions.remove(self)
+            await self._quit()
+
+    async def deliver(self, claim: Claim) -> bool:
+        """Attempt every recipient of the claim once, and begin to record what came of it. Return
+        False if no host gave a connection: then the site has taken the claim back.
+        """
+        attempt = _Attempt(claim, self._now_s())
+        self._in_doubt = False
+        try:
+            await self._connected()  # host and session: what waits for them holds no content
+            while not self._contents.has_room_for(claim):  # room for the content
+                if not await self._wait_for_room(attempt):
+                    return True
+                await self._connected()
+            await self._transact(attempt)  # a transaction, or several
+        except ConnectError as error:
+            took_s = self._now_s() - attempt.began_s
+            await self._site.not_connected(self, claim, error.outcome, took_s=took_s)
+            return False
         except asyncio.CancelledError:  # the grace time of a stop is over
             self._cut_off(attempt)
             raise
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
-        self._record_in_order(
-            self._scheduler.record(attempt.claim, attempt.outcomes, took_s=self.took_s)
-        )
+        finally:
+            self._site.end(self)
+        self._record(attempt)  # the result
         self._note_reuse()
         await self._quit_when_worn()
-        if not any(map(is_pushback, attempt.outcomes.values())):
-            return Pushback.NONE
-        return Pushback.AFTER_MAIL if attempt.has_begun else Pushback.BEFORE_MAIL
+        self._tell_site(attempt)
+        return True
 
-    async def _attempt(self, attempt: _Attempt) -> None:
-        """Fill its outcomes. Raises ConnectError and NoRoomError if nothing was attempted."""
-        self._in_doubt = False
+    # -- host and session
+    async def _connected(self) -> Connection:
+        """Return the open connection, or a new one to the best host. Raises ConnectError."""
+        if not self.is_over and (self.connection is None or not self.connection.is_open):
+            self.connection = await self._connect()
+        if self.connection is None or self.is_over:
+            text = "the routes or [delivery] have changed: the connection is not used any more"
+            over = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)  # RFC 3463 3.4
+            raise ConnectError(over, SmtpStage.CONNECT)
+        return self.connection
+
+    async def _connect(self) -> Connection:
+        site, slot = self._site, self._slot
+        site.end(self)
+        others = [one for one in site.sessions if one is not self]
+        is_first = not any(one.is_connected for one in others)
+        # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
+        is_probe = slot.status is SiteStatus.UNKNOWN or not (
+            self._was_attempted or slot.status is SiteStatus.ANSWERED
+        )
+        limit = partial(site.slots.probe_timeout, slot) if is_probe else nullcontext
+        connection = await site.hosts.connect(self, others, limit=limit)
+        site.slots.mark_answered(slot)
+        if is_first:  # open connections for the claims that waited for this one
+            asyncio.get_running_loop().call_soon(site.open_connections)
+        return connection
+
+    # -- room for the content
+    async def _wait_for_room(self, attempt: _Attempt) -> bool:
+        """Wait for room; return False if the claim is not to be attempted any more."""
+        if self._site.closing:
+            await self._recorder.release(attempt.claim)
+            return False
+        attempt.is_waiting = True
+        if not await self._site.wait_for_room(attempt.claim):
+            return False
+        attempt.is_waiting = False
+        attempt.began_s = self._now_s()
+        return True
+
+    # -- transactions
+    async def _transact(self, attempt: _Attempt) -> None:
+        """Fill the outcomes. Raises ConnectError if nothing was attempted."""
         claim = attempt.claim
-        await self._connected()  # first: an unreachable host must not keep contents in memory
-        if not self._scheduler.contents.has_room_for(claim):
-            raise NoRoomError
         try:
-            content = await self._scheduler.contents.of(claim)
+            content = await self._contents.of(claim)
         except SpoolError as error:
             _log.error("content unreadable", qid=claim.message.id, error=str(error))
             attempt.outcomes |= unreadable(claim, error)
@@ -191,7 +250,7 @@ class OutboundSession:
             transaction = Transaction(envelope, paths, content)
             try:
                 on_replies = self._on_replies_for(attempt, left)
-                result = await self._transact(claim, transaction, on_replies)
+                result = await self._transact_once(claim, transaction, on_replies)
             except ConnectError as error:
                 if not attempt.outcomes and not attempt.recorded:
                     raise
@@ -202,7 +261,7 @@ class OutboundSession:
                 attempt.outcomes = unreadable(attempt.claim, error) | attempt.outcomes
                 return
             attempt.has_begun = attempt.has_begun or not result.never_begun
-            attempt.add(left, result.outcomes, self._judged)
+            attempt.add(left, result.outcomes, self._site.judged)
             if not result.again:
                 return
             left = tuple(left[index] for index in result.again)
@@ -217,7 +276,7 @@ class OutboundSession:
             return None
 
         def record_accepted(outcomes: Mapping[int, Outcome]) -> None:
-            attempt.add(recipients, outcomes, self._judged)
+            attempt.add(recipients, outcomes, self._site.judged)
             self._record_accepted(attempt)
 
         return record_accepted
@@ -225,14 +284,16 @@ class OutboundSession:
     def _record_accepted(self, attempt: _Attempt) -> None:
         attempted = attempt.claim
         if taken := attempt.take_accepted():
-            self._record_in_order(self._scheduler.record_some(attempted, taken, took_s=self.took_s))
+            took_s = self._now_s() - attempt.began_s
+            self._record_in_order(self._recorder.record_some(attempted, taken, took_s=took_s))
 
-    async def _transact(
+    async def _transact_once(
         self, claim: Claim, transaction: Transaction, on_replies: OnReplies | None
     ) -> TransactionResult:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
             connection = await self._connected()
+            self._site.begin(self)
             try:
                 sent = await self._for_host(claim, transaction, connection.extensions)
             except CannotEncodeError as error:
@@ -245,7 +306,7 @@ class OutboundSession:
             )
             self._in_doubt = False
             if not result.reusable:
-                self._connection = None
+                self.connection = None
             if not result.stale:
                 return result
 
@@ -256,35 +317,40 @@ class OutboundSession:
         need = need_of(transaction.content, eight_bit=offered.eight_bit, smtputf8=offered.smtputf8)
         if not need or wrong_address(transaction, offered):
             return transaction
-        made = await self._scheduler.contents.encoded(claim, need)
+        made = await self._contents.encoded(claim, need)
         _, content = _as_forwarded(claim, made.content)
         return dataclasses.replace(transaction, content=content, encoded=made.why)
 
-    async def _connected(self) -> Connection:
-        """Return the open connection, or a new one, for the transaction that begins. Raises
-        ConnectError.
-        """
-        if not self.is_over and (self._connection is None or not self._connection.is_open):
-            self._connection = await self._connect(self)
-        if self._connection is None or self.is_over:
-            text = "the routes or [delivery] have changed: the connection is not used any more"
-            over = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)  # RFC 3463 3.4
-            raise ConnectError(over, SmtpStage.CONNECT)
-        return self._connection
+    async def _before_dot(self, claim: Claim) -> None:
+        if self._unrecorded is not None and not self._unrecorded.done():
+            await asyncio.shield(self._unrecorded)
+        if not self._recorder.spool.may_finish(claim):
+            text = "the database of the spool has not heard of this node for too long"
+            raise SmtpProtocolError(SessionFailure.LOST, text)
+        self._in_doubt = True
+
+    # -- the result
+    def _record(self, attempt: _Attempt) -> None:
+        took_s = self._now_s() - attempt.began_s
+        self._record_in_order(self._recorder.record(attempt.claim, attempt.outcomes, took_s=took_s))
+
+    def _tell_site(self, attempt: _Attempt) -> None:
+        """Tell the site whether it may have more connections."""
+        if any(map(is_pushback, attempt.outcomes.values())):
+            self._site.pushed_back(after_mail=attempt.has_begun)
+        elif self.host:  # otherwise no host was involved
+            self._site.succeeded()
 
     def _cut_off(self, attempt: _Attempt) -> None:
         """Record what is known; release the claim if nothing is."""
-        claim, outcomes = attempt.claim, attempt.outcomes
         if self._in_doubt:
             text = "the relay was stopped before the host answered the final dot"
             in_doubt = Indeterminate(Evidence("4.4.2", text, host=self.host))
-            outcomes = same_outcome(claim, in_doubt) | outcomes
-        scheduler = self._scheduler
-        self._record_in_order(
-            scheduler.record(claim, outcomes, took_s=self.took_s)
-            if outcomes
-            else scheduler.give_back(claim)
-        )
+            attempt.outcomes = same_outcome(attempt.claim, in_doubt) | attempt.outcomes
+        if attempt.outcomes:
+            self._record(attempt)
+        elif not attempt.is_waiting:  # a stop takes those that wait before it cancels this
+            self._record_in_order(self._recorder.release(attempt.claim))
 
     def _record_in_order(self, recording: Coroutine[None, None, None]) -> None:
         """Begin to record, after the recording in progress.
@@ -302,40 +368,35 @@ class OutboundSession:
             finally:  # an error of that one must not leave this claim without a record
                 await recording
 
-        self._unrecorded = self._scheduler.run_in_background(in_order())
+        self._unrecorded = self._recorder.begin(in_order())
 
     def _note_reuse(self) -> None:
         """Let the evidence of further attempts say that the connection was open already."""
-        connection = self._connection
+        connection = self.connection
         if connection is None or (session := connection.peer.session) is None:
             return
         if session.connect_ms is not None:  # of the first attempt
             reused = replace(session, connect_ms=None, tls_ms=0.0)
             connection.peer = replace(connection.peer, session=reused)
 
-    async def _before_dot(self, claim: Claim) -> None:
-        if self._unrecorded is not None and not self._unrecorded.done():
-            await asyncio.shield(self._unrecorded)
-        if not self._scheduler.spool.may_finish(claim):
-            text = "the database of the spool has not heard of this node for too long"
-            raise SmtpProtocolError(SessionFailure.LOST, text)
-        self._in_doubt = True
-
     async def _quit_when_worn(self) -> None:
-        connection = self._connection
+        connection = self.connection
         if connection is None:
             return
         if connection.is_worn or connection.transactions >= TRANSACTIONS_MAX:
-            self._connection = None
+            self.connection = None
             await connection.quit()
 
-    async def end(self) -> None:
+    async def _quit(self) -> None:
         """Wait for the last recording, then send QUIT."""
         try:
             if self._unrecorded is not None:
                 await asyncio.shield(self._unrecorded)
-            if self._connection is not None and self._connection.is_open:
-                await self._connection.quit()
+            if self.connection is not None and self.connection.is_open:
+                await self.connection.quit()
         finally:
-            if self._connection is not None:
-                self._connection.close()
+            if self.connection is not None:
+                self.connection.close()
+
+    def _now_s(self) -> float:
+        return self._site.clock.real_s()

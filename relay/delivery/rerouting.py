@@ -18,7 +18,7 @@ from relay.base.message.nexthop import CAPTURE
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.delivery.active_queue import ClaimsInMemory
-from relay.delivery.dependencies import Scheduler
+from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.shared.queue_admin import QueueAdmin
@@ -35,7 +35,7 @@ _CAPTURED_NOW = "451 4.3.5 the route now captures mail: reroute or cancel the en
 class ClaimRerouter:
     """Takes claims whose route has changed."""
 
-    scheduler: Scheduler  # records the results of claims that have no way left
+    recorder: AttemptRecorder  # records the results of claims that have no way left
     claims_in_memory: ClaimsInMemory  # where each claim waits, from where `admin` withdraws it
     _: KW_ONLY
     table: RouteTable  # the routes in force
@@ -67,14 +67,14 @@ class ClaimRerouter:
             self.claims_in_memory.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
-                self._task = self.scheduler.run_in_background(self._run())
+                self._task = self.recorder.begin(self._run())
         else:
             outcomes = {
                 one.id: end
                 for one in claim.recipients
                 if (end := self._end(one.path.address, sender)) is not None
             }
-            self.scheduler.run_in_background(self.scheduler.record(claim, outcomes))
+            self.recorder.begin(self.recorder.record(claim, outcomes))
         return True
 
     def close(self) -> list[Claim]:

@@ -12,10 +12,8 @@ import contextlib
 import math
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -24,29 +22,25 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from msgspec.structs import replace
-
 from relay.base.clock import Clock, Timer
 from relay.base.message.nexthop import HERE, NextHop
-from relay.base.message.outcome import Outcome, Success
+from relay.base.message.outcome import Outcome
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
-from relay.delivery.attempt_recorder import AttemptRecorder, RecordedAttempt
-from relay.delivery.attempt_result import AttemptEvidence, internal_error_outcomes
+from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
+from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.content_cache import ContentCache
-from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
-from relay.delivery.site import SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, SitePause
+from relay.delivery.site import Site, SiteProbe, SiteState
+from relay.delivery.site_limits import SiteOptions
 from relay.store.spool.shared.queue_admin import QueueAdmin
-from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, Spool, SpoolError
+from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import HopOptions, RouteTable
 
@@ -67,9 +61,7 @@ _AFTER_CANCEL_S = 1.0  # for cancelled attempts to be recorded after the grace t
 class DeliveryScheduler:
     """Runs delivery. offer() takes claims at any time; run() fetches what is due."""
 
-    spool: Spool  # has the entries
-    recorder: AttemptRecorder  # commits what came of attempts
-    contents: ContentCache  # of the claims being delivered
+    recorder: AttemptRecorder  # commits what came of attempts, to the spool that has the entries
     _: KW_ONLY
     local: LocalDelivery  # into mailboxes here
     resolver: HostResolver  # finds the hosts of a next hop
@@ -80,19 +72,18 @@ class DeliveryScheduler:
     clock: Clock  # for queue time
     connect: Connect  # opens connections
     queue_admin: QueueAdmin  # reroutes entries whose route has changed
-    # called with the queue id of each message whose state has changed
-    on_change: Callable[[str], None] = lambda _queue_id: None
 
     def __post_init__(self) -> None:
+        self.recorder.ended = self._ended
         self._claims_in_memory = ClaimsInMemory()
-        self._local_queue = LocalDeliveryQueue(self.local, self)
-        self._roomless = ClaimQueue()  # claims that wait for room for their contents
+        self._local_queue = LocalDeliveryQueue(self.local, self.recorder, self._claims_in_memory)
         self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
-            self, self._claims_in_memory, table=self.table, admin=self.queue_admin, clock=self.clock
-        )
+            self.recorder, self._claims_in_memory, table=self.table, admin=self.queue_admin,
+            clock=self.clock,
+        )  # fmt: skip
         self._scanner = QueueScanner(
-            self.spool, self.active_queue, self.clock, offer=self.offer,
+            self.recorder.spool, self.active_queue, self.clock, offer=self.offer,
             delivers_captured=self.local.delivers_captured,
         )  # fmt: skip
         self._started_us = self._delayed_us = self.clock.queue_us()
@@ -102,16 +93,16 @@ class DeliveryScheduler:
         self._fault = RepeatedError()
         self._unread_since_s = math.inf  # in real time
         self._unread_because = ""
-        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order of their start
-        self._background: set[asyncio.Task[None]] = set()  # recordings that connections began
         self._stopping = False
         self._is_paused = False
 
     def _new_sites(self) -> Sites:
-        return Sites(
-            self, self._claims_in_memory, resolver=self.resolver, table=self.table,
+        sites = Sites(
+            self.recorder, self._claims_in_memory, resolver=self.resolver, table=self.table,
             slots=self.slots, options=self.options, clock=self.clock, connect=self.connect,
         )  # fmt: skip
+        self.recorder.lookup_of = sites.lookup_of
+        return sites
 
     def has_room_for(self, next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Whether mail accepted now may come as a claim; otherwise it waits in the spool."""
@@ -132,16 +123,14 @@ class DeliveryScheduler:
                 )
                 self._claims_in_memory.take(claim.key)
                 outcomes = internal_error_outcomes(claim)
-                self._spawn(
-                    self._finish(claim, self.recorder.record_attempt(claim, outcomes), outcomes)
-                )
+                self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
 
     def end_without_node(self, claims: Iterable[Claim]) -> None:
         """Take claims of SpoolMaintenance.claim_without_node(): they expire, or are reported."""
         now_us = self.clock.confirmed_us()
         for claim in claims:
             self.active_queue.add(claim)
-            self._end_or_requeue(claim, now_us)
+            self.recorder.end_unattempted(claim, now_us)
 
     def pause(self, is_paused: bool) -> None:
         """Begin no attempt until this is called with False; those in progress end. What expires or
@@ -152,7 +141,7 @@ class DeliveryScheduler:
         self._is_paused = is_paused
         self._scanner.look_for_ended(only=is_paused)
         for claim in self._claims_in_memory.take_all():
-            self._spawn(self._finish(claim, self.recorder.requeue(claim)))
+            self.recorder.begin(self.recorder.requeue(claim))
         self._wake.set()
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
@@ -214,7 +203,7 @@ class DeliveryScheduler:
         for key in sorted(keys):
             claim = self._claims_in_memory.take(key)
             if claim is not None:
-                self.contents.release(claim)
+                self.recorder.contents.release(claim)
                 self._remove(claim)
                 taken.append(key)
         return frozenset(taken)
@@ -223,9 +212,9 @@ class DeliveryScheduler:
         """What the site of these hosts does now; they have their TLS."""
         return self._sites.state_of(next_hop, hosts)
 
-    def site_pauses(self) -> list[SitePause]:
-        """The pauses that replies of hosts have begun."""
-        return self._sites.pauses.all()
+    def paused_sites(self) -> list[Site]:
+        """Those that replies of hosts have paused."""
+        return self._sites.paused
 
     async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
         """Open a session with the site of these hosts as delivery would, and end it before MAIL.
@@ -298,12 +287,10 @@ class DeliveryScheduler:
         self._stopping = True
         self._scanner.stop()
         self.recorder.claims_reports = False
-        await self.give_back(*self._take_not_begun())
+        await self.recorder.release(*self._take_not_begun())
         await self._all_ended(deadline_s)
         self._sites.abort()
         self._local_queue.abort()
-        for task in self._tasks:
-            task.cancel()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
         self.recorder.stop_retrying()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
@@ -321,7 +308,7 @@ class DeliveryScheduler:
         try:
             async with self._scan_lock:
                 for claim in self._take_not_begun():
-                    self.contents.release(claim)
+                    self.recorder.contents.release(claim)
                     self._remove(claim)
                 for _ in range(_ABORTS):  # a connection that was cut off says QUIT first
                     self._sites.abort()
@@ -335,8 +322,8 @@ class DeliveryScheduler:
 
     def _take_not_begun(self) -> list[Claim]:
         """Take the claims that wait for an attempt. Connections end after their transaction."""
-        waiting = [*self._sites.close(), *self._local_queue.ready.drain(), *self._roomless.drain()]
-        return waiting + self._rerouter.close()
+        waiting = [*self._sites.close(), *self._local_queue.close()]
+        return waiting + self.recorder.contents.roomless.drain() + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
         """Wait until all connections and tasks have ended, with the tasks that they start."""
@@ -354,135 +341,23 @@ class DeliveryScheduler:
 
     def _unfinished_tasks(self) -> Iterator[asyncio.Task[None]]:
         """All tasks that have not ended."""
-        yield from self._tasks
-        yield from self._background
+        yield from self.recorder.unfinished
         yield from self._sites.tasks
         yield from self._local_queue.workers
 
-    # -- for sites and the local delivery queue
-    async def wait_for_room(self, claim: Claim) -> bool:
-        """See dependencies.Scheduler."""
-        if self._stopping:
-            await self.give_back(claim)
-            return False
-        came_from = self._claims_in_memory.queue_of(claim)
-        self._roomless.push(claim)
-        self._claims_in_memory.track(claim, self._roomless)
-        await self.contents.room_for(claim)
-        if self._roomless.get(claim.key) is not claim:  # it was taken, perhaps claimed again
-            return False
-        self._roomless.remove(claim.key)
-        self._claims_in_memory.track(claim, came_from)
-        return True
-
-    async def record(
-        self,
-        claim: Claim,
-        outcomes: Mapping[int, Outcome],
-        *,
-        reached: bool = True,
-        took_s: float | None = None,
-    ) -> None:
-        """Record an attempt, as the Protocol Scheduler says."""
+    # -- the end of a claim
+    def _ended(self, claim: Claim, end: EndedClaim, reached: bool | None) -> None:
+        """See AttemptRecorder.ended."""
         if reached:
             self.active_queue.mark_reached(claim.next_hop)
-        elif claim.message.envelope.tls != REQUIRETLS:  # other mail may reach the hosts
-            self.active_queue.mark_unreachable(claim.next_hop)
-        evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
-        await self._finish(
-            claim,
-            self.recorder.record_attempt(claim, outcomes, reached=reached, evidence=evidence),
-            outcomes,
-        )
-
-    async def record_some(
-        self, claim: Claim, outcomes: Mapping[int, Success], *, took_s: float
-    ) -> None:
-        """Record recipients that are done; the attempt goes on with the others."""
-        evidence = AttemptEvidence(self._sites.lookup_of(claim), took_s)
-        await self._recorded(
-            claim,
-            self.recorder.record_partial(claim, outcomes, evidence=evidence),
-            lambda: self.recorder.record_partial_after_fault(claim, outcomes),
-        )
-        self._notify_change(claim)
-
-    def run_in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run it in the background; drain() waits for it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
-
-    async def give_back(self, *claims: Claim) -> None:
-        """Release claims without an attempt, at a stop; their due times stay."""
-        if not claims:  # the spool is not open if the start failed
-            return
-        try:
-            await self.spool.release(claims)
-        except SpoolError as error:  # the next start releases them
-            _log.warning("claims not released", claims=len(claims), error=str(error))
-        for claim in claims:
-            self.contents.release(claim)
-            self._remove(claim)
-            self._note_requeued(claim, claim.due_us)
-
-    def postpone(self, claims: Iterable[Claim], until_us: int) -> None:
-        """See dependencies.Scheduler."""
-        now_us = self.clock.queue_us()
-        for claim in claims:
-            self._end_or_requeue(replace(claim, retry_us=until_us), now_us)
-
-    def _end_or_requeue(self, claim: Claim, now_us: int) -> None:
-        """Record the result of a claim without an attempt; at this time it may have expired."""
-        is_over = now_us >= claim.expires_us
-        record = self.recorder.record_expiry if is_over else self.recorder.requeue
-        self._spawn(self._finish(claim, record(claim)))
-
-    async def _finish(
-        self,
-        claim: Claim,
-        recording: Awaitable[RecordedAttempt],
-        outcomes: Mapping[int, Outcome] = _NO_OUTCOMES,
-    ) -> None:
-        """Wait until it is recorded, or fails, then remove the claim from memory."""
-        recorded = await self._recorded(
-            claim, recording, lambda: self.recorder.record_after_fault(claim, outcomes)
-        )
+        elif reached is False and claim.message.envelope.tls != REQUIRETLS:
+            self.active_queue.mark_unreachable(claim.next_hop)  # other mail may reach its hosts
         self._remove(claim)
-        if recorded is not None:
-            if recorded.due_us is not None:
-                self._note_requeued(claim, recorded.due_us)
-            self.offer(recorded.reports)
-            if recorded.has_unclaimed:  # the scanner asks the spool when the first of them ends
-                self.look_for_work(from_start=False)
-        self._notify_change(claim)
-
-    async def _recorded(
-        self, claim: Claim, recording: Awaitable[T], after_fault: Callable[[], Awaitable[T]]
-    ) -> T | None:
-        """Return what was recorded, by `after_fault` after an internal error; None if the spool did
-        not end the claim before the stop ended.
-        """
-        qid, entry = claim.message.id, claim.entry_id
-        try:
-            try:
-                return await recording
-            except SpoolError:
-                raise
-            except Exception:  # noqa: BLE001 - an internal error
-                _log.exception("internal error in settlement", qid=qid, entry=entry)
-                return await after_fault()
-        except SpoolError as error:
-            _log.warning("claim left unsettled", qid=qid, entry=entry, error=str(error))
-        return None
-
-    def _notify_change(self, claim: Claim) -> None:
-        """Call on_change. Its error must not end the worker that records."""
-        try:
-            self.on_change(claim.message.id)
-        except Exception:  # noqa: BLE001 - an internal error
-            _log.exception("internal error in a change notification", qid=claim.message.id)
+        if end.due_us is not None and self._scanner.requeued(claim, end.due_us):
+            self._wake.set()
+        self.offer(end.reports)
+        if end.has_unclaimed:  # the scanner asks the spool when the first of them ends
+            self.look_for_work(from_start=False)
 
     def _remove(self, claim: Claim) -> None:
         self._claims_in_memory.forget(claim)
@@ -494,14 +369,10 @@ class DeliveryScheduler:
         elif self._wake_timer is None and self._scanner.can_scan:
             self._wake_timer = self.clock.call_later(_SCAN_DELAY_S, self._wake.set)
 
-    def _note_requeued(self, claim: Claim, due_us: int) -> None:
-        if self._scanner.requeued(claim, due_us):
-            self._wake.set()
-
     # -- what happens to a claim
     def _route_claim(self, claim: Claim) -> None:
         if self._stopping:
-            self._spawn(self.give_back(claim))
+            self.recorder.begin(self.recorder.release(claim))
             return
         now_us = self.clock.queue_us()
         confirmed_us = self.clock.confirmed_us()
@@ -510,11 +381,11 @@ class DeliveryScheduler:
         )
         match action:
             case ClaimAction.EXPIRE:
-                self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
+                self.recorder.begin(self.recorder.expire(claim))
             case ClaimAction.REQUEUE:
-                self._spawn(self._finish(claim, self.recorder.requeue(claim)))
+                self.recorder.begin(self.recorder.requeue(claim))
             case ClaimAction.ATTEMPT if self._is_paused:
-                self._end_or_requeue(claim, confirmed_us)
+                self.recorder.end_unattempted(claim, confirmed_us)
             case ClaimAction.ATTEMPT:
                 self._attempt(claim)
 
@@ -525,14 +396,13 @@ class DeliveryScheduler:
         if self._rerouter.takes(claim):
             return
         if claim.next_hop.kind in HERE:
-            self._claims_in_memory.track(claim, self._local_queue.ready)
             self._local_queue.push(claim)
         else:
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:
         for claim in self._claims_in_memory.take_expired(self.clock.queue_us()):
-            self._spawn(self._finish(claim, self.recorder.record_expiry(claim)))
+            self.recorder.begin(self.recorder.expire(claim))
 
     def _requeue_delayed(self) -> None:
         """Requeue claims whose delay notice is due, which records it; they come again at once."""
@@ -541,7 +411,7 @@ class DeliveryScheduler:
             return
         self._delayed_us = now_us + _DELAY_CHECK_US
         for claim in self._claims_in_memory.take_delayed(now_us):
-            self._spawn(self._finish(claim, self.recorder.requeue(claim)))
+            self.recorder.begin(self.recorder.requeue(claim))
 
     async def _wait(self) -> None:
         """Wait until something happens, an entry is due or a claim expires; or for a check, which
@@ -555,8 +425,3 @@ class DeliveryScheduler:
         check_s = max(0.0, (min(check_us, self._delayed_us) - now_us) / 1_000_000)
         wait_s = min(due_s, check_s, _SLEEP_S_MAX)
         await self.clock.wait(self._wake, wait_s, slack_s=due_s - wait_s)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)

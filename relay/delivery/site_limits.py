@@ -6,12 +6,10 @@ seconds of a monotonic clock.
 """
 
 from collections.abc import Callable, Hashable
-from enum import Enum, auto
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
 from relay.base.message.outcome import DeferralClass, Deferred, Indeterminate, Outcome
 from relay.delivery.provider_replies import ProviderReplies
 from relay.store.spool.types import Claim
@@ -20,7 +18,6 @@ _AT_ONCE = 10  # 1 / this of the messages may go at once
 _FAILURE_AGE_S_MAX = 300.0  # how long a failure to connect counts at most
 INITIAL = 5
 FEWER_S = 600.0  # how long the `connections` of a [[reply]] entry count
-PAUSES_MAX = 4000
 SLOW_S = 3.0  # a transaction that takes longer no longer counts
 _LEAST = 2  # so that one transaction that is slow or fails stops no other
 _TOO_MANY = ("too many", "too fast", "try again later", "rate limit")
@@ -98,56 +95,6 @@ class SiteOptions(Struct, frozen=True):
         return max(self.unreachable_s, min(self.waited_s(claim) / 2, _FAILURE_AGE_S_MAX))
 
 
-class SitePause(Struct, frozen=True):
-    """A site that is not contacted, by the name of the [[reply]] entry that says so."""
-
-    site: str
-    provider: str
-    until_s: float
-
-
-class SitePauses:
-    """The pauses of sites, in memory alone: a new process asks the host again. What waits for the
-    end of a pause has that time in the spool. Of too many pauses the oldest is forgotten.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._pauses: dict[Hashable, SitePause] = {}
-
-    def begin(self, key: Hashable, pause: SitePause) -> None:
-        """Begin a pause."""
-        if len(self._pauses) >= PAUSES_MAX:
-            del self._pauses[next(iter(self._pauses))]
-        self._pauses[key] = pause
-
-    def end(self, key: Hashable) -> None:
-        """End a pause, if there is one."""
-        self._pauses.pop(key, None)
-
-    def of(self, key: Hashable) -> SitePause | None:
-        """Return the pause in force."""
-        if not self._pauses:  # nearly always
-            return None
-        pause = self._pauses.get(key)
-        if pause is None or pause.until_s > self._clock.monotonic():
-            return pause
-        self.end(key)
-        return None
-
-    def all(self) -> list[SitePause]:
-        """Return those in force."""
-        return [pause for key in [*self._pauses] if (pause := self.of(key)) is not None]
-
-
-class Pushback(Enum):
-    """Whether an attempt showed that the load of a host is too high, and when."""
-
-    NONE = auto()
-    BEFORE_MAIL = auto()  # MAIL got no reply, or 421: the message is not the reason
-    AFTER_MAIL = auto()
-
-
 class ConcurrencyLimit:
     """How many connections a site takes: at least 2, never more than the ceiling.
 
@@ -182,9 +129,8 @@ class ConcurrencyLimit:
         return min(SLOW_S, *waits_s) if waits_s else None
 
     def begin(self, session: Hashable, now_s: float) -> None:
-        """Note that a transaction begins on a connection."""
-        self._slow_at_s.pop(session, None)
-        self._slow_at_s[session] = now_s + SLOW_S
+        """Note that a transaction begins on a connection, or goes on with further recipients."""
+        self._slow_at_s.setdefault(session, now_s + SLOW_S)
 
     def end(self, session: Hashable) -> None:
         """Note that the transaction of a connection has ended, if it had one."""
@@ -201,16 +147,17 @@ class ConcurrencyLimit:
             self._successes = 0
             self._limit += 1
 
-    def pushed_back(self, pushback: Pushback) -> None:
-        """Count a transaction that ended with a pushback. Halve the limit if it came before MAIL or
-        if half of the transactions failed, once for all that ran at that time.
+    def pushed_back(self, *, after_mail: bool) -> None:
+        """Count a transaction that showed that the load of the host is too high. Halve the limit if
+        MAIL got no reply, or 421, so that the message is not the reason, or if half of the
+        transactions failed, once for all that ran at that time.
         """
         if self._of_before:
             self._of_before -= 1
             return
         others = len(self._slow_at_s)
         self._failures += 1
-        if pushback is Pushback.AFTER_MAIL and 2 * self._failures < others + 1:
+        if after_mail and 2 * self._failures < others + 1:
             return
         self._of_before = others
         self._decrease_to(self._limit // 2)

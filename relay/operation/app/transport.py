@@ -206,8 +206,12 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
     """Return the counts of the queue, and the sites that replies of hosts have paused here."""
     ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
     paused = [
-        {"site": one.site, "by": one.provider, "until": rfc3339(ahead_us + int(one.until_s * 1e6))}
-        for one in transport.scheduler.site_pauses()
+        {
+            "site": one.name,
+            "by": one.paused_by,
+            "until": rfc3339(ahead_us + int(one.paused_until_s * 1e6)),
+        }
+        for one in transport.scheduler.paused_sites()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 
@@ -341,17 +345,17 @@ def _scheduler(
     options = site_options(base.settings, schedule, base.sources.providers())
     contents = ContentCache(base.spool, budget_bytes=4 * ACTIVE_QUEUE_BYTES, signer=base.signer)
     recorder = AttemptRecorder(
-        base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule
-    )
+        base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule,
+        on_change=lambda _queue_id: base.changes.notify(),
+    )  # fmt: skip
     scheduler = DeliveryScheduler(
-        base.spool, recorder, contents,
+        recorder,
         local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
         resolver=resolver, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
         connect=connect,
         queue_admin=base.spool.queue_admin,
-        on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
     base.readiness.queue = scheduler.unreadable
     base.metrics.queue_unread.set_function(scheduler.unread_s)

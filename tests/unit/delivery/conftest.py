@@ -185,10 +185,11 @@ class RunningDelivery:
 
     def compose(self) -> None:
         """Make delivery on the open spool without running it."""
+        self.changed: asyncio.Queue[str] = asyncio.Queue()
         contents = ContentCache(self.spool, budget_bytes=self.content_bytes)
         recorder = AttemptRecorder(
             self.spool, contents, self.reporter, schedule=RetrySchedule(self.retry_s, lambda: 0.5),
-            clock=self.clock, metrics=self.metrics,
+            clock=self.clock, metrics=self.metrics, on_change=self.changed.put_nowait,
         )  # fmt: skip
         options = SiteOptions(
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
@@ -197,10 +198,9 @@ class RunningDelivery:
         local = LocalDelivery(self.store, self.table, delivers_captured=self.delivers_captured)
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
-        self.changed: asyncio.Queue[str] = asyncio.Queue()
         self.scheduler = DeliveryScheduler(
-            self.spool, recorder, contents, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
-            slots=self.slots, active_queue=self.active_queue, on_change=self.changed.put_nowait, queue_admin=self.spool.queue_admin,
+            recorder, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
+            slots=self.slots, active_queue=self.active_queue, queue_admin=self.spool.queue_admin,
             connect=partial(
                 self.connect, ehlo_name="relay.test", timeouts=self.timeouts, real_s=self.clock.real_s
             ),
@@ -218,7 +218,10 @@ class RunningDelivery:
 
     def left(self) -> dict[str, object]:
         """What is still held for claims that have ended."""
-        claims_in_memory, contents = self.scheduler._claims_in_memory, self.scheduler.contents
+        claims_in_memory, contents = (
+            self.scheduler._claims_in_memory,
+            self.scheduler.recorder.contents,
+        )
         held = {
             "window": self.window_claims - self.active_queue.claims_left,
             "window's bytes": ACTIVE_QUEUE_BYTES - self.active_queue._whole.left.size_bytes,

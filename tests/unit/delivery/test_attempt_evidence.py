@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from relay.base.message.outcome import Evidence, Relayed, SessionEvidence
 from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.base.settings.tree import Route, RouteAuth
-from relay.delivery.attempt_result import AttemptEvidence, Lookup
+from relay.delivery.attempt_result import Lookup
 from relay.store.journeys.document import Durations, MxRecord, attempts_in
 from relay.transport.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
 from relay.transport.routing.route_table import RouteTable
@@ -234,8 +234,7 @@ def test_ordinary_mail_on_an_open_connection_records_only_how_long_it_took() -> 
     )
     outcomes = {1: Relayed(peer)}
     [before] = concluded(a_claim(count=1), outcomes).events
-    evidence = AttemptEvidence(Lookup(), took_s=0.01234)
-    [event] = concluded(a_claim(count=1), outcomes, evidence=evidence).events
+    [event] = concluded(a_claim(count=1), outcomes, lookup=Lookup(), took_s=0.01234).events
     assert event.detail == before.detail | {"durations": {"total": 12.3}}
     more = len(msgspec.json.encode(event.detail)) - len(msgspec.json.encode(before.detail))
     assert more == len(',"durations":{"total":12.3}')

@@ -55,7 +55,7 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
             await delivery.scheduler.drain(0.05)
         left = [one for one in asyncio.all_tasks() & before if "record" in repr(one)]
         assert left == []
-        assert delivery.scheduler._background == set()
+        assert delivery.scheduler.recorder.unfinished == {}
         told = [one["event"] for one in lines]
         assert told.count("spool cannot settle") == 1, "they are one fault"
         assert told.count("claim left unsettled") == len(asked)

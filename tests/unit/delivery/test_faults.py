@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
@@ -175,7 +176,7 @@ async def test_an_internal_error_of_on_change_leaves_no_claim_behind(delivery, m
     delivery.table.mailboxes |= {"bob@b.test"}
     await delivery.open()
     delivery.compose()
-    monkeypatch.setattr(delivery.scheduler, "on_change", break_off)
+    monkeypatch.setattr(delivery.scheduler.recorder, "on_change", break_off)
     sent = {await delivery.send("bob@b.test", claim=False) for _ in range(40)}
     delivery.run()  # more at once than there are workers
     async with asyncio.timeout(SOON_S):
@@ -192,11 +193,9 @@ async def test_a_result_follows_a_failed_one() -> None:
     async def recorded() -> None:
         done.append(True)
 
-    class Now:
-        run_in_background = staticmethod(asyncio.ensure_future)
-
     done: list[bool] = []
-    session = OutboundSession(None, Now(), None)  # type: ignore[arg-type]
+    recorder = SimpleNamespace(begin=asyncio.ensure_future, contents=None)
+    session = OutboundSession(SimpleNamespace(recorder=recorder), None, was_attempted=False)
     session._record_in_order(broken())
     session._record_in_order(recorded())
     await asyncio.gather(session._unrecorded, return_exceptions=True)
@@ -286,7 +285,7 @@ async def test_mail_accepted_while_delivery_drains_is_released(delivery) -> None
     await delivery.scheduler.drain(0.0)
     assert not delivery.has_room_for("mx:a.test")
     await delivery.send("x@a.test", "bob@example.test")  # its claims were made before
-    await asyncio.gather(*delivery.scheduler._tasks)
+    await asyncio.gather(*delivery.scheduler.recorder.unfinished)
     claims = await delivery.claim_due()
     assert [claim.attempts for claim in claims] == [0, 0]
     assert delivery.store.inboxes == {}
@@ -467,5 +466,5 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
         await delivery.start()
         await delivery.send("x@a.test", claim=False)  # its content is in the spool only
         await asked.wait()
-        assert delivery.scheduler.contents._held == {}
+        assert delivery.scheduler.recorder.contents._held == {}
         answer.set()

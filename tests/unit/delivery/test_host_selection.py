@@ -1,6 +1,5 @@
 """The status of hosts: answers and connect failures; which address is tried last."""
 
-from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -12,7 +11,7 @@ from relay.delivery.host_selection import (
     ConnectFailure,
     HostSelection,
     HostStatusCache,
-    HostUse,
+    SessionState,
     with_tls,
 )
 from relay.delivery.site_limits import SiteOptions
@@ -73,9 +72,7 @@ async def test_an_address_that_did_not_answer_is_tried_last_for_ten_minutes(stag
     async def order() -> str:
         del tried[:]
         with pytest.raises(ConnectError):
-            await selection.connect(
-                HostUse(Counter(), frozenset()), lambda _name: None, probe_timeout=nullcontext
-            )
+            await selection.connect(SessionState(), (), limit=nullcontext)
         return "".join(tried)
 
     selection = HostSelection(

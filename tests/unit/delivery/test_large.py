@@ -58,7 +58,7 @@ async def test_one_body_goes_to_hosts_and_mailboxes(delivery, large) -> None:
     head = b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@here.test\r\n"
     assert delivered.header == head + content.header
     assert delivered.body[0].size == content.body[0].size
-    assert not delivery.scheduler.contents._held
+    assert not delivery.scheduler.recorder.contents._held
 
 
 @pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
@@ -122,7 +122,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
     async with RemoteMx(gates={"DOT": gate}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
-        delivery.scheduler.contents._budget = 1000  # headers of all, and not one body
+        delivery.scheduler.recorder.contents._budget = 1000  # headers of all, and not one body
         ids = [await delivery.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         async with asyncio.timeout(30):
             while len(mx.envelopes) < 4:

@@ -8,6 +8,7 @@ import pytest
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.nexthop import LOCAL
 from relay.base.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
+from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.types import (
@@ -94,7 +95,7 @@ class SmallContents:
         return b"\r\n"
 
 
-class RecordingScheduler:
+class RecordingResults:
     """Keeps the outcomes of each claim."""
 
     def __init__(self) -> None:
@@ -107,26 +108,26 @@ class RecordingScheduler:
         self.recorded[claim.entry_id] = outcomes
         self.ended.set()
 
-    async def give_back(self, claim):
+    async def release(self, claim):
         self.given_back.append(claim.entry_id)
 
 
 class Deliveries:
     def __init__(self) -> None:
-        self.store, self.scheduler = SlowStore(), RecordingScheduler()
+        self.store, self.recorder = SlowStore(), RecordingResults()
         addresses = SimpleNamespace(mailbox_for=lambda address: address)
         local = LocalDelivery(self.store, addresses)
-        self.queue = LocalDeliveryQueue(local, self.scheduler)
+        self.queue = LocalDeliveryQueue(local, self.recorder, ClaimsInMemory())
 
     def push(self, entry_id: int, *, count: int) -> None:
         self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
 
     async def until_recorded(self, entry_id: int) -> dict[int, Outcome]:
         async with asyncio.timeout(30):
-            while entry_id not in self.scheduler.recorded:
-                self.scheduler.ended.clear()
-                await self.scheduler.ended.wait()
-        return self.scheduler.recorded[entry_id]
+            while entry_id not in self.recorder.recorded:
+                self.recorder.ended.clear()
+                await self.recorder.ended.wait()
+        return self.recorder.recorded[entry_id]
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_what_waits_is_where_the_routes_of_now_send_it(
     address: str, key: str, extra: dict[str, bool], taken: bool
 ) -> None:
     rerouter = ClaimRerouter(
-        SimpleNamespace(run_in_background=not_run), ClaimsInMemory(),
+        SimpleNamespace(begin=not_run), ClaimsInMemory(),
         table=RouteTable(ROUTES, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
     )  # fmt: skip
     claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra))
@@ -94,10 +94,10 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
     async def record(_claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
         recorded.update(outcomes)
 
-    scheduler = SimpleNamespace(run_in_background=asyncio.run, record=record)
+    recorder = SimpleNamespace(begin=asyncio.run, record=record)
     table = RouteTable([], [OwnDomain("a.test", f"file:{tmp_path}/listed")], Directory())
     rerouter = ClaimRerouter(
-        scheduler, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
+        recorder, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
     )
     assert not rerouter.takes(a_claim(count=1, epoch=2))
     claim = a_claim(count=2, epoch=2, cause="mailbox", cause_attempts=3)

@@ -66,7 +66,7 @@ async def test_a_withdrawn_claim_leaves_no_content_behind(delivery) -> None:
         async with asyncio.timeout(SOON_S):
             while not site.ready:
                 await asyncio.sleep(0.001)
-        contents = delivery.scheduler.contents
+        contents = delivery.scheduler.recorder.contents
         await contents.of(site.ready.first)
         assert contents._used > 0
         assert delivery.scheduler.withdraw([(waits, 1)]) == {(waits, 1)}
@@ -152,7 +152,7 @@ async def waiting_for_room(delivery, address):
         await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
         await mx.reached("DOT")
         key = (await delivery.send(address, claim=False), 1)
-        await until(lambda: delivery.scheduler._roomless)
+        await until(lambda: delivery.scheduler.recorder.contents.roomless)
         yield key, answers
 
 
@@ -174,7 +174,7 @@ async def test_a_claim_that_was_taken_while_it_waited_for_room_leaves_its_succes
     delivery, address
 ) -> None:
     async with waiting_for_room(delivery, address) as (key, answers):
-        roomless = delivery.scheduler._roomless
+        roomless = delivery.scheduler.recorder.contents.roomless
         first = roomless.get(key)
         assert delivery.scheduler.withdraw([key]) == {key}
         await delivery.spool.release([first])
@@ -283,14 +283,14 @@ async def test_a_local_claim_that_comes_while_the_last_worker_ends_is_delivered(
     sent = [await delivery.send("bob@example.test", claim=False) for _ in range(2)]
     delivery.compose()
     first, second = await delivery.claim_due()
-    record = delivery.scheduler.record
+    record = delivery.scheduler.recorder.record
 
     async def record_then_offer(claim, outcomes) -> None:
         await record(claim, outcomes)
         if claim is first:
             asyncio.get_running_loop().call_soon(delivery.scheduler.offer, [second])
 
-    monkeypatch.setattr(delivery.scheduler, "record", record_then_offer)
+    monkeypatch.setattr(delivery.scheduler.recorder, "record", record_then_offer)
     delivery.run()
     delivery.scheduler.offer([first])
     for queue_id in sent:

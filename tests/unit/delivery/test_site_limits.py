@@ -15,7 +15,6 @@ from relay.base.message.outcome import (
 from relay.delivery.site_limits import (
     SLOW_S,
     ConcurrencyLimit,
-    Pushback,
     Rate,
     SiteOptions,
     TokenBucket,
@@ -89,7 +88,7 @@ def take(concurrency: ConcurrencyLimit, event: str) -> None:
     if event == "+":
         concurrency.succeeded(0.0)
     else:
-        concurrency.pushed_back(Pushback.AFTER_MAIL if event == "-" else Pushback.BEFORE_MAIL)
+        concurrency.pushed_back(after_mail=event == "-")
 
 
 @pytest.mark.parametrize(
@@ -196,12 +195,15 @@ def test_a_site_that_refuses_a_second_connection_has_one_and_later_two() -> None
 
 def test_a_slow_transaction_takes_no_place() -> None:
     concurrency = ConcurrencyLimit(20)
-    concurrency.pushed_back(Pushback.BEFORE_MAIL)
+    concurrency.pushed_back(after_mail=False)
     concurrency.begin("a", 10.0)
     concurrency.begin("b", 11.0)
     assert most(concurrency, 10.0 + SLOW_S - 0.1) == 2
     assert most(concurrency, 10.0 + SLOW_S) == 3
     assert most(concurrency, 11.0 + SLOW_S) == 4
+    concurrency.begin("a", 14.0)  # it goes on with further recipients
+    assert most(concurrency, 14.0) == 4
+    concurrency.end("a")
     concurrency.begin("a", 14.0)  # another one
     assert most(concurrency, 14.0) == 3
     concurrency.end("b")

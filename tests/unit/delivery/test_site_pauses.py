@@ -8,12 +8,10 @@ import pytest
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass
 from relay.delivery.provider_replies import ProviderReplies, ReplyEntry
-from relay.delivery.site_limits import PAUSES_MAX, SitePause, SitePauses
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.transport.policy.patterns import Pattern
 from tests.support.logs import capture_logs
-from tests.support.manual_clock import ManualClock
 from tests.support.remote_mx import RemoteMx
 
 BLOCKED = "550 5.7.1 blocked for a while"
@@ -61,9 +59,9 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert await attempts(delivery, second) == ("queued", 0)
         assert await attempts(delivery, first) == ("deferred", 1)
         assert mx.sessions == 1
-        (pause,) = delivery.scheduler.site_pauses()
+        (paused,) = delivery.scheduler.paused_sites()
         now = state(delivery)
-        assert (pause.provider, now.paused_by) == ("e", "e")
+        assert (paused.paused_by, now.paused_by) == ("e", "e")
         assert HOUR_S - 60 < now.paused_s <= HOUR_S
         (journey,) = (await delivery.spool.journey(first)).recipients
         assert journey.attempts[0].provider == "e"
@@ -118,7 +116,7 @@ async def test_a_retry_by_an_operator_ends_the_pause(delivery) -> None:
         retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
         await delivery.spool.queue_admin.execute(retry)
         await delivery.done(second)
-        assert delivery.scheduler.site_pauses() == []
+        assert delivery.scheduler.paused_sites() == []
         await delivery.done(await delivery.send("third@a.test"))
         assert await attempts(delivery, first) == ("deferred", 1)  # at the end of its own wait
 
@@ -161,18 +159,13 @@ async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
         assert mx.most_open == 1
 
 
-def test_pauses_are_bounded_and_end() -> None:
-    clock = ManualClock()
-    pauses = SitePauses(clock)
-    start_s = clock.monotonic()
-    pauses.begin("a", SitePause("a", "e", start_s + 60))
-    assert [(one.provider, one.until_s - start_s) for one in pauses.all()] == [("e", 60)]
-    clock.advance(60)
-    assert pauses.all() == []
-    pauses.begin("a", SitePause("a", "f", clock.monotonic() + 90))
-    for number in range(PAUSES_MAX):
-        pauses.begin(number, SitePause(str(number), "e", clock.monotonic() + 60))
-    assert len(pauses.all()) == PAUSES_MAX
-    assert pauses.of("a") is None
-    clock.advance(61)
-    assert pauses.all() == []
+async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch) -> None:
+    monkeypatch.setattr("relay.delivery.next_hop_resolution._SITES_MAX", 2)
+    async with AsyncExitStack() as stack:
+        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+        await delivery.start()
+        for name in ("a", "b", "c"):
+            mx = await stack.enter_async_context(RemoteMx(replies={"CONNECT": BLOCKED}))
+            delivery.table.at(f"{name}.test", mx)
+            await deferred(delivery, await delivery.send(f"x@{name}.test"))
+        assert [one.name.split(".")[1] for one in delivery.scheduler.paused_sites()] == ["c"]
