@@ -53,8 +53,7 @@ Due entries in the spool (`queue_scanner`)
 - LEFT_BEHIND_MAX: next hops and senders whose entries were passed over for lack of room; they are
   fetched when there is room, round robin among senders. RESCAN_US: a scan from the beginning finds
   what was not remembered.
-- _BATCH_MAX, _BATCH_PART, _SCAN_PART (`active_queue`): a query takes this many, and is not made for
-  fewer.
+- _BATCH_MAX, _BATCH_PART (`active_queue`): a query takes this many, and waits a moment for fewer.
 
 Turns (`fair_queue`)
 - PASSED_OVER_MAX: this many claims of better priority levels may go first, then one of this level.

@@ -35,7 +35,6 @@ _FEW = 2  # claims of one sender at one next hop that are let in although one of
 _FEW_PART = 4  # while 1 / this is left
 _BATCH_MAX = 200
 _BATCH_PART = 64  # 1 / this of the active queue: fewer are not worth a commit
-_SCAN_PART = 16  # 1 / this of what a level may have: room for that many is worth a query
 
 Name = TypeVar("Name")
 SenderAtHop = tuple[NextHop, int]
@@ -67,6 +66,7 @@ class ActiveQueue:
         self, *, claims_max: int = ACTIVE_QUEUE_CLAIMS, size_max_bytes: int = ACTIVE_QUEUE_BYTES
     ) -> None:
         self._claims_max = claims_max
+        self.batch_min = max(1, claims_max // _BATCH_PART)  # a query for fewer can wait
         self._whole = _CapacityPart(claims_max, size_max_bytes)
         self._parts = {
             level: _CapacityPart(max(1, claims_max // part), size_max_bytes)
@@ -149,13 +149,8 @@ class ActiveQueue:
         room = self._room_for_scan(level)
         if room <= 0:
             return 0
-        at_least = min(room, max(1, self._claims_max // _BATCH_PART))
+        at_least = min(room, self.batch_min)
         return min(_BATCH_MAX, max(at_least, room // 4))
-
-    def has_room_for_batch(self, level: PriorityLevel) -> bool:
-        """Whether a query of this priority level has room for a whole batch."""
-        part = self._parts.get(level, self._whole)
-        return self._room_for_scan(level) >= max(1, part.claims_max // _SCAN_PART)
 
     def add(self, claim: Claim) -> None:
         """Add a claim. It is in memory already, so it counts even above the limits."""

@@ -9,8 +9,9 @@ start, which is made every RESCAN_US. See docs/design.md 5 and 7.8.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from enum import IntEnum
 
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
@@ -28,6 +29,14 @@ from relay.store.spool.types import (
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start
 _NEVER_US = 1 << 62
+
+
+class Wake(IntEnum):
+    """Whether there is something to fetch, and room for it; the greatest counts."""
+
+    NOT = 0
+    SOON = 1  # room for less than a batch: there may be more in a moment
+    NOW = 2
 
 
 @dataclass(slots=True)
@@ -263,31 +272,17 @@ class QueueScanner:
         """When run() has something to do, if nothing happens earlier."""
         return min(self.next_due_us, self._rescan_us)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether entries have come due that no scan has looked for."""
-        return self._has_newly_due or self.next_due_us <= self.clock.queue_us()
-
-    @property
-    def has_work(self) -> bool:
-        """Whether there may be something to fetch."""
-        # called for each message; a loop costs fewer calls than any()
-        for scan in self._scans.values():
-            if scan.has_work:
-                return True
-        return self._has_newly_due
-
-    @property
-    def can_scan(self) -> bool:
-        """Whether there may be something to fetch, and there is room."""
-        return any(self.active_queue.batch_size(level) > 0 for level in self._levels_with_work())
-
-    @property
-    def can_scan_batch(self) -> bool:
-        """The same, with room for a whole batch."""
-        return any(
-            self.active_queue.has_room_for_batch(level) for level in self._levels_with_work()
-        )
+    def wake(self) -> Wake:
+        """Whether run() has something to do now; called for each message."""
+        if self.next_due_us <= self.clock.queue_us():
+            return Wake.NOW
+        found = Wake.NOT
+        for level, scan in self._scans.items():
+            if scan.has_work or self._has_newly_due:  # nearly never
+                size = self.active_queue.batch_size(level)
+                is_worth_it = size >= self.active_queue.batch_min
+                found = max(found, Wake.NOW if is_worth_it else Wake(size > 0))
+        return found
 
     async def run(self) -> None:
         """Fetch until there is no more room, or nothing due. Raises SpoolError."""
@@ -387,8 +382,3 @@ class QueueScanner:
             scan.apply(query, batch)
             has_queried = True
         return has_queried
-
-    def _levels_with_work(self) -> Iterator[PriorityLevel]:
-        for level, scan in self._scans.items():
-            if scan.has_work or self._has_newly_due:
-                yield level

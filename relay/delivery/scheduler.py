@@ -22,7 +22,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
-from relay.base.clock import Clock, Timer
+from relay.base.clock import Clock
 from relay.base.message.nexthop import HERE, NextHop
 from relay.base.message.outcome import Outcome
 from relay.base.message.tls_policy import REQUIRETLS
@@ -34,7 +34,7 @@ from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.host_selection import Connect, HostResolver
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
-from relay.delivery.queue_scanner import QueueScanner
+from relay.delivery.queue_scanner import QueueScanner, Wake
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site import Site, SiteProbe, SiteState
@@ -87,8 +87,8 @@ class DeliveryScheduler:
             delivers_captured=self.local.delivers_captured,
         )  # fmt: skip
         self._started_us = self._delayed_us = self.clock.queue_us()
-        self._wake = asyncio.Event()
-        self._wake_timer: Timer | None = None
+        self._woken = asyncio.Event()
+        self._why = Wake.NOT  # it was set
         self._scan_lock = asyncio.Lock()
         self._fault = RepeatedError()
         self._unread_since_s = math.inf  # in real time
@@ -142,13 +142,13 @@ class DeliveryScheduler:
         self._scanner.look_for_ended(only=is_paused)
         for claim in self._claims_in_memory.take_all():
             self.recorder.begin(self.recorder.requeue(claim))
-        self._wake.set()
+        self._wake()
 
     def accepted_unclaimed(self, messages: Iterable[NewMessage]) -> None:
         """Report messages that were accepted and not claimed."""
         has_room = [self._scanner.add_unclaimed(message) for message in messages]
         if any(has_room):
-            self._wake.set()
+            self._wake()
 
     def use(
         self, options: SiteOptions, connect: Connect, is_over: Callable[[HopOptions], bool]
@@ -166,7 +166,7 @@ class DeliveryScheduler:
     def due_now(self) -> None:
         """Scan the spool: an operator made entries due."""
         self._scanner.restart()
-        self._wake.set()
+        self._wake()
 
     def look_for_work(self, *, from_start: bool) -> None:
         """Scan the spool for what others may have left there, with `from_start` also for what was
@@ -175,14 +175,14 @@ class DeliveryScheduler:
         if from_start:
             self._scanner.restart()
         self._scanner.newly_due()
-        self._wake.set()
+        self._wake()
 
     def due_at(self, due_us: int) -> None:
         """Report a due time that an operator has set."""
         if due_us <= self.clock.queue_us():
             self.due_now()
         elif self._scanner.due_at(due_us):
-            self._wake.set()
+            self._wake()
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Scan the spool and forget failures of these next hops: their mail is retried now."""
@@ -227,9 +227,8 @@ class DeliveryScheduler:
     @property
     def is_scanning(self) -> bool:
         """Whether entries may be due in the spool for which there is room."""
-        is_woken = self._wake.is_set() or self._wake_timer is not None
-        is_due = self._scanner.is_due or self._scanner.can_scan
-        return is_woken or is_due or self._scan_lock.locked()
+        wakes = self._why, self._scanner.wake()
+        return any(wakes) or self._scan_lock.locked()
 
     @property
     def claims_in_progress(self) -> int:
@@ -271,10 +270,6 @@ class DeliveryScheduler:
                 self._unread_since_s = math.inf
                 has_scanned = True
             await self._wait()
-            self._wake.clear()
-            if self._wake_timer is not None:
-                self._wake_timer.cancel()
-                self._wake_timer = None
 
     async def drain(self, grace_s: float) -> None:
         """Release claims that were not begun, and finish attempts in progress within `grace_s`.
@@ -354,7 +349,7 @@ class DeliveryScheduler:
             self.active_queue.mark_unreachable(claim.next_hop)  # other mail may reach its hosts
         self._remove(claim)
         if end.due_us is not None and self._scanner.requeued(claim, end.due_us):
-            self._wake.set()
+            self._wake()
         self.offer(end.reports)
         if end.has_unclaimed:  # the scanner asks the spool when the first of them ends
             self.look_for_work(from_start=False)
@@ -362,12 +357,13 @@ class DeliveryScheduler:
     def _remove(self, claim: Claim) -> None:
         self._claims_in_memory.forget(claim)
         self._scanner.capacity_freed(self.active_queue.remove(claim))
-        if not self._scanner.has_work:  # nearly always
-            return
-        if self._scanner.can_scan_batch:
-            self._wake.set()
-        elif self._wake_timer is None and self._scanner.can_scan:
-            self._wake_timer = self.clock.call_later(_SCAN_DELAY_S, self._wake.set)
+        self._wake(self._scanner.wake())
+
+    def _wake(self, why: Wake = Wake.NOW) -> None:
+        """Have run() go on."""
+        if why > self._why:
+            self._why = why
+            self._woken.set()
 
     # -- what happens to a claim
     def _route_claim(self, claim: Claim) -> None:
@@ -424,4 +420,9 @@ class DeliveryScheduler:
         due_s = max(0.0, (due_us - now_us) / 1_000_000)
         check_s = max(0.0, (min(check_us, self._delayed_us) - now_us) / 1_000_000)
         wait_s = min(due_s, check_s, _SLEEP_S_MAX)
-        await self.clock.wait(self._wake, wait_s, slack_s=due_s - wait_s)
+        await self.clock.wait(self._woken, wait_s, slack_s=due_s - wait_s)
+        if self._why is Wake.SOON:
+            self._woken.clear()
+            await self.clock.wait(self._woken, _SCAN_DELAY_S)
+        self._why = Wake.NOT
+        self._woken.clear()

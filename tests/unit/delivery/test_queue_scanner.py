@@ -129,7 +129,7 @@ class ScannedQueue:
         claim = self.claims.pop(index % len(self.claims))
         self.queue.record(claim, due_us)
         self.scanner.capacity_freed(self.active_queue.remove(claim))
-        self.is_awake |= self.scanner.can_scan
+        self.is_awake |= bool(self.scanner.wake())
         if due_us is not None:
             self.is_awake |= self.scanner.requeued(claim, due_us)
 
