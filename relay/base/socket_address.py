@@ -62,6 +62,24 @@ def plain_ip(address: str) -> IPv4Address | IPv6Address:
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address of this machine's loopback interface; a name never is."""
+    address = ip_of(host)
+    return address is not None and plain_ip(str(address)).is_loopback
+
+
+def ip_of(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that `text` is, also as an address literal, or None for a name."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+        if text[:5].lower() == "ipv6:":
+            text = text[5:]
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
 LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _DIGITS_MAX = 7

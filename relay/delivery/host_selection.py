@@ -9,16 +9,14 @@ for at most half of the time that the message has waited, so that each retry con
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -27,34 +25,16 @@ from relay.base.message.outcome import (
     SessionFailure,
     SmtpStage,
 )
-from relay.base.message.tls_policy import (
-    CONFIGURATION,
-    OPTIONAL,
-    REQUIRETLS,
-    TlsDemand,
-    TlsPolicy,
-    decide_tls,
-)
+from relay.base.message.tls_policy import CONFIGURATION, TlsPolicy
 from relay.delivery.site_limits import SiteOptions
 from relay.delivery.smtp.connect import ConnectError, Target
 from relay.delivery.smtp.connection import Connection
-from relay.delivery.smtp.tls import is_loopback
 from relay.store.spool.types import Claim
-from relay.transport.routing.mx_hosts import (
-    NO_MX,
-    Host,
-    Hosts,
-    MxAnswer,
-    NoSuchDomain,
-    NullMx,
-    Resolution,
-    TemporaryFailure,
-    Unprotected,
-)
+from relay.transport.routing.mx_hosts import Host, Hosts
 from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.usable_hosts import of_family, policy_of
 
 HOSTS_MAX = 20_000
-OTHER_FAMILY = "no address of the family of source_address"
 
 # address, port, TLS policy, login, source address, whether the DNS names the host: a failure with
 # one says nothing about another
@@ -63,13 +43,6 @@ ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; R
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0
 ANSWERED_S = 600.0  # how long a connection shows that the host is reachable
-
-
-class HostResolver(Protocol):
-    """Resolves a next hop to its hosts: of routing, or with the policies of MTA-STS."""
-
-    async def resolve(self, next_hop: NextHop) -> Resolution:
-        """Hosts in the order to try them, or why there are none."""
 
 
 # Opens a connection that is ready for a transaction. Raises ConnectError.
@@ -123,80 +96,6 @@ class HostStatusCache:
             del self._known[key]
 
 
-def with_tls(found: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
-    """Return the hosts of a next hop, each with its TLS; `by` is RouteTable.tls_demanded_by(),
-    `demand` that of the message. A Unix socket fulfils each demand: it does not leave the machine.
-    """
-    if not isinstance(found, Hosts):
-        return found
-    decided = {
-        one.name: decide_tls(
-            one.name, via.tls, by=by, has_login=_sends_login(one, via), sts=found.sts,
-            tlsa=one.tlsa,
-            demand=demand if one.port else "", vouched=via.requiretls,
-        )
-        for one in found.hosts
-    }  # fmt: skip
-    hosts = tuple([replace(one, tls=decided[one.name]) for one in found.hosts])
-    if not any(one.skipped for one in decided.values()):  # nearly always
-        return replace(found, hosts=hosts)
-    kept = tuple(one for one in hosts if not decided[one.name].skipped)
-    skipped = tuple(
-        replace(one, skipped=decided[one.name].skipped) if one.name in decided else one
-        for one in found.mx.hosts
-    )
-    mx = replace(found.mx, hosts=skipped)
-    if kept:
-        troubles = (one.tlsa.trouble for one in found.hosts if demand == REQUIRETLS)
-        return replace(found, hosts=kept, mx=mx, unknown=next(filter(None, troubles), ""))
-    whys = "; ".join(f"{name}: {decided[name].skipped}" for name in sorted(decided))
-    text = f"no host may be used: {whys}"
-    if demand == REQUIRETLS:
-        unknown = [found.sts.trouble, found.sts.unasked, *(one.tlsa.trouble for one in found.hosts)]
-        if not (why := next(filter(None, unknown), "")):
-            return Unprotected(", ".join(sorted(decided)), mx)
-        text = f"REQUIRETLS needs what the domain publishes, which is not known now: {why}"
-    # RFC 8461 5.1, RFC 7672 2.1.2
-    return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)
-
-
-async def look_up(resolver: HostResolver, next_hop: NextHop, via: HopOptions) -> Resolution:
-    """Return the hosts of a next hop, with their TLSA records where these count: those of MX hosts,
-    and of others whose route demands DANE.
-    """
-    found = await resolver.resolve(next_hop)
-    if not isinstance(found, Hosts) or found.find_tlsa is None:
-        return found
-    must = via.tls.level == "dane"
-    if not must and not found.mx.hosts:
-        return found
-    domains = found.mx.domains if found.mx.hosts else (next_hop.host,)
-    hosts = await found.find_tlsa(found.hosts, must=must, domains=domains)
-    return replace(found, hosts=hosts)
-
-
-async def with_policy(found: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
-    """Return hosts with the MTA-STS policy of their domain; wait for it if it has to be fetched and
-    may count.
-    """
-    if not isinstance(found, Hosts) or found.sts.fetch is None:  # nearly always
-        return found
-    if demand == OPTIONAL or (by != CONFIGURATION and demand != REQUIRETLS):
-        return found
-    return replace(found, sts=await found.sts.fetch())
-
-
-def _sends_login(host: Host, via: HopOptions) -> bool:
-    """Whether a login goes to another machine, whatever addresses the DNS gives the host."""
-    return via.login is not None and host.name != "localhost" and not is_loopback(host.name)
-
-
-def policy_of(host: Host) -> TlsPolicy:
-    """Return the policy of a host that has its TLS."""
-    assert host.tls is not None
-    return host.tls.policy
-
-
 def target_of(host: Host, address: str, via: HopOptions) -> Target:
     """Return where to connect, and how; the host has its TLS."""
     login = via.login
@@ -207,27 +106,6 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         credentials=(login.user, login.password) if login is not None else None,
         source_address=via.source_address, is_mx=via.is_mx,
     )  # fmt: skip
-
-
-def of_family(addresses: Sequence[str], source: str) -> Sequence[str]:
-    """Return the addresses that can be reached from a source address; "": the system chooses."""
-    if not source:
-        return addresses
-    return [address for address in addresses if (":" in address) == (":" in source)]
-
-
-def mx_of(found: Resolution, source: str) -> MxAnswer:
-    """Return the MX answer of a lookup, with what is skipped because of a source address."""
-    mx = NO_MX if isinstance(found, NullMx | NoSuchDomain) else found.mx
-    if not source or not isinstance(found, Hosts):
-        return mx
-    other = {host.name for host in found.hosts if not of_family(host.addresses, source)}
-    return replace(
-        mx,
-        hosts=tuple(
-            replace(each, skipped=OTHER_FAMILY) if each.name in other else each for each in mx.hosts
-        ),
-    )
 
 
 @dataclass(eq=False)

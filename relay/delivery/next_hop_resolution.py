@@ -1,6 +1,6 @@
 """Next-hop resolution: which site a next hop's claims go to, and when its hosts are looked up.
 
-Which hosts a next hop has is decided in relay/transport/routing/resolver.py.
+Which hosts a next hop has is decided in relay/transport/routing/usable_hosts.py.
 
 Sites looks up the hosts of a next hop, once for all claims that wait, and gives the claims to
 the site of those hosts. The same hosts are one site, whatever domains they serve. A next hop that
@@ -38,14 +38,8 @@ from relay.delivery.host_selection import (
     Connect,
     ConnectFailure,
     HostKey,
-    HostResolver,
     HostSelection,
     HostStatusCache,
-    look_up,
-    mx_of,
-    policy_of,
-    with_policy,
-    with_tls,
 )
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
@@ -59,6 +53,14 @@ from relay.transport.routing.mx_hosts import (
     outcome_of,
 )
 from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.usable_hosts import (
+    Resolve,
+    find_hosts,
+    mx_of,
+    policy_of,
+    with_policy,
+    with_tls,
+)
 
 _TICK_S = 0.002
 # the share of the time since the last lookup that the event loop may have been busy
@@ -238,7 +240,7 @@ class Sites:
     recorder: AttemptRecorder  # records the results of claims
     claims_in_memory: ClaimsInMemory  # records where each claim waits
     _: KW_ONLY
-    resolver: HostResolver  # finds the hosts of a next hop
+    resolve: Resolve  # finds the hosts of a next hop
     table: RouteTable  # how they are contacted
     slots: ConnectionSlots  # of all sites together
     options: SiteOptions  # of each site, without those of routes
@@ -394,7 +396,7 @@ class Sites:
             async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
                 began_s = self.clock.real_s()
                 via = self.table.options_for(first.next_hop)
-                found = await look_up(self.resolver, first.next_hop, via)
+                found = await find_hosts(self.resolve, first.next_hop, via)
                 took_s = self.clock.real_s() - began_s
             by, demand = self.table.tls_demanded_by(first.next_hop), first.message.envelope.tls
             # without a slot: a web server may be slow

@@ -16,19 +16,12 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Reply
 from relay.base.message.status import reply_text, split_reply
-from relay.delivery.host_selection import (
-    Connect,
-    HostResolver,
-    look_up,
-    of_family,
-    target_of,
-    with_policy,
-    with_tls,
-)
+from relay.delivery.host_selection import Connect, target_of
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError, Target
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.usable_hosts import Resolve, of_family, usable_hosts
 
 CONNECT_S = 3.0  # to one address
 _PROBES_MAX = 20  # at once
@@ -44,10 +37,10 @@ class RecipientVerifier:
     """Asks next hops, and remembers their answers."""
 
     def __init__(
-        self, table: RouteTable, resolver: HostResolver, connect: Connect, *, clock: Clock
+        self, table: RouteTable, resolve: Resolve, connect: Connect, *, clock: Clock
     ) -> None:
         """`table` says how hosts are contacted."""
-        self._table, self._resolver, self._connect = table, resolver, connect
+        self._table, self._resolve, self._connect = table, resolve, connect
         self._clock = clock
         self._slots = asyncio.Semaphore(_PROBES_MAX)
         # until when each reply counts, the oldest first; "" is for all addresses of a next hop
@@ -131,11 +124,10 @@ class RecipientVerifier:
         return None
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
-        via, by = self._table.options_for(next_hop), self._table.tls_demanded_by(next_hop)
-        found = await with_policy(await look_up(self._resolver, next_hop, via), by)
-        decided = with_tls(found, via, by)
+        via = self._table.options_for(next_hop)
+        found = await usable_hosts(self._resolve, self._table, next_hop)
         return [
             target_of(host, address, via)
-            for host in (decided.hosts if isinstance(decided, Hosts) else ())
+            for host in (found.hosts if isinstance(found, Hosts) else ())
             for address in of_family(host.addresses, via.source_address)
         ]

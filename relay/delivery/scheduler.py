@@ -31,7 +31,7 @@ from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.host_selection import Connect, HostResolver
+from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner, Wake
@@ -43,6 +43,7 @@ from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import HopOptions, RouteTable
+from relay.transport.routing.usable_hosts import Resolve
 
 T = TypeVar("T")
 _log = get_logger("delivery")
@@ -64,7 +65,7 @@ class DeliveryScheduler:
     recorder: AttemptRecorder  # commits what came of attempts, to the spool that has the entries
     _: KW_ONLY
     local: LocalDelivery  # into mailboxes here
-    resolver: HostResolver  # finds the hosts of a next hop
+    resolve: Resolve  # finds the hosts of a next hop
     table: RouteTable  # how hosts are contacted, and which routes are in force
     slots: ConnectionSlots  # of all sites together
     active_queue: ActiveQueue  # for how many claims there is room
@@ -98,7 +99,7 @@ class DeliveryScheduler:
 
     def _new_sites(self) -> Sites:
         sites = Sites(
-            self.recorder, self._claims_in_memory, resolver=self.resolver, table=self.table,
+            self.recorder, self._claims_in_memory, resolve=self.resolve, table=self.table,
             slots=self.slots, options=self.options, clock=self.clock, connect=self.connect,
         )  # fmt: skip
         self.recorder.lookup_of = sites.lookup_of

@@ -254,7 +254,7 @@ class Node:
         )
         return DeliveryScheduler(
             recorder, local=LocalDelivery(around.store, self.table),
-            resolver=self.policies if scenario.published else around.resolver, table=self.table, options=options, clock=self.clock,
+            resolve=(self.policies if scenario.published else around.resolver).resolve, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(

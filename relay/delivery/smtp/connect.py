@@ -42,6 +42,7 @@ from relay.base.message.tls_policy import (
     TlsLevel,
     TlsPolicy,
 )
+from relay.base.socket_address import ip_of, is_loopback
 from relay.delivery.smtp.client_protocol import (
     REPLY_BYTES_MAX,
     REPLY_LINES_MAX,
@@ -55,8 +56,6 @@ from relay.delivery.smtp.connection import Connection, Timeouts
 from relay.delivery.smtp.tls import (
     certificate_matches,
     certificate_names,
-    ip_of,
-    is_loopback,
     peer_chain,
     unverified_context,
     verifying_context,

@@ -10,11 +10,10 @@ import ssl
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, cast
 
-from relay.base.socket_address import plain_ip
+from relay.base.socket_address import ip_of
 
 _NAMES_SHOWN = 3
 _CONTEXTS_KEPT = 32
@@ -79,24 +78,6 @@ def peer_chain(tls: ssl.SSLObject) -> list[bytes]:
         of_openssl = cast("Any", tls)._sslobj.get_unverified_chain() or ()  # noqa: SLF001
         shown = [one.public_bytes(_ssl.ENCODING_DER) for one in of_openssl]
     return shown
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is an address of this machine's loopback interface; a name never is."""
-    address = ip_of(host)
-    return address is not None and plain_ip(str(address)).is_loopback
-
-
-def ip_of(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that `text` is, also as an address literal, or None for a name."""
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-        if text[:5].lower() == "ipv6:":
-            text = text[5:]
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
 
 
 def _names(certificate: Mapping[str, Any], kind: str) -> list[str]:

@@ -32,7 +32,7 @@ from relay.base.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.base.message.outcome import Deferred, Failed
 from relay.base.message.srs import Srs
 from relay.base.message.status import one_line, own_reply
-from relay.base.message.tls_policy import REQUIRETLS, TlsDemand
+from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.message.verdict import (
     AddedRecipient,
     ExaminedMessage,
@@ -43,15 +43,6 @@ from relay.base.message.verdict import (
 )
 from relay.base.settings.tree import Settings
 from relay.base.settings.validation import is_trusted
-from relay.delivery.host_selection import (
-    OTHER_FAMILY,
-    HostResolver,
-    look_up,
-    mx_of,
-    of_family,
-    with_policy,
-    with_tls,
-)
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
@@ -83,6 +74,13 @@ from relay.transport.routing.route_table import (
     RouteTable,
     RoutingResult,
 )
+from relay.transport.routing.usable_hosts import (
+    OTHER_FAMILY,
+    Resolve,
+    mx_of,
+    of_family,
+    usable_hosts,
+)
 
 _NO_PLACE = RoutePlace("", 0)
 
@@ -105,7 +103,7 @@ class Explainer:
 
     forwarding: Forwarder  # that of acceptance: aliases, and the table of delivery
     rules: Callable[[], RuleBook]  # returns the active rules
-    resolver: HostResolver  # that of delivery
+    resolve: Resolve  # that of delivery
     schedule: RetrySchedule  # that of delivery
     options: SiteOptions  # of sites, without those of routes
     clock: Clock  # for the times of a site's state, and the dates of rules
@@ -147,7 +145,7 @@ class Explainer:
             return None
         route = document["route"]
         next_hop = NextHop.parse(route["next_hop"])._replace(route=route["name"])
-        hosts = await self._resolved(next_hop)
+        hosts = await usable_hosts(self.resolve, self.table, next_hop)
         if not isinstance(hosts, Hosts) or self.probe is None:
             return None
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
@@ -339,7 +337,8 @@ class Explainer:
             "retry": list(self.schedule.retry_s),
             "tls": None,
         }
-        found = await self._resolved(next_hop)
+        usable = partial(usable_hosts, self.resolve, self.table, next_hop)
+        found = await usable()
         document |= _hosts(found, via)
         if not isinstance(found, Hosts):
             outcome = outcome_of(found, self.table.is_own_anywhere)
@@ -348,17 +347,11 @@ class Explainer:
         tls = found.hosts[0].tls
         assert tls is not None
         policy = f"{tls.by}; {tls.note}" if tls.note else tls.by
-        strict = isinstance(await self._resolved(next_hop, REQUIRETLS), Hosts)
+        strict = isinstance(await usable(demand=REQUIRETLS), Hosts)
         document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
         if self.state_of is not None:
             document["site"] = _site(self.state_of(next_hop, found), self.clock)
         return document
-
-    async def _resolved(self, next_hop: NextHop, demand: TlsDemand = "") -> Resolution:
-        """Return the hosts of a next hop, each with its TLS, as delivery does."""
-        via, by = self.table.options_for(next_hop), self.table.tls_demanded_by(next_hop)
-        found = await with_policy(await look_up(self.resolver, next_hop, via), by, demand)
-        return with_tls(found, via, by, demand=demand)
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
         options = self.options.limited(via.connections_max, parse_rate(via.rate))
@@ -456,7 +449,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
     forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
     return Explainer(
-        forwarding=forwarding, rules=base.sources.rules, resolver=transport.policies,
+        forwarding=forwarding, rules=base.sources.rules, resolve=transport.policies.resolve,
         schedule=schedule, options=site_options(base.settings, schedule), clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(
@@ -488,7 +481,7 @@ def explainer_of_files(
         rules = book_of(load_strictly(settings, file), settings)
         resolver = resolver_of(settings, clock)
         explainer = Explainer(
-            forwarding=forwarding, rules=lambda: rules, resolver=resolver,
+            forwarding=forwarding, rules=lambda: rules, resolve=resolver.resolve,
             schedule=schedule, options=site_options(settings, schedule), clock=clock,
             places=route_places(file, settings),
             checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),

@@ -20,7 +20,7 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.host_selection import Connect, HostResolver
+from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
@@ -51,6 +51,7 @@ from relay.transport.ingress.smtp_server import SmtpServer, offers_auth_in_clear
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from relay.transport.routing.route_table import RouteChanges
 from relay.transport.routing.sts_policies import StsPolicies
+from relay.transport.routing.usable_hosts import Resolve
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
@@ -90,13 +91,13 @@ def build_transport(base: Foundation) -> Transport:
     )  # fmt: skip
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
-    scheduler = _scheduler(base, reporter, policies, connect=_connect(base, resolver))
+    scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
     reporter.copies = _copies(base, scheduler)
     base.spool.queue_admin.attend(scheduler)
     base.spool.queue_admin.report_with(reporter)
     acceptance = _acceptance(base, reporter, scheduler)
     verifier = RecipientVerifier(
-        base.table, policies,
+        base.table, policies.resolve,
         partial(connect, ehlo_name=settings.hostname, timeouts=Timeouts(connect_s=CONNECT_S)),
         clock=base.clock,
     )  # fmt: skip
@@ -336,7 +337,7 @@ def site_options(
 def _scheduler(
     base: Foundation,
     reporter: Reporter,
-    resolver: HostResolver,
+    resolve: Resolve,
     *,
     connect: Connect,
 ) -> DeliveryScheduler:
@@ -351,7 +352,7 @@ def _scheduler(
     scheduler = DeliveryScheduler(
         recorder,
         local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
-        resolver=resolver, table=base.table, options=options, clock=base.clock,
+        resolve=resolve, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),
         connect=connect,

@@ -11,6 +11,7 @@ route table is made.
   what a development relay may connect to
 - `mx_hosts`: the order of MX hosts, of IPv4 and IPv6 addresses; which MX hosts are left
   out because they are this host or lead back to it (mail loop); null MX, no MX
+- `usable_hosts`: the hosts that delivery may use, each with its TLS; which ones are left out for it
 - `sts_policies`: the MTA-STS policy of a domain: when it is fetched, how long it holds, its file
 - `dns_client`: queries to the name servers, time-outs (SERVFAIL ...), and the cache with its TTL
 

@@ -23,7 +23,7 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.base.settings.values import is_ip
-from relay.base.socket_address import Address, plain_ip
+from relay.base.socket_address import Address, is_loopback, plain_ip
 from relay.base.sockets import is_of_this_machine
 from relay.transport.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
 from relay.transport.routing.mx_hosts import (
@@ -387,10 +387,7 @@ def _elsewhere(next_hop: NextHop) -> TemporaryFailure:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or host.startswith("/") or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or host.startswith("/") or is_loopback(host)
 
 
 def _addresses_by_system(name: str) -> tuple[str, ...]:

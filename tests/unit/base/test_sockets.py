@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relay.base import socket_address
-from relay.base.socket_address import Address, inherited_address
+from relay.base.socket_address import Address, inherited_address, is_loopback
 from relay.base.sockets import Listener, open_listener
 
 NETWORK = """
@@ -180,3 +180,16 @@ def test_which_addresses_are_of_this_machine() -> None:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
         == here
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True), ("127.0.0.11", True), ("::1", True), ("::ffff:127.0.0.1", True),
+        ("[127.0.0.1]", True), ("[IPv6:::1]", True),
+        ("128.0.0.1", False), ("192.0.2.1", False), ("::", False), ("0.0.0.0", False),
+        ("127.0.0.1.mail.test", False), ("localhost", False), ("", False),
+    ],
+)  # fmt: skip
+def test_only_an_address_is_loopback(host, expected):
+    assert is_loopback(host) is expected

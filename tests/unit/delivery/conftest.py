@@ -17,7 +17,6 @@ from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
-from relay.delivery.host_selection import with_tls
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.retry import RetrySchedule
@@ -44,6 +43,7 @@ from relay.store.spool.types import (
 )
 from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
 from relay.transport.routing.route_table import HopOptions
+from relay.transport.routing.usable_hosts import with_tls
 from tests.support.spools import message_of, new_spool
 from tests.support.tls import authority, certificate
 
@@ -199,7 +199,7 @@ class RunningDelivery:
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.scheduler = DeliveryScheduler(
-            recorder, local=local, resolver=self.table, table=self.table, options=options, clock=self.clock,
+            recorder, local=local, resolve=self.table.resolve, table=self.table, options=options, clock=self.clock,
             slots=self.slots, active_queue=self.active_queue, queue_admin=self.spool.queue_admin,
             connect=partial(
                 self.connect, ehlo_name="relay.test", timeouts=self.timeouts, real_s=self.clock.real_s

@@ -12,12 +12,11 @@ from relay.delivery.host_selection import (
     HostSelection,
     HostStatusCache,
     SessionState,
-    with_tls,
 )
 from relay.delivery.site_limits import SiteOptions
 from relay.delivery.smtp.connect import ConnectError
-from relay.transport.routing.mx_hosts import Host, Hosts, NullMx
-from relay.transport.routing.route_table import Credentials, HopOptions
+from relay.transport.routing.mx_hosts import Host, Hosts
+from relay.transport.routing.route_table import HopOptions
 from tests.support.manual_clock import ManualClock
 
 GONE = Deferred(Evidence("4.4.1", "refused"), DeferralClass.CONNECT)
@@ -84,28 +83,3 @@ async def test_an_address_that_did_not_answer_is_tried_last_for_ten_minutes(stag
     assert await order() == ("231" if stage is SmtpStage.CONNECT else "123")
     clock.now_s += SILENT_S + 1
     assert await order() == "123"
-
-
-@pytest.mark.parametrize(
-    ("name", "login", "level"),
-    [
-        ("mail.test", True, "required"),
-        ("mail.test", False, "opportunistic"),
-        ("192.0.2.1", True, "required"),
-        ("localhost", True, "opportunistic"),
-        ("127.0.0.11", True, "opportunistic"),
-        ("::1", True, "opportunistic"),
-    ],
-)
-def test_a_login_for_another_machine_requires_tls_whatever_the_dns_says(name, login, level) -> None:
-    """A forged answer could give any name a loopback address."""
-    via = HopOptions(TlsPolicy("opportunistic"), Credentials("u", "secret") if login else None)
-    found = with_tls(Hosts((Host(name, 0, ("127.0.0.1",), 25),)), via, "route a")
-    assert isinstance(found, Hosts)
-    assert found.hosts[0].tls == TlsDecision(TlsPolicy(level), "route a")
-
-
-def test_what_has_no_hosts_has_no_tls() -> None:
-    assert with_tls(NullMx("a.test"), HopOptions(TlsPolicy("verify")), "route a") == NullMx(
-        "a.test"
-    )

@@ -24,9 +24,8 @@ LATER = "450 4.1.1 <x@gate.test>: the next hop does not say now whether it takes
 
 
 class Resolver:
-    sts = NO_STS
-
-    def __init__(self, *servers: RemoteMx) -> None:
+    def __init__(self, *servers: RemoteMx, sts: StsFinding) -> None:
+        self.sts = sts
         self.hosts = tuple(
             Host(one.host, at, (one.path or one.host,), one.port, lmtp=one.lmtp)
             for at, one in enumerate(servers)
@@ -42,10 +41,10 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-def verifier(clock: ManualClock, *servers: RemoteMx) -> RecipientVerifier:
+def verifier(clock: ManualClock, *servers: RemoteMx, sts: StsFinding = NO_STS) -> RecipientVerifier:
     table = RouteTable([], [], SimpleNamespace(), tls="none")
     opened = partial(connect, ehlo_name="relay.test", timeouts=Timeouts(connect_s=3))
-    return RecipientVerifier(table, Resolver(*servers), opened, clock=clock)
+    return RecipientVerifier(table, Resolver(*servers, sts=sts).resolve, opened, clock=clock)
 
 
 def probes(server: RemoteMx) -> int:
@@ -57,8 +56,7 @@ async def test_a_probe_waits_for_the_policy_of_the_domain_and_obeys_it(clock) ->
         return StsFinding(StsPolicy("enforce", frozenset(("mx.gate.test",)), 300))
 
     async with RemoteMx(replies={"RCPT": "550 5.1.1 no"}) as server:
-        asked = verifier(clock, server)
-        asked._resolver.sts = StsFinding(fetch=fetch)
+        asked = verifier(clock, server, sts=StsFinding(fetch=fetch))
         assert (await asked.rejection("x@gate.test", HOP)).startswith(LATER)
         assert not server.sessions
 

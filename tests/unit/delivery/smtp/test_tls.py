@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.delivery.smtp.tls import certificate_matches, certificate_names, is_loopback
+from relay.delivery.smtp.tls import certificate_matches, certificate_names
 
 
 def certificate(*names):
@@ -61,16 +61,3 @@ def test_a_certificate_without_names_matches_no_host():
     assert certificate_names({}) == "no host"
     assert not certificate_matches(certificate("DNS:"), "mail.test")
     assert not certificate_matches(certificate("DNS:"), "")
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True), ("127.0.0.11", True), ("::1", True), ("::ffff:127.0.0.1", True),
-        ("[127.0.0.1]", True), ("[IPv6:::1]", True),
-        ("128.0.0.1", False), ("192.0.2.1", False), ("::", False), ("0.0.0.0", False),
-        ("127.0.0.1.mail.test", False), ("localhost", False), ("", False),
-    ],
-)  # fmt: skip
-def test_only_an_address_is_loopback(host, expected):
-    assert is_loopback(host) is expected

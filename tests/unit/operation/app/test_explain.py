@@ -119,7 +119,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
         parts = {
             "table": None,
             "rules": lambda: rules,
-            "resolver": resolver,
+            "resolve": resolver.resolve,
             "schedule": RetrySchedule((60.0, 300.0), lambda: 0.0),
             "options": SiteOptions(connections_max=20, unreachable_s=30.0, rate=Rate(100, 60.0)),
             "clock": clock,
@@ -239,11 +239,10 @@ async def test_hosts_that_are_skipped_say_why(explainer) -> None:
 
 
 async def test_a_host_of_another_family_than_the_source_address_is_skipped(explainer) -> None:
-    class FourOnly:
-        async def resolve(self, next_hop):
-            return Hosts((Host("localhost", 0, ("127.0.0.1",), 2525),))
+    async def four_only(_next_hop):
+        return Hosts((Host("localhost", 0, ("127.0.0.1",), 2525),))
 
-    found = await explainer(resolver=FourOnly()).explain(Question("x@six.test", SENDER))
+    found = await explainer(resolve=four_only).explain(Question("x@six.test", SENDER))
     [host] = found["hosts"]
     assert (host["addresses"], host["skipped"]) == (
         [],
@@ -472,11 +471,10 @@ async def test_an_explanation_changes_with_each_of_the_parts(explainer, tmp_path
     rejected = await explainer(rules=lambda: other_rules).explain(question)
     assert (rejected["state"], rejected["rules"][0]["rule"]) == ("rejected", "all")
 
-    class OtherHosts:
-        async def resolve(self, next_hop):
-            return Hosts((Host("elsewhere.test", 5, ("192.0.2.77",), 25),))
+    async def other_hosts(_next_hop):
+        return Hosts((Host("elsewhere.test", 5, ("192.0.2.77",), 25),))
 
-    found = await explainer(resolver=OtherHosts()).explain(question)
+    found = await explainer(resolve=other_hosts).explain(question)
     assert found["hosts"] == [
         {"name": "elsewhere.test", "preference": 5, "addresses": ["192.0.2.77"], "skipped": ""}
     ]
