@@ -37,7 +37,6 @@ _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
 PROBE_S = 60.0  # for all hosts of a site
-_NOBODY = 0  # the sender of a probe
 
 
 class SiteState(Struct, frozen=True):
@@ -92,7 +91,6 @@ class Site:
         self._limit_timer: Timer | None = None
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
-        self._is_probed = False
 
     @property
     def is_unused(self) -> bool:
@@ -193,19 +191,15 @@ class Site:
 
         A known failure does not count: the hosts are connected to.
         """
-        if self._is_probed:
-            return SiteProbe(reply="another probe of these hosts is in progress")
         connections = len(self.workers) - len(self._closing_workers)
         if len(self.workers) >= self._connections_max or not self._allows(connections + 1):
             more = "the site has the connections that it may have now"
             return SiteProbe(reply=f"{more}: {counted(connections, 'connection')}")
-        self._is_probed = True
         worker = self._start(self._run_probe())
         try:
             await asyncio.wait([worker])
         finally:
             worker.cancel()
-            self._is_probed = False
         if worker.cancelled():
             return SiteProbe(reply="the relay is shutting down")
         return SiteProbe(reply=INTERNAL_ERROR) if worker.exception() else worker.result()
@@ -213,24 +207,18 @@ class Site:
     async def _run_probe(self) -> SiteProbe:
         self.hosts.forget_failures()
         try:
-            async with (
-                asyncio.timeout(PROBE_S),  # real time: a peer
-                self.slots.hold(
-                    self, status=SiteStatus.UNKNOWN, sender=_NOBODY, is_new=False
-                ) as slot,
-            ):
+            async with asyncio.timeout(PROBE_S):  # real time: a peer
                 connection = await self.hosts.connect(
                     SessionState(), self.sessions, limit=nullcontext
                 )
-                self.slots.mark_answered(slot)
                 await connection.quit()
-                peer = connection.peer
-                return SiteProbe(peer.host, peer.address, peer.tls, peer.cipher, tried=peer.hosts)
         except TimeoutError:
             return SiteProbe(reply=f"no session within {PROBE_S:g} s")
         except ConnectError as error:
             evidence = error.outcome.evidence
             return SiteProbe(reply=evidence.reply, tried=evidence.hosts)
+        peer = connection.peer
+        return SiteProbe(peer.host, peer.address, peer.tls, peer.cipher, tried=peer.hosts)
 
     # -- the number of connections
     def _ensure_connection(self) -> None:
