@@ -167,7 +167,6 @@ class LocalDeliveryQueue:
         self._local = local
         self._recorder, self._contents = recorder, recorder.contents
         self._claims = claims
-        self._closing = False
         self.ready = ClaimQueue()
         self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
 
@@ -176,11 +175,6 @@ class LocalDeliveryQueue:
         self._claims.track(claim, self.ready)
         self.ready.push(claim)
         self._ensure_worker()
-
-    def close(self) -> list[Claim]:
-        """Begin nothing more; return the claims not begun."""
-        self._closing = True
-        return self.ready.drain()
 
     def abort(self) -> None:
         """Cancel the deliveries in progress."""
@@ -200,14 +194,10 @@ class LocalDeliveryQueue:
 
     async def _work(self) -> None:
         while (claim := self.ready.pop()) is not None:
-            if self._contents.has_room_for(claim) or await self._wait_for_room(claim):
+            if self._contents.has_room_for(claim) or await self._contents.wait_for_room(
+                claim, self._claims
+            ):
                 await self._attempt(claim)
-
-    async def _wait_for_room(self, claim: Claim) -> bool:
-        if self._closing:
-            await self._recorder.release(claim)
-            return False
-        return await self._contents.wait_for_room(claim, self._claims)
 
     async def _attempt(self, claim: Claim) -> None:
         outcomes: dict[int, Outcome] = {}

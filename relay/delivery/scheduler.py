@@ -1,5 +1,4 @@
-"""The queue manager: takes claims, gives them to sites and local delivery, and
-records what became of them.
+"""The queue manager: takes claims, gives them to sites and local delivery, and lets them end.
 
 New mail is offered by ingress as it is accepted; due mail is fetched from the spool while the
 active queue has room. Claims that wait in memory expire on time, and an operator can withdraw them.
@@ -10,21 +9,11 @@ A spool that cannot be read is retried; no claim is dropped. See docs/design.md 
 import asyncio
 import contextlib
 import math
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from types import MappingProxyType
-from typing import TypeVar
 
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HERE, NextHop
-from relay.base.message.outcome import Outcome
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
@@ -45,7 +34,6 @@ from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import HopOptions, RouteTable
 from relay.transport.routing.usable_hosts import Resolve
 
-T = TypeVar("T")
 _log = get_logger("delivery")
 
 _SLEEP_S_MAX = 60.0
@@ -53,7 +41,6 @@ _DELAY_CHECK_US = 60_000_000  # between checks for delay notices that are due
 _AFTER_FAULT_S = 1.0
 _UNREADABLE_S = 10.0  # how long faults of the queue are expected to pass
 _SCAN_DELAY_S = 0.1  # until a scan for less than a batch
-_NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 _ABORTS, _EMPTIED_S = 2, 0.5  # how often, and how long each time, emptied() waits
 _AFTER_CANCEL_S = 1.0  # for cancelled attempts to be recorded after the grace time
 
@@ -318,7 +305,7 @@ class DeliveryScheduler:
 
     def _take_not_begun(self) -> list[Claim]:
         """Take the claims that wait for an attempt. Connections end after their transaction."""
-        waiting = [*self._sites.close(), *self._local_queue.close()]
+        waiting = [*self._sites.close(), *self._local_queue.ready.drain()]
         return waiting + self.recorder.contents.roomless.drain() + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
