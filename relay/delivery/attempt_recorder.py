@@ -250,15 +250,10 @@ class AttemptRecorder:
         result = partial_result(
             claim, outcomes, time=self._time(), lookup=self.lookup_of(claim), took_s=took_s
         )
-        succeeded = (*result.delivered, *result.relayed)
-        owed = {one.path: one for one in succeeded}
-        claim_result = ClaimResult(
-            claim=claim, at_us=result.time.at_us, outcomes=outcomes, events=result.events,
-            goes_on=True, owed=[one.id for one in claim.recipients if one.path in owed],
-        )  # fmt: skip
-        in_time, _ = await self._write(claim_result)
+        in_time, _ = await self._write(result.commit)
         if in_time:
-            if owed:
+            if result.commit.owed:
+                succeeded = chain.from_iterable(result.reported.values())
                 self._owed[claim.key, claim.epoch] = (*self._owed_by(claim), *succeeded)
             self._count_and_log(claim, result)
         return _UNKNOWN_END
@@ -284,38 +279,18 @@ class AttemptRecorder:
         self, claim: Claim, result: AttemptResult, *, late: tuple[ReportedRecipient, ...]
     ) -> EndedClaim:
         """Record a result; the delay report, if any, is about `late`."""
-        owed = self._owed_by(claim)
-        delivered, relayed = result.delivered, result.relayed
-        if owed:  # rarely
-            delivered = (*(one for one in owed if one.is_delivered), *delivered)
-            relayed = (*(one for one in owed if not one.is_delivered), *relayed)
-        reports, events = await self._reports(
-            claim,
-            {
-                ReportKind.FAILED: result.failed,
-                ReportKind.UNKNOWN: result.unknown,
-                ReportKind.DELIVERED: delivered,
-                ReportKind.RELAYED: relayed,
-                ReportKind.DELAYED: late,
-            },
-        )
-        outcomes = result.outcomes.values()
-        claim_result = ClaimResult(
-            claim=claim,
-            at_us=result.time.at_us,
-            outcomes=result.outcomes,
-            waiting=result.waiting,
-            unanswered=result.unanswered,
-            expired=result.expired,
-            reports=reports,
-            events=(*result.events, *events),
-            remote_report=await self._remote_report(claim, result),
-            counts_as_attempt=bool(result.outcomes),
-            held=result.held,
-            pays=bool(owed),
-            ends_warning=result.late is not None,
-        )
-        in_time, claims = await self._write(claim_result)
+        commit, reported = result.commit, {**result.reported, ReportKind.DELAYED: late}
+        if owed := self._owed_by(claim):  # rarely
+            for kind in (ReportKind.DELIVERED, ReportKind.RELAYED):
+                is_delivered = kind is ReportKind.DELIVERED
+                before = [one for one in owed if one.is_delivered == is_delivered]
+                reported[kind] = (*before, *reported.get(kind, ()))
+        reports, events = await self._reports(claim, reported)
+        commit = replace(
+            commit, reports=reports, events=(*commit.events, *events), pays=bool(owed),
+            remote_report=await self._remote_report(claim, commit.outcomes),
+        )  # fmt: skip
+        in_time, claims = await self._write(commit)
         self._owed.pop((claim.key, claim.epoch), None)
         self.contents.release(claim)
         if not in_time:
@@ -325,12 +300,13 @@ class AttemptRecorder:
                 entry=claim.entry_id,
             )
             return _UNKNOWN_END
-        if result.held and any(isinstance(one, Indeterminate) for one in outcomes):
+        in_doubt = any(isinstance(one, Indeterminate) for one in commit.outcomes.values())
+        if commit.held and in_doubt:
             _log.error("message held: outcome not recorded", qid=claim.message.id)
-        elif result.held:
+        elif commit.held:
             _log.error("message held: content unreadable", qid=claim.message.id)
         self._count_and_log(claim, result)
-        due_us = result.waiting.due_us if result.waiting else None
+        due_us = commit.waiting.due_us if commit.waiting else None
         has_unclaimed = len(claims) < sum(len(report.entries) for report in reports)
         return EndedClaim(claims, due_us, has_unclaimed)
 
@@ -356,7 +332,7 @@ class AttemptRecorder:
         return min(pause_s * 2, _PAUSE_S_MAX)
 
     async def _remote_report(
-        self, claim: Claim, result: AttemptResult
+        self, claim: Claim, outcomes: Mapping[int, Outcome]
     ) -> tuple[RemoteReport, tuple[str, ...]] | None:
         """Return what a message from the null sender claims of another one, if this attempt put it
         into mailboxes here; None for Relay's own reports. Whatever it contains, it is delivered.
@@ -364,7 +340,6 @@ class AttemptRecorder:
         facts = claim.message
         if facts.envelope.reverse_path or facts.source is Source.REPORT:
             return None
-        outcomes = result.outcomes
         to = tuple(
             one.path.address
             for one in claim.recipients
@@ -428,11 +403,11 @@ class AttemptRecorder:
     def _count_and_log_each(self, claim: Claim, result: AttemptResult) -> None:
         delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
         for recipient in claim.recipients:
-            outcome = result.outcomes.get(recipient.id)
+            outcome = result.commit.outcomes.get(recipient.id)
             if outcome is None:
-                if recipient.id not in result.expired:
+                if recipient.id not in result.commit.expired:
                     continue
-                outcome = result.expired[recipient.id]
+                outcome = result.commit.expired[recipient.id]
                 name = str(RecipientState.EXPIRED)
             else:
                 name = outcome_name(outcome)

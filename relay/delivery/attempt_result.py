@@ -40,11 +40,12 @@ from relay.base.message.tls_policy import (
 )
 from relay.base.phrases import counted
 from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
-from relay.formats.dsn import ReportedRecipient
+from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
     Claim,
     ClaimedRecipient,
+    ClaimResult,
     EntrySchedule,
     PriorityLevel,
     Unanswered,
@@ -95,25 +96,15 @@ class Lookup(Struct, frozen=True):
 
 
 class AttemptResult(Struct, frozen=True):
-    """What to commit after an attempt.
-
-    `delivered` and `relayed` are the recipients whose sender asked for a report that no other host
-    makes.
+    """What to commit after an attempt, without the reports, and whom they are about. A report of
+    success is one that no other host makes.
     """
 
+    commit: ClaimResult
     time: AttemptTime  # of the attempt
-    outcomes: Mapping[int, Outcome] = {}  # by the recipient's number
-    expired: Mapping[int, Outcome] = {}  # these end as expired
-    failed: tuple[ReportedRecipient, ...] = ()  # the failed and expired, for reports
-    unknown: tuple[ReportedRecipient, ...] = ()  # those given up without an answer, for reports
-    delivered: tuple[ReportedRecipient, ...] = ()  # for reports
-    relayed: tuple[ReportedRecipient, ...] = ()  # for reports
+    reported: Mapping[ReportKind, tuple[ReportedRecipient, ...]] = {}
     # of this entry, for the delay report; None if none is due
     late: tuple[ReportedRecipient, ...] | None = None
-    waiting: EntrySchedule | None = None  # None when no recipient waits
-    unanswered: Unanswered = ()  # of those that wait, if there are new ones
-    events: tuple[Event, ...] = ()  # steps of the journey
-    held: bool = False  # what waits needs an operator
 
 
 def result_of_attempt(
@@ -145,22 +136,22 @@ def result_of_attempt(
         if isinstance(outcome := outcomes.get(recipient.id), Failed)
     }
     unknown = tuple([reported.pop(number) for number in given_up])
-    failed = tuple(reported.values())
-    delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
+    kinds = {
+        ReportKind.FAILED: tuple(reported.values()),
+        ReportKind.UNKNOWN: unknown,
+        **_successes(claim, outcomes, at_us=time.at_us),
+    }
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
-        return AttemptResult(
-            time, outcomes, failed=failed, unknown=unknown, delivered=delivered,
-            relayed=relayed, events=(event,),
-        )  # fmt: skip
+        return AttemptResult(_commit(claim, time, outcomes, event), time, kinds)
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     before = DeferralCause(claim.cause, claim.cause_attempts)
     retry = Retry(time.now_us, before)
-    if names or not (failed or unknown):
+    if names or not (reported or unknown):
         retry = schedule.retry(
             before, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
         )
@@ -173,9 +164,21 @@ def result_of_attempt(
         claim, outcomes, time.at_us, lookup=lookup, took_s=took_s, held=_NOT_READ if held else "",
         retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
     )  # fmt: skip
-    return AttemptResult(
-        time, outcomes, failed=failed, unknown=unknown, delivered=delivered, relayed=relayed,
-        waiting=waiting, unanswered=unanswered, late=late, events=(event,), held=held,
+    commit = _commit(claim, time, outcomes, event, waiting)
+    commit = replace(commit, unanswered=unanswered, held=held, ends_warning=late is not None)
+    return AttemptResult(commit, time, kinds, late)
+
+
+def _commit(
+    claim: Claim,
+    time: AttemptTime,
+    outcomes: Mapping[int, Outcome],
+    event: Event | None = None,
+    waiting: EntrySchedule | None = None,
+) -> ClaimResult:
+    return ClaimResult(
+        claim, time.at_us, outcomes, waiting, events=() if event is None else (event,),
+        counts_as_attempt=bool(outcomes),
     )  # fmt: skip
 
 
@@ -221,17 +224,19 @@ def partial_result(
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
-    delivered, relayed = _successes(claim, outcomes, at_us=time.at_us)
-    return AttemptResult(time, outcomes, delivered=delivered, relayed=relayed, events=(event,))
+    reported = _successes(claim, outcomes, at_us=time.at_us)
+    owed = {one.path for some in reported.values() for one in some}
+    commit = replace(
+        _commit(claim, time, outcomes, event), goes_on=True,
+        owed=[one.id for one in claim.recipients if one.path in owed],
+    )  # fmt: skip
+    return AttemptResult(commit, time, reported)
 
 
 def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     """Requeue a claim without an attempt; report its delay if that is due."""
     warned, late = _warning(claim, claim.recipients, {}, time=time)
-    waiting = _waiting(
-        claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
-        level=claim.level, warn_us=warned, now_us=time.now_us,
-    )  # fmt: skip
+    waiting = _as_before(claim, warn_us=warned, now_us=time.now_us)
     if (
         claim.state in HELD_OR_CAPTURED and waiting.due_us <= time.now_us
     ):  # it may have expired, or may not
@@ -239,7 +244,8 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     elif claim.retry_us is not None and claim.retry_us <= time.now_us:
         # It is due and is attempted before it expires: its due time stays.
         waiting = replace(waiting, due_us=min(claim.due_us, waiting.due_us))
-    return AttemptResult(time, waiting=waiting, late=late)
+    commit = _commit(claim, time, {}, waiting=waiting)
+    return AttemptResult(replace(commit, ends_warning=late is not None), time, late=late)
 
 
 def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
@@ -264,11 +270,8 @@ def unrecorded_result(
     """
     again_us = time.now_us + _UNRECORDED_US
     if not outcomes:
-        waiting = _waiting(
-            claim, retry_us=claim.retry_us, cause=DeferralCause(claim.cause, claim.cause_attempts),
-            level=claim.level, warn_us=claim.warn_us, now_us=again_us,
-        )  # fmt: skip
-        return AttemptResult(time, waiting=waiting)
+        waiting = _as_before(claim, warn_us=claim.warn_us, now_us=again_us)
+        return AttemptResult(_commit(claim, time, {}, waiting=waiting), time)
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
     may_be_delivered = any(isinstance(one, doubtful) for one in outcomes.values())
@@ -283,7 +286,8 @@ def unrecorded_result(
     )  # fmt: skip
     reason = _NOT_RECORDED if may_be_delivered else ""
     event = _attempt_event(claim, concluded, time.at_us, held=reason)
-    return AttemptResult(time, concluded, waiting=waiting, events=(event,), held=may_be_delivered)
+    commit = _commit(claim, time, concluded, event, waiting)
+    return AttemptResult(replace(commit, held=may_be_delivered), time)
 
 
 def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
@@ -310,7 +314,8 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     if rule:
         detail |= {"rule": rule, **({"silent": True} if is_silent else {})}
     event = Event(Step.DELIVERY, time.at_us, detail)
-    return AttemptResult(time, expired=expired, failed=tuple(reported), events=(event,))
+    commit = replace(_commit(claim, time, {}, event), expired=expired)
+    return AttemptResult(commit, time, {ReportKind.FAILED: tuple(reported)})
 
 
 def outcome_name(outcome: Outcome) -> str:
@@ -363,6 +368,15 @@ def _waiting(
     )  # fmt: skip
 
 
+def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedule:
+    """The schedule of a claim that was not attempted."""
+    cause = DeferralCause(claim.cause, claim.cause_attempts)
+    return _waiting(
+        claim, retry_us=claim.retry_us, cause=cause, level=claim.level, warn_us=warn_us,
+        now_us=now_us,
+    )  # fmt: skip
+
+
 def late_elsewhere(
     claim: Claim, waiting: Mapping[int, Sequence[ClaimedRecipient]]
 ) -> tuple[ReportedRecipient, ...]:
@@ -377,12 +391,12 @@ def late_elsewhere(
 
 def postponed_warning(result: AttemptResult) -> AttemptResult:
     """The result without its delay report, which is due again later."""
-    assert result.waiting is not None
+    waiting = result.commit.waiting
+    assert waiting is not None
     again_us = result.time.now_us + _UNRECORDED_US
-    due_us = min(result.waiting.due_us, again_us)
-    return replace(
-        result, late=None, waiting=replace(result.waiting, warn_us=again_us, due_us=due_us)
-    )
+    waiting = replace(waiting, warn_us=again_us, due_us=min(waiting.due_us, again_us))
+    commit = replace(result.commit, waiting=waiting, ends_warning=False)
+    return replace(result, commit=commit, late=None)
 
 
 def _warning(
@@ -422,7 +436,7 @@ def _late(
 
 def _successes(
     claim: Claim, outcomes: Mapping[int, Outcome], *, at_us: int
-) -> tuple[tuple[ReportedRecipient, ...], tuple[ReportedRecipient, ...]]:
+) -> dict[ReportKind, tuple[ReportedRecipient, ...]]:
     """The recipients that are delivered, and those that are relayed, whose sender asked for a
     report that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
     """
@@ -437,7 +451,7 @@ def _successes(
                 delivered.append(replace(reported, is_delivered=True))
             case Relayed(evidence, offers_dsn=False):
                 relayed.append(_reported(claim, one, evidence, at_us=at_us))
-    return tuple(delivered), tuple(relayed)
+    return {ReportKind.DELIVERED: tuple(delivered), ReportKind.RELAYED: tuple(relayed)}
 
 
 def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:

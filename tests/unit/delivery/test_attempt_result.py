@@ -24,6 +24,7 @@ from relay.delivery.attempt_result import (
     result_of_attempt,
 )
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
+from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
@@ -48,18 +49,21 @@ def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **fu
 
 def test_a_recipient_without_an_attempt_waits_with_the_deferred() -> None:
     result = concluded(a_claim(count=2), {1: OK})
-    assert result.waiting.due_us == 60 * SECOND_US
-    assert result.failed == ()
+    assert result.commit.waiting.due_us == 60 * SECOND_US
+    assert result.reported[ReportKind.FAILED] == ()
 
 
 def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
     kept = replace(a_claim(count=2), extra=EntryExtra(keep=True))
     result = concluded(kept, {1: OK, 2: NO})
-    assert result.failed == ()
-    assert result.outcomes == {1: OK, 2: Deferred(NO.evidence, DeferralClass.RECIPIENT)}
-    assert result.waiting.retry_us == 600 * SECOND_US
+    assert result.reported[ReportKind.FAILED] == ()
+    assert result.commit.outcomes == {1: OK, 2: Deferred(NO.evidence, DeferralClass.RECIPIENT)}
+    assert result.commit.waiting.retry_us == 600 * SECOND_US
     expired = expiry_result(kept, time=AttemptTime(HOUR_US, HOUR_US))
-    assert [one.path.address for one in expired.failed] == ["1@a.test", "2@a.test"]
+    assert [one.path.address for one in expired.reported[ReportKind.FAILED]] == [
+        "1@a.test",
+        "2@a.test",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -78,16 +82,18 @@ def test_attempts_without_an_answer_to_the_dot_are_counted_for_each_recipient(
 ) -> None:
     claim = replace(a_claim(count=2), extra=EntryExtra(unanswered=tuple(before.items()), keep=True))
     result = concluded(claim, {1: LATER, 2: outcome})
-    assert dict(result.unanswered) == after
-    assert [one.path.address for one in result.unknown] == ["2@a.test"] * is_over
-    assert result.failed == ()
-    assert type(result.outcomes[2]) is (Failed if is_over else type(outcome))
+    assert dict(result.commit.unanswered) == after
+    assert [one.path.address for one in result.reported[ReportKind.UNKNOWN]] == [
+        "2@a.test"
+    ] * is_over
+    assert result.reported[ReportKind.FAILED] == ()
+    assert type(result.commit.outcomes[2]) is (Failed if is_over else type(outcome))
 
 
 def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:
     result = concluded(a_claim(count=2), {1: OK, 2: NO})
-    assert result.waiting is None
-    assert [one.path.address for one in result.failed] == ["2@a.test"]
+    assert result.commit.waiting is None
+    assert [one.path.address for one in result.reported[ReportKind.FAILED]] == ["2@a.test"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:
     ],
 )
 def test_the_deferral_class_decides_the_retry_time(outcomes, cause: str, wait_s: float) -> None:
-    waiting = concluded(a_claim(count=2), outcomes).waiting
+    waiting = concluded(a_claim(count=2), outcomes).commit.waiting
     assert (waiting.cause, waiting.cause_attempts) == (cause, 1)
     assert waiting.retry_us == waiting.due_us == wait_s * SECOND_US
 
@@ -113,7 +119,7 @@ def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
     before: PriorityLevel, reached: bool, level: PriorityLevel
 ) -> None:
     claim = a_claim(level=before, priority=PriorityLevel.LOW)
-    assert concluded(claim, {1: NOTHING_FREED}, reached=reached).waiting.level is level
+    assert concluded(claim, {1: NOTHING_FREED}, reached=reached).commit.waiting.level is level
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_the_due_time_is_the_earliest_event_and_never_in_the_past(
     expires_s: int, warn_s: int | None, due_s: int
 ) -> None:
     claim = a_claim(expires_us=expires_s * SECOND_US, warn_us=warn_s and warn_s * SECOND_US)
-    waiting = concluded(claim, {1: NOTHING_FREED}, now_us=1000 * SECOND_US).waiting
+    waiting = concluded(claim, {1: NOTHING_FREED}, now_us=1000 * SECOND_US).commit.waiting
     assert waiting.due_us == due_s * SECOND_US
     assert waiting.warn_us == claim.warn_us
 
@@ -147,13 +153,13 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
     )  # fmt: skip
     outcomes = {1: OK, 2: LATER, 3: LATER, 4: LATER, 5: LATER}
     result = concluded(claim, outcomes, now_us=4 * HOUR_US, wall_offset_us=60)
-    assert [event.step for event in result.events] == [Step.DELIVERY]
+    assert [event.step for event in result.commit.events] == [Step.DELIVERY]
     tried, not_tried = result.late
     assert (tried.path.address, tried.evidence) == ("2@a.test", LATER.evidence)
     assert tried.last_attempt_us == 4 * HOUR_US + 60
     assert (not_tried.path.address, not_tried.evidence.status) == ("6@a.test", "4.4.7")
     assert not_tried.last_attempt_us == 0
-    assert result.waiting.warn_us is None
+    assert result.commit.waiting.warn_us is None
     again = concluded(replace(claim, warn_us=None), {2: LATER}, now_us=5 * HOUR_US)
     assert again.late is None
 
@@ -161,7 +167,7 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
 def test_the_delay_of_captured_mail_is_not_reported() -> None:
     claim = a_claim(warn_us=1, next_hop=CAPTURE)
     result = requeue_result(claim, time=AttemptTime(2, 2))
-    assert (result.late, result.waiting.warn_us) == (None, None)
+    assert (result.late, result.commit.waiting.warn_us) == (None, None)
 
 
 def test_a_delay_report_has_the_recipients_of_other_entries_with_their_last_reply() -> None:
@@ -187,15 +193,19 @@ def test_a_success_is_reported_where_it_was_asked_for_and_no_other_host_reports_
         partial_result(claim, outcomes, time=AttemptTime(0, 0)),
     ):
         wanted = Notify.SUCCESS in asked
-        assert [one.path.address for one in result.relayed] == ["1@a.test"] * wanted
-        assert [one.path.address for one in result.delivered] == ["3@a.test"] * wanted
+        assert [one.path.address for one in result.reported[ReportKind.RELAYED]] == [
+            "1@a.test"
+        ] * wanted
+        assert [one.path.address for one in result.reported[ReportKind.DELIVERED]] == [
+            "3@a.test"
+        ] * wanted
 
 
 def test_a_delay_of_recipients_added_by_a_rule_is_not_reported() -> None:
     (one,) = a_claim().recipients
     claim = a_claim(warn_us=1, recipients=(replace(one, added_by="a rule"),))
     result = requeue_result(claim, time=AttemptTime(2, 2))
-    assert (result.late, result.waiting.warn_us) == ((), None)
+    assert (result.late, result.commit.waiting.warn_us) == ((), None)
 
 
 @pytest.mark.parametrize("state", [RecipientState.DEFERRED, RecipientState.HELD])
@@ -206,7 +216,7 @@ def test_a_delayed_claim_keeps_its_retry_time(state: RecipientState, retry_us: i
         level=PriorityLevel.UNREACHABLE, cause="dns", cause_attempts=4,
     )  # fmt: skip
     result = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US))
-    waiting = result.waiting
+    waiting = result.commit.waiting
     assert [one.path.address for one in result.late] == ["1@a.test"]
     assert (waiting.retry_us, waiting.due_us) == (retry_us, retry_us or 8 * HOUR_US)
     assert (waiting.level, waiting.cause, waiting.cause_attempts) == (
@@ -215,13 +225,13 @@ def test_a_delayed_claim_keeps_its_retry_time(state: RecipientState, retry_us: i
         4,
     )
     assert waiting.warn_us is None
-    assert not result.outcomes
+    assert not result.commit.outcomes
 
 
 @pytest.mark.parametrize("state", [RecipientState.HELD, RecipientState.CAPTURED])
 def test_a_claim_that_may_have_expired_is_checked_again_later(state: RecipientState) -> None:
     claim = a_claim(state=state, retry_us=None, due_us=HOUR_US, expires_us=HOUR_US)
-    waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).waiting
+    waiting = requeue_result(claim, time=AttemptTime(4 * HOUR_US, 4 * HOUR_US)).commit.waiting
     assert 4 * HOUR_US < waiting.due_us < 5 * HOUR_US
 
 
@@ -231,7 +241,7 @@ def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> 
         warn_us=HOUR_US,
     )  # fmt: skip
     now_us = 4 * HOUR_US
-    waiting = requeue_result(claim, time=AttemptTime(now_us, now_us)).waiting
+    waiting = requeue_result(claim, time=AttemptTime(now_us, now_us)).commit.waiting
     again = replace(claim, due_us=waiting.due_us, warn_us=waiting.warn_us)
     assert waiting.due_us == 2 * HOUR_US
     action = claim_action(again, now_us=now_us, confirmed_us=now_us, started_us=now_us - SECOND_US)
@@ -242,29 +252,29 @@ def test_a_claim_requeued_before_its_delay_warning_keeps_it() -> None:
     claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
     result = requeue_result(claim, time=AttemptTime(HOUR_US, HOUR_US))
     assert result.late is None
-    assert result.waiting.due_us == result.waiting.warn_us == 4 * HOUR_US
+    assert result.commit.waiting.due_us == result.commit.waiting.warn_us == 4 * HOUR_US
 
 
 def test_a_claim_is_held_when_its_content_is_unreadable_twice_in_a_row() -> None:
     first = concluded(a_claim(), {1: LOST})
-    assert (first.held, first.waiting.cause) == (False, "content")
+    assert (first.commit.held, first.commit.waiting.cause) == (False, "content")
     second = concluded(a_claim(attempts=1, cause="content", cause_attempts=1), {1: LOST})
-    assert second.held
-    assert second.waiting.retry_us is None
-    assert second.waiting.due_us == HOUR_US
-    assert "held" in second.events[0].detail
+    assert second.commit.held
+    assert second.commit.waiting.retry_us is None
+    assert second.commit.waiting.due_us == HOUR_US
+    assert "held" in second.commit.events[0].detail
     between = concluded(a_claim(attempts=2, cause="site", cause_attempts=1), {1: LOST})
-    assert not between.held
+    assert not between.commit.held
 
 
 def test_an_expired_recipient_has_the_last_reply() -> None:
     claim = a_claim(attempts=3)
     people = (replace(claim.recipients[0], status="4.2.0", reply="450 4.2.0 greylisted"),)
     result = expiry_result(replace(claim, recipients=people), time=AttemptTime(5, 5))
-    assert result.failed[0].evidence.status == "5.4.7"
-    assert "greylisted" in result.failed[0].evidence.reply
-    assert result.failed[0].last_status == "4.2.0"
-    assert result.failed[0].last_attempt_us == 0  # now it was not tried
+    assert result.reported[ReportKind.FAILED][0].evidence.status == "5.4.7"
+    assert "greylisted" in result.reported[ReportKind.FAILED][0].evidence.reply
+    assert result.reported[ReportKind.FAILED][0].last_status == "4.2.0"
+    assert result.reported[ReportKind.FAILED][0].last_attempt_us == 0  # now it was not tried
 
 
 @pytest.mark.parametrize(
@@ -274,5 +284,5 @@ def test_expired_held_mail_is_reported_and_captured_mail_is_not(
     state: RecipientState, told: int
 ) -> None:
     result = expiry_result(a_claim(state=state), time=AttemptTime(5, 5))
-    assert len(result.failed) == told
-    assert list(result.expired) == [1]
+    assert len(result.reported[ReportKind.FAILED]) == told
+    assert list(result.commit.expired) == [1]

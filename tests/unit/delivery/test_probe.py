@@ -85,7 +85,9 @@ async def test_mail_waits_while_a_probe_has_the_only_connection(delivery) -> Non
         probing = asyncio.create_task(probe(delivery))
         await mx.reached("EHLO")
         sent = await delivery.send("x@a.test")
-        assert (await probe(delivery)).reply == "the site has the connections that it may have now: 1 connection"
+        assert (
+            await probe(delivery)
+        ).reply == "the site has the connections that it may have now: 1 connection"
         gate.set()
         assert (await probing).host == "mx0.a.test"
         await delivery.done(sent)

@@ -17,6 +17,7 @@ from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import AttemptTime, result_of_attempt
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import RetrySchedule
+from relay.formats.dsn import ReportKind
 from relay.store.spool.types import Claim, EntryExtra
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
@@ -111,6 +112,6 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
         time=AttemptTime(now_us=5, at_us=5),
         schedule=RetrySchedule((60.0,), lambda: 0.5),
     )
-    assert [one.path.address for one in result.failed] == ["2@a.test"]
-    assert result.waiting is not None
-    assert (result.waiting.due_us, result.waiting.cause_attempts) == (5, 3)
+    assert [one.path.address for one in result.reported[ReportKind.FAILED]] == ["2@a.test"]
+    assert result.commit.waiting is not None
+    assert (result.commit.waiting.due_us, result.commit.waiting.cause_attempts) == (5, 3)

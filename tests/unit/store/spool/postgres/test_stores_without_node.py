@@ -55,8 +55,7 @@ async def transport(at: Start, elapsed: Elapsed) -> PostgresSpool:
 def expired(node: PostgresSpool, claim: Claim) -> ClaimResult:
     now_us = node._clock.queue_us()
     time = AttemptTime(now_us, now_us + wall_offset_us(node._clock))
-    result = expiry_result(claim, time=time)
-    return ClaimResult(claim, time.at_us, {}, expired=result.expired, events=result.events)
+    return expiry_result(claim, time=time).commit
 
 
 async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
@@ -126,8 +125,7 @@ async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     now_us = transport._clock.queue_us()
     result = requeue_result(claim, time=AttemptTime(now_us, now_us))
     assert [one.path.address for one in result.late] == ["bob@example.test"]
-    claim_result = ClaimResult(claim, now_us, {}, waiting=result.waiting, ends_warning=True)
-    assert (await transport.record(claim_result))[0]
+    assert (await transport.record(result.commit))[0]
     assert await transport.maintenance.claim_without_node() == ()
     holder = await at("holder", store="gone")
     now_us = holder._clock.queue_us()
