@@ -38,6 +38,7 @@ from relay.base.message.outcome import (
 )
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
+from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import (
     AttemptResult,
     AttemptTime,
@@ -109,6 +110,7 @@ class AttemptRecorder:
     on_change: Callable[[str], None] = lambda _queue_id: None
 
     def __post_init__(self) -> None:
+        self.claims = ClaimsInMemory()  # where each waits
         self.unfinished: dict[asyncio.Task[None], None] = {}  # in the order of their start
         self._stopped = asyncio.Event()
         self._spool_fault = RepeatedError()  # logged once for all claims that wait
@@ -131,7 +133,7 @@ class AttemptRecorder:
         claim: Claim,
         outcomes: Mapping[int, Outcome],
         *,
-        reached: bool = True,
+        reached: bool,
         took_s: float | None = None,
     ) -> None:
         """Record an attempt; `reached` and `took_s` as in result_of_attempt()."""

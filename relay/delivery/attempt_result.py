@@ -119,9 +119,9 @@ def result_of_attempt(
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Not `reached`: no host of the
     next hop answered, so its mail waits at the unreachable priority level. `took_s` is the time
-    since the lookup, None for a claim that shares another one's attempt. If some have failed and
-    none of those that wait was attempted, these are due now. Who got no answer to the final dot as
-    often as `schedule` allows has failed.
+    since a worker took the claim, None where it shares another one's attempt. If some have failed
+    and none of those that wait was attempted, these are due now. Who got no answer to the final dot
+    as often as `schedule` allows has failed.
 
     Recipients of an entry are captured together: if one of them waits, so do those that have their
     copy, and the next attempt finds it.

@@ -4,7 +4,8 @@ Hosts are tried by MX preference (RFC 5321 5.1). A host whose addresses all fail
 last, and so is an address that did not answer in the last SILENT_S. Among hosts of the same rank,
 the one with the fewest sessions is first. A failure to connect is recorded for all sites that use
 the address, so that not every message causes a new attempt. For a retried message a failure counts
-for at most half of the time that the message has waited, so that each retry connects again.
+for at most half of the time that the message has waited, so that each retry connects again. What a
+host replies once its session stands changes nothing here, not even 421.
 """
 
 import math
@@ -110,15 +111,15 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
 
 @dataclass(eq=False)
 class SessionState:
-    """What a site knows of one of its connections. `host` is the last host that it connected to."""
+    """What a site knows of the session of one worker; between two sessions it has none."""
 
-    host: str = ""
-    connection: Connection | None = None
+    host: str = ""  # the last one that was tried
+    connection: Connection | None = None  # the host may have closed it since
     is_over: bool = False  # begins no transaction any more
 
     @property
     def is_connected(self) -> bool:
-        """Whether it has a connection, busy or idle."""
+        """Whether it has a connection, as far as is known: busy or idle."""
         return self.connection is not None
 
 
@@ -198,7 +199,7 @@ class HostSelection:
             try:
                 if known is None:
                     tried += 1
-                    connection = await self._connect_to(host, address, limit=limit)
+                    connection = await self._try(host, address, limit=limit)
                     self.host_status.note(key, self.clock.monotonic())
                     if results:
                         results.append(f"{_named(host, address)}: connected")
@@ -238,7 +239,7 @@ class HostSelection:
         peer = Peer(self.hosts.hosts[0].name)
         return ConnectError.broken(SmtpStage.CONNECT, SessionFailure.LOST, text, peer=peer)
 
-    async def _connect_to(
+    async def _try(
         self,
         host: Host,
         address: str,

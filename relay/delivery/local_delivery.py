@@ -2,10 +2,10 @@
 
 In a development relay, captured mail is delivered too, each recipient's into a mailbox of its own.
 
-LocalDelivery has the store put one copy into a mailbox, which decides whether there is room
+The store puts one copy into a mailbox, and decides whether there is room
 (relay/store/mailbox/quota.py) and whether it is there already (relay/store/mailbox/inbox.py). Its
 file is named after the queue id and the recipient's number, so that a repeated delivery finds the
-first copy. LocalDeliveryQueue has the claims that wait and their workers. A delivery that is cut
+first copy. A delivery that is cut
 off is indeterminate: the next attempt first looks for its copy in the mailbox. An unknown user gets
 550 5.1.1 here, if the account was removed after ingress accepted it.
 """
@@ -34,7 +34,6 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.receipt import ReceiptRequest
 from relay.base.observe.logs import get_logger
-from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
@@ -60,13 +59,105 @@ _CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 
 @dataclass(eq=False)
 class LocalDelivery:
-    """Delivers to mailboxes."""
+    """Claims for local mailboxes, and the workers that deliver them."""
 
+    recorder: AttemptRecorder  # records the results of claims
     store: DeliveryStore  # has the mailboxes
     addresses: RouteTable  # which mailbox an address has
     _: KW_ONLY
     delivers_captured: bool = False  # whether captured mail gets a copy in a mailbox
 
+    def __post_init__(self) -> None:
+        self.ready = ClaimQueue()
+        self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
+
+    def push(self, claim: Claim) -> None:
+        """Add a claim; start a worker if there are fewer than the limit."""
+        self.recorder.claims.track(claim, self.ready)
+        self.ready.push(claim)
+        self._ensure_worker()
+
+    def abort(self) -> None:
+        """Cancel the deliveries in progress."""
+        for worker in self.workers:
+            worker.cancel()
+
+    def _ensure_worker(self) -> None:
+        """Start a worker if a claim waits and there are fewer workers than the limit."""
+        if self.ready and len(self.workers) < _AT_ONCE:
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self.workers[worker] = None
+            worker.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        self.workers.pop(worker)
+        self._ensure_worker()  # a claim may have been pushed while this worker ended
+
+    async def _work(self) -> None:
+        contents, claims = self.recorder.contents, self.recorder.claims
+        while (claim := self.ready.pop()) is not None:
+            if contents.has_room_for(claim) or await contents.wait_for_room(claim, claims):
+                await self._attempt(claim)
+
+    async def _attempt(self, claim: Claim) -> None:
+        outcomes: dict[int, Outcome] = {}
+        try:
+            await self._deliver(claim, outcomes)
+        except asyncio.CancelledError:
+            await self._cut_off(claim, outcomes)
+            raise
+        except Exception:  # noqa: BLE001 - an internal error must not end the worker
+            _log.exception("internal error in local delivery", qid=claim.message.id)
+            outcomes = internal_error_outcomes(claim) | outcomes
+        await self.recorder.record(claim, outcomes, reached=True)
+
+    async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
+        if outcomes:
+            await self.recorder.record(claim, outcomes, reached=True)
+        else:
+            await self.recorder.release(claim)
+
+    async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
+        """Fill `outcomes`. A delivery that is cut off may have put its copy into the mailbox."""
+        try:
+            content = await self.recorder.contents.of(claim)
+        except SpoolError as error:
+            outcomes |= unreadable(claim, error)
+            return
+
+        async def deliver_to(mailbox: str | None, recipients: list[ClaimedRecipient]) -> None:
+            outcome: Outcome = Indeterminate(_CUT_OFF)
+            try:
+                outcome = await self.deliver(claim, mailbox, recipients, content=content)
+            finally:
+                outcomes.update(dict.fromkeys((one.id for one in recipients), outcome))
+
+        groups = self.by_mailbox(claim)
+        if len(groups) == 1:
+            await deliver_to(*groups[0])
+        else:
+            await self._run_share(partial(deliver_to, *group) for group in groups)
+
+    async def _run_share(self, calls: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
+        """Run all calls, at once as many as are the share of one claim of _AT_ONCE."""
+        waiting = deque(calls)
+        running: list[asyncio.Task[None]] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < _AT_ONCE // len(self.workers):
+                    running.append(asyncio.create_task(waiting.popleft()()))
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for one in running:
+                    if one.done():
+                        one.result()
+                running = [one for one in running if not one.done()]
+        finally:
+            for one in running:
+                one.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    # -- one copy
     def by_mailbox(self, claim: Claim) -> list[tuple[str | None, list[ClaimedRecipient]]]:
         """Return the recipients of a claim, grouped by mailbox; each unknown one has None.
 
@@ -153,106 +244,3 @@ def _receipt(
     except Exception:  # noqa: BLE001 - the copy is in the mailbox
         _log.exception("internal error in a request for a receipt", qid=claim.message.id)
     return None
-
-
-class LocalDeliveryQueue:
-    """Claims for local mailboxes, and the workers that deliver them."""
-
-    def __init__(
-        self,
-        local: LocalDelivery,
-        recorder: AttemptRecorder,
-        claims: ClaimsInMemory,
-    ) -> None:
-        self._local = local
-        self._recorder, self._contents = recorder, recorder.contents
-        self._claims = claims
-        self.ready = ClaimQueue()
-        self.workers: dict[asyncio.Task[None], None] = {}  # in the order of their start
-
-    def push(self, claim: Claim) -> None:
-        """Add a claim; start a worker if there are fewer than the limit."""
-        self._claims.track(claim, self.ready)
-        self.ready.push(claim)
-        self._ensure_worker()
-
-    def abort(self) -> None:
-        """Cancel the deliveries in progress."""
-        for worker in self.workers:
-            worker.cancel()
-
-    def _ensure_worker(self) -> None:
-        """Start a worker if a claim waits and there are fewer workers than the limit."""
-        if self.ready and len(self.workers) < _AT_ONCE:
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self.workers[worker] = None
-            worker.add_done_callback(self._worker_ended)
-
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        self.workers.pop(worker)
-        self._ensure_worker()  # a claim may have been pushed while this worker ended
-
-    async def _work(self) -> None:
-        while (claim := self.ready.pop()) is not None:
-            if self._contents.has_room_for(claim) or await self._contents.wait_for_room(
-                claim, self._claims
-            ):
-                await self._attempt(claim)
-
-    async def _attempt(self, claim: Claim) -> None:
-        outcomes: dict[int, Outcome] = {}
-        try:
-            await self._deliver(claim, outcomes)
-        except asyncio.CancelledError:
-            await self._cut_off(claim, outcomes)
-            raise
-        except Exception:  # noqa: BLE001 - an internal error must not end the worker
-            _log.exception("internal error in local delivery", qid=claim.message.id)
-            outcomes = internal_error_outcomes(claim) | outcomes
-        await self._recorder.record(claim, outcomes)
-
-    async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
-        if outcomes:
-            await self._recorder.record(claim, outcomes)
-        else:
-            await self._recorder.release(claim)
-
-    async def _deliver(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
-        """Fill `outcomes`. A delivery that is cut off may have put its copy into the mailbox."""
-        try:
-            content = await self._contents.of(claim)
-        except SpoolError as error:
-            outcomes |= unreadable(claim, error)
-            return
-
-        async def deliver_to(mailbox: str | None, recipients: list[ClaimedRecipient]) -> None:
-            outcome: Outcome = Indeterminate(_CUT_OFF)
-            try:
-                outcome = await self._local.deliver(claim, mailbox, recipients, content=content)
-            finally:
-                outcomes.update(dict.fromkeys((one.id for one in recipients), outcome))
-
-        groups = self._local.by_mailbox(claim)
-        if len(groups) == 1:
-            await deliver_to(*groups[0])
-        else:
-            await self._run_share(partial(deliver_to, *group) for group in groups)
-
-    async def _run_share(self, calls: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        """Run all calls, at once as many as are the share of one claim of _AT_ONCE."""
-        waiting = deque(calls)
-        running: list[asyncio.Task[None]] = []
-        try:
-            while waiting or running:
-                while waiting and len(running) < _AT_ONCE // len(self.workers):
-                    running.append(asyncio.create_task(waiting.popleft()()))
-                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for one in running:
-                    if one.done():
-                        one.result()
-                running = [one for one in running if not one.done()]
-        finally:
-            for one in running:
-                one.cancel()
-            if running:
-                await asyncio.wait(running)

@@ -28,7 +28,6 @@ from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.base.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
 from relay.base.observe.logs import get_logger
-from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots
@@ -238,7 +237,6 @@ class Sites:
     """All sites, and the claims that wait for next-hop resolution."""
 
     recorder: AttemptRecorder  # records the results of claims
-    claims_in_memory: ClaimsInMemory  # records where each claim waits
     _: KW_ONLY
     resolve: Resolve  # finds the hosts of a next hop
     table: RouteTable  # how they are contacted
@@ -282,7 +280,7 @@ class Sites:
                 partial(self._lookup_queue.use_earlier_turn, claim, at_once=self._is_urgent(claim))
             )
         waiting.push(claim)
-        self.claims_in_memory.track(claim, waiting)
+        self.recorder.claims.track(claim, waiting)
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
         """Forget failures of these next hops and their hosts."""
@@ -461,7 +459,6 @@ class Sites:
             options=self.options.limited(options.connections_max, parse_rate(options.rate)),
             slots=self.slots,
             recorder=self.recorder,
-            claims=self.claims_in_memory,
             serve=serve,
             clock=self.clock,
         )  # fmt: skip

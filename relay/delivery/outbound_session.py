@@ -1,4 +1,4 @@
-"""One connection of a site: the worker that delivers the site's claims with it.
+"""One worker of a site: it delivers claims by one session after the other.
 
 deliver() names what happens to each claim, in order. A connection has at most one transaction that
 is not recorded. When a stop cuts an attempt off, it is recorded as far as it is known:
@@ -65,7 +65,7 @@ class _Attempt:
     began_s: float
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     recorded: frozenset[int] = frozenset()
-    has_begun: bool = False  # MAIL was answered
+    has_begun: bool = False  # MAIL had a reply, and the session went on
     is_waiting: bool = False  # for room: others may take the claim
 
     def add(
@@ -129,7 +129,7 @@ def _use_earlier_turns(site: Site) -> None:
 
 
 class OutboundSession(SessionState):
-    """A connection, and the recording that its next final dot waits for."""
+    """A worker of a site with its session, and the recording that its next final dot waits for."""
 
     def __init__(self, site: Site, slot: Slot, *, was_attempted: bool) -> None:
         """`was_attempted`: the message that `slot` is for was attempted before."""
@@ -169,11 +169,11 @@ class OutboundSession(SessionState):
         attempt = _Attempt(claim, self._now_s())
         self._in_doubt = False
         try:
-            await self._connected()  # host and session: what waits for them holds no content
+            await self._session()  # host and session: what waits for them holds no content
             while not self._contents.has_room_for(claim):  # room for the content
                 if not await self._wait_for_room(attempt):
                     return True
-                await self._connected()
+                await self._session()
             await self._transact(attempt)  # a transaction, or several
         except ConnectError as error:
             took_s = self._now_s() - attempt.began_s
@@ -186,7 +186,7 @@ class OutboundSession(SessionState):
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
         finally:
-            self._site.end(self)
+            self._site.end(self)  # what it is told below counts the other transactions
         self._record(attempt)  # the result
         self._note_reuse()
         await self._quit_when_worn()
@@ -194,17 +194,17 @@ class OutboundSession(SessionState):
         return True
 
     # -- host and session
-    async def _connected(self) -> Connection:
+    async def _session(self) -> Connection:
         """Return the open connection, or a new one to the best host. Raises ConnectError."""
         if not self.is_over and (self.connection is None or not self.connection.is_open):
-            self.connection = await self._connect()
+            self.connection = await self._new_session()
         if self.connection is None or self.is_over:
             text = "the routes or [delivery] have changed: the connection is not used any more"
             over = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)  # RFC 3463 3.4
             raise ConnectError(over, SmtpStage.CONNECT)
         return self.connection
 
-    async def _connect(self) -> Connection:
+    async def _new_session(self) -> Connection:
         site, slot = self._site, self._slot
         site.end(self)
         others = [one for one in site.sessions if one is not self]
@@ -292,7 +292,7 @@ class OutboundSession(SessionState):
     ) -> TransactionResult:
         """Run one transaction, on a new connection if the old one turns out to be closed."""
         while True:
-            connection = await self._connected()
+            connection = await self._session()
             self._site.begin(self)
             try:
                 sent = await self._for_host(claim, transaction, connection.extensions)
@@ -332,14 +332,16 @@ class OutboundSession(SessionState):
     # -- the result
     def _record(self, attempt: _Attempt) -> None:
         took_s = self._now_s() - attempt.began_s
-        self._record_in_order(self._recorder.record(attempt.claim, attempt.outcomes, took_s=took_s))
+        self._record_in_order(
+            self._recorder.record(attempt.claim, attempt.outcomes, reached=True, took_s=took_s)
+        )
 
     def _tell_site(self, attempt: _Attempt) -> None:
         """Tell the site whether it may have more connections."""
         if any(map(is_pushback, attempt.outcomes.values())):
             self._site.pushed_back(after_mail=attempt.has_begun)
         elif self.host:  # otherwise no host was involved
-            self._site.succeeded()
+            self._site.answered()
 
     def _cut_off(self, attempt: _Attempt) -> None:
         """Record what is known; release the claim if nothing is."""

@@ -17,7 +17,6 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import CAPTURE
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
-from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.fair_queue import ClaimQueue
 from relay.store.spool.queue_commands import Operation, QueueCommand
@@ -36,7 +35,6 @@ class ClaimRerouter:
     """Takes claims whose route has changed."""
 
     recorder: AttemptRecorder  # records the results of claims that have no way left
-    claims_in_memory: ClaimsInMemory  # where each claim waits, from where `admin` withdraws it
     _: KW_ONLY
     table: RouteTable  # the routes in force
     admin: QueueAdmin  # reroutes entries
@@ -64,7 +62,7 @@ class ClaimRerouter:
         if not moved:
             return False
         if any(to is not None and to.next_hop != CAPTURE for to in moved):
-            self.claims_in_memory.track(claim, self.ready)
+            self.recorder.claims.track(claim, self.ready)
             self.ready.push(claim)
             if self._task is None:
                 self._task = self.recorder.begin(self._run())
@@ -74,7 +72,7 @@ class ClaimRerouter:
                 for one in claim.recipients
                 if (end := self._end(one.path.address, sender)) is not None
             }
-            self.recorder.begin(self.recorder.record(claim, outcomes))
+            self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
         return True
 
     def close(self) -> list[Claim]:

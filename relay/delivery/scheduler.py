@@ -16,12 +16,12 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HERE, NextHop
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import RepeatedError, get_logger
-from relay.delivery.active_queue import ActiveQueue, ClaimsInMemory
+from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
 from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.host_selection import Connect
-from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
+from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner, Wake
 from relay.delivery.rerouting import ClaimRerouter
@@ -63,11 +63,9 @@ class DeliveryScheduler:
 
     def __post_init__(self) -> None:
         self.recorder.ended = self._ended
-        self._claims_in_memory = ClaimsInMemory()
-        self._local_queue = LocalDeliveryQueue(self.local, self.recorder, self._claims_in_memory)
         self._sites = self._new_sites()
         self._rerouter = ClaimRerouter(
-            self.recorder, self._claims_in_memory, table=self.table, admin=self.queue_admin,
+            self.recorder, table=self.table, admin=self.queue_admin,
             clock=self.clock,
         )  # fmt: skip
         self._scanner = QueueScanner(
@@ -86,7 +84,7 @@ class DeliveryScheduler:
 
     def _new_sites(self) -> Sites:
         sites = Sites(
-            self.recorder, self._claims_in_memory, resolve=self.resolve, table=self.table,
+            self.recorder, resolve=self.resolve, table=self.table,
             slots=self.slots, options=self.options, clock=self.clock, connect=self.connect,
         )  # fmt: skip
         self.recorder.lookup_of = sites.lookup_of
@@ -109,7 +107,7 @@ class DeliveryScheduler:
                     qid=claim.message.id,
                     entry=claim.entry_id,
                 )
-                self._claims_in_memory.take(claim.key)
+                self.recorder.claims.take(claim.key)
                 outcomes = internal_error_outcomes(claim)
                 self.recorder.begin(self.recorder.record(claim, outcomes, reached=True))
 
@@ -128,7 +126,7 @@ class DeliveryScheduler:
             return
         self._is_paused = is_paused
         self._scanner.look_for_ended(only=is_paused)
-        for claim in self._claims_in_memory.take_all():
+        for claim in self.recorder.claims.take_all():
             self.recorder.begin(self.recorder.requeue(claim))
         self._wake()
 
@@ -146,7 +144,7 @@ class DeliveryScheduler:
         """
         self.options, self.connect = options, connect
         self._rerouter.changed_us = self.clock.queue_us()
-        claims = self._sites.renew(options, connect, is_over) + self._local_queue.ready.drain()
+        claims = self._sites.renew(options, connect, is_over) + self.local.ready.drain()
         for claim in claims:
             self._remove(claim)
         self.offer(claims)
@@ -179,7 +177,7 @@ class DeliveryScheduler:
 
     def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
         """Return what withdraw() would return, without taking anything."""
-        return frozenset(key for key in keys if self._claims_in_memory.is_waiting(key))
+        return frozenset(key for key in keys if self.recorder.claims.is_waiting(key))
 
     def withdraw(self, keys: Collection[Key]) -> frozenset[Key]:
         """Take claims that wait out of memory; return their keys.
@@ -189,7 +187,7 @@ class DeliveryScheduler:
         """
         taken = []
         for key in sorted(keys):
-            claim = self._claims_in_memory.take(key)
+            claim = self.recorder.claims.take(key)
             if claim is not None:
                 self.recorder.contents.release(claim)
                 self._remove(claim)
@@ -273,7 +271,7 @@ class DeliveryScheduler:
         await self.recorder.release(*self._take_not_begun())
         await self._all_ended(deadline_s)
         self._sites.abort()
-        self._local_queue.abort()
+        self.local.abort()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
         self.recorder.stop_retrying()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
@@ -305,7 +303,7 @@ class DeliveryScheduler:
 
     def _take_not_begun(self) -> list[Claim]:
         """Take the claims that wait for an attempt. Connections end after their transaction."""
-        waiting = [*self._sites.close(), *self._local_queue.ready.drain()]
+        waiting = [*self._sites.close(), *self.local.ready.drain()]
         return waiting + self.recorder.contents.roomless.drain() + self._rerouter.close()
 
     async def _all_ended(self, deadline_s: float) -> None:
@@ -326,7 +324,7 @@ class DeliveryScheduler:
         """All tasks that have not ended."""
         yield from self.recorder.unfinished
         yield from self._sites.tasks
-        yield from self._local_queue.workers
+        yield from self.local.workers
 
     # -- the end of a claim
     def _ended(self, claim: Claim, end: EndedClaim, reached: bool | None) -> None:
@@ -343,7 +341,7 @@ class DeliveryScheduler:
             self.look_for_work(from_start=False)
 
     def _remove(self, claim: Claim) -> None:
-        self._claims_in_memory.forget(claim)
+        self.recorder.claims.forget(claim)
         self._scanner.capacity_freed(self.active_queue.remove(claim))
         self._wake(self._scanner.wake())
 
@@ -376,16 +374,16 @@ class DeliveryScheduler:
     def _attempt(self, claim: Claim) -> None:
         expires_us = end_us(claim, started_us=self._started_us)
         if expires_us is not None:
-            self._claims_in_memory.track_expiry(claim, expires_us)
+            self.recorder.claims.track_expiry(claim, expires_us)
         if self._rerouter.takes(claim):
             return
         if claim.next_hop.kind in HERE:
-            self._local_queue.push(claim)
+            self.local.push(claim)
         else:
             self._sites.push(claim)
 
     def _expire_waiting(self) -> None:
-        for claim in self._claims_in_memory.take_expired(self.clock.queue_us()):
+        for claim in self.recorder.claims.take_expired(self.clock.queue_us()):
             self.recorder.begin(self.recorder.expire(claim))
 
     def _requeue_delayed(self) -> None:
@@ -394,7 +392,7 @@ class DeliveryScheduler:
         if now_us < self._delayed_us:
             return
         self._delayed_us = now_us + _DELAY_CHECK_US
-        for claim in self._claims_in_memory.take_delayed(now_us):
+        for claim in self.recorder.claims.take_delayed(now_us):
             self.recorder.begin(self.recorder.requeue(claim))
 
     async def _wait(self) -> None:
@@ -402,8 +400,8 @@ class DeliveryScheduler:
         may come later where the clock is advanced.
         """
         due_us, check_us = self._scanner.next_due_us, self._scanner.next_run_us
-        if self._claims_in_memory.next_expiry_us is not None:
-            due_us = min(due_us, self._claims_in_memory.next_expiry_us)
+        if self.recorder.claims.next_expiry_us is not None:
+            due_us = min(due_us, self.recorder.claims.next_expiry_us)
         now_us = self.clock.queue_us()
         due_s = max(0.0, (due_us - now_us) / 1_000_000)
         check_s = max(0.0, (min(check_us, self._delayed_us) - now_us) / 1_000_000)

@@ -22,7 +22,6 @@ from relay.base.clock import Clock, Timer
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import counted
-from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
@@ -73,7 +72,6 @@ class Site:
     options: SiteOptions  # its limits
     slots: ConnectionSlots  # of all sites together
     recorder: AttemptRecorder  # records the results of claims
-    claims: ClaimsInMemory  # where each claim waits
     serve: Callable[["Site"], Coroutine[Any, Any, None]]  # runs one connection
     clock: Clock  # for how long something is remembered
     ready: ClaimQueue = field(default_factory=ClaimQueue)  # claims that wait here
@@ -135,7 +133,7 @@ class Site:
         """Take a claim; an idle connection is woken for it, or one is opened."""
         if self._postpones(claim):
             return
-        self.claims.track(claim, self.ready)
+        self.recorder.claims.track(claim, self.ready)
         self.ready.push(claim)
         self._ensure_connection()
         self.slots.use_earlier_turn(self, claim.sender, is_new=claim.is_fresh)
@@ -344,7 +342,7 @@ class Site:
         if self._bucket is not None:
             self._bucket.give_back()
             self._ensure_connection()  # for a claim whose content has room
-        if not await self.recorder.contents.wait_for_room(claim, self.claims):
+        if not await self.recorder.contents.wait_for_room(claim, self.recorder.claims):
             return False
         if self._waits_for_rate():
             await self.requeue(claim)
@@ -363,9 +361,9 @@ class Site:
         """Note that the transaction of a session has ended, if it had one."""
         self._concurrency.end(session)
 
-    def succeeded(self) -> None:
+    def answered(self) -> None:
         """Count a transaction that was answered, whatever the answer."""
-        self._concurrency.succeeded(self.clock.monotonic())
+        self._concurrency.answered(self.clock.monotonic())
         if self.ready and not self._waits_for_rate():
             self._open_worker()
 

@@ -110,10 +110,12 @@ class ConcurrencyLimit:
         self._grows_fast = True
         self._successes = 0
         self._failures = 0  # after MAIL, less the successes since
-        self._of_before = 0  # open results of transactions begun before the last decrease
+        self._begun_before = 0  # transactions begun before the last decrease, without a result yet
         self._full_at = ceiling
         self._full_until_s = 0.0
-        self._slow_at_s: dict[Hashable, float] = {}  # by session with a transaction, oldest first
+        self._running: dict[
+            Hashable, float
+        ] = {}  # when the transaction of each session is slow, oldest first
 
     def allows(self, connections: int, now_s: float) -> bool:
         """Whether there may be that many connections now."""
@@ -123,22 +125,22 @@ class ConcurrencyLimit:
 
     def wait_s(self, now_s: float) -> float | None:
         """After how long to ask again, because time alone may allow more; None if it cannot."""
-        changes_s = [*self._slow_at_s.values(), self._full_until_s]
+        changes_s = [*self._running.values(), self._full_until_s]
         waits_s = [at_s - now_s for at_s in changes_s if at_s > now_s]
         # until then no transaction that begins later is slow
         return min(SLOW_S, *waits_s) if waits_s else None
 
     def begin(self, session: Hashable, now_s: float) -> None:
         """Note that a transaction begins on a connection, or goes on with further recipients."""
-        self._slow_at_s.setdefault(session, now_s + SLOW_S)
+        self._running.setdefault(session, now_s + SLOW_S)
 
     def end(self, session: Hashable) -> None:
         """Note that the transaction of a connection has ended, if it had one."""
-        self._slow_at_s.pop(session, None)
+        self._running.pop(session, None)
 
-    def succeeded(self, now_s: float) -> None:
+    def answered(self, now_s: float) -> None:
         """Count a transaction that was answered, whatever the answer."""
-        self._of_before = max(0, self._of_before - 1)
+        self._begun_before = max(0, self._begun_before - 1)
         self._failures = max(0, self._failures - 1)
         if self._limit >= self._ceiling or now_s < self._full_until_s:
             return
@@ -152,14 +154,14 @@ class ConcurrencyLimit:
         MAIL got no reply, or 421, so that the message is not the reason, or if half of the
         transactions failed, once for all that ran at that time.
         """
-        if self._of_before:
-            self._of_before -= 1
+        if self._begun_before:
+            self._begun_before -= 1
             return
-        others = len(self._slow_at_s)
+        others = len(self._running)
         self._failures += 1
         if after_mail and 2 * self._failures < others + 1:
             return
-        self._of_before = others
+        self._begun_before = others
         self._decrease_to(self._limit // 2)
 
     def full_at(self, connections: int, *, until_s: float) -> None:
@@ -177,7 +179,7 @@ class ConcurrencyLimit:
     def _slow(self, now_s: float) -> int:
         """How many transactions are slow."""
         count = 0
-        for at_s in self._slow_at_s.values():
+        for at_s in self._running.values():
             if at_s > now_s:
                 break
             count += 1

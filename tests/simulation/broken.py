@@ -256,7 +256,7 @@ def _released_in_its_epoch(original: Any) -> Any:
 
 def _still_tried(_original: Any) -> Any:
     def withdraw(self: DeliveryScheduler, keys: Any) -> Any:
-        return frozenset(key for key in keys if key in self._claims_in_memory._queues)
+        return frozenset(key for key in keys if key in self.recorder.claims._queues)
 
     return withdraw
 

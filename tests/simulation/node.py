@@ -253,7 +253,7 @@ class Node:
             waited_s=schedule.waited_s,
         )
         return DeliveryScheduler(
-            recorder, local=LocalDelivery(around.store, self.table),
+            recorder, local=LocalDelivery(recorder, around.store, self.table),
             resolve=(self.policies if scenario.published else around.resolver).resolve, table=self.table, options=options, clock=self.clock,
             slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
             active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),

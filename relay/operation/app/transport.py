@@ -351,7 +351,9 @@ def _scheduler(
     )  # fmt: skip
     scheduler = DeliveryScheduler(
         recorder,
-        local=LocalDelivery(base.store, base.table, delivers_captured=base.is_development),
+        local=LocalDelivery(
+            recorder, base.store, base.table, delivers_captured=base.is_development
+        ),
         resolve=resolve, table=base.table, options=options, clock=base.clock,
         slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
         active_queue=ActiveQueue(),

@@ -195,7 +195,9 @@ class RunningDelivery:
             connections_max=self.connections_max, unreachable_s=self.unreachable_s, idle_s=self.idle_s,
             waited_s=lambda _claim: self.retry_s[0], providers=self.providers,
         )  # fmt: skip
-        local = LocalDelivery(self.store, self.table, delivers_captured=self.delivers_captured)
+        local = LocalDelivery(
+            recorder, self.store, self.table, delivers_captured=self.delivers_captured
+        )
         self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.scheduler = DeliveryScheduler(
@@ -219,7 +221,7 @@ class RunningDelivery:
     def left(self) -> dict[str, object]:
         """What is still held for claims that have ended."""
         claims_in_memory, contents = (
-            self.scheduler._claims_in_memory,
+            self.scheduler.recorder.claims,
             self.scheduler.recorder.contents,
         )
         held = {
@@ -236,7 +238,7 @@ class RunningDelivery:
                 *self.slots._waiting_more,
             ],
             "searches": [*self.scheduler._sites._lookups],
-            "workers": [*self.scheduler._local_queue.workers],
+            "workers": [*self.scheduler.local.workers],
         }
         return {name: what for name, what in held.items() if what}
 

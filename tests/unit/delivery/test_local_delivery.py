@@ -9,7 +9,7 @@ from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Sou
 from relay.base.message.nexthop import LOCAL
 from relay.base.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
 from relay.delivery.active_queue import ClaimsInMemory
-from relay.delivery.local_delivery import LocalDelivery, LocalDeliveryQueue
+from relay.delivery.local_delivery import LocalDelivery
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.types import (
     DeliveryResult,
@@ -45,7 +45,7 @@ async def test_a_mailbox_error_defers_or_bounces(error, kind, status, code):
         next_hop=LOCAL,
         extra=NO_EXTRA,
     )
-    local = LocalDelivery(Refusing(), addresses)
+    local = LocalDelivery(None, Refusing(), addresses)
     ((mailbox, group),) = local.by_mailbox(claim)
     outcome = await local.deliver(claim, mailbox, group, content=b"\r\n")
     assert isinstance(outcome, kind)
@@ -102,9 +102,9 @@ class RecordingResults:
         self.recorded: dict[int, dict[int, Outcome]] = {}
         self.given_back: list[int] = []
         self.ended = asyncio.Event()
-        self.contents = SmallContents()
+        self.contents, self.claims = SmallContents(), ClaimsInMemory()
 
-    async def record(self, claim, outcomes):
+    async def record(self, claim, outcomes, **_reached):
         self.recorded[claim.entry_id] = outcomes
         self.ended.set()
 
@@ -116,8 +116,7 @@ class Deliveries:
     def __init__(self) -> None:
         self.store, self.recorder = SlowStore(), RecordingResults()
         addresses = SimpleNamespace(mailbox_for=lambda address: address)
-        local = LocalDelivery(self.store, addresses)
-        self.queue = LocalDeliveryQueue(local, self.recorder, ClaimsInMemory())
+        self.queue = LocalDelivery(self.recorder, self.store, addresses)
 
     def push(self, entry_id: int, *, count: int) -> None:
         self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
@@ -166,14 +165,14 @@ async def test_a_delivery_that_is_cut_off_leaves_what_was_not_begun_without_an_o
 
 
 async def test_an_internal_error_ends_the_deliveries_that_it_leaves(deliveries, monkeypatch):
-    deliver = deliveries.queue._local.deliver
+    deliver = deliveries.queue.deliver
 
     async def fails_once(claim, mailbox, recipients, **more):
         await deliver(claim, mailbox, recipients, **more)
         if recipients[0].id == 1:
             raise ValueError
 
-    monkeypatch.setattr(deliveries.queue._local, "deliver", fails_once)
+    monkeypatch.setattr(deliveries.queue, "deliver", fails_once)
     deliveries.push(1, count=40)
     await deliveries.store.until(16)
     deliveries.store.may_end.set()

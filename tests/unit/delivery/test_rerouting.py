@@ -75,7 +75,7 @@ def test_what_waits_is_where_the_routes_of_now_send_it(
     address: str, key: str, extra: dict[str, bool], taken: bool
 ) -> None:
     rerouter = ClaimRerouter(
-        SimpleNamespace(begin=not_run), ClaimsInMemory(),
+        SimpleNamespace(begin=not_run, claims=ClaimsInMemory()),
         table=RouteTable(ROUTES, [], Directory()), admin=SimpleNamespace(), clock=ManualClock(),
     )  # fmt: skip
     claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra))
@@ -92,14 +92,12 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
     (tmp_path / "listed").write_text("1@a.test\n")
     recorded: dict[int, Outcome] = {}
 
-    async def record(_claim: Claim, outcomes: Mapping[int, Outcome]) -> None:
+    async def record(_claim: Claim, outcomes: Mapping[int, Outcome], **_reached: bool) -> None:
         recorded.update(outcomes)
 
     recorder = SimpleNamespace(begin=asyncio.run, record=record)
     table = RouteTable([], [OwnDomain("a.test", f"file:{tmp_path}/listed")], Directory())
-    rerouter = ClaimRerouter(
-        recorder, ClaimsInMemory(), table=table, admin=SimpleNamespace(), clock=ManualClock()
-    )
+    rerouter = ClaimRerouter(recorder, table=table, admin=SimpleNamespace(), clock=ManualClock())
     assert not rerouter.takes(a_claim(count=1, epoch=2))
     claim = a_claim(count=2, epoch=2, cause="mailbox", cause_attempts=3)
     assert rerouter.takes(claim)

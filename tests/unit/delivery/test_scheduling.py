@@ -266,7 +266,7 @@ async def test_a_bulk_of_local_mail_does_not_delay_another_sender(delivery, monk
     await delivery.start()
     bulk = [await delivery.send(f"{n}@example.test", account="bulk") for n in range(40)]
     single = await delivery.send("single@example.test", account="single")
-    assert len(delivery.scheduler._local_queue.workers) == 2
+    assert len(delivery.scheduler.local.workers) == 2
     may_go.set()
     for queue_id in (*bulk, single):
         await recorded(delivery, queue_id)
@@ -285,8 +285,8 @@ async def test_a_local_claim_that_comes_while_the_last_worker_ends_is_delivered(
     first, second = await delivery.claim_due()
     record = delivery.scheduler.recorder.record
 
-    async def record_then_offer(claim, outcomes) -> None:
-        await record(claim, outcomes)
+    async def record_then_offer(claim, outcomes, **reached) -> None:
+        await record(claim, outcomes, **reached)
         if claim is first:
             asyncio.get_running_loop().call_soon(delivery.scheduler.offer, [second])
 

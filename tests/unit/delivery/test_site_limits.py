@@ -86,7 +86,7 @@ def after(story: str, *, others: int = 0) -> int:
 
 def take(concurrency: ConcurrencyLimit, event: str) -> None:
     if event == "+":
-        concurrency.succeeded(0.0)
+        concurrency.answered(0.0)
     else:
         concurrency.pushed_back(after_mail=event == "-")
 
@@ -171,13 +171,13 @@ def test_the_stricter_limit_counts(connections_max, rate, expected) -> None:
 def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
     concurrency = ConcurrencyLimit(20)
     for _ in range(15):
-        concurrency.succeeded(0.0)
+        concurrency.answered(0.0)
     concurrency.full_at(4, until_s=30.0)
     for _ in range(99):
-        concurrency.succeeded(29.0)
+        concurrency.answered(29.0)
     assert most(concurrency, 29.0) == 4
     for _ in range(4):
-        concurrency.succeeded(30.0)
+        concurrency.answered(30.0)
     assert most(concurrency, 30.0) == 5
     concurrency.full_at(9, until_s=60.0)  # more than it may have is no news
     assert most(concurrency, 40.0) == 5
