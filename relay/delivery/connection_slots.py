@@ -1,24 +1,23 @@
-"""Connection limits: how many outgoing connections there are in all, and which site gets the next.
+"""Slots: how many connections, or lookups, there are at once, and which site gets the next.
 
-Each connection of each site holds a slot. A probe is a connection to a site that has not answered
-lately. Probes use at most half of the slots, and probes of sites that were unreachable at the last
-attempt at most a quarter, so that dead sites leave room for live ones. A site's first connection
-comes before another site's second, round robin among senders. Among probes, new mail comes before
-queued mail, and the sender with the fewest probes before others; a few slots are reserved for both.
-A probe that takes long ends when another one waits.
+Each connection of each site holds a slot of one ConnectionSlots, each lookup of a next hop one of
+another. A probe is a connection to a site that has not answered lately, or a lookup. Probes of
+sites that were unreachable at the last attempt use at most a quarter of the slots, all probes at
+most half, so that dead sites leave room for live ones; lookups have limits of their own. A site's
+first connection comes before another site's second, round robin among senders. Among probes, new
+mail comes before queued mail, and the sender with the fewest probes before others; a few slots are
+reserved for both. A probe that takes long ends when another one waits.
 """
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any
 
-from prometheus_client import Gauge
-
-from relay.delivery.fair_queue import SlotQueue, SlotRequest
+from relay.base.round_robin import RoundRobinQueue
 
 PROBE_TIMEOUT_S = 3.0  # for a probe while another one waits
 _SERVED_MAX = 50  # transactions, after which a connection makes room for a site that has none
@@ -34,51 +33,111 @@ class SiteStatus(Enum):
     UNREACHABLE = auto()  # the last attempt found no host
 
 
-class SlotHolder(Protocol):
-    """The holder of slots: a site, or a test's replacement for it."""
-
-    def close_idle(self) -> bool:
-        """Close one idle connection; return whether there was one."""
-        ...
-
-
 @dataclass(slots=True, eq=False)
-class Slot(SlotRequest):
-    """The right to one connection, or the wait for it."""
+class Slot:
+    """The right to one connection or lookup, or the wait for it. It counts for `sender`."""
 
-    holder: SlotHolder
+    sender: int
+    is_new: bool  # for mail that was just accepted
+    holder: Hashable  # a site, or a next hop that is looked up
     status: SiteStatus
     given: asyncio.Future[None] | None = None
-    is_given_up: bool = False
+
+
+class SlotQueue:
+    """Requests that wait for a slot, each of them once.
+
+    Requests for new mail come before those for the queue, but not twice in a row while both wait.
+    The sender that holds least comes first, then round robin, then first in first out.
+    take() and remove() raise KeyError for a request that does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[bool, RoundRobinQueue[int, Slot]] = {
+            True: RoundRobinQueue(),
+            False: RoundRobinQueue(),
+        }  # new mail, the queue
+        self._was_new = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def push(self, item: Slot) -> None:
+        """Add an item after those of its sender and kind."""
+        self._lines[item.is_new].push(item.sender, item)
+
+    def use_earlier_turn(self, item: Slot, sender: int, *, is_new: bool) -> bool:
+        """Give an item that waits the turn of another sender if that is earlier; only the order
+        within their senders counts. Return whether it was.
+        """
+        ahead = len(self._lines[is_new].items(sender))
+        before = [*self._lines[item.is_new].items(item.sender)].index(item)
+        if (not is_new, ahead) >= (not item.is_new, before):
+            return False
+        self.remove(item)
+        item.sender, item.is_new = sender, is_new
+        self.push(item)
+        return True
+
+    def candidates(self, held: Counter[int] = _NOTHING) -> list[Slot]:
+        """The next item, then the alternative if that item cannot be taken now. `held` counts what
+        each sender holds already.
+        """
+        order = (False, True) if self._was_new else (True, False)
+        return [_first(self._lines[is_new], held) for is_new in order if self._lines[is_new]]
+
+    def take(self, item: Slot) -> None:
+        """Take an item of candidates(): its sender goes to the end of the round."""
+        self._was_new = item.is_new
+        taken = self._lines[item.is_new].pop(item.sender)
+        assert taken is item
+
+    def remove(self, item: Slot) -> None:
+        """Remove an item that is not wanted any more."""
+        self._lines[item.is_new].remove(item.sender, item)
+
+
+def _first(line: RoundRobinQueue[int, Slot], held: Counter[int]) -> Slot:
+    sender = min(line, key=held.__getitem__) if held else next(iter(line))
+    return next(iter(line.items(sender)))
 
 
 class ConnectionSlots:
-    """The global limit of outgoing connections."""
+    """The limit of all outgoing connections, or of all lookups."""
 
-    def __init__(self, limit: int, gauge: Gauge) -> None:
-        """`gauge` has the label `state`; it shows the connections as "outgoing"."""
+    def __init__(
+        self,
+        limit: int,
+        *,
+        close_idle: Callable[[Any], bool] = lambda _holder: False,
+        all_probe: bool = False,
+    ) -> None:
+        """`close_idle` closes an idle connection of a holder, and says whether there was one.
+        `all_probe`: probes may have all slots.
+        """
+        self._close_idle = close_idle
+        self._all_probe = all_probe
         self._held = dict.fromkeys(SiteStatus, 0)
         self._probes_of: Counter[int] = Counter()  # by sender
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
-        self._waiting_first = {status: SlotQueue[Slot]() for status in SiteStatus}
+        self._waiting_first = {status: SlotQueue() for status in SiteStatus}
         self._next = deque(SiteStatus)  # which status comes next
-        self._first_by_holder: dict[SlotHolder, Slot] = {}  # the wait for its first slot
-        self._waiting_more: dict[SlotHolder, deque[Slot]] = {}  # its other waits
-        self._holders: Counter[SlotHolder] = Counter()  # how many slots each has
-        self._gauge = gauge.labels(state="outgoing")
+        self._first_by_holder: dict[Hashable, Slot] = {}  # the wait for its first slot
+        self._waiting_more: dict[Hashable, deque[Slot]] = {}  # its other waits
+        self._holders: Counter[Hashable] = Counter()  # how many slots each has
         self.limit_to(limit)
 
     def limit_to(self, limit: int) -> None:
         """Use another limit; connections beyond it end when their sites need them no more."""
         self._limit = limit
-        self._probes_max = max(1, limit // 2)
+        self._probes_max = limit if self._all_probe else max(1, limit // 2)
         self._unreachable_max = max(1, limit // 4)
         self._reserve = self._probes_max // _RESERVED_PART
         self._pass_on()
 
     @asynccontextmanager
     async def hold(
-        self, holder: SlotHolder, *, status: SiteStatus, sender: int, is_new: bool
+        self, holder: Hashable, *, status: SiteStatus, sender: int, is_new: bool
     ) -> AsyncIterator[Slot]:
         """Wait for a slot and hold it for the block. `sender` has the first message that it is
         for; `is_new`: that message was just accepted.
@@ -117,7 +176,7 @@ class ConnectionSlots:
                 timer.cancel()
                 self._overdue.pop(id(slot), None)
 
-    def use_earlier_turn(self, holder: SlotHolder, sender: int, *, is_new: bool) -> None:
+    def use_earlier_turn(self, holder: Hashable, sender: int, *, is_new: bool) -> None:
         """If a site waits for its first slot on behalf of another sender, and this sender has the
         earlier turn, let the site wait on behalf of this one. Otherwise a message would wait as
         long as the other mail of its site.
@@ -129,13 +188,18 @@ class ConnectionSlots:
             self._pass_on()  # the reserve for it may be free
 
     @property
+    def count(self) -> int:
+        """How many slots are held."""
+        return sum(self._held.values())
+
+    @property
     def has_waiters(self) -> bool:
         """Whether a site waits for a slot that another could release; idle ones are then closed."""
         if not self._first_by_holder:  # nearly always; called for each message
             return bool(self._waiting_more)
         return bool(self._waiting_more) or self._waiting_first_count > 0
 
-    def is_wanted_back(self, holder: SlotHolder, *, served: int) -> bool:
+    def is_wanted_back(self, holder: Hashable, *, served: int) -> bool:
         """Whether a busy connection should end for another site: its own site has more than its
         share, or it has had `served` transactions while others have no connection.
         """
@@ -153,19 +217,17 @@ class ConnectionSlots:
         else:
             self._wait_for_first(slot)
         if self._has_share_for(slot):
-            any(other.close_idle() for other in list(self._holders))
+            any(map(self._close_idle, list(self._holders)))
         self._end_overdue()
         try:
             await slot.given
         except asyncio.CancelledError:
             if not slot.given.cancelled():
                 self._release(slot)
-            elif slot.is_given_up:  # it was removed from its line already
-                pass
             elif self._first_by_holder.get(holder) is slot:
                 self._waiting_first[slot.status].remove(self._first_by_holder.pop(holder))
                 self._wait_for_first_again(holder)
-            else:
+            elif slot in self._waiting_more.get(holder, ()):
                 self._leave_more(slot)
             raise
 
@@ -195,7 +257,7 @@ class ConnectionSlots:
         self._first_by_holder[slot.holder] = slot
         self._waiting_first[slot.status].push(slot)
 
-    def _wait_for_first_again(self, holder: SlotHolder) -> None:
+    def _wait_for_first_again(self, holder: Hashable) -> None:
         """Let a holder without slots wait for a first one: others make room only for those."""
         has_first = holder in self._holders or holder in self._first_by_holder
         if holder in self._waiting_more and not has_first:
@@ -232,12 +294,11 @@ class ConnectionSlots:
         return share_left > (self._reserve // 2 if slot.is_new else self._reserve)
 
     def _has_place_for(self, slot: Slot) -> bool:
-        return sum(self._held.values()) < self._limit and self._has_share_for(slot)
+        return self.count < self._limit and self._has_share_for(slot)
 
     def _give(self, slot: Slot) -> None:
         self._holders[slot.holder] += 1
         self._count_in(slot)
-        self._gauge.set(sum(self._held.values()))
 
     def _release(self, slot: Slot) -> None:
         self._holders[slot.holder] -= 1
@@ -246,7 +307,6 @@ class ConnectionSlots:
             self._wait_for_first_again(slot.holder)
         self._count_out(slot)
         self._pass_on()
-        self._gauge.set(sum(self._held.values()))
 
     def _count_in(self, slot: Slot) -> None:
         self._held[slot.status] += 1
@@ -262,13 +322,12 @@ class ConnectionSlots:
 
     def _pass_on(self) -> None:
         """Give free slots to the next holders that wait."""
-        while sum(self._held.values()) < self._limit:
+        while self.count < self._limit:
             slot = self._whose_turn()
             if slot is None:
                 return
             assert slot.given is not None
             if slot.given.cancelled():
-                slot.is_given_up = True
                 self._wait_for_first_again(slot.holder)
                 continue
             self._give(slot)

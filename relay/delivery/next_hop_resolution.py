@@ -7,31 +7,28 @@ the site of those hosts. The same hosts are one site, whatever domains they serv
 could not be resolved is not looked up again at once; its claims share that outcome. Mail that
 demands more or less TLS than others (RFC 8689) has lookups and outcomes of its own.
 
-LookupQueue bounds the DNS lookups in progress. Next hops that were not found the last time have a
-small limit of their own, so that they do not delay others. Lookups for new mail, and for sites that
-answered lately, start at once. The others start at a pace that leaves the event loop time: a
-site that has not been contacted may be dead, so new mail comes before queued mail.
+A lookup holds a slot, as a probe of a site does. Next hops that were not found the last time have a
+small limit of their own, so that they do not delay others. Lookups for sites that answered lately
+count as those for new mail.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from itertools import chain
 
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, Timer
+from relay.base.clock import Clock
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Outcome
 from relay.base.message.tls_policy import OPTIONAL, REQUIRETLS, TlsDemand, TlsPolicy
 from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
-from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.fair_queue import ClaimQueue, SlotQueue, SlotRequest
+from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
+from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import (
     HOSTS_MAX,
     Connect,
@@ -61,13 +58,9 @@ from relay.transport.routing.usable_hosts import (
     with_tls,
 )
 
-_TICK_S = 0.002
-# the share of the time since the last lookup that the event loop may have been busy
-_BUSY_PART = 0.4
-_SLOWEST_S = 0.02  # between two lookups, however busy the loop is
 LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 at once
 LOOKUPS_UNREACHABLE_MAX = 16
-_RESERVED_PART = 8  # 1 / this is for new mail, half of it for senders that have no lookup
+_QUEUED_S = 0.02  # between lookups for queued mail, which leave the event loop time for new mail
 _log = get_logger("delivery")
 # By what claims share a lookup: the next hop, with what their message demands of its hosts.
 Way = NextHop | tuple[NextHop, TlsDemand]
@@ -77,151 +70,6 @@ _RESOLVED_S = 1.0  # how long the site of a next hop is remembered without askin
 # each host: its name or its socket's path, port, TLS policy, LMTP; and the other options
 SiteKey = tuple[tuple[tuple[str, int, TlsPolicy, bool], ...], HopOptions]
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
-
-
-class LookupPacing:
-    """Starts lookups at a pace that depends on how busy the event loop is."""
-
-    def __init__(self, begin: Callable[[], bool], clock: Clock) -> None:
-        """`begin` starts one lookup and returns whether another one could start."""
-        self._begin = begin
-        self._clock = clock
-        self._timer: Timer | None = None
-        self._last_s = self._last_busy_s = 0.0
-
-    def go_on(self) -> None:
-        """Start lookups until `begin` returns False."""
-        if self._timer is None:
-            self._timer = self._clock.call_later(0, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._may_begin() and not self._begin():
-            return
-        self._timer = self._clock.call_later(_TICK_S, self._tick)
-
-    def _may_begin(self) -> bool:
-        now_s, busy_s = self._clock.real_s(), self._clock.busy_s()
-        passed_s = now_s - self._last_s
-        if busy_s - self._last_busy_s > _BUSY_PART * passed_s and passed_s < _SLOWEST_S:
-            return False
-        self._last_s, self._last_busy_s = now_s, busy_s
-        return True
-
-
-class LookupQueue:
-    """Limits how many next hops are looked up at once."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._new = _LookupSlots(LOOKUPS_MAX, clock)
-        self._down = _LookupSlots(LOOKUPS_UNREACHABLE_MAX, clock)
-
-    @asynccontextmanager
-    async def slot(self, claim: Claim, *, at_once: bool) -> AsyncIterator[None]:
-        """Wait for a slot and hold it for the block; `claim` is the first of its next hop. With
-        `at_once` it comes before others and is not paced.
-        """
-        line = self._down if claim.level is PriorityLevel.UNREACHABLE else self._new
-        sender = await line.take(way_of(claim), claim.sender, is_new=at_once)
-        try:
-            yield
-        finally:
-            line.give_back(sender)
-
-    def use_earlier_turn(self, claim: Claim, *, at_once: bool) -> None:
-        """If a lookup waits already, move it to this claim's place if that is earlier."""
-        for line in (self._new, self._down):
-            line.use_earlier_turn(way_of(claim), claim.sender, is_new=at_once)
-
-
-@dataclass(slots=True, eq=False)
-class _LookupRequest(SlotRequest):
-    given: asyncio.Future[None]
-
-
-class _LookupSlots:
-    """A limit of lookups, round robin among senders; lookups for queued mail are paced."""
-
-    def __init__(self, limit: int, clock: Clock) -> None:
-        self._left = limit
-        self._reserve = limit // _RESERVED_PART
-        self._held_by_sender: Counter[int] = Counter()
-        self._waiting: SlotQueue[_LookupRequest] = SlotQueue()
-        self._requests: dict[Way, _LookupRequest] = {}  # that wait
-        self._pacing = LookupPacing(self._begin_one, clock)
-
-    async def take(self, way: Way, sender: int, *, is_new: bool) -> int:
-        """Wait for a slot; return the sender that it counts for."""
-        if is_new and self._has_place_for(sender, is_new=True):
-            self._give(sender)
-            return sender
-        request = _LookupRequest(sender, is_new, asyncio.get_running_loop().create_future())
-        self._requests[way] = request
-        self._waiting.push(request)
-        self._begin_urgent()
-        try:
-            await request.given
-        except asyncio.CancelledError:
-            if request.given.done() and not request.given.cancelled():
-                self.give_back(request.sender)
-            raise
-        finally:
-            self._requests.pop(way, None)
-        return request.sender
-
-    def use_earlier_turn(self, way: Way, sender: int, *, is_new: bool) -> None:
-        request = self._requests.get(way)
-        if request is None or request.given.done():
-            return
-        if self._waiting.use_earlier_turn(request, sender, is_new=is_new):
-            self._begin_urgent()
-
-    def give_back(self, sender: int) -> None:
-        self._left += 1
-        self._held_by_sender[sender] -= 1
-        if not self._held_by_sender[sender]:
-            del self._held_by_sender[sender]
-        self._begin_urgent()
-
-    def _begin_one(self) -> bool:
-        """Start the next lookup; return whether another could start."""
-        if (first := self._first()) is not None:
-            self._begin(first)
-        return self._first() is not None
-
-    def _begin_urgent(self) -> None:
-        """Start lookups for new mail that come next; the others are paced."""
-        while (first := self._first()) is not None:
-            if not first.is_new:
-                self._pacing.go_on()
-                return
-            self._begin(first)
-
-    def _first(self) -> _LookupRequest | None:
-        """The next lookup that has a slot."""
-        waiting = self._waiting
-        while cancelled := [
-            one for one in waiting.candidates(self._held_by_sender) if one.given.done()
-        ]:
-            waiting.remove(cancelled[0])
-        for item in waiting.candidates(self._held_by_sender):
-            if self._has_place_for(item.sender, is_new=item.is_new):
-                return item
-        return None
-
-    def _begin(self, item: _LookupRequest) -> None:
-        self._waiting.take(item)
-        self._give(item.sender)
-        item.given.set_result(None)
-
-    def _give(self, sender: int) -> None:
-        self._left -= 1
-        self._held_by_sender[sender] += 1
-
-    def _has_place_for(self, sender: int, *, is_new: bool) -> bool:
-        if not self._held_by_sender[sender]:
-            return self._left > 0
-        return self._left > (self._reserve // 2 if is_new else self._reserve)
 
 
 @dataclass(slots=True)
@@ -254,7 +102,12 @@ class Sites:
         self._waiting: dict[Way, ClaimQueue] = {}
         self._lookups: dict[Way, asyncio.Task[None]] = {}
         self._recording: set[asyncio.Task[None]] = set()
-        self._lookup_queue = LookupQueue(self.clock)
+        # of next hops that were not found the last time, and of others
+        self._lookup_slots = {
+            True: ConnectionSlots(LOOKUPS_UNREACHABLE_MAX, all_probe=True),
+            False: ConnectionSlots(LOOKUPS_MAX, all_probe=True),
+        }
+        self._queued_turn = asyncio.Lock()
         self._host_status = HostStatusCache()
 
     def push(self, claim: Claim) -> None:
@@ -276,9 +129,7 @@ class Sites:
             self._lookups[way] = lookup
             lookup.add_done_callback(self._recording.discard)
         else:  # once the lookup waits: it may have been created a moment ago
-            asyncio.get_running_loop().call_soon(
-                partial(self._lookup_queue.use_earlier_turn, claim, at_once=self._is_urgent(claim))
-            )
+            asyncio.get_running_loop().call_soon(self._use_earlier_turn, claim)
         waiting.push(claim)
         self.recorder.claims.track(claim, waiting)
 
@@ -390,8 +241,15 @@ class Sites:
         return self._host_status.failure(_host_key(way_of(claim)), since_s=since_s)
 
     async def _resolve(self, first: Claim) -> Site | Unresolved:
+        slots = self._lookup_slots[first.level is PriorityLevel.UNREACHABLE]
         try:
-            async with self._lookup_queue.slot(first, at_once=self._is_urgent(first)):
+            async with slots.hold(
+                way_of(first), status=SiteStatus.UNKNOWN, sender=first.sender,
+                is_new=self._is_urgent(first),
+            ) as slot:  # fmt: skip
+                if not slot.is_new:
+                    async with self._queued_turn:
+                        await asyncio.sleep(_QUEUED_S)  # real time: spares the machine
                 began_s = self.clock.real_s()
                 via = self.table.options_for(first.next_hop)
                 found = await find_hosts(self.resolve, first.next_hop, via)
@@ -407,8 +265,13 @@ class Sites:
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
             return TemporaryFailure(INTERNAL_ERROR)
 
+    def _use_earlier_turn(self, claim: Claim) -> None:
+        """Let the lookup for a claim have its turn if that is earlier."""
+        for slots in self._lookup_slots.values():
+            slots.use_earlier_turn(way_of(claim), claim.sender, is_new=self._is_urgent(claim))
+
     def _is_urgent(self, claim: Claim) -> bool:
-        """Whether to look up its next hop at once: for new mail, or if its site answered lately."""
+        """Whether it is looked up as new mail is: it is new, or its site answered lately."""
         resolved = self._resolved.get(way_of(claim))
         return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
 

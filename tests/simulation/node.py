@@ -28,6 +28,7 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.reports.bounces import Reporter
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
@@ -255,7 +256,7 @@ class Node:
         return DeliveryScheduler(
             recorder, local=LocalDelivery(recorder, around.store, self.table),
             resolve=(self.policies if scenario.published else around.resolver).resolve, table=self.table, options=options, clock=self.clock,
-            slots=ConnectionSlots(scenario.connections_max, self.metrics.connections),
+            slots=ConnectionSlots(scenario.connections_max, close_idle=Site.close_idle),
             active_queue=ActiveQueue(claims_max=scenario.window_claims), queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
             connect=around.ledger.progress.watched_connect(
                 partial(

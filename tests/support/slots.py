@@ -3,8 +3,6 @@
 import asyncio
 from contextlib import AbstractAsyncContextManager
 
-from prometheus_client import CollectorRegistry, Gauge
-
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 
 
@@ -50,8 +48,8 @@ class Site:
                 self.held.remove(slot)
 
 
-def some_slots(limit: int) -> ConnectionSlots:
-    return ConnectionSlots(limit, Gauge("c", "c", ["state"], registry=CollectorRegistry()))
+def some_slots(limit: int, *, all_probe: bool = False) -> ConnectionSlots:
+    return ConnectionSlots(limit, close_idle=Site.close_idle, all_probe=all_probe)
 
 
 async def recorded() -> None:

@@ -29,6 +29,7 @@ from relay.delivery.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.delivery.reports.texts import TextSource
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
@@ -349,14 +350,15 @@ def _scheduler(
         base.spool, contents, reporter, clock=base.clock, metrics=base.metrics, schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
     )  # fmt: skip
+    slots = ConnectionSlots(delivery.max_connections, close_idle=Site.close_idle)
+    base.metrics.connections.labels("outgoing").set_function(lambda: slots.count)
     scheduler = DeliveryScheduler(
         recorder,
         local=LocalDelivery(
             recorder, base.store, base.table, delivers_captured=base.is_development
         ),
         resolve=resolve, table=base.table, options=options, clock=base.clock,
-        slots=ConnectionSlots(delivery.max_connections, base.metrics.connections),
-        active_queue=ActiveQueue(),
+        slots=slots, active_queue=ActiveQueue(),
         connect=connect,
         queue_admin=base.spool.queue_admin,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from relay.base.message.envelope import Notify
 from relay.base.message.nexthop import NextHop
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.metrics import Metrics
-from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
+from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.content_cache import ContentCache
@@ -21,6 +21,7 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
+from relay.delivery.site import Site
 from relay.delivery.site_limits import SiteOptions
 from relay.delivery.smtp.connect import connect
 from relay.delivery.smtp.connection import Timeouts
@@ -198,7 +199,8 @@ class RunningDelivery:
         local = LocalDelivery(
             recorder, self.store, self.table, delivers_captured=self.delivers_captured
         )
-        self.slots = ConnectionSlots(self.connections_in_all, self.metrics.connections)
+        self.slots = ConnectionSlots(self.connections_in_all, close_idle=Site.close_idle)
+        self.metrics.connections.labels("outgoing").set_function(lambda: self.slots.count)
         self.active_queue = ActiveQueue(claims_max=self.window_claims)
         self.scheduler = DeliveryScheduler(
             recorder, local=local, resolve=self.table.resolve, table=self.table, options=options, clock=self.clock,

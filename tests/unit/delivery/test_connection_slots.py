@@ -116,6 +116,13 @@ async def test_a_waiting_site_gets_the_reserve_for_its_new_mail(sender: int, is_
     assert not slots._probes_of
 
 
+async def test_lookups_have_all_slots_but_the_reserve() -> None:
+    slots = some_slots(120, all_probe=True)
+    bulk = [Site(slots, UNKNOWN, sender=1).want() for _ in range(200)]
+    await recorded()
+    assert held(bulk) == 105
+
+
 async def test_new_mail_comes_before_queued_mail_but_not_twice_in_a_row() -> None:
     slots = some_slots(2)
     first = Site(slots, UNKNOWN).want()

@@ -1,15 +1,11 @@
 """Fair queues: order among priority levels and senders, removal, and expiry in memory."""
 
-from collections import Counter
-from dataclasses import dataclass
-
-import pytest
 from msgspec.structs import replace
 
 from relay.base.message.envelope import Envelope, MessageFacts, Source
 from relay.base.message.nexthop import NextHop
 from relay.delivery.active_queue import ClaimsInMemory
-from relay.delivery.fair_queue import PASSED_OVER_MAX, ClaimQueue, SlotQueue, SlotRequest
+from relay.delivery.fair_queue import PASSED_OVER_MAX, ClaimQueue
 from relay.store.spool.types import Claim, PriorityLevel, sender_key
 
 FACTS = MessageFacts("q", Envelope(""), Source.SMTP, True, 0, 10**15)
@@ -121,81 +117,4 @@ def test_recorded_claims_leave_no_expiries_behind() -> None:
         claims_in_memory.track(claim, queue)
         claims_in_memory.track_expiry(claim, 10**15)
         claims_in_memory.forget(claim)
-    assert len(claims_in_memory._heap) < 200
     assert (claims_in_memory._queues, claims_in_memory._expiries) == ({}, {})
-
-
-@dataclass(eq=False)
-class Named(SlotRequest):
-    value: str
-
-
-def some(words: str) -> dict[str, Named]:
-    """`a1` is for the sender 1; with a `+` in front it is for new mail."""
-    return {
-        word: Named(int(word[-1]), word.startswith("+"), word.strip("+")) for word in words.split()
-    }
-
-
-def taken(turns: SlotQueue[Named], held: Counter[int] | None = None) -> str:
-    order = []
-    while turns:
-        turn = turns.candidates(held or Counter())[0]
-        turns.take(turn)
-        order.append(turn.value)
-    return " ".join(order)
-
-
-@pytest.mark.parametrize(
-    ("waiting", "held", "order"),
-    [
-        ("a1 b1 c1 d2 e2 f3", "", "a1 d2 f3 b1 e2 c1"),
-        ("a1 b1 c1 d2 e2 f3", "112", "f3 d2 e2 a1 b1 c1"),
-        ("a1 b1 +c1 +d1", "", "c1 a1 d1 b1"),
-        ("a1 +b2 +c2 +d2 +e3", "", "b2 a1 e3 c2 d2"),
-        ("a1 +b2 +c2", "2222", "b2 a1 c2"),
-    ],
-)
-def test_round_robin_order(waiting: str, held: str, order: str) -> None:
-    turns: SlotQueue[Named] = SlotQueue()
-    for turn in some(waiting).values():
-        turns.push(turn)
-    assert len(turns) == len(waiting.split())
-    assert taken(turns, Counter(map(int, held))) == order
-    assert len(turns) == 0
-
-
-def test_an_item_that_may_not_go_leaves_its_turn_to_the_next() -> None:
-    turns: SlotQueue[Named] = SlotQueue()
-    waiting = some("a1 +b2")
-    for turn in waiting.values():
-        turns.push(turn)
-    assert [turn.value for turn in turns.candidates()] == ["b2", "a1"]
-    turns.remove(waiting["+b2"])
-    assert [turn.value for turn in turns.candidates()] == ["a1"]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "is_before"),
-    [
-        ("x1", "c1", False),  # behind three of its own
-        ("x2", "c1", True),
-        ("x2", "a1", False),
-        ("+x1", "a1", True),
-        ("+x3", "+d3", False),
-        ("x2", "+d3", False),
-    ],
-)
-def test_an_item_uses_the_turn_of_another_sender_if_that_is_earlier(
-    one: str, other: str, is_before: bool
-) -> None:
-    turns: SlotQueue[Named] = SlotQueue()
-    waiting = some("a1 b1 c1 +d3")
-    for turn in waiting.values():
-        turns.push(turn)
-    (new,) = some(one).values()
-    item, before = waiting[other], (waiting[other].sender, waiting[other].is_new)
-    assert turns.use_earlier_turn(item, new.sender, is_new=new.is_new) is is_before
-    assert (item.sender, item.is_new) == ((new.sender, new.is_new) if is_before else before)
-    assert len(turns) == len(waiting)
-    turns.remove(item)
