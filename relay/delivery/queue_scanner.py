@@ -10,12 +10,12 @@ start, which is made every RESCAN_US. See docs/design.md 5 and 7.8.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from enum import IntEnum
 
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
-from relay.delivery.active_queue import NOTHING_FREED, ActiveQueue, FreedCapacity
+from relay.delivery.active_queue import ActiveQueue
 from relay.store.spool.types import (
     Claim,
     DueBatch,
@@ -29,6 +29,10 @@ from relay.store.spool.types import (
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start
 _NEVER_US = 1 << 62
+# A cycle of queries goes once through the senders of a next hop that is left behind: after which
+# sender it goes on, whether those that it passed may have more, and which ones were full there.
+_Cycle = tuple[int, bool, frozenset[int]]
+_NEW_CYCLE: _Cycle = (-1, False, frozenset())
 
 
 class Wake(IntEnum):
@@ -37,21 +41,6 @@ class Wake(IntEnum):
     NOT = 0
     SOON = 1  # room for less than a batch: there may be more in a moment
     NOW = 2
-
-
-@dataclass(slots=True)
-class _HopLeftBehind:
-    """A next hop that is left behind. A cycle of queries goes once through its senders.
-
-    `blocked` are senders that were full, at this next hop or in all. When a cycle has found only
-    entries of blocked senders, the next hop `is_suspended` until one of them has room. `again`:
-    senders that the cycle has passed may have more entries to claim.
-    """
-
-    after_sender: int = -1
-    again: bool = False
-    blocked: set[int] = field(default_factory=set)
-    is_suspended: bool = False
 
 
 class PriorityScan:
@@ -70,12 +59,12 @@ class PriorityScan:
         """Forget everything: the next queries scan all that is due."""
         self._after: Position | None = None
         self._has_ended = False
-        self._hops: dict[NextHop, _HopLeftBehind] = {}
+        self._hops: dict[NextHop, _Cycle] = {}
         self._senders: dict[int, Position | None] = {}
         self._open_hops: dict[NextHop, None] = {}  # round robin
         self._open_senders: dict[int, None] = {}
         self._query: DueQuery | None = None
-        self._queried_hop = _HopLeftBehind()  # the state of the next hop in that query
+        self._queried_hop = _NEW_CYCLE  # the state of the next hop in that query
         # the next hop, sender and due time of entries that were not claimed
         self._added_meanwhile: list[tuple[NextHop, int, int]] = []
 
@@ -132,19 +121,12 @@ class PriorityScan:
         elif len(self._added_meanwhile) < LEFT_BEHIND_MAX:
             self._added_meanwhile.append((next_hop, sender, due_us))
 
-    def capacity_freed(self, opened: FreedCapacity) -> None:
+    def capacity_freed(self, next_hop: NextHop, sender: int) -> None:
         """Record that a next hop or a sender has room again."""
-        if opened.next_hop in self._hops:
-            self._open_hop(opened.next_hop)
-        if opened.pair is not None and opened.pair[0] in self._hops:
-            self._open_hop(opened.pair[0])
-        if opened.sender is None:
-            return
-        if opened.sender in self._senders:
-            self._open_senders[opened.sender] = None
-        for next_hop, hop in self._hops.items():
-            if hop.is_suspended and opened.sender in hop.blocked:
-                self._open_hop(next_hop)
+        if next_hop in self._hops:
+            self._open_hop(next_hop)
+        if sender in self._senders:
+            self._open_sender(sender)
 
     # -- the kinds of queries, round robin
     def _query_onward(self) -> DueQuery | None:
@@ -152,9 +134,9 @@ class PriorityScan:
             return None
         active_queue, level = self._active_queue, self.level
         return DueQuery(
-            level, after=self._after, without_hops=frozenset(active_queue.full_hops(level)),
-            without_senders=frozenset(active_queue.full_senders(level)),
-            without_pairs=frozenset(active_queue.full_pairs(level)),
+            level, after=self._after, without_hops=active_queue.full_hops(level),
+            without_senders=active_queue.full_senders(level),
+            without_pairs=active_queue.full_pairs(level),
         )  # fmt: skip
 
     def _query_for_hop(self) -> DueQuery | None:
@@ -162,13 +144,12 @@ class PriorityScan:
         while self._open_hops:
             next_hop = next(iter(self._open_hops))
             del self._open_hops[next_hop]
-            # otherwise capacity_freed() reports when it has room
-            if next_hop not in active_queue.full_hops(level):
+            if not active_queue.is_full(next_hop, level):  # else capacity_freed() follows
                 self._queried_hop = self._hops.pop(next_hop)
-                full_here = (one for hop, one in active_queue.full_pairs(level) if hop == next_hop)
+                full_here = {one for hop, one in active_queue.full_pairs(level) if hop == next_hop}
                 return DueQuery(
-                    level, next_hop=next_hop, after_sender=self._queried_hop.after_sender,
-                    without_senders=active_queue.full_senders(level) | frozenset(full_here),
+                    level, next_hop=next_hop, after_sender=self._queried_hop[0],
+                    without_senders=full_here.union(active_queue.full_senders(level)),
                 )  # fmt: skip
         return None
 
@@ -177,11 +158,11 @@ class PriorityScan:
         while self._open_senders:
             sender = next(iter(self._open_senders))
             del self._open_senders[sender]
-            if sender not in active_queue.full_senders(level):
+            if not active_queue.is_full(sender, level):
                 return DueQuery(
                     level, sender=sender, after=self._senders.pop(sender),
-                    without_hops=frozenset(active_queue.full_hops(level)),
-                    without_pairs=frozenset(active_queue.full_pairs(level)),
+                    without_hops=active_queue.full_hops(level),
+                    without_pairs=active_queue.full_pairs(level),
                 )  # fmt: skip
         return None
 
@@ -189,48 +170,49 @@ class PriorityScan:
     def _add_unclaimed(self, next_hop: NextHop, sender: int, due_us: int) -> None:
         if self._after is None or due_us > self._after[0]:
             self.resume()
-        elif sender in self._active_queue.full_senders(self.level):
+        elif self._active_queue.is_full(sender, self.level):
             self._leave_sender(sender, (due_us, "", 0))
         else:
             self._leave_hop(next_hop)
 
     def _apply_for_hop(self, next_hop: NextHop, batch: DueBatch) -> None:
-        hop = self._queried_hop
-        began_at = hop.after_sender
-        hop.again = hop.again or bool(batch.claims)
-        hop.blocked |= batch.left_senders
-        hop.after_sender = -1 if batch.ended else batch.reached_sender
-        if hop.after_sender == -1:
-            if not batch.ended or (began_at != -1 and hop.again):
-                hop = _HopLeftBehind()
-            elif not hop.blocked:
-                return
+        began_at, again, full_here = self._queried_hop
+        again = again or bool(batch.claims)
+        left, full_here = full_here | batch.left_senders, frozenset[int]()
+        for sender in sorted(left):
+            if self._active_queue.is_full((next_hop, sender), self.level):
+                full_here |= {sender}
             else:
-                hop.is_suspended = True
-        self._hops[next_hop] = hop
+                self._leave_sender(sender, None)
+        if not batch.ended and batch.reached_sender != -1:
+            self._hops[next_hop] = batch.reached_sender, again, full_here
+        elif not batch.ended or (began_at != -1 and again):
+            self._hops[next_hop] = _NEW_CYCLE
+        elif full_here:  # until capacity_freed()
+            self._hops[next_hop] = _NEW_CYCLE
+            return
+        else:
+            return
         self._open_hop(next_hop)
 
     def _leave_hop(self, next_hop: NextHop) -> None:
-        hop = self._hops.get(next_hop)
-        if hop is None or hop.is_suspended:
-            if hop is None and len(self._hops) >= LEFT_BEHIND_MAX:
-                return
-            self._hops[next_hop] = _HopLeftBehind()
-        else:  # the cycle goes on where it is, so that it reaches every sender
-            hop.again = True
+        if next_hop in self._hops:  # the cycle goes on where it is, so that it reaches every sender
+            after_sender, _, full_here = self._hops[next_hop]
+            self._hops[next_hop] = after_sender, True, full_here
+        elif len(self._hops) < LEFT_BEHIND_MAX:
+            self._hops[next_hop] = _NEW_CYCLE
+        else:
+            return
         self._open_hop(next_hop)
 
     def _open_hop(self, next_hop: NextHop) -> None:
-        """Queue a query for it, unless it or all of its senders left behind are full."""
-        active_queue, level = self._active_queue, self.level
-        if next_hop in active_queue.full_hops(level):
-            return
-        hop = self._hops[next_hop]
-        if hop.is_suspended:
-            if all(active_queue.is_full_for(next_hop, sender, level) for sender in hop.blocked):
-                return
-            self._hops[next_hop] = _HopLeftBehind()
-        self._open_hops[next_hop] = None
+        """Queue a query for it, unless it is full."""
+        if not self._active_queue.is_full(next_hop, self.level):
+            self._open_hops[next_hop] = None
+
+    def _open_sender(self, sender: int) -> None:
+        if not self._active_queue.is_full(sender, self.level):
+            self._open_senders[sender] = None
 
     def _leave_sender(self, sender: int, after: Position | None) -> None:
         if sender in self._senders:
@@ -238,8 +220,7 @@ class PriorityScan:
         elif len(self._senders) >= LEFT_BEHIND_MAX:
             return
         self._senders[sender] = after
-        if sender not in self._active_queue.full_senders(self.level):
-            self._open_senders[sender] = None
+        self._open_sender(sender)
 
 
 def _earlier(one: Position | None, other: Position | None) -> Position | None:
@@ -361,11 +342,10 @@ class QueueScanner:
                 scan.add_unclaimed(claim.next_hop, claim.sender, due_us)
         return True
 
-    def capacity_freed(self, opened: FreedCapacity) -> None:
-        """Record which next hops and senders have room again."""
-        if opened is not NOTHING_FREED:  # nearly always
-            for scan in self._scans.values():
-                scan.capacity_freed(opened)
+    def capacity_freed(self, claim: Claim) -> None:
+        """Record that the next hop or the sender of a claim has room again."""
+        for scan in self._scans.values():
+            scan.capacity_freed(claim.next_hop, claim.sender)
 
     async def _scan_round(self) -> bool:
         """Run one query for each level that has work and room; return whether there was one."""

@@ -342,7 +342,8 @@ class DeliveryScheduler:
 
     def _remove(self, claim: Claim) -> None:
         self.recorder.claims.forget(claim)
-        self._scanner.capacity_freed(self.active_queue.remove(claim))
+        if self.active_queue.remove(claim):
+            self._scanner.capacity_freed(claim)
         self._wake(self._scanner.wake())
 
     def _wake(self, why: Wake = Wake.NOW) -> None:

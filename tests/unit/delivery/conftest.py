@@ -227,10 +227,10 @@ class RunningDelivery:
             self.scheduler.recorder.contents,
         )
         held = {
-            "window": self.window_claims - self.active_queue.claims_left,
-            "window's bytes": ACTIVE_QUEUE_BYTES - self.active_queue._whole.left.size_bytes,
+            "window": self.active_queue.claims,
+            "window's units": self.window_claims - self.active_queue._whole.left,
             "full": sorted(map(str, self.active_queue.full_hops(PriorityLevel.UNREACHABLE))),
-            "unknown": self.active_queue._unreached_claims,
+            "unknown": len(self.active_queue._unreached),
             "residents": [*claims_in_memory._queues, *claims_in_memory._expiries],
             "contents": [*contents._held] or contents._used or +contents._used_by,
             "slots": sum(self.slots._held.values()),

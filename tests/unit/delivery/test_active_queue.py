@@ -1,7 +1,8 @@
 """How next hops, senders and priority levels share the active queue and the content cache."""
 
 import asyncio
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
 from relay.base.message.nexthop import LOCAL, NextHop
-from relay.delivery.active_queue import ActiveQueue
+from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.content_cache import ContentCache
 from relay.formats.encode_for_host import CannotEncodeError, Need
 from relay.store.spool.types import PriorityLevel, SpoolError
@@ -27,7 +28,7 @@ class Claim:
     next_hop: NextHop
     content: bytes | None = None
     message: Message = Message("m")
-    entry_id: int = 1
+    entry_id: int = field(default_factory=itertools.count(100).__next__)
     content_size: int = 0
     sender: int = 0
     level: PriorityLevel = PriorityLevel.NORMAL
@@ -59,13 +60,17 @@ def fill(
     return claims
 
 
+def left(active_queue: ActiveQueue) -> int:
+    return active_queue._whole.left
+
+
 def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
     active_queue = ActiveQueue(claims_max=60)
     assert len(fill(active_queue, STALLED)) == 30
-    assert active_queue.full_pairs(PriorityLevel.NORMAL) == {(STALLED, 1)}
+    assert active_queue.full_pairs(PriorityLevel.NORMAL) == [(STALLED, 1)]
     assert not active_queue.full_hops(PriorityLevel.NORMAL)
     assert len(fill(active_queue, LIVE)) == 15
-    assert active_queue.claims_left == 15
+    assert left(active_queue) == 15
 
 
 def test_a_next_hop_that_one_sender_has_filled_takes_anothers() -> None:
@@ -89,7 +94,7 @@ def test_a_sender_leaves_a_part_free_over_many_next_hops() -> None:
         if active_queue.has_room_for(hop, 1, PriorityLevel.NORMAL):
             active_queue.add(Claim(hop, sender=1))
     assert active_queue.full_senders(PriorityLevel.NORMAL) == {1}
-    assert active_queue.claims_left == 28  # half of what the queue leaves to new mail
+    assert left(active_queue) == 28  # half of what the queue leaves to new mail
     assert active_queue.has_room_for(NextHop.parse("mx:0.test"), 2, PriorityLevel.NORMAL)
 
 
@@ -109,9 +114,11 @@ def test_a_full_sender_has_room_for_new_mail_at_next_hops_with_few_claims() -> N
     assert active_queue.has_room_for(NextHop.parse("mx:last.test"), 2, PriorityLevel.NORMAL)
 
 
-def test_a_sender_has_no_more_bytes_at_a_next_hop_than_are_left_free() -> None:
-    active_queue = ActiveQueue(size_max_bytes=60)
-    assert len(fill(active_queue, STALLED, b"x")) == 30
+def test_a_claim_with_a_large_content_counts_for_several() -> None:
+    active_queue = ActiveQueue(claims_max=60)
+    unit = ACTIVE_QUEUE_BYTES // 60
+    assert len(fill(active_queue, STALLED, bytes(2 * unit))) == 10
+    assert (active_queue.claims, left(active_queue)) == (10, 30)
     assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
 
 
@@ -120,7 +127,7 @@ def test_a_sender_has_no_more_bytes_at_a_next_hop_than_are_left_free() -> None:
     [
         (PriorityLevel.HIGH, 32),
         (PriorityLevel.NORMAL, 32),
-        (PriorityLevel.LOW, 16),
+        (PriorityLevel.LOW, 32),
         (PriorityLevel.UNREACHABLE, 8),
     ],
 )
@@ -132,29 +139,27 @@ def test_a_priority_level_has_its_part_at_most(level: PriorityLevel, most: int) 
         hop = NextHop.parse(f"mx:{number}.test")
         if active_queue.has_room_for(hop, number, level):
             active_queue.add(Claim(hop, sender=number, level=level))
-    parts = {PriorityLevel.LOW: 32, PriorityLevel.UNREACHABLE: 16}
-    assert 64 - active_queue.claims_left == parts.get(level, 64)
-    assert bool(active_queue.batch_size(PriorityLevel.NORMAL)) == (level in parts)
+    is_down = level is PriorityLevel.UNREACHABLE
+    assert active_queue.claims == (16 if is_down else 64)
+    assert bool(active_queue.batch_size(PriorityLevel.NORMAL)) == is_down
     assert active_queue.batch_size(level) == 0
 
 
-@pytest.mark.parametrize("level", [PriorityLevel.LOW, PriorityLevel.UNREACHABLE])
-def test_the_part_of_a_priority_level_is_shared_as_the_whole_is(level: PriorityLevel) -> None:
+def test_the_part_of_unreachable_sites_is_shared_as_the_whole_is() -> None:
     """A sender with many unknown next hops leaves room for another sender."""
-    active_queue = ActiveQueue(claims_max=360)
+    active_queue, level = ActiveQueue(claims_max=360), PriorityLevel.UNREACHABLE
     claims = []
     for number in range(360):
         hop = NextHop.parse(f"mx:{number}.test")
         if active_queue.has_room_for(hop, 1, level):
             claims.append(Claim(hop, sender=1, level=level))
             active_queue.add(claims[-1])
-    assert len(claims) == {PriorityLevel.LOW: 160, PriorityLevel.UNREACHABLE: 80}[level]
+    assert len(claims) == 80
     assert active_queue.full_senders(level) == {1}
     assert not active_queue.full_senders(PriorityLevel.NORMAL)
     assert active_queue.has_room_for(LIVE, 2, level)
     assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
-    senders = [active_queue.remove(claim).sender for claim in claims]
-    assert senders.count(1) == 1
+    assert [active_queue.remove(claim) for claim in claims].count(True) == 1
     assert not active_queue.full_senders(level)
 
 
@@ -191,20 +196,10 @@ def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
     ] * 10
     assert active_queue.level_of(LIVE, 0, PriorityLevel.HIGH) is PriorityLevel.HIGH
     assert active_queue.level_of(LOCAL, 0, PriorityLevel.LOW) is PriorityLevel.LOW
-    active_queue.mark_reached(claims[0].next_hop)  # its claims are not of those any more
-    assert active_queue.level_of(STALLED, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
     active_queue.mark_unreachable(LIVE)
     for claim in claims:
         active_queue.remove(claim)
-    assert (
-        active_queue._unreached_claims,
-        active_queue._unreached_by_sender,
-        active_queue._unreached,
-    ) == (
-        0,
-        {},
-        {},
-    )
+    assert active_queue.level_of(STALLED, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
 
 
 def test_the_queue_leaves_a_reserve_for_new_mail() -> None:
@@ -213,18 +208,18 @@ def test_the_queue_leaves_a_reserve_for_new_mail() -> None:
     while active_queue.batch_size(PriorityLevel.NORMAL):
         number += 1
         active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=number))
-    assert active_queue.claims_left == 100
+    assert left(active_queue) == 100
     assert active_queue.has_room_for(LIVE, 0, PriorityLevel.NORMAL)
 
 
 def test_a_full_pair_may_have_more_once_it_has_half() -> None:
     active_queue = ActiveQueue(claims_max=60)
     claims = fill(active_queue, STALLED)
-    opened = [active_queue.remove(claim).pair for claim in claims]
-    assert opened.index((STALLED, 1)) == 10  # with 19 in it and 41 left
-    assert opened.count((STALLED, 1)) == 1
+    opened = [active_queue.remove(claim) for claim in claims]
+    assert opened.index(True) == 10  # with 19 in it and 41 left
+    assert opened.count(True) == 1
     assert not active_queue.full_pairs(PriorityLevel.NORMAL)
-    assert active_queue.claims_left == 60
+    assert left(active_queue) == 60
 
 
 class Spool:
@@ -240,9 +235,8 @@ def test_a_sender_without_claims_is_not_full() -> None:
     mine = Claim(STALLED)
     for claim in (*(Claim(LIVE, sender=number) for number in range(1, 6)), mine):
         active_queue.add(claim)
-    assert active_queue.claims_left < 0
-    opened = active_queue.remove(mine)
-    assert (opened.next_hop, opened.sender) == (STALLED, 0)
+    assert left(active_queue) < 0
+    assert active_queue.remove(mine)
     assert STALLED not in active_queue.full_hops(PriorityLevel.NORMAL)
     assert 0 not in active_queue.full_senders(PriorityLevel.NORMAL)
 

@@ -38,15 +38,15 @@ async def test_a_waiting_claim_is_withdrawn_and_one_being_delivered_is_not(deliv
         await delivery.start()
         works, waits = [await delivery.send(f"{n}@a.test") for n in range(2)]
         await mx.reached("DOT")
-        left = delivery.active_queue.claims_left
+        claims = delivery.active_queue.claims
         keys = {(works, 1), (waits, 1), ("unknown", 1)}
         for _ in range(2):  # asking takes nothing
             assert delivery.scheduler.waiting_among(keys) == {(waits, 1)}
-        assert delivery.active_queue.claims_left == left
+        assert delivery.active_queue.claims == claims
         assert delivery.scheduler.withdraw(keys) == {(waits, 1)}
         assert delivery.scheduler.withdraw(keys) == frozenset()
         assert delivery.scheduler.waiting_among(keys) == frozenset()
-        assert delivery.active_queue.claims_left == left + 1
+        assert delivery.active_queue.claims == claims - 1
         gate.set()
         assert states(await recorded(delivery, works)) == {"0@a.test": "relayed"}
         assert [one.addresses for one in mx.envelopes] == [["0@a.test"]]
