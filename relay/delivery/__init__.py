@@ -38,14 +38,14 @@ The promise of fairness: due mail for a next hop that answers is attempted soon,
 the queue. Neither the mail of one sender, nor that for one next hop, nor mail for any number of
 hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take.
 Nothing waits for ever. Memory, connections and queries do not grow with the queue. What keeps it:
-- `active_queue`: a sender, a next hop, or both together get no more claims while they have a
-  multiple of what is left; new mail has a reserve; unreachable sites have a part.
-- `queue_scanner`: whom a query passed over for lack of room is remembered, and fetched later.
-- `fair_queue`: senders take turns; a priority level that was passed over a few times is next.
-- `connection_slots`, `site_limits`: sites that have not answered lately have half of the
-  connections, a first one comes before a second, new mail and senders without any have a reserve.
-- `next_hop_resolution`: the same for lookups; those for queued mail leave the processor time.
-- `host_selection`: all mail for an unreachable host shares one probe.
+In memory (active_queue) a sender, a next hop, or both together get no more claims while they have a
+multiple of what is left; new mail has a reserve, and unreachable sites a part. Whom a query passed
+over for lack of room (queue_scanner) is remembered, and fetched later. Senders take turns, and a
+priority level that was passed over a few times is next (fair_queue). Sites that have not answered
+lately have half of the connections; a first connection comes before a second, and new mail and
+senders without any have a reserve (connection_slots, site_limits). So it is with lookups, of which
+those for queued mail leave the processor time (next_hop_resolution). All mail for an unreachable
+host shares one probe (host_selection).
 
 The constants of these modules say how much. Worlds in virtual time judge the promise:
 tests/unit/delivery/test_fairness.py says of most limits how long mail takes without them. See

@@ -359,17 +359,6 @@ def test_docstrings_and_comments_name_what_exists():
     assert [one for one in named if one[1]] == []
 
 
-def test_the_rules_of_fairness_name_limits_of_delivery():
-    room = TOP / "relay/delivery"
-    rules = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
-    limits = set(re.findall(r"(?<![\w.])_?[A-Z]+_[A-Z_]+\b", rules))
-    assert len(limits) > 15
-    code = "".join(path.read_text() for path in room.glob("[!_]*.py"))
-    assert {
-        name for name in limits if not re.search(rf"^(\w+, )*{name}\b.* = ", code, re.MULTILINE)
-    } == set()
-
-
 def test_contributing_names_what_exists():
     names, _, _ = known_names()
     targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
