@@ -7,8 +7,7 @@ connection.
 
 - `smtp`: the SMTP client: connection, TLS and what verifies it (DANE), transaction, LMTP
 - `reports`: who gets a report, and its words in each language; read receipts
-- `dependencies`: what sites and local delivery need of the scheduler, as a Protocol
-- `scheduler`: the queue manager: gives claims to `site` or `local_delivery`, and records them
+- `scheduler`: the queue manager: gives claims to a site or to `local_delivery`
 - `queue_scanner`: which due entries are fetched from the spool, and when
 - `active_queue`: how many claims of a sender and a next hop are in memory; when they expire there
 - `fair_queue`: whose turn it is: priority levels, round robin among senders
@@ -16,19 +15,20 @@ connection.
 - `content_cache`: which contents are in memory, also those encoded again for hosts; what cannot be
   read (held the second time)
 - `next_hop_resolution`: when a next hop is looked up, and which hosts share a site
-- `site`: how claims for a site get connections; what follows when no host answers; probes
+- `site`: hosts, the claims that wait for them, limits; what follows when no host answers; probes
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many
 - `connection_slots`: which site gets the next connection, or lookup; shares of those that do not
   answer
 - `host_selection`: the next host when one fails: order of tries, recent failures, source address
 - `recipient_verification`: RCPT probes for recipients = "verify"; how long an answer is kept
-- `outbound_session`: a connection (SMTP, LMTP) and its transactions; what a stop cuts off
+- `outbound_session`: the loop of a worker: host, session, room, transaction, result of each claim;
+  what a stop cuts off
 - `local_delivery`: delivery into mailboxes: Return-Path, Delivered-To, mailbox full, unknown user
 - `provider_replies`: conf/providers.toml: replies that mean something else at some provider
 - `attempt_result`: which recipients are final; when a delay report is due; the events of an attempt
 - `retry`: when a deferred recipient is tried again (back-off, jitter), and when it expires
-- `attempt_recorder`: commits the result with its reports, or ignores one that comes too late; the
-  log line and metric of an attempt
+- `attempt_recorder`: how a claim ends: commits the result with its reports, or ignores one that
+  comes too late; the log line and metric of an attempt
 
 Elsewhere: which reply means what: `relay/base/message/outcome.py`; the order of MX hosts:
 `relay/transport/routing/mx_hosts.py`; the session itself: `relay/delivery/smtp`; who gets a bounce:

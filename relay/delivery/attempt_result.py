@@ -39,7 +39,7 @@ from relay.base.message.tls_policy import (
     TlsPolicy,
 )
 from relay.base.phrases import counted
-from relay.delivery.retry import DeferralCause, Retry, RetrySchedule
+from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
@@ -144,27 +144,27 @@ def result_of_attempt(
     left = [one for one in claim.recipients if _is_pending(outcomes.get(one.id))]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
-        return AttemptResult(_commit(claim, time, outcomes, event), time, kinds)
+        return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
     outcomes = {one: what for one, what in outcomes.items() if not isinstance(what, Captured)}
     # in the recipients' order, each class once
     names = [deferral_class(outcomes[one.id]) for one in left if one.id in outcomes]
     held = DeferralClass.CONTENT in names and claim.cause == DeferralClass.CONTENT
     before = DeferralCause(claim.cause, claim.cause_attempts)
-    retry = Retry(time.now_us, before)
+    retry_us, cause = time.now_us, before
     if names or not (reported or unknown):
-        retry = schedule.retry(
+        retry_us, cause = schedule.retry(
             before, dict.fromkeys(names), now_us=time.now_us, expires_us=claim.expires_us
         )
     warned, late = _warning(claim, left, outcomes, time=time)
     waiting = _waiting(
-        claim, retry_us=None if held else retry.at_us, cause=retry.cause, warn_us=warned,
+        claim, retry_us=None if held else retry_us, cause=cause, warn_us=warned,
         level=claim.priority if reached else PriorityLevel.UNREACHABLE, now_us=time.now_us,
     )  # fmt: skip
     event = _attempt_event(
         claim, outcomes, time.at_us, lookup=lookup, took_s=took_s, held=_NOT_READ if held else "",
-        retry="" if held or retry.at_us is None else time.wall_time(retry.at_us),
+        retry="" if held else time.wall_time(retry_us),
     )  # fmt: skip
-    commit = _commit(claim, time, outcomes, event, waiting)
+    commit = _commit(claim, time, outcomes, event=event, waiting=waiting)
     commit = replace(commit, unanswered=unanswered, held=held, ends_warning=late is not None)
     return AttemptResult(commit, time, kinds, late)
 
@@ -173,6 +173,7 @@ def _commit(
     claim: Claim,
     time: AttemptTime,
     outcomes: Mapping[int, Outcome],
+    *,
     event: Event | None = None,
     waiting: EntrySchedule | None = None,
 ) -> ClaimResult:
@@ -227,7 +228,7 @@ def partial_result(
     reported = _successes(claim, outcomes, at_us=time.at_us)
     owed = {one.path for some in reported.values() for one in some}
     commit = replace(
-        _commit(claim, time, outcomes, event), goes_on=True,
+        _commit(claim, time, outcomes, event=event), goes_on=True,
         owed=[one.id for one in claim.recipients if one.path in owed],
     )  # fmt: skip
     return AttemptResult(commit, time, reported)
@@ -286,7 +287,7 @@ def unrecorded_result(
     )  # fmt: skip
     reason = _NOT_RECORDED if may_be_delivered else ""
     event = _attempt_event(claim, concluded, time.at_us, held=reason)
-    commit = _commit(claim, time, concluded, event, waiting)
+    commit = _commit(claim, time, concluded, event=event, waiting=waiting)
     return AttemptResult(replace(commit, held=may_be_delivered), time)
 
 
@@ -314,7 +315,7 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     if rule:
         detail |= {"rule": rule, **({"silent": True} if is_silent else {})}
     event = Event(Step.DELIVERY, time.at_us, detail)
-    commit = replace(_commit(claim, time, {}, event), expired=expired)
+    commit = replace(_commit(claim, time, {}, event=event), expired=expired)
     return AttemptResult(commit, time, {ReportKind.FAILED: tuple(reported)})
 
 

@@ -30,7 +30,6 @@ from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import (
-    HOSTS_MAX,
     Connect,
     ConnectFailure,
     HostKey,
@@ -72,14 +71,6 @@ SiteKey = tuple[tuple[tuple[str, int, TlsPolicy, bool], ...], HopOptions]
 _NO_TLS = TlsPolicy("none")  # in a SiteKey's options
 
 
-@dataclass(slots=True)
-class _ResolvedSite:
-    """The site of a next hop that was resolved a moment ago."""
-
-    site: Site
-    until: float
-
-
 @dataclass(eq=False)
 class Sites:
     """All sites, and the claims that wait for next-hop resolution."""
@@ -96,9 +87,8 @@ class Sites:
     def __post_init__(self) -> None:
         self._sites: dict[SiteKey, Site] = {}
         self._retired: list[Site] = []  # those whose last transactions have not ended
-        self._resolved: dict[Way, _ResolvedSite] = {}
+        self._resolved: dict[Way, tuple[Site, float]] = {}  # and until when it counts
         self._found: dict[Way, Lookup] = {}  # for the evidence of attempts
-        self._retry_now: dict[Way, None] = {}  # the lookup forgets their hosts' failures
         self._waiting: dict[Way, ClaimQueue] = {}
         self._lookups: dict[Way, asyncio.Task[None]] = {}
         self._recording: set[asyncio.Task[None]] = set()
@@ -113,11 +103,11 @@ class Sites:
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
         way = way_of(claim)
-        resolved = self._resolved.get(way)
-        if resolved is not None and (
-            resolved.until > self.clock.monotonic() or resolved.site.has_known_failure_for(claim)
+        site, until_s = self._resolved.get(way, (None, 0.0))
+        if site is not None and (
+            until_s > self.clock.monotonic() or site.has_known_failure_for(claim)
         ):
-            resolved.site.push(claim)
+            site.push(claim)
             return
         waiting = self._waiting.get(way)
         if waiting is None and (failure := self._recent_failure(claim)) is not None:
@@ -134,16 +124,12 @@ class Sites:
         self.recorder.claims.track(claim, waiting)
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
-        """Forget failures of these next hops and their hosts."""
+        """Forget all failures, since these next hops may have other hosts now, and their pauses."""
+        self._host_status.forget_failures()
         for way in chain.from_iterable(map(_ways_to, next_hops)):
-            self._host_status.forget_failure(_host_key(way))
-            self._retry_now[way] = None  # for the hosts that the next lookup finds
-            if len(self._retry_now) > HOSTS_MAX:
-                del self._retry_now[next(iter(self._retry_now))]
-            resolved = self._resolved.get(way)
-            if resolved is not None:
-                resolved.until = 0.0
-                resolved.site.retry_now()
+            site, _ = self._resolved.pop(way, (None, 0.0))
+            if site is not None:
+                site.end_pause()
 
     def lookup_of(self, claim: Claim) -> Lookup | None:
         """Return what the last lookup for a claim gave; of some thousand next hops."""
@@ -223,10 +209,7 @@ class Sites:
         if isinstance(found, Site):
             if len(self._resolved) >= _RESOLVED_MAX:
                 self._resolved.clear()
-            self._resolved[way] = _ResolvedSite(found, self.clock.monotonic() + _RESOLVED_S)
-            if way in self._retry_now:
-                del self._retry_now[way]
-                found.retry_now()
+            self._resolved[way] = found, self.clock.monotonic() + _RESOLVED_S
             for claim in claims:
                 found.push(claim)
             return
@@ -272,8 +255,8 @@ class Sites:
 
     def _is_urgent(self, claim: Claim) -> bool:
         """Whether it is looked up as new mail is: it is new, or its site answered lately."""
-        resolved = self._resolved.get(way_of(claim))
-        return claim.is_fresh or (resolved is not None and resolved.site.has_answered())
+        site, _ = self._resolved.get(way_of(claim), (None, 0.0))
+        return claim.is_fresh or (site is not None and site.has_answered())
 
     def _note_lookup(
         self, way: Way, found: Resolution, options: HopOptions, *, took_s: float

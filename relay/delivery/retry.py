@@ -30,13 +30,6 @@ class DeferralCause(Struct, frozen=True):
     attempts: int = 0
 
 
-class Retry(Struct, frozen=True):
-    """When the next attempt is, and the cause, which has the position in the list."""
-
-    at_us: int
-    cause: DeferralCause
-
-
 class RetrySchedule(Struct, frozen=True):
     """Retry lists in seconds; the last step of each repeats. `by_class` has lists for deferral
     classes, `retry_s` is for all others; `rng` returns a number from 0 to 1. After
@@ -50,15 +43,15 @@ class RetrySchedule(Struct, frozen=True):
 
     def retry(
         self, before: DeferralCause, names: Collection[str], *, now_us: int, expires_us: int
-    ) -> Retry:
-        """Compute the next attempt after one that ended with these deferral classes: the earliest
-        of their times, never later than `expires_us`. `names` is empty if no recipient was
-        attempted.
+    ) -> tuple[int, DeferralCause]:
+        """Return when the next attempt is after one that ended with these deferral classes, and its
+        cause, which has the position in the list: the earliest of their times, never later than
+        `expires_us`. `names` is empty if no recipient was attempted.
         """
         causes = [self._following(before, name) for name in names or ("",)]
         cause = min(causes, key=self.step_s)
         jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
-        return Retry(min(now_us + int(jittered_s * 1_000_000), expires_us), cause)
+        return min(now_us + int(jittered_s * 1_000_000), expires_us), cause
 
     def step_s(self, cause: DeferralCause) -> float:
         """The wait after a cause; without one, the shortest first step of all lists."""

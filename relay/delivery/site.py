@@ -146,9 +146,8 @@ class Site:
         """Whether it is connected, or was lately."""
         return self.is_connected or self.hosts.has_answered()
 
-    def retry_now(self) -> None:
-        """Forget failures to connect, and a pause."""
-        self.hosts.forget_failures()
+    def end_pause(self) -> None:
+        """Contact it again at once."""
         self.paused_by = ""
 
     def close(self) -> list[Claim]:

@@ -501,8 +501,8 @@ def _first_version(original: Any) -> Any:
 
 def _retry_at_expiry(original: Any) -> Any:
     def retry(self: RetrySchedule, before: Any, names: Any, *, now_us: int, expires_us: int) -> Any:
-        found = original(self, before, names, now_us=now_us, expires_us=expires_us)
-        return replace(found, at_us=expires_us)
+        _, cause = original(self, before, names, now_us=now_us, expires_us=expires_us)
+        return expires_us, cause
 
     return retry
 
