@@ -14,7 +14,7 @@ connection.
 - `rerouting`: which mail is rerouted because its route changed while it waited
 - `content_cache`: which contents are in memory, also those encoded again for hosts; what cannot be
   read (held the second time)
-- `next_hop_resolution`: when a next hop is looked up, and which hosts share a site
+- `sites`: when a next hop is looked up, and which hosts share a site
 - `site`: hosts, the claims that wait for them, limits; what follows when no host answers; probes
 - `site_limits`: how many connections and messages per time a site gets; what counts as too many
 - `connection_slots`: which site gets the next connection, or lookup; shares of those that do not
@@ -44,7 +44,7 @@ over for lack of room (queue_scanner) is remembered, and fetched later. Senders 
 priority level that was passed over a few times is next (fair_queue). Sites that have not answered
 lately have half of the connections; a first connection comes before a second, and new mail and
 senders without any have a reserve (connection_slots, site_limits). So it is with lookups, of which
-those for queued mail leave the processor time (next_hop_resolution). All mail for an unreachable
+those for queued mail leave the processor time (sites). All mail for an unreachable
 host shares one probe (host_selection).
 
 The constants of these modules say how much. Worlds in virtual time judge the promise:

@@ -163,7 +163,7 @@ class AttemptRecorder:
             partial(self._record_some, claim, outcomes, took_s),
             partial(self._record_some, claim, dict.fromkeys(outcomes, in_doubt), None),
         )
-        self._notify_change(claim)
+        self.on_change(claim.message.id)
 
     async def expire(self, claim: Claim) -> None:
         """Record an expired claim."""
@@ -212,7 +212,7 @@ class AttemptRecorder:
             lambda: self._record(claim, unrecorded_result(claim, outcomes, time=self._time())),
         )
         self.ended(claim, end, reached)
-        self._notify_change(claim)
+        self.on_change(claim.message.id)
 
     async def _recorded(
         self,
@@ -238,13 +238,6 @@ class AttemptRecorder:
                 break
             pause_s = await self._pause(pause_s)
         return _UNKNOWN_END
-
-    def _notify_change(self, claim: Claim) -> None:
-        """Call on_change. Its error must not end the worker that records."""
-        try:
-            self.on_change(claim.message.id)
-        except Exception:  # noqa: BLE001 - an internal error
-            _log.exception("internal error in a change notification", qid=claim.message.id)
 
     async def _record_some(
         self, claim: Claim, outcomes: Mapping[int, Outcome], took_s: float | None

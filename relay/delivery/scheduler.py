@@ -22,12 +22,12 @@ from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery
-from relay.delivery.next_hop_resolution import Sites
 from relay.delivery.queue_scanner import QueueScanner, Wake
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
 from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions
+from relay.delivery.sites import Sites
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Hosts

@@ -24,15 +24,14 @@ from relay.base.message.srs import Srs
 from relay.delivery import (
     attempt_recorder,
     attempt_result,
-    next_hop_resolution,
     outbound_session,
     retry,
     scheduler,
+    sites,
 )
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
 from relay.delivery.host_selection import HostSelection
-from relay.delivery.next_hop_resolution import SiteKey, Sites
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.delivery.reports import bounces
@@ -40,6 +39,7 @@ from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
 from relay.delivery.site import Site
 from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
+from relay.delivery.sites import SiteKey, Sites
 from relay.delivery.smtp import transaction
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.shared import (
@@ -633,7 +633,7 @@ BROKEN = (
     Broken("connections are shared whatever the login", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_login)), "has another login", where=conditions.guarded),
     Broken("sites are shared across TLS policies", _instead(Sites, "__init__", _sites_shared_by(_whatever_the_tls)), "below the policy", where=conditions.in_clear),
     Broken("failures are shared across TLS policies", _instead(HostSelection, "_key", _whatever_its_tls), "no policy in force", where=conditions.in_clear),
-    Broken("look-ups are shared whatever mail demands", _instead(next_hop_resolution, "way_of", _whatever_it_demands), "policy", where=conditions.in_clear),
+    Broken("look-ups are shared whatever mail demands", _instead(sites, "way_of", _whatever_it_demands), "policy", where=conditions.in_clear),
     Broken("TLSA records count without AD", _instead(Resolver, "tlsa", _trusting), "no policy in force", where=conditions.forged),
     Broken("a policy is for ever", _instead(KeptPolicy, "ends_us", _for_ever), "no policy in force", where=conditions.published),
     Broken("a timed hold is for ever", _instead(decisions._EntryChanger, "_wait", _held_without_end), "held too long", where=conditions.held_for_a_time),

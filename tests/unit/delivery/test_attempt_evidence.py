@@ -218,7 +218,7 @@ async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_ski
 
 
 async def test_the_lookups_that_are_remembered_are_bounded(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.next_hop_resolution._RESOLVED_MAX", 3)
+    monkeypatch.setattr("relay.delivery.sites._RESOLVED_MAX", 3)
     async with RemoteMx() as mx:
         await delivery.start()
         for number in range(5):

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from relay.delivery import attempt_recorder as result_module
-from relay.delivery import attempt_result, connection_slots, next_hop_resolution, site
+from relay.delivery import attempt_result, connection_slots, site, sites
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.smtp.connect import connect
 from relay.store.spool.types import ClaimResult, Selector
@@ -165,25 +165,6 @@ async def test_an_internal_error_after_a_result_does_not_record_it_again(
     assert len(asked) == 1
 
 
-async def test_an_internal_error_of_on_change_leaves_no_claim_behind(delivery, monkeypatch) -> None:
-    """If workers ended, waiting claims would have none."""
-
-    def break_off(queue_id: str) -> None:
-        heard.append(queue_id)
-        raise ValueError("ours")
-
-    heard: list[str] = []
-    delivery.table.mailboxes |= {"bob@b.test"}
-    await delivery.open()
-    delivery.compose()
-    monkeypatch.setattr(delivery.scheduler.recorder, "on_change", break_off)
-    sent = {await delivery.send("bob@b.test", claim=False) for _ in range(40)}
-    delivery.run()  # more at once than there are workers
-    async with asyncio.timeout(SOON_S):
-        while set(heard) != sent or delivery.left():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_result_follows_a_failed_one() -> None:
     """The result after one that failed is done as well."""
 
@@ -215,7 +196,7 @@ async def test_a_stop_ends_results_that_fail(delivery, monkeypatch) -> None:
 
 
 async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 3)
+    monkeypatch.setattr(sites, "_RESOLVED_MAX", 3)
     async with RemoteMx() as mx:
         await delivery.start()
         for number in range(8):
@@ -405,7 +386,7 @@ async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, m
 async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(
     delivery, monkeypatch
 ) -> None:
-    push, faults = next_hop_resolution.Sites.push, []
+    push, faults = sites.Sites.push, []
 
     def break_once(self, claim) -> None:
         if not faults:
@@ -413,7 +394,7 @@ async def test_a_claim_that_cannot_be_scheduled_does_not_affect_others(
             raise RuntimeError("ours")
         push(self, claim)
 
-    monkeypatch.setattr(next_hop_resolution.Sites, "push", break_once)
+    monkeypatch.setattr(sites.Sites, "push", break_once)
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
         await delivery.open()

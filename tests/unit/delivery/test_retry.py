@@ -33,8 +33,9 @@ def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
     retry = schedule(rng).retry(
         DeferralCause("site", attempts), ["site"], now_us=0, expires_us=NEVER_US
     )
-    assert retry[0] == pytest.approx(seconds * SECOND_US)
-    assert retry.cause == DeferralCause("site", attempts + 1)
+    retry_us, cause = retry
+    assert retry_us == pytest.approx(seconds * SECOND_US)
+    assert cause == DeferralCause("site", attempts + 1)
 
 
 def test_a_retry_is_never_later_than_expiry() -> None:

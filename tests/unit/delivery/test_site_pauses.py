@@ -160,7 +160,7 @@ async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
 
 
 async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.next_hop_resolution._SITES_MAX", 2)
+    monkeypatch.setattr("relay.delivery.sites._SITES_MAX", 2)
     async with AsyncExitStack() as stack:
         delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
         await delivery.start()

@@ -9,7 +9,7 @@ from msgspec import structs
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass
 from relay.base.message.tls_policy import TlsPolicy
-from relay.delivery import connection_slots, next_hop_resolution
+from relay.delivery import connection_slots, sites
 from relay.delivery.smtp.connect import connect
 from relay.store.spool.types import PriorityLevel, SpoolError
 from relay.transport.routing.mx_hosts import Host, Hosts, TemporaryFailure
@@ -281,7 +281,7 @@ async def test_the_known_failure_of_a_host_needs_no_connection(delivery, dead) -
 
 
 async def test_the_known_failure_of_a_host_needs_no_dns_lookup(delivery, dead, monkeypatch) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_S", 0.0)
+    monkeypatch.setattr(sites, "_RESOLVED_S", 0.0)
     dead.serve(delivery, "dead.test")
     resolve, asked = delivery.table.resolve, []
 
@@ -323,7 +323,7 @@ async def test_an_operator_can_retry_an_unreachable_host_at_once(delivery, dead)
 async def test_a_retry_by_an_operator_reaches_a_next_hop_that_has_moved(
     delivery, dead, monkeypatch
 ) -> None:
-    monkeypatch.setattr(next_hop_resolution, "_RESOLVED_MAX", 1)
+    monkeypatch.setattr(sites, "_RESOLVED_MAX", 1)
     dead.serve(delivery, "1.dead.test")
     dead.serve(delivery, "2.dead.test", address="192.0.2.2")
     await delivery.start()
