@@ -278,6 +278,33 @@ def test_a_host_that_stalls_leaves_room_for_others(lived) -> None:
     assert lived(world, claims=400) < 1.0
 
 
+def test_a_queue_for_many_slow_hosts_leaves_room_for_new_mail(lived) -> None:
+    """34 s without the reserve."""
+
+    async def world(fair: FairWorld) -> float:
+        for number in range(4000):
+            await fair.submit(f"slow{number % 100}", f"s{number % 100}@bulk.test", queued=True)
+        await fair.start()
+        await fair.pass_s(5)
+        return await fair.slowest_s(OTHERS[:1])
+
+    assert lived(world, claims=400) < 3.0
+
+
+def test_queued_mail_does_not_wait_for_that_of_one_sender_to_its_next_hop(lived) -> None:
+    """16 s without the limit of a sender at a next hop."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(4000, "slow", queued=True)
+        await fair.start()
+        await fair.pass_s(5)
+        queue_id = await fair.submit("slow", "o@other.test", queued=True)
+        fair.scheduler.look_for_work(from_start=False)
+        return await fair.left_s(queue_id)
+
+    assert lived(world, claims=400) < 6.0
+
+
 def test_a_full_next_hop_takes_the_first_messages_of_another_sender(lived) -> None:
     """19 s without these few."""
 
