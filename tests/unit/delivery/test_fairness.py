@@ -375,6 +375,18 @@ def test_a_site_that_is_always_busy_makes_room_for_one_without_a_connection(
     assert lived(world, connections=6) < 30.0
 
 
+def test_a_site_with_all_connections_gives_one_to_a_site_without(lived) -> None:
+    """Two minutes if it had them for as many transactions as a site with few."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.start()
+        await fair.bulk(400, "slow", senders=6)
+        await fair.pass_s(30)
+        return await fair.slowest_s([("other", "o@other.test")])
+
+    assert lived(world, connections=6) < 5.0
+
+
 @pytest.mark.parametrize(
     ("domain", "stalled", "most_s"),
     [
