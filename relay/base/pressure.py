@@ -1,10 +1,10 @@
 """Load levels of the relay: when new mail is slowed down or rejected for lack of resources.
 
 relay/operation/app/pressure_monitor.py puts measurements in. SMTP sessions
-(relay/transport/ingress/smtp_commands.py), the Graph API (relay/front_door/graph/app.py) and pickup
-(relay/submission/pickup/dispatch.py) check the result. A level ends with hysteresis, so that it
-does not flap. Delivery of queued mail continues at every level, because it relieves the relay. This
-module is pure.
+(relay/transport/ingress/smtp_commands.py), the Graph API (relay/front_door/graph/admission.py) and
+pickup (relay/submission/pickup/dispatch.py) check the result. A level ends with hysteresis, so that
+it does not flap. Delivery of queued mail continues at every level, because it relieves the relay.
+This module is pure.
 
 See RFC 5321 4.2.3 (452), RFC 3463 3.4 (X.3.1, X.3.2) and docs/design.md 6.
 """

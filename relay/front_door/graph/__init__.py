@@ -6,13 +6,14 @@ field, the found and the expected value, and means that nothing was written.
 
 The way of a request:
 
-- `app`: whose mailbox a request is for, its scopes; what pressure refuses (503, 507)
+- `app`: whose mailbox a request is for, its scopes
 - `routes`: which handler has a path and method, which scopes it needs, what it adds; 404, 405;
   what Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
-- `graph_request`: limits of one account (429), If-Match and ETag, the store's errors as Graph's;
-  Prefer: outlook.body-content-type
+- `admission`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered;
+  limits of one account (429); what pressure refuses (503, 507)
+- `graph_request`: If-Match and ETag, the store's errors as Graph's; Prefer:
+  outlook.body-content-type
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
-- `idempotency`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
 - `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict

@@ -1,47 +1,36 @@
 """The ASGI application for /v1.0 and /beta: authorize a request, find its mailbox and its route.
 
-That happens, and intake under pressure is rejected, before the body is read. Which scopes a request
-needs, and which kind of intake it is, is in `routes`.
+That happens before the body is read. Which scopes a request needs is in `routes`, which requests
+are carried out in `admission`.
 """
 
 import asyncio
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
-from relay.base.pressure import (
-    MAILBOX_REASONS,
-    QUEUE_REASONS,
-    Pressure,
-    PressureReason,
-    describe,
-)
 from relay.front_door.graph import strict_profile
+from relay.front_door.graph.admission import Admission, check_pressure
 from relay.front_door.graph.batch import BatchHandler
 from relay.front_door.graph.graph_request import (
-    ConcurrentRequests,
     GraphDependencies,
     GraphRequest,
     api_error,
     find_mailbox,
     with_keys,
 )
-from relay.front_door.graph.idempotency import SubmissionRepeats
 from relay.front_door.graph.routes import (
-    GraphOperation,
     Intake,
     RouteMatch,
     find_route,
     find_route_outside,
 )
 from relay.front_door.graph.upload_sessions import serve_upload
-from relay.front_door.http.errors import ApiError, UnansweredError, service_unavailable
+from relay.front_door.http.errors import UnansweredError, service_unavailable
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.sign_in.authentication import HttpAuthentication
@@ -49,7 +38,6 @@ from relay.store.mailbox.types import OutcomeUnknownError, StoreError
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
-_RETRY_S = 30
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
 _KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
@@ -67,7 +55,7 @@ def create_app(
     `max_body` is that of a request in octets. `ready` returns "", or the reason for a 503.
     """
     pressure = dependencies.pressure
-    admission = _Admission(SubmissionRepeats(dependencies.store, dependencies.clock), pressure)
+    admission = Admission(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         segments = with_keys(request.segments)
@@ -87,11 +75,15 @@ def create_app(
             match, graph_request = _find_operation(
                 dependencies, request, segments[1:], caller=caller, is_strict=is_strict
             )
-            return await admission.run(match.operation, graph_request)
+            response = await admission.run(match.operation, graph_request)
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
         except StoreError as error:
             raise api_error(error) from error
+        accepted = request.headers.getlist("accept") if request.method == "GET" else ()
+        if any(map(_NO_METADATA.search, accepted)):
+            response = await asyncio.to_thread(_without_metadata, response)
+        return graph_request.add_applied(response)
 
     limits = RequestLimits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
     gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
@@ -100,67 +92,6 @@ def create_app(
         base_url=dependencies.base_url,
     )  # fmt: skip
     return gateway
-
-
-class _Admission:
-    """Runs operations within the limits; those that submit a message not a second time."""
-
-    def __init__(self, repeats: SubmissionRepeats, pressure: Pressure) -> None:
-        self._repeats = repeats
-        self._pressure = pressure
-        self._concurrent = ConcurrentRequests()
-
-    async def run(self, operation: GraphOperation, request: GraphRequest) -> Response:
-        """Return the response. Raises ApiError, StoreError."""
-        if operation.intake is Intake.MESSAGE:
-            response = await self._repeats.submit(request, partial(self._run_new, operation))
-        else:
-            response = await self._run_new(operation, request)
-        accepted = request.http.headers.getlist("accept") if request.http.method == "GET" else ()
-        if any(map(_NO_METADATA.search, accepted)):
-            response = await asyncio.to_thread(_without_metadata, response)
-        return request.add_applied(response)
-
-    async def _run_new(self, operation: GraphOperation, request: GraphRequest) -> Response:
-        caller = request.caller.address
-        with (
-            self._concurrent.acquire(caller),
-            self._concurrent.acquire_strict(caller, request.mailbox)
-            if request.is_strict and strict_profile.is_in_mailbox(request.http.segments)
-            else nullcontext(),
-        ):
-            check_pressure(self._pressure, operation.intake)
-            if request.is_strict:
-                strict_profile.check_query(request.http.segments, request.http.query)
-            if request.http.method != "GET":
-                request.options()  # a change has none: one that is given is a 400
-            return await operation.handler(request)
-
-
-_REJECTED_FOR = {
-    Intake.NOTHING: frozenset[PressureReason](),
-    Intake.CONTENT: MAILBOX_REASONS | {PressureReason.MEMORY},
-    Intake.MESSAGE: MAILBOX_REASONS | QUEUE_REASONS,
-}
-
-
-def check_pressure(pressure: Pressure, intake: Intake) -> None:
-    """Raise ApiError if the relay does not accept this intake at the present pressure level, or an
-    operator has paused it.
-
-    507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
-    Reading, moving and deleting are possible at every level.
-    """
-    if intake is Intake.MESSAGE and (paused := pressure.paused()):
-        message = f"{paused[:1].upper()}{paused[1:]}. Try again later."
-        raise service_unavailable(message, retry_after_s=_RETRY_S)
-    if (reason := pressure.state.refusing(_REJECTED_FOR[intake])) is None:
-        return
-    message = f"Nothing new is taken now: {describe(reason)}. Try again later."
-    if reason in MAILBOX_REASONS:
-        headers = {"retry-after": str(_RETRY_S)}
-        raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
-    raise service_unavailable(message, retry_after_s=_RETRY_S)
 
 
 def _find_operation(

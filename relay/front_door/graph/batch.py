@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
 from relay.front_door.graph import strict_profile
-from relay.front_door.graph.idempotency import key_of_part, read_key
+from relay.front_door.graph.admission import key_of_part, read_key
 from relay.front_door.graph.json_values import check_number_of_values
 from relay.front_door.http.errors import (
     ApiError,

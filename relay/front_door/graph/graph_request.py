@@ -67,7 +67,6 @@ from relay.store.mailbox.types import (
 from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
-REQUESTS_PER_ACCOUNT_MAX = 256
 STREAMED_BODIES_MAX = 32  # request bodies that are written to disk in blocks
 STREAMED_BODIES_PER_ACCOUNT_MAX = 8
 SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
@@ -80,7 +79,6 @@ _KEY = r"\((?:userPrincipalName=)?'"
 _WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
-_CONCURRENCY_RETRY_S = 1
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 _TYPE = "outlook.body-content-type"
@@ -100,35 +98,10 @@ class StreamedBodies:
         """
         message = "Too many large bodies are being received; try again."
         if not self._running.has_room(account, per_key=STREAMED_BODIES_PER_ACCOUNT_MAX):
-            raise _throttled(message, _RETRY_S)
+            raise throttled(message, _RETRY_S)
         if self._running.total >= STREAMED_BODIES_MAX:
             raise service_unavailable(message, retry_after_s=_RETRY_S)
         return self._running.counted(account)
-
-
-class ConcurrentRequests:
-    """Counts the running requests of each account, and those that are strict in each mailbox."""
-
-    def __init__(self) -> None:
-        self._running = ConcurrencyCounter()
-        self._strict = ConcurrencyCounter()
-
-    def acquire(self, account: str) -> AbstractContextManager[None]:
-        """Count one request inside the with block. Raises ApiError 429 at the limit."""
-        if not self._running.has_room(account, per_key=REQUESTS_PER_ACCOUNT_MAX):
-            message = (
-                "Application is over its MailboxConcurrency limit: "
-                f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
-            )
-            raise _throttled(message, _CONCURRENCY_RETRY_S)
-        return self._running.counted(account)
-
-    def acquire_strict(self, account: str, mailbox: str) -> AbstractContextManager[None]:
-        """Count one request of an account in a mailbox. Raises Graph's 429 at Graph's limit."""
-        key = (account, mailbox)
-        if not self._strict.has_room(key, per_key=strict_profile.CONCURRENT_MAX):
-            raise _throttled(strict_profile.OVER_CONCURRENT, _CONCURRENCY_RETRY_S)
-        return self._strict.counted(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +156,9 @@ class GraphRequest(Struct, frozen=True):
     is_strict: bool = (
         False  # what Graph refuses is refused (relay/front_door/graph/strict_profile.py)
     )
-    # a submission is recorded under it (relay/front_door/graph/idempotency.py)
+    # a submission is recorded under it (relay/front_door/graph/admission.py)
     key: SubmissionKey | None = None
-    # awaited before a streamed submission is complete (relay/front_door/graph/idempotency.py)
+    # awaited before a streamed submission is complete (relay/front_door/graph/admission.py)
     before_submission: Callable[[], Awaitable[None]] | None = None
 
     def check_scopes(self, needed: Collection[Scope]) -> None:
@@ -511,7 +484,7 @@ async def await_submission(submission: Awaitable[_Result]) -> _Result:
         raise UnansweredError(message) from None
 
 
-def _throttled(message: str, retry_after_s: int) -> ApiError:
+def throttled(message: str, retry_after_s: int) -> ApiError:
     """Return the 429 of an account that is over a limit of its own."""
     headers = {"retry-after": str(retry_after_s)}
     return ApiError(429, "ApplicationThrottled", message, headers=headers)
@@ -534,9 +507,9 @@ def api_error(error: StoreError) -> ApiError:
         case AttachmentsTooLargeError() | StateTooLargeError():
             return ApiError(413, "ErrorMessageSizeExceeded", text)
         case TooManyQueriesError():
-            return _throttled(text, _STORE_RETRY_S)
+            return throttled(text, _STORE_RETRY_S)
         case TooManyUploadsError():
-            return _throttled(text, _UPLOAD_RETRY_S)
+            return throttled(text, _UPLOAD_RETRY_S)
         case UploadBusyError():
             return ApiError(409, "ErrorIrresolvableConflict", text)
         case FolderExistsError():

@@ -20,5 +20,5 @@ beginning. A submission is a hard link to the draft that was submitted.
 
 Elsewhere: drafts and folders: `relay/store/mailbox`; when a submission is converted and sent:
 `relay/submission/pickup`; what the repeat of a request is answered:
-`relay/front_door/graph/idempotency.py`.
+`relay/front_door/graph/admission.py`.
 """

@@ -14,7 +14,7 @@ import pytest
 from relay.base.message.content import read_all
 from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.formats.convert import convert
-from relay.front_door.graph import graph_request, idempotency
+from relay.front_door.graph import admission
 from relay.submission.outbox import idempotency as keys
 from relay.submission.outbox.store import FileStore
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
@@ -361,8 +361,8 @@ async def test_the_repeat_of_a_rejected_request_is_a_message(mailbox: Mailbox) -
 
 
 async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "REPEATS_PER_ACCOUNT_MAX", 2)
-    monkeypatch.setattr(idempotency, "REPEATS_MAX", 3)
+    monkeypatch.setattr(admission, "REPEATS_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(admission, "REPEATS_MAX", 3)
     first = {subject: await mailbox.send(subject) for subject in "abc"}
     assert same(first["c"], await mailbox.send("c", retry_attempt="1"))
     assert not same(first["a"], await mailbox.send("a", retry_attempt="1"))  # forgotten; c, a kept
@@ -377,7 +377,7 @@ async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.Monke
 async def test_the_running_requests_of_an_account_are_limited(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph_request, "REQUESTS_PER_ACCOUNT_MAX", 2)
+    monkeypatch.setattr(admission, "REQUESTS_PER_ACCOUNT_MAX", 2)
     answers = await asyncio.gather(*(mailbox.send(str(number)) for number in range(5)))
     rejected = [one for one in answers if one.status_code != 202]
     assert len(rejected) == 3

@@ -1,9 +1,12 @@
-"""Repeated submissions are answered like the first one, and not carried out again.
+"""What becomes of a request before its body is read: the answer of an earlier one, 429, 503 or 507,
+or its handler.
 
-With an Idempotency-Key the store has a record of each accepted submission for 24 hours
-(relay/submission/outbox/idempotency.py). Without one, the repeats that SDKs make by themselves
-(`Retry-Attempt` above 0) are recognised by the request: the accepted submissions of the last five
-minutes are kept in memory. Two equal requests without either field are two messages. Only what was
+A repeat of a submission is answered like the first one, and not carried out again, under pressure
+too; only then come the limits of an account and pressure. With an Idempotency-Key the store has a
+record of each accepted submission for 24 hours (relay/submission/outbox/idempotency.py). Without
+one, the repeats that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the
+request: the accepted submissions of the last five minutes are kept in memory, and these repeats
+alone need their body first. Two equal requests without either field are two messages. Only what was
 accepted is remembered.
 """
 
@@ -11,7 +14,6 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,14 +21,29 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.clock import Clock
-from relay.front_door.graph.graph_request import GraphRequest, api_error
+from relay.base.pressure import (
+    MAILBOX_REASONS,
+    QUEUE_REASONS,
+    ConcurrencyCounter,
+    Pressure,
+    PressureReason,
+    describe,
+)
+from relay.front_door.graph import strict_profile
+from relay.front_door.graph.graph_request import (
+    GraphDependencies,
+    GraphRequest,
+    api_error,
+    throttled,
+)
+from relay.front_door.graph.routes import GraphOperation, Intake
 from relay.front_door.graph.send_mail import accepted_response
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
 from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
-from relay.submission.outbox.store import FileStore
 
+REQUESTS_PER_ACCOUNT_MAX = 256
 KEY_CHARACTERS_MAX = 255
 REPEAT_S = 5 * 60
 REPEATS_PER_ACCOUNT_MAX = 10_000
@@ -41,13 +58,18 @@ _ATTEMPT = re.compile(rb"0*[1-9][0-9]{0,9}")
 _FIELDS = frozenset((b"content-type", b"prefer", b"if-match"))
 _CLIENT_REQUEST_ID = "client-request-id"
 _REPEATED_BY_SDKS = (429, 503, 504)
-_SUBMISSION, _MESSAGE_ID = b"x-relay-submission-id", b"x-relay-internet-message-id"
+_REFUSED_FOR = {
+    Intake.NOTHING: frozenset[PressureReason](),
+    Intake.CONTENT: MAILBOX_REASONS | {PressureReason.MEMORY},
+    Intake.MESSAGE: MAILBOX_REASONS | QUEUE_REASONS,
+}
+_CONCURRENCY_RETRY_S = 1
+_PRESSURE_RETRY_S = 30
 
 _Target = tuple[int, int]
 _Answer = tuple[str, str, str]  # submission id, Message-ID, applied preferences
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-_Handler = Callable[[GraphRequest], Awaitable[Response]]
 
 
 def read_key(request: HttpRequest) -> str:
@@ -131,21 +153,48 @@ class _Remembered(Generic[_Key, _Value]):
             del self._by_account[account]
 
 
-class SubmissionRepeats:
-    """Carries out submissions, but not their repeats. One event loop."""
+def check_pressure(pressure: Pressure, intake: Intake) -> None:
+    """Raise ApiError if the relay does not accept this intake at the present pressure level, or an
+    operator has paused it.
 
-    def __init__(self, store: FileStore, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
+    507 if the disk of the mailboxes is full (RFC 4918 11.5), else 503; both with Retry-After.
+    Reading, moving and deleting are possible at every level.
+    """
+    if intake is Intake.MESSAGE and (paused := pressure.paused()):
+        message = f"{paused[:1].upper()}{paused[1:]}. Try again later."
+        raise service_unavailable(message, retry_after_s=_PRESSURE_RETRY_S)
+    if (reason := pressure.state.refusing(_REFUSED_FOR[intake])) is None:
+        return
+    message = f"Nothing new is taken now: {describe(reason)}. Try again later."
+    if reason in MAILBOX_REASONS:
+        headers = {"retry-after": str(_PRESSURE_RETRY_S)}
+        raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
+    raise service_unavailable(message, retry_after_s=_PRESSURE_RETRY_S)
+
+
+class Admission:
+    """Carries out requests within the limits, and submissions but not their repeats. One event
+    loop.
+    """
+
+    def __init__(self, dependencies: GraphDependencies) -> None:
+        self._dependencies = dependencies
+        self._requests = ConcurrencyCounter()  # by account
+        self._strict_requests = ConcurrencyCounter()  # by account and mailbox
         self._by_slot: dict[str, asyncio.Event] = {}
         self._running: dict[str, dict[_Running, None]] = {}  # by account, the oldest first
         # the answers by fingerprint
-        self._accepted: _Remembered[bytes, _Answer] = _Remembered(clock)
+        self._accepted: _Remembered[bytes, _Answer] = _Remembered(dependencies.clock)
         # the number of requests to a target, with a body of some length, that got a 429 or 503
-        self._rejected: _Remembered[_Target, int] = _Remembered(clock)
+        self._rejected: _Remembered[_Target, int] = _Remembered(dependencies.clock)
 
-    async def submit(self, request: GraphRequest, handler: _Handler) -> Response:
-        """Return the response of `handler`, or that to the request which this one repeats."""
+    async def run(self, operation: GraphOperation, request: GraphRequest) -> Response:
+        """Return the response to a request, or that to the one which it repeats.
+
+        Raises ApiError, StoreError.
+        """
+        if operation.intake is not Intake.MESSAGE:
+            return await self._within_limits(operation, request)
         is_repeat = has_key = False
         http = request.http
         head = [http.target, request.mailbox.encode()]
@@ -162,7 +211,7 @@ class SubmissionRepeats:
         digest = hashlib.sha256(b"\n".join(head))  # it goes on with the body while it is read
         http.hash_body(digest)
         if has_key:
-            return await self._with_key(request, handler, read_key(http), digest=digest)
+            return await self._with_key(operation, request, digest)
         if client_request_id := http.headers.get(_CLIENT_REQUEST_ID):
             digest.update(client_request_id.encode("latin-1"))
         account, running = request.caller.address, _Running(digest)
@@ -170,8 +219,8 @@ class SubmissionRepeats:
         its_running[running] = None
         try:
             if is_repeat and not self._was_rejected(account, _about(http)):
-                return await self._repeated(request, handler, running)
-            return await self._first(request, handler, running)
+                return await self._repeated(operation, request, running)
+            return await self._first(operation, request, running)
         finally:
             del its_running[running]
             if running.done is not None:
@@ -179,24 +228,44 @@ class SubmissionRepeats:
             if not its_running:
                 del self._running[account]
 
+    async def _within_limits(self, operation: GraphOperation, request: GraphRequest) -> Response:
+        account, http = request.caller.address, request.http
+        if not self._requests.has_room(account, per_key=REQUESTS_PER_ACCOUNT_MAX):
+            message = (
+                "Application is over its MailboxConcurrency limit: "
+                f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
+            )
+            raise throttled(message, _CONCURRENCY_RETRY_S)
+        is_limited = request.is_strict and strict_profile.is_in_mailbox(http.segments)
+        place = (account, request.mailbox) if is_limited else None
+        if not self._strict_requests.has_room(place, per_key=strict_profile.CONCURRENT_MAX):
+            raise throttled(strict_profile.OVER_CONCURRENT, _CONCURRENCY_RETRY_S)
+        with self._requests.counted(account), self._strict_requests.counted(place):
+            check_pressure(self._dependencies.pressure, operation.intake)
+            if request.is_strict:
+                strict_profile.check_query(http.segments, http.query)
+            if http.query and http.method != "GET":
+                request.options()  # a change has none: one that is given is a 400
+            return await operation.handler(request)
+
     # -- with a key
 
     async def _with_key(
-        self, request: GraphRequest, handler: _Handler, key: str, *, digest: "hashlib._Hash"
+        self, operation: GraphOperation, request: GraphRequest, digest: "hashlib._Hash"
     ) -> Response:
         account = request.caller.address
-        slot = slot_of(account, request.mailbox, key)
+        slot = slot_of(account, request.mailbox, read_key(request.http))
         request.http.is_idempotent = True
         while (first := self._by_slot.get(slot)) is not None:
             await first.wait()
         done = self._by_slot[slot] = asyncio.Event()
         try:
-            if (found := await self._store.submissions.find_keyed(account, slot)) is not None:
+            if (found := await request.store.submissions.find_keyed(account, slot)) is not None:
                 return await self._answer_again(request, found, digest)
             known = SubmissionKey(
                 slot, digest.digest, lambda: ", ".join(dict.fromkeys(request.applied))
             )
-            return await handler(replace(request, key=known))
+            return await self._within_limits(operation, replace(request, key=known))
         finally:
             del self._by_slot[slot]
             done.set()
@@ -224,7 +293,7 @@ class SubmissionRepeats:
     # -- without
 
     async def _repeated(
-        self, request: GraphRequest, handler: _Handler, running: _Running
+        self, operation: GraphOperation, request: GraphRequest, running: _Running
     ) -> Response:
         """Return the response to the request that an SDK repeats, if it was accepted."""
 
@@ -238,13 +307,15 @@ class SubmissionRepeats:
             else:
                 await request.http.keep_body()
                 await check()
-            return await self._first(request, handler, running)
+            return await self._first(operation, request, running)
         except _RepeatedError as repeated:
             return repeated.response
 
-    async def _first(self, request: GraphRequest, handler: _Handler, running: _Running) -> Response:
+    async def _first(
+        self, operation: GraphOperation, request: GraphRequest, running: _Running
+    ) -> Response:
         try:
-            response = await handler(request)
+            response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
             shown = error if isinstance(error, ApiError) else api_error(error)
             if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
@@ -267,17 +338,15 @@ class SubmissionRepeats:
         return None if answer is None else _again(request, answer)
 
     def _accept(self, request: GraphRequest, running: _Running, response: Response) -> None:
-        submission_id = internet_message_id = ""
-        for name, value in response.raw_headers:
-            if name == _SUBMISSION:
-                submission_id = value.decode("ascii")
-            elif name == _MESSAGE_ID:
-                internet_message_id = value.decode("latin-1")
         applied = ", ".join(dict.fromkeys(request.applied)) if request.applied else ""
         self._accepted.add(
             request.caller.address,
             running.digest.digest(),
-            (submission_id, internet_message_id, applied),
+            (
+                response.headers["x-relay-submission-id"],
+                response.headers.get("x-relay-internet-message-id", ""),
+                applied,
+            ),
             limits=(REPEATS_PER_ACCOUNT_MAX, REPEATS_MAX),
         )
 
