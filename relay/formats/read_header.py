@@ -17,7 +17,7 @@ from itertools import chain, islice
 
 from msgspec import Struct
 
-from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.address import AddressError, parse_mailbox, parse_odd_mailbox
 from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.header import (
     BYTE_ORDER_MARK,
@@ -29,7 +29,7 @@ from relay.base.message.header import (
     with_first_fields,
 )
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.address_list import address_entries
+from relay.formats.address_list import Entry, address_entries
 from relay.formats.content_fields import charset_of
 from relay.formats.encoded_words import decode_words
 
@@ -98,9 +98,13 @@ def parse_header(header: bytes) -> "Message[str, str]":
 
     Octets that are not ASCII are surrogates in the values.
     """
+    return _parsed(Header.parse(cleaned(header)))
+
+
+def _parsed(header: Header) -> "Message[str, str]":
     message: Message[str, str] = Message(policy=_POLICY)
     pairs: list[tuple[str, str]] = []
-    for name, field in Header.parse(cleaned(header)).fields:
+    for name, field in header.fields:
         text = field.removeprefix(BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
         if name:
             name_text, _, value = text.partition(":")
@@ -191,9 +195,12 @@ def read_addresses(
     values = _raw_values(message, name)
     if octets_max is not None:
         values = list(_beginnings(values, octets_max))
-    raw = _raw_charset(message, values)
     found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
-    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
+    return _people(found, _raw_charset(message, values))
+
+
+def _people(entries: Iterable[Entry], raw: str) -> tuple[EmailAddress, ...]:
+    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in entries)
     return tuple([one for one in people if one.address or one.name])
 
 
@@ -214,9 +221,13 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     for count, one in enumerate(entries):
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
-        if not one.is_plain or "\ufffd" in _address(one.address):
+        if _is_unreadable(one):
             return _repaired(one.text)
     return ""
+
+
+def _is_unreadable(entry: Entry) -> bool:
+    return not entry.is_plain or "\ufffd" in _address(entry.address)
 
 
 class Originators(Struct, frozen=True):
@@ -256,6 +267,55 @@ def originators(header: Header) -> Iterator[Originators]:
         elif b"\n" in octets.partition(b":")[0]:  # for some readers it is no field (4.5)
             unread = "a fold before the colon"
         yield Originators(shown, addresses, unread)
+
+
+class SubmittedHeader(Struct, frozen=True):
+    """Who sends a message to whom by its header, or the `fault` for which it cannot be sent.
+
+    `unreadable` is the first recipient that is no address for every reader: its field, what was
+    found, and why it is none.
+    """
+
+    fault: str = ""
+    properties: MessageProperties = MessageProperties()  # only To, Cc, Bcc and Message-ID
+    originators: tuple[Originators, ...] = ()
+    unreadable: tuple[str, str, str] | None = None
+
+
+def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
+    """Read the header of MIME for a draft; who sends it counts only when it is `to_send`.
+
+    `content` has at least the whole header. Which account may send it is not decided here.
+    """
+    if fault := check_mime(content):
+        return SubmittedHeader(fault)
+    section = content[: header_end(content).header]
+    clean = cleaned(section)
+    header = Header.parse(clean)
+    message = _parsed(header)
+    named: dict[str, tuple[EmailAddress, ...]] = {}
+    unread: list[tuple[str, str, str]] = []
+    invalid: list[tuple[str, str, str]] = []
+    for name in ("To", "Cc", "Bcc"):
+        values = _raw_values(message, name)
+        found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
+        entries = list(found)
+        if strange := next(filter(_is_unreadable, entries), None):
+            text = _repaired(strange.text)
+            unread.append((name, text, "expected addresses with commas between them"))
+        named[name] = _people(entries, _raw_charset(message, values))
+        for one in named[name]:
+            try:
+                parse_odd_mailbox(one.address, smtputf8=True)
+            except AddressError as error:
+                invalid.append((name, one.address, str(error)))
+    message_id = next(iter(message_ids(read_token(message, "Message-ID"))), "")
+    properties = MessageProperties(
+        to=named["To"], cc=named["Cc"], bcc=named["Bcc"], internet_message_id=message_id
+    )
+    given = header if clean == section else Header.parse(section)
+    named_by = tuple(originators(given)) if to_send else ()
+    return SubmittedHeader("", properties, named_by, next(iter((*unread, *invalid)), None))
 
 
 def addressees(header: Header) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ in constant time. Passwords are verified in threads, so that they do not block t
 
 Elsewhere: which addresses are valid recipients: `relay/transport/routing/route_table.py`; the SMTP
 command AUTH: `relay/transport/ingress/authentication.py`; From and Sender:
-`relay/transport/ingress/send_as.py` by SMTP, `relay/front_door/graph/recipients.py` by Graph; the
+`relay/transport/ingress/send_as.py` by SMTP, `relay/front_door/graph/send_mail.py` by Graph; the
 token endpoint and its tokens: `relay/front_door/sign_in`; changes of accounts.toml by `relay
 account`: `relay/operation/commands/account.py`.
 """

@@ -35,6 +35,6 @@ What becomes of a message:
 
 Elsewhere: the state before step 4 (scheduled, converting, cancelled, failed):
 `relay/store/journeys/open_submissions.py`; To and Cc of a reply:
-`relay/front_door/graph/recipients.py`; when a deferred recipient is tried again:
+`relay/front_door/graph/replies.py`; when a deferred recipient is tried again:
 `relay/delivery/retry.py`.
 """

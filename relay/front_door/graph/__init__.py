@@ -17,17 +17,16 @@ The way of a request:
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
 - `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
-- `json_values`: types and names in a JSON body; the path in a 400
+- `json_values`: types and names in a JSON body, recipients too; the path in a 400
 
 Messages:
 
-- `send_mail`: sendMail, and send of a draft: 202, saveToSentItems, relay.* preferences
-- `mime_body`: a message as MIME: base64, streaming, recipients, the account's own From
+- `send_mail`: sendMail, send of a draft, and what of a reply is sent: send-as rights, at most 500
+  recipients, 202, saveToSentItems, relay.* preferences
+- `mime_body`: a message as MIME: base64, streaming, recipients
 - `message_parser`: a message's JSON: body, headers, attachments, read-only properties; a link to a
   file: its JSON, and how it is stored in MIME
-- `recipients`: To, Cc, From and Sender in JSON: validity, at most 500, send-as rights; To and Cc of
-  a reply and of a reply to all
-- `replies`: reply, replyAll and forward: body, quote, and which attachments go with them
+- `replies`: reply, replyAll and forward: To and Cc, body, quote, and which attachments go with them
 - `messages`: list, get, create, PATCH, delete, move, copy; what of a sent message may change
 - `message_pages`: when a page of messages ends, and its nextLink
 - `serializer`: the JSON of messages, folders and users

@@ -36,7 +36,6 @@ from relay.front_door.graph.query_options import (
 )
 from relay.front_door.http.errors import (
     ApiError,
-    UnansweredError,
     quoted,
     service_unavailable,
     unsupported_media_type,
@@ -57,6 +56,7 @@ from relay.store.mailbox.types import (
     Precondition,
     ProtectedFolderError,
     StateTooLargeError,
+    StoredMessage,
     StoreError,
     StoreUnavailableError,
     SubmissionKey,
@@ -79,7 +79,6 @@ _KEY = r"\((?:userPrincipalName=)?'"
 _WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
-_Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 _TYPE = "outlook.body-content-type"
 _UNSAFE = "outlook.allow-unsafe-html"
@@ -185,6 +184,12 @@ class GraphRequest(Struct, frozen=True):
         if not is_graph_id(text):
             raise malformed_id(text)
         return text
+
+    async def find_message(self) -> StoredMessage:
+        """Return the message that the path names, in the folder that the path names."""
+        return await self.store.messages.get(
+            self.mailbox, self.message_id, folder_id=self.folder_id
+        )
 
     @property
     def condition(self) -> Precondition:
@@ -358,20 +363,20 @@ class GraphRequest(Struct, frozen=True):
     def is_streamed(self) -> bool:
         """Return whether the body is MIME that is too large for memory, or may be."""
         size_bytes = self.http.declared_bytes
-        return self.http.media_type == "text/plain" and (
-            size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX
-        )
+        return self.is_mime() and (size_bytes is None or size_bytes > IN_MEMORY_BODY_BYTES_MAX)
 
     async def json_object(
-        self, kind: str = "parameters", *, may_be_empty: bool = False
+        self, kind: str = "parameters", *, may_be_empty: bool = False, or_mime: bool = False
     ) -> dict[str, Any]:
         """Read the body, a JSON object: the resource of Graph's type `kind`, or parameters.
 
-        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413.
+        Raises ApiError 415 for another Content-Type than application/json, 400, 408, 413. MIME
+        would be possible as well, if `or_mime`.
         """
         media_type = self.http.media_type
         if media_type not in ("", "application/json"):
-            raise unsupported_media_type(media_type, "application/json")
+            mime = ", or text/plain for MIME in base64" if or_mime else ""
+            raise unsupported_media_type(media_type, f"application/json{mime}")
         body = await self.http.body()
         given = {} if may_be_empty and not body.strip() else read_json_object(body)
         del body
@@ -380,16 +385,8 @@ class GraphRequest(Struct, frozen=True):
         return given
 
     def is_mime(self) -> bool:
-        """Return whether the body is MIME in base64 (text/plain) and not JSON, the default.
-
-        Raises ApiError 415 for another Content-Type.
-        """
-        kind = self.http.media_type
-        if kind in ("", "application/json"):
-            return False
-        if kind == "text/plain":
-            return True
-        raise unsupported_media_type(kind, "application/json, or text/plain for MIME in base64")
+        """Return whether the body is MIME in base64 (text/plain) and not JSON, the default."""
+        return self.http.media_type == "text/plain"
 
     def is_base64_mime(self) -> bool:
         """Return whether a body that must be MIME is in base64 (text/plain, the default).
@@ -470,18 +467,6 @@ def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
             raise ApiError(400, "BadRequest", message)
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)
-
-
-async def await_submission(submission: Awaitable[_Result]) -> _Result:
-    """Await a submission. It continues if this is cancelled, so that no response would be correct.
-
-    Raises UnansweredError then.
-    """
-    try:
-        return await submission
-    except asyncio.CancelledError:
-        message = "The server stopped during a submission. Whether it will be sent is unknown."
-        raise UnansweredError(message) from None
 
 
 def throttled(message: str, retry_after_s: int) -> ApiError:

@@ -14,9 +14,14 @@ from typing import Any
 
 import msgspec
 
+from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
+from relay.base.message.properties import EmailAddress
 from relay.front_door.http.errors import ApiError, quoted
 
+RECIPIENTS_MAX = 500  # of a message, in to, cc and bcc together
+_NAME_CHARACTERS = 320
+_ADDRESS_CHARACTERS = 320
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 
@@ -257,6 +262,49 @@ def read_body_text(value: object, path: str) -> str:
 def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
     place = f"the character U+{ord(found[0]):04X} at position {found.start()}"
     return ApiError(400, "ErrorInvalidRequest", f"{path}: found {place}{reason}")
+
+
+def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
+    """Read an array of recipients. Raises ApiError."""
+    items = read_array(value, path)
+    if len(items) > RECIPIENTS_MAX:
+        raise too_many_recipients(len(items))
+    return tuple(_recipient(item, f"{path}[{index}]") for index, item in enumerate(items))
+
+
+def read_originator(value: object, path: str) -> EmailAddress | None:
+    """Read `from` or `sender`; null gives None. Raises ApiError."""
+    return None if value is None else _recipient(value, path)
+
+
+def _recipient(value: object, path: str) -> EmailAddress:
+    given = read_object(value, path)
+    path = f"{path}.emailAddress"
+    if given.get("emailAddress") is None:
+        raise _invalid_recipient(f"{path} is missing")
+    inner = read_object(given["emailAddress"], path)
+    name = read_header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
+    path = f"{path}.address"
+    text = read_header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")
+    if not text:
+        raise _invalid_recipient(f"{path} is missing or empty")
+    try:
+        return EmailAddress(address=parse_odd_mailbox(text, smtputf8=True), name=name)
+    except AddressError as error:
+        raise _invalid_recipient(f"{path}: {quoted(text)} is no mail address: {error}") from None
+
+
+def too_many_recipients(count: int) -> ApiError:
+    """Return the 400 for more than RECIPIENTS_MAX recipients."""
+    message = (
+        f"The message has {count} recipients; the maximum in to, cc and bcc is {RECIPIENTS_MAX}."
+    )
+    return ApiError(400, "ErrorInvalidRecipients", message)
+
+
+def _invalid_recipient(reason: str) -> ApiError:
+    message = f"At least one recipient is not valid., {reason}."
+    return ApiError(400, "ErrorInvalidRecipients", message)
 
 
 def is_annotation(name: str) -> bool:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import Account
 from relay.base.message.extended_properties import merged
-from relay.base.message.properties import Attachment, MessageProperties
+from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.formats.draft import AttachmentFacts, write_message
 from relay.formats.read_header import DATE_US_MIN
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
@@ -35,16 +35,12 @@ from relay.front_door.graph.json_values import (
     read_boolean,
     read_header_text,
     read_object,
+    read_originator,
     read_parameters,
+    read_recipients,
     read_string,
     read_time_us,
     unsupported,
-)
-from relay.front_door.graph.recipients import (
-    check_recipients_count,
-    read_originator,
-    read_recipients,
-    sender_on_behalf,
 )
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.mailbox.attachments import ATTACHMENTS_MAX
@@ -295,8 +291,7 @@ def parse_message(
     fields = _fields(given, prefix, patch=patch)
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
-    check_recipients_count(MessageProperties(**fields))
-    fields |= sender_on_behalf(fields, account)
+    fields |= _sender_on_behalf(fields, account)
     is_read = given.get("isRead")
     flag = read_flag(given.get("flag"), f"{prefix}flag")
     if not patch:  # nothing is created with a flag that cannot be
@@ -307,6 +302,19 @@ def parse_message(
         flag=flag,
         is_other=_is_other(given.get(_CLASSIFICATION), prefix + _CLASSIFICATION),
     )
+
+
+def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:
+    """Return the `sender` field if only `from` is given: the account if `from` is another address
+    that it may use (send on behalf), else None.
+
+    If `sender` is given as well, the message is sent as that address, not on behalf.
+    """
+    author = fields.get("from_")
+    if author is None or fields.get("sender") is not None:
+        return {}
+    is_other = not account.owns(author.address) and account.may_send_as(author.address)
+    return {"sender": EmailAddress(account.address) if is_other else None}
 
 
 def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A 201 is sent when the change is on disk. Concurrent PATCHes of one mailbox are 
 none overwrites a field that another one changed. A draft that is being sent is not changed (409).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -33,15 +33,18 @@ from relay.front_door.graph.message_parser import (
     parse_message,
 )
 from relay.front_door.graph.mime_body import (
-    MimeConsumer,
-    MimeMessage,
+    Amend,
     receive_in_blocks,
     receive_mime,
 )
 from relay.front_door.graph.odata.resources import message_condition, message_order
 from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
-from relay.front_door.graph.recipients import check_originators, check_recipients_count
+from relay.front_door.graph.send_mail import (
+    check_recipients_count,
+    check_rights,
+    originators_of,
+)
 from relay.front_door.graph.serializer import (
     MESSAGE_PROPERTIES,
     message_json,
@@ -83,7 +86,7 @@ async def create_message(request: GraphRequest) -> Response:
     folder_id = request.folder_id or "drafts"
     if request.is_mime():
         return await create_from_mime(request, folder_id)
-    parsed = parse_message(await request.json_object("message"), request.account)
+    parsed = parse_message(await request.json_object("message", or_mime=True), request.account)
     record = message_record(parsed.properties.extended)
     return await create_draft(
         request, parsed.properties, parsed, folder_id=folder_id, record=record
@@ -103,6 +106,7 @@ async def create_draft(
     the attachments may be those of another message. With a `record`, create a message that was
     received or sent.
     """
+    check_recipients_count(properties)
     messages, mailbox = request.store.messages, request.mailbox
     if record is None:
         created = await messages.create(mailbox, properties, folder_id=folder_id, kept=kept)
@@ -115,15 +119,19 @@ async def create_draft(
 
 
 async def create_from_mime(
-    request: GraphRequest, folder_id: str, amend: Callable[[MimeMessage], bytes] | None = None
+    request: GraphRequest, folder_id: str, amend: Amend | None = None
 ) -> Response:
     """Create a draft from MIME; `amend` may add fields to its header."""
     store, mailbox = request.store, request.mailbox
-    consumer = MimeConsumer(
-        lambda mime: store.messages.create(mailbox, mime.content, folder_id=folder_id),
-        lambda _, size: store.arrivals.draft(mailbox, folder_id, expected_bytes=size),
-    )
-    return message_response(request, (await receive_mime(request, consumer, amend=amend)).result)
+    async with receive_mime(request, amend=amend) as mime:
+        check_recipients_count(mime.header.properties)
+        if mime.rest is None:
+            created = await store.messages.create(mailbox, mime.content, folder_id=folder_id)
+            return message_response(request, created)
+        size = mime.expected_bytes
+        async with await store.arrivals.draft(mailbox, folder_id, expected_bytes=size) as arrival:
+            await mime.write_to(arrival)
+            return message_response(request, await arrival.finish())
 
 
 async def get_message(request: GraphRequest) -> Response:
@@ -133,7 +141,7 @@ async def get_message(request: GraphRequest) -> Response:
     if expand.attachments is not None:
         context = messages_context(request) + "/$entity"
         return await get_with_attachments(request, options, expand, context=context)
-    found = await find_message(request)
+    found = await request.find_message()
     if unchanged := request.not_modified(found.change_key):
         return unchanged
     shown = message_json(found, options.select, pages_url=request.pages_url) | expand.to_json(found)
@@ -146,7 +154,7 @@ async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
     body = await request.json_object("message")
     async with request.patch_lock:
-        before = await find_message(request)
+        before = await request.find_message()
         condition = request.condition
         condition.check_version(before.change_key)
         given = await _without_unchanged(request, body, before)
@@ -159,7 +167,7 @@ async def change_message(request: GraphRequest) -> Response:
                     request.mailbox, before.id, change, condition=condition
                 )
             except NotADraftError as error:
-                if (await find_message(request)).is_draft:
+                if (await request.find_message()).is_draft:
                     raise
                 raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # it was sent meanwhile
     if parsed.is_read and not changed.is_draft:
@@ -192,7 +200,7 @@ async def get_mime(request: GraphRequest) -> Response:
     """GET $value: return the message as MIME."""
     request.options()
     if request.folder_id:
-        await find_message(request)
+        await request.find_message()
     content = await request.store.messages.mime(request.mailbox, request.message_id)
     headers = {"content-type": "text/plain"}
     if isinstance(content, bytes):
@@ -203,23 +211,16 @@ async def get_mime(request: GraphRequest) -> Response:
 async def replace_mime(request: GraphRequest) -> Response:
     """PUT $value: replace the MIME of a draft; the body is base64 or plain MIME."""
     is_base64 = request.is_base64_mime()
-    before = await find_message(request)
+    before = await request.find_message()
     arrivals, condition = request.store.arrivals, request.condition
-    received = await receive_in_blocks(
-        request,
-        lambda _, size: arrivals.replacement(
-            request.mailbox, before.id, expected_bytes=size, condition=condition
-        ),
-        is_base64=is_base64,
-    )
-    return message_response(request, received.result, is_new=False)
-
-
-async def find_message(request: GraphRequest) -> StoredMessage:
-    """Return the message that the path names; it must be in the folder that the path names."""
-    return await request.store.messages.get(
-        request.mailbox, request.message_id, folder_id=request.folder_id
-    )
+    async with receive_in_blocks(request, is_base64=is_base64) as mime:
+        check_recipients_count(mime.header.properties)
+        begun = arrivals.replacement(
+            request.mailbox, before.id, expected_bytes=mime.expected_bytes, condition=condition
+        )
+        async with await begun as arrival:
+            await mime.write_to(arrival)
+            return message_response(request, await arrival.finish(), is_new=False)
 
 
 async def _without_unchanged(
@@ -268,7 +269,7 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
         properties = replace(before.properties, **fields)
         check_recipients_count(properties)
         if sets_send_time(properties.extended):  # it may be scheduled: then this is sent
-            check_originators(properties, request.account)
+            check_rights(originators_of(properties), request.account)
     elif sets_time:
         raise BeingSentError(_NOT_A_SCHEDULED_DRAFT)
     elif not fields.keys() <= set(CONTENT_FIELDS):

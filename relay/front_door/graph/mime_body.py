@@ -1,110 +1,81 @@
 """Messages in MIME format in a request body, in base64 (RFC 4648 4) or plain.
 
 The content is not changed. A body up to 1 MiB is held in memory; a larger one is checked when its
-header has arrived and streamed to the draft's file. Bcc fields count as recipients. Addresses in
-From and Sender of what is sent must be the account's (RFC 5322 3.6.2), also those of a resending
-(3.6.6).
+header has arrived, and the rest is received while it is written. Bcc fields count as recipients.
 """
 
 import asyncio
 import binascii
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from relay.base.accounts.account import Account
-from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.content import Content, blocks
-from relay.base.message.conversation import message_ids
-from relay.base.message.header import BLANK_LINE, Header, header_section
-from relay.base.message.properties import MessageProperties
-from relay.formats.read_header import (
-    HEADER_OCTETS_MAX,
-    check_mime,
-    originators,
-    parse_header,
-    read_addresses,
-    read_token,
-    unreadable_addresses,
-)
-from relay.front_door.graph.graph_request import GraphRequest, await_submission
-from relay.front_door.graph.recipients import (
-    check_has_recipients,
-    check_own,
-    check_recipients_count,
-)
+from relay.base.message.header import BLANK_LINE
+from relay.formats.read_header import HEADER_OCTETS_MAX, SubmittedHeader, read_submitted
+from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.http.errors import ApiError, quoted
 from relay.submission.outbox.arrivals import Arrival
 
 _WHITE_SPACE = b" \t\r\n"
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
 _QUICK_BYTES = 4 * 1024  # a header of this size is parsed in a few milliseconds
-_Result = TypeVar("_Result")
 _HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and the empty line
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class MimeMessage(Struct, frozen=True):
-    """MIME content, its recipients, and its Message-ID ("" if it has none, or an invalid one).
+    """MIME content and its checked header.
 
-    `on_behalf_of` is an address in From that is not the account's, if there is no Sender.
+    Of a large one `content` is the beginning, with the whole header; the `rest` is still to come,
+    and the body has about `expected_bytes` if its length is known.
     """
 
     content: bytes
-    recipients: MessageProperties
-    internet_message_id: str
-    on_behalf_of: str = ""
+    header: SubmittedHeader
+    rest: AsyncIterator[bytes] | None = None
+    expected_bytes: int = 0
+
+    async def write_to(self, arrival: Arrival[Any]) -> None:
+        """Write all of it while it arrives. Raises ApiError, StoreUnavailableError."""
+        await arrival.write(self.content)
+        if self.rest is not None:
+            async for block in self.rest:
+                await arrival.write(block)
 
 
-async def check_mime_content(
-    content: bytes, account: Account, *, to_send: bool = True
-) -> MimeMessage:
+Amend = Callable[[MimeMessage], bytes]  # returns the content with other header fields
+
+
+async def check_mime_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
     """Run check_content(), in a thread if the header is long. Raises ApiError."""
     if len(content) <= _QUICK_BYTES or BLANK_LINE.search(content, 0, _QUICK_BYTES):
-        return check_content(content, account, to_send=to_send)
-    return await asyncio.to_thread(check_content, content, account, to_send=to_send)
+        return check_content(content, to_send=to_send)
+    return await asyncio.to_thread(check_content, content, to_send=to_send)
 
 
-def check_content(content: bytes, account: Account, *, to_send: bool = True) -> MimeMessage:
-    """Check the header of MIME that the account wants to send. Without `to_send` it becomes a
-    draft, which may have any author, and no recipients yet.
+def check_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
+    """Check the header of MIME. Without `to_send` it becomes a draft, which may have any author.
 
-    Raises ApiError 400; 403 ErrorSendAsDenied.
+    Raises ApiError 400.
     """
-    if reason := check_mime(content):
-        raise ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-    header_octets = header_section(content)
-    header = parse_header(header_octets)
-    others: list[str] = []
-    for field in originators(Header.parse(header_octets)) if to_send else ():
-        for originator in field.addresses:
-            check_own(originator, account, path=field.name)
-            if field.name == "From" and not account.owns(originator.address):
-                others.append(originator.address)
+    header = read_submitted(content, to_send=to_send)
+    if header.fault:
+        raise _invalid_content(header.fault)
+    for field in header.originators:
         if field.unread or not field.addresses:
             found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
-            message = f"Invalid MIME content: {field.name} has no address{found}."
-            raise ApiError(400, "ErrorMimeContentInvalid", message)
-    recipients = MessageProperties(
-        to=read_addresses(header, "To"),
-        cc=read_addresses(header, "Cc"),
-        bcc=read_addresses(header, "Bcc"),
-    )
-    check_recipients_count(recipients)
-    for name in ("To", "Cc", "Bcc"):
-        if unread := unreadable_addresses(header, name):
-            raise _invalid_recipient(name, unread, "expected addresses with commas between them")
-    _check_addresses(recipients)
-    ids = message_ids(read_token(header, "Message-ID"))
-    return MimeMessage(
-        content=content,
-        recipients=recipients,
-        internet_message_id=next(iter(ids), ""),
-        on_behalf_of=next(iter(others), "") if header.get("Sender") is None else "",
-    )
+            raise _invalid_content(f"{field.name} has no address{found}")
+    if header.unreadable is not None:
+        name, address, reason = header.unreadable
+        message = f"{name}: {quoted(address)} is no mail address: {reason}."
+        message = f"At least one recipient is not valid., {message}"
+        raise ApiError(400, "ErrorInvalidRecipients", message)
+    return MimeMessage(content, header)
 
 
 def header_block(content: Content) -> bytes:
@@ -117,91 +88,40 @@ def header_block(content: Content) -> bytes:
     return head
 
 
-def _check_addresses(recipients: MessageProperties) -> None:
-    fields = (("To", recipients.to), ("Cc", recipients.cc), ("Bcc", recipients.bcc))
-    for name, mailboxes in fields:
-        for recipient in mailboxes:
-            try:
-                parse_odd_mailbox(recipient.address, smtputf8=True)
-            except AddressError as error:
-                raise _invalid_recipient(name, recipient.address, str(error)) from None
-
-
-def _invalid_recipient(field: str, found: str, reason: str) -> ApiError:
-    return ApiError(
-        400,
-        "ErrorInvalidRecipients",
-        f"At least one recipient is not valid., {field}: {quoted(found)} is no mail address: "
-        f"{reason}.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedMime(Generic[_Result]):
-    """The checked header, and the result of the store."""
-
-    message: MimeMessage
-    result: _Result
-
-
-@dataclass(frozen=True, slots=True)
-class MimeConsumer(Generic[_Result]):
-    """How the store takes MIME: `in_memory`, or `streamed` after its header, with the size in bytes
-    that Content-Length announces.
-    """
-
-    in_memory: Callable[[MimeMessage], Awaitable[_Result]]
-    streamed: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]]
-
-
+@asynccontextmanager
 async def receive_mime(
-    request: GraphRequest,
-    consumer: MimeConsumer[_Result],
-    *,
-    to_send: bool = False,
-    amend: Callable[[MimeMessage], bytes] | None = None,
-) -> ReceivedMime[_Result]:
-    """Receive MIME in base64, in memory or streamed by its size.
-
-    `amend` returns the given content with other header fields. With `to_send` the message must then
-    have recipients. Raises ApiError.
-    """
+    request: GraphRequest, *, to_send: bool = False, amend: Amend | None = None
+) -> AsyncIterator[MimeMessage]:
+    """Receive MIME in base64, in memory or, by its size, in blocks. Raises ApiError."""
     if request.is_streamed():
-        return await receive_in_blocks(
-            request, consumer.streamed, is_base64=True, to_send=to_send, amend=amend
-        )
+        async with receive_in_blocks(request, to_send=to_send, amend=amend) as mime:
+            yield mime
+        return
     decoder = Base64Decoder()
     content = decoder.feed(await request.http.body())
     decoder.close()
-    message = await _checked(content, request.account, to_send=to_send, amend=amend)
-    return ReceivedMime(message, await consumer.in_memory(message))
+    yield await _checked(content, to_send=to_send, amend=amend)
 
 
-async def _checked(
-    content: bytes,
-    account: Account,
-    *,
-    to_send: bool,
-    amend: Callable[[MimeMessage], bytes] | None,
-) -> MimeMessage:
+async def _checked(content: bytes, *, to_send: bool, amend: Amend | None) -> MimeMessage:
     """Check MIME, and again after `amend`. `content` has at least the whole header."""
-    message = await check_mime_content(content, account, to_send=to_send)
+    message = await check_mime_content(content, to_send=to_send)
     if amend and (amended := amend(message)) is not content:
-        message = await check_mime_content(amended, account, to_send=to_send)
-    if to_send:
-        check_has_recipients(message.recipients)
+        message = await check_mime_content(amended, to_send=to_send)
     return message
 
 
+@asynccontextmanager
 async def receive_in_blocks(
     request: GraphRequest,
-    begin: Callable[[MimeMessage, int], Awaitable[Arrival[_Result]]],
     *,
-    is_base64: bool,
+    is_base64: bool = True,
     to_send: bool = False,
-    amend: Callable[[MimeMessage], bytes] | None = None,
-) -> ReceivedMime[_Result]:
-    """Receive MIME block by block, in base64 or plain. Raises ApiError; nothing is left then."""
+    amend: Amend | None = None,
+) -> AsyncIterator[MimeMessage]:
+    """Receive the header of MIME, in base64 or plain; the rest can be received in the `async with`
+    block. Raises ApiError.
+    """
     limit_bytes = request.dependencies.max_upload
     declared_bytes = request.http.declared_bytes or 0
     expected_bytes = declared_bytes * 2 // 3 if is_base64 else declared_bytes
@@ -214,22 +134,10 @@ async def receive_in_blocks(
             head += block
             if len(head) >= _HEAD_BYTES:
                 if not any(blank in head for blank in _BLANK_LINES):
-                    reason = f"no empty line within the first {len(head)} bytes"
-                    message = f"Invalid MIME content: {reason}."
-                    raise ApiError(400, "ErrorMimeContentInvalid", message)
+                    raise _invalid_content(f"no empty line within the first {len(head)} bytes")
                 break
-        mime = await _checked(head, request.account, to_send=to_send, amend=amend)
-        arrival = await begin(mime, expected_bytes)
-        try:
-            await arrival.write(mime.content)
-            async for block in content:
-                await arrival.write(block)
-            if to_send and request.before_submission is not None:
-                await request.before_submission()
-            finished = arrival.finish()
-            return ReceivedMime(mime, await (await_submission(finished) if to_send else finished))
-        finally:
-            await arrival.discard()
+        mime = await _checked(head, to_send=to_send, amend=amend)
+        yield replace(mime, rest=content, expected_bytes=expected_bytes)
 
 
 async def _octets(
@@ -246,6 +154,10 @@ async def _octets(
         yield octets
     if decoder:
         decoder.close()
+
+
+def _invalid_content(reason: str) -> ApiError:
+    return ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
 
 
 def _too_large(limit_bytes: int) -> ApiError:

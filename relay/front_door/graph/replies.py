@@ -5,13 +5,14 @@ blocks: all of them on a forward, and on a reply the images that the quoted HTML
 the parameters replaces the quote, and MIME is the whole message; it gets only header fields that it
 lacks. A 202 or 201 is sent when the new message is on disk. RFC 5322 3.6.3 to 3.6.5.
 
-To and Cc of a reply or reply to all are decided in `recipients` (reply_recipients), its Subject and
-References in relay/base/message/conversation.py, the quote in relay/formats/quoting.py.
+Subject and References are decided in relay/base/message/conversation.py, the quote in
+relay/formats/quoting.py.
 """
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, tzinfo
 from functools import partial
 
@@ -19,6 +20,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from relay.base.accounts.account import Account
+from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.content import Octets
 from relay.base.message.conversation import (
     answer_index,
@@ -27,7 +30,7 @@ from relay.base.message.conversation import (
     message_ids,
 )
 from relay.base.message.header import Header, ParsedContent
-from relay.base.message.properties import MessageProperties
+from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import AttachmentFacts, DraftAttachment, StoredPart
 from relay.formats.edit_attachments import carried_attachments
 from relay.formats.html_tokens import content_ids
@@ -36,10 +39,9 @@ from relay.formats.write_header import header_fields
 from relay.front_door.graph.attachments import open_message
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
-from relay.front_door.graph.messages import create_draft, create_from_mime, find_message
-from relay.front_door.graph.mime_body import MimeMessage
-from relay.front_door.graph.recipients import check_recipients_count, reply_recipients
-from relay.front_door.graph.send_mail import send_mime, submit
+from relay.front_door.graph.messages import create_draft, create_from_mime
+from relay.front_door.graph.mime_body import Amend, MimeMessage
+from relay.front_door.graph.send_mail import new_message, send_mime, submit
 from relay.front_door.http.errors import ApiError
 from relay.store.mailbox.attachments import check_sizes
 from relay.store.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
@@ -81,7 +83,7 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         raise ApiError(400, "ErrorInvalidRecipients", message)
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
-        return await submit(request, answer.properties, kept=answer.kept)
+        return await submit(request, new_message(request, answer.properties, kept=answer.kept))
 
 
 async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
@@ -104,7 +106,7 @@ create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
     """Read the body, which may be empty."""
-    given = await request.json_object(may_be_empty=True)
+    given = await request.json_object(may_be_empty=True, or_mime=True)
     return parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
 
 
@@ -120,7 +122,6 @@ async def _composed(
     except OSError as error:
         message = f"The original message cannot be read: {error.strerror or error}."
         raise StoreUnavailableError(message) from error
-    check_recipients_count(answer.properties)
     sizes = [
         *(one.size for one in answer.properties.attachments),
         *(one.part.size for one in answer.kept),
@@ -170,7 +171,7 @@ def _beginning(
     )
     if kind.is_forward:
         return beginning
-    to, cc = reply_recipients(properties, request.account, to_all=kind.to_all)
+    to, cc = _reply_recipients(properties, request.account, to_all=kind.to_all)
     return replace(beginning, to=to, cc=cc)
 
 
@@ -194,23 +195,58 @@ def _kept(
     )
 
 
+def _reply_recipients(
+    original: MessageProperties, account: Account, *, to_all: bool
+) -> tuple[tuple[EmailAddress, ...], tuple[EmailAddress, ...]]:
+    """Return To and Cc of a reply to a message in the account's mailbox.
+
+    A reply goes to Reply-To, else to From; to a message that the account sent, also on behalf of
+    another, it goes to the recipients of that one. A reply to all goes to the other recipients as
+    well, but not to the account's addresses. Each address occurs once, and what is no valid address
+    is left out. If only own addresses are left, the reply goes to these. RFC 5322 3.6.3.
+    """
+    authors = [one for one in (original.from_, original.sender) if one and one.address]
+    is_own = any(one and account.owns(one.address) for one in (original.from_, original.sender))
+    targets = original.to if is_own else _each_once(original.reply_to) or tuple(authors[:1])
+    to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
+    known = {one.address.lower() for one in to}
+    cc = _each_once(original.cc) if to_all else ()
+    cc = tuple(one for one in cc if one.address.lower() not in known)
+    if is_own or to_all:
+        others_to, others_cc = (
+            tuple(one for one in people if not account.owns(one.address)) for people in (to, cc)
+        )
+        if others_to or others_cc:
+            return others_to, others_cc
+        return _each_once(targets), ()
+    return to, cc
+
+
+def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
+    """Return the people with a valid address, in its canonical form, each once."""
+    found: dict[str, EmailAddress] = {}
+    for one in people:
+        with suppress(AddressError):
+            address = parse_odd_mailbox(one.address, smtputf8=True)
+            found.setdefault(address.lower(), EmailAddress(address, one.name))
+    return tuple(found.values())
+
+
 # -- MIME
 
 
-async def _missing_fields(
-    request: GraphRequest, kind: AnswerKind
-) -> Callable[[MimeMessage], bytes]:
+async def _missing_fields(request: GraphRequest, kind: AnswerKind) -> Amend:
     """Return a function that adds to MIME the fields of the answer that it does not have."""
-    answer = _beginning(request, kind, await find_message(request))
+    answer = _beginning(request, kind, await request.find_message())
 
     def amend(mime: MimeMessage) -> bytes:
-        parsed = ParsedContent.of(mime.content)
+        parsed, given = ParsedContent.of(mime.content), mime.header.properties
         header, wanted = parsed.header, set[str]()
         if not any(name in header for name in _THREAD):
             wanted.update(_THREAD, _INDEX)
         if "subject" not in header:
             wanted.add("subject")
-        if not any((mime.recipients.to, mime.recipients.cc, mime.recipients.bcc)):
+        if not any((given.to, given.cc, given.bcc)):
             header = header.remove(_RECIPIENTS)
             wanted.update(_RECIPIENTS)
         written = Header.parse(header_fields(answer, message_id="").encode())

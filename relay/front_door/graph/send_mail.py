@@ -5,8 +5,7 @@ disk. An error response means that nothing was submitted.
 """
 
 import asyncio
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 
 from msgspec import Struct
@@ -14,28 +13,24 @@ from msgspec.structs import replace
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from relay.base.accounts.account import Account
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.envelope import Client
 from relay.base.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
-from relay.base.message.properties import ExtendedProperty, MessageProperties
+from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import strict_profile
-from relay.front_door.graph.graph_request import GraphRequest, await_submission
+from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.json_values import RECIPIENTS_MAX, too_many_recipients
 from relay.front_door.graph.message_parser import parse_send_mail
-from relay.front_door.graph.messages import find_message
 from relay.front_door.graph.mime_body import (
-    MimeConsumer,
+    Amend,
     MimeMessage,
     check_mime_content,
     header_block,
     receive_mime,
 )
-from relay.front_door.graph.recipients import (
-    author_on_behalf,
-    check_has_recipients,
-    check_originators,
-)
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, UnansweredError, quoted
 from relay.store.mailbox.folders import ROOT_ID
 from relay.store.mailbox.types import (
     Folder,
@@ -43,6 +38,7 @@ from relay.store.mailbox.types import (
     NotADraftError,
     PendingSubmission,
     SendOptions,
+    StoredMessage,
     WellKnown,
 )
 from relay.submission.outbox.on_disk import draft_of
@@ -53,91 +49,179 @@ _FOLDER = "relay.sent-folder"
 _BOOLEANS = {"true": True, "false": False}
 
 
+class SendRequest(Struct, frozen=True):
+    """What is to be sent, by whom and to whom, in whatever form a request had it."""
+
+    content: MessageProperties | MimeMessage | StoredMessage  # of a new message, or a draft
+    properties: MessageProperties  # To, Cc, Bcc, Message-ID and extended ones
+    # the place in the request and the address of From and Sender, also of a resending
+    originators: tuple[tuple[str, str], ...]
+    authors: tuple[str, ...]  # the addresses in From, if there is no Sender
+    save: bool = True  # saveToSentItems
+    kept: Sequence[DraftAttachment] = ()  # attachments of another message
+
+
 async def send_mail(request: GraphRequest) -> Response:
     """POST sendMail: create a draft and submit it."""
     if request.is_mime():
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
-    given = parse_send_mail(await request.json_object(), request.account)
-    return await submit(request, given.message.properties, save=given.save_to_sent_items)
+    given = parse_send_mail(await request.json_object(or_mime=True), request.account)
+    message = given.message.properties
+    return await submit(request, new_message(request, message, save=given.save_to_sent_items))
 
 
-async def submit(
-    request: GraphRequest,
-    properties: MessageProperties,
-    *,
-    save: bool = True,
-    kept: Sequence[DraftAttachment] = (),
-) -> Response:
-    """Create a draft and submit it; `save` as in send_options(), `kept` as in submit_new()."""
-    needed, message_id = request.dependencies, properties.internet_message_id
-    message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
-    properties = replace(properties, internet_message_id=message_id)
-    check_originators(properties, request.account, prefix="message.")
-    check_has_recipients(properties)
-    options = await send_options(request, properties.extended, save=save)
-    submission = await await_submission(
-        request.store.submissions.submit_new(request.mailbox, properties, options, kept=kept)
-    )
-    return _accepted(request, submission, internet_message_id=message_id)
-
-
-async def send_mime(
-    request: GraphRequest, amend: Callable[[MimeMessage], bytes] | None = None
-) -> Response:
+async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Response:
     """Create a draft from MIME and submit it; `amend` may add fields to its header."""
-    options = await send_options(request, ())
-    mailbox = request.mailbox
-
-    def options_for(message: MimeMessage) -> SendOptions:
-        return dataclasses.replace(options, on_behalf_of=message.on_behalf_of)
-
-    consumer = MimeConsumer(
-        lambda message: await_submission(
-            request.store.submissions.submit_new(mailbox, message.content, options_for(message))
-        ),
-        lambda message, size: request.store.arrivals.submission(
-            mailbox, options_for(message), expected_bytes=size
-        ),
-    )
-    received = await receive_mime(request, consumer, to_send=True, amend=amend)
-    message_id = received.message.internet_message_id
-    return _accepted(request, received.result, internet_message_id=message_id)
+    async with receive_mime(request, to_send=True, amend=amend) as mime:
+        return await submit(request, _of_mime(mime, mime, mime.header.properties))
 
 
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
     await request.http.body()  # it counts when the request is repeated
-    draft = await find_message(request)
+    draft = await request.find_message()
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
-    on_behalf_of = author_on_behalf(draft.properties, request.account)
-    if draft.is_mime:  # an IMAP client may have written it
-        content = await request.store.messages.mime(request.mailbox, draft.id)
-        mime = await check_mime_content(
-            await asyncio.to_thread(header_block, content), request.account
-        )
-        on_behalf_of = mime.on_behalf_of
-    check_has_recipients(draft.properties)
-    check_originators(draft.properties, request.account)
-    options = await send_options(request, draft.properties.extended)
-    options = dataclasses.replace(options, on_behalf_of=on_behalf_of)
-    submission = await await_submission(
-        request.store.submissions.submit_draft(
-            request.mailbox, draft.id, options, condition=request.condition
-        )
+    if not draft.is_mime:
+        return await submit(request, _of_properties(draft, draft.properties))
+    content = await request.store.messages.mime(request.mailbox, draft.id)
+    # an IMAP client may have written it
+    mime = await check_mime_content(await asyncio.to_thread(header_block, content))
+    properties = replace(
+        mime.header.properties,
+        extended=draft.properties.extended,
+        internet_message_id=draft.properties.internet_message_id,
     )
-    return _accepted(request, submission, internet_message_id=draft.properties.internet_message_id)
+    return await submit(request, _of_mime(draft, mime, properties))
 
 
-def _accepted(
-    request: GraphRequest, submission: PendingSubmission, *, internet_message_id: str
-) -> Response:
-    """Return the 202 for a submission."""
-    internet_message_id = submission.internet_message_id or internet_message_id
+def new_message(
+    request: GraphRequest,
+    properties: MessageProperties,
+    *,
+    save: bool = True,
+    kept: Sequence[DraftAttachment] = (),
+) -> SendRequest:
+    """Return the request to send a message whose JSON is in `message`."""
+    needed, message_id = request.dependencies, properties.internet_message_id
+    message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
+    properties = replace(properties, internet_message_id=message_id)
+    return _of_properties(properties, properties, prefix="message.", save=save, kept=kept)
+
+
+def _of_properties(
+    content: MessageProperties | StoredMessage,
+    properties: MessageProperties,
+    *,
+    prefix: str = "",
+    save: bool = True,
+    kept: Sequence[DraftAttachment] = (),
+) -> SendRequest:
+    originators = originators_of(properties, prefix=prefix)
+    author = properties.from_ if properties.sender is None else None
+    authors = () if author is None else (author.address,)
+    return SendRequest(content, properties, originators, authors, save, kept)
+
+
+def _of_mime(
+    content: MimeMessage | StoredMessage, mime: MimeMessage, properties: MessageProperties
+) -> SendRequest:
+    originators = tuple(
+        [(field.name, one.address) for field in mime.header.originators for one in field.addresses]
+    )
+    has_sender = any(name == "Sender" for name, _ in originators)
+    authors = [address for name, address in originators if name == "From" and not has_sender]
+    return SendRequest(content, properties, originators, tuple(authors))
+
+
+def originators_of(
+    properties: MessageProperties, *, prefix: str = ""
+) -> tuple[tuple[str, str], ...]:
+    """Return From and Sender as SendRequest has them; `prefix` is the path of the message."""
+    fields = (("from", properties.from_), ("sender", properties.sender))
+    return tuple([(prefix + name, one.address) for name, one in fields if one is not None])
+
+
+async def submit(request: GraphRequest, given: SendRequest) -> Response:
+    """Submit a message and return the 202 when it is durable: every request that sends ends here.
+
+    Raises ApiError and StoreError; then nothing was submitted.
+    """
+    properties = given.properties
+    check_rights(given.originators, request.account)
+    if not (properties.to or properties.cc or properties.bcc):
+        message = (
+            "At least one recipient is not valid., A message can't be sent because it contains no "
+            "recipients: toRecipients, ccRecipients and bccRecipients are empty."
+        )
+        raise ApiError(400, "ErrorInvalidRecipients", message)
+    check_recipients_count(properties)
+    options = await _send_options(request, given)
+    submission = await _submitted(request, given, options)
     return accepted_response(
-        request, submission.submission_id, internet_message_id=internet_message_id
+        request,
+        submission.submission_id,
+        internet_message_id=submission.internet_message_id or properties.internet_message_id,
     )
+
+
+def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> None:
+    """Raise ErrorSendAsDenied unless the account may send mail from all `originators`: its own
+    addresses and those in its `send_as`. RFC 5322 3.6.2.
+    """
+    for path, address in originators:
+        if not account.may_send_as(address):
+            raise ApiError(
+                403,
+                "ErrorSendAsDenied",
+                f"{path}: the account {account.address} does not have the right to send mail from "
+                f"{quoted(address)}: it is neither its address nor an alias, and the "
+                "account's send_as does not list it.",
+            )
+
+
+def check_recipients_count(properties: MessageProperties) -> None:
+    """The limit of recipients per message: raise ErrorInvalidRecipients beyond 500."""
+    count = len(properties.to) + len(properties.cc) + len(properties.bcc)
+    if count > RECIPIENTS_MAX:
+        raise too_many_recipients(count)
+
+
+async def _submitted(
+    request: GraphRequest, given: SendRequest, options: SendOptions
+) -> PendingSubmission:
+    """Have the store submit the message: steps 1 and 2."""
+    store, mailbox, content = request.store, request.mailbox, given.content
+    if isinstance(content, StoredMessage):
+        return await _uninterrupted(
+            store.submissions.submit_draft(
+                mailbox, content.id, options, condition=request.condition
+            )
+        )
+    if isinstance(content, MessageProperties) or content.rest is None:
+        new = content if isinstance(content, MessageProperties) else content.content
+        return await _uninterrupted(
+            store.submissions.submit_new(mailbox, new, options, kept=given.kept)
+        )
+    size = content.expected_bytes
+    async with await store.arrivals.submission(mailbox, options, expected_bytes=size) as arrival:
+        await content.write_to(arrival)
+        if request.before_submission is not None:
+            await request.before_submission()
+        return await _uninterrupted(arrival.finish())
+
+
+async def _uninterrupted(submission: Awaitable[PendingSubmission]) -> PendingSubmission:
+    """Await a submission. It continues if this is cancelled, so that no response would be correct.
+
+    Raises UnansweredError then.
+    """
+    try:
+        return await submission
+    except asyncio.CancelledError:
+        message = "The server stopped during a submission. Whether it will be sent is unknown."
+        raise UnansweredError(message) from None
 
 
 def accepted_response(
@@ -166,15 +250,13 @@ class SendPreferences(Struct, frozen=True):
     applied: tuple[str, ...] = ()
 
 
-async def send_options(
-    request: GraphRequest, extended: Sequence[ExtendedProperty], *, save: bool = True
-) -> SendOptions:
+async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions:
     """Return the options of a submission.
 
-    `save` is saveToSentItems. The Prefer header overrides it, and the extended properties of the
-    message (MS-OXOMSG 2.2.3: PidTagDeleteAfterSubmit, PidTagSentMailEntryId). Raises ApiError 400.
+    The Prefer header overrides saveToSentItems and the extended properties of the message
+    (MS-OXOMSG 2.2.3: PidTagDeleteAfterSubmit, PidTagSentMailEntryId). Raises ApiError 400.
     """
-    given = request.preferences
+    given, extended, save = request.preferences, sent.properties.extended, sent.save
     preferred = read_send_preferences(given) if given else SendPreferences()
     wishes = (
         requested_send_options(extended, now_us=request.dependencies.clock.time_us())
@@ -195,6 +277,7 @@ async def send_options(
         save_to_sent_items=save,
         sent_folder=folder if save else "",
         scheduled_us=wishes.scheduled_us if wishes else 0,
+        on_behalf_of=next((one for one in sent.authors if not request.account.owns(one)), ""),
         client=Client(request.http.client_address, account=request.caller.address),
         key=request.key,
     )

@@ -113,8 +113,7 @@ async def _put(
 async def _take(
     dependencies: GraphDependencies, request: HttpRequest, token: str, *, start: int, length: int
 ) -> Upload:
-    upload_range = await dependencies.store.uploads.begin_range(token, start)
-    try:
+    async with await dependencies.store.uploads.begin_range(token, start) as upload_range:
         size_bytes = 0
         async for block in request.blocks():
             size_bytes += len(block)
@@ -124,8 +123,6 @@ async def _take(
         if size_bytes < length:
             raise _wrong_length(size_bytes, length)
         return await upload_range.finish()
-    finally:
-        await upload_range.discard()
 
 
 async def _attached(dependencies: GraphDependencies, request: HttpRequest, token: str) -> Response:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from relay.base.files import FileOctets, write_all
 from relay.formats.read_header import HEADER_OCTETS_MAX
@@ -104,7 +104,8 @@ class ArrivingFile:
 
 
 class Arrival(Generic[_Result]):
-    """A file that is received in blocks; one call at a time.
+    """A file that is received in blocks; one call at a time. What is not finished is discarded at
+    the end of the `async with` block.
 
     write() appends octets; it and finish() raise StoreUnavailableError.
     """
@@ -128,7 +129,10 @@ class Arrival(Generic[_Result]):
         self._is_finishing = True
         return await self._finish()
 
-    async def discard(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """Remove the received part, unless finish() was called; not stopped by a cancellation."""
         if not self._is_finishing:
             await asyncio.get_running_loop().run_in_executor(None, self._discard)

@@ -2,7 +2,7 @@
 
 An account that logged in may use its own addresses and those in its send_as, in the reverse-path
 and in the From and Sender fields, and in Resent-From and Resent-Sender of the last resending. HTTP
-has the same rule (check_own() in relay/front_door/graph/recipients.py). A field of these that
+has the same rule (check_rights() in relay/front_door/graph/send_mail.py). A field of these that
 cannot be parsed is rejected, because another program might read another author there.
 
 The domain of a stranger's sender must not have a null MX.

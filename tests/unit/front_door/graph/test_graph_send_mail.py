@@ -240,6 +240,7 @@ async def test_mime_without_message_id_has_no_message_id_header(graph: GraphInMe
         (base64.b64encode(b"just text\r\n"), 400, "ErrorMimeContentInvalid"),
         (base64.b64encode(b"Subject: x\r\n\r\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"Bcc: a..b@c.test\r\n\r\n"), 400, "ErrorInvalidRecipients"),
+        (base64.b64encode(b"To: " + b"a@b.test," * 501 + b"\n\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"To: nobody, a@b.test\r\n\r\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"To: a@b.test\r\nCc: c@\r\n\r\n"), 400, "ErrorInvalidRecipients"),
         (base64.b64encode(b"To: a@b.test\r\nBcc: \xfc@c.test\n\n"), 400, "ErrorInvalidRecipients"),
