@@ -31,7 +31,6 @@ from relay.front_door.graph.json_values import (
     COMMON_PROPERTIES,
     FILE_PROPERTIES,
     REFERENCE_PROPERTIES,
-    missing_property,
     read_parameters,
 )
 from relay.front_door.graph.message_parser import (
@@ -172,10 +171,8 @@ async def create_upload_session(request: GraphRequest) -> Response:
     """POST createUploadSession: return a URL to which a file is PUT in ranges."""
     body = await request.json_object()
     action = "microsoft.graph.createUploadSession"
-    given = read_parameters(body, ("attachmentitem",), action)
-    if given.get("attachmentitem") is None:
-        raise missing_property("attachmentItem")
-    item = read_upload(given["attachmentitem"], "attachmentItem")
+    known = {"attachmentitem": ("attachmentItem", read_upload)}
+    item = read_parameters(body, known, action, needed=known)["attachmentitem"]
     made = await request.store.uploads.create(
         request.mailbox,
         request.message_id,

@@ -8,7 +8,8 @@ Text for a header field contains no control character, line separator or lone su
 
 import codecs
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,10 @@ from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
 from relay.base.message.properties import EmailAddress
 from relay.front_door.http.errors import ApiError, quoted
+
+Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a path
+# of an action: by the name in lower case its spelling and the reader
+Parameters = Mapping[str, tuple[str, Reader]]
 
 RECIPIENTS_MAX = 500  # of a message, in to, cc and bcc together
 _NAME_CHARACTERS = 320
@@ -259,6 +264,16 @@ def read_body_text(value: object, path: str) -> str:
     return text
 
 
+def read_body(value: object, path: str) -> tuple[str, str]:
+    """Read a body: its type, text or html, and its text."""
+    given = read_object(value, path)
+    kind = given.get("contentType")
+    return (
+        "text" if kind is None else one_of(kind, f"{path}.contentType", ("text", "html")),
+        read_body_text(given.get("content"), f"{path}.content"),
+    )
+
+
 def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
     place = f"the character U+{ord(found[0]):04X} at position {found.start()}"
     return ApiError(400, "ErrorInvalidRequest", f"{path}: found {place}{reason}")
@@ -269,15 +284,11 @@ def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
     items = read_array(value, path)
     if len(items) > RECIPIENTS_MAX:
         raise too_many_recipients(len(items))
-    return tuple(_recipient(item, f"{path}[{index}]") for index, item in enumerate(items))
+    return tuple(read_recipient(item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
-def read_originator(value: object, path: str) -> EmailAddress | None:
-    """Read `from` or `sender`; null gives None. Raises ApiError."""
-    return None if value is None else _recipient(value, path)
-
-
-def _recipient(value: object, path: str) -> EmailAddress:
+def read_recipient(value: object, path: str) -> EmailAddress:
+    """Read a recipient, or an originator. Raises ApiError."""
     given = read_object(value, path)
     path = f"{path}.emailAddress"
     if given.get("emailAddress") is None:
@@ -312,13 +323,17 @@ def is_annotation(name: str) -> bool:
     return "@" in name
 
 
-_ID_CHARACTERS = 512
+_DESTINATION = {"destinationid": ("destinationId", partial(read_header_text, longest=512))}
 
 
-def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str) -> dict[str, Any]:
-    """Return the parameters of an action by their names in lower case; names match in any case.
+def read_parameters(
+    body: Mapping[str, Any], known: Parameters, action: str, *, needed: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the parameters of an action by their names in lower case; names match in any case. One
+    that is null is as one that is not given.
 
-    Raises ApiError 400 for a parameter that `action` does not have, or that is given twice.
+    Raises ApiError 400 for a parameter that `action` does not have or that is given twice, and for
+    one that is `needed` and missing.
     """
     given: dict[str, Any] = {}
     for name, value in body.items():
@@ -330,16 +345,18 @@ def read_parameters(body: Mapping[str, Any], known: Collection[str], action: str
             raise ApiError(400, "RequestBodyRead", message)
         if folded in given:
             raise invalid_value(name, value, "each parameter once, whatever its case")
-        given[folded] = value
+        spelled, read = known[folded]
+        given[folded] = None if value is None else read(value, spelled)
+    for folded in needed:
+        if given.get(folded) is None:
+            raise missing_property(known[folded][0])
     return given
 
 
 def destination_id(body: Mapping[str, Any], action: str) -> str:
     """Return destinationId of move and copy: a folder's id or well-known name."""
-    given = read_parameters(body, ("destinationid",), action)
-    identifier = read_header_text(
-        given.get("destinationid"), "destinationId", longest=_ID_CHARACTERS
-    )
+    given = read_parameters(body, _DESTINATION, action)
+    identifier: str = given.get("destinationid") or ""
     if not identifier:
         raise missing_property("destinationId")
     return identifier

@@ -12,7 +12,8 @@ of URIs stay files. Any mail program shows the file, and its text is readable.
 import binascii
 import re
 from binascii import b2a_base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -27,16 +28,19 @@ from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 from relay.front_door.graph.extended_properties import MULTIPLE, SINGLE, read_extended
 from relay.front_door.graph.follow_up_flags import changed_flag, read_flag
 from relay.front_door.graph.json_values import (
+    Parameters,
+    Reader,
     invalid_value,
     missing_property,
     one_of,
     read_array,
+    read_body,
     read_body_text,
     read_boolean,
     read_header_text,
     read_object,
-    read_originator,
     read_parameters,
+    read_recipient,
     read_recipients,
     read_string,
     read_time_us,
@@ -212,17 +216,12 @@ class SendMailParameters(Struct, frozen=True):
 
 def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMailParameters:
     """Read sendMail's parameters."""
-    given = read_parameters(body, ("message", "savetosentitems"), "microsoft.graph.sendMail")
-    if given.get("message") is None:
-        raise missing_property("message")
-    save = given.get("savetosentitems")
+    action = "microsoft.graph.sendMail"
+    given = read_parameters(body, _OF_SEND_MAIL, action, needed=("message",))
     parsed = parse_message(given["message"], account, path="message")
     if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
         raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
-    return SendMailParameters(
-        message=parsed,
-        save_to_sent_items=True if save is None else read_boolean(save, "saveToSentItems"),
-    )
+    return SendMailParameters(parsed, given.get("savetosentitems") is not False)
 
 
 class AnswerParameters(Struct, frozen=True):
@@ -239,21 +238,20 @@ def parse_answer(
     body: Mapping[str, Any], account: Account, *, action: str, is_forward: bool
 ) -> AnswerParameters:
     """Read the parameters of reply, forward and the like; all are optional."""
-    known = ("comment", "message", "torecipients") if is_forward else ("comment", "message")
+    known = _OF_FORWARD if is_forward else _OF_REPLY
     given = read_parameters(body, known, f"microsoft.graph.{action}")
-    comment = read_body_text(given.get("comment"), "comment")
+    comment = given.get("comment") or ""
     if len(comment) > COMMENT_CHARACTERS_MAX:
         expected = f"expected at most {COMMENT_CHARACTERS_MAX}; use message.body"
         message = f"comment: found {len(comment)} characters, {expected}."
         raise ApiError(400, "ErrorInvalidRequest", message)
-    value = given.get("message")
-    fields = {} if value is None else read_object(value, "message")
+    fields = given.get("message") or {}
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
     has_body = "body" in fields
     if comment and has_body:
         raise _contradiction("comment", "message.body")
     parsed = parse_message(fields, account, path="message")
-    to = read_recipients(given.get("torecipients"), "toRecipients")
+    to = given.get("torecipients")
     if to and parsed.fields.get("to"):
         raise _contradiction("toRecipients", "message.toRecipients")
     if to:
@@ -280,27 +278,28 @@ def comparable(given: Mapping[str, Any]) -> list[str]:
 
 
 def parse_message(
-    value: object, account: Account, *, path: str = "", patch: bool = False
+    given: Mapping[str, Any], account: Account, *, path: str = "", patch: bool = False
 ) -> ParsedMessage:
     """Read a message; with `patch` only properties that PATCH may change.
 
     Raises ApiError. Anyone may be in from and sender: the right is checked when it is sent.
     """
-    given = read_object(value, path or "the request body")
     prefix = f"{path}." if path else ""
     fields = _fields(given, prefix, patch=patch)
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
     fields |= _sender_on_behalf(fields, account)
-    is_read = given.get("isRead")
-    flag = read_flag(given.get("flag"), f"{prefix}flag")
-    if not patch:  # nothing is created with a flag that cannot be
+    flag = read_flag(given["flag"], f"{prefix}flag") if "flag" in given else {}
+    if flag and not patch:  # nothing is created with a flag that cannot be
         changed_flag(FollowUpFlag(), flag, now_us=0, path=f"{prefix}flag")
+    is_read, kind = given.get("isRead"), given.get(_CLASSIFICATION)
     return ParsedMessage(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
         flag=flag,
-        is_other=_is_other(given.get(_CLASSIFICATION), prefix + _CLASSIFICATION),
+        is_other=None
+        if kind is None
+        else one_of(kind, prefix + _CLASSIFICATION, ("focused", "other")) == "other",
     )
 
 
@@ -325,10 +324,13 @@ def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, 
         if name in _READERS:
             if patch and name in _CREATE_ONLY:
                 raise invalid_value(where, item, "it only when the message is created")
-            fields |= _READERS[name](item, where)
+            field, read = _READERS[name]
+            fields[field] = getattr(_NO_PROPERTIES, field) if item is None else read(item, where)
         elif name == "extensions" and read_array(item, where):
             raise unsupported(where, "open extensions are not supported")
-    return fields | read_extended(given, prefix)
+    if "body" in fields:
+        fields["body_type"], fields["body"] = fields["body"] or ("text", "")
+    return fields | read_extended(given, prefix) if _EXTENDED & given.keys() else fields
 
 
 def read_item(value: object, path: str) -> bytes:
@@ -345,32 +347,6 @@ def read_item(value: object, path: str) -> bytes:
     sent_us = None if sent is None else read_time_us(sent, f"{path}.sentDateTime")
     date_us = sent_us if sent_us is None or sent_us >= DATE_US_MIN else None
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
-
-
-def _body(value: object, path: str) -> dict[str, Any]:
-    if value is None:
-        return {"body_type": "text", "body": ""}
-    given = read_object(value, path)
-    kind = given.get("contentType")
-    return {
-        "body_type": "text"
-        if kind is None
-        else one_of(kind, f"{path}.contentType", ("text", "html")),
-        "body": read_body_text(given.get("content"), f"{path}.content"),
-    }
-
-
-def _importance(value: object, path: str) -> str:
-    return "normal" if value is None else one_of(value, path, ("low", "normal", "high"))
-
-
-def _sensitivity(value: object, path: str) -> str:
-    kinds = ("normal", "personal", "private", "confidential")
-    return "normal" if value is None else one_of(value, path, kinds)
-
-
-def _flag(value: object, path: str) -> bool:
-    return False if value is None else read_boolean(value, path)
 
 
 def _message_id(value: object, path: str) -> str:
@@ -413,14 +389,6 @@ def _categories(value: object, path: str) -> tuple[str, ...]:
 def read_category(value: object, path: str) -> str:
     """Read the name of a category, without blanks at its ends: Keywords cannot have them."""
     return read_header_text(value, path, longest=_CATEGORY_CHARACTERS).strip()
-
-
-def _subject(value: object, path: str) -> str:
-    return read_header_text(value, path, longest=_SUBJECT_CHARACTERS)
-
-
-def _is_other(value: object, path: str) -> bool | None:
-    return None if value is None else one_of(value, path, ("focused", "other")) == "other"
 
 
 # -- attachments
@@ -543,13 +511,6 @@ def _content_id(given: dict[str, Any], path: str) -> str:
 # -- the table of properties
 
 
-def _field(
-    field: str, read: Callable[[object, str], Any]
-) -> Callable[[object, str], dict[str, Any]]:
-    return lambda value, path: {field: read(value, path)}
-
-
-_ORIGINATORS = {"from": "from_", "sender": "sender"}
 # What may change of any message; the rest only while it is a draft.
 _OF_ANY_MESSAGE = frozenset(
     (
@@ -557,22 +518,37 @@ _OF_ANY_MESSAGE = frozenset(
         *("isReadReceiptRequested", "isDeliveryReceiptRequested"),
     )
 )
-_READERS: Mapping[str, Callable[[object, str], dict[str, Any]]] = {
-    "subject": _field("subject", _subject),
-    "body": _body,
-    "from": _field("from_", read_originator),
-    "sender": _field("sender", read_originator),
-    "toRecipients": _field("to", read_recipients),
-    "ccRecipients": _field("cc", read_recipients),
-    "bccRecipients": _field("bcc", read_recipients),
-    "replyTo": _field("reply_to", read_recipients),
-    "importance": _field("importance", _importance),
-    "sensitivity": _field("sensitivity", _sensitivity),
-    "isReadReceiptRequested": _field("read_receipt", _flag),
-    "isDeliveryReceiptRequested": _field("delivery_receipt", _flag),
-    "internetMessageId": _field("internet_message_id", _message_id),
-    "internetMessageHeaders": _field("internet_message_headers", _headers),
-    "attachments": _field("attachments", _attachments),
-    "categories": _field("categories", _categories),
+# The field of MessageProperties, and how it is read; null is the field's default.
+_READERS: Mapping[str, tuple[str, Reader]] = {
+    "subject": ("subject", partial(read_header_text, longest=_SUBJECT_CHARACTERS)),
+    "body": ("body", read_body),  # and its type
+    "from": ("from_", read_recipient),
+    "sender": ("sender", read_recipient),
+    "toRecipients": ("to", read_recipients),
+    "ccRecipients": ("cc", read_recipients),
+    "bccRecipients": ("bcc", read_recipients),
+    "replyTo": ("reply_to", read_recipients),
+    "importance": ("importance", partial(one_of, choices=("low", "normal", "high"))),
+    "sensitivity": (
+        "sensitivity",
+        partial(one_of, choices=("normal", "personal", "private", "confidential")),
+    ),
+    "isReadReceiptRequested": ("read_receipt", read_boolean),
+    "isDeliveryReceiptRequested": ("delivery_receipt", read_boolean),
+    "internetMessageId": ("internet_message_id", _message_id),
+    "internetMessageHeaders": ("internet_message_headers", _headers),
+    "attachments": ("attachments", _attachments),
+    "categories": ("categories", _categories),
 }
+_NO_PROPERTIES = MessageProperties()
+_EXTENDED = frozenset((SINGLE, MULTIPLE))
+_OF_SEND_MAIL: Parameters = {
+    "message": ("message", read_object),
+    "savetosentitems": ("saveToSentItems", read_boolean),
+}
+_OF_REPLY: Parameters = {
+    "comment": ("comment", read_body_text),
+    "message": ("message", read_object),
+}
+_OF_FORWARD: Parameters = {**_OF_REPLY, "torecipients": ("toRecipients", read_recipients)}
 _COMPARABLE = frozenset((*_READERS, "flag", _CLASSIFICATION)) - {"attachments"}

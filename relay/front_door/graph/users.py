@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import time
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -32,6 +33,7 @@ from relay.front_door.graph.graph_request import (
     malformed_id,
 )
 from relay.front_door.graph.json_values import (
+    Parameters,
     invalid_value,
     missing_property,
     one_of,
@@ -73,13 +75,13 @@ _COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
 _LIST_OPTIONS = ("select", "filter", "search", "orderby", "count", "top", "skip")
 IDS_MAX = 1000
-_PARAMETERS = {
-    "inputids": "inputIds",
-    "sourceidtype": "sourceIdType",
-    "targetidtype": "targetIdType",
-}
 _OWN_TYPES = ("restid", "restimmutableentryid")
 _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
+_PARAMETERS: Parameters = {
+    "inputids": ("inputIds", partial(read_array, most=IDS_MAX)),
+    "sourceidtype": ("sourceIdType", partial(one_of, choices=_TYPES)),
+    "targetidtype": ("targetIdType", partial(one_of, choices=_TYPES)),
+}
 
 
 async def get_settings(request: GraphRequest) -> Response:
@@ -417,16 +419,14 @@ async def list_users(request: GraphRequest) -> Response:
 async def translate_ids(request: GraphRequest) -> Response:
     """POST translateExchangeIds: return each id with its translation, or why it has none."""
     body = await request.json_object()
-    given = read_parameters(body, _PARAMETERS, "microsoft.graph.translateExchangeIds")
-    for name, spelled in _PARAMETERS.items():
-        if given.get(name) is None:
-            raise missing_property(spelled)
+    action = "microsoft.graph.translateExchangeIds"
+    given = read_parameters(body, _PARAMETERS, action, needed=_PARAMETERS)
     for name in ("sourceidtype", "targetidtype"):
-        if one_of(given[name], _PARAMETERS[name], _TYPES) not in _OWN_TYPES:
+        if given[name] not in _OWN_TYPES:
             what = "only restId and restImmutableEntryId exist in Relay"
-            raise unsupported(_PARAMETERS[name], what)
-    ids = read_array(given["inputids"], "inputIds", most=IDS_MAX)
-    translated = [_translated(one, f"inputIds[{number}]") for number, one in enumerate(ids)]
+            raise unsupported(_PARAMETERS[name][0], what)
+    ids = enumerate(given["inputids"])
+    translated = [_translated(one, f"inputIds[{number}]") for number, one in ids]
     context = request.context("Collection(microsoft.graph.convertIdResult)")
     return json_response({**context, "value": translated})
 
