@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import re
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -236,11 +237,13 @@ class Admission:
                 f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
             )
             raise throttled(message, _CONCURRENCY_RETRY_S)
+        place = (account, request.mailbox)
         is_limited = request.is_strict and strict_profile.is_in_mailbox(http.segments)
-        place = (account, request.mailbox) if is_limited else None
-        if not self._strict_requests.has_room(place, per_key=strict_profile.CONCURRENT_MAX):
+        most = strict_profile.CONCURRENT_MAX
+        if is_limited and not self._strict_requests.has_room(place, per_key=most):
             raise throttled(strict_profile.OVER_CONCURRENT, _CONCURRENCY_RETRY_S)
-        with self._requests.counted(account), self._strict_requests.counted(place):
+        strict = self._strict_requests.counted(place) if is_limited else nullcontext()
+        with self._requests.counted(account), strict:
             check_pressure(self._dependencies.pressure, operation.intake)
             if request.is_strict:
                 strict_profile.check_query(http.segments, http.query)

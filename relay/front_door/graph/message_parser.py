@@ -207,21 +207,14 @@ class ParsedMessage(Struct, frozen=True):
         return MessageProperties(**self.fields)
 
 
-class SendMailParameters(Struct, frozen=True):
-    """sendMail's parameters."""
-
-    message: ParsedMessage
-    save_to_sent_items: bool
-
-
-def parse_send_mail(body: Mapping[str, Any], account: Account) -> SendMailParameters:
-    """Read sendMail's parameters."""
+def parse_send_mail(body: Mapping[str, Any], account: Account) -> tuple[MessageProperties, bool]:
+    """Read sendMail's parameters: the message, and whether it is saved to Sent Items."""
     action = "microsoft.graph.sendMail"
     given = read_parameters(body, _OF_SEND_MAIL, action, needed=("message",))
     parsed = parse_message(given["message"], account, path="message")
     if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
         raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
-    return SendMailParameters(parsed, given.get("savetosentitems") is not False)
+    return parsed.properties, given.get("savetosentitems") is not False
 
 
 class AnswerParameters(Struct, frozen=True):

@@ -66,9 +66,8 @@ async def send_mail(request: GraphRequest) -> Response:
     if request.is_mime():
         return await send_mime(request)
     # no variable for the body or its JSON, so that a large one is freed as soon as it is parsed
-    given = parse_send_mail(await request.json_object(or_mime=True), request.account)
-    message = given.message.properties
-    return await submit(request, new_message(request, message, save=given.save_to_sent_items))
+    message, save = parse_send_mail(await request.json_object(or_mime=True), request.account)
+    return await submit(request, new_message(request, message, save=save))
 
 
 async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Response:

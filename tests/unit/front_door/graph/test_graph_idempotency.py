@@ -197,6 +197,16 @@ async def test_a_repeat_is_answered_under_pressure(mailbox: Mailbox, how: dict[s
 
 
 @HOW
+async def test_a_repeat_is_answered_at_the_limit_of_the_account(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch, how: dict[str, str]
+) -> None:
+    first = await mailbox.send(**first_of(how))
+    monkeypatch.setattr(admission, "REQUESTS_PER_ACCOUNT_MAX", 0)
+    assert same(first, await mailbox.send(**how))
+    assert (await mailbox.send("other", **(how | {"idempotency_key": "other"}))).status_code == 429
+
+
+@HOW
 async def test_another_account_has_its_own(mailbox: Mailbox, how: dict[str, str]) -> None:
     body = {"message": {"toRecipients": to("bob@example.test")}}
     first = await mailbox.post("me/sendMail", body, **first_of(how))
