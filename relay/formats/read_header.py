@@ -7,7 +7,7 @@ RFC 5322 2.2, 3.6; RFC 2047; RFC 4021; RFC 8098 2.1; MS-OXCMAIL 2.2.3.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import Message
 from email.policy import Compat32
@@ -29,7 +29,7 @@ from relay.base.message.header import (
     with_first_fields,
 )
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.address_list import Entry, address_entries
+from relay.formats.address_list import address_entries
 from relay.formats.content_fields import charset_of
 from relay.formats.encoded_words import decode_words
 
@@ -195,12 +195,9 @@ def read_addresses(
     values = _raw_values(message, name)
     if octets_max is not None:
         values = list(_beginnings(values, octets_max))
+    raw = _raw_charset(message, values)
     found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
-    return _people(found, _raw_charset(message, values))
-
-
-def _people(entries: Iterable[Entry], raw: str) -> tuple[EmailAddress, ...]:
-    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in entries)
+    people = (EmailAddress(_address(one.address), decode_text(one.name, raw)) for one in found)
     return tuple([one for one in people if one.address or one.name])
 
 
@@ -221,13 +218,9 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
     for count, one in enumerate(entries):
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
-        if _is_unreadable(one):
+        if not one.is_plain or "\ufffd" in _address(one.address):
             return _repaired(one.text)
     return ""
-
-
-def _is_unreadable(entry: Entry) -> bool:
-    return not entry.is_plain or "\ufffd" in _address(entry.address)
 
 
 class Originators(Struct, frozen=True):
@@ -293,29 +286,33 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
     clean = cleaned(section)
     header = Header.parse(clean)
     message = _parsed(header)
-    named: dict[str, tuple[EmailAddress, ...]] = {}
-    unread: list[tuple[str, str, str]] = []
-    invalid: list[tuple[str, str, str]] = []
-    for name in ("To", "Cc", "Bcc"):
-        values = _raw_values(message, name)
-        found = islice(chain.from_iterable(map(address_entries, values)), _ADDRESSES_MAX)
-        entries = list(found)
-        if strange := next(filter(_is_unreadable, entries), None):
-            text = _repaired(strange.text)
-            unread.append((name, text, "expected addresses with commas between them"))
-        named[name] = _people(entries, _raw_charset(message, values))
-        for one in named[name]:
+    named = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
+    ids = message_ids(read_token(message, "Message-ID"))
+    properties = MessageProperties(
+        to=named["To"],
+        cc=named["Cc"],
+        bcc=named["Bcc"],
+        internet_message_id=next(iter(ids), ""),
+    )
+    given = header if clean == section else Header.parse(section)
+    found = tuple(originators(given)) if to_send else ()
+    return SubmittedHeader("", properties, found, _unreadable(message, named))
+
+
+def _unreadable(
+    message: "Message[str, str]", named: Mapping[str, Sequence[EmailAddress]]
+) -> tuple[str, str, str] | None:
+    for name, people in named.items():
+        # too many are refused for their number
+        if len(people) < _ADDRESSES_MAX and (unread := unreadable_addresses(message, name)):
+            return name, unread, "expected addresses with commas between them"
+    for name, people in named.items():
+        for one in people:
             try:
                 parse_odd_mailbox(one.address, smtputf8=True)
             except AddressError as error:
-                invalid.append((name, one.address, str(error)))
-    message_id = next(iter(message_ids(read_token(message, "Message-ID"))), "")
-    properties = MessageProperties(
-        to=named["To"], cc=named["Cc"], bcc=named["Bcc"], internet_message_id=message_id
-    )
-    given = header if clean == section else Header.parse(section)
-    named_by = tuple(originators(given)) if to_send else ()
-    return SubmittedHeader("", properties, named_by, next(iter((*unread, *invalid)), None))
+                return name, one.address, str(error)
+    return None
 
 
 def addressees(header: Header) -> tuple[str, ...]:

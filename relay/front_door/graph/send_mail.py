@@ -52,7 +52,8 @@ _BOOLEANS = {"true": True, "false": False}
 class SendRequest(Struct, frozen=True):
     """What is to be sent, by whom and to whom, in whatever form a request had it."""
 
-    content: MessageProperties | MimeMessage | StoredMessage  # of a new message, or a draft
+    # a new message from JSON or from MIME, whole or still arriving; or a draft
+    content: MessageProperties | bytes | MimeMessage | StoredMessage
     properties: MessageProperties  # To, Cc, Bcc, Message-ID and extended ones
     # the place in the request and the address of From and Sender, also of a resending
     originators: tuple[tuple[str, str], ...]
@@ -73,7 +74,8 @@ async def send_mail(request: GraphRequest) -> Response:
 async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Response:
     """Create a draft from MIME and submit it; `amend` may add fields to its header."""
     async with receive_mime(request, to_send=True, amend=amend) as mime:
-        return await submit(request, _of_mime(mime, mime, mime.header.properties))
+        content = mime.content if mime.rest is None else mime
+        return await submit(request, _of_mime(content, mime, mime.header.properties))
 
 
 async def send_draft(request: GraphRequest) -> Response:
@@ -106,25 +108,20 @@ def new_message(
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
     properties = replace(properties, internet_message_id=message_id)
-    return _of_properties(properties, properties, prefix="message.", save=save, kept=kept)
+    given = _of_properties(properties, properties, prefix="message.")
+    return replace(given, save=save, kept=kept)
 
 
 def _of_properties(
-    content: MessageProperties | StoredMessage,
-    properties: MessageProperties,
-    *,
-    prefix: str = "",
-    save: bool = True,
-    kept: Sequence[DraftAttachment] = (),
+    content: MessageProperties | StoredMessage, properties: MessageProperties, *, prefix: str = ""
 ) -> SendRequest:
-    originators = originators_of(properties, prefix=prefix)
     author = properties.from_ if properties.sender is None else None
     authors = () if author is None else (author.address,)
-    return SendRequest(content, properties, originators, authors, save, kept)
+    return SendRequest(content, properties, originators_of(properties, prefix=prefix), authors)
 
 
 def _of_mime(
-    content: MimeMessage | StoredMessage, mime: MimeMessage, properties: MessageProperties
+    content: bytes | MimeMessage | StoredMessage, mime: MimeMessage, properties: MessageProperties
 ) -> SendRequest:
     originators = tuple(
         [(field.name, one.address) for field in mime.header.originators for one in field.addresses]
@@ -192,23 +189,20 @@ async def _submitted(
 ) -> PendingSubmission:
     """Have the store submit the message: steps 1 and 2."""
     store, mailbox, content = request.store, request.mailbox, given.content
-    if isinstance(content, StoredMessage):
-        return await _uninterrupted(
-            store.submissions.submit_draft(
-                mailbox, content.id, options, condition=request.condition
-            )
-        )
-    if isinstance(content, MessageProperties) or content.rest is None:
-        new = content if isinstance(content, MessageProperties) else content.content
-        return await _uninterrupted(
-            store.submissions.submit_new(mailbox, new, options, kept=given.kept)
-        )
-    size = content.expected_bytes
-    async with await store.arrivals.submission(mailbox, options, expected_bytes=size) as arrival:
-        await content.write_to(arrival)
-        if request.before_submission is not None:
-            await request.before_submission()
-        return await _uninterrupted(arrival.finish())
+    if isinstance(content, MimeMessage):
+        size = content.expected_bytes
+        begun = await store.arrivals.submission(mailbox, options, expected_bytes=size)
+        async with begun as arrival:
+            await content.write_to(arrival)
+            if request.before_submission is not None:
+                await request.before_submission()
+            return await _uninterrupted(arrival.finish())
+    submissions = store.submissions
+    return await _uninterrupted(
+        submissions.submit_draft(mailbox, content.id, options, condition=request.condition)
+        if isinstance(content, StoredMessage)
+        else submissions.submit_new(mailbox, content, options, kept=given.kept)
+    )
 
 
 async def _uninterrupted(submission: Awaitable[PendingSubmission]) -> PendingSubmission:
