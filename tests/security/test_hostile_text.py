@@ -332,6 +332,8 @@ def readers() -> dict[str, tuple[Callable[[Any], object], tuple[Callable[[str], 
             is_own = getattr(function, "__module__", "") == module.__name__
             if name[0] == "_" or not is_own or not inspect.isfunction(function):
                 continue
+            if inspect.iscoroutinefunction(function):
+                continue  # it calls a function that is here as well
             needed = [
                 one
                 for one in inspect.signature(function).parameters.values()
