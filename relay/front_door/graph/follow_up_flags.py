@@ -42,10 +42,10 @@ def flag_json(flag: FollowUpFlag) -> dict[str, Any]:
     return {"flagStatus": flag.status, **shown}
 
 
-def read_flag(value: object, path: str) -> Mapping[str, Any]:
-    """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError."""
-    if value is None:
-        return {}
+def read_flag(value: object, path: str, *, is_new: bool) -> Mapping[str, Any]:
+    """Return the given fields of FollowUpFlag; a date that is null is None. Raises ApiError, also
+    for those with which a message cannot be created, if it `is_new`.
+    """
     given = read_object(value, path)
     fields: dict[str, Any] = {}
     if given.get("flagStatus") is not None:
@@ -54,6 +54,8 @@ def read_flag(value: object, path: str) -> Mapping[str, Any]:
     for name, field in _DATES.items():
         if name in given:
             fields[field] = _time_us(given[name], f"{path}.{name}")
+    if is_new:
+        changed_flag(FollowUpFlag(), fields, now_us=0, path=path)
     return fields
 
 

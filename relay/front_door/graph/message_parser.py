@@ -26,7 +26,7 @@ from relay.formats.draft import AttachmentFacts, write_message
 from relay.formats.read_header import DATE_US_MIN
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
 from relay.front_door.graph.extended_properties import MULTIPLE, SINGLE, read_extended
-from relay.front_door.graph.follow_up_flags import changed_flag, read_flag
+from relay.front_door.graph.follow_up_flags import read_flag
 from relay.front_door.graph.json_values import (
     Parameters,
     Reader,
@@ -48,7 +48,6 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.mailbox.attachments import ATTACHMENTS_MAX
-from relay.store.mailbox.message_state import FollowUpFlag
 
 REFERENCE_TYPE = "text/uri-list"
 REFERENCE_BYTES_MAX = 32 * 1024  # a longer list is a file
@@ -282,14 +281,11 @@ def parse_message(
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
     fields |= _sender_on_behalf(fields, account)
-    flag = read_flag(given["flag"], f"{prefix}flag") if "flag" in given else {}
-    if flag and not patch:  # nothing is created with a flag that cannot be
-        changed_flag(FollowUpFlag(), flag, now_us=0, path=f"{prefix}flag")
-    is_read, kind = given.get("isRead"), given.get(_CLASSIFICATION)
+    flag, is_read, kind = given.get("flag"), given.get("isRead"), given.get(_CLASSIFICATION)
     return ParsedMessage(
         fields=fields,
         is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
-        flag=flag,
+        flag={} if flag is None else read_flag(flag, f"{prefix}flag", is_new=not patch),
         is_other=None
         if kind is None
         else one_of(kind, prefix + _CLASSIFICATION, ("focused", "other")) == "other",
