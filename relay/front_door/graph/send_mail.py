@@ -1,7 +1,8 @@
-"""sendMail, and send of a draft: steps 1 and 2.
+"""What is sent: sendMail, send of a draft, and the messages of reply and forward: steps 1 and 2.
 
-The response is 202 with an empty body. It is sent when the draft and its pending submission are on
-disk. An error response means that nothing was submitted.
+A request is parsed into a SendRequest, and submit() decides whether its account may send it. The
+response is 202 with an empty body, when the draft and its pending submission are on disk. An error
+response means that nothing was submitted. RFC 5322 3.6.2, 3.6.6.
 """
 
 import asyncio
