@@ -38,7 +38,7 @@ from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
 from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.local_services import IngressDependencies
+from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.engine import RuleSet

@@ -29,8 +29,8 @@ from relay.front_door.sign_in.token_login import TokenLogin
 from relay.store.mailbox.types import Room
 from relay.store.spool.types import Accepted, Claim, NewMessage
 from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.local_services import IngressDependencies
 from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.engine import RuleSet

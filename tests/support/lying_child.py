@@ -41,7 +41,7 @@ from relay.transport.gate.wire import (
     encode,
 )
 from relay.transport.ingress.esmtp_parameters import MailArgument
-from relay.transport.ingress.session_services import SessionClaims
+from relay.transport.ingress.session_client import OfferedMail, SessionClaims
 from relay.transport.ingress.smtp_server import SmtpServer
 from tests.support.ingress import FakeAccounts, MemorySpool, Relay
 
@@ -68,10 +68,8 @@ def accept(
     session: int, call: int, *, sender: str = STRANGER, to: str = LOCAL, helo: str = "client.test",
     ret: str = "", body: WrittenBody | None = None,
 ) -> Accept:  # fmt: skip
-    mail = MailArgument(Envelope(sender, ret=ret))
-    return Accept(
-        session, call, mail, [ForwardPath(to)] if to else [], SessionClaims(helo), HELLO, body
-    )
+    mail, paths = MailArgument(Envelope(sender, ret=ret)), [ForwardPath(to)] if to else []
+    return Accept(session, call, OfferedMail(mail, paths, SessionClaims(helo)), HELLO, body)
 
 
 class Child:

@@ -57,7 +57,7 @@ from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
 from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
-from relay.transport.ingress.recipient_checks import RecipientChecks
+from relay.transport.ingress.session_owner import RecipientChecks
 from relay.transport.milter.filtered_message import FilterVerdict, MilterSaid, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError

@@ -45,9 +45,9 @@ from relay.submission.pickup.start_limits import StartLimits
 from relay.transport.gate.keeper import GateKeeper
 from relay.transport.gate.wire import ListenerSetup, LoadState, Setup
 from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.local_services import IngressDependencies
 from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.maildrop import MailDrop
+from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer, offers_auth_in_clear
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from relay.transport.routing.route_table import RouteChanges

@@ -28,27 +28,24 @@ from relay.base.observe import logs
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason
 from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.store.spool.types import SpoolFullError
-from relay.transport.gate.frames import FrameChannel, receive_descriptor
+from relay.transport.gate.frames import receive_descriptor
 from relay.transport.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
-from relay.transport.gate.services import OwnerCalls, RemoteServices
+from relay.transport.gate.services import OwnerCalls, RemoteOwner
 from relay.transport.gate.wire import (
     BodyFile,
-    CallAnswer,
     Drain,
     Ended,
+    FromOwner,
     LoadState,
-    LoginEnded,
     NewConnection,
     Ready,
     Setup,
-    decode_from_owner,
     decode_packet,
     encode,
 )
 from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.session_client import ListenerDependencies
 from relay.transport.ingress.session_limits import SessionLimits
-from relay.transport.ingress.session_services import ListenerDependencies
-from relay.transport.ingress.smtp_session import SessionClient
 from relay.transport.ingress.smtp_sessions import SmtpSessions
 
 _TRIM_S = 10.0
@@ -66,8 +63,9 @@ class Child:
         self._clock = SystemClock()
         self._crash = CrashPoints(crash_at)
         self._pressure = Pressure()
-        self._calls = OwnerCalls(BodyDisk(self._clock, self._commit_s, self._check_room))
-        self._channel = self._calls.channel = FrameChannel(self._hear, self._end)
+        disk = BodyDisk(self._clock, self._commit_s, self._check_room)
+        self._calls = OwnerCalls(disk, self._hear, self._end)
+        self._channel = self._calls.channel
         self._listeners: list[SmtpSessions] = []
         self._certificates: list[ServerCertificate | None] = []
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -97,18 +95,12 @@ class Child:
         if room_bytes is not None and size_bytes > room_bytes:
             raise SpoolFullError("there is no room on the spool's disk")
 
-    def _hear(self, octets: bytes) -> None:
-        frame = decode_from_owner(octets)
+    def _hear(self, frame: FromOwner) -> None:
         match frame:
-            case CallAnswer(call=call, value=value):
-                self._calls.answered(call, None if frame.has_failed else value)
             case LoadState(paused=paused):
                 self._pressure.state = frame.pressure
                 self._pressure.paused = lambda: paused
                 self._channel.send(self._ready)
-            case LoginEnded(session=session):
-                if (services := self._calls.sessions.get(session)) is not None:
-                    services.has_ended = True
             case Setup():
                 self._calls.kept.clear()
                 self._use(frame)
@@ -136,9 +128,8 @@ class Child:
         family = socket.AF_INET if told.ip else socket.AF_UNIX  # as good as AF_INET6 here
         connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
         connection.setblocking(False)
-        services = RemoteServices(self._calls, told.session, is_trusted=told.is_trusted)
-        client = SessionClient(told.ip, told.is_trusted, services)
-        self._listeners[told.listener].begin(connection, client)
+        owner = RemoteOwner(self._calls, told.session, is_trusted=told.is_trusted)
+        self._listeners[told.listener].begin(connection, owner.client(told.ip))
 
     def _use(self, setup: Setup) -> None:
         """Use what the owner has read, and checked."""

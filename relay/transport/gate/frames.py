@@ -31,6 +31,7 @@ class FrameChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self.is_full = False  # who sends has to wait for room()
         self._has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -39,7 +40,7 @@ class FrameChannel(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End."""
-        self._writable.set()
+        self.resume_writing()
         self._end(str(error or "the other process closed its socket"))
 
     def data_received(self, data: bytes) -> None:
@@ -84,10 +85,12 @@ class FrameChannel(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Let who sends wait."""
+        self.is_full = True
         self._writable.clear()
 
     def resume_writing(self) -> None:
         """Let who sends go on."""
+        self.is_full = False
         self._writable.set()
 
     def read(self, *, goes_on: bool) -> None:

@@ -16,7 +16,7 @@ from relay.base.observe.logs import get_logger
 from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.transport.gate.owner import SessionsOfChild
 from relay.transport.gate.wire import Drain, LoadState, NewConnection, Packet, Ready, Setup, encode
-from relay.transport.ingress.smtp_session import SessionClient
+from relay.transport.ingress.session_owner import SessionOwner
 
 _START_S = 30.0  # until it is ready: the machine may be busy
 _LONG_LIFE_S = 60.0
@@ -88,31 +88,27 @@ class GateKeeper:
                 self._note_end(str(error))
 
     def use(self) -> None:
-        """Give the child what a reload has read, and say which logins it has ended. One that cannot
-        use it ends, and the next one begins with it.
+        """Give the child what a reload has read. One that cannot use it ends, and the next one
+        begins with it.
         """
         if self._child is not None:
             self._child.channel.send(encode(self._setup()))
-            self._child.sessions.tell_ended()
 
     def tell(self) -> None:
         """Tell the child how much mail is taken now."""
         if self._child is not None:
             self._child.tell(self._load())
 
-    def hand_on(self, listener: int, connection: socket.socket, client: SessionClient) -> None:
+    def hand_on(self, listener: int, connection: socket.socket, owner: SessionOwner) -> None:
         """Give the child a connection, which is closed here. `listener` is a place in Setup."""
         child = self._child
         if child is not None and child.sessions.total >= _SESSIONS_MAX:
             child.end(f"it has {_SESSIONS_MAX} sessions, and ends none")
         if child is None or child.ended.done():
             connection.close()
-            client.services.end()
             return
-        number = child.sessions.begin(client)
-        child.send(
-            NewConnection(number, listener, client.ip, client.is_trusted), connection.detach()
-        )
+        number = child.sessions.begin(owner)
+        child.send(NewConnection(number, listener, owner.ip, owner.is_trusted), connection.detach())
 
     async def drain(self, grace_s: float) -> None:
         """End the sessions, then the child."""

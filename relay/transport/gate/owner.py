@@ -1,7 +1,7 @@
-"""The owner's side of the gate: it keeps the services of each session, and answers the child.
+"""The owner's side of the gate: it keeps the owner's side of each session, and answers the child.
 
-Each session has one SessionServices, made with the address and the trust of its connection before
-the child gets it. A call names it by a random number, and has one answer. A session that does not
+Each session has one SessionOwner, made with the address and the trust of its connection before the
+child gets it. A call names it by a random number, and has one answer. A session that does not
 wait for its answer, or that does not exist, breaks the rules: the child is ended, and another
 started.
 """
@@ -29,10 +29,8 @@ from relay.transport.gate.wire import (
     CheckSender,
     DropBody,
     Ended,
-    ForgetLogin,
     LogIn,
     LoginAnswer,
-    LoginEnded,
     OpenBody,
     Ready,
     Refused,
@@ -40,8 +38,7 @@ from relay.transport.gate.wire import (
     encode,
 )
 from relay.transport.ingress.data import ContentRejection, DataReply, ReceivedContent
-from relay.transport.ingress.session_services import LOGIN_ENDED, SessionServices
-from relay.transport.ingress.smtp_session import SessionClient
+from relay.transport.ingress.session_owner import SessionOwner
 
 _OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
 _RECIPIENTS_MAX = 100_000  # of a transaction
@@ -54,11 +51,10 @@ _log = get_logger("gate")
 class _OwnedSession:
     """What the owner keeps of a session."""
 
-    __slots__ = ("body", "is_busy", "is_trusted", "services", "taken")
+    __slots__ = ("body", "is_busy", "owner", "taken")
 
-    def __init__(self, client: SessionClient) -> None:
-        self.services = client.services
-        self.is_trusted = client.is_trusted
+    def __init__(self, owner: SessionOwner) -> None:
+        self.owner = owner
         self.taken: set[tuple[str, str]] = set()  # senders, with recipients, of the transaction
         self.body: LendableBody | None = None  # that the child writes
         self.is_busy = False  # with a call
@@ -66,7 +62,7 @@ class _OwnedSession:
     @property
     def is_free(self) -> bool:
         """Whether its client may send from any address to any: a trusted network, no login."""
-        return self.is_trusted and not self.services.login
+        return self.owner.is_trusted and not self.owner.login
 
     def take_sender(self, sender: str, reply: str) -> None:
         """Note the sender of a transaction that begins, if it is taken."""
@@ -80,7 +76,7 @@ class _OwnedSession:
     def has_taken(self, sender: str, paths: Sequence[ForwardPath]) -> bool:
         """Whether the owner has taken sender and recipients; a login may relay to any."""
         taken, self.taken = self.taken, set()
-        recipients = [] if self.services.login else [path.address for path in paths]
+        recipients = [] if self.owner.login else [path.address for path in paths]
         return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
 
     def drop(self) -> None:
@@ -88,11 +84,6 @@ class _OwnedSession:
         if self.body is not None:
             self.body.discard()
             self.body = None
-
-    def end(self) -> None:
-        """The connection has ended."""
-        self.drop()
-        self.services.end()
 
 
 class SessionsOfChild:
@@ -115,10 +106,10 @@ class SessionsOfChild:
         """The number of open sessions."""
         return len(self._sessions)
 
-    def begin(self, client: SessionClient) -> int:
+    def begin(self, owner: SessionOwner) -> int:
         """Return the number of a new session."""
         number = secrets.randbits(63)
-        self._sessions[number] = _OwnedSession(client)
+        self._sessions[number] = _OwnedSession(owner)
         return number
 
     def hear(self, octets: bytes) -> None:
@@ -134,14 +125,11 @@ class SessionsOfChild:
             raise ValueError(f"found {type(frame).__name__} of a session that does not exist")
         match frame:
             case Refused(refused=refused):
-                session.services.refused(refused, frame.claims)
-            case ForgetLogin():
-                session.services.forget_login()
+                session.owner.refused(refused, frame.claims)
             case DropBody():
                 session.drop()
             case Ended():
-                del self._sessions[frame.session]
-                session.end()
+                self._sessions.pop(frame.session).drop()
             case _:
                 if session.is_busy:
                     raise ValueError(f"found {type(frame).__name__} before the last answer")
@@ -150,16 +138,10 @@ class SessionsOfChild:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def tell_ended(self) -> None:
-        """Tell the child which logins have ended: accounts may have changed."""
-        for number, session in self._sessions.items():
-            if session.services.has_ended:
-                self.channel.send(encode(LoginEnded(number)))
-
     def end(self) -> None:
         """Forget the sessions: the child is gone. Messages that it has handed over are accepted."""
         for session in self._sessions.values():
-            session.end()
+            session.drop()
         self._sessions.clear()
 
     async def finish(self, timeout_s: float) -> None:
@@ -175,34 +157,33 @@ class SessionsOfChild:
             _log.exception("a call of the gate failed", call=type(call).__name__)
             has_failed = True
         session.is_busy = False
-        if value is not None or has_failed:
-            self.channel.send(encode(CallAnswer(call.call, Raw(encode(value)), has_failed)))
+        if value is not None or has_failed:  # the value becomes the octets of a Raw with its frame
+            self.channel.send(encode(CallAnswer(call.call, cast("Raw", value), has_failed)))
 
     async def _value(self, session: _OwnedSession, call: Question) -> Any:
-        services = session.services
+        owner = session.owner
         match call:
             case CheckRecipient(address=address, reverse_path=sender):
-                answer = await services.recipient(address, sender, size_bytes=call.size_bytes)
+                answer = await owner.check_recipient(address, sender, call.size_bytes)
                 session.take_recipient(sender, address, answer.reply)
                 return answer
             case Accept():
                 return await self._accept(session, call)
             case CheckSender(reverse_path=sender):
-                reply = await services.sender_rejection(sender)
+                reply = await owner.sender_rejection(sender)
                 session.take_sender(sender, reply)
                 return reply
             case LogIn():
-                return await _log_in(services, call)
+                return await _log_in(owner, call)
             case OpenBody():
                 return await self._open_body(session, call)
 
     async def _accept(self, session: _OwnedSession, call: Accept) -> DataReply:
-        if session.services.has_ended:
-            return DataReply(LOGIN_ENDED)
-        envelope, claims = call.mail.envelope, call.claims
+        offered = call.offered
+        envelope, paths, claims = offered.mail.envelope, offered.paths, offered.claims
         texts = [envelope.reverse_path, envelope.envid, claims.helo, claims.tls]
-        texts += [text for path in call.paths for text in (path.address, path.orcpt)]
-        if _has_control("".join(texts)) or not session.has_taken(envelope.reverse_path, call.paths):
+        texts += [text for path in paths for text in (path.address, path.orcpt)]
+        if _has_control("".join(texts)) or not session.has_taken(envelope.reverse_path, paths):
             _log.error("the gate hands over mail that is not taken", session=call.session)
             return DataReply(ContentRejection.LOCAL_ERROR)
         body, session.body = session.body, None
@@ -226,19 +207,19 @@ class SessionsOfChild:
                 return DataReply(ContentRejection.LOCAL_ERROR)
             octets = body.octets()
             content = LargeContent(call.content, (octets,), written.eight_bit, written.long_lines)
-        return await session.services.accept(
-            call.mail, call.paths, ReceivedContent(content, release), claims=call.claims
-        )
+        return await session.owner.accept(offered, ReceivedContent(content, release))
 
     def _count(self, size_bytes: int) -> None:
         """Count messages in memory; read no more while there are too many."""
+        was_full = self._offered_bytes > _OFFERED_BYTES_MAX
         self._offered_bytes += size_bytes
-        self.channel.read(goes_on=self._offered_bytes <= _OFFERED_BYTES_MAX)
+        if (self._offered_bytes > _OFFERED_BYTES_MAX) is not was_full:
+            self.channel.read(goes_on=was_full)
 
     async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
         """Answer with a file, or return why there is none."""
         session.drop()
-        body = cast("LendableBody", session.services.new_body())  # here it is the spool's
+        body = session.owner.new_body()
         try:
             descriptor = await body.lend()
         except SpoolError as error:
@@ -251,11 +232,10 @@ class SessionsOfChild:
         return None
 
 
-async def _log_in(services: SessionServices, call: LogIn) -> LoginAnswer:
+async def _log_in(owner: SessionOwner, call: LogIn) -> LoginAnswer:
     try:
-        await services.log_in(call.user, call.secret, is_token=call.is_token)
+        return LoginAnswer(await owner.log_in(call.user, call.secret, call.is_token))
     except LoginDelayedError as error:
         return LoginAnswer(delayed=str(error), retry_after_s=error.retry_after_s)
     except LoginRefusedError as error:
         return LoginAnswer(refused=str(error))
-    return LoginAnswer(services.login)

@@ -1,11 +1,12 @@
-"""The child's side of a session: SessionServices by calls to the owner, over one channel.
+"""The child's side of a session: the functions of its SessionClient, as calls to the owner over one
+channel.
 
 An answer to RCPT that may be kept is given again without a call, as long as the owner does not say
 that something has changed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,30 +19,37 @@ from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.base.blocks import BodyDisk
 from relay.base.files import Descriptor, FileOctets, write_all
 from relay.base.message.content import LargeContent
-from relay.base.message.envelope import ForwardPath
 from relay.store.spool.types import SpoolUnavailableError, translate_os_errors
 from relay.transport.gate.frames import FrameChannel
 from relay.transport.gate.wire import (
     Accept,
+    CallAnswer,
     CheckRecipient,
     CheckSender,
     DropBody,
     Ended,
-    ForgetLogin,
     FromChild,
+    FromOwner,
     LogIn,
     OpenBody,
     Refused,
     WrittenBody,
     decode_data_reply,
+    decode_from_owner,
     decode_login,
     decode_recipient,
     decode_reply,
     encode,
 )
 from relay.transport.ingress.data import ContentRejection, DataReply, ReceivedContent
-from relay.transport.ingress.esmtp_parameters import MailArgument, SmtpRejection
-from relay.transport.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
+from relay.transport.ingress.esmtp_parameters import SmtpRejection
+from relay.transport.ingress.session_client import (
+    OfferedMail,
+    RecipientAnswer,
+    RefusedCommand,
+    SessionClaims,
+    SessionClient,
+)
 from relay.transport.ingress.smtp_session import ClientDisconnected
 
 T = TypeVar("T")
@@ -53,12 +61,16 @@ _BODIES = Path("body")  # a name for errors
 class OwnerCalls:
     """The calls of all sessions to the owner."""
 
-    def __init__(self, disk: BodyDisk) -> None:
-        """`disk` is that of the bodies."""
+    def __init__(
+        self, disk: BodyDisk, on_told: Callable[[FromOwner], None], on_end: Callable[[str], None]
+    ) -> None:
+        """`disk` is that of the bodies; `on_told` gets what is no answer, `on_end` is that of the
+        channel.
+        """
         self.disk = disk
-        self.channel: FrameChannel  # set before the first session
-        self.sessions: dict[int, RemoteServices] = {}  # by their numbers
+        self.channel = FrameChannel(self._hear, on_end)
         self.kept: dict[tuple[str, str], RecipientAnswer] = {}
+        self._on_told = on_told
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
@@ -67,7 +79,8 @@ class OwnerCalls:
 
         Raises SmtpRejection, and ClientDisconnected if the owner has ended: no reply is right then.
         """
-        await self.channel.room()
+        if self.channel.is_full:
+            await self.channel.room()
         number = next(self._numbers)
         asked = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
@@ -78,6 +91,13 @@ class OwnerCalls:
         if value is None:
             raise SmtpRejection(ContentRejection.LOCAL_ERROR)  # the owner has logged why
         return decode(value)
+
+    def _hear(self, octets: bytes) -> None:
+        frame = decode_from_owner(octets)
+        if isinstance(frame, CallAnswer):
+            self.answered(frame.call, None if frame.has_failed else frame.value)
+        else:
+            self._on_told(frame)
 
     def tell(self, frame: FromChild) -> None:
         """Tell what has no answer."""
@@ -102,80 +122,62 @@ class OwnerCalls:
         self.kept[key] = answer
 
 
-class RemoteServices:
-    """The SessionServices of one session."""
+class RemoteOwner:
+    """The owner's side of one session, as the child asks it."""
 
-    def __init__(self, owner: OwnerCalls, session: int, *, is_trusted: bool) -> None:
+    def __init__(self, calls: OwnerCalls, session: int, *, is_trusted: bool) -> None:
         """`session` is the owner's number, `is_trusted` what the owner says of the network."""
-        self._owner = owner
+        self._calls = calls
         self._session = session
-        self._is_trusted = is_trusted
+        self._may_relay = is_trusted
         self._body: RemoteBody | None = None
-        self.login = ""
-        self.has_ended = False
-        owner.sessions[session] = self
+        self._has_ended = False
 
-    async def log_in(self, user: str, secret: str, *, is_token: bool) -> bool:
-        """See SessionServices."""
-        found = await self._owner.ask(
+    def client(self, ip: str) -> SessionClient:
+        """Return the client, before its session begins. There are no milters, and no programs of
+        this machine.
+        """
+        return SessionClient(
+            ip, self._may_relay, self._log_in, self._sender_rejection, self._check_recipient,
+            self._new_body, self._accept, self._refused, ended=self._end,
+        )  # fmt: skip
+
+    async def _log_in(self, user: str, secret: str, is_token: bool) -> str:
+        found = await self._calls.ask(
             lambda call: LogIn(self._session, call, user, secret, is_token), decode_login
         )
         if found.refused:
             raise LoginRefusedError(found.refused)
         if found.delayed:
             raise LoginDelayedError(found.delayed, found.retry_after_s)
-        self.login = found.login
-        return bool(found.login)
+        self._may_relay = self._may_relay or bool(found.login)
+        return found.login
 
-    def forget_login(self) -> None:
-        """See SessionServices."""
-        if self.login:
-            self._owner.tell(ForgetLogin(self._session))
-        self.login, self.has_ended = "", False
-
-    async def local_user(self) -> None:
-        """See SessionServices: none has the socket for programs."""
-
-    async def sender_rejection(self, reverse_path: str) -> str:
-        """See SessionServices."""
-        return await self._owner.ask(
+    def _sender_rejection(self, reverse_path: str) -> Awaitable[str]:
+        return self._calls.ask(
             lambda call: CheckSender(self._session, call, reverse_path), decode_reply
         )
 
-    async def recipient(
-        self, address: str, reverse_path: str, *, size_bytes: int
+    async def _check_recipient(
+        self, address: str, reverse_path: str, size_bytes: int
     ) -> RecipientAnswer:
-        """See SessionServices."""
-        may_relay, key = self._is_trusted or bool(self.login), (address, reverse_path)
-        if may_relay and (kept := self._owner.kept.get(key)) is not None:
+        key = (address, reverse_path)
+        if self._may_relay and (kept := self._calls.kept.get(key)) is not None:
             return kept
-        answer = await self._owner.ask(
+        answer = await self._calls.ask(
             lambda call: CheckRecipient(self._session, call, address, reverse_path, size_bytes),
             decode_recipient,
         )
-        if may_relay and answer.may_keep:
-            self._owner.keep(key, answer)
+        if self._may_relay and answer.may_keep:
+            self._calls.keep(key, answer)
         return answer
 
-    def new_body(self) -> "RemoteBody":
-        """See SessionServices."""
-        self._body = RemoteBody(self._owner, self._session)
+    def _new_body(self) -> "RemoteBody":
+        self._body = RemoteBody(self._calls, self._session)
         return self._body
 
-    def new_filters(self) -> None:
-        """See SessionServices: without milters only."""
-
-    async def accept(
-        self,
-        mail: MailArgument,
-        paths: Sequence[ForwardPath],
-        received: ReceivedContent,
-        *,
-        claims: SessionClaims,
-    ) -> DataReply:
-        """See SessionServices. The message is the owner's as soon as it is sent, even if the client
-        disconnects then.
-        """
+    async def _accept(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
+        """The message is the owner's as soon as it is sent, even if the client disconnects then."""
         content, body, written = received.content, self._body, None
         if isinstance(content, LargeContent):
             assert body is not None
@@ -185,31 +187,30 @@ class RemoteServices:
             content = content.header
         self._body = None
 
-        def offered(call: int) -> FromChild:
+        def offer(call: int) -> FromChild:
             if body is not None:
                 body.offer()
-            return Accept(self._session, call, mail, list(paths), claims, content, written)
+            return Accept(self._session, call, offered, content, written)
 
         try:
-            return await self._owner.ask(offered, decode_data_reply)
+            return await self._calls.ask(offer, decode_data_reply)
         finally:
             received.release()
 
-    def refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
-        """See SessionServices."""
-        self._owner.tell(Refused(self._session, refused, claims))
+    def _refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
+        self._calls.tell(Refused(self._session, refused, claims))
 
-    def end(self) -> None:
-        """See SessionServices."""
-        if self._owner.sessions.pop(self._session, None) is not None:
-            self._owner.tell(Ended(self._session))
+    def _end(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._calls.tell(Ended(self._session))
 
 
 class RemoteBody:
     """A spool.types.IncomingBody in a file that the owner opened."""
 
-    def __init__(self, owner: OwnerCalls, session: int) -> None:
-        self._owner = owner
+    def __init__(self, calls: OwnerCalls, session: int) -> None:
+        self._calls = calls
         self._session = session
         self._file: Descriptor | None = None  # while it is of this process
         self.size_bytes = self.crc32 = 0
@@ -217,14 +218,14 @@ class RemoteBody:
     async def write(self, blocks: Sequence[bytes]) -> None:
         """See IncomingBody."""
         if self._file is None:
-            found = await self._owner.ask(lambda call: OpenBody(self._session, call), _file_or_text)
+            found = await self._calls.ask(lambda call: OpenBody(self._session, call), _file_or_text)
             if isinstance(found, str):
                 raise SpoolUnavailableError(found)
             self._file = found
-        await self._owner.disk.run(partial(self._write, self._file, b"".join(blocks)))
+        await self._calls.disk.run(partial(self._write, self._file, b"".join(blocks)))
 
     def _write(self, file: Descriptor, octets: bytes) -> None:
-        self._owner.disk.check_free_space(len(octets))
+        self._calls.disk.check_free_space(len(octets))
         with translate_os_errors(_BODIES):
             write_all(file.number, octets)
         self.size_bytes += len(octets)
@@ -242,7 +243,7 @@ class RemoteBody:
         """See IncomingBody."""
         if self._file is not None:
             self._file = None
-            self._owner.tell(DropBody(self._session))
+            self._calls.tell(DropBody(self._session))
 
 
 def _file_or_text(answer: _Answered) -> Descriptor | str:

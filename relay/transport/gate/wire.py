@@ -6,17 +6,18 @@ answer. `session` is the number that the owner gave a connection. What the owner
 counts, and nothing here says who that is. A frame that is none of these raises ValueError.
 """
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
-from relay.base.message.envelope import ForwardPath
 from relay.base.pressure import PressureState
 from relay.base.settings.tree import SmtpListener
 from relay.transport.ingress.data import DataReply
-from relay.transport.ingress.esmtp_parameters import MailArgument
-from relay.transport.ingress.session_services import RecipientAnswer, RefusedCommand, SessionClaims
+from relay.transport.ingress.session_client import (
+    OfferedMail,
+    RecipientAnswer,
+    RefusedCommand,
+    SessionClaims,
+)
 
 
 class _Told(Struct, frozen=True, tag=True, array_like=True):
@@ -39,7 +40,7 @@ class _Call(_OfSession, frozen=True):
 
 
 class LogIn(_Call, frozen=True):
-    """SessionServices.log_in(). The answer is a LoginAnswer."""
+    """SessionClient.log_in(). The answer is a LoginAnswer."""
 
     user: str
     secret: str
@@ -47,13 +48,13 @@ class LogIn(_Call, frozen=True):
 
 
 class CheckSender(_Call, frozen=True):
-    """SessionServices.sender_rejection(). The answer is the reply."""
+    """SessionClient.sender_rejection(). The answer is the reply."""
 
     reverse_path: str
 
 
 class CheckRecipient(_Call, frozen=True):
-    """SessionServices.recipient(). The answer is a RecipientAnswer."""
+    """SessionClient.check_recipient(). The answer is a RecipientAnswer."""
 
     address: str
     reverse_path: str
@@ -74,11 +75,9 @@ class WrittenBody(Struct, frozen=True, array_like=True):
 
 
 class Accept(_Call, frozen=True):
-    """SessionServices.accept(). The answer is a DataReply."""
+    """SessionClient.accept(). The answer is a DataReply."""
 
-    mail: MailArgument
-    paths: Annotated[list[ForwardPath], Meta(min_length=1)]
-    claims: SessionClaims
+    offered: OfferedMail
     content: bytes  # with a body, its header
     body: WrittenBody | None = None
 
@@ -87,12 +86,8 @@ class DropBody(_OfSession, frozen=True):
     """The file of a body is not wanted any more."""
 
 
-class ForgetLogin(_OfSession, frozen=True):
-    """SessionServices.forget_login()."""
-
-
 class Refused(_OfSession, frozen=True):
-    """SessionServices.refused()."""
+    """SessionClient.refused()."""
 
     refused: RefusedCommand
     claims: SessionClaims
@@ -111,9 +106,8 @@ class Ready(_Told, frozen=True):
 
 
 FromChild = (
-    LogIn | CheckSender | CheckRecipient | OpenBody | Accept | DropBody | ForgetLogin | Refused
-    | Ended | Ready
-)  # fmt: skip
+    LogIn | CheckSender | CheckRecipient | OpenBody | Accept | DropBody | Refused | Ended | Ready
+)
 
 
 # -- from the owner
@@ -163,19 +157,13 @@ class LoadState(_Told, frozen=True):
     paused: str  # why an operator lets nothing be accepted, or ""
 
 
-class LoginEnded(_Told, frozen=True):
-    """The account of the login of a session is another one now, or gone."""
-
-    session: int
-
-
 class Drain(_Told, frozen=True):
     """End the sessions within the time, then exit."""
 
     grace_s: float
 
 
-FromOwner = CallAnswer | Setup | LoadState | LoginEnded | Drain
+FromOwner = CallAnswer | Setup | LoadState | Drain
 
 
 # -- packets, from the owner

@@ -10,16 +10,16 @@ The session:
 - `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
 - `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
-- `session_services`: what a session asks of the owner of the mail, by plain values; what the
-  sessions of a listener share
-- `local_services`: who answers that: accounts, checks of recipients, acceptance; its own task
+- `session_client`: what a session has of its client: address, trust, the functions by which it
+  asks the owner of the mail; what the sessions of a listener share
+- `session_owner`: the owner's side of a session: the login; the reply to RCPT: relaying denied,
+  unknown user, mailbox full; the task of the acceptance
 - `session_limits`: the numbers: length of lines, failed logins, time-outs of one session
 - `smtp_commands`: each command and its reply: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, BDAT; limits
-  of recipients and size; whether TLS, AUTH or a login is required
+  of recipients and size; whether TLS, AUTH or a login is required; too many errors, messages (421)
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
 - `send_as`: which sender, From and Sender an account or a local user may use; null MX (5.7.27)
-- `recipient_checks`: the reply to RCPT: relaying denied, unknown user, mailbox full
 - `session_refusals`: which refused commands are recorded, with which reason
 
 Mail of the machine:
@@ -40,8 +40,8 @@ The content and its acceptance:
 - `forwarding`: what an address leads to (alias, forward_to, SRS); the recipients that replace an
   alias, their NOTIFY and ORCPT; redirected or expanded; which mail is not forwarded again
 - `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
-- `message_limits`: rate limits of rules, answers to MAILER-DAEMON, how much rules may hold; what a
-  session may do: too many errors or messages (421), messages of an address (450)
+- `message_limits`: rate limits of rules, messages of an address (450), answers to MAILER-DAEMON,
+  how much rules may hold
 - `rule_mail`: journal reports and notices of rules: what they say; a notice once in an hour
 - `policy_threads`: which message gets a thread for its rules, and when a rule is stopped
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
 from relay.transport.ingress.session_limits import SessionLimits
-from relay.transport.ingress.session_services import SessionServices
 
 AUTH_OFFER = "AUTH PLAIN LOGIN XOAUTH2 OAUTHBEARER"  # the line of EHLO
 Ask = Callable[[str], Awaitable[str]]
@@ -48,8 +47,9 @@ class AuthCredentials:
 class Authentication:
     """The AUTH state of one session."""
 
-    services: SessionServices  # check a login, and keep it
+    log_in: Callable[[str, str, bool], Awaitable[str]]  # that of SessionClient
     limits: SessionLimits  # of failed logins, and the pause after one
+    login: str = field(default="", init=False)  # the account that is logged in
     user: str = field(default="", init=False)  # the user name of the last exchange, for the log
     mechanism: str = field(default="", init=False)  # of the last exchange
     # the reply to a refused token while its challenge waits
@@ -73,16 +73,15 @@ class Authentication:
         self.user = credentials.user[:_USER_CHARACTERS_MAX]
         wrong = "Token is not known here" if credentials.refused else "User or password is wrong"
         rejection = f"535 5.7.8 {wrong}"  # RFC 4954 6
-        is_right = False
         try:
-            is_right = await self.services.log_in(
-                credentials.user, credentials.password, is_token=bool(credentials.refused)
+            self.login = await self.log_in(
+                credentials.user, credentials.password, bool(credentials.refused)
             )
         except LoginRefusedError as refused:
             rejection = f"535 5.7.8 {refused}"  # RFC 4954 6
         except LoginDelayedError as delayed:
             rejection = _delayed_reply(delayed)
-        if is_right:
+        if self.login:
             return "235 2.7.0 Authentication successful"  # RFC 4954 6
         self._failures += 1
         if credentials.refused:

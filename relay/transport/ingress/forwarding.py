@@ -188,9 +188,9 @@ class Forwarder(Struct, frozen=True):
                 charges.append(_report_to(original))
         return charges
 
-    def report_rejection(self, address: str, reverse_path: str, size_bytes: int) -> str:
+    def report_rejection(self, address: str, size_bytes: int) -> str:
         """Return the reply to a report that an SRS address does not take now, else ""."""
-        charges = self.reports_to([address], reverse_path)
+        charges = self.reports_to([address], "")
         if charges and size_bytes > REPORT_BYTES_MAX:
             return LARGE_REPORT
         found = self.rates.reserve(charges)

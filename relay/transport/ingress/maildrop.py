@@ -39,9 +39,9 @@ from relay.transport.ingress.dropped_mail import (
     Identity,
     identity_of,
 )
-from relay.transport.ingress.local_services import IngressDependencies
 from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.session_owner import IngressDependencies
 
 _log = get_logger("ingress")
 ASIDE = "aside"  # the directory of what is moved aside

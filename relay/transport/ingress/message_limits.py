@@ -11,10 +11,9 @@ else it is discarded. It never causes a report. See RFC 3834 4 (who must not be 
 HoldLimit defers mail that rules would hold beyond `[policy] held_max`, which the spool counts. The
 log has one line in a minute at most, with the number of messages deferred since the line before.
 
-SessionCounts is what a client does in one session, against the limits of [[smtp]]. Only errors
-count for clients that are trusted. The limit of messages in a time is that of an address, of all
-sessions of the listener; a message counts from MAIL on until it is rejected or given up. The
-sessions of an address are counted in relay/transport/ingress/smtp_session.py.
+The limit of messages in a time is that of an address, of all sessions of a listener; a message
+counts from MAIL on until it is rejected or given up. What one session does, smtp_commands counts;
+the sessions of an address, smtp_session.
 """
 
 from collections import OrderedDict
@@ -25,10 +24,8 @@ from relay.base.clock import Clock
 from relay.base.message.envelope import Envelope
 from relay.base.message.verdict import RateCharge, tenant_of_rule
 from relay.base.observe.logs import get_logger
-from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import client_of
 from relay.transport.ingress.data import DataReply
-from relay.transport.ingress.session_limits import SessionLimits
 
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
     from relay.base.observe.metrics import Metrics
@@ -112,6 +109,17 @@ class RateLimits:
             reservation.add(slots, number, charge.recipients)
         return reservation
 
+    def message_of(self, ip: str, rate: str) -> Reservation | None:
+        """Count a message of a client, by its max_rate_per_client; None beyond it."""
+        allowed, _, period_s = rate.partition("/")
+        found = self.reserve([
+            RateCharge(
+                rule="", per="client", key=client_of(ip), recipients=1, allowed=int(allowed),
+                period_s=float(period_s), status="", text="",
+            )
+        ])  # fmt: skip
+        return found if isinstance(found, Reservation) else None
+
     def _slots_of(self, charge: RateCharge, *, since: int) -> dict[int, int]:
         """Return the recipients that count, without the slots before `since`."""
         key = charge.rule, charge.per, charge.key, charge.allowed, charge.period_s
@@ -174,72 +182,3 @@ class HoldLimit:
             )  # fmt: skip
             self._logged_s, self._deferred = now_s, 0
         return DataReply(_HOLDS_FULL, rule=rule)
-
-
-_JUNK = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
-
-
-class SessionCounts:
-    """The counts of one session."""
-
-    def __init__(
-        self, settings: SmtpListener, limits: SessionLimits, rates: RateLimits, *, ip: str
-    ) -> None:
-        """`ip` is the address of the client."""
-        self._settings = settings
-        self._limits = limits
-        self._rates = rates
-        self._ip = ip
-        self._errors = 0
-        self._junk_commands = 0
-        self._messages = 0
-        self._reserved = Reservation()
-
-    def ended_by(self, reply: str, verb: str, *, trusted: bool) -> str:
-        """Count a command with its reply; return the 421 after too many rejected or idle ones."""
-        # A trusted client may have a long list of addresses that no longer exist.
-        if reply.startswith("5") and not (trusted and verb == "RCPT"):
-            self._errors += 1
-            if self._errors > self._settings.max_errors:
-                return "421 4.7.0 Too many errors, closing the connection"  # RFC 5321 7.8
-        if verb in _JUNK and not trusted:
-            self._junk_commands += 1
-            if self._junk_commands > self._limits.junk_commands:
-                return "421 4.7.0 Too many idle commands, closing the connection"  # RFC 5321 7.8
-        return ""
-
-    def mail_rejection(self) -> str:
-        """Return the reply to MAIL of a stranger beyond a limit, else count its message."""
-        settings = self._settings
-        if 0 < settings.max_messages <= self._messages:
-            return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
-        if not settings.max_rate_per_client:
-            return ""
-        allowed, _, period_s = settings.max_rate_per_client.partition("/")
-        text = "Too many messages from your address, try again later"
-        reserved = self._rates.reserve([
-            RateCharge(
-                rule="", per="client", key=client_of(self._ip), recipients=1, allowed=int(allowed),
-                period_s=float(period_s), status="4.7.1", text=text,
-            )
-        ])  # fmt: skip
-        if isinstance(reserved, RateCharge):
-            return f"450 {reserved.status} {reserved.text}"  # RFC 5321 7.8
-        self._reserved = reserved
-        return ""
-
-    def add_message(self) -> None:
-        """Count a message that was accepted; errors before it do not count."""
-        self._messages += 1
-        self._errors = self._junk_commands = 0
-
-    def take_reserved(self) -> Reservation:
-        """Return what a message counts whose content is complete; the caller gives it back if the
-        message is rejected.
-        """
-        reserved, self._reserved = self._reserved, Reservation()
-        return reserved
-
-    def reset(self) -> None:
-        """Count nothing for a transaction without an accepted message."""
-        self._reserved.give_back()

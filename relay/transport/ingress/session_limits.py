@@ -1,7 +1,7 @@
 """Limits of one SMTP session.
 
 The limits that an operator sets are not here, but in [[smtp]] (relay/base/settings/tree.py):
-smtp_session checks the numbers of sessions, smtp_commands and message_limits the others.
+smtp_session checks the numbers of sessions, smtp_commands the others.
 
 RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """

@@ -22,7 +22,7 @@ from relay.base.message.verdict import RULES_UNAVAILABLE
 from relay.base.observe.logs import get_logger
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
-from relay.transport.ingress.session_services import RefusedCommand, SessionClaims, SessionServices
+from relay.transport.ingress.session_client import LOGIN_ENDED, RefusedCommand, SessionClaims
 from relay.transport.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalStore
 
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
@@ -94,6 +94,8 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
         return RefusalReason.LIMIT
     if status in _BY_STATUS:
         return _BY_STATUS[status]
+    if reply == LOGIN_ENDED:
+        return RefusalReason.LOGIN
     if code == "421":
         return RefusalReason.LOGIN if command == "AUTH" else RefusalReason.LIMIT
     if code == "553":
@@ -162,24 +164,24 @@ class _Gathered:
 class SessionRefusals:
     """Records what one session refuses."""
 
-    _services: SessionServices
-    _gathered: dict[str, _Gathered] = field(default_factory=dict)
+    _refused: Callable[[RefusedCommand, SessionClaims], None]  # that of SessionClient
+    gathered: dict[str, _Gathered] = field(default_factory=dict, init=False)
     _timer: asyncio.TimerHandle | None = None
 
     def record(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """Record a refusal, after those that were gathered."""
         self.flush()
-        self._services.refused(refused, claims)
+        self._refused(refused, claims)
 
     def gather(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """Record a recipient of a transaction, together with others that get the same reply."""
         (address,) = refused.recipients
         key = refused.reply.replace(address, "") if address else refused.reply
-        same = self._gathered.get(key)
+        same = self.gathered.get(key)
         if same is None:
-            if len(self._gathered) >= _GATHERED_MAX:
+            if len(self.gathered) >= _GATHERED_MAX:
                 self.flush()
-            self._gathered[key] = _Gathered(refused, claims)
+            self.gathered[key] = _Gathered(refused, claims)
         else:
             same.count += 1
             named = same.refused.recipients
@@ -195,9 +197,9 @@ class SessionRefusals:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        gathered, self._gathered = self._gathered, {}
+        gathered, self.gathered = self.gathered, {}
         for one in gathered.values():
-            self._services.refused(dataclasses.replace(one.refused, count=one.count), one.claims)
+            self._refused(dataclasses.replace(one.refused, count=one.count), one.claims)
 
 
 def path_in(argument: str) -> str:

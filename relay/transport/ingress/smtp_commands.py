@@ -1,17 +1,17 @@
 """The SMTP commands: EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA and the others, each with its reply.
 
-One handler is the state of one session: command order, one transaction at a time. The AUTH exchange
-is in authentication; whether a sender or a recipient is taken, session_services says. RCPT is
-rejected here beyond the limit of recipients per message (max_recipients), and of addresses that
-its aliases lead to. MAIL, DATA and BDAT enforce the size limit. Too many rejected commands end the
-session with 421.
+SmtpCommands is the state of one session: command order, one transaction at a time, errors and
+messages. The AUTH exchange is in authentication; whether a sender or a recipient is taken, the
+owner of the mail says (SessionClient). RCPT is rejected here beyond the limit of recipients per
+message (max_recipients), and of addresses that its aliases lead to. MAIL, DATA and BDAT enforce the
+size limit. Too many rejected commands end the session with 421.
 
 RFC 5321 3, 4.1, 4.5.1; RFC 1870, 2034, 2920, 3030, 3207, 3461, 4954, 6152, 6409, 6531.
 """
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import memory_part
@@ -37,22 +37,21 @@ from relay.transport.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.transport.ingress.local_users import LocalUser
-from relay.transport.ingress.message_limits import SessionCounts
+from relay.transport.ingress.message_limits import Reservation
+from relay.transport.ingress.session_client import (
+    CONNECT,
+    ListenerDependencies,
+    OfferedMail,
+    RefusedCommand,
+    SessionClaims,
+    SessionClient,
+)
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.ingress.session_refusals import (
     ContentRefusedError,
     LineError,
     SessionRefusals,
     path_in,
-)
-from relay.transport.ingress.session_services import (
-    CONNECT,
-    LOGIN_ENDED,
-    ClientConnection,
-    ListenerDependencies,
-    RefusedCommand,
-    SessionClaims,
-    SessionServices,
 )
 from relay.transport.refusals.refusal import RefusalReason
 
@@ -73,6 +72,8 @@ _NO_HTTP = "554 5.5.0 This is an SMTP server and takes no HTTP, closing the conn
 _EARLY_TALKER = "554 5.5.0 You spoke before the greeting, closing the connection"  # RFC 5321 4.3.1
 _TALKS_AHEAD = "554 5.5.0 Wait for the reply to this command (RFC 2920 3.1), closing the connection"
 _CHUNKS_BEGUN = "503 5.5.1 BDAT has begun this message; send BDAT or RSET"  # RFC 3030 2
+_ALONE = frozenset({"STARTTLS", "DATA", "RSET", "QUIT"})  # without an argument
+_IDLE = frozenset({"NOOP", "RSET", "VRFY", "EHLO", "HELO"})
 _LAST_OF_GROUP = frozenset({"EHLO", "HELO", "DATA"})
 _NOT_OFFERED = frozenset({"EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"})
 # A larger chunk ends the session. The octets of a smaller one that is refused are received and
@@ -80,38 +81,55 @@ _NOT_OFFERED = frozenset({"EXPN", "HELP", "ETRN", "TURN", "SEND", "SOML", "SAML"
 DISCARDED_BYTES_MAX = 4 * 1024**3
 
 
-class SmtpCommandHandler:
-    """The state of one session, a method per command; `closing`: the last reply was returned."""
+class SmtpCommands:
+    """The state of one session, a method per command; `closing`: the last reply was returned.
 
-    def __init__(
-        self,
-        client: ClientConnection,
-        listener: ListenerDependencies,
-        services: SessionServices,
-        *,
-        ip: str,
-        trusted: bool,
-        tls: str,
-    ) -> None:
-        self._client = client
+    SmtpSession is one, with the connection: the methods that are empty here are its own.
+    """
+
+    def __init__(self, listener: ListenerDependencies, client: SessionClient, *, tls: str) -> None:
         self._listener = listener
-        self._services = services
-        self._ip = ip
-        self._trusted_network = trusted
+        self._client = client
         self._tls = tls
         self._helo = ""
         self._extended = False
-        self._authentication = Authentication(services, listener.limits)
+        self._authentication = Authentication(client.log_in, listener.limits)
         self._mail: MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
-        self._counts = SessionCounts(listener.settings, listener.limits, listener.rates, ip=ip)
-        self.refusals = SessionRefusals(services)
+        self._reserved: Reservation | None = None  # what the transaction counts, until it is over
+        self._messages = 0  # that were accepted
+        self._errors = self._idle_commands = 0  # after the last message
+        self.refusals = SessionRefusals(client.refused)
         self.filters: SessionFilters | None = None  # None: no milter hears the session
         self.user: LocalUser | None = None  # of the machine, on the socket for programs
         self.closing = False
         self.draining = False
+
+    async def send(self, reply: str) -> None:
+        """Write a reply now, after the buffered ones."""
+        raise NotImplementedError
+
+    async def ask(self, reply: str) -> str:
+        """Write a reply and return the client's next line. Raises SmtpRejection if malformed."""
+        raise NotImplementedError
+
+    async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
+        """Collect a content or a chunk, or discard it; False if the client disconnects."""
+        raise NotImplementedError
+
+    async def start_tls(self) -> str:
+        """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
+        raise NotImplementedError
+
+    def fact(self, name: str) -> Any:
+        """Return a fact of the transport, as its get_extra_info() does."""
+        raise NotImplementedError
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, or until the client disconnects."""
+        raise NotImplementedError
 
     @property
     def has_left_unused_tls(self) -> bool:
@@ -136,8 +154,6 @@ class SmtpCommandHandler:
             return self._close_rejected(verb, _TALKS_AHEAD)
         if self.may_close and verb != "QUIT":
             return self._close_rejected(verb, SHUTTING_DOWN)
-        if self._services.has_ended and verb != "QUIT":
-            return self._close_rejected(verb, LOGIN_ENDED, reason=RefusalReason.LOGIN)
         refused = None
         try:
             reply = await self._do(verb, argument.strip(" "))
@@ -182,10 +198,6 @@ class SmtpCommandHandler:
         else:
             self.refusals.record(refused, self._claims())
 
-    async def find_user(self) -> None:
-        """Ask who the client is, on the socket for programs."""
-        self.user = await self._services.local_user()
-
     async def greet(self, *, client_spoke: bool) -> str:
         """Return the greeting, or reject a client that spoke first. Milters hear of the others.
 
@@ -193,12 +205,15 @@ class SmtpCommandHandler:
         does most software that only sends spam.
         """
         hostname = self._listener.hostname
+        if self._client.find_user is not None:
+            self.user = await self._client.find_user()
         if not client_spoke:
-            self.filters = self._services.new_filters()
+            if self._client.new_filters is not None:
+                self.filters = self._client.new_filters()
             if self.filters is not None:
-                await self.filters.connect(self._ip, hostname, self._client.fact)
+                await self.filters.connect(self._client.ip, hostname, self.fact)
             return f"220 {hostname} ESMTP Relay"  # RFC 5321 3.1
-        if self._trusted_network:
+        if self._client.is_trusted:
             return self._close_abusive(_EARLY_TALKER, CONNECT)
         return self._close_rejected(CONNECT, _EARLY_TALKER)
 
@@ -222,12 +237,20 @@ class SmtpCommandHandler:
 
     def _counted(self, reply: str, *, verb: str = "") -> str:
         """Return `reply`, or 421 after too many rejected or idle commands."""
-        reply = self._counts.ended_by(reply, verb, trusted=self._is_trusted) or reply
-        return self._close_with(reply) if reply.startswith("421") else reply
+        # A trusted client may have a long list of addresses that no longer exist.
+        if reply.startswith("5") and not (verb == "RCPT" and self._is_trusted):
+            self._errors += 1
+            if self._errors > self._listener.settings.max_errors:
+                reply = "421 4.7.0 Too many errors, closing the connection"  # RFC 5321 7.8
+        if verb in _IDLE and not self._is_trusted:
+            self._idle_commands += 1
+            if self._idle_commands > self._listener.limits.junk_commands:
+                reply = "421 4.7.0 Too many idle commands, closing the connection"  # RFC 5321 7.8
+        return self._end_with(reply) if reply.startswith("421") else reply
 
     @property
     def _is_trusted(self) -> bool:
-        return self._trusted_network or bool(self._services.login)
+        return self._client.is_trusted or bool(self._authentication.login)
 
     async def _do(self, verb: str, argument: str) -> str:
         command = _COMMANDS.get(verb)
@@ -237,6 +260,8 @@ class SmtpCommandHandler:
             return "500 5.5.2 Unknown command"  # RFC 5321 4.2.4
         if self._listener.requires_tls and not self._tls and verb not in _BEFORE_TLS:
             return "530 5.7.0 Use STARTTLS first"  # RFC 3207 4
+        if argument and verb in _ALONE:
+            return f"501 5.5.4 Syntax: {verb}"  # RFC 5321 4.1.1.4, 4.1.1.5, 4.1.1.10; RFC 3207 4
         if self._listener.odd_domain and verb in ("EHLO", "HELO"):
             argument = (
                 argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
@@ -247,16 +272,12 @@ class SmtpCommandHandler:
 
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
-        if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
-            return "501 Syntax: HELO your.host.name"  # RFC 5321 4.1.1.1
-        await self._greet(argument, extended=False)
+        await self._greet("HELO", argument)
         return f"250 {self._listener.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
-        if not is_client_name(argument, odd=bool(self._listener.odd_domain)):
-            return "501 Syntax: EHLO your.host.name"  # RFC 5321 4.1.1.1
-        await self._greet(argument, extended=True)
+        await self._greet("EHLO", argument)
         offers = [
             self._listener.hostname,
             "PIPELINING",
@@ -272,12 +293,13 @@ class SmtpCommandHandler:
             offers.append(AUTH_OFFER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
-    async def _greet(self, name: str, *, extended: bool) -> None:
-        self._helo = name
-        self._extended = extended
+    async def _greet(self, verb: str, name: str) -> None:
+        if not is_client_name(name, odd=bool(self._listener.odd_domain)):
+            raise SmtpRejection(f"501 Syntax: {verb} your.host.name")  # RFC 5321 4.1.1.1
+        self._helo, self._extended = name, verb == "EHLO"
         self.reset()
         if self.filters is not None:
-            await self.filters.helo(name, self._tls, self._client.fact)
+            await self.filters.helo(name, self._tls, self.fact)
 
     async def noop(self, _argument: str) -> str:
         """RFC 5321 4.1.1.9."""
@@ -289,36 +311,31 @@ class SmtpCommandHandler:
             return "501 5.5.4 Syntax: VRFY someone@example.com"  # RFC 5321 4.1.1.6
         return "252 2.1.5 Send mail to find out"  # RFC 5321 3.5.3, 7.3
 
-    async def rset(self, argument: str) -> str:
+    async def rset(self, _argument: str) -> str:
         """RFC 5321 4.1.1.5."""
-        if argument:
-            return "501 5.5.4 Syntax: RSET"  # RFC 5321 4.1.1.5
         self.reset()
         if self.filters is not None:
             self.filters.abort()
         return "250 2.0.0 Ok"
 
-    async def quit(self, argument: str) -> str:
+    async def quit(self, _argument: str) -> str:
         """RFC 5321 4.1.1.10."""
-        if argument:
-            return "501 5.5.4 Syntax: QUIT"  # RFC 5321 4.1.1.10
-        return self._close_with("221 2.0.0 Bye")  # RFC 5321 4.1.1.10
+        return self._end_with("221 2.0.0 Bye")  # RFC 5321 4.1.1.10
 
-    async def starttls(self, argument: str) -> str:
+    async def starttls(self, _argument: str) -> str:
         """RFC 3207 4."""
-        if argument:
-            return "501 5.5.4 Syntax: STARTTLS"  # RFC 3207 4
         if self._tls:
             return "503 5.5.1 TLS is active already"  # RFC 3207 4.2
+        if self._authentication.login:
+            return "503 5.5.1 STARTTLS comes before AUTH"  # RFC 3207 4.2: it would end the login
         if not self._listener.offers_tls:
             if hint := self._tls_hint():
-                _log.warning("no STARTTLS on this port", client=self._ip, **hint)
+                _log.warning("no STARTTLS on this port", client=self._client.ip, **hint)
             return "502 5.5.1 STARTTLS is not offered here"  # RFC 5321 4.2.4
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
-        self._tls = await self._client.start_tls()
+        self._tls = await self.start_tls()
         self._helo, self._extended = "", False
         self.reset()
-        self._services.forget_login()
         return ""
 
     @property
@@ -334,7 +351,7 @@ class SmtpCommandHandler:
         authentication.user = ""
         if not self._extended:
             return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
-        if self._services.login:
+        if authentication.login:
             return "503 5.5.1 You are authenticated already"  # RFC 4954 4
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
@@ -343,13 +360,11 @@ class SmtpCommandHandler:
                 return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         try:
-            reply = await authentication.authenticate(
-                argument, ask=self._client.ask, pause=self._client.pause
-            )
+            reply = await authentication.authenticate(argument, ask=self.ask, pause=self.pause)
         finally:  # also if the client leaves instead of answering the challenge
             if reply_unsent := authentication.unsent:
                 self._record(self._refused("AUTH", reply_unsent, ""), reply_unsent)
-        return self._close_with(reply) if authentication.is_exhausted else reply
+        return self._end_with(reply) if authentication.is_exhausted else reply
 
     async def mail(self, argument: str) -> str:
         """RFC 5321 4.1.1.2. Checks AUTH, the sender address, SIZE and pressure."""
@@ -360,12 +375,12 @@ class SmtpCommandHandler:
         if self._listener.settings.role != "relay" and not self._is_trusted:
             return "530 5.7.0 Authentication required"  # RFC 4954 6
         if self._listener.pressure.paused():
-            return self._close_with(PAUSED)
+            return self._end_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.hostname
         mail = parse_mail(argument, extended=self._extended, tls=self._tls, odd_domain=domain)
-        login, reverse_path = self._services.login, mail.envelope.reverse_path
+        login, reverse_path = self._authentication.login, mail.envelope.reverse_path
         is_known = login or self.user is not None
-        if is_known and (rejection := await self._services.sender_rejection(reverse_path)):
+        if is_known and (rejection := await self._client.sender_rejection(reverse_path)):
             return rejection
         if mail.size_bytes > (limit := self._listener.settings.max_message_size):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
@@ -374,14 +389,27 @@ class SmtpCommandHandler:
         if short := self._listener.pressure.rejection(mail.size_bytes):
             return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
         if not self._is_trusted:
-            rejection = await self._services.sender_rejection(reverse_path)
-            if rejection := rejection or self._counts.mail_rejection():
+            rejection = await self._client.sender_rejection(reverse_path)
+            if rejection := rejection or self._beyond_limits():
                 return rejection
         if self.filters is not None:
             mechanism = self._authentication.mechanism
             await self.filters.mail(reverse_path, argument, mechanism=mechanism, login=login)
         self._mail = mail
         return "250 2.1.0 Ok"
+
+    def _beyond_limits(self) -> str:
+        """Return the reply to MAIL of a stranger beyond a limit, else count its message."""
+        settings = self._listener.settings
+        if 0 < settings.max_messages <= self._messages:
+            return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
+        if settings.max_rate_per_client:
+            found = self._listener.rates.message_of(self._client.ip, settings.max_rate_per_client)
+            if found is None:
+                # RFC 5321 7.8
+                return "450 4.7.1 Too many messages from your address, try again later"
+            self._reserved = found
+        return ""
 
     async def rcpt(self, argument: str) -> str:
         """RFC 5321 4.1.1.3. Enforces the limit of recipients per message: 452 4.5.3."""
@@ -399,8 +427,8 @@ class SmtpCommandHandler:
         if len(self._forward_paths) >= self._listener.settings.max_recipients:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
-        answer = await self._services.recipient(
-            path.address, mail.envelope.reverse_path, size_bytes=mail.size_bytes
+        answer = await self._client.check_recipient(
+            path.address, mail.envelope.reverse_path, mail.size_bytes
         )
         expanded = self._expanded + answer.expanded
         if expanded > EXPANDED_MAX and not self._listener.pickup:
@@ -413,10 +441,8 @@ class SmtpCommandHandler:
         self._expanded = expanded
         return "250 2.1.5 Ok"
 
-    async def data(self, argument: str) -> str:
+    async def data(self, _argument: str) -> str:
         """RFC 5321 4.1.1.4. The 250 is sent after the spool has committed the message."""
-        if argument:
-            return "501 5.5.4 Syntax: DATA"  # RFC 5321 4.1.1.4
         if self._chunks is not None:
             return _CHUNKS_BEGUN
         if rejection := self._no_recipients:
@@ -424,8 +450,7 @@ class SmtpCommandHandler:
         if self.filters is not None:
             await self.filters.data()
         normalizes = self._listener.settings.bare_newline == "normalize"
-        content = self._listener.new_content(self._services.new_body)
-        return await self._receive("DATA", DotFraming(normalizes=normalizes), content)
+        return await self._receive("DATA", DotFraming(normalizes=normalizes), self._new_content())
 
     async def bdat(self, argument: str) -> str:
         """RFC 3030 2. The octets of a refused chunk are discarded, and no command is found in them.
@@ -436,26 +461,26 @@ class SmtpCommandHandler:
         last = last.strip(" ").upper()
         if not (digits.isascii() and digits.isdigit()) or last not in ("", "LAST"):
             # RFC 3030 2; what follows may be text
-            return self._close_with("501 5.5.4 Syntax: BDAT octets [LAST]; closing the connection")
+            return self._end_with("501 5.5.4 Syntax: BDAT octets [LAST]; closing the connection")
         size_bytes, limit = int(digits), self._listener.settings.max_message_size
         if size_bytes > max(limit, DISCARDED_BYTES_MAX):
-            return self._close_with(f"{ContentRejection.TOO_BIG}, closing the connection")
+            return self._end_with(f"{ContentRejection.TOO_BIG}, closing the connection")
         if rejection := self._no_recipients:
-            await self._client.read_content(ChunkFraming(size_bytes), None)
+            await self.read_content(ChunkFraming(size_bytes), None)
             return rejection
         begun, normalizes = self._chunks, self._listener.settings.bare_newline != "reject"
         self._chunks = begun or (
-            self._listener.new_content(self._services.new_body),
+            self._new_content(),
             ChunkFraming(normalizes=normalizes),
         )
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
         if content.rejection is not None:
-            await self._client.read_content(framing, None)
+            await self.read_content(framing, None)
             if last:
                 self.reset()
-            await self._client.send(content.rejection)  # recorded with the first
-            await self._client.pause(0)  # a long batch: let other sessions run
+            await self.send(content.rejection)  # recorded with the first
+            await self.pause(0)  # a long batch: let other sessions run
             return ""
         if begun is None and self.filters is not None:
             await self.filters.chunks(content)
@@ -472,58 +497,64 @@ class SmtpCommandHandler:
             return "503 5.5.1 Send MAIL and RCPT first"  # RFC 5321 3.3
         return "" if self._forward_paths else "554 5.5.1 No valid recipients"  # RFC 5321 3.3
 
+    def _new_content(self) -> ContentCollector:
+        listener = self._listener
+        return ContentCollector(
+            size_max_bytes=listener.settings.max_message_size, limits=listener.limits,
+            budget=listener.budget, arrival=self._client.new_body,
+        )  # fmt: skip
+
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
         """Collect a content or a chunk; take the message over when it is complete."""
-        mail, paths = self._mail, tuple(self._forward_paths.values())
-        assert mail is not None
+        assert self._mail is not None
+        is_complete = False
         try:
-            if not await self._client.read_content(framing, content):
-                return ""
-            if not framing.is_last and content.rejection is None:
-                return framing.chunk_reply
-            reserved = self._counts.take_reserved()
-            if framing.is_last:
-                self.reset()
-            try:
-                decision = await self._take(mail, paths, content, verb=verb)
-            except Exception:  # not if the client disconnects: the acceptance goes on
-                reserved.give_back()
-                raise
+            is_complete = await self.read_content(framing, content)
         finally:
-            if framing.is_last:
+            if not is_complete:
                 content.release()
-        self._counts.add_message()
-        await self._client.send(decision.reply)
+        if not is_complete:
+            return ""
+        if not framing.is_last and content.rejection is None:
+            return framing.chunk_reply
+        offered = OfferedMail(self._mail, tuple(self._forward_paths.values()), self._claims())
+        reserved, self._reserved = self._reserved, None
+        if framing.is_last:
+            self.reset()
+        try:
+            decision = await self._take(offered, content, verb=verb)
+        except Exception:  # not if the client disconnects: the acceptance goes on
+            if reserved is not None:
+                reserved.give_back()
+            raise
+        self._messages += 1
+        self._errors = self._idle_commands = 0
+        await self.send(decision.reply)
         self._listener.crash.reached(CrashPoint.SMTP_REPLIED)
         return ""
 
     async def _take(
-        self, mail: MailArgument, paths: Sequence[ForwardPath], content: ContentCollector,
-        *, verb: str,
-    ) -> DataReply:  # fmt: skip
+        self, offered: OfferedMail, content: ContentCollector, *, verb: str
+    ) -> DataReply:
         """Return the reply to a content. Raises ContentRefusedError."""
-        if self._services.has_ended:  # before the final dot
-            self.closing = True
-            decision, subject = DataReply(LOGIN_ENDED), ""
-        elif content.rejection is not None:
+        if content.rejection is not None:
             decision = DataReply(content.rejection, milter=content.refused_by)
             subject = content.subject
         else:
             received = content.hand_over()
-            decision = await self._services.accept(mail, paths, received, claims=self._claims())
+            decision = await self._client.accept(offered, received)
             if decision.queue_id:
                 return decision
             subject = subject_in(memory_part(received.content))
-        reason = RefusalReason.MILTER if decision.milter else None
         raise ContentRefusedError(
             RefusedCommand(
                 command=verb,
                 reply=decision.reply,
-                sender=mail.envelope.reverse_path,
-                recipients=tuple([path.address for path in paths]),
+                sender=offered.mail.envelope.reverse_path,
+                recipients=tuple([path.address for path in offered.paths]),
                 subject=subject,
                 rule=decision.rule or decision.milter,
-                reason=RefusalReason.LOGIN if decision.reply == LOGIN_ENDED else reason,
+                reason=RefusalReason.MILTER if decision.milter else None,
             )
         )
 
@@ -533,13 +564,16 @@ class SmtpCommandHandler:
     def reset(self) -> None:
         """End the transaction, as RSET does."""
         self._mail = None
-        self._counts.reset()
+        if self._reserved is not None:
+            self._reserved.give_back()
+            self._reserved = None
         if self._chunks is not None:
             self._chunks[0].release()
             self._chunks = None
         self._forward_paths = {}
         self._expanded = 0
-        self.refusals.flush()
+        if self.refusals.gathered:
+            self.refusals.flush()
 
     def _close_rejected(
         self, verb: str, reply: str, *, reason: RefusalReason | None = None, is_logged: bool = True
@@ -547,12 +581,12 @@ class SmtpCommandHandler:
         refused = self._refused(verb, reply, "")
         refused = dataclasses.replace(refused, reason=reason, is_logged=is_logged)
         self.refusals.record(refused, self._claims())
-        return self._close_with(reply)
+        return self._end_with(reply)
 
     def _close_abusive(
         self, reply: str, verb: str, *, reason: RefusalReason | None = None, **hint: str
     ) -> str:
-        _log.warning("not an SMTP client", client=self._ip, reply=reply, **hint)
+        _log.warning("not an SMTP client", client=self._client.ip, reply=reply, **hint)
         return self._close_rejected(verb, reply, reason=reason, is_logged=False)
 
     def _tls_hint(self) -> dict[str, str]:
@@ -560,23 +594,23 @@ class SmtpCommandHandler:
         hint = self._listener.tls_hint
         return {} if hint is None else {"hint": hint()}
 
-    def _close_with(self, reply: str) -> str:
+    def _end_with(self, reply: str) -> str:
         self.closing = True
         return reply
 
 
-_COMMANDS: dict[str, Callable[[SmtpCommandHandler, str], Awaitable[str]]] = {
-    "HELO": SmtpCommandHandler.helo,
-    "EHLO": SmtpCommandHandler.ehlo,
-    "STARTTLS": SmtpCommandHandler.starttls,
-    "AUTH": SmtpCommandHandler.auth,
-    "MAIL": SmtpCommandHandler.mail,
-    "RCPT": SmtpCommandHandler.rcpt,
-    "DATA": SmtpCommandHandler.data,
-    "BDAT": SmtpCommandHandler.bdat,
-    "RSET": SmtpCommandHandler.rset,
-    "NOOP": SmtpCommandHandler.noop,
-    "VRFY": SmtpCommandHandler.vrfy,
-    "QUIT": SmtpCommandHandler.quit,
+_COMMANDS: dict[str, Callable[[SmtpCommands, str], Awaitable[str]]] = {
+    "HELO": SmtpCommands.helo,
+    "EHLO": SmtpCommands.ehlo,
+    "STARTTLS": SmtpCommands.starttls,
+    "AUTH": SmtpCommands.auth,
+    "MAIL": SmtpCommands.mail,
+    "RCPT": SmtpCommands.rcpt,
+    "DATA": SmtpCommands.data,
+    "BDAT": SmtpCommands.bdat,
+    "RSET": SmtpCommands.rset,
+    "NOOP": SmtpCommands.noop,
+    "VRFY": SmtpCommands.vrfy,
+    "QUIT": SmtpCommands.quit,
 }
 _KNOWN_VERBS = frozenset({CONNECT, *_COMMANDS, *_NOT_OFFERED, *_HTTP_METHODS})  # in records

@@ -22,19 +22,23 @@ from relay.base.settings.tree import SmtpListener
 from relay.base.settings.validation import is_loopback
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.transport.ingress.data import Origin
-from relay.transport.ingress.local_services import (
-    CheckLogin,
-    IngressDependencies,
-    LocalServices,
-    ServiceDependencies,
-)
 from relay.transport.ingress.local_users import LocalUsers, peer_uid
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.proxy_header import ProxyHeaderError, read_header
+from relay.transport.ingress.session_client import (
+    CONNECT,
+    ListenerDependencies,
+    RefusedCommand,
+    SessionClient,
+)
 from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.session_owner import (
+    CheckLogin,
+    IngressDependencies,
+    OwnerDependencies,
+    SessionOwner,
+)
 from relay.transport.ingress.session_refusals import ListenerRefusals
-from relay.transport.ingress.session_services import CONNECT, ListenerDependencies, RefusedCommand
-from relay.transport.ingress.smtp_session import SessionClient
 from relay.transport.ingress.smtp_sessions import SmtpSessions
 from relay.transport.refusals.refusal import RefusalReason
 
@@ -71,7 +75,7 @@ class SmtpServer:
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
-        elsewhere: Callable[[socket.socket, SessionClient], None] | None = None,
+        elsewhere: Callable[[socket.socket, SessionOwner], None] | None = None,
     ) -> None:
         """Read the networks; nothing listens yet. `certificate` is that of `listener.tls`.
         `options` are those of a development relay. `elsewhere` takes a connection from which
@@ -91,7 +95,7 @@ class SmtpServer:
         self._servers: list[asyncio.Server] = []
         self._reading: set[asyncio.Task[None]] = set()  # headers of proxies
         self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
-        self._owner = self._service_dependencies(pickup=pickup)
+        self._of_owners = self._owner_dependencies(pickup=pickup)
         sessions = dependencies.acceptance.metrics.smtp_sessions
         context = certificate.context if certificate else None
         self._acceptor: Acceptor | None = None
@@ -109,7 +113,7 @@ class SmtpServer:
         self._listener = listener
         self._networks = [ip_network(text) for text in listener.trusted_networks]
         self._is_trusted = lru_cache(_CLIENTS_KNOWN)(self._is_in_trusted_network)
-        self._owner = replace(self._owner, settings=listener)
+        self._of_owners = replace(self._of_owners, settings=listener)
         self._smtp_sessions.use(listener)
 
     @property
@@ -125,7 +129,7 @@ class SmtpServer:
     @property
     def acceptances(self) -> int:
         """The number of messages that are being accepted."""
-        return len(self._owner.acceptances)
+        return len(self._of_owners.acceptances)
 
     async def start(self) -> None:
         """Listen. Raises OSError that names the address."""
@@ -167,25 +171,26 @@ class SmtpServer:
         for reading in tuple(self._reading):
             reading.cancel()
         await self._smtp_sessions.drain(grace_s)
-        if acceptances := tuple(self._owner.acceptances):
+        if acceptances := tuple(self._of_owners.acceptances):
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
     def _meet(self, transport: asyncio.BaseTransport) -> SessionClient:
         uid = peer_uid(transport) if self._users is not None else None
-        return self._client(ip_of(transport), uid=uid)
+        return self._owner(ip_of(transport), uid=uid or 0).client()
 
-    def _client(self, ip: str, *, uid: int | None = None, is_named: bool = True) -> SessionClient:
-        """Return a client; one that a proxy does not name proves nothing by the proxy's address."""
+    def _owner(self, ip: str, *, uid: int = 0, is_named: bool = True) -> SessionOwner:
+        """Return the owner's side of a session; a client that a proxy does not name proves nothing
+        by the proxy's address.
+        """
         is_trusted = is_named and self._is_trusted(ip)
-        services = LocalServices(self._owner, ip, is_trusted=is_trusted, uid=uid or 0)
-        return SessionClient(ip, is_trusted, services, uid)
+        return SessionOwner(self._of_owners, ip, is_trusted=is_trusted, uid=uid)
 
     def _take(self, connection: socket.socket, peer: object) -> None:
         """Begin a session, after the header of a proxy, with too many of which it is closed."""
         ip = _ip_at(peer)
         if not _is_in(self._proxies, ip):
-            self._begin(connection, self._client(ip))
+            self._begin(connection, self._owner(ip))
             return
         if len(self._reading) >= self._listener.max_sessions:
             connection.close()
@@ -194,37 +199,37 @@ class SmtpServer:
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 
-    def _begin(self, connection: socket.socket, client: SessionClient) -> None:
+    def _begin(self, connection: socket.socket, owner: SessionOwner) -> None:
         """Begin it elsewhere, if no milter sees it: one may have come with a reload."""
         milters = self._dependencies.acceptance.milters
         if self._elsewhere is None or milters.session(self._listener.role) is not None:
-            self._smtp_sessions.begin(connection, client)
+            self._smtp_sessions.begin(connection, owner.client())
         else:
             self._begun()
-            self._elsewhere(connection, client)
+            self._elsewhere(connection, owner)
 
     async def _begin_forwarded(self, connection: socket.socket, proxy: str) -> None:
         """Begin the session of the client that a proxy names, or of the proxy if it names none.
 
         A connection that ends without an octet only looked whether the port is open.
         """
-        client = None
+        owner = None
         try:
             if (header := await read_header(connection)) is not None:
                 named = header.client
-                client = self._client(named or proxy, is_named=bool(named))
+                owner = self._owner(named or proxy, is_named=bool(named))
         except (ProxyHeaderError, OSError) as error:
             refused = RefusedCommand(
                 command=CONNECT,
                 reply=f"no PROXY header that can be used: {error}",
                 reason=RefusalReason.SYNTAX,
             )
-            self._owner.refusals.record(refused, Origin(ip=proxy, helo=""))
+            self._of_owners.refusals.record(refused, Origin(ip=proxy, helo=""))
         finally:
-            if client is None:
+            if owner is None:
                 connection.close()
-        if client is not None:
-            self._begin(connection, client)
+        if owner is not None:
+            self._begin(connection, owner)
 
     def _listener_dependencies(self, *, pickup: bool, offers_tls: bool) -> ListenerDependencies:
         listener, dependencies = self._listener, self._dependencies
@@ -251,9 +256,9 @@ class SmtpServer:
             ),
         )
 
-    def _service_dependencies(self, *, pickup: bool) -> ServiceDependencies:
+    def _owner_dependencies(self, *, pickup: bool) -> OwnerDependencies:
         dependencies, options = self._dependencies, self._options
-        return ServiceDependencies(
+        return OwnerDependencies(
             self._listener,
             dependencies,
             check_login=options.check_login if options else dependencies.accounts.by_smtp_login,
@@ -270,7 +275,7 @@ class SmtpServer:
         )
 
     def _is_in_trusted_network(self, ip: str) -> bool:
-        if self._owner.pickup or self._users is not None:
+        if self._of_owners.pickup or self._users is not None:
             return True
         if not ip and not self._listener.listen.path:
             return False  # a TCP client that disconnected before its address was read

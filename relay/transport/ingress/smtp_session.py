@@ -20,19 +20,18 @@ from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
-from relay.base.socket_address import client_of
 from relay.store.spool.types import SpoolFullError, SpoolUnavailableError
 from relay.transport.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
-from relay.transport.ingress.session_refusals import LineError
-from relay.transport.ingress.session_services import (
+from relay.transport.ingress.session_client import (
     CONNECT,
     ListenerDependencies,
     RefusedCommand,
     SessionClaims,
-    SessionServices,
+    SessionClient,
 )
-from relay.transport.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommandHandler
+from relay.transport.ingress.session_refusals import LineError
+from relay.transport.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommands
 
 _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
 _log = get_logger("ingress")
@@ -168,26 +167,10 @@ class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
     """
 
 
-class SessionClient(Struct, frozen=True):
-    """The client of a connection, as the owner of the mail sees it."""
-
-    ip: str  # "" on a Unix socket
-    is_trusted: bool  # its network, or it is a program of this machine
-    services: SessionServices
-    uid: int | None = None  # on the socket for programs
-
-    @property
-    def counted_as(self) -> str | None:
-        """What its sessions are counted by; None: only in all."""
-        if self.uid is not None:
-            return f"uid {self.uid}" if self.uid else None
-        return None if self.is_trusted else client_of(self.ip) or None
-
-
 class SessionDependencies(Struct, frozen=True):
     """What the sessions of a listener share."""
 
-    listener: ListenerDependencies  # what their command handlers share
+    listener: ListenerDependencies  # what their commands share
     count: ConcurrencyCounter  # sessions by SessionClient.counted_as
     sessions: set["SmtpSession"]  # those that are open
     tls_context: ssl.SSLContext | None  # None: no TLS
@@ -211,12 +194,13 @@ class _NoHooks:
 _NO_HANDLER = _NoHooks()
 
 
-class SmtpSession(_NoHooks, SMTP):
+class SmtpSession(_NoHooks, SmtpCommands, SMTP):
     """One connection. aiosmtpd provides the protocol, the stream writer and the task."""
 
     def __init__(self, shared: SessionDependencies, client: SessionClient | None = None) -> None:
         """Without a `client` the transport shows who it is."""
-        super().__init__(
+        SMTP.__init__(
+            self,
             _NO_HANDLER,
             hostname=shared.listener.hostname,
             timeout=shared.listener.settings.timeout,
@@ -224,7 +208,6 @@ class SmtpSession(_NoHooks, SMTP):
         )
         self._shared = shared
         self._met = client
-        self._ip = ""
         self._counted_as: str | None = None
         self._may_speak_first = False
         self._input = InputBuffer(
@@ -233,7 +216,6 @@ class SmtpSession(_NoHooks, SMTP):
             resume=lambda: self._transport_of().resume_reading(),
         )
         self._replies: list[bytes] = []
-        self._commands: SmtpCommandHandler | None = None
         self._waiting_since: float | None = None  # loop time; None while a command is in progress
         self._began_s = self.loop.time()  # real time: a client
         self.closed = self.loop.create_future()
@@ -246,10 +228,9 @@ class SmtpSession(_NoHooks, SMTP):
             self._met = self._shared.meet(transport)
         assert self._met is not None
         client = self._met
-        self._ip, trusted = client.ip, client.is_trusted
-        tls = _tls_version(transport)
+        trusted, tls = client.is_trusted, _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
-        self._may_speak_first = trusted and (not self._ip or bool(tls))
+        self._may_speak_first = trusted and (not client.ip or bool(tls))
         self._counted_as = client.counted_as
         if self._shared.listener.pressure.paused():
             rejection = PAUSED
@@ -260,15 +241,13 @@ class SmtpSession(_NoHooks, SMTP):
         self._shared.begun()
         if rejection:
             refused = RefusedCommand(command=CONNECT, reply=rejection)
-            client.services.refused(refused, SessionClaims())
+            client.refused(refused, SessionClaims())
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
             return
         self._shared.sessions.add(self)
-        self._commands = SmtpCommandHandler(
-            self, self._shared.listener, client.services, ip=self._ip, trusted=trusted, tls=tls
-        )
+        SmtpCommands.__init__(self, self._shared.listener, client, tls=tls)
         super().connection_made(transport)
 
     def _counted_or_rejected(self) -> str:
@@ -296,17 +275,17 @@ class SmtpSession(_NoHooks, SMTP):
         self._input.feed_end()
         if not self.closed.done():
             self.closed.set_result(None)
-        if self._commands is not None and self in self._shared.sessions:
+        if self in self._shared.sessions:
             self._shared.sessions.remove(self)
-            self._commands.reset()
+            self.reset()
             self._shared.count.end(self._counted_as)
             super().connection_lost(None if isinstance(error, OSError) else error)
         if self._met is not None:
-            services, task = self._met.services, self._handler_coroutine
+            ended, task = self._met.ended, self._handler_coroutine
             if task is None:
-                services.end()
+                ended()
             else:  # it may have something to record
-                task.add_done_callback(lambda _: services.end())
+                task.add_done_callback(lambda _: ended())
 
     def _timeout_cb(self) -> None:
         """End the session if the client was idle for too long, else set the timer again."""
@@ -324,72 +303,65 @@ class SmtpSession(_NoHooks, SMTP):
         """Send a last reply and close, in any state."""
         if self.transport is None or self._transport_of().is_closing():
             return
-        if self._commands is not None:
-            self._commands.closing = True
+        self.closing = True
         self._put(reply)
         self._write()
         self._close()
 
     def drain(self) -> None:
         """Close now, or after the current transaction."""
-        if self._commands is None or self._commands.draining:
-            return
-        self._commands.draining = True
-        if self._waiting_since is not None and self._commands.may_close:
+        self.draining = True
+        if self._waiting_since is not None and self.may_close:
             self.close_with(SHUTTING_DOWN)
 
     # -- the command loop
 
     async def _handle_client(self) -> None:
-        commands = self._commands
-        assert commands is not None
         try:
-            self._put(await self._greeting(commands))
-            while not commands.closing:
-                if commands.may_close and self._input.is_empty:
+            self._put(await self._greeting())
+            while not self.closing:
+                if self.draining and self.may_close and self._input.is_empty:
                     self._put(SHUTTING_DOWN)
                     break
                 line = await self._next_line()
                 if line is None:
                     break
-                self._put(await self._reply_to(commands, line))
+                self._put(await self._reply_to(line))
             await self._flush()
         except ClientDisconnected:
             pass
         finally:
-            if commands.filters is not None:
-                commands.filters.close()
-            if commands.has_left_unused_tls and self._shared.listener.tls_hint is not None:
+            if self.filters is not None:
+                self.filters.close()
+            if self.has_left_unused_tls and self._shared.listener.tls_hint is not None:
                 # A client that checks the certificate after the handshake, as Node does.
                 self._handshake_failed(OSError("the client left after it"))
             if self.transport is not None:
                 self._close()
 
-    async def _greeting(self, commands: SmtpCommandHandler) -> str:
-        if self._met is not None and self._met.uid is not None:
-            await commands.find_user()
+    async def _greeting(self) -> str:
         spoke = await self._has_spoken()
         if spoke and self._shared.listener.tls_hint is not None:
             if self._input.is_empty:
                 await self._more()  # it has arrived
             if self._input.is_binary:
-                return commands.malformed(LineError.BINARY)
-        return await commands.greet(client_spoke=spoke)
+                return self.malformed(LineError.BINARY)
+        return await self.greet(client_spoke=spoke)
 
-    async def _reply_to(self, commands: SmtpCommandHandler, line: bytes | LineError) -> str:
+    async def _reply_to(self, line: bytes | LineError) -> str:
         if isinstance(line, LineError):
-            return commands.malformed(line)
+            return self.malformed(line)
         limits = self._shared.listener.limits
         if len(line) + 2 > limits.command_bytes and line[: len(_AUTH_VERB)].upper() != _AUTH_VERB:
-            return commands.fail(LineError.TOO_LONG)
+            return self.fail(LineError.TOO_LONG)
         try:
-            return await commands.handle(line, more_follows=not self._input.is_empty)
+            return await self.handle(line, more_follows=not self._input.is_empty)
         except ClientDisconnected:
             raise
         except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
             verb = line.partition(b" ")[0][:16].decode("ascii", "replace")
-            _log.exception("command failed", client=self._ip, verb=verb)
-            return commands.fail(_LOCAL_ERROR, verb=verb.upper())
+            _log.exception("command failed", client=self._client.ip, verb=verb)
+            return self.fail(_LOCAL_ERROR, verb=verb.upper())
 
     async def _next_line(self) -> bytes | LineError | None:
         """Return the next command line, or None if the client has disconnected."""
@@ -435,7 +407,7 @@ class SmtpSession(_NoHooks, SMTP):
             self._writer.write(b"".join(self._replies))
             self._replies.clear()
 
-    # -- session_services.ClientConnection
+    # -- what commands ask of the connection
 
     async def send(self, reply: str) -> None:
         """Write a reply now, after the buffered ones."""
@@ -451,8 +423,8 @@ class SmtpSession(_NoHooks, SMTP):
         line = await self._next_line()
         if line is None:
             raise ClientDisconnected
-        if line is LineError.BARE_LF and self._commands is not None:
-            await self.send(self._commands.malformed(line))
+        if line is LineError.BARE_LF:
+            await self.send(self.malformed(line))
             raise ClientDisconnected
         if isinstance(line, LineError):
             raise SmtpRejection(line)
@@ -502,8 +474,7 @@ class SmtpSession(_NoHooks, SMTP):
         return _tls_version(self._writer.transport)
 
     def _handshake_failed(self, error: OSError) -> None:
-        assert self._met is not None
-        self._shared.on_failed_handshake(self._met, error)
+        self._shared.on_failed_handshake(self._client, error)
 
     def fact(self, name: str) -> Any:
         """Return get_extra_info() of the transport."""

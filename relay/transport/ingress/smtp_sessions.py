@@ -16,20 +16,16 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import wait_readable
-from relay.transport.ingress.session_refusals import handshake_fault
-from relay.transport.ingress.session_services import (
+from relay.transport.ingress.session_client import (
     CONNECT,
     ListenerDependencies,
     RefusedCommand,
     SessionClaims,
-)
-from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
-from relay.transport.ingress.smtp_session import (
-    TLS_HANDSHAKE_S,
     SessionClient,
-    SessionDependencies,
-    SmtpSession,
 )
+from relay.transport.ingress.session_refusals import handshake_fault
+from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
+from relay.transport.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
 from relay.transport.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
@@ -79,7 +75,7 @@ class SmtpSessions:
         """
         if len(self._beginning) >= self.shared.listener.settings.max_sessions:
             connection.close()
-            client.services.end()
+            client.ended()
             return
         task = asyncio.get_running_loop().create_task(self._begin(connection, client))
         self._beginning.add(task)
@@ -124,7 +120,7 @@ class SmtpSessions:
         finally:
             if not has_begun:
                 connection.close()
-                client.services.end()
+                client.ended()
 
     def _record_failed_handshake(self, client: SessionClient, error: OSError) -> None:
         """Record and log that the TLS handshake of a client failed.
@@ -138,7 +134,7 @@ class SmtpSessions:
             reason=RefusalReason.TLS,
             is_logged=False,
         )
-        client.services.refused(refused, SessionClaims())
+        client.refused(refused, SessionClaims())
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
         if listener.tls_hint is None:
             _log.info("TLS handshake failed", client=client.ip, error=reason)

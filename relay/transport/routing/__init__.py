@@ -16,6 +16,6 @@ route table is made.
 - `dns_client`: queries to the name servers, time-outs (SERVFAIL ...), and the cache with its TTL
 
 Elsewhere: aliases: `relay/base/accounts/aliases.py`; whether RCPT is accepted:
-`relay/transport/ingress/recipient_checks.py`; the next host if one does not answer:
+`relay/transport/ingress/session_owner.py`; the next host if one does not answer:
 `relay/delivery/host_selection.py`; queued mail whose route changed: `relay/delivery/rerouting.py`.
 """

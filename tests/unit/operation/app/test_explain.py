@@ -22,7 +22,7 @@ from relay.operation.app.explain import Explainer
 from relay.store.mailbox.types import Room
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.message_limits import RateLimits
-from relay.transport.ingress.recipient_checks import RecipientChecks
+from relay.transport.ingress.session_owner import RecipientChecks
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules

@@ -21,7 +21,6 @@ from relay.transport.gate.wire import (
     BodyFile,
     DropBody,
     Ended,
-    ForgetLogin,
     LoadState,
     LogIn,
     NewConnection,
@@ -31,7 +30,7 @@ from relay.transport.gate.wire import (
     WrittenBody,
     encode,
 )
-from relay.transport.ingress.session_services import RefusedCommand, SessionClaims
+from relay.transport.ingress.session_client import RefusedCommand, SessionClaims
 from tests.support.ingress import FakeAccounts
 from tests.support.logs import capture_logs
 from tests.support.lying_child import (
@@ -182,8 +181,11 @@ async def test_a_login_is_the_owners(owner: Owner) -> None:
     assert (await child.ask(lambda call: LogIn(number, call, ALICE, "alice", False)))[0] == ALICE
     assert await sent_by("bob@example.test") == "451"
     assert await sent_by(ALICE) == "250"
-    child.say(ForgetLogin(number), ForgetLogin(number))
-    assert await sent_by(ALICE) == "451"
+    await child.ask(lambda call: check_sender(number, call, ALICE))
+    owner.relay.accounts.names = ()
+    told = await child.ask(lambda call: accept(number, call, sender=ALICE, to=REMOTE))
+    assert told["reply"][:3] == "421"
+    assert (await child.ask(lambda call: check_sender(number, call, ALICE)))[:3] == "421"
     (message,) = owner.relay.spool.accepted
     assert (message.facts.account, message.facts.trusted) == (ALICE, True)
 

@@ -523,7 +523,7 @@ async def test_mail_with_its_final_dot_is_answered_before_an_ended_login(
     monkeypatch.setattr(relay.accounts, "by_address", lambda _address: changed)
     relay.spool.gate.set()
     assert (await client.reply()).startswith("250 2.0.0 ")
-    assert (await client.say("NOOP")).startswith(
+    assert (await client.say(OPENING[1])).startswith(
         "421 4.7.0 The account or its password was changed"
     )
     assert await client.reply() == ""

@@ -1,4 +1,6 @@
-"""What a session asks: answers that may be kept, what it cannot claim, what it imports."""
+"""The owner's side of a session: answers that may be kept, what a session cannot claim; what the
+session's side imports.
+"""
 
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import pytest
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.transport.ingress.data import ReceivedContent
 from relay.transport.ingress.esmtp_parameters import MailArgument
-from relay.transport.ingress.session_services import RecipientAnswer, SessionClaims
+from relay.transport.ingress.session_client import OfferedMail, RecipientAnswer, SessionClaims
 from tests.support.ingress import FakeAccounts, Relay
 
 TRUSTED, STRANGER = "127.0.0.1", "192.0.2.7"
@@ -17,9 +19,9 @@ ALIASES = {"team": ["alice@example.test", "q@other.test"], "away": ["q@other.tes
 DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
 
 
-def services(relay: Relay, ip: str = TRUSTED, **listener):
+def owner(relay: Relay, ip: str = TRUSTED, **listener):
     server = relay.server(trusted_networks=("127.0.0.0/8",), **listener)
-    return server._client(ip).services
+    return server._owner(ip)
 
 
 @pytest.mark.parametrize(
@@ -36,32 +38,38 @@ def services(relay: Relay, ip: str = TRUSTED, **listener):
 )
 async def test_an_answer_says_whether_it_may_be_kept(ip, sender, address, answer):
     relay = Relay(accounts=FakeAccounts(**ALIASES))
-    assert await services(relay, ip).recipient(address, sender, size_bytes=0) == answer
+    assert await owner(relay, ip).check_recipient(address, sender, 0) == answer
 
 
-async def test_a_session_keeps_its_login_until_it_forgets_it():
-    asked = services(Relay(), STRANGER)
-    assert not await asked.log_in("alice@example.test", "wrong", is_token=False)
-    assert (asked.login, asked.has_ended) == ("", False)
-    assert await asked.log_in("alice@example.test", "alice", is_token=False)
-    assert asked.login == "alice@example.test"
-    answer = await asked.recipient("q@other.test", "alice@example.test", size_bytes=0)
+async def test_the_owner_keeps_the_login_of_a_session_while_its_account_is_the_same():
+    relay = Relay()
+    asked = owner(relay, STRANGER)
+    assert await asked.log_in("alice@example.test", "wrong", False) == ""
+    answer = await asked.check_recipient("q@other.test", SENDER, 0)
+    assert answer.reply == DENIED
+    assert await asked.log_in("alice@example.test", "alice", False) == "alice@example.test"
+    answer = await asked.check_recipient("q@other.test", "alice@example.test", 0)
     assert answer == RecipientAnswer(may_keep=True)
     assert (await asked.sender_rejection("bob@example.test"))[:9] == "553 5.7.1"
-    asked.forget_login()
-    assert asked.login == ""
-    answer = await asked.recipient("q@other.test", SENDER, size_bytes=0)
-    assert answer.reply == DENIED
+    assert await asked.sender_rejection("alice@example.test") == ""
+    relay.accounts.names = ()
+    assert (await asked.sender_rejection("alice@example.test"))[:9] == "421 4.7.0"
+    mail, paths = MailArgument(Envelope("alice@example.test")), (ForwardPath("q@other.test"),)
+    reply = await asked.accept(OfferedMail(mail, paths, SessionClaims()), received([]))
+    assert (reply.reply[:9], reply.queue_id) == ("421 4.7.0", "")
+    assert not relay.spool.accepted
+
+
+def received(released: list[bool], content: bytes = b"Subject: x\r\n\r\nx\r\n"):
+    return ReceivedContent(content, lambda: released.append(True))
 
 
 @pytest.mark.parametrize(("ip", "is_trusted"), [(TRUSTED, True), (STRANGER, False)])
 async def test_the_owner_knows_who_sent_a_message(ip, is_trusted):
     relay, released = Relay(), []
-    received = ReceivedContent(b"Subject: x\r\n\r\nx\r\n", lambda: released.append(True))
     mail, paths = MailArgument(Envelope(SENDER)), (ForwardPath("alice@example.test"),)
-    reply = await services(relay, ip).accept(
-        mail, paths, received, claims=SessionClaims("client.test", tls="TLSv1.3")
-    )
+    claims = SessionClaims("client.test", tls="TLSv1.3")
+    reply = await owner(relay, ip).accept(OfferedMail(mail, paths, claims), received(released))
     assert reply.queue_id
     [message] = relay.spool.accepted
     assert message.facts.trusted is is_trusted
@@ -71,18 +79,18 @@ async def test_the_owner_knows_who_sent_a_message(ip, is_trusted):
 
 async def test_a_message_over_its_declared_size_is_asked_for_again():
     relay, released = Relay(), []
-    received = ReceivedContent(b"x" * 200, lambda: released.append(True))
     for declared, code in ((0, "452"), (200, "250")):
         mail = MailArgument(Envelope(SENDER), declared)
         paths = (ForwardPath("small@example.test"),)
-        reply = await services(relay).accept(mail, paths, received, claims=SessionClaims())
+        offered = OfferedMail(mail, paths, SessionClaims())
+        reply = await owner(relay).accept(offered, received(released, b"x" * 200))
         assert reply.reply[:3] == code
     assert released == [True, True]
 
 
 NOT_IMPORTED = (
     "apsw", "argon2", "cryptography", "prometheus_client", "relay.delivery", "relay.front_door.graph", "relay.transport.ingress.acceptance",
-    "relay.transport.ingress.local_services", "relay.store.mailbox", "relay.transport.milter", "relay.transport.policy", "relay.transport.routing",
+    "relay.transport.ingress.session_owner", "relay.store.mailbox", "relay.transport.milter", "relay.transport.policy", "relay.transport.routing",
     "relay.transport.signing", "relay.store.spool.engine", "relay.store.spool.sqlite",
 )  # fmt: skip
 

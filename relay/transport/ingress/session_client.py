@@ -1,0 +1,140 @@
+"""The client of an SMTP session, as the owner of the mail gives it to the session: SessionClient.
+
+The owner makes one for each session (session_owner) with the address of the client and whether its
+network is trusted, and it keeps the login. So the session itself says nothing that decides who may
+do what. MAIL of a trusted network asks nothing, RCPT and the final dot one question each.
+
+ListenerDependencies is what the sessions of a listener share.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct
+
+from relay.base.crashpoints import CrashPoints
+from relay.base.message.envelope import ForwardPath
+from relay.base.pressure import MemoryBudget, Pressure
+from relay.base.settings.tree import SmtpListener
+from relay.base.socket_address import client_of
+from relay.store.spool.types import IncomingBody
+from relay.transport.ingress.data import DataReply, ReceivedContent
+from relay.transport.ingress.esmtp_parameters import MailArgument
+from relay.transport.ingress.local_users import LocalUser
+from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.refusals.refusal import RefusalReason
+
+if TYPE_CHECKING:  # the room of milters
+    from relay.transport.ingress.filtering import SessionFilters
+
+LOGIN_ENDED = (
+    # RFC 5321 3.8
+    "421 4.7.0 The account or its password was changed; log in again, closing the connection"
+)
+CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
+
+
+class SessionClaims(Struct, frozen=True):
+    """What a session says of its client. It is only written into records and fields."""
+
+    helo: str = ""
+    extended: bool = True  # EHLO
+    tls: str = ""  # the protocol version, or ""
+
+
+class RecipientAnswer(Struct, frozen=True):
+    """The answer to RCPT; `reply` is "" for a recipient that is taken."""
+
+    reply: str = ""
+    expanded: int = 0  # addresses that an alias leads to
+    # the same address and sender have this answer, of whatever size and for each client that may
+    # relay, until accounts, routes, rules or settings change
+    may_keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedCommand:
+    """A command and the reply that refused it; the other fields are those of a Refusal."""
+
+    command: str  # the verb, CONNECT, or "" for what is no command
+    reply: str  # or what failed in a TLS handshake
+    user: str = ""  # of AUTH
+    sender: str = ""  # the reverse-path
+    recipients: tuple[str, ...] = ()  # all of them
+    subject: str = ""  # of a content
+    rule: str = ""  # the name of the rule that refused it, or of the milter
+    reason: RefusalReason | None = None  # None: the one that the reply has
+    count: int = 0  # of recipients; 0: all are named
+    is_logged: bool = True  # False: the caller logs it, or nobody does
+
+
+class OfferedMail(Struct, frozen=True, array_like=True):
+    """The envelope of a content that is complete, with what its session says of the client."""
+
+    mail: MailArgument
+    paths: Annotated[Sequence[ForwardPath], Meta(min_length=1)]
+    claims: SessionClaims
+
+
+class SessionClient(Struct, frozen=True):
+    """The client of a session, as the owner of the mail sees it, and what its session asks. The
+    functions are the owner's own, or those of the gate, which cross the frame.
+    """
+
+    ip: str  # "" on a Unix socket
+    is_trusted: bool  # its network, or it is a program of this machine
+    # a user and a password, or a bearer token if the third argument is true: the address of the
+    # account that is logged in, "" if it is wrong; raises LoginDelayedError, and LoginRefusedError
+    # with the text of the reply
+    log_in: Callable[[str, str, bool], Awaitable[str]]
+    # the reply if the login, the user of this machine or a stranger may not use a reverse-path
+    sender_rejection: Callable[[str], Awaitable[str]]
+    # RCPT: whether an address is taken, from a reverse-path, with the size of MAIL
+    check_recipient: Callable[[str, str, int], Awaitable[RecipientAnswer]]
+    new_body: Callable[[], IncomingBody]  # a file for the body of a large content
+    # the final dot: takes the responsibility for a message, or returns the reply that rejects it;
+    # releases what was received in any case
+    accept: Callable[[OfferedMail, ReceivedContent], Awaitable[DataReply]]
+    refused: Callable[[RefusedCommand, SessionClaims], None]  # records a refusal
+    uid: int | None = None  # on the socket for programs
+    find_user: Callable[[], Awaitable[LocalUser | None]] | None = None  # who that is
+    new_filters: "Callable[[], SessionFilters | None] | None" = None  # milters that hear it
+    ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
+
+    @property
+    def counted_as(self) -> str | None:
+        """What its sessions are counted by; None: only in all."""
+        if self.uid is not None:
+            return f"uid {self.uid}" if self.uid else None
+        return None if self.is_trusted else client_of(self.ip) or None
+
+
+class ListenerDependencies(Struct, frozen=True):
+    """What the commands of a listener's sessions share."""
+
+    settings: SmtpListener  # its configuration
+    hostname: str  # of the greeting
+    limits: SessionLimits  # of each session
+    budget: MemoryBudget  # the memory for messages that all sessions receive
+    crash: CrashPoints  # for crash tests
+    pressure: Pressure  # whether new mail is taken
+    rates: RateLimits  # messages of strangers, by address
+    offers_tls: bool = False  # STARTTLS, or TLS from the first octet
+    requires_tls: bool = False  # 530 without TLS
+    offers_auth_in_clear: bool = False  # AUTH without TLS, on loopback
+    # where a client finds the TLS that it expects here, or does without it, for the log; None: the
+    # log does not say
+    tls_hint: Callable[[], str] | None = None
+    pickup: bool = False  # the listener is pickup's own socket
+    # of addresses without one; then any EHLO is taken, and underscores in domains. "": neither is
+    odd_domain: str = ""
+
+    @property
+    def rejects_untrusted(self) -> bool:
+        """Whether untrusted clients are rejected now because of pressure.
+
+        Only on a listener of role relay: on the others, every client authenticates.
+        """
+        return self.settings.role == "relay" and self.pressure.rejects_untrusted

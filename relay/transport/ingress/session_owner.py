@@ -1,0 +1,353 @@
+"""What the owner of the mail keeps of a session, and its answers: the login, who may use a sender,
+whether RCPT takes an address (relaying, full mailboxes), and the acceptance, in a task of its own.
+
+Which addresses are valid is decided in relay/transport/routing/route_table.py, with the reply for
+an unknown user or domain; what an alias or an SRS address leads to in `forwarding`, and whether a
+mailbox has room in relay/store/mailbox/quota.py. How a next hop is asked whether it takes an
+address is decided in relay/delivery/recipient_verification.py.
+
+A client that may not relay may send to local domains, wherever a route sends their mail. An alias
+is taken if any of the addresses is that it leads to. Those may be outside although the client may
+not relay: the operator has decided where the mail for an alias goes, and the key of SRS
+addresses proves that mail came from where a report goes back to. A rejection names
+the address that the client gave, never one behind an alias.
+
+When an account is removed or its password changed, a session with its login ends at its next MAIL
+or final dot. relay/operation/app makes IngressDependencies; smtp_server adds what differs between
+listeners. RFC 5321 3.9.1, 4.1.1.3, 7.9.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from msgspec import Struct
+
+from relay.base.accounts.account import (
+    DEAD_LETTER,
+    Account,
+    AccountDirectory,
+    LoginDelayedError,
+)
+from relay.base.crashpoints import CrashPoints
+from relay.base.message.content import Content, size_of
+from relay.base.message.envelope import ForwardPath, domain_of
+from relay.base.message.nexthop import NextHop
+from relay.base.observe.logs import get_logger
+from relay.base.pressure import Pressure
+from relay.base.settings.tree import SmtpListener
+from relay.store.mailbox.types import DeliveryStore, Room
+from relay.store.spool.types import LendableBody
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.data import DataReply, Origin, ReceivedContent
+from relay.transport.ingress.filtering import SessionFilters
+from relay.transport.ingress.forwarding import Forwarder
+from relay.transport.ingress.local_users import LocalUser, LocalUsers
+from relay.transport.ingress.send_as import (
+    IsNullMx,
+    local_rejection,
+    null_mx_rejection,
+    sender_rejection,
+)
+from relay.transport.ingress.session_client import (
+    LOGIN_ENDED,
+    OfferedMail,
+    RecipientAnswer,
+    RefusedCommand,
+    SessionClaims,
+    SessionClient,
+)
+from relay.transport.ingress.session_refusals import ListenerRefusals
+from relay.transport.policy.rule_book import RuleBook, unavailable
+from relay.transport.refusals.refusal import RefusalStore
+from relay.transport.routing.route_table import (
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RoutingResult,
+)
+
+_log = get_logger("ingress")
+# RFC 5321 7.9
+_DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
+_TAKEN = RecipientAnswer()
+_KEPT = RecipientAnswer(may_keep=True)
+# DeliveryStore.room(), of the mailbox of an account and a size in octets.
+AskRoom = Callable[[str, int], Awaitable[Room]]
+# Returns the reply if a next hop does not take an address, else "".
+Verify = Callable[[str, NextHop], Awaitable[str]]
+
+
+class CheckLogin(Protocol):
+    """Checks a user and a password: AccountDirectory.by_smtp_login()."""
+
+    def __call__(self, user: str, password: str, *, client: str) -> Awaitable[Account | None]:
+        """Return the account, None for a wrong password.
+
+        Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IngressDependencies:
+    """What all listeners of a process share."""
+
+    hostname: str  # of the greeting and of Received fields
+    acceptance: Acceptance  # takes over complete messages
+    accounts: AccountDirectory  # logins, and addresses that they may use
+    check_token: CheckLogin  # a user and a bearer token
+    quota: DeliveryStore  # whether a local mailbox has room
+    crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
+    pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
+    refusals: RefusalStore | None = None  # keeps what is refused; None: nothing does
+    verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
+    is_null_mx: IsNullMx | None = None  # None: no domain is asked
+
+
+class OwnerDependencies(Struct, frozen=True):
+    """What the owners of a listener's sessions share."""
+
+    settings: SmtpListener  # its configuration
+    listeners: IngressDependencies  # shared by all of them
+    check_login: CheckLogin  # a user and a password
+    check_token: CheckLogin  # a user and a bearer token
+    refusals: ListenerRefusals  # records what is refused
+    acceptances: set[asyncio.Task[DataReply]]  # messages that are being accepted
+    pickup: bool = False  # the listener is pickup's own socket
+    users: LocalUsers | None = None  # who the clients may be, on the socket for programs
+
+
+class RecipientChecks(Struct, frozen=True):
+    """What the check of a recipient needs."""
+
+    forwarding: Forwarder  # which addresses are valid, and what they lead to
+    room: AskRoom  # whether a local mailbox has room
+    verify: Verify | None = None  # None: no next hop is asked
+    rules: Callable[[], RuleBook] = RuleBook  # those in force
+    # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
+    is_pickup: bool = False
+
+    async def answer(
+        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
+    ) -> RecipientAnswer:
+        """Return whether a recipient is taken."""
+        if self.is_pickup:
+            return _TAKEN
+        if not reverse_path:
+            if reply := self.forwarding.report_rejection(address, size_bytes):
+                return RecipientAnswer(reply)
+            found = self.forwarding.examine(address, "")
+            if not may_relay and isinstance(found, LocalRecipient) and not found.is_local:
+                return RecipientAnswer(_DENIED)  # reports of others to this host's name
+        expansion = self.forwarding.expand(address, reverse_path)
+        if expansion is None:
+            found = self.forwarding.examine(address, reverse_path)
+            reply = await self._rejection(
+                found, address, given=address, size_bytes=size_bytes, may_relay=may_relay,
+                asks=not may_relay,
+            )  # fmt: skip
+            if reply:
+                return RecipientAnswer(reply)
+            is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
+            return _KEPT if is_kept else _TAKEN
+        rejection, expanded = "", len(expansion.targets)
+        for target in expansion.addresses:
+            found = self.forwarding.examine(target, reverse_path)
+            reply = await self._rejection(
+                found, target, given=address, size_bytes=size_bytes, may_relay=True,
+                asks=not may_relay and expanded == 1,
+            )  # fmt: skip
+            if not reply:
+                return RecipientAnswer(expanded=expanded)
+            rejection = rejection or reply.replace(f"<{target}>", f"<{address}>", 1)
+        return RecipientAnswer(rejection, expanded)
+
+    async def rejection_of_all(
+        self, paths: Sequence[ForwardPath], reverse_path: str, *, size_bytes: int, may_relay: bool
+    ) -> str:
+        """Return the reply if no recipient accepts a message of this size, else ""."""
+        rejection = ""
+        for path in paths:
+            answer = await self.answer(
+                path.address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
+            )
+            if not (rejection := answer.reply):
+                break
+        return rejection
+
+    async def _rejection(
+        self,
+        found: RoutingResult,
+        address: str,
+        *,
+        given: str,
+        size_bytes: int,
+        may_relay: bool,
+        asks: bool,
+    ) -> str:
+        """`given` is the address that the client gave, which leads to `address`."""
+        if self.rules().tenants and self._waits(address, found):
+            return f"451 4.3.0 {unavailable(domain_of(given))}"  # RFC 3463 3.4
+        match found:
+            case RemoteRecipient(next_hop):
+                if not (found.is_local or may_relay):
+                    return self._denial(given)
+                if asks and found.is_asked and next_hop.host and self.verify is not None:
+                    return await self.verify(address, next_hop)
+            case LocalRecipient(mailbox):
+                if mailbox != DEAD_LETTER:
+                    match await self.room(mailbox, size_bytes):
+                        case Room.FULL:
+                            # RFC 3463 3.3
+                            return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
+                        case Room.NEVER:
+                            # RFC 3463 3.3
+                            return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
+            case InvalidRecipient(text=text):
+                return text
+        return ""
+
+    def _denial(self, address: str) -> str:
+        if not self.forwarding.router.is_of_other_store(domain_of(address)):
+            return _DENIED
+        # RFC 3463 3.5
+        return f"450 4.4.4 <{address}>: another node has the mailboxes of its domain, try its MX"
+
+    def _waits(self, address: str, found: RoutingResult) -> bool:
+        """Return whether mail for a valid address waits: its tenant has no rules to be used."""
+        tenant = self.rules().tenant_of(domain_of(address))
+        is_valid = not isinstance(found, InvalidRecipient)
+        return is_valid and tenant is not None and tenant.rules is None
+
+
+class SessionOwner:
+    """The owner's side of one session."""
+
+    def __init__(self, shared: OwnerDependencies, ip: str, *, is_trusted: bool, uid: int) -> None:
+        """`is_trusted`: the network of the client is; `uid` is for the socket for programs."""
+        acceptance, listeners = shared.listeners.acceptance, shared.listeners
+        self._shared = shared
+        self.ip = ip
+        self._uid = uid
+        self.is_trusted = is_trusted
+        self._checks = RecipientChecks(
+            acceptance.forwarding, listeners.quota.room, listeners.verify,
+            rules=acceptance.policy, is_pickup=shared.pickup,
+        )  # fmt: skip
+        self._account: Account | None = None  # that logged in, as it was then
+        self.login = ""  # its address
+        self._user: LocalUser | None = None
+        self._filters: SessionFilters | None = None
+
+    def client(self) -> SessionClient:
+        """Return the client for a session in this process."""
+        is_program = self._shared.users is not None
+        return SessionClient(
+            self.ip, self.is_trusted, self.log_in, self.sender_rejection, self.check_recipient,
+            self.new_body, self.accept, self.refused,
+            uid=self._uid if is_program else None,
+            find_user=self._find_user if is_program else None,
+            new_filters=self._new_filters,
+        )  # fmt: skip
+
+    async def log_in(self, user: str, secret: str, is_token: bool) -> str:
+        """See SessionClient."""
+        check = self._shared.check_token if is_token else self._shared.check_login
+        try:
+            self._account = await check(user, secret, client=self.ip)
+        except LoginDelayedError as delayed:
+            if delayed.__cause__ is not None:
+                _log.error("password not checked", client=self.ip, error=delayed.__cause__)
+            raise
+        self.login = self._account.address if self._account is not None else ""
+        return self.login
+
+    async def sender_rejection(self, reverse_path: str) -> str:
+        """See SessionClient."""
+        shared = self._shared.listeners
+        if self._user is not None:
+            return local_rejection(self._user, reverse_path)
+        if self._account is not None:
+            if self._has_ended:
+                return LOGIN_ENDED
+            if shared.acceptance.any_sender:
+                return ""
+            return sender_rejection(shared.accounts, self.login, reverse_path)
+        return await null_mx_rejection(reverse_path, shared.is_null_mx, shared.acceptance.router)
+
+    def check_recipient(
+        self, address: str, reverse_path: str, size_bytes: int
+    ) -> Awaitable[RecipientAnswer]:
+        """See SessionClient."""
+        may_relay = self.is_trusted or self._account is not None
+        return self._checks.answer(
+            address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
+        )
+
+    def new_body(self) -> LendableBody:
+        """See SessionClient."""
+        return self._shared.listeners.acceptance.spool.incoming_body()
+
+    async def accept(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
+        """See SessionClient. The acceptance goes on if the client disconnects: its task releases
+        what was received.
+        """
+        if self._filters is not None:
+            received = self._filters.deciding(received)
+        accepting = self._accepted(offered, received.content)
+        task = asyncio.get_running_loop().create_task(accepting)
+        task.add_done_callback(lambda _: received.release())
+        self._shared.acceptances.add(task)
+        task.add_done_callback(self._shared.acceptances.discard)
+        return await asyncio.shield(task)
+
+    async def _accepted(self, offered: OfferedMail, content: Content) -> DataReply:
+        if self._has_ended:
+            return DataReply(LOGIN_ENDED)
+        envelope, origin = offered.mail.envelope, self._origin(offered.claims)
+        size_bytes = size_of(content)
+        if size_bytes > offered.mail.size_bytes and (
+            rejection := await self._checks.rejection_of_all(
+                offered.paths, envelope.reverse_path,
+                size_bytes=size_bytes, may_relay=origin.trusted,
+            )
+        ):  # fmt: skip
+            return DataReply(rejection)
+        return await self._shared.listeners.acceptance.accept(
+            envelope, offered.paths, content, origin=origin, filters=self._filters
+        )
+
+    def refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
+        """See SessionClient."""
+        self._shared.refusals.record(refused, self._origin(claims))
+
+    async def _find_user(self) -> LocalUser | None:
+        if self._shared.users is not None:
+            self._user = await asyncio.to_thread(self._shared.users.find, self._uid)
+        return self._user
+
+    def _new_filters(self) -> SessionFilters | None:
+        if self._user is None and not self._shared.pickup:
+            settings = self._shared.settings
+            session = self._shared.listeners.acceptance.milters.session(settings.role)
+            if session is not None:
+                self._filters = SessionFilters(session, settings.max_message_size)
+        return self._filters
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the account of the login was removed, or has another password or token now."""
+        if self._account is None:
+            return False
+        now = self._shared.listeners.accounts.of_login(self.login)
+        return now is None or now.credentials != self._account.credentials
+
+    def _origin(self, claims: SessionClaims) -> Origin:
+        user, helo = self._user, claims.helo
+        return Origin(
+            self.ip, helo if user is None else user.name, claims.extended, claims.tls, self.login,
+            trusted=self.is_trusted or self._account is not None, pickup=self._shared.pickup,
+            user=user,
+        )  # fmt: skip
