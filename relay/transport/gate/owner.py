@@ -118,7 +118,7 @@ class SessionsOfChild:
         if isinstance(frame, Ready):
             self._on_ready(frame)
             return
-        if self.channel.unread_bytes > _UNREAD_BYTES_MAX:
+        if self.channel.is_full and self.channel.unread_bytes > _UNREAD_BYTES_MAX:
             raise ValueError("the child reads no answers")
         session = self._sessions.get(frame.session)
         if session is None:

@@ -232,9 +232,9 @@ def _end_begun(data: bytes) -> int:
 class ContentCollector:
     """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
-    When `needs_spill` is true after add(), the caller must call spill() before it adds more. The
-    first spill() of a content larger than `limits.large_bytes` splits it into header and body; so
-    does that of a smaller one while others take much memory.
+    When `needs_spill` is true after take() or add(), the caller must call spill() before it adds
+    more. The first spill() of a content larger than `limits.large_bytes` splits it into header and
+    body; so does that of a smaller one while others take much memory.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class ContentCollector:
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
         self._held_bytes = 0
-        self._ended = False
+        self.needs_spill = False
         # Of a large content:
         self._header: bytes | None = None
         self._arrival: IncomingBody | None = None
@@ -264,27 +264,33 @@ class ContentCollector:
         self.refused_by = ""  # a milter
         self._subject = ""  # of a rejected content
 
+    def take(self, octets: bytes, framing: Framing) -> bytes | None:
+        """Take what has arrived; return what follows the end that the framing finds, or None."""
+        found, rest = framing.take(octets)
+        self.add(found, is_last=rest is not None and framing.is_last)
+        return rest
+
     def add(self, octets: bytes, *, is_last: bool) -> None:
         """Check and keep the next octets, which do not end between CR and LF."""
-        self._ended = is_last
-        if self.rejection is not None or not octets:
-            return
-        if _has_bare_line_end(octets) or b"\0" in octets:
-            self.reject(ContentRejection.BARE, octets)
-        elif self._has_long_line(octets):
-            self.reject(ContentRejection.LONG_LINE, octets)
-        else:
-            self._keep(octets)
+        if octets and self.rejection is None:
+            if _has_bare_line_end(octets) or b"\0" in octets:
+                self.reject(ContentRejection.BARE, octets)
+            elif self._has_long_line(octets):
+                self.reject(ContentRejection.LONG_LINE, octets)
+            else:
+                self._keep(octets)
+        self.needs_spill = self._is_spill_due(is_last=is_last)
 
-    @property
-    def needs_spill(self) -> bool:
-        """Whether spill() must be called: the content is large from now on, a block of its body is
-        full, or its end has come.
+    def _is_spill_due(self, *, is_last: bool) -> bool:
+        """Whether the content is large from now on, a block of its body is full, or its end has
+        come.
         """
         if self._header is None:
-            return self.size_bytes > self._memory_bytes
+            limits = self._limits
+            is_small = self.size_bytes <= min(limits.crowded_bytes, limits.large_bytes)
+            return not is_small and self.size_bytes > self._memory_bytes
         block_bytes = min(BLOCK_BYTES, self._memory_bytes)
-        return self._ended or self._held_bytes - len(self._header) >= block_bytes
+        return is_last or self._held_bytes - len(self._header) >= block_bytes
 
     @property
     def _memory_bytes(self) -> int:

@@ -118,6 +118,10 @@ class Forwarder(Struct, frozen=True):
         is_answer = isinstance(found, RemoteRecipient) and self.router.is_daemon(forwarded_by)
         return replace(found, is_answer=True) if is_answer else found
 
+    def find(self, address: str, reverse_path: str) -> Expansion | RoutingResult:
+        """Return what expand() says, or where it has nothing to say, what examine() does."""
+        return self.expand(address, reverse_path) or self.examine(address, reverse_path)
+
     def examiner(
         self, reverse_path: str, header: Header, *, trusted: bool
     ) -> Callable[[str, str, bool], RoutingResult]:

@@ -28,6 +28,7 @@ from relay.base.accounts.account import (
     DEAD_LETTER,
     Account,
     AccountDirectory,
+    Expansion,
     LoginDelayedError,
 )
 from relay.base.crashpoints import CrashPoints
@@ -138,12 +139,11 @@ class RecipientChecks(Struct, frozen=True):
         if not reverse_path:
             if reply := self.forwarding.report_rejection(address, size_bytes):
                 return RecipientAnswer(reply)
-            found = self.forwarding.examine(address, "")
-            if not may_relay and isinstance(found, LocalRecipient) and not found.is_local:
+            one = self.forwarding.examine(address, "")
+            if not may_relay and isinstance(one, LocalRecipient) and not one.is_local:
                 return RecipientAnswer(_DENIED)  # reports of others to this host's name
-        expansion = self.forwarding.expand(address, reverse_path)
-        if expansion is None:
-            found = self.forwarding.examine(address, reverse_path)
+        found = self.forwarding.find(address, reverse_path)
+        if not isinstance(found, Expansion):
             reply = await self._rejection(
                 found, address, given=address, size_bytes=size_bytes, may_relay=may_relay,
                 asks=not may_relay,
@@ -152,12 +152,11 @@ class RecipientChecks(Struct, frozen=True):
                 return RecipientAnswer(reply)
             is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
             return _KEPT if is_kept else _TAKEN
-        rejection, expanded = "", len(expansion.targets)
-        for target in expansion.addresses:
-            found = self.forwarding.examine(target, reverse_path)
+        rejection, expanded = "", len(found.targets)
+        for target in found.addresses:
             reply = await self._rejection(
-                found, target, given=address, size_bytes=size_bytes, may_relay=True,
-                asks=not may_relay and expanded == 1,
+                self.forwarding.examine(target, reverse_path), target, given=address,
+                size_bytes=size_bytes, may_relay=True, asks=not may_relay and expanded == 1,
             )  # fmt: skip
             if not reply:
                 return RecipientAnswer(expanded=expanded)
@@ -277,12 +276,12 @@ class SessionOwner:
             return sender_rejection(shared.accounts, self.login, reverse_path)
         return await null_mx_rejection(reverse_path, shared.is_null_mx, shared.acceptance.router)
 
-    def check_recipient(
+    async def check_recipient(
         self, address: str, reverse_path: str, size_bytes: int
-    ) -> Awaitable[RecipientAnswer]:
+    ) -> RecipientAnswer:
         """See SessionClient."""
         may_relay = self.is_trusted or self._account is not None
-        return self._checks.answer(
+        return await self._checks.answer(
             address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
         )
 

@@ -145,6 +145,7 @@ class InputBuffer:
 
     async def more(self) -> bool:
         """Wait for new data; return False at the end of the input."""
+        self._fresh = self._fresh and not self.is_empty
         if self._paused:
             self._paused = False
             self._resume()
@@ -436,9 +437,11 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         while True:
             if self._input.is_empty and framing.wanted_bytes and not await self._more():
                 return False
-            octets, rest = framing.take(self._input.take_all(framing.wanted_bytes))
-            if content is not None:
-                content.add(octets, is_last=rest is not None and framing.is_last)
+            octets = self._input.take_all(framing.wanted_bytes)
+            if content is None:
+                _, rest = framing.take(octets)
+            else:
+                rest = content.take(octets, framing)
                 if content.needs_spill:
                     await self._spill(content)
             if rest is not None:

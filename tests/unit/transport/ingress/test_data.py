@@ -44,9 +44,7 @@ class Receiver(ContentCollector):
         self.framing = DotFraming(normalizes=normalizes)
 
     def feed(self, block: bytes) -> bytes | None:
-        octets, rest = self.framing.take(block)
-        self.add(octets, is_last=rest is not None)
-        return rest
+        return self.take(block, self.framing)
 
 
 def receiver(
