@@ -5,6 +5,19 @@ what the client sent ahead (pipelining). The replies of a pipelined batch leave 
 is bounded. There is one timer per session. An internal error is logged and answered with 451; a
 lost connection ends the session without a log line.
 
+The life of a connection is aiosmtpd's: its protocol, stream writer, task and timer. The rest is
+Relay's own. Figures are CPU of version 1.4.6 on one core, with the client in the same process:
+
+- The loop. aiosmtpd awaits each line and writes each reply: a pipelined RCPT takes 92 us with
+  nothing to check, 22 us here with all checks. It takes lines that end in LF, an internal error is
+  a 500 with the text of the exception, and the lines of a message stay in memory.
+- The table of commands, `handle_EHLO` and the `auth_` methods. It looks for them by name in each
+  new connection, for 150 us. Given their names, it takes 10 us for twelve commands, and 24 us more
+  for the signature of the one hook; a whole session with one message takes 660 us here.
+- The replies. 40 of its 53 refusals have no status (RFC 3463), and the line of EHLO and most
+  arguments are checked before a hook is asked.
+- AUTH. `authenticator` is not awaited, and a password takes a thread, in another process.
+
 RFC 5321 2.3.8 (line ends), 3.8 (421), 4.5.3.1.4, 4.5.3.2.7 (time-out); RFC 2920 (pipelining); RFC
 3207 4 (STARTTLS).
 """
@@ -182,11 +195,7 @@ class SessionDependencies(Struct, frozen=True):
 
 
 class _NoHooks:
-    """Hides its attributes from dir().
-
-    For each connection aiosmtpd looks through its handler and itself for methods by name: a tenth
-    of the work of a short session. None is used here.
-    """
+    """Hides its attributes from dir(), by which aiosmtpd looks for methods."""
 
     def __dir__(self) -> tuple[str, ...]:
         return ()
