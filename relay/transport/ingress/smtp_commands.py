@@ -511,8 +511,8 @@ class SmtpCommands:
         try:
             is_complete = await self.read_content(framing, content)
         finally:
-            if not is_complete:
-                content.release()
+            if not is_complete:  # after an error, no later chunk makes it a message
+                content.reject(ContentRejection.LOCAL_ERROR)
         if not is_complete:
             return ""
         if not framing.is_last and content.rejection is None:

@@ -71,6 +71,17 @@ async def test_chunks_and_segments_cut_anywhere_are_the_message(relay, listening
     assert read_all(message.contents[0]).endswith(CONTENT)
 
 
+async def test_a_chunk_that_was_lost_by_an_error_makes_no_message_of_the_others(relay, listening):
+    client = await begun(await listening())
+    relay.spool.fault = RuntimeError("a fault of the program")
+    client.writer.write(b"BDAT %d\r\n%s" % (len(CONTENT), CONTENT))
+    assert await client.reply() == "451 4.3.0 Local error, try again later"
+    relay.spool.fault = relay.spool.arrivals[-1].fault = None
+    client.writer.write(b"BDAT 3 LAST\r\nx\r\n")
+    assert await client.reply() == "451 4.3.0 Local error, try again later"
+    assert not relay.spool.accepted
+
+
 @pytest.mark.parametrize(
     "how", ["RSET", "EHLO client.test", "QUIT", "close", "reset", "half", "BDAT x"]
 )
