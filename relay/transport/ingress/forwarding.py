@@ -120,7 +120,8 @@ class Forwarder(Struct, frozen=True):
 
     def find(self, address: str, reverse_path: str) -> Expansion | RoutingResult:
         """Return what expand() says, or where it has nothing to say, what examine() does."""
-        return self.expand(address, reverse_path) or self.examine(address, reverse_path)
+        table = self if self._is_own_srs(address) else self.router
+        return table.expand(address, reverse_path) or table.examine(address, reverse_path)
 
     def examiner(
         self, reverse_path: str, header: Header, *, trusted: bool
