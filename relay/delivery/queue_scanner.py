@@ -216,17 +216,12 @@ class PriorityScan:
 
     def _leave_sender(self, sender: int, after: Position | None) -> None:
         if sender in self._senders:
-            after = _earlier(self._senders[sender], after)
+            known = self._senders[sender]
+            after = None if known is None or after is None else min(known, after)
         elif len(self._senders) >= LEFT_BEHIND_MAX:
             return
         self._senders[sender] = after
         self._open_sender(sender)
-
-
-def _earlier(one: Position | None, other: Position | None) -> Position | None:
-    if one is None or other is None:
-        return None
-    return min(one, other)
 
 
 @dataclass(eq=False)
