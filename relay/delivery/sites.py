@@ -59,7 +59,7 @@ from relay.transport.routing.usable_hosts import (
 
 LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 at once
 LOOKUPS_UNREACHABLE_MAX = 16
-_QUEUED_S = 0.02  # between lookups for queued mail, which leave the event loop time for new mail
+_QUEUED_S = 0.01  # between lookups for queued mail, which leave the event loop time for new mail
 _log = get_logger("delivery")
 # By what claims share a lookup: the next hop, with what their message demands of its hosts.
 Way = NextHop | tuple[NextHop, TlsDemand]
