@@ -42,7 +42,7 @@ class ActiveQueue:
         self._unreachable = _Part(max(1, claims_max // _UNREACHABLE_PART), self._whole.unit_bytes)
         self.claims = 0  # in all
         self._reached: OrderedDict[NextHop, None] = OrderedDict()
-        self._unreached: set[Key] = set()  # claims of next hops that had not been reached
+        self._unreached: dict[Key, tuple[NextHop, int]] = {}  # with their senders
 
     def is_full(self, name: Name, level: PriorityLevel) -> bool:
         """Whether it gets no more claims of a priority level for now."""
@@ -66,12 +66,15 @@ class ActiveQueue:
             return level
         is_too_much = (
             len(self._unreached) >= max(1, self._claims_max // _UNREACHED_PART)
-            and self._whole.used[sender] >= _FEW
+            and sum(one == sender for _, one in self._unreached.values()) >= _FEW
         )
         return PriorityLevel.UNREACHABLE if is_too_much else level
 
     def mark_reached(self, next_hop: NextHop) -> None:
         """Record that a host of the next hop answered."""
+        if next_hop not in self._reached:
+            of_others = (one for one in self._unreached.items() if one[1][0] != next_hop)
+            self._unreached = dict(of_others)
         self._reached[next_hop] = None
         self._reached.move_to_end(next_hop)
         if len(self._reached) > _REACHED_MAX:
@@ -103,14 +106,14 @@ class ActiveQueue:
             if claim.attempts:  # the last attempt reached a host, perhaps before a restart
                 self.mark_reached(hop)
             else:
-                self._unreached.add(claim.key)
+                self._unreached[claim.key] = hop, claim.sender
         self.claims += 1
         for part in self._parts(claim.level):
             part.add(claim)
 
     def remove(self, claim: Claim) -> bool:
         """Remove a claim; return whether its next hop or its sender was full and has room again."""
-        self._unreached.discard(claim.key)
+        self._unreached.pop(claim.key, None)
         self.claims -= 1
         return sum(part.remove(claim) for part in self._parts(claim.level)) > 0
 

@@ -128,6 +128,11 @@ class AttemptRecorder:
         task.add_done_callback(self.unfinished.pop)
         return task
 
+    async def finish(self, recordings: Iterable[Coroutine[None, None, None]]) -> None:
+        """Begin these, and wait for them; they go on if this is cancelled."""
+        if tasks := [self.begin(recording) for recording in recordings]:
+            await asyncio.wait(tasks)
+
     async def record(
         self,
         claim: Claim,

@@ -91,10 +91,6 @@ class HostStatusCache:
         known = self._known.get(key)
         return isinstance(known, float) and known >= since_s
 
-    def forget_failures(self) -> None:
-        """Forget all failures, so that all hosts are tried again."""
-        self._known = OrderedDict(one for one in self._known.items() if isinstance(one[1], float))
-
     def forget_failure(self, key: HostKey) -> None:
         """Forget a failure, so that the host is tried again."""
         if isinstance(self._known.get(key), ConnectFailure):

@@ -109,7 +109,7 @@ class LocalDelivery:
         except Exception:  # noqa: BLE001 - an internal error must not end the worker
             _log.exception("internal error in local delivery", qid=claim.message.id)
             outcomes = internal_error_outcomes(claim) | outcomes
-        await self.recorder.record(claim, outcomes, reached=True)
+        await self.recorder.finish([self.recorder.record(claim, outcomes, reached=True)])
 
     async def _cut_off(self, claim: Claim, outcomes: dict[int, Outcome]) -> None:
         if outcomes:

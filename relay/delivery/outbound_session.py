@@ -186,7 +186,7 @@ class OutboundSession(SessionState):
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
         finally:
-            self._site.end(self)  # what it is told below counts the other transactions
+            self._site.concurrency.end(self)  # what it is told below counts the other transactions
         self._record(attempt)  # the result
         self._note_reuse()
         await self._quit_when_worn()
@@ -206,7 +206,7 @@ class OutboundSession(SessionState):
 
     async def _new_session(self) -> Connection:
         site, slot = self._site, self._slot
-        site.end(self)
+        site.concurrency.end(self)
         others = [one for one in site.sessions if one is not self]
         is_first = not any(one.is_connected for one in others)
         # a fresh claim has the unreachable level for lack of room: its hosts may be reachable
@@ -339,7 +339,7 @@ class OutboundSession(SessionState):
     def _tell_site(self, attempt: _Attempt) -> None:
         """Tell the site whether it may have more connections."""
         if any(map(is_pushback, attempt.outcomes.values())):
-            self._site.pushed_back(after_mail=attempt.has_begun)
+            self._site.concurrency.pushed_back(after_mail=attempt.has_begun)
         elif self.host:  # otherwise no host was involved
             self._site.answered()
 

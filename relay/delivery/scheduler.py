@@ -25,8 +25,8 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.queue_scanner import QueueScanner, Wake
 from relay.delivery.rerouting import ClaimRerouter
 from relay.delivery.retry import ClaimAction, claim_action, end_us
-from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions
+from relay.delivery.site import SiteProbe, SiteState
+from relay.delivery.site_limits import SiteOptions, SitePause
 from relay.delivery.sites import Sites
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import Claim, Key, NewMessage, PriorityLevel, SpoolError
@@ -198,9 +198,9 @@ class DeliveryScheduler:
         """What the site of these hosts does now; they have their TLS."""
         return self._sites.state_of(next_hop, hosts)
 
-    def paused_sites(self) -> list[Site]:
-        """Those that replies of hosts have paused."""
-        return self._sites.paused
+    def site_pauses(self) -> list[SitePause]:
+        """The pauses that replies of hosts have begun."""
+        return self._sites.paused()
 
     async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
         """Open a session with the site of these hosts as delivery would, and end it before MAIL.

@@ -11,7 +11,7 @@ again, since time alone may allow a connection.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,7 +27,14 @@ from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, SessionState
-from relay.delivery.site_limits import FEWER_S, ConcurrencyLimit, SiteOptions, TokenBucket
+from relay.delivery.site_limits import (
+    FEWER_S,
+    ConcurrencyLimit,
+    SiteOptions,
+    SitePause,
+    SitePauses,
+    TokenBucket,
+)
 from relay.delivery.smtp.connect import ConnectError
 from relay.store.spool.types import Claim, PriorityLevel
 
@@ -36,6 +43,7 @@ _log = get_logger("delivery")
 
 _AFTER_FAULT_S = 1.0
 PROBE_S = 60.0  # for all hosts of a site
+_NOBODY = 0  # the sender of a probe
 
 
 class SiteState(Struct, frozen=True):
@@ -72,6 +80,7 @@ class Site:
     options: SiteOptions  # its limits
     slots: ConnectionSlots  # of all sites together
     recorder: AttemptRecorder  # records the results of claims
+    pauses: SitePauses  # of all sites
     serve: Callable[["Site"], Coroutine[Any, Any, None]]  # runs one connection
     clock: Clock  # for how long something is remembered
     ready: ClaimQueue = field(default_factory=ClaimQueue)  # claims that wait here
@@ -81,11 +90,10 @@ class Site:
         self.workers: dict[asyncio.Task[Any], None] = {}
         self.sessions: set[SessionState] = set()
         self.closing = False
-        self.paused_until_s, self.paused_by = 0.0, ""  # by a [[reply]] entry
         self._closing_workers: set[asyncio.Task[Any]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._connections_max = self.options.connections_max
-        self._concurrency = ConcurrencyLimit(self._connections_max)
+        self.concurrency = ConcurrencyLimit(self._connections_max)
         self._limit_timer: Timer | None = None
         self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
@@ -94,12 +102,16 @@ class Site:
     def is_unused(self) -> bool:
         """Whether it has no claims, no connections and no state that must be kept."""
         spent = self._bucket is not None and not self._bucket.is_full(self.clock.monotonic())
-        return not self.ready and not self.workers and not spent and not self.is_paused
+        return not self.ready and not self.workers and not spent
 
     @property
-    def is_paused(self) -> bool:
-        """Whether a [[reply]] entry keeps it from being contacted now."""
-        return bool(self.paused_by) and self.paused_until_s > self.clock.monotonic()
+    def _pause(self) -> SitePause | None:
+        """What keeps it from being contacted now, whatever its TLS policy."""
+        return self.pauses.of(self._pause_key, self.clock.monotonic())
+
+    @property
+    def _pause_key(self) -> Hashable:
+        return self.name, self.hosts.via.source_address
 
     @property
     def is_connected(self) -> bool:
@@ -114,14 +126,14 @@ class Site:
         paused_s = self._bucket.wait_s(now_s) if self._bucket is not None else 0.0
         if failure is not None and not self.is_connected and self.hosts.all_failed():
             paused_s = max(paused_s, failure.at_s + self.options.unreachable_s - now_s)
-        if self.is_paused:
-            paused_s = max(paused_s, self.paused_until_s - now_s)
+        if (pause := self._pause) is not None:
+            paused_s = max(paused_s, pause.until_s - now_s)
         return SiteState(
             connections=sum(session.is_connected for session in self.sessions),
             paused_s=paused_s,
             failure=failure.outcome if failure is not None else None,
             failed_s=now_s - failure.at_s if failure is not None else 0.0,
-            paused_by=self.paused_by if self.is_paused else "",
+            paused_by=pause.provider if pause is not None else "",
         )
 
     @property
@@ -146,9 +158,10 @@ class Site:
         """Whether it is connected, or was lately."""
         return self.is_connected or self.hosts.has_answered()
 
-    def end_pause(self) -> None:
-        """Contact it again at once."""
-        self.paused_by = ""
+    def retry_now(self) -> None:
+        """Forget failures to connect, and a pause."""
+        self.hosts.forget_failures()
+        self.pauses.pop(self._pause_key, None)
 
     def close(self) -> list[Claim]:
         """Take no more claims; return those not begun. Connections end after their transaction."""
@@ -204,7 +217,10 @@ class Site:
     async def _run_probe(self) -> SiteProbe:
         self.hosts.forget_failures()
         try:
-            async with asyncio.timeout(PROBE_S):  # real time: a peer
+            async with (
+                asyncio.timeout(PROBE_S),  # real time: a peer
+                self.slots.hold(self, status=SiteStatus.UNKNOWN, sender=_NOBODY, is_new=False),
+            ):
                 connection = await self.hosts.connect(
                     SessionState(), self.sessions, limit=nullcontext
                 )
@@ -279,13 +295,13 @@ class Site:
         """Whether there may be that many connections: one probe until a connection stands."""
         if connections <= 1 or not self.is_connected:
             return connections <= 1
-        return self._concurrency.allows(connections, self.clock.monotonic())
+        return self.concurrency.allows(connections, self.clock.monotonic())
 
     def _watch_limit(self) -> None:
         """Set a timer for when the limit may allow a connection for claims that wait."""
         if self._limit_timer is not None:  # nearly always
             return
-        wait_s = self._concurrency.wait_s(self.clock.monotonic())
+        wait_s = self.concurrency.wait_s(self.clock.monotonic())
         if wait_s is not None:
             self._limit_timer = self.clock.call_later(wait_s, self._on_limit_timer)
 
@@ -344,7 +360,7 @@ class Site:
         if not await self.recorder.contents.wait_for_room(claim, self.recorder.claims):
             return False
         if self._waits_for_rate():
-            await self.requeue(claim)
+            self._requeue(claim)
             return False
         if self._bucket is not None:
             self._bucket.take(self.clock.monotonic())
@@ -352,23 +368,15 @@ class Site:
 
     def begin(self, session: SessionState) -> None:
         """Note that a transaction begins. If it is slow, claims that wait no longer wait for it."""
-        self._concurrency.begin(session, self.clock.monotonic())
+        self.concurrency.begin(session, self.clock.monotonic())
         if self.ready:
             self._watch_limit()
 
-    def end(self, session: SessionState) -> None:
-        """Note that the transaction of a session has ended, if it had one."""
-        self._concurrency.end(session)
-
     def answered(self) -> None:
         """Count a transaction that was answered, whatever the answer."""
-        self._concurrency.answered(self.clock.monotonic())
+        self.concurrency.answered(self.clock.monotonic())
         if self.ready and not self._waits_for_rate():
             self._open_worker()
-
-    def pushed_back(self, *, after_mail: bool) -> None:
-        """Count a transaction that showed that the load of the host is too high."""
-        self._concurrency.pushed_back(after_mail=after_mail)
 
     def must_close(self, session: SessionState, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
@@ -385,10 +393,10 @@ class Site:
         self._closing_workers.add(worker)
         return True
 
-    async def requeue(self, claim: Claim) -> None:
+    def _requeue(self, claim: Claim) -> None:
         """Let a claim wait for the other connections."""
         if self.closing:  # no worker would take it
-            await self.recorder.release(claim)
+            self.recorder.begin(self.recorder.release(claim))
         elif not self._postpones(claim):
             self.ready.push(claim)
             self._wake_idle()
@@ -423,19 +431,21 @@ class Site:
             return
         now_s = self.clock.monotonic()
         if entry.connections:
-            self._concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
-        if entry.pause_s and not self.is_paused:
+            self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
+        if entry.pause_s and self._pause is None:
             _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
-            self.paused_until_s, self.paused_by = now_s + entry.pause_s, entry.name
+            pause = SitePause(self.name, entry.name, now_s + entry.pause_s)
+            self.pauses.begin(self._pause_key, pause)
             self._postpones(*self.ready.drain())
 
     def _postpones(self, *claims: Claim) -> bool:
         """Whether a pause keeps the site from being contacted; then the claims wait for its end in
         the spool.
         """
-        if not self.is_paused:
+        pause = self._pause
+        if pause is None:
             return False
-        left_us = math.ceil((self.paused_until_s - self.clock.monotonic()) * 1e6)
+        left_us = math.ceil((pause.until_s - self.clock.monotonic()) * 1e6)
         self.recorder.postpone(claims, self.clock.queue_us() + left_us)
         return True
 
@@ -448,13 +458,13 @@ class Site:
         """
         others = sum(one.is_connected for one in self.sessions if one is not session)
         if session.is_over:
-            await self.requeue(claim)
+            self._requeue(claim)
         elif others:
             self._lower_limit(others, outcome)
-            await self.requeue(claim)
+            self._requeue(claim)
         else:
             if isinstance(outcome, Deferred):
-                self._concurrency = ConcurrencyLimit(self._connections_max)
+                self.concurrency = ConcurrencyLimit(self._connections_max)
                 _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
             self._obey(outcome)
             await self._record_all([(one, outcome) for one in (claim, *self.ready.drain())], took_s)
@@ -462,7 +472,7 @@ class Site:
     def _lower_limit(self, connections: int, outcome: Outcome) -> None:
         """Treat the failure as the site's connection limit, because its other connections work."""
         until_s = self.clock.monotonic() + self.options.unreachable_s
-        self._concurrency.full_at(connections, until_s=until_s)
+        self.concurrency.full_at(connections, until_s=until_s)
         reply = outcome.evidence.reply
         _log.info(
             "site connection limit reached", site=self.name, connections=connections, reply=reply
@@ -487,12 +497,10 @@ class Site:
         """Record claims together in few commits. The first has had an attempt that took `took_s`;
         the others, and without it all, have none of their own.
         """
-        await asyncio.gather(
-            *(
-                self.recorder.record(
-                    claim, same_outcome(claim, outcome), reached=False,
-                    took_s=None if number else took_s,
-                )
-                for number, (claim, outcome) in enumerate(outcomes)
+        await self.recorder.finish(
+            self.recorder.record(
+                claim, same_outcome(claim, outcome), reached=False,
+                took_s=None if number else took_s,
             )
+            for number, (claim, outcome) in enumerate(outcomes)
         )  # fmt: skip

@@ -18,6 +18,7 @@ _AT_ONCE = 10  # 1 / this of the messages may go at once
 _FAILURE_AGE_S_MAX = 300.0  # how long a failure to connect counts at most
 INITIAL = 5
 FEWER_S = 600.0  # how long the `connections` of a [[reply]] entry count
+PAUSES_MAX = 4000
 SLOW_S = 3.0  # a transaction that takes longer no longer counts
 _LEAST = 2  # so that one transaction that is slow or fails stops no other
 _TOO_MANY = ("too many", "too fast", "try again later", "rate limit")
@@ -93,6 +94,35 @@ class SiteOptions(Struct, frozen=True):
         if not claim.attempts:
             return self.unreachable_s
         return max(self.unreachable_s, min(self.waited_s(claim) / 2, _FAILURE_AGE_S_MAX))
+
+
+class SitePause(Struct, frozen=True):
+    """A site that is not contacted, by the name of the [[reply]] entry that says so."""
+
+    site: str
+    provider: str
+    until_s: float
+
+
+class SitePauses(dict[Hashable, SitePause]):
+    """The pauses of sites, in memory alone: a new process asks the host again. What waits for the
+    end of a pause has that time in the spool. Of too many pauses the oldest is forgotten.
+    """
+
+    def begin(self, key: Hashable, pause: SitePause) -> None:
+        """Begin a pause."""
+        if len(self) >= PAUSES_MAX:
+            del self[next(iter(self))]
+        self[key] = pause
+
+    def of(self, key: Hashable, now_s: float) -> SitePause | None:
+        """Return the pause in force."""
+        pause = self.get(key) if self else None  # there is nearly never one
+        return pause if pause is not None and pause.until_s > now_s else None
+
+    def all(self, now_s: float) -> list[SitePause]:
+        """Return those in force."""
+        return [pause for pause in self.values() if pause.until_s > now_s]
 
 
 class ConcurrencyLimit:

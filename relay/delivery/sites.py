@@ -30,6 +30,7 @@ from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import (
+    HOSTS_MAX,
     Connect,
     ConnectFailure,
     HostKey,
@@ -38,7 +39,7 @@ from relay.delivery.host_selection import (
 )
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, parse_rate
+from relay.delivery.site_limits import SiteOptions, SitePause, SitePauses, parse_rate
 from relay.store.spool.types import Claim, PriorityLevel
 from relay.transport.routing.mx_hosts import (
     Hosts,
@@ -59,7 +60,7 @@ from relay.transport.routing.usable_hosts import (
 
 LOOKUPS_MAX = 120  # each sends several DNS queries, and the DNS client has 256 at once
 LOOKUPS_UNREACHABLE_MAX = 16
-_QUEUED_S = 0.01  # between lookups for queued mail, which leave the event loop time for new mail
+_QUEUED_S = 0.005  # between lookups for queued mail, which leave the event loop time for new mail
 _log = get_logger("delivery")
 # By what claims share a lookup: the next hop, with what their message demands of its hosts.
 Way = NextHop | tuple[NextHop, TlsDemand]
@@ -90,15 +91,17 @@ class Sites:
         self._resolved: dict[Way, tuple[Site, float]] = {}  # and until when it counts
         self._found: dict[Way, Lookup] = {}  # for the evidence of attempts
         self._waiting: dict[Way, ClaimQueue] = {}
-        self._lookups: dict[Way, asyncio.Task[None]] = {}
-        self._recording: set[asyncio.Task[None]] = set()
+        self._retry_now: dict[Way, None] = {}  # the lookup forgets their hosts' failures
+        self._lookups: dict[Way, asyncio.Task[None]] = {}  # until they have an answer
         # of next hops that were not found the last time, and of others
         self._lookup_slots = {
             True: ConnectionSlots(LOOKUPS_UNREACHABLE_MAX, all_probe=True),
             False: ConnectionSlots(LOOKUPS_MAX, all_probe=True),
         }
-        self._queued_turn = asyncio.Lock()
+        self._turn_s = 0.0  # of the last lookup for queued mail
+        self._urgent: dict[Way, asyncio.Event] = {}  # of those that wait for their turn
         self._host_status = HostStatusCache()
+        self._pauses = SitePauses()
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -115,21 +118,23 @@ class Sites:
             return
         if waiting is None:
             waiting = self._waiting[way] = ClaimQueue()
-            lookup = asyncio.get_running_loop().create_task(self._find_site(claim))
-            self._lookups[way] = lookup
-            lookup.add_done_callback(self._recording.discard)
+            self._lookups[way] = self.recorder.begin(self._find_site(claim))
         else:  # once the lookup waits: it may have been created a moment ago
             asyncio.get_running_loop().call_soon(self._use_earlier_turn, claim)
         waiting.push(claim)
         self.recorder.claims.track(claim, waiting)
 
     def retry_now(self, next_hops: Collection[NextHop]) -> None:
-        """Forget all failures, since these next hops may have other hosts now, and their pauses."""
-        self._host_status.forget_failures()
+        """Forget failures and pauses of these next hops and their hosts."""
         for way in chain.from_iterable(map(_ways_to, next_hops)):
-            site, _ = self._resolved.pop(way, (None, 0.0))
+            self._host_status.forget_failure(_host_key(way))
+            self._retry_now[way] = None  # for the hosts that the next lookup finds
+            if len(self._retry_now) > HOSTS_MAX:
+                del self._retry_now[next(iter(self._retry_now))]
+            site, _ = self._resolved.get(way, (None, 0.0))
             if site is not None:
-                site.end_pause()
+                self._resolved[way] = site, 0.0
+                site.retry_now()
 
     def lookup_of(self, claim: Claim) -> Lookup | None:
         """Return what the last lookup for a claim gave; of some thousand next hops."""
@@ -141,7 +146,6 @@ class Sites:
         not_begun += [claim for waiting in self._waiting.values() for claim in waiting.drain()]
         for lookup in self._lookups.values():
             lookup.cancel()
-            self._recording.add(lookup)
         self._lookups.clear()
         return not_begun
 
@@ -170,9 +174,7 @@ class Sites:
 
     @property
     def tasks(self) -> Iterator[asyncio.Task[None]]:
-        """Lookups, the recording they began, and connections that have not ended."""
-        yield from self._lookups.values()
-        yield from self._recording
+        """Connections that have not ended."""
         for site in (*self._sites.values(), *self._retired):
             yield from site.workers
 
@@ -181,10 +183,9 @@ class Sites:
         """How many claims wait until a message rate allows them."""
         return sum(site.delayed_claims for site in self._sites.values())
 
-    @property
-    def paused(self) -> list[Site]:
-        """Those that replies of hosts have paused."""
-        return [site for site in self._sites.values() if site.is_paused]
+    def paused(self) -> list[SitePause]:
+        """The pauses that replies of hosts have begun."""
+        return self._pauses.all(self.clock.monotonic())
 
     def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
         """What the site of these hosts does now; one that is not in use may have failed hosts.
@@ -204,12 +205,15 @@ class Sites:
         """Resolve the next hop of the first claim, and push all claims that wait for it."""
         way = way_of(first)
         found = await self._resolve(first)
-        self._recording.add(self._lookups.pop(way))  # from here on close() does not cancel it
+        del self._lookups[way]  # from here on close() does not cancel it
         claims = self._waiting.pop(way).drain()
         if isinstance(found, Site):
             if len(self._resolved) >= _RESOLVED_MAX:
                 self._resolved.clear()
             self._resolved[way] = found, self.clock.monotonic() + _RESOLVED_S
+            if way in self._retry_now:
+                del self._retry_now[way]
+                found.retry_now()
             for claim in claims:
                 found.push(claim)
             return
@@ -231,8 +235,7 @@ class Sites:
                 is_new=self._is_urgent(first),
             ) as slot:  # fmt: skip
                 if not slot.is_new:
-                    async with self._queued_turn:
-                        await asyncio.sleep(_QUEUED_S)  # real time: spares the machine
+                    await self._wait_for_turn(way_of(first))
                 began_s = self.clock.real_s()
                 via = self.table.options_for(first.next_hop)
                 found = await find_hosts(self.resolve, first.next_hop, via)
@@ -248,10 +251,25 @@ class Sites:
             _log.exception("internal error in next-hop resolution", next_hop=first.next_hop.key)
             return TemporaryFailure(INTERNAL_ERROR)
 
+    async def _wait_for_turn(self, way: Way) -> None:
+        """Wait until queued mail may have its next lookup, or urgent mail comes for the same."""
+        self._turn_s = max(self._turn_s, asyncio.get_running_loop().time()) + _QUEUED_S
+        urgent = self._urgent[way] = asyncio.Event()
+        try:
+            async with asyncio.timeout_at(self._turn_s):  # real time: spares the machine
+                await urgent.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._urgent[way]
+
     def _use_earlier_turn(self, claim: Claim) -> None:
         """Let the lookup for a claim have its turn if that is earlier."""
+        way, is_urgent = way_of(claim), self._is_urgent(claim)
         for slots in self._lookup_slots.values():
-            slots.use_earlier_turn(way_of(claim), claim.sender, is_new=self._is_urgent(claim))
+            slots.use_earlier_turn(way, claim.sender, is_new=is_urgent)
+        if is_urgent and way in self._urgent:
+            self._urgent[way].set()
 
     def _is_urgent(self, claim: Claim) -> bool:
         """Whether it is looked up as new mail is: it is new, or its site answered lately."""
@@ -306,15 +324,13 @@ class Sites:
             slots=self.slots,
             recorder=self.recorder,
             serve=serve,
+            pauses=self._pauses,
             clock=self.clock,
         )  # fmt: skip
 
     def _forget_unused(self) -> None:
         self._resolved.clear()
-        kept = {key: site for key, site in self._sites.items() if not site.is_unused}
-        if len(kept) >= _SITES_MAX:  # the oldest pauses are forgotten as well
-            kept = {key: site for key, site in kept.items() if site.ready or site.workers}
-        self._sites = kept
+        self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
 
 
 def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:

@@ -209,11 +209,11 @@ async def queue_stats(base: Foundation, transport: Transport) -> dict[str, Any]:
     ahead_us = base.clock.time_us() - int(base.clock.monotonic() * 1e6)
     paused = [
         {
-            "site": one.name,
-            "by": one.paused_by,
-            "until": rfc3339(ahead_us + int(one.paused_until_s * 1e6)),
+            "site": one.site,
+            "by": one.provider,
+            "until": rfc3339(ahead_us + int(one.until_s * 1e6)),
         }
-        for one in transport.scheduler.paused_sites()
+        for one in transport.scheduler.site_pauses()
     ]
     return {**await base.spool.stats(), "paused_sites": paused}
 

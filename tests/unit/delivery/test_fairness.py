@@ -239,6 +239,18 @@ def test_new_mail_does_not_wait_in_the_turn_of_a_queue_that_has_its_domain(
     assert lived(world) < 1.0
 
 
+def test_new_mail_does_not_wait_for_the_pace_of_queued_lookups(lived) -> None:
+    """0.6 s if the lookup that it shares kept its turn among those for queued mail."""
+
+    async def world(fair: FairWorld) -> float:
+        await fair.bulk(100, "live{}", senders=100, queued=True)
+        await fair.start()
+        await fair.pass_s(0.01)
+        return await fair.slowest_s([("live99", "o@other.test")])
+
+    assert lived(world) < 0.3
+
+
 def test_new_mail_does_not_wait_in_the_turn_of_queued_mail_of_the_same_lookup(lived) -> None:
     """40 s if the first message decided the turn of a new site."""
 

@@ -183,6 +183,28 @@ async def test_a_result_follows_a_failed_one() -> None:
     assert done
 
 
+async def test_a_stop_leaves_no_claims_of_a_host_that_refused(delivery, monkeypatch) -> None:
+    """Their recordings go on when the worker that waits for them is cancelled."""
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    async with RemoteMx(replies={"CONNECT": "421 4.3.2 later"}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        record = delivery.spool.record
+
+        async def slowly(*args, **more):
+            begun.set()
+            await may_end.wait()
+            return await record(*args, **more)
+
+        monkeypatch.setattr(delivery.spool, "record", slowly)
+        for number in range(3):
+            await delivery.send(f"{number}@a.test")
+        await begun.wait()
+        asyncio.get_running_loop().call_later(0.2, may_end.set)  # after the grace time
+        await delivery.scheduler.drain(0.05)
+        assert delivery.left() == {}
+
+
 async def test_a_stop_ends_results_that_fail(delivery, monkeypatch) -> None:
     await breaking_off(delivery, monkeypatch, 1 << 30)
     async with RemoteMx() as mx:

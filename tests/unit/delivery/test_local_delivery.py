@@ -108,6 +108,9 @@ class RecordingResults:
         self.recorded[claim.entry_id] = outcomes
         self.ended.set()
 
+    async def finish(self, recordings):
+        await asyncio.gather(*recordings)
+
     async def release(self, claim):
         self.given_back.append(claim.entry_id)
 

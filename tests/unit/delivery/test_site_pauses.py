@@ -59,9 +59,9 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert await attempts(delivery, second) == ("queued", 0)
         assert await attempts(delivery, first) == ("deferred", 1)
         assert mx.sessions == 1
-        (paused,) = delivery.scheduler.paused_sites()
+        (pause,) = delivery.scheduler.site_pauses()
         now = state(delivery)
-        assert (paused.paused_by, now.paused_by) == ("e", "e")
+        assert (pause.provider, now.paused_by) == ("e", "e")
         assert HOUR_S - 60 < now.paused_s <= HOUR_S
         (journey,) = (await delivery.spool.journey(first)).recipients
         assert journey.attempts[0].provider == "e"
@@ -116,7 +116,7 @@ async def test_a_retry_by_an_operator_ends_the_pause(delivery) -> None:
         retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
         await delivery.spool.queue_admin.execute(retry)
         await delivery.done(second)
-        assert delivery.scheduler.paused_sites() == []
+        assert delivery.scheduler.site_pauses() == []
         await delivery.done(await delivery.send("third@a.test"))
         assert await attempts(delivery, first) == ("deferred", 1)  # at the end of its own wait
 
@@ -159,8 +159,26 @@ async def test_a_reply_keeps_the_site_at_one_connection(delivery) -> None:
         assert mx.most_open == 1
 
 
+async def test_a_pause_stays_at_a_reload_until_an_operator_retries(delivery) -> None:
+    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+        await delivery.start()
+        scheduler = delivery.scheduler
+        await deferred(delivery, await delivery.send("first@a.test"))
+        scheduler.use(scheduler.options, scheduler.connect, lambda _options: True)
+        second = await delivery.send("second@a.test")
+        await deferred(delivery, second)
+        assert await attempts(delivery, second) == ("queued", 0)
+        scheduler.use(scheduler.options, scheduler.connect, lambda _options: False)
+        delivery.spool.queue_admin.attend(scheduler)
+        retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
+        await delivery.spool.queue_admin.execute(retry)
+        await delivery.done(second)
+
+
 async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.sites._SITES_MAX", 2)
+    monkeypatch.setattr("relay.delivery.site_limits.PAUSES_MAX", 2)
     async with AsyncExitStack() as stack:
         delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
         await delivery.start()
@@ -168,4 +186,4 @@ async def test_the_pauses_of_too_many_sites_are_forgotten(delivery, monkeypatch)
             mx = await stack.enter_async_context(RemoteMx(replies={"CONNECT": BLOCKED}))
             delivery.table.at(f"{name}.test", mx)
             await deferred(delivery, await delivery.send(f"x@{name}.test"))
-        assert [one.name.split(".")[1] for one in delivery.scheduler.paused_sites()] == ["c"]
+        assert [one.site.split(".")[1] for one in delivery.scheduler.site_pauses()] == ["b", "c"]
