@@ -253,13 +253,11 @@ class Sites:
 
     async def _wait_for_turn(self, way: Way) -> None:
         """Wait until queued mail may have its next lookup, or urgent mail comes for the same."""
-        self._turn_s = max(self._turn_s, asyncio.get_running_loop().time()) + _QUEUED_S
+        now_s = self.clock.real_s()
+        self._turn_s = max(self._turn_s, now_s) + _QUEUED_S
         urgent = self._urgent[way] = asyncio.Event()
         try:
-            async with asyncio.timeout_at(self._turn_s):  # real time: spares the machine
-                await urgent.wait()
-        except TimeoutError:
-            pass
+            await self.clock.wait(urgent, self._turn_s - now_s)
         finally:
             del self._urgent[way]
 
