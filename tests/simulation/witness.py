@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent
+from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.content_cache import ContentCache
 from relay.store.spool.sqlite.content_files import is_in_file
 from relay.store.spool.types import Accepted, Claim, ClaimResult, DueBatch, DueQuery, SpoolError
@@ -21,10 +22,10 @@ class WatchedContents(ContentCache):
         super().__init__(witness, budget_bytes=CONTENTS_BYTES)
         self._ledger = ledger
 
-    async def room_for(self, claim: Claim) -> None:
+    async def wait_for_room(self, claim: Claim, claims: ClaimsInMemory) -> bool:
         self._ledger.attempted(claim)  # it has its connection, and waits for contents in memory
         with self._ledger.progress.waiting_for_room(claim.next_hop.host):
-            await super().room_for(claim)
+            return await super().wait_for_room(claim, claims)
 
     async def of(self, claim: Claim, *, for_report: bool = False) -> Content:
         self._ledger.attempted(claim)

@@ -2,12 +2,12 @@
 or its handler.
 
 A repeat of a submission is answered like the first one, and not carried out again, under pressure
-too; only then come the limits of an account and pressure. With an Idempotency-Key the store has a
-record of each accepted submission for 24 hours (relay/submission/outbox/idempotency.py). Without
-one, the repeats that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the
-request: the accepted submissions of the last five minutes are kept in memory, and these repeats
-alone need their body first. Two equal requests without either field are two messages. Only what was
-accepted is remembered.
+too; only then come the limits of an account and pressure. MIME that is not kept in memory, without
+a key, is known as a repeat at its end only. With an Idempotency-Key the store has a record of each
+accepted submission for 24 hours (relay/submission/outbox/idempotency.py). Without one, the repeats
+that SDKs make by themselves (`Retry-Attempt` above 0) are recognised by the request: the accepted
+submissions of the last five minutes are kept in memory. Two equal requests without either field are
+two messages. Only what was accepted is remembered.
 """
 
 import asyncio
@@ -276,7 +276,7 @@ class Admission:
     async def _answer_again(
         self, request: GraphRequest, found: KeyedSubmission, digest: "hashlib._Hash"
     ) -> Response:
-        """Return the first answer if the body is the same. Raises ApiError 409, 413."""
+        """Return the first answer if the body is the same. Raises ApiError 409."""
         size_bytes, limit_bytes = 0, request.dependencies.max_upload * 2
         async for block in request.http.blocks():
             size_bytes += len(block)
@@ -321,7 +321,8 @@ class Admission:
             response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
             shown = error if isinstance(error, ApiError) else api_error(error)
-            if shown.status in _REPEATED_BY_SDKS and not isinstance(error, OutcomeUnknownError):
+            is_settled = isinstance(error, OutcomeUnknownError) or request.before_submission
+            if shown.status in _REPEATED_BY_SDKS and not is_settled:
                 self._reject(request.caller.address, _about(request.http))
             raise
         if response.status_code < 300:

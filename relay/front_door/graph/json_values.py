@@ -17,7 +17,7 @@ import msgspec
 
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
-from relay.base.message.properties import EmailAddress
+from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.front_door.http.errors import ApiError, quoted
 
 Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a path
@@ -282,8 +282,7 @@ def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
 def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
     """Read an array of recipients. Raises ApiError."""
     items = read_array(value, path)
-    if len(items) > RECIPIENTS_MAX:
-        raise too_many_recipients(len(items))
+    _check_count(len(items))
     return tuple(read_recipient(item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
@@ -305,12 +304,15 @@ def read_recipient(value: object, path: str) -> EmailAddress:
         raise _invalid_recipient(f"{path}: {quoted(text)} is no mail address: {error}") from None
 
 
-def too_many_recipients(count: int) -> ApiError:
-    """Return the 400 for more than RECIPIENTS_MAX recipients."""
-    message = (
-        f"The message has {count} recipients; the maximum in to, cc and bcc is {RECIPIENTS_MAX}."
-    )
-    return ApiError(400, "ErrorInvalidRecipients", message)
+def check_recipients_count(properties: MessageProperties) -> None:
+    """The limit of recipients per message: raise ErrorInvalidRecipients beyond 500."""
+    _check_count(len(properties.to) + len(properties.cc) + len(properties.bcc))
+
+
+def _check_count(count: int) -> None:
+    if count > RECIPIENTS_MAX:
+        message = f"The message has {count} recipients; the maximum in to, cc and bcc is"
+        raise ApiError(400, "ErrorInvalidRecipients", f"{message} {RECIPIENTS_MAX}.")
 
 
 def _invalid_recipient(reason: str) -> ApiError:

@@ -24,7 +24,11 @@ from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_a
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
 from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
-from relay.front_door.graph.json_values import destination_id, is_same_json
+from relay.front_door.graph.json_values import (
+    check_recipients_count,
+    destination_id,
+    is_same_json,
+)
 from relay.front_door.graph.message_pages import MessagePage
 from relay.front_door.graph.message_parser import (
     ParsedMessage,
@@ -41,7 +45,6 @@ from relay.front_door.graph.odata.resources import message_condition, message_or
 from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import (
-    check_recipients_count,
     check_rights,
     originators_of,
 )
@@ -124,7 +127,6 @@ async def create_from_mime(
     """Create a draft from MIME; `amend` may add fields to its header."""
     store, mailbox = request.store, request.mailbox
     async with receive_mime(request, amend=amend) as mime:
-        check_recipients_count(mime.header.properties)
         if mime.rest is None:
             created = await store.messages.create(mailbox, mime.content, folder_id=folder_id)
             return message_response(request, created)
@@ -214,7 +216,6 @@ async def replace_mime(request: GraphRequest) -> Response:
     before = await request.find_message()
     arrivals, condition = request.store.arrivals, request.condition
     async with receive_in_blocks(request, is_base64=is_base64) as mime:
-        check_recipients_count(mime.header.properties)
         begun = arrivals.replacement(
             request.mailbox, before.id, expected_bytes=mime.expected_bytes, condition=condition
         )

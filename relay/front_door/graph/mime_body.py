@@ -18,6 +18,7 @@ from relay.base.message.content import Content, blocks
 from relay.base.message.header import BLANK_LINE
 from relay.formats.read_header import HEADER_OCTETS_MAX, SubmittedHeader, read_submitted
 from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.http.errors import ApiError, quoted
 from relay.submission.outbox.arrivals import Arrival
 
@@ -75,6 +76,7 @@ def check_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
         message = f"{name}: {quoted(address)} is no mail address: {reason}."
         message = f"At least one recipient is not valid., {message}"
         raise ApiError(400, "ErrorInvalidRecipients", message)
+    check_recipients_count(header.properties)
     return MimeMessage(content, header)
 
 

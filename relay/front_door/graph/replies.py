@@ -38,6 +38,7 @@ from relay.formats.quoting import quoted_body
 from relay.formats.write_header import header_fields
 from relay.front_door.graph.attachments import open_message
 from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
 from relay.front_door.graph.messages import create_draft, create_from_mime
 from relay.front_door.graph.mime_body import Amend, MimeMessage
@@ -107,7 +108,9 @@ create_forward = partial(_create, kind=AnswerKind("createForward", prefix="FW"))
 async def _parameters(request: GraphRequest, kind: AnswerKind) -> AnswerParameters:
     """Read the body, which may be empty."""
     given = await request.json_object(may_be_empty=True, or_mime=True)
-    return parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
+    answer = parse_answer(given, request.account, action=kind.action, is_forward=kind.is_forward)
+    check_recipients_count(answer.message.properties)  # before the original is read
+    return answer
 
 
 async def _composed(

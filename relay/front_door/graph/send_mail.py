@@ -22,7 +22,7 @@ from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import strict_profile
 from relay.front_door.graph.graph_request import GraphRequest
-from relay.front_door.graph.json_values import RECIPIENTS_MAX, too_many_recipients
+from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.graph.message_parser import parse_send_mail
 from relay.front_door.graph.mime_body import (
     Amend,
@@ -82,6 +82,8 @@ async def send_mime(request: GraphRequest, amend: Amend | None = None) -> Respon
 async def send_draft(request: GraphRequest) -> Response:
     """POST {message}/send: submit a draft. A body is ignored."""
     await request.http.body()  # it counts when the request is repeated
+    if request.before_submission is not None:
+        await request.before_submission()
     draft = await request.find_message()
     if not draft.is_draft:
         raise NotADraftError("The message is not a draft and cannot be sent.")
@@ -176,13 +178,6 @@ def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> No
                 f"{quoted(address)}: it is neither its address nor an alias, and the "
                 "account's send_as does not list it.",
             )
-
-
-def check_recipients_count(properties: MessageProperties) -> None:
-    """The limit of recipients per message: raise ErrorInvalidRecipients beyond 500."""
-    count = len(properties.to) + len(properties.cc) + len(properties.bcc)
-    if count > RECIPIENTS_MAX:
-        raise too_many_recipients(count)
 
 
 async def _submitted(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
+import msgspec
+
 from relay.base.files import FileOctets, write_all
 from relay.formats.read_header import HEADER_OCTETS_MAX
 from relay.store.mailbox.draft_files import ComposedDraft, DraftHead, draft_head
@@ -191,6 +193,8 @@ class Arrivals(OutboxPart):
                 before = self.messages.draft(account, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
+                if (cancelled := before.submission) is not None:  # the new MIME has no send time
+                    before = msgspec.structs.replace(before, submission=None, cancelled=cancelled)
                 flags = before.located.name.flags
                 return self.messages.replace(before, draft, flags=flags, make=without_content)
 
@@ -231,7 +235,7 @@ class Arrivals(OutboxPart):
         located, names = before.located, self.names
         self._check_room(account, expected_bytes - located.path.stat().st_size, messages=0)
         stored = open_octets(located)
-        head = draft_head(names.next_identity(account, located, stored, options=before.options))
+        head = draft_head(names.next_identity(account, located, stored))
         # Unique: two requests may write the same generation, and the first to finish wins.
         own_name = f"{head.identity.base_name}.{names.ids.new()}"
         return ArrivingFile(located.folder.path / "tmp" / own_name, head)

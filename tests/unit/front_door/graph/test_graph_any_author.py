@@ -118,6 +118,29 @@ async def test_a_scheduled_draft_gets_no_from_that_may_not_be_used(on_disk: OnDi
     assert (await on_disk.http.get(path)).json()["from"] == shown["from"]
 
 
+async def test_new_mime_of_a_scheduled_draft_ends_its_send(on_disk: OnDisk) -> None:
+    """It has no send time. Otherwise anything could be sent that nobody checked."""
+    message = {"toRecipients": to("bob@example.test"), "singleValueExtendedProperties": LATER}
+    shown = await made(await on_disk.http.post("/messages", json=message))
+    path = f"/messages/{shown['id']}"
+    assert (await on_disk.http.post(f"{path}/send")).status_code == 202
+    text = {"content-type": "message/rfc822"}
+    assert (await on_disk.http.put(f"{path}/$value", content=MIME, headers=text)).is_success
+    assert [*(on_disk.root / ".submissions/deferred").iterdir()] == []
+
+
+async def test_a_draft_has_no_more_recipients_than_a_message(on_disk: OnDisk) -> None:
+    many = {"toRecipients": to(*["a@b.test"] * 300), "ccRecipients": to(*["c@b.test"] * 201)}
+    answer = await on_disk.http.post("/messages", json=many)
+    assert "501" in refused(answer, 400, "ErrorInvalidRecipients")
+    mime = b"To: " + b"a@b.test, " * 300 + b"\r\nCc: " + b"c@b.test, " * 201 + b"\r\n\r\n"
+    refused(await post_mime(on_disk.http, "/messages", mime), 400, "ErrorInvalidRecipients")
+    draft = await made(await on_disk.http.post("/messages", json={}))
+    text = {"content-type": "message/rfc822"}
+    answer = await on_disk.http.put(f"/messages/{draft['id']}/$value", content=mime, headers=text)
+    refused(answer, 400, "ErrorInvalidRecipients")
+
+
 @pytest.mark.parametrize(
     ("content", "authors"),
     [

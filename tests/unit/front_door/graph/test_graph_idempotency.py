@@ -370,6 +370,18 @@ async def test_the_repeat_of_a_rejected_request_is_a_message(mailbox: Mailbox) -
     assert len(mailbox.pending) == 2
 
 
+async def test_a_repeat_of_large_mime_that_is_rejected_is_no_other_message(
+    mailbox: Mailbox,
+) -> None:
+    """Its response was lost; the next repeat meets pressure, and the one after that does not."""
+    first = await mailbox.send_mime(BIG)
+    mailbox.pressure.state = FULL
+    assert (await mailbox.send_mime(BIG, retry_attempt="1")).status_code == 503
+    mailbox.pressure.state = PressureState()
+    assert same(first, await mailbox.send_mime(BIG, retry_attempt="2"))
+    assert len(mailbox.pending) == 1
+
+
 async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "REPEATS_PER_ACCOUNT_MAX", 2)
     monkeypatch.setattr(admission, "REPEATS_MAX", 3)
