@@ -507,13 +507,13 @@ class SmtpCommands:
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
         """Collect a content or a chunk; take the message over when it is complete."""
         assert self._mail is not None
-        is_complete = False
+        self.closing = True  # before its end is found, nobody knows where a command begins
         try:
-            is_complete = await self.read_content(framing, content)
+            self.closing = not await self.read_content(framing, content)
         finally:
-            if not is_complete:  # after an error, no later chunk makes it a message
-                content.reject(ContentRejection.LOCAL_ERROR)
-        if not is_complete:
+            if self.closing:
+                content.release()
+        if self.closing:
             return ""
         if not framing.is_last and content.rejection is None:
             return framing.chunk_reply

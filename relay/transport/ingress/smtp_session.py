@@ -467,6 +467,9 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
             content.reject(ContentRejection.LOCAL_ERROR)
+        except Exception:  # noqa: BLE001 -- no part of what follows may become a command
+            _log.exception("command failed", client=self._client.ip)
+            content.reject(ContentRejection.LOCAL_ERROR)
 
     async def start_tls(self) -> str:
         """Reply 220, discard pipelined input, do the handshake; return the TLS version."""

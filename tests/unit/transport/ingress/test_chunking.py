@@ -6,6 +6,7 @@ import random
 import pytest
 
 from relay.base.message.content import read_all
+from relay.transport.ingress.data import DotFraming
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, make_certificate
@@ -80,6 +81,40 @@ async def test_a_chunk_that_was_lost_by_an_error_makes_no_message_of_the_others(
     client.writer.write(b"BDAT 3 LAST\r\nx\r\n")
     assert await client.reply() == "451 4.3.0 Local error, try again later"
     assert not relay.spool.accepted
+
+
+@pytest.mark.parametrize("how", ["DATA", "BDAT"])
+async def test_no_part_of_a_content_that_was_lost_becomes_a_command(relay, listening, how):
+    """What follows the content is another message, with its own recipients."""
+    client = await begun(await listening())
+    relay.spool.fault = RuntimeError("a fault of the program")
+    inner = b"RSET\r\nMAIL FROM:<>\r\nRCPT TO:<bob@example.test>\r\nBDAT 6 LAST\r\ntext\r\n"
+    begin = CONTENT.replace(b"\r\n.\r\n", b"\r\n")
+    if how == "DATA":
+        assert (await client.say("DATA"))[:3] == "354"
+        inner += b".\r\n"
+    else:
+        client.writer.write(b"BDAT %d LAST\r\n" % len(begin + inner))
+    client.writer.write(begin)
+    await until(lambda: relay.spool.arrivals)
+    relay.spool.fault = None
+    client.writer.write(
+        inner + b"MAIL FROM:<>\r\nRCPT TO:<alice@example.test>\r\nBDAT 3 LAST\r\nx\r\n"
+    )
+    replies = [(await client.reply())[:9] for _ in range(4)]
+    assert replies == ["451 4.3.0", "250 2.1.0", "250 2.1.5", "250 2.0.0"]
+    [message] = relay.spool.accepted
+    recipients = [one.path.address for entry in message.entries for one in entry.recipients]
+    assert recipients == ["alice@example.test"]
+
+
+async def test_a_content_whose_end_is_not_found_ends_the_session(listening, monkeypatch):
+    client = await begun(await listening())
+    assert (await client.say("DATA"))[:3] == "354"
+    monkeypatch.setattr(DotFraming, "take", lambda *_: 1 / 0)
+    client.writer.write(b"text\r\nNOOP\r\n")
+    assert (await client.reply())[:9] == "451 4.3.0"
+    assert await client.reply() == ""
 
 
 @pytest.mark.parametrize(
