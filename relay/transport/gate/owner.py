@@ -174,6 +174,7 @@ class SessionsOfChild:
                 session.take_sender(sender, reply)
                 return reply
             case LogIn():
+                session.taken = set()
                 return await _log_in(owner, call)
             case OpenBody():
                 return await self._open_body(session, call)

@@ -19,6 +19,7 @@ from relay.transport.gate import keeper as keeper_module
 from relay.transport.gate import owner as owner_module
 from relay.transport.gate.wire import (
     BodyFile,
+    CheckRecipient,
     DropBody,
     Ended,
     LoadState,
@@ -188,6 +189,21 @@ async def test_a_login_is_the_owners(owner: Owner) -> None:
     assert (await child.ask(lambda call: check_sender(number, call, ALICE)))[:3] == "421"
     (message,) = owner.relay.spool.accepted
     assert (message.facts.account, message.facts.trusted) == (ALICE, True)
+
+
+async def test_what_the_owner_has_taken_ends_with_a_login(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    bob = "bob@example.test"
+    assert await child.ask(lambda call: check_sender(number, call, bob)) == ""
+    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "alice", False)))[0] == ALICE
+    told = await child.ask(lambda call: accept(number, call, sender=bob, to=REMOTE))
+    assert told["reply"] == LOCAL_ERROR
+    assert await child.ask(lambda call: check_sender(number, call, ALICE)) == ""
+    taken = await child.ask(lambda call: CheckRecipient(number, call, REMOTE, ALICE, 0))
+    assert taken["reply"] == ""
+    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "wrong", False)))[0] == ""
+    told = await child.ask(lambda call: accept(number, call, sender=ALICE, to=REMOTE))
+    assert told["reply"] == LOCAL_ERROR
 
 
 class GuessedAccounts(FakeAccounts):
