@@ -69,8 +69,8 @@ class _OwnedSession:
         self.taken = set() if reply or self.is_free else {(sender, "")}
 
     def take_recipient(self, sender: str, recipient: str, reply: str) -> None:
-        """Note a recipient, if it is taken."""
-        if not reply and not self.is_free and len(self.taken) <= _RECIPIENTS_MAX:
+        """Note a recipient of a stranger, if it is taken."""
+        if not (reply or self.is_free or self.owner.login) and len(self.taken) <= _RECIPIENTS_MAX:
             self.taken.add((sender, recipient))
 
     def has_taken(self, sender: str, paths: Sequence[ForwardPath]) -> bool:

@@ -6,9 +6,12 @@ answer. `session` is the number that the owner gave a connection. What the owner
 counts, and nothing here says who that is. A frame that is none of these raises ValueError.
 """
 
-import msgspec
-from msgspec import Raw, Struct
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from relay.base.message.address import PATH_OCTETS_MAX
 from relay.base.pressure import PressureState
 from relay.base.settings.tree import SmtpListener
 from relay.transport.ingress.data import DataReply
@@ -18,6 +21,10 @@ from relay.transport.ingress.session_client import (
     RefusedCommand,
     SessionClaims,
 )
+from relay.transport.ingress.session_limits import SessionLimits
+
+_Address = Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]  # the owner keeps some
+_Secret = Annotated[str, Meta(max_length=SessionLimits().auth_line_bytes)]
 
 
 class _Told(Struct, frozen=True, tag=True, array_like=True):
@@ -42,22 +49,22 @@ class _Call(_OfSession, frozen=True):
 class LogIn(_Call, frozen=True):
     """SessionClient.log_in(). The answer is a LoginAnswer."""
 
-    user: str
-    secret: str
+    user: _Secret
+    secret: _Secret
     is_token: bool
 
 
 class CheckSender(_Call, frozen=True):
     """SessionClient.sender_rejection(). The answer is the reply."""
 
-    reverse_path: str
+    reverse_path: _Address
 
 
 class CheckRecipient(_Call, frozen=True):
     """SessionClient.check_recipient(). The answer is a RecipientAnswer."""
 
-    address: str
-    reverse_path: str
+    address: _Address
+    reverse_path: _Address
     size_bytes: int
 
 

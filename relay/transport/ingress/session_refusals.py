@@ -137,10 +137,10 @@ class ListenerRefusals(Struct, frozen=True):
             recipients=tuple([_shown(one, _ADDRESS_CHARACTERS_MAX) for one in recipients]),
             recipient_count=refused.count or len(refused.recipients),
             subject=_shown(refused.subject, _TEXT_CHARACTERS_MAX),
-            command=refused.command,
+            command=_shown(refused.command, _TEXT_CHARACTERS_MAX),
             reply=_shown(refused.reply, _TEXT_CHARACTERS_MAX),
             reason=refused.reason or reason_of(refused.command, refused.reply, rule=refused.rule),
-            rule=refused.rule,
+            rule=_shown(refused.rule, _TEXT_CHARACTERS_MAX),
         )
         if refused.is_logged:
             _log_refusal(refusal)

@@ -79,6 +79,8 @@ def raw(*values: Any) -> bytes:
         ),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
+        (lambda n: framed(check_recipient(n, 1, "x" * 257)), "Expected `str` of length <= 256"),
+        (lambda n: framed(LogIn(n, 1, "x" * 12289, "", False)), "Expected `str` of length <= 12288"),
         (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
