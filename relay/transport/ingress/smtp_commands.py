@@ -326,12 +326,12 @@ class SmtpCommands:
         """RFC 3207 4."""
         if self._tls:
             return "503 5.5.1 TLS is active already"  # RFC 3207 4.2
-        if self._authentication.login:
-            return "503 5.5.1 STARTTLS comes before AUTH"  # RFC 3207 4.2: it would end the login
         if not self._listener.offers_tls:
             if hint := self._tls_hint():
                 _log.warning("no STARTTLS on this port", client=self._client.ip, **hint)
             return "502 5.5.1 STARTTLS is not offered here"  # RFC 5321 4.2.4
+        if self._authentication.login:
+            return "503 5.5.1 STARTTLS comes before AUTH"  # RFC 3207 4.2: it would end the login
         # RFC 3207 4.2: discard what was sent before TLS; an attacker may have sent it.
         self._tls = await self.start_tls()
         self._helo, self._extended = "", False
