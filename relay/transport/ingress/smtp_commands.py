@@ -260,14 +260,14 @@ class SmtpCommands:
             return "500 5.5.2 Unknown command"  # RFC 5321 4.2.4
         if self._listener.requires_tls and not self._tls and verb not in _BEFORE_TLS:
             return "530 5.7.0 Use STARTTLS first"  # RFC 3207 4
-        if argument and verb in _ALONE:
-            return f"501 5.5.4 Syntax: {verb}"  # RFC 5321 4.1.1.4, 4.1.1.5, 4.1.1.10; RFC 3207 4
         if self._listener.odd_domain and verb in ("EHLO", "HELO"):
             argument = (
                 argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
             )
         elif not argument.isascii():
             check_utf8(argument)
+        if argument and verb in _ALONE:
+            return f"501 5.5.4 Syntax: {verb}"  # RFC 5321 4.1.1.4, 4.1.1.5, 4.1.1.10; RFC 3207 4
         return await command(self, argument)
 
     async def helo(self, argument: str) -> str:
