@@ -242,7 +242,7 @@ class SmtpCommands:
             self._errors += 1
             if self._errors > self._listener.settings.max_errors:
                 reply = "421 4.7.0 Too many errors, closing the connection"  # RFC 5321 7.8
-        if verb in _IDLE and not self._is_trusted:
+        elif verb in _IDLE and not self._is_trusted:
             self._idle_commands += 1
             if self._idle_commands > self._listener.limits.junk_commands:
                 reply = "421 4.7.0 Too many idle commands, closing the connection"  # RFC 5321 7.8
