@@ -102,7 +102,7 @@ class Child:
                 self._pressure.paused = lambda: paused
                 self._channel.send(self._ready)
             case Setup():
-                self._calls.kept.clear()
+                self._calls.kept = {}
                 self._use(frame)
                 self._channel.send(self._ready)
             case Drain(grace_s=grace_s):

@@ -115,12 +115,6 @@ class OwnerCalls:
             if not asked.done():
                 asked.set_exception(ClientDisconnected())
 
-    def keep(self, key: tuple[str, str], answer: RecipientAnswer) -> None:
-        """Keep an answer, and no more than so many."""
-        if len(self.kept) >= _KEPT_MAX:
-            self.kept.clear()
-        self.kept[key] = answer
-
 
 class RemoteOwner:
     """The owner's side of one session, as the child asks it."""
@@ -161,15 +155,17 @@ class RemoteOwner:
     async def _check_recipient(
         self, address: str, reverse_path: str, size_bytes: int
     ) -> RecipientAnswer:
-        key = (address, reverse_path)
-        if self._may_relay and (kept := self._calls.kept.get(key)) is not None:
-            return kept
+        key, kept = (address, reverse_path), self._calls.kept  # a reload replaces it
+        if self._may_relay and (known := kept.get(key)) is not None:
+            return known
         answer = await self._calls.ask(
             lambda call: CheckRecipient(self._session, call, address, reverse_path, size_bytes),
             decode_recipient,
         )
         if self._may_relay and answer.may_keep:
-            self._calls.keep(key, answer)
+            if len(kept) >= _KEPT_MAX:
+                kept.clear()
+            kept[key] = answer
         return answer
 
     def _new_body(self) -> "RemoteBody":
