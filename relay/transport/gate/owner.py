@@ -80,8 +80,8 @@ class _OwnedSession:
         return self.is_free or {(sender, one) for one in ("", *recipients)} <= taken
 
     def drop(self) -> None:
-        """Discard the body that the child was writing."""
-        if self.body is not None:
+        """Discard the body that the child was writing, unless a call takes it."""
+        if self.body is not None and not self.is_busy:
             self.body.discard()
             self.body = None
 
@@ -157,6 +157,8 @@ class SessionsOfChild:
             _log.exception("a call of the gate failed", call=type(call).__name__)
             has_failed = True
         session.is_busy = False
+        if call.session not in self._sessions:  # the client is gone
+            session.drop()
         if value is not None or has_failed:  # the value becomes the octets of a Raw with its frame
             self.channel.send(encode(CallAnswer(call.call, cast("Raw", value), has_failed)))
 
@@ -219,15 +221,13 @@ class SessionsOfChild:
 
     async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
         """Answer with a file, or return why there is none."""
-        session.drop()
+        if session.body is not None:
+            session.body.discard()
         body = session.owner.new_body()
         try:
             descriptor = await body.lend()
         except SpoolError as error:
             return str(error)
-        if call.session not in self._sessions:  # the client is gone
-            body.discard()
-            return ""
         session.body = body
         self._send_file(BodyFile(call.call), os.dup(descriptor))
         return None

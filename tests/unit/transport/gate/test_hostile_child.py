@@ -19,6 +19,7 @@ from relay.transport.gate import keeper as keeper_module
 from relay.transport.gate import owner as owner_module
 from relay.transport.gate.wire import (
     BodyFile,
+    CallAnswer,
     CheckRecipient,
     DropBody,
     Ended,
@@ -270,6 +271,29 @@ async def test_a_body_that_is_not_there_is_not_accepted(owner: Owner, lie: str) 
     reply = await child.ask(lambda call: accept(number, call, body=body))
     assert reply["reply"] == LOCAL_ERROR
     assert not owner.relay.spool.accepted
+    await no_files(owner)
+
+
+async def test_a_message_is_accepted_though_its_session_ends_with_it(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    await child.ask(lambda call: check_sender(number, call))
+    await child.ask(lambda call: check_recipient(number, call))
+    child.say(OpenBody(number, 7))
+    _, file = await child.packet(BodyFile)
+    os.write(file, b"x\r\n")
+    os.close(file)
+    body = WrittenBody(3, crc32(b"x\r\n"), False, False)
+    child.say(accept(number, 9, body=body), Ended(number))
+    assert (await child.hear(CallAnswer)).call == 9
+    assert len(owner.relay.spool.accepted) == 1
+    await no_files(owner)
+
+
+async def test_a_file_that_comes_after_its_session_is_removed(owner: Owner) -> None:
+    number, child = await owner.session(), owner.child
+    child.say(OpenBody(number, 7), Ended(number))
+    _, file = await child.packet(BodyFile)
+    os.close(file)
     await no_files(owner)
 
 
