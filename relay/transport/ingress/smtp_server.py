@@ -176,12 +176,12 @@ class SmtpServer:
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
     def _meet(self, transport: asyncio.BaseTransport) -> SessionClient:
-        uid = peer_uid(transport) if self._users is not None else None
-        return self._owner(ip_of(transport), uid=uid or 0).client()
+        uid = peer_uid(transport) if self._users is not None else -1
+        return self._owner(ip_of(transport), uid=uid).client()
 
-    def _owner(self, ip: str, *, uid: int = 0, is_named: bool = True) -> SessionOwner:
+    def _owner(self, ip: str, *, uid: int = -1, is_named: bool = True) -> SessionOwner:
         """Return the owner's side of a session; a client that a proxy does not name proves nothing
-        by the proxy's address.
+        by the proxy's address. The uid -1 is that of no user.
         """
         is_trusted = is_named and self._is_trusted(ip)
         return SessionOwner(self._of_owners, ip, is_trusted=is_trusted, uid=uid)
