@@ -12,9 +12,9 @@ not relay: the operator has decided where the mail for an alias goes, and the ke
 addresses proves that mail came from where a report goes back to. A rejection names
 the address that the client gave, never one behind an alias.
 
-When an account is removed or its password changed, a session with its login ends at its next MAIL
-or final dot. relay/operation/app makes IngressDependencies; smtp_server adds what differs between
-listeners. RFC 5321 3.9.1, 4.1.1.3, 7.9.
+When an account is removed or its password changed, a session with its login ends at its next MAIL,
+RCPT or final dot. relay/operation/app makes IngressDependencies; smtp_server adds what differs
+between listeners. RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
 import asyncio
@@ -280,6 +280,8 @@ class SessionOwner:
         self, address: str, reverse_path: str, size_bytes: int
     ) -> RecipientAnswer:
         """See SessionClient."""
+        if self._has_ended:
+            return RecipientAnswer(LOGIN_ENDED)
         may_relay = self.is_trusted or self._account is not None
         return await self._checks.answer(
             address, reverse_path, size_bytes=size_bytes, may_relay=may_relay

@@ -53,6 +53,8 @@ async def test_the_owner_keeps_the_login_of_a_session_while_its_account_is_the_s
     assert (await asked.sender_rejection("bob@example.test"))[:9] == "553 5.7.1"
     assert await asked.sender_rejection("alice@example.test") == ""
     relay.accounts.names = ()
+    answer = await asked.check_recipient("q@other.test", "alice@example.test", 0)
+    assert answer.reply[:9] == "421 4.7.0"
     assert (await asked.sender_rejection("alice@example.test"))[:9] == "421 4.7.0"
     mail, paths = MailArgument(Envelope("alice@example.test")), (ForwardPath("q@other.test"),)
     reply = await asked.accept(OfferedMail(mail, paths, SessionClaims()), received([]))
