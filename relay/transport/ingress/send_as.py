@@ -33,10 +33,7 @@ def sender_rejection(accounts: AccountDirectory, login: str, reverse_path: str) 
     Every account may use the null reverse-path: mail clients send notifications with it (RFC 8098).
     """
     account = accounts.of_login(login)
-    if account is None:  # removed after the login
-        # RFC 4954 6
-        return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
-    if not reverse_path or account.may_send_as(reverse_path):
+    if not reverse_path or (account is not None and account.may_send_as(reverse_path)):
         return ""
     return _rejection(f"<{_shown(reverse_path)}>", f"account {_shown(login)}", _ADVICE)
 
@@ -69,8 +66,9 @@ async def null_mx_rejection(
 def header_rejection(accounts: AccountDirectory, login: str, header: Header) -> str:
     """Return the reply if the account `login` may not use a field of originators, else ""."""
     account = accounts.of_login(login)
-    if account is None:
-        return sender_rejection(accounts, login, "")
+    if account is None:  # removed after the final dot
+        # RFC 4954 6
+        return f"530 5.7.0 The account {_shown(login)} does not exist any more; log in again"
     who = f"account {_shown(login)}"
     return _field_rejection(header, account.may_send_as, who=who, advice=_ADVICE)
 

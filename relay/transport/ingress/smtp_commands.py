@@ -572,8 +572,7 @@ class SmtpCommands:
             self._chunks = None
         self._forward_paths = {}
         self._expanded = 0
-        if self.refusals.gathered:
-            self.refusals.flush()
+        self.refusals.flush()
 
     def _close_rejected(
         self, verb: str, reply: str, *, reason: RefusalReason | None = None, is_logged: bool = True

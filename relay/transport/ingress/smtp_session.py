@@ -330,7 +330,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         try:
             self._put(await self._greeting())
             while not self.closing:
-                if self.draining and self.may_close and self._input.is_empty:
+                if self.may_close and self._input.is_empty:
                     self._put(SHUTTING_DOWN)
                     break
                 line = await self._next_line()
