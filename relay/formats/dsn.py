@@ -32,13 +32,7 @@ from relay.base.message.envelope import ForwardPath, MessageFacts, encode_utf8_a
 from relay.base.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.base.message.outcome import Evidence
 from relay.base.message.status import ascii_folded, one_line, split_reply
-from relay.formats.headers import (
-    LINE_OCTETS_MAX,
-    date_field,
-    decoded,
-    field,
-    fold,
-)
+from relay.formats.headers import LINE_OCTETS_MAX, date_field, decoded, field, fold
 from relay.formats.structure import BodyStatistics
 from relay.formats.transfer_encoding import LINE_MAX, coded_text, has_line_over
 from relay.formats.write_header import raw_field

@@ -23,14 +23,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.content import (
-    JoinedOctets,
-    Octets,
-    Splice,
-    contains,
-    join_octets,
-    spliced,
-)
+from relay.base.message.content import JoinedOctets, Octets, Splice, contains, join_octets, spliced
 from relay.base.message.header import BYTE_ORDER_MARK, Header, cleaned
 from relay.formats.draft import (
     AttachmentFacts,
@@ -51,12 +44,7 @@ from relay.formats.structure import (
     Structure,
     read_structure,
 )
-from relay.formats.transfer_encoding import (
-    RewrappedBase64,
-    decoding_of,
-    recode,
-    whole_base64_size,
-)
+from relay.formats.transfer_encoding import RewrappedBase64, decoding_of, recode, whole_base64_size
 from relay.formats.write_header import raw_field
 
 _CRLF = b"\r\n"

@@ -31,13 +31,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Strangers
 from relay.delivery.reports.texts import TextSource
-from relay.formats.dsn import (
-    FAILURES,
-    ReportedRecipient,
-    ReportKind,
-    short_subject,
-    write_dsn,
-)
+from relay.formats.dsn import FAILURES, ReportedRecipient, ReportKind, short_subject, write_dsn
 from relay.formats.headers import decoded, is_automatic
 from relay.formats.mdn import write_mdn
 from relay.store.journeys.events import Event, Step

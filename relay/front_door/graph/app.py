@@ -23,12 +23,7 @@ from relay.front_door.graph.graph_request import (
     find_mailbox,
     with_keys,
 )
-from relay.front_door.graph.routes import (
-    Intake,
-    RouteMatch,
-    find_route,
-    find_route_outside,
-)
+from relay.front_door.graph.routes import Intake, RouteMatch, find_route, find_route_outside
 from relay.front_door.graph.upload_sessions import serve_upload
 from relay.front_door.http.errors import UnansweredError, service_unavailable
 from relay.front_door.http.gateway import Gateway

@@ -24,11 +24,7 @@ from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_a
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
 from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
-from relay.front_door.graph.json_values import (
-    check_recipients_count,
-    destination_id,
-    is_same_json,
-)
+from relay.front_door.graph.json_values import check_recipients_count, destination_id, is_same_json
 from relay.front_door.graph.message_pages import MessagePage
 from relay.front_door.graph.message_parser import (
     ParsedMessage,
@@ -36,23 +32,12 @@ from relay.front_door.graph.message_parser import (
     draft_only,
     parse_message,
 )
-from relay.front_door.graph.mime_body import (
-    Amend,
-    receive_in_blocks,
-    receive_mime,
-)
+from relay.front_door.graph.mime_body import Amend, receive_in_blocks, receive_mime
 from relay.front_door.graph.odata.resources import message_condition, message_order
 from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
-from relay.front_door.graph.send_mail import (
-    check_rights,
-    originators_of,
-)
-from relay.front_door.graph.serializer import (
-    MESSAGE_PROPERTIES,
-    message_json,
-    shows_body,
-)
+from relay.front_door.graph.send_mail import check_rights, originators_of
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, message_json, shows_body
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.message_state import CONTENT_FIELDS

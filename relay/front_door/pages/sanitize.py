@@ -38,12 +38,7 @@ from relay.formats.html_tokens import (
     tag_attributes,
     unescaped,
 )
-from relay.formats.safe_markup import (
-    ATTRIBUTES,
-    ELEMENTS,
-    safe_framed_style,
-    safe_style_sheet,
-)
+from relay.formats.safe_markup import ATTRIBUTES, ELEMENTS, safe_framed_style, safe_style_sheet
 
 URL_CHARACTERS_MAX = 8192
 RemoteImageUrl = Callable[[str], str | None]

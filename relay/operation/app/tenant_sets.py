@@ -29,12 +29,7 @@ from relay.base.settings.values import GROUPS_DIRECTORY
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.groups import group_files, other_directories
 from relay.transport.policy.rule_book import RuleBook, TenantRules
-from relay.transport.policy.rule_files import (
-    PolicyError,
-    faults_of_reach,
-    load_rules,
-    read_rules,
-)
+from relay.transport.policy.rule_files import PolicyError, faults_of_reach, load_rules, read_rules
 
 _log = get_logger("app")
 KEPT_SETS = "policies"  # a directory in state_dir

@@ -37,12 +37,7 @@ from relay.operation.cli.options import (
     unknown_message,
     user_name,
 )
-from relay.operation.cli.output import (
-    journey_lines,
-    print_json,
-    print_lines,
-    recipient_lines,
-)
+from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
 from relay.operation.commands.operator_client import (
     LIST_MAX,
     CommandInterruptedError,

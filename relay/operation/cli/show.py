@@ -18,13 +18,7 @@ from relay.base.message.content import Octets
 from relay.base.message.properties import EmailAddress
 from relay.formats.draft import AttachmentFacts
 from relay.formats.html_text import html_to_text
-from relay.formats.read_mime import (
-    ReadBodies,
-    ReadMessage,
-    read_attachments,
-    read_mime,
-    read_parts,
-)
+from relay.formats.read_mime import ReadBodies, ReadMessage, read_attachments, read_mime, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import KEY, CommandContext, common_options

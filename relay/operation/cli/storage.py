@@ -15,11 +15,7 @@ from relay.base.clock import SystemClock
 from relay.base.phrases import counted
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, older_than_s
-from relay.operation.cli.output import (
-    print_json,
-    print_lines,
-    print_progress,
-)
+from relay.operation.cli.output import print_json, print_lines, print_progress
 from relay.operation.commands.operator_client import OperatorClient
 from relay.operation.commands.storage import (
     BackupRefusedError,
@@ -28,9 +24,7 @@ from relay.operation.commands.storage import (
     back_up,
     extent,
 )
-from relay.operation.commands.storage import (
-    adopt as adopted,
-)
+from relay.operation.commands.storage import adopt as adopted
 from relay.operation.commands.storage import verify as verified
 from relay.store.spool.engine import SpoolFinding
 

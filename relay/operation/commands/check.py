@@ -22,21 +22,10 @@ from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, shown
-from relay.base.settings.document import (
-    Document,
-    KeyPath,
-    SettingsError,
-    dotted,
-    read_document,
-)
+from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
-from relay.base.settings.validation import (
-    hidden_routes,
-    host_of,
-    is_loopback,
-    name_of,
-)
+from relay.base.settings.validation import hidden_routes, host_of, is_loopback, name_of
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address

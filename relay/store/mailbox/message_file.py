@@ -34,12 +34,7 @@ from relay.store.mailbox.message_state import (
     flag_of,
     with_state,
 )
-from relay.store.mailbox.types import (
-    Folder,
-    NoSuchItemError,
-    StoredMessage,
-    WellKnown,
-)
+from relay.store.mailbox.types import Folder, NoSuchItemError, StoredMessage, WellKnown
 
 DRAFT = "D"
 SEEN = "S"

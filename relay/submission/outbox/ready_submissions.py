@@ -19,12 +19,7 @@ from relay.store.journeys.events import Event, Step
 from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.folders import find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
-from relay.store.mailbox.maildir import (
-    in_order_with,
-    place_again,
-    remove,
-    retry_if_renamed,
-)
+from relay.store.mailbox.maildir import in_order_with, place_again, remove, retry_if_renamed
 from relay.store.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
 from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.types import (
@@ -35,18 +30,9 @@ from relay.store.mailbox.types import (
     WellKnown,
 )
 from relay.submission.outbox.idempotency import KeyedSubmissions
-from relay.submission.outbox.on_disk import (
-    FIRST_SUBMISSION,
-    OutboxPart,
-    content_of,
-    draft_of,
-)
+from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart, content_of, draft_of
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
-from relay.submission.outbox.scheduled import (
-    ScheduledDirectory,
-    ScheduledSends,
-    ScheduleTimer,
-)
+from relay.submission.outbox.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
 
 _REMOVALS = 3
 

@@ -41,11 +41,7 @@ from relay.store.mailbox.maildir import (
     remove,
     retry_if_renamed,
 )
-from relay.store.mailbox.message_file import (
-    NEW_DRAFT,
-    MessageFile,
-    open_octets,
-)
+from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, open_octets
 from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.types import (
     NO_PRECONDITION,

@@ -25,12 +25,7 @@ from relay.base.message.content import LARGE_BYTES
 from relay.base.observe.logs import get_logger
 from relay.formats.draft import DraftOrigin
 from relay.store.mailbox.draft_files import submission_facts
-from relay.store.mailbox.maildir import (
-    SYNC_FAILURES,
-    open_message,
-    place_again,
-    remove,
-)
+from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place_again, remove
 from relay.store.mailbox.message_file import parse_name
 from relay.store.mailbox.types import (
     PendingSubmission,

@@ -33,14 +33,7 @@ from relay.store.spool.shared.columns import recipient_row
 from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
 from relay.store.spool.shared.holds import RELEASED, changed_extra, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
-from relay.store.spool.types import (
-    RESTORED_US,
-    ContentKey,
-    Key,
-    NewMessage,
-    NewRecipient,
-    Selector,
-)
+from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
 
 _OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"

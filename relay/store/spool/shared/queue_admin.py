@@ -59,18 +59,8 @@ from relay.store.spool.shared.entries import (
     store_changes,
     to_be_planned,
 )
-from relay.store.spool.shared.holds import (
-    HoldRule,
-    end_new,
-    hold_new,
-    stored_hold_rules,
-)
-from relay.store.spool.shared.tables import (
-    OpenTransaction,
-    QueueEngine,
-    StoredContents,
-    Tables,
-)
+from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
+from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredContents, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
     Claim,

@@ -26,14 +26,7 @@ from msgspec import Struct
 
 from relay.base.blocks import BodyDisk
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.files import (
-    Descriptor,
-    FileOctets,
-    OpenOctets,
-    fsync_path,
-    has_writers,
-    write_all,
-)
+from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, has_writers, write_all
 from relay.base.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.store.spool.shared.columns import verify_checksum
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents

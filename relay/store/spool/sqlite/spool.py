@@ -37,12 +37,7 @@ from relay.store.spool.sqlite.content_files import (
     is_in_file,
 )
 from relay.store.spool.sqlite.damage import Damage
-from relay.store.spool.sqlite.database import (
-    Reader,
-    SqliteTables,
-    open_database,
-    read_anchor,
-)
+from relay.store.spool.sqlite.database import Reader, SqliteTables, open_database, read_anchor
 from relay.store.spool.sqlite.disk_space import RESERVE_FILE, RESERVE_FILE_PARTS, ReserveFile
 from relay.store.spool.sqlite.maintenance import Maintenance
 from relay.store.spool.sqlite.spool_files import translate_sqlite_errors

@@ -16,11 +16,7 @@ import apsw
 
 from relay.base.clock import Clock
 from relay.base.files import disk_of, fsync_path, link_or_copy
-from relay.store.spool.engine import (
-    BackupResult,
-    SpoolFinding,
-    SpoolStorage,
-)
+from relay.store.spool.engine import BackupResult, SpoolFinding, SpoolStorage
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
 from relay.store.spool.sqlite.database import SqliteTables, open_database
