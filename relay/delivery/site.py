@@ -29,10 +29,10 @@ from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.host_selection import HostSelection, SessionState
 from relay.delivery.site_limits import (
     FEWER_S,
+    PAUSES_MAX,
     ConcurrencyLimit,
     SiteOptions,
     SitePause,
-    SitePauses,
     TokenBucket,
 )
 from relay.delivery.smtp.connect import ConnectError
@@ -80,7 +80,7 @@ class Site:
     options: SiteOptions  # its limits
     slots: ConnectionSlots  # of all sites together
     recorder: AttemptRecorder  # records the results of claims
-    pauses: SitePauses  # of all sites
+    pauses: dict[Hashable, SitePause]  # of all sites; some are over
     serve: Callable[["Site"], Coroutine[Any, Any, None]]  # runs one connection
     clock: Clock  # for how long something is remembered
     ready: ClaimQueue = field(default_factory=ClaimQueue)  # claims that wait here
@@ -107,7 +107,8 @@ class Site:
     @property
     def _pause(self) -> SitePause | None:
         """What keeps it from being contacted now, whatever its TLS policy."""
-        return self.pauses.of(self._pause_key, self.clock.monotonic())
+        pause = self.pauses.get(self._pause_key) if self.pauses else None  # nearly never one
+        return pause if pause is not None and pause.until_s > self.clock.monotonic() else None
 
     @property
     def _pause_key(self) -> Hashable:
@@ -434,8 +435,9 @@ class Site:
             self.concurrency.full_at(entry.connections, until_s=now_s + FEWER_S)
         if entry.pause_s and self._pause is None:
             _log.warning("site paused", site=self.name, provider=entry.name, pause_s=entry.pause_s)
-            pause = SitePause(self.name, entry.name, now_s + entry.pause_s)
-            self.pauses.begin(self._pause_key, pause)
+            if len(self.pauses) >= PAUSES_MAX:
+                del self.pauses[next(iter(self.pauses))]
+            self.pauses[self._pause_key] = SitePause(self.name, entry.name, now_s + entry.pause_s)
             self._postpones(*self.ready.drain())
 
     def _postpones(self, *claims: Claim) -> bool:

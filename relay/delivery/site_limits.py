@@ -97,32 +97,14 @@ class SiteOptions(Struct, frozen=True):
 
 
 class SitePause(Struct, frozen=True):
-    """A site that is not contacted, by the name of the [[reply]] entry that says so."""
+    """A site that is not contacted, by the name of the [[reply]] entry that says so. It is in
+    memory alone: a new process asks the host again. What waits for the end has that time in the
+    spool.
+    """
 
     site: str
     provider: str
     until_s: float
-
-
-class SitePauses(dict[Hashable, SitePause]):
-    """The pauses of sites, in memory alone: a new process asks the host again. What waits for the
-    end of a pause has that time in the spool. Of too many pauses the oldest is forgotten.
-    """
-
-    def begin(self, key: Hashable, pause: SitePause) -> None:
-        """Begin a pause."""
-        if len(self) >= PAUSES_MAX:
-            del self[next(iter(self))]
-        self[key] = pause
-
-    def of(self, key: Hashable, now_s: float) -> SitePause | None:
-        """Return the pause in force."""
-        pause = self.get(key) if self else None  # there is nearly never one
-        return pause if pause is not None and pause.until_s > now_s else None
-
-    def all(self, now_s: float) -> list[SitePause]:
-        """Return those in force."""
-        return [pause for pause in self.values() if pause.until_s > now_s]
 
 
 class ConcurrencyLimit:

@@ -13,7 +13,7 @@ count as those for new mail.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from itertools import chain
@@ -39,7 +39,7 @@ from relay.delivery.host_selection import (
 )
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
-from relay.delivery.site_limits import SiteOptions, SitePause, SitePauses, parse_rate
+from relay.delivery.site_limits import SiteOptions, SitePause, parse_rate
 from relay.store.spool.types import Claim, PriorityLevel
 from relay.transport.routing.mx_hosts import (
     Hosts,
@@ -101,7 +101,7 @@ class Sites:
         self._turn_s = 0.0  # of the last lookup for queued mail
         self._urgent: dict[Way, asyncio.Event] = {}  # of those that wait for their turn
         self._host_status = HostStatusCache()
-        self._pauses = SitePauses()
+        self._pauses: dict[Hashable, SitePause] = {}
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -185,7 +185,8 @@ class Sites:
 
     def paused(self) -> list[SitePause]:
         """The pauses that replies of hosts have begun."""
-        return self._pauses.all(self.clock.monotonic())
+        now_s = self.clock.monotonic()
+        return [pause for pause in self._pauses.values() if pause.until_s > now_s]
 
     def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
         """What the site of these hosts does now; one that is not in use may have failed hosts.
