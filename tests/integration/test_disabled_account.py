@@ -44,9 +44,7 @@ def test_a_disabled_account_only_gets_mail(relay: RelayProcess) -> None:
         file.write_text(text.replace(alice, f"{alice}disabled = true\n"))
         hang_up(relay, "reloaded")
 
-        with pytest.raises(smtplib.SMTPResponseException) as ended:
-            session.data(b"Subject: after\r\n\r\nx\r\n")
-        assert ended.value.smtp_code == 421
+        assert session.data(b"Subject: after\r\n\r\nx\r\n")[0] == 421
         other.sendmail("bob@example.test", ["alice@example.test"], b"Subject: after\r\n\r\nx\r\n")
         message = b"From: alice@example.test\r\nSubject: x\r\n\r\nx\r\n"
         with pytest.raises(smtplib.SMTPDataError) as refused:

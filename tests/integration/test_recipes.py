@@ -152,7 +152,7 @@ def test_a_stolen_account() -> None:
             done = relay.cli(*words)
             assert done.returncode == 0, (words, done.stderr)
         assert [(one["subject"], one["state"]) for one in relay.queue()] == [("Lunch", "deferred")]
-        assert thief.docmd("NOOP")[0] == 421
+        assert thief.mail(f"alice@{DOMAIN}")[0] == 421
         with pytest.raises(smtplib.SMTPAuthenticationError), logged_in(relay, "alice"):
             pass
         assert relay.graph("GET", "/me", token="alice").status == 401

@@ -131,13 +131,13 @@ def test_an_account_ends_the_session_of_the_same_name(relay: RelayProcess) -> No
         more = to_toml({"account": [account("late", disabled=True)]})
         file.write_text(file.read_text() + more)
         hang_up(relay, "reloaded")
-        assert session.noop()[0] == 421
+        assert session.mail("late@example.test")[0] == 421
         assert other.mail("ivy@elsewhere.test")[0] == 250
         other.rset()
         text = relay.config_file.read_text()
         relay.config_file.write_text(text.replace("dovecot_auth", "# "))
         hang_up(relay, "reloaded")
-        assert other.noop()[0] == 421
+        assert other.mail("ivy@elsewhere.test")[0] == 421
 
 
 def test_a_dovecot_that_is_down_puts_logins_off(relay: RelayProcess, dovecot: DovecotAuth) -> None:
