@@ -186,7 +186,7 @@ class OutboundSession(SessionState):
             _log.exception("internal error in an attempt", qid=claim.message.id)
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
         finally:
-            self._site.concurrency.end(self)  # what it is told below counts the other transactions
+            self._site.concurrency.end(self)  # pushed_back() below counts the other sessions
         self._record(attempt)  # the result
         self._note_reuse()
         await self._quit_when_worn()

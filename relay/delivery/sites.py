@@ -295,7 +295,7 @@ class Sites:
         self, claims: Iterable[Claim], outcome: Outcome, *, took_s: float | None = None
     ) -> None:
         record = partial(self.recorder.record, reached=False, took_s=took_s)
-        await asyncio.gather(*(record(one, same_outcome(one, outcome)) for one in claims))
+        await self.recorder.finish(record(one, same_outcome(one, outcome)) for one in claims)
 
     def _site(self, hosts: Hosts, options: HopOptions) -> Site:
         """The site of these hosts: the same for every domain that they serve.

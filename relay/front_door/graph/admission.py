@@ -321,8 +321,9 @@ class Admission:
             response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
             shown = error if isinstance(error, ApiError) else api_error(error)
-            is_settled = isinstance(error, OutcomeUnknownError) or request.before_submission
-            if shown.status in _REPEATED_BY_SDKS and not is_settled:
+            is_repeat = request.before_submission is not None  # of one that may have been accepted
+            may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
+            if shown.status in _REPEATED_BY_SDKS and not may_be_sent:
                 self._reject(request.caller.address, _about(request.http))
             raise
         if response.status_code < 300:

@@ -507,7 +507,7 @@ class SmtpCommands:
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
         """Collect a content or a chunk; take the message over when it is complete."""
         assert self._mail is not None
-        self.closing = True  # before its end is found, nobody knows where a command begins
+        self.closing = True  # the end of the content is not known, so no command can be read
         try:
             self.closing = not await self.read_content(framing, content)
         finally:

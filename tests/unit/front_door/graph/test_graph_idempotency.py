@@ -382,6 +382,20 @@ async def test_a_repeat_of_large_mime_that_is_rejected_is_no_other_message(
     assert len(mailbox.pending) == 1
 
 
+async def test_the_send_of_a_draft_in_chunks_is_repeated(mailbox: Mailbox) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"ignored"
+
+    message = {"toRecipients": to("bob@example.test")}
+    draft = (await mailbox.post("me/messages", message)).json()["id"]
+    fields = {"content-type": "text/plain"}
+    path = f"me/messages/{draft}/send"
+    first = await mailbox.http.post(path, content=body(), headers=fields)
+    again = {**fields, "retry-attempt": "1"}
+    assert same(first, await mailbox.http.post(path, content=body(), headers=again))
+    assert len(mailbox.pending) == 1
+
+
 async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "REPEATS_PER_ACCOUNT_MAX", 2)
     monkeypatch.setattr(admission, "REPEATS_MAX", 3)
