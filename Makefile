@@ -53,7 +53,7 @@ SUITES := tests/crash tests/pages tests/postgres tests/unit/store/spool/postgres
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
 	$(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
-	    -n $(WORKERS) --dist worksteal $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
+	    -n $(WORKERS) --dist loadscope $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
 
 test-suites:
 	@RELAY_TEST_ENGINES=postgresql $(MAKE) test TESTS="$(SUITES) tests/contract"
@@ -102,7 +102,7 @@ quick: $(VENV)/development
 	@$(MAKE) -j 2 --output-sync=target check quick-tests
 
 quick-tests: $(VENV)/development
-	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 --dist worksteal $(TREE) $(QUICK)
+	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 --dist loadscope $(TREE) $(QUICK)
 
 lint: $(VENV)/development
 	$(BIN)/ruff check .
@@ -165,7 +165,7 @@ simulate: $(VENV)/development
 
 clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
-	.clients/venv/bin/python -m pytest -m "" -n 2 --dist worksteal tests/clients $(ARGS)
+	.clients/venv/bin/python -m pytest -m "" -n 2 --dist loadscope tests/clients $(ARGS)
 
 sisimai: $(VENV)/development
 	@[ -d "$(FOLDER)" ] || { echo "sisimai: FOLDER=a copy of sisimai/set-of-emails is missing" >&2; exit 64; }

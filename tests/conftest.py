@@ -5,13 +5,12 @@ come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
 """
 
 import asyncio
-import functools
 import gc
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import certifi
 import pytest
@@ -35,8 +34,7 @@ settings.load_profile("same")
 
 collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py
 
-# Where slow tests are, the slowest first, and those that share what they parse. A line that is out of
-# date costs time and nothing else.
+# Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
 _SLOW = (
     "tests/postgres/",
     "tests/integration/test_wrong_clock.py",
@@ -71,45 +69,29 @@ def pytest_configure() -> None:
         tempfile.tempdir = None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put slow tests at the front of each worker's share of the list.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, so that those which run last are short."""
+    items.sort(key=_rank)
 
-    `--dist worksteal` cuts the list into one share for each worker, who runs it from the front; a
-    worker that has no more takes tests from the end of the longest share. The tests that run last
-    are therefore short.
-    """
-    slow: dict[str, list[pytest.Item]] = {}
-    fast: list[pytest.Item] = []
-    with_browser: dict[str, str] = {}
-    for item in sorted(items, key=_rank):
-        path = item.nodeid.partition("::")[0]
-        if _rank(item) == len(_SLOW):
-            fast.append(item)
-        else:  # a module stays together, for its fixtures; the simulation's tests share none
-            group = item.nodeid if "/simulation/" in path else path
-            if "/pages/" in path:  # two workers start a browser, and not each
-                group = with_browser.setdefault(path, f"browser {len(with_browser) % 2}")
-            slow.setdefault(group, []).append(item)
-    workers = getattr(config, "workerinput", {}).get("workercount", 1)
-    ordered: list[pytest.Item] = []
-    for number in range(workers):
-        groups = list(slow.values())[number::workers]
-        share = [item for group in groups for item in group]
-        size = (len(items) - len(ordered)) // (workers - number)
-        count = max(0, size - len(share))
-        ordered += share + fast[:count]
-        del fast[:count]
-    items[:] = ordered + fast
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Give each process whole files, in the order of the list: the tests of a file share a relay."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            if "/pages/" in path:  # two processes start a browser, and not each
+                return f"browser {len(path) % 2}"
+            return nodeid if "/simulation/" in path else path  # its tests share nothing
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 def _rank(item: pytest.Item) -> int:
-    """Return the test's place in _SLOW."""
-    return _rank_of(item.nodeid.partition("::")[0])
-
-
-@functools.cache
-def _rank_of(path: str) -> int:
-    found = (n for n, place in enumerate(_SLOW) if path.startswith(place))
+    found = (n for n, place in enumerate(_SLOW) if item.nodeid.startswith(place))
     return next(found, len(_SLOW))
 
 
