@@ -8,7 +8,8 @@ import asyncio
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,50 @@ def short_path() -> Iterator[Path]:
     """A folder for a state_dir that a test does not choose: sockets have short names only."""
     with tempfile.TemporaryDirectory(prefix="relay-", dir=short_place()) as folder:
         yield Path(folder)
+
+
+def _for_test_and_module(made: Callable[[], Iterator[Any]]) -> tuple[Any, Any]:
+    """Return two fixtures: one for each test, one for each module."""
+    return pytest.fixture(made), pytest.fixture(scope="module")(made)
+
+
+def _serve() -> Iterator[Any]:
+    """Starts of `relay serve`: serve(config={...}), serve(remotes, policies={...}), serve(start=False)."""
+    from tests.support.relay_process import RelayProcess, several
+
+    with several(RelayProcess) as start:
+        yield start
+
+
+def _dev() -> Iterator[Any]:
+    """Starts of `relay dev`: dev("--no-demo", "--strict-users")."""
+    from tests.support.dev_process import DevProcess
+    from tests.support.relay_process import several
+
+    with several(DevProcess) as start:
+        yield start
+
+
+def _kit() -> Iterator[Any]:
+    """Starts of a relay of relay.testing: kit(config={...}, policies={...})."""
+    from relay.testing import Relay
+
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Relay(**options))
+
+
+def _remotes() -> Iterator[Any]:
+    """Remote mail servers and their DNS zone, empty at first."""
+    from tests.support.remotes import Remotes
+
+    with Remotes() as running:
+        yield running
+
+
+serve, serve_module = _for_test_and_module(_serve)
+dev, dev_module = _for_test_and_module(_dev)
+kit, kit_module = _for_test_and_module(_kit)
+remotes, remotes_module = _for_test_and_module(_remotes)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """One relay and three remote domains that the tests of a module share; each test uses addresses of its own."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -21,20 +20,12 @@ class SharedRelay:
     relay: RelayProcess
 
 
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
-def shared() -> Iterator[SharedRelay]:
-    with Remotes() as remotes:
-        a = remotes.start("a.test")
-        b = remotes.start("b.test", rcpt={"nobody@b.test": "550 5.1.1 No such user here"})
-        c = remotes.start("c.test", greylist=True)
-        with remotes.relay() as relay:
-            yield SharedRelay(remotes, a, b, c, relay)
+def shared(remotes_module, serve_module) -> SharedRelay:
+    a = remotes_module.start("a.test")
+    b = remotes_module.start("b.test", rcpt={"nobody@b.test": "550 5.1.1 No such user here"})
+    c = remotes_module.start("c.test", greylist=True)
+    return SharedRelay(remotes_module, a, b, c, serve_module(remotes_module))
 
 
 @pytest.fixture

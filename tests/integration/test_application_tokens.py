@@ -20,9 +20,8 @@ OF_BOB = "/users/bob@example.test/messages"
 
 
 @pytest.fixture
-def relay():
-    with RelayProcess(accounts=[APP]) as relay:
-        yield relay
+def relay(serve):
+    return serve(accounts=[APP])
 
 
 def sign_in(relay: RelayProcess, secret: str = "s3cret") -> Answer:

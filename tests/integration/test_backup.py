@@ -145,29 +145,29 @@ def test_what_was_answered_before_a_backup_under_load_is_there_once(tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RelayProcess, Path]]:
+def stopped(tmp_path_factory: pytest.TempPathFactory, serve_module) -> tuple[RelayProcess, Path]:
     """A service that was killed with a submission ready, two scheduled sends and a held entry; its backup."""
-    with RelayProcess(config=PATIENT) as relay:
-        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="delivered"))
-        queue_id = relay.submit("alice@example.test", ["x@nowhere.invalid"], b"Subject: q\r\n\r\n")
-        relay.cli("queue", "hold", queue_id, "--reason", "suspicious")
-        due = {"id": "SystemTime 0x3FEF"}
-        for subject, hours in (("soon", 1), ("late", 2)):
-            due["value"] = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
-            relay.send_mail(
-                to=["bob@example.test"], subject=subject, singleValueExtendedProperties=[due]
-            )
-        relay.stop()
-        relay.start(crash_at="submission-ready")
-        with pytest.raises(OSError):
-            relay.send_mail(to=["bob@example.test"], subject="ready")
-        relay.wait_end()
-        soon = min(relay.scheduled_submissions(), key=lambda one: one.name.partition("@")[2])
-        soon.rename(soon.with_name(f"{soon.name.partition('@')[0]}@{SystemClock().time_us()}"))
-        copy = tmp_path_factory.mktemp("backup") / "copy"
-        done = relay.cli("backup", str(copy))
-        assert done.returncode == OK, done.stderr
-        yield relay, copy
+    relay = serve_module(config=PATIENT)
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="delivered"))
+    queue_id = relay.submit("alice@example.test", ["x@nowhere.invalid"], b"Subject: q\r\n\r\n")
+    relay.cli("queue", "hold", queue_id, "--reason", "suspicious")
+    due = {"id": "SystemTime 0x3FEF"}
+    for subject, hours in (("soon", 1), ("late", 2)):
+        due["value"] = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+        relay.send_mail(
+            to=["bob@example.test"], subject=subject, singleValueExtendedProperties=[due]
+        )
+    relay.stop()
+    relay.start(crash_at="submission-ready")
+    with pytest.raises(OSError):
+        relay.send_mail(to=["bob@example.test"], subject="ready")
+    relay.wait_end()
+    soon = min(relay.scheduled_submissions(), key=lambda one: one.name.partition("@")[2])
+    soon.rename(soon.with_name(f"{soon.name.partition('@')[0]}@{SystemClock().time_us()}"))
+    copy = tmp_path_factory.mktemp("backup") / "copy"
+    done = relay.cli("backup", str(copy))
+    assert done.returncode == OK, done.stderr
+    return relay, copy
 
 
 def test_a_backup_can_be_read_by_its_owner_only(stopped: tuple[RelayProcess, Path]) -> None:
@@ -244,44 +244,44 @@ def test_what_waits_is_released_or_cancelled_in_a_stopped_service(
 
 
 @pytest.mark.parametrize("change", ["newer draft", "newer submission", "cancelled"])
-def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: str) -> None:
-    with RelayProcess() as relay:
-        due = {
-            "id": "SystemTime 0x3FEF",
-            "value": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-        }
-        identity = relay.send_mail(
-            to=["bob@example.test"], subject="old", singleValueExtendedProperties=[due]
-        )
-        place = relay.folder / "mail/.submissions/deferred"
-        drafts = relay.folder / "mail/example.test/alice/.Drafts/cur"
-        (old,), (old_draft,) = place.iterdir(), drafts.iterdir()
-        old_content = old.read_bytes()
-        changed = {"subject": "new", "singleValueExtendedProperties": [due]}
-        if change == "cancelled":
-            changed["singleValueExtendedProperties"] = [due | {"value": None}]
-        assert relay.graph("PATCH", f"/me/messages/{identity}", changed).status == 200
-        relay.stop()
-        (new_draft,) = drafts.iterdir()
-        if change == "newer submission":
-            new_draft.unlink()
-            old_draft.write_bytes(old_content)
-        else:
-            for one in place.iterdir():
-                one.unlink()
-            old.write_bytes(old_content)
-        settings, clock = load(relay.config_file, {}), SystemClock()
-        log = SubmissionLog(place.parent / "log", role="cli", clock=clock)
-        held = restored_submissions(settings, clock, log)
-        assert held.hold((), {}) == (0 if change == "cancelled" else 1)
-        assert held.release() == (0 if change == "cancelled" else 1)
-        assert [one.facts.subject for one in held.listed(9)] == []
+def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: str, serve) -> None:
+    relay = serve()
+    due = {
+        "id": "SystemTime 0x3FEF",
+        "value": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
+    }
+    identity = relay.send_mail(
+        to=["bob@example.test"], subject="old", singleValueExtendedProperties=[due]
+    )
+    place = relay.folder / "mail/.submissions/deferred"
+    drafts = relay.folder / "mail/example.test/alice/.Drafts/cur"
+    (old,), (old_draft,) = place.iterdir(), drafts.iterdir()
+    old_content = old.read_bytes()
+    changed = {"subject": "new", "singleValueExtendedProperties": [due]}
+    if change == "cancelled":
+        changed["singleValueExtendedProperties"] = [due | {"value": None}]
+    assert relay.graph("PATCH", f"/me/messages/{identity}", changed).status == 200
+    relay.stop()
+    (new_draft,) = drafts.iterdir()
+    if change == "newer submission":
+        new_draft.unlink()
+        old_draft.write_bytes(old_content)
+    else:
         for one in place.iterdir():
-            one.rename(place / f"{one.name.partition('@')[0]}@{clock.time_us()}")
-        relay.start()
-        relay.until_final(relay.send_mail(to=["bob@example.test"], subject="another"))
-        wanted = ["another"] if change == "cancelled" else ["another", "new"]
-        until("it is sent", lambda: relay.subjects("bob") == wanted)
+            one.unlink()
+        old.write_bytes(old_content)
+    settings, clock = load(relay.config_file, {}), SystemClock()
+    log = SubmissionLog(place.parent / "log", role="cli", clock=clock)
+    held = restored_submissions(settings, clock, log)
+    assert held.hold((), {}) == (0 if change == "cancelled" else 1)
+    assert held.release() == (0 if change == "cancelled" else 1)
+    assert [one.facts.subject for one in held.listed(9)] == []
+    for one in place.iterdir():
+        one.rename(place / f"{one.name.partition('@')[0]}@{clock.time_us()}")
+    relay.start()
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="another"))
+    wanted = ["another"] if change == "cancelled" else ["another", "new"]
+    until("it is sent", lambda: relay.subjects("bob") == wanted)
 
 
 def test_a_place_that_is_not_empty_stays_as_it_is(stopped: tuple[RelayProcess, Path]) -> None:
@@ -441,91 +441,91 @@ def test_a_full_disk_leaves_nothing_half_done(
 
 
 def test_of_a_faulty_relay_toml_the_backup_has_what_the_running_relay_has_read(
-    tmp_path: Path,
+    tmp_path: Path, serve
 ) -> None:
-    with RelayProcess() as relay:
-        before = relay.config_file.read_text()
-        for fault in ("[[", "[smtpp]\n", "[http]\n"):
-            relay.config_file.write_text(f"{before}\n{fault}")
-            copy = tmp_path / f"copy{len(fault)}"
-            done = relay.cli("backup", str(copy))
-            assert done.returncode == OK, done.stderr
-            assert f"{relay.config_file}:" in done.stderr
-            assert "as the running relay has read it before\n" in done.stderr
-            kept = copy / f"config{relay.config_file}"
-            assert kept.read_text() == before
-        relay.write_config(relay.config | {"policy": {"held_max": 7}})
-        assert relay.cli("reload").returncode == OK
-        reloaded = relay.config_file.read_text()
-        relay.config_file.write_text(f"{before}\n[[")
-        done = relay.cli("backup", str(tmp_path / "after"))
-        assert (tmp_path / f"after/config{relay.config_file}").read_text() == reloaded
-        answer = relay.graph("GET", "/relay/v1/configuration", token="operator")
-        assert answer.status == 404
-        relay.stop()
-        assert relay.cli("backup", str(tmp_path / "none")).returncode == CONFIGURATION
-        shutil.rmtree(relay.folder / "state")
-        shutil.rmtree(relay.folder / "mail")
-        relay.config_file.unlink()
-        command = [*relay_starts.RELAY, "restore", str(tmp_path / "after"), "--yes"]
-        done = relay_starts.run(command, cwd=tmp_path, env=relay.environment)
-        assert (done.returncode, relay.config_file.read_text()) == (OK, reloaded), done.stderr
+    relay = serve()
+    before = relay.config_file.read_text()
+    for fault in ("[[", "[smtpp]\n", "[http]\n"):
+        relay.config_file.write_text(f"{before}\n{fault}")
+        copy = tmp_path / f"copy{len(fault)}"
+        done = relay.cli("backup", str(copy))
+        assert done.returncode == OK, done.stderr
+        assert f"{relay.config_file}:" in done.stderr
+        assert "as the running relay has read it before\n" in done.stderr
+        kept = copy / f"config{relay.config_file}"
+        assert kept.read_text() == before
+    relay.write_config(relay.config | {"policy": {"held_max": 7}})
+    assert relay.cli("reload").returncode == OK
+    reloaded = relay.config_file.read_text()
+    relay.config_file.write_text(f"{before}\n[[")
+    done = relay.cli("backup", str(tmp_path / "after"))
+    assert (tmp_path / f"after/config{relay.config_file}").read_text() == reloaded
+    answer = relay.graph("GET", "/relay/v1/configuration", token="operator")
+    assert answer.status == 404
+    relay.stop()
+    assert relay.cli("backup", str(tmp_path / "none")).returncode == CONFIGURATION
+    shutil.rmtree(relay.folder / "state")
+    shutil.rmtree(relay.folder / "mail")
+    relay.config_file.unlink()
+    command = [*relay_starts.RELAY, "restore", str(tmp_path / "after"), "--yes"]
+    done = relay_starts.run(command, cwd=tmp_path, env=relay.environment)
+    assert (done.returncode, relay.config_file.read_text()) == (OK, reloaded), done.stderr
 
 
-def test_the_configuration_is_restored_as_well(tmp_path: Path) -> None:
+def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
     home, elsewhere = tmp_path / "etc", tmp_path / "elsewhere/name"
     secret = home / "secret"
     for one in (home, elsewhere.parent):
         one.mkdir()
-    with RelayProcess(policies={"10-a.toml": ""}) as relay:
-        for name in ("relay.toml", "accounts.toml"):
-            shutil.copy(relay.folder / name, home)
-        shutil.copytree(relay.folder / "policies", home / "policies")
-        secret.write_text("s3cret\n")
-        secret.chmod(0o600)
-        elsewhere.write_text("relay.example.test\n")
-        text = relay.config_file.read_text()
-        text = text.replace('"relay.example.test"', f'"${{file:{elsewhere}}}"', 1)
-        route = '[[route]]\ndomain = "c.test"\nnext_hop = "smtp://127.0.0.1:26"\n'
-        auth = 'auth = { user = "u", password_file = "secret" }\n'
-        key = home / "dkim/s1.pem"
-        key.parent.mkdir(mode=0o750)
-        key.write_bytes(write_pem(new_key("ed25519")))
-        key.chmod(0o640)
-        private = key.read_bytes()
-        dkim = f'[[dkim]]\ndomain = "a.test"\nselector = "s1"\nkey = "{key}"\n'
-        own = '[[domain]]\nname = "c.test"\nrecipients = "file:people"\n'
-        (home / "people").write_text("ann@c.test\n")
-        (home / "relay.toml").write_text(text + route + auth + dkim + own)
+    relay = serve(policies={"10-a.toml": ""})
+    for name in ("relay.toml", "accounts.toml"):
+        shutil.copy(relay.folder / name, home)
+    shutil.copytree(relay.folder / "policies", home / "policies")
+    secret.write_text("s3cret\n")
+    secret.chmod(0o600)
+    elsewhere.write_text("relay.example.test\n")
+    text = relay.config_file.read_text()
+    text = text.replace('"relay.example.test"', f'"${{file:{elsewhere}}}"', 1)
+    route = '[[route]]\ndomain = "c.test"\nnext_hop = "smtp://127.0.0.1:26"\n'
+    auth = 'auth = { user = "u", password_file = "secret" }\n'
+    key = home / "dkim/s1.pem"
+    key.parent.mkdir(mode=0o750)
+    key.write_bytes(write_pem(new_key("ed25519")))
+    key.chmod(0o640)
+    private = key.read_bytes()
+    dkim = f'[[dkim]]\ndomain = "a.test"\nselector = "s1"\nkey = "{key}"\n'
+    own = '[[domain]]\nname = "c.test"\nrecipients = "file:people"\n'
+    (home / "people").write_text("ann@c.test\n")
+    (home / "relay.toml").write_text(text + route + auth + dkim + own)
 
-        def run(*words: str) -> "subprocess.CompletedProcess[str]":
-            command = [*relay_starts.RELAY, *words]
-            return relay_starts.run(command, cwd=tmp_path, env=relay.environment)
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [*relay_starts.RELAY, *words]
+        return relay_starts.run(command, cwd=tmp_path, env=relay.environment)
 
-        made = run("backup", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
-        assert made.returncode == OK, made.stderr
-        shutil.rmtree(home)
-        done = run("restore", str(tmp_path / "copy"), "--json")
-        assert done.returncode == OK, done.stderr
-        assert json.loads(done.stdout)["kept"] == []
-        assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
-        assert (key.read_bytes(), key.stat().st_mode & 0o777) == (private, 0o640)
-        assert (home / "policies/10-a.toml").exists()
-        assert (home / "people").read_text() == "ann@c.test\n"
-        shutil.rmtree(home / "state")
-        shutil.rmtree(home / "mail")
-        elsewhere.write_text("relay2.example.test\n")
-        done = run("restore", str(tmp_path / "copy"), "--json")
-        assert json.loads(done.stdout)["kept"] == [str(elsewhere)]
-        shutil.rmtree(home / "state")
-        shutil.rmtree(home / "mail")
-        secret.write_text("another\n")
-        before = tree(home)
-        done = run("restore", str(tmp_path / "copy"))
-        assert (done.returncode, f"found {secret}" in done.stderr) == (USAGE, True), done
-        assert tree(home) == before
-        given = run("restore", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
-        assert (given.returncode, secret.read_text()) == (OK, "another\n"), given.stderr
+    made = run("backup", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
+    assert made.returncode == OK, made.stderr
+    shutil.rmtree(home)
+    done = run("restore", str(tmp_path / "copy"), "--json")
+    assert done.returncode == OK, done.stderr
+    assert json.loads(done.stdout)["kept"] == []
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
+    assert (key.read_bytes(), key.stat().st_mode & 0o777) == (private, 0o640)
+    assert (home / "policies/10-a.toml").exists()
+    assert (home / "people").read_text() == "ann@c.test\n"
+    shutil.rmtree(home / "state")
+    shutil.rmtree(home / "mail")
+    elsewhere.write_text("relay2.example.test\n")
+    done = run("restore", str(tmp_path / "copy"), "--json")
+    assert json.loads(done.stdout)["kept"] == [str(elsewhere)]
+    shutil.rmtree(home / "state")
+    shutil.rmtree(home / "mail")
+    secret.write_text("another\n")
+    before = tree(home)
+    done = run("restore", str(tmp_path / "copy"))
+    assert (done.returncode, f"found {secret}" in done.stderr) == (USAGE, True), done
+    assert tree(home) == before
+    given = run("restore", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
+    assert (given.returncode, secret.read_text()) == (OK, "another\n"), given.stderr
 
 
 def test_root_restores_for_the_user_of_the_service(

@@ -134,50 +134,50 @@ def test_permanent_rejection_bounces(shared: tuple[Remotes, RelayProcess], stage
 
 
 @pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "DOT"])
-def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str) -> None:
+def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str, serve) -> None:
     gate = asyncio.Event()
     stalled = remotes.start("stalled.test", gates={stage: gate})
     well = remotes.start("well.test")
     limits = {"max_connections": 30, "max_connections_per_next_hop": 5}
-    with remotes.relay(config={"delivery": limits}) as relay:
-        for number in range(60):
-            submit(relay, f"x{number}@stalled.test")
-        until("a connection is open", lambda: stalled.open)
-        relay.until_state(submit(relay, "x@well.test"), "relayed")
-        received(well, "x@well.test")
-        assert stalled.open
-        assert not any(one.answered for one in stalled.envelopes)
-        remotes.open_gate(gate)
-        until("all were received", lambda: len(stalled.envelopes) == 60)
-        assert stalled.most_open <= 5
+    relay = serve(remotes, config={"delivery": limits})
+    for number in range(60):
+        submit(relay, f"x{number}@stalled.test")
+    until("a connection is open", lambda: stalled.open)
+    relay.until_state(submit(relay, "x@well.test"), "relayed")
+    received(well, "x@well.test")
+    assert stalled.open
+    assert not any(one.answered for one in stalled.envelopes)
+    remotes.open_gate(gate)
+    until("all were received", lambda: len(stalled.envelopes) == 60)
+    assert stalled.most_open <= 5
 
 
-def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes) -> None:
+def test_concurrency_at_a_healthy_site_grows_to_twenty(remotes: Remotes, serve) -> None:
     gate = asyncio.Event()
     gate.set()
     mx = remotes.start("busy.test", gates={"DOT": gate})
-    with remotes.relay() as relay:
-        for number in range(20):
-            submit(relay, f"first{number}@busy.test")
-        until("concurrency has grown", lambda: len(mx.envelopes) == 20)
-        gate.clear()
-        mx.envelopes.clear()
-        threads = [
-            threading.Thread(target=submit, args=(relay, f"x{number}@busy.test"))
-            for number in range(40)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        until("twenty are open", lambda: len(mx.envelopes) == 20)
-        assert mx.open == mx.most_open == 20
-        remotes.open_gate(gate)
-        until("all were received", lambda: len(mx.envelopes) == 40)
-        assert mx.most_open == 20
-        assert sorted(address for one in mx.envelopes for address in one.addresses) == sorted(
-            f"x{number}@busy.test" for number in range(40)
-        )
+    relay = serve(remotes)
+    for number in range(20):
+        submit(relay, f"first{number}@busy.test")
+    until("concurrency has grown", lambda: len(mx.envelopes) == 20)
+    gate.clear()
+    mx.envelopes.clear()
+    threads = [
+        threading.Thread(target=submit, args=(relay, f"x{number}@busy.test"))
+        for number in range(40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until("twenty are open", lambda: len(mx.envelopes) == 20)
+    assert mx.open == mx.most_open == 20
+    remotes.open_gate(gate)
+    until("all were received", lambda: len(mx.envelopes) == 40)
+    assert mx.most_open == 20
+    assert sorted(address for one in mx.envelopes for address in one.addresses) == sorted(
+        f"x{number}@busy.test" for number in range(40)
+    )
 
 
 def test_the_next_mx_host_is_used_when_the_first_is_down(
@@ -227,19 +227,19 @@ def test_null_mx_and_unknown_domains_bounce(
     assert str(report.returned["subject"]) == domain
 
 
-def test_expired_mail_bounces(remotes: Remotes) -> None:
+def test_expired_mail_bounces(remotes: Remotes, serve) -> None:
     mx = remotes.start("never.test", replies={"RCPT": "450 4.2.1 not today"})
-    with remotes.relay(config={"delivery": {"expire_after": "2s", "retry": [0.3]}}) as relay:
-        identity = relay.send_mail(to=["x@never.test"], subject="too late")
-        (reported,) = relay.until_final(identity)["recipients"]
-        assert reported["state"] == "expired"
-        assert len(reported["attempts"]) > 1
-        report = report_about(relay, "x@never.test")
-        assert report.recipients["x@never.test"]["action"] == "failed"
-        assert re.fullmatch(r"4\.4\.7|5\.4\.7", report.recipients["x@never.test"]["status"])
-        assert "450 4.2.1 not today" in bytes(report.message).decode()
-        assert mx.envelopes == []
-        until("the report is settled", lambda: not relay.queue())
+    relay = serve(remotes, config={"delivery": {"expire_after": "2s", "retry": [0.3]}})
+    identity = relay.send_mail(to=["x@never.test"], subject="too late")
+    (reported,) = relay.until_final(identity)["recipients"]
+    assert reported["state"] == "expired"
+    assert len(reported["attempts"]) > 1
+    report = report_about(relay, "x@never.test")
+    assert report.recipients["x@never.test"]["action"] == "failed"
+    assert re.fullmatch(r"4\.4\.7|5\.4\.7", report.recipients["x@never.test"]["status"])
+    assert "450 4.2.1 not today" in bytes(report.message).decode()
+    assert mx.envelopes == []
+    until("the report is settled", lambda: not relay.queue())
 
 
 def test_the_relay_still_delivers(shared: tuple[Remotes, RelayProcess]) -> None:

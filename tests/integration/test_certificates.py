@@ -8,7 +8,6 @@ import signal
 import smtplib
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +81,15 @@ def issued(authority: Authority) -> tuple[Certificate, Certificate]:
 
 
 @pytest.fixture
-def served(authority, issued, tmp_path: Path) -> Iterator[Served]:
+def served(authority, issued, tmp_path: Path, serve) -> Served:
     tls = {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
     trusted = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"], "tls": tls}
     web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}
     config = {"smtp": [trusted, trusted | {"role": "submissions"}], "http": web}
     for source, target in ((issued[0].certificate, "certificate.pem"), (issued[0].key, "key.pem")):
         shutil.copy(source, tmp_path / target)
-    with RelayProcess(config=config) as relay:
-        yield Served(relay, authority, tmp_path)
+    relay = serve(config=config)
+    return Served(relay, authority, tmp_path)
 
 
 def test_a_certificate_is_replaced_under_200_open_sessions(served, issued) -> None:
@@ -201,7 +200,7 @@ def shown_for(relay: RelayProcess, listener: int, name: str) -> bytes | None:
             return session.getpeercert(binary_form=True)
 
 
-def test_the_name_that_a_client_asks_for_chooses(authority: Authority) -> None:
+def test_the_name_that_a_client_asks_for_chooses(authority: Authority, serve) -> None:
     """The first is for clients without a name or with an unknown one; a whole name wins over "*."."""
     first, wild = authority.issue("DNS:first.test"), authority.issue("DNS:*.wild.test")
     exact = authority.issue("DNS:mail.wild.test", "DNS:Other.test")
@@ -213,32 +212,32 @@ def test_the_name_that_a_client_asks_for_chooses(authority: Authority) -> None:
         "": first, "unknown.test": first, "wild.test": first, "a.b.wild.test": first,
         "a.wild.test": wild, "mail.wild.test": exact, "MAIL.Wild.test": exact, "other.test": exact,
     }  # fmt: skip
-    with RelayProcess(config=config) as relay:
-        for number in ALL:
-            for name, made in expected.items():
-                assert shown_for(relay, number, name) == der(made), (number, name)
-        with smtplib.SMTP(*relay.smtp_address(STARTTLS), timeout=20) as session:
-            session.ehlo()
-            assert session.mail("a@b.test")[0] == 530
-        new, added = authority.issue("DNS:new.wild.test"), authority.issue("DNS:added.test")
-        served = Served(relay, authority, relay.folder)
-        shutil.copy(new.certificate, wild.certificate)
-        shutil.copy(new.key, wild.key)
-        smtp = [one | {"tls": [*tables, table(added)]} for one in relay.config["smtp"]]
-        relay.write_config(relay.config | {"smtp": smtp})
-        lines = served.hang_up("reloaded")
-        assert "a restart is needed" not in lines
-        assert '"new_certificates":3' in lines
-        assert shown_for(relay, HTTPS, "new.wild.test") == der(new)
-        assert shown_for(relay, IMPLICIT, "added.test") == der(added)
-        assert shown_for(relay, STARTTLS, "a.wild.test") == der(first)
-        in_use, late = der(added), authority.issue("DNS:added.test", days=-1)
-        shutil.copy(late.certificate, added.certificate)
-        shutil.copy(late.key, added.key)
-        lines = served.hang_up("the previous configuration stays active")
-        assert "smtp[0].tls[3].certificate: found" in lines
-        assert "it expired on" in lines
-        assert shown_for(relay, IMPLICIT, "added.test") == in_use
+    relay = serve(config=config)
+    for number in ALL:
+        for name, made in expected.items():
+            assert shown_for(relay, number, name) == der(made), (number, name)
+    with smtplib.SMTP(*relay.smtp_address(STARTTLS), timeout=20) as session:
+        session.ehlo()
+        assert session.mail("a@b.test")[0] == 530
+    new, added = authority.issue("DNS:new.wild.test"), authority.issue("DNS:added.test")
+    served = Served(relay, authority, relay.folder)
+    shutil.copy(new.certificate, wild.certificate)
+    shutil.copy(new.key, wild.key)
+    smtp = [one | {"tls": [*tables, table(added)]} for one in relay.config["smtp"]]
+    relay.write_config(relay.config | {"smtp": smtp})
+    lines = served.hang_up("reloaded")
+    assert "a restart is needed" not in lines
+    assert '"new_certificates":3' in lines
+    assert shown_for(relay, HTTPS, "new.wild.test") == der(new)
+    assert shown_for(relay, IMPLICIT, "added.test") == der(added)
+    assert shown_for(relay, STARTTLS, "a.wild.test") == der(first)
+    in_use, late = der(added), authority.issue("DNS:added.test", days=-1)
+    shutil.copy(late.certificate, added.certificate)
+    shutil.copy(late.key, added.key)
+    lines = served.hang_up("the previous configuration stays active")
+    assert "smtp[0].tls[3].certificate: found" in lines
+    assert "it expired on" in lines
+    assert shown_for(relay, IMPLICIT, "added.test") == in_use
 
 
 def test_relay_send_with_a_token_uses_https_if_there_is_nothing_else(served, authority) -> None:

@@ -1,7 +1,6 @@
 """The wall clock of a running relay jumps by a day and back: nothing expires or is sent early."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from email import message_from_bytes
@@ -26,13 +25,12 @@ def wall(tmp_path: Path) -> WallClock:
 
 
 @pytest.fixture
-def relay(remotes: Remotes, wall: WallClock) -> Iterator[RelayProcess]:
+def relay(remotes: Remotes, wall: WallClock, serve) -> RelayProcess:
     """All times are shorter than a day, and longer than a test."""
     delivery = {"retry": ["1h"], "expire_after": "2h", "delay_warning_after": "1h"}
     config = {"delivery": delivery, "pickup": {"give_up_after": "1h"}, "spool": {"keep": "2h"}}
     remotes.start("a.test", rcpt={"later@a.test": ["451 4.2.0 not yet", "250 ok"]})
-    with remotes.relay(config=config, environment=wall.environment) as running:
-        yield running
+    return serve(remotes, config=config, environment=wall.environment)
 
 
 def goes_through(relay: RelayProcess, remotes: Remotes, wall: WallClock, name: str) -> None:

@@ -76,50 +76,50 @@ def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_t
     assert "Traceback" not in done.stderr
 
 
-def test_deferred_mail_is_listed_and_retried(remotes: Remotes) -> None:
+def test_deferred_mail_is_listed_and_retried(remotes: Remotes, serve) -> None:
     mx = remotes.start("a.test", rcpt={"later@a.test": ["450 4.2.1 not now", "250 2.1.5 Ok"]})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        queue_id = relay.submit("alice@example.test", ["later@a.test"])
-        relay.until_state(queue_id, "deferred")
-        (entry,) = relay.cli_json("queue", "list")
-        assert entry | {"due": "", "size": 0, "created": ""} == entry | {
-            "id": queue_id,
-            "sender": "alice@example.test",
-            "state": "deferred",
-            "attempts": 1,
-            "due": "",
-            "size": 0,
-            "created": "",
-        }
-        (recipient,) = entry["recipients"]
-        assert recipient["address"] == "later@a.test"
-        assert (recipient["state"], recipient["status"]) == ("deferred", "4.2.1")
-        assert "450 4.2.1 not now" in recipient["reply"]
-        for condition in (["--sender", "nobody*"], ["--domain", "b.test"], ["--state", "queued"]):
-            assert relay.cli_json("queue", "list", *condition) == []
-        waited = relay.cli("wait", queue_id, "--timeout", "0.1")
-        assert waited.returncode == TRY_LATER
-        assert "deferred" in waited.stderr
-        assert len(relay.cli_json("queue", "retry", "--all", "--dry-run")) == 1
-        assert mx.envelopes == []
-        assert len(relay.cli_json("queue", "retry", "--domain", "a.test")) == 1
-        assert relay.cli("wait", queue_id, "--state", "relayed").returncode == OK
-        received(mx, "later@a.test")
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    queue_id = relay.submit("alice@example.test", ["later@a.test"])
+    relay.until_state(queue_id, "deferred")
+    (entry,) = relay.cli_json("queue", "list")
+    assert entry | {"due": "", "size": 0, "created": ""} == entry | {
+        "id": queue_id,
+        "sender": "alice@example.test",
+        "state": "deferred",
+        "attempts": 1,
+        "due": "",
+        "size": 0,
+        "created": "",
+    }
+    (recipient,) = entry["recipients"]
+    assert recipient["address"] == "later@a.test"
+    assert (recipient["state"], recipient["status"]) == ("deferred", "4.2.1")
+    assert "450 4.2.1 not now" in recipient["reply"]
+    for condition in (["--sender", "nobody*"], ["--domain", "b.test"], ["--state", "queued"]):
+        assert relay.cli_json("queue", "list", *condition) == []
+    waited = relay.cli("wait", queue_id, "--timeout", "0.1")
+    assert waited.returncode == TRY_LATER
+    assert "deferred" in waited.stderr
+    assert len(relay.cli_json("queue", "retry", "--all", "--dry-run")) == 1
+    assert mx.envelopes == []
+    assert len(relay.cli_json("queue", "retry", "--domain", "a.test")) == 1
+    assert relay.cli("wait", queue_id, "--state", "relayed").returncode == OK
+    received(mx, "later@a.test")
 
 
-def test_without_a_daemon_commands_read_the_files(remotes: Remotes) -> None:
+def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> None:
     remotes.start("a.test", replies={"RCPT": "450 4.2.1 not now"})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        identity = relay.send_mail(to=["x@a.test"], subject="offline")
-        relay.until_state(identity, "deferred")
-        until("filed", lambda: not relay.pending_submissions())
-        running = relay.cli_json("trace", identity)
-        assert relay.stop() == OK
-        assert relay.cli_json("trace", identity) == running
-        assert [one["id"] for one in relay.cli_json("queue", "list")] == [running["id"]]
-        assert len(relay.cli_json("queue", "retry", running["id"])) == 1
-        assert relay.cli("wait", identity, "--timeout", "0.1").returncode == UNAVAILABLE
-        assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    identity = relay.send_mail(to=["x@a.test"], subject="offline")
+    relay.until_state(identity, "deferred")
+    until("filed", lambda: not relay.pending_submissions())
+    running = relay.cli_json("trace", identity)
+    assert relay.stop() == OK
+    assert relay.cli_json("trace", identity) == running
+    assert [one["id"] for one in relay.cli_json("queue", "list")] == [running["id"]]
+    assert len(relay.cli_json("queue", "retry", running["id"])) == 1
+    assert relay.cli("wait", identity, "--timeout", "0.1").returncode == UNAVAILABLE
+    assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
 
 
 def test_check_on_a_good_configuration(relay: RelayProcess) -> None:
@@ -139,22 +139,22 @@ def test_check_warns_on_stderr_and_succeeds(relay: RelayProcess) -> None:
     assert "warning" not in done.stdout
 
 
-def test_check_knows_the_ports_of_the_running_relay(remotes: Remotes) -> None:
-    with remotes.relay() as relay:
-        config = str(relay.client_config())  # with the ports that it took
-        before = sorted(relay.folder.rglob("*"))
+def test_check_knows_the_ports_of_the_running_relay(remotes: Remotes, serve) -> None:
+    relay = serve(remotes)
+    config = str(relay.client_config())  # with the ports that it took
+    before = sorted(relay.folder.rglob("*"))
+    done = relay.cli("check", "--config", config)
+    assert done.returncode == OK, done.stderr
+    assert relay.ready["smtp"][0] in done.stdout
+    assert sorted(relay.folder.rglob("*")) == before
+    address = relay.smtp_address()
+    assert relay.stop() == OK
+    with socket.create_server(address):
         done = relay.cli("check", "--config", config)
-        assert done.returncode == OK, done.stderr
-        assert relay.ready["smtp"][0] in done.stdout
-        assert sorted(relay.folder.rglob("*")) == before
-        address = relay.smtp_address()
-        assert relay.stop() == OK
-        with socket.create_server(address):
-            done = relay.cli("check", "--config", config)
-        assert done.returncode == CONFIGURATION
-        place = f"{config}:{line_of(config, 'listen', 2)}: smtp[0].listen: "
-        assert f'{place}found "{address[0]}:{address[1]}", expected a free address' in (done.stderr)
-        assert "relay check: 1 fault\n" in done.stderr
+    assert done.returncode == CONFIGURATION
+    place = f"{config}:{line_of(config, 'listen', 2)}: smtp[0].listen: "
+    assert f'{place}found "{address[0]}:{address[1]}", expected a free address' in (done.stderr)
+    assert "relay check: 1 fault\n" in done.stderr
 
 
 def line_of(file: str, key: str, turn: int) -> int:

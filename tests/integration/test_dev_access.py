@@ -5,12 +5,10 @@
 
 import base64
 import http.client
-from collections.abc import Iterator
 
 import pytest
 
-from relay.testing import Relay
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer
 from tests.support.ports import free_port
 from tests.support.relay_process import until
@@ -39,13 +37,13 @@ CALLS = (
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    yield from running_dev()
+def relay(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module")
-def private() -> Iterator[DevProcess]:
-    yield from running_dev("--private")
+def private(dev_module) -> DevProcess:
+    return dev_module("--no-demo", "--private")
 
 
 def ask(relay: DevProcess, method: str, path: str, body: bytes = b"", **fields: str) -> Answer:
@@ -148,14 +146,14 @@ def test_smtp_and_pages_are_as_before_with_private(private: DevProcess) -> None:
     assert ask(private, "GET", "/").status == 200
 
 
-def test_the_listener_for_metrics_is_guarded_too() -> None:
+def test_the_listener_for_metrics_is_guarded_too(kit) -> None:
     """The test kit may configure one; it has /relay/v1 as well."""
     at = f"127.0.0.1:{free_port()}"
-    with Relay(config={"observe": {"metrics": at}}):
-        for fields, status in (({}, 200), *((one, None) for one in FOREIGN)):
-            for token in ({}, {"Authorization": "Bearer alice"}):
-                connection = http.client.HTTPConnection(at, timeout=20)
-                connection.request("GET", LIST, headers={**fields, **token})
-                found = connection.getresponse().status
-                assert found == status if status else found in (403, 421), fields
-                connection.close()
+    kit(config={"observe": {"metrics": at}})
+    for fields, status in (({}, 200), *((one, None) for one in FOREIGN)):
+        for token in ({}, {"Authorization": "Bearer alice"}):
+            connection = http.client.HTTPConnection(at, timeout=20)
+            connection.request("GET", LIST, headers={**fields, **token})
+            found = connection.getresponse().status
+            assert found == status if status else found in (403, 421), fields
+            connection.close()

@@ -21,7 +21,7 @@ from relay.development.verbs.dev_options import PORTS
 from tests.support import relay_starts
 from tests.support.graph_client import message
 from tests.support.long_tests import sampled
-from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.relay_process import ROOT, until
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 CLOCK = "/relay/v1/dev/clock"
@@ -367,10 +367,10 @@ def test_the_errors_of_the_server_itself_have_its_time(shared: DevelopmentProces
     assert shown >= now.replace(microsecond=0)
 
 
-def test_a_service_has_no_such_path() -> None:
-    with RelayProcess() as relay:
-        for method in ("GET", "POST"):
-            answer = relay.graph(method, CLOCK, {"advance_s": 1} if method == "POST" else None)
-            assert answer.status == 404
-        shown = relay.cli("clock", "show")
-        assert (shown.returncode, "the relay is a service" in shown.stderr) == (69, True)
+def test_a_service_has_no_such_path(serve) -> None:
+    relay = serve()
+    for method in ("GET", "POST"):
+        answer = relay.graph(method, CLOCK, {"advance_s": 1} if method == "POST" else None)
+        assert answer.status == 404
+    shown = relay.cli("clock", "show")
+    assert (shown.returncode, "the relay is a service" in shown.stderr) == (69, True)

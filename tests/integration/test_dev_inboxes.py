@@ -1,12 +1,11 @@
 """The inboxes of a real development relay: captured mail is read as with Graph, by anyone."""
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer, message
 
 APP = "app@shop.test"
@@ -15,8 +14,8 @@ CAPTURED = "ann+tag@gmail.com"
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    yield from running_dev()
+def relay(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 def inbox(relay: DevProcess, address: str, query: str = "", *, token: str = "alice") -> Any:
@@ -146,17 +145,13 @@ def test_wait_ends_for_captured_mail(relay: DevProcess) -> None:
     assert "captured after 0 s, expected final" in final.stderr
 
 
-def test_the_mailboxes_are_known_after_a_restart() -> None:
-    relay = DevProcess("--no-demo")
-    try:
-        relay.start()
-        submit(relay, "kept@gmail.com", "still here")
-        assert relay.stop() in (0, 130)
-        relay.start()
-        assert [one["subject"] for one in inbox(relay, "kept@gmail.com")] == ["still here"]
-        assert relay.states("kept@gmail.com") == {"kept@gmail.com": "captured"}
-    finally:
-        relay.close()
+def test_the_mailboxes_are_known_after_a_restart(dev) -> None:
+    relay = dev("--no-demo")
+    submit(relay, "kept@gmail.com", "still here")
+    assert relay.stop() in (0, 130)
+    relay.start()
+    assert [one["subject"] for one in inbox(relay, "kept@gmail.com")] == ["still here"]
+    assert relay.states("kept@gmail.com") == {"kept@gmail.com": "captured"}
 
 
 @pytest.mark.parametrize("address", ['"a b/c"@gmail.com', "jörg@müller.test", "x" * 64 + "@y.test"])

@@ -3,14 +3,13 @@
 import random
 import re
 import smtplib
-from collections.abc import Iterator
 from email.message import EmailMessage
 from email.policy import SMTP
 from urllib.parse import quote
 
 import pytest
 
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
 
@@ -19,8 +18,8 @@ MAILBOXES = 300
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    yield from running_dev()
+def relay(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 def found(relay: DevProcess, text: str, *, is_all: bool = True) -> list[str]:
@@ -105,48 +104,48 @@ PARTS = (
 )  # fmt: skip
 
 
-def test_a_message_is_found_by_all_its_parts_until_it_is_gone() -> None:
-    with DevProcess("--no-demo") as relay:
-        to = ["bob@customer.test", "hidden@boss.test"]
-        key = relay.submit("bounce@envelope.test", to, rich("gnu"))
-        relay.submit("x@y.test", ["z@y.test"], b"Subject: other\r\n\r\nsame")
-        for part in PARTS:
-            assert len(found(relay, f'"{part}"')) == 1, part
-        assert len(found(relay, "gnu has:attachment to:boss")) == 1
-        assert found(relay, "gnu to:nobody") == found(relay, "same has:attachment") == []
-        relay.until_state(key, "there")
-        assert b"of all 2 messages" in relay.request("GET", "/?q=unicorn").body
-        relay.stop()
-        index = relay.folder / "search-index"
-        for content in (
-            index.read_bytes(),
-            b"damaged" * 9999,
-            None,
-        ):  # as it was, another one, none
-            relay.start()
-            assert len(found(relay, "gnu elks")) == len(found(relay, "same")) == 1
-            relay.stop()
-            index.unlink() if content is None else index.write_bytes(content)
-        index.mkdir()
-        relay.start()  # without an index
-        assert found(relay, "elk", is_all=False) == ["Überraschung gnu"]
-        assert b"of all" not in relay.request("GET", "/?q=unicorn").body
-        relay.stop()
-        index.rmdir()
+def test_a_message_is_found_by_all_its_parts_until_it_is_gone(dev) -> None:
+    relay = dev("--no-demo")
+    to = ["bob@customer.test", "hidden@boss.test"]
+    key = relay.submit("bounce@envelope.test", to, rich("gnu"))
+    relay.submit("x@y.test", ["z@y.test"], b"Subject: other\r\n\r\nsame")
+    for part in PARTS:
+        assert len(found(relay, f'"{part}"')) == 1, part
+    assert len(found(relay, "gnu has:attachment to:boss")) == 1
+    assert found(relay, "gnu to:nobody") == found(relay, "same has:attachment") == []
+    relay.until_state(key, "there")
+    assert b"of all 2 messages" in relay.request("GET", "/?q=unicorn").body
+    relay.stop()
+    index = relay.folder / "search-index"
+    for content in (
+        index.read_bytes(),
+        b"damaged" * 9999,
+        None,
+    ):  # as it was, another one, none
         relay.start()
-        assert len(found(relay, "same")) == 1
-        assert relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR).status == 200
-        assert found(relay, "same") == found(relay, "gnu") == []
-        relay.submit("x@y.test", ["z@y.test"], b"Subject: again\r\n\r\nsame")
-        assert found(relay, "same") == ["again"]
+        assert len(found(relay, "gnu elks")) == len(found(relay, "same")) == 1
+        relay.stop()
+        index.unlink() if content is None else index.write_bytes(content)
+    index.mkdir()
+    relay.start()  # without an index
+    assert found(relay, "elk", is_all=False) == ["Überraschung gnu"]
+    assert b"of all" not in relay.request("GET", "/?q=unicorn").body
+    relay.stop()
+    index.rmdir()
+    relay.start()
+    assert len(found(relay, "same")) == 1
+    assert relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR).status == 200
+    assert found(relay, "same") == found(relay, "gnu") == []
+    relay.submit("x@y.test", ["z@y.test"], b"Subject: again\r\n\r\nsame")
+    assert found(relay, "same") == ["again"]
 
 
-def test_what_goes_by_age_is_not_found_and_not_in_the_index() -> None:
-    with DevProcess("--no-demo", "--keep-messages=5") as relay:
-        for number in range(9):
-            relay.submit("x@y.test", ["z@y.test"], f"Subject: {number}\r\n\r\nsame".encode())
-        assert len(found(relay, "same")) == 9
-        relay.restart()  # retention begins at the start
-        until("old messages are gone", lambda: len(found(relay, "same")) <= 6)
-        kept = len(found(relay, "same"))
-        assert f"of all {kept} messages".encode() in relay.request("GET", "/?q=unicorn").body
+def test_what_goes_by_age_is_not_found_and_not_in_the_index(dev) -> None:
+    relay = dev("--no-demo", "--keep-messages=5")
+    for number in range(9):
+        relay.submit("x@y.test", ["z@y.test"], f"Subject: {number}\r\n\r\nsame".encode())
+    assert len(found(relay, "same")) == 9
+    relay.restart()  # retention begins at the start
+    until("old messages are gone", lambda: len(found(relay, "same")) <= 6)
+    kept = len(found(relay, "same"))
+    assert f"of all {kept} messages".encode() in relay.request("GET", "/?q=unicorn").body

@@ -27,10 +27,10 @@ def advance(relay: RelayProcess, seconds: float) -> None:
 
 
 @pytest.fixture
-def relay() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as running:
-        yield running
-        assert "Traceback" not in running.log
+def relay(dev) -> Iterator[DevProcess]:
+    running = dev("--no-demo")
+    yield running
+    assert "Traceback" not in running.log
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ def test_where_receivers_may_be(relay: DevProcess, receiver: Receiver) -> None:
         assert (answer.status, text in answer.message) == (400, True), answer.body
 
 
-def test_private_addresses_with_listen_all(receiver: Receiver) -> None:
-    with DevProcess("--no-demo", "--listen-all", "--token", "t" * 32) as relay:
-        body = {"resource": "users/alice@example.test/messages"}
-        answer = subscribe(relay, receiver, token="t" * 32, **body)
-        assert answer.status == 201
-        url = "http://1.1.1.1/"
-        answer = subscribe(relay, receiver, token="t" * 32, notificationUrl=url, **body)
-        assert "expected https, except to 127.0.0.0/8, ::1/128, 10.0.0.0/8" in answer.message
+def test_private_addresses_with_listen_all(receiver: Receiver, dev) -> None:
+    relay = dev("--no-demo", "--listen-all", "--token", "t" * 32)
+    body = {"resource": "users/alice@example.test/messages"}
+    answer = subscribe(relay, receiver, token="t" * 32, **body)
+    assert answer.status == 201
+    url = "http://1.1.1.1/"
+    answer = subscribe(relay, receiver, token="t" * 32, notificationUrl=url, **body)
+    assert "expected https, except to 127.0.0.0/8, ::1/128, 10.0.0.0/8" in answer.message
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -2,7 +2,6 @@
 
 import html
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,8 @@ OTHER_HOST = 'mx = [{ host = "mx2.enforce.test" }]\n'  # with the first one ther
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo", "--scenario", "tls") as relay:
-        yield relay
+def relay(dev_module) -> DevProcess:
+    return dev_module("--no-demo", "--scenario", "tls")
 
 
 def attempt_of(relay: DevProcess, domain: str, state: str) -> tuple[dict[str, Any], str]:

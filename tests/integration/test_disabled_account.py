@@ -23,10 +23,9 @@ def send(relay: RelayProcess, user: str, token: str) -> int:
 
 
 @pytest.fixture
-def relay():
+def relay(serve):
     config = {"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]}
-    with RelayProcess(config=config, accounts=[APP]) as relay:
-        yield relay
+    return serve(config=config, accounts=[APP])
 
 
 def test_a_disabled_account_only_gets_mail(relay: RelayProcess) -> None:

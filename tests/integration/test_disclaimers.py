@@ -38,9 +38,8 @@ def remote(remotes: Remotes) -> RemoteMx:
 
 
 @pytest.fixture(scope="module")
-def relay(remotes: Remotes, remote: RemoteMx) -> Iterator[RelayProcess]:
-    with remotes.relay(policies={"10-rules.toml": RULES}) as running:
-        yield running
+def relay(remotes: Remotes, remote: RemoteMx, serve_module) -> RelayProcess:
+    return serve_module(remotes, policies={"10-rules.toml": RULES})
 
 
 def arrived(remote: RemoteMx, address: str) -> EmailMessage:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from relay.testing import Relay
 from tests.support import relay_starts
 from tests.support.dkim import DkimKeys, foreign, named_keys, routing_of, signatures
 from tests.support.relay_config import account
@@ -456,16 +455,16 @@ def test_dead_letters_are_filed_as_they_are(signing: Signing) -> None:
 # -- relay dev
 
 
-def test_a_development_relay_signs_for_any_sender(keys: DkimKeys) -> None:
+def test_a_development_relay_signs_for_any_sender(keys: DkimKeys, kit) -> None:
     """A login may send from any address there."""
-    with Relay(config=keys.config) as relay:
-        for sender, signers in ((ALICE, keys.of_domain("example.test")), ("x@nokey.test", [])):
-            with smtplib.SMTP(*relay.smtp) as session:
-                session.login("shop", "any")
-                session.sendmail(sender, [BOB], letter(BOB, "hello", sender))
-            message = relay.mailbox(BOB).wait_for(subject="hello")
-            assert keys.verified(message.source) == signers == named_keys(message.journey)
-            relay.reset()
+    relay = kit(config=keys.config)
+    for sender, signers in ((ALICE, keys.of_domain("example.test")), ("x@nokey.test", [])):
+        with smtplib.SMTP(*relay.smtp) as session:
+            session.login("shop", "any")
+            session.sendmail(sender, [BOB], letter(BOB, "hello", sender))
+        message = relay.mailbox(BOB).wait_for(subject="hello")
+        assert keys.verified(message.source) == signers == named_keys(message.journey)
+        relay.reset()
 
 
 def test_a_rule_sets_the_sender_of_a_device_which_is_signed_and_gets_the_reports(

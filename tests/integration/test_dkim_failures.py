@@ -59,12 +59,11 @@ def remotes() -> Iterator[Remotes]:
 
 @pytest.fixture(scope="module")
 def relay(
-    remotes: Remotes, remote: RemoteMx, keys: DkimKeys, folder: Path
-) -> Iterator[RelayProcess]:
+    remotes: Remotes, remote: RemoteMx, keys: DkimKeys, folder: Path, serve_module
+) -> RelayProcess:
     (folder / "sitecustomize.py").write_text(FAILING.format(file=str(folder / "failing")))
     faulty = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    with remotes.relay(config=keys.config, environment=faulty) as running:
-        yield running
+    return serve_module(remotes, config=keys.config, environment=faulty)
 
 
 @pytest.fixture

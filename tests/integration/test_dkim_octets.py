@@ -53,12 +53,11 @@ def lmtp(remotes: Remotes, smtp: RemoteMx) -> RemoteMx:
 
 @pytest.fixture(scope="module")
 def relay(
-    remotes: Remotes, keys: DkimKeys, smtp: RemoteMx, lmtp: RemoteMx
-) -> Iterator[RelayProcess]:
+    remotes: Remotes, keys: DkimKeys, smtp: RemoteMx, lmtp: RemoteMx, serve_module
+) -> RelayProcess:
     by_lmtp = {"domain": "l.test", "next_hop": f"lmtp://{lmtp.host}:{lmtp.port}"}
     config = {"route": [by_lmtp, {"domain": "held.test", "next_hop": "hold"}]}
-    with remotes.relay(config=keys.config | config) as running:
-        yield running
+    return serve_module(remotes, config=keys.config | config)
 
 
 def source(relay: RelayProcess, key: str) -> bytes:
@@ -118,38 +117,38 @@ def test_mime_by_graph_without_a_final_line_end(
 
 
 def test_after_retries_a_kill_a_release_and_another_next_hop(
-    remotes: Remotes, keys: DkimKeys, tmp_path: Path
+    remotes: Remotes, keys: DkimKeys, tmp_path: Path, serve
 ) -> None:
     busy = remotes.start("busy.test", rcpt={"x@busy.test": LATER})
     other = remotes.start("other.test")
     config = keys.config | {"route": [{"domain": "held.test", "next_hop": "hold"}]}
     sent = {name: _HEADER + b"\r\n" + BODIES[name] for name in ("white-space", "large")}
     addresses = ["x@busy.test", "released@held.test", "rerouted@held.test"]
-    with remotes.relay(config=config) as relay:
-        signed = {}
-        for content in sent.values():
-            key = relay.submit(ALICE, addresses, content, mail_options=["BODY=8BITMIME"])
-            signed[key] = source(relay, key)
-            assert keys.verified(signed[key]) == keys.of_domain("example.test")
-        relay.restart()
-        until("it is tried again", lambda: busy.commands.count("RCPT TO:<x@busy.test>") > 5)
-        del busy.rcpt["x@busy.test"]
-        until("it arrives", lambda: len(busy.received("x@busy.test")) == 2)
-        done = relay.cli("backup", str(tmp_path / "copy"))
-        assert done.returncode == 0, done.stderr
-        relay.stop()
-        for name in ("state", "mail"):
-            shutil.rmtree(relay.folder / name)
-        done = relay.cli("restore", str(tmp_path / "copy"))
-        assert done.returncode == 0, done.stderr
-        relay.start()
-        assert [source(relay, key) for key in signed] == list(signed.values())
-        for key in signed:
-            relay.cli("queue", "reroute", key, "--to", f"smtp://{other.host}:{other.port}")
-        relay.cli("queue", "release", "--all")
-        until("all of it arrives", lambda: len(other.received("rerouted@held.test")) == 2)
-        expected = sorted(signed.values())
-        for host, address in ((busy, addresses[0]), (other, addresses[1]), (other, addresses[2])):
-            assert sorted(one.content for one in host.received(address)) == expected
-        assert [signatures(one) for one in expected] == [2, 2]
-        assert relay.faults() == []
+    relay = serve(remotes, config=config)
+    signed = {}
+    for content in sent.values():
+        key = relay.submit(ALICE, addresses, content, mail_options=["BODY=8BITMIME"])
+        signed[key] = source(relay, key)
+        assert keys.verified(signed[key]) == keys.of_domain("example.test")
+    relay.restart()
+    until("it is tried again", lambda: busy.commands.count("RCPT TO:<x@busy.test>") > 5)
+    del busy.rcpt["x@busy.test"]
+    until("it arrives", lambda: len(busy.received("x@busy.test")) == 2)
+    done = relay.cli("backup", str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+    relay.stop()
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name)
+    done = relay.cli("restore", str(tmp_path / "copy"))
+    assert done.returncode == 0, done.stderr
+    relay.start()
+    assert [source(relay, key) for key in signed] == list(signed.values())
+    for key in signed:
+        relay.cli("queue", "reroute", key, "--to", f"smtp://{other.host}:{other.port}")
+    relay.cli("queue", "release", "--all")
+    until("all of it arrives", lambda: len(other.received("rerouted@held.test")) == 2)
+    expected = sorted(signed.values())
+    for host, address in ((busy, addresses[0]), (other, addresses[1]), (other, addresses[2])):
+        assert sorted(one.content for one in host.received(address)) == expected
+    assert [signatures(one) for one in expected] == [2, 2]
+    assert relay.faults() == []

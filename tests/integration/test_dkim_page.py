@@ -128,21 +128,21 @@ def remotes() -> Iterator[Remotes]:
         yield remotes
 
 
-def test_the_steps_lead_to_mail_that_passes_dmarc(remotes: Remotes) -> None:
+def test_the_steps_lead_to_mail_that_passes_dmarc(remotes: Remotes, serve) -> None:
     last_day = str(datetime.now(UTC).date() + timedelta(days=30))
-    with remotes.relay(config=CONFIG) as relay:
-        administrator = Administrator(relay, remotes, last_day)
-        assert b"DKIM-Signature" not in administrator.sent()
-        assert list(administrator.follow("From no key to dmarc=pass")) == [None]
-        assert administrator.selectors_that_pass(administrator.received()) == ["s1"]
-        assert relay.cli("dns", DOMAIN).returncode == 0
+    relay = serve(remotes, config=CONFIG)
+    administrator = Administrator(relay, remotes, last_day)
+    assert b"DKIM-Signature" not in administrator.sent()
+    assert list(administrator.follow("From no key to dmarc=pass")) == [None]
+    assert administrator.selectors_that_pass(administrator.received()) == ["s1"]
+    assert relay.cli("dns", DOMAIN).returncode == 0
 
-        change = administrator.follow("Change a key")
-        next(change)
-        assert administrator.selectors_that_pass(administrator.sent()) == ["s1", "s2"]
-        administrator.end_first_key()
-        assert administrator.selectors_that_pass(administrator.sent()) == ["s2"]
-        assert list(change) == [None]
-        administrator.remove_record(f"s1._domainkey.{DOMAIN}")
-        assert administrator.selectors_that_pass(administrator.sent()) == ["s2"]
-        assert relay.faults() == []
+    change = administrator.follow("Change a key")
+    next(change)
+    assert administrator.selectors_that_pass(administrator.sent()) == ["s1", "s2"]
+    administrator.end_first_key()
+    assert administrator.selectors_that_pass(administrator.sent()) == ["s2"]
+    assert list(change) == [None]
+    administrator.remove_record(f"s1._domainkey.{DOMAIN}")
+    assert administrator.selectors_that_pass(administrator.sent()) == ["s2"]
+    assert relay.faults() == []

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from relay.base.clock import ID_LENGTH, Ids, time_us_of
-from tests.support.dev_process import DevProcess
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_process import ROOT, until
 
@@ -121,34 +120,34 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_print_what_the_page_shows(folder: Path, page: str) -> None:
+def test_commands_print_what_the_page_shows(folder: Path, page: str, dev) -> None:
     for name in ("bash", "curl", "jq"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
-    with DevProcess("--no-demo") as relay:
-        environment = {"PATH": os.environ["PATH"], "RELAY_CONFIG": str(relay.config_file)}
+    relay = dev("--no-demo")
+    environment = {"PATH": os.environ["PATH"], "RELAY_CONFIG": str(relay.config_file)}
 
-        def run(text: str) -> str:
-            for usual, name in PORTS.items():
-                text = re.sub(rf"\b{usual}\b", relay.ready[name][0].rpartition(":")[2], text)
-            done = subprocess.run(
-                ["bash", "-c", f"set -o pipefail\n{text}"], cwd=folder, env=environment,
-                capture_output=True, text=True, timeout=40, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-            return done.stdout
+    def run(text: str) -> str:
+        for usual, name in PORTS.items():
+            text = re.sub(rf"\b{usual}\b", relay.ready[name][0].rpartition(":")[2], text)
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail\n{text}"], cwd=folder, env=environment,
+            capture_output=True, text=True, timeout=40, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
-        found = steps(page)
-        assert len(found) >= 2
-        assignments = "".join(one.command for one in found if re.match("[A-Z]+=", one.command))
-        for step in found:
-            printed = [run(assignments + step.command)]
+    found = steps(page)
+    assert len(found) >= 2
+    assignments = "".join(one.command for one in found if re.match("[A-Z]+=", one.command))
+    for step in found:
+        printed = [run(assignments + step.command)]
 
-            def is_right(step: Step = step, printed: list[str] = printed) -> bool:
-                if step.repeatable and not step.prints(printed[-1]):
-                    printed.append(run(assignments + step.command))
-                return step.prints(printed[-1])
+        def is_right(step: Step = step, printed: list[str] = printed) -> bool:
+            if step.repeatable and not step.prints(printed[-1]):
+                printed.append(run(assignments + step.command))
+            return step.prints(printed[-1])
 
-            if step.repeatable:
-                until(f"{step.command} prints what the page shows", is_right, timeout_s=10)
-            assert is_right(), f"{step.command}\nprinted:\n{printed[-1]}\nexpected:\n{step.output}"
+        if step.repeatable:
+            until(f"{step.command} prints what the page shows", is_right, timeout_s=10)
+        assert is_right(), f"{step.command}\nprinted:\n{printed[-1]}\nexpected:\n{step.output}"

@@ -1,9 +1,6 @@
 """Domains beyond ASCII, from end to end: a client's form of them makes no difference."""
 
-from collections.abc import Iterator
 from urllib.parse import quote
-
-import pytest
 
 from tests.support.relay_process import OPERATOR, RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -15,12 +12,6 @@ RULES = {
     "10.toml": "[[rule]]\nname = 'no spam'\nwhen = { sender = '*@xn--tda.test', recipient = '*@*.bücher.test' }\n"
     "then = [ { reject = '5.7.1 no' } ]\n"
 }
-
-
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
 
 
 def refused(relay: RelayProcess, sender: str, recipient: str) -> str:

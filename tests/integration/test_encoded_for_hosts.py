@@ -150,20 +150,20 @@ def test_a_report_that_returns_8_bit_content_is_encoded(
 
 
 def test_without_its_key_it_is_sent_unsigned(
-    remotes: Remotes, hosts: dict[str, RemoteMx], keys: DkimKeys
+    remotes: Remotes, hosts: dict[str, RemoteMx], keys: DkimKeys, serve
 ) -> None:
     bare = hosts["bare.test"]
     bare.rcpt["later@bare.test"] = "451 4.3.2 come again"
-    with remotes.relay(config=keys.config) as relay:
-        key = relay.submit(ALICE, ["later@bare.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"])  # fmt: skip
-        until("it is tried", lambda: bare.commands.count("RCPT TO:<later@bare.test>") > 0)
-        relay.stop()
-        relay.write_config({name: one for name, one in relay.config.items() if name != "dkim"})
-        del bare.rcpt["later@bare.test"]
-        relay.start()
-        octets = received(bare, "later@bare.test").content
-        assert signatures(octets) == 0
-        assert octets.isascii()
-        source = relay.graph("GET", f"/relay/v1/messages/{key}/source", token=OPERATOR)
-        assert source.status != 200 or signatures(source.body) == 1
-        assert "encoded again, and not signed" in relay.log
+    relay = serve(remotes, config=keys.config)
+    key = relay.submit(ALICE, ["later@bare.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"])  # fmt: skip
+    until("it is tried", lambda: bare.commands.count("RCPT TO:<later@bare.test>") > 0)
+    relay.stop()
+    relay.write_config({name: one for name, one in relay.config.items() if name != "dkim"})
+    del bare.rcpt["later@bare.test"]
+    relay.start()
+    octets = received(bare, "later@bare.test").content
+    assert signatures(octets) == 0
+    assert octets.isascii()
+    source = relay.graph("GET", f"/relay/v1/messages/{key}/source", token=OPERATOR)
+    assert source.status != 200 or signatures(source.body) == 1
+    assert "encoded again, and not signed" in relay.log

@@ -30,7 +30,7 @@ async def read_until_quiet(relay: RelayProcess, after: str, **options: Any) -> l
     return found
 
 
-async def test_a_client_that_continues_gets_each_event_once_over_kills() -> None:
+async def test_a_client_that_continues_gets_each_event_once_over_kills(serve) -> None:
     choose = random.Random(3)
     found: list[ReceivedEvent] = []
     is_over = False
@@ -50,38 +50,38 @@ async def test_a_client_that_continues_gets_each_event_once_over_kills() -> None
         else:
             relay.submit("alice@example.test", ["carol@example.test"])
 
-    with RelayProcess() as relay:
-        follower = asyncio.create_task(follow(relay))
-        for number in range(KILLS + 1):
-            for _ in range(15):
-                await asyncio.to_thread(send, relay)
-            if number < KILLS:
-                await asyncio.to_thread(relay.restart)
-        await asyncio.to_thread(relay.until_final, "last")
-        await asyncio.to_thread(until, "all sent", lambda: not relay.pending_submissions())
-        is_over = True
-        follower.cancel()
-        with suppress(asyncio.CancelledError):
-            await follower
-        found += await read_until_quiet(relay, found[-1].id)
-        everything = await read_until_quiet(relay, "0")
-        assert {one.type for one in found} == {"message"}
-        assert len({one.id for one in found}) == len(found) > 100
-        assert sorted(map(key, found), key=str) == sorted(map(key, everything), key=str)
+    relay = serve()
+    follower = asyncio.create_task(follow(relay))
+    for number in range(KILLS + 1):
+        for _ in range(15):
+            await asyncio.to_thread(send, relay)
+        if number < KILLS:
+            await asyncio.to_thread(relay.restart)
+    await asyncio.to_thread(relay.until_final, "last")
+    await asyncio.to_thread(until, "all sent", lambda: not relay.pending_submissions())
+    is_over = True
+    follower.cancel()
+    with suppress(asyncio.CancelledError):
+        await follower
+    found += await read_until_quiet(relay, found[-1].id)
+    everything = await read_until_quiet(relay, "0")
+    assert {one.type for one in found} == {"message"}
+    assert len({one.id for one in found}) == len(found) > 100
+    assert sorted(map(key, found), key=str) == sorted(map(key, everything), key=str)
 
 
-async def test_a_stop_ends_the_streams_and_does_not_wait_for_clients() -> None:
-    with RelayProcess() as relay:
-        async with (
-            event_source(*relay.http) as source,
-            event_source(*relay.http, receive_bytes=4096),
-        ):
-            began_s = time.monotonic()
-            assert await asyncio.to_thread(relay.stop) == 0
-            assert time.monotonic() - began_s < 8
-            rest = await source.read_rest()
-            assert rest.endswith(b"0\r\n\r\n")
-        assert relay.faults() == []
+async def test_a_stop_ends_the_streams_and_does_not_wait_for_clients(serve) -> None:
+    relay = serve()
+    async with (
+        event_source(*relay.http) as source,
+        event_source(*relay.http, receive_bytes=4096),
+    ):
+        began_s = time.monotonic()
+        assert await asyncio.to_thread(relay.stop) == 0
+        assert time.monotonic() - began_s < 8
+        rest = await source.read_rest()
+        assert rest.endswith(b"0\r\n\r\n")
+    assert relay.faults() == []
 
 
 async def test_streams_are_no_reason_to_wait_and_continue_after_a_reset() -> None:

@@ -20,11 +20,11 @@ TAKEN = (250, b"2.0.0")
 
 
 @pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    with RelayProcess() as started:
-        started.submit("x@remote.test", ["alice@example.test"], b"Subject: before\r\n\r\nx\r\n")
-        until("delivered", lambda: started.subjects() == ["before"])
-        yield started
+def relay(serve) -> RelayProcess:
+    started = serve()
+    started.submit("x@remote.test", ["alice@example.test"], b"Subject: before\r\n\r\nx\r\n")
+    until("delivered", lambda: started.subjects() == ["before"])
+    return started
 
 
 @contextmanager

@@ -1,9 +1,5 @@
 """Mail that an alias forwards, between real hosts: its sender and author, reports of it, loops."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from tests.support.milter import ScriptedMilter, added, in_thread, packet
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -12,12 +8,6 @@ ANN = "ann@sender.test"
 OUTSIDE = "127.0.0.2"  # may not relay
 HELLO = b"From: ann@sender.test\r\nSubject: hello\r\n\r\nHello.\r\n"
 BOUNCE = b"From: MAILER-DAEMON@away.test\r\nSubject: Undeliverable: hello\r\n\r\nNobody here.\r\n"
-
-
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
 
 
 def refusal(relay: RelayProcess, sender: str, recipient: str, content: bytes = HELLO) -> str:

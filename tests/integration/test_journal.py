@@ -1,7 +1,6 @@
 """Journal reports and notices in a real relay: an archive that refuses them, and who learns of them."""
 
 import email
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,12 +10,6 @@ from tests.support.remotes import Remotes, received
 
 BOB = "bob@example.test"
 ARCHIVE = "journal@archive.test"
-
-
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
 
 
 def rules(journal: str) -> dict[str, str]:
@@ -32,45 +25,45 @@ then = [ {{ notify = {{ to = "carol@example.test", text = "Look." }} }} ]
     return {"10.toml": text}
 
 
-def test_an_archive_that_refuses_gets_its_report_later(remotes: Remotes) -> None:
+def test_an_archive_that_refuses_gets_its_report_later(remotes: Remotes, serve) -> None:
     host = remotes.start("archive.test", rcpt={ARCHIVE: ["550 5.1.1 no such user", "250 2.1.5 ok"]})
-    with remotes.relay(policies=rules(ARCHIVE)) as relay:
-        identity = relay.send_mail(subject="hello", to=[BOB])
-        assert relay.until_final(identity)["state"] == "delivered"
-        assert b"X-MS-Journal-Report:" in received(host, ARCHIVE).content
-        until("the queue is empty", lambda: not relay.queue())
-        seen = relay.journey(identity)
-        (routed,) = [one["detail"] for one in seen["steps"] if one["step"] == 5]
-        kept, told = routed["mails"]
-        assert (kept["kind"], kept["to"], kept["rules"]) == ("journal", ARCHIVE, ["kept"])
-        assert (told["kind"], told["to"]) == ("notify", "carol@example.test")
-        report = relay.journey(kept["queue_id"])
-        assert [one["outcome"] for one in report["recipients"][0]["attempts"]] == [
-            "deferred",
-            "relayed",
-        ]
-        assert relay.subjects("carol") == ["Notice: hello"]
-        assert relay.subjects("bob") == ["[K] hello"]
-        assert relay.subjects("alice") == []  # nothing is reported
-        for reports in ("journal", "notify"):
-            assert relay.metric("relay_reports_total", kind=reports) == 1
-        check_who_learns(relay, identity, kept["queue_id"])
-        assert relay.faults() == []
+    relay = serve(remotes, policies=rules(ARCHIVE))
+    identity = relay.send_mail(subject="hello", to=[BOB])
+    assert relay.until_final(identity)["state"] == "delivered"
+    assert b"X-MS-Journal-Report:" in received(host, ARCHIVE).content
+    until("the queue is empty", lambda: not relay.queue())
+    seen = relay.journey(identity)
+    (routed,) = [one["detail"] for one in seen["steps"] if one["step"] == 5]
+    kept, told = routed["mails"]
+    assert (kept["kind"], kept["to"], kept["rules"]) == ("journal", ARCHIVE, ["kept"])
+    assert (told["kind"], told["to"]) == ("notify", "carol@example.test")
+    report = relay.journey(kept["queue_id"])
+    assert [one["outcome"] for one in report["recipients"][0]["attempts"]] == [
+        "deferred",
+        "relayed",
+    ]
+    assert relay.subjects("carol") == ["Notice: hello"]
+    assert relay.subjects("bob") == ["[K] hello"]
+    assert relay.subjects("alice") == []  # nothing is reported
+    for reports in ("journal", "notify"):
+        assert relay.metric("relay_reports_total", kind=reports) == 1
+    check_who_learns(relay, identity, kept["queue_id"])
+    assert relay.faults() == []
 
 
-def test_the_report_of_a_large_message_has_it_octet_for_octet(remotes: Remotes) -> None:
+def test_the_report_of_a_large_message_has_it_octet_for_octet(remotes: Remotes, serve) -> None:
     body = b"Hello, \xfc.\r\n" + b"0123456789abcdef" * 60 + b"\r\n"
-    with remotes.relay(policies=rules("dave@example.test")) as relay:
-        relay.submit("x@b.test", [BOB], b"Subject: large\r\n\r\n" + body * 3000)
-        until("both are delivered", lambda: relay.maildir("dave") and relay.maildir("bob"))
-        (file,) = (relay.home("dave") / "new").iterdir()
-        report, (copy,) = file.read_bytes(), (relay.home("bob") / "new").iterdir()
-        boundary = email.message_from_bytes(report).get_boundary()
-        original = report.split(f"\r\n--{boundary}".encode())[2].partition(b"\r\n\r\n")[2]
-        delivered = copy.read_bytes().replace(b"Subject: [K] ", b"Subject: ")
-        assert original == delivered.split(b"Delivered-To: bob@example.test\r\n")[1]
-        assert len(original) > 2_000_000
-        assert relay.faults() == []
+    relay = serve(remotes, policies=rules("dave@example.test"))
+    relay.submit("x@b.test", [BOB], b"Subject: large\r\n\r\n" + body * 3000)
+    until("both are delivered", lambda: relay.maildir("dave") and relay.maildir("bob"))
+    (file,) = (relay.home("dave") / "new").iterdir()
+    report, (copy,) = file.read_bytes(), (relay.home("bob") / "new").iterdir()
+    boundary = email.message_from_bytes(report).get_boundary()
+    original = report.split(f"\r\n--{boundary}".encode())[2].partition(b"\r\n\r\n")[2]
+    delivered = copy.read_bytes().replace(b"Subject: [K] ", b"Subject: ")
+    assert original == delivered.split(b"Delivered-To: bob@example.test\r\n")[1]
+    assert len(original) > 2_000_000
+    assert relay.faults() == []
 
 
 def check_who_learns(relay: RelayProcess, identity: str, report: str) -> None:
@@ -92,23 +85,21 @@ def check_who_learns(relay: RelayProcess, identity: str, report: str) -> None:
 
 @pytest.mark.parametrize("journal", ["nobody@example.test", "x@refused.test"])
 def test_an_unknown_address_waits_and_its_report_goes_to_the_postmaster(
-    remotes: Remotes, journal: str
+    remotes: Remotes, journal: str, serve
 ) -> None:
     config = {
         "delivery": {"expire_after": "3s", "retry": [0.2]},
         "route": [{"domain": "refused.test", "next_hop": "reject:5.7.1 not there"}],
     }
-    with remotes.relay(policies=rules(journal), config=config) as relay:
-        queue_id = relay.submit("x@b.test", [BOB], b"Subject: hello\r\n\r\nx\r\n")
-        (waiting,) = until(
-            "it waits", lambda: [o for o in relay.queue() if o["state"] == "deferred"]
-        )
-        assert "550 5.1.1" in str(waiting)
-        assert waiting["sender"] == ""
-        letters = relay.folder / "state/dead-letter/new"
-        (letter,) = until("it is with the postmaster", lambda: list(letters.glob("*")))
-        assert b"X-MS-Journal-Report:" in letter.read_bytes()
-        until("the queue is empty", lambda: not relay.queue())
-        assert relay.states(queue_id) == {BOB: "delivered"}
-        assert relay.subjects("bob") == ["[K] hello"]
-        assert relay.faults() == []
+    relay = serve(remotes, policies=rules(journal), config=config)
+    queue_id = relay.submit("x@b.test", [BOB], b"Subject: hello\r\n\r\nx\r\n")
+    (waiting,) = until("it waits", lambda: [o for o in relay.queue() if o["state"] == "deferred"])
+    assert "550 5.1.1" in str(waiting)
+    assert waiting["sender"] == ""
+    letters = relay.folder / "state/dead-letter/new"
+    (letter,) = until("it is with the postmaster", lambda: list(letters.glob("*")))
+    assert b"X-MS-Journal-Report:" in letter.read_bytes()
+    until("the queue is empty", lambda: not relay.queue())
+    assert relay.states(queue_id) == {BOB: "delivered"}
+    assert relay.subjects("bob") == ["[K] hello"]
+    assert relay.faults() == []

@@ -147,21 +147,18 @@ def faults_of_reloads(relay: RelayProcess) -> list[str]:
     return [one["fault"] for one in lines if one["event"] == "not reloaded"]
 
 
-def test_a_start_with_a_bad_key_file_exits_with_78_and_names_it(remotes, tmp_path):
+def test_a_start_with_a_bad_key_file_exits_with_78_and_names_it(remotes, tmp_path, serve):
     [key] = keys_in(tmp_path, "s1").config["dkim"]
     Path(key["key"]).chmod(0o604)
-    relay = remotes.relay(config={"dkim": [key]})
-    try:
-        relay.start(wait=False)
-        assert relay.wait_end() == 78
-        line = relay.config_file.read_text().splitlines().index(f'key = "{key["key"]}"') + 1
-        expected = "expected one with which others cannot read it (chmod o-rwx)"
-        place = f"{relay.config_file}:{line}: dkim[0].key: {key['key']}"
-        assert relay.log == f"{place}: found mode 0604, {expected}\n"
-        checked = relay.cli("check")
-        assert (checked.returncode, relay.log.strip() in checked.stderr) == (78, True)
-    finally:
-        relay.close()
+    relay = serve(remotes, config={"dkim": [key]}, start=False)
+    relay.start(wait=False)
+    assert relay.wait_end() == 78
+    line = relay.config_file.read_text().splitlines().index(f'key = "{key["key"]}"') + 1
+    expected = "expected one with which others cannot read it (chmod o-rwx)"
+    place = f"{relay.config_file}:{line}: dkim[0].key: {key['key']}"
+    assert relay.log == f"{place}: found mode 0604, {expected}\n"
+    checked = relay.cli("check")
+    assert (checked.returncode, relay.log.strip() in checked.stderr) == (78, True)
 
 
 def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(remotes, tmp_path):

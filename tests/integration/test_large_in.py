@@ -86,27 +86,27 @@ def from_pickup(relay: RelayProcess) -> socket.socket:
 
 @pytest.mark.parametrize("connect", sampled([from_outside, from_pickup]))
 def test_a_large_message_is_received_without_loading_it_into_memory(
-    remotes: Remotes, connect, tmp_path: Path
+    remotes: Remotes, connect, tmp_path: Path, serve
 ) -> None:
     """Signing it reads it once more."""
     remote = remotes.start("a.test")
     keys = DkimKeys.made(tmp_path, {("example.test", "rsa"): "rsa"})
-    with remotes.relay(config=keys.config, policies={"10-rules.toml": RULES}) as relay:
-        relay.until_final(relay.submit("alice@example.test", ["bob@example.test", "x@a.test"]))
-        idle_bytes = most_memory_bytes(relay)
-        files = relay.folder / "state/spool.sqlite-content"
-        said = upload(connect(relay), ["bob@example.test", "y@a.test"], b"--q--\r\n")
-        assert said.startswith("250 2.0.0 ")
-        relay.until_final(said.rpartition(" ")[2])
-        came = received(remote, "y@a.test").content
-        header, _, body = came.partition(b"\r\n\r\n")
-        assert hashlib.sha256(body).hexdigest() == hash_of(b"--q--\r\n")
-        assert b"Subject: [LARGE] large\r\n" in header
-        signed = base64.b64encode(bytes.fromhex(hash_of(b"--q--\r\n")))
-        assert b"bh=" + signed in header  # the simple body hash (RFC 6376 3.4.3)
-        assert relay.subjects("bob") == ["hello", "large"]
-        refused = upload(connect(relay), ["bob@example.test"], PROGRAM)
-        assert refused.startswith("550 5.7.1 " if connect is from_outside else "250 ")
-        until("no file is left", lambda: list(files.iterdir()) == [])
-        assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
-        assert relay.faults() == []
+    relay = serve(remotes, config=keys.config, policies={"10-rules.toml": RULES})
+    relay.until_final(relay.submit("alice@example.test", ["bob@example.test", "x@a.test"]))
+    idle_bytes = most_memory_bytes(relay)
+    files = relay.folder / "state/spool.sqlite-content"
+    said = upload(connect(relay), ["bob@example.test", "y@a.test"], b"--q--\r\n")
+    assert said.startswith("250 2.0.0 ")
+    relay.until_final(said.rpartition(" ")[2])
+    came = received(remote, "y@a.test").content
+    header, _, body = came.partition(b"\r\n\r\n")
+    assert hashlib.sha256(body).hexdigest() == hash_of(b"--q--\r\n")
+    assert b"Subject: [LARGE] large\r\n" in header
+    signed = base64.b64encode(bytes.fromhex(hash_of(b"--q--\r\n")))
+    assert b"bh=" + signed in header  # the simple body hash (RFC 6376 3.4.3)
+    assert relay.subjects("bob") == ["hello", "large"]
+    refused = upload(connect(relay), ["bob@example.test"], PROGRAM)
+    assert refused.startswith("550 5.7.1 " if connect is from_outside else "250 ")
+    until("no file is left", lambda: list(files.iterdir()) == [])
+    assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
+    assert relay.faults() == []

@@ -26,7 +26,7 @@ def forget_the_most(relay: RelayProcess) -> None:
     Path(f"/proc/{relay.process.pid}/clear_refs").write_text("5")
 
 
-def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes) -> None:
+def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes, serve) -> None:
     octets = random.Random(3).randbytes(FILE_BYTES)
     attachment = {
         "@odata.type": "#microsoft.graph.fileAttachment",
@@ -42,35 +42,35 @@ def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes) -> None:
     expected = hashlib.sha256(octets).digest()
     body = json.dumps({"message": message}).encode()
     good = remotes.start("a.test")
-    with remotes.relay() as relay:
-        relay.send_mail(to=["bob@example.test"], subject="small: what is loaded is loaded")
-        until("it is sent", lambda: relay.subjects("bob") == ["small: what is loaded is loaded"])
-        idle_bytes = memory_bytes(relay, "VmRSS")
-        grown = {}
+    relay = serve(remotes)
+    relay.send_mail(to=["bob@example.test"], subject="small: what is loaded is loaded")
+    until("it is sent", lambda: relay.subjects("bob") == ["small: what is loaded is loaded"])
+    idle_bytes = memory_bytes(relay, "VmRSS")
+    grown = {}
 
-        def measured(step: str) -> None:
-            grown[step] = round((memory_bytes(relay, "VmHWM") - idle_bytes) / len(body), 1)
-            forget_the_most(relay)
-
+    def measured(step: str) -> None:
+        grown[step] = round((memory_bytes(relay, "VmHWM") - idle_bytes) / len(body), 1)
         forget_the_most(relay)
-        answer = relay.graph("POST", "/me/messages", body=json.dumps(message).encode())
-        assert answer.status == 201
-        draft = answer.json()
-        measured("created")
-        answer = relay.graph("PATCH", f"/me/messages/{draft['id']}", {"subject": "changed"})
-        assert answer.status == 200
-        measured("changed")
-        assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
-        relay.until_final(draft["id"])
-        measured("sent")
-        answer = relay.graph("POST", "/me/sendMail", body=body.replace(b"x@a.test", b"y@a.test"))
-        assert answer.status == 202
-        relay.until_final(answer.headers["x-relay-message-id"])
-        measured("sent at once")
-        assert max(grown.values()) < TIMES_THE_BODY_MAX, grown
-        print(grown)
-        for address in ("x@a.test", "y@a.test"):
-            _, _, part = received(good, address).content.partition(b"large.bin")
-            coded, _, _ = part.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
-            assert hashlib.sha256(base64.b64decode(coded)).digest() == expected
-        assert relay.faults() == []
+
+    forget_the_most(relay)
+    answer = relay.graph("POST", "/me/messages", body=json.dumps(message).encode())
+    assert answer.status == 201
+    draft = answer.json()
+    measured("created")
+    answer = relay.graph("PATCH", f"/me/messages/{draft['id']}", {"subject": "changed"})
+    assert answer.status == 200
+    measured("changed")
+    assert relay.graph("POST", f"/me/messages/{draft['id']}/send").status == 202
+    relay.until_final(draft["id"])
+    measured("sent")
+    answer = relay.graph("POST", "/me/sendMail", body=body.replace(b"x@a.test", b"y@a.test"))
+    assert answer.status == 202
+    relay.until_final(answer.headers["x-relay-message-id"])
+    measured("sent at once")
+    assert max(grown.values()) < TIMES_THE_BODY_MAX, grown
+    print(grown)
+    for address in ("x@a.test", "y@a.test"):
+        _, _, part = received(good, address).content.partition(b"large.bin")
+        coded, _, _ = part.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
+        assert hashlib.sha256(base64.b64decode(coded)).digest() == expected
+    assert relay.faults() == []

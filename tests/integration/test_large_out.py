@@ -36,7 +36,7 @@ async def put_into_spool(
 
 @long
 def test_a_large_message_is_relayed_without_loading_it_into_memory(
-    remotes: Remotes, tmp_path: Path
+    remotes: Remotes, tmp_path: Path, serve
 ) -> None:
     octets = HEADER + b"\r\n" + LINE * (BODY_BYTES // len(LINE))
     path = tmp_path / "body"
@@ -44,30 +44,28 @@ def test_a_large_message_is_relayed_without_loading_it_into_memory(
     content = LargeContent(HEADER, (FileOctets(path, 0, path.stat().st_size),), eight_bit=False)
     good = remotes.start("a.test")
     remotes.start("b.test", replies={"DOT": "552 5.3.4 too large"})
-    with remotes.relay() as relay:
-        idle_bytes = most_memory_bytes(relay)
-        relay.stop()
-        hops = {"x@a.test": "mx:a.test", "y@b.test": "mx:b.test", "bob@example.test": "local"}
-        queue_id = asyncio.run(put_into_spool(relay, content, hops))
-        relay.start()
-        relay.until_final(queue_id)
-        assert relay.states(queue_id) == {
-            "x@a.test": "relayed", "y@b.test": "failed", "bob@example.test": "delivered",
-        }  # fmt: skip
-        expected = hashlib.sha256(octets).hexdigest()
-        assert hashlib.sha256(received(good, "x@a.test").content).hexdigest() == expected
-        home = relay.folder / "mail/example.test/bob"
-        [delivered] = [*home.glob("new/*"), *home.glob("cur/*")]
-        assert f",S={delivered.stat().st_size}" in delivered.name
-        with delivered.open("rb") as file:
-            file.seek(delivered.stat().st_size - len(octets))
-            assert hashlib.file_digest(file, "sha256").hexdigest() == expected
-        until("the report is there", lambda: relay.subjects() == ["Undeliverable: large"])
-        [report] = relay.maildir()
-        assert [part.get_content_type() for part in report.get_payload()][2:] == [
-            "text/rfc822-headers"
-        ]
-        assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
-        assert relay.faults() == []
-        files = relay.folder / "state/spool.sqlite-content"
-        until("the spool let go of the body", lambda: not list(files.iterdir()))
+    relay = serve(remotes)
+    idle_bytes = most_memory_bytes(relay)
+    relay.stop()
+    hops = {"x@a.test": "mx:a.test", "y@b.test": "mx:b.test", "bob@example.test": "local"}
+    queue_id = asyncio.run(put_into_spool(relay, content, hops))
+    relay.start()
+    relay.until_final(queue_id)
+    assert relay.states(queue_id) == {
+        "x@a.test": "relayed", "y@b.test": "failed", "bob@example.test": "delivered",
+    }  # fmt: skip
+    expected = hashlib.sha256(octets).hexdigest()
+    assert hashlib.sha256(received(good, "x@a.test").content).hexdigest() == expected
+    home = relay.folder / "mail/example.test/bob"
+    [delivered] = [*home.glob("new/*"), *home.glob("cur/*")]
+    assert f",S={delivered.stat().st_size}" in delivered.name
+    with delivered.open("rb") as file:
+        file.seek(delivered.stat().st_size - len(octets))
+        assert hashlib.file_digest(file, "sha256").hexdigest() == expected
+    until("the report is there", lambda: relay.subjects() == ["Undeliverable: large"])
+    [report] = relay.maildir()
+    assert [part.get_content_type() for part in report.get_payload()][2:] == ["text/rfc822-headers"]
+    assert most_memory_bytes(relay) - idle_bytes < GROWTH_BYTES_MAX
+    assert relay.faults() == []
+    files = relay.folder / "state/spool.sqlite-content"
+    until("the spool let go of the body", lambda: not list(files.iterdir()))

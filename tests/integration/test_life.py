@@ -154,30 +154,30 @@ def test_a_mail_store_in_use_prevents_the_start(relay: RelayProcess, remotes: Re
 
 
 # -- how it stops
-def test_sigterm_finishes_open_sessions_and_deliveries(remotes: Remotes) -> None:
+def test_sigterm_finishes_open_sessions_and_deliveries(remotes: Remotes, serve) -> None:
     gate = asyncio.Event()
     mx = remotes.start("a.test", gates={"DOT": gate})
-    with remotes.relay() as relay:
-        relay.submit("alice@example.test", ["x@a.test"])
-        until("its content was received", lambda: mx.envelopes)
-        with closing(relay.smtp()) as session:  # without QUIT: it may have its 421 by then
-            session.ehlo()
-            session.mail("alice@example.test")
-            session.rcpt("bob@example.test")
-            assert relay.process is not None
-            relay.process.send_signal(signal.SIGTERM)
-            until("it no longer listens", lambda: not listens(relay))
-            assert session.data(b"Subject: late\r\n\r\nx\r\n")[0] == 250
-        remotes.open_gate(gate)
-        assert relay.wait_end() == 0
-        assert relay.faults() == []
-        relay.start()
-        until("delivered", lambda: relay.subjects("bob") == ["late"])
-        relay.until_final("x@a.test")
-        received(mx, "x@a.test")
-        assert [
-            one["outcome"] for one in relay.journey("x@a.test")["recipients"][0]["attempts"]
-        ] == ["relayed"]
+    relay = serve(remotes)
+    relay.submit("alice@example.test", ["x@a.test"])
+    until("its content was received", lambda: mx.envelopes)
+    with closing(relay.smtp()) as session:  # without QUIT: it may have its 421 by then
+        session.ehlo()
+        session.mail("alice@example.test")
+        session.rcpt("bob@example.test")
+        assert relay.process is not None
+        relay.process.send_signal(signal.SIGTERM)
+        until("it no longer listens", lambda: not listens(relay))
+        assert session.data(b"Subject: late\r\n\r\nx\r\n")[0] == 250
+    remotes.open_gate(gate)
+    assert relay.wait_end() == 0
+    assert relay.faults() == []
+    relay.start()
+    until("delivered", lambda: relay.subjects("bob") == ["late"])
+    relay.until_final("x@a.test")
+    received(mx, "x@a.test")
+    assert [one["outcome"] for one in relay.journey("x@a.test")["recipients"][0]["attempts"]] == [
+        "relayed"
+    ]
 
 
 def listens(relay: RelayProcess) -> bool:
@@ -188,47 +188,47 @@ def listens(relay: RelayProcess) -> bool:
         return False
 
 
-def test_sigterm_ends_stalled_deliveries_after_the_grace_period(remotes: Remotes) -> None:
+def test_sigterm_ends_stalled_deliveries_after_the_grace_period(remotes: Remotes, serve) -> None:
     mx = remotes.start("a.test", gates={"MAIL": asyncio.Event()})
-    with remotes.relay(config={"delivery": {"shutdown_grace": "1s"}}) as relay:
-        identity = relay.send_mail(to=["x@a.test"])
-        until("it is being delivered", lambda: mx.open)
-        began = time.monotonic()
-        assert relay.stop() == 0
-        assert time.monotonic() - began < 6
-        assert not (relay.folder / "ready.json").exists()
-        mx.gates = {}
-        relay.start()
-        relay.until_final(identity)
-        received(mx, "x@a.test")
+    relay = serve(remotes, config={"delivery": {"shutdown_grace": "1s"}})
+    identity = relay.send_mail(to=["x@a.test"])
+    until("it is being delivered", lambda: mx.open)
+    began = time.monotonic()
+    assert relay.stop() == 0
+    assert time.monotonic() - began < 6
+    assert not (relay.folder / "ready.json").exists()
+    mx.gates = {}
+    relay.start()
+    relay.until_final(identity)
+    received(mx, "x@a.test")
 
 
-def test_sigterm_under_load_loses_no_message(remotes: Remotes) -> None:
+def test_sigterm_under_load_loses_no_message(remotes: Remotes, serve) -> None:
     mx = remotes.start("a.test")
     accepted: list[str] = []
-    with remotes.relay() as relay:
+    relay = serve(remotes)
 
-        def submit(client: int) -> None:
-            try:
-                for number in range(10_000):
-                    address = f"x{client}-{number}@a.test"
-                    relay.submit("alice@example.test", [address])
-                    accepted.append(address)
-            except (AssertionError, OSError):
-                return
+    def submit(client: int) -> None:
+        try:
+            for number in range(10_000):
+                address = f"x{client}-{number}@a.test"
+                relay.submit("alice@example.test", [address])
+                accepted.append(address)
+        except (AssertionError, OSError):
+            return
 
-        threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
-        for thread in threads:
-            thread.start()
-        until("40 messages are accepted", lambda: len(accepted) > 40)
-        assert relay.stop() == 0
-        for thread in threads:
-            thread.join()
-        relay.start()
-        until("the queue is empty", lambda: not relay.queue())
-        came = [address for one in mx.envelopes for address in one.addresses]
-        assert set(accepted) <= set(came)
-        assert len(came) == len(set(came)), "a clean stop delivers nothing twice"
+    threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
+    for thread in threads:
+        thread.start()
+    until("40 messages are accepted", lambda: len(accepted) > 40)
+    assert relay.stop() == 0
+    for thread in threads:
+        thread.join()
+    relay.start()
+    until("the queue is empty", lambda: not relay.queue())
+    came = [address for one in mx.envelopes for address in one.addresses]
+    assert set(accepted) <= set(came)
+    assert len(came) == len(set(came)), "a clean stop delivers nothing twice"
 
 
 # -- the development relay

@@ -1,13 +1,12 @@
 """Reports of `relay dev` as rows of the list, waits for them, and what a wait in vain answers."""
 
 import smtplib
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 
 APP = "noreply@myapp.io"
 LIST = "/relay/v1/messages"
@@ -15,8 +14,8 @@ GOOD, BAD, LATE = "ann@customer.example", "bob+550@customer.example", "joe+451@c
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[DevProcess]:
-    yield from running_dev()
+def started(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture

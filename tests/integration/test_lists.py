@@ -1,7 +1,7 @@
 """Lists over HTTP: each filter, order and search against the plainest code there is, and pages while mail comes in."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -151,36 +151,36 @@ def draft(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def mailbox() -> Iterator[Mailbox]:
-    with RelayProcess() as relay:
-        for number in range(DELIVERED):
-            relay.submit("someone@a.test", ["dave@example.test"], delivered(number))
-        for number in range(DRAFTS):
-            answer = relay.graph("POST", "/me/messages", draft(number), token="dave")
-            assert answer.status == 201, answer.body
-        archive = relay.folder / "mail/example.test/dave/.Archive/cur"
-        for number in range(FOREIGN):
-            path = archive / f"17000000{number:02}.M1P2.laptop:2,{'S' * (number % 2)}"
-            path.write_bytes(
-                b"From: Old <old@b.test>\nTo: dave@example.test\nSubject: old %d\n"
-                b"Date: Mon, 26 Feb 2024 10:00:%02d +0000\n\nKept text.\n" % (number, number)
-            )
-            day_s = FIRST_DAY.timestamp() + number * 86_400
-            os.utime(path, (day_s, day_s))
-        path = archive / "1700000099.M1P2.laptop:2,S"
-        path.write_bytes(b"From: Old <old@b.test>\nSubject: at half past\n\nKept text.\n")
-        os.utime(path, (HALF_PAST_S, HALF_PAST_S))
-        total = DELIVERED + DRAFTS + FOREIGN + 1
+def mailbox(serve_module) -> Mailbox:
+    relay = serve_module()
+    for number in range(DELIVERED):
+        relay.submit("someone@a.test", ["dave@example.test"], delivered(number))
+    for number in range(DRAFTS):
+        answer = relay.graph("POST", "/me/messages", draft(number), token="dave")
+        assert answer.status == 201, answer.body
+    archive = relay.folder / "mail/example.test/dave/.Archive/cur"
+    for number in range(FOREIGN):
+        path = archive / f"17000000{number:02}.M1P2.laptop:2,{'S' * (number % 2)}"
+        path.write_bytes(
+            b"From: Old <old@b.test>\nTo: dave@example.test\nSubject: old %d\n"
+            b"Date: Mon, 26 Feb 2024 10:00:%02d +0000\n\nKept text.\n" % (number, number)
+        )
+        day_s = FIRST_DAY.timestamp() + number * 86_400
+        os.utime(path, (day_s, day_s))
+    path = archive / "1700000099.M1P2.laptop:2,S"
+    path.write_bytes(b"From: Old <old@b.test>\nSubject: at half past\n\nKept text.\n")
+    os.utime(path, (HALF_PAST_S, HALF_PAST_S))
+    total = DELIVERED + DRAFTS + FOREIGN + 1
 
-        def everything() -> list[dict[str, Any]]:
-            answer = relay.graph("GET", "/me/messages?$top=1000", token="dave")
-            found = list(answer.json()["value"])
-            return found if len(found) >= total else []
+    def everything() -> list[dict[str, Any]]:
+        answer = relay.graph("GET", "/me/messages?$top=1000", token="dave")
+        found = list(answer.json()["value"])
+        return found if len(found) >= total else []
 
-        shown = until("all are listed", everything)
-        assert len(shown) == total
-        facts = {one["id"]: facts_of_json(one, attachments=attachments(one)) for one in shown}
-        yield Mailbox(relay, {one["id"]: one for one in shown}, facts)
+    shown = until("all are listed", everything)
+    assert len(shown) == total
+    facts = {one["id"]: facts_of_json(one, attachments=attachments(one)) for one in shown}
+    return Mailbox(relay, {one["id"]: one for one in shown}, facts)
 
 
 def attachments(shown: dict[str, Any]) -> list[str]:

@@ -1,39 +1,94 @@
 """`relay dev` as a process of its own, in a folder of its own, and what a test asks it.
 
-    with DevProcess() as relay:
-        relay.submit("app@example.test", ["someone@gmail.com"])
+    def test_it_is_captured(dev) -> None:
+        dev("--no-demo").send_captured("someone@gmail.com", b"Subject: x\r\n\r\nx\r\n")
 
-Every port is a free one. The demonstration has ended when start() returns.
+The fixtures `dev`, and `dev_module` for the relay of a module, start it and close it. Every port is a
+free one. The demonstration has ended when the relay is started.
 """
 
+import re
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
-from relay.development.verbs.dev_options import PORTS
+import pytest
+
+from relay.development.verbs import dev_options
+from tests.support import relay_starts
 from tests.support.graph_client import Answer
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
+
+PORTS = tuple(f"--{name}=127.0.0.1:0" for name in dev_options.PORTS)
+_TRACE = (
+    "strace",
+    "-D",
+    "-f",
+    "-qq",
+    "--seccomp-bpf",
+    "-e",
+    "trace=connect,sendto,sendmsg,sendmmsg",
+)
+_SOCKADDR = re.compile(
+    r"sa_family=(?P<family>AF_\w+)"
+    r"(?:.*?(?:inet_addr|inet_pton)\((?:AF_INET6, )?\"(?P<address>[^\"]+)\")?"
+)
+_FAMILIES = {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_UNSPEC"}
 
 
 class DevProcess(RelayProcess):
     """One development relay. The token OPERATOR stands for that of its ready file."""
 
-    def __init__(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
-        """`options` are further ones of `relay dev`."""
+    def __init__(
+        self,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        ports: Sequence[str] = PORTS,
+        own_dir: bool = True,
+        traced: bool = False,
+    ) -> None:
+        """`options` are further ones of `relay dev`. Its directory is its folder; without `own_dir`
+        the one that it chooses, below. With `traced` it runs below strace.
+        """
+        if traced and shutil.which("strace") is None:
+            pytest.skip("strace is not installed")
         self.folder = Path(tempfile.mkdtemp(prefix="relay-dev-"))
         self.config_file = self.folder / "relay.toml"
         self.process = None
         self.ready = {}
-        self._environment = dict(environment or {})
-        self._options = options
+        self._environment = {"TMPDIR": str(self.folder)} | dict(environment or {})
+        self._traced = traced
+        self._words = [*ports, *options]
+        if own_dir:
+            self._words += ["--dir", str(self.folder)]
+
+    def start(self, *, crash_at: str = "", wait: bool = True) -> Self:
+        super().start(crash_at=crash_at, wait=wait)
+        if self.ready:
+            self.config_file = Path(self.ready["dir"]) / "relay.toml"
+        return self
 
     def _start_command(self) -> list[str]:
-        ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
-        command = self._command("dev", "--dir", str(self.folder), *ports, *self._options)
-        return [one for one in command if one not in ("--config", str(self.config_file))]
+        tracer = [*_TRACE, "-o", str(self.folder / "trace")] if self._traced else []
+        return [*tracer, *relay_starts.RELAY, "dev", *self._words]
+
+    def stop_and_see_hosts(self) -> set[str]:
+        """The IPv4 addresses that a traced relay named until its end; all others are on loopback."""
+        assert self.stop() == 0
+        lines = (self.folder / "trace").read_text().splitlines()
+        seen = {
+            (one["family"], one["address"] or "") for one in map(_SOCKADDR.search, lines) if one
+        }
+        hosts = {address for family, address in seen if family == "AF_INET"}
+        assert {one for one in hosts if not one.startswith("127.")} == set()
+        assert {address for family, address in seen if family == "AF_INET6"} <= {"::1"}
+        assert {family for family, _ in seen} <= _FAMILIES
+        return hosts
 
     def mailbox_of(self, address: str) -> Path:
         """The Maildir of an address."""
@@ -62,6 +117,26 @@ class DevProcess(RelayProcess):
             return found if len(found) >= count else []
 
         return until(f"{count} messages for {address}", messages)
+
+    def inbox(self, token: str) -> list[str]:
+        """The subjects in somebody's inbox."""
+        return [one["subject"] for one in self.messages("inbox", token=token)]
+
+    def send(self, sender: str, recipient: str, subject: str) -> None:
+        with self.smtp() as session:
+            session.sendmail(sender, [recipient], f"Subject: {subject}\n\nx")
+
+    def send_captured(self, recipient: str, content: bytes) -> str:
+        """Send a message to a recipient whose mail is captured; return its queue id once it is."""
+        key = self.submit("app@example.test", [recipient], content)
+        self.until_state(key, "captured")
+        return key
+
+
+def run_dev(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run `relay dev` in a folder; it is expected to end by itself."""
+    variables = relay_starts.environment(folder) | {"TMPDIR": str(folder)}
+    return relay_starts.run([*relay_starts.RELAY, "dev", *PORTS, *words], cwd=folder, env=variables)
 
 
 def running_dev(*options: str) -> Iterator[DevProcess]:

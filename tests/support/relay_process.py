@@ -1,8 +1,10 @@
 """`relay serve` as a process of its own, in a folder of its own, and what a test asks it.
 
-    with RelayProcess(dns=dns.address, mx_port=port, policies={"10-a.toml": "..."}) as relay:
-        identity = relay.send_mail(to=["carol@a.test"], subject="hello")
-        relay.until_final(identity)
+    def test_mail_arrives(serve, remotes) -> None:
+        a, relay = remotes.start("a.test"), serve(remotes, policies={"10-a.toml": "..."})
+        relay.until_final(relay.send_mail(to=["carol@a.test"], subject="hello"))
+
+The fixtures `serve`, and `serve_module` for the relay of a module, start it and close it.
 
 Every port is a free one that the relay took itself; the environment is scrubbed; the process is
 ended by its pid and its folder removed, whatever the test did; the log is shown with a failure.
@@ -23,10 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+import httpx
 
 from relay.base.socket_address import Address
 from tests.support import relay_starts
@@ -40,6 +45,9 @@ from tests.support.relay_config import (
     configuration,
     to_toml,
 )
+
+if TYPE_CHECKING:
+    from tests.support.remotes import Remotes
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +78,7 @@ class RelayProcess:
 
     def __init__(
         self,
+        remotes: "Remotes | None" = None,
         *,
         dns: Address | None = None,
         mx_port: int = 25,
@@ -78,7 +87,11 @@ class RelayProcess:
         accounts: Sequence[Mapping[str, Any]] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`config` changes the one below key by key; `accounts` come on top of the usual ones."""
+        """Take the DNS server and the port of `remotes`, if given. `config` changes the one below key
+        by key; `accounts` come on top of the usual ones.
+        """
+        if remotes is not None:
+            dns, mx_port = remotes.dns.address, remotes.port or mx_port
         self.folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
         self.config_file = self.folder / "relay.toml"
         self.process: relay_starts.Started | None = None
@@ -215,6 +228,15 @@ class RelayProcess:
         return "\n".join(self.log.splitlines()[-_LOG_LINES:])
 
     # -- HTTP
+    @property
+    def url(self) -> str:
+        """The URL of its pages and of its API, without a path."""
+        return f"http://{self.ready['http'][0]}"
+
+    def get(self, path: str, token: str = "alice", **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.get(self.url + path, headers=headers, trust_env=False, **more)
+
     @property
     def http(self) -> tuple[str, int]:
         """Host and port."""
@@ -424,3 +446,16 @@ def _expect(code: int, reply: tuple[int, bytes]) -> str:
     text = reply[1].decode("utf-8", "replace")
     assert reply[0] == code, f"expected {code}, found {reply[0]} {text}"
     return text
+
+
+@contextmanager
+def several(kind: Callable[..., RelayProcess]) -> "Iterator[Callable[..., Any]]":
+    """Yield a function that makes a relay and, unless start=False, starts it; close all at the end."""
+    with ExitStack() as stack:
+
+        def made(*words: Any, start: bool = True, **options: Any) -> RelayProcess:
+            relay = kind(*words, **options)
+            stack.callback(relay.close)
+            return relay.start() if start else relay
+
+        yield made

@@ -2,7 +2,7 @@
 
     with Remotes() as remotes:
         a = remotes.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 no such user"})
-        with remotes.relay() as relay: ...
+        with RelayProcess(remotes) as relay: ...
 
 All listen at the same port, since delivery.port is one; gates are set by open_gate() only. Raises
 OSError when no port is free at every address.
@@ -57,7 +57,7 @@ class Remotes:
 
     def relay(self, **options: Any) -> RelayProcess:
         """A relay, not started yet, that asks this DNS server and delivers to these hosts."""
-        return RelayProcess(dns=self.dns.address, mx_port=self.port or 25, **options)
+        return RelayProcess(self, **options)
 
     def gate(self) -> asyncio.Event:
         """A gate for RemoteMx(gates=...), closed."""
