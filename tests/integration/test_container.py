@@ -17,7 +17,6 @@ from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import PORTS, PREFIX, check_together
 from relay.operation.cli.root import cli
 from tests.support.relay_process import ROOT, until
-from tests.support.running_dev import relay_dev
 
 FILE = ROOT / "Containerfile"
 PAGE = ROOT / "docs/development.md"
@@ -111,16 +110,16 @@ def test_its_command_line_and_variables_are_understood() -> None:
     assert options["listen_all"]
 
 
-def test_the_health_check_sees_whether_it_runs() -> None:
+def test_the_health_check_sees_whether_it_runs(dev) -> None:
     words = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
     assert words[0] == "python"
     text = words[-1]
-    with relay_dev("--no-demo") as running:
-        port = running.ready["http"][0].rpartition(":")[2]
-        code = text.replace(":8025/", f":{port}/")
-        assert code != text
-        check = [sys.executable, *words[1:-1], code]
-        assert subprocess.run(check, timeout=20, check=False).returncode == 0
+    running = dev("--no-demo")
+    code = text.replace(":8025/", f":{running.http[1]}/")
+    assert code != text
+    check = [sys.executable, *words[1:-1], code]
+    assert subprocess.run(check, timeout=20, check=False).returncode == 0
+    running.stop()
     ended = subprocess.run(check, timeout=20, check=False, stderr=subprocess.DEVNULL)
     assert ended.returncode != 0
 

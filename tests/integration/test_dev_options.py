@@ -8,8 +8,6 @@ import signal
 import smtplib
 import socket
 import ssl
-import tempfile
-from collections.abc import Iterator
 from email.header import Header
 from email.message import EmailMessage
 from pathlib import Path
@@ -20,15 +18,8 @@ import pytest
 from relay.development.verbs import dev_options
 from relay.development.verbs.dev_options import OPTIONAL
 from tests.support import relay_starts
+from tests.support.dev_process import PORTS, DevProcess, run_dev
 from tests.support.relay_process import ROOT, until
-from tests.support.running_dev import (
-    PORTS,
-    RunningDev,
-    environment,
-    relay_command,
-    relay_dev,
-    run,
-)
 
 REJECTING = """
 [[rule]]
@@ -39,99 +30,95 @@ then = [ {{ reject = "5.7.1 not here" }} ]
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev() as running:
-        yield running
+def relay(dev_module) -> DevProcess:
+    return dev_module(own_dir=False)
 
 
-def test_the_demonstration_leaves_nothing(dev: RunningDev) -> None:
-    assert "one message, seven steps" in dev.output
+def test_the_demonstration_leaves_nothing(relay: DevProcess) -> None:
+    assert "one message, seven steps" in relay.log
     for name in ("alice", "bob"):
-        assert dev.get("/v1.0/me/messages", name).json()["value"] == []
-    assert dev.get("/relay/v1/messages", dev.ready["token"]).json()["messages"] == []
-    assert dev.get("/relay/v1/queue", dev.ready["token"]).json() == []
-    folders = [one.name for one in Path(dev.ready["dir"]).parent.glob("relay-dev-*")]
+        assert relay.get("/v1.0/me/messages", name).json()["value"] == []
+    assert relay.get("/relay/v1/messages", relay.ready["token"]).json()["messages"] == []
+    assert relay.queue() == []
+    folders = [one.name for one in Path(relay.ready["dir"]).parent.glob("relay-dev-*")]
     assert folders == [f"relay-dev-{os.getuid()}"], "the relay of the demonstration is gone"
 
 
-def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path) -> None:
+def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path, dev) -> None:
     kept = tmp_path / "kept"
-    with relay_dev("--no-demo", "--dir", str(kept)) as running:
-        running.send("app@example.test", "bob@example.test", "one")
-        words = [*relay_starts.RELAY, "trace", "last"]
-        found = relay_starts.run(words, cwd=running.folder, env=environment(running.folder))
-        assert '"one"' in found.stdout, found.stderr
-        assert "--config" not in running.output
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(20) == 0
-        assert running.output.endswith(f"relay dev: stopping; {kept} is kept\n")
+    running = dev("--no-demo", "--dir", str(kept), own_dir=False)
+    running.send("app@example.test", "bob@example.test", "one")
+    words = [*relay_starts.RELAY, "trace", "last"]
+    found = relay_starts.run(words, cwd=running.folder, env=running.environment)
+    assert '"one"' in found.stdout, found.stderr
+    assert "--config" not in running.log
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    assert running.log.endswith(f"relay dev: stopping; {kept} is kept\n")
 
 
-def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it() -> None:
-    with tempfile.TemporaryDirectory(prefix="relay-ctrl-c-") as name:
-        home = Path(name)
-        ready, output = home / "ready.json", home / "output"
-        words = [*relay_starts.RELAY, "dev", *PORTS, "--no-demo", "--ready-file", str(ready)]
-        with output.open("wb") as out:
-            process = relay_starts.start(words, cwd=home, env=environment(home), stderr=out)
-        until("it is ready", lambda: ready.exists() or process.poll() is not None)
-        left = Path(json.loads(ready.read_text())["dir"])
-        host, port = json.loads(ready.read_text())["smtp"][0].rsplit(":", 1)
-        with smtplib.SMTP(host, int(port)) as session:
-            session.sendmail("a@b.test", ["x@c.test"], "Subject: kept\n\nx")
-            session.mail("a@b.test")  # may end while the relay stops
-            # the first ones come at once, as from a terminal and from a parent process
-            until("the end", lambda: process.send_signal(signal.SIGINT) or process.poll() == 130)
-        assert output.read_text() == (
-            f"relay dev: stopping; {left} is removed\n"
-            f"relay dev: ended at once; {left} stays as it is: relay dev --dir {left} continues "
-            "with it; without --dir, the next one may remove it\n"
+def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it(dev) -> None:
+    first = dev("--no-demo", own_dir=False)
+    left = first.ready["dir"]
+    with first.smtp() as session:
+        session.sendmail("a@b.test", ["x@c.test"], "Subject: kept\n\nx")
+        session.mail("a@b.test")  # may end while the relay stops
+        # the first ones come at once, as from a terminal and from a parent process
+        until(
+            "the end",
+            lambda: first.process.send_signal(signal.SIGINT) or first.process.poll() == 130,
         )
-        with relay_dev("--no-demo", "--dir", str(left)) as running:
-            assert '"kept"' in relay_command(running, "log").stdout
+    assert first.log.endswith(
+        f"relay dev: stopping; {left} is removed\n"
+        f"relay dev: ended at once; {left} stays as it is: relay dev --dir {left} continues "
+        "with it; without --dir, the next one may remove it\n"
+    )
+    assert '"kept"' in dev("--no-demo", "--dir", left, own_dir=False).cli("log").stdout
 
 
-def test_it_runs_without_what_macos_does_not_have(tmp_path: Path) -> None:
+def test_it_runs_without_what_macos_does_not_have(tmp_path: Path, dev) -> None:
     path = os.pathsep.join((str(ROOT / "tests/support/macos"), str(ROOT)))
-    with relay_dev(PYTHONPATH=path, XDG_DATA_HOME=str(tmp_path)) as running:
-        running.send("app@example.test", "bob@example.test", "one")
-        until("bob has it", lambda: running.inbox("bob") == ["one"])
-        running.send("app@example.test", "bob@example.test", "two")
-        until("bob has both", lambda: sorted(running.inbox("bob")) == ["one", "two"])
-        running.send_captured("ann@customer.example", b"Subject: x\r\n\r\nx\r\n")
-        running.send("alice@example.test", "joe+550@gmail.com", "three")  # by a simulated host
-        until("alice has the bounce", lambda: "Undeliverable: three" in running.inbox("alice"))
+    running = dev(PYTHONPATH=path, XDG_DATA_HOME=str(tmp_path))
+    running.send("app@example.test", "bob@example.test", "one")
+    until("bob has it", lambda: running.inbox("bob") == ["one"])
+    running.send("app@example.test", "bob@example.test", "two")
+    until("bob has both", lambda: sorted(running.inbox("bob")) == ["one", "two"])
+    running.send_captured("ann@customer.example", b"Subject: x\r\n\r\nx\r\n")
+    running.send("alice@example.test", "joe+550@gmail.com", "three")  # by a simulated host
+    until("alice has the bounce", lambda: "Undeliverable: three" in running.inbox("alice"))
 
 
-def test_the_address_of_the_pages_is_printed_first(dev: RunningDev) -> None:
-    assert dev.output.splitlines()[1] == f"  Pages      {dev.ready['pages']}"
-    with urlopen(dev.ready["pages"]) as page:
+def test_the_address_of_the_pages_is_printed_first(relay: DevProcess) -> None:
+    assert relay.log.splitlines()[1] == f"  Pages      {relay.ready['pages']}"
+    with urlopen(relay.ready["pages"]) as page:
         assert b"<title>Messages" in page.read()
 
 
-def test_smtp_has_tls_on_ports_of_its_own_with_the_development_certificate(dev: RunningDev) -> None:
-    trust = ssl.create_default_context(cafile=dev.ready["ca"])
+def test_smtp_has_tls_on_ports_of_its_own_with_the_development_certificate(
+    relay: DevProcess,
+) -> None:
+    trust = ssl.create_default_context(cafile=relay.ready["ca"])
 
     def port(name: str) -> int:
-        return int(dev.ready[name][0].rpartition(":")[2])
+        return int(relay.ready[name][0].rpartition(":")[2])
 
-    assert f", 127.0.0.1:{port('submission')} (STARTTLS), " in dev.output
-    with smtplib.SMTP("localhost", dev.smtp[1]) as session:
+    assert f", 127.0.0.1:{port('submission')} (STARTTLS), " in relay.log
+    with smtplib.SMTP("localhost", relay.smtp_address()[1]) as session:
         session.login("any", "password")
         assert not session.has_extn("starttls")
     with smtplib.SMTP("localhost", port("submission")) as session:
         session.starttls(context=trust)
         session.sendmail("shop@example.test", ["bob@example.test"], "Subject: 1\n\nx")
-    until("bob has it", lambda: dev.inbox("bob") == ["1"])
+    until("bob has it", lambda: relay.inbox("bob") == ["1"])
     with smtplib.SMTP_SSL("localhost", port("submissions"), context=trust) as session:
         session.login("apikey", "SG.x")
         session.sendmail("shop@example.test", ["bob@example.test"], "Subject: 2\n\nx")
-    until("bob has it", lambda: sorted(dev.inbox("bob")) == ["1", "2"])
-    shown = relay_command(dev, "trace", "last")
+    until("bob has it", lambda: sorted(relay.inbox("bob")) == ["1", "2"])
+    shown = relay.cli("trace", "last")
     assert "login apikey@example.test" in shown.stdout
 
 
-def test_default_ports_of_tls_in_use_are_left_out() -> None:
+def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
     with contextlib.ExitStack() as held:
         for name in OPTIONAL:
             taken = held.enter_context(socket.socket())
@@ -139,42 +126,42 @@ def test_default_ports_of_tls_in_use_are_left_out() -> None:
                 taken.bind(("127.0.0.1", dev_options.PORTS[name]))
                 taken.listen()
         ports = [one for one in PORTS if one.partition("=")[0].strip("-") not in OPTIONAL]
-        with relay_dev("--no-demo", ports=ports) as running:
-            assert [running.ready[name] for name in OPTIONAL] == [[], [], []]
-            for name, lacking in OPTIONAL.items():
-                line = re.compile(
-                    rf"relay dev: cannot listen on 127\.0\.0\.1:{dev_options.PORTS[name]}: Address "
-                    r"already in use by (another program|.+ \(pid \d+\)); "
-                    rf"no {lacking}; --{name} HOST:PORT names another port\n"
-                )
-                assert len(line.findall(running.output)) == 1
-            assert "https://" not in running.output
-            with smtplib.SMTP(*running.smtp) as session:
-                assert session.noop()[0] == 250
+        running = dev("--no-demo", ports=ports)
+    assert [running.ready[name] for name in OPTIONAL] == [[], [], []]
+    for name, lacking in OPTIONAL.items():
+        line = re.compile(
+            rf"relay dev: cannot listen on 127\.0\.0\.1:{dev_options.PORTS[name]}: Address "
+            r"already in use by (another program|.+ \(pid \d+\)); "
+            rf"no {lacking}; --{name} HOST:PORT names another port\n"
+        )
+        assert len(line.findall(running.log)) == 1
+    assert "https://" not in running.log
+    with running.smtp() as session:
+        assert session.noop()[0] == 250
 
 
-def test_what_was_refused_is_a_line_of_the_terminal(dev: RunningDev) -> None:
+def test_what_was_refused_is_a_line_of_the_terminal(relay: DevProcess) -> None:
     message = EmailMessage()
     message["From"], message["To"] = "app@example.test", "ann@customer.example"
     message["Subject"] = "Setup program"
     message.set_content("Just run it.")
     message.add_attachment(b"MZ", maintype="application", subtype="x", filename="setup.exe")
-    with smtplib.SMTP(*dev.smtp) as session, pytest.raises(smtplib.SMTPDataError):
+    with relay.smtp() as session, pytest.raises(smtplib.SMTPDataError):
         session.send_message(message)
     line = (
         'refused 550 5.7.1 app@example.test -> ann@customer.example "Setup program"'
         ' (rule "no executables": Attachments that run as programs are not accepted; s'
         "hare the file in another way)"
     )
-    until("the line", lambda: dev.output.splitlines().count(line) == 1)
-    (one,) = dev.get("/relay/v1/refused?address=app@example.test").json()["refused"]
+    until("the line", lambda: relay.log.splitlines().count(line) == 1)
+    (one,) = relay.get("/relay/v1/refused?address=app@example.test").json()["refused"]
     assert (one["rule"], one["subject"]) == ("no executables", "Setup program")
 
 
-def test_each_message_is_a_line_of_the_terminal(dev: RunningDev) -> None:
+def test_each_message_is_a_line_of_the_terminal(relay: DevProcess) -> None:
     subject = Header("Reset \x1b]0;x\x07\u202e " + "a" * 60, "utf-8").encode(maxlinelen=0)
     recipients = [f"{one}@customer.example" for one in "abcdefg"]
-    with smtplib.SMTP(*dev.smtp) as session:
+    with relay.smtp() as session:
         session.sendmail("app@b.test", recipients, f"Subject: {subject}\n\nx")
         session.sendmail("app@b.test", ["x+550@b.test"], "Subject: no\n\nx")
     named = ", ".join(recipients[:5])
@@ -183,49 +170,47 @@ def test_each_message_is_a_line_of_the_terminal(dev: RunningDev) -> None:
         '  failed     app@b.test -> x+550@b.test  "no"  550 5.1.1 No such user',
     ):
         line = re.compile(rf"20\S{{8}} \S{{8}}Z  \w{{16}}{re.escape(text)}( \(test recipient.+)?")
-        until(text, lambda line=line: [*filter(line.fullmatch, dev.output.splitlines())])
-    assert dev.output.count("app@b.test -> ") <= 4, "queued is shown if it lasts"
+        until(text, lambda line=line: [*filter(line.fullmatch, relay.log.splitlines())])
+    assert relay.log.count("app@b.test -> ") <= 4, "queued is shown if it lasts"
 
 
-def test_no_demo_shows_none_and_the_ready_file_is_private() -> None:
-    with relay_dev(RELAY_DEV_NO_DEMO="1", RELAY_DEV_NO_SUCH="1") as running:
-        assert "seven steps" not in running.output
-        assert "RELAY_DEV_NO_SUCH is ignored" in running.output
-        assert Path(running.ready["dir"]).is_dir()
-        [ready] = Path(running.ready["dir"]).parent.glob("ready.json*")
-        assert ready.stat().st_mode & 0o777 == 0o600
+def test_no_demo_shows_none_and_the_ready_file_is_private(dev) -> None:
+    running = dev(RELAY_DEV_NO_DEMO="1", RELAY_DEV_NO_SUCH="1")
+    assert "seven steps" not in running.log
+    assert "RELAY_DEV_NO_SUCH is ignored" in running.log
+    assert Path(running.ready["dir"]).is_dir()
+    assert (running.folder / "ready.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_domains_are_local_and_the_first_is_that_of_alice() -> None:
-    with relay_dev("--no-demo", "--domain", "corp.test", "--domain", "other.test") as running:
-        assert running.get("/v1.0/me").json()["mail"] == "alice@corp.test"
-        running.send("app@corp.test", "alice@corp.test", "to the first")
-        until("alice has it", lambda: running.inbox("alice") == ["to the first"])
-        running.send("app@corp.test", "x@example.test", "to another")
-        token = running.ready["token"]
-        until(
-            "the mail for another domain is captured",
-            lambda: (
-                [one["next_hop"] for one in running.get("/relay/v1/queue", token).json()]
-                == ["capture"]
-            ),
-        )
+def test_domains_are_local_and_the_first_is_that_of_alice(dev) -> None:
+    running = dev("--no-demo", "--domain", "corp.test", "--domain", "other.test")
+    assert running.get("/v1.0/me").json()["mail"] == "alice@corp.test"
+    running.send("app@corp.test", "alice@corp.test", "to the first")
+    until("alice has it", lambda: running.inbox("alice") == ["to the first"])
+    running.send("app@corp.test", "x@example.test", "to another")
+    token = running.ready["token"]
+    until(
+        "the mail for another domain is captured",
+        lambda: (
+            [one["next_hop"] for one in running.get("/relay/v1/queue", token).json()] == ["capture"]
+        ),
+    )
 
 
-def test_strict_users_rejects_mail_for_others() -> None:
-    with relay_dev("--no-demo", "--strict-users") as running:
-        running.send("a@b.test", "alice@example.test", "for alice")
-        until("alice has it", lambda: running.inbox("alice") == ["for alice"])
-        with pytest.raises(smtplib.SMTPRecipientsRefused, match=r"5\.1\.1"):
-            running.send("a@b.test", "carol@example.test", "for nobody")
-        with smtplib.SMTP(*running.smtp) as session:
-            session.login("alice", "any")
-        refused = pytest.raises(smtplib.SMTPAuthenticationError, match=r"carol@example\.test is no")
-        with smtplib.SMTP(*running.smtp) as session, refused:
-            session.login("carol", "any")
+def test_strict_users_rejects_mail_for_others(dev) -> None:
+    running = dev("--no-demo", "--strict-users")
+    running.send("a@b.test", "alice@example.test", "for alice")
+    until("alice has it", lambda: running.inbox("alice") == ["for alice"])
+    with pytest.raises(smtplib.SMTPRecipientsRefused, match=r"5\.1\.1"):
+        running.send("a@b.test", "carol@example.test", "for nobody")
+    with running.smtp() as session:
+        session.login("alice", "any")
+    refused = pytest.raises(smtplib.SMTPAuthenticationError, match=r"carol@example\.test is no")
+    with running.smtp() as session, refused:
+        session.login("carol", "any")
 
 
-def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path) -> None:
+def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path, dev) -> None:
     rules = tmp_path / "10-mine.toml"
     rules.write_text(REJECTING.format(name="one", subject="one"))
 
@@ -236,42 +221,42 @@ def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path) -> Non
             return b"5.7.1 not here" in bytes(error.smtp_error)
         return False
 
-    with relay_dev("--no-demo", "--rules", str(tmp_path)) as running:
-        assert (is_rejected("one"), is_rejected("two")) == (True, False)
-        rules.write_text("[[rule]]\nnames = 1\n")
-        until("the fault is shown", lambda: f"{rules}:2: " in running.output)
-        assert "the rules before this change stay in force" in running.output
-        assert is_rejected("one")
-        rules.write_text(REJECTING.format(name="two", subject="two"))
-        until("it is loaded", lambda: "1 rule in force" in running.output)
-        assert (is_rejected("one"), is_rejected("two")) == (False, True)
-        rules.unlink()
-        until("none are left", lambda: "0 rules in force" in running.output)
+    running = dev("--no-demo", "--rules", str(tmp_path))
+    assert (is_rejected("one"), is_rejected("two")) == (True, False)
+    rules.write_text("[[rule]]\nnames = 1\n")
+    until("the fault is shown", lambda: f"{rules}:2: " in running.log)
+    assert "the rules before this change stay in force" in running.log
+    assert is_rejected("one")
+    rules.write_text(REJECTING.format(name="two", subject="two"))
+    until("it is loaded", lambda: "1 rule in force" in running.log)
+    assert (is_rejected("one"), is_rejected("two")) == (False, True)
+    rules.unlink()
+    until("none are left", lambda: "0 rules in force" in running.log)
 
 
-def test_no_rules_accepts_what_the_shipped_rules_reject(tmp_path: Path) -> None:
-    with relay_dev("--no-demo", "--no-rules", "--dir", str(tmp_path / "d")) as running:
-        text = (
-            "Subject: x\nMIME-Version: 1.0\nContent-Type: application/x-msdownload;"
-            ' name="setup.exe"\nContent-Disposition: attachment; filename="setup.exe"\n\nMZ'
-        )
-        with smtplib.SMTP(*running.smtp) as session:
-            assert session.sendmail("a@b.test", ["bob@example.test"], text) == {}
+def test_no_rules_accepts_what_the_shipped_rules_reject(tmp_path: Path, dev) -> None:
+    running = dev("--no-demo", "--no-rules", "--dir", str(tmp_path / "d"), own_dir=False)
+    text = (
+        "Subject: x\nMIME-Version: 1.0\nContent-Type: application/x-msdownload;"
+        ' name="setup.exe"\nContent-Disposition: attachment; filename="setup.exe"\n\nMZ'
+    )
+    with running.smtp() as session:
+        assert session.sendmail("a@b.test", ["bob@example.test"], text) == {}
 
 
 @pytest.mark.parametrize("words", [(), ("--once",)])
 def test_faulty_rules_end_it_with_file_and_line(short_path: Path, words: tuple[str, ...]) -> None:
     rules = short_path / "10-mine.toml"
     rules.write_text("[[rule]]\nname = 'x'\nwhen = { subjects = ['x'] }\n")
-    done = run(short_path, "--rules", str(short_path), *words)
+    done = run_dev(short_path, "--rules", str(short_path), *words)
     assert (done.returncode, done.stdout) == (78, "")
     assert f"{rules}:3: " in done.stderr
 
 
-def test_exit_after_counts_captured_messages(tmp_path: Path) -> None:
-    with relay_dev("--no-demo", "--exit-after", "2", "--json") as running:
-        running.send("a@b.test", "c@d.test", "one")
-        running.send("a@b.test", "bob@example.test", "two")
-        assert running.process.wait(30) == 0
-        lines = [json.loads(line) for line in running.output.splitlines()]
-        assert {line["name"] for line in lines[1:]} >= {"policy and routing", "delivery"}
+def test_exit_after_counts_captured_messages(tmp_path: Path, dev) -> None:
+    running = dev("--no-demo", "--exit-after", "2", "--json")
+    running.send("a@b.test", "c@d.test", "one")
+    running.send("a@b.test", "bob@example.test", "two")
+    assert running.process.wait(30) == 0
+    lines = [json.loads(line) for line in running.log.splitlines()]
+    assert {line["name"] for line in lines[1:]} >= {"policy and routing", "delivery"}

@@ -8,16 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from relay.development.options import PROXY_HOSTS
 from tests.integration.test_dev_https import CURL, HTTPX, REQUESTS
-from tests.support import running_dev
-from tests.support.running_dev import RunningDev, relay_dev
-from tests.support.traced_dev import traced_dev
+from tests.support.dev_process import DevProcess, run_dev
 
 ME = "https://graph.microsoft.com/v1.0/me"
 URLLIB = """
@@ -56,14 +54,13 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--proxy-host", "graph.microsoft.us") as running:
-        yield running
+def relay(dev_module) -> DevProcess:
+    return dev_module("--proxy-host", "graph.microsoft.us")
 
 
-def printed(dev: RunningDev) -> dict[str, str]:
+def printed(relay: DevProcess) -> dict[str, str]:
     """The variables in the lines that `relay dev` prints for shells."""
-    lines = re.findall(r"^  (?:Trust +)?((?:CA=|export ).*?)(?: {4}.*)?$", dev.output, re.MULTILINE)
+    lines = re.findall(r"^  (?:Trust +)?((?:CA=|export ).*?)(?: {4}.*)?$", relay.log, re.MULTILINE)
     script = "".join(f"{line}\n" for line in lines)
     names = "SSL_CERT_FILE REQUESTS_CA_BUNDLE NODE_EXTRA_CA_CERTS CURL_CA_BUNDLE"
     show = "".join(f"printenv {name};" for name in [*names.split(), "HTTPS_PROXY", "NO_PROXY"])
@@ -91,13 +88,13 @@ def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> s
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_that_say_graph_microsoft_com(
-    dev: RunningDev, program: str, tmp_path: Path
+    relay: DevProcess, program: str, tmp_path: Path
 ) -> None:
-    run((*PROGRAMS[program], ME), printed(dev), tmp_path)
+    run((*PROGRAMS[program], ME), printed(relay), tmp_path)
 
 
-def test_each_host_and_no_other(dev: RunningDev, tmp_path: Path) -> None:
-    variables = printed(dev)
+def test_each_host_and_no_other(relay: DevProcess, tmp_path: Path) -> None:
+    variables = printed(relay)
     assert len(PROXY_HOSTS) == 6
     for host in (*PROXY_HOSTS, "graph.microsoft.us"):
         words = (*CURL, "--include", f"https://{host}/v1.0/me")
@@ -106,7 +103,7 @@ def test_each_host_and_no_other(dev: RunningDev, tmp_path: Path) -> None:
         assert "strict-transport-security" not in answer.lower()
     refused = ("graph.microsoft.de", "example.com", "10.0.0.1", "graph.microsoft.com:25")
     for host in refused:
-        proxy = dev.ready["http"][0]
+        proxy = relay.ready["http"][0]
         with socket.create_connection(proxy.rsplit(":", 1), timeout=20) as client:
             target = host if ":" in host else f"{host}:443"
             client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
@@ -115,14 +112,14 @@ def test_each_host_and_no_other(dev: RunningDev, tmp_path: Path) -> None:
         assert all(one in answer for one in (target, "NO_PROXY", "hosts file"))
 
 
-def test_the_proxy_does_not_take_what_is_on_this_machine(dev: RunningDev, tmp_path: Path) -> None:
+def test_the_proxy_does_not_take_what_is_on_this_machine(relay: DevProcess, tmp_path: Path) -> None:
     """NO_PROXY names it; the bundle has the authority of the HTTPS listener too."""
-    port = dev.ready["https"][0].rpartition(":")[2]
+    port = relay.ready["https"][0].rpartition(":")[2]
     for host in ("localhost", "127.0.0.1"):
-        run((*PROGRAMS["requests"], f"https://{host}:{port}/v1.0/me"), printed(dev), tmp_path)
+        run((*PROGRAMS["requests"], f"https://{host}:{port}/v1.0/me"), printed(relay), tmp_path)
 
 
-def test_python_says_what_to_do(dev: RunningDev, tmp_path: Path) -> None:
+def test_python_says_what_to_do(relay: DevProcess, tmp_path: Path) -> None:
     program = """
 import sys, urllib.request
 try:
@@ -130,31 +127,30 @@ try:
 except OSError as error:
     sys.exit(0 if "NO_PROXY" in str(error) else str(error))
 """
-    run((sys.executable, "-c", program), printed(dev), tmp_path)
+    run((sys.executable, "-c", program), printed(relay), tmp_path)
 
 
-def test_a_proxy_that_speaks_tls(dev: RunningDev, tmp_path: Path) -> None:
-    variables = printed(dev)
-    port = dev.ready["https"][0].rpartition(":")[2]
-    words = (*CURL, "--proxy-cacert", dev.ready["ca"], ME)
+def test_a_proxy_that_speaks_tls(relay: DevProcess, tmp_path: Path) -> None:
+    variables = printed(relay)
+    port = relay.ready["https"][0].rpartition(":")[2]
+    words = (*CURL, "--proxy-cacert", relay.ready["ca"], ME)
     assert "alice@example.test" in run(
         words, variables | {"HTTPS_PROXY": f"https://localhost:{port}"}, tmp_path
     )
 
 
-def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path) -> None:
-    with relay_dev("--listen-all", RELAY_DEV_TOKEN="a-token-of-a-good-length") as running:
-        assert running.ready["bundle"] == running.ready["ca"]
-        assert "HTTPS_PROXY" not in running.output
-        assert not (Path(running.ready["dir"]) / "tls/proxy.pem").exists()
-        at = ("127.0.0.1", int(running.ready["http"][0].rpartition(":")[2]))
-        with socket.create_connection(at, timeout=20) as client:
-            client.sendall(b"CONNECT graph.microsoft.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = client.makefile("rb").read()
+def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path, dev) -> None:
+    running = dev("--listen-all", RELAY_DEV_TOKEN="a-token-of-a-good-length")
+    assert running.ready["bundle"] == running.ready["ca"]
+    assert "HTTPS_PROXY" not in running.log
+    assert not (running.folder / "tls/proxy.pem").exists()
+    with socket.create_connection(("127.0.0.1", running.http[1]), timeout=20) as client:
+        client.sendall(b"CONNECT graph.microsoft.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"other machines can reach it" in answer
     for words in (["--listen-all"], ["--smtp=0.0.0.0:0"]):
-        done = running_dev.run(
+        done = run_dev(
             tmp_path, *words, "--token", "a-token-of-a-good-length", "--proxy-host", "g.test"
         )
         assert done.returncode == 64
@@ -163,47 +159,45 @@ def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["10.0.0.1", "[::1]", "graph.test:443", "https://graph.test"])
 def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
-    done = running_dev.run(tmp_path, "--proxy-host", name)
+    done = run_dev(tmp_path, "--proxy-host", name)
     assert done.returncode == 64
     assert f'expected a host name without a port, found "{name}"' in done.stderr
 
 
-def test_names_that_the_hosts_file_leads_here(tmp_path: Path) -> None:
+def test_names_that_the_hosts_file_leads_here(tmp_path: Path, dev) -> None:
     """With --host, which gives them to the ordinary authority."""
     graph, smtp = "graph.microsoft.com", "smtp.office365.com"
     message = tmp_path / "message"
     message.write_bytes(b"From: app@contoso.example\r\nTo: ann@customer.example\r\n\r\nx\r\n")
     sender = ("--mail-from", "app@contoso.example", "--mail-rcpt", "ann@customer.example")
-    with relay_dev("--host", graph, "--host", smtp) as running:
-        variables = {"CURL_CA_BUNDLE": running.ready["ca"]}
-        ports = {
-            name: running.ready[name][0].rpartition(":")[2] for name in ("https", "submission")
-        }
-        here = ("--resolve", f"{graph}:{ports['https']}:127.0.0.1")
-        url = f"https://{graph}:{ports['https']}/v1.0/me"
-        answer = run((*CURL, "--include", *here, url), variables, tmp_path)
-        assert "alice@example.test" in answer
-        assert "strict-transport-security" not in answer.lower()
-        here = ("--resolve", f"{smtp}:{ports['submission']}:127.0.0.1", "--ssl-reqd")
-        url = f"smtp://{smtp}:{ports['submission']}"
-        words = ("curl", *here, url, *sender, "--upload-file", str(message), "--user", "app:any")
-        run(words, variables, tmp_path)
+    running = dev("--host", graph, "--host", smtp)
+    variables = {"CURL_CA_BUNDLE": running.ready["ca"]}
+    ports = {name: running.ready[name][0].rpartition(":")[2] for name in ("https", "submission")}
+    here = ("--resolve", f"{graph}:{ports['https']}:127.0.0.1")
+    url = f"https://{graph}:{ports['https']}/v1.0/me"
+    answer = run((*CURL, "--include", *here, url), variables, tmp_path)
+    assert "alice@example.test" in answer
+    assert "strict-transport-security" not in answer.lower()
+    here = ("--resolve", f"{smtp}:{ports['submission']}:127.0.0.1", "--ssl-reqd")
+    url = f"smtp://{smtp}:{ports['submission']}"
+    words = ("curl", *here, url, *sender, "--upload-file", str(message), "--user", "app:any")
+    run(words, variables, tmp_path)
 
 
 @pytest.mark.interop
-def test_no_connection_goes_beyond_loopback(tmp_path: Path) -> None:
-    with traced_dev() as relay:
-        bundle = relay.ready["bundle"]
-        variables = {"HTTPS_PROXY": f"http://{relay.ready['http'][0]}", "CURL_CA_BUNDLE": bundle}
-        assert "alice@example.test" in run((*CURL, ME), variables, tmp_path)
-        refused = ["https://example.com/", "https://192.0.2.1/", "https://graph.microsoft.com:25/"]
-        for url in [*refused, "http://example.com/"]:
-            words = ["curl", "--silent", "--show-error", "--fail", url]
-            done = subprocess.run(
-                words, env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
-                capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert "403" in done.stderr, (shlex.join(words), done.stderr)
-        journey = json.loads(run((*CURL, f"{ME}/messages"), variables, tmp_path))
-        assert "value" in journey
-        relay.stop_and_see_hosts()
+def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
+    relay = dev(traced=True)
+    bundle = relay.ready["bundle"]
+    variables = {"HTTPS_PROXY": f"http://{relay.ready['http'][0]}", "CURL_CA_BUNDLE": bundle}
+    assert "alice@example.test" in run((*CURL, ME), variables, tmp_path)
+    refused = ["https://example.com/", "https://192.0.2.1/", "https://graph.microsoft.com:25/"]
+    for url in [*refused, "http://example.com/"]:
+        words = ["curl", "--silent", "--show-error", "--fail", url]
+        done = subprocess.run(
+            words, env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert "403" in done.stderr, (shlex.join(words), done.stderr)
+    journey = json.loads(run((*CURL, f"{ME}/messages"), variables, tmp_path))
+    assert "value" in journey
+    relay.stop_and_see_hosts()

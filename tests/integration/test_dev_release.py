@@ -2,7 +2,6 @@
 addresses that a person names, and to its own recipients where --release-allow matches them.
 """
 
-import smtplib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
+from tests.support.dev_process import DevProcess, run_dev
 from tests.support.ports import free_port
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_command, relay_dev, run
 
 
 class OtherServer:
@@ -42,25 +41,23 @@ def other() -> Iterator[OtherServer]:
 
 
 @pytest.fixture(scope="module")
-def dev(other: OtherServer) -> Iterator[RunningDev]:
+def relay(other: OtherServer, dev_module) -> DevProcess:
     options = ("--release-to", f"smtp://{other.address}", "--release-allow", "*@elsewhere.test")
-    with relay_dev("--no-demo", *options) as running:
-        yield running
+    return dev_module("--no-demo", *options)
 
 
 @pytest.fixture(scope="module")
-def closed() -> Iterator[RunningDev]:
+def closed(dev_module) -> DevProcess:
     """A relay without --release-to."""
-    with relay_dev("--no-demo") as running:
-        yield running
+    return dev_module("--no-demo")
 
 
-def post(running: RunningDev, path: str, token: str = "", **more: Any) -> httpx.Response:
+def post(running: DevProcess, path: str, token: str = "", **more: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token or running.ready['token']}"}
-    return httpx.post(running.http + path, headers=headers, trust_env=False, **more)
+    return httpx.post(running.url + path, headers=headers, trust_env=False, **more)
 
 
-def captured(running: RunningDev, subject: str, *, domain: str = "elsewhere.test") -> str:
+def captured(running: DevProcess, subject: str, *, domain: str = "elsewhere.test") -> str:
     """Send a message that is captured; return its id."""
     running.send("app@example.test", f"{subject}@{domain}", subject)
 
@@ -72,132 +69,133 @@ def captured(running: RunningDev, subject: str, *, domain: str = "elsewhere.test
     return until("it is captured", found)
 
 
-def states(running: RunningDev, key: str) -> list[str]:
-    journey = running.get(f"/relay/v1/messages/{key}", running.ready["token"]).json()
-    return [one["state"] for one in journey["recipients"]]
+def states(running: DevProcess, key: str) -> list[str]:
+    return [one["state"] for one in running.journey(key)["recipients"]]
 
 
-def test_a_release_sends_a_message_to_the_host(dev: RunningDev, other: OtherServer) -> None:
-    key, kept = captured(dev, "first"), captured(dev, "kept")
-    answer = post(dev, f"/relay/v1/messages/{key}/release", "alice")
+def test_a_release_sends_a_message_to_the_host(relay: DevProcess, other: OtherServer) -> None:
+    key, kept = captured(relay, "first"), captured(relay, "kept")
+    answer = post(relay, f"/relay/v1/messages/{key}/release", "alice")
     assert (answer.status_code, answer.json()["done"]) == (200, 1)
-    until("it is relayed", lambda: states(dev, key) == ["relayed"])
+    until("it is relayed", lambda: states(relay, key) == ["relayed"])
     sender, recipients, content = other.received[-1]
     assert (sender, recipients) == ("app@example.test", ["first@elsewhere.test"])
     assert b"\r\nSubject: first\r\n" in content
-    assert states(dev, kept) == ["captured"]
-    assert post(dev, f"/relay/v1/messages/{key}/release").json()["matched"] == 0
-    assert post(dev, "/relay/v1/messages/unknown/release").status_code == 404
+    assert states(relay, kept) == ["captured"]
+    assert post(relay, f"/relay/v1/messages/{key}/release").json()["matched"] == 0
+    assert post(relay, "/relay/v1/messages/unknown/release").status_code == 404
 
 
-def test_the_command_releases_it_too(dev: RunningDev, other: OtherServer) -> None:
-    key = captured(dev, "second")
-    done = relay_command(dev, "queue", "release", key)
+def test_the_command_releases_it_too(relay: DevProcess, other: OtherServer) -> None:
+    key = captured(relay, "second")
+    done = relay.cli("queue", "release", key)
     assert done.returncode == 0, done.stderr
-    until("it is relayed", lambda: states(dev, key) == ["relayed"])
+    until("it is relayed", lambda: states(relay, key) == ["relayed"])
     assert other.received[-1][1] == ["second@elsewhere.test"]
 
 
-def test_nothing_goes_elsewhere(dev: RunningDev, closed: RunningDev, other: OtherServer) -> None:
-    for running in (dev, closed):
+def test_nothing_goes_elsewhere(relay: DevProcess, closed: DevProcess, other: OtherServer) -> None:
+    for running in (relay, closed):
         key = captured(running, "door")
         for place in ("smtp://192.0.2.1:25", "smtps://192.0.2.1:465", "smtp://mail.example.org:25"):
-            done = relay_command(running, "queue", "reroute", key, "--to", place)
+            done = running.cli("queue", "reroute", key, "--to", place)
             assert done.returncode == 64, done.stderr
             assert "which is not on this machine" in done.stderr
             assert "--release-to" in done.stderr
         assert states(running, key) == ["captured"]
     # a server on loopback is fine without the option
     key = captured(closed, "near")
-    done = relay_command(closed, "queue", "reroute", key, "--to", f"smtp://{other.address}")
+    done = closed.cli("queue", "reroute", key, "--to", f"smtp://{other.address}")
     assert done.returncode == 0, done.stderr
     until("it is relayed", lambda: states(closed, key) == ["relayed"])
     # MX hosts are those of the simulated internet
     key = captured(closed, "far")
-    assert relay_command(closed, "queue", "reroute", key, "--to", "mx").returncode == 0
+    assert closed.cli("queue", "reroute", key, "--to", "mx").returncode == 0
     until("it is relayed", lambda: states(closed, key) == ["relayed"])
-    journey = closed.get(f"/relay/v1/messages/{key}", closed.ready["token"]).json()
+    journey = closed.journey(key)
     assert journey["steps"][-1]["detail"]["host"] == "mx1.elsewhere.test"
 
 
-def test_without_the_option_a_release_says_how(closed: RunningDev) -> None:
+def test_without_the_option_a_release_says_how(closed: DevProcess) -> None:
     key = captured(closed, "how")
     answer = post(closed, f"/relay/v1/messages/{key}/release")
     assert answer.status_code == 403
     assert "relay dev --release-to smtp://HOST:PORT" in answer.json()["error"]["message"]
-    done = relay_command(closed, "queue", "release", key)
+    done = closed.cli("queue", "release", key)
     assert "--release-to smtp://HOST:PORT" in done.stdout
     assert states(closed, key) == ["captured"]
 
 
-def test_a_password_for_the_host_is_not_shown() -> None:
-    with relay_dev("--no-demo", RELAY_DEV_RELEASE_TO="smtps://me:secret@192.0.2.1") as running:
-        assert "to smtps://192.0.2.1:465" in running.output
-        assert "secret" not in running.output
+def test_a_password_for_the_host_is_not_shown(dev) -> None:
+    running = dev("--no-demo", RELAY_DEV_RELEASE_TO="smtps://me:secret@192.0.2.1")
+    assert "to smtps://192.0.2.1:465" in running.log
+    assert "secret" not in running.log
 
 
-def test_a_copy_goes_to_the_addresses_that_were_named(dev: RunningDev, other: OtherServer) -> None:
-    key = captured(dev, "copy", domain="closed.test")
+def test_a_copy_goes_to_the_addresses_that_were_named(
+    relay: DevProcess, other: OtherServer
+) -> None:
+    key = captured(relay, "copy", domain="closed.test")
     to = ["Me@Office.Test", "you@office.test", "you@office.test"]
-    answer = post(dev, f"/relay/v1/messages/{key}/release", json={"to": to})
+    answer = post(relay, f"/relay/v1/messages/{key}/release", json={"to": to})
     assert (answer.status_code, answer.json()["done"]) == (200, 1)
-    until("it is relayed", lambda: states(dev, key) == ["captured", "relayed", "relayed"])
+    until("it is relayed", lambda: states(relay, key) == ["captured", "relayed", "relayed"])
     sender, recipients, content = other.received[-1]
     assert (sender, recipients) == ("app@example.test", ["Me@office.test", "you@office.test"])
     assert b"\r\nSubject: copy\r\n" in content
     assert b"office.test" not in content
-    journey = dev.get(f"/relay/v1/messages/{key}", dev.ready["token"]).json()
+    journey = relay.journey(key)
     (event,) = [one["detail"] for one in journey["steps"] if "operation" in one["detail"]]
     assert event["copies"] == ["Me@office.test", "you@office.test"]
     assert event["to"] == [f"smtp://{other.address}"]
-    shown = relay_command(dev, "trace", key).stdout
+    shown = relay.cli("trace", key).stdout
     assert "a copy for Me@office.test, you@office.test" in shown
     # another copy, of a message that was released before
-    again = post(dev, f"/relay/v1/messages/{key}/release", json={"to": ["third@office.test"]})
+    again = post(relay, f"/relay/v1/messages/{key}/release", json={"to": ["third@office.test"]})
     assert again.json()["done"] == 1
-    until("it is relayed", lambda: states(dev, key) == ["captured", *["relayed"] * 3])
+    until("it is relayed", lambda: states(relay, key) == ["captured", *["relayed"] * 3])
 
 
-def test_own_recipients_need_a_release_allow(dev: RunningDev, other: OtherServer) -> None:
+def test_own_recipients_need_a_release_allow(relay: DevProcess, other: OtherServer) -> None:
     before = len(other.received)
-    key = captured(dev, "own", domain="closed.test")
-    answer = post(dev, f"/relay/v1/messages/{key}/release")
+    key = captured(relay, "own", domain="closed.test")
+    answer = post(relay, f"/relay/v1/messages/{key}/release")
     assert answer.status_code == 403
     text = answer.json()["error"]["message"]
     assert "No --release-allow matches own@closed.test" in text
     # nor by its name
     for to in (["Own@Closed.Test"], ["me@office.test", "own@closed.test"]):
-        named = post(dev, f"/relay/v1/messages/{key}/release", json={"to": to})
+        named = post(relay, f"/relay/v1/messages/{key}/release", json={"to": to})
         assert (named.status_code, named.json()["error"]["message"]) == (403, text)
     assert f"--release-to smtp://{other.address} --release-allow GLOB" in text
-    done = relay_command(dev, "queue", "release", key)
+    done = relay.cli("queue", "release", key)
     assert "no --release-allow matches its recipients" in done.stdout
-    done = relay_command(dev, "queue", "reroute", key, "--to", f"smtp://{other.address}")
+    done = relay.cli("queue", "reroute", key, "--to", f"smtp://{other.address}")
     assert "none of its recipients" in done.stdout
-    assert states(dev, key) == ["captured"]
+    assert states(relay, key) == ["captured"]
     assert len(other.received) == before
 
 
 def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
-    dev: RunningDev, other: OtherServer
+    relay: DevProcess, other: OtherServer
 ) -> None:
     content = b"Subject: both\r\n\r\n.\r\n"
     recipients = ["a@elsewhere.test", "b@closed.test"]
-    with smtplib.SMTP(*dev.smtp) as client:
+    with relay.smtp() as client:
         client.sendmail("app@example.test", recipients, content)
 
     def key() -> str:
         path = "/relay/v1/messages?subject=both&state=captured"
-        found = dev.get(path, dev.ready["token"]).json()["messages"]
+        found = relay.get(path, relay.ready["token"]).json()["messages"]
         return found[0]["id"] if found else ""
 
     found = until("it is captured", key)
-    assert post(dev, f"/relay/v1/messages/{found}/release").status_code == 403
-    assert states(dev, found) == ["captured", "captured"]
+    assert post(relay, f"/relay/v1/messages/{found}/release").status_code == 403
+    assert states(relay, found) == ["captured", "captured"]
     # the command takes recipients one by one
-    done = relay_command(dev, "queue", "release", found)
+    done = relay.cli("queue", "release", found)
     assert done.returncode == 0, done.stderr
-    until("one is relayed", lambda: sorted(states(dev, found)) == ["captured", "relayed"])
+    until("one is relayed", lambda: sorted(states(relay, found)) == ["captured", "relayed"])
     assert other.received[-1][1] == ["a@elsewhere.test"]
 
 
@@ -215,26 +213,26 @@ def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_addresses_is_refused(
-    dev: RunningDev, other: OtherServer, body: Any, status: int, text: str
+    relay: DevProcess, other: OtherServer, body: Any, status: int, text: str
 ) -> None:
-    key, before = captured(dev, "bad", domain="closed.test"), len(other.received)
-    answer = post(dev, f"/relay/v1/messages/{key}/release", json=body)
+    key, before = captured(relay, "bad", domain="closed.test"), len(other.received)
+    answer = post(relay, f"/relay/v1/messages/{key}/release", json=body)
     assert answer.status_code == status
     assert text in answer.json()["error"]["message"]
-    assert states(dev, key) == ["captured"]
+    assert states(relay, key) == ["captured"]
     assert len(other.received) == before
 
 
-def test_only_captured_mail_is_released_as_a_copy(dev: RunningDev, closed: RunningDev) -> None:
-    dev.send("app@example.test", "bob@example.test", "local")
+def test_only_captured_mail_is_released_as_a_copy(relay: DevProcess, closed: DevProcess) -> None:
+    relay.send("app@example.test", "bob@example.test", "local")
 
     def key() -> str:
         path = "/relay/v1/messages?subject=local&state=delivered"
-        found = dev.get(path, dev.ready["token"]).json()["messages"]
+        found = relay.get(path, relay.ready["token"]).json()["messages"]
         return found[0]["id"] if found else ""
 
     to = {"to": ["me@office.test"]}
-    answer = post(dev, f"/relay/v1/messages/{until('it is delivered', key)}/release", json=to)
+    answer = post(relay, f"/relay/v1/messages/{until('it is delivered', key)}/release", json=to)
     assert (answer.status_code, answer.json()["error"]["code"]) == (
         409, "ErrorIrresolvableConflict",
     )  # fmt: skip
@@ -247,14 +245,14 @@ def test_only_captured_mail_is_released_as_a_copy(dev: RunningDev, closed: Runni
     assert post(closed, path, "alice", json=to).status_code == 403
 
 
-def test_the_terminal_says_what_may_leave(dev: RunningDev, other: OtherServer) -> None:
+def test_the_terminal_says_what_may_leave(relay: DevProcess, other: OtherServer) -> None:
     assert (
         f"mail leaves this machine only when you release it, to smtp://{other.address}, for "
-        "addresses that you type and to recipients like *@elsewhere.test" in dev.output
+        "addresses that you type and to recipients like *@elsewhere.test" in relay.log
     )
 
 
-def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path) -> None:
+def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path, dev) -> None:
     hosts = {
         "far": "smtp://192.0.2.1:25", "named": "smtps://mail.example.org:465",
         "released": f"smtp://{other.address}", "near": f"lmtp:unix:{tmp_path}/no-socket",
@@ -267,31 +265,20 @@ def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path) -> N
     (tmp_path / "10.toml").write_text("\n".join(rules))
     options = ("--no-demo", "--rules", str(tmp_path), "--release-to", f"smtp://{other.address}")
     before = len(other.received)
-    with relay_dev(*options) as running:
-        for name in ("far", "named", "released"):
-            assert states(running, captured(running, name)) == ["captured"]
-            key = captured(running, name, domain="example.test")  # a local address too
-            (routed,) = (
-                one["detail"]
-                for one in running.get(f"/relay/v1/messages/{key}", running.ready["token"]).json()[
-                    "steps"
-                ]
-                if one["step"] == 5
-            )
-            assert [rule["rule"] for rule in routed["rules"]] == [name]
-            assert list(routed["next_hops"]) == ["capture"]
-        explained = relay_command(running, "explain", "far@elsewhere.test")
-        assert "captured" in explained.stdout.splitlines()[0]
-        running.send("app@example.test", "near@elsewhere.test", "near")  # this machine
-        path = "/relay/v1/messages?subject=near&state=deferred"
-        found = until(
-            "it is deferred", lambda: running.get(path, running.ready["token"]).json()["messages"]
-        )
-        assert found
+    running = dev(*options)
+    for name in ("far", "named", "released"):
+        assert states(running, captured(running, name)) == ["captured"]
+        key = captured(running, name, domain="example.test")  # a local address too
+        (routed,) = [one["detail"] for one in running.journey(key)["steps"] if one["step"] == 5]
+        assert [rule["rule"] for rule in routed["rules"]] == [name]
+        assert list(routed["next_hops"]) == ["capture"]
+    assert "captured" in running.cli("explain", "far@elsewhere.test").stdout.splitlines()[0]
+    running.send("app@example.test", "near@elsewhere.test", "near")  # this machine
+    until("it is deferred", lambda: "deferred" in [one["state"] for one in running.queue()])
     assert len(other.received) == before
-    with relay_dev(*options[:3]) as running:  # a server on this machine, of no release
-        running.send("app@example.test", "released@elsewhere.test", "let through")
-        until("it has arrived", lambda: len(other.received) > before)
+    running = dev(*options[:3])
+    running.send("app@example.test", "released@elsewhere.test", "let through")
+    until("it has arrived", lambda: len(other.received) > before)
 
 
 def test_a_rule_names_no_route_that_there_is_not(tmp_path: Path) -> None:
@@ -299,7 +286,7 @@ def test_a_rule_names_no_route_that_there_is_not(tmp_path: Path) -> None:
     (tmp_path / "10.toml").write_text(rule)
     words = ("--no-demo", "--rules", str(tmp_path), "--release-to", "smtp://127.0.0.1:9")
     with tempfile.TemporaryDirectory(prefix="relay-") as short:  # for the paths of sockets
-        done = run(Path(short), *words)
+        done = run_dev(Path(short), *words)
     assert done.returncode == 78
     assert 'found "hub", expected the name of a route: ' in done.stderr
     assert "127.0.0.1" not in done.stderr  # not even that of a release

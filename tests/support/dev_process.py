@@ -47,13 +47,13 @@ class DevProcess(RelayProcess):
     def __init__(
         self,
         *options: str,
-        environment: Mapping[str, str] | None = None,
         ports: Sequence[str] = PORTS,
         own_dir: bool = True,
         traced: bool = False,
+        **variables: str,
     ) -> None:
-        """`options` are further ones of `relay dev`. Its directory is its folder; without `own_dir`
-        the one that it chooses, below. With `traced` it runs below strace.
+        """`options` are further ones of `relay dev`, `variables` go into its environment. Its directory
+        is its folder; without `own_dir` the one that it chooses, below. With `traced` it runs below strace.
         """
         if traced and shutil.which("strace") is None:
             pytest.skip("strace is not installed")
@@ -61,7 +61,7 @@ class DevProcess(RelayProcess):
         self.config_file = self.folder / "relay.toml"
         self.process = None
         self.ready = {}
-        self._environment = {"TMPDIR": str(self.folder)} | dict(environment or {})
+        self._environment = {"TMPDIR": str(self.folder)} | variables
         self._traced = traced
         self._words = [*ports, *options]
         if own_dir:
