@@ -1,4 +1,4 @@
-"""How next hops, senders and priority levels share the active queue and the content cache."""
+"""What the active queue and the content cache hold. See test_fairness.py for how it is shared."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ import pytest
 
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets, read_all
-from relay.base.message.nexthop import LOCAL, NextHop
+from relay.base.message.nexthop import NextHop
 from relay.delivery.active_queue import ACTIVE_QUEUE_BYTES, ActiveQueue
 from relay.delivery.content_cache import ContentCache
 from relay.formats.encode_for_host import CannotEncodeError, Need
@@ -60,76 +60,16 @@ def fill(
     return claims
 
 
-def left(active_queue: ActiveQueue) -> int:
-    return active_queue._whole.left
-
-
-def test_a_sender_has_no_more_claims_at_a_next_hop_than_are_left_free() -> None:
-    active_queue = ActiveQueue(claims_max=60)
-    assert len(fill(active_queue, STALLED)) == 30
-    assert active_queue.full_pairs(PriorityLevel.NORMAL) == [(STALLED, 1)]
-    assert not active_queue.full_hops(PriorityLevel.NORMAL)
-    assert len(fill(active_queue, LIVE)) == 15
-    assert left(active_queue) == 15
-
-
-def test_a_next_hop_that_one_sender_has_filled_takes_anothers() -> None:
-    active_queue = ActiveQueue(claims_max=60)
-    fill(active_queue, STALLED)
-    assert active_queue.has_room_for(STALLED, 2, PriorityLevel.NORMAL)
-
-
-def test_a_next_hop_leaves_a_part_free_for_others() -> None:
-    active_queue = ActiveQueue(claims_max=60)
-    claims = [one for sender in range(1, 60) for one in fill(active_queue, STALLED, sender=sender)]
-    assert STALLED in active_queue.full_hops(PriorityLevel.NORMAL)
-    assert len(claims) == 45  # the few of one more sender go to a full one, to a quarter
-    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
-
-
-def test_a_sender_leaves_a_part_free_over_many_next_hops() -> None:
-    active_queue = ActiveQueue(claims_max=900)
-    for number in range(900):
-        hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, 1, PriorityLevel.NORMAL):
-            active_queue.add(Claim(hop, sender=1))
-    assert active_queue.full_senders(PriorityLevel.NORMAL) == {1}
-    assert left(active_queue) == 28  # half of what the queue leaves to new mail
-    assert active_queue.has_room_for(NextHop.parse("mx:0.test"), 2, PriorityLevel.NORMAL)
-
-
-def test_a_full_sender_has_room_for_new_mail_at_next_hops_with_few_claims() -> None:
-    active_queue = ActiveQueue(claims_max=900)
-    for number in range(800):  # as the queue fills it
-        active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=1))
-    assert active_queue.full_senders(PriorityLevel.NORMAL) == {1}
-    for has_room in (True, True, False):  # few at one next hop
-        assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL) is has_room
-        active_queue.add(Claim(LIVE, sender=1))
-    for number in range(97 - 28):
-        hop = NextHop.parse(f"mx:new-{number}.test")
-        assert active_queue.has_room_for(hop, 1, PriorityLevel.NORMAL)
-        active_queue.add(Claim(hop, sender=1))
-    assert not active_queue.has_room_for(NextHop.parse("mx:last.test"), 1, PriorityLevel.NORMAL)
-    assert active_queue.has_room_for(NextHop.parse("mx:last.test"), 2, PriorityLevel.NORMAL)
-
-
 def test_a_claim_with_a_large_content_counts_for_several() -> None:
     active_queue = ActiveQueue(claims_max=60)
     unit = ACTIVE_QUEUE_BYTES // 60
     assert len(fill(active_queue, STALLED, bytes(2 * unit))) == 10
-    assert (active_queue.claims, left(active_queue)) == (10, 30)
-    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
+    assert active_queue.claims == 10
+    assert len(fill(active_queue, LIVE)) == 15
 
 
 @pytest.mark.parametrize(
-    ("level", "most"),
-    [
-        (PriorityLevel.HIGH, 32),
-        (PriorityLevel.NORMAL, 32),
-        (PriorityLevel.LOW, 32),
-        (PriorityLevel.UNREACHABLE, 8),
-    ],
+    ("level", "most"), [(PriorityLevel.NORMAL, 32), (PriorityLevel.UNREACHABLE, 8)]
 )
 def test_a_priority_level_has_its_part_at_most(level: PriorityLevel, most: int) -> None:
     active_queue = ActiveQueue(claims_max=64)
@@ -145,100 +85,11 @@ def test_a_priority_level_has_its_part_at_most(level: PriorityLevel, most: int) 
     assert active_queue.batch_size(level) == 0
 
 
-def test_the_part_of_unreachable_sites_is_shared_as_the_whole_is() -> None:
-    """A sender with many unknown next hops leaves room for another sender."""
-    active_queue, level = ActiveQueue(claims_max=360), PriorityLevel.UNREACHABLE
-    claims = []
-    for number in range(360):
-        hop = NextHop.parse(f"mx:{number}.test")
-        if active_queue.has_room_for(hop, 1, level):
-            claims.append(Claim(hop, sender=1, level=level))
-            active_queue.add(claims[-1])
-    assert len(claims) == 80
-    assert active_queue.full_senders(level) == {1}
-    assert not active_queue.full_senders(PriorityLevel.NORMAL)
-    assert active_queue.has_room_for(LIVE, 2, level)
-    assert active_queue.has_room_for(LIVE, 1, PriorityLevel.NORMAL)
-    assert [active_queue.remove(claim) for claim in claims].count(True) == 1
-    assert not active_queue.full_senders(level)
-
-
-def test_an_attempted_claim_shows_that_its_next_hop_was_reached() -> None:
-    active_queue = ActiveQueue(claims_max=8)
-    active_queue.add(Claim(STALLED))
-    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
-    active_queue.add(Claim(STALLED))
-    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.UNREACHABLE
-    assert (
-        active_queue.level_of(LIVE, 1, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
-    )  # it has none there
-    active_queue.add(
-        Claim(NextHop.parse("mx:dead.test"), attempts=3, level=PriorityLevel.UNREACHABLE)
-    )
-    active_queue.add(Claim(LIVE, attempts=1))
-    assert active_queue.level_of(LIVE, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
-    assert (
-        active_queue.level_of(NextHop.parse("mx:dead.test"), 0, PriorityLevel.NORMAL)
-        is PriorityLevel.UNREACHABLE
-    )
-
-
-def test_next_hops_not_reached_yet_have_a_part_of_the_active_queue() -> None:
-    active_queue = ActiveQueue(claims_max=40)
-    active_queue.mark_reached(LIVE)
-    claims = []
-    for number in range(20):
-        hop = NextHop.parse(f"mx:{number}.test")
-        claims.append(Claim(hop, sender=0, level=active_queue.level_of(hop, 0, PriorityLevel.HIGH)))
-        active_queue.add(claims[-1])
-    assert [one.level for one in claims] == [PriorityLevel.HIGH] * 10 + [
-        PriorityLevel.UNREACHABLE
-    ] * 10
-    assert active_queue.level_of(LIVE, 0, PriorityLevel.HIGH) is PriorityLevel.HIGH
-    assert active_queue.level_of(LOCAL, 0, PriorityLevel.LOW) is PriorityLevel.LOW
-    active_queue.mark_unreachable(LIVE)
-    for claim in claims:
-        active_queue.remove(claim)
-    assert active_queue.level_of(STALLED, 0, PriorityLevel.NORMAL) is PriorityLevel.NORMAL
-
-
-def test_the_queue_leaves_a_reserve_for_new_mail() -> None:
-    active_queue = ActiveQueue(claims_max=1600)
-    number = 0
-    while active_queue.batch_size(PriorityLevel.NORMAL):
-        number += 1
-        active_queue.add(Claim(NextHop.parse(f"mx:{number}.test"), sender=number))
-    assert left(active_queue) == 100
-    assert active_queue.has_room_for(LIVE, 0, PriorityLevel.NORMAL)
-
-
-def test_a_full_pair_may_have_more_once_it_has_half() -> None:
-    active_queue = ActiveQueue(claims_max=60)
-    claims = fill(active_queue, STALLED)
-    opened = [active_queue.remove(claim) for claim in claims]
-    assert opened.index(True) == 10  # with 19 in it and 41 left
-    assert opened.count(True) == 1
-    assert not active_queue.full_pairs(PriorityLevel.NORMAL)
-    assert left(active_queue) == 60
-
-
 class Spool:
     async def read_content(self, content_id: int, *, check: bool = True) -> Content:
         if content_id > LARGE_BYTES:
             return LargeContent(b"xx", (MemoryOctets(b""),), eight_bit=False)
         return b"x" * content_id
-
-
-def test_a_sender_without_claims_is_not_full() -> None:
-    """Claims added together may exceed the limit."""
-    active_queue = ActiveQueue(claims_max=2)
-    mine = Claim(STALLED)
-    for claim in (*(Claim(LIVE, sender=number) for number in range(1, 6)), mine):
-        active_queue.add(claim)
-    assert left(active_queue) < 0
-    assert active_queue.remove(mine)
-    assert STALLED not in active_queue.full_hops(PriorityLevel.NORMAL)
-    assert 0 not in active_queue.full_senders(PriorityLevel.NORMAL)
 
 
 async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> None:

@@ -10,7 +10,7 @@ from relay.base.message.outcome import Evidence, Relayed, SessionEvidence
 from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.base.settings.tree import Route, RouteAuth
 from relay.delivery.attempt_result import Lookup
-from relay.store.journeys.document import Durations, MxRecord, attempts_in
+from relay.store.journeys.document import Durations, MxRecord
 from relay.transport.routing.mx_hosts import Exchange, Hosts, MxAnswer, NoAddress
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
@@ -125,17 +125,6 @@ def routes(route, ca, folder) -> list[Route]:
     return [Route("a.test", **fields)]
 
 
-async def test_a_host_that_refuses_is_recorded_with_the_time_that_it_took(delivery) -> None:
-    delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
-    async with RemoteMx(replies={"CONNECT": "554 5.3.2 no mail here"}) as mx:
-        delivery.table.at("a.test", mx, mx)
-        await delivery.start()
-        own = await attempt_of(delivery, "x@a.test", final=False)
-    assert own.durations.connect > 0
-    assert own.durations.total >= own.durations.connect
-    assert own.policy == "configuration: none"
-
-
 async def test_mail_that_shares_a_failure_has_its_policy_and_no_durations(delivery) -> None:
     delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
     with socket.socket() as closed:
@@ -149,22 +138,6 @@ async def test_mail_that_shares_a_failure_has_its_policy_and_no_durations(delive
     assert own.durations is not None
     assert shared.durations is None
     assert own.policy == shared.policy == "configuration: none"
-
-
-async def test_a_failure_of_a_host_with_another_name_is_demanded_by_the_own_route(delivery) -> None:
-    """Both names have one address, which is tried once."""
-    delivery.retry_s, delivery.unreachable_s = (600.0,), 300.0
-    async with RemoteMx() as mx:  # it offers no TLS
-        for domain in ("a.test", "b.test"):
-            delivery.table.at(domain, mx)
-            delivery.table.tls[domain] = TlsPolicy("required")
-            delivery.table.demanded_by[domain] = f"route to-{domain}"
-        await delivery.start()
-        attempts = [await attempt_of(delivery, f"x@{one}.test", final=False) for one in ("a", "b")]
-        assert mx.sessions == 1
-    assert [one.host for one in attempts] == ["mx0.a.test"] * 2
-    policies = [one.policy for one in attempts]
-    assert policies == ["route to-a.test: required", "route to-b.test: required"]
 
 
 @pytest.mark.parametrize(
@@ -217,17 +190,6 @@ async def test_hosts_of_the_other_family_than_source_address_are_recorded_as_ski
     assert skipped == ["", "no address of the family of source_address"]
 
 
-async def test_the_lookups_that_are_remembered_are_bounded(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.sites._RESOLVED_MAX", 3)
-    async with RemoteMx() as mx:
-        await delivery.start()
-        for number in range(5):
-            delivery.table.at(f"d{number}.test", mx)
-            await attempt_of(delivery, f"x@d{number}.test")
-        found = [str(hop) for hop in delivery.scheduler._sites._found]
-    assert found == ["mx:d2.test", "mx:d3.test", "mx:d4.test"]
-
-
 def test_ordinary_mail_on_an_open_connection_records_only_how_long_it_took() -> None:
     peer = Evidence(
         "2.0.0", "250 ok", host="mx.a.test", session=SessionEvidence("none", "opportunistic")
@@ -238,12 +200,3 @@ def test_ordinary_mail_on_an_open_connection_records_only_how_long_it_took() -> 
     assert event.detail == before.detail | {"durations": {"total": 12.3}}
     more = len(msgspec.json.encode(event.detail)) - len(msgspec.json.encode(before.detail))
     assert more == len(',"durations":{"total":12.3}')
-
-
-def test_an_attempt_of_an_earlier_version_has_no_evidence() -> None:
-    one = {"number": 1, "address": "x@a.test", "outcome": "relayed", "status": "2.0.0", "reply": ""}
-    detail = {"host": "mx.a.test", "tls": "TLSv1.3", "recipients": [one]}
-    [(number, attempt)] = attempts_in(detail, "2026-11-22T00:00:00.000000Z")
-    assert number == 1
-    assert (attempt.policy, attempt.verified, attempt.durations) == ("", "none", None)
-    assert (attempt.mx, attempt.mx_more) == ((), 0)

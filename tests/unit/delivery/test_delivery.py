@@ -4,21 +4,13 @@ import asyncio
 
 import pytest
 
-from relay.base.message.outcome import Deferred
-from relay.delivery.smtp.connection import Timeouts
-from relay.store.spool.queue_commands import Operation, QueueCommand
-from relay.store.spool.types import EntryExtra, Selector
+from relay.store.spool.types import EntryExtra
 from relay.transport.routing.mx_hosts import (
     Host,
     Hosts,
-    NoSuchDomain,
-    NullMx,
-    TemporaryFailure,
-    outcome_of,
 )
-from tests.support.events import until
 from tests.support.journeys import outcomes, states
-from tests.support.remote_mx import DROP, EXTENSIONS, PassesFirst, RemoteMx
+from tests.support.remote_mx import DROP, RemoteMx
 
 
 async def test_each_recipient_keeps_its_own_reply(delivery) -> None:
@@ -63,36 +55,6 @@ async def test_a_forwarded_copy_leaves_with_its_own_sender_and_reports_go_to_the
     assert delivery.reporter.senders == ["alice@example.test"]
 
 
-async def test_a_connection_is_reused(delivery) -> None:
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        delivery.connections_max = 1
-        await delivery.start()
-        for queue_id in [await delivery.send(f"{n}@a.test") for n in range(10)]:
-            await delivery.done(queue_id)
-        assert len(mx.envelopes) == 10
-        assert {one.session for one in mx.envelopes} == {1}
-
-
-async def test_a_site_gets_up_to_its_limit_of_connections(delivery) -> None:
-    gate = asyncio.Event()
-    gate.set()
-    async with RemoteMx(gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        for queue_id in [await delivery.send(f"{n}@a.test") for n in range(20)]:
-            await delivery.done(queue_id)
-        gate.clear()
-        ids = [await delivery.send(f"{n}@a.test") for n in range(40)]
-        async with asyncio.timeout(30):
-            while mx.most_open < 20:
-                await asyncio.sleep(0)
-        gate.set()
-        for queue_id in ids:
-            await delivery.done(queue_id)
-        assert mx.most_open == 20
-
-
 async def test_the_global_connection_limit_holds_and_idle_connections_close_for_others(
     delivery,
 ) -> None:
@@ -108,16 +70,6 @@ async def test_the_global_connection_limit_holds_and_idle_connections_close_for_
             "relay_connections", {"state": "outgoing"}
         )
         assert gauge == 1
-
-
-async def test_a_queue_longer_than_the_active_queue_is_delivered_whole_once(delivery) -> None:
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        delivery.window_claims = 8
-        await delivery.start()
-        for queue_id in [await delivery.send(f"{n}@a.test", claim=False) for n in range(60)]:
-            await delivery.done(queue_id)
-        assert len(mx.envelopes) == 60
 
 
 async def test_equal_hosts_share_even_a_slow_stream(delivery) -> None:
@@ -172,18 +124,6 @@ async def test_a_connection_lost_after_the_dot_is_indeterminate_and_retried(deli
     assert len(mx.envelopes) == 2
 
 
-async def test_a_host_that_takes_one_recipient_at_a_time_gets_all_in_one_attempt(delivery) -> None:
-    async with RemoteMx(extensions=[*EXTENSIONS, "LIMITS RCPTMAX=1"]) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.retry_s = (3600.0,)
-        await delivery.start()
-        journey = await delivery.done(
-            await delivery.send(*(f"{number}@a.test" for number in range(150)))
-        )
-    assert set(states(journey).values()) == {"relayed"}
-    assert len(mx.envelopes) == 150
-
-
 @pytest.mark.parametrize("lmtp", [False, True])
 async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(
     delivery, lmtp: bool
@@ -236,71 +176,6 @@ async def test_expiry_reports_the_last_reply(delivery) -> None:
     assert delivery.reporter.failures_reported == [("x@a.test", "5.4.7")]
 
 
-@pytest.mark.parametrize("resolution", [NullMx("a.test"), NoSuchDomain("a.test")])
-async def test_a_definite_dns_failure_bounces(delivery, resolution) -> None:
-    delivery.table.hosts["a.test"] = resolution
-    await delivery.start()
-    journey = await delivery.done(await delivery.send("x@a.test"))
-    assert states(journey) == {"x@a.test": "failed"}
-    assert journey.recipients[0].status == outcome_of(resolution).evidence.status
-
-
-async def test_servfail_defers(delivery) -> None:
-    delivery.table.hosts["a.test"] = TemporaryFailure("SERVFAIL")
-    await delivery.start()
-    queue_id = await delivery.send("x@a.test")
-    await delivery.changed.get()
-    assert states(await delivery.spool.journey(queue_id)) == {"x@a.test": "deferred"}
-    assert isinstance(outcome_of(TemporaryFailure("SERVFAIL")), Deferred)
-
-
-async def test_local_and_remote_of_one_message(delivery) -> None:
-    delivery.table.mailboxes.add("bob@example.test")
-    async with RemoteMx() as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        journey = await delivery.done(await delivery.send("bob@example.test", "x@a.test"))
-    assert states(journey) == {"bob@example.test": "delivered", "x@a.test": "relayed"}
-    (content,) = delivery.store.inboxes.values()
-    assert content.startswith(b"Return-Path: <alice@example.test>\r\nDelivered-To: bob@example")
-
-
-async def test_a_hold_ends_at_its_time(delivery) -> None:
-    async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.retry_s = (3600.0,)
-        await delivery.start()
-        delivery.spool.queue_admin.attend(delivery.scheduler)
-        queue_id = await delivery.send("x@a.test", expire_s=7200)
-        await delivery.changed.get()
-        until_us = delivery.clock.queue_us() + 200_000
-        held = Selector(ids=(queue_id,))
-        await delivery.spool.queue_admin.execute(
-            QueueCommand(Operation.HOLD, held, "op", until_us=until_us)
-        )
-        journey = await delivery.done(queue_id)
-    assert outcomes(journey, "x@a.test") == ["deferred", "relayed"]
-
-
-async def test_drain_finishes_transactions_and_releases_the_rest(delivery) -> None:
-    gate = asyncio.Event()
-    async with RemoteMx(gates={"DOT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.connections_max = 1
-        await delivery.start()
-        first, second = [await delivery.send(f"{n}@a.test") for n in range(2)]
-        await mx.reached("DOT")
-        draining = asyncio.create_task(delivery.scheduler.drain(5.0))
-        await asyncio.sleep(0)
-        gate.set()
-        await draining
-        assert states(await delivery.spool.journey(first)) == {"0@a.test": "relayed"}
-        assert states(await delivery.spool.journey(second)) == {"1@a.test": "queued"}
-        (entry,) = await delivery.claim_due()
-        assert entry.message.id == second
-        assert len(mx.envelopes) == 1
-
-
 async def test_recipients_over_the_remote_limit_go_into_further_transactions(delivery) -> None:
     full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
     async with RemoteMx(replies={"RCPT": full}) as mx:
@@ -325,42 +200,6 @@ async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> N
     ]
     assert mx.commands.count("QUIT") == 1
     assert {len(one.attempts) for one in journey.recipients} == {1}
-
-
-async def test_relayed_recipients_are_recorded_before_the_next_final_dot(delivery) -> None:
-    full = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["250 ok", "550 5.1.1 no"]
-    async with RemoteMx(replies={"RCPT": full}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        record, recorded = delivery.spool.record, []
-
-        async def watched(claim_result, **options):
-            answer = await record(claim_result, **options)
-            recorded.append((len(mx.envelopes), sorted(claim_result.outcomes), answer[0]))
-            return answer
-
-        delivery.spool.record = watched
-        journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(5))))
-        async with asyncio.timeout(10):
-            while len(recorded) < 2:  # what is durable may be read before record() returns
-                await asyncio.sleep(0)
-    assert recorded == [(1, [1, 2, 3], True), (2, [4, 5], True)]
-    assert list(states(journey).values()) == ["relayed"] * 4 + ["failed"]
-    assert [len(one.attempts) for one in journey.recipients] == [1] * 5
-    counts = await delivery.spool.counts()
-    assert (counts.unaccounted, sum(counts.entries.values())) == (0, 0)
-
-
-async def test_a_remote_with_invalid_replies_is_deferred(delivery) -> None:
-    async with RemoteMx(replies={"MAIL": "what is this\r\n999 no", "DOT": "250 ok"}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        queue_id = await delivery.send("x@a.test")
-        await delivery.changed.get()
-        mx.replies = {}
-        journey = await delivery.done(queue_id)
-    assert outcomes(journey, "x@a.test")[0] == "deferred"
-    assert states(journey) == {"x@a.test": "relayed"}
 
 
 async def test_an_unreachable_site_is_probed_by_one_connection(delivery) -> None:
@@ -391,61 +230,6 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
         journeys = [await delivery.done(queue_id) for queue_id in ids]
     assert {one.state for one in journeys} == {"relayed"}
     assert {len(one.recipients[0].attempts) for one in journeys} == {1}
-
-
-async def test_a_connection_that_stands_is_not_closed_for_one_that_is_tried(delivery) -> None:
-    """The second is refused; three more are still tried when the first has delivered its message."""
-    first, others, dot = asyncio.Event(), PassesFirst(), asyncio.Event()
-    scripts = {"CONNECT": ["220 hello", "421 4.7.0 too many"]}
-    async with RemoteMx(replies=scripts, gates={"CONNECT": first, "DOT": dot}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.unreachable_s = 600.0
-        await delivery.start()
-        ids = [await delivery.send(f"{n}@a.test") for n in range(5)]
-        await mx.reached("CONNECT")
-        mx.gates = {"CONNECT": others, "DOT": dot}
-        first.set()
-        await until(lambda: mx.sessions == 5 and mx.open == 4)  # one was refused
-        dot.set()
-        journeys = [await delivery.done(ids[0])]
-        others.set()
-        journeys += [await delivery.done(queue_id) for queue_id in ids[1:]]
-    assert {len(one.recipients[0].attempts) for one in journeys} == {1}
-    assert {one.session for one in mx.envelopes} == {1}
-
-
-async def test_an_idle_connection_takes_the_claim_of_a_failed_connection(delivery) -> None:
-    async with RemoteMx(replies={"CONNECT": ["220 hello", "554 5.7.1 too many"]}) as mx:
-        delivery.table.at("a.test", mx)
-        await delivery.start()
-        await delivery.done(await delivery.send("first@a.test"))  # its connection is idle now
-        ids = [await delivery.send(f"{n}@a.test") for n in range(2)]
-        for queue_id in ids:
-            journey = await delivery.done(queue_id)
-            assert journey.state == "relayed"
-        assert {one.session for one in mx.envelopes} == {1}
-
-
-@pytest.mark.parametrize("stage", ["CONNECT", "RCPT", "DOT"])
-async def test_nothing_of_an_emptied_queue_is_delivered_later(delivery, stage: str) -> None:
-    gate = asyncio.Event()
-    async with RemoteMx(gates={stage: gate}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.connections_max = 1
-        delivery.timeouts = Timeouts(quit_s=0.1)  # of minutes
-        await delivery.start()
-        for number in range(3):
-            await delivery.send(f"{number}@a.test")
-        await mx.reached(stage)
-        async with asyncio.timeout(30), delivery.scheduler.emptied():
-            await delivery.spool.development.clear()
-            late = await delivery.send("late@a.test", claim=False)
-        cut_off = len(mx.envelopes)
-        gate.set()
-        journey = await delivery.done(late)
-        assert states(journey) == {"late@a.test": "relayed"}
-        assert [one.addresses for one in mx.envelopes[cut_off:]] == [["late@a.test"]]
-        assert cut_off == (stage == "DOT")
 
 
 async def test_an_emptied_queue_forgets_that_a_host_was_down(delivery) -> None:

@@ -1,4 +1,4 @@
-"""Fair queues: order among priority levels and senders, removal, and expiry in memory."""
+"""Fair queues: order among priority levels and senders, and expiry in memory."""
 
 from msgspec.structs import replace
 
@@ -65,30 +65,6 @@ def test_urgent_claims_go_first_and_none_waits_for_ever() -> None:
     assert len(names) == 32
 
 
-def test_a_single_priority_level_keeps_its_order() -> None:
-    queue = filled(*(a_claim(str(number), level=PriorityLevel.LOW) for number in range(20)))
-    assert order(queue) == [str(number) for number in range(20)]
-
-
-def test_a_removed_claim_is_not_taken() -> None:
-    queue = filled(*(a_claim(name, f"{name}@x.test") for name in "abc"))
-    assert queue.remove(("b", 1)).message.id == "b"
-    assert queue.remove(("b", 1)) is None
-    assert queue.remove(("z", 1)) is None
-    assert order(queue) == ["a", "c"]
-
-
-def test_only_a_waiting_claim_can_be_taken_from_memory() -> None:
-    claims_in_memory, queue = ClaimsInMemory(), filled(a_claim("waits"), a_claim("works"))
-    for name in ("waits", "works"):
-        claims_in_memory.track(a_claim(name), queue)
-    queue.remove(("works", 1))  # a connection took it
-    assert claims_in_memory.take(("works", 1)) is None
-    assert claims_in_memory.take(("waits", 1)).message.id == "waits"
-    assert claims_in_memory.take(("waits", 1)) is None
-    assert claims_in_memory.take(("unknown", 1)) is None
-
-
 def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() -> None:
     claims_in_memory, queue = ClaimsInMemory(), ClaimQueue()
     claims = {name: a_claim(name) for name in ("late", "soon", "works", "settled")}
@@ -108,13 +84,3 @@ def test_a_waiting_claim_expires_on_time_and_a_busy_one_when_it_waits_again() ->
     assert claims_in_memory.take_expired(again_us - 1) == []
     assert claims_in_memory.take_expired(again_us) == [claims["works"]]
     assert claims_in_memory.next_expiry_us is None
-
-
-def test_recorded_claims_leave_no_expiries_behind() -> None:
-    claims_in_memory, queue = ClaimsInMemory(), ClaimQueue()
-    for number in range(10_000):
-        claim = a_claim(str(number))
-        claims_in_memory.track(claim, queue)
-        claims_in_memory.track_expiry(claim, 10**15)
-        claims_in_memory.forget(claim)
-    assert (claims_in_memory._queues, claims_in_memory._expiries) == ({}, {})

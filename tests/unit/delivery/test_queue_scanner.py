@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay.base.message.nexthop import NextHop
 from relay.delivery import queue_scanner as scanner_module
 from relay.delivery.active_queue import ActiveQueue
-from relay.delivery.queue_scanner import RESCAN_US, PriorityScan, QueueScanner
+from relay.delivery.queue_scanner import QueueScanner
 from relay.store.spool.shared import claimed
 from relay.store.spool.sqlite.transactions import find_due, next_due_us, take_claims
 from relay.store.spool.sqlite.writer import Batch
@@ -255,93 +255,3 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
         await scanned.run()
     for look in scanned.queue.queries[queries:]:
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
-
-
-async def test_a_bulk_over_many_next_hops_leaves_room_for_another_sender() -> None:
-    scanned = ScannedQueue(claims_max=200)
-    for number in range(3000):
-        scanned.queue.add(f"mx:{number}.test", "bulk", due_us=scanned.clock.now_us - 2)
-    scanned.queue.add("mx:0.test", "single", due_us=scanned.clock.now_us - 1)
-    await scanned.run()
-    assert "003001" in scanned.claimed
-
-
-async def test_every_priority_level_is_scanned_within_its_part() -> None:
-    scanned = ScannedQueue(claims_max=160)
-    for level in PriorityLevel:
-        for number in range(300):
-            scanned.queue.add(f"mx:{number}.test", f"{number}", due_us=1, level=level)
-    await scanned.run()
-    levels = [claim.level for claim in scanned.claims]
-    assert levels.count(PriorityLevel.UNREACHABLE) in range(10, 41)
-    assert all(levels.count(level) >= 10 for level in PriorityLevel)
-    assert levels[0] is PriorityLevel.HIGH
-    assert scanned.active_queue.claims == 150  # without the reserve
-
-
-def test_new_entries_of_a_sender_that_a_cycle_has_passed_start_another_cycle() -> None:
-    """The cycle goes through the senders of a next hop; it has passed 7 when 3 has an entry."""
-    hop, walk = NextHop.parse("mx:a.test"), PriorityScan(PriorityLevel.NORMAL, ActiveQueue())
-    reached = (100, "z", 1)
-    look = walk.next_query()
-    walk.apply(look, DueBatch(reached=reached, left_hops=frozenset({hop})))
-    look = walk.next_query()
-    assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.apply(look, DueBatch(ended=False, reached_sender=7))
-    walk.add_unclaimed(hop, 3, 50)
-    look = walk.next_query()
-    assert (look.next_hop, look.after_sender) == (hop, 7)
-    walk.apply(look, DueBatch())
-    look = walk.next_query()
-    assert (look.next_hop, look.after_sender) == (hop, -1)
-    walk.apply(look, DueBatch())
-    assert walk.next_query() is None
-    assert not walk.has_work
-
-
-async def test_entries_that_an_operator_makes_due_are_found() -> None:
-    scanned = ScannedQueue(claims_max=20)
-    scanned.queue.add("mx:a.test", "ann", due_us=scanned.clock.now_us + 10**12)
-    await scanned.run()
-    assert scanned.claims == []
-    scanned.queue.cursor.execute("UPDATE entry SET due_us = 1")
-    scanned.scanner.restart()
-    await scanned.run()
-    assert scanned.claimed == ["000001"]
-
-
-async def test_a_spool_error_loses_no_entry() -> None:
-    scanned = ScannedQueue(claims_max=20)
-    for number in range(5):
-        scanned.queue.add(f"mx:{number}.test", "ann", due_us=1)
-
-    def fail() -> None:
-        scanned.queue.meanwhile = lambda: None
-        raise apsw.BusyError("locked")
-
-    scanned.queue.meanwhile = fail
-    with pytest.raises(apsw.BusyError):
-        await scanned.run()
-    scanned.is_awake = True
-    await scanned.run()
-    assert len(scanned.claimed) == 5
-
-
-async def test_a_clock_that_is_set_back_before_the_first_scan_delays_no_other() -> None:
-    scanned = ScannedQueue(claims_max=20)
-    scanned.queue.add("mx:a.test", "ann", due_us=1)
-
-    def fail() -> None:
-        scanned.queue.meanwhile = lambda: None
-        raise apsw.BusyError("locked")
-
-    scanned.queue.meanwhile = fail
-    with pytest.raises(apsw.BusyError):
-        await scanned.run()
-    scanned.clock.advance(-3600)
-    scanned.is_awake = True
-    await scanned.run()
-    scanned.queue.add("mx:b.test", "bob", due_us=1)  # by another process: this one is not told
-    scanned.clock.advance(RESCAN_US / 1_000_000)
-    await scanned.run()
-    assert len(scanned.claimed) == 2
