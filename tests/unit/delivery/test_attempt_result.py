@@ -5,7 +5,6 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import Notify
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.nexthop import CAPTURE
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -47,12 +46,6 @@ def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **fu
     )  # fmt: skip
 
 
-def test_a_recipient_without_an_attempt_waits_with_the_deferred() -> None:
-    result = concluded(a_claim(count=2), {1: OK})
-    assert result.commit.waiting.due_us == 60 * SECOND_US
-    assert result.reported[ReportKind.FAILED] == ()
-
-
 def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
     kept = replace(a_claim(count=2), extra=EntryExtra(keep=True))
     result = concluded(kept, {1: OK, 2: NO})
@@ -88,12 +81,6 @@ def test_attempts_without_an_answer_to_the_dot_are_counted_for_each_recipient(
     ] * is_over
     assert result.reported[ReportKind.FAILED] == ()
     assert type(result.commit.outcomes[2]) is (Failed if is_over else type(outcome))
-
-
-def test_an_entry_with_all_recipients_final_is_not_due_again() -> None:
-    result = concluded(a_claim(count=2), {1: OK, 2: NO})
-    assert result.commit.waiting is None
-    assert [one.path.address for one in result.reported[ReportKind.FAILED]] == ["2@a.test"]
 
 
 @pytest.mark.parametrize(
@@ -162,12 +149,6 @@ def test_a_delay_is_reported_once_and_with_the_attempt() -> None:
     assert result.commit.waiting.warn_us is None
     again = concluded(replace(claim, warn_us=None), {2: LATER}, now_us=5 * HOUR_US)
     assert again.late is None
-
-
-def test_the_delay_of_captured_mail_is_not_reported() -> None:
-    claim = a_claim(warn_us=1, next_hop=CAPTURE)
-    result = requeue_result(claim, time=AttemptTime(2, 2))
-    assert (result.late, result.commit.waiting.warn_us) == (None, None)
 
 
 def test_a_delay_report_has_the_recipients_of_other_entries_with_their_last_reply() -> None:
@@ -246,13 +227,6 @@ def test_a_delay_warning_keeps_the_attempt_of_a_claim_due_before_the_start() -> 
     assert waiting.due_us == 2 * HOUR_US
     action = claim_action(again, now_us=now_us, confirmed_us=now_us, started_us=now_us - SECOND_US)
     assert action is ClaimAction.ATTEMPT
-
-
-def test_a_claim_requeued_before_its_delay_warning_keeps_it() -> None:
-    claim = a_claim(warn_us=4 * HOUR_US, retry_us=7 * HOUR_US, expires_us=8 * HOUR_US)
-    result = requeue_result(claim, time=AttemptTime(HOUR_US, HOUR_US))
-    assert result.late is None
-    assert result.commit.waiting.due_us == result.commit.waiting.warn_us == 4 * HOUR_US
 
 
 def test_a_claim_is_held_when_its_content_is_unreadable_twice_in_a_row() -> None:

@@ -2,11 +2,8 @@
 
 import asyncio
 
-from relay.base.message.nexthop import CAPTURE
 from relay.store.mailbox.types import StoreUnavailableError
-from relay.store.spool.types import RESTORED_US, DueQuery, PriorityLevel, Selector, sender_key
 from tests.support.journeys import outcomes, states
-from tests.unit.delivery.conftest import KEEP_US
 
 
 async def captured(delivery, queue_id: str) -> dict:
@@ -59,41 +56,6 @@ async def test_a_store_that_is_down_defers_it_and_the_next_attempt_repeats_no_co
     assert outcomes(journey, "b@a.test") == ["deferred", "captured"]
     assert [one.name for one in results["a@a.test"]] == ["DELIVERED", "ALREADY_THERE"]
     assert len(delivery.store.inboxes) == 2
-
-
-async def test_it_is_fetched_from_the_spool_when_there_was_no_room_for_a_claim(delivery) -> None:
-    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
-    await delivery.start()
-    await captured(delivery, await delivery.send("a@a.test", claim=False))
-    assert len(delivery.store.inboxes) == 1
-
-
-async def test_its_mail_is_never_of_the_unreachable_level(delivery) -> None:
-    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
-    await delivery.open()
-    for number in range(100):
-        await delivery.send(f"{number}@a.test", claim=False)
-    delivery.compose()
-    await delivery.scheduler._scanner.run()
-    level = delivery.scheduler.active_queue.level_of(
-        CAPTURE, sender_key("alice"), PriorityLevel.NORMAL
-    )
-    assert level is PriorityLevel.NORMAL
-    delivery.run()
-
-
-async def test_in_a_development_relay_it_does_not_leave_the_queue_by_itself(delivery) -> None:
-    delivery.delivers_captured, delivery.table.captured = True, {"a.test"}
-    await delivery.start()
-    queue_id = await delivery.send("a@a.test", expire_s=0.5)
-    await captured(delivery, queue_id)
-    (entry,) = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
-    assert entry["state"] == "captured"
-    due_us = await delivery.spool.next_due_us(0)
-    (claim,) = (await delivery.spool.claim_due(due_us, 10, DueQuery())).claims
-    await delivery.spool.release([claim])
-    assert due_us >= RESTORED_US > claim.message.received_us + KEEP_US  # it is not due
-    assert delivery.reporter.failures_reported == []
 
 
 async def test_a_service_records_what_a_development_relay_left_without_a_copy(delivery) -> None:

@@ -4,10 +4,8 @@ import asyncio
 
 import pytest
 
-from relay.store.spool.types import SpoolUnavailableError
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
-from tests.unit.delivery.conftest import RunningDelivery
 
 PEOPLE = ("a@a.test", "b@a.test", "c@a.test")
 WITHOUT_DSN = tuple(one for one in EXTENSIONS if one != "DSN")
@@ -86,59 +84,3 @@ async def test_each_recipient_is_recorded_by_its_own_reply(delivery) -> None:
         assert delivery.reporter.failures_reported == refused
         assert [one.addresses for one in host.envelopes].count(["c@a.test"]) == 1
         assert host.sessions == 1
-
-
-async def test_a_stop_records_what_the_replies_so_far_say(delivery) -> None:
-    dot = {"b@a.test": "550 5.7.1 never", "c@a.test": STALL}
-    async with RemoteMx(lmtp=True, dot=dot) as host:
-        delivery.table.at("a.test", host)
-        delivery.timeouts = type(delivery.timeouts)()
-        await delivery.start()
-        queue_id = await delivery.send(*PEOPLE)
-        await until_states(
-            delivery, queue_id, dict(zip(PEOPLE, ("delivered", *["queued"] * 2), strict=True))
-        )
-        async with asyncio.timeout(30):
-            while len(host.envelopes) < 3:
-                await asyncio.sleep(0)
-        await delivery.scheduler.drain(0.05)
-        journey = await delivery.spool.journey(queue_id)
-    assert outcomes(journey, "a@a.test") == ["delivered"]
-    assert outcomes(journey, "c@a.test") == ["indeterminate"]
-    assert states(journey)["c@a.test"] == "deferred"
-
-
-async def test_no_retry_has_a_recipient_that_was_recorded_before_the_process_ended(
-    monkeypatch, tmp_path
-) -> None:
-    delivery = RunningDelivery(tmp_path)
-    await delivery.open()
-    record, stuck = delivery.spool.record, asyncio.Event()
-
-    async def only_parts(claim_result, **more):
-        if claim_result.goes_on:
-            return await record(claim_result, **more)
-        stuck.set()
-        raise SpoolUnavailableError("the disk is gone")
-
-    monkeypatch.setattr(delivery.spool, "record", only_parts)
-    gate = asyncio.Event()
-    gates = {"DOT c@a.test": gate}
-    async with RemoteMx(lmtp=True, extensions=WITHOUT_DSN, gates=gates) as host:
-        delivery.table.at("a.test", host)
-        await delivery.start()
-        queue_id = await delivery.send(*PEOPLE, notify="SUCCESS")
-        await until_states(delivery, queue_id, ALL_DELIVERED | {"c@a.test": "queued"})
-        gate.set()
-        await stuck.wait()
-        await delivery.stop(grace_s=0.1)
-
-    again = RunningDelivery(tmp_path)
-    async with RemoteMx(lmtp=True, extensions=WITHOUT_DSN) as host:
-        again.table.at("a.test", host)
-        await again.start()
-        again.scheduler.due_now()
-        await again.done(queue_id)
-        assert [one.addresses for one in host.envelopes] == [["c@a.test"]]
-    assert again.reporter.reported == [("delivered", [*PEOPLE])]
-    await again.stop()

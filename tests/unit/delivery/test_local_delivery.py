@@ -7,10 +7,9 @@ import pytest
 
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.nexthop import LOCAL
-from relay.base.message.outcome import Deferred, Delivered, Failed, Indeterminate, Outcome
+from relay.base.message.outcome import Deferred, Failed, Indeterminate, Outcome
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.local_delivery import LocalDelivery
-from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.types import (
     DeliveryResult,
     MailboxFullError,
@@ -137,16 +136,6 @@ def deliveries() -> Deliveries:
     return Deliveries()
 
 
-async def test_a_message_for_many_mailboxes_fills_a_limited_number_of_them_at_once(deliveries):
-    deliveries.push(1, count=40)
-    await deliveries.store.until(16)
-    deliveries.store.may_end.set()
-    outcomes = await deliveries.until_recorded(1)
-    assert sorted(outcomes) == [*range(1, 41)]
-    assert all(isinstance(one, Delivered) for one in outcomes.values())
-    assert deliveries.store.most == 16
-
-
 async def test_claims_share_the_limit(deliveries):
     deliveries.push(1, count=40)
     deliveries.push(2, count=40)
@@ -165,28 +154,3 @@ async def test_a_delivery_that_is_cut_off_leaves_what_was_not_begun_without_an_o
     assert sorted(outcomes) == [*range(1, 17)]
     assert all(isinstance(one, Indeterminate) for one in outcomes.values())
     assert deliveries.store.running == []
-
-
-async def test_an_internal_error_ends_the_deliveries_that_it_leaves(deliveries, monkeypatch):
-    deliver = deliveries.queue.deliver
-
-    async def fails_once(claim, mailbox, recipients, **more):
-        await deliver(claim, mailbox, recipients, **more)
-        if recipients[0].id == 1:
-            raise ValueError
-
-    monkeypatch.setattr(deliveries.queue, "deliver", fails_once)
-    deliveries.push(1, count=40)
-    await deliveries.store.until(16)
-    deliveries.store.may_end.set()
-    outcomes = await deliveries.until_recorded(1)
-    assert len(outcomes) == 40
-    assert deliveries.store.running == []
-
-
-async def test_an_outcome_has_the_graph_id_of_the_copy(deliveries):
-    deliveries.store.may_end.set()
-    deliveries.push(1, count=2)
-    outcomes = await deliveries.until_recorded(1)
-    found = {number: one.evidence.graph_id for number, one in outcomes.items()}
-    assert found == {1: delivered_id("q1-1"), 2: delivered_id("q1-2")}

@@ -1,10 +1,6 @@
 """A probe of a site: it connects as delivery does, within the site's limit, and stops before MAIL."""
 
 import asyncio
-import socket
-from types import SimpleNamespace
-
-import pytest
 
 from relay.base.message.nexthop import NextHop
 from tests.support.remote_mx import RemoteMx
@@ -16,14 +12,6 @@ async def probe(delivery):
     return await delivery.scheduler.probe(HOP, delivery.table.decided("a.test"))
 
 
-@pytest.fixture
-def closed():
-    """A server that refuses connections."""
-    with socket.create_server(("127.0.0.3", 0)) as unused:
-        port = unused.getsockname()[1]
-    return SimpleNamespace(host="127.0.0.3", port=port, lmtp=False)
-
-
 async def test_a_probe_stops_before_mail(delivery) -> None:
     async with RemoteMx() as mx:
         await delivery.start()
@@ -32,16 +20,6 @@ async def test_a_probe_stops_before_mail(delivery) -> None:
         assert (found.host, found.address) == ("mx0.a.test", f"{mx.host}:{mx.port}")
         assert (found.reply, found.tried) == ("", ())
         assert [command.partition(" ")[0] for command in mx.commands] == ["EHLO", "QUIT"]
-
-
-async def test_the_hosts_are_tried_in_order(delivery, closed) -> None:
-    async with RemoteMx() as mx:
-        await delivery.start()
-        delivery.table.at("a.test", closed, mx)
-        found = await probe(delivery)
-        assert found.host == "mx1.a.test"
-        assert found.tried[0].startswith("0 mx0.a.test [127.0.0.3]: ")
-        assert found.tried[1] == f"1 mx1.a.test [{mx.host}]: connected"
 
 
 async def test_without_a_session_a_probe_says_why(delivery) -> None:
@@ -74,35 +52,6 @@ async def test_a_probe_opens_no_connection_beyond_the_limit(delivery) -> None:
         gate.set()
         await delivery.done(sent)
         assert mx.sessions == 1
-
-
-async def test_mail_waits_while_a_probe_has_the_only_connection(delivery) -> None:
-    gate = asyncio.Event()
-    async with RemoteMx(gates={"EHLO": gate}) as mx:
-        delivery.connections_max = 1
-        await delivery.start()
-        delivery.table.at("a.test", mx)
-        probing = asyncio.create_task(probe(delivery))
-        await mx.reached("EHLO")
-        sent = await delivery.send("x@a.test")
-        assert (
-            await probe(delivery)
-        ).reply == "the site has the connections that it may have now: 1 connection"
-        gate.set()
-        assert (await probing).host == "mx0.a.test"
-        await delivery.done(sent)
-        assert mx.most_open == 1
-
-
-async def test_a_probe_ends_in_time(delivery, monkeypatch) -> None:
-    monkeypatch.setattr("relay.delivery.site.PROBE_S", 0.2)
-    gate = asyncio.Event()
-    async with RemoteMx(gates={"EHLO": gate}) as mx:
-        await delivery.start()
-        delivery.table.at("a.test", mx)
-        assert (await probe(delivery)).reply == "no session within 0.2 s"
-        gate.set()
-        assert (await probe(delivery)).host == "mx0.a.test"
 
 
 async def test_a_stop_ends_a_probe(delivery) -> None:

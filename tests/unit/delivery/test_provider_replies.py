@@ -85,16 +85,6 @@ def test_a_shipped_entry_decides_its_sample(name: str) -> None:
     assert replies.judged(elsewhere) is elsewhere
 
 
-def test_shipped_entries_decide_against_codes_both_ways() -> None:
-    replies = load_provider_replies(None, Path("relay.toml"))
-    changes = set()
-    for host, stage, text in SAMPLES.values():
-        before = outcome_of(host, stage, text)
-        assert isinstance(before, Deferred | Failed)
-        changes.add((type(before), type(replies.judged(before))))
-    assert {(Failed, Deferred), (Deferred, Failed)} <= changes
-
-
 HOST = "mx1.a.test"
 MATCHES = [
     # the keys of an entry, the reply, whether they match
@@ -188,12 +178,3 @@ def test_a_faulty_file_says_where_what_and_what_was_expected(
         entries_of(tmp_path, lines)
     (found,) = caught.value.faults
     assert str(found).startswith(f"{tmp_path}/own.toml:{fault}")
-
-
-def test_a_missing_file_is_a_fault_of_relay_toml(tmp_path: Path) -> None:
-    config = tmp_path / "relay.toml"
-    config.write_text('[delivery]\nport = 25\nproviders = "none.toml"\n')
-    with pytest.raises(SettingsError) as caught:
-        load_provider_replies(tmp_path / "none.toml", config)
-    text = f'{config}:3: delivery.providers: found "{tmp_path}/none.toml", expected a file of [[reply]] tables: there is none'
-    assert str(caught.value) == text

@@ -1,6 +1,5 @@
 """Reports that come in: read off the event loop with their delivery, and delivered in any case."""
 
-import asyncio
 import threading
 
 import pytest
@@ -9,7 +8,6 @@ from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, LargeContent
 from relay.base.message.envelope import Source
 from relay.delivery import attempt_recorder
-from relay.store.spool.types import ClaimResult
 from tests.support.journeys import states
 
 ALICE = "alice@example.test"
@@ -81,21 +79,6 @@ async def test_no_other_mail_is_read(delivery, original, read_in, changes) -> No
     assert read_in == []
 
 
-async def test_ordinary_mail_costs_no_further_query(delivery, original, monkeypatch) -> None:
-    recorded: list[ClaimResult] = []
-    record = delivery.spool.record
-
-    async def noted(claim_result, **options):
-        recorded.append(claim_result)
-        return await record(claim_result, **options)
-
-    monkeypatch.setattr(delivery.spool, "record", noted)
-    await receive(delivery, b"Subject: s\r\n\r\nbody\r\n", reverse_path="carol@example.test")
-    await receive(delivery, b"Subject: s\r\n\r\nbody\r\n")
-    await receive(delivery, report())
-    assert [one.remote_report is not None for one in recorded] == [False, False, True]
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -124,15 +107,6 @@ async def test_a_report_without_the_original_is_joined_by_what_it_answers(
     assert await claims(delivery, original) == [("failure", "192.0.2.7")]
 
 
-async def test_a_report_whose_reading_fails_is_delivered(delivery, original, monkeypatch) -> None:
-    def broken(content):
-        raise RuntimeError("a fault of the reader")
-
-    monkeypatch.setattr(attempt_recorder, "read_remote_report", broken)
-    assert await receive(delivery, report()) == {ALICE: "delivered"}
-    assert await claims(delivery, original) == []
-
-
 async def test_a_report_of_100_mb_is_joined_and_delivered(delivery, original, tmp_path) -> None:
     header, _, start = report(more=b"x" * 60 + b"\r\n").partition(b"\r\n\r\n")
     body = tmp_path / "body"
@@ -143,24 +117,4 @@ async def test_a_report_of_100_mb_is_joined_and_delivered(delivery, original, tm
     octets = FileOctets(body, 0, body.stat().st_size)
     content = LargeContent(header + b"\r\n", (octets,), eight_bit=False)
     assert await receive(delivery, content) == {ALICE: "delivered"}
-    assert await claims(delivery, original) == [("failure", "192.0.2.7")]
-
-
-async def test_a_report_to_somebody_else_changes_nothing(delivery, original) -> None:
-    assert await receive(delivery, report(), to="bob@example.test") == {
-        "bob@example.test": "delivered"
-    }
-    assert await claims(delivery, original) == []
-
-
-async def test_a_report_is_joined_where_captured_mail_has_copies(delivery) -> None:
-    delivery.delivers_captured, delivery.table.captured = True, {"example.test"}
-    delivery.table.mailboxes.add("x@a.test")
-    await delivery.start()
-    original = await delivery.send("x@a.test", message_id="<m@x>")
-    facts = {"reverse_path": "", "client": "mx.a.test [192.0.2.7]"}
-    carrier = await delivery.send(ALICE, contents=(report(),), **facts)
-    async with asyncio.timeout(10):
-        while (await delivery.spool.journey(carrier)).state != "captured":
-            await delivery.changed.get()
     assert await claims(delivery, original) == [("failure", "192.0.2.7")]

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
@@ -22,6 +21,7 @@ from relay.store.spool.types import Claim, EntryExtra
 from relay.transport.routing.route_table import RouteTable
 from tests.support.claims import a_claim
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 
 class Directory:
@@ -45,8 +45,8 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("address", "key", "extra", "taken"),
+@each_row(
+    "address, key, extra, taken",
     [
         ("1@a.test", "smtp://h.test:25 of-a", {}, False),
         ("1@a.test", "smtp://h.test:25 of-b", {}, True),  # another domain

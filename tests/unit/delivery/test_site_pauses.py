@@ -11,7 +11,6 @@ from relay.delivery.provider_replies import ProviderReplies, ReplyEntry
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.transport.policy.patterns import Pattern
-from tests.support.logs import capture_logs
 from tests.support.remote_mx import RemoteMx
 
 BLOCKED = "550 5.7.1 blocked for a while"
@@ -67,70 +66,6 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert journey.attempts[0].provider == "e"
         listed = await delivery.spool.queue_admin.list(Selector(ids=(second,)), limit=1)
         assert listed[0]["attempts"] == 0
-
-
-@pytest.mark.parametrize(
-    ("before", "stage"), [((), "RCPT"), ((), "DOT"), (("450 4.3.2 not now",), "CONNECT")]
-)
-async def test_a_pause_begins_once_and_also_where_a_better_host_is_down(
-    delivery, before, stage
-) -> None:
-    """`before`: the banner of the better host."""
-    with capture_logs() as logs:
-        async with RemoteMx(replies={stage: BLOCKED}) as mx, AsyncExitStack() as stack:
-            better = [RemoteMx(replies={"CONNECT": banner}) for banner in before]
-            for one in better:
-                await stack.enter_async_context(one)
-            delivery.table.at("a.test", *better, mx)
-            delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
-            await delivery.start()
-            await deferred(delivery, await delivery.send("a@a.test", "b@a.test"))
-    assert [one["provider"] for one in logs if one["event"] == "site paused"] == ["e"]
-
-
-async def test_all_that_waits_for_the_site_is_postponed(delivery) -> None:
-    gate = asyncio.Event()
-    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}, gates={"RCPT": gate}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.connections_max = entry(pause_s=HOUR_S), 1
-        delivery.retry_s = (HOUR_S,)
-        await delivery.start()
-        queue_ids = [await delivery.send(f"{number}@a.test") for number in range(5)]
-        await mx.reached("RCPT")
-        gate.set()
-        await deferred(delivery, *queue_ids)
-        counts = [(await attempts(delivery, one))[1] for one in queue_ids]
-        assert counts == [1, 0, 0, 0, 0]
-
-
-async def test_a_retry_by_an_operator_ends_the_pause(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
-        await delivery.start()
-        delivery.spool.queue_admin.attend(delivery.scheduler)
-        first = await delivery.send("first@a.test")
-        await deferred(delivery, first)
-        second = await delivery.send("second@a.test")
-        await deferred(delivery, second)
-        retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
-        await delivery.spool.queue_admin.execute(retry)
-        await delivery.done(second)
-        assert delivery.scheduler.site_pauses() == []
-        await delivery.done(await delivery.send("third@a.test"))
-        assert await attempts(delivery, first) == ("deferred", 1)  # at the end of its own wait
-
-
-async def test_mail_goes_on_when_the_pause_ends(delivery) -> None:
-    async with RemoteMx(replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
-        delivery.table.at("a.test", mx)
-        delivery.providers = entry(pause_s=0.3, kind=None)
-        await delivery.start()
-        first = await delivery.send("first@a.test")
-        second = await delivery.send("second@a.test")
-        await delivery.done(second)
-        assert await attempts(delivery, first) == ("failed", 1)
-        assert await attempts(delivery, second) == ("relayed", 1)
 
 
 async def test_mail_expires_while_its_site_is_paused(delivery) -> None:

@@ -30,7 +30,6 @@ from relay.delivery.reports.bounces import NOTICES_MAX, Reporter, decide_reports
 from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Step
-from relay.store.spool.types import ReportPlan
 from tests.support.manual_clock import ManualClock
 
 MX = NextHop(HopKind.MX, "example.com")
@@ -44,7 +43,6 @@ MESSAGE = MessageFacts(
     account="alice@example.com",
 )
 CONTENT = b"Subject: Hello\r\nMessage-ID: <orig@example.com>\r\n\r\nHi\r\n"
-FROM_A_REPORT = replace(MESSAGE, source=Source.REPORT)
 
 
 def recipient(address="bob@example.net", notify=frozenset(), **about):
@@ -161,13 +159,6 @@ def test_a_bounce_for_an_alias_that_leads_nowhere_becomes_a_dead_letter(reporter
     assert reporter.counted() == {"dead-letter": 1}
 
 
-def test_the_envelope_of_a_bounce_matches_its_header(reporter):
-    (report,) = reporter.failures([recipient()]).messages
-    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
-    assert report.facts.message_id == parsed["message-id"]
-    assert report.facts.subject == parsed["subject"] == "Undeliverable: Hello"
-
-
 def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
     plan = reporter.failures([recipient(), recipient("carol@example.net")])
     (event,) = plan.events
@@ -190,20 +181,6 @@ def test_the_failed_message_gets_an_event_and_the_report_its_own(reporter):
         )
         == 100
     )
-
-
-def test_eight_bit_and_smtputf8_go_into_the_envelope(reporter):
-    content = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
-    message = replace(MESSAGE, envelope=Envelope("älice@example.com"))
-    (report,) = reporter.failures([recipient()], message, content).messages
-    assert report.facts.envelope == Envelope("", smtputf8=True, eight_bit=True)
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-def test_no_bounce_is_sent_to_the_null_reverse_path(reporter, trusted):
-    message = replace(MESSAGE, envelope=Envelope(""), trusted=trusted)
-    assert reporter.failures([recipient()], message) == ReportPlan()
-    assert reporter.counted() == {}
 
 
 STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")
@@ -267,29 +244,6 @@ def test_a_verified_stranger_without_a_next_hop_makes_no_dead_letters(reporter):
     assert reporter.counted() == {"postmaster": 1}
 
 
-def test_a_failed_copy_of_a_rule_goes_to_the_postmaster_and_not_to_the_sender(reporter):
-    plan = reporter.failures([recipient(), recipient("copy@example.net", added_by="a rule")])
-    report, letter = plan.messages
-    assert b"copy@example.net" not in report.contents[0]
-    assert letter.contents == (CONTENT,)
-    assert letter.entries[0].next_hop == LOCAL
-    assert letter.entries[0].recipients[0].path.address == "postmaster"
-    assert letter.facts.account == ""
-    assert letter.facts.source is Source.REPORT
-    assert [event.detail["kind"] for event in plan.events] == ["failure"]
-    assert reporter.counted() == {"failure": 1, "dead-letter": 1}
-
-
-def test_a_failed_bounce_becomes_a_dead_letter_and_never_a_bounce(reporter):
-    plan = reporter.failures([recipient()], FROM_A_REPORT)
-    (letter,) = plan.messages
-    assert letter.contents == (CONTENT,)
-    assert letter.facts.message_id == "<orig@example.com>"
-    assert letter.entries[0].recipients[0].path.address == "postmaster"
-    assert plan.events[0].detail["kind"] == "dead-letter"
-    assert reporter.counted() == {"dead-letter": 1}
-
-
 @pytest.mark.parametrize(
     ("demand", "of_bounce", "has_text"),
     [
@@ -333,45 +287,6 @@ def test_a_large_content_becomes_a_dead_letter_from_its_file(reporter):
     assert (letter.facts.message_id, letter.facts.subject) == ("<orig@example.com>", "Hello")
 
 
-def test_a_bounce_that_fails_at_the_postmaster_is_dropped(reporter):
-    plan = reporter.failures([recipient("postmaster")], FROM_A_REPORT)
-    assert plan.messages == ()
-    assert plan.events[0].detail == {"kind": "dropped", "recipients": ["postmaster"]}
-    assert reporter.counted() == {"dropped": 1}
-
-
-def test_repeated_failures_cause_no_endless_bounces(reporter):
-    """Each failure causes less: bounce, dead letter, nothing."""
-    waiting, made = list(reporter.failures([recipient()]).messages), 0
-    while waiting:
-        failed = waiting.pop()
-        made += 1
-        assert made < 10
-        (one,) = failed.entries[0].recipients
-        again = [recipient(one.path.address, one.path.notify)]
-        waiting += reporter.failures(again, failed.facts, failed.contents[0]).messages
-    assert made == 2
-
-
-def test_a_bounce_to_an_invalid_sender_becomes_a_dead_letter(reporter):
-    reporter.hops.clear()
-    plan = reporter.failures([recipient()])
-    (letter,) = plan.messages
-    assert b"multipart/report" in letter.contents[0]
-    assert letter.entries[0].next_hop == LOCAL
-    assert letter.facts.account == ""
-    assert plan.events[0].detail["to"] == "postmaster"
-    assert reporter.counted() == {"dead-letter": 1}
-
-
-def test_every_message_has_its_own_id(reporter):
-    plan = reporter.failures([recipient(), recipient("c@x.org", added_by="r")])
-    others = reporter.failures([recipient()])
-    ids = {message.facts.id for message in (*plan.messages, *others.messages)}
-    assert len(ids) == 3
-    assert all(len(one) == 16 for one in ids)
-
-
 async def test_the_inbox_report_is_the_same_with_its_return_path(reporter):
     octets = await reporter.reporter.inbox_report(
         ReportKind.FAILED, MESSAGE, [recipient()], content=CONTENT
@@ -397,20 +312,6 @@ def test_the_language_is_the_readers_else_the_senders(languages, found):
     (report,) = reporter.failures([recipient()], message).messages
     parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
     assert parsed.get_body(("html",))["content-language"] == found
-
-
-@pytest.mark.parametrize("days", [1, -1])
-def test_after_a_clock_jump_a_bounce_expires_by_queue_time_and_shows_wall_time(reporter, days):
-    reporter.clock.jumped_us = days * 24 * HOUR_US
-    (report,) = reporter.failures([recipient()]).messages
-    assert report.facts.received_us == reporter.clock.queue_us()
-    assert report.facts.expires_us == reporter.clock.queue_us() + HOUR_US
-    parsed = email.message_from_bytes(report.contents[0], policy=email.policy.default)
-    status = next(part for part in parsed.walk() if part.get_content_type().endswith("status"))
-    arrival = status.get_payload()[0]["Arrival-Date"]
-    arrived = email.utils.parsedate_to_datetime(str(arrival)).timestamp()
-    assert arrived * 1_000_000 == MESSAGE.received_us + reporter.clock.jumped_us
-    assert parsed["Date"].datetime.timestamp() == reporter.clock.time_us() // 1_000_000
 
 
 BOB = recipient()

@@ -12,7 +12,6 @@ from relay.formats.dsn import ReportKind
 from relay.store.spool.types import SpoolUnavailableError
 from tests.unit.delivery.reports.test_bounces import (
     CONTENT,
-    FROM_A_REPORT,
     MESSAGE,
     MX,
     CountedReporter,
@@ -20,6 +19,7 @@ from tests.unit.delivery.reports.test_bounces import (
 )
 
 OPS = "ops@example.com"
+FROM_A_REPORT = structs.replace(MESSAGE, source=Source.REPORT)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import html
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from relay.delivery.reports.texts import LANGUAGES, ReportTexts, load_texts
 from relay.delivery.reports.wording import FailureClass, RecipientFields
 from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind
 from tests.support.logs import capture_logs
-from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE, UNKNOWN, report
+from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE
 
 DOCS = Path(__file__).parents[4] / "docs/reports.md"
 HEADER = Header.parse(b"Subject: Lunch\r\nMessage-ID: <m@x.test>\r\n")
@@ -113,49 +112,6 @@ def test_the_text_says_what_the_html_says(kind, language):
     assert html.unescape(body).split() == said.split()
 
 
-def test_who_and_why_come_before_what_to_do_and_the_details():
-    part = written([UNKNOWN, FULL])
-    places = [
-        [
-            text.index(one)
-            for one in ("bob@example.net", "not found", "Check", "mx1.example.net said")
-        ]
-        for text in (part.text, part.html)
-    ]
-    assert all(one == sorted(one) for one in places)
-    assert "550 5.1.1 <bob@example.net>: User unknown" in part.text
-    assert f"Queue id: {MESSAGE.id}" in part.text
-
-
-def test_the_rule_that_refused_is_named_with_its_text():
-    rejected = ReportedRecipient(
-        ForwardPath("dave@x.test"),
-        Evidence("5.7.1", "550 5.7.1 No programs, please"),
-        rule="no exe",
-    )
-    part = written([rejected])
-    assert "A rule of relay.test refused the message: No programs, please\n" in part.text
-    assert "Rule: no exe" in part.text
-
-
-def test_recipients_with_the_same_text_share_it():
-    crowd = [structs.replace(FULL, path=ForwardPath(f"u{one}@x.test")) for one in range(150)]
-    part = written(crowd)
-    assert part.text.count("The mailbox is full.") == 1
-    assert "u99@x.test" in part.text
-    assert "u100@x.test" not in part.text
-    assert "and 50 more, all listed" in part.text
-    assert "these recipients" in part.text
-
-
-def test_a_delay_asks_for_nothing_and_names_its_end():
-    message = structs.replace(MESSAGE, expires_us=MESSAGE.received_us + 86_400_000_000)
-    part = written([DELAYED], ReportKind.DELAYED, message=message)
-    assert "You need to do nothing. Delivery is attempted until Sat, 21 Nov 2026" in part.text
-    assert "What to do" not in part.text
-    assert "still being attempted" in written([DELAYED], ReportKind.DELAYED).text
-
-
 def test_what_comes_from_outside_is_no_markup_and_adds_no_line():
     evil = ReportedRecipient(
         ForwardPath(f'"{HOSTILE}\n"@x.test'),
@@ -177,32 +133,12 @@ def test_what_comes_from_outside_is_no_markup_and_adds_no_line():
     assert len(evil.text.splitlines()) == len(plain.text.splitlines())
 
 
-def test_a_read_receipt_says_who_when_and_about_what():
-    for part in (receipt(), receipt(ReceiptKind.NOT_READ)):
-        for text in (part.text, html.unescape(part.html)):
-            for said in ("bob@example.net", "Fri, 20 Nov 2026 10:03:58", "Lunch", "<m@x.test>"):
-                assert said in text
-    assert "marked as read" in receipt().text
-    assert "without being read" in receipt(ReceiptKind.NOT_READ).text
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_the_html_loads_nothing(kind, language):
     part = of_kind(kind, language)
     assert not re.search(r"\b(?:src|href|url|background|action)\b\s*[=(]", part.html)
     assert not re.search(r"<(?:img|link|script|style|iframe|a|form|object|base)\b", part.html)
-
-
-def test_a_thousand_failures_are_one_report_and_little_work():
-    crowd = [
-        structs.replace(UNKNOWN, path=ForwardPath(f"user{one}@example{one}.test"))
-        for one in range(1000)
-    ]
-    began = time.process_time()
-    found = report(recipients=crowd)
-    assert time.process_time() - began < 0.5
-    assert found.count(b"Final-Recipient: ") == 1000
 
 
 # -- the language
@@ -230,16 +166,6 @@ def test_a_template_replaces_one_text_only(load):
     assert part.html == written().html
     assert written(using=own, language="de") == written(language="de")
     assert written([DELAYED], ReportKind.DELAYED, using=own).text.startswith("Your message is")
-
-
-def test_a_template_replaces_the_text_of_a_read_receipt(load):
-    own = load({"de/read.html": "<b>{{ address }}</b> {{ subject }} {{ time }}"})
-    part = receipt(using=own, language="de", subject="<i>")
-    assert part.html == "<b>bob@example.net</b> &lt;i&gt; Fri, 20 Nov 2026 10:03:58 +0000"
-    assert part.text == receipt(language="de", subject="<i>").text
-    assert receipt(ReceiptKind.NOT_READ, using=own, language="de") == receipt(
-        ReceiptKind.NOT_READ, language="de"
-    )
 
 
 def test_values_are_escaped_in_html_only(load):
@@ -305,12 +231,6 @@ def test_a_fault_is_named_with_file_and_line(faults, files, found):
     assert fault.startswith(found)
 
 
-def test_all_faults_are_told_and_files_of_editors_are_none(faults):
-    files = {"en/failure.txt": "{{", "de/unknown.html": "{{ x }}", "en/.failure.txt.swp": "{{",
-             "en/failure.txt~": "{{"}  # fmt: skip
-    assert [one.partition(":")[0] for one in faults(files)] == ["de/unknown.html", "en/failure.txt"]
-
-
 def test_octets_that_are_no_utf8_are_a_fault(load, tmp_path):
     (tmp_path / "en").mkdir()
     (tmp_path / "en/failure.txt").write_bytes(b"\xff")
@@ -334,10 +254,6 @@ def test_a_template_that_fails_later_gives_way_and_is_logged(load, text):
         assert written(crowd, using=own) == written(crowd)
     (line,) = [one for one in lines if "a template failed" in str(one)]
     assert "en/failure.txt" in str(line)
-
-
-def test_without_a_directory_there_are_only_the_texts_of_this_relay():
-    assert load_texts(ReportsSettings(language="de")) == ReportTexts("de")
 
 
 # -- the documentation

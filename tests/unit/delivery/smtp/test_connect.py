@@ -1,10 +1,8 @@
 """Sessions on real sockets: TCP, Unix, TLS, EHLO, AUTH, and their failures."""
 
-import asyncio
 import socket
 import ssl
 
-import aiosmtplib
 import pytest
 from msgspec import structs
 
@@ -70,27 +68,12 @@ async def test_a_session_that_fails_defers(connected, replies, stage, kind, stat
     assert error.outcome.evidence.host == mx.name
 
 
-async def test_an_invalid_reply_is_quoted_without_the_code_of_the_library(connected):
-    async with RemoteMx(replies={"CONNECT": "220-" + "x" * 9000}) as mx:
-        error = await refusal(connected, mx)
-    assert "a reply of more than 100 lines or 8192 bytes" in error.outcome.evidence.reply
-    assert "-1" not in error.outcome.evidence.reply
-
-
 @pytest.mark.parametrize(("banner", "status"), [("554 no mail", "5.3.2"), ("521 never", "5.3.2")])
 async def test_a_rejecting_banner_counts_for_its_host(connected, banner, status):
     async with RemoteMx(replies={"CONNECT": banner}) as mx:
         error = await refusal(connected, mx)
     assert isinstance(error.outcome, Failed)
     assert error.outcome.evidence.status == status
-
-
-@pytest.mark.parametrize("stage", ["CONNECT", "EHLO"])
-async def test_a_silent_host_defers(connected, stage):
-    async with RemoteMx(gates={stage: asyncio.Event()}) as mx:
-        error = await refusal(connected, mx, timeouts=IN_NO_TIME)
-    assert isinstance(error.outcome, Deferred)
-    assert error.outcome.kind is DeferralClass.CONNECT
 
 
 async def test_a_host_without_ehlo_gets_helo(connected, message):
@@ -118,18 +101,6 @@ async def test_a_host_that_hangs_up_at_ehlo_gets_helo_once(connected, message, l
         assert mx.commands == ["EHLO relay.test", "HELO relay.test"]
 
 
-async def test_a_unix_socket_is_a_target(connected, message, tmp_path):
-    async with RemoteMx(path=str(tmp_path / "s")) as mx:
-        connection = await connected(mx, tls=TlsPolicy("none"))
-        result = await connection.transact(message())
-        assert isinstance(result.outcomes[0], Relayed)
-
-
-async def test_a_missing_unix_socket_defers(connected, tmp_path):
-    error = await refusal(connected, RemoteMx(path=str(tmp_path / "s")), tls=TlsPolicy("none"))
-    assert error.outcome.evidence.status == "4.4.1"
-
-
 # -- TLS
 @pytest.mark.parametrize("tls", ["opportunistic", "required"])
 async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, certificate, tls):
@@ -142,22 +113,6 @@ async def test_starttls_encrypts_and_a_second_ehlo_counts(connected, message, ce
         assert [envelope.tls for envelope in mx.envelopes] == [True, True]
         assert mx.envelopes[1].content == content
         assert mx.commands[:3] == ["EHLO relay.test", "STARTTLS", "EHLO relay.test"]
-
-
-async def test_implicit_tls(connected, message, certificate):
-    async with RemoteMx(tls=certificate.server_context(), implicit_tls=True) as mx:
-        connection = await connected(mx, tls=TlsPolicy(implicit=True))
-        await connection.transact(message())
-        assert mx.received("b@y.test")[0].tls
-        assert mx.commands[0] == "EHLO relay.test"
-
-
-async def test_a_peer_that_closes_over_tls_is_noticed(connected, message, certificate):
-    async with RemoteMx(tls=certificate.server_context(), replies={"DOT": DROP}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message())
-        assert result.outcomes[0].evidence.status == "4.4.2"
-        assert not connection.is_open
 
 
 async def test_required_tls_that_is_not_offered_defers(connected):
@@ -318,12 +273,6 @@ async def test_a_self_signed_certificate_is_not_verified(connected, certificate)
     assert "the certificate is refused: self-signed certificate" in error.outcome.evidence.reply
 
 
-async def test_a_self_signed_certificate_in_the_ca_file_is_verified(connected, certificate):
-    async with RemoteMx(tls=certificate.server_context()) as mx:
-        connection = await connected(mx, tls=TlsPolicy("verify", ca=certificate.certificate))
-    assert connection.peer.tls
-
-
 async def test_a_missing_ca_file_defers(connected, certificate, tmp_path):
     async with RemoteMx(tls=certificate.server_context()) as mx:
         error = await refusal(connected, mx, tls=TlsPolicy("verify", ca=tmp_path / "gone.pem"))
@@ -393,7 +342,3 @@ async def test_a_host_that_offers_no_auth_is_named(connected):
         error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
     told = "the host offers no AUTH, and the route has a login for it"
     assert error.outcome.evidence.reply == f"127.0.0.1:{mx.port}: {told}"
-
-
-def test_the_library_stays_as_it_is_for_other_users():
-    assert aiosmtplib.smtp.SMTPProtocol is aiosmtplib.protocol.SMTPProtocol

@@ -11,7 +11,7 @@ from relay.base.message.content import LARGE_BYTES, LargeContent
 from relay.base.message.outcome import DeferralClass, Deferred, Relayed
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp import connection as connection_module
-from tests.support.remote_mx import DROP, RemoteMx
+from tests.support.remote_mx import RemoteMx
 
 HEADER = b"Subject: large\r\n"
 
@@ -68,16 +68,6 @@ async def test_30_mb_arrive_octet_for_octet(connected, message, large, certifica
         assert isinstance((await connection.transact(message())).outcomes[0], Relayed)
 
 
-async def test_a_connection_lost_midway_is_not_indeterminate(connected, message, large):
-    content = large(b"\r\n" + b"x" * 20_000_000)
-    async with RemoteMx(replies={"CONTENT": DROP}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message("a@y.test", "b@y.test", content=content))
-        assert {type(one) for one in result.outcomes.values()} == {Deferred}
-        assert {one.evidence.status for one in result.outcomes.values()} == {"4.4.2"}
-        assert not connection.is_open
-
-
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
 async def test_a_file_damaged_midway(connected, message, large, damage):
     """A removed file stays whole until its reader closes it. After a lost end comes no final dot."""
@@ -113,24 +103,3 @@ async def test_a_file_damaged_midway(connected, message, large, damage):
             while mx.open:
                 await asyncio.sleep(0)
         assert mx.envelopes == []
-
-
-async def test_the_dot_waits_for_the_result_after_the_content(connected, message, large):
-    content = large(b"\r\n" + b"x\r\n" * 500_000)
-    gate = asyncio.Event()
-    async with RemoteMx() as mx:
-        connection = await connected(mx)
-        asked = asyncio.Event()
-
-        async def before_dot():
-            asked.set()
-            await gate.wait()
-
-        sending = asyncio.ensure_future(
-            connection.transact(message(content=content), before_dot=before_dot)
-        )
-        async with asyncio.timeout(30):
-            await asked.wait()
-        assert mx.envelopes == []
-        gate.set()
-        assert isinstance((await sending).outcomes[0], Relayed)

@@ -94,20 +94,6 @@ async def test_after_too_many_replies_the_outcomes_stand_and_the_connection_is_c
         assert not connection.is_open
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 3])
-async def test_outcomes_are_passed_on_before_the_next_reply_is_awaited(connected, message, place):
-    """Those that end the transaction are its result only."""
-    seen = []
-    async with RemoteMx(lmtp=True, dot=dict.fromkeys(PEOPLE[place:], STALL)) as mx:
-        connection = await connected(mx, timeouts=IN_NO_TIME)
-        await connection.transact(
-            message(*PEOPLE), on_replies=lambda outcomes: seen.append(sorted(outcomes))
-        )
-    assert all(len(each) < len(PEOPLE) for each in seen)
-    if place < len(PEOPLE):
-        assert seen[-1:] == ([[*range(place)]] if place else [])
-
-
 @both_ways
 @pytest.mark.parametrize("reply", ["503 5.5.1 no recipients", "354 go on"])
 async def test_no_content_is_sent_where_no_recipient_was_accepted(
@@ -124,17 +110,6 @@ async def test_no_content_is_sent_where_no_recipient_was_accepted(
         assert ("DATA" in mx.commands) is pipelined
         # how many replies would follow a final dot here is not known
         assert connection.is_open is not (pipelined and reply.startswith("354"))
-
-
-@pytest.mark.parametrize("reply", [DROP, "451 4.3.0 later", "552 5.3.4 too large"])
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "CONTENT"])
-async def test_before_the_dot_a_fault_is_as_by_smtp(connected, message, stage, reply):
-    content = b"x" * (20_000_000 if stage == "CONTENT" else 20)
-    async with RemoteMx(lmtp=True, replies={stage: reply}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message(*PEOPLE, content=content))
-    expected = Failed if reply.startswith("5") else Deferred
-    assert kinds(result) == dict.fromkeys(range(3), expected)
 
 
 async def test_mail_and_rcpt_have_the_parameters_that_the_host_offers(connected, message):

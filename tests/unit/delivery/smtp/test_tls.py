@@ -1,8 +1,7 @@
 """Certificate names, and which addresses are of loopback."""
 
-import pytest
-
 from relay.delivery.smtp.tls import certificate_matches, certificate_names
+from tests.support.tables import each_row
 
 
 def certificate(*names):
@@ -15,8 +14,8 @@ def certificate(*names):
     }
 
 
-@pytest.mark.parametrize(
-    ("names", "host"),
+@each_row(
+    "names, host",
     [
         (["DNS:mail.test"], "mail.test"),
         (["DNS:other.test", "DNS:MAIL.test"], "mail.TEST"),
@@ -31,9 +30,7 @@ def test_a_certificate_matches_its_names(names, host):
     assert certificate_matches(certificate(*names), host)
 
 
-@pytest.mark.parametrize(
-    ("names", "host", "found"),
-    [
+@each_row("names, host, found", [
         (["DNS:other.test"], "mail.test", "other.test"),
         ([], "mail.test", "no host"),  # the common name does not count
         (["DNS:mail.test"], "a.mail.test", "mail.test"),
@@ -49,8 +46,7 @@ def test_a_certificate_matches_its_names(names, host):
         (["IP:192.0.2.1"], "mail.test", "the address 192.0.2.1"),
         (["DNS:a.test", "DNS:b.test", "IP:192.0.2.1", "DNS:c.test", "DNS:d.test"], "mail.test",
          "a.test, b.test, c.test and 2 more"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_certificate_for_others_is_described_by_its_names(names, host, found):
     assert not certificate_matches(certificate(*names), host)
     assert certificate_names(certificate(*names)) == found

@@ -14,6 +14,7 @@ from relay.delivery.smtp.transaction import (
     rcpt_command,
     unsupported,
 )
+from tests.support.tables import each_row
 
 EVERYTHING = Extensions.offered(
     {"pipelining": "", "8bitmime": "", "smtputf8": "", "dsn": "", "size": "1000"}
@@ -33,8 +34,8 @@ def transaction(content=b"Subject: x\r\n\r\nhi\r\n", address="b@y.test", **field
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "parameters"),
+@each_row(
+    "fields, parameters",
     [
         ({}, "SIZE=18"),
         ({"eight_bit": True}, "SIZE=18 BODY=8BITMIME"),
@@ -58,8 +59,8 @@ def test_mail_has_the_parameters_that_the_peer_offers(fields, parameters):
     assert mail_command(one, BARE) == b"MAIL FROM:<a@x.test>\r\n"
 
 
-@pytest.mark.parametrize(
-    ("recipient", "parameters"),
+@each_row(
+    "recipient, parameters",
     [
         (ForwardPath("b@y.test"), ""),
         (ForwardPath("b@y.test", frozenset({Notify.NEVER})), " NOTIFY=NEVER"),
@@ -77,8 +78,8 @@ def test_rcpt_has_its_dsn_parameters_where_dsn_is_offered(recipient, parameters)
     assert rcpt_command(recipient, BARE) == b"RCPT TO:<b@y.test>\r\n"
 
 
-@pytest.mark.parametrize(
-    ("one", "offered", "status"),
+@each_row(
+    "one, offered, status",
     [
         (transaction(), BARE, None),
         (transaction(content="\r\né\r\n".encode()), EVERYTHING, None),
@@ -99,12 +100,12 @@ def test_a_message_that_the_peer_does_not_support_is_not_sent(one, offered, stat
     assert (refused.status if refused else None) == status
 
 
-@pytest.mark.parametrize("size", ["", "x", "-1", "9" * 21, "²"])
+@each_row("size", ["", "x", "-1", "9" * 21, "²"])
 def test_an_invalid_size_means_no_limit(size):
     assert Extensions.offered({"size": size}).size_max == 0
 
 
-@pytest.mark.parametrize("value", ["", "0", "x", "-1", "9" * 7, "²", " 5", "1.5"])
+@each_row("value", ["", "0", "x", "-1", "9" * 7, "²", " 5", "1.5"])
 def test_an_invalid_limit_means_none(value):
     offered = Extensions.offered(
         {"limits": f"RCPTMAX={value} MAILMAX={value} rcptdomainmax=3 junk"}
