@@ -151,21 +151,6 @@ def test_no_client_got_a_250_for_a_draft_or_a_report(submission_id, detail) -> N
     assert [step.step for step in found.steps] == [5]
 
 
-def test_before_step_4_everybody_is_queued_and_there_is_no_queue_id() -> None:
-    found = join(store_half("g.1", 1, 2), None)
-    assert found is not None
-    assert found.id is None
-    assert found.state == "converting"
-    assert [(one.address, one.state) for one in found.recipients] == [("bob@y", "queued")]
-
-
-def test_a_report_of_step_3_says_that_it_failed() -> None:
-    found = join(store_half("g.1", 1, 2, 7), None)
-    assert found is not None
-    assert found.state == "failed"
-    assert found.recipients[0].state == "failed"
-
-
 def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
     found = join(None, spool_half("q", "g.1", 5))
     assert found is not None

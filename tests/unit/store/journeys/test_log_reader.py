@@ -44,11 +44,6 @@ def logs(tmp_path: Path) -> Logs:
     return Logs(tmp_path / "log")
 
 
-def test_without_files_there_is_nothing(logs: Logs) -> None:
-    assert logs.reader.ends() == {}
-    assert logs.reader.read({}, None, limit=9) == {}
-
-
 def test_each_line_once_over_days_and_positions(logs: Logs) -> None:
     choose = random.Random(5)
     after, seen = {}, []
@@ -79,13 +74,6 @@ def test_each_role_has_its_own_position(logs: Logs) -> None:
         "d1.1",
         "converting",
     )
-
-
-def test_a_role_that_appears_later_is_read_from_its_beginning(logs: Logs) -> None:
-    logs.write("graph")
-    ends = logs.reader.ends()
-    logs.write("pickup")
-    assert len(logs.reader.read(ends, None, limit=9)["pickup"].events) == 1
 
 
 def test_reading_ends_at_a_place(logs: Logs) -> None:
@@ -153,13 +141,6 @@ def test_a_day_that_was_pruned(logs: Logs) -> None:
     assert logs.roles["graph"].prune(1) == 1
     numbers, found = logs.read(before)
     assert (numbers, found.is_missing) == ([3], True)
-
-
-def test_a_log_without_a_newer_file_says_nothing_yet(logs: Logs) -> None:
-    logs.write()
-    before = {"graph": LogPosition("2199-01-01", 10, 10, 5)}
-    numbers, found = logs.read(before)
-    assert (numbers, found.is_missing, found.end) == ([], False, before["graph"])
 
 
 def test_a_part_is_limited_by_its_size(logs: Logs) -> None:

@@ -22,7 +22,6 @@ from relay.store.journeys.message_list import (
     position_of,
 )
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
-from relay.store.spool.shared import message_list
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import message_of, spool_on
@@ -117,17 +116,6 @@ async def test_messages_of_one_millisecond_are_paged_newest_first(messages: Mess
     assert found == names[::-1]
 
 
-async def test_the_newest_come_first_from_log_and_spool(messages: Messages) -> None:
-    waiting = messages.submit()
-    messages.clock.advance(1)
-    received = await messages.accept()
-    messages.clock.advance(1)
-    sent = messages.submit()
-    await messages.accept(sent)
-    assert await messages.names() == [sent.submission_id, received, waiting.submission_id]
-    assert await messages.names(limit=2) == [sent.submission_id, received]
-
-
 async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
     messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,37 +148,6 @@ async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
     assert await messages.names(subject="invoice*", account="bob@example.test") == []
 
 
-async def test_a_subject_that_rules_changed_is_the_one_to_ask_for(messages: Messages) -> None:
-    cursor = await messages.cursor()
-    sent = messages.submit(subject="plain")
-    await messages.accept(sent, subject="[EXT] plain")
-    for after in ({}, {"after": cursor}):
-        assert await messages.names(subject="[ext] plain", **after) == [sent.submission_id]
-        assert await messages.names(subject="plain", **after) == []
-
-
-async def test_what_came_before_a_cursor_is_never_behind_it(messages: Messages) -> None:
-    accepted, pending = messages.submit(), messages.submit()
-    await messages.accept(accepted)
-    await messages.accept()
-    cursor = await messages.cursor()
-    await messages.accept(pending)  # the clock stands: the same microsecond
-    assert await messages.names(after=cursor) == []
-    messages.clock.advance(1)
-    assert await messages.names(after=cursor) == []
-
-
-@pytest.mark.parametrize("pause_s", [0, 0.0001, 1, 3600])
-async def test_what_comes_after_a_cursor_is_behind_it(messages: Messages, pause_s: float) -> None:
-    messages.submit()
-    await messages.accept()
-    cursor = await messages.cursor()
-    messages.clock.advance(pause_s)
-    sent, waiting = messages.submit(), messages.submit()
-    names = {waiting.submission_id, await messages.accept(sent), await messages.accept()}
-    assert set(await messages.names(after=cursor)) == names
-
-
 async def test_a_message_that_is_visible_late_is_behind_one_of_two_cursors(
     messages: Messages,
 ) -> None:
@@ -212,12 +169,6 @@ async def test_an_old_draft_that_was_sent_after_the_cursor_is_behind_it(messages
     cursor = await messages.cursor()
     sent = messages.submit(draft_id=draft_id)
     assert await messages.names(after=cursor) == [sent.submission_id]
-
-
-async def test_other_accounts_messages_are_before_a_cursor_as_well(messages: Messages) -> None:
-    messages.submit(account="bob@example.test")
-    cursor = str((await messages.listed(account=ALICE)).cursor)
-    assert await messages.names(after=cursor) == []
 
 
 async def test_each_message_is_behind_exactly_one_cursor(messages: Messages) -> None:
@@ -263,15 +214,6 @@ async def test_a_submission_that_was_withdrawn_is_not_listed(messages: Messages)
     cursor = await messages.cursor()
     messages.log.withdraw(messages.submit())
     assert await messages.names() == await messages.names(after=cursor) == []
-
-
-async def test_a_cursor_reaches_behind_a_change_of_the_day(messages: Messages) -> None:
-    cursor = await messages.cursor()
-    first = messages.submit()
-    messages.clock.advance(2 * 86400)
-    second = messages.submit()
-    names = [second.submission_id, first.submission_id]
-    assert await messages.names(after=cursor) == names
 
 
 class Reader:
@@ -324,20 +266,6 @@ async def test_pages_have_each_message_once_while_mail_arrives_and_is_accepted(
     assert found[: len(sent)] == found
 
 
-async def test_a_row_stays_in_its_place_when_a_scheduled_message_is_accepted(
-    messages: Messages,
-) -> None:
-    draft_id = messages.ids.new()
-    messages.clock.advance(3600)
-    late = messages.submit(number=str(messages.clock.queue_us()), draft_id=draft_id)
-    messages.clock.advance(5)
-    newer = await messages.accept()
-    before = await Reader(messages).page(10)
-    messages.clock.advance(86400)
-    await messages.accept(late)
-    assert await Reader(messages).page(10) == before == [newer, late.submission_id]
-
-
 async def test_a_place_in_the_list_survives_its_text(messages: Messages) -> None:
     sent = messages.submit()
     for place in (
@@ -385,16 +313,6 @@ async def test_rows_match_words_mailboxes_and_names(messages: Messages) -> None:
     assert await reader(key=other).page(5) == [other]
     assert await reader(key="bob@a.test").page(5) == []
     assert await reader(key=other).page(5, account="bob@example.test") == []
-
-
-async def test_counts_are_of_the_newest_messages(messages: Messages) -> None:
-    for _ in range(3):
-        await messages.accept()
-    await messages.accept(account="bob@example.test")
-    counts = messages.journeys.counts
-    assert await counts(account=None, limit=10) == (4, {"queued": 4})
-    assert await counts(account=ALICE, limit=2) == (2, {"queued": 2})
-    assert await counts(account="nobody@example.test", limit=2) == (0, {})
 
 
 async def test_what_is_not_in_the_queue_yet_is_found_and_counted(messages: Messages) -> None:
@@ -522,20 +440,6 @@ async def test_pages_continue_where_the_time_for_contents_ended(
     assert read < 25
 
 
-async def test_what_is_behind_a_cursor_has_the_words_in_its_text(messages: Messages) -> None:
-    cursor = await messages.cursor()
-    names = [await messages.accept(subject=f"m{number}") for number in range(5)]
-    names.append(messages.submit(subject="m5").submission_id)
-    messages.journeys.places.contents = Contents(names[1], names[3], names[5], most=2).begin
-    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
-    found: list[str] = []
-    for _ in range(10):
-        behind = await messages.listed(after=cursor, **wanted)
-        found += [one.submission_id or str(one.id) for one in reversed(behind.messages)]
-        cursor = str(behind.cursor)
-    assert sorted(found) == sorted([names[1], names[3], names[5]])
-
-
 async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages) -> None:
     name = await messages.accept(subject="m")
     began_us = messages.clock.time_us()
@@ -549,22 +453,6 @@ async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages
     ]:
         messages.journeys.places.contents = Contents(*texts).begin
         assert await messages.names(key=name, **wanted) == [name] * is_found, wanted
-
-
-async def test_size_and_time_are_those_of_log_and_spool(messages: Messages) -> None:
-    cursor = await messages.cursor()
-    early = messages.submit()
-    messages.clock.advance(5)
-    began_us = messages.clock.time_us()
-    small = await messages.accept()
-    await messages.accept(early)
-    waiting = messages.submit()
-    for after in ({}, {"after": cursor}):
-        found = await messages.names(from_us=began_us, **after)
-        assert set(found) == {small, waiting.submission_id}
-        found = await messages.names(larger_than_bytes=1, **after)
-        assert set(found) == {small, early.submission_id}
-        assert await messages.names(larger_than_bytes=10**6, **after) == []
 
 
 async def test_the_names_of_all_that_match_are_bounded(
@@ -671,38 +559,6 @@ async def test_a_page_reads_whole_days_of_the_log_for_a_client(
     some = replace(wanted, from_us=first_us, until_us=first_us + 3600 * 10**6)
     page = await messages.journeys.page(some, account=None, limit=100)
     assert ([row.submission_id for row in page.rows], page.older) == (theirs[5:6], None)
-
-
-async def test_the_log_reads_on_until_it_has_enough_or_has_read_its_pages(
-    messages: Messages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(message_list, "SCAN_MAX", 200)
-    names = []
-    for number in range(900):
-        messages.clock.advance(1)
-        name = await messages.accept(subject="Hello" if number % 300 else "Invoice")
-        names[:0] = [] if number % 300 else [name]
-    wanted, log = MessageSearch(subject="Invoice"), messages.journeys.log
-    found = await log(wanted, account=None, limit=100)
-    assert ([row.name for row in found.rows], found.older) == (names, None)
-    enough = await log(wanted, account=None, limit=2)
-    assert [row.name for row in enough.rows] == names[:2]
-    assert enough.older is not None
-    bounded = await log(wanted, account=None, limit=100, pages=2)
-    assert [row.name for row in bounded.rows] == names[:1]
-    assert bounded.older is not None
-    monkeypatch.setattr(journey, "_LOG_S", -1.0)
-    assert await log(wanted, account=None, limit=100) == await log(
-        wanted, account=None, limit=100, pages=1
-    )
-    monkeypatch.undo()
-    until_us = bounded.older.at_us + 1  # what relay log says, to go on from there
-    rest = await log(replace(wanted, until_us=until_us), account=None, limit=100)
-    assert [row.name for row in rest.rows] == names[1:]
-    seen = await log(
-        replace(wanted, until_us=position_of(names[1], "").at_us), account=None, limit=9
-    )
-    assert [row.name for row in seen.rows] == names[2:]
 
 
 async def test_all_messages_with_a_message_id_are_found_whether_accepted_or_not(

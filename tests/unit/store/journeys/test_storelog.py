@@ -57,21 +57,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.log.close()
 
 
-def test_a_step_can_be_read_when_it_is_told_of(tmp_path: Path) -> None:
-    steps: list[int] = []
-    facts = SubmissionFacts("s.1", "s", "alice@x.test", "alice@x.test")
-
-    def look() -> None:
-        found = log._submission("s.1")
-        steps.extend(step.step for step in found.steps)
-
-    log = SubmissionLog(tmp_path, role="graph", clock=ManualClock(), on_append=look)
-    log.append(facts, Event(Step.CREATED, 1))
-    log.append(facts, Event(Step.ACCEPTED, 2), queue_id="q1")
-    log.close()
-    assert steps == [1, 1, 4]
-
-
 async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
     facts = journal.create()
     pickup = journal.another("pickup")
@@ -171,10 +156,6 @@ async def test_what_is_logged_behind_a_clock_that_went_back_is_found(journal: Jo
     found = await journal.log.submission(behind.submission_id)
     assert found is not None
     assert len(list(journal.folder.iterdir())) == 1
-
-
-def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert SubmissionLog(tmp_path / "none", role="cli", clock=ManualClock()).prune(1) == 0
 
 
 async def test_what_was_withdrawn_is_found_by_no_name(journal: Journal) -> None:

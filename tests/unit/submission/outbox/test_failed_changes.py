@@ -8,21 +8,18 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.crashpoints import CrashPoint
 from relay.base.message.properties import ExtendedProperty
-from relay.store.mailbox.index.update import IndexUpdater
 from relay.store.mailbox.query import MessageQuery
-from relay.store.mailbox.state_file import FILE_NAME, StateFile
+from relay.store.mailbox.state_file import FILE_NAME
 from relay.store.mailbox.types import (
     MailboxFullError,
     MessageChange,
-    Precondition,
     SendOptions,
     StateTooLargeError,
     StoreUnavailableError,
 )
 from tests.support.vfs import FaultyDisk
-from tests.unit.submission.outbox.test_scheduled_sends import Die, blocking, until
+from tests.unit.submission.outbox.test_scheduled_sends import until
 
 ALICE = "alice@example.test"
 LONG = ExtendedProperty("String 0x3001", ("v" * 70_000,))
@@ -116,20 +113,6 @@ async def test_of_a_draft(place, home, store, a_draft, draft, monkeypatch, way):
         assert facts(await again.messages.get(ALICE, a_draft.id)) == facts(a_draft)
 
 
-async def test_a_reader_that_saw_the_new_file_of_a_draft_loses_nothing(
-    home, store, a_draft, draft, monkeypatch
-):
-    def failing(_directory):
-        assert store._index.find(home, a_draft.id)  # it removes the file of the generation before
-        raise OSError(errno.EIO, "broken")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(store._syncs, "sync", failing)
-        with pytest.raises(StoreUnavailableError):
-            await store.messages.update(ALICE, a_draft.id, MessageChange(draft(subject="after")))
-    assert (await store.messages.get(ALICE, a_draft.id)).properties.subject == "after"
-
-
 async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, store, draft):
     due_us = place.clock.time_us() + 3_600_000_000
     waiting = await store.submissions.submit_new(
@@ -177,24 +160,6 @@ async def test_a_send_stays_scheduled_if_the_change_that_cancels_it_fails(
     assert place.left_over() == []
 
 
-async def test_a_kill_when_a_send_is_cancelled_leaves_the_changed_draft(place, store, draft):
-    due_us = place.clock.time_us() + 3_600_000_000
-    waiting = await store.submissions.submit_new(
-        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
-    )
-    store._scheduled.crash = Die(CrashPoint.SUBMISSION_CANCELLED)
-    with pytest.raises(KeyboardInterrupt):
-        blocking(store.messages.update)(
-            ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
-        )
-    again = place.store()
-    await again.submissions.remove_unfinished()
-    shown = await again.messages.get(ALICE, waiting.draft_id)
-    assert (shown.properties.subject, shown.properties.extended) == ("after", ())
-    assert not waiting.path.exists()
-    assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
-
-
 async def test_a_marker_that_a_power_loss_brings_back_replaces_no_later_draft(place, store, draft):
     due_us = place.clock.time_us() + 3_600_000_000
     waiting = await store.submissions.submit_new(
@@ -232,41 +197,6 @@ async def test_a_send_of_a_draft_outside_drafts_is_cancelled_before_it_comes_bac
     await store.messages.move(ALICE, waiting.draft_id, "drafts")
     assert (len(place.files(".Drafts")), waiting.path.exists()) == (1, False)
     assert place.left_over() == []
-
-
-async def test_a_mailbox_that_cannot_be_read_after_a_change_of_a_state(store, mail, monkeypatch):
-    change, update = StateFile.change, IndexUpdater.run
-
-    def then_unreadable(states, *args, **named):
-        changed = change(states, *args, **named)
-        monkeypatch.setattr(IndexUpdater, "run", failing)
-        return changed
-
-    def failing(_updater, _cursor):
-        raise OSError(errno.EIO, "broken")
-
-    monkeypatch.setattr(StateFile, "change", then_unreadable)
-    with pytest.raises(StoreUnavailableError):
-        await store.messages.update(ALICE, mail.id, MessageChange(state=STATE))
-    monkeypatch.setattr(IndexUpdater, "run", update)
-    assert facts(await store.messages.get(ALICE, mail.id)) == facts(mail)
-
-
-async def test_a_rename_by_a_mail_program_does_not_fail_the_condition(
-    home, store, mail, monkeypatch
-):
-    change_state = store._index.change_state
-
-    def then_renamed(mailbox, located, state):
-        changed = change_state(mailbox, located, state)
-        located.path.rename(home / "cur/1600000000.M1.h:2,RS")
-        return changed
-
-    monkeypatch.setattr(store._index, "change_state", then_renamed)
-    change = MessageChange(state={"importance": "high"})
-    condition = Precondition(change_keys=frozenset({mail.change_key}))
-    changed = await store.messages.update(ALICE, mail.id, change, condition=condition)
-    assert (changed.properties.importance, changed.is_read) == ("high", True)
 
 
 async def test_no_reader_waits_for_the_fsync_of_a_change(place, home, store, mail):

@@ -29,15 +29,6 @@ def with_key(slot: str) -> SendOptions:
     return SendOptions(key=SubmissionKey(slot, lambda: b"fingerprint", lambda: ""))
 
 
-async def test_no_directory_is_listed_for_a_submission_with_a_key(place, store, draft, monkeypatch):
-    """There may be very many submissions in ready/ and deferred/."""
-    listed, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path)) or scandir(path))
-    await store.submissions.submit_new(ALICE, draft(), with_key("a"))
-    assert [path for path in listed if ".submissions" in path.parts] == []
-    assert (len(place.submissions()), place.left_over()) == (1, [])
-
-
 def keys_of(root: Path) -> Path:
     return root / ".submissions/keys"
 
@@ -75,28 +66,6 @@ async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft, m
     assert (len(place.submissions()), place.left_over()) == (3, [])
 
 
-async def fail_unsettled(store, root: Path, draft, slot: str) -> None:
-    """Fail a request such that its record cannot be written."""
-    await store.submissions.submit_new(ALICE, draft(), with_key("before"))
-    with refusing(root), pytest.raises(OutcomeUnknownError):
-        await store.submissions.submit_new(ALICE, draft(), with_key(slot))
-
-
-async def test_a_request_that_a_new_opening_of_the_root_removed_is_carried_out_again(
-    place, store, draft
-):
-    await fail_unsettled(store, place.root, draft, "a")
-    aside = place.root.with_name("aside")
-    place.root.rename(aside)
-    await store.attend_root()
-    aside.rename(place.root)
-    await store.attend_root()
-    await store.submissions.settle_keys()
-    assert await store.submissions.find_keyed(ALICE, "a") is None
-    await store.submissions.submit_new(ALICE, draft(), with_key("a"))
-    assert (len(place.submissions()), place.left_over()) == (2, [])
-
-
 @pytest.mark.parametrize("at", ["read_bytes", "listdir", "link"])
 async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
     tmp_path, draft, monkeypatch, at
@@ -127,15 +96,6 @@ async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
         assert await store.submissions.find_keyed(ALICE, "a") is not None
         assert list((submissions / "ready").iterdir()) == [made.path]
         assert list((submissions / "preparing").iterdir()) == []
-
-
-async def test_no_record_is_made_for_a_submission_without_a_file(place, store, draft):
-    await fail_unsettled(store, place.root, draft, "a")
-    for file in (place.root / ".submissions/preparing").iterdir():
-        file.unlink()
-    await store.submissions.settle_keys()
-    assert not store.keys.has_open
-    assert await store.submissions.find_keyed(ALICE, "a") is None
 
 
 async def test_keys_end_by_queue_time_and_not_by_the_wall_clock(tmp_path, draft):

@@ -101,16 +101,6 @@ async def test_a_submission_is_handed_out_once_however_often_it_is_listed(direct
     assert await nothing_comes(reader)
 
 
-async def test_a_submission_is_offered_from_any_thread(directory, reading):
-    pending = directory.pending(interval_s=3600)
-    reader = reading(pending)
-    taking = asyncio.create_task(reader.take(1))
-    while not directory.listings:
-        await asyncio.sleep(0)
-    await asyncio.to_thread(pending.offer, submission(7))
-    assert await taking == [submission(7)]
-
-
 async def test_submissions_of_another_process_are_found(directory, reading):
     reader = reading(directory.pending())
     taking = asyncio.create_task(reader.take(1))
@@ -118,16 +108,6 @@ async def test_submissions_of_another_process_are_found(directory, reading):
         await asyncio.sleep(0.001)
     directory.submissions, directory.changed = [submission(3)], 2
     assert await taking == [submission(3)]
-
-
-async def test_a_directory_that_rests_is_not_listed_again(directory, reading):
-    reader = reading(directory.pending())
-    taking = asyncio.create_task(reader.take(1))
-    while directory.looks < 10:
-        await asyncio.sleep(0.001)
-    assert directory.listings == 2
-    directory.submissions, directory.changed = [submission(1)], 2
-    assert await taking == [submission(1)]
 
 
 async def test_a_submission_is_handed_out_again_after_retry(directory, reading):
@@ -143,29 +123,6 @@ async def test_a_submission_is_handed_out_again_after_retry(directory, reading):
     assert await nothing_comes(reader)
 
 
-async def test_what_retry_delays_is_not_due(directory, reading):
-    directory.submissions = [submission(1), submission(2)]
-    pending = directory.pending()
-    assert pending.due_count == 1  # ready/ was not listed
-    taken = await reading(pending).take(2)
-    assert (pending.due_count, len(pending)) == (2, 2)
-    pending.retry(taken[0], 3600)
-    assert (pending.due_count, len(pending)) == (1, 2)
-    for one in taken:
-        pending.done(one)
-    assert (pending.due_count, len(pending)) == (0, 0)
-
-
-async def test_what_is_only_in_the_directory_is_due(directory, reading):
-    directory.submissions = [submission(number) for number in range(3)]
-    pending = directory.pending(submissions_max=2)
-    taken = await reading(pending).take(2)
-    for one in taken:
-        directory.submissions.remove(one)
-        pending.done(one)
-    assert pending.due_count == 1
-
-
 async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
     directory.submissions = [submission(number) for number in range(7)]
     pending = directory.pending(submissions_max=3)
@@ -178,23 +135,6 @@ async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
         directory.submissions.remove(taken)
         pending.done(taken)
     assert found == [submission(number) for number in range(7)]
-
-
-async def test_an_offer_over_the_limit_is_found_by_listing(directory, reading):
-    pending = directory.pending(submissions_max=1)
-    reader = reading(pending)
-    assert await nothing_comes(reader)  # listed, and at rest
-    directory.submissions = [submission(1), submission(2)]
-    pending.offer(submission(1))
-    pending.offer(submission(2))
-    assert await reader.take(1) == [submission(1)]
-    pending.done(directory.submissions.pop(0))
-    assert await reader.take(1) == [submission(2)]
-
-
-async def test_a_failing_directory_stops_nothing(directory, reading):
-    directory.failures, directory.submissions = 3, [submission(1)]
-    assert await reading(directory.pending()).take(1) == [submission(1)]
 
 
 async def test_accounts_take_turns(directory, reading):

@@ -135,51 +135,6 @@ async def test_memory_is_bounded_and_none_is_forgotten(directory, run):
     assert directory.largest_batch <= 256
 
 
-async def test_what_another_process_put_there_is_found(directory, run):
-    await run(directory.timer(wait_s_max=0.01))
-    while directory.listings < 2:
-        await asyncio.sleep(0)
-        directory.clock.advance(0.01)
-    directory.put("theirs", 0)
-    directory.clock.advance(1)
-    assert await directory.until_ready(1) == ["theirs"]
-
-
-async def test_a_directory_that_rests_is_not_listed_again(directory, run):
-    directory.put("a", 1000)
-    await run(directory.timer(wait_s_max=0.001))
-    for _ in range(20):
-        directory.clock.advance(0.01)
-        asked = directory.asked
-        while directory.asked == asked:
-            await asyncio.sleep(0)
-    assert directory.listings == 2
-
-
-async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
-    monkeypatch.setattr("relay.submission.outbox.scheduled._RETRY_S", 0.001)
-    directory.put("a", 0)
-    directory.trouble = 3
-    await run(directory.timer())
-    assert await directory.until_ready(1) == ["a"]
-
-
-async def test_a_submission_that_came_while_the_directory_was_listed_is_kept(directory, run):
-    listed = directory.listed
-
-    async def slowly():
-        names = await listed()
-        if directory.listings == 1:
-            timer.add(directory.put("meanwhile", 0))
-            await asyncio.sleep(0)
-        return names
-
-    directory.listed = slowly
-    timer = directory.timer(wait_s_max=3600)
-    await run(timer)
-    assert await directory.until_ready(1) == ["meanwhile"]
-
-
 async def test_a_disk_error_is_retried_and_blocks_no_other_send(directory, run):
     for number in range(300):  # more than one batch
         directory.put(f"broken {number}", 0)

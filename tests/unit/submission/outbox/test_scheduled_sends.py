@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.extended_properties import (
     DEFERRED_SEND_TIME,
     DELETE_AFTER_SUBMIT,
@@ -20,9 +19,8 @@ from relay.store.mailbox.types import (
     BeingSentError,
     MessageChange,
     SendOptions,
-    StoreUnavailableError,
 )
-from tests.support.stores import blocking, ready_submissions
+from tests.support.stores import ready_submissions
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
@@ -80,15 +78,6 @@ async def test_a_scheduled_send_waits_and_is_seen_to_wait(place, store, waiting,
     assert shown.properties.extended == until(due_us)
 
 
-async def test_a_time_in_the_past_is_now(place, store, draft):
-    submission = await store.submissions.submit_new(
-        ALICE, draft(), SendOptions(scheduled_us=place.clock.time_us())
-    )
-    assert place.submissions() == [submission.path]
-    assert deferred(place) == []
-    assert submission.options.scheduled_us == 0
-
-
 async def test_what_is_due_is_ready_since_then(place, store, waiting):
     place.clock.advance(3600)
     submissions = ready_submissions(store)
@@ -101,12 +90,6 @@ async def test_what_is_due_is_ready_since_then(place, store, waiting):
     assert deferred(place) == []
     await store.ready.complete(submission, queue_id="q")
     assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions()) == (1, [], [])
-
-
-async def test_nothing_is_ready_before_its_time(place, store, waiting):
-    place.clock.advance(-1)
-    assert await come_to_time(place, store) == []
-    assert len(deferred(place)) == 1
 
 
 @pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted"])
@@ -153,14 +136,6 @@ async def test_a_draft_whose_flags_changed_is_sent(place, store, waiting):
     assert [one.submission_id for one in await come_to_time(place, store)] == [
         waiting.submission_id
     ]
-
-
-async def test_deleting_the_draft_cancels(place, store, waiting):
-    await store.messages.delete(ALICE, waiting.draft_id)
-    assert deferred(place) == []
-    assert len(place.files(".Trash")) == 1
-    assert (await step_2(place, waiting))["reason"] == "the draft was deleted"
-    assert await come_to_time(place, store) == []
 
 
 async def test_taking_the_time_away_cancels_and_the_draft_can_be_sent(place, store, draft, waiting):
@@ -247,16 +222,6 @@ async def test_what_is_ready_is_cancelled_no_more(place, store, draft, waiting):
     assert len(place.submissions()) == 1
 
 
-async def test_drafts_without_a_submission_cost_no_listing(place, store, draft, monkeypatch):
-    made = await store.messages.create(ALICE, draft())
-    listed = []
-    scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
-    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
-    await store.messages.delete(ALICE, made.id)
-    assert [one for one in listed if "submissions" in one] == []
-
-
 async def test_submissions_that_are_copies_are_found_as_well(
     place, store, draft, monkeypatch, due_us
 ):
@@ -275,71 +240,3 @@ async def test_submissions_that_are_copies_are_found_as_well(
     assert read_properties(held.path.read_bytes()).subject == "better"
     await store.messages.delete(ALICE, held.draft_id)
     assert deferred(place) == []
-
-
-class Die(CrashPoints):
-    """Raises what no code of ours catches where a process would be killed."""
-
-    def __init__(self, point):
-        super().__init__()
-        self.at = point
-
-    def reached(self, point):
-        if point is self.at:
-            raise KeyboardInterrupt
-
-
-CHANGE = [CrashPoint.CHANGE_PREPARED, CrashPoint.SUBMISSION_RESCHEDULED, CrashPoint.SUBMISSION_REPLACED, CrashPoint.DRAFT_REPLACED]  # fmt: skip
-
-
-@pytest.mark.parametrize("seconds", [0, 1800])
-@pytest.mark.parametrize("point", CHANGE)
-def test_a_change_that_a_crash_cut_off_is_all_or_nothing(place, draft, due_us, point, seconds):
-    later_us = due_us + seconds * 1_000_000
-    store = place.store()
-    waiting = asyncio.run(
-        store.submissions.submit_new(
-            ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
-        )
-    )
-    store.messages.crash = store._scheduled.crash = Die(point)
-    change = MessageChange(properties=draft(subject="new", extended=until(later_us)))
-    with pytest.raises(KeyboardInterrupt):
-        blocking(store.messages.update)(ALICE, waiting.draft_id, change)
-    again = place.store()
-    asyncio.run(again.submissions.remove_unfinished())
-    place.clock.advance(seconds)
-    submissions = asyncio.run(come_to_time(place, again))
-    [submission] = submissions
-    assert submission.submission_id == waiting.submission_id
-    shown = asyncio.run(again.messages.get(ALICE, waiting.draft_id))
-    assert shown.properties.subject == read_properties(submission.path.read_bytes()).subject
-    assert shown.properties.subject == ("new" if point in CHANGE[2:] else "s")
-    asyncio.run(again.ready.complete(submission, queue_id="q"))
-    assert (len(place.files(".Sent")), place.files(".Drafts"), place.submissions(), deferred(place)) == (1, [], [], [])  # fmt: skip
-    asyncio.run(again.messages.create(ALICE, draft()))
-    assert place.left_over() == []
-
-
-async def test_a_change_that_the_disk_refuses_changes_nothing(
-    place, store, draft, waiting, monkeypatch
-):
-    sync = store._syncs.sync
-    drafts = place.root / "example.test/alice/.Drafts/cur"
-
-    def failing(directory):
-        if directory == drafts:
-            raise OSError(errno.EIO, "broken")
-        sync(directory)
-
-    monkeypatch.setattr(store._syncs, "sync", failing)
-    before = waiting.path.read_bytes()
-    later = until(waiting.options.scheduled_us + HOUR_US)
-    with pytest.raises(StoreUnavailableError):
-        await store.messages.update(ALICE, waiting.draft_id, MessageChange(properties=draft(subject="new", extended=later)))  # fmt: skip
-    monkeypatch.undo()
-    assert deferred(place) == [waiting.path.name]
-    assert waiting.path.read_bytes() == before
-    [file] = place.files(".Drafts")
-    assert file.samefile(waiting.path)
-    assert place.left_over() == []

@@ -87,34 +87,6 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
 
 
-@pytest.mark.parametrize("is_new", [True, False])
-async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
-    place, draft, monkeypatch, is_new
-):
-    store = place.store()
-    sent = await store.submissions.submit_new(ALICE, draft(subject="before"), SendOptions())
-    kept = None if is_new else await store.messages.create(ALICE, draft())
-    with monkeypatch.context() as patched:
-        patched.setattr("relay.submission.outbox.submit._remove_all", lambda *_: None)
-        patched.setattr(place.log, "withdraw", lambda *_: None)
-        patched.setattr("relay.submission.outbox.submit.os.rename", killed)
-        send, what = store.submissions.submit_new, draft()
-        if kept is not None:
-            send, what = store.submissions.submit_draft, kept.id
-        with pytest.raises(KeyboardInterrupt):
-            blocking(send)(ALICE, what, SendOptions())
-    [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
-    assert await place.log.submission(cut_off) is not None
-    after = place.store()
-    assert await after.submissions.remove_unfinished() == 1
-    assert await place.log.submission(cut_off) is None
-    found = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
-    assert list(found) == [sent.submission_id]
-    assert len(place.files(".Drafts")) == (1 if kept is None else 2)
-    if kept is not None:
-        await after.submissions.submit_draft(ALICE, kept.id, SendOptions())
-
-
 def killed(*_):
     raise KeyboardInterrupt
 
@@ -153,12 +125,3 @@ async def test_what_is_no_file_is_no_submission(place, draft):
     async with asyncio.timeout(30):
         assert (await anext(submissions)).submission_id == submission.submission_id
     await submissions.aclose()
-
-
-async def test_a_start_removes_what_nobody_prepares_any_more(place, draft):
-    await place.store().submissions.submit_new(ALICE, draft(), SendOptions())
-    preparing = place.root / ".submissions/preparing"
-    for name in ("0123456789abcdef.1", "odd"):
-        (preparing / name).write_bytes(b"half")
-    assert await place.store().submissions.remove_unfinished() == 2
-    assert place.left_over() == []

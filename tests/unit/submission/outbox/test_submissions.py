@@ -4,17 +4,13 @@ import asyncio
 import errno
 import os
 import re
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.formats.convert import convert
-from relay.formats.draft import read_properties
-from relay.store.mailbox import maildir
-from relay.store.mailbox.maildir import SYNC_FAILURES, DirectorySync, Stripes, make_directories
+from relay.store.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.types import (
     BeingSentError,
@@ -25,10 +21,6 @@ from relay.store.mailbox.types import (
     SendOptions,
     StoreUnavailableError,
 )
-from relay.submission.outbox import on_disk
-from relay.submission.outbox.on_disk import SubmissionDirectory
-from tests.support.logs import capture_logs
-from tests.support.relay_process import until
 from tests.support.stores import blocking, ready_submissions
 
 ALICE = "alice@example.test"
@@ -50,15 +42,6 @@ async def test_a_submission_is_a_draft_and_a_second_name_of_its_file(place, stor
     assert record.facts.recipients == ("bob@b.test",)
 
 
-async def test_the_submission_is_what_is_sent_whatever_happens_to_the_draft(place, store, draft):
-    submission = await store.submissions.submit_new(ALICE, draft(subject="first"), SAVE)
-    for file in place.files(".Drafts"):
-        file.unlink()
-    content = (await store.ready.content(submission)).octets
-    assert read_properties(content).subject == "first"
-    assert convert(content, now_us=0, hostname="h").recipients == ("bob@b.test",)
-
-
 async def test_step_4_moves_the_original_once(place, store, draft):
     submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     before = place.files(".Drafts")[0].read_bytes()
@@ -72,14 +55,6 @@ async def test_step_4_moves_the_original_once(place, store, draft):
     assert told.steps[-1].detail == {"folder": "sentitems", "queue_id": "q1"}
     message = await store.messages.get(ALICE, submission.draft_id)
     assert (message.is_draft, message.folder.id) == (False, "sentitems")
-
-
-async def test_an_unsaved_message_is_removed(place, store, draft):
-    submission = await store.submissions.submit_new(ALICE, draft(), FORGET)
-    await store.ready.complete(submission, queue_id="q")
-    assert (place.files(".Drafts"), place.files(".Sent"), place.submissions()) == ([], [], [])
-    told = await place.log.submission(submission.submission_id)
-    assert told.steps[-1].detail == {"folder": None, "queue_id": "q"}
 
 
 async def test_a_removed_draft_is_filed_from_the_submission(place, store, draft):
@@ -167,32 +142,6 @@ async def test_a_draft_of_a_mail_client_keeps_its_id_and_its_bytes(place, store)
     assert await store.messages.mime(ALICE, found.id) == content
 
 
-async def test_each_send_of_a_draft_has_a_higher_number(place, store, draft):
-    made = await store.messages.create(ALICE, draft())
-    numbers = []
-    for _ in range(3):
-        place.clock.advance(1)
-        submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
-        numbers.append(int(submission.submission_id.partition(".")[2]))
-        assert len(submission.submission_id) <= 64
-        await store.ready.fail(submission, None)
-    assert numbers == sorted(set(numbers))
-
-
-async def test_a_failed_submission_leaves_one_report_and_a_plain_draft(place, store, draft):
-    place.quotas[ALICE] = 10_000
-    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    place.quotas[ALICE] = 1
-    for _ in range(2):
-        await store.ready.fail(submission, b"Subject: report\r\n\r\n")
-    submission.path.write_bytes(b"the crash came before the submission went")
-    await place.store().ready.fail(submission, b"Subject: report\r\n\r\n")
-    [report] = place.files("")
-    assert report.read_bytes().endswith(b"\r\nSubject: report\r\n\r\n")
-    assert (len(place.files(".Drafts")), place.submissions()) == (1, [])
-    assert (await store.messages.get(ALICE, submission.draft_id)).is_draft
-
-
 async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhere(
     place, store, draft
 ):
@@ -231,29 +180,6 @@ async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
 
-@pytest.mark.parametrize(("in_order", "failing"), [(True, 1), (False, 1), (False, 2), (False, 3)])
-async def test_a_failing_disk_leaves_nothing_half_written(
-    place, store, draft, monkeypatch, failing, in_order
-):
-    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
-    await store.folders.every(ALICE)
-    await store.ready.complete(
-        await store.submissions.submit_new(ALICE, draft(), FORGET), queue_id="q"
-    )
-    sync, calls = os.fsync, []
-
-    def fail(descriptor):
-        calls.append(descriptor)
-        if len(calls) == failing:
-            raise OSError(errno.ENOSPC, "full")
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(StoreUnavailableError, match="disk is full"):
-        await store.submissions.submit_new(ALICE, draft(), SAVE)
-    assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
-
-
 async def first(store, count):
     """The first `count` submissions, or fewer if they do not come in time."""
     submissions = ready_submissions(store)
@@ -261,25 +187,6 @@ async def first(store, count):
         for _ in range(count):
             yield await anext(submissions)
     await submissions.aclose()
-
-
-async def test_submissions_come_as_they_are_made_and_after_a_restart(place, store, draft):
-    made = [await store.submissions.submit_new(ALICE, draft(), SAVE) for _ in range(2)]
-    place.clock.advance(1)
-    made.append(await store.submissions.submit_new(ALICE, draft(), FORGET))
-    found = [submission async for submission in first(place.store(), 3)]
-    assert sorted(found, key=lambda submission: submission.path) == sorted(
-        made, key=lambda submission: submission.path
-    )
-    assert found[-1] == made[-1]
-
-
-async def test_a_submission_without_its_record_blocks_no_other(place, store, draft):
-    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    damaged = submission.path.with_name(f"0000000000000000.1@{submission.ready_us - 1}")
-    damaged.write_bytes(b"Subject: no block\r\n\r\n")
-    found = {one.path: one.base_name async for one in first(place.store(), 2)}
-    assert found == {damaged: "", submission.path: submission.base_name}
 
 
 async def test_a_submission_that_is_ready_keeps_its_draft_when_it_seems_to_be_preparing_too(
@@ -314,26 +221,6 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
     async with asyncio.timeout(30):
         await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
-
-
-async def test_a_submission_removed_before_it_is_read_is_forgotten(store, draft):
-    submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    submissions = ready_submissions(store)
-    assert await anext(submissions) == submission
-    submission.path.unlink()
-    with pytest.raises(NoSuchItemError):
-        await store.ready.content(submission)
-    assert store.ready.pending._known == {}
-    await submissions.aclose()
-
-
-async def test_a_draft_that_waited_is_dated_when_it_is_sent(place, store, draft):
-    made = await store.messages.create(ALICE, draft())
-    place.clock.advance(3600)
-    submission = await store.submissions.submit_draft(ALICE, made.id, SAVE)
-    sent = convert(await store.ready.content(submission), now_us=0, hostname="h").content
-    assert b"Date: Tue, 14 Nov 2023 23:13:20 +0000\r\n" in sent
-    assert (await store.messages.get(ALICE, made.id)).sent_us == place.clock.now_us
 
 
 async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
@@ -406,33 +293,6 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
         assert content.read(0, content.size) == submission.path.read_bytes()
 
 
-async def test_a_line_that_the_disk_has_no_room_for_is_not_half_written(
-    place, store, draft, monkeypatch
-):
-    first = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    write = os.write
-
-    def short(descriptor, octets):
-        is_log = bytes(octets[:1]) == b"{"
-        return write(descriptor, octets[: len(octets) // 2] if is_log else octets)
-
-    monkeypatch.setattr(os, "write", short)
-    with pytest.raises(StoreUnavailableError, match="disk is full"):
-        await store.submissions.submit_new(ALICE, draft(), SAVE)
-    monkeypatch.setattr(os, "write", write)
-    assert place.submissions() == [first.path]
-    second = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    for submission in (first, second):
-        assert len((await place.log.submission(submission.submission_id)).steps) == 2
-
-
-async def test_a_long_message_id_is_kept(store, draft):
-    wanted = "<" + "x" * 890 + "@h.test>"
-    submission = await store.submissions.submit_new(ALICE, draft(internet_message_id=wanted), SAVE)
-    sent = convert(await store.ready.content(submission), now_us=0, hostname="h")
-    assert (sent.message_id, wanted.encode() in sent.content) == (wanted, True)
-
-
 async def test_a_copy_in_sent_items_is_whole_or_not_there(place, store, draft, monkeypatch):
     def refuse(source, target):
         raise OSError(errno.EXDEV, "no links")
@@ -459,37 +319,3 @@ async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place,
     assert await place.log.find_submission_ids("last", account=None, limit=5) == [
         kept.submission_id
     ]
-
-
-class NotedLock:
-    """A lock that says when somebody waits for it."""
-
-    def __init__(self) -> None:
-        self.lock, self.is_wanted = threading.Lock(), threading.Event()
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            self.is_wanted.set()
-            self.lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-def test_directories_that_are_just_being_made_are_not_lost(tmp_path, monkeypatch):
-    directory = SubmissionDirectory(tmp_path, DirectorySync())
-    directory._lock = lock = NotedLock()
-    asking = threading.Thread(target=directory.changed_ns)
-
-    def make_slowly(parent, names):
-        directory.scheduled.mkdir()
-        asking.start()
-        until("it waits, or has ended", lambda: lock.is_wanted.is_set() or not asking.is_alive())
-        make_directories(parent, names)
-
-    monkeypatch.setattr(on_disk, "make_directories", make_slowly)
-    with capture_logs() as logged:
-        directory.make()
-        asking.join(10)
-    assert directory.ready.is_dir()
-    assert logged == []

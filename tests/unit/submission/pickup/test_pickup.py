@@ -1,8 +1,6 @@
 """Pickup with submissions in memory and a real SMTP server on a Unix socket."""
 
 import asyncio
-import os
-import signal
 import threading
 from dataclasses import replace
 
@@ -75,16 +73,6 @@ async def test_a_temporary_failure_is_retried_with_the_same_key(fakes, replies):
     assert [one.addresses for one in accepted] == [["b@y.test", "c@y.test"]]
     assert {one.parameters["ENVID"] for one in mx.envelopes} == {pending.submission_id}
     assert fakes.waiting == 0
-
-
-async def test_it_retries_with_growing_delays_while_the_server_is_down(fakes):
-    fakes.submit()
-    async with fakes.running():
-        await until(lambda: len(fakes.ready.delays) >= 3)
-        assert fakes.waiting == 1
-        async with RemoteMx(path=fakes.path):
-            await fakes.ready.ended()
-    assert fakes.ready.delays[0] < fakes.ready.delays[1] < fakes.ready.delays[2]
 
 
 @pytest.mark.parametrize("replies", [{"DOT": "554 5.6.0 not this"}, {"RCPT": "554 5.6.0 not this"}])
@@ -237,31 +225,6 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     await until(lambda: not _children())
 
 
-async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
-    converting = conversion.ConversionPool(
-        converters.convert, hostname="relay.test", clock=ManualClock()
-    )
-    ready = Ready(tmp_path)
-
-    def converted(number, **fields):
-        pending = ready.submit(number, **fields)
-        content = MemoryOctets(pending.path.read_bytes())
-        return asyncio.create_task(converting.convert(pending, content))
-
-    hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
-    kept = [converted(number, content=hang) for number in range(3)]
-    async with asyncio.timeout(30):
-        made = await converted(4, account="bob@example.test")
-    assert made.subject == "x"
-    assert not any(one.done() for one in kept)
-    for one in kept:
-        one.cancel()
-    await asyncio.gather(*kept, return_exceptions=True)
-    converting.close()
-    assert _children() == set()
-
-
 async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
     converting = conversion.ConversionPool(
         converters.only_in_a_child, hostname="here.test", clock=ManualClock(), in_threads=True
@@ -280,28 +243,6 @@ async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
     assert caught.value.fault == "ZeroDivisionError: an internal error"
     assert _children() == set()
     converting.close()
-
-
-@pytest.mark.parametrize("killed", [False, True], ids=["idle", "killed while idle"])
-async def test_a_conversion_process_is_reused_until_it_is_killed(fakes, killed):
-    async with fakes.with_server():
-        fakes.submit(1)
-        await fakes.ready.ended(1)
-        (child,) = _children()
-        if killed:
-            os.kill(child, signal.SIGKILL)
-        fakes.submit(2)
-        await fakes.ready.ended(2)
-        assert (_children() == {child}) is not killed
-    assert len(fakes.ready.filed) == 2
-
-
-@pytest.fixture(autouse=True)
-def children_before():
-    """The child processes of other tests, such as a browser."""
-    _EARLIER.update(_children())
-    yield
-    _EARLIER.clear()
 
 
 _EARLIER = set()
@@ -347,29 +288,12 @@ async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
     assert [step.step for step in journey.steps] == [3]
 
 
-async def test_the_log_has_the_reply_after_which_a_submission_waits(fakes):
-    fakes.submit()
-    later, busy = "451 4.7.1 a rule says later", "451 4.3.0 busy"
-    replies = {"DOT": [later, later, busy, "250 2.0.0 Ok: queued as 1"]}
-    async with fakes.with_server(replies=replies):
-        await fakes.ready.ended()
-    text = next((fakes.folder / "log").glob("*-pickup")).read_text()
-    assert [text.count(f'"waits":"{reply}"') for reply in (later, busy)] == [1, 1]
-
-
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):
     fakes.submit(1)
     fakes.ready.error_once = NoSuchItemError("filed already")
     fakes.submit(2)
     mx = await fakes.run_until_ended(max_concurrent=1)
     assert (len(mx.envelopes), fakes.ready.delays, fakes.waiting) == (1, [], 0)
-
-
-async def test_a_large_message_is_submitted(fakes):
-    content = MIME + b"x" * 70 + (b"\r\n" + b"y" * 70) * 20_000
-    fakes.submit(content=content)
-    mx = await fakes.run_until_ended()
-    assert mx.envelopes[0].content.endswith(content[len(MIME) :] + b"\r\n")
 
 
 async def test_it_gives_up_after_a_day_with_a_bounce(fakes):
@@ -392,27 +316,6 @@ async def test_giving_up_after_an_uncertain_attempt_reports_an_unknown_outcome(f
         await fakes.ready.ended()
     assert fakes.reports.asked[0][0] is ReportKind.UNKNOWN
     assert "unknown whether the message was sent" in fakes.reports.evidence.reply
-
-
-@pytest.mark.parametrize(
-    ("before", "kind"), [(True, ReportKind.UNKNOWN), (False, ReportKind.FAILED)]
-)
-async def test_giving_up_after_an_attempt_of_an_earlier_process_reports_unknown(
-    fakes, before, kind
-):
-    pending = fakes.submit(age_s=DAY_S + 60)
-    if before:
-        fakes.record(pending, Step.CREATED, pending.ready_us + 1)
-        fakes.record(pending, Step.CONVERTED, pending.ready_us + 1)
-    await fakes.run_until_ended(replies={"DOT": "451 4.3.0 busy"})
-    assert fakes.reports.asked[0][0] is kind
-
-
-async def test_a_retry_that_succeeds_after_an_uncertain_attempt_is_filed(fakes):
-    pending = fakes.submit()
-    await fakes.run_until_ended(replies={"DOT": [DROP, "250 2.0.0 Ok: queued as 0abc9"]})
-    assert fakes.ready.filed == {pending.submission_id: "0abc9"}
-    assert fakes.reports.asked == []
 
 
 async def test_while_the_server_accepts_nothing_only_one_submission_probes_it(fakes):
@@ -447,18 +350,6 @@ async def test_a_submission_older_than_its_key_is_not_sent(fakes):
     assert "may have been sent and is not sent again" in fakes.reports.evidence.reply
 
 
-async def test_at_most_max_concurrent_submissions_are_in_progress(fakes):
-    for number in range(9):
-        fakes.submit(number)
-    gate = asyncio.Event()
-    async with fakes.with_server(max_concurrent=3, gates={"DOT": gate}) as mx:
-        await until(lambda: len(mx.envelopes) >= 3)
-        assert fakes.waiting == 9
-        gate.set()
-        await fakes.ready.ended(9)
-        assert (mx.most_open, mx.sessions, len(mx.envelopes)) == (3, 3, 9)
-
-
 async def test_drain_finishes_submissions_in_progress(fakes):
     fakes.submit()
     gate = asyncio.Event()
@@ -467,22 +358,6 @@ async def test_drain_finishes_submissions_in_progress(fakes):
         asyncio.get_running_loop().call_later(0.05, gate.set)
     assert len(fakes.ready.filed) == 1  # drain() waited
     assert mx.commands[-1] == "QUIT"
-
-
-async def test_an_emptied_pickup_has_finished_what_was_in_progress_and_starts_nothing(fakes):
-    fakes.submit(1)
-    gate = asyncio.Event()
-    async with fakes.with_server(max_concurrent=1, gates={"DOT": gate}) as mx:
-        await mx.reached("DOT")
-        asyncio.get_running_loop().call_later(0.05, gate.set)
-        async with fakes.pickup.emptied():
-            assert len(fakes.ready.filed) == 1
-            fakes.submit(2)
-            for _ in range(5):
-                await asyncio.sleep(0)
-            assert not fakes.pickup._tasks
-            assert len(mx.envelopes) == 1
-        await fakes.ready.ended(2)
 
 
 async def test_a_connection_closed_while_idle_is_replaced_without_a_retry(fakes):
@@ -521,17 +396,6 @@ async def test_limit_concurrency_reduces_the_submissions_in_progress(fakes):
         gate.set()
         await fakes.ready.ended(16)
         assert mx.most_open == 4
-
-
-async def test_in_a_rush_submissions_do_not_start_at_once(fakes):
-    fakes.ready.is_in_rush = True
-    for number in range(3):
-        fakes.submit(number)
-    async with fakes.with_server() as mx:
-        await fakes.ready.ended()
-        assert (len(mx.envelopes), mx.sessions) == (1, 1)
-        fakes.ready.is_in_rush = False
-        await fakes.ready.ended(3)
 
 
 async def test_a_submission_of_uncertain_age_is_submitted(fakes):

@@ -92,25 +92,6 @@ async def many_files(owner: Owner) -> None:
     assert owner.pid == pid
 
 
-async def test_without_its_owner_no_session_says_what_became_of_its_message(
-    tmp_path, monkeypatch
-) -> None:
-    async with owner_of(tmp_path, monkeypatch, None) as owner:
-        spool = owner.relay.spool
-        spool.gate = asyncio.Event()
-        await replies(owner, b"HELO idle\r\n")
-        sent = [
-            b"HELO x\r\n", b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<bob@example.test>\r\n",
-            b"DATA\r\n", HELLO + b".\r\n",
-        ]  # fmt: skip
-        answers = asyncio.create_task(replies(owner, *sent))
-        await asyncio.wait_for(spool.committing.wait(), WAIT_S)
-        assert owner.keeper._child is not None
-        owner.keeper._child.channel.close()  # as the death of the owner does
-        assert (await answers)[-2:] == [b"354", b""]
-        spool.gate.set()
-
-
 async def test_a_child_that_stands_still_or_is_killed_is_replaced(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(keeper_module, "_TICK_S", 0.02)
     monkeypatch.setattr(keeper_module, "_UNANSWERED_MAX", 25)

@@ -1,11 +1,10 @@
 """A child that lies or breaks the rules: it is refused or ended, and the next one serves."""
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -25,9 +24,7 @@ from relay.transport.gate.wire import (
     Ended,
     LoadState,
     LogIn,
-    NewConnection,
     OpenBody,
-    Ready,
     Refused,
     WrittenBody,
     encode,
@@ -51,7 +48,6 @@ from tests.support.manual_clock import ManualClock
 
 REMOTE, ALICE = "q@other.test", "alice@example.test"
 LOCAL_ERROR = "451 4.3.0 Local error, try again later"
-OPEN = {"trusted_networks": ("127.0.0.0/8",)}
 CLOSED = {"trusted_networks": ()}
 
 
@@ -116,22 +112,6 @@ async def test_a_frame_that_is_cut_off_is_nothing(owner: Owner) -> None:
     await owner.ended(child)
     await owner.accepts()
     assert len(owner.relay.spool.accepted) == 1
-
-
-async def test_what_was_handed_over_is_accepted_though_the_child_has_died(owner: Owner) -> None:
-    spool = owner.relay.spool
-    spool.gate = asyncio.Event()
-    number, child = await owner.session(), owner.child
-    await child.ask(lambda call: check_sender(number, call))
-    await child.ask(lambda call: check_recipient(number, call))
-    child.say(accept(number, 9))
-    await asyncio.wait_for(spool.committing.wait(), WAIT_S)
-    child.die()
-    await owner.ended(child)
-    assert not spool.accepted
-    spool.gate.set()
-    await until(lambda: spool.accepted)
-    await owner.accepts()
 
 
 @pytest.mark.parametrize(
@@ -374,53 +354,6 @@ async def test_a_child_that_is_never_ready_is_an_error_of_the_start(tmp_path, mo
         async with owner_of(tmp_path, monkeypatch, Silent):
             pass
     assert Child.started[-1].has_ended()
-
-
-class Dying(Child):
-    """Its first process lives, the next ones end at once, one does not even start, until there were
-    so many.
-    """
-
-    refused: ClassVar[list[bool]] = []
-
-    def __init__(self, *words: str, **more: object) -> None:
-        if len(self.started) == 3 and not self.refused:
-            self.refused.append(True)
-            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        self.is_quiet = 0 < len(self.started) < 5
-        super().__init__(*words, **more)
-        if self.is_quiet:
-            self.die()
-
-
-async def test_children_that_end_at_once_are_errors_until_one_lives(tmp_path, monkeypatch) -> None:
-    Dying.refused.clear()
-    async with owner_of(tmp_path, monkeypatch, Dying, **CLOSED) as owner:
-        with capture_logs() as logged:
-            owner.child.die()
-            await until(lambda: owner.reason)
-            await until(lambda: not owner.reason)
-            await owner.accepts()
-        pids = [one["pid"] for one in logged if "pid" in one]
-        errors = [one["error"] for one in logged if one["log_level"] == "error"]
-    assert (len(Child.started), len(pids)) == (6, 1)
-    assert errors[0].startswith("the process of the SMTP sessions ended: ")
-    assert len(errors) == 6
-    assert sum("Resource temporarily unavailable" in one for one in errors) == 1
-    assert all("did not start: " in one for one in errors[1:])
-
-
-async def test_clients_wait_for_the_next_child(tmp_path, monkeypatch) -> None:
-    async with owner_of(tmp_path, monkeypatch, **CLOSED) as owner:
-        monkeypatch.setattr(keeper_module, "ChildProcess", Silent)
-        owner.child.die()
-        await until(lambda: len(Child.started) == 2)
-        client = await owner.client()
-        owner.child.say(Ready(()))
-        await owner.child.packet(NewConnection)
-        client.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            client.recv(1)
 
 
 async def test_a_flood_of_refusals_leaves_the_owner_time(owner: Owner) -> None:
