@@ -83,7 +83,7 @@ BY_HOST = "smtp://mail.test:25"
     ],
 )  # fmt: skip
 async def test_what_an_attempt_says_of_tls(
-    delivery, authority, monkeypatch, tmp_path, configured, route, host, expected
+    delivery, authority, tmp_path, configured, route, host, expected
 ) -> None:
     """As the route table and the decision on each host have it."""
     name = "mail.test" if "://" in str(route) else "mx0.a.test"
@@ -101,10 +101,9 @@ async def test_what_an_attempt_says_of_tls(
         table = RouteTable(
             routes(route, authority.certificate, tmp_path), [], Accounts(), tls=configured
         )
-        for each in ("options_for", "tls_demanded_by"):
-            monkeypatch.setattr(delivery.table, each, getattr(table, each))
-        hop = table.next_hop_for("x@a.test").key
-        monkeypatch.setattr(delivery.table, "hop", lambda *_: hop)
+        delivery.table.options_for = table.options_for
+        delivery.table.tls_demanded_by = table.tls_demanded_by
+        delivery.table.hop = lambda *_: table.next_hop_for("x@a.test").key
         delivery.retry_s, delivery.delivers_captured = (600.0,), True
         await delivery.start()
         attempt = await attempt_of(delivery, "x@a.test", final=False)

@@ -14,7 +14,7 @@ SOON_S = 30.0
 
 
 @pytest.mark.parametrize("stage", ["RCPT", "DOT"])
-async def test_a_failing_spool_does_not_block_a_stop(delivery, monkeypatch, stage: str) -> None:
+async def test_a_failing_spool_does_not_block_a_stop(delivery, stage: str) -> None:
     async def refuse(*_, **__):
         raise SpoolUnavailableError("the disk is read-only")
 
@@ -26,14 +26,13 @@ async def test_a_failing_spool_does_not_block_a_stop(delivery, monkeypatch, stag
         await delivery.send("x@a.test")
         await delivery.send("y@a.test")  # waits: it would be released first
         await mx.reached(stage)
-        monkeypatch.setattr(delivery.spool, "release", refuse)
-        monkeypatch.setattr(delivery.spool, "record", refuse)
+        delivery.spool.release = delivery.spool.record = refuse
         async with asyncio.timeout(SOON_S):
             await delivery.scheduler.drain(0.05)
 
 
 @pytest.mark.parametrize("where", ["at the end of a connection", "with an unreachable host"])
-async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch, where) -> None:
+async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, where) -> None:
     async with RemoteMx() as mx:
         delivery.idle_s = 0.01
         if where == "with an unreachable host":
@@ -41,7 +40,7 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
         else:
             delivery.table.at("a.test", mx)
         await delivery.start()
-        asked = refuse_to_record(delivery, monkeypatch)
+        asked = refuse_to_record(delivery)
         with capture_logs() as lines:
             queue_ids = [await delivery.send(f"x{number}@a.test") for number in range(3)]
             async with asyncio.timeout(SOON_S):
@@ -55,13 +54,13 @@ async def test_a_stop_ends_the_retries_of_a_failing_spool(delivery, monkeypatch,
         told = [one["event"] for one in lines]
         assert told.count("spool cannot settle") == 1, "they are one fault"
         assert told.count("claim left unsettled") == len(asked)
-        monkeypatch.undo()
+        del delivery.spool.record
         assert {*asked} <= {*queue_ids}
         due = {one.message.id for one in await delivery.claim_due()}
         assert not due & {*asked}, "they are as they were: the next start finds them"
 
 
-def refuse_to_record(delivery, monkeypatch) -> Counter[str]:
+def refuse_to_record(delivery) -> Counter[str]:
     """Let every result fail; return how often each message was tried."""
     asked: Counter[str] = Counter()
 
@@ -69,5 +68,5 @@ def refuse_to_record(delivery, monkeypatch) -> Counter[str]:
         asked[claim_result.claim.message.id] += 1
         raise SpoolUnavailableError("the disk is full")
 
-    monkeypatch.setattr(delivery.spool, "record", record)
+    delivery.spool.record = record
     return asked

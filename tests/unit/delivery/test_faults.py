@@ -22,9 +22,7 @@ async def test_an_internal_error_of_the_resolver_defers(delivery) -> None:
     assert states(await delivery.spool.journey(queue_id)) == {"x@unheard.test": "deferred"}
 
 
-async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
-    delivery, monkeypatch
-) -> None:
+async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(delivery) -> None:
     told = []
 
     def reports(kind, message, recipients, *, content):
@@ -34,7 +32,7 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
         return unbroken(kind, message, recipients, content=content)
 
     unbroken = delivery.reporter.reports
-    monkeypatch.setattr(delivery.reporter, "reports", reports)
+    delivery.reporter.reports = reports
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -48,9 +46,10 @@ async def test_a_bounce_is_sent_without_the_content_that_broke_the_reporter(
 def soon(monkeypatch) -> None:
     """Retry at once what could not be recorded."""
     monkeypatch.setattr(attempt_result, "_UNRECORDED_US", 0)
+    monkeypatch.setattr(result_module, "_PAUSE_S_FIRST", 0.001)
 
 
-async def breaking_off(delivery, monkeypatch, times: int) -> list[ClaimResult]:
+async def breaking_off(delivery, times: int) -> list[ClaimResult]:
     """Let the first `times` results fail with an internal error; return all results."""
     await delivery.open()
     record, asked = delivery.spool.record, []
@@ -61,16 +60,16 @@ async def breaking_off(delivery, monkeypatch, times: int) -> list[ClaimResult]:
             raise ValueError("ours")
         return await record(claim_result, **more)
 
-    monkeypatch.setattr(delivery.spool, "record", break_off)
-    monkeypatch.setattr(result_module, "_PAUSE_S_FIRST", 0.001)
+    delivery.spool.record = break_off
     return asked
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
-    delivery, monkeypatch, soon, times: int
+    delivery, times: int
 ) -> None:
-    asked = await breaking_off(delivery, monkeypatch, times)
+    asked = await breaking_off(delivery, times)
     async with RemoteMx(rcpt={"x@a.test": ["450 4.2.1 later", "250 2.1.5 ok"]}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -81,12 +80,13 @@ async def test_a_deferral_that_cannot_be_recorded_is_retried_without_a_restart(
         assert delivery.active_queue.claims == claims
 
 
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(
-    delivery, monkeypatch, soon, times: int
+    delivery, times: int
 ) -> None:
     """A retry would send it again each time that the error recurs."""
-    await breaking_off(delivery, monkeypatch, times)
+    await breaking_off(delivery, times)
     async with RemoteMx() as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -99,9 +99,8 @@ async def test_a_delivery_that_cannot_be_recorded_is_held_as_indeterminate(
         assert len(mx.envelopes) == 1
 
 
-async def test_a_failure_whose_bounce_cannot_be_made_is_retried(
-    delivery, monkeypatch, soon
-) -> None:
+@pytest.mark.usefixtures("soon")
+async def test_a_failure_whose_bounce_cannot_be_made_is_retried(delivery) -> None:
     def reports(kind, message, recipients, *, content):
         told.append(content)
         if len(told) <= 2:
@@ -109,7 +108,7 @@ async def test_a_failure_whose_bounce_cannot_be_made_is_retried(
         return unbroken(kind, message, recipients, content=content)
 
     told, unbroken = [], delivery.reporter.reports
-    monkeypatch.setattr(delivery.reporter, "reports", reports)
+    delivery.reporter.reports = reports
     async with RemoteMx(rcpt={"x@a.test": "550 5.1.1 who?"}) as mx:
         delivery.table.at("a.test", mx)
         await delivery.start()
@@ -127,12 +126,10 @@ async def test_resolved_next_hops_are_bounded(delivery, monkeypatch) -> None:
         for number in range(8):
             domain = f"{number}.test"
             delivery.table.at(domain, mx)
-            delivery.table.hosts[domain] = delivery.table.hosts[
-                "0.test"
-            ]  # one site for all of them
             await delivery.done(await delivery.send(f"x@{domain}"))
-        assert len(delivery.scheduler._sites._resolved) <= 3
-        assert len(delivery.scheduler._sites._sites) == 1
+        bounded = delivery.scheduler._sites
+        assert 0 < len(bounded._resolved) <= 3
+        assert 0 < len(bounded._found) <= 3
 
 
 async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> None:
@@ -150,14 +147,14 @@ async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> Non
         assert claim.attempts == 0
 
 
-async def test_a_drain_does_not_wait_for_name_servers(delivery, monkeypatch) -> None:
+async def test_a_drain_does_not_wait_for_name_servers(delivery) -> None:
     asked = asyncio.Event()
 
     async def resolve(_next_hop) -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(delivery.table, "resolve", resolve)
+    delivery.table.resolve = resolve
     await delivery.start()
     await delivery.send("x@a.test")
     await asked.wait()

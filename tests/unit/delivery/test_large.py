@@ -83,9 +83,7 @@ async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large
 
 
 @pytest.mark.parametrize("lost", [False, True])
-async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
-    delivery, large, monkeypatch, lost
-):
+async def test_the_bounce_of_a_large_message_reads_it_from_its_file(delivery, large, lost):
     told = []
     reports = delivery.reporter.reports
 
@@ -93,7 +91,7 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(
         told.append(content)
         return reports(kind, message, recipients, content=content)
 
-    monkeypatch.setattr(delivery.reporter, "reports", listening)
+    delivery.reporter.reports = listening
     gate = asyncio.Event()
     async with RemoteMx(replies={"DOT": "552 5.3.4 too large"}, gates={"DOT": gate}) as mx:
         delivery.table.at("a.test", mx)

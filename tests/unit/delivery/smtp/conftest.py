@@ -1,6 +1,4 @@
-"""Each test of the SMTP client runs on asyncio and on uvloop."""
-
-import asyncio
+"""The SMTP client on the event loop of a service; the other tests of delivery have asyncio's."""
 
 import pytest
 import uvloop
@@ -17,7 +15,7 @@ QUICK = Timeouts(connect_s=2, command_s=2, data_s=2, block_s=2, dot_s=2, quit_s=
 
 
 def pytest_asyncio_loop_factories():
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ async def test_messages_of_one_millisecond_are_paged_newest_first(messages: Mess
 
 
 async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
-    messages: Messages, monkeypatch: pytest.MonkeyPatch
+    messages: Messages,
 ) -> None:
     """The spool accepts it after it was asked for its page, and before it is asked for its name."""
     waiting, sent = messages.submit(), messages.submit()
@@ -129,7 +129,7 @@ async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
             await messages.accept(sent)
         return pages[-1]
 
-    monkeypatch.setattr(messages.spool, "find_page", find_and_accept)
+    messages.spool.find_page = find_and_accept
     assert set(await messages.names()) == {waiting.submission_id, sent.submission_id}
 
 
