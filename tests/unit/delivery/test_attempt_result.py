@@ -27,6 +27,7 @@ from relay.formats.dsn import ReportKind
 from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimedRecipient, EntryExtra, PriorityLevel
 from tests.support.claims import SECOND_US, a_claim
+from tests.support.tables import each_row
 
 HOUR_US = 3600 * SECOND_US
 OK = Relayed(Evidence("2.0.0", "250 ok"))
@@ -59,8 +60,8 @@ def test_what_is_kept_waits_after_a_refusal_until_it_expires() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("before", "outcome", "after", "is_over"),
+@each_row(
+    "before, outcome, after, is_over",
     [
         ({}, LOST_REPLY, {2: 1}, False),
         ({1: 2, 2: 1}, LOST_REPLY, {1: 2, 2: 2}, False),
@@ -83,8 +84,8 @@ def test_attempts_without_an_answer_to_the_dot_are_counted_for_each_recipient(
     assert type(result.commit.outcomes[2]) is (Failed if is_over else type(outcome))
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "cause", "wait_s"),
+@each_row(
+    "outcomes, cause, wait_s",
     [
         ({1: NOTHING_FREED, 2: NOTHING_FREED}, "connect", 60),
         ({1: LATER, 2: OK}, "recipient", 600),
@@ -109,8 +110,8 @@ def test_an_unreachable_next_hop_has_the_lowest_priority_until_it_answers(
     assert concluded(claim, {1: NOTHING_FREED}, reached=reached).commit.waiting.level is level
 
 
-@pytest.mark.parametrize(
-    ("expires_s", "warn_s", "due_s"),
+@each_row(
+    "expires_s, warn_s, due_s",
     [(9999, None, 1060), (9999, 1030, 1030), (1010, 1030, 1010), (500, None, 1000)],
 )
 def test_the_due_time_is_the_earliest_event_and_never_in_the_past(

@@ -18,10 +18,11 @@ from relay.store.mailbox.types import (
 )
 from relay.store.spool.types import NO_EXTRA, ClaimedRecipient
 from tests.support.claims import a_claim
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "status", "code"),
+@each_row(
+    "error, kind, status, code",
     [
         (MailboxFullError("full"), Deferred, "4.2.2", "452"),
         (MailboxTooSmallError("too small"), Failed, "5.2.2", "552"),

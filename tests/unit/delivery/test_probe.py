@@ -22,14 +22,6 @@ async def test_a_probe_stops_before_mail(delivery) -> None:
         assert [command.partition(" ")[0] for command in mx.commands] == ["EHLO", "QUIT"]
 
 
-async def test_without_a_session_a_probe_says_why(delivery) -> None:
-    async with RemoteMx(replies={"CONNECT": "554 5.7.1 not you"}) as mx:
-        await delivery.start()
-        delivery.table.at("a.test", mx)
-        found = await probe(delivery)
-        assert (found.host, found.reply) == ("", "554 5.7.1 not you")
-
-
 async def test_a_known_failure_does_not_count(delivery) -> None:
     async with RemoteMx(replies={"CONNECT": ["421 4.3.2 later", "220 ready"]}) as mx:
         delivery.unreachable_s = 60.0

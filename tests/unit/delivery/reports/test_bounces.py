@@ -31,6 +31,7 @@ from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Step
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 MX = NextHop(HopKind.MX, "example.com")
 HOUR_US = 3600 * 1_000_000
@@ -335,13 +336,10 @@ def groups(
     return decision.reported, decision.dead_letters, decision.dropped
 
 
-@pytest.mark.parametrize(
-    ("strangers", "verified", "to"),
-    [
+@each_row("strangers, verified, to", [
         ("verified", True, "sender"), ("verified", False, "postmaster"),
         ("postmaster", True, "postmaster"), ("sender", False, "sender"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_who_hears_of_a_strangers_mail_that_fails(strangers, verified, to):
     everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED]
     message = replace(STRANGERS, extra=MessageExtra(verified=verified))
@@ -359,8 +357,8 @@ def test_a_trusted_sender_gets_a_bounce_by_notify(source):
     assert groups(everybody, source=source) == ((BOB, ASKED), (ADDED,), ())
 
 
-@pytest.mark.parametrize(
-    ("notify", "wanted"),
+@each_row(
+    "notify, wanted",
     [
         ((), True),
         ((Notify.FAILURE,), True),
@@ -375,8 +373,8 @@ def test_notify_decides_about_a_bounce(notify, wanted):
     assert groups([one]) == (((one,) if wanted else ()), (), ())
 
 
-@pytest.mark.parametrize(
-    ("kind", "reported"),
+@each_row(
+    "kind, reported",
     [
         (ReportKind.DELAYED, (BOB, SUCCESS_ONLY)),
         (ReportKind.DELIVERED, (SUCCESS_ONLY,)),
@@ -415,8 +413,8 @@ def test_a_bounce_causes_no_bounce_and_ends_at_the_postmaster():
     assert groups([POSTMASTER], source=Source.REPORT, reverse_path="") == ((), (), (POSTMASTER,))
 
 
-@pytest.mark.parametrize(
-    ("reverse_path", "trusted", "source"),
+@each_row(
+    "reverse_path, trusted, source",
     list(itertools.product(["", "alice@example.com"], [True, False], Source)),
 )
 def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from relay.base.message.outcome import Reply
 from relay.delivery.smtp.client_protocol import REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyParser
+from tests.support.tables import each_row
 
 STREAM = b"250-mx.test\r\n250-SIZE 1\r\n250 HELP\r\n354 go\r\n550-5.1.1 no such\r\n550 5.1.1 user\r\n250\r\n"
 REPLIES = [
@@ -37,7 +38,7 @@ def test_the_parser_never_raises(data):
         assert reply.text.isprintable()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "line", [b"hello", b"25 x", b"2500 x", b"199 x", b"600 x", b"", b"\x80\x81\x82 x", b"250_x"]
 )
 def test_an_invalid_reply_is_a_fault_and_keeps_earlier_replies(line):

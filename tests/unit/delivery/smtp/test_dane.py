@@ -23,6 +23,7 @@ from relay.delivery.smtp.connect import ConnectError
 from relay.delivery.smtp.dane import dane_mismatch
 from relay.transport.routing.resolver import usable_records
 from tests.support.remote_mx import DROP, RemoteMx
+from tests.support.tables import each_row
 
 NOW = datetime.now(UTC)
 CA = x509.BasicConstraints(ca=True, path_length=None)
@@ -75,7 +76,7 @@ def result(records, *pairs, names=("mx.test",)):
 KINDS = [f"{selector} {matching}" for selector in (0, 1) for matching in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_row("kind", KINDS)
 def test_usage_3_is_the_certificate_whatever_its_name_and_dates(kind):
     expired = made("mx", ROOT, san=["other.test"], days=-1)
     nameless = made("mx")
@@ -86,7 +87,7 @@ def test_usage_3_is_the_certificate_whatever_its_name_and_dates(kind):
         assert result([wrong], pair, ROOT) == "validation-failure"  # ROOT is in the chain
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_row("kind", KINDS)
 def test_usage_2_is_an_authority_that_is_shown_or_in_the_record(kind):
     for anchor in (ROOT, MIDDLE):
         assert result([record(f"2 {kind}", anchor)], LEAF, MIDDLE, ROOT) == ""
@@ -104,8 +105,8 @@ def test_usage_2_is_an_authority_that_is_shown_or_in_the_record(kind):
 UNTRUSTED = "certificate-not-trusted"
 
 
-@pytest.mark.parametrize(
-    ("anchor", "chain", "expected"),
+@each_row(
+    "anchor, chain, expected",
     [
         (BARE_ROOT, [made("mx", BARE_ROOT, **MX), BARE_ROOT], ""),
         (BARE_ROOT, [made("mx", BARE_ROOT, NO_CA, **MX), BARE_ROOT], ""),
@@ -127,8 +128,8 @@ def anchored(*extensions, days=1):
     return made("anchor", None, *extensions, days=days)
 
 
-@pytest.mark.parametrize(
-    ("anchor", "issuer", "expected"),
+@each_row(
+    "anchor, issuer, expected",
     [
         (ROOT, [CA], ""),
         (ROOT, [], UNTRUSTED),  # a certificate of a host issued another
@@ -185,8 +186,8 @@ def test_octets_that_are_no_certificate_have_a_result():
     assert dane_mismatch(records, [], ("mx.test",)).text == "the host shows no certificate"
 
 
-@pytest.mark.parametrize(
-    ("octets", "changed"),
+@each_row(
+    "octets, changed",
     [
         (b"\x55\x1d\x0f", b"\x55\x1d\x11"),  # keyUsage: a second subjectAltName
         (b"\x82\x07mx.test", b"\xa3\x07mx.test"),  # dNSName: x400Address

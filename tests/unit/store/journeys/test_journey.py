@@ -13,6 +13,7 @@ from relay.store.journeys.journey import Journeys, join
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 CLOCK = ManualClock()
 IDS = Ids(CLOCK)
@@ -207,9 +208,7 @@ async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
 DUE = "2027-01-01T00:00:00.000000Z"
 
 
-@pytest.mark.parametrize(
-    ("numbers", "noted", "state", "recipient"),
-    [
+@each_row("numbers, noted, state, recipient", [
         ((1, 2), {}, "converting", ("queued", "", None)),
         ((1, 2), {"deferred_until": DUE}, "scheduled", ("queued", "", DUE)),
         ((1, 2), {"deferred_until": DUE, "cancelled": DUE, "reason": "why"}, "cancelled",
@@ -217,8 +216,7 @@ DUE = "2027-01-01T00:00:00.000000Z"
         ((1, 2, 3), {"deferred_until": DUE, "cancelled": DUE, "reason": "too late"}, "converting",
          ("queued", "", None)),
         ((1, 2, 3, 7), {"deferred_until": DUE}, "failed", ("failed", "", None)),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_before_step_4_a_message_has_a_state_of_its_own(numbers, noted, state, recipient):
     half = store_half("a.1", *numbers)
     half.steps[1].detail.update(noted)

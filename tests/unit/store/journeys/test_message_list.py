@@ -99,23 +99,6 @@ async def messages(tmp_path: Path) -> AsyncIterator[Messages]:
     log.close()
 
 
-async def test_messages_of_one_millisecond_are_paged_newest_first(messages: Messages) -> None:
-    names = []
-    for number in range(30):  # the clock stands
-        submitted = messages.submit() if number % 3 else None
-        names.append(
-            submitted.submission_id if submitted and number % 2
-            else await messages.accept(submitted)
-        )  # fmt: skip
-    found, before = [], None
-    while True:
-        page = await messages.journeys.page(MessageSearch(), account=None, limit=7, before=before)
-        found += [one.submission_id or one.id for one in page.rows]
-        if (before := page.older) is None:
-            break
-    assert found == names[::-1]
-
-
 async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
     messages: Messages,
 ) -> None:
@@ -239,8 +222,8 @@ class Reader:
         return found
 
 
-@pytest.mark.parametrize("step_s", [0, 0.0004, 0.7])
-@pytest.mark.parametrize("limit", [1, 3, 50])
+@pytest.mark.parametrize("step_s", [0, 0.7])
+@pytest.mark.parametrize("limit", [1, 7])
 async def test_pages_have_each_message_once_while_mail_arrives_and_is_accepted(
     messages: Messages, limit: int, step_s: float
 ) -> None:
@@ -412,7 +395,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
 
 
 @pytest.mark.parametrize("chunk", [3, 400])  # with 3, the time also ends between two chunks
-@pytest.mark.parametrize("most", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("most", [1, 6])
 async def test_pages_continue_where_the_time_for_contents_ended(
     messages: Messages, most: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,21 +421,6 @@ async def test_pages_continue_where_the_time_for_contents_ended(
         before = page.older
     assert found == expected
     assert read < 25
-
-
-async def test_a_name_with_conditions_on_content_size_or_time(messages: Messages) -> None:
-    name = await messages.accept(subject="m")
-    began_us = messages.clock.time_us()
-    for wanted, texts, is_found in [
-        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [name], True),
-        ({"words": ("giraffe",), "reader": ALL_MAILBOXES}, [], False),
-        ({"larger_than_bytes": 1}, [], True),
-        ({"larger_than_bytes": 10**6}, [], False),
-        ({"from_us": began_us - 1000}, [], True),
-        ({"from_us": began_us + 1000}, [], False),
-    ]:
-        messages.journeys.places.contents = Contents(*texts).begin
-        assert await messages.names(key=name, **wanted) == [name] * is_found, wanted
 
 
 async def test_the_names_of_all_that_match_are_bounded(

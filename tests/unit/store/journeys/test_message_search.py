@@ -10,6 +10,7 @@ from relay.store.journeys.message_list import (
     parse_cursor,
 )
 from tests.support.journeys import made_journey
+from tests.support.tables import each_row
 
 NOW_US = 1_700_000_000_000_000
 
@@ -19,8 +20,8 @@ def a_journey(*recipients: tuple[str, str], sender="app@a.test", subject="Invoic
     return made_journey(sender=sender, subject=subject, recipients=pairs)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "matches"),
+@each_row(
+    "wanted, matches",
     [
         ({}, True),
         ({"to": "Bob@A.test"}, True),
@@ -87,7 +88,7 @@ def test_a_cursor_is_bounded_however_many_messages_are_new() -> None:
     assert cursor.is_after("new", NOW_US + 5 * SEEN_MAX)
 
 
-@pytest.mark.parametrize("text", ["", "0", "abc", "AAAAAAAAAAA=", "ä" * 12, "A" * 13, "_" * 11])
+@each_row("text", ["", "0", "abc", "AAAAAAAAAAA=", "ä" * 12, "A" * 13, "_" * 11])
 def test_an_unusable_cursor_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         parse_cursor(text, now_us=NOW_US)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from relay.base.clock import time_us_of
 from relay.base.phrases import time_left
 from relay.store.journeys.document import Journey
@@ -11,6 +9,7 @@ from relay.store.journeys.journey import join
 from relay.store.journeys.sentences import answer, needed_reports
 from relay.store.journeys.wording import describe
 from tests.support.journeys import made_journey
+from tests.support.tables import each_row
 
 DAY = "2026-11-22T"
 NOW = time_us_of(f"{DAY}20:12:00.000000Z")
@@ -75,8 +74,8 @@ def test_failed_names_the_rule_and_the_place_of_the_report():
     assert audit == "Failed: this relay replied 550 5.7.1 no programs. No report was sent."
 
 
-@pytest.mark.parametrize(
-    ("state", "ending"),
+@each_row(
+    "state, ending",
     [
         ("captured", "The report is in the Inbox of alice@example.test."),
         ("relayed", "The report was sent to alice@example.test."),
@@ -106,9 +105,7 @@ def test_expired_counts_the_attempts_and_not_the_expiry():
 COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.1.5 kept"}]
 
 
-@pytest.mark.parametrize(
-    ("state", "facts", "text"),
-    [
+@each_row("state, facts, text", [
         ("delivered", {"attempts": COPY}, "Delivered to ann@customer.example at 20:02 UTC."),
         ("relayed", {"attempts": [attempt(3, outcome="relayed", reply="250 ok")]},
          "Relayed: mx1.customer.example accepted it at 20:03 UTC."),
@@ -124,8 +121,7 @@ COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.
         ("cancelled", {}, "Cancelled."),
         ("expanded", {"successors": ["a@b.test", "c@d.test"]},
          "Expanded to 2 addresses."),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_each_state_has_a_plain_sentence(state, facts, text):
     assert sentences(recipient(state, **facts)) == [text]
 
@@ -165,29 +161,23 @@ def test_recipients_of_one_state_and_reply_have_one_sentence():
     assert first.startswith("Failed for 3 of 4 recipients (a@b.test, b@b.test, …): ")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
+@each_row("seconds, text", [
         (-5, "now"), (0.4, "now"), (1, "in 1 s"), (59.4, "in 59 s"), (60, "in 1 min"),
         (719, "in 11 min"), (3600, "in 1 h"), (3900, "in 1 h 5 min"), (86400, "in 1 d"),
         (90061, "in 1 d 1 h"), (86460, "in 1 d"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_time_that_is_left(seconds, text):
     assert time_left(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("claim", "text"),
-    [
+@each_row("claim, text", [
         ({}, "mx.y [192.0.2.7] claims that it was not delivered: 550 5.1.1 no such user."),
         ({"reply": ""}, "mx.y [192.0.2.7] claims that it was not delivered: 5.1.1."),
         ({"kind": "read", "reply": "", "status": ""},
          "mx.y [192.0.2.7] claims that it was displayed."),
         ({"kind": "delayed", "source": {"client": "192.0.2.7", "reporting_mta": ""}},
          "192.0.2.7 claims that it is not delivered yet: 550 5.1.1 no such user."),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
     detail = {
         "by": "remote", "kind": "failure", "recipients": ["ann@customer.example"],

@@ -5,6 +5,7 @@ import pytest
 from relay.base.clock import Anchor, Machine, SystemClock
 from relay.store.mailbox.types import StoreError
 from relay.submission.outbox.on_disk import ClockAnchorFile
+from tests.support.tables import each_row
 from tests.unit.store.mailbox.conftest import Place
 
 NOW = Anchor(1_700_000_000_000_000, 1_700_000_000_000_001, 5, "boot", 7, 8)
@@ -20,7 +21,7 @@ def test_what_was_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["clock"]
 
 
-@pytest.mark.parametrize("octets", [b"", b"{", b"[1]", b'{"steady_us": "x"}', b"\xff"])
+@each_row("octets", [b"", b"{", b"[1]", b'{"steady_us": "x"}', b"\xff"])
 def test_what_cannot_be_read_is_as_none(tmp_path, octets):
     (tmp_path / "clock").write_bytes(octets)
     assert ClockAnchorFile(tmp_path).read() is None

@@ -20,6 +20,7 @@ from relay.submission.pickup.decisions import (
     retry_delay_s,
     submission_outcome,
 )
+from tests.support.tables import each_row
 
 DAY_S = 86400.0
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 Ok: queued as 0abc9", host="relay", remote=True))
@@ -28,8 +29,8 @@ BUSY = Deferred(Evidence("4.3.0", "451 4.3.0 busy"), DeferralClass.SITE)
 DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
+@each_row(
+    "outcomes, expected",
     [
         ([OK, OK], SubmissionAccepted("0abc9")),
         ([Relayed(Evidence("2.0.0", "250 Ok"))], SubmissionAccepted("")),

@@ -15,6 +15,7 @@ from relay.transport.gate.frames import (
     packet_pair,
     receive_descriptor,
 )
+from tests.support.tables import each_row
 
 
 class End:
@@ -63,7 +64,7 @@ async def test_frames_arrive_whole_and_in_their_order() -> None:
     theirs.channel.send(b"nobody reads it")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each_row("seed", range(5))
 async def test_frames_may_be_cut_anywhere(seed: int) -> None:
     rng = random.Random(seed)
     end = End()
