@@ -2,8 +2,11 @@ r"""Read SMTP dialogues from text files.
 
 Empty lines and lines that begin with # are ignored. The other lines are:
 
-    listener: max_recipients=3 trusted=no   settings of the listener, at the start; also
+    listener: max_recipients=3 trusted=no   settings of the listener, at the start; also proxy=yes,
                                             limits.junk_commands=3, tls=yes, spool=broken
+    CONNECT: \r\n                          open a further connection, with octets that are there
+                                            before the greeting; the others stay open
+    ADVANCE: 60                             let so many seconds pass
     S: 250 2.1.0 Ok                         the next line that the server must send; * matches anything
     C: MAIL FROM:<a@b.test>                 a line to send; CRLF is added
     R: .\r\n                                octets to send unchanged
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
+KINDS = ("S", "C", "R", "CONNECT", "TLS", "END", "ADVANCE", "ACCEPTED", "CONTENT")
 _REPEAT = re.compile(r"\{(\d+)\*([^{}]+)\}")
 
 
@@ -49,7 +53,7 @@ def read_script(path: Path) -> Script:
             continue
         if kind == "listener":
             script.listener |= dict(word.split("=", 1) for word in text.split())
-        elif kind in ("S", "C", "R", "TLS", "END", "ACCEPTED", "CONTENT"):
+        elif kind in KINDS:
             script.actions.append(Action(number, kind, text))
         else:
             raise ValueError(f"{path}:{number}: found {line!r}, expected S:, C:, R:, TLS, END …")

@@ -1,6 +1,8 @@
 """Run every script in this folder against a real listener, with asyncio and with uvloop."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,18 +21,18 @@ from relay.store.spool.types import SpoolFullError, SpoolUnavailableError
 from relay.transport.gate.keeper import GateKeeper
 from relay.transport.gate.wire import LoadState
 from relay.transport.ingress.session_limits import SessionLimits
-from tests.dialogue.script import Script, octets, over_bdat, read_script
+from tests.dialogue.script import Action, Script, octets, over_bdat, read_script
 from tests.support.ingress import Relay, make_certificate
 
 SCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
-OF_CHUNKS = ("bdat", "bdat_refused", "bare_newline")
+OF_ONE_COMMAND = ("bdat", "bdat_refused", "bare_newline", "ahead", "ahead_allowed", "ahead_login")
 WITH_DATA = [
     path for path in SCRIPTS
-    if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_CHUNKS
+    if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_ONE_COMMAND
 ]  # fmt: skip
-OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures")
+OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures", "max_rate")
 PATIENCE_S = 10.0
-WORDS = ("role", "bare_newline")
+WORDS = ("role", "bare_newline", "max_rate_per_client")
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 FAULTS = {
     "broken": RuntimeError("secret detail"),
@@ -72,7 +74,7 @@ async def run_script(script: Script, tls) -> None:
     server = relay.server(limits=SessionLimits(**limits), **listener)
     await server.start()
     try:
-        await converse_with(server, script, relay)
+        await converse(script, relay, server.address)
     finally:
         await server.drain(0.5)
 
@@ -82,21 +84,15 @@ def parts_of(script: Script, tls) -> tuple[Relay, dict, dict]:
     options = dict(script.listener)
     relay = Relay()
     relay.spool.fault = FAULTS.get(options.pop("spool", ""))
-    networks = () if options.pop("trusted", "yes") == "no" else ("127.0.0.0/8",)
+    trusted = options.pop("trusted", "yes")
+    networks = {"no": (), "yes": ("127.0.0.0/8",)}.get(trusted, (trusted,))
+    proxies = ("127.0.0.1/32",) if options.pop("proxy", "") else ()
     limits = {"auth_failure_delay_s": 0.01, "last_reply_s": 0.2}
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
     changes = {key: value if key in WORDS else int(value) for key, value in options.items()}
-    return relay, limits, {"trusted_networks": networks, "tls": tls, **changes}
-
-
-async def converse_with(server, script: Script, relay: Relay) -> None:
-    address = server.address
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    try:
-        await converse(script, relay, reader=reader, writer=writer)
-    finally:
-        writer.close()
+    listener = {"trusted_networks": networks, "proxy_networks": proxies, "tls": tls}
+    return relay, limits, listener | changes
 
 
 async def test_dialogues_through_the_gate(certificate):
@@ -120,7 +116,8 @@ async def test_dialogues_through_the_gate(certificate):
     try:
         for server, _, _ in played:
             await server.start()
-        faults = await asyncio.gather(*(converse_with(*x) for x in played), return_exceptions=True)
+        talks = [converse(script, relay, server.address) for server, script, relay in played]
+        faults = await asyncio.gather(*talks, return_exceptions=True)
         assert [fault for fault in faults if fault] == []
         assert len(faults) > 25
     finally:
@@ -129,30 +126,54 @@ async def test_dialogues_through_the_gate(certificate):
         await keeper.drain(0.5)
 
 
-async def converse(script: Script, relay: Relay, *, reader, writer) -> None:
-    unsent = b""
-    for action in script.actions:
-        where = f"{script.name}.txt:{action.number}"
-        if action.kind in "CR":
-            unsent += octets(action.text) + (b"\r\n" if action.kind == "C" else b"")
-            continue
-        writer.write(unsent)
-        unsent = b""
-        match action.kind:
-            case "S":
-                said = (await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)).decode()
-                assert said.endswith("\r\n"), f"{where}: the server said {said!r} and closed"
-                assert fnmatchcase(said[:-2], action.text.replace("[", "[[]")), f"{where}: {said!r}"
-            case "TLS":
-                await writer.start_tls(_trusting_context())
-            case "END":
-                assert await reader.read(1) == b"", f"{where}: the connection is still open"
-            case "ACCEPTED":
-                assert len(relay.spool.accepted) == int(action.text), where
-            case "CONTENT":
-                content = read_all(relay.spool.accepted[-1].contents[0])
-                assert octets(action.text) in content, f"{where}: {content!r}"
+async def connected(address: Address, octets: bytes = b""):
+    """Connect and send before the event loop runs, so that the server has not seen the client."""
+    client = socket.create_connection((address.host, address.port))
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.sendall(octets)
+    return await asyncio.open_connection(sock=client)
+
+
+async def converse(script: Script, relay: Relay, address: Address) -> None:
+    """Raises AssertionError that names the line."""
+    opened, unsent = [], b""
+    try:
+        for action in script.actions:
+            where = f"{script.name}.txt:{action.number}"
+            if action.kind == "CONNECT" or not opened:
+                early = octets(action.text) if action.kind == "CONNECT" else b""
+                opened.append(await connected(address, early))
+            if action.kind in "CR":
+                unsent += octets(action.text) + (b"\r\n" if action.kind == "C" else b"")
+                continue
+            if unsent:
+                opened[-1][1].write(unsent)
+                unsent = b""
+            await check(action, relay, *opened[-1], where=where)
+    finally:
+        for _, writer in opened:
+            writer.close()
     assert not unsent, "the script ends with lines without a reply"
+
+
+async def check(action: Action, relay: Relay, reader, writer, *, where: str) -> None:
+    match action.kind:
+        case "S":
+            said = (await asyncio.wait_for(reader.readline(), PATIENCE_S / 2)).decode()
+            assert said.endswith("\r\n"), f"{where}: the server said {said!r} and closed"
+            assert fnmatchcase(said[:-2], action.text.replace("[", "[[]")), f"{where}: {said!r}"
+        case "TLS":
+            await writer.start_tls(_trusting_context())
+        case "END":
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read(1) == b"", f"{where}: the connection is still open"
+        case "ADVANCE":
+            relay.clock.advance(int(action.text))
+        case "ACCEPTED":
+            assert len(relay.spool.accepted) == int(action.text), where
+        case "CONTENT":
+            content = read_all(relay.spool.accepted[-1].contents[0])
+            assert octets(action.text) in content, f"{where}: {content!r}"
 
 
 def _trusting_context() -> ssl.SSLContext:

@@ -23,6 +23,7 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess
+from tests.support.tables import each_row
 
 MIB = 1 << 20
 VIEWS = ("", "?show=text", "?show=headers", "?show=source", "?show=attachments", "?show=links")
@@ -365,7 +366,7 @@ BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "kind"), BODIES, ids=str)
+@each_row("method, path, kind", BODIES)
 def test_ghsa_28pq_6qxg_wg5r_every_body_has_a_limit(small, method, path, kind):
     """CVE-2026-48824: the limit on /api/v1/send was missing for the bodies of all other paths."""
     headers = {

@@ -32,10 +32,11 @@ from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
+from relay.transport.ingress.smtp_sessions import SmtpSessions
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.refusals.refusal import RecentRefusals
+from relay.transport.refusals.refusal import RecentRefusals, Refusal
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.signing.keys import KeyRing
 from relay.transport.signing.signer import Signer
@@ -206,6 +207,11 @@ class Relay:
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
 
     @property
+    def refused(self) -> list[Refusal]:
+        """What was refused, the oldest first."""
+        return list(self.refusals._kept)
+
+    @property
     def router(self) -> RouteTable:
         return RouteTable(ROUTES, ["example.test"], self.accounts)
 
@@ -264,6 +270,11 @@ class Relay:
             certificate=ServerCertificate(tls.certificate, tls.key) if tls else None,
             elsewhere=elsewhere,
         )  # fmt: skip
+
+
+def inside(server: SmtpServer) -> SmtpSessions:
+    """The sessions of a listener, with the memory that they share."""
+    return server._smtp_sessions
 
 
 def make_certificate(directory: Path) -> TlsSettings:

@@ -19,6 +19,7 @@ from relay.formats.body_checks import (
     check_bodies,
 )
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 DATA_FILE = Path(relay.formats.__file__).with_name("caniemail.json")
 DATA = json.loads(DATA_FILE.read_text())
@@ -33,9 +34,7 @@ def names(html: str) -> set[str]:
     return set(FeatureReader(html, KNOWN).counts)
 
 
-@pytest.mark.parametrize(
-    ("html", "expected"),
-    [
+@each_row("html, expected", [
         ("plain &lt;img&gt;", ""),
         ("<IMG SRC=x.PNG?a=.gif#.gif ALIGN=left width>", "<img> align= width= |image png"),
         ("<img src='data:image/gif;base64,AA'>", "<img> |image base64"),
@@ -64,8 +63,7 @@ def names(html: str) -> set[str]:
         (css("/* p{gap:1px} */"), ""),
         (css("p{gap") + "<i>", "|selector type"),
         ("<style media=x>p{gap:1px", "gap 1px |selector type"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_features(html: str, expected: str):
     words, *phrases = expected.split("|")
     wanted = set(re.findall(r"<[^>]+>|[^\s]+", words)) | set(phrases)
@@ -165,8 +163,8 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("piece", sampled(HOSTILE))
 @pytest.mark.parametrize("start", ["", "<style>", "<style>a{b:"])
+@each_row("piece", sampled(HOSTILE))
 def test_checks_take_linear_time(piece: str, start: str):
     def seconds(characters: int) -> float:
         body = start + piece * (characters // len(piece))

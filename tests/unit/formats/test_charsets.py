@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from relay.formats.charsets import codec_of, decode_octets
 from relay.formats.content_fields import charset_of
+from tests.support.tables import each_row
 
 # SHA-256 of the characters of the octets 80 to FF by the standard's index files, U+FFFD where there
 # is none (github.com/whatwg/encoding, commit a985b62a of May 2026).
@@ -37,14 +38,14 @@ OF_TWO_OCTETS = {
 }
 
 
-@pytest.mark.parametrize(("label", "digest"), OF_ONE_OCTET.items())
+@each_row("label, digest", OF_ONE_OCTET.items())
 def test_one_octet_is_the_character_of_the_standard(label, digest):
     text, is_whole = decode_octets(bytes(range(128, 256)), label)
     assert is_whole == ("\ufffd" not in text)
     assert sha256(text.encode()).hexdigest()[:8] == digest
 
 
-@pytest.mark.parametrize(("label", "expected"), OF_TWO_OCTETS.items())
+@each_row("label, expected", OF_TWO_OCTETS.items())
 def test_two_octets_are_the_character_of_the_standard(label, expected):
     leads, trails, digest = expected
     found = []
@@ -58,9 +59,7 @@ def test_two_octets_are_the_character_of_the_standard(label, expected):
     assert sha256("".join(found).encode()).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize(
-    ("label", "codec"),
-    [
+@each_row("label, codec", [
         *((f" {one.upper()}\n", "gb18030") for one in ("gb2312", "chinese", "gb_2312-80", "x-gbk")),
         *((one, "cp949") for one in ("ks_c_5601-1987", "euc-kr", "korean", "ksc_5601")),
         *((one, "cp932") for one in ("shift_jis", "sjis", "ms_kanji", "windows-31j")),
@@ -75,30 +74,24 @@ def test_two_octets_are_the_character_of_the_standard(label, expected):
         ("ibm437", "cp437"), ("cp850", "cp850"), ("cp-1251", "cp1251"), ("eucjp", "euc_jp"),
         ("uhc", "cp949"), ("ms936", "gb18030"), ("iso8859_15", "iso8859_15"), ("UTF_8", "utf-8"),
         *((one, "") for one in ("x-user-defined", "u" * 10_000)),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_labels_are_those_of_the_standard(label, codec):
     assert codec_of(label) == codec
 
 
-@pytest.mark.parametrize(
-    ("value", "charset"),
-    [
+@each_row("value, charset", [
         ("text/plain; charset=utf-8", "utf-8"), ('text/plain; Charset = "a b"; x=y', "a b"),
         ("text/plain; charset=(a) utf-8 (b)", "utf-8"), ("text/plain; charset='utf-8'", "utf-8"),
         ("text/plain; charset*=us-ascii'en'utf-8", "utf-8"), ("text/plain; charset*0=utf-8", "utf-8"),
         ("text/plain charset=utf-8", "utf-8"), ('text/plain; charset="utf-8', "utf-8"),
         ('text/plain; name="("; charset=utf-8', "utf-8"), ("text/plain; xcharset=utf-8", ""),
         ("text/plain; charset=", ""), ("text/plain", ""), ("", ""),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_parameter_charset_is_found(value, charset):
     assert charset_of(value) == charset
 
 
-@pytest.mark.parametrize(
-    ("octets", "label", "text"),
-    [
+@each_row("octets, label, text", [
         (b"\xe4\xc3\xbc", "utf-8", "\ufffdü"), ("請Ö".encode(), "shift_jis", "請Ö"),
         (b"\x90\xbf\x8b\x81\xff", "shift_jis", "請求\ufffd"), (b'\x81"<b>', "big5", '\ufffd"<b>'),
         (b"\x8f<b>\xad\xa1", "euc-jp", "\ufffd<b>①"), (b"\xa1\xff<", "windows-1253", "΅\ufffd<"),
@@ -109,8 +102,7 @@ def test_the_parameter_charset_is_found(value, charset):
         (b"+Tg0-a+", "utf-7", "不a"), (b"a\xff b", "utf-7", "a\ufffd b"), (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
         ("a日".encode("utf-32"), "utf-32", "a日"), (b"abcdefg", "utf-32", "\ufffd" * 2),
         (b"\xff\xfea", "iso-8859-1", "ÿþa"), (b"\xef\xbb\xbfa", "iso-8859-1", "a"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_damage_and_marks(octets, label, text):
     assert decode_octets(octets, label)[0] == text
 
@@ -141,7 +133,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("octets", "label", "is_html"), HOSTILE.values(), ids=HOSTILE)
+@each_row("octets, label, is_html", HOSTILE.values())
 def test_1_mb_that_is_made_to_be_slow_takes_a_second(octets, label, is_html):
     began = time.process_time()
     decode_octets(octets, label, is_html=is_html)

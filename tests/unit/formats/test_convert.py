@@ -18,6 +18,7 @@ from relay.base.message.properties import Attachment, EmailAddress, MessagePrope
 from relay.formats.convert import ConversionError, convert, render
 from relay.formats.draft import DraftOrigin, block_bytes, read_private_block
 from tests.support.drafts import write_draft, write_mime_draft
+from tests.support.tables import each_row
 
 ORIGIN = DraftOrigin(
     "alice@example.test",
@@ -93,9 +94,7 @@ def test_a_whole_message():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("body_type", "inline", "files", "structure"),
-    [
+@each_row("body_type, inline, files, structure", [
         ("text", 0, 0, ["text/plain"]),
         ("html", 0, 0, ["multipart/alternative", "text/plain", "text/html"]),
         ("text", 0, 1, ["multipart/mixed", "text/plain", "image/png"]),
@@ -103,8 +102,7 @@ def test_a_whole_message():
         ("html", 1, 1, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
         ("html", 2, 0, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
         ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_structure_follows_the_properties(body_type, inline, files, structure):
     images = [
         attached(f"{n}.png", b"i", "image/png", inline=True, content_id=f"c{n}")
@@ -118,8 +116,8 @@ def test_the_structure_follows_the_properties(body_type, inline, files, structur
     assert ids == [f"<c{n}>" for n in range(inline)]
 
 
-@pytest.mark.parametrize(
-    ("body", "shown"),
+@each_row(
+    "body, shown",
     [
         ('<img srcset="cid:a, cid:b">', "a b"),
         ('<img srcset="cid:a 1x,cid:b 2x" src="cid:c,d">', "a b c,d"),
@@ -140,12 +138,9 @@ def test_images_of_html_are_in_multipart_related(body, shown):
     assert inline == [f"<{one}>" for one in shown.split()]
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["", ".", ".\r\n..\r\nFrom x", "no end", "x" * 5000, "ü" * 3000, "a\tb \r\n c  ", "=3D =_ x\r\n",
-     "--=_1_R0123456789abcdef_1_h_mixed--\r\nend", "a\rb\nc", "nul\0nul"],
-)  # fmt: skip
 @pytest.mark.parametrize("files", [(), (attached("f", b"x"),)], ids=["alone", "mixed"])
+@each_row("body", ["", ".", ".\r\n..\r\nFrom x", "no end", "x" * 5000, "ü" * 3000, "a\tb \r\n c  ", "=3D =_ x\r\n",
+     "--=_1_R0123456789abcdef_1_h_mixed--\r\nend", "a\rb\nc", "nul\0nul"])  # fmt: skip
 def test_a_text_body_is_equal_after_decoding(body, files):
     message = parsed(converted(draft(body=body, attachments=files)).content)
     got = message.get_body(("plain",)).get_payload(decode=True).decode()
@@ -248,7 +243,7 @@ def test_eight_bit_mime_is_reported():
     assert from_mime(b"To: b@b.test\r\n\r\n\xfc\r\n").eight_bit
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         write_draft(MessageProperties(from_=ALICE), ORIGIN),
@@ -295,10 +290,8 @@ def test_a_large_text_costs_a_few_copies_and_little_time(line):
     assert peak_bytes < 12 * size_of(made.content)
 
 
-@pytest.mark.parametrize(
-    "address", ["a@b>\r\nRCPT TO:<c@d", "a b@c.test", "a", "a@b\0c", "<a@b.test>"]
-)
 @pytest.mark.parametrize("field", ["to", "cc", "bcc", "from_"])
+@each_row("address", ["a@b>\r\nRCPT TO:<c@d", "a b@c.test", "a", "a@b\0c", "<a@b.test>"])
 def test_an_invalid_address_never_reaches_an_smtp_command(field, address):
     people = EmailAddress(address) if field == "from_" else (EmailAddress(address),)
     with pytest.raises(ConversionError, match="cannot be sent"):
@@ -310,8 +303,8 @@ def test_an_invalid_address_never_reaches_an_smtp_command(field, address):
 EVE = "eve@other.test"
 
 
-@pytest.mark.parametrize(
-    ("properties", "origin"),
+@each_row(
+    "properties, origin",
     [
         ({"internet_message_headers": (("From", EVE),)}, {}),
         ({"internet_message_headers": (("SENDER", EVE),)}, {}),

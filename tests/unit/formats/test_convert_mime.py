@@ -17,6 +17,7 @@ from relay.formats.read_header import check_mime
 from relay.formats.structure import read_structure
 from tests.support.drafts import write_mime_draft
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 from tests.unit.formats.test_structure import entities
 
 ORIGIN = DraftOrigin(
@@ -59,9 +60,7 @@ def crlf(content):
     return re.sub(rb"\r\n|\r|\n", b"\r\n", content)
 
 
-@pytest.mark.parametrize(
-    ("content", "wanted", "defect"),
-    [
+@each_row("content, wanted, defect", [
         (TO + b"\r\nx\0y\0\r\n", TO + b"MIME-Version: 1.0\r\n\r\neAB5AA0K\r\n", "a NUL in text/plain, encoded again"),
         (b"From a@b Mon\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "the line before the header was removed"),
         (b"\xef\xbb\xbfBcc: c@d.test\r\n" + TO + b"\r\nx\r\n", TO + b"\r\nx\r\n", "a byte order mark before a header"),
@@ -81,8 +80,7 @@ def crlf(content):
         (TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999), None, "a line of more than 998 octets in message/partial, left as it is"),
         (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding is 7bit"),
         (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defect):
     octets, defects = sent(content)
     header = b"Content-Transfer-Encoding: base64\r\n"
@@ -92,17 +90,14 @@ def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defe
     assert max(map(len, octets.split(b"\r\n"))) <= 998 or "left" in defect
 
 
-@pytest.mark.parametrize(
-    ("fields", "text", "encoding"),
-    [
+@pytest.mark.parametrize("where", ["alone", "in a part", "in an attached message"])
+@each_row("fields, text, encoding", [
         ("", "x" * 999, "quoted-printable"), ("", "x " * 2000 + "\r\nend", "quoted-printable"), ("", "ü" * 999, "base64"),
         ("Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n", "<p>ü</p>" + "x" * 5000, "quoted-printable"),
         ("content-transfer-encoding:\r\n 7bit\r\nX-B: c\r\n", "=" * 3000, "base64"), ("", "x\n" * 3 + "y" * 999 + "\rz", "quoted-printable"),
         ("Content-Transfer-Encoding: base64\r\n", b64encode(b"text" * 3000).decode(), "base64"),
         ("Content-Transfer-Encoding: Quoted-Printable\r\n", "=C3=BC" * 999 + "\r\n.=\r\nx=3Dy ", "quoted-printable"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("where", ["alone", "in a part", "in an attached message"])
+    ])  # fmt: skip
 def test_lines_that_are_too_long_are_encoded_again(fields, text, encoding, where):
     content = (fields + "\r\n" + text).encode()
     if where == "in an attached message":
@@ -249,7 +244,7 @@ def test_a_large_draft_is_shown_unchanged():
     assert read_all(shown) == content
 
 
-@pytest.mark.parametrize(
+@each_row(
     "fields",
     [
         b"To: a@b.test, nobody\r\n",
@@ -278,9 +273,7 @@ def test_unreadable_recipients_are_an_error(fields):
         b" " * 1_000_000,
     ],
 )
-@pytest.mark.parametrize(
-    "encoding", sampled([b"7bit", b"base64", b"quoted-printable", b"binary"], one_of=2)
-)
+@each_row("encoding", sampled([b"7bit", b"base64", b"quoted-printable", b"binary"], one_of=2))
 def test_repairs_take_linear_time(line, encoding):
     part = b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + line
     started = time.process_time()

@@ -18,6 +18,7 @@ from relay.formats.disclaimer import (
     wrapped,
 )
 from tests.support.contents import as_large
+from tests.support.tables import each_row
 
 HEAD = b"From: a@in.test\r\nTo: b@out.test\r\nSubject: s\r\nMessage-ID: <1@in.test>\r\n"
 ASCII = Disclaimer.of("Only for the addressee.\nAsk legal@in.test.")
@@ -107,9 +108,8 @@ AT_END = "\nOnly for the addressee.\nAsk legal@in.test.\n"
 IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "disclaimer", "expected"),
-    [
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@each_row("content, disclaimer, expected", [
         pytest.param(mail(part("Hi")), ASCII, [f"Hi\n{AT_END}"], id="text"),
         pytest.param(mail(part("Hi", "")), ASCII, [f"Hi\n{AT_END}"], id="no content type"),
         pytest.param(HEAD + b"\r\nHi\r\n", ASCII, [f"Hi\n{AT_END}"], id="no MIME"),
@@ -177,9 +177,7 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
         pytest.param(
             mail(part("a\0b", "text/plain; charset=utf-8")), ASCII, [f"a\0b\n{AT_END}"], id="NUL"
         ),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+    ])  # fmt: skip
 def test_a_text_gets_it(content, disclaimer, expected, large):
     new = applied(content, disclaimer, large=large)
     assert texts(new) == expected
@@ -203,9 +201,7 @@ def test_of_a_nested_message_only_the_two_bodies_change():
     assert all_defects(new) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "body", "encoding", "charset"),
-    [
+@each_row("kind, body, encoding, charset", [
         pytest.param("text/plain; charset=us-ascii", b"Hi", "", "utf-8", id="ascii"),
         pytest.param("text/plain; format=flowed", b"Hi", "7bit", "utf-8", id="no charset"),
         pytest.param('text/plain; charset="iso-8859-1"; x=1', b"Gr\xfc\xdfe", "8bit", "utf-8", id="latin"),
@@ -215,8 +211,7 @@ def test_of_a_nested_message_only_the_two_bodies_change():
         pytest.param("", "Grüße".encode(), "", "utf-8", id="8-bit without a charset"),
         pytest.param("TEXT/Plain (c); charset*=us-ascii''us-ascii; format=flowed", b"Hi", "", "utf-8", id="odd field"),
         pytest.param("text/html; charset=iso-8859-1", b"<meta charset='iso-8859-1'>Gr\xfc\xdfe", "8bit", "utf-8", id="html"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, charset):
     content = mail(part(body, kind, encoding))
     new = applied(content, FOREIGN)
@@ -235,8 +230,9 @@ def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, chars
         assert found["content-transfer-encoding"] == (encoding or None)
 
 
-@pytest.mark.parametrize(
-    ("disclaimer", "encoding"),
+@pytest.mark.parametrize("had", ["", "quoted-printable"])
+@each_row(
+    "disclaimer, encoding",
     [
         pytest.param(Disclaimer.of("x\n--b\ny"), "base64", id="boundary"),
         pytest.param(Disclaimer.of("x\n--b--"), "base64", id="closing boundary"),
@@ -246,7 +242,6 @@ def test_a_charset_that_lacks_a_letter_becomes_utf_8(kind, body, encoding, chars
         pytest.param(Disclaimer.of("日本語" * 10), "base64", id="mostly not ASCII"),
     ],
 )
-@pytest.mark.parametrize("had", ["", "quoted-printable"])
 def test_the_structure_stays(disclaimer, encoding, had):
     new = applied(mail(part("Hi", encoding=had), PDF), disclaimer)
     first, last = leaves(new)
@@ -264,9 +259,7 @@ def test_the_structure_stays(disclaimer, encoding, had):
 D = "\n<div><b>From outside.</b></div>\n"
 
 
-@pytest.mark.parametrize(
-    ("html", "at_end", "at_start"),
-    [
+@each_row("html, at_end, at_start", [
         ("<p>x", f"<p>x{D}", f"{D}<p>x"),
         ("", D, D),
         ("<body class='a>b'>x</body>", f"<body class='a>b'>x{D}</body>", f"<body class='a>b'>{D}x</body>"),
@@ -288,8 +281,7 @@ D = "\n<div><b>From outside.</b></div>\n"
         ("x</", f"x{D}</", f"{D}x</"),
         ("x<", f"x<{D}", f"{D}x<"),
         ("x<?y", f"x{D}<?y", f"{D}x<?y"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
     content = mail(part(html, "text/html"), PDF)
     end = Disclaimer.of("From outside.", "<b>From outside.</b>")
@@ -300,9 +292,7 @@ def test_html_gets_it_where_a_browser_shows_it(html, at_end, at_start):
 WORDS = "Only for the addressee. Ask legal@in.test."
 
 
-@pytest.mark.parametrize(
-    ("body", "kind", "has_words"),
-    [
+@each_row("body, kind, has_words", [
         (WORDS, "text/plain", True),
         ("> only for\r\n> THE addressee.\r\n>> Ask\r\n> legal@\r\n> in.test.", "text/plain", True),
         ("x" + WORDS, "text/plain", False),
@@ -312,8 +302,7 @@ WORDS = "Only for the addressee. Ask legal@in.test."
         ("<p title='Only for the addressee. Ask legal@in.test.'>x", "text/html", False),
         ("<!-- Only for the addressee. Ask legal@in.test. -->", "text/html", False),
         ("<style>Only for the addressee. Ask legal@in.test.</style>", "text/html", False),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_it_is_not_added_where_its_words_are(body, kind, has_words):
     if "testing" in body:
         has_words = False
@@ -337,9 +326,7 @@ def test_html_without_words_is_found_by_its_markup():
 SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed")
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
+@each_row("content, expected", [
         pytest.param(SIGNED, "signed", id="signed"),
         pytest.param(mail(multi(part("Hi"), PDF, kind="signed", boundary="s"), part("list footer")), "signed", id="signed in a list's mail"),
         pytest.param(mail(part("Version: 1", "application/pgp-encrypted"), PDF, kind="encrypted"), "encrypted", id="encrypted"),
@@ -364,8 +351,7 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
         pytest.param(mail(part("Hi", more="no field\r\nX: y\r\n")), "header of a text is damaged", id="odd header"),
         pytest.param(mail(part("Hi", encoding="uuencode")), "unknown transfer encoding", id="unknown encoding"),
         pytest.param(mail(part(b"x" * (TEXT_OCTETS_MAX + 1))), "more than", id="long text"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_message_that_cannot_have_it_is_wrapped(content, expected):
     assert expected in reason(content, FOREIGN)
     whole = wrapped(ParsedContent.of(content), FOREIGN)

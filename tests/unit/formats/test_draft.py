@@ -21,6 +21,7 @@ from relay.formats.draft import (
     safe_content_type,
 )
 from tests.support.drafts import read_attachments, split_private, write_draft, write_mime_draft
+from tests.support.tables import each_row
 
 ORIGIN = DraftOrigin(
     account="alice@example.test",
@@ -113,7 +114,7 @@ def test_mime_is_kept_byte_for_byte(content):
 GOOD = write_draft(FULL, ORIGIN)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "raw",
     [
         b"",
@@ -148,8 +149,8 @@ def test_a_block_of_relay_0_2_has_no_checksum():
 _LONG_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.pivotCacheDefinition+xml"
 
 
-@pytest.mark.parametrize(
-    ("given_type", "written"),
+@each_row(
+    "given_type, written",
     [
         ("text/plain", "text/plain"),
         ("Text/HTML; charset=ISO-8859-1; Name=y", "text/html;\r\n charset=ISO-8859-1"),

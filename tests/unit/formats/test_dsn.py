@@ -26,6 +26,7 @@ from tests.support.sample_reports import (
     golden_reports,
     report,
 )
+from tests.support.tables import each_row
 
 
 def with_ret(ret):
@@ -54,7 +55,7 @@ def returned(octets):
 GOLDENS = golden_reports()
 
 
-@pytest.mark.parametrize("name", GOLDENS)
+@each_row("name", GOLDENS)
 def test_golden_reports(name, tmp_path):
     written = GOLDENS[name]
     golden = GOLDEN / name
@@ -68,7 +69,7 @@ def test_each_golden_report_is_written_by_a_test():
     assert {file.name for file in GOLDEN.glob("report-*.eml")} == set(GOLDENS)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_row("name", CASES)
 def test_python_reads_it_without_a_defect(name):
     found = parsed(report(*CASES[name]))
     assert not found.defects
@@ -86,7 +87,7 @@ def test_flufl_bounce_finds_exactly_the_failed_recipients(name):
     assert {one.decode().lower() for one in found} == {one.path.address for one in CASES[name][2]}
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_row("name", CASES)
 def test_lines_are_smtp(name):
     written = report(*CASES[name])
     assert written.count(b"\r\n") == written.count(b"\r") == written.count(b"\n")
@@ -271,7 +272,7 @@ def test_the_second_part_has_all_of_many_recipients():
     assert "user149" not in str(parts(written)[0])
 
 
-@pytest.mark.parametrize("content", [b"", b"body only", b"\r\n", b"\xff: x", b"Subject: \xff\r\n"])
+@each_row("content", [b"", b"body only", b"\r\n", b"\xff: x", b"Subject: \xff\r\n"])
 def test_originals_that_are_not_messages(content):
     found = parsed(report(content=content))
     assert found["subject"].startswith("Undeliverable: ")
@@ -279,8 +280,8 @@ def test_originals_that_are_not_messages(content):
     assert len(list(found.iter_parts())) == 3
 
 
-@pytest.mark.parametrize(
-    ("kind", "action", "subject", "recipient"),
+@each_row(
+    "kind, action, subject, recipient",
     [
         (ReportKind.FAILED, "failed", "Undeliverable", UNKNOWN),
         (ReportKind.UNKNOWN, "failed", "Unknown whether sent", EXPIRED),

@@ -16,6 +16,7 @@ from relay.formats.edit_draft import NotEditableError
 from relay.formats.read_mime import read_mime
 from relay.formats.structure import DEPTH_MAX, ENTITIES_MAX, read_structure
 from tests.support.contents import attached_octets
+from tests.support.tables import each_row
 from tests.unit.formats.test_edit_draft import (
     ALTERNATIVE,
     FILE,
@@ -91,7 +92,6 @@ def test_a_part_is_spliced_before_the_closing_delimiter():
     assert removed(made, 1) == content
 
 
-@pytest.mark.parametrize("body", [b"", b"text", b"text\r\n", b"\xff\0\r", b"--mix--\r\n--=_relay_"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -101,6 +101,7 @@ def test_a_part_is_spliced_before_the_closing_delimiter():
         b"Content-Type: application/x; name=a\r\nContent-Disposition: attachment\r\n",
     ],
 )
+@each_row("body", [b"", b"text", b"text\r\n", b"\xff\0\r", b"--mix--\r\n--=_relay_"])
 def test_the_old_message_becomes_the_first_part(fields, body):
     content = b"X-A:\tb\r\n c\r\n" + fields + b"Subject: s\r\n\r\n" + body
     made, _ = added(content)
@@ -115,7 +116,7 @@ def test_the_old_message_becomes_the_first_part(fields, body):
     assert rest == first + second + delimiter + b"--\r\n"
 
 
-@pytest.mark.parametrize("encoding", ["7bit", "8bit", "binary", "base64", "quoted-printable"])
+@each_row("encoding", ["7bit", "8bit", "binary", "base64", "quoted-printable"])
 def test_a_new_multipart_names_the_widest_encoding_in_it(encoding):
     content = b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: %b\r\n\r\nx" % encoding.encode()
     made = email.message_from_bytes(added(content)[0])
@@ -125,7 +126,7 @@ def test_a_new_multipart_names_the_widest_encoding_in_it(encoding):
     assert made.get_all("mime-version") == ["1.0"]
 
 
-@pytest.mark.parametrize("end", [b"", b"\r\n", b"\n", b"\r\n--mi", b"\r\n--mix-"])
+@each_row("end", [b"", b"\r\n", b"\n", b"\r\n--mi", b"\r\n--mix-"])
 def test_a_missing_closing_delimiter_is_written(end):
     content = FROM + multipart(b"mixed", TEXT, FILE).partition(b"\r\n--mix--")[0] + end
     made, number = added(content)

@@ -15,6 +15,7 @@ from relay.formats.edit_draft import NotEditableError, changed_mime
 from relay.formats.read_mime import read_mime
 from relay.formats.structure import read_structure
 from tests.support.contents import attached_octets
+from tests.support.tables import each_row
 from tests.unit.formats.test_structure import entities
 
 FROM = b"From: a@a.test\r\n"
@@ -53,9 +54,7 @@ def kinds(content):
     return [one.content_type for one in read_structure(content).entities]
 
 
-@pytest.mark.parametrize(
-    ("new", "had", "has"),
-    [
+@each_row("new, had, has", [
         ({"subject": "néu"}, b"Subject: old\r\n", b"Subject: =?utf-8?B?bsOpdQ==?=\r\n"),
         ({"subject": ""}, b"Subject: old\r\n", b""),
         ({"to": (EmailAddress("n@n.test", "N, N"),)}, b"To: b@b.test,\r\n c@c.test\r\n", b'To: "N, N" <n@n.test>\r\n'),
@@ -63,8 +62,7 @@ def kinds(content):
         ({"importance": "high"}, b"Importance: low\r\nX-Priority: 5\r\n", b"Importance: high\r\nX-Priority: 1 (Highest)\r\n"),
         ({"read_receipt": False}, b"Disposition-Notification-To: a@a.test\r\n", b""),
         ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_only_the_fields_of_a_changed_property_change(new, had, has):
     header = (
         FROM + b"X-Odd:\t odd  \r\n more\r\nSubject: old\r\nTo: b@b.test,\r\n c@c.test\r\nbcc: d@d.test\r\nImportance: low\r\nX-Priority: 5\r\n"
@@ -111,9 +109,9 @@ NEW_HTML = {"body_type": "html", "body": "<p>nëw <img src='cid:i'></p>"}
 NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
 
 
-@pytest.mark.parametrize(
-    ("content", "to_html", "to_text"),
-    [
+@pytest.mark.parametrize("wanted", ["to_html", "to_text"])
+@pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
+@each_row("content, to_html, to_text", [
         (TEXT, "alternative plain html", "plain"),
         (HTML, "html", "plain"),
         (b"\r\nno type", "alternative plain html", "plain"),
@@ -130,10 +128,7 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
         (multipart(b"mixed", FILE, preamble=b"preamble\r\n"), "mixed alternative plain html pdf", "mixed plain pdf"),
         (ITEM, "mixed alternative plain html rfc822 plain", "mixed plain rfc822 plain"),
         (multipart(b"signed", FILE, SIGNATURE), "mixed alternative plain html signed pdf pgp-signature", "mixed plain signed pdf pgp-signature"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("wanted", ["to_html", "to_text"])
-@pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
+    ])  # fmt: skip
 def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between):
     """Tight: the line end of a closing delimiter is that in front of the next one."""
     content = FROM + content.replace(b"--\r\n\r\n--", between)

@@ -26,6 +26,7 @@ from relay.formats.encode_for_host import (
 )
 from relay.formats.transfer_encoding import LINE_MAX, has_line_over
 from tests.support.long_tests import long
+from tests.support.tables import each_row
 
 MIXED = "Content-Type: multipart/mixed; boundary=b\n\n"
 SIGNED = "Content-Type: multipart/signed; boundary=b\n\n--b\n{}\n--b\n\nsignature\n--b--\n"
@@ -50,9 +51,7 @@ def longest(octets: bytes) -> int:
     return max(map(len, octets.split(b"\r\n")))
 
 
-@pytest.mark.parametrize(
-    ("content", "wanted"),
-    [
+@each_row("content, wanted", [
         pytest.param(
             "Subject: a\n\nGrüße. \n.\n",
             f"Subject: a\n{QUOTED}MIME-Version: 1.0\nContent-Type: text/plain; charset=unknown-8bit\n\nGr=C3=BC=C3=9Fe.=20\n=2E\n",
@@ -106,8 +105,7 @@ def longest(octets: bytes) -> int:
         pytest.param("X: a" + " b" * 500 + "\n\nc\n", "X: a" + " b" * 497 + "\n b b b\n\nc\n", id="a field that is folded"),
         pytest.param(MIXED + "--b\n\n" + LONG + "\n--b\n\n8\n--b--\n", None, id="a long line in a part"),
         pytest.param(MIXED + "--b\n\n" + "x" * 75 + "--b\né\n--b--\n", None, id="a delimiter that a line break would make"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_content_is_encoded_as_little_as_possible(content, wanted):
     octets, why = encoded(crlf(content))
     if wanted is not None:
@@ -119,9 +117,7 @@ def test_a_content_is_encoded_as_little_as_possible(content, wanted):
     assert encoded(octets) == (octets, "")
 
 
-@pytest.mark.parametrize(
-    ("content", "status"),
-    [
+@each_row("content, status", [
         (SIGNED.format("\nü"), "5.6.3"),
         (SIGNED.format("Content-Type: text/plain; name=ü\n\na"), "5.6.3"),
         (SIGNED.format("Content-Type: message/rfc822\n\nSubject: a\n\nü"), "5.6.3"),
@@ -134,8 +130,7 @@ def test_a_content_is_encoded_as_little_as_possible(content, wanted):
         ("Content-Type: multipart/mixed; boundary=ü\n\n--ü\n\na\n--ü--\n", "5.6.3"),
         ("".join(f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(100)) + "\nü\n", "5.6.3"),
         (MIXED + "--b\n\na\n" * 1100 + LONG + "\n", "5.6.0"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_cannot_be_encoded_says_so(content, status):
     with pytest.raises(CannotEncodeError) as caught:
         encoded(crlf(content))
@@ -163,9 +158,7 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
     )
 
 
-@pytest.mark.parametrize(
-    ("field", "wanted"),
-    [
+@each_row("field, wanted", [
         ("Subject: a ü  ö b", "Subject: a =?utf-8?B?w7wgIMO2?= b"),
         ("Subject: =?utf-8?Q?a?= é =?utf-8?Q?b?=", "Subject: =?utf-8?Q?a?= =?utf-8?B?IMOpIA==?= =?utf-8?Q?b?="),
         ("Subject:é", "Subject:=?utf-8?B?w6k=?="),
@@ -188,15 +181,14 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
         ('List-Id: "é, ü" <l.x>', "List-Id: =?utf-8?B?w6ksIMO8?= <l.x>"),
         (b"Subject: =?iso-8859-1?Q?Die_Fr\xf6s=E7he?= x", "Subject: =?iso-8859-1?Q?Die_Fr=F6s=E7he?= x"),
         (b'To: "=?iso-8859-1?q?\xf6\xf6?=" <a@x>', 'To: "=?iso-8859-1?q?=F6=F6?=" <a@x>'),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_field_is_encoded_where_it_may_be(field, wanted):
     octets = crlf(field + "\n" if isinstance(field, str) else field + b"\n")
     name = octets.partition(b":")[0].lower()
     assert seven_bit_field(name, octets).decode() == crlf(wanted + "\n").decode()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "value",
     ["ü@x", "a <b@ü..>", "c@x, <ü@x>", '"ü"@x', "<a@x>, <ü", "g: ü@x;", "(b) ü@x", "a@x (b) , ü@x"],
 )
@@ -281,9 +273,7 @@ def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, 
 # -- hostile contents
 
 
-@pytest.mark.parametrize(
-    "of_size",
-    [
+@each_row("of_size", [
         lambda n: b"\r\n" + (b"y" * 1500 + b"\r\n") * (n // 1500),
         lambda n: b"Subject: " + "é".encode() * (n // 2) + b"\r\n\r\n",
         lambda n: b"To: " + "é,".encode() * (n // 8) + b"\r\n\r\n",
@@ -292,8 +282,7 @@ def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, 
         lambda n: b"X: " + b" " * n + "é".encode() + b"\r\n\r\n",
         lambda n: b"Content-Transfer-Encoding: base64\r\n\r\n" + b"\xff!=" * (n // 3) + b"\r\n",
         lambda n: b"Content-Transfer-Encoding: quoted-printable\r\n\r\n" + b"=\xff" * (n // 2) + b"\r\n",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_hostile_contents_take_linear_time(of_size):
     took_s = []
     for size in (60_000, 480_000):

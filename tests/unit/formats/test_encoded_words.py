@@ -2,16 +2,13 @@
 
 import time
 
-import pytest
-
 from relay.formats.encoded_words import decode_words
+from tests.support.tables import each_row
 
 ATTACK_OCTETS = 150_000
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
+@each_row("value, text", [
         (b"plain", "plain"), (b"=?utf-8?q?a_b=C3=A9?=", "a b\xe9"), (b"=?utf-8?b?w6k=?=", "\xe9"),
         (b"=?utf-8?q?a?= =?utf-8?q?b?= c", "ab c"), (b"=?utf-8?q?a?==?utf-8?q?b?=", "ab"),
         (b"=?utf-8?Q?How_are_you??=", "How are you?"), (b"=?utf-8?q?a?b?=", "a?b"), (b"=?utf-8?b??=", ""),
@@ -21,13 +18,12 @@ ATTACK_OCTETS = 150_000
         # raw octets in a word are in its charset, others in that of the text around it
         (b"=?iso-8859-2?Q?Die_Fr\xf6=B3che?=", "Die Frö\u0142che"), (b"=?utf-8?b?w6\xffk=?=", "\xe9"),
         (b"\xc3\xb6 =?koi8-r?q?\xf6?= \xc3\xb6 =?utf-8?q?\xc3=B6?=", "ö \u0416 ö ö"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_encoded_words_are_decoded(value, text):
     assert decode_words(value) == text
 
 
-@pytest.mark.parametrize(
+@each_row(
     "piece",
     [b"=?a?q?x ", b"=?a?q?", b"=?", b"=?a?b?=", b"?=", b"=?a?q?=?", b"=?a?q?\xe9", b"=?a?q?\xe9?="],
 )

@@ -3,11 +3,11 @@
 import struct
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.formats.file_types import file_types
+from tests.support.tables import each_row
 
 PE_TYPE = "application/vnd.microsoft.portable-executable"
 
@@ -63,7 +63,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("octets", "types"), FILES.values(), ids=FILES)
+@each_row("octets, types", FILES.values())
 def test_a_file_is_known_by_its_content(octets, types):
     assert file_types(iter([octets])) == types
 

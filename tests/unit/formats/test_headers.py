@@ -18,6 +18,7 @@ from relay.formats.headers import (
     read_relay_id,
     with_relay_id,
 )
+from tests.support.tables import each_row
 
 MESSAGE = (
     b"Received: from a\r\n\tby b; now\r\n"
@@ -72,8 +73,8 @@ def test_reading():
     assert header.size == len(header.octets) == header_end(MESSAGE).header
 
 
-@pytest.mark.parametrize(
-    ("raw", "shown"),
+@each_row(
+    "raw, shown",
     [
         (b"plain", "plain"),
         ("grüße".encode(), "grüße"),
@@ -181,7 +182,7 @@ def test_no_value_injects_a_field(value):
             act(Header.of(MESSAGE), "X-A", value)
 
 
-@pytest.mark.parametrize("name", ["", "A B", "A:", "Ä", "A\r\nB", "A" * 127])
+@each_row("name", ["", "A B", "A:", "Ä", "A\r\nB", "A" * 127])
 def test_bad_names(name):
     with pytest.raises(ValueError, match="field name"):
         headers.set_field(Header.of(MESSAGE), name, "x")
@@ -215,8 +216,8 @@ def test_long_lines_are_folded_at_78_where_possible():
     assert max(map(len, headers.field("X-Long", "ö" * 2000).split(b"\r\n"))) <= 76
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
+@each_row(
+    "before, after",
     [
         (b"hello", b"Subject: [EXT] hello\r\n"),
         (b"Re: hello", b"Subject: [EXT] Re: hello\r\n"),
@@ -248,7 +249,7 @@ def test_prefix_subject_in_other_scripts_and_without_a_subject():
     assert with_tag(apples, "") == apples
 
 
-@pytest.mark.parametrize("content", ODD)
+@each_row("content", ODD)
 def test_damaged_content_never_raises_and_keeps_its_octets(content):
     header = Header.of(content)
     assert 0 <= header_end(content).header <= len(content)
@@ -315,8 +316,8 @@ def test_plain_and_damaged_headers_are_split_alike(content):
         assert long.fields[:-80] == Header.parse(section).fields
 
 
-@pytest.mark.parametrize(
-    ("extended", "tls", "authenticated", "smtputf8", "word"),
+@each_row(
+    "extended, tls, authenticated, smtputf8, word",
     [
         (False, False, False, False, "SMTP"),
         (True, False, False, False, "ESMTP"),
@@ -360,8 +361,8 @@ def test_dates():
     assert headers.date_field(0) == "Thu, 01 Jan 1970 00:00:00 +0000"
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
+@each_row(
+    "fields, expected",
     [
         ("Subject: the importance of priority", Priority.NORMAL),
         ("Importance: high", Priority.HIGH),
@@ -408,8 +409,8 @@ ID = "l123456789abcdef"
 FIELD = b"X-Relay-Id: l123456789abcdef\r\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "marked"),
+@each_row(
+    "content, marked",
     [
         (b"Subject: s\r\n\r\n", FIELD + b"Subject: s\r\n\r\n"),
         (b"Return-Path: <>\r\nA: b\r\n\r\n", b"Return-Path: <>\r\n" + FIELD + b"A: b\r\n\r\n"),
@@ -438,7 +439,7 @@ def test_the_relay_id_is_found_if_another_program_rewrote_it(beginning):
     assert read_relay_id(beginning) == ID
 
 
-@pytest.mark.parametrize(
+@each_row(
     "beginning",
     [
         b"",

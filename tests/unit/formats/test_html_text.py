@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from relay.formats import html_text
 from relay.formats.html_text import html_to_text, preview, visible_text
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
+@each_row("html, text", [
         ("", ""),
         ("plain &lt;text&gt; &amp; more", "plain <text> & more"),
         ("<p>one\n two</p><p>three</p>", "one two\n\nthree"),
@@ -39,8 +38,7 @@ from tests.support.long_tests import sampled
         ("<p>unclosed <b>tags <i>all", "unclosed tags all"),
         ("\ud800<p>é✓", "?\n\né✓"),
         ("<p>a\0b", "ab"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_html_to_text(html, text):
     assert html_to_text(html) == text
 
@@ -51,9 +49,7 @@ def test_a_long_document_is_read_in_pieces_without_loss():
     assert text.split() == [word for number in range(30_000) for word in ("row", str(number))]
 
 
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
+@each_row("html, text", [
         ('<p title=">" hidden>no</p>yes', "yes"),
         ("<p title='\">' hidden>no</p>yes", "yes"),
         ('<p title=a"> hidden>yes</p>', "hidden>yes"),
@@ -92,8 +88,7 @@ def test_a_long_document_is_read_in_pieces_without_loss():
         ("<ul><li><a href=https://x.test/>one</ul>two", "* one <https://x.test/>\n\ntwo"),
         ("<pre>\n\na</pre>", "a"),
         ("a<plaintext><p>b", "a<p>b"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_tags_and_elements_end_where_a_browser_ends_them(html, text):
     assert html_to_text(html) == text
 
@@ -102,9 +97,7 @@ MANY_TAGS = "<i></i>" * 25_000  # after them, markup is left out without a look 
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["first tags", "later tags"])
-@pytest.mark.parametrize(
-    ("html", "words"),
-    [
+@each_row("html, words", [
         ("in<b>voi</b>ce", "invoice"),
         ("in<!-- <p --x -> -->voi<!--->ce<!--> now<!-- x --!>!<!-- end <p>", "invoice now!"),
         ("in<SPAN title='a'>voice</span >d<x-y/>", "invoiced"),
@@ -115,16 +108,15 @@ MANY_TAGS = "<i></i>" * 25_000  # after them, markup is left out without a look 
         ("a<!doctype x>b<?xml y>c</ z>d<3 e < f", "abcd<3 e < f"),
         ("<p/><pre>a</pre><prex>b</prex>", "a b"),
         ("in\0voice", "invoice"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_visible_text_is_what_a_reader_sees(html, words, is_read, monkeypatch):
     if not is_read:
         monkeypatch.setattr(html_text, "_READ_TAGS", re.compile("[^<]*+<"))
     assert " ".join(visible_text(html).split()) == words
 
 
-@pytest.mark.parametrize(
-    ("html", "words"),
+@each_row(
+    "html, words",
     [
         ("a<p hidden>no</p><i style='display:none'>no</i>b", "ab"),
         ("<a href='https://x.test/'>here</a> <img alt='Logo' src=x>", "here Logo"),

@@ -1,14 +1,11 @@
 """What is wrong in the links of a message."""
 
-import pytest
-
 from relay.formats.body_checks import check_bodies
 from relay.formats.links import LINK_PROBLEMS, CheckedLink, checked_links
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
+@each_row("target, expected", [
         ("https://a.test/x?y=1&amp;z#u", ""),
         ("", "empty"), (" # ", "empty"), ("#top", ""),
         ("/x", "relative"), ("x.html", "relative"), ("www.a.test", "relative"), ("//a.test/x", "relative"),
@@ -25,16 +22,15 @@ from relay.formats.links import LINK_PROBLEMS, CheckedLink, checked_links
         ("https://%HOST%/", "placeholder"), ("https://a.test/${id}", "placeholder"), ("*|UNSUB|*", "placeholder"),
         ("https://a.test/%C3%A9CLAIR%20", ""), ("https://a.test/[x]", ""), ("mailto:{{to}}", "placeholder"),
         ("mailto:a@b.test", ""), ("tel:+49123", ""), ("sms:1", ""),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_problems_of_a_link(target: str, expected: str):
     [link] = checked_links(f"<a href='{target}'>open</a>", "")
     assert " ".join(link.problems) == expected
     assert set(link.problems) <= LINK_PROBLEMS.keys()
 
 
-@pytest.mark.parametrize(
-    ("text", "target", "other"),
+@each_row(
+    "text, target, other",
     [
         ("https://bank.test/in", "https://evil.test", "bank.test"),
         ("www.Bank.test", "https://bank.test/x", ""),

@@ -3,7 +3,6 @@
 import email
 import email.policy
 
-import pytest
 from msgspec.structs import replace
 
 from relay.base.message.content import LargeContent, MemoryOctets
@@ -11,6 +10,7 @@ from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Sou
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.formats.dsn import HumanPart
 from relay.formats.mdn import asks_for_receipt, receipt_request, write_mdn
+from tests.support.tables import each_row
 
 ALICE = "alice@example.com"
 FACTS = MessageFacts("q1", Envelope(ALICE), Source.SMTP, trusted=True, received_us=0, account=ALICE)
@@ -38,13 +38,10 @@ def requested(content, facts=FACTS) -> ReceiptRequest | None:
     return found
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+@each_row("value", [
         ALICE, f"<{ALICE}>", "Alice <Alice@Example.COM>", f'"Doe, Alice: x" <{ALICE}>',
         f"\r\n {ALICE}",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_one_address_that_is_the_senders_may_ask(value) -> None:
     found = requested(asking(value))
     assert found is not None
@@ -65,43 +62,34 @@ def test_the_language_of_the_sender_is_kept_and_bounded() -> None:
         assert found.accept_language == kept
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+@each_row("value", [
         "victim@victim.test", f"{ALICE}, victim@victim.test", f"{ALICE},{ALICE}",
         f"friends: {ALICE};", "undisclosed:;", "", f"{ALICE} <victim@victim.test>",
         f"{ALICE} victim@victim.test", f"<{ALICE}> <victim@victim.test>", "alice", "@", "<>",
         f"{ALICE}\r\n\tvictim@victim.test", f"{ALICE}; victim@victim.test", "=?utf-8?q?alice?=",
         f"(a comment) victim@victim.test ({ALICE})", "a" * 5000 + f" <{ALICE}>",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_nobody_else_is_written_to(value) -> None:
     assert requested(asking(value)) is None
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+@each_row("line", [
         f"Disposition-Notification-To: {ALICE}", "List-Id: <l.example.com>", "Precedence: bulk",
         "Precedence: List", "Auto-Submitted: auto-generated", "Auto-Submitted: auto-replied; x=y",
         "List-Unsubscribe: <mailto:u@example.com>", "Content-Type: multipart/report; boundary=b",
         "Disposition-Notification-Options: x=required,1", "Disposition-Notification-Options: x",
         "Disposition-Notification-Options: a=optional,1; b = REQUIRED , 2",
         "Disposition-Notification-Options: a=optional\r\nDisposition-Notification-Options: a=optional",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_lists_automatic_mail_and_required_options_get_none(line) -> None:
     assert requested(asking(ALICE, line)) is None
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+@each_row("line", [
         "Auto-Submitted: no", "Auto-Submitted: No (by hand)", "Precedence: first-class",
         "Disposition-Notification-Options: a=optional,1; b=optional,2;", "X-List-Id: <l.test>",
         "Content-Type: text/plain",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_looks_like_these_may_ask(line) -> None:
     assert requested(asking(ALICE, line)) is not None
 

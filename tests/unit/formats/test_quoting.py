@@ -13,6 +13,7 @@ from relay.formats import quoting
 from relay.formats.quoting import quoted_body
 from relay.formats.safe_markup import ATTRIBUTES, ELEMENTS
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 SENT_US = 1_795_252_882_000_000  # 2026-11-21T09:21:22Z
 BEFORE = '<div id="divRplyFwdMsg" dir="ltr">'
@@ -29,9 +30,7 @@ def fragment(html):
     return rest.removesuffix("</body></html>")
 
 
-@pytest.mark.parametrize(
-    ("html", "expected"),
-    [
+@each_row("html, expected", [
         ("<p>a &amp; b</p>", "<p>a &amp; b</p>"),
         ('<p Class=x ID=y onclick="z()" STYLE="Color: red">a', '<p class="x" style="color:red">a'),
         ("<!doctype html><html><head><title>t</title></head><body dir=rtl>a</body></html>", '<div dir="rtl">a</div>'),
@@ -60,8 +59,7 @@ def fragment(html):
         ('<p title="unclosed <b>x', ""),
         ("a\0<scr\0ipt>b", "a"),
         ("\ud800é✓", "?é✓"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_only_safe_html_remains(html, expected):
     assert fragment(html) == expected
 
@@ -107,7 +105,7 @@ def test_no_reader_sees_anything_else_in_a_quote(html):
     assert fragment(fragment(html)).count("<") == fragment(html).count("<")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "piece",
     sampled(
         [
@@ -194,8 +192,8 @@ def test_the_block_names_people_time_and_subject():
     ]
 
 
-@pytest.mark.parametrize(
-    ("sent_us", "hours", "expected"),
+@each_row(
+    "sent_us, hours, expected",
     [
         (SENT_US, 0, "Saturday, November 21, 2026 9:21 AM (UTC)"),
         (SENT_US, -9, "Saturday, November 21, 2026 12:21 AM (UTC-09:00)"),

@@ -25,6 +25,7 @@ from relay.formats.read_header import (
 )
 from relay.formats.read_mime import read_mime
 from relay.store.mailbox.draft_files import submission_facts
+from tests.support.tables import each_row
 
 # A value; what Relay shows, "name|address"; whether every reader sees these.
 TABLE = [
@@ -106,7 +107,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("value", "shown", "is_plain"), TABLE)
+@each_row("value, shown, is_plain", TABLE)
 def test_an_address_list_is_read_as_mail_programs_do(
     value: str, shown: list[str], is_plain: bool
 ) -> None:
@@ -169,8 +170,8 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
     assert set(found) <= READ
 
 
-@pytest.mark.parametrize(
-    ("value", "count"),
+@each_row(
+    "value, count",
     [
         (f"{'x' * 100_000} <a@b.test>", 1),
         (", ".join(f"N{n} <u{n}@b.test>" for n in range(10_000)), 2000),
@@ -178,7 +179,6 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
         ('"' + "a@b.test, " * 10_000, 2000),
         ("a:" * 50_000, 1),
     ],
-    ids=["name", "addresses", "comments", "quote", "groups"],
 )
 def test_large_lists_are_bounded(value: str, count: int) -> None:
     fields = parse_header(f"To: {value}\r\n".encode())

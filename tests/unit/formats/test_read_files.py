@@ -12,6 +12,7 @@ from relay.formats.edit_draft import NotEditableError
 from relay.formats.read_mime import ENCODINGS_MAX, read_mime
 from relay.formats.transfer_encoding import decoded_blocks, decoded_octets, decoded_size
 from tests.support.contents import attached_octets
+from tests.support.tables import each_row
 
 
 def message(*fields: str, body: str = "x") -> bytes:
@@ -69,9 +70,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("written", "shown"), [row[:2] for row in NAMES], ids=[row[0] for row in NAMES]
-)
+@each_row("written, shown", [row[:2] for row in NAMES])
 def test_the_name_of_a_file(written, shown):
     assert names(message(f"Content-Disposition: attachment{written}")) == [shown]
     field = written.replace("filename", "name")
@@ -83,21 +82,18 @@ def test_the_disposition_names_a_file_before_the_type():
     assert names(message(*fields)) == ["d.txt"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("application/pdf", "attachment.pdf"), ("image/jpeg", "attachment.jpg"), ("a/odd", "attachment.bin"),
+@each_row("kind, name", [("application/pdf", "attachment.pdf"), ("image/jpeg", "attachment.jpg"), ("a/odd", "attachment.bin"),
      ("text/plain", "attachment.txt"), ("message/rfc822", "attachment.eml"), ("image/svg+xml", "attachment.svg"),
      ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", "attachment.docx"),
      ("audio/wav", "attachment.wav"), ("audio/x-wav", "attachment.wav"), ("text/x-vcard", "attachment.vcf"),
-     ("message/delivery-status", "attachment.txt"), ("text/rfc822-headers", "attachment.txt")],
-)  # fmt: skip
+     ("message/delivery-status", "attachment.txt"), ("text/rfc822-headers", "attachment.txt")])  # fmt: skip
 def test_a_file_without_a_name_has_one_by_its_type(kind, name):
     fields = (f"Content-Type: {kind}", "Content-Disposition: attachment")
     assert names(message(*fields, body="X: y\r\n\r\nx")) == [name]
 
 
-@pytest.mark.parametrize(
-    ("field", "kind", "parameters"),
+@each_row(
+    "field, kind, parameters",
     [
         ("(a (b)) text / PLAIN (c) ; charset=(d)utf-8 (e)", "text/plain", {"charset": "utf-8"}),
         ("multipart/mixed boundary=b", "multipart/mixed", {"boundary": "b"}),
@@ -113,9 +109,7 @@ def test_values_and_parameters(field, kind, parameters):
     assert (found.value, dict(found.parameters)) == (kind, parameters)
 
 
-@pytest.mark.parametrize(
-    ("encoding", "body", "octets"),
-    [
+@each_row("encoding, body, octets", [
         ("base64", "aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
         ("base64", "aGVs!bG8", b"hello"),
         ("base64", "aGVsbG8=\r\n\r\n", b"hello"),
@@ -125,8 +119,7 @@ def test_values_and_parameters(field, kind, parameters):
         ("x-uuencode", "TEXT\r\nbegin 644 t\r\n#=&5S\r\n!=\r\n", b"test"),
         ("x-uuencode", "begin 644 x\r\n#86)C\r\n`\r\nend\r\nRegards\r\n-- \r\nJoe", b"abc"),
         ("base64", "QQ=\r\nQUJD", b"AABC"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_content_of_a_file_and_its_size(encoding, body, octets):
     content = message(
         "Content-Type: application/x; name=t", f"Content-Transfer-Encoding: {encoding}", body=body
@@ -146,7 +139,7 @@ def test_large_contents_are_decoded_as_small_ones_are(encoding, lines):
     assert decoded_size(source, encoding) == found.size
 
 
-@pytest.mark.parametrize("before", [b"QQ=\r\n", b"QQ==", b"QQ", b"QQ=!=\r\n", b""])
+@each_row("before", [b"QQ=\r\n", b"QQ==", b"QQ", b"QQ=!=\r\n", b""])
 def test_base64_is_read_on_after_any_padding(before):
     octets = bytes(range(256)) * 6000
     coded_octets = before + base64.encodebytes(octets).replace(b"\n", b"\r\n")
@@ -231,7 +224,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@each_row("kind", HOSTILE)
 def test_hostile_files_take_linear_time(kind):
     started = time.process_time()
     assert len(read_mime(HOSTILE[kind] + b"\r\n\r\n").attachments) == 1

@@ -20,6 +20,7 @@ from relay.formats.read_mime import read_attachments, read_message, read_mime, r
 from tests.support.contents import attached_octets
 from tests.support.drafts import write_draft
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 WHOLE = """\
 From: =?utf-8?q?J=C3=BCrgen?= <juergen@a.test>
@@ -119,9 +120,7 @@ def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition(kind, h
 NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
 
 
-@pytest.mark.parametrize(
-    ("kind", "parts", "body", "attached"),
-    [
+@each_row("kind, parts, body, attached", [
         ("mixed", [NAMED, "Content-Type: application/pdf; name=a.pdf\n\nx\n"], "named", ["a.pdf"]),
         ("mixed", ["Content-Disposition: inline; filename=a.txt\n" + NAMED], "named", []),
         ("mixed", ["Content-Disposition: attachment\n" + NAMED], "", ["a.txt"]),
@@ -131,8 +130,7 @@ NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
         ("alternative", [NAMED, NAMED.replace("plain", "html").replace("named", "<b>")], "<b>", []),
         ("mixed", ["Content-Type: image/png\n\nx\n", "Content-Disposition: inline\n" + NAMED],
          "", ["attachment.png", "a.txt"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_first_text_with_a_file_name_is_the_body(kind, parts, body, attached):
     lines = "".join(f"--b\n{part}" for part in parts)
     read = read_mime(f"Content-Type: multipart/{kind}; boundary=b\n\n{lines}--b--\n".encode())
@@ -152,9 +150,7 @@ def test_a_draft_is_read_by_its_block():
     assert (message.date_us, attachment.size, attachment.inline) == (6, 3, True)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@each_row("content", [
         b"", b"\x00\xff", b"no header", b"\r\n\r\n", b"Subject: \xff\xfe\r\n\r\n\xff",
         b"Subject: =?bogus?q?x?=\r\n\r\n", b"Subject: =?utf-8?b?!!!?=\r\n\r\n",
         b"Date: Mon, 99 Foo 99999 99:99:99 +9999\r\nTo: <<<@,;:\r\n\r\n",
@@ -170,8 +166,7 @@ def test_a_draft_is_read_by_its_block():
         b"Content-Type: message/rfc822\r\n\r\n" * 2000, b"Subject: =?utf-8?b?a?=\r\nFrom: =?utf-8?b?a?= <a@b>\r\n\r\n",
         b"Content-Type: multipart/mixed; boundary*=utf-8''\xff\r\n\r\n--x\r\n",
         b"Content-Type: text/plain; charset=idna\r\n\r\n\xff", b"Content-Type: text/plain; charset*=x'y\r\n\r\n\xff",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_damaged_mime_never_raises(content):
     assert read_mime(content).properties.body_type in ("text", "html")
     read_message(content)
@@ -183,9 +178,7 @@ def test_no_bytes_raise(content):
     attached_octets(b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n" + content)
 
 
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
+@each_row("content, fault", [
         (b"\x00\xff", "no header"), (b"", "nothing"), (b" \r\n ", "nothing"), (b"hello world\r\n", "no header"),
         (b"To: " + b"a" * 200_000, "at most 131072"), (b"a b\r\nTo: c@d.test\r\n" * 9000, "at most 131072"),
         (b"A: b\r\r\nBcc: c@d.test\r\r\n\r\r\nx", "ends in CR CR LF, expected"), (b"A: b\n\rBcc: c@d.test\n\r\n\rx", "ends in LF CR, expected"),
@@ -193,26 +186,19 @@ def test_no_bytes_raise(content):
         (b"A: b\r\n\x0cresent-bcc: c@d.test\r\nC: d\r\n\r\n", "found '\\x0cresent-bcc: c"), (b"A: b\nBcc c@d.test\n\nx", "found 'Bcc c@d.test' in"),
         (b"A: b\njunk\nCc\x01:c@d.test", "found 'Cc\\x01:c@d.test' in"),
         (b"\r\nSubject: x\r\n", "no header"), (b" Subject: x\r\n", "no header"), (b"\xff: x", "no header"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_content_that_is_not_mime_is_rejected_with_a_reason(content, fault):
     assert fault in check_mime(content)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000,
-     b"a:b\r\n\nx", b"a:b\n\r\nx", b"a:b\r\rx", b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx"],
-)  # fmt: skip
+@each_row("content", [b"Subject: x", b"a:b\n\nx", WHOLE.encode(), b"From x Mon Jan 1\r\nTo: a@b.test\r\n\r\nx\0", b"a:b\n\n" + b"x" * 5_000_000,
+     b"a:b\r\n\nx", b"a:b\n\r\nx", b"a:b\r\rx", b"a:b\nSent to: x\nBccx y: z\nto whom\n\nx"])  # fmt: skip
 def test_mime_messages_are_accepted(content):
     assert check_mime(content) is None
 
 
-@pytest.mark.parametrize(
-    "between",
-    [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
-     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"],
-)  # fmt: skip
+@each_row("between", [b"Bcc : c@d.test\r\n", b"junk\r\nBcc: c@d.test\r\n", b"junk\r\n folded\r\nB\0cc:\0 c@d.test\n", b"x\rBcc: c@d.test\r",
+     b"Sent to: x\r\n \r\n\t\r\nbCC:\r\n c@d.test\r\n", b"\xff\xfe: x\nBcc: c@d.test\n", b"\xef\xbb\xbfBcc: c@d.test\n"])  # fmt: skip
 def test_no_recipient_after_a_line_that_is_not_a_field_is_lost(between):
     content = (
         b"From a@b.test Mon\r\nTo: a@b.test\r\n" + between + b"Subject: x\r\n\r\nBcc: body@d.test"
@@ -243,27 +229,21 @@ def test_raw_utf8_in_a_header_is_read():
     assert message.attachments[0].name == "ü.pdf"
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
+@each_row("field", [
         "", "undisclosed-recipients:;", "g: c@a.test, d@a.test;, e@a.test", "c@a.test, ,", "c@a.test; d@a.test",
         "a@b.test (c", "J. R. <c@a.test>", '"a, b" <c@a.test>', '"x@y" <c@a.test>', '"a@b"@c.test', "a@b.test (c, d@x)",
         'a@b.test (5" disk), c@d.test (3" (x) disk)', "c@a.test <c@A.test>", "c@a.test,\r\n d@a.test", "ü <ü@ü.test>",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_address_fields_that_are_read_completely(field):
     assert unreadable_addresses(parse_header(f"To: {field}\r\n".encode()), "To") == ""
 
 
-@pytest.mark.parametrize(
-    ("field", "unread"),
-    [
+@each_row("field, unread", [
         ("c@, d@a.test", "c@"), ("c, d@a.test", "c"), ("Last, First <d@a.test>", "Last"), ("foo bar", "foo bar"),
         ("<c>, d@a.test", "<c>"), ("bob@x.test <c@a.test>", "bob@x.test <c@a.test>"), ('a@b.test, "x', '"x'),
         ("a@b.test, (c@d.test", "(c@d.test"), ("a@b.test (x (y) z@d.test", "a@b.test (x (y) z@d.test"),
         (", ".join(f"u{n}@b.test" for n in range(2001)), "more than 2000 addresses"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_text_in_an_address_field_that_is_not_an_address_is_reported(field, unread):
     assert unreadable_addresses(parse_header(f"To: {field}\r\n".encode()), "To") == unread
 
@@ -307,15 +287,11 @@ def test_a_date_beyond_the_calendar_is_none(date):
     assert read_mime(f"Date: Fri, {date}\r\n\r\n".encode()).date_us is None
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@each_row("content", [
         b"".join(b"x%d: y\r\n" % n for n in range(30_000)), b"Subject: " + b"=?a?q?x " * 20_000,
         b"Content-Type: text/plain" + b"; a" * 100_000, b"Content-Type: text/plain; charset=punycode\r\n\r\n-" + b"a9" * 500_000,
         b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(300)) + b"\r\n" * 500_000,
-    ],
-    ids=["fields", "words", "parameters", "charset", "depth"],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_reading_takes_linear_time(content):
     started = time.process_time()
     assert read_mime(content).properties.body_type == "text"
@@ -329,8 +305,8 @@ def test_of_keywords_the_first_4096_characters_count():
     assert found == (*whole, "a004")
 
 
-@pytest.mark.parametrize(
-    ("given", "categories"),
+@each_row(
+    "given, categories",
     [
         ('a, "b, c" d, "e\\"f"', ("a", "b, c d", 'e"f')),
         ('a, "open, g', ("a", "open, g")),

@@ -18,6 +18,7 @@ from relay.formats.read_report import (
     read_remote_report,
     read_report,
 )
+from tests.support.tables import each_row
 
 ORIGINAL_HEADER = b"Message-ID: <m@x>\r\nSubject: x\r\n\r\nx"
 
@@ -87,11 +88,8 @@ def test_each_recipient_has_its_sentence():
     ]
 
 
-@pytest.mark.parametrize(
-    "status",
-    [b"", b"\r\n\r\n\r\n", b"no field", b"\x00\xff: \xfe\r\n\r\n:\r\n", b": x\r\n\r\nAction\r\n",
-     b"A: b\r\n\r\n" * 5000, b"A: " + b"=?utf-8?q?=00?=" * 5000],
-)  # fmt: skip
+@each_row("status", [b"", b"\r\n\r\n\r\n", b"no field", b"\x00\xff: \xfe\r\n\r\n:\r\n", b": x\r\n\r\nAction\r\n",
+     b"A: b\r\n\r\n" * 5000, b"A: " + b"=?utf-8?q?=00?=" * 5000])  # fmt: skip
 def test_a_damaged_report_is_read_as_far_as_it_goes(status):
     found = report(status)
     assert found is None or len(found.recipients) < 100
@@ -140,7 +138,7 @@ def claimed(content: bytes) -> RemoteReport | None:
     return read_remote_report(MemoryOctets(content))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "content",
     [
         outside(BLOCK),
@@ -156,15 +154,12 @@ def claimed(content: bytes) -> RemoteReport | None:
         ),
         outside(BLOCK) + b"x" * 10_000_000,
     ],
-    ids=["crlf", "lf", "cr", "mixed", "global", "header", "base64", "long"],
 )
 def test_a_report_from_outside_names_the_original_and_the_recipient(content: bytes) -> None:
     assert claimed(content) == RemoteReport("d1.1", "<m@x>", "relay.y.test", (FAILED,))
 
 
-@pytest.mark.parametrize(
-    ("block", "claims"),
-    [
+@each_row("block, claims", [
         (b"Original-Recipient: utf-8;\\x{E9}@y.test\r\nFinal-Recipient: <b@y.test>\r\nAction: delayed",
          [RemoteClaim("é@y.test", "b@y.test", "delayed")]),
         (b"Final-Recipient: b@y.test\r\nStatus: 4.4.1 (no answer)",
@@ -187,8 +182,7 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
         ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
          b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"),
          [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
     found = claimed(outside(block + b"\r\n"))
     assert ([*found.claims] if found else []) == claims
@@ -200,8 +194,8 @@ AUTO = b"Auto-Submitted: auto-replied (x)\r\n"
 EXIM = AUTO + b"X-Failed-Recipients: b@y.test, c@y.test\r\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "message_id"),
+@each_row(
+    "content, message_id",
     [
         (b"In-Reply-To: <m@x>\r\nReferences: <n@x>\r\n" + BARE, "<m@x>"),
         (b"References: <n@x> <m@x>\r\n" + BARE, "<m@x>"),
@@ -228,8 +222,8 @@ def test_a_report_of_exim_names_its_recipients_in_a_field() -> None:
     assert claimed(EXIM.removeprefix(AUTO) + text) is None
 
 
-@pytest.mark.parametrize(
-    ("disposition", "kind"),
+@each_row(
+    "disposition, kind",
     [
         (b"manual-action/MDN-sent-manually; displayed", "read"),
         (b"automatic-action/MDN-sent-automatically; deleted/error", "notread"),
@@ -250,9 +244,7 @@ def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, 
     assert claimed(content) == (expected if kind else None)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@each_row("content", [
         b"",
         b"\xff\xfe\x00" * 1000,
         b"Subject: x\r\nIn-Reply-To: <m@x>\r\n\r\nmultipart/report",
@@ -262,9 +254,7 @@ def test_a_read_notification_claims_that_it_was_read_or_not(disposition: bytes, 
         b"Content-Type: multipart/report; boundary=a\r\n\r\n--a\r\nContent-Type: message/rfc822\r\n\r\n"
         + outside(BLOCK) + b"--a--\r\n",
         b"Content-Type: multipart/report; boundary=" + b"x" * 100_000 + b"\r\n\r\n--x\r\n",
-    ],
-    ids=["empty", "binary", "other", "no-recipient", "damaged", "cut", "within-a-message", "boundary"],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_other_and_damaged_mail_claims_nothing(content: bytes) -> None:
     found = claimed(content)
     assert found is None or (found.claims, found.message_id) == ((FAILED,), "")

@@ -6,8 +6,6 @@ Mailparser 3.14 and postal-mime 4.0 are from npm, Python is `email` with its def
 import email
 import email.policy
 
-import pytest
-
 from relay.base.message.content import as_octets
 from relay.base.message.header import Header, ParsedContent, header_section
 from relay.formats import headers
@@ -17,6 +15,7 @@ from relay.store.mailbox.index.content_index import text_of
 from relay.transport.policy.body_text import body_text
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import message_parts
+from tests.support.tables import each_row
 
 GRUESSE, PRIVET = "Grüße".encode("latin-1"), "Привет".encode("koi8-r")
 LOST, RUSSIAN_LOST = "Gr\ufffd\ufffde", "\ufffd" * 6
@@ -79,7 +78,7 @@ def with_subject(value, charset):
     return b"Subject: " + value + b"\r\n" + kind + b"\r\nx"
 
 
-@pytest.mark.parametrize(("kind", "octets", "shown", "others", "why"), BODIES.values(), ids=BODIES)
+@each_row("kind, octets, shown, others, why", BODIES.values())
 def test_a_body_is_one_text_for_all_readers(kind, octets, shown, others, why):
     content = with_body(kind, octets)
     read = read_mime(content)
@@ -96,9 +95,7 @@ def test_a_body_is_one_text_for_all_readers(kind, octets, shown, others, why):
         assert one.get_content().rstrip("\n") == others[0]
 
 
-@pytest.mark.parametrize(
-    ("value", "charset", "shown", "others", "why"), SUBJECTS.values(), ids=SUBJECTS
-)
+@each_row("value, charset, shown, others, why", SUBJECTS.values())
 def test_a_subject_is_one_text_for_all_readers(value, charset, shown, others, why):
     content = with_subject(value, charset)
     assert read_mime(content).properties.subject == shown, why

@@ -2,15 +2,15 @@
 
 import time
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.formats.safe_markup import safe_framed_style, safe_style, safe_style_sheet
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("style", "quoted", "framed"),
+@each_row(
+    "style, quoted, framed",
     [
         ("color:red; width: 1px", "color:red; width:1px", "color:red; width:1px"),
         ("margin:-1px", "", "margin:-1px"),
@@ -29,9 +29,7 @@ def test_a_style_keeps_its_safe_declarations(style, quoted, framed):
     assert (safe_style(style), safe_framed_style(style)) == (quoted, framed)
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
+@each_row("source, expected", [
         ("p { color: red }", "p { color:red }"),
         ("<!-- p{color:red} -->", "p { color:red }"),
         (".a, #b > td:hover { margin: 0 !important; }", ".a, #b > td:hover { margin:0 !important }"),
@@ -47,8 +45,7 @@ def test_a_style_keeps_its_safe_declarations(style, quoted, framed):
         ("/* p{color:red}", ""),
         ("}}} p{color:red", "p { color:red }"),
         ("</style><script>x</script>{color:red} p{color:red}", "p { color:red }"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_style_sheet_keeps_its_safe_rules(source, expected):
     assert safe_style_sheet(source) == expected
 
@@ -77,9 +74,7 @@ def test_no_style_sheet_loads_or_ends_its_element(source):
     assert written.count("{") == written.count("}")
 
 
-@pytest.mark.parametrize(
-    "piece", ["{", "}", "a{", "@media (a){", "'", "/*", "a{color:red}", "a:", "("]
-)
+@each_row("piece", ["{", "}", "a{", "@media (a){", "'", "/*", "a{color:red}", "a:", "("])
 def test_hostile_styles_are_read_in_linear_time(piece):
     def seconds(characters):
         source = piece * (characters // len(piece))

@@ -11,6 +11,7 @@ from relay.base.message.content import MemoryOctets
 from relay.base.message.header import header_end
 from relay.formats.structure import DEPTH_MAX, ENTITIES_MAX, read_structure, structure_of
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 LINES = st.lists(
     st.sampled_from(
@@ -115,8 +116,8 @@ def test_damage_never_raises_and_blocks_make_no_difference(lines, data):
     assert read_structure(MemoryOctets(content)) == whole
 
 
-@pytest.mark.parametrize("blank", [b"\n", b"\r", b"\r\n", b"\0\r\n", b"\0\0\n"])
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
+@each_row("blank", [b"\n", b"\r", b"\r\n", b"\0\r\n", b"\0\0\n"])
 def test_any_blank_line_ends_a_header(line_end, blank):
     if line_end + blank == b"\r\n":
         return  # that is one line end
@@ -133,9 +134,7 @@ def test_no_bytes_raise(octets):
 MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "defect"),
-    [
+@each_row("content, defect", [
         (MIXED + b"--b\r\n\r\nx\r\n", "multipart/mixed without its closing boundary"),
         (MIXED + b"x\r\n", "multipart/mixed without any of its parts"),
         (b"Content-Type: multipart/mixed\r\n\r\n--b", "multipart/mixed without a boundary"),
@@ -151,20 +150,16 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
         (b"Content-Type: message/rfc822\r\n\r\n" * 60, "parts more than 50 deep"),
         (MIXED + b"--b\r\n\r\n" * 2000, "more than 1000 parts: the rest is not read"),
         (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_defects_are_reported(content, defect):
     structure = checked(content)
     assert defect in structure.defects
     assert len(structure.entities) <= ENTITIES_MAX
 
 
-@pytest.mark.parametrize(
-    ("line", "is_long"),
-    [(b"x" * 998 + b"\r\n", False), (b"x" * 999 + b"\r\n", True), (b"x" * 998 + b"\n", False), (b"x" * 999 + b"\n", True),
+@each_row("line, is_long", [(b"x" * 998 + b"\r\n", False), (b"x" * 999 + b"\r\n", True), (b"x" * 998 + b"\n", False), (b"x" * 999 + b"\n", True),
      (b"x" * 998, False), (b"x" * 999, True), (b"x\r\n" * 2000 + b"y" * 998 + b"\r\n", False),
-     (b"x\r\n" * 2000 + b"y" * 999 + b"\r\nz", True)],
-)  # fmt: skip
+     (b"x\r\n" * 2000 + b"y" * 999 + b"\r\nz", True)])  # fmt: skip
 def test_a_long_line_has_more_than_998_octets(line, is_long):
     content = MIXED + b"--b\r\n\r\n" + line + b"\r\n--b--\r\n"
     for size in (1, 7, 1000, len(content)):
@@ -172,10 +167,7 @@ def test_a_long_line_has_more_than_998_octets(line, is_long):
         assert structure_of(pieces).entities[1].body.long_line == is_long
 
 
-@pytest.mark.parametrize(
-    "boundary",
-    ['"b (c)"', "(comment) b", '"b" (comment)', "b ;charset=x", '"' + "b" * 300 + '"'],
-)  # fmt: skip
+@each_row("boundary", ['"b (c)"', "(comment) b", '"b" (comment)', "b ;charset=x", '"' + "b" * 300 + '"'])  # fmt: skip
 def test_boundaries_in_any_notation(boundary):
     wanted = b"b" * 300 if "bb" in boundary else b"b (c)" if "(c)" in boundary else b"b"
     content = b"Content-Type: multipart/mixed; boundary=%b\r\n\r\n--%b\r\n\r\nx\r\n--%b--\r\n"
@@ -227,7 +219,7 @@ def test_the_header_of_an_attached_message_may_have_1_mib(size):
     "unit",
     [b"\r\n--b", b"--", b"\r\n--b \t", b"\r\n", b"\n--bx\n", b"\r--b", b"\r\n--b" + b" " * 300, b"A: b\r\n", b"\0", b"x" * 70 + b"\r\n"],
 )  # fmt: skip
-@pytest.mark.parametrize("nested", sampled([40, 1]))
+@each_row("nested", sampled([40, 1]))
 def test_time_is_linear_in_the_message(unit, nested):
     head = b"".join(
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)

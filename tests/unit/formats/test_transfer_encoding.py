@@ -20,6 +20,7 @@ from relay.formats.transfer_encoding import (
     decoded_blocks,
     recode,
 )
+from tests.support.tables import each_row
 
 TEXTS = st.lists(
     st.sampled_from(
@@ -72,7 +73,7 @@ def test_encoded_octets_decode_to_the_same(octets, chunk_octets):
 
 
 @pytest.mark.parametrize("octets_before", [0, 33, 75, 76])
-@pytest.mark.parametrize("repeated", [b"a", b"=", b"ab=", b"a ", b"\xc3\xbc", b"."])
+@each_row("repeated", [b"a", b"=", b"ab=", b"a ", b"\xc3\xbc", b"."])
 def test_a_quoted_printable_line_that_is_cut_has_at_most_76_characters(octets_before, repeated):
     """A line longer than a chunk is cut between two chunks, with a soft break (RFC 2045 6.7)."""
     text = b"x" * octets_before + b"\r\n" + (repeated * 200_000)[:200_000] + b"\r\nend"
@@ -111,12 +112,9 @@ def test_long_lines_are_rewrapped_and_decode_to_the_same(octets, width, chunk_oc
         )
 
 
-@pytest.mark.parametrize(
-    ("coded", "octets"),
-    [(b"AAE", b"\x00\x01"), (b"AAEC!AAE=!", b"\x00\x01\x02\x00\x01"), (b"aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
+@each_row("coded, octets", [(b"AAE", b"\x00\x01"), (b"AAEC!AAE=!", b"\x00\x01\x02\x00\x01"), (b"aGVsbA==\r\nbyB3b3JsZA==", b"hello world"),
          (b"AAE=AAE=A=AAEC", b"\x00\x01\x00\x01\x00\x01\x02"), (b"A", b""), (b"!!!!", b""), (b"AAECA", b"\x00\x01\x02"),
-     (b"====", b""), (b"", b"")],
-)  # fmt: skip
+     (b"====", b""), (b"", b"")])  # fmt: skip
 def test_damaged_base64_gives_what_can_be_read(coded, octets, chunk):
     assert b"".join(decoded_blocks(MemoryOctets(coded), "base64")) == octets
 
@@ -137,7 +135,7 @@ def test_a_source_that_shrinks_raises():
         list(octets_in_blocks([shrunk]))
 
 
-@pytest.mark.parametrize("line_end", [b"\r", b"\n", b"\r\n", b" \r\n", b"\t\r"])
+@each_row("line_end", [b"\r", b"\n", b"\r\n", b" \r\n", b"\t\r"])
 def test_a_soft_line_break_loses_nothing_after_it(chunk, line_end):
     quoted = b"one" + b"=" + line_end + b"two=3D\rthree=" + line_end + b"four\nfive"
     assert (

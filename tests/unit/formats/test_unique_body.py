@@ -4,10 +4,11 @@ import pytest
 
 from relay.base.message.properties import MessageProperties
 from relay.formats.quoting import quoted_body, unique_body
+from tests.support.tables import each_row
 from tests.unit.formats.test_quoting import SENT_US, UTC
 
 
-@pytest.mark.parametrize(
+@each_row(
     "quote",
     [
         '<div class="gmail_quote gmail_quote_container"><div dir="ltr">On …',
@@ -22,7 +23,7 @@ def test_html(quote):
     assert unique_body(f"<body><p>new</p>\n{quote}", "html") == "<body><p>new</p></body></html>"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "quote",
     [
         "On Fri, Nov 20, 2026 at 9:00 AM Bob <b@b.test> wrote:\r\n\r\n> old\r\n",
@@ -36,7 +37,7 @@ def test_text(quote):
     assert unique_body(f"new\r\n\r\n{quote}", "text") == "new"
 
 
-@pytest.mark.parametrize("text", ["On the list:\n- a", "____\nx", "a > b", "", "--\nBob"])
+@each_row("text", ["On the list:\n- a", "____\nx", "a > b", "", "--\nBob"])
 def test_a_text_without_a_quote_is_whole(text):
     assert unique_body(text, "text") == text
 

@@ -16,6 +16,7 @@ from relay.formats.write_header import (
     parameter,
     text_field,
 )
+from tests.support.tables import each_row
 
 HARD_SUBJECTS = [
     "plain",
@@ -41,7 +42,7 @@ def physical_lines(field: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("subject", HARD_SUBJECTS)
+@each_row("subject", HARD_SUBJECTS)
 def test_a_subject_reads_as_it_was_written(subject):
     field = text_field("Subject", subject)
     assert field.isascii()
@@ -69,16 +70,13 @@ def test_no_value_starts_another_field(attack):
         assert email.message_from_string(field).keys() == [field.partition(":")[0]]
 
 
-@pytest.mark.parametrize("name", ["", "X:", "X\r\nBcc", "X y", "Ü", "X" * 1000])
+@each_row("name", ["", "X:", "X\r\nBcc", "X y", "Ü", "X" * 1000])
 def test_an_invalid_name_gives_no_field(name):
     assert text_field(name, "value") == ""
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "Bob", "Bob Smith", "Smith, Bob", 'Bob "the" \\ Smith', "Jürgen Müller", "a@b", "(x)",
-     "=?utf-8?q?x?=", "名前" * 40, "long name " * 30],
-)  # fmt: skip
+@each_row("name", ["", "Bob", "Bob Smith", "Smith, Bob", 'Bob "the" \\ Smith', "Jürgen Müller", "a@b", "(x)",
+     "=?utf-8?q?x?=", "名前" * 40, "long name " * 30])  # fmt: skip
 def test_addresses_read_as_they_were_written(name):
     people = (EmailAddress("bob@example.test", name), EmailAddress("x@y.test"))
     field = address_list_field("To", people)
@@ -88,11 +86,8 @@ def test_addresses_read_as_they_were_written(name):
     assert read_addresses(parse_header(field.encode()), "to") == wanted
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["data.bin", "a b.txt", 'quo"te\\.txt', "Übersicht.txt", "日本語" * 30 + ".pdf", "x" * 300,
-     "it's 100%.txt", "a;b=c.txt", "🙂.png", "=?utf-8?q?x?="],
-)  # fmt: skip
+@each_row("name", ["data.bin", "a b.txt", 'quo"te\\.txt', "Übersicht.txt", "日本語" * 30 + ".pdf", "x" * 300,
+     "it's 100%.txt", "a;b=c.txt", "🙂.png", "=?utf-8?q?x?="])  # fmt: skip
 def test_a_file_name_reads_as_it_was_written(name):
     field = f"Content-Disposition: attachment{parameter('filename', name)}\r\n"
     assert field.isascii()

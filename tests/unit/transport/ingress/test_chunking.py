@@ -9,7 +9,7 @@ from relay.base.message.content import read_all
 from relay.transport.ingress.data import DotFraming
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.events import until
-from tests.support.ingress import OPENING, Client, Relay, make_certificate
+from tests.support.ingress import OPENING, Client, Relay, inside, make_certificate
 
 LARGE = SessionLimits(large_bytes=500, last_reply_s=0.2)
 CONTENT = b"Subject: chunks\r\n\r\n" + b"".join(b".line %d\r\n.\r\n" % n for n in range(300))
@@ -35,7 +35,7 @@ async def listening(relay):
         Client.opened.pop().writer.close()
     for server in servers:
         await server.drain(0.2)
-        budget = server._smtp_sessions.shared.listener.budget
+        budget = inside(server).shared.listener.budget
         assert (server.sessions, budget.taken_bytes) == (0, 0)
     assert all(arrival.discarded == 1 for arrival in relay.spool.arrivals)
 
@@ -189,7 +189,7 @@ async def test_a_refused_message_is_recorded_once(relay, listening):
     )
     replies = [(await client.reply())[:9] for _ in range(4)]
     assert replies == ["250 2.0.0", *["550 5.5.2"] * 3]
-    [refusal] = relay.refusals._kept
+    [refusal] = relay.refused
     assert (refusal.command, refusal.subject, refusal.reason) == ("BDAT", "no", "syntax")
     assert (refusal.sender, refusal.recipients) == ("alice@example.test", ("bob@example.test",))
     assert await client.say("MAIL FROM:<>") == "250 2.1.0 Ok"

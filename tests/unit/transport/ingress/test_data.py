@@ -20,6 +20,7 @@ from relay.transport.ingress.data import (
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
+from tests.support.tables import each_row
 
 PLAIN = {
     "empty": (b".\r\n", b""),
@@ -72,7 +73,7 @@ def feed_in_blocks(one: Receiver, data: bytes, block_bytes: int) -> bytes | None
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 4, 5, 7, 1000])
-@pytest.mark.parametrize(("sent", "meant"), PLAIN.values(), ids=PLAIN)
+@each_row("sent, meant", PLAIN.values())
 def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
     one = receiver()
     assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
@@ -82,7 +83,7 @@ def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 1000])
-@pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
+@each_row("sequence", SEQUENCES.values())
 def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
     one = receiver()
     hidden = b"MAIL FROM:<evil@other.test>\r\n"
@@ -93,8 +94,8 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
 
 
 @pytest.mark.parametrize("block_bytes", [1, 50, 1000])
-@pytest.mark.parametrize(
-    ("lines", "rejection"),
+@each_row(
+    "lines, rejection",
     [
         (b"x" * 100 + b"\r\n", None),
         (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
@@ -114,7 +115,7 @@ def test_line_length_and_message_size_limits(lines, rejection, block_bytes):
     assert one.rejection is rejection
 
 
-@pytest.mark.parametrize("cut", range(1, 14))
+@each_row("cut", range(1, 14))
 def test_content_of_data_is_never_cut_between_cr_and_lf(cut):
     framing = DotFraming()
     sent = b"a\r\n\r\n..b\r\nc\r\n.\r\n"
@@ -138,7 +139,7 @@ def random_data(rng: random.Random) -> bytes:
     return b"".join(rng.choices(some, k=rng.randint(1, 12))) + b"\r\n.\r\nNOOP\r\n"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each_row("seed", range(5))
 def test_random_data_is_judged_alike_however_it_is_cut(seed):
     rng, accepted = random.Random(seed), 0
     for _ in range(100):
@@ -165,7 +166,7 @@ def normalized_whole(sent: bytes) -> bytes | None:
     return content.replace(b"\r\n.", b"\r\n")[len(b"\r\n") :]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each_row("seed", range(5))
 def test_random_data_is_normalized_alike_however_it_is_cut(seed):
     rng, normalized = random.Random(seed), 0
     for _ in range(200):
@@ -202,7 +203,7 @@ def chunked(content: bytes, rng: random.Random, *, normalizes: bool) -> ContentC
     return one
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each_row("seed", range(5))
 def test_chunks_have_the_octets_of_data_however_they_are_cut(seed):
     rng, accepted = random.Random(seed), 0
     for _ in range(200):
@@ -241,8 +242,8 @@ def test_a_framing_that_cuts_between_cr_and_lf_is_noticed(monkeypatch):
         DotFraming().take(b"a\r\n")
 
 
-@pytest.mark.parametrize(
-    ("blocks", "rejection"),
+@each_row(
+    "blocks, rejection",
     [
         ((b"x" * 60, b"x" * 40 + b"\r\n"), None),
         ((b"x" * 60, b"x" * 41), ContentRejection.LONG_LINE),
@@ -317,7 +318,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 7, 64, 1000])
-@pytest.mark.parametrize(("sent", "header", "eight_bit"), LARGE.values(), ids=LARGE)
+@each_row("sent, header, eight_bit", LARGE.values())
 def test_large_content_does_not_depend_on_the_block_size(
     sent, header, eight_bit, block_bytes, monkeypatch
 ):

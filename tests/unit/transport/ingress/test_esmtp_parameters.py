@@ -9,13 +9,14 @@ from relay.transport.ingress.esmtp_parameters import (
     parse_mail,
     parse_rcpt,
 )
+from tests.support.tables import each_row
 
 A = "a@example.test"
 F, S, D = Notify.FAILURE, Notify.SUCCESS, Notify.DELAY
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
+@each_row(
+    "argument, expected",
     [
         ("FROM:<>", MailArgument(Envelope(""))),
         ("from:<a@EXAMPLE.test>", MailArgument(Envelope(A))),
@@ -40,8 +41,8 @@ def test_valid_mail_arguments(argument, expected):
     assert parse_mail(argument, extended=True) == expected
 
 
-@pytest.mark.parametrize(
-    ("argument", "reply"),
+@each_row(
+    "argument, reply",
     [
         ("", "501 5.5.4"),
         ("TO:<a@example.test>", "501 5.5.4"),
@@ -76,8 +77,8 @@ def test_rejected_mail_arguments(argument, reply):
     assert str(rejected.value).startswith(f"{reply} ")
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
+@each_row(
+    "argument, expected",
     [
         ("TO:<a@example.test>", ForwardPath(A)),
         ("to:<Postmaster>", ForwardPath("postmaster")),
@@ -97,8 +98,8 @@ def test_valid_rcpt_arguments(argument, expected):
     assert parse_rcpt(argument, extended=True, smtputf8=False) == expected
 
 
-@pytest.mark.parametrize(
-    ("argument", "reply"),
+@each_row(
+    "argument, reply",
     [
         ("TO:<>", "501 5.1.3"),
         ("TO:a@example.test", "501 5.1.3"),

@@ -10,6 +10,7 @@ from relay.base.message.verdict import AddedRecipient
 from relay.store.spool.types import NewMessage
 from relay.transport.ingress.forwarding import EXPANDED_MAX, expand_recipients
 from tests.support.ingress import Client, FakeAccounts, Relay
+from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import Rules, accept, envelope
 
 ALIASES = {
@@ -50,9 +51,7 @@ def copies_of(message: NewMessage) -> list:
     ]
 
 
-@pytest.mark.parametrize(
-    ("named", "aliases", "copies"),
-    [
+@each_row("named, aliases, copies", [
         (["alice@example.test"], {}, [("local", "", ["alice@example.test"])]),
         (["One+tag@example.test"],
          {"One+tag@example.test": ("redirected", ("alice@example.test",))},
@@ -79,9 +78,7 @@ def copies_of(message: NewMessage) -> list:
           ("mx:c.test", "bob@example.test", ["b@c.test"]),
           ("mx:b.test", "team@example.test", ["y@b.test"]),
           ("mx:c.test", "both@example.test", ["z@c.test"])]),
-    ],
-    ids=["no alias", "one address", "outside", "with a copy", "a list and a member", "nested"],
-)  # fmt: skip
+    ])  # fmt: skip
 async def test_each_address_gets_one_copy(named, aliases, copies):
     relay = relay_with()
     assert (await accept(relay, envelope(*named))).reply.startswith("250 ")
@@ -103,9 +100,7 @@ def expansion(*addresses: str) -> Expansion:
     return Expansion(tuple(AliasTarget(one, ("list@here.test",)) for one in addresses))
 
 
-@pytest.mark.parametrize(
-    ("path", "count", "expected"),
-    [
+@each_row("path, count, expected", [
         (ForwardPath("L@here.test"), 1, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test")),
         (ForwardPath("L@here.test", SUCCESS, "rfc822;O@x"), 1,
          ForwardPath("t0@b.test", SUCCESS, "rfc822;O@x")),
@@ -117,8 +112,7 @@ def expansion(*addresses: str) -> Expansion:
         (ForwardPath("L@here.test", NEVER), 2,
          ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test")),
         (ForwardPath("L@here.test"), 2, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test")),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_an_alias_passes_on(path, count, expected):
     """RFC 3461 5.2.7.2 and 5.2.7.3."""
     to = expansion(*(f"t{number}@b.test" for number in range(count)))
@@ -127,8 +121,8 @@ def test_what_an_alias_passes_on(path, count, expected):
     assert found.aliases[0].path == path  # reports about the alias have what the sender gave
 
 
-@pytest.mark.parametrize(
-    ("notify", "of_list", "expected"),
+@each_row(
+    "notify, of_list, expected",
     [
         (NEVER, FAILURE, FAILURE),
         (FAILURE, NEVER, FAILURE),
@@ -233,8 +227,8 @@ async def begun() -> AsyncIterator[Callable[[Relay], Awaitable[Client]]]:
         await server.drain(0)
 
 
-@pytest.mark.parametrize(
-    ("recipient", "reply"),
+@each_row(
+    "recipient, reply",
     [
         ("x@b.test", "550 5.7.1 Relaying denied"),
         ("away@example.test", "250 2.1.5 Ok"),

@@ -17,6 +17,7 @@ from relay.store.spool.types import NO_EXTRA, EntryExtra
 from relay.transport.ingress.fanout import fan_out, reported_recipient, with_next_hops
 from relay.transport.ingress.forwarding import expand_recipients
 from relay.transport.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
+from tests.support.tables import each_row
 
 MX_B = NextHop(HopKind.MX, "b.test")
 MX_C = NextHop(HopKind.MX, "c.test")
@@ -81,8 +82,8 @@ def buckets(result) -> list:
     ]
 
 
-@pytest.mark.parametrize(
-    ("recipients", "expected"),
+@each_row(
+    "recipients, expected",
     [
         ([keep("x@b.test")], [(MX_B, b"zero", ["x@b.test"])]),
         (

@@ -12,6 +12,7 @@ from relay.store.journeys.events import Step
 from relay.store.spool.types import NewMessage, SpoolUnavailableError
 from relay.transport.routing.route_table import RouteTable
 from tests.support.ingress import Client, FakeAccounts, Relay
+from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import (
     PICKUP,
     TRUSTED,
@@ -326,8 +327,8 @@ def by(author: str) -> bytes:
     return author.encode("latin-1") + b"\r\nSubject: hello\r\n\r\ntext\r\n"
 
 
-@pytest.mark.parametrize("author", AUTHORS)
 @pytest.mark.parametrize("sender", ["", STRANGER, "alice@example.test"])
+@each_row("author", AUTHORS)
 async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(author, sender):
     relay = relay_with(TwoDomains)
     sent = envelope("outer@example.test", sender=sender)
@@ -341,7 +342,7 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
         assert [hop for hop, _, _ in copies_of(message)] == ["mx:b.test"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     "author",
     [
         "From: ann@example.org",

@@ -11,6 +11,7 @@ from relay.base.message.header import Header, ParsedContent
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.header_cleanup import cleaned, completed
 from tests.support.contents import as_large
+from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import (
     CONTENT,
     PICKUP,
@@ -60,9 +61,7 @@ def test_received_has_for_only_with_one_recipient():
     assert b"for <" not in cleaned_up(CONTENT, TRUSTED, "x@b.test", "y@b.test")
 
 
-@pytest.mark.parametrize(
-    ("content", "kept"),
-    [
+@each_row("content, kept", [
         (b"X-Relay-Draft: 1\r\nSubject: a\r\nx-relay-b:\r\n folded\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"Bcc: c@d.test\r\nSubject: a\r\nResent-Bcc: e@f.test\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
         (b"Return-Path: <a@b.test>\r\nSubject: a\r\n\r\nb\r\n", b"Subject: a\r\n\r\nb\r\n"),
@@ -75,8 +74,7 @@ def test_received_has_for_only_with_one_recipient():
         (b"\r\nonly a body\r\n", b"\r\nonly a body\r\n"),
         (b"no header at all\r\n", b"\r\nno header at all\r\n"),
         (b"", b"\r\n"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_bcc_return_path_and_private_fields_are_removed(content, kept):
     added, received, rest = cleaned_up(content, UNTRUSTED).partition(b"+0000\r\n")
     assert added.startswith(b"Received: ")
@@ -106,7 +104,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
+@each_row("content", ODD.values())
 def test_the_header_of_a_large_message_is_cleaned_up_like_a_small_one(
     content: bytes, trusted: bool
 ) -> None:
@@ -169,7 +167,7 @@ ODD_REST = b"X-Odd:\tkept  as it is \r\n folded \r\nno field\r\nSubject: =?utf-8
 
 
 @pytest.mark.parametrize("size", [bytes, as_large], ids=["small", "large"])
-@pytest.mark.parametrize("field", OURS.values(), ids=OURS)
+@each_row("field", OURS.values())
 def test_results_that_a_stranger_forged_in_our_name_are_removed(field, size):
     """RFC 8601 5: no other octet of the message changes."""
     around = b"A:  b \r\n" + field + b"\r\n" + ODD_REST + LONG_BODY
@@ -181,7 +179,7 @@ def test_results_that_a_stranger_forged_in_our_name_are_removed(field, size):
     assert rest == without
 
 
-@pytest.mark.parametrize("field", OTHERS.values(), ids=OTHERS)
+@each_row("field", OTHERS.values())
 def test_results_of_other_hosts_are_kept(field):
     content = field + b"\r\n" + ODD_REST + LONG_BODY
     assert cleaned_up(content, UNTRUSTED).endswith(b"+0000\r\n" + content)
@@ -201,8 +199,8 @@ def test_all_forged_results_are_removed_and_others_stay_in_their_order():
     assert cleaned_up(content, UNTRUSTED).endswith(b"+0000\r\n" + kept)
 
 
-@pytest.mark.parametrize(
-    ("hostname", "identity"),
+@each_row(
+    "hostname, identity",
     [
         ("xn--bcher-kva.test", "bücher.test"),
         ("xn--bcher-kva.test", "BÜCHER.test"),
@@ -225,7 +223,7 @@ def test_an_internationalised_id_is_found_in_both_forms(hostname, identity):
     assert found.octets.endswith(b"\r\nA: b\r\n")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "unit",
     [
         b"(",
@@ -241,7 +239,6 @@ def test_an_internationalised_id_is_found_in_both_forms(hostname, identity):
         b"=?utf-8?q?(?= ",
         "ä.".encode(),
     ],
-    ids=repr,
 )
 def test_the_search_for_forged_results_takes_linear_time(unit):
     section = b"Authentication-Results: " + unit * (500_000 // len(unit)) + b" relay.test; x\r\n"

@@ -12,7 +12,7 @@ from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules
 from tests.support.events import until
-from tests.support.ingress import Client, Relay
+from tests.support.ingress import Client, Relay, inside
 from tests.support.manual_clock import ManualClock
 from tests.support.spools import spool_on
 
@@ -100,7 +100,7 @@ async def test_the_body_is_in_the_spool_once_for_all_edited_copies(listening, sp
     assert whole["mx:b.test"][2] == b"[OUT] " + CONTENT.partition(b"Subject: ")[2]
     (one, other) = await spool.queue_admin.list(Selector(all=True), limit=10)
     assert one["size"] == other["size"] == len(read_all(found["local"]))
-    assert server._smtp_sessions.shared.listener.budget.has(QUICK.buffered_bytes)
+    assert inside(server).shared.listener.budget.has(QUICK.buffered_bytes)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_a_rejected_message_leaves_no_file(listening, spool, content, code
     assert (await client.say("NOOP"))[:3] == "250"
     await until(lambda: not [one for one in names(spool) if one.startswith("arriving")])
     assert len(names(spool)) == (code == "250 ")
-    assert server._smtp_sessions.shared.listener.budget.has(QUICK.buffered_bytes)
+    assert inside(server).shared.listener.budget.has(QUICK.buffered_bytes)
 
 
 async def test_a_disconnect_during_data_leaves_no_file(listening, spool) -> None:

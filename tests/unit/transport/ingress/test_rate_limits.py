@@ -17,6 +17,7 @@ from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules
 from tests.support.ingress import Relay
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 HOUR_S = 3600.0
 
@@ -55,14 +56,10 @@ def test_as_many_recipients_as_allowed_pass_in_a_period():
     assert passes(rates, charge(10))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
+@each_row("other", [
         {"rule": "other"}, {"per": "login"}, {"key": "b@in.test"}, {"period_s": 60.0},
         {"allowed": 11},
-    ],
-    ids=lambda other: next(iter(other)),
-)  # fmt: skip
+    ])  # fmt: skip
 def test_each_limit_counts_for_itself(other):
     rates, _ = limits()
     assert passes(rates, charge(10))

@@ -15,10 +15,10 @@ from relay.transport.ingress import session_refusals
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
-from relay.transport.refusals.refusal import Refusal
 from tests.support.events import until
 from tests.support.ingress import Client, Relay, make_certificate
 from tests.support.logs import capture_logs
+from tests.support.tables import each_row
 
 ALICE = base64.b64encode(b"\0alice@example.test\0alice").decode()
 
@@ -53,10 +53,6 @@ async def session(relay: Relay, **changes):
         while Client.opened:
             Client.opened.pop().writer.close()
         await server.drain(1)
-
-
-def recorded(relay: Relay) -> list[Refusal]:
-    return list(relay.refusals._kept)
 
 
 def counted(relay: Relay, name: str, **labels) -> float:
@@ -101,13 +97,14 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("listener", "said", "reason", "command"), CASES.values(), ids=CASES)
-async def test_a_refused_command_is_one_record(relay, listener, said, reason, command):
+@each_row("listener, said, reason, command", CASES.values())
+async def test_a_refused_command_is_one_record(listener, said, reason, command):
+    relay = Relay()
     async with session(relay, **listener) as client:
         replies = await client.say_all(*said)
         assert replies[-1][:1] in "45"
         assert not any(one[:1] in "45" for one in replies[:-1])
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.command, one.reply, one.times) == (reason, command, replies[-1], 1)
     assert one.client == "127.0.0.1"
     assert one.helo == ("client.test" if EHLO in said else "")
@@ -126,7 +123,7 @@ async def test_tls_that_is_missing_is_a_refusal(relay, certificate):
     async with session(relay, role="submission", tls=certificate) as client:
         client.writer.write(b"\x16\x03\x01\x02\x00")
         assert (await client.reply())[:3] == "554"
-    assert [(one.command, one.reason) for one in recorded(relay)] == [
+    assert [(one.command, one.reason) for one in relay.refused] == [
         ("MAIL", "tls"),
         ("CONNECT", "tls"),
     ]
@@ -142,7 +139,7 @@ async def test_a_rule_that_refuses_is_named_with_sender_recipients_and_subject(r
             subject = "=?utf-8?q?Setup=1b=5b31m_pr=0agram?= \x07" + "x" * 5000
             reply = await client.say(f"Subject: {subject}\r\n\r\nsecret body\r\n.")
             assert reply == "550 5.7.1 Not that"
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.rule, one.command, one.reply) == (
         "rule",
         "no executables",
@@ -175,7 +172,7 @@ async def test_a_content_that_is_refused_has_its_subject(relay, content, reason,
         if reason == "size":
             content = content.replace("text\r\n" * 2000, "text\r\n" * 20_000)
         assert (await client.say(content))[:1] in "45"
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.subject, one.command) == (reason, subject, "DATA")
     assert one.recipients == ("bob@example.test",)
 
@@ -185,7 +182,7 @@ async def test_a_queue_that_is_full_is_pressure(relay):
     async with session(relay) as client:
         await client.say_all(EHLO, FROM, TO, "DATA")
         assert (await client.say("Subject: hello\r\n\r\nx\r\n."))[:3] == "452"
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.subject) == ("pressure", "hello")
 
 
@@ -193,7 +190,7 @@ async def test_a_sender_field_that_is_not_allowed_is_a_sender(relay):
     async with session(relay) as client:
         await client.say_all(EHLO, AUTH, "MAIL FROM:<alice@example.test>", TO, "DATA")
         assert (await client.say("From: bob@example.test\r\n\r\nx\r\n."))[:3] == "553"
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.account) == ("sender", "alice@example.test")
 
 
@@ -207,7 +204,7 @@ async def test_recipients_of_a_transaction_with_the_same_reply_are_one_record(re
             await client.say_all(
                 TO, "RCPT TO:<x@refused.test>", "RSET", FROM, "RCPT TO:<no@example.test>"
             )
-    many, route, second = recorded(relay)
+    many, route, second = relay.refused
     assert many.recipients == tuple(f"no{number}@example.test" for number in range(10))
     assert many.recipient_count == 15
     assert many.reply.startswith("550 5.1.1 <no0@example.test>")
@@ -224,7 +221,7 @@ async def test_a_transaction_that_pauses_is_recorded(relay, monkeypatch):
     monkeypatch.setattr(session_refusals, "_PAUSE_S", 0.05)
     async with session(relay) as client:
         await client.say_all(EHLO, FROM, "RCPT TO:<no@example.test>")
-        await until(lambda: recorded(relay))
+        await until(lambda: relay.refused)
 
 
 async def test_different_replies_to_a_transaction_are_bounded(relay):
@@ -233,7 +230,7 @@ async def test_different_replies_to_a_transaction_are_bounded(relay):
         for number in range(50):
             await client.say(f"RCPT TO:<x@h{number}>")
             await client.say(f"RCPT TO:<x{number}@refused.test> NO{number}=1")
-    assert sum(one.recipient_count for one in recorded(relay)) == 95
+    assert sum(one.recipient_count for one in relay.refused) == 95
 
 
 async def test_a_login_that_failed_is_recorded_with_the_user_name_alone(relay):
@@ -249,10 +246,10 @@ async def test_a_login_that_failed_is_recorded_with_the_user_name_alone(relay):
             name = base64.b64encode(("u\r\n" + "n" * 5000).encode()).decode()
             assert (await client.say(f"AUTH LOGIN {name}"))[:3] == "334"
             assert (await client.say(secret))[:3] == "535"
-    first, second, third = recorded(relay)
+    first, second, third = relay.refused
     assert (first.command, second.command, third.command) == ("AUTH", "", "AUTH")
     assert (third.reason, third.account) == ("login", "u  " + "n" * 97)
-    everything = repr((recorded(relay), logged))
+    everything = repr((relay.refused, logged))
     assert password not in everything
     assert secret not in everything
     assert sent not in everything
@@ -267,7 +264,7 @@ async def test_a_token_that_is_refused_is_recorded_whatever_answers_the_challeng
         assert (await client.say(f"AUTH XOAUTH2 {token}"))[:4] == "334 "
         assert (await client.say("x" * 15_000))[:3] == "535"
         assert (await client.say(f"AUTH XOAUTH2 {token}"))[:4] == "334 "
-    first, second = recorded(relay)
+    first, second = relay.refused
     for one in (first, second):
         assert (one.command, one.reason, one.account) == ("AUTH", "login", "bob")
         assert one.reply == "535 5.7.8 Token is not known here"
@@ -278,7 +275,7 @@ async def test_a_login_that_has_ended_is_recorded(relay):
         await client.say_all(EHLO, AUTH)
         relay.accounts.names = ("bob",)
         assert (await client.say(FROM))[:3] == "421"
-    (one,) = recorded(relay)
+    (one,) = relay.refused
     assert (one.reason, one.account, one.command) == ("login", "alice@example.test", "MAIL")
 
 
@@ -289,7 +286,7 @@ async def test_a_connection_that_is_refused_is_recorded(relay):
     relay.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     async with session(relay, **STRANGER):
         pass
-    assert [(one.command, one.reason) for one in recorded(relay)] == [
+    assert [(one.command, one.reason) for one in relay.refused] == [
         ("CONNECT", "limit"),
         ("CONNECT", "pressure"),
     ]
@@ -299,7 +296,7 @@ async def test_a_connection_that_is_refused_is_recorded(relay):
 async def test_pickup_records_nothing(relay, tmp_path):
     async with session(relay, pickup=True, listen=Address(path=str(tmp_path / "s"))) as client:
         assert (await client.say("SESAME"))[:3] == "500"
-    assert recorded(relay) == []
+    assert relay.refused == []
     assert counted(relay, "relay_smtp_sessions_total", role="relay") == 0
 
 
@@ -312,15 +309,15 @@ async def test_a_handshake_that_fails_is_recorded(relay, certificate):
     await server.start()
     with pytest.raises(ssl.SSLError):
         await Client.connect(server.address, ssl=distrusting(), server_hostname="localhost")
-    await until(lambda: recorded(relay))
+    await until(lambda: relay.refused)
     plain = await Client.connect(server.address)
     plain.writer.write(b"EHLO client.test\r\n")
     assert await plain.reply() == ""
     looks = await Client.connect(server.address)
     looks.writer.close()
-    await until(lambda: len(recorded(relay)) == 2)
+    await until(lambda: len(relay.refused) == 2)
     await server.drain(1)
-    first, second = recorded(relay)
+    first, second = relay.refused
     assert (first.reason, first.command, first.client) == ("tls", "CONNECT", "127.0.0.1")
     assert first.reply.startswith("TLS handshake failed: the client disconnected")  # no alert
     assert second.reply == "TLS handshake failed: wrong version number"
@@ -333,8 +330,8 @@ async def test_starttls_that_fails_is_recorded(relay, certificate):
         with pytest.raises(ssl.SSLError):
             await client.writer.start_tls(distrusting(), server_hostname="localhost")
         client.writer.close()
-        await until(lambda: recorded(relay))
-    (one,) = recorded(relay)
+        await until(lambda: relay.refused)
+    (one,) = relay.refused
     assert (one.command, one.reason) == ("STARTTLS", "tls")
     assert one.reply == "TLS handshake failed: the client disconnected"
 
@@ -351,6 +348,6 @@ async def test_sessions_over_tls_work_and_handshakes_end_with_the_server(relay, 
     await asyncio.wait_for(server.drain(0.1), 30)
     assert (await client.reply())[:3] == "421"
     assert await silent.reply() == ""
-    assert recorded(relay) == []
+    assert relay.refused == []
     with pytest.raises(OSError):
         await Client.connect(server.address)

@@ -10,6 +10,7 @@ from relay.base.message.envelope import Envelope, ForwardPath
 from relay.formats.read_header import ORIGINATORS_OCTETS_MAX
 from relay.transport.ingress.data import Origin
 from tests.support.ingress import Relay
+from tests.support.tables import each_row
 
 ALICE = Origin("192.0.2.7", "client.test", login="alice@example.test", trusted=True)
 CEO = b"ceo@bank.test"
@@ -118,7 +119,7 @@ async def accepted(header: bytes, origin: Origin = ALICE) -> tuple[str, bytes]:
     return decision.reply, b"".join(contents)
 
 
-@pytest.mark.parametrize("header", REJECTED.values(), ids=REJECTED)
+@each_row("header", REJECTED.values())
 async def test_a_from_or_sender_that_the_account_may_not_use_is_rejected(header: bytes) -> None:
     reply, content = await accepted(header)
     assert reply.startswith("553 5.7.1 ")
@@ -128,7 +129,7 @@ async def test_a_from_or_sender_that_the_account_may_not_use_is_rejected(header:
     assert content == b""
 
 
-@pytest.mark.parametrize("header", ALLOWED.values(), ids=ALLOWED)
+@each_row("header", ALLOWED.values())
 async def test_an_account_may_use_its_own_addresses_in_any_notation(header: bytes) -> None:
     reply, content = await accepted(header)
     assert reply.startswith("250 ")

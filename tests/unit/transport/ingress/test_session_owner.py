@@ -12,6 +12,7 @@ from relay.transport.ingress.data import ReceivedContent
 from relay.transport.ingress.esmtp_parameters import MailArgument
 from relay.transport.ingress.session_client import OfferedMail, RecipientAnswer, SessionClaims
 from tests.support.ingress import FakeAccounts, Relay
+from tests.support.tables import each_row
 
 TRUSTED, STRANGER = "127.0.0.1", "192.0.2.7"
 SENDER = "app@example.test"
@@ -24,8 +25,8 @@ def owner(relay: Relay, ip: str = TRUSTED, **listener):
     return server._owner(ip)
 
 
-@pytest.mark.parametrize(
-    ("ip", "sender", "address", "answer"),
+@each_row(
+    "ip, sender, address, answer",
     [
         (TRUSTED, SENDER, "q@other.test", RecipientAnswer(may_keep=True)),
         (TRUSTED, "", "q@other.test", RecipientAnswer()),  # an SRS address takes a report

@@ -20,6 +20,7 @@ from relay.transport.policy.rule_files import read_rules
 from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.route_table import Route, RouteTable
 from tests.support.ingress import Client, FakeAccounts, MemorySpool, Relay
+from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import UNTRUSTED
 
 ALICE, BOB, GUS = "alice@acme.test", "bob@globex.test", "gus@globex.test"
@@ -100,7 +101,6 @@ def fates(relay: Relay) -> dict[str, str]:
     }
 
 
-TAG = "{ subject_prefix = 'x' }"
 NONE_LEFT = "{ rate_limit = { rate = '1/1h', per = 'client', text = '4.7.1 much' } }"
 FULL = (
     f"{RecipientState.FAILED} 550 5.3.1 The rules of its domain hold as many messages as they may"
@@ -164,8 +164,8 @@ ACME, GLOBEX = "acme/r", "globex/r"
 TWO = {"acme": "1", "globex": "2"}
 
 
-@pytest.mark.parametrize(
-    ("used", "names", "seen", "left"),
+@each_row(
+    "used, names, seen, left",
     [
         ({"tenants": TWO, "own": "acme"}, [ACME, GLOBEX, "o"], [ACME, "o"], {"acme": "1"}),
         ({"tenants": TWO}, [ACME, GLOBEX, "x/y"], ["x/y"], None),

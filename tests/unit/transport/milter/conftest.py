@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,12 @@ class Session:
 @pytest.fixture
 async def filtered(tmp_path):
     """`await filtered(milter, ..., when_down="defer")` gives a Session."""
+    numbers = count()
     async with AsyncExitStack() as stack:
 
         async def start(*milters, **settings):
-            paths = [
-                None if settings.pop("tcp", False) else tmp_path / f"m{n}"
-                for n in range(len(milters))
-            ]
+            tcp = settings.pop("tcp", False)
+            paths = [None if tcp else tmp_path / f"m{next(numbers)}" for _ in milters]
             addresses = [
                 await stack.enter_async_context(one.at(path))
                 for one, path in zip(milters, paths, strict=True)

@@ -7,6 +7,7 @@ import pytest
 from relay.base.message.header import Header
 from relay.transport.milter.changes import BodyLines, ShownHeader
 from relay.transport.milter.codec import FieldChange, MilterFaultError
+from tests.support.tables import each_row
 
 HEADER = b"X-A: 1\r\nFrom: a@x.test\r\nx-a:\t2\r\n 2\r\nSubject:s\r\n"
 
@@ -17,9 +18,7 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
     return shown.changed(made, leading_blank=leading_blank)
 
 
-@pytest.mark.parametrize(
-    ("changes", "top", "header"),
-    [
+@each_row("changes, top, header", [
         ([], b"", HEADER),
         ([("h", 0, b"X-B", b"b\n\tc")], b"", HEADER + b"X-B: b\r\n\tc\r\n"),
         ([("h", 0, b"X-B", b"")], b"", HEADER + b"X-B: \r\n"),
@@ -42,8 +41,7 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
          b"From: a@x.test\r\nX-B: b\r\nX-A: 9\r\nSubject:s\r\n"),
         ([("h", 0, b"X-A", b"3"), ("i", 1, b"X-A", b"0"), ("m", 4, b"X-A", b"9")], b"",
          b"X-A: 0\r\n" + HEADER + b"X-A: 9\r\n"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_changes_of_fields(changes, top, header):
     shown = changed(*changes)
     assert b"".join(octets for _, octets in shown.top) == top
@@ -93,8 +91,8 @@ def test_the_time_for_very_many_changes_is_bounded():
     assert process_time() - began_s < 0.5
 
 
-@pytest.mark.parametrize(
-    ("pieces", "body"),
+@each_row(
+    "pieces, body",
     [
         ([], b""),
         ([b"a\r\nb\r\n"], b"a\r\nb\r\n"),
@@ -109,7 +107,7 @@ def test_lines_of_a_new_body(pieces, body):
     assert b"".join([*map(lines.add, pieces), lines.end()]) == body
 
 
-@pytest.mark.parametrize(
+@each_row(
     "pieces", [[b"a\rb"], [b"a\r", b"b"], [b"a\r"], [b"\r\r\n"], [b"a\0"], [b"x" * 65_000] * 2]
 )
 def test_a_body_that_is_a_fault(pieces):

@@ -13,6 +13,7 @@ from relay.transport.milter.codec import (
     PacketReader,
     PathChange,
 )
+from tests.support.tables import each_row
 
 
 def read(octets, cuts=()):
@@ -63,7 +64,7 @@ def test_a_body_comes_in_pieces_as_it_arrives():
     assert not reader.is_empty  # the packet has not ended
 
 
-@pytest.mark.parametrize(
+@each_row(
     "octets",
     [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\x10\0\x01c", b"\xff\xff\xff\xffb", b"\0\0\0\0b"],
 )
@@ -83,8 +84,8 @@ def test_negotiation():
     assert wants.macros == {2: ["i", "{auth_authen}"]}  # an empty list is none, as for Postfix
 
 
-@pytest.mark.parametrize(
-    ("packet", "said"),
+@each_row(
+    "packet, said",
     [
         (MilterPacket(b"c"), "instead of a negotiation"),
         (MilterPacket(b"O", b"\0\0\0\6\0\0\0\0"), "instead of a negotiation"),
@@ -100,8 +101,8 @@ def test_a_faulty_negotiation(packet, said):
         codec.negotiated(packet)
 
 
-@pytest.mark.parametrize(
-    ("command", "data", "change"),
+@each_row(
+    "command, data, change",
     [
         (b"h", b"X-A\0a\n\tb\0", FieldChange(b"h", 0, b"X-A", b"a\n\tb")),
         (b"i", b"\0\0\0\2X-A\0\0", FieldChange(b"i", 2, b"X-A", b"")),
@@ -122,8 +123,8 @@ def test_a_change(command, data, change):
     assert codec.change_of(MilterPacket(command, data)) == change
 
 
-@pytest.mark.parametrize(
-    ("command", "data"),
+@each_row(
+    "command, data",
     [
         (b"h", b"X-A\0a"),
         (b"h", b"X-A\0"),
@@ -151,8 +152,8 @@ def test_a_change_that_is_a_fault(command, data):
         codec.change_of(MilterPacket(command, data))
 
 
-@pytest.mark.parametrize(
-    ("data", "text"),
+@each_row(
+    "data, text",
     [
         (b"550 5.7.1 no 100%% sure\0", "550 5.7.1 no 100% sure"),
         (b"451 try %x later", "451 try x later"),
@@ -166,15 +167,12 @@ def test_a_reply(data, text):
     assert codec.reply_of(MilterPacket(b"y", data)) == text
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+@each_row("data", [
         b"\0", b"250 ok\0", b"350 go\0", b"55 no\0", b"550no\0", b"5\xd9\xa05 no\0",
         b"550 4.7.1 no\0", b"451 5.7.1 no\0", b"550 no\rRCPT\0", b"550 no\nRCPT\0", b"550 no\r\n\0",
         b"550 one\r\n550 two\0", b"550-one\r\n551 two\0", b"550-one\0", b"550 a\0b\0",
         b"\r\n".join([b"550-" + b"x" * 900] * 40) + b"\r\n550 x\0",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_malformed_reply(data):
     with pytest.raises(MilterFaultError, match="reply"):
         codec.reply_of(MilterPacket(b"y", data))

@@ -4,8 +4,9 @@ import pytest
 
 from relay.transport.milter import codec
 from relay.transport.milter.codec import FieldChange, MilterFaultError, MilterPacket
-from relay.transport.milter.dialogue import FilterAnswer, FilterStage, MilterChanges, MilterDialogue
+from relay.transport.milter.dialogue import FilterStage, MilterChanges, MilterDialogue
 from tests.support.milter import negotiation
+from tests.support.tables import each_row
 
 SESSION = (FilterStage.CONNECT, FilterStage.HELO)
 GOES_ON, MESSAGE_DONE, SESSION_DONE = "goes on", "message done", "session done"
@@ -33,8 +34,8 @@ def answered(made, stage, octets):
     return made.answer(stage, MilterPacket(octets[:1], octets[1:]))
 
 
-@pytest.mark.parametrize("stage", list(FilterStage))
 @pytest.mark.parametrize("octets", list(ANSWERS))
+@each_row("stage", list(FilterStage))
 def test_each_answer_at_each_stage(stage, octets):
     made = dialogue()
     made.command(FilterStage.MAIL, b"<>\0", {})
@@ -53,10 +54,10 @@ def test_each_answer_at_each_stage(stage, octets):
     assert made.abort() == b""  # no message
 
 
-@pytest.mark.parametrize("stage", list(FilterStage))
 @pytest.mark.parametrize(
     "change", ["hX\0y\0", "m\0\0\0\1X\0y\0", "b", "+<b@y.test>\0", "qwhy\0", "e<>\0"]
 )
+@each_row("stage", list(FilterStage))
 def test_changes_are_for_the_end_of_the_message(stage, change):
     made = dialogue(actions=0x77)
     if stage is FilterStage.END_OF_MESSAGE:
@@ -90,31 +91,12 @@ def test_the_changes_of_a_message_are_limited(change):
     assert made.changes.fields == made.changes.paths == []
 
 
-@pytest.mark.parametrize(
-    ("when_down", "reply"),
-    [
-        ("accept", ""),
-        ("defer", "451 4.7.1 Service unavailable - try again later"),
-        ("reject", "550 5.5.0 Service unavailable"),
-    ],
-)
-def test_a_fault_lasts_for_the_session(when_down, reply):
-    made = dialogue(when_down)
-    made.command(FilterStage.MAIL, b"<>\0", {})
-    made.fault()
-    assert made.session == FilterAnswer("down", reply, "m")
-    assert (made.abort(), made.command(FilterStage.MAIL, b"<>\0", {})[0]) == (b"", b"")
-
-
-@pytest.mark.parametrize(
-    ("stage", "unwanted", "silent"),
-    [
+@each_row("stage, unwanted, silent", [
         (FilterStage.CONNECT, 0x1, 0x1000), (FilterStage.HELO, 0x2, 0x2000),
         (FilterStage.MAIL, 0x4, 0x4000), (FilterStage.RCPT, 0x8, 0x8000),
         (FilterStage.DATA, 0x200, 0x10000), (FilterStage.HEADER, 0x20, 0x80),
         (FilterStage.END_OF_HEADER, 0x40, 0x40000), (FilterStage.BODY, 0x10, 0x80000),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_milter_hears_what_it_negotiated(stage, unwanted, silent):
     sent, is_answered = dialogue(steps=0x1FF7FF & ~unwanted & ~silent).command(stage, b"x", {})
     assert sent.endswith(b"x")
@@ -123,20 +105,6 @@ def test_a_milter_hears_what_it_negotiated(stage, unwanted, silent):
     assert (sent.endswith(b"x"), is_answered) == (True, False)
     sent, is_answered = dialogue(steps=unwanted).command(stage, b"x", {})
     assert (sent.endswith(b"x"), is_answered) == (False, False)
-
-
-def test_an_old_milter_hears_no_data_command():
-    assert dialogue(version=3).command(FilterStage.DATA, b"", {"i": "Q"}) == (b"", False)
-    assert dialogue(version=4).command(FilterStage.DATA, b"", {})[1]
-
-
-def test_skip_ends_one_kind_of_command():
-    made = dialogue()
-    answered(made, FilterStage.BODY, b"s")
-    assert not made.wants(FilterStage.BODY)
-    assert made.command(FilterStage.BODY, b"x", {}) == (b"", False)
-    assert made.command(FilterStage.END_OF_MESSAGE, b"", {})[1]
-    assert made.wants(FilterStage.BODY)  # of the next message
 
 
 def test_macros_of_the_milter_replace_those_of_a_stage():
@@ -150,3 +118,8 @@ def test_macros_of_the_milter_replace_those_of_a_stage():
 def test_very_long_changes_are_cut_for_people():
     changes = MilterChanges(fields=[FieldChange(b"h", 0, b"X" * 100_000, b"1")])
     assert [len(one) for one in changes.described()] == [300]
+
+
+def test_an_old_milter_hears_no_data_command():
+    assert dialogue(version=3).command(FilterStage.DATA, b"", {"i": "Q"}) == (b"", False)
+    assert dialogue(version=4).command(FilterStage.DATA, b"", {})[1]

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import re
+from itertools import product
 
 import pytest
 
@@ -14,9 +15,9 @@ from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterClient
 from tests.support.logs import capture_logs
 from tests.support.milter import CLOSE, HANG, ScriptedMilter, added, packet, placed
+from tests.support.tables import each_row
 from tests.unit.transport.milter.conftest import CLIENT, MAIL, MemoryFile
 
-REJECTED = "550 5.7.1 Command rejected"
 LATER = "451 4.7.1 Service unavailable - try again later"
 WHEN_DOWN = {"accept": "", "defer": LATER, "reject": "550 5.5.0 Service unavailable"}
 
@@ -58,37 +59,6 @@ async def test_what_a_milter_hears(filtered, tcp):
     ]
 
 
-async def test_the_first_refusal_answers_and_the_milters_after_it_do_not_hear_the_command(filtered):
-    first = ScriptedMilter({b"R": lambda to: packet(b"r") if b"c@" in to else packet(b"c")})
-    second = ScriptedMilter({b"R": lambda to: packet(b"t") if b"d@" in to else packet(b"c")})
-    session = await filtered(first, second)
-    replies = await session.begin("b@y.test", "c@y.test", "d@y.test")
-    assert replies[3:6] == ["", REJECTED, LATER]
-    assert [len(one.of(b"R")) for one in (first, second)] == [3, 2]
-    verdict = await session.message()
-    assert (verdict.answer.reply, verdict.content.joined()) == ("", MAIL)
-    assert [(one.name, one.stage, one.answer) for one in verdict.said] == [
-        ("m1", "end of message", "continue"),
-        ("m2", "end of message", "continue"),
-    ]
-    assert session.observed == [
-        ("m1", "reject"), ("m2", "tempfail"), ("m1", "continue"), ("m2", "continue"),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("stage", [b"C", b"H"])
-async def test_a_refusal_of_the_session_is_repeated(filtered, stage):
-    milter = ScriptedMilter({stage: packet(b"y", b"554 5.7.0 not you\0")})
-    session = await filtered(milter)
-    replies = await session.begin()
-    assert replies == ([] if stage == b"C" else [""]) + ["554 5.7.0 not you"] * (
-        5 - (stage == b"H")
-    )
-    await milter.ended.wait()  # the connection is closed at once
-    assert milter.commands() == {b"C": b"OCQ", b"H": b"OCHQ"}[stage]
-    assert len(session.observed) == 1
-
-
 async def test_an_accepted_session_costs_nothing_more(filtered):
     milter = ScriptedMilter({b"H": packet(b"a")})
     session = await filtered(milter)
@@ -97,21 +67,6 @@ async def test_an_accepted_session_costs_nothing_more(filtered):
         assert [(one.stage, one.answer) for one in verdict.said] == [("helo", "accept")]
     await milter.ended.wait()
     assert milter.commands() == b"OCHQ"
-
-
-@pytest.mark.parametrize("stage", [b"M", b"T", b"L", b"N", b"B", b"E"])
-async def test_a_refused_message_and_the_next_one(filtered, stage):
-    milter = ScriptedMilter({stage: packet(b"y", b"550-5.7.1 no\r\n550 5.7.1 spam\0")})
-    other = ScriptedMilter({b"E": added("X", "1") + packet(b"c")})
-    session = await filtered(other, milter)
-    answer = await session.refused()
-    assert (answer.reply, answer.milter, answer.answer, answer.closes) == (
-        "550-5.7.1 no\r\n550 5.7.1 spam", "m2", "reply", False,
-    )  # fmt: skip
-    milter.script = {b"E": packet(b"4")}
-    assert (await session.refused()).closes
-    assert milter.commands().count(b"M") == 2
-    assert milter.commands().count(b"A") == (stage != b"E")
 
 
 async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
@@ -143,18 +98,6 @@ async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
         "insert X-Top", "change Subject", "add X-A", "change sender to <>", "add recipient <n@y.test>",
         "add recipient <o@y.test>", "replace body", "quarantine",
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("stage", [b"M", b"R", b"T", b"L", b"B", b"E"])
-async def test_a_discarded_message_concerns_no_other_milter(filtered, stage):
-    milter, other = ScriptedMilter({stage: packet(b"d")}), ScriptedMilter()
-    session = await filtered(milter, other)
-    verdict = await session.verdict()
-    assert (verdict.discarded_by, verdict.answer.reply) == ("m1", "")
-    assert verdict.said[0].answer == "discard"
-    assert stage not in other.commands()
-    milter.script = {}
-    assert (await session.verdict()).discarded_by == ""
 
 
 async def test_nothing_is_sent_that_a_milter_does_not_want(filtered):
@@ -212,8 +155,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("when_down", ["accept", "defer", "reject"])
+@each_row("fault, when_down", product(FAULTS, WHEN_DOWN))
 async def test_a_fault_at_the_end_of_a_message(filtered, fault, when_down):
     good = ScriptedMilter({b"E": added("X-Good", "1") + packet(b"c")})
     bad = ScriptedMilter({b"E": added("X-Half", "1") + packet(b"e", b"<>\0") + FAULTS[fault]})
@@ -238,11 +180,10 @@ async def test_a_fault_at_the_end_of_a_message(filtered, fault, when_down):
     assert [one.connections for one in session.set._milters] == [1, 0]
 
 
-@pytest.mark.parametrize("stage", [b"O", b"C", b"H", b"M", b"R", b"T", b"L", b"N", b"B", b"E"])
-@pytest.mark.parametrize("answer", [CLOSE, packet(b"Z"), HANG], ids=["closes", "unknown", "hangs"])
+@each_row("stage, answer", product("OCHMRTLNBE", (CLOSE, packet(b"Z"), HANG)))
 async def test_a_milter_that_breaks_off_at_a_stage(filtered, monkeypatch, stage, answer):
     monkeypatch.setattr(connection, "_CONTENT_FACTOR", 1)
-    milter = ScriptedMilter({stage: answer})
+    milter = ScriptedMilter({stage.encode(): answer})
     session = await filtered(milter, timeout=0.1 if answer == HANG else 5.0)
     with capture_logs() as logged:
         assert (await session.refused()).reply == WHEN_DOWN["defer"]
@@ -346,19 +287,6 @@ async def test_a_full_disk_ends_the_message_and_the_connection(filtered):
         await session.verdict()
     assert (file.is_discarded, session.set._milters[0].connections) == (True, 0)
     assert (await session.session.mail("a@x.test")).reply == WHEN_DOWN["defer"]
-
-
-async def test_a_cancelled_session_closes_its_connections(filtered):
-    milter = ScriptedMilter({b"E": HANG})
-    session = await filtered(milter)
-    await session.begin()
-    task = asyncio.create_task(session.message())
-    while b"E" not in milter.commands():
-        await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert session.set._milters[0].connections == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ def rules_of(tmp_path):
     """Write rule files, in the order given, and read them."""
 
     def write(*texts):
+        for earlier in tmp_path.glob("*.toml"):
+            earlier.unlink()
         for number, text in enumerate(texts):
             (tmp_path / f"{number}0-rules.toml").write_text(text, encoding="utf-8")
         return read_rules(tmp_path)

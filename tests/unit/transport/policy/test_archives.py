@@ -29,6 +29,7 @@ from relay.transport.policy.archives import (
 from relay.transport.policy.content_conditions import AttachmentCondition
 from relay.transport.policy.engine import EvaluationStoppedError
 from relay.transport.policy.message_parts import message_parts
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 from tests.unit.transport.policy.test_content_conditions import PE, PE_TYPE, mixed, part, view_of
 
@@ -246,7 +247,7 @@ def contents_of(*attachments, encoding="base64", between=lambda: None):
     return archive_contents(parsed, message_parts(parsed), MessageArchives(between))
 
 
-@pytest.mark.parametrize("case", CONTENTS)
+@each_row("case", CONTENTS)
 def test_what_is_in_an_attachment(case):
     octets, names, is_encrypted, is_unreadable, bound = CONTENTS[case]
     [found] = contents_of(octets() if callable(octets) else octets)
@@ -307,8 +308,8 @@ def test_broken_base64_is_read_as_far_as_it_can_be(encoding):
     assert [each.names for each in found.entries] == [("a.exe",)]
 
 
-@pytest.mark.parametrize(
-    ("value", "attachments", "expected"),
+@each_row(
+    "value, attachments, expected",
     [
         (EXE, [SMALL], True),
         ({"inside": True, "name": "*.EXE", "type": "executable"}, [SMALL], False),

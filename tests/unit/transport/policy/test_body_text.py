@@ -14,6 +14,7 @@ from relay.transport.policy.body_text import BODY_OCTETS_MAX, BodyText, body_tex
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import message_parts
 from tests.support.contents import as_large
+from tests.support.tables import each_row
 
 TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 HTML = b"Content-Type: text/html; charset=utf-8\r\n"
@@ -38,9 +39,8 @@ ATTACHED = b"Content-Disposition: attachment\r\n" + TEXT + b"\r\nno"
 INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno"
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+@each_row("content, text", [
         pytest.param(b"Subject: no\r\n\r\nhello\r\n", "hello", id="no type"),
         pytest.param(b"Content-Type: text\r\n\r\nhello", "hello", id="no valid type"),
         pytest.param(TEXT + b"\r\na \t b\r\n\r\nc\r\n", "a b c", id="white space"),
@@ -71,15 +71,13 @@ INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno
         pytest.param(b"Content-Type: text/plain; charset=utf-16le\r\n\r\na\0\0\xd8b\0", "a\ufffdb", id="a lone surrogate"),
         pytest.param(b"Content-Type: text/plain; charset=utf-7\r\n\r\na+2AA-b", "a\ufffdb", id="half a pair"),
         pytest.param(b"", "", id="nothing"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+    ])  # fmt: skip
 def test_the_text_is_what_a_reader_sees(content, text, form):
     assert text_of(form(content)) == text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         ("a\r\n\tb\u00a0\u2003c ", "a b c"),
         ("\uff29nv\u00ado\u200bi\u2060ce \ufb01ne", "Invoice fine"),
@@ -104,8 +102,8 @@ def test_a_folded_text_is_printable_and_stays_the_same(text):
     assert folded(text, 10) == once[:10]
 
 
-@pytest.mark.parametrize(
-    ("text", "phrase", "found"),
+@each_row(
+    "text, phrase, found",
     [
         ("Please pay now.", "PAY", True),
         ("Please pay now.", "please, pay", True),
@@ -130,9 +128,7 @@ def test_at_most_1_mib_of_all_bodies_is_read():
     assert len(text_of(wide)) == BODY_OCTETS_MAX
 
 
-@pytest.mark.parametrize(
-    "charset", ["utf-8", "utf-16le", "gb18030", "shift_jis", "euc-jp", "iso-2022-jp"]
-)
+@each_row("charset", ["utf-8", "utf-16le", "gb18030", "shift_jis", "euc-jp", "iso-2022-jp"])
 def test_a_character_may_be_cut_at_the_end(charset):
     octets = ("a" + "請" * BODY_OCTETS_MAX).encode(charset)[: BODY_OCTETS_MAX + 4000]
     head = f"Content-Type: text/plain; charset={charset}\r\n\r\n".encode()
@@ -221,7 +217,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("head", "unit"), HOSTILE.values(), ids=HOSTILE)
+@each_row("head, unit", HOSTILE.values())
 def test_1_mib_that_is_made_to_be_slow_takes_less_than_a_second(head, unit):
     body = unit * (BODY_OCTETS_MAX // len(unit))
     began = time.process_time()

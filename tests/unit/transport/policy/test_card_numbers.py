@@ -13,14 +13,15 @@ from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 
 CARDS = rule("{ hold = 'x' }", when="{ body = { cards = true } }")
 VISA = "4111111111111111"
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
+@each_row(
+    "text, found",
     [
         # numbers that issuers publish for tests
         (VISA, [VISA]),
@@ -96,9 +97,7 @@ def test_a_number_is_found_in_any_groups_and_only_with_its_check_digit(rest, siz
     assert list(card_numbers(wrong)) == []
 
 
-@pytest.mark.parametrize(
-    "text", ["411 ", "4 ", "411111111111111111 ", "4", "4-", "4111.1", "+4111 "]
-)
+@each_row("text", ["411 ", "4 ", "411111111111111111 ", "4", "4-", "4111.1", "+4111 "])
 def test_a_long_text_takes_little_time(text):
     longest = text * (BODY_OCTETS_MAX // len(text))
     began = time.process_time()
@@ -106,8 +105,8 @@ def test_a_long_text_takes_little_time(text):
     assert time.process_time() - began < 5  # of the 10 s that rules have
 
 
-@pytest.mark.parametrize(
-    ("body", "value"),
+@each_row(
+    "body, value",
     [
         ("Charge 4111 1111 1111 1111 now", "•••• 1111"),
         ("Charge 4111\r\n1111 1111\r\n1111 and 5555555555554444", "•••• 1111, •••• 4444"),

@@ -14,6 +14,7 @@ from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import PatternError, PatternSet
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 TAG = "{ subject_prefix = '[X]' }"
@@ -31,8 +32,8 @@ def matches(verdict):
     return bool(verdict.hits)
 
 
-@pytest.mark.parametrize(
-    ("table", "found"),
+@each_row(
+    "table, found",
     [
         ("{ dmarc = 'FAIL' }", True),
         ("{ dmarc = ['pass', 'f*'] }", True),
@@ -59,9 +60,7 @@ def test_auth(rules_of, table, found):
         assert "dmarc=fail" in verdict.hits[0].because[0].value
 
 
-@pytest.mark.parametrize(
-    ("tables", "content", "found"),
-    [
+@each_row("tables, content, found", [
         ("{ name = 'x-a', pattern = 'b+$' }", mail("X-A: aBB"), "x-a: aBB"),
         ("{ name = 'X-A', pattern = '^b' }", mail("X-A: ab"), None),
         ("{ name = 'X-A', pattern = '' }", mail("X-A: ab"), ValueError),
@@ -75,8 +74,7 @@ def test_auth(rules_of, table, found):
          mail("A: 2"), "a: 2"),
         ("[{ name = 'A', matches = 'x' }, { name = 'B', pattern = 'y' }]", mail("B: yy"), "b: yy"),
         ("[{ name = 'A', pattern = 'x' }, { name = 'A', pattern = 'y' }]", mail("A: y"), "a: y"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_header_pattern(evaluate, tables, content, found):
     text = rule(TAG, when=f"{{ header = {tables} }}")
     if found is ValueError:
@@ -87,8 +85,8 @@ def test_header_pattern(evaluate, tables, content, found):
     assert [each.because[0].value for each in hits] == ([found] if found is not None else [])
 
 
-@pytest.mark.parametrize(
-    ("value", "over", "matching"),
+@each_row(
+    "value, over, matching",
     [
         ("5.1", 5, True),
         ("5", 5, False),
@@ -129,8 +127,8 @@ def test_over_is_strictly_greater(value, over):
     assert condition.matches(MessageView(message, message.content, {})) is (value > over)
 
 
-@pytest.mark.parametrize(
-    ("when", "session", "matching"),
+@each_row(
+    "when, session, matching",
     [
         ("client = '10.0.0.0/8'", {"client": "10.1.2.3"}, True),
         ("client = '10.0.0.0/8'", {"client": "11.1.2.3"}, False),
@@ -181,8 +179,9 @@ def groups(tmp_path):
 
 
 @pytest.mark.usefixtures("groups")
-@pytest.mark.parametrize(
-    ("globs", "address", "matching"),
+@pytest.mark.parametrize("key", ["sender", "recipient", "header_from", "to_or_cc"])
+@each_row(
+    "globs, address, matching",
     [
         ("'group:staff'", "ann@in.test", True),
         ("'group:staff'", "ANN@IN.TEST", True),
@@ -204,7 +203,6 @@ def groups(tmp_path):
         ("['group:own', 'group:staff']", "x@y.test", False),
     ],
 )
-@pytest.mark.parametrize("key", ["sender", "recipient", "header_from", "to_or_cc"])
 def test_groups(evaluate, key, globs, address, matching):
     asked = {"sender": address} if key == "sender" else {"to": [address]}
     if key == "header_from":
@@ -218,8 +216,8 @@ def test_groups(evaluate, key, globs, address, matching):
     assert matches(exempt) is not matching
 
 
-@pytest.mark.parametrize(
-    ("fields", "value"),
+@each_row(
+    "fields, value",
     [
         (["From: a@b.test, Ann <Ann@in.test>"], "Ann@in.test"),
         (["From: a@b.test", "From: c@in.test"], "c@in.test"),
@@ -233,8 +231,8 @@ def test_each_address_in_from_counts(evaluate, fields, value):
     assert [each.because[0].value for each in hits] == ([value] if value else [])
 
 
-@pytest.mark.parametrize(
-    ("fields", "value"),
+@each_row(
+    "fields, value",
     [
         (["To: x@b.test, Ann <ann@xn--bcher-kva.test>"], "ann@xn--bcher-kva.test"),
         (["To: x@b.test", "cc: ann@bücher.test"], "ann@xn--bcher-kva.test"),

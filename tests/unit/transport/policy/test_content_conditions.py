@@ -28,6 +28,7 @@ from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import PatternSet
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.contents import as_large
+from tests.support.tables import each_row
 from tests.unit.transport.policy.test_body_text import Counted
 
 PE_TYPE = "application/vnd.microsoft.portable-executable"
@@ -76,9 +77,8 @@ OCTETS, PDF = "application/octet-stream", "application/pdf"
 NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + mixed(part(PE), boundary=b"i")
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+@each_row("content, found", [
         pytest.param(mixed(TEXT, part(PE, name="a.exe")), [(("a.exe",), (OCTETS, PE_TYPE))], id="base64"),
         pytest.param(mixed(part(PE, PDF, "a.pdf")), [(("a.pdf",), (PDF, PE_TYPE))], id="another name and type"),
         pytest.param(mixed(part(PE, encoding="quoted-printable")), [((), (OCTETS, PE_TYPE))], id="quoted-printable"),
@@ -102,9 +102,7 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + mixed(part(
         pytest.param(b"Content-Type: application/x-zip\r\nContent-Type: text/plain\r\n\r\nPK\3\4", [((), ("application/x-zip", "application/zip"))], id="two types"),
         pytest.param(TEXT, [], id="a text alone"),
         pytest.param(b"", [], id="no message"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+    ])  # fmt: skip
 def test_attachments_have_all_names_and_types(content, found, form):
     assert found_in(form(content)) == found
     assert may_have_attachments(ParsedContent.of(content)) or not found
@@ -154,9 +152,7 @@ def test_of_a_large_attachment_only_the_beginning_is_decoded(monkeypatch):
     assert body.most_bytes <= BLOCK_BYTES
 
 
-@pytest.mark.parametrize(
-    ("value", "content", "matches", "shown"),
-    [
+@each_row("value, content, matches, shown", [
         ({"name": "*.exe"}, mixed(part(PE, name="A.EXE")), True, f"a.exe ({OCTETS}, {PE_TYPE})"),
         ({"name": ["*.com", "*.exe"]}, mixed(part(PNG, name="a.exe")), True, f"a.exe ({OCTETS}, image/png)"),
         ({"name": "\uff0a.\uff45\uff58\uff45"}, mixed(part(PNG, name="a.exe")), True, f"a.exe ({OCTETS}, image/png)"),
@@ -170,8 +166,7 @@ def test_of_a_large_attachment_only_the_beginning_is_decoded(monkeypatch):
         ({"type": "*"}, TEXT, False, ""),
         ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a.pdf")), True, f"a.pdf ({OCTETS}, {PE_TYPE})"),
         ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a"), part(PNG, name="b.pdf")), False, f"a ({OCTETS}, {PE_TYPE}), b.pdf ({OCTETS}, image/png)"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_one_attachment_has_the_name_and_the_type(value, content, matches, shown):
     condition = AttachmentCondition.parse(value, {})
     assert condition == AttachmentCondition.parse(value, {})
@@ -187,9 +182,7 @@ LETTER = mixed(
 )
 
 
-@pytest.mark.parametrize(
-    ("value", "matches", "shown"),
-    [
+@each_row("value, matches, shown", [
         ({"words": "Invoice"}, True, "invoice"),
         ({"words": ["now", "see", "no"]}, True, "now, see"),
         ({"words": "please pay"}, True, "please pay"),
@@ -208,8 +201,7 @@ LETTER = mixed(
         ({"pattern": r"https?://\S+"}, True, "https://pay.test/a"),
         ({"pattern": ["no", r"\bYOUR\s+\w+"]}, True, "no"),
         ({"pattern": "(?-i:invoicE)"}, False, "See https://pay.test/a Your invoice — please pay now!"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_body_is_compared_as_a_reader_sees_it(value, matches, shown):
     condition = BodyCondition.parse(value, {})
     assert {condition: 1}[BodyCondition.parse(value, {})]
@@ -220,9 +212,7 @@ def test_a_body_is_compared_as_a_reader_sees_it(value, matches, shown):
 BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondition
 
 
-@pytest.mark.parametrize(
-    ("kind", "value", "expected"),
-    [
+@each_row("kind, value, expected", [
         (ATTACHMENT, "*.exe", "a table with name, type or both"),
         (ATTACHMENT, {}, "a table with name, type or both"),
         (ATTACHMENT, {"inside": True}, "a table with .* unreadable: name or type is missing"),
@@ -244,8 +234,7 @@ BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondi
         (BODY, {"pattern": "("}, "a regular expression that RE2 accepts"),
         (BODY, {"pattern": [1]}, "a text or a list of texts"),
         (NAME, [1], "a text or a list of texts"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_wrong_says_what_was_expected(kind, value, expected):
     with pytest.raises(ValueError, match="(^|expected )" + expected):
         kind.parse(value, {})
@@ -255,8 +244,8 @@ BIG = mixed(TEXT, part(PE * 1000, name="a.exe"))
 MANY = mixed(TEXT, *[part(b"x", name="a.exe")] * 999)
 
 
-@pytest.mark.parametrize(
-    ("condition", "content", "needs"),
+@each_row(
+    "condition, content, needs",
     [
         (NAME.parse("*.exe", {}), BIG, True),
         (NAME.parse("*.exe", {}), mixed(part(PE)), False),

@@ -14,6 +14,7 @@ from relay.transport.policy.actions import (
 )
 from relay.transport.policy.rule_files import PolicyError, read_rules
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 SIGNED = MAIL.replace(b"\r\n\r\nbody", b"\r\nContent-Type: application/pkcs7-mime\r\n\r\nbody")
@@ -25,9 +26,7 @@ def action(text="Only for you", **keys):
     return f"{{ disclaimer = {{ {pairs} }} }}"
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+@each_row("value, expected", [
         ("'x'", 'expected a table { text = "For the addressee only" }; it may also have html, where'),
         ("{ text = 'x', Where = 'end' }", 'Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)'),
         ("{ html = 'x' }", "it may also have html, where, fallback"),
@@ -43,8 +42,7 @@ def action(text="Only for you", **keys):
         ("{ text = 'x', html = '<style>x' }", "expected markup that does not end inside"),
         ("{ text = 'x', where = 'top' }", 'where: found "top", expected one of end, start'),
         ("{ text = 'x', fallback = 'defer' }", 'fallback: found "defer", expected one of wrap, ignore, reject'),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_fault_says_what_was_expected(rules_of, value, expected):
     with pytest.raises(PolicyError) as raised:
         rules_of(rule(f"{{ disclaimer = {value} }}"))

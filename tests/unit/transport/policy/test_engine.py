@@ -13,6 +13,7 @@ from relay.transport.policy.engine import EvaluationStoppedError
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict
 from relay.transport.policy.rules import OverallVerdict
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -23,9 +24,7 @@ def hits(verdict):
     return [hit.rule for hit in verdict.hits]
 
 
-@pytest.mark.parametrize(
-    ("when", "message", "matches"),
-    [
+@each_row("when, message, matches", [
         ("sender = 'A@IN.*'", {}, True),
         ("sender = ['x', '*@in.test']", {}, True),
         ("sender = '*@out.test'", {}, False),
@@ -55,8 +54,7 @@ def hits(verdict):
         ("direction = ['outbound', 'internal']", {"to": ["b@in.test"]}, True),
         ("sender = '*@in.test', subject = 'hello'", {}, True),
         ("sender = '*@in.test', subject = 'other'", {}, False),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches):
     if matches is None:
         with pytest.raises(Exception, match="globs of 1 to"):
@@ -67,9 +65,7 @@ def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches
     assert (verdict.recipients[0].action is VerdictAction.REJECT) is matches
 
 
-@pytest.mark.parametrize(
-    ("when", "message", "found"),
-    [
+@each_row("when, message, found", [
         ("sender = '*@in.test'", {}, {"sender": "a@in.test"}),
         ("sender = '<>'", {"sender": ""}, {"sender": "<>"}),
         ("subject = 'hel*', recipient = 'b@*'", {}, {"subject": "hello", "recipient": "b@out.test"}),
@@ -80,8 +76,7 @@ def test_a_rule_matches_if_all_conditions_match(evaluate, when, message, matches
          {"source": "smtp", "direction": "outbound"}),
         ("subject = '*'", {"content": b"Subject: %s\r\n\r\n" % (b"x" * 200)},
          {"subject": f"{'x' * 120}…"}),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_match_says_what_each_condition_found(evaluate, when, message, found):
     (hit,) = evaluate(rule(TAG, when=f"{{ {when} }}"), **message).hits
     assert hit.as_json()["because"] == [
@@ -99,8 +94,8 @@ def test_the_name_of_an_attachment_that_matches_is_found(evaluate):
     assert hit.because == (Finding("attachment_name", "setup.exe"),)
 
 
-@pytest.mark.parametrize(
-    ("unless", "exempt"),
+@each_row(
+    "unless, exempt",
     [
         ("sender = 'a@*'", True),
         ("sender = 'x@*', subject = 'hello'", True),  # any exception exempts
@@ -199,7 +194,7 @@ def test_an_edit_without_effect_makes_no_second_content(evaluate):
     assert evaluate(rule('{ remove_header = "X-None" }')).contents == (MAIL,)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "content",
     [b"", b"\r\n", b"\r\nbody", b"no header\r\n\r\nat all", b"Subject: only\r\n", b" \r\n\r\n"],
 )

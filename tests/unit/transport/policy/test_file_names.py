@@ -19,6 +19,7 @@ from relay.transport.policy.message_parts import TooManyPartsError, message_part
 from relay.transport.policy.rule_files import load_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict
 from relay.transport.policy.rules import OverallVerdict
+from tests.support.tables import each_row
 
 # Also as Content-Type, with name.
 DISPOSITIONS = r"""
@@ -303,14 +304,14 @@ def is_refused_whole(text: str) -> bool:
     return overall_verdict(RULES.evaluate(mail)) is OverallVerdict.REJECT
 
 
-@pytest.mark.parametrize("disposition", [*DISPOSITIONS, *OTHERS])
+@each_row("disposition", [*DISPOSITIONS, *OTHERS])
 def test_a_program_is_refused_however_its_name_is_written(disposition):
     assert is_refused(part("Content-Type: a/b", f"Content-Disposition: {disposition}"))
     kind = disposition.replace("filename", "name").replace("attachment", "a/b", 1)
     assert is_refused(part(f"Content-Type: {kind}"))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@each_row("structure", STRUCTURES)
 def test_a_program_is_refused_wherever_it_is(structure):
     assert is_refused(STRUCTURES[structure])
 
@@ -327,7 +328,7 @@ def test_a_text_with_a_boundary_is_read_as_parts(kind):
     assert is_refused_whole(mixed(BAT, kind=kind)) == ("=b" in kind)
 
 
-@pytest.mark.parametrize("kind", BOUNDARIES)
+@each_row("kind", BOUNDARIES)
 def test_a_program_is_refused_however_its_boundary_is_written(kind):
     assert is_refused(mixed(BAT, "c", kind))
 
@@ -361,7 +362,7 @@ MESSAGES = ("message/rfc822", "message/global", "multipart/digest")
 SIZES = [*product(MESSAGES, ENCODERS, (1_000, 200_000)), *product(MESSAGES[:1], ENCODERS, (10**7,))]
 
 
-@pytest.mark.parametrize(("kind", "encoding", "size"), SIZES)
+@each_row("kind, encoding, size", SIZES)
 def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding, size):
     started = time.process_time()
     for attached, expected in ((BAT, True), (part(f"{ATTACHED}; filename=a.pdf"), False)):
@@ -376,10 +377,7 @@ def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding,
     assert time.process_time() - started < 1 + size / 10**6
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["bat.pdf", "v.bat.pdf", "v.bat: notes.pdf", "cost::$5.pdf", "<v.bat>.pdf", "v.bat 10:30.pdf", "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="],
-)  # fmt: skip
+@each_row("name", ["bat.pdf", "v.bat.pdf", "v.bat: notes.pdf", "cost::$5.pdf", "<v.bat>.pdf", "v.bat 10:30.pdf", "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="])  # fmt: skip
 def test_a_document_passes(name):
     assert not is_refused(part(f'{ATTACHED}; filename="{name}"; size=3; x="v.bat"'))
     assert not is_refused(part("Content-Type: text/plain", body="begin again 644 v.bat"))
@@ -411,7 +409,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@each_row("kind", HOSTILE)
 def test_hostile_parts_take_linear_time(kind):
     first = "Content-Type: multipart/x; boundary=b0\r\n" if kind == "boundaries" else ""
     content = (first + mixed(HOSTILE[kind])).encode()

@@ -14,6 +14,7 @@ from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.patterns import PatternError, PatternSet
 from relay.transport.policy.rule_files import PolicyError, read_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 HOLD = rule("{ hold = 'a look' }", name="h", when="{ recipient = 'b@*' }")
@@ -33,15 +34,14 @@ def test_a_hold_keeps_the_reason_and_the_keys_of_the_first_rule_that_holds(evalu
     assert [hit.rule for hit in verdict.hits] == ["h", "l"]
 
 
-@pytest.mark.parametrize(
-    ("later", "expected"),
+@each_row(
+    "later, expected",
     [
         (rule("{ reject = '5.7.1 no' }"), [("reject", False), ("reject", False)]),
         (rule("{ discard = true }"), [("discard", False), ("discard", False)]),
         (rule("{ redirect = 'x@out.test' }"), [("redirect", True), ("redirect", False)]),
         (rule("{ subject_prefix = '[X]' }"), [("deliver", True), ("deliver", False)]),
     ],
-    ids=["reject", "discard", "redirect", "edit"],
 )
 def test_later_rules_still_apply_to_what_is_held(evaluate, later, expected):
     verdict = evaluate(HOLD, later, to=BOTH)
@@ -52,8 +52,8 @@ LATER = rule("{ reject = '5.7.1 no' }", name="later")
 JUNK = Hold("quarantine", "r", silent=True)
 
 
-@pytest.mark.parametrize(
-    ("before", "to", "held"),
+@each_row(
+    "before, to, held",
     [
         ("", "b@in.test", None),
         ("", "b@out.test", JUNK),
@@ -90,8 +90,8 @@ def test_only_the_copy_of_a_redirect_is_held_with_its_recipient(evaluate, action
     assert (added.address, bool(added.hold)) == ("x@out.test", is_held)
 
 
-@pytest.mark.parametrize(
-    ("rules", "overall"),
+@each_row(
+    "rules, overall",
     [
         ([HOLD], "accept"),  # c@ gets it
         ([rule("{ hold = 'x' }")], "hold"),
@@ -117,8 +117,8 @@ def test_a_deferral_beats_a_reject_before_it_and_ends_the_evaluation(evaluate):
     assert [hit.rule for hit in verdict.hits] == ["no", "wait"]
 
 
-@pytest.mark.parametrize(
-    ("next_hop", "found"),
+@each_row(
+    "next_hop, found",
     [
         ("route:partner", "route:partner"),
         ("smtps://mx.example:465", "smtps://mx.example:465"),
@@ -135,7 +135,7 @@ def test_the_last_next_hop_counts_for_the_recipients_that_matched(evaluate, next
     assert [one.next_hop for one in verdict.recipients] == ["smtp://first.example:25", found]
 
 
-@pytest.mark.parametrize("hop", ["mx", "smtp://h.test:25", "lmtp:unix:/l", "capture", "hold"])
+@each_row("hop", ["mx", "smtp://h.test:25", "lmtp:unix:/l", "capture", "hold"])
 def test_a_rule_sends_mail_by_a_route(tmp_path, hop):
     (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
     assert read_rules(tmp_path, routes={"partner": hop}).rules
@@ -165,8 +165,8 @@ def test_a_route_by_which_no_mail_leaves_is_a_fault(tmp_path, routes, found):
     assert (fault.line, fault.message) == (3, found)
 
 
-@pytest.mark.parametrize(
-    ("per", "message", "key"),
+@each_row(
+    "per, message, key",
     [
         ("sender", {}, "a@in.test"),
         ("sender", {"sender": ""}, "<>"),

@@ -25,6 +25,7 @@ from relay.transport.policy.message_parts import (
 )
 from tests.support.contents import as_large
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 
 def names_in(content):
@@ -46,9 +47,7 @@ INNER = mixed(EXE, boundary=b"bb", end=b"\r\n--bb--\r\n")
 NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
 
 
-@pytest.mark.parametrize(
-    ("content", "names"),
-    [
+@each_row("content, names", [
         (b"Subject: setup.exe\r\n\r\nfilename=setup.exe", ()),
         (b"Content-Type: text/plain\r\n\r\n--b\r\n" + EXE, ()),
         (mixed(EXE), ("a.exe",)),
@@ -77,8 +76,7 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
         (b"Content-Type: multipart/mixed\r\n\r\n--\r\n" + EXE, ("a.exe",)),
         (mixed(EXE, end=b"\r\n--b--\r\n--b\r\n" + EXE), ("a.exe",)),
         (b"", ()),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_all_names_are_found_and_normalised(content, names):
     found = names_in(content)
     assert found[: len(names)] == names
@@ -89,9 +87,8 @@ def test_all_names_are_found_and_normalised(content, names):
 TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; boundary=%s\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+@each_row("content", [
         TYPES % (b"b", b"q") + b"--b\r\n" + EXE,
         TYPES % (b"q", b"b") + b"--b\r\n" + EXE,
         TYPES % (b"b", b"b") + b"--b\r\n" + EXE,
@@ -112,14 +109,7 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         mixed(EXE.replace(b"data", b"da\r\n--b words\r\n\r\nta")),
         b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
         mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
-    ],
-    ids=["first type", "last type", "same", "nested", "a comment kept", "a comment", "odd type",
-         "header to the blank line", "header to the last field", "encoded",
-         "an inner end before a part", "one boundary", "one boundary of a digest",
-         "one boundary, outer digest", "words", "a no-break space", "words after an inner end",
-         "words in a file", "an end before a part", "the end of the inner is a boundary"],
-)  # fmt: skip
-@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+    ])  # fmt: skip
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
     assert set(names_in(form(content))) == {"a.exe"}
 
@@ -148,7 +138,8 @@ def test_a_damaged_message_never_raises(rubbish):
     names_in(b"Content-Type: multipart/x; boundary=" + rubbish)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
+@each_row(
     "content",
     [
         mixed(*[b"\r\n"] * (ENTITIES_MAX - 1), EXE),
@@ -160,18 +151,7 @@ def test_a_damaged_message_never_raises(rubbish):
         mixed(b"\r\n--b" + b" " * 1000 + b"\r\n" + EXE),
         mixed(attached(b"x\r\n" + b"A: b\r\n" * (HEADER_OCTETS_MAX // 6)), EXE),
     ],
-    ids=[
-        "parts",
-        "nesting",
-        "delimiters",
-        "long field",
-        "parameters",
-        "parameters of a type",
-        "padding",
-        "fields",
-    ],
 )
-@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
 def test_a_message_beyond_the_limits_of_the_scan_raises(content, form):
     with pytest.raises(TooManyPartsError):
         names_in(form(content))
@@ -296,7 +276,7 @@ def hostile(kind: str, size: int) -> bytes:
     return mixed(*[b"X: %d\r\n%s\r\n\r\nx" % (at, fields) for at in range(ENTITIES_MAX - 1)])
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@each_row("kind", HOSTILE)
 def test_a_thousand_hostile_parts_take_less_than_a_second(kind):
     content = ParsedContent.of(hostile(kind, 4000))
     times = []

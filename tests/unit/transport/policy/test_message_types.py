@@ -8,6 +8,7 @@ from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 
 HOLD = "{ hold = 'x' }"
@@ -27,9 +28,7 @@ CALENDAR = "Content-Type: text/calendar; method=REQUEST\r\n\r\nBEGIN:VCALENDAR"
 PLAIN = "Content-Type: text/plain\r\n\r\nhi"
 
 
-@pytest.mark.parametrize(
-    ("content", "kinds"),
-    [
+@each_row("content, kinds", [
         (mail("Subject: x"), ""),
         (mail("Auto-Submitted: auto-generated"), "automatic"),
         (mail("Auto-Submitted: Auto-Replied; owner-email=a@b.test"), "automatic"),
@@ -66,8 +65,7 @@ PLAIN = "Content-Type: text/plain\r\n\r\nhi"
         (multipart(PLAIN, "Content-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n" + CALENDAR + "\r\n--c--"), "calendar"),
         (multipart(PLAIN, f"Content-Type: message/rfc822\r\n\r\n{CALENDAR}"), ""),
         (multipart(PLAIN, "Content-Type: text/plain; name=a.ics\r\n\r\nx"), ""),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_types_of_a_message(evaluate, content, kinds):
     expected = kinds.split(", ") if kinds else []
     text = "".join(

@@ -10,6 +10,7 @@ from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 TAG = "{ subject_prefix = '[X]' }"
@@ -22,8 +23,8 @@ def message(content=MAIL, to=BOTH):
     return examined_message("a@in.test", to, content, source=Source.SMTP, local_domains={"in.test"})
 
 
-@pytest.mark.parametrize(
-    ("key", "conditions", "recipients"),
+@each_row(
+    "key, conditions, recipients",
     [
         ("when", f"any = [{FAILS}, {HOLDS}]", BOTH),
         ("when", f"any = [{FAILS}, {FAILS}]", None),
@@ -51,9 +52,7 @@ def test_whom_a_rule_matches(evaluate, key, conditions, recipients):
     assert [hit.recipients for hit in hits] == ([recipients] if recipients else [])
 
 
-@pytest.mark.parametrize(
-    ("conditions", "line", "key", "message"),
-    [
+@each_row("conditions, line, key, message", [
         ("any = []", 4, "when.any", "found an empty list, expected a list of tables of conditions"),
         ("all = 'x'", 4, "when.all", 'found "x", expected a list of tables'),
         ("all = { subject = 'x' }", 4, "when.all", "found a table, expected a list of tables"),
@@ -64,8 +63,7 @@ def test_whom_a_rule_matches(evaluate, key, conditions, recipients):
          'found "up", expected one of inbound'),
         ("any = [ { all = [ { any = [\n{ all = [ { subject = 'x' } ] } ] } ] } ]", 5,
          "when.any.all.any.all", "found a list of conditions inside 3 others, expected at most 3"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults(rules_of, conditions, line, key, message):
     with pytest.raises(PolicyError) as caught:
         rules_of(rule(TAG, when=f"{{ {conditions} }}"))
@@ -126,8 +124,8 @@ def test_a_key_that_does_not_match_in_a_list_that_does_is_no_reason(rules_of):
 DEEP = "{ header = { name = 'X-Old', pattern = '1' } }"
 
 
-@pytest.mark.parametrize(
-    ("conditions", "needs_thread"),
+@each_row(
+    "conditions, needs_thread",
     [
         (f"any = [{DEEP}, {HOLDS}]", False),  # the quick table is asked first, and is enough
         (f"any = [{DEEP}, {FAILS}]", True),
@@ -147,8 +145,8 @@ def test_a_thread_is_needed_only_where_a_deep_condition_decides(rules_of, condit
     assert rules.index.pattern_sets  # that of the nested condition
 
 
-@pytest.mark.parametrize(
-    ("conditions", "is_candidate"),
+@each_row(
+    "conditions, is_candidate",
     [
         (f"any = [{FAILS}, {{ sender = 'x@*' }}]", False),
         (f"any = [{FAILS}, {HOLDS}]", True),

@@ -16,14 +16,15 @@ from relay.transport.policy.patterns import (
     PatternError,
     PatternSet,
 )
+from tests.support.tables import each_row
 
 
 def set_of(*texts):
     return PatternSet(map(Pattern.parse, texts))
 
 
-@pytest.mark.parametrize(
-    ("pattern", "text", "matches"),
+@each_row(
+    "pattern, text, matches",
     [
         ("b+", "abbc", True),
         ("^b", "ab", False),
@@ -44,9 +45,7 @@ def test_a_pattern_is_found_anywhere_without_regard_to_case(pattern, text, match
     assert bool(set_of(pattern).matching(text)) is matches
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+@each_row("value, expected", [
         ("", "a regular expression"),
         (3, "a regular expression"),
         ("a(", 'RE2 accepts: it says "missing '),
@@ -58,8 +57,7 @@ def test_a_pattern_is_found_anywhere_without_regard_to_case(pattern, text, match
         ("a" * 1000, f"at most {PATTERN_STEPS_MAX} steps, not 100"),
         (r"\pL{9}", f"at most {PATTERN_STEPS_MAX} steps"),
         ("((a{100}){100}){100}", "RE2 accepts: it says"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_pattern_that_re2_refuses_or_that_is_too_large_is_a_fault(capfd, value, expected):
     with pytest.raises(ValueError, match=expected):
         Pattern.parse(value)

@@ -14,6 +14,7 @@ from relay.transport.policy.actions import ACTIONS
 from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.rule_files import load_rules
 from relay.transport.policy.rule_tests import untested
+from tests.support.tables import each_row
 
 DOCS = Path(__file__).parents[4] / "docs"
 PAGES = [
@@ -107,7 +108,7 @@ def test_each_condition_has_an_example_that_loads(tmp_path, key):
     assert len(load_rules(tmp_path).rules) == len(examples)
 
 
-@pytest.mark.parametrize("key", ACTIONS)
+@each_row("key", ACTIONS)
 def test_each_action_is_described(tmp_path, key):
     described = dict(cells("Actions", 2))
     names = [name for name, _ in cells("Actions", 0)]

@@ -9,6 +9,7 @@ from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import PolicyError, load_rules
 from relay.transport.policy.rule_tests import examined_message, format_check
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 HOLD = "{ hold = 'x' }"
@@ -16,8 +17,8 @@ MESSAGE = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_dom
 DATES = {"from": "'2026-12-01'", "until": "2026-12-24"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "now", "why"),
+@each_row(
+    "keys, now, why",
     [
         (DATES, "2026-11-30T23:59:59.999999Z", "not before 2026-12-01"),
         (DATES, "2026-12-01T00:00:00Z", ""),
@@ -45,9 +46,7 @@ def test_a_rule_is_off_outside_of_its_dates(rules_of, keys, now, why):
     assert line.endswith(f"r: hold ({why})" if why else "r: hold")
 
 
-@pytest.mark.parametrize(
-    ("keys", "line", "message"),
-    [
+@each_row("keys, line, message", [
         ({"from": "'1.12.2026'"}, 4, 'from: found "1.12.2026", expected a date such as 2026-12-01'),
         ({"from": "'20261201'"}, 4, 'from: found "20261201", expected a date'),
         ({"from": "'2026-02-30'"}, 4, "expected a date"),
@@ -56,8 +55,7 @@ def test_a_rule_is_off_outside_of_its_dates(rules_of, keys, now, why):
         ({"until": "20261201"}, 4, "expected a date"),
         ({"from": "2026-12-02", "until": "'2026-12-01'"}, 5,
          'until: found "2026-12-01", expected no day before from, which is 2026-12-02'),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults(rules_of, keys, line, message):
     with pytest.raises(PolicyError) as caught:
         rules_of(rule(HOLD, **keys))

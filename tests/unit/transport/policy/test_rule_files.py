@@ -7,6 +7,7 @@ import pytest
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, SET_STEPS_MAX
 from relay.transport.policy.rule_files import PolicyError, load_rules, read_rules, slow_patterns
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 
 REJECT = '{ reject = "5.7.1 no" }'
@@ -49,9 +50,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
     assert [each.name for each in read_rules(tmp_path).files] == ["10-a.toml", "20-b.toml"]
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "key", "message"),
-    [
+@each_row("text, line, key, message", [
         ("[[rule]\n", 1, "", "found no valid TOML"),
         ("\n[[rules]]\n", 2, "rules", 'did you mean "rule"'),
         ("rule = 3\n", 1, "rule", "found 3, expected [[rule]]"),
@@ -171,8 +170,7 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (CASE + "expect = { verdict = 'accept', reason = 3 }", 5, 'test "t": expect.reason', "found 3, expected a text"),
         (CASE + "expect = { verdict = 'accept', next_hop = 'hold' }", 5, 'test "t": expect.next_hop', 'expected "route:NAME" or'),
         (CASE + "expect = { verdict = 'accept' }\nsource = 'x'", 6, 'test "t": source', "one of graph, smtp"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, line, key, message):
     fault = fault_of(rules_of, text)
     assert (fault.file.name, fault.line, fault.key) == ("00-rules.toml", line, key)

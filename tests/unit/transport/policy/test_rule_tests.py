@@ -15,6 +15,7 @@ from relay.transport.policy.rule_tests import (
     format_test_results,
     run_tests,
 )
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
@@ -78,9 +79,7 @@ def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
     ]
 
 
-@pytest.mark.parametrize(
-    ("then", "lines"),
-    [
+@each_row("then, lines", [
         ("{ hold = 'a look' }", ["b@out.test: held: a look (r)", "verdict: hold"]),
         ("{ defer = '4.7.1 later' }", ["deferred: 4.7.1 later (r)", "verdict: defer"]),
         ("{ next_hop = 'route:x' }", ["b@out.test: delivered by route:x", "verdict: accept"]),
@@ -94,8 +93,7 @@ def test_try_lists_each_rule_with_its_conditions_and_each_recipient(rules_of):
         ("{ quarantine = 'z@in.test' }",
          ["b@out.test: quarantined (z@in.test) (r)", "z@in.test: gets a copy (r)",
           "verdict: accept"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
     message = examined_message(
         "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=(), login="Ann"
@@ -111,9 +109,7 @@ def test_check_lists_the_rules(rules_of):
     assert output.document["rules"][0]["line"] == 1
 
 
-@pytest.mark.parametrize(
-    ("then", "expect", "failure"),
-    [
+@each_row("then, expect, failure", [
         (REJECT, "verdict = 'reject', rules = ['r'], rejected = ['b@out.test']", None),
         (REJECT, "verdict = 'reject', rules = []", 'found rules "r", expected none'),
         (REJECT, "verdict = 'reject', rejected = []", 'found rejected "b@out.test", expected none'),
@@ -155,8 +151,7 @@ def test_check_lists_the_rules(rules_of):
         (TAG, "verdict = 'accept', body = ['a  first', 'line']", None),
         (TAG, "verdict = 'accept', body = 'third'",
          'found body "a first line", expected "third" in it'),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_rule_test_passes_or_reports_its_failures(rules_of, then, expect, failure):
     rules = rules_of(rule(then) + CASE + BODY + f"expect = {{ {expect} }}\n")
     [result] = run_tests(rules)
@@ -177,8 +172,8 @@ def test_rules_of_other_files_do_not_break_a_rule_test(rules_of):
     assert [each.failures for each in run_tests(rules)] == [(), ()]
 
 
-@pytest.mark.parametrize(
-    ("describing", "when"),
+@each_row(
+    "describing, when",
     [
         ("subject = 'Grüße'", "subject = 'grüße'"),
         ("headers = { X-A = 'ja' }", "header = { name = 'x-a', matches = 'ja' }"),
@@ -210,9 +205,7 @@ def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
         load_rules(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("keys", "when", "verdict"),
-    [
+@each_row("keys, when, verdict", [
         ("login = 'Ann'", "{ login = 'ann' }", "reject"),
         ("client = '192.0.2.9'", "{ client = '192.0.2.0/24' }", "reject"),
         ("recipients = 3", "{ recipients_over = 2 }", "reject"),
@@ -222,8 +215,7 @@ def test_a_rule_test_uses_the_configured_local_domains(rules_of, tmp_path):
          "{ direction = 'internal' }", "reject"),
         ("body = 'Grüße'", "{ header = { name = 'Content-Type', matches = '*utf-8' } }", "reject"),
         ("body = 'Gr'", "{ header = { name = 'Content-Type', matches = '*' } }", "accept"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_who_sends_the_message_of_a_rule_test(rules_of, tmp_path, keys, when, verdict):
     expect = f"\nexpect = {{ verdict = '{verdict}' }}\n"
     rules_of(rule(REJECT, when=when) + CASE + keys + expect)

@@ -13,6 +13,7 @@ from relay.transport.policy import message_parts
 from relay.transport.policy.rule_files import load_rules, read_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict, run_tests, untested
 from relay.transport.policy.rules import OverallVerdict, RuleMode
+from tests.support.tables import each_row
 
 NAMES = tuple(each.name for each in read_rules(shipped("policies")).rules)
 PLAIN = (
@@ -46,9 +47,7 @@ def test_every_shipped_rule_has_a_test_that_it_matches_and_one_that_it_does_not(
         assert any(rule.name not in expected for expected in own)
 
 
-@pytest.mark.parametrize(
-    "names", [*zip(NAMES), NAMES], ids=lambda each: each[0] if each[1:] == () else "all"
-)
+@each_row("names", [*zip(NAMES), NAMES])
 def test_the_tests_of_all_pass_whichever_rules_are_enforced(names):
     rules = read_rules(shipped("policies"))
     enforced = [

@@ -15,6 +15,7 @@ from relay.transport.policy.rule_files import (
     unread_directories,
 )
 from relay.transport.policy.rules import first_of
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 
 OWN = ("acme.test", "other.test")
@@ -84,8 +85,8 @@ def test_a_link_out_of_the_directory_is_a_fault_also_if_there_is_nothing(home):
     assert (fault.file, "found a link out of" in fault.message) == (home / "groups", True)
 
 
-@pytest.mark.parametrize(
-    ("action", "may"),
+@each_row(
+    "action, may",
     [
         ('{ redirect = "x@%s" }', "redirect"),
         ('{ cc = ["y@acme.test", "x@%s"] }', "cc"),

@@ -15,6 +15,7 @@ from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.rule_book import RuleBook, TenantRules
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 OWN = ("acme.test", "globex.test", "own.test")
@@ -86,7 +87,7 @@ ORDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("message", "expected"), ORDERS.values(), ids=ORDERS)
+@each_row("message, expected", ORDERS.values())
 def test_the_order(book, message, expected) -> None:
     assert subjects(book(**SETS).evaluate(message)) == expected
 
@@ -117,7 +118,7 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize(("message", "when", "value"), SEEN.values(), ids=SEEN)
+@each_row("message, when, value", SEEN.values())
 def test_what_a_tenant_sees(book, message, when, value) -> None:
     hits = book(acme=rule(TAG("x"), when=when)).evaluate(message).hits
     assert [one.because[0].value for one in hits] == ([value] if value else [])
@@ -144,7 +145,7 @@ RULES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
+@each_row("case", RULES.values())
 def test_who_waits_for_a_recipients_tenant(book, case) -> None:
     text, content, expected, deferred = case
     rules = book(acme=text, late=rule(TAG("late"), name="late"))

@@ -1,8 +1,7 @@
 """A refusal as a line for people."""
 
-import pytest
-
 from relay.transport.refusals.refusal import Refusal, RefusalReason, line_of
+from tests.support.tables import each_row
 
 APP, ANN = "app@example.test", "ann@customer.example"
 LINES = {
@@ -30,6 +29,6 @@ LINES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "facts"), LINES.items())
+@each_row("line, facts", LINES.items())
 def test_a_refusal_is_one_line(line, facts):
     assert line_of(Refusal(at="", reason=RefusalReason.SYNTAX, **facts)) == line

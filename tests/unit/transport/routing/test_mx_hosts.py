@@ -20,10 +20,11 @@ from relay.transport.routing.mx_hosts import (
     mx_answer,
     outcome_of,
 )
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("unresolved", "kind", "status"),
+@each_row(
+    "unresolved, kind, status",
     [
         (NullMx("x.test"), Failed, "5.1.10"),
         (NoSuchDomain("x.test"), Failed, "5.1.2"),

@@ -13,6 +13,7 @@ from relay.transport.routing.route_table import (
     RouteTable,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ACCOUNTS = """
 [[account]]
@@ -73,9 +74,7 @@ def own_mx(domain):
     return RemoteRecipient(NextHop(HopKind.MX, domain), is_local=True)
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
+@each_row("address, expected", [
         # accounts; a catch_all of [mailboxes] is for mailboxes.domains alone
         ("nobody@example.test", LocalRecipient("alice@example.test")),
         ("nobody@ACME.test", LocalRecipient("carol@acme.test")),
@@ -108,8 +107,7 @@ def own_mx(domain):
         # another one
         ("who@other.test", RemoteRecipient(
             NextHop.parse("smtp://smart.test:25")._replace(route="smart"), "smart")),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_each_kind_of_domain_has_its_recipients(table, address, expected):
     found = table.examine(address)
     if isinstance(expected, str):
@@ -156,8 +154,8 @@ def test_local_mail_of_a_twin_is_delivered_to_the_same_mailbox(table):
     assert table.mailbox_for("postmaster@any.test") is None
 
 
-@pytest.mark.parametrize(
-    ("hop", "address", "fits"),
+@each_row(
+    "hop, address, fits",
     [
         (LOCAL, "alice@example.test", True),
         (LOCAL, "nobody@acme.test", True),

@@ -28,6 +28,7 @@ from relay.transport.routing.mx_hosts import (
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ZONE = {
     "three.test": {"MX": ["20 mx2.three.test", "10 mx1.three.test", "30 mx3.three.test"]},
@@ -97,8 +98,8 @@ def mx(domain):
     return NextHop(HopKind.MX, domain)
 
 
-@pytest.mark.parametrize(
-    ("domain", "expected"),
+@each_row(
+    "domain, expected",
     [
         ("three.test", Hosts((MX1, MX2, Host("mx3.three.test", 30, ("2001:db8::3",), PORT)))),
         ("null.test", NullMx("null.test")),
@@ -134,9 +135,7 @@ async def test_dns_answers_decide_the_hosts(dns, domain, expected):
     assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("domain", "expected"),
-    [
+@each_row("domain, expected", [
         ("three.test", [(10, "mx1", ""), (20, "mx2", ""), (30, "mx3", "")]),
         ("implicit.test", [(0, "implicit.test", "")]),
         ("no-target.test", [(10, "gone.test", "no address"), (20, "nothing.test", "no address")]),
@@ -149,8 +148,7 @@ async def test_dns_answers_decide_the_hosts(dns, domain, expected):
         ("loop-address.test", [(10, "other-name.test", "this relay"),
          (20, "mx2", "not preferred to this relay")]),
         ("[192.0.2.7]", []),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 async def test_the_mx_answer_says_which_hosts_are_skipped_and_why(dns, domain, expected):
     async with resolving(dns) as resolver:
         found = (await resolver.resolve(mx(domain))).mx
@@ -290,8 +288,8 @@ async def test_address_families_alternate_and_ipv4_is_first(dns):
     assert [":" in each for each in found.hosts[0].addresses] == [False, True, False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("host", "port", "expected"),
+@each_row(
+    "host, port, expected",
     [
         ("192.0.2.1", 2626, Hosts((Host("192.0.2.1", 0, ("192.0.2.1",), 2626),))),
         ("::1", 2626, Hosts((Host("::1", 0, ("::1",), 2626),))),
@@ -313,8 +311,8 @@ async def test_a_smarthost_is_that_host_and_port(dns, host, port, expected):
         assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("listener", "host", "is_own"),
+@each_row(
+    "listener, host, is_own",
     [
         (Address("0.0.0.0", PORT), "127.0.0.7", True),
         (Address("::", PORT), "::ffff:127.0.0.7", True),
@@ -333,8 +331,8 @@ async def test_a_listener_at_every_address_is_at_each_of_this_machine(dns, liste
     assert isinstance(found, MailLoop) == is_own
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         ("mx:implicit.test", MailLoop),
         ("mx:[127.0.0.9]", MailLoop),
@@ -388,7 +386,7 @@ async def test_local_and_capture_have_no_hosts(dns):
             await resolver.resolve(CAPTURE)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "mx:three.test",
@@ -405,13 +403,11 @@ async def test_a_relay_of_loopback_finds_hosts_there(dns, text):
     assert isinstance(found, Hosts)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["mx:three.test", "mx:[192.0.2.1]", "smtp://192.0.2.1:25", "smtps://three.test:465",
-     "smtp://[2001:db8::1]:25", "smtp://smarthost:25", "lmtp://192.0.2.1:24"],
-)  # fmt: skip
+@each_row("text", ["mx:three.test", "mx:[192.0.2.1]", "smtp://192.0.2.1:25", "smtps://three.test:465",
+     "smtp://[2001:db8::1]:25", "smtp://smarthost:25", "lmtp://192.0.2.1:24"])  # fmt: skip
 async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the system"))
+    dns.queries.clear()
     async with resolving(dns) as resolver:
         found = await LoopbackResolver(resolver).resolve(NextHop.parse(text))
     assert isinstance(found, TemporaryFailure)

@@ -17,6 +17,7 @@ from relay.transport.routing.route_table import (
     RemoteRecipient,
     RouteTable,
 )
+from tests.support.tables import each_row
 
 SMARTHOST = NextHop(HopKind.SMTP, "127.0.0.1", 2626)
 
@@ -51,8 +52,8 @@ def mx(domain):
     return RemoteRecipient(NextHop(HopKind.MX, domain))
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
+@each_row(
+    "address, expected",
     [
         ("alice@example.test", LocalRecipient("alice@example.test")),
         ("AL@Example.TEST", LocalRecipient("alice@example.test")),
@@ -67,8 +68,8 @@ def test_without_routes_a_mailbox_or_the_domains_mx(address, expected):
     assert table().examine(address) == expected
 
 
-@pytest.mark.parametrize(
-    ("address", "status"),
+@each_row(
+    "address, status",
     [
         ("nobody@example.test", "5.1.1"),
         ("bob@[192.0.2.1]", "5.1.2"),
@@ -86,9 +87,7 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
     assert found.text.startswith(f"{code} {status} <{address.replace('ü', 'u')}>: ")
 
 
-@pytest.mark.parametrize(
-    ("routes", "domain", "expected"),
-    [
+@each_row("routes, domain, expected", [
         ([("*.corp.test", "local"), ("a.corp.test", "capture")], "a.corp.test", None),
         ([("a.corp.test", "capture"), ("*.corp.test", "local")], "a.corp.test", CAPTURE),
         ([("*", "capture"), ("a.corp.test", "smtp://127.0.0.1:2626")], "a.corp.test", CAPTURE),
@@ -101,8 +100,7 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
         ([("*", "smtp://[::1]:25")], "x.test", NextHop(HopKind.SMTP, "::1", 25)),
         ([("*", "capture")], "[192.0.2.1]", CAPTURE),
         ([("*", "mx")], "[192.0.2.1]", NextHop(HopKind.MX, "[192.0.2.1]")),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_first_matching_route_wins(routes, domain, expected):
     found = table(*routes).next_hop_for(f"bob@{domain}")
     assert (found and found.without_route) == expected
@@ -155,8 +153,8 @@ def test_a_rejecting_route_says_why(text, status, reply):
     )
 
 
-@pytest.mark.parametrize(
-    ("address", "name"),
+@each_row(
+    "address, name",
     [
         ("bob@mx.test", "mx.test mx"),
         ("bob@host.test", "host.test smtp://127.0.0.1:2626"),
@@ -214,11 +212,8 @@ def test_mailbox_for_ignores_routes_and_unknown_users():
     assert routes.mailbox_for("nobody@example.test") is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["held", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
-     "reject:4.7.1 later", "reject:two\r\nlines"],
-)  # fmt: skip
+@each_row("text", ["held", "lmtp://127.0.0.1:25", "lmtp:unix:x", "smtp://h:25 x", "smtp://host", "smtp://host:0", "mx:other.test", "", "reject:",
+     "reject:4.7.1 later", "reject:two\r\nlines"])  # fmt: skip
 def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
     with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
         table(("x.test", text))
@@ -230,8 +225,8 @@ def test_a_mailbox_without_an_account_is_an_error(key):
         table(**{key: "who@example.test"})
 
 
-@pytest.mark.parametrize(
-    ("hop", "limits"),
+@each_row(
+    "hop, limits",
     [
         ("mx:big.test", (5, "100/60.0")),
         ("mx:mx.big.test", (None, "")),  # the first route that matches decides, and has none
@@ -346,8 +341,8 @@ def test_two_routes_to_one_host_may_differ_in_everything(tmp_path):
     assert made.options_for(NextHop.parse(f"{host} gone")).login is None
 
 
-@pytest.mark.parametrize(
-    ("sender", "hop"),
+@each_row(
+    "sender, hop",
     [
         ("me@a.test", "of-a"),
         ("ME@A.Test", "of-a"),
@@ -402,8 +397,9 @@ def test_who_answers_a_report_writes_to_the_postmaster(address):
     assert own.examine("postmaster@example.test") == LocalRecipient("carol@example.test")
 
 
-@pytest.mark.parametrize(
-    ("routes", "is_here"),
+@pytest.mark.parametrize("address", ["games@relay.test", "postmaster@Relay.test"])
+@each_row(
+    "routes, is_here",
     [
         ([("*", "smtp://h.test:25")], True),
         ([("*", "hold"), ("*", "mx")], True),
@@ -413,7 +409,6 @@ def test_who_answers_a_report_writes_to_the_postmaster(address):
         ([("*", "smtp://h.test:26"), ("*.test", "smtp://h.test:25")], False),
     ],
 )
-@pytest.mark.parametrize("address", ["games@relay.test", "postmaster@Relay.test"])
 def test_no_smarthost_gets_reports_to_the_name_of_this_host(routes, is_here, address):
     found = table(*routes, hostname="Relay.test", postmaster="carol@example.test")
     here = LocalRecipient("carol@example.test", is_answer=True, is_local=False)
@@ -463,9 +458,7 @@ HUB, ELSEWHERE = NextHop.parse("smtp://hub.test:587 hub"), "smtp://h.test:25"
 BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
 
 
-@pytest.mark.parametrize(
-    ("address", "way", "found"),
-    [
+@each_row("address, way, found", [
         ("x@b.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
         ("alice@example.test", "route:hub", RemoteRecipient(HUB, "hub", chosen=True)),
         ("x@b.test", ELSEWHERE, RemoteRecipient(BY_RULE_THERE, BY_RULE, chosen=True)),
@@ -483,8 +476,7 @@ BY_RULE_THERE = NextHop.parse(f"{ELSEWHERE} {BY_RULE}")
         ("x@c.test", "route:hub", RemoteRecipient(HUB, "hub", held="route brake", chosen=True)),
         ("x@c.test", ELSEWHERE,
          RemoteRecipient(BY_RULE_THERE, BY_RULE, held="route brake", chosen=True)),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_rule_chooses_the_next_hop(address, way, found):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
     assert made.examine_chosen(address, way, made.examine(address)) == found

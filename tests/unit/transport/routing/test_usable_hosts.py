@@ -1,15 +1,14 @@
 """Which TLS the hosts of a next hop get."""
 
-import pytest
-
 from relay.base.message.tls_policy import TlsDecision, TlsPolicy
 from relay.transport.routing.mx_hosts import Host, Hosts, NullMx
 from relay.transport.routing.route_table import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("name", "login", "level"),
+@each_row(
+    "name, login, level",
     [
         ("mail.test", True, "required"),
         ("mail.test", False, "opportunistic"),

@@ -31,6 +31,7 @@ from relay.transport.signing.key_files import ends_us, load_keys
 from relay.transport.signing.private_keys import EXPECTED, new_key, read_pem, write_pem
 from relay.transport.signing.signer import Signer
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ED25519 = write_pem(new_key("ed25519"))
 RSA_1024 = write_pem(new_key("rsa", bits=1024))
@@ -133,9 +134,7 @@ def test_the_smallest_and_the_largest_rsa_key_are_read(folder, bits):
     assert key.private.bits == bits
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
+@each_row("content, found", [
         (b"", "no key"),
         (b"\0\xff" * 1000, "no key"),
         (ED25519[:60], '"BEGIN PRIVATE KEY" and no private key that can be read'),
@@ -153,12 +152,7 @@ def test_the_smallest_and_the_largest_rsa_key_are_read(folder, bits):
         (pem(x25519.X25519PrivateKey.generate()), "a private key of the kind X25519"),
         (pem(dsa.generate_private_key(1024)), "a private key of the kind DSA"),
         (damaged_pem(), "a damaged RSA key"),
-    ],
-    ids=[
-        "empty", "binary", "cut Ed25519", "cut RSA", "public", "certificate", "OpenSSH",
-        "passphrase", "old passphrase", "EC", "Ed448", "X25519", "DSA", "damaged",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_file_without_a_usable_key_is_a_fault(folder, content, found):
     file = folder.file("s.pem", content)
     text = f"relay.toml:5: dkim[0].key: {file}: found {found}, expected {EXPECTED}"
@@ -286,8 +280,8 @@ def test_no_damage_of_an_rsa_key_ends_the_process_or_gives_a_key_that_does_not_h
     assert 50 < good < 1450
 
 
-@pytest.mark.parametrize(
-    ("until", "first_us"),
+@each_row(
+    "until, first_us",
     [
         ("", None),
         ("1970-01-01", 86_400_000_000),

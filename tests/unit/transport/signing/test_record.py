@@ -1,7 +1,6 @@
 """The DNS record of a key: RFC 6376 3.6.1, RFC 8463 4.2, RFC 8301."""
 
 import base64
-import itertools
 import re
 
 import dns.name
@@ -20,6 +19,7 @@ from relay.transport.signing.record import (
     txt_strings,
     zone_line,
 )
+from tests.support.tables import each_row
 
 # RFC 8463 A.2: the private key, and the record that belongs to it
 _RFC_SEED = base64.b64decode("nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=")
@@ -61,7 +61,7 @@ def _read_by_dnspython(name: str, text: str) -> tuple[bytes, ...]:
     return strings
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         f"v=DKIM1; k=rsa; p={P_RSA}",
@@ -79,8 +79,8 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
     assert compare_record(["v=spf1 -all", text], RSA).verdict is RecordVerdict.OK
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
+@each_row(
+    "text, fault",
     [
         (f"v=DKIM1; p={P_OTHER}", "found p= of another key, expected p= of this key"),
         ("v=DKIM1; k=rsa; p=", "found p= without a key, which revokes it, expected p= of this key"),
@@ -112,7 +112,6 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
         ("\x1b[2J" * 30, 'found "?[2J?[2J'),
         (f"v=DKIM1; p={P_RSA}{' ' * 9000}", "octets, expected tags"),
     ],
-    ids=itertools.count(),  # the keys differ from process to process
 )
 def test_what_is_wrong_is_said(text: str, fault: str) -> None:
     compared = compare_record([text], RSA)

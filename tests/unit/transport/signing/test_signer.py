@@ -18,6 +18,7 @@ from relay.transport.signing.private_keys import new_key
 from relay.transport.signing.signer import SignedContents, Signer
 from tests.support.dkim import record_of, verified
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 KEY = new_key("ed25519")
 NOW_US = 1_800_000_000_000_000
@@ -72,7 +73,7 @@ DOMAINS = {
 }
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@each_row("domain", DOMAINS)
 def test_the_domain_that_signs(domain: str) -> None:
     expected = DOMAINS[domain]
     found = signed(f"From: Ada <ada@{domain}>")
@@ -121,7 +122,7 @@ AUTHORS: dict[str, tuple[str | bytes, bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", AUTHORS)
+@each_row("name", AUTHORS)
 def test_only_one_author_that_all_readers_see(name: str) -> None:
     header, is_signed = AUTHORS[name]
     keys, why = signed(header)
