@@ -1,6 +1,5 @@
 """Folders copied with their subfolders and messages."""
 
-import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -14,9 +13,6 @@ from relay.store.mailbox.old_files import STALE_S
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.types import (
     FolderError,
-    FolderExistsError,
-    MailboxFullError,
-    NoSuchItemError,
     StoreUnavailableError,
 )
 
@@ -81,25 +77,6 @@ async def test_a_copy_has_the_subfolders_and_the_messages_with_ids_of_their_own(
     assert remains(home) == []
 
 
-async def test_a_change_of_a_copied_message_does_not_change_the_original(store, home, draft):
-    made = await store.folders.create(ALICE, "A")
-    written = await store.messages.create(ALICE, draft(subject="one"), folder_id=made.id)
-    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
-    page = await store.lists.query(ALICE, MessageQuery(folder_id=copy.id))
-    await store.messages.delete(ALICE, page.messages[0].id, permanently=True)
-    assert (await store.messages.get(ALICE, written.id)).folder.id == made.id
-    assert page.messages[0].is_draft
-
-
-async def test_a_well_known_folder_can_be_copied(store, home):
-    put(home, 1)
-    within = await store.folders.create(ALICE, "Within", parent_id="inbox")
-    put(home, 2, folder=within.path.name)
-    copy = await store.folders.copy(ALICE, "Inbox", parent_id="archive")
-    assert (copy.display_name, copy.well_known, copy.children) == ("Inbox", None, 1)
-    assert set(await shown(store, copy.id)) == {"1"}
-
-
 async def test_keywords_of_imap_clients_keep_their_names(store, home):
     made = await store.folders.create(ALICE, "A")
     (made.path / "dovecot-keywords").write_text("0 Work\n")
@@ -108,39 +85,6 @@ async def test_keywords_of_imap_clients_keep_their_names(store, home):
     assert (copy.path / "dovecot-keywords").read_text() == "0 Work\n"
     [name] = list_names(copy.path / "cur")
     assert name.endswith(":2,Sa")
-
-
-async def test_a_copy_that_cannot_be_is_refused_and_nothing_is_made(store, home):
-    made = await store.folders.create(ALICE, "A")
-    within = await store.folders.create(ALICE, "B", parent_id=made.id)
-    before = sorted(list_names(home))
-    for source, target, error in (
-        (made.id, "msgfolderroot", FolderExistsError),
-        (made.id, made.id, FolderError),
-        (made.id, within.id, FolderError),
-        ("inbox", "inbox", FolderError),
-        ("archive", "archive", FolderError),
-        ("nothing", "archive", NoSuchItemError),
-        ("msgfolderroot", "archive", NoSuchItemError),
-        (made.id, "nothing", NoSuchItemError),
-    ):
-        with pytest.raises(error):
-            await store.folders.copy(ALICE, source, parent_id=target)
-    assert sorted(list_names(home)) == before
-    copy = await store.folders.copy(ALICE, within.id, parent_id="msgfolderroot")
-    with pytest.raises(FolderExistsError):
-        await store.folders.copy(ALICE, copy.id, parent_id=made.id)
-
-
-async def test_the_quota_applies_to_the_whole_copy(place, store, home):
-    made = await store.folders.create(ALICE, "A")
-    for number in range(5):
-        put(home, number, folder=made.path.name)
-    place.message_quotas[ALICE] = 9
-    with pytest.raises(MailboxFullError):
-        await store.folders.copy(ALICE, made.id, parent_id="archive")
-    place.message_quotas[ALICE] = 10
-    assert (await store.folders.copy(ALICE, made.id, parent_id="archive")).total == 5
 
 
 async def test_the_number_of_folders_is_limited(store, home, monkeypatch):
@@ -172,16 +116,6 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
     assert (await store.folders.copy(ALICE, made.id, parent_id="archive")).total == 3
 
 
-async def test_without_links_the_files_are_copied_with_their_times(store, home, monkeypatch):
-    from relay.store.mailbox import maildir
-
-    monkeypatch.setattr(maildir, "link", lambda *_: False)
-    made = await store.folders.create(ALICE, "A")
-    put(home, 1, folder=made.path.name)
-    copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
-    assert await shown(store, copy.id) == {"1": (False, False, 1_600_000_001)}
-
-
 async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home, monkeypatch):
     made = await store.folders.create(ALICE, "A")
     files = [put(home, number, folder=made.path.name) for number in range(20)]
@@ -211,24 +145,3 @@ async def test_what_a_crash_left_is_removed_later_and_never_shown(place, store, 
     place.clock.advance(behind_s + STALE_S + 1)
     await store.folders.copy(ALICE, "drafts", parent_id="archive")
     assert not left.exists()
-
-
-async def test_two_copies_at_the_same_time_are_one_copy_and_one_refusal(store, home):
-    made = await store.folders.create(ALICE, "A")
-    for number in range(50):
-        put(home, number, folder=made.path.name)
-    results = await asyncio.gather(
-        *(store.folders.copy(ALICE, made.id, parent_id="archive") for _ in range(2)),
-        return_exceptions=True,
-    )
-    assert sorted(type(one).__name__ for one in results) == ["Folder", "FolderExistsError"]
-    assert len(await ids(store)) == 100
-
-
-async def test_other_accounts_do_not_wait_for_the_folders_of_one(store, home):
-    with store.folders._stripes.of(ALICE):  # as during the copy of a large folder
-        changes = [asyncio.create_task(store.folders.create(ALICE, str(n))) for n in range(30)]
-        other = asyncio.create_task(store.folders.every("bob@example.test"))
-        await asyncio.wait((other,), timeout=30)
-        assert other.done()
-    assert len(await asyncio.gather(*changes)) == 30

@@ -12,10 +12,11 @@ from relay.store.mailbox.folders import (
     same_name,
 )
 from relay.store.mailbox.types import FolderError
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("display_name", "on_disk"),
+@each_row(
+    "display_name, on_disk",
     [
         ("Projects", "Projects"),
         ("R&D", "R&-D"),
@@ -46,8 +47,8 @@ def test_every_name_that_is_taken_comes_back(text):
     assert encode_folder_name(decode_folder_name(name)) == name
 
 
-@pytest.mark.parametrize(
-    ("display_name", "reason"),
+@each_row(
+    "display_name, reason",
     [
         ("", "visible character"),
         (" \u3000", "visible character"),
@@ -62,7 +63,7 @@ def test_a_name_that_cannot_be_is_refused_with_the_reason(display_name, reason):
         encode_folder_name(display_name)
 
 
-@pytest.mark.parametrize("name", ["&AC4", "&2AA-", "a&b", "\udcfcber", "&-x&", ".."])
+@each_row("name", ["&AC4", "&2AA-", "a&b", "\udcfcber", "&-x&", ".."])
 def test_what_others_wrote_differently_is_shown_as_it_is(name):
     assert isinstance(decode_folder_name(name), str)
     assert decode_folder_name(name).encode()

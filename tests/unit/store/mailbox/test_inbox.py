@@ -1,8 +1,6 @@
 """Local delivery: once, whatever is repeated, and nothing half."""
 
 import asyncio
-import errno
-import mailbox
 import os
 import shutil
 
@@ -11,7 +9,6 @@ import pytest
 from relay.base.clock import id_time_us
 from relay.base.files import FileOctets
 from relay.base.message.content import BLOCK_BYTES, LargeContent
-from relay.store.mailbox import maildir
 from relay.store.mailbox.inbox import DeliveredIds
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.query import MessageQuery
@@ -20,7 +17,6 @@ from relay.store.mailbox.types import (
     DeliveryResult,
     MailboxFullError,
     Room,
-    StoreUnavailableError,
     WellKnown,
 )
 
@@ -137,12 +133,6 @@ async def test_the_same_at_once_is_delivered_once(place, store):
     assert len(place.files("", BOB)) == 1
 
 
-async def test_many_deliveries_at_once_are_all_there(place, store):
-    uniques = [f"0123456789abcdef.{number}" for number in range(40)]
-    await asyncio.gather(*(store.deliver(BOB, unique=one, content=CONTENT) for one in uniques))
-    assert len(list(mailbox.Maildir(place.root / "example.test/bob", create=False))) == 40
-
-
 async def test_a_full_mailbox_takes_reports_only(place, store):
     place.quotas[BOB] = len(ARRIVED) + 10
     assert await store.room(BOB, len(CONTENT)) is Room.FITS
@@ -152,24 +142,6 @@ async def test_a_full_mailbox_takes_reports_only(place, store):
         await store.deliver(BOB, unique="b", content=CONTENT)
     await store.deliver(BOB, unique="c", content=CONTENT, over_quota=True)
     assert len(place.files("", BOB)) == 2
-
-
-@pytest.mark.parametrize("in_order", [True, False])
-async def test_a_full_disk_leaves_nothing_and_a_retry_delivers(place, store, monkeypatch, in_order):
-    monkeypatch.setattr(maildir, "keeps_order", lambda _: in_order)
-    await store.folders.every(BOB)
-    sync = os.fsync
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreUnavailableError, match="disk is full"):
-        await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
-    assert (place.files("", BOB), place.left_over()) == ([], [])
-    monkeypatch.setattr(os, "fsync", sync)
-    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
-    assert len(place.files("", BOB)) == 1
 
 
 async def test_what_a_crash_left_in_tmp_is_no_hindrance(place, store):

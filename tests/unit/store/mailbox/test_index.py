@@ -3,9 +3,7 @@
 import os
 import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -21,7 +19,6 @@ from relay.store.mailbox.index.database import FILE_NAME, SCHEMA_VERSION
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.index.watch import InotifyWatcher
 from relay.store.mailbox.query import (
-    NEWEST_FIRST,
     Compare,
     HasWords,
     MessageQuery,
@@ -33,6 +30,7 @@ from relay.store.mailbox.types import ChangeKind, StalePositionError, StoreUnava
 from tests.support.disks import filled, read_only, small_disk
 from tests.support.indexed_mailbox import Mailbox
 from tests.support.long_tests import sampled
+from tests.support.tables import each_row
 
 HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
 
@@ -214,16 +212,6 @@ def test_a_folder_that_is_made_while_it_is_filled_is_seen_whole(mailbox, index):
     assert [one.total for one in index.folders(mailbox.path) if one.path == folder] == [1]
 
 
-def test_what_is_no_file_is_no_message(mailbox, index):
-    (mailbox.path / "cur/directory").mkdir()
-    os.mkfifo(mailbox.path / "new/fifo")
-    (mailbox.path / "cur/link").symlink_to("/etc/passwd")
-    (mailbox.path / "cur/.hidden").touch()
-    assert found(index, mailbox, HOUSE) == []
-    os.mkfifo(mailbox.path / "cur/fifo")
-    assert found(index, mailbox, HOUSE) == []
-
-
 def test_a_file_that_is_written_where_it_lies_is_read_when_it_is_closed(mailbox, index):
     path = mailbox.path / "cur/1.M1.h:2,"
     with path.open("wb") as file:
@@ -231,13 +219,6 @@ def test_a_file_that_is_written_where_it_lies_is_read_when_it_is_closed(mailbox,
         assert found(index, mailbox) == [path]
         file.write(b"Subject: house\r\n\r\n")
     assert found(index, mailbox, HOUSE) == [path]
-
-
-def test_a_name_that_is_no_utf_8_is_found(mailbox):
-    name = os.fsdecode(b"1.M\xff\xfe1.h:2,S")
-    (mailbox.path / "cur" / name).write_bytes(b"Subject: house\r\n\r\n")
-    [path] = found(mailbox.index(), mailbox, HOUSE)
-    assert path.name == name
 
 
 def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, index, monkeypatch):
@@ -297,47 +278,7 @@ def test_the_longest_unused_is_closed_and_knows_what_it_knew(tmp_path, monkeypat
     index.close()
 
 
-def test_threads_ask_and_other_programs_write_at_the_same_time(mailbox, index):
-    stop = threading.Event()
-
-    def ask() -> None:
-        query = MessageQuery(condition=HOUSE.condition, order=NEWEST_FIRST, top=1000)
-        before = 0
-        while not stop.is_set():
-            now = len(found(index, mailbox, query))
-            assert now >= before
-            before = now
-
-    with ThreadPoolExecutor(4) as threads:
-        asking = [threads.submit(ask) for _ in range(4)]
-        files = [mailbox.add() for _ in range(100)]
-        for number, file in enumerate(files):
-            moved = mailbox.path / ".Archive/cur" / f"{file.name}S" if number % 2 else None
-            file.rename(moved or file.with_name(file.name + "F"))
-        stop.set()
-    for one in asking:
-        one.result()
-    assert len(found(index, mailbox, MessageQuery(top=1000))) == 100
-
-
 # -- the change feed
-
-
-def test_the_feed_is_read_in_pieces_and_goes_on(mailbox, index):
-    start = index.changes(mailbox.path, "", 10)
-    assert (start.changes, start.more) == ((), False)
-    files = [mailbox.add() for _ in range(3)]
-    found(index, mailbox)
-    files[0].rename(mailbox.path / ".Archive/cur" / files[0].name)
-    first = index.changes(mailbox.path, start.position, 2)
-    rest = index.changes(mailbox.path, first.position, 2)
-    seen = [*first.changes, *rest.changes]
-    assert [one.kind for one in seen] == [ChangeKind.CREATED] * 3 + [ChangeKind.MOVED]
-    assert (first.more, rest.more) == (True, False)
-    assert [one.sequence - seen[0].sequence for one in seen] == [0, 1, 2, 3]
-    moved = rest.changes[-1]
-    assert (moved.previous_folder_id, moved.folder_id) == ("inbox", "archive")
-    assert index.changes(mailbox.path, rest.position, 2).changes == ()
 
 
 def test_flags_and_new_to_cur(mailbox, index):
@@ -364,7 +305,7 @@ def test_what_is_too_old_is_stale(mailbox, monkeypatch):
     assert len(index.changes(mailbox.path, positions[6], 10).changes) == 4
 
 
-@pytest.mark.parametrize(
+@each_row(
     "position",
     [
         "x",
@@ -422,18 +363,6 @@ def ids(index: Indexes, mailbox: Mailbox) -> dict[Path, str]:
     return {hit.located.path: hit.located.message_id for hit in hits}
 
 
-def test_a_file_that_says_nothing_of_itself_is_known_by_what_it_is(mailbox, index):
-    file = mailbox.add(content=b"Subject: foreign\r\n\r\n")
-    message_id = ids(index, mailbox)[file]
-    position = newest(index, mailbox)
-    moved = mailbox.path / ".Archive/cur/1800000000.M1P1.dovecot:2,S"  # as Dovecot moves it
-    os.link(file, moved)
-    file.unlink()
-    assert ids(index, mailbox) == {moved: message_id}
-    [change] = index.changes(mailbox.path, position, 10).changes
-    assert (change.kind, change.message_id) == (ChangeKind.MOVED, message_id)
-
-
 def test_of_two_copies_the_oldest_has_the_id_when_the_index_is_made_anew(mailbox):
     content = b"Return-Path: <a@b>\r\nX-Relay-Id: l234567abcdefghi\r\nSubject: s\r\n\r\n"
     files = [mailbox.add(content=content) for _ in range(20)]
@@ -474,40 +403,7 @@ def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox, index, is_kno
     assert set(ids(mailbox.index(), mailbox)) == {archived, draft}
 
 
-def test_a_file_that_moves_while_the_index_is_made_is_one_message(mailbox, monkeypatch):
-    new = mailbox.path / "new/1000000000.R0123456789abcdef_1.h"
-    cur = mailbox.path / f"cur/{new.name}:2,"
-    new.write_bytes(b"x")
-    real = update.scan
-
-    def scan(rows, folders, places):
-        seen = real(rows, folders, places)
-        if new.exists() and places:
-            new.rename(cur)
-        return seen
-
-    monkeypatch.setattr(update, "scan", scan)
-    index = mailbox.index()
-    for _ in range(2):
-        assert ids(index, mailbox) == {cur: "0123456789abcdef"}
-
-
 # -- what is read stays what the file says
-
-
-def test_a_change_within_a_tick_is_seen_without_watches(mailbox):
-    index = mailbox.index(watcher=InotifyWatcher(watches_max=0))
-    mailbox.add()
-    found(index, mailbox)
-    directory = mailbox.path / "cur"
-    changed_ns = directory.stat().st_mtime_ns
-    mailbox.clock.now_us = changed_ns // 1000 + 50_000  # half a tick later
-    found(index, mailbox)
-    mailbox.add()
-    os.utime(directory, ns=(changed_ns, changed_ns))  # both changes within one tick
-    assert len(found(index, mailbox)) == 2
-    mailbox.clock.now_us += 60_000_000
-    assert len(found(index, mailbox)) == 2
 
 
 def test_a_change_within_a_tick_is_seen_by_a_clock_that_was_advanced(mailbox):

@@ -120,19 +120,6 @@ async def test_a_large_mailbox_is_read_after_its_first_delivery(
         building.cancel()
 
 
-async def test_small_mailboxes_are_left_alone(
-    store: FileStore, tmp_path: Path, mailbox: Path
-) -> None:
-    small = tmp_path / "mail/example.test/adam"
-    fill(small, background.LARGE_MESSAGES - 1)
-    building = asyncio.create_task(store.build_indexes())
-    try:
-        await until_built(mailbox)
-        assert not (small / "relay-index").exists()
-    finally:
-        building.cancel()
-
-
 async def test_nothing_is_read_under_pressure_or_while_the_store_works(
     store: FileStore, mailbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,58 +157,6 @@ async def test_nothing_is_read_under_pressure_or_while_the_store_works(
         building.cancel()
 
 
-async def test_a_query_during_the_build_reads_the_rest(store: FileStore, mailbox: Path) -> None:
-    building = asyncio.create_task(store.build_indexes())
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while not levels(mailbox)[1]:
-                await asyncio.sleep(0.01)
-        assert (await store.lists.query(ALICE, SEARCH)).total == 1
-        assert levels(mailbox) == {2: MESSAGES}
-    finally:
-        building.cancel()
-
-
-async def test_one_mailbox_that_cannot_be_read_does_not_stop_the_others(
-    store: FileStore, tmp_path: Path, mailbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = tmp_path / "mail/example.test/adam"
-    shutil.copytree(mailbox, first)
-    real = Indexes.read_some
-
-    def read_some(self: Indexes, mailbox: Path, *args: int, **more: Counter[int]) -> bool:
-        if mailbox == first:
-            raise ValueError
-        return real(self, mailbox, *args, **more)
-
-    monkeypatch.setattr(Indexes, "read_some", read_some)
-    building = asyncio.create_task(store.build_indexes())
-    try:
-        await until_built(mailbox)
-    finally:
-        building.cancel()
-
-
-async def test_a_root_that_cannot_be_listed_ends_nothing(
-    store: FileStore, mailbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    listed = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def mailboxes(_: Path) -> list[Path]:
-        loop.call_soon_threadsafe(listed.set)
-        raise PermissionError
-
-    monkeypatch.setattr(background, "_mailboxes", mailboxes)
-    building = asyncio.create_task(store.build_indexes())
-    try:
-        await listed.wait()
-        await store.deliver(ALICE, unique="06gzfe4wx1m5qnr0.1", content=b"Subject: s\r\n\r\nx\r\n")
-        await until_built(mailbox, MESSAGES + 1)
-    finally:
-        building.cancel()
-
-
 def test_a_stop_ends_the_first_listing(mailbox: Path) -> None:
     index = Indexes(SystemClock())
     try:
@@ -236,27 +171,3 @@ def test_a_stop_ends_the_first_listing(mailbox: Path) -> None:
         assert levels(mailbox) == {0: MESSAGES - 10, 1: 10}
     finally:
         again.close()
-
-
-def test_an_index_in_memory_is_not_filled(mailbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (mailbox / "relay-index").mkdir()
-    index = Indexes(SystemClock())
-    try:
-        assert not index.read_some(mailbox, 10, misses=Counter())
-        assert index.query(mailbox, FILTER).total == 1
-    finally:
-        index.close()
-
-
-def test_mailboxes_in_the_background_are_closed_first(tmp_path: Path, filled: Path) -> None:
-    boxes = [tmp_path / name for name in "abc"]
-    for one in boxes:
-        shutil.copytree(filled, one)
-    index = Indexes(SystemClock(), open_max=2)
-    try:
-        index.folders(boxes[0])
-        index.read_some(boxes[1], 1, misses=Counter())
-        index.read_some(boxes[2], 1, misses=Counter())
-        assert set(index._open) == {boxes[0], boxes[2]}
-    finally:
-        index.close()

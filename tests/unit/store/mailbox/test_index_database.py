@@ -2,8 +2,6 @@
 
 import fcntl
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from relay.store.mailbox.index import database
@@ -87,21 +85,3 @@ def test_a_crash_in_between_leaves_nothing_to_be_taken_in(tmp_path):
     after = open_database(path)
     assert after.execute("SELECT name FROM meta").fetchall() == []
     after.close()
-
-
-def test_two_programs_may_create_an_index_at_once(tmp_path):
-    for number in range(30):
-        (tmp_path / str(number)).mkdir()
-        path = tmp_path / str(number) / FILE_NAME
-        both = threading.Barrier(2)
-
-        def create(path=path, both=both):
-            both.wait(10)
-            connection = open_database(path)
-            found = connection.execute("SELECT count(*) FROM meta").get
-            connection.close()
-            return found
-
-        with ThreadPoolExecutor(2) as threads:
-            made = [threads.submit(create) for _ in range(2)]
-            assert [one.result(10) for one in made] == [0, 0]

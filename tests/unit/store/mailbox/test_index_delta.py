@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import pytest
 
 from relay.base.clock import SystemClock
-from relay.store.mailbox.index import indexes
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.query import DeltaQuery
 from relay.store.mailbox.types import ChangeKind
@@ -80,19 +78,3 @@ def test_a_delta_costs_the_changes_and_not_the_mailbox(tmp_path: Path) -> None:
             box.add(CHANGED)
         small, large = map(steps_of_delta, made)
         assert large <= small * 1.2
-
-
-def test_a_page_ends_after_a_bounded_number_of_messages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexes, "CHANGED_MESSAGES_READ", 4)
-    with boxes(tmp_path) as made:
-        box = made[0]
-        box.add(CHANGED)
-        found, pages, more = 0, 0, True
-        while more:
-            query = DeltaQuery("inbox", box.position, received_from_us=1 << 62)
-            page = box.index.delta(box.path, query)
-            box.position, more = page.position, page.more
-            found, pages = found + len(page.changed), pages + 1
-        assert (found, pages) == (0, 2)

@@ -41,6 +41,7 @@ from tests.support.conditions import (
 )
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import blocking, store_on
+from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 SUBJECTS = ("invoice", "Invoice 2", "Grüße", "GRÜSSE", "100%", "a_b", "", "re: invoice", "ÿ")
@@ -196,7 +197,7 @@ def test_what_is_skipped_counts_from_the_page_before(box):
     assert box.found(MessageQuery(skip=2, top=3, after=first.position)) == everything[5:8]
 
 
-@pytest.mark.parametrize(
+@each_row(
     "after",
     [
         "x",

@@ -136,26 +136,6 @@ def test_others_use_the_index_during_a_query(
     assert len(found[1].hits) == 10
 
 
-def test_what_was_read_for_a_client_that_left_is_not_read_again(
-    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limit, read = QueryTimeLimit(place.clock), []
-    real = content_index.read_text
-
-    def reading(path: Path) -> object:
-        read.append(path)
-        if len(read) == 3:
-            limit.stop()
-        return real(path)
-
-    monkeypatch.setattr(content_index, "read_text", reading)
-    with pytest.raises(QueryTooLongError):
-        index.query(mailbox, MessageQuery(condition=ZEBRA), limit)
-    assert len(read) == 3
-    index.query(mailbox, MessageQuery(condition=ZEBRA))
-    assert len(read) == len(set(read)) == MESSAGES
-
-
 def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
     mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,30 +154,6 @@ def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
         assert len(read) == expected
     index.query(mailbox, MessageQuery(condition=ZEBRA))
     assert len(read) == len(set(read)) == MESSAGES
-
-
-def test_few_octets_are_read_before_they_are_written_down(
-    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    size_bytes = min(one.stat().st_size for one in (mailbox / "cur").iterdir())
-    monkeypatch.setattr(content_index, "_BYTES_AT_ONCE", 3 * size_bytes)
-    events: list[str] = []
-    real_read, real_write = content_index.read_text, content_index._write_text
-    levels = content_index._LEVELS
-
-    def reading(path: Path) -> object:
-        events.append("r")
-        return real_read(path)
-
-    def writing(*given: object) -> None:
-        events.append("w")
-        real_write(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(content_index, "read_text", reading)
-    words = content_index._Level(levels[1].number, levels[1].read, levels[1].nothing, writing)
-    monkeypatch.setattr(content_index, "_LEVELS", (levels[0], words))
-    index.query(mailbox, MessageQuery(condition=ZEBRA))
-    assert "".join(events) == "rrrwww" * (MESSAGES // 3)
 
 
 def test_short_beginnings_are_looked_up_and_not_merged(

@@ -1,6 +1,5 @@
 """The mail root: which one a start takes, and calls while its path leads elsewhere."""
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable, Coroutine
@@ -132,15 +131,6 @@ def test_a_missing_or_foreign_root_is_not_taken(tmp_path: Path, left: Any, reaso
     ):
         opened(path, "0123456789abcdef")
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_copied_root_is_the_same_root(tmp_path: Path) -> None:
-    first = opened(tmp_path / "mail")
-    first.close()
-    shutil.copytree(tmp_path / "mail", tmp_path / "copy")
-    copy = opened(tmp_path / "copy", first.id)
-    assert copy.id == first.id
-    copy.close()
 
 
 def test_a_root_has_one_owner(tmp_path: Path) -> None:
@@ -342,27 +332,6 @@ async def test_a_move_is_undone_when_the_root_vanishes(stored, monkeypatch) -> N
     assert files(disk.root) == before
 
 
-async def test_a_delivery_that_was_cut_off_is_found_when_the_root_is_back(
-    stored, monkeypatch
-) -> None:
-    store, disk = stored
-    place = inbox.place
-
-    def vanishing(source: Path, target: Path) -> None:
-        place(source, target)
-        disk.vanish()
-
-    monkeypatch.setattr(inbox, "place", vanishing)
-    monkeypatch.setattr(MailRoot, "remove", lambda *_: None)  # a disk that is gone
-    with pytest.raises(StoreUnavailableError):
-        await deliver(store)
-    monkeypatch.undo()
-    disk.come_back()
-    await store.attend_root()
-    assert await deliver(store) is DeliveryResult.ALREADY_THERE
-    assert len(list((disk.root / "example.test/alice/new").iterdir())) == 2
-
-
 async def test_a_root_restored_from_a_copy_gets_what_it_lacks(stored) -> None:
     store, disk = stored
     disk.old = disk.root.with_name("back-up")
@@ -399,41 +368,4 @@ async def test_a_submission_that_the_root_took_along_is_not_forgotten(
     disk.aside.rename(disk.root)
     await store.attend_root()
     assert (len(store.ready.pending), submission.path.exists()) == (1, True)
-    await taking.aclose()
-
-
-async def test_submissions_are_listed_again_when_the_root_is_back(stored) -> None:
-    """Another directory may have the same time of its last change."""
-    store, disk = stored
-    taking = ready_submissions(store)
-    submission = await anext(taking)
-    status = submission.path.parent.stat()
-    aside = submission.path.rename(disk.root / "aside")
-    await store.ready.complete(submission, queue_id="q")
-    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
-    while store.ready.pending._listings < 2:
-        await asyncio.sleep(0.05)
-    disk.root.rename(disk.aside)
-    await store.attend_root()
-    disk.aside.rename(disk.root)
-    aside.rename(submission.path)
-    os.utime(submission.path.parent, ns=(0, status.st_mtime_ns))
-    await store.attend_root()
-    again = await asyncio.wait_for(anext(taking), 30)
-    assert again.submission_id == submission.submission_id
-    await taking.aclose()
-
-
-async def test_pickup_has_ended_with_a_submission_that_was_removed(stored) -> None:
-    store, _ = stored
-    taking = ready_submissions(store)
-    for end in (
-        lambda one: store.ready.complete(one, queue_id="q"),
-        lambda one: store.ready.fail(one, None),
-    ):
-        submission = await anext(taking)
-        await store.ready.content(submission)
-        submission.path.unlink()
-        await end(submission)
-        await submit_new(store)
     await taking.aclose()

@@ -17,12 +17,13 @@ from relay.store.mailbox.message_file import (
     with_flags,
 )
 from relay.store.mailbox.types import NoSuchItemError
+from tests.support.tables import each_row
 
 ROOT = Path("/mail")
 
 
-@pytest.mark.parametrize(
-    ("account", "directory"),
+@each_row(
+    "account, directory",
     [
         ("alice@example.test", "example.test/alice"),
         ("a.b+c@example.test", "example.test/a.b+c"),
@@ -49,7 +50,7 @@ def test_no_account_leaves_the_root(account):
     assert not any(part.startswith(".") or "\0" in part for part in path.parts)
 
 
-@pytest.mark.parametrize("account", ["", "alice", "@x", "a@", "x" * 300 + "@y"])
+@each_row("account", ["", "alice", "@x", "a@", "x" * 300 + "@y"])
 def test_what_can_be_no_mailbox_is_refused(account):
     with pytest.raises(NoSuchItemError, match="mailbox"):
         mailbox_directory(ROOT, account)

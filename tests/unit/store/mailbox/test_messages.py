@@ -8,21 +8,18 @@ from base64 import b64encode
 import pytest
 from msgspec import structs
 
-from relay.base.message.properties import Attachment, EmailAddress, ExtendedProperty
-from relay.store.mailbox.maildir import DirectorySync
+from relay.base.message.properties import Attachment, ExtendedProperty
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.types import (
     MailboxFullError,
     MessageChange,
     NoSuchItemError,
     NotADraftError,
-    WellKnown,
 )
+from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
-INLINE = Attachment("i.png", "image/png", b64encode(b"i"), 1, inline=True, content_id="c")
-MIME = b"From: x@y.test\nTo: a@a.test\nBcc: h@h.test\nSubject: odd\n\nbody\n"
 
 
 @pytest.fixture
@@ -30,40 +27,6 @@ async def maildir(place, store):
     """Alice's mailbox as the standard library sees it."""
     await store.folders.every(ALICE)
     return mailbox.Maildir(place.root / "example.test/alice", create=False)
-
-
-async def test_a_draft_reads_as_it_was_created(store, draft):
-    wanted = draft(
-        subject="Größe",
-        bcc=(EmailAddress("h@h.test"),),
-        attachments=(FILE, INLINE),
-        categories=("red",),
-    )
-    made = await store.messages.create(ALICE, wanted)
-    assert made == await store.messages.get(ALICE, made.id)
-    assert made == await store.messages.get(ALICE, made.id, folder_id="Drafts")
-    assert (made.is_draft, made.is_read, made.is_mime) == (True, True, False)
-    assert made.properties.bcc == wanted.bcc
-    assert made.properties.from_ == made.properties.sender == EmailAddress(ALICE)
-    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
-    assert [one.name for one in made.attachments] == ["Übersicht.txt", "i.png"]
-    assert made.size == made.path.stat().st_size
-    assert b"Bcc: h@h.test" in await store.messages.mime(ALICE, made.id)
-
-
-async def test_a_message_id_of_the_users_is_kept_if_it_is_one(store, draft):
-    made = await store.messages.create(ALICE, draft(internet_message_id="<mine@a.test>"))
-    assert made.properties.internet_message_id == "<mine@a.test>"
-    made = await store.messages.create(ALICE, draft(internet_message_id="no id>\r\nX: y"))
-    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
-
-
-async def test_mime_is_kept_byte_for_byte_and_read(store):
-    made = await store.messages.create(ALICE, MIME)
-    assert (made.is_mime, made.properties.subject, made.properties.body) == (True, "odd", "body\n")
-    assert made.properties.bcc == (EmailAddress("h@h.test"),)
-    assert made.properties.internet_message_id == f"<{made.id}@relay.example.test>"
-    assert await store.messages.mime(ALICE, made.id) == MIME
 
 
 async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft):
@@ -82,16 +45,6 @@ async def test_a_change_is_a_new_file_with_the_same_identity(place, store, draft
     assert changed.flag.status == "flagged"
     assert changed.change_key != made.change_key
     assert place.files(".Drafts") == [changed.path]
-
-
-async def test_a_changed_mime_draft_keeps_its_attachments(store, draft):
-    content = b"To: a@a.test\r\nContent-Type: application/pdf; name=a.pdf\r\n\r\nbytes"
-    made = await store.messages.create(ALICE, content)
-    changed = await store.messages.update(
-        ALICE, made.id, MessageChange(properties=draft(subject="new"))
-    )
-    assert (changed.is_mime, changed.properties.subject) == (True, "new")
-    assert [(one.name, one.size) for one in changed.attachments] == [("a.pdf", 5)]
 
 
 async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(store):
@@ -188,22 +141,6 @@ async def test_many_messages_are_marked_at_once(store, maildir):
     assert await mark("nobody@example.test", asked, is_read=True) == []
 
 
-async def test_a_message_is_marked_that_a_mail_client_renames_or_removes_meanwhile(
-    place, store, maildir, monkeypatch
-):
-    for name in (b"one", b"two"):
-        maildir.add(b"Subject: " + name + b"\n\nx")
-    ids = [one.id for one in (await store.lists.query(ALICE, MessageQuery())).messages]
-    index = store.messages.index
-    found = index.find_all(place.root / "example.test/alice", ids)
-    await store.messages.update(ALICE, ids[0], MessageChange(flagged=True))
-    await store.messages.delete(ALICE, ids[1], permanently=True)
-    monkeypatch.setattr(index, "find_all", lambda *_: found)
-    assert len(await store.messages.mark(ALICE, ids, is_read=True)) == 2
-    marked = await store.messages.get(ALICE, ids[0])
-    assert (marked.is_read, marked.flag.status == "flagged") == (True, True)
-
-
 async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
     made = await store.messages.create(ALICE, draft())
     place.quotas[ALICE] = made.size + 10
@@ -211,33 +148,6 @@ async def test_a_change_that_does_not_fit_changes_nothing(place, store, draft):
         await store.messages.update(ALICE, made.id, MessageChange(properties=draft(body="x" * 100)))
     assert await store.messages.get(ALICE, made.id) == made
     assert place.left_over() == []
-
-
-async def test_deleting_moves_and_then_removes(place, store, draft):
-    made = await store.messages.create(ALICE, draft())
-    await store.messages.delete(ALICE, made.id)
-    deleted = await store.messages.get(ALICE, made.id)
-    assert (deleted.folder.well_known, place.files(".Drafts")) == (WellKnown.DELETED_ITEMS, [])
-    await store.messages.delete(ALICE, made.id)
-    assert place.files(".Trash") == []
-    with pytest.raises(NoSuchItemError):
-        await store.messages.delete(ALICE, made.id)
-
-
-async def test_a_listing_has_the_newest_first_in_pages(place, store, draft):
-    ids = []
-    for _ in range(5):
-        ids.append((await store.messages.create(ALICE, draft())).id)
-        place.clock.advance(1)
-    query = MessageQuery(folder_id="DRAFTS", skip=1, top=2, count=True)
-    page = await store.lists.query(ALICE, query)
-    assert ([one.id for one in page.messages], page.total) == ([ids[3], ids[2]], 5)
-    page = await store.lists.query(ALICE, structs.replace(query, skip=0, after=page.next_after))
-    assert ([one.id for one in page.messages], page.next_after) == ([ids[1], ids[0]], "")
-    page = await store.lists.query(ALICE, MessageQuery(folder_id="inbox", count=True))
-    assert (page.messages, page.total) == ((), 0)
-    with pytest.raises(NoSuchItemError):
-        await store.lists.query(ALICE, MessageQuery(folder_id="nowhere"))
 
 
 async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, draft):
@@ -253,7 +163,7 @@ async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, 
     assert sorted(seen) == sorted(made)
 
 
-@pytest.mark.parametrize("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
+@each_row("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
 async def test_an_id_that_is_none_finds_nothing(store, draft, message_id):
     await store.messages.create(ALICE, draft())
     with pytest.raises(NoSuchItemError):
@@ -264,16 +174,6 @@ async def test_a_mailbox_is_nobody_elses(store, draft):
     made = await store.messages.create(ALICE, draft())
     with pytest.raises(NoSuchItemError):
         await store.messages.get("bob@example.test", made.id)
-
-
-async def test_the_standard_library_reads_what_the_store_writes(store, draft, maildir):
-    made = await store.messages.create(ALICE, draft(subject="seen by others", attachments=(FILE,)))
-    [message] = list(maildir.get_folder("Drafts"))
-    assert (message["subject"], message.get_flags()) == ("seen by others", "DS")
-    assert message["bcc"] is None
-    folders = {"Drafts", "Sent", "Trash", "Junk", "Archive", "Outbox"}
-    assert set(maildir.list_folders()) == folders
-    assert made.properties.subject == message["subject"]
 
 
 async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
@@ -290,22 +190,3 @@ async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
     while not player.done():
         assert (await store.messages.get(ALICE, made.id)).id == made.id
     await player
-
-
-async def test_a_mail_client_renames_a_draft_as_soon_as_it_is_there(
-    place, store, draft, monkeypatch
-):
-    sync = DirectorySync.sync
-
-    def renamed_at_once(syncs, directory):
-        sync(syncs, directory)
-        for file in directory.iterdir():
-            file.rename(file.with_name(file.name.partition(":")[0] + ":2,DFS"))
-
-    await store.folders.every(ALICE)
-    monkeypatch.setattr(DirectorySync, "sync", renamed_at_once)
-    made = await store.messages.create(ALICE, draft())
-    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="changed")))
-    [file] = place.files(".Drafts")
-    assert f"{made.id}_2" in file.name
-    assert (await store.messages.get(ALICE, made.id)).properties.subject == "changed"

@@ -11,7 +11,6 @@ from relay.store.mailbox.types import (
     BeingSentError,
     MailboxFullError,
     MessageChange,
-    NoSuchItemError,
     SendOptions,
     StoreUnavailableError,
 )
@@ -77,19 +76,6 @@ async def test_a_copy_is_a_message_of_its_own(place, store, arrived):
     assert place.left_over() == []
 
 
-async def test_a_copied_draft_is_sent_by_itself(place, store, draft):
-    made = await store.messages.create(ALICE, draft())
-    copy = await store.messages.copy(ALICE, made.id, "drafts")
-    assert copy.is_draft
-    for message in (made, copy):
-        submission = await store.submissions.submit_draft(ALICE, message.id, SendOptions())
-        await store.ready.complete(submission, queue_id="q")
-    assert (len(place.files(".Sent")), place.files(".Drafts")) == (2, [])
-    assert {(await store.messages.get(ALICE, each.id)).folder.id for each in (made, copy)} == {
-        "sentitems"
-    }
-
-
 async def test_what_is_being_sent_stays_where_it_is(place, store, draft):
     submission = await store.submissions.submit_new(ALICE, draft(), SendOptions())
     with pytest.raises(BeingSentError):
@@ -97,14 +83,6 @@ async def test_what_is_being_sent_stays_where_it_is(place, store, draft):
     with pytest.raises(BeingSentError):
         await store.messages.delete(ALICE, submission.draft_id, permanently=True)
     assert len(place.files(".Drafts")) == 1
-
-
-@pytest.mark.parametrize("deed", ["move", "copy"])
-async def test_there_is_no_such_folder_or_message(store, arrived, deed):
-    with pytest.raises(NoSuchItemError, match="no folder 'nowhere'"):
-        await getattr(store.messages, deed)(ALICE, arrived.id, "nowhere")
-    with pytest.raises(NoSuchItemError, match="no message"):
-        await getattr(store.messages, deed)(ALICE, "nothing", "inbox")
 
 
 async def test_a_copy_counts_against_the_quota_and_a_move_does_not(place, store, arrived):

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from relay.store.mailbox import maildir
-from relay.store.mailbox.maildir import finish_content, is_ordered
+from relay.store.mailbox.maildir import is_ordered
+from tests.support.tables import each_row
 
 ROOT = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard"
 DATA = "42 21 8:17 / /var/mail rw,noatime shared:7 master:2 - ext4 /dev/sdb1 rw,errors=remount-ro"
@@ -15,9 +16,7 @@ MAPPED = "44 21 253:1 / /m rw - ext4 /dev/mapper/vg-mail rw"
 XFS = "45 21 8:17 / /var/mail rw - xfs /dev/sdb1 rw,attr2,inode64,logbufs=8,noquota"
 
 
-@pytest.mark.parametrize(
-    ("mounts", "device_name", "journals", "expected"),
-    [
+@each_row("mounts, device_name, journals, expected", [
         ([ROOT, DATA], "sdb1", ["vda-8", "sdb1-8"], True),
         ([ROOT, BOUND, DATA], "sdb1", ["sdb1-8"], True),
         ([ROOT, DATA], "sdb1", ["vda-8"], False),
@@ -38,14 +37,7 @@ XFS = "45 21 8:17 / /var/mail rw - xfs /dev/sdb1 rw,attr2,inode64,logbufs=8,noqu
         ([ROOT, MAPPED], "dm-1", ["dm-10-8"], False),
         ([ROOT], "sdb1", ["vda-8", "sdb1-8"], False),
         ([], "sdb1", ["sdb1-8"], False),
-    ],
-    ids=[
-        "ext4", "bound twice", "another's journal", "no journal", "a journal on its own disk",
-        "names alike", "writeback", "data=journal", "async commit", "ext3", "xfs",
-        "xfs with a log of its own", "xfs, real time", "btrfs", "overlay", "nfs", "mapped",
-        "mapped, another's journal", "not mounted here", "nothing mounted",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_the_order_is_kept_where_it_is_known_to_be(mounts, device_name, journals, expected):
     numbers = "253:1" if device_name == "dm-1" else "8:17"
     text = "".join(line + "\n" for line in mounts)
@@ -55,42 +47,6 @@ def test_the_order_is_kept_where_it_is_known_to_be(mounts, device_name, journals
 def test_a_system_that_tells_nothing_keeps_no_order(tmp_path, monkeypatch):
     monkeypatch.setattr(maildir, "_MOUNTS", tmp_path / "none")
     assert maildir.keeps_order.__wrapped__(tmp_path.stat().st_dev) is False
-
-
-@pytest.fixture(params=[True, False], ids=["in order", "out of order"])
-def acts(request, tmp_path, monkeypatch):
-    """What is done to a new file and its name, in order."""
-    done: list[str] = []
-    really, sync = maildir._write_back, os.fsync
-    monkeypatch.setattr(maildir, "keeps_order", lambda _: request.param)
-    monkeypatch.setattr(
-        maildir, "_write_back", lambda file: (really(file), done.append("write back"))
-    )
-    monkeypatch.setattr(os, "fsync", lambda file: (sync(file), done.append("sync")))
-    return done
-
-
-def test_octets_come_before_names(acts, tmp_path):
-    in_order = maildir.keeps_order(0)
-    file = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
-    os.write(file, b"x")
-    assert finish_content(file) is in_order
-    assert acts == (["write back"] if in_order else ["sync"])
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(file)
-
-
-def test_a_file_that_cannot_be_finished_is_closed(acts, tmp_path, monkeypatch):
-    def fail(_):
-        raise OSError(errno.EIO, "error")
-
-    monkeypatch.setattr(maildir, "_write_back", fail)
-    monkeypatch.setattr(os, "fsync", fail)
-    file = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
-    with pytest.raises(OSError, match="error"):
-        finish_content(file)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(file)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])

@@ -3,16 +3,15 @@
 import os
 import threading
 
-import pytest
-
 from relay.store.mailbox.folder_tree import resubscribe, resubscribed
 from relay.store.mailbox.maildir import list_names
+from tests.support.tables import each_row
 
 V2 = b"V\t2\n\n"
 
 
-@pytest.mark.parametrize(
-    ("before", "added", "changed", "after"),
+@each_row(
+    "before, added, changed, after",
     [
         (b"", [".A"], {}, V2 + b"A\n"),
         (V2 + b"Sent\n", [".A.B"], {}, V2 + b"Sent\nA\tB\n"),

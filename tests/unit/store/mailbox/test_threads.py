@@ -27,15 +27,6 @@ async def test_results_and_errors_come_back(pool):
     assert await pool.run(threading.current_thread) is not threading.current_thread()
 
 
-async def test_no_more_threads_than_are_needed_nor_than_allowed(pool):
-    for _ in range(5):
-        names = {await pool.run(name)}
-    assert names == {"tested-0"}
-    barrier = threading.Barrier(3)
-    together = [pool.run(lambda: (barrier.wait(5), name())[1]) for _ in range(6)]
-    assert set(await asyncio.gather(*together)) == {"tested-0", "tested-1", "tested-2"}
-
-
 async def test_who_gives_up_stops_no_call(pool):
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -65,19 +56,6 @@ async def test_closing_waits_for_what_was_asked():
     await asyncio.gather(*calls)
     with pytest.raises(RuntimeError, match="closed"):
         await pool.run(lambda: 1)
-
-
-def test_a_loop_that_is_gone_harms_nobody(pool):
-    go_on, ended = threading.Event(), threading.Event()
-
-    async def ask_and_leave():
-        asking = asyncio.ensure_future(pool.run(lambda: (go_on.wait(5), ended.set())))
-        await asyncio.wait((asking,), timeout=0)
-
-    asyncio.run(ask_and_leave())
-    go_on.set()
-    assert ended.wait(5)
-    assert asyncio.run(pool.run(lambda: 7)) == 7
 
 
 def name():
