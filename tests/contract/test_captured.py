@@ -177,14 +177,6 @@ async def test_each_release_sends_another_copy(spool, captured, clock) -> None:
     assert await states(spool, claim.message.id) == ["captured", "queued", "queued"]
 
 
-async def test_a_dry_run_releases_no_copy(spool, captured, clock) -> None:
-    claim = await captured()
-    report = await spool.queue_admin.execute(copy_to("me@c.test", dry_run=True))
-    assert report.counts["done"] == 1
-    assert await states(spool, claim.message.id) == ["captured"]
-    assert (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims == ()
-
-
 async def test_only_captured_mail_is_released_as_a_copy(spool, make) -> None:
     accepted = await spool.accept(make({"local": ["b@c.test"]}))
     await spool.release(accepted.claims)
@@ -194,21 +186,6 @@ async def test_only_captured_mail_is_released_as_a_copy(spool, make) -> None:
             "unchanged", "only captured mail is released as a copy",
         )  # fmt: skip
     assert await states(spool, accepted.queue_id) == ["queued"]
-
-
-async def test_a_released_copy_outlives_a_restart(make, clock, open_spool) -> None:
-    first = open_spool(delivers_captured=True)
-    await first.start()
-    (claim,) = (await first.accept(make({"capture": ["x@a.test"]}))).claims
-    await first.record(ClaimResult(claim, 5, {1: COPIED}))
-    await first.queue_admin.execute(copy_to("me@c.test"))
-    await first.stop()
-    second = open_spool(delivers_captured=True)
-    await second.start()
-    (copy,) = (await second.claim_due(clock.queue_us(), 10, DueQuery())).claims
-    assert [one.path.address for one in copy.recipients] == ["me@c.test"]
-    assert await states(second, claim.message.id) == ["captured", "queued"]
-    await second.stop()
 
 
 async def test_a_release_takes_only_recipients_with_a_next_hop(spool, captured, clock) -> None:

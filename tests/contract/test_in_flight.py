@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.store.spool.types import ClaimResult, DueQuery
+from relay.store.spool.types import ClaimResult, DueQuery, Selector
 from tests.support.operator import OK, command, operations, reroute
 
 
@@ -39,6 +39,19 @@ async def test_an_unchanged_entry_is_returned_to_the_queue(
     (again,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert again.key == claim.key
     assert again.epoch > claim.epoch
+
+
+async def test_an_entry_is_claimed_or_held_whichever_was_first(spool, make, clock) -> None:
+    for _ in range(20):
+        queue_id = (await spool.accept(make(), claim=False)).queue_id
+        hold = command("hold", Selector(ids=(queue_id,)))
+        batch, answer = await asyncio.gather(
+            spool.claim_due(clock.queue_us(), 10, DueQuery()), spool.queue_admin.execute(hold)
+        )
+        assert len(batch.claims) + answer.as_json()["done"] == 1
+        for claim in batch.claims:
+            assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
+    assert (await spool.counts()).unaccounted == 0
 
 
 async def test_two_concurrent_operators_change_each_entry_once(spool, defer, make) -> None:

@@ -1,14 +1,12 @@
 """What retry, hold, release, cancel and reroute do to entries, and what is recorded."""
 
-from dataclasses import replace
-
 import pytest
 from msgspec import structs
 
 from relay.base.clock import rfc3339
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.nexthop import CAPTURE, NextHop
+from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Evidence, Relayed
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
@@ -55,18 +53,6 @@ async def test_a_retry_is_due_now(spool, defer, clock, active_claims) -> None:
     seen = await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
     assert len(seen.claims) == 1
     assert len(await operations(spool, queue_id)) == 1
-
-
-async def test_a_retry_does_not_change_an_entry_being_delivered(spool, make, active_claims) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    active_claims.waiting.add(claim.key)
-    answer = await spool.queue_admin.execute(command("retry", dry_run=True))
-    assert [one["result"] for one in answer.entries] == ["in flight"]
-    answer = await spool.queue_admin.execute(command("retry"))
-    assert [one["result"] for one in answer.entries] == ["in flight"]
-    assert active_claims.waiting == {claim.key}
-    held, _ = await spool.record(ClaimResult(claim, 5, {1: OK}))
-    assert held
 
 
 async def test_a_held_entry_waits_for_its_release(spool, defer, clock) -> None:
@@ -145,14 +131,6 @@ async def test_a_release_restores_the_state_before_the_hold(
     assert answer.entries[0]["due"] == rfc3339(clock.time_us())
 
 
-async def test_a_released_entry_without_attempts_is_queued(spool, make) -> None:
-    queue_id = (await spool.accept(make(), claim=False)).queue_id
-    await spool.queue_admin.execute(command("hold"))
-    (one,) = (await spool.queue_admin.execute(command("release", as_before=True))).entries
-    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
-    assert "deferred" not in (await operations(spool, queue_id))[-1]
-
-
 async def test_a_held_entry_expires(spool, defer, clock) -> None:
     queue_id = await defer()
     await spool.queue_admin.execute(command("hold", until_us=clock.queue_us() + 10 * HOUR_US))
@@ -226,33 +204,6 @@ async def test_delivered_recipients_are_not_cancelled(spool, make) -> None:
     assert (await spool.counts()).unaccounted == 0
 
 
-async def test_captured_mail_is_rerouted_by_an_operator(spool, make, clock) -> None:
-    await spool.accept(make({"capture": ["x@a.test"]}))
-    for operation in ("retry", "release", "hold"):
-        (one,) = (await spool.queue_admin.execute(command(operation))).entries
-        assert (one["result"], one["state"]) == ("unchanged", "captured"), operation
-    assert "reroute" in one["note"] or "stays here" in one["note"]
-    queue_command = command("reroute", to=all_to(CAPTURE), to_text="default")
-    (one,) = (await spool.queue_admin.execute(queue_command)).entries
-    assert one["note"] == "none of its recipients has a mailbox or a next hop there"
-    (one,) = (await spool.queue_admin.execute(reroute("mx:a.test"))).entries
-    assert (one["state"], one["recipients"][0]["state"]) == ("queued", "queued")
-    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
-    assert str(claim.next_hop) == "mx:a.test"
-
-
-async def test_a_release_with_a_next_hop_sends_captured_mail_there(spool, make, clock) -> None:
-    await spool.accept(make({"capture": ["x@a.test"]}))
-    hop = NextHop.parse("smtp://smart.test:25")
-    release = command("release", to=all_to(hop), as_before=True)
-    (one,) = (await spool.queue_admin.execute(replace(release, dry_run=True))).entries
-    assert (one["result"], one["state"]) == ("done", "captured")
-    (one,) = (await spool.queue_admin.execute(release)).entries
-    assert (one["result"], one["state"], one["next_hop"]) == ("done", "queued", str(hop))
-    (claim,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
-    assert claim.next_hop == hop
-
-
 async def test_a_release_with_a_next_hop_leaves_held_mail_its_own(spool, defer) -> None:
     await defer()
     (held,) = (await spool.queue_admin.execute(command("hold"))).entries
@@ -266,13 +217,6 @@ async def test_a_rerouted_held_entry_stays_held(spool, defer) -> None:
     await spool.queue_admin.execute(command("hold"))
     (one,) = (await spool.queue_admin.execute(reroute("mx:b.test"))).entries
     assert (one["state"], one["next_hop"], one["due"]) == ("held", "mx:b.test", None)
-
-
-async def test_an_entry_is_split_when_all_recipients_get_other_next_hops(spool, defer) -> None:
-    await defer({"smtp://smart.test:25": ["x@a.test", "y@b.test"]})
-    answer = await spool.queue_admin.execute(command("reroute", to=own_mx, to_text="mx"))
-    assert [one["next_hop"] for one in answer.entries] == ["mx:a.test", "mx:b.test"]
-    assert [one["entry"] for one in answer.entries] == [1, 2]
 
 
 async def test_the_journey_of_what_was_rerouted_and_delivered_has_its_last_next_hop(

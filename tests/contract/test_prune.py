@@ -2,19 +2,14 @@
 
 import asyncio
 
-import pytest
-
 from relay.base.message.outcome import Evidence, Relayed
 from relay.store.journeys.message_list import ListedRecipient
-from relay.store.spool.types import ClaimResult, EntrySchedule
+from relay.store.spool.types import ClaimResult
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
 
 KEY_KEPT_S = 8 * 86400
-
-
-HOUR_S = 3600.0
 
 
 EVER = 1e9
@@ -62,31 +57,6 @@ async def test_a_submission_key_outlives_the_history_of_its_message(spool, make,
     assert await spool.journey(claim.message.id) is None
     again = await spool.accept(make(), submission_key="draft.1")
     assert (again.repeated, again.queue_id) == (True, claim.message.id)
-
-
-@pytest.mark.parametrize("jumped_s", [-86400, 86400])
-async def test_a_jump_of_the_wall_clock_prunes_no_history(spool, make, clock, jumped_s) -> None:
-    await finished(spool, make)
-    clock.jumped_us = jumped_s * 1_000_000
-    assert await spool.maintenance.prune(HOUR_S) == 0
-
-
-async def test_captured_mail_has_its_own_expiry(spool, make, clock) -> None:
-    """The entry becomes due then, so that delivery can expire it."""
-    message = make({"capture": ["x@a.test"]})
-    accepted = await spool.accept(message)
-    assert accepted.claims == ()
-    assert (await spool.counts()).entries["captured"] == 1
-    due_us = await spool.next_due_us()
-    assert due_us == message.facts.received_us + 14 * 86400 * 1_000_000
-
-
-async def test_a_waiting_message_is_not_pruned(spool, make, clock) -> None:
-    (claim,) = (await spool.accept(make())).claims
-    due_us = clock.queue_us() + 10**12
-    await spool.record(ClaimResult(claim, 5, {}, EntrySchedule(due_us, due_us)))
-    clock.advance(60)
-    assert await spool.maintenance.prune(0) == 0
 
 
 async def test_clear_removes_everything_and_the_queue_goes_on(spool, make, development) -> None:

@@ -2,14 +2,38 @@
 
 import pytest
 
-from relay.base.clock import rfc3339
 from relay.base.message.envelope import MessageExtra
 from relay.store.spool.types import Selector
 from tests.support.operator import ALL, HOUR_US, command
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("selector", "found"),
+@pytest.fixture
+async def names(spool, make, defer, clock) -> dict[str, str]:
+    """Three messages by their queue ids: A, B, and C, which is claimed as by a connection."""
+    first = await defer(
+        {"mx:a.test": ["x@a.test"]}, message_id="<m@x>", account="dave@example.test",
+        extra=MessageExtra(by_sender=True),
+    )  # fmt: skip
+    clock.advance(60)
+    return {
+        first: "A",
+        await defer(
+            {"mx:b.test a smart": ["y@b.test"]},
+            reverse_path="carol@example.test",
+            submission_id="0123456789abcdef.1",
+            subject="Your invoice (50%)",
+            client="scanner [192.0.2.9]",
+            account="carol@example.test",
+        ): "B",
+        (
+            await spool.accept(make({"smtp://[::1]:25 smart": ["z@[127.0.0.1]"]}, reverse_path=""))
+        ).queue_id: "C",
+    }
+
+
+@each_row(
+    "selector, found",
     [
         (ALL, "ABC"),
         (Selector(sender="carol@*"), "B"),
@@ -57,26 +81,7 @@ from tests.support.operator import ALL, HOUR_US, command
         (Selector(ids=("m@x",), sender="carol@*"), ""),
     ],
 )
-async def test_selectors(spool, make, defer, clock, selector: Selector, found: str) -> None:
-    first = await defer(
-        {"mx:a.test": ["x@a.test"]}, message_id="<m@x>", account="dave@example.test",
-        extra=MessageExtra(by_sender=True),
-    )  # fmt: skip
-    clock.advance(60)
-    names = {
-        first: "A",
-        await defer(
-            {"mx:b.test a smart": ["y@b.test"]},
-            reverse_path="carol@example.test",
-            submission_id="0123456789abcdef.1",
-            subject="Your invoice (50%)",
-            client="scanner [192.0.2.9]",
-            account="carol@example.test",
-        ): "B",
-        (  # claimed, as by a connection
-            await spool.accept(make({"smtp://[::1]:25 smart": ["z@[127.0.0.1]"]}, reverse_path=""))
-        ).queue_id: "C",
-    }
+async def test_selectors(spool, names, selector: Selector, found: str) -> None:
     listed = await spool.queue_admin.list(selector, limit=10)
     assert sorted(names[one["id"]] for one in listed) == [*found]
     answer = await spool.queue_admin.execute(command("cancel", selector, dry_run=True))
@@ -95,13 +100,6 @@ async def test_ids_as_the_list_shows_them(spool, defer) -> None:
     assert answer.unknown == (f"{queue_id}-3", "x-2")
     listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-3", queue_id, "x-2")), limit=1)
     assert ([one["entry"] for one in listed], listed.unknown) == ([1], answer.unknown)
-
-
-async def test_captured_mail_lists_its_expiry(spool, make, clock, settings) -> None:
-    await spool.accept(make({"capture": ["a@a.test"]}))
-    (one,) = await spool.queue_admin.list(ALL, limit=1)
-    kept_us = clock.queue_us() + int(settings.spool.keep * 1_000_000)
-    assert one["expires"] == rfc3339(kept_us)
 
 
 async def test_listed_times_are_wall_clock_times(spool, defer, clock) -> None:

@@ -91,21 +91,30 @@ async def test_a_report_recorded_twice_is_one_event(spool, send, deliver) -> Non
     assert len(await claims(spool, queue_id)) == 1
 
 
+CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool has it
+
+
 @pytest.mark.parametrize(
-    "what",
+    ("known", "what"),
     [
-        report(envid="d1.1", message_id=""),
-        report(envid="d1.1", message_id="<other@x>"),
-        report(),
-        report(RemoteClaim("X@A.test", "moved@b.test", "delayed")),
-        report(RemoteClaim("unknown@b.test", "x@A.TEST", "relayed")),
-        report(RemoteClaim("nobody@a.test", "", "failure"), GONE),
-        report(RemoteClaim("", "x@a.test", "read")),
+        ({}, report(envid="d1.1", message_id="")),
+        ({}, report(envid="d1.1", message_id="<other@x>")),
+        ({}, report()),
+        ({}, report(RemoteClaim("X@A.test", "moved@b.test", "delayed"))),
+        ({}, report(RemoteClaim("unknown@b.test", "x@A.TEST", "relayed"))),
+        ({}, report(RemoteClaim("nobody@a.test", "", "failure"), GONE)),
+        ({}, report(RemoteClaim("", "x@a.test", "read"))),
+        (CLIENTS, report(envid="QQ 314+159", message_id="")),
+        (CLIENTS, report(envid="QQ 314+159")),
+        (CLIENTS | {"message_id": ""}, report(envid="QQ 314+159", message_id="<given-later@b>")),
     ],
-    ids=["envid", "envid-first", "message-id", "orcpt", "final", "one-of-two", "read"],
-)
-async def test_what_names_the_message_and_a_recipient_is_joined(spool, send, deliver, what) -> None:
-    queue_id = await send()
+    ids=["envid", "envid-first", "message-id", "orcpt", "final", "one-of-two", "read", "clients-envid",
+         "clients-both", "no-message-id-known"],
+)  # fmt: skip
+async def test_what_names_the_message_and_a_recipient_is_joined(
+    spool, send, deliver, known, what
+) -> None:
+    queue_id = await send(**known)
     await deliver(what, to="Alice@EXAMPLE.test")
     (found,) = await claims(spool, queue_id)
     assert (found["recipients"], found["kind"]) == (["x@a.test"], what.claims[-1].kind)
@@ -182,25 +191,6 @@ async def test_twenty_claims_of_a_recipient_are_kept_and_the_rest_counted(
     found = [one for one in await claims(spool, queue_id) if one["recipients"] == ["x@a.test"]]
     assert [one.get("more", 0) for one in found] == [0] * 19 + [3]
     assert len(await claims(spool, queue_id)) == 21
-
-
-CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool has it
-
-
-@pytest.mark.parametrize(
-    ("known", "what"),
-    [
-        ({}, report(envid="QQ 314+159", message_id="")),
-        ({}, report(envid="QQ 314+159")),
-        ({"message_id": ""}, report(envid="QQ 314+159", message_id="<given-later@b>")),
-    ],
-    ids=["alone", "both", "no-message-id-known"],
-)
-async def test_the_envid_of_a_client_names_its_message(spool, send, deliver, known, what) -> None:
-    queue_id = await send(**CLIENTS | known)
-    await deliver(what)
-    (found,) = await claims(spool, queue_id)
-    assert (found["recipients"], found["kind"]) == (["x@a.test"], "failure")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
-from relay.base.message.outcome import DeferralClass, Deferred, Delivered, Evidence, Failed, Relayed
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
     ClaimResult,
@@ -61,17 +61,6 @@ async def test_recording_every_recipient_ends_the_entry_and_its_content(spool, m
     assert journey is not None
     assert journey.state == "relayed"
     assert journey.recipients[0].reply == "250 2.0.0 ok"
-
-
-async def test_a_shared_content_stays_until_its_last_entry_ends(spool, make) -> None:
-    claims = (
-        await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
-    ).claims
-    await spool.record(ClaimResult(claims[0], 5, {1: OK}))
-    assert await spool.read_content(claims[1].content_id)
-    await spool.record(ClaimResult(claims[1], 6, {2: OK}))
-    with pytest.raises(SpoolError):
-        await spool.read_content(claims[1].content_id)
 
 
 async def test_a_deferred_recipient_is_claimed_again_when_due_alone(spool, make, clock) -> None:
@@ -158,19 +147,6 @@ async def test_recipients_that_policy_added_stay_out_of_the_journey(spool, make)
     assert journey.state == "relayed"
     assert len(journey.recipients[0].attempts) == 1
     assert [one["number"] for one in journey.steps[0].detail["recipients"]] == [1]
-
-
-async def test_local_delivery_is_a_final_state(spool, make) -> None:
-    claim = (await spool.accept(make({"local": ["bob@example.test"]}))).claims[0]
-    await spool.record(ClaimResult(claim, 5, {1: Delivered(Evidence("2.1.5", "250 2.1.5 ok"))}))
-    journey = await spool.journey(claim.message.id)
-    assert journey is not None
-    assert journey.state == "delivered"
-
-
-async def test_a_spool_that_was_never_started_can_be_stopped(open_spool) -> None:
-    spool = open_spool()
-    await asyncio.wait_for(spool.stop(), 30)
 
 
 async def test_what_is_printed_of_a_claim_has_no_content(make, spool):

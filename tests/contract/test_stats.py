@@ -5,7 +5,7 @@ import shutil
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.pressure import UNKNOWN_DISK
 from relay.store.journeys.events import Event, Step
-from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, PriorityLevel
+from relay.store.spool.types import ClaimResult, EntrySchedule, PriorityLevel
 from tests.support.operator import deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
@@ -53,20 +53,6 @@ async def test_statistics(spool, make, clock) -> None:
     }
     hops = sorted((one["next_hop"], one["entries"], one["in_delivery"]) for one in others)
     assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
-
-
-async def test_entries_in_the_active_queue_are_counted_with_waiting_ones(
-    spool, make, clock
-) -> None:
-    """Otherwise a queue that fits into the active queue would seem to have no next hops."""
-    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
-    await deferred(spool, make, due_us=clock.queue_us(), hops=TWO)
-    found = await spool.claim_due(clock.queue_us(), 1, DueQuery(PriorityLevel.NORMAL))
-    assert len(found.claims) == 1
-    figures = await spool.stats()
-    (hop,) = figures["next_hops"]
-    assert (hop["entries"], hop["in_delivery"], hop["deferred"]) == (2, 1, 2)
-    assert figures["priorities"]["normal"] == {"entries": 2, "in_delivery": 1}
 
 
 def attempt_at(at_us: int, hop: str, reply: str, *, address: str, route: str = "") -> Event:
@@ -125,11 +111,6 @@ async def test_statistics_have_wall_clock_times(spool, make, clock) -> None:
     assert figures["oldest"] == "2023-11-15T22:13:20.000000Z"
     assert {one["oldest"] for one in figures["next_hops"]} == {"2023-11-15T22:13:20.000000Z"}
     assert figures["due"] == 1  # a jump makes nothing due
-
-
-async def test_statistics_of_an_empty_spool(spool) -> None:
-    figures = await spool.stats()
-    assert (figures["due"], figures["oldest"], figures["next_hops"]) == (0, None, [])
 
 
 async def test_the_load_has_the_entries_that_were_counted_last(spool, make) -> None:
