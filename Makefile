@@ -177,7 +177,7 @@ screenshots: $(VENV)/development
 
 crash: $(VENV)/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py \
-		tests/crash/test_kill_in_flight.py tests/postgres/test_storm_of_nodes.py
+		tests/postgres/test_storm_of_nodes.py
 
 # The build backend is among them, so that nothing else is needed to install without build isolation.
 BUILD_REQUIREMENTS = import tomllib; \

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from relay.base.message.nexthop import CAPTURE
-from tests.support.operator import ALL, all_to, command, own_mx, reroute
+from tests.support.operator import ALL, all_to, command, reroute
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,3 @@ async def test_a_dry_run_reports_what_the_command_then_does(
     assert rehearsed.counts == answer.counts
     for (one,) in (rehearsed.entries, answer.entries):
         assert (one["result"], one["note"]) == ("unchanged" if note else "done", note)
-
-
-async def test_a_dry_run_of_reroute_finds_recipients_with_another_next_hop(spool, defer) -> None:
-    """One recipient gets another next hop, one has it already, one gets none."""
-    await defer({"mx:a.test": ["x@a.test", "y@b.test", "w@gone.test"]})
-    queue_command = command("reroute", to=own_mx, to_text="mx")
-    rehearsed = await spool.queue_admin.execute(replace(queue_command, dry_run=True))
-    assert [one["result"] for one in rehearsed.entries] == ["done"]
-    await spool.queue_admin.execute(queue_command)
-    rehearsed = await spool.queue_admin.execute(replace(queue_command, dry_run=True))
-    assert [one["note"] for one in rehearsed.entries] == [
-        "none of its recipients has a mailbox or a next hop there", "it goes there already"
-    ]  # fmt: skip

@@ -7,8 +7,6 @@ from relay.base.clock import rfc3339
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import Evidence, Relayed
-from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
@@ -131,31 +129,6 @@ async def test_a_release_restores_the_state_before_the_hold(
     assert answer.entries[0]["due"] == rfc3339(clock.time_us())
 
 
-async def test_a_held_entry_expires(spool, defer, clock) -> None:
-    queue_id = await defer()
-    await spool.queue_admin.execute(command("hold", until_us=clock.queue_us() + 10 * HOUR_US))
-    clock.advance(3601)
-    (claim,) = (
-        await spool.claim_due(clock.queue_us(), 10, DueQuery(PriorityLevel.UNREACHABLE))
-    ).claims
-    assert (claim.state, len(claim.recipients)) == (RecipientState.HELD, 1)
-    await spool.record(ClaimResult(claim, 5, {}, expired={1: LATER}))
-    assert (await spool.journey(queue_id)).state == "expired"
-    assert (await spool.counts()).unaccounted == 0
-
-
-async def test_an_entry_held_by_the_relay_has_a_reason(spool, make, clock) -> None:
-    (claim,) = (await spool.accept(make())).claims
-    waiting = EntrySchedule(None, claim.message.expires_us)
-    detail = {"entry": 1, "recipients": [], "held": "it cannot be read"}
-    event = Event(Step.DELIVERY, 5, detail)
-    await spool.record(ClaimResult(claim, 5, {1: LATER}, waiting, events=(event,), held=True))
-    (one,) = await spool.queue_admin.list(Selector(state="held"), limit=10)
-    assert (one["reason"], one["due"]) == ("relay: it cannot be read", None)
-    (one,) = (await spool.queue_admin.execute(command("release"))).entries
-    assert (one["state"], one["due"]) == ("queued", rfc3339(clock.time_us()))
-
-
 async def test_operations_on_recipients_added_by_policy_are_not_shown(spool, make) -> None:
     message = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["audit@b.test"]})
     first, second = message.entries
@@ -217,17 +190,6 @@ async def test_a_rerouted_held_entry_stays_held(spool, defer) -> None:
     await spool.queue_admin.execute(command("hold"))
     (one,) = (await spool.queue_admin.execute(reroute("mx:b.test"))).entries
     assert (one["state"], one["next_hop"], one["due"]) == ("held", "mx:b.test", None)
-
-
-async def test_the_journey_of_what_was_rerouted_and_delivered_has_its_last_next_hop(
-    spool, make, active_claims
-) -> None:
-    queue_id = (await spool.accept(make({"mx:a.test": ["x@a.test"]}), claim=False)).queue_id
-    await spool.queue_admin.execute(reroute("smtp://c.test:25"))
-    (claim,) = (await spool.claim_due(10**18, 5, DueQuery())).claims
-    await spool.record(ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250 2.0.0 ok"))}))
-    (recipient,) = (await spool.journey(queue_id)).recipients
-    assert (recipient.state, recipient.next_hop) == ("relayed", "smtp://c.test:25")
 
 
 async def test_a_rerouted_entry_is_attempted_immediately(spool, defer, clock, active_claims):

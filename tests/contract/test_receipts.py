@@ -56,14 +56,6 @@ async def test_recipients_with_one_copy_owe_one_receipt(spool, deliver) -> None:
     assert [one.key[1] for one in await spool.receipts.owed()] == [1]
 
 
-async def test_a_result_that_came_too_late_records_nothing(spool, make) -> None:
-    (claim,) = (await spool.accept(make({"local": [BOB]}))).claims
-    await spool.release([claim])
-    claim_result = ClaimResult(claim, 5, {1: delivered("lcopy")}, EntrySchedule(None, None))
-    assert (await spool.record(claim_result))[0] is False
-    assert await spool.receipts.owed() == []
-
-
 async def test_the_notification_ends_it_and_is_in_the_journey(spool, deliver, make) -> None:
     queue_id = await deliver()
     (owed,) = await spool.receipts.owed()
@@ -154,12 +146,6 @@ async def test_it_ends_after_a_time(spool, deliver, clock) -> None:
     assert [one.copy_id for one in await spool.receipts.owed()] == ["lnew"]
     await spool.queue_admin.execute(command("release", RESTORED))
     assert {one.copy_id for one in await spool.receipts.owed()} == {"lold", "lnew"}
-
-
-async def test_an_ordinary_hold_holds_no_receipt(spool, deliver) -> None:
-    await deliver()
-    await spool.queue_admin.execute(command("hold", why="maintenance"))
-    assert len(await spool.receipts.owed()) == 1
 
 
 async def test_a_mailbox_owes_a_bounded_number(spool, make, clock) -> None:

@@ -84,13 +84,6 @@ async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
     assert second.reported is None
 
 
-async def test_a_report_recorded_twice_is_one_event(spool, send, deliver) -> None:
-    queue_id = await send()
-    claim_result, _ = await deliver(report())
-    assert (await spool.record(claim_result))[0] is False
-    assert len(await claims(spool, queue_id)) == 1
-
-
 CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool has it
 
 

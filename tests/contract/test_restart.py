@@ -10,14 +10,6 @@ from relay.store.spool.types import (
 )
 
 
-async def test_an_engine_that_was_not_started_is_closed(open_spool, make) -> None:
-    open_spool().close()
-    spool = open_spool()
-    await spool.start()
-    await spool.accept(make())
-    await spool.stop()
-
-
 async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, open_spool) -> None:
     dead = open_spool()
     await dead.start()

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.journeys import states
@@ -13,7 +13,6 @@ from tests.support.operator import ALL, command, reroute
 
 HELD = EntryExtra(reason="route slow")
 UNREADABLE = Deferred(Evidence("4.3.0", "451 4.3.0 unreadable"), DeferralClass.CONTENT)
-WAY = NextHop.parse("mx:a.test")
 
 
 def held(message, extra: EntryExtra = HELD):
@@ -75,19 +74,6 @@ async def test_what_a_route_holds_is_selected_by_the_name_of_that_route(spool, m
     assert await listed(spool, Selector(route=name)) == []
 
 
-async def test_a_held_entry_expires_unattempted(spool, make, clock) -> None:
-    message = held(make(expires_us=clock.queue_us() + 1000))
-    name = (await spool.accept(message)).queue_id
-    assert await due(spool, clock, 999) == ()
-    assert await spool.next_due_us(clock.queue_us()) == clock.queue_us() + 1000
-    (claim,) = (await spool.claim_due(clock.queue_us() + 1000, 9, DueQuery())).claims
-    assert (claim.state, claim.attempts) == (RecipientState.HELD, 0)
-    over = Failed(Evidence("5.4.7", "expired"))
-    assert (await spool.record(ClaimResult(claim, 5, {}, expired={1: over})))[0]
-    assert states(await spool.journey(name)) == {"x@a.test": "expired"}
-    assert (await spool.counts()).unaccounted == 0
-
-
 async def test_each_hold_says_why_and_since_when(spool, make, clock) -> None:
     await spool.accept(held(make()))
     clock.advance(60)
@@ -138,14 +124,3 @@ async def test_a_reroute_by_the_routes_holds_what_they_hold_unless_it_was_releas
     assert states(await spool.journey(fresh)) == {"x@a.test": "held", "y@b.test": "queued"}
     claims = await due(spool, clock)
     assert {(one.message.id, one.extra.reason) for one in claims} == {(fresh, ""), (released, "")}
-
-
-async def test_held_mail_that_is_restored_stays_held_by_its_route(spool, make, clock) -> None:
-    await spool.accept(held(make()))
-    restored = Selector(restored=True)
-    hold = command("hold", backed_up_us=clock.queue_us(), why="restored")
-    await spool.queue_admin.execute(hold)
-    ((_, reason, _),) = await listed(spool)
-    assert reason == "route slow"
-    (one,) = (await spool.queue_admin.execute(command("release", restored))).entries
-    assert (one["state"], one["reason"]) == ("held", "route slow")

@@ -92,17 +92,3 @@ def test_a_repeat_of_send_after_a_kill_sends_once(held: HeldRemote, point: Crash
     again = send(relay, f"/me/messages/{draft}/send", None)
     assert again is not None
     check_sent_once(held, again)
-
-
-def test_two_kills_before_the_repeat(held: HeldRemote) -> None:
-    relay = held.relay.start(crash_at=CrashPoint.KEY_RECORDED)
-    body = {"message": message(subject="first", **RECIPIENTS)}
-    send(relay, "/me/sendMail", body)
-    assert relay.wait_end() == -SIGKILL
-    relay.start(crash_at=CrashPoint.SUBMISSION_REMOVED, wait=False)
-    held.open()
-    assert relay.wait_end() == -SIGKILL
-    relay.start()
-    again = send(relay, "/me/sendMail", body)
-    assert again is not None
-    check_sent_once(held, again)

@@ -230,21 +230,6 @@ async def test_a_draft_that_got_202_cannot_be_changed_before_it_has_its_place(
         assert sent.total() == 1
 
 
-async def test_a_cancelled_or_failed_submission_keeps_its_first_answer(world: World) -> None:
-    due_us = ManualClock().now_us + HOUR_US
-    with store_on(world.root, ManualClock()) as store:
-        options = options_with_key("a", scheduled_us=due_us)
-        content = letter("asked", extended=until(due_us))
-        scheduled = await store.submissions.submit_new(ALICE, content, options)
-        failed = await store.submissions.submit_new(ALICE, letter("asked"), options_with_key("b"))
-        answers = [await store.submissions.find_keyed(ALICE, slot) for slot in ("a", "b")]
-        await store.messages.delete(ALICE, scheduled.draft_id)
-        await store.ready.content(failed)
-        await store.ready.fail(failed, b"Subject: report\r\n\r\nx")
-        assert [await store.submissions.find_keyed(ALICE, slot) for slot in ("a", "b")] == answers
-        assert None not in answers
-
-
 async def test_a_key_that_could_not_be_recorded_leaves_the_scheduled_send(world: World) -> None:
     due_us = ManualClock().now_us + HOUR_US
     with store_on(world.root, ManualClock()) as store:

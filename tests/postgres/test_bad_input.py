@@ -68,16 +68,6 @@ def test_a_role_that_may_create_no_tables(server: PostgresServer, stopped: Relay
     assert submit_code(stopped, 2) == 250
 
 
-def test_no_schema_at_all(server: PostgresServer, stopped: RelayProcess) -> None:
-    server.sql("DROP SCHEMA public", database=database_of(url_of(stopped)))
-    done = stopped.cli("check")
-    assert done.returncode == UNAVAILABLE
-    assert "may not create tables in any schema of its search_path" in done.stderr
-    stopped.start()
-    assert submit_code(stopped, 1) == 451
-    assert "the role has no schema for the spool" in stopped.log
-
-
 @pytest.mark.parametrize("verb", ["check", "serve", "queue list"])
 @pytest.mark.parametrize(
     ("statement", "said"),

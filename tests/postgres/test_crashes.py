@@ -5,7 +5,6 @@ import pytest
 from relay.base.crashpoints import CrashPoint
 from tests.crash import test_crash_points
 from tests.crash.conftest import HeldRemote, held, relay  # noqa: F401 - fixtures
-from tests.crash.test_kill_in_flight import *  # noqa: F403
 from tests.crash.test_storm import *  # noqa: F403
 from tests.support.long_tests import long
 

@@ -101,14 +101,6 @@ def test_a_node_rejects_no_mail_for_a_domain_of_another_store(
     assert answer("later.test").startswith("450 4.4.4 ")
 
 
-def test_another_mail_root_needs_another_name(node: StartNode) -> None:
-    one = node("one", store="main")
-    one.until_final(one.send_mail(to=["bob@example.test"], subject="first"))
-    two = node("two", wait=False, store="main")
-    assert two.wait_end() == 78
-    assert '[mailboxes] store = "second", not "main"' in two.log
-
-
 def test_of_two_mail_roots_that_start_at_once_one_has_the_name(node: StartNode) -> None:
     nodes = [node(name, wait=False, store="main") for name in ("one", "two")]
     until("one has ended", lambda: any(one.process_ended for one in nodes))

@@ -5,8 +5,6 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
 
-import pytest
-
 from tests.integration.conftest import SharedRelay
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -22,12 +20,6 @@ def until_counted(relay: RelayProcess) -> None:
     until("the queue is counted as empty", lambda: relay.metric("relay_queue_entries") == 0)
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults() == []
-
-
-def test_there_is_no_spool_beside_the_server(shared: SharedRelay, sql) -> None:
-    shared.relay.until_final(shared.relay.send_mail(to=["here@a.test"]))
-    assert not list((shared.relay.folder / "state").glob("spool.sqlite*"))
-    assert int(sql(shared.relay, "SELECT count(*) FROM message")) > 0
 
 
 def test_a_large_attachment(shared: SharedRelay, sql) -> None:
@@ -86,40 +78,6 @@ def test_large_mail_by_smtp_survives_a_kill(remotes: Remotes, sql) -> None:
             "bob@example.test": "delivered", "x@a.test": "relayed",
         }  # fmt: skip
         until("no part is left", lambda: sql(relay, "SELECT count(*) FROM body") == "0")
-        until_counted(relay)
-
-
-@pytest.mark.parametrize("runs", [True, False], ids=["running", "stopped"])
-def test_queue_commands(remotes: Remotes, runs: bool) -> None:
-    """By the control socket, and by the command itself while no relay runs."""
-    live = remotes.start("live.test")
-    remotes.start("slow.test", rcpt={f"{n}@slow.test": "450 4.2.0 later" for n in range(5)})
-    with remotes.relay(config=HOURLY) as relay:
-        ids = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(5)]
-        for one in ids:
-            relay.until_state(one, "deferred")
-        if not runs:
-            assert relay.stop() == OK
-        held = relay.cli_json("queue", "hold", *ids[:3], "--reason", "by hand")
-        assert [(one["result"], one["state"]) for one in held] == [("done", "held")] * 3
-        assert relay.cli("queue", "release", ids[0]).returncode == OK
-        assert relay.cli("queue", "cancel", ids[1]).returncode == OK
-        assert relay.cli("queue", "reroute", ids[3], "--to", "mx:live.test").returncode == OK
-        listed = {one["id"]: one["state"] for one in relay.cli_json("queue", "list")}
-        assert listed[ids[2]] == "held"
-        assert ids[1] not in listed
-        stats = relay.cli_json("queue", "stats")
-        assert stats["entries"]["held"] == 1
-        shown = relay.cli("trace", ids[1])
-        assert (shown.returncode, "cancelled" in shown.stdout) == (OK, True), shown.stderr
-        if not runs:
-            relay.start()
-        received(live, "3@slow.test")
-        assert relay.until_final(ids[1])["state"] == "cancelled"
-        assert relay.until_final(ids[3])["state"] == "relayed"
-        assert relay.cli("queue", "cancel", "--all").returncode == OK
-        for one in ids:
-            relay.until_final(one)
         until_counted(relay)
 
 

@@ -1,6 +1,5 @@
 """Folders made, renamed, moved and deleted, with all that is within them."""
 
-import errno
 import mailbox
 import os
 import shutil
@@ -11,7 +10,6 @@ import pytest
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.types import (
     FolderExistsError,
-    StoreUnavailableError,
     WellKnown,
 )
 
@@ -95,26 +93,6 @@ async def test_a_folder_whose_parent_has_no_directory_has_a_longer_name(store, h
     mailbox.Maildir(home, create=False).add_folder("A.B")
     mailbox.Maildir(home, create=False).add_folder("A.B.C")
     assert await names(store) == {"A.B": "", "A.B.C": "X", "C": "A.B", "X": ""}
-
-
-async def test_a_rename_that_was_cut_off_is_finished_by_the_next(store, home, monkeypatch):
-    made = await store.folders.create(ALICE, "A")
-    for name in ("B", "C"):
-        await store.folders.create(ALICE, name, parent_id=made.id)
-    real, calls = Path.rename, []
-
-    def cut_off(self: Path, target: Path) -> Path:
-        if self.parent == home and self.name.startswith(".A"):
-            calls.append(self.name)
-            if len(calls) == 2:
-                raise OSError(errno.EIO, "cut off")
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "rename", cut_off)
-    with pytest.raises(StoreUnavailableError):
-        await store.folders.rename(ALICE, made.id, "X")
-    assert (await store.folders.rename(ALICE, made.id, "X")).children == 2
-    assert await names(store) == {"X": "", "B": "X", "C": "X"}
 
 
 async def test_a_folder_that_was_half_made_or_half_removed_is_none(place, store, home):

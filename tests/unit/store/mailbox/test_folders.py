@@ -98,20 +98,6 @@ async def test_a_delivery_makes_the_inbox_and_the_first_other_use_the_folders(pl
     ]  # fmt: skip
 
 
-async def test_a_delivery_syncs_only_what_it_needs(tmp_path, draft):
-    with (
-        ForgetfulDisk(tmp_path / "mail") as disk,
-        store_on(tmp_path / "mail", ManualClock()) as store,
-    ):
-        await store.folders.every(ALICE)  # the domain
-        before = disk.sites.total()
-        await store.deliver(BOB, unique="u", content=LETTER)
-        assert disk.sites.total() - before == 4  # box, its directories, file, new/
-        before = disk.sites.total()
-        await store.deliver(BOB, unique="v", content=LETTER)
-        assert disk.sites.total() - before == 2
-
-
 async def test_folders_that_cannot_be_synced_are_made_again(tmp_path):
     with (
         ForgetfulDisk(tmp_path / "mail") as disk,

@@ -26,7 +26,7 @@ from relay.store.mailbox.query import (
     Property,
     SearchIn,
 )
-from relay.store.mailbox.types import ChangeKind, StalePositionError, StoreUnavailableError
+from relay.store.mailbox.types import ChangeKind, StalePositionError
 from tests.support.disks import filled, read_only, small_disk
 from tests.support.indexed_mailbox import Mailbox
 from tests.support.long_tests import sampled
@@ -243,21 +243,6 @@ def test_only_the_first_10000_header_fields_are_indexed(mailbox, index, field, l
     assert found(index, mailbox, HOUSE) == [last]
     garden = MessageQuery(condition=HasWords(SearchIn.BODY, "garden"))
     assert sorted(found(index, mailbox, garden)) == [last, beyond]
-
-
-def test_what_takes_too_long_is_gone_on_with_by_who_asks_again(mailbox, monkeypatch):
-    files = [mailbox.add() for _ in range(5)]
-    monkeypatch.setattr(content_index, "_MESSAGES_AT_ONCE", 1)
-    monkeypatch.setattr(mailbox.clock, "real_s", iter(range(0, 10_000, 9)).__next__)
-    index = mailbox.index()
-    with pytest.raises(StoreUnavailableError, match="read"):
-        found(index, mailbox, HOUSE)
-    for _ in range(10):
-        with suppress(StoreUnavailableError):
-            assert sorted(found(index, mailbox, HOUSE)) == files
-            break
-    else:
-        pytest.fail("it is never read to the end")
 
 
 # -- a bounded number is open

@@ -88,21 +88,6 @@ def test_sql_that_takes_too_long_is_broken_off(
     assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
 
 
-def test_an_index_in_memory_is_not_lost_by_a_query_that_is_broken_off(
-    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
-    (mailbox / "relay-index").mkdir()  # in the place of the file: it cannot be opened
-    index.query(mailbox, MessageQuery(condition=ZEBRA))
-    opened = index._open[mailbox]._connection
-    assert opened is not None
-    assert not opened.filename
-    with pytest.raises(QueryTooLongError):
-        index.query(mailbox, MessageQuery(condition=AnyOf(ENDINGS)), QueryTimeLimit(HastyClock()))
-    assert index._open[mailbox]._connection is opened
-    assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
-
-
 def test_others_use_the_index_during_a_query(
     mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,19 +165,6 @@ async def test_a_flag_is_complete_until_a_mail_program_sets_it_again(home, store
     assert await found(store, is_complete) == []
 
 
-async def test_a_draft_has_its_content_in_its_file(home, store, draft):
-    made = await store.messages.create(ALICE, draft(categories=("one",)))
-    state = {"start_us": 0, "due_us": 5, "is_other": True}
-    flagged = await store.messages.update(
-        ALICE, made.id, MessageChange(draft(categories=("two",)), flagged=True, state=state)
-    )
-    assert (flagged.properties.categories, flagged.flag.due_us) == (("two",), 5)
-    assert flagged.is_other
-    again = await store.messages.get(ALICE, made.id)
-    assert (again.properties.categories, again.flag) == (("two",), flagged.flag)
-    assert b"two" in again.path.read_bytes()
-
-
 async def test_a_message_that_becomes_a_draft_keeps_its_categories(store, mail, draft):
     await store.messages.update(ALICE, mail.id, red())
     moved = await store.messages.move(ALICE, mail.id, "drafts")

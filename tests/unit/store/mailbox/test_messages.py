@@ -79,32 +79,6 @@ async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
     assert await store.messages.mime(ALICE, made.id) == content
 
 
-async def test_a_large_mime_draft_is_shown_and_changed_where_it_lies(store):
-    part = b64encode(bytes(3_000_000))
-    content = (
-        b"To: a@a.test\r\nContent-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\n\r\ntext\r\n--m\r\n"
-        b"Content-Type: a/b; name=large\r\nContent-Transfer-Encoding: base64\r\n\r\n"
-        + part
-        + b"\r\n--m--\r\n"
-    )
-    made = await store.messages.create(ALICE, content)
-    assert [(one.name, one.size) for one in made.attachments] == [("large", 3_000_000)]
-    properties = structs.replace(made.properties, body="new text")
-    changed = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
-    assert (changed.properties.body, changed.attachments) == ("new text", made.attachments)
-    assert part in changed.path.read_bytes()
-    assert f",S={changed.path.stat().st_size}:" in changed.path.name
-
-
-async def test_of_two_generations_the_higher_counts_and_the_lower_goes(place, store, draft):
-    made = await store.messages.create(ALICE, draft(subject="old"))
-    old = made.path.read_bytes()
-    await store.messages.update(ALICE, made.id, MessageChange(properties=draft(subject="new")))
-    made.path.write_bytes(old)  # as if a crash had come before it was removed
-    assert (await store.messages.get(ALICE, made.id)).properties.subject == "new"
-    assert len(place.files(".Drafts")) == 1
-
-
 async def test_only_drafts_change_their_content(place, store, draft, maildir):
     maildir.add(b"Subject: arrived\n\nx")
     [found] = (await store.lists.query(ALICE, MessageQuery())).messages

@@ -114,12 +114,6 @@ def rename_if_there(file, target):
 FULL = b"".join(b"%d k%d\n" % (number, number) for number in range(26))
 
 
-def keyword_of(letter, names):
-    """The line of a letter in dovecot-keywords, without its number."""
-    found = dict(line.split(b" ", 1) for line in names.splitlines())
-    return found[b"%d" % (ord(letter) - ord("a"))]
-
-
 @pytest.mark.parametrize(
     ("there", "flags", "after"),
     [
@@ -153,18 +147,6 @@ async def test_keywords_keep_their_meaning(place, store, arrived, deed, there, f
         assert int(names.stat().st_mtime) - 2**31 == (after is not None)
     assert place.left_over() == []
     assert not list(names.parent.glob("dovecot-*.*"))
-
-
-async def test_two_new_keywords_get_two_letters(place, store, arrived):
-    [file] = place.files("")
-    home = file.parents[1]
-    (home / "dovecot-keywords").write_bytes(b"0 urgent\n2 other\n")
-    file.rename(home / "cur" / f"{file.name}:2,ac")
-    await store.messages.delete(ALICE, arrived.id)
-    [deleted] = place.files(".Trash")
-    names = (home / ".Trash/dovecot-keywords").read_bytes()
-    letters = deleted.name.partition(":2,")[2]
-    assert sorted(keyword_of(letter, names) for letter in letters) == [b"other", b"urgent"]
 
 
 async def test_a_folder_that_another_program_has_locked_gets_no_new_keyword(place, store, arrived):

@@ -66,17 +66,6 @@ def test_what_was_answered_survives_failures_kills_and_losses_of_power(
     assert refused > LIVES
 
 
-def test_a_write_syncs_once(tmp_path: Path) -> None:
-    with FaultyDisk() as disk:
-        states = StateFile(tmp_path)
-        states.write({"m1": MessageState(importance="high")})
-        disk.syncs.clear()
-        for number in range(5):
-            states.write({"m1": MessageState(categories=(str(number),))})
-        assert dict(disk.syncs) == {"-wal": 5}
-        states.close()
-
-
 def test_a_file_that_could_not_be_given_its_log_is_not_used(tmp_path: Path) -> None:
     with FaultyDisk() as disk:
         disk.refuses("sync", suffix="-journal")

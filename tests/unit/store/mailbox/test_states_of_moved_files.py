@@ -8,12 +8,11 @@ from msgspec.structs import replace
 from relay.base.message.properties import ExtendedProperty
 from relay.store.mailbox.message_state import (
     MessageState,
-    changed_state,
     encode_state,
     read_state,
     united,
 )
-from relay.store.mailbox.query import Compare, MessageQuery, Operator, Property
+from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.state_file import StateFile
 from relay.store.mailbox.types import MessageChange
 
@@ -72,24 +71,6 @@ async def test_a_state_survives_a_servers_move_and_the_loss_of_the_index(
         await store.messages.update(ALICE, mail.id, RED)
     for one in stores_then(place, home):
         assert (await only(one)).properties.categories == ("Red",)
-
-
-async def test_what_was_changed_of_both_files_of_a_move_is_kept(place, home, store):
-    file = home / "cur/1600000000.M1.h:2,S"
-    file.write_bytes(MIME)
-    mail = await only(store)
-    await store.messages.update(ALICE, mail.id, RED)
-    await store.messages.update(ALICE, mail.id, MessageChange(state={"importance": "low"}))
-    place.clock.advance(1)
-    (home / ".Archive/cur/1700000000.M9.h:2,S").hardlink_to(file)
-    copy = await only(store, "archive")
-    place.clock.advance(1)
-    changed = await store.messages.update(ALICE, copy.id, HIGH)
-    file.unlink()
-    for one in stores_then(place, home):
-        found = await only(one)
-        assert (found.properties.categories, found.properties.importance) == (("Red",), "high")
-        assert found.modified_us == changed.modified_us
 
 
 @pytest.mark.parametrize(
@@ -151,24 +132,6 @@ async def test_a_move_while_states_cannot_be_written_is_seen(home, store):
     assert (found.id, found.properties.categories) == (mail.id, ("Red",))
 
 
-async def test_a_patch_during_a_move_is_stored_for_the_moved_file(place, home, store):
-    file = home / "cur/1600000000.M1.h:2,S"
-    file.write_bytes(MIME)
-    mail = await only(store)
-    change = StateFile.change
-
-    def moved_meanwhile(self, *args, **named):
-        if file.exists():
-            file.rename(home / ".Archive/cur/1700000000.M9.h:2,S")
-        return change(self, *args, **named)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(StateFile, "change", moved_meanwhile)
-        await store.messages.update(ALICE, mail.id, RED)
-    for one in stores_then(place, home):
-        assert (await only(one)).properties.categories == ("Red",)
-
-
 async def test_a_copy_of_a_copy_is_not_the_message_that_was_removed(place, home, store):
     first = home / "cur/1600000000.M1.h:2,S"
     first.write_bytes(RELAYED)
@@ -196,14 +159,6 @@ def test_two_large_states_become_one_or_the_later():
     assert (one.categories, one.extended) == (half.categories, other.extended)
     huge = replace(other, extended=(ExtendedProperty("String 0x3001", ("v" * 100_000,)),))
     assert read_state(united(encode_state(half), encode_state(huge))) == huge
-
-
-def test_a_flag_that_was_cleared_later_stays_cleared():
-    done = changed_state(MessageState(), {"is_complete": True, "due_us": 5}, now_us=1)
-    cleared = changed_state(done, {"is_complete": False, "due_us": None}, now_us=2)
-    red = changed_state(done, {"categories": ("Red",)}, now_us=3)
-    one = read_state(united(encode_state(cleared), encode_state(red)))
-    assert (one.is_complete, one.due_us, one.categories) == (False, None, ("Red",))
 
 
 def test_of_two_states_the_later_value_counts():
@@ -243,38 +198,3 @@ async def test_new_mime_replaces_what_clients_had_changed_before_it_was_a_draft(
     await arrival.write(b"Subject: new\r\nImportance: low\r\n\r\nbody\r\n")
     assert (await arrival.finish()).properties.importance == "low"
     assert (await store.messages.get(ALICE, mail.id)).properties.importance == "low"
-
-
-async def test_what_was_changed_of_a_copy_counts_if_its_original_vanishes_unseen(
-    place, home, store
-):
-    file, copy = home / "cur/1600000000.M1.h:2,S", home / ".Archive/cur/1700000000.M9.h:2,S"
-    file.write_bytes(RELAYED)
-    mail = await only(store)
-    await store.messages.update(ALICE, mail.id, RED)
-    place.clock.advance(1)
-    copy.write_bytes(RELAYED)
-    await store.messages.update(ALICE, (await only(store, "archive")).id, HIGH)
-    stores = stores_then(place, home)
-    next(stores)
-    next(stores)
-    file.unlink()
-    again = next(stores)
-    for _ in range(2):
-        found = await only(again)
-        assert (found.id, found.properties.importance) == (mail.id, "high")
-        assert found.properties.categories == ("Red",)
-
-
-async def test_a_state_does_not_make_a_newer_file_older(place, home, store):
-    file = home / "cur/1600000000.M1.h:2,S"
-    file.write_bytes(MIME)
-    mail = await only(store)
-    newer = MessageQuery(condition=Compare(Property.MODIFIED, Operator.GT, mail.modified_us - 1))
-    assert len((await store.lists.query(ALICE, newer)).messages) == 1
-    other = StateFile(home)
-    other.write({mail.id: MessageState(importance="high", modified_us=5)})
-    other.close()
-    assert (await only(store)).modified_us == mail.modified_us
-    newer = MessageQuery(condition=Compare(Property.MODIFIED, Operator.GT, mail.modified_us - 1))
-    assert len((await store.lists.query(ALICE, newer)).messages) == 1

@@ -4,10 +4,8 @@ import apsw
 import pytest
 
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.store.spool.shared import claimed, results
 from relay.store.spool.shared.holds import DAMAGED_DUE_US
-from relay.store.spool.sqlite import spool as spool_module
 from relay.store.spool.sqlite import transactions
 from relay.store.spool.types import (
     DueQuery,
@@ -17,7 +15,6 @@ from tests.support.operator import command, reroute
 from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NOW = 10**18  # after the due time of every entry in these tests
 HOP = ("mx:a.test", 1)
 
@@ -34,56 +31,6 @@ async def test_a_query_reads_a_bounded_number_of_rows(spool, accept, monkeypatch
     assert (ids_of(batch), batch.ended, batch.left_hops) == ([], False, {A})
     batch = await spool.claim_due(NOW, 9, DueQuery(without_hops=[A], after=batch.reached))
     assert (ids_of(batch), batch.ended) == (after_others, True)
-
-
-async def test_a_query_for_a_next_hop_continues_after_its_last_sender(
-    spool, accept, monkeypatch
-) -> None:
-    monkeypatch.setattr(claimed, "SENDERS_MAX", 3)
-    names = [name for number in range(8) for name in await accept("mx:a.test", f"s{number}")]
-    query, got, queries = DueQuery(next_hop=A), [], 0
-    while True:
-        batch = await spool.claim_due(NOW, 2, query)
-        got += ids_of(batch)
-        queries += 1
-        if batch.ended:
-            break
-        query = DueQuery(next_hop=A, after_sender=batch.reached_sender)
-    assert sorted(got) == sorted(names)
-    assert queries <= 8
-
-
-async def test_an_entry_is_claimed_only_under_the_epoch_that_was_read(
-    spool, accept, tmp_path, monkeypatch
-) -> None:
-    await accept("mx:a.test", "ann", 1)
-    find = transactions.find_due
-
-    def slow(*args, **more):
-        result = find(*args, **more)
-        raw(tmp_path, "UPDATE entry SET epoch = epoch + 1")
-        return result
-
-    monkeypatch.setattr(spool_module, "find_due", slow)
-    batch = await spool.claim_due(NOW, 9, DueQuery())
-    assert batch.claims == ()
-    monkeypatch.setattr(spool_module, "find_due", find)
-    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
-    assert claim.epoch == 3
-    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
-
-
-async def test_a_released_claim_is_due_as_before(spool, accept, tmp_path) -> None:
-    await accept("mx:a.test", "ann", 1)
-    columns = "SELECT state, due_us, retry_us, warn_us, lane FROM entry"
-    before = raw(tmp_path, columns)
-    (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
-    await spool.release([claim, claim])
-    assert raw(tmp_path, columns) == before
-    (again,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
-    assert again.epoch == claim.epoch + 2
-    await spool.release([claim])  # its epoch is over
-    assert (await spool.claim_due(NOW, 9, DueQuery())).claims == ()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A content whose bytes changed on disk, at the same size, is not delivered."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +7,15 @@ import apsw
 import pytest
 from msgspec import structs
 
-from relay.base.files import FileOctets
 from relay.base.message.content import LargeContent, read_all
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.base.message.outcome import Evidence, Failed
 from relay.delivery.content_cache import ContentCache
-from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool import SqliteSpool
-from relay.store.spool.types import Claim, ClaimResult, DueQuery, EntrySchedule, SpoolError
+from relay.store.spool.types import ClaimResult, DueQuery, SpoolError
 
 HEADER = b"Subject: large\r\n"
 BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
 
 
@@ -79,14 +75,6 @@ def overwrite(files: Path) -> None:
         stored.write_bytes(b"z" * len(BODY))
 
 
-async def deferred(spool: SqliteSpool, claim: Claim, *, due_us: int) -> Claim:
-    """Defer a claim and claim the entry again."""
-    held, _ = await spool.record(ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
-    assert held
-    (again,) = (await spool.claim_due(due_us, 1, DueQuery())).claims
-    return again
-
-
 @pytest.mark.parametrize(
     ("store", "part"),
     [(inline, ""), (in_a_file, ""), (arrived, ""), (arrived, "header"), (in_pieces, "")],
@@ -104,20 +92,6 @@ async def test_changed_bytes_are_detected_until_they_are_restored(
         await spool.read_content(claim.content_id)
     flip(path, files, of=part)
     assert read_all(await spool.read_content(claim.content_id)) == expected
-
-
-async def test_the_checksum_is_verified_on_a_retry_not_on_the_first_attempt(
-    spool, make, path: Path, files: Path, clock
-) -> None:
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    due_us = clock.queue_us() + 1000
-    kept = ContentCache(spool, budget_bytes=1 << 20)
-    flip(path, files)
-    assert isinstance(await kept.of(claim), LargeContent)
-    kept.release(claim)
-    again = await deferred(spool, claim, due_us=due_us)
-    with pytest.raises(SpoolError, match="has changed"):
-        await kept.of(again)
 
 
 async def test_the_checksum_is_verified_after_a_restart(
@@ -140,17 +114,6 @@ async def test_the_checksum_is_verified_after_a_restart(
     await spool.stop()
 
 
-async def test_accept_does_not_read_the_body(spool, make, monkeypatch) -> None:
-    def read(*_: object) -> bytes:
-        raise AssertionError("read")
-
-    content = await arrived(spool)
-    monkeypatch.setattr(FileOctets, "read", read)
-    (claim,) = (await spool.accept(make(content=content))).claims
-    monkeypatch.undo()
-    assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
-
-
 async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(spool, make) -> None:
     content = await arrived(spool)
     other = replace(content, header=b"X-Tag: yes\r\n" + HEADER)
@@ -167,18 +130,3 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(sp
     assert held
     assert read_all(await spool.read_content(two.content_id)) == other.header + BODY
     assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
-
-
-async def test_large_bodies_are_verified_outside_the_queue_reader(spool, make, monkeypatch) -> None:
-    """A long read does not block the queue reader."""
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    threads: list[str] = []
-    really = content_files.checksum_of
-
-    def checksum_of(*given: object) -> int:
-        threads.append(threading.current_thread().name)
-        return really(*given)
-
-    monkeypatch.setattr(content_files, "checksum_of", checksum_of)
-    await spool.read_content(claim.content_id)
-    assert [one.rpartition("_")[0] for one in threads] == ["spool-check"]

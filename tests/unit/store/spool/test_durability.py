@@ -1,7 +1,6 @@
 """Group commit, and disks whose writes or fsyncs fail."""
 
 import asyncio
-import hashlib
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,9 +16,7 @@ from relay.store.spool.sqlite import write_ahead_log
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.write_ahead_log import check_log
 from relay.store.spool.types import (
-    Accepted,
     ClaimResult,
-    NewMessage,
     SpoolError,
     SpoolFullError,
     SpoolUnavailableError,
@@ -29,9 +26,6 @@ from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
-SENDERS = 64
-MESSAGES_EACH = 15
-PER_SYNC = 8
 
 
 @pytest.fixture
@@ -94,28 +88,6 @@ async def test_one_message_costs_one_fsync_and_its_outcome_another(disk, spool, 
         assert disk.syncs == {"-wal": 2 * number}
 
 
-async def test_many_senders_share_one_fsync(disk, spool, make) -> None:
-    async def sender() -> None:
-        for _ in range(MESSAGES_EACH):
-            accepted = await accept_as_a_session(spool, make())
-            await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK}))
-
-    await asyncio.gather(*(sender() for _ in range(SENDERS)))
-    assert SENDERS * MESSAGES_EACH / disk.syncs["-wal"] >= PER_SYNC
-
-
-async def test_messages_ready_in_the_same_loop_iteration_share_a_commit(disk, spool, make) -> None:
-    for number in range(1, 6):
-        await asyncio.gather(*(accept_as_a_session(spool, make()) for _ in range(SENDERS)))
-        assert disk.syncs == {"-wal": number}
-
-
-async def accept_as_a_session(spool: SqliteSpool, message: NewMessage) -> Accepted:
-    """Let other threads run first, as a session does before it calls the spool."""
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 300)
-    return await spool.accept(message)
-
-
 # -- a disk that fails
 
 
@@ -138,35 +110,6 @@ async def test_a_message_whose_commit_failed_is_refused_and_not_stored(
     disk.is_well()
     kept.add((await spool.accept(make())).queue_id)
     assert seen_after_a_crash(path, copy) == kept
-
-
-async def test_without_a_log_rewrite_a_commit_with_a_failed_fsync_returns(
-    disk, spool, make, tmp_path: Path, monkeypatch
-) -> None:
-    """Shows why the next test's code is needed."""
-    monkeypatch.setattr(write_ahead_log.WriteAheadLog, "confirm_writable", lambda _self: None)
-    disk.refuses("sync")
-    message = make()
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(message)
-    assert seen_after_a_crash(tmp_path / "spool.sqlite", tmp_path / "copy") == {message.facts.id}
-
-
-async def test_mail_is_refused_while_fsync_fails_and_the_disk_is_checked_again(
-    disk, spool, make, monkeypatch
-) -> None:
-    monkeypatch.setattr(write_ahead_log, "_RETRY_S", 0.01)
-    disk.refuses("sync")
-    for _ in range(3):
-        with pytest.raises(SpoolUnavailableError):
-            await spool.accept(make())
-    looked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    disk.on_sync = lambda _suffix: loop.call_soon_threadsafe(looked.set)
-    async with asyncio.timeout(30):
-        await looked.wait()
-    disk.is_well()
-    assert (await spool.accept(make())).claims
 
 
 async def test_an_outcome_is_not_lost_with_a_failed_commit(disk, spool, make) -> None:

@@ -38,12 +38,3 @@ def test_a_running_commit_counts_immediately():
         clock.advance(7)
         assert writer.commit_s() == 7
     assert writer.commit_s() == pytest.approx(0.01)
-
-
-def test_commit_times_are_forgotten_after_30_seconds():
-    clock = ManualClock()
-    writer = GroupWriter(clock, lambda: None)
-    committed(writer, clock, 4, 4, 4)
-    assert writer.commit_s() == 4
-    clock.advance(31)
-    assert writer.commit_s() == 0

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import stat
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 from msgspec import structs
 
 from relay.base.files import FileOctets
-from relay.base.message.content import LargeContent, MemoryOctets, octets_in_blocks, read_all
-from relay.base.message.outcome import Evidence, Failed, Relayed
+from relay.base.message.content import LargeContent, MemoryOctets, read_all
+from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import (
@@ -25,7 +24,6 @@ from relay.store.spool.types import (
 HEADER = b"Subject: large\r\n"
 BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
-NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
 
 
 @pytest.fixture
@@ -75,33 +73,6 @@ async def test_a_received_body_is_linked_not_copied_and_read_in_pieces(
     assert found.eight_bit is not body.isascii()
 
 
-async def test_a_body_is_written_and_read_through_one_descriptor(spool, tmp_path: Path) -> None:
-    incoming_body = spool.incoming_body()
-    await incoming_body.write([b"abc"])
-    path, elsewhere = incoming_body.octets().path, tmp_path / "elsewhere"
-    path.rename(elsewhere)
-    await incoming_body.write([b"defgh"])
-    assert not path.exists()
-    coming = octets_in_blocks((FileOctets(elsewhere, 1, 6),), 4)
-    assert next(coming) == b"bcde"
-    elsewhere.unlink()
-    assert list(coming) == [b"fg"]
-
-
-async def test_the_first_block_shows_whether_the_disk_is_quick(spool, monkeypatch) -> None:
-    writers: list[bool] = []
-    write_all = content_files.write_all
-
-    def noted(descriptor: int, octets: bytes) -> None:
-        writers.append(threading.current_thread() is threading.main_thread())
-        write_all(descriptor, octets)
-
-    monkeypatch.setattr(content_files, "write_all", noted)
-    await arrived(spool)
-    await arrived(spool)
-    assert writers == [False, True, True, True]
-
-
 async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     spool, make, files: Path
 ) -> None:
@@ -123,15 +94,6 @@ async def test_a_file_is_removed_with_the_last_entry_of_any_version(
     await gone(files / f"{message.facts.id}-0")
 
 
-async def test_a_discarded_body_stays_removed(spool, files: Path) -> None:
-    incoming_body = spool.incoming_body()
-    await incoming_body.write([BODY])
-    incoming_body.discard()
-    await incoming_body.write([BODY])  # as the thread of a closed session does
-    await gone(incoming_body.octets().path)
-    assert names(files) == []
-
-
 async def test_a_repeated_or_failed_acceptance_leaves_no_name(spool, make, files: Path) -> None:
     content = await arrived(spool)
     (arriving,) = names(files)
@@ -144,26 +106,6 @@ async def test_a_repeated_or_failed_acceptance_leaves_no_name(spool, make, files
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(make(content=content), reports=[make(content=content, id="n" * 300)])
     assert names(files) == [arriving]
-
-
-async def test_a_dead_letter_shares_the_file_and_outlives_the_message(
-    spool, make, files: Path
-) -> None:
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    content = await spool.read_content(claim.content_id)
-    letter = make({"local": ["postmaster"]}, content=content)
-    held, (dead,) = await spool.record(ClaimResult(claim, 5, {1: NO}, reports=(letter,)))
-    assert held
-    await gone(files / f"{claim.message.id}-0")
-    assert read_all(await spool.read_content(dead.content_id)) == HEADER + BODY
-
-
-async def test_both_messages_of_one_acceptance_may_share_a_body(spool, make) -> None:
-    content = await arrived(spool)
-    letter = make({"local": ["postmaster"]}, content=content)
-    first, second = (await spool.accept(make(content=content), reports=[letter])).claims
-    for claim in (first, second):
-        assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
 
 
 def pieces_in_memory(_: FileOctets) -> tuple[MemoryOctets, ...]:

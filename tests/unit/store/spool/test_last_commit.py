@@ -19,7 +19,6 @@ from relay.store.spool.sqlite.storage import SqliteStorage
 from relay.store.spool.sqlite.write_ahead_log import (
     LastCommit,
     RecordedCommit,
-    check_commits,
     read_recorded,
 )
 from relay.store.spool.types import Selector, SpoolDamagedError
@@ -197,12 +196,6 @@ async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
     assert {point for point, _ in seen} == {point for _, point in seen} == points
 
 
-async def test_a_killed_spool_is_not_damaged(killed: Path, open_spool) -> None:
-    check_files(killed, has_owner=False)
-    assert len(await listed(open_spool, killed)) == MESSAGES
-    assert not last_commit_of(killed).exists()
-
-
 @pytest.mark.parametrize("gone", [("",), ("", "-wal")])
 async def test_a_missing_file_after_a_kill_is_damage(
     killed: Path, open_spool, gone: tuple[str, ...]
@@ -283,35 +276,6 @@ async def test_an_interrupted_checkpoint_needs_its_log(
     assert len(await listed(open_spool, whole)) == MESSAGES
 
 
-async def test_a_kill_after_the_log_was_emptied_is_not_damage(
-    path: Path, tmp_path: Path, open_spool, make
-) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    await fill(spool, make)
-    spool._writer.log.shrink()
-    assert log_of(path).stat().st_size == 0
-    left = copied(path, tmp_path / "left")
-    await spool.stop()
-    assert len(await listed(open_spool, left)) == MESSAGES
-
-
-async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
-    path: Path, open_spool, make, monkeypatch, capfd
-) -> None:
-    def refuse(*_args: object, **_more: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(LastCommit, "_write", refuse)
-    spool = open_spool(path)
-    await spool.start()
-    names = await fill(spool, make, 3)
-    spool._writer.log.shrink()
-    await spool.stop()
-    assert "".join(capfd.readouterr()).count("last commit not noted") == 1
-    assert await listed(open_spool, path) == names
-
-
 @pytest.mark.parametrize(
     ("line", "noted"),
     [
@@ -327,14 +291,3 @@ async def test_a_last_commit_file_is_read_after_a_power_loss(
     assert read_recorded(path) is None
     last_commit_of(path).write_text(line)
     assert read_recorded(path) == noted
-
-
-async def test_a_running_spool_may_be_read_while_it_commits(path: Path, open_spool, make) -> None:
-    """The number is read first, so a commit in between makes the spool newer, never older."""
-    spool = open_spool(path)
-    await spool.start()
-    noted = read_recorded(path)
-    await fill(spool, make, 3)
-    with closing(open_database(path, read_only=True)) as connection:
-        check_commits(connection, path, noted, with_log=True)
-    await spool.stop()

@@ -5,12 +5,9 @@ from contextlib import closing
 import apsw
 import pytest
 
-from relay.base.clock import Ids, first_id_after
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.store.spool.shared import maintenance
-from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.types import ClaimResult, EntrySchedule
-from tests.support.manual_clock import ManualClock
 
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
@@ -48,26 +45,6 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
     assert await spool.journey(claim.message.id) is not None
 
 
-async def test_a_pruning_round_reads_each_old_message_once(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(maintenance, "AT_ONCE", 2)
-    for _ in range(5):
-        await spool.accept(make())
-        clock.advance(0.01)
-    old = [await finished(spool, make) for _ in range(3)]
-    clock.advance(60)
-    reads = []
-    really = SpoolMaintenance.prune_some
-    monkeypatch.setattr(
-        SpoolMaintenance, "prune_some", lambda *a, **k: reads.append(k["after"]) or really(*a, **k)
-    )
-    removed = 0
-    while number := await spool.maintenance.prune(30):
-        removed += number
-    assert removed == len(old)
-    assert reads == sorted(set(reads))
-    assert len(reads) == 4 + 1  # two messages each; the last one finds the end
-
-
 async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
     monkeypatch.setattr(maintenance, "AT_ONCE", 1)
     monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
@@ -78,12 +55,3 @@ async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, mo
     assert answers == [{"ended": False}, {"ended": True}]
     would = await spool.maintenance.prune_many(30, dry_run=True)
     assert would["messages"] == 0
-
-
-def test_the_first_id_after_a_time_separates_earlier_and_later_ids() -> None:
-    clock = ManualClock()
-    ids = Ids(clock, lambda count: b"\xff" * count)
-    bound = first_id_after(clock.time_us())
-    assert ids.new() < bound
-    clock.advance(0.001)
-    assert Ids(clock, bytes).new() >= bound

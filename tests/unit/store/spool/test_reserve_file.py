@@ -101,14 +101,6 @@ async def test_a_bounce_is_written_on_a_full_disk(disk, open_here, make, size_by
     assert (await spool.accept(make())).claims
 
 
-async def test_without_a_reserve_file_a_bounce_cannot_be_written(disk, open_here, make):
-    spool = await open_here(size_bytes=0)
-    claim = (await spool.accept(make())).claims[0]
-    with full(disk), pytest.raises(SpoolFullError):
-        await spool.record(failed(claim, make, IN_A_FILE))
-    assert (await spool.record(failed(claim, make, IN_A_FILE)))[0]
-
-
 async def test_new_mail_never_uses_the_reserve_file(disk, open_here, make):
     spool = await open_here()
     with full(disk):
@@ -141,21 +133,6 @@ async def test_a_spool_opens_on_a_full_disk(disk, open_here, make, clock):
         assert (await again.record(ClaimResult(claim, 5, {1: OK})))[0]
 
 
-@pytest.mark.parametrize(
-    ("disk_bytes", "wanted", "size_bytes"),
-    [(8 * MIB, 16 * MIB, SIZE), (8 * MIB, 4096, 4096), (8 * MIB, 0, 0)],
-)
-def test_on_a_small_disk_the_reserve_file_is_a_fraction_of_it(
-    tmp_path, disk_bytes, wanted, size_bytes
-):
-    with small_disk(tmp_path, size_bytes=disk_bytes):
-        reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=wanted)
-        reserve_file.make()
-        path = tmp_path / "ballast"
-        assert (path.stat().st_size if path.exists() else 0) == size_bytes
-        assert reserve_file.missing_bytes == 0
-
-
 def test_a_truncated_or_oversized_reserve_file_is_repaired(tmp_path):
     path = tmp_path / "ballast"
     path.write_bytes(b"half")
@@ -166,11 +143,3 @@ def test_a_truncated_or_oversized_reserve_file_is_repaired(tmp_path):
     assert (path.stat().st_size, path.stat().st_blocks * 512 >= 2 * MIB) == (2 * MIB, True)
     ReserveFile(path, size_bytes=MIB).make()
     assert path.stat().st_size == MIB
-
-
-def test_a_removed_reserve_file_is_created_again(tmp_path):
-    reserve_file = ReserveFile(tmp_path / "ballast", size_bytes=MIB)
-    reserve_file.make()
-    (tmp_path / "ballast").unlink()
-    reserve_file.make()
-    assert (tmp_path / "ballast").stat().st_size == MIB

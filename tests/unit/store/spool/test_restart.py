@@ -8,16 +8,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.envelope import ForwardPath
-from relay.base.message.lifecycle import RecipientState
-from relay.store.spool.sqlite import maintenance
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool_files import last_commit_of
-from relay.store.spool.types import (
-    NewRecipient,
-    SpoolUnavailableError,
-)
-from tests.support.spools import changed_message
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -57,21 +49,6 @@ async def test_abandoned_held_and_captured_entries_keep_their_state(
     await alive.stop()
     assert (counts.entries["held"], counts.entries["captured"]) == (1, 1)
     assert [one.recipients[0].attempts for one in journeys] == [(), ()]
-
-
-async def test_many_abandoned_claims_are_released_in_small_transactions(
-    path: Path, make, clock, open_spool, monkeypatch
-) -> None:
-    monkeypatch.setattr(maintenance, "CLAIMS_AT_ONCE", 7)
-    dead = open_spool(path)
-    await dead.start()
-    await asyncio.gather(*(dead.accept(make()) for _ in range(30)))
-    await dead.stop()
-    alive = open_spool(path)
-    assert await alive.start() == 30
-    assert await alive.maintenance.take_over() == 0
-    assert (await alive.counts()).entries["deferred"] == 30
-    await alive.stop()
 
 
 async def test_stale_content_files_are_removed(path: Path, files: Path, make, open_spool) -> None:
@@ -148,27 +125,3 @@ async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Pa
     assert removed == 0
     for one in accepted:
         assert await spool.read_content(one.claims[0].content_id) == LARGE
-
-
-async def test_a_content_without_an_entry_is_not_stored(spool, make, files: Path) -> None:
-    refused = NewRecipient(
-        ForwardPath("x@a.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
-    )
-    await spool.accept(make({}, content=LARGE, final_recipients=(refused,)))
-    assert names(files) == []
-
-
-async def test_a_bounce_that_cannot_be_stored_leaves_no_file(spool, make, files: Path) -> None:
-    impossible = make(content=LARGE, id="n" * 300)
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(make(content=LARGE), reports=(impossible,))
-    assert names(files) == []
-
-
-async def test_a_failed_acceptance_leaves_no_file(spool, make, files: Path) -> None:
-    message = make(content=LARGE)
-    await spool.accept(make(), submission_key="once")
-    await spool.accept(message, submission_key="once")
-    with pytest.raises(UnicodeEncodeError):
-        await spool.accept(changed_message(message, subject="\ud800"))  # no such text can be stored
-    assert names(files) == []

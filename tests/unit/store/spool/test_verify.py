@@ -2,15 +2,12 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
 import apsw
 import pytest
-from msgspec import structs
 
-from relay.base.message.content import LargeContent
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.store.spool.engine import SpoolFinding
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
@@ -196,25 +193,6 @@ def test_changed_bytes_are_reported_by_a_full_verification(path, filled) -> None
     assert re.fullmatch(r"content \d+ of [0-9A-Za-z]+-1", inline.where)
     content.write_bytes(LARGE)
     assert verify(path, full=True) == [inline]
-
-
-async def test_versions_that_share_a_file_have_their_own_checksums(path, make, open_spool) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    incoming_body = spool.incoming_body()
-    await incoming_body.write([b"\r\nbody\r\n"])
-    one = LargeContent(b"Subject: one\r\n", (incoming_body.octets(),), eight_bit=False)
-    entries = make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}).entries
-    versions = (one, replace(one, header=b"Subject: two\r\n"))
-    await spool.accept(
-        make(contents=versions, entries=(entries[0], structs.replace(entries[1], content=1)))
-    )
-    incoming_body.discard()
-    await spool.stop()
-    assert verify(path, full=True) == []
-    by_hand(path, "UPDATE content SET header = CAST(replace(header, 'two', 'six') AS BLOB)")
-    (finding,) = verify(path, full=True)
-    assert finding.kind == "lost-content"
 
 
 @pytest.mark.parametrize("column", ["data", "file"])

@@ -1,6 +1,5 @@
 """Checkpoints of SQLite's write-ahead log: they run after the replies and bound its size."""
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -62,46 +61,11 @@ def size_in_pages(path: Path) -> float:
     return path.with_name(path.name + "-wal").stat().st_size / FRAME
 
 
-@pytest.mark.parametrize(("is_idle", "pages"), [(True, 20), (False, 50)])
-def test_a_grown_log_is_checkpointed(disk, connection, log, is_idle: bool, pages: int) -> None:
-    commit(log, connection, pages=pages - 10)
-    log.checkpoint_if_grown(is_idle=is_idle)
-    assert disk.syncs[""] == 0
-    commit(log, connection, pages=10)
-    log.checkpoint_if_grown(is_idle=is_idle)
-    assert disk.syncs[""] == 1
-    log.checkpoint_if_grown(is_idle=is_idle)  # nothing was written since
-    assert disk.syncs[""] == 1
-
-
-async def test_an_idle_writer_checkpoints_a_short_log(
-    disk, open_spool, make, tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(write_ahead_log, "_PAGES_IDLE", 20)
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await spool.start()
-    disk.syncs.clear()
-    loop, brought_in = asyncio.get_running_loop(), asyncio.Event()
-    disk.on_sync = lambda suffix: suffix or loop.call_soon_threadsafe(brought_in.set)
-    content = b"Subject: s\r\n\r\n" + b"x" * 10 * PAGE
-    await asyncio.gather(*(spool.accept(make(content=content)) for _ in range(10)))
-    async with asyncio.timeout(30):
-        await brought_in.wait()
-    assert disk.syncs == {"-wal": 2, "": 1}  # the commit's, and the checkpoint's two
-    await spool.stop()
-
-
 def test_the_log_stays_small(connection, log, path: Path) -> None:
     for _ in range(40):
         commit(log, connection, pages=10)
         log.checkpoint_if_grown(is_idle=False)
     assert size_in_pages(path) < 70
-
-
-def test_a_commit_does_not_wait_for_a_checkpoint(disk, connection, log) -> None:
-    for _ in range(20):
-        commit(log, connection, pages=10)
-    assert disk.syncs == {"-wal": 20}
 
 
 def test_the_log_grows_during_a_long_read_and_shrinks_after_it(
@@ -147,11 +111,6 @@ def test_the_log_of_a_dead_process_is_synced_as_it_is(connection, path: Path) ->
     assert len(before) > 2 << 20
     rewrite_log(path)
     assert log.read_bytes() == before
-
-
-def test_a_missing_log_is_allowed(tmp_path: Path) -> None:
-    rewrite_log(tmp_path / "none.sqlite")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_that_cannot_be_written_is_reported(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What must be equal on all nodes: each says digests of it, and which differ."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,6 @@ from relay.store.spool.postgres.nodes import (
 )
 from relay.store.spool.postgres.spool import PostgresSpool
 from relay.store.spool.postgres.storage import PostgresStorage
-from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import open_node
 
 PARTS = {"rules": "r", "srs_key": "secret", "accounts of the store main": "a"}
@@ -73,25 +72,6 @@ async def test_a_difference_is_said_once_and_until_it_has_gone(
     assert storage.warnings() == [
         "nodes have several versions (two: 0.10; one: 0.9): bring all to the newest"
     ]
-
-
-async def test_a_node_that_joins_again_says_its_digests_again(
-    nodes: list[PostgresSpool],
-    postgres_server: PostgresServer,
-    sql: Callable[[str], str],
-) -> None:
-    one = nodes[0]
-    await beat(one)
-    said = sql("SELECT digests FROM node WHERE name = 'one'")
-    assert "rules" in said
-    sql("UPDATE node SET state = 'dead' WHERE name = 'one'")
-    await beat(one, one)
-    assert sql("SELECT digests FROM node WHERE name = 'one' AND state = 'alive'") == said
-
-
-@pytest.fixture
-def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
-    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
 
 
 def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> None:

@@ -157,19 +157,6 @@ def proxy_url(proxy: CuttingProxy, postgres_server: PostgresServer, postgres_url
     return url.replace(f":{postgres_server.port}/", f":{proxy.address[1]}/")
 
 
-async def test_a_new_connection_samples_the_servers_clock(open_at, proxy, proxy_url) -> None:
-    node = Node("one.test")
-    clock = node.clock()
-    spool = open_at(node, clock, proxy_url)
-    await spool.start()
-    node.slept_us = HOUR  # its elapsed time is wrong by this
-    assert clock.time_us() - real_us() > HOUR - NEAR
-    proxy.lose("writer", Cut.REPLY)
-    await accept(spool, clock)
-    assert abs(clock.time_us() - real_us()) < NEAR
-    await spool.stop()
-
-
 @pytest.mark.parametrize("jump", [DAY, -DAY])
 async def test_a_servers_clock_that_jumps_makes_nothing_due_and_delays_nothing(
     open_at, proxy, proxy_url, postgres_server, postgres_url, jump

@@ -8,7 +8,6 @@ import subprocess
 import pytest
 
 from tests.support import relay_starts
-from tests.support.ports import free_port
 from tests.support.postgres import PASSWORD, database_of
 from tests.support.spools import new_message, spool_on
 
@@ -84,58 +83,12 @@ async def test_a_backup_of_a_file_is_not_restored_into_a_server(
     assert not (folder / "state").exists()
 
 
-@pytest.mark.parametrize("verb", ["check", "serve", "queue list"])
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("postgresql://", "with the name of a database"),
-        ("postgresql://relay@localhost:70000/relay", "a port of 1 to 65535"),
-        ("mysql://relay@localhost/relay", '"sqlite:PATH"'),
-    ],
-)
-def test_a_url_of_no_spool(folder, verb, url, expected):
-    config = CONFIG.replace("postgresql://relay:${file:pw}@127.0.0.1:PORT/DATABASE", url)
-    (folder / "sqlite.toml").write_text(config)
-    command = [*relay_starts.RELAY, *verb.split(), "--config", "sqlite.toml"]
-    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
-    assert done.returncode == 78
-    line = 1 + config.splitlines().index(f'url = "{url}"')
-    assert f"sqlite.toml:{line}: spool.url: " in done.stderr
-    assert expected in done.stderr
-
-
-def test_check_without_the_server(folder):
-    port = free_port()
-    done = run(folder, "check", port=port)
-    assert done.returncode == 69
-    assert (
-        f"spool: postgresql://127.0.0.1:{port}/relay: the database does not answer: " in done.stderr
-    )
-
-
-async def test_a_state_dir_in_which_mail_waits(folder):
-    (folder / "state").mkdir()
-    async with spool_on(folder / "state/spool.sqlite") as spool:
-        await spool.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
-    for verb in ("check", "serve"):
-        done = run(folder, verb)
-        assert done.returncode == 78
-        assert "has 1 entry that no relay would deliver: deliver them first" in done.stderr
-
-
 def test_check_of_a_server_that_syncs_nothing(folder, postgres_server, postgres_url):
     done = run(
         folder, "check", port=postgres_server.port, database=database_of(postgres_url)
     )  # fmt: skip
     assert done.returncode == 69
     assert done.stderr.count("fsync is off: a crash of the server loses accepted mail") == 1
-
-
-def test_check_with_a_wrong_password(folder, postgres_server, postgres_url):
-    (folder / "pw").write_text("wrong secret\n")
-    done = run(folder, "check", port=postgres_server.port, database=database_of(postgres_url))
-    assert done.returncode == 69
-    assert "the server refuses the password" in done.stderr
 
 
 def test_a_file_with_the_password_that_others_can_read(folder):

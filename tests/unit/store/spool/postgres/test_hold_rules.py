@@ -10,7 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.store.spool.engine import News
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import EntryExtra, Selector
@@ -23,13 +22,6 @@ A = Selector(domain="a.test")
 HOLD = QueueCommand(Operation.HOLD, A, "ann", new=True)
 RELEASE = QueueCommand(Operation.RELEASE, A, "ann")
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-
-
-async def test_another_node_holds_what_comes_too(at) -> None:
-    one, two = await at("one.test"), await at("two.test")
-    await one.queue_admin.execute(HOLD)
-    two._hear(News.HOLDS)  # as a message, and as each beat says
-    await until(lambda: two.queue_admin.hold_rule("x@a.test")[0])
 
 
 class Stopped(CrashPoints):

@@ -10,7 +10,6 @@ import asyncpg
 import pytest
 
 from relay.base.message.outcome import Evidence, Relayed
-from relay.store.spool.engine import News
 from relay.store.spool.postgres import writer
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.spool import PostgresSpool
@@ -119,44 +118,6 @@ async def test_a_message_that_was_answered_with_an_error_is_free_all_the_same(
     assert len(await claims_of(spool)) == 1
 
 
-async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_others(
-    at, proxy, capfd
-) -> None:
-    """It looks by itself with each beat, and says so once; the others hear what it does."""
-    proxy.refused = b"LISTEN"
-    deaf, other = at(), at("other", "two.test", behind_proxy=False)
-    found: dict[PostgresSpool, asyncio.Queue[News]] = {
-        deaf: asyncio.Queue(),
-        other: asyncio.Queue(),
-    }
-    for node, queue in found.items():
-        node.on_news = queue.put_nowait
-        await node.start()
-
-    async def hear(node: PostgresSpool, wanted: News) -> None:
-        while wanted not in await found[node].get():
-            pass
-
-    for _ in range(100):  # until the other one listens; a beat never tells this
-        deaf._keeper.tell(News.RELEASED)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(hear(other, News.RELEASED), 0.2)
-            break
-    else:
-        pytest.fail("the other node never heard of this one")
-    found[deaf] = asyncio.Queue()
-    deaf.on_news = found[deaf].put_nowait
-    await other.accept(new_message(TO_A), claim=False)
-    await asyncio.wait_for(hear(deaf, News.DUE), SOON_S)
-    assert len((await deaf.claim_due(NOW, 10, DueQuery())).claims) == 1
-    said = [one for one in capfd.readouterr().err.splitlines() if "do not come" in one]
-    assert len(said) == 1
-    assert "it is not supported here" in said[0]
-    assert "every_s=5" in said[0]
-    await deaf.stop()
-    await other.stop()
-
-
 async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
     """The second loss leaves its outcome open: nobody has it."""
     await spool.accept(new_message(TO_A), claim=False)
@@ -165,35 +126,6 @@ async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
     with pytest.raises(SpoolUnavailableError):
         await asyncio.wait_for(spool.claim_due(NOW, 10, DueQuery()), SOON_S)
     assert len(await claims_of(spool)) == 1
-
-
-async def test_what_waits_behind_an_operation_that_is_lost_twice_is_sent(spool, proxy) -> None:
-    """The last commit that is found is not its own."""
-    await spool.accept(new_message(TO_A), claim=False)
-    for cut in (Cut.REQUEST, Cut.REPLY):
-        proxy.lose("writer", cut, of=b"COMMIT\0")
-    claimed, accepted = await asyncio.gather(
-        spool.claim_due(NOW, 10, DueQuery()),
-        asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S),
-        return_exceptions=True,
-    )
-    assert isinstance(claimed, SpoolUnavailableError)
-    assert len(accepted.claims) == 1
-    assert (await spool.record(ClaimResult(accepted.claims[0], 5, {1: OK})))[0]
-    assert len(await claims_of(spool)) == 1
-    assert (await spool.counts()).unaccounted == 0
-
-
-async def test_an_internal_error_ends_the_node(spool, monkeypatch) -> None:
-    """It would look as if the database were away."""
-    ended: asyncio.Queue[SpoolError] = asyncio.Queue()
-    spool.on_lost = ended.put_nowait
-    monkeypatch.setattr(spool._writer, "_gather", lambda: 1 / 0)
-    with pytest.raises(SpoolUnavailableError, match="internal error"):
-        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
-    assert "ZeroDivisionError" in str(await asyncio.wait_for(ended.get(), SOON_S))
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(new_message(TO_A))
 
 
 async def claims_of(spool: PostgresSpool) -> Sequence[Claim]:
@@ -229,50 +161,6 @@ async def test_an_old_session_that_still_works_is_ended_first(
     assert messages(postgres_server, postgres_url) == 1
 
 
-async def test_a_start_ends_the_session_of_the_same_state_dir(at, proxy) -> None:
-    first = at()
-    await first.start()
-    accepted = await first.accept(new_message(TO_A))
-    proxy.is_refusing = True  # the first one cannot come back
-    proxy.lose("writer", Cut.REQUEST_AND_CLIENT)
-    lost = asyncio.create_task(first.accept(new_message(TO_A)))
-    await until(lambda: proxy.losses == 1)
-    second = at(behind_proxy=False)
-    assert await second.start() == 1
-    (claim,) = (await second.claim_due(NOW, 10, DueQuery())).claims
-    assert claim.message.id == accepted.queue_id
-    proxy.is_refusing = False
-    with pytest.raises(SpoolError):
-        await asyncio.wait_for(lost, SOON_S)
-    await first.stop()
-    await second.stop()
-
-
-async def test_a_connection_that_is_lost_while_a_node_tells_the_others(at, proxy) -> None:
-    """It tells them on the next one."""
-    one, two = at(), at("other", "two.test", behind_proxy=False)
-    for node in (one, two):
-        await node.start()
-    heard: asyncio.Queue[News] = asyncio.Queue()
-    two.on_news = heard.put_nowait
-
-    async def hear() -> None:
-        while News.RELEASED not in await heard.get():
-            pass
-
-    proxy.lose("messages", Cut.REQUEST, of=b"pg_notify")
-    while not proxy.losses:
-        one._keeper.tell(News.RELEASED)
-        await asyncio.sleep(0.01)
-    async with asyncio.timeout(SOON_S):
-        hearing = asyncio.create_task(hear())
-        while not hearing.done():
-            one._keeper.tell(News.RELEASED)
-            await asyncio.wait([hearing], timeout=0.1)
-    for node in (one, two):
-        await node.stop()
-
-
 async def until(ready: Callable[[], bool]) -> None:
     async with asyncio.timeout(SOON_S):
         while not ready():
@@ -302,24 +190,3 @@ async def test_a_server_that_answers_nothing_for_long_counts_as_away(
     finally:
         await other.close()
     assert (await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)).claims
-
-
-async def test_a_writer_that_waits_for_the_server_is_not_blocked(spool, postgres_url) -> None:
-    other = await asyncpg.connect(postgres_url)
-    try:
-        async with other.transaction():
-            await other.execute("LOCK TABLE node IN ACCESS EXCLUSIVE MODE")
-            beat = asyncio.create_task(spool._keeper.beat())
-            for _ in range(3):
-                await until_it_comes_round(spool)
-            assert not beat.done()
-        await asyncio.wait_for(beat, SOON_S)
-    finally:
-        await other.close()
-
-
-async def until_it_comes_round(spool: PostgresSpool) -> None:
-    before = spool.rounds()
-    async with asyncio.timeout(SOON_S):
-        while spool.rounds() == before:
-            await asyncio.sleep(0.01)

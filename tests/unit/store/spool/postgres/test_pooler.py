@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.settings.postgres_url import parse_postgres_url
-from relay.store.spool.postgres.server import connect, server_faults, translate_postgres_errors
-from relay.store.spool.types import SpoolUnavailableError
+from relay.store.spool.postgres.server import connect, server_faults
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer, database_of, process_owner
 from tests.support.relay_process import WAIT_S, until
@@ -96,23 +95,3 @@ async def test_the_mode_of_a_pooler(pooled_url, count):
         connection.terminate()
     assert len(faults) == count
     assert all("PgBouncer's pool_mode=transaction" in one for one in faults)
-
-
-@pytest.mark.parametrize("pooled_url", ["transaction"], indirect=True)
-async def test_a_statement_that_another_session_has_prepared(pooled_url):
-    """It is reported as what it is, though nothing looked for a pooler."""
-    options = parse_postgres_url(pooled_url)
-    one = await connect(options, purpose="check")
-    other = await connect(options, purpose="check")
-    try:
-        await one.fetchval("SELECT 1")
-        async with other.transaction():
-            await other.execute("SELECT 2")
-            with (
-                pytest.raises(SpoolUnavailableError, match="pool_mode=transaction"),
-                translate_postgres_errors(options),
-            ):
-                await one.fetchval("SELECT 1")
-    finally:
-        one.terminate()
-        other.terminate()

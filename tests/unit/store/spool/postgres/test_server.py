@@ -2,10 +2,7 @@
 
 import asyncio
 import os
-import signal
 import socket
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -14,9 +11,7 @@ import asyncpg
 import pytest
 
 from relay.base.settings.postgres_url import parse_postgres_url
-from relay.store.spool.postgres import server
 from relay.store.spool.postgres.backup import dump
-from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.server import connect, server_faults, translate_postgres_errors
 from relay.store.spool.postgres.storage import PostgresStorage
 from relay.store.spool.postgres.tables import ConnectionTables
@@ -31,13 +26,10 @@ from relay.store.spool.types import (
 from tests.support.ports import free_port
 from tests.support.postgres import (
     PASSWORD,
-    NoPostgresError,
     PostgresServer,
     database_of,
-    running_server,
 )
 from tests.support.relay_process import until
-from tests.support.spool_nodes import Elapsed, open_node
 from tests.support.tls import authority  # noqa: F401
 
 
@@ -55,24 +47,6 @@ async def refusal(url: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("kind", ["postgres_url", "tcp_url"])
-async def test_a_connection_has_its_name_and_settings(kind, request):
-    options = parse_postgres_url(request.getfixturevalue(kind))
-    connection = await connect(options, purpose="writer")
-    try:
-        for name, expected in {
-            "application_name": "relay writer",
-            "idle_in_transaction_session_timeout": "10s",
-            "jit": "off",
-            "statement_timeout": "0",
-            "standard_conforming_strings": "on",
-        }.items():
-            assert await connection.fetchval("SELECT current_setting($1)", name) == expected
-        assert await connection.fetchval("SELECT current_user") == "relay"
-    finally:
-        await connection.close()
-
-
 async def test_a_roles_own_settings_do_not_count(postgres_server, postgres_url):
     name = database_of(postgres_url)
     for setting in ("statement_timeout = 1", "default_transaction_isolation = 'serializable'"):
@@ -83,11 +57,6 @@ async def test_a_roles_own_settings_do_not_count(postgres_server, postgres_url):
         assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
     finally:
         await connection.close()
-
-
-async def test_a_wrong_password(postgres_server, postgres_url):
-    url = postgres_server.tcp_url(database_of(postgres_url), password="wrong secret")
-    assert "the server refuses the password" in await refusal(url)
 
 
 async def test_no_password(postgres_server, postgres_url, monkeypatch, tmp_path):
@@ -109,15 +78,6 @@ async def test_the_environment_does_not_count(postgres_url, tcp_url, monkeypatch
         connection = await connect(parse_postgres_url(url), purpose="test")
         assert await connection.fetchval("SELECT current_database()") == database_of(postgres_url)
         await connection.close()
-
-
-async def test_no_such_database(postgres_server):
-    assert "no such database" in await refusal(postgres_server.url("nothing"))
-
-
-async def test_no_such_role(postgres_server):
-    url = postgres_server.url("postgres", user="nobody-here")
-    assert "refuses the login" in await refusal(url)
 
 
 async def test_nobody_listens(tmp_path):
@@ -195,28 +155,10 @@ async def test_settings_that_lose_mail(safe_server, safe_url, name):
         until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "on")
 
 
-async def test_an_older_server(safe_server, safe_url, monkeypatch):
-    monkeypatch.setattr(server, "VERSION_MIN", 99)
-    assert await faults_of(safe_url) == [
-        f"the server is PostgreSQL {safe_server.version}, expected 99 or newer"
-    ]
-
-
 async def test_another_encoding(safe_server):
     url = safe_server.create(template="template0", options="ENCODING 'LATIN1'")
     assert await faults_of(url) == ["the encoding of the database is LATIN1, expected UTF8"]
     safe_server.drop(url)
-
-
-async def test_read_only(safe_server, safe_url):
-    options = parse_postgres_url(safe_url)
-    connection = await connect(options, purpose="check")
-    try:
-        await connection.execute("SET default_transaction_read_only = on")
-        [fault] = await server_faults(options, connection)
-        assert "takes no writes" in fault
-    finally:
-        await connection.close()
 
 
 async def test_a_certificate_for_another_name(safe_server, safe_url, authority):  # noqa: F811
@@ -314,64 +256,3 @@ def test_errors_that_need_a_broken_server(error, kind):
         raise error
     assert type(caught.value) is kind
     assert str(caught.value).startswith("db: ")
-
-
-async def test_a_server_that_stops(safe_server, safe_url):
-    connection = await connect(parse_postgres_url(safe_url), purpose="test")
-    await connection.execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7)")
-    safe_server.stop(immediate=True)
-    with pytest.raises(SpoolUnavailableError), translate_postgres_errors():
-        await connection.fetchval("SELECT n FROM t")
-    connection.terminate()
-    safe_server.start()
-    connection = await connect(parse_postgres_url(safe_url), purpose="test")
-    assert await connection.fetchval("SELECT n FROM t") == 7
-    await connection.close()
-
-
-@pytest.mark.parametrize("in_ci", [False, True])
-def test_without_programs_tests_are_skipped_but_in_ci(tmp_path, monkeypatch, in_ci):
-    monkeypatch.setenv("RELAY_TEST_PG", str(tmp_path))
-    monkeypatch.delenv("CI", raising=False)
-    if in_ci:
-        monkeypatch.setenv("CI", "true")
-    with pytest.raises(NoPostgresError if in_ci else pytest.skip.Exception, match="not installed"):
-        running_server()
-
-
-def test_a_server_ends_with_its_tests():
-    """Also where nothing of Python's runs any more: nobody else would stop it."""
-    program = (
-        "from tests.support.postgres import PostgresServer\n"
-        "server = PostgresServer().__enter__()\n"
-        "print(server.folder, flush=True)\n"
-        "input()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as tests:
-        folder = Path(tests.stdout.readline().strip())
-        assert (folder / "data/postmaster.pid").exists()
-        tests.send_signal(signal.SIGKILL)
-    until("the server has ended, and its folder is gone", lambda: not folder.exists())
-
-
-async def test_a_start_that_the_server_interrupts_is_tried_again(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("relay.store.spool.postgres.spool._AGAIN_S", 0)
-    node = open_node(postgres_url, tmp_path, NodeIdentity("a", "a", ""), elapsed_s=Elapsed())
-    read = node.queue_admin.read_hold_rules
-    faults = [SpoolUnavailableError("the server has gone")]
-
-    async def interrupted() -> None:
-        if faults:
-            raise faults.pop()
-        await read()
-
-    monkeypatch.setattr(node.queue_admin, "read_hold_rules", interrupted)
-    await node.start(may_wait=True)
-    assert node._connecting is not None
-    await node._connecting
-    assert (node._fault, faults) == ("", [])
-    await node.stop()

@@ -11,12 +11,9 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Settings, SpoolSettings
 from relay.store import spool as spools
-from relay.store.spool.sqlite.storage import SqliteStorage
 from relay.store.spool.types import (
     SpoolDamagedError,
     SpoolFormatError,
-    SpoolUnavailableError,
-    SpoolUnsupportedError,
 )
 from tests.support.ports import free_port
 from tests.support.postgres import database_of
@@ -34,41 +31,12 @@ def opened(settings: Settings):
     return spools.open(settings, clock=SystemClock(), crash=CrashPoints(), metrics=Metrics())
 
 
-def test_the_url_chooses_the_engine(tmp_path):
-    assert isinstance(spools.storage(Settings("relay.test", tmp_path)), SqliteStorage)
-    stored = spools.storage(settings_of(tmp_path))
-    assert (str(stored), stored.files()) == (SHOWN, ())
-
-
 def test_a_database_without_tables_has_no_spool(tmp_path, postgres_server, empty_database):
     stored = spools.storage(settings_of(tmp_path, empty_database))
     assert not stored.exists()
     postgres_server.sql("CREATE TABLE message ()", database=database_of(empty_database))
     assert stored.exists()
     assert not stored.is_marked_damaged()
-
-
-def test_faults_name_the_server(tmp_path, postgres_server, postgres_url):
-    """The server of the tests syncs nothing."""
-    faults = spools.storage(settings_of(tmp_path, postgres_url)).faults()
-    assert [one.partition(": ")[2] for one in faults] == [
-        "fsync is off: a crash of the server loses accepted mail",
-        "full_page_writes is off: a crash of the server loses accepted mail",
-    ]
-    assert all(one.startswith(f"postgresql://{postgres_server.folder}") for one in faults)
-
-
-def test_a_server_that_does_not_answer(tmp_path):
-    stored = spools.storage(settings_of(tmp_path))
-    [fault] = stored.faults()
-    assert fault.startswith(f"{SHOWN}: the database does not answer: ")
-    with pytest.raises(SpoolUnavailableError):
-        stored.exists()
-
-
-def test_the_tools_are_those_of_the_database(tmp_path):
-    with pytest.raises(SpoolUnsupportedError, match=r"check and repair it; relay backup copies it"):
-        spools.storage(settings_of(tmp_path)).require_tools()
 
 
 async def wait_in(file, count: int) -> None:

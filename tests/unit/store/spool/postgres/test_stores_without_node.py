@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from relay.base.clock import wall_offset_us
-from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import Delivered, Evidence
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_result
 from relay.store.spool.postgres import claims, maintenance
@@ -17,19 +15,15 @@ from relay.store.spool.postgres.maintenance import WITHOUT_NODE_S
 from relay.store.spool.postgres.nodes import BEAT_S
 from relay.store.spool.postgres.server import connect
 from relay.store.spool.postgres.spool import PostgresSpool
-from relay.store.spool.postgres.storage import PostgresStorage
 from relay.store.spool.postgres.tables import numbered
 from relay.store.spool.postgres.writer import PLANS
-from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.shared import claimed
-from relay.store.spool.types import Claim, ClaimResult, DueQuery, PriorityLevel, Selector
-from tests.support.logs import capture_logs
+from relay.store.spool.types import Claim, ClaimResult, DueQuery, PriorityLevel
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
 
 LOCAL = [("local", "bob@example.test")]
-OK = Delivered(Evidence("2.1.5", "250 2.1.5 ok"))
 NOW = 10**18  # after the due time of every entry
 OVER = {"received_us": 1_000_000, "expires_us": 2_000_000}  # long ago
 FILL = """
@@ -85,37 +79,6 @@ async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
     assert (sum(counts.entries.values()), counts.unaccounted) == (2, 0)
 
 
-async def test_its_report_is_delivered_by_its_own_store_and_no_other(
-    transport: PostgresSpool, elapsed: Elapsed, at: Start
-) -> None:
-    other = await at("other", store="other")
-    await transport.accept(new_message(LOCAL, **OVER))
-    await beats(transport, elapsed, WITHOUT_NODE_S)
-    (claim,) = await transport.maintenance.claim_without_node()
-    report = new_message(LOCAL)
-    recorded = expired(transport, claim)
-    await transport.record(
-        ClaimResult(claim, recorded.at_us, {}, expired=recorded.expired, reports=(report,))
-    )
-    assert (await other.claim_due(NOW, 10, DueQuery())).claims == ()
-    holder = await at("holder", store="gone")
-    (told,) = (await holder.claim_due(NOW, 10, DueQuery())).claims
-    assert told.message.id == report.facts.id
-    assert (await holder.record(ClaimResult(told, 5, {1: OK})))[0]
-    assert (await other.counts()).unaccounted == 0
-
-
-async def test_a_report_that_expires_as_well_ends(
-    transport: PostgresSpool, elapsed: Elapsed
-) -> None:
-    report = (await transport.accept(new_message(LOCAL, reverse_path="", **OVER))).queue_id
-    await beats(transport, elapsed, WITHOUT_NODE_S)
-    (claim,) = await transport.maintenance.claim_without_node()
-    assert (await transport.record(expired(transport, claim)))[0]
-    assert (await transport.journey(report)).is_final
-    assert (await transport.counts()).unaccounted == 0
-
-
 async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     transport: PostgresSpool, elapsed: Elapsed, at: Start
 ) -> None:
@@ -131,15 +94,6 @@ async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     now_us = holder._clock.queue_us()
     (found,) = (await holder.claim_due(now_us, 10, DueQuery())).claims
     assert found.message.id == queue_id
-
-
-async def test_what_is_held_expires_too(transport: PostgresSpool, elapsed: Elapsed) -> None:
-    queue_id = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
-    command = QueueCommand(Operation.HOLD, Selector(ids=(queue_id,)), "test")
-    await transport.queue_admin.execute(command)
-    await beats(transport, elapsed, WITHOUT_NODE_S)
-    (claim,) = await transport.maintenance.claim_without_node()
-    assert claim.state == "held"
 
 
 async def test_a_holder_that_is_back_ends_its_mail_itself(
@@ -173,25 +127,6 @@ async def test_a_walk_goes_through_all_that_is_due(
     first = (await transport.accept(new_message(LOCAL, **OVER))).queue_id
     looks = [await transport.maintenance.claim_without_node() for _ in range(3)]
     assert [claim.message.id for one in looks for claim in one] == [first]
-
-
-async def test_two_nodes_do_not_end_the_same_mail(
-    transport: PostgresSpool, elapsed: Elapsed, at: Start
-) -> None:
-    times = Elapsed()
-    other = await at("other", elapsed=times, store="other")
-    await transport.accept(new_message(LOCAL, **OVER))
-    await beats(transport, elapsed, WITHOUT_NODE_S)
-    await beats(other, times, WITHOUT_NODE_S)
-    assert (
-        len(
-            [
-                *await transport.maintenance.claim_without_node(),
-                *await other.maintenance.claim_without_node(),
-            ]
-        )
-        == 1
-    )
 
 
 async def test_a_claim_reads_nothing_of_an_absent_store(
@@ -233,64 +168,3 @@ def rows_read(node: dict[str, Any]) -> float:
     is_scan = node.get("Relation Name") == "entry"
     below = sum(map(rows_read, node.get("Plans", ())))
     return below + (own * node["Actual Loops"] if is_scan else 0)
-
-
-async def test_what_an_operator_reads(
-    transport: PostgresSpool, elapsed: Elapsed, at: Start, postgres_url: str
-) -> None:
-    storage = PostgresStorage(postgres_url, store="transport", domains=())
-    both = (await transport.accept(new_message([*LOCAL, ("mx:a.test", "x@a.test")]))).queue_id
-    (warning,) = storage.warnings()
-    assert warning == 'no node has the mail root of the store "gone": its local mail waits'
-    reasons = {one.address: one.reason for one in (await transport.journey(both)).recipients}
-    without_node = 'no node has the mail root of the store "gone"'
-    assert reasons == {"bob@example.test": without_node, "x@a.test": None}
-    await transport._keeper.beat()
-    assert transport.maintenance.stores_without_node == ("gone",)
-    holder = await at("holder", store="gone")
-    assert storage.warnings() == []
-    assert {one.reason for one in (await transport.journey(both)).recipients} == {None}
-    (claim,) = (await holder.claim_due(NOW, 9, DueQuery(next_hop=NextHop.parse("local")))).claims
-    await holder.record(ClaimResult(claim, 5, {1: OK}))
-    await holder.stop()
-    assert storage.warnings() == []  # nothing waits for it
-
-
-async def test_two_stores_with_the_same_local_domain_split_its_mail(
-    at: Start, postgres_url: str
-) -> None:
-    async def node(name: str, store: str, domains: str, **more: Any) -> PostgresSpool:
-        started = await at(name, store=store, **more)
-        started.agreed = lambda: {f"local domains of the store {store}": domains}
-        await started._keeper.beat()
-        return started
-
-    holder = await node("holder", "first", "b.test a.test")
-    await node("transport", "third", "a.test", holds_store=False)
-
-    def found(store: str, *domains: str) -> list[str]:
-        return list(PostgresStorage(postgres_url, store=store, domains=domains).warnings())
-
-    (warning,) = found("second", "a.test", "c.test")
-    assert warning == (
-        'the stores "second" and "first" have the same local domain a.test: each message goes to'
-        " the store of the node that accepts it"
-    )
-    (warning,) = found("second", "a.test", "b.test")
-    assert "the same local domains a.test, b.test:" in warning
-    assert found("second", "c.test") == []
-    assert found("first", "a.test", "b.test") == []
-    await holder.stop()
-    assert found("second", "a.test") == []
-
-
-async def test_a_store_is_logged_once_when_it_stays_without_a_node(
-    transport: PostgresSpool,
-) -> None:
-    readings: list[dict[int, str]] = [{2: "a"}, {2: "a", 3: "b"}, {2: "a"}, {}, {2: "a"}]
-    logged = []
-    for now_s, found in enumerate(readings):
-        with capture_logs() as lines:
-            transport.maintenance.seen(found, now_s=now_s)
-        logged.append([(one["log_level"], one["store"]) for one in lines])
-    assert logged == [[], [("warning", "a")], [], [("info", "a")], []]

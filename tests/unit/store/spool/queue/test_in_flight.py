@@ -1,38 +1,11 @@
 """Queue commands concurrent with delivery, with other commands and with new mail."""
 
 import asyncio
-from collections.abc import Collection
 
 import pytest
 
-from relay.store.spool.types import DueQuery, Key, Selector, SpoolUnavailableError
+from relay.store.spool.types import DueQuery, Selector, SpoolUnavailableError
 from tests.support.operator import ALL, command
-
-
-async def test_a_claim_made_during_a_command_is_withdrawn_too(
-    spool, make, active_claims, clock, monkeypatch
-) -> None:
-    """Delivery claims the entry between the check for claims and the change."""
-    key = ((await spool.accept(make(), claim=False)).queue_id, 1)
-    claims = asyncio.ensure_future(spool.claim_due(clock.queue_us(), 10, DueQuery()))
-    asked = []
-    submit, withdraw = spool._writer.submit, active_claims.withdraw
-
-    def ask(keys: Collection[Key]) -> frozenset[Key]:
-        asked.append(keys)
-        return withdraw(keys)
-
-    async def submit_after_claims(operation):
-        await claims
-        active_claims.waiting.add(key)
-        return await submit(operation)
-
-    monkeypatch.setattr(active_claims, "withdraw", ask)
-    queue_admin = spool.queue_admin
-    monkeypatch.setattr(queue_admin._engine, "change", submit_after_claims)
-    answer = await queue_admin.execute(command("hold"))
-    assert [one["result"] for one in answer.entries] == ["done"]
-    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("fault", [SpoolUnavailableError("the disk is gone"), ValueError("ours")])

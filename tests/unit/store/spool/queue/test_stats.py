@@ -6,17 +6,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.envelope import ForwardPath
-from relay.base.message.lifecycle import RecipientState
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.store.spool.shared import stats
 from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.types import (
     ClaimResult,
     EntrySchedule,
-    NewRecipient,
     PriorityLevel,
-    SpoolUnavailableError,
 )
 from tests.support.operator import deferred
 
@@ -40,30 +36,6 @@ def by_hand(tmp_path: Path):
         connection.close()
 
     return run
-
-
-@pytest.mark.parametrize("entries_at_once", [1, 2, 3, 5000])
-async def test_every_state_and_priority_level_is_counted_once(
-    spool, make, clock, monkeypatch, entries_at_once
-):
-    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", entries_at_once)
-    oldest_us = clock.queue_us()
-    for level in PriorityLevel:
-        for _ in range(3):
-            await deferred(spool, make, level=level, hops=TWO)
-            clock.advance(1)
-    await asyncio.gather(*(spool.accept(make(TWO)) for _ in range(4)))  # claimed
-    await spool.accept(make({"capture": ["z@c.test"]}))
-    (done,) = (await spool.accept(make())).claims
-    await spool.record(ClaimResult(done, 5, {1: OK}))
-    refused = NewRecipient(
-        ForwardPath("bad@example.test"), state=RecipientState.FAILED, status="5.7.1", reply="550"
-    )
-    await spool.accept(make({}, final_recipients=(refused,)))
-    counts = await spool.counts()
-    assert counts.entries == {"queued": 4, "deferred": 12, "held": 0, "captured": 1}
-    assert counts.oldest_us == oldest_us
-    assert counts.unaccounted == 0
 
 
 @pytest.mark.parametrize("claimed", [True, False], ids=["in delivery", "waiting"])
@@ -104,31 +76,6 @@ async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
         seen.append(await counting)
     assert {counts.unaccounted for counts in seen} == {0}
     assert len({sum(counts.entries.values()) for counts in seen}) > 1
-
-
-async def test_a_count_releases_its_snapshot_after_30_seconds(spool, make, clock, monkeypatch):
-    """An open snapshot lets the write-ahead log grow."""
-    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
-    for _ in range(5):
-        await spool.accept(make(TWO))
-    really = stats.QueueCounter.step
-
-    def slow(count: stats.QueueCounter, tables: SqliteTables) -> bool:
-        clock.advance(20)
-        return really(count, tables)
-
-    monkeypatch.setattr(stats.QueueCounter, "step", slow)
-    with pytest.raises(SpoolUnavailableError, match="not counted within 30 s"):
-        await spool.counts()
-    monkeypatch.setattr(stats.QueueCounter, "step", really)
-    assert (await spool.counts()).entries["queued"] == 5
-
-
-async def test_no_snapshot_stays_open_after_a_count(spool, make, by_hand) -> None:
-    await spool.accept(make(TWO))
-    await spool.counts()
-    await spool.accept(make(TWO))
-    assert (await spool.counts()).entries["queued"] == 2
 
 
 async def test_counts_and_statistics_read_only_indexes(spool, tmp_path) -> None:
