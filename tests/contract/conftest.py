@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +55,33 @@ def open_spool(settings: Settings, clock: ManualClock) -> Callable[..., SpoolEng
 
 
 @pytest.fixture
-async def spool(open_spool) -> AsyncIterator[SpoolEngine]:
-    spool = open_spool()
-    await spool.start()
-    yield spool
-    await spool.stop()
+def spool_options() -> dict[str, bool]:
+    return {}
+
+
+@pytest.fixture
+async def restart(open_spool, spool_options: dict[str, bool]) -> AsyncIterator[Callable[..., Any]]:
+    """Return a function that stops the spool of this test with what it has claimed, and starts the
+    next owner, which `frees` so many claims.
+    """
+    running: list[SpoolEngine] = []
+
+    async def restart(*, frees: int | None = None) -> SpoolEngine:
+        if running:
+            await running.pop().stop()
+        running.append(open_spool(**spool_options))
+        freed = await running[-1].start()
+        assert frees in (None, freed)
+        return running[-1]
+
+    yield restart
+    for spool in running:
+        await spool.stop()
+
+
+@pytest.fixture
+async def spool(restart) -> SpoolEngine:
+    return await restart()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Captured mail that delivery puts into mailboxes, as in a development relay."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,11 +19,8 @@ KEEP_US = 14 * 24 * HOUR_US
 
 
 @pytest.fixture
-async def spool(open_spool) -> AsyncIterator[SpoolEngine]:
-    spool = open_spool(delivers_captured=True)
-    await spool.start()
-    yield spool
-    await spool.stop()
+def spool_options() -> dict[str, bool]:
+    return {"delivers_captured": True}
 
 
 @pytest.fixture
@@ -116,18 +112,15 @@ async def test_an_operator_reroutes_or_cancels_it(spool, captured, clock) -> Non
     assert (await spool.counts()).unaccounted == 0
 
 
-async def test_a_copy_whose_result_a_crash_lost_is_attempted_again(make, clock, open_spool) -> None:
-    dead = open_spool(delivers_captured=True)
-    await dead.start()
-    (claim,) = (await dead.accept(make({"capture": ["x@a.test"]}))).claims
-    await dead.stop()
-    alive = open_spool(delivers_captured=True)
-    assert await alive.start() == 1
+async def test_a_copy_whose_result_a_crash_lost_is_attempted_again(
+    make, clock, spool, restart
+) -> None:
+    (claim,) = (await spool.accept(make({"capture": ["x@a.test"]}))).claims
+    alive = await restart(frees=1)
     (again,) = (await alive.claim_due(clock.queue_us(), 10, DueQuery())).claims
     assert (str(again.next_hop), again.attempts) == ("capture", 1)
     await alive.record(ClaimResult(again, 6, {1: COPIED}))
     assert await states(alive, claim.message.id) == ["captured"]
-    await alive.stop()
 
 
 OUT = NextHop.parse("smtp://mail.test:25")

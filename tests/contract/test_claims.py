@@ -1,7 +1,6 @@
 """Queries for due entries: in order, round robin; and the claims they take."""
 
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
@@ -9,11 +8,10 @@ from relay.store.spool.types import (
     PriorityLevel,
     sender_key,
 )
-from tests.support.operator import ALL, command
+from tests.support.operator import ALL, LATER, command
 from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 NOW = 10**18  # after the due time of every entry in these tests
 
 

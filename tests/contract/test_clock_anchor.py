@@ -6,16 +6,14 @@ from contextlib import asynccontextmanager
 import pytest
 
 from relay.base.clock import Clock, Ids, Machine, SystemClock
-from relay.base.message.outcome import Evidence, Relayed
 from relay.delivery.retry import ClaimAction, claim_action
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import ClaimResult, DueQuery, NewMessage, Selector
-from tests.support.operator import command
+from tests.support.operator import OK, command
 from tests.support.spools import message_of
 
 START, HOUR, DAY = 1_700_000_000_000_000, 3_600_000_000, 86_400_000_000
 KEEP_DAYS = 7
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 
 
 class SiteClock(SystemClock):

@@ -23,16 +23,12 @@ async def received(spool):
 
 
 async def test_a_received_body_belongs_to_the_message_that_is_accepted_with_it(
-    open_spool, make
+    spool, restart, make
 ) -> None:
-    spool = open_spool()
-    await spool.start()
     body, content = await received(spool)
     (claim,) = (await spool.accept(make(content=content))).claims
     body.discard()
-    await spool.stop()
-    again = open_spool()
-    await again.start()
+    again = await restart()
     found = await again.read_content(claim.content_id)
     kept = await again.read_message(claim.message.id)
     assert isinstance(found, LargeContent)
@@ -41,7 +37,6 @@ async def test_a_received_body_belongs_to_the_message_that_is_accepted_with_it(
     assert kept.content is not None
     assert read_all(kept.content) == HEADER + BODY
     assert list(kept.recipients) == [(1, "x@a.test", "deferred")]
-    await again.stop()
 
 
 async def test_a_body_that_another_process_writes_is_as_a_received_one(spool, make) -> None:
@@ -76,16 +71,12 @@ async def test_an_opened_content_stays_readable_when_it_is_removed(spool, make) 
 
 
 async def test_a_sweep_removes_what_a_dead_owner_left_and_nothing_that_is_needed(
-    open_spool, make, clock
+    spool, restart, make, clock
 ) -> None:
-    dead = open_spool()
-    await dead.start()
-    (claim,) = (await dead.accept(make(content=(await received(dead))[1]))).claims
-    await received(dead)
-    await dead.stop()
+    (claim,) = (await spool.accept(make(content=(await received(spool))[1]))).claims
+    await received(spool)
     clock.advance(1)
-    alive = open_spool()
-    await alive.start()
+    alive = await restart()
     _, content = await received(alive)
     removed = await alive.maintenance.sweep()
     assert removed >= 1
@@ -93,4 +84,3 @@ async def test_a_sweep_removes_what_a_dead_owner_left_and_nothing_that_is_needed
     (new,) = (await alive.accept(make(content=content))).claims
     for content_id in (claim.content_id, new.content_id):
         assert read_all(await alive.read_content(content_id)) == HEADER + BODY
-    await alive.stop()

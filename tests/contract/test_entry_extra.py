@@ -4,14 +4,13 @@ from msgspec.structs import replace
 
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Indeterminate
+from relay.base.message.outcome import Evidence, Indeterminate
 from relay.base.observe.metrics import Metrics
 from relay.store import spool as spools
 from relay.store.spool.queue_commands import RouteLookup
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
-from tests.support.operator import all_to, command, own_mx, reroute
+from tests.support.operator import LATER, all_to, command, own_mx, reroute
 
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 DOUBT = Indeterminate(Evidence("4.4.2", "no reply"), unanswered=True)
 NOW = 10**18  # after the due time of every entry in these tests
 EXTRA = EntryExtra(
@@ -31,26 +30,18 @@ def with_extra(message, extra: EntryExtra = EXTRA):
     return replace(message, entries=(replace(first, extra=extra), *others))
 
 
-async def test_they_are_in_each_claim_of_their_entry_over_a_restart(open_spool, make) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_they_are_in_each_claim_of_their_entry_over_a_restart(spool, restart, make) -> None:
     message = with_extra(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}))
     claims = (await spool.accept(message)).claims
     assert [one.extra for one in claims] == [EXTRA, ORDINARY]
     waiting = EntrySchedule(retry_us=5, due_us=5)
     await spool.record(ClaimResult(claims[0], 78, {1: LATER}, waiting))
-    await spool.stop()
-
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert {one.entry_id: one.extra for one in claims} == {1: EXTRA, 2: ORDINARY}
-    await spool.stop()
 
 
-async def test_what_a_message_demands_of_tls_is_in_its_envelope(open_spool, make) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_what_a_message_demands_of_tls_is_in_its_envelope(spool, restart, make) -> None:
     message = make({"mx:a.test": ["x@a.test"]})
     envelope = replace(message.facts.envelope, tls="requiretls if offered")
     await spool.accept(
@@ -60,18 +51,14 @@ async def test_what_a_message_demands_of_tls_is_in_its_envelope(open_spool, make
     assert claim.message.envelope == envelope
     await spool.release([claim])
     await spool.queue_admin.execute(reroute("smtp://127.0.0.1:25"))
-    await spool.stop()
-
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert (str(claim.next_hop), claim.message.envelope) == ("smtp://127.0.0.1:25", envelope)
-    await spool.stop()
 
 
-async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(open_spool, make) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(
+    spool, restart, make
+) -> None:
     message = with_extra(
         make({"mx:a.test": ["x@a.test", "y@a.test"]}), EntryExtra(sender="s@x.test")
     )
@@ -82,15 +69,11 @@ async def test_attempts_without_an_answer_are_counted_and_a_crash_is_none(open_s
         (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
         expected = counts or ((2, 2),)
         assert claim.extra == EntryExtra(sender="s@x.test", unanswered=expected)
-    await spool.stop()  # with the claim: its attempt is indeterminate at the next start
-
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     journey = await spool.journey(claim.message.id)
     assert [one.attempts[-1].outcome for one in journey.recipients] == ["indeterminate"] * 2
     (again,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert (again.attempts, again.extra) == (claim.attempts + 1, claim.extra)
-    await spool.stop()
 
 
 async def test_a_restored_entry_has_them(elsewhere, copied, restored, spool, make, clock) -> None:
@@ -115,10 +98,8 @@ async def test_a_part_of_an_entry_has_them_too(spool, make) -> None:
 
 
 async def test_a_next_hop_that_an_operator_names_is_chosen_until_the_routes_decide_again(
-    open_spool, make
+    spool, restart, make
 ) -> None:
-    spool = open_spool()
-    await spool.start()
     message = with_extra(make({"smtp://hub.test:25 r": ["x@a.test", "y@b.test"]}), ORDINARY)
     queue_id = (await spool.accept(message, claim=False)).queue_id
 
@@ -128,9 +109,7 @@ async def test_a_next_hop_that_an_operator_names_is_chosen_until_the_routes_deci
         return lambda address, sender: there(address, sender) if domain in address else here
 
     await spool.queue_admin.execute(command("reroute", to=part_to("smtp://c.test:25", "a.test")))
-    await spool.stop()
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
 
     async def chosen() -> dict[str, bool]:
         claims = (await spool.claim_due(NOW, 9, DueQuery())).claims
@@ -142,4 +121,3 @@ async def test_a_next_hop_that_an_operator_names_is_chosen_until_the_routes_deci
     assert await chosen() == {"smtp://d.test:25": True, "smtp://c.test:25": True}
     await spool.queue_admin.execute(command("reroute", to=own_mx))
     assert await chosen() == {"mx:a.test": False, "mx:b.test": False}
-    await spool.stop()

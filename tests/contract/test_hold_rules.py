@@ -42,15 +42,11 @@ async def test_a_hold_of_all_below_a_domain(spool) -> None:
         assert spool.queue_admin.hold_rule(f"x@{domain}")[0] == reason
 
 
-async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, clock) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_it_is_there_after_a_restart_and_listed_until_its_end(spool, restart, clock) -> None:
     until_us = clock.queue_us() + HOUR_US
     await hold(spool, until_us=until_us)
     await hold(spool, "b.test")
-    await spool.stop()
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     assert spool.queue_admin.hold_rule("x@a.test") == ("olga: all mail for a.test", until_us)
     listed = {one["domain"]: one for one in (await spool.stats())["holds"]}
     assert listed["a.test"] == {
@@ -61,7 +57,6 @@ async def test_it_is_there_after_a_restart_and_listed_until_its_end(open_spool, 
     clock.advance(3600)
     assert spool.queue_admin.hold_rule("x@a.test") == ("", 0)
     assert [one["domain"] for one in (await spool.stats())["holds"]] == ["b.test"]
-    await spool.stop()
 
 
 @pytest.mark.parametrize(

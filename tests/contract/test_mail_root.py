@@ -7,9 +7,7 @@ from relay.store.spool.types import ClaimResult, EntrySchedule
 DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 
 
-async def test_the_id_of_each_store_is_kept(open_spool) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_the_id_of_each_store_is_kept(spool, restart) -> None:
     assert await spool.mail_root("main") == ("", False)
     assert await spool.record_mail_root("main", "one") == "one"
     assert await spool.record_mail_root("other", "two") == "two"
@@ -17,36 +15,25 @@ async def test_the_id_of_each_store_is_kept(open_spool) -> None:
     assert await spool.record_mail_root("main", "four") == "one"  # there is one
     assert await spool.record_mail_root("main", "four", instead_of="two") == "one"
     assert await spool.record_mail_root("main", "three", instead_of="one") == "three"
-    await spool.stop()
-    again = open_spool()
-    await again.start()
+    again = await restart()
     found = {store: (await again.mail_root(store))[0] for store in ("main", "other", "third")}
-    await again.stop()
     assert found == {"main": "three", "other": "two", "third": ""}
 
 
-async def test_a_local_delivery_is_remembered_without_its_history(open_spool, make) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_a_local_delivery_is_remembered_without_its_history(spool, restart, make) -> None:
     (claim,) = (await spool.accept(make({"local": ["bob@example.test"]}))).claims
     await spool.record(ClaimResult(claim, 5, {1: DELIVERED}, EntrySchedule(None, None)))
     await spool.maintenance.prune_many(0)
-    await spool.stop()
-    again = open_spool()
-    await again.start()
+    again = await restart()
     found = await again.mail_root("main")
-    await again.stop()
     assert found == ("", True)
 
 
-async def test_no_store_is_without_the_node_that_holds_it(open_spool, make, settings) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_no_store_is_without_the_node_that_holds_it(spool, make, settings) -> None:
     await spool.accept(make({"local": ["bob@example.test"]}), claim=False)
     assert list(spool.maintenance.stores_without_node) == []
     assert list(await spool.maintenance.claim_without_node()) == []
     assert list(storage(settings).warnings()) == []
-    await spool.stop()
 
 
 async def test_the_nodes_that_live_are_those_of_a_spool_that_is_shared(

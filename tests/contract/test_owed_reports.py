@@ -28,18 +28,13 @@ def asking(message):
     return replace(message, entries=(replace(entry, recipients=recipients),))
 
 
-async def test_what_is_owed_is_in_each_claim_until_it_is_paid(open_spool, make) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_what_is_owed_is_in_each_claim_until_it_is_paid(spool, restart, make) -> None:
     message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
     (claim,) = (await spool.accept(message)).claims
     assert claim.owed == ()
     part = ClaimResult(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2])
     assert (await spool.record(part))[0]
-    await spool.stop()  # as a crash: the claim is not recorded
-
-    spool = open_spool()
-    assert await spool.start() == 1
+    spool = await restart(frees=1)
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert [one.id for one in claim.recipients] == [3]
     assert [(one.path.address, one.evidence, one.last_attempt_us) for one in claim.owed] == [
@@ -52,22 +47,18 @@ async def test_what_is_owed_is_in_each_claim_until_it_is_paid(open_spool, make) 
     await spool.record(ClaimResult(claim, 78, {3: LATER}, waiting, pays=True))
     (claim,) = (await spool.claim_due(NOW, 9, DueQuery())).claims
     assert ([one.id for one in claim.recipients], claim.owed) == ([3], ())
-    await spool.stop()
 
 
 @pytest.mark.parametrize("how", ["cancel", "cancel --bounce", "no reports", "cancel of another"])
-async def test_a_cancel_of_the_rest_pays_what_is_owed(open_spool, make, clock, how: str) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_a_cancel_of_the_rest_pays_what_is_owed(
+    spool, restart, make, clock, how: str
+) -> None:
     message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
     (claim,) = (await spool.accept(message)).claims
     await spool.record(ClaimResult(claim, 77, {1: OK, 2: OK}, goes_on=True, owed=[1, 2]))
     other = make({"mx:a.test": ["4@a.test"]})
     await spool.accept(other, claim=False)
-    await spool.stop()  # as a crash: the claim is not recorded
-
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     reporter = Reporter(
         hostname="relay.test", clock=clock, ids=Ids(clock),
         destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
@@ -96,7 +87,6 @@ async def test_a_cancel_of_the_rest_pays_what_is_owed(open_spool, make, clock, h
         assert len(reports) == (2 if bounce else 1)  # of the failure of the other message only
         assert named == [["1@a.test", "2@a.test"]]
     assert (await spool.counts()).unaccounted == 0
-    await spool.stop()
 
 
 async def test_the_delay_of_a_message_has_the_recipients_of_all_waiting_entries(

@@ -2,12 +2,9 @@
 
 import asyncio
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.journeys.message_list import ListedRecipient
 from relay.store.spool.types import ClaimResult
-
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
-
+from tests.support.operator import OK
 
 KEY_KEPT_S = 8 * 86400
 

@@ -79,18 +79,13 @@ async def test_one_that_is_kept_is_marked_until_it_ends(spool, deliver, make) ->
     assert await spool.receipts.owed() == []
 
 
-async def test_its_folder_is_kept_over_a_restart(make, open_spool) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_its_folder_is_kept_over_a_restart(make, spool, restart) -> None:
     await deliver_on(spool, make)
     (owed,) = await spool.receipts.owed()
     await spool.receipts.moved(owed.key, ".Archive")
-    await spool.stop()
-    again = open_spool()
-    await again.start()
+    again = await restart()
     assert [one.folder for one in await again.receipts.owed()] == [".Archive"]
     assert again.receipts.has_any
-    await again.stop()
 
 
 async def test_it_outlives_the_history_of_its_message(spool, deliver, make, clock) -> None:

@@ -10,20 +10,17 @@ from relay.store.spool.types import (
 )
 
 
-async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, open_spool) -> None:
-    dead = open_spool()
-    await dead.start()
-    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
-    await dead.record(
+async def test_claims_of_a_dead_process_are_indeterminate_attempts(
+    make, clock, spool, restart
+) -> None:
+    claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    await spool.record(
         ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, EntrySchedule(6, 6))
     )
-    await dead.claim_due(6, 10, DueQuery())
-    await dead.stop()
-    alive = open_spool()
-    assert await alive.start() == 1
+    await spool.claim_due(6, 10, DueQuery())
+    alive = await restart(frees=1)
     (taken,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
-    await alive.stop()
     assert taken.epoch > claim.epoch
     assert taken.attempts == 2  # it counts, so that a message that crashes the process expires too
     assert [one.path.address for one in taken.recipients] == ["y@a.test"]
@@ -34,24 +31,19 @@ async def test_claims_of_a_dead_process_are_indeterminate_attempts(make, clock, 
 
 
 async def test_recipients_recorded_before_the_crash_are_not_indeterminate(
-    make, clock, open_spool
+    make, clock, spool, restart
 ) -> None:
-    dead = open_spool()
-    await dead.start()
-    claim = (await dead.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
+    claim = (await spool.accept(make({"mx:a.test": ["x@a.test", "y@a.test"]}))).claims[0]
     taken = ClaimResult(claim, 5, {1: Relayed(Evidence("2.0.0", "250"))}, goes_on=True)
-    assert await dead.record(taken) == (True, ())
-    assert await dead.record(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
+    assert await spool.record(taken) == (True, ())
+    assert await spool.record(replace(taken, claim=replace(claim, epoch=claim.epoch + 1))) == (
         False,
         (),
     )
-    await dead.stop()
-    alive = open_spool()
-    assert await alive.start() == 1
+    alive = await restart(frees=1)
     assert await alive.record(taken) == (False, ())  # the new process owns it
     (again,) = (await alive.claim_due(clock.time_us(), 10, DueQuery())).claims
     journey = await alive.journey(claim.message.id)
-    await alive.stop()
     assert [one.path.address for one in again.recipients] == ["y@a.test"]
     assert [one.state for one in journey.recipients] == ["relayed", "deferred"]
 

@@ -32,10 +32,10 @@ async def due(spool, clock, ahead_us: int = 0):
     return claims
 
 
-async def test_an_entry_with_a_reason_is_held_from_its_acceptance(open_spool, make, clock) -> None:
+async def test_an_entry_with_a_reason_is_held_from_its_acceptance(
+    spool, restart, make, clock
+) -> None:
     clock.jumped_us = 5_000_000  # the wall clock is ahead of queue time
-    spool = open_spool()
-    await spool.start()
     message = held(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}, warn_us=7))
     accepted = await spool.accept(message)
     assert [one.entry_id for one in accepted.claims] == [2]
@@ -49,15 +49,12 @@ async def test_an_entry_with_a_reason_is_held_from_its_acceptance(open_spool, ma
         ("held", "route slow"), ("queued", None)
     ]  # fmt: skip
     assert (await spool.counts()).entries["held"] == 1
-    await spool.stop()
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     assert [one.entry_id for one in await due(spool, clock)] == [2]
     assert ("held", "route slow", since) in await listed(spool)
     await spool.queue_admin.execute(command("release", Selector(state="held")))
     assert {one.entry_id for one in await due(spool, clock)} == {1, 2}
     assert [one[1:] for one in await listed(spool)] == [("", ""), ("", "")]
-    await spool.stop()
 
 
 async def test_what_a_route_holds_is_selected_by_the_name_of_that_route(spool, make) -> None:

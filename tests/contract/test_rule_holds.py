@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.base.message.outcome import Evidence, Failed
 from relay.store.spool.shared import holds
 from relay.store.spool.types import (
     ClaimResult,
@@ -20,12 +20,11 @@ from relay.store.spool.types import (
     Selector,
 )
 from tests.support.journeys import states
-from tests.support.operator import ALL, command, reroute
+from tests.support.operator import ALL, LATER, command, reroute
 
 DAY_US = 86400_000_000
 HELD = Selector(state="held")
 OVER = Failed(Evidence("5.4.7", "expired"))
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
 
 def by_rule(
@@ -177,9 +176,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
-async def test_rules_hold_no_more_than_they_may(open_spool, make, clock, ends) -> None:
-    spool = open_spool()
-    await spool.start()
+async def test_rules_hold_no_more_than_they_may(spool, restart, make, clock, ends) -> None:
     two = {"mx:a.test": ["x@a.test"], "mx:b.test": ["x@b.test"]}
     route = EntryExtra(reason="route slow")  # those of routes and operators do not count
     kept = make()
@@ -190,15 +187,12 @@ async def test_rules_hold_no_more_than_they_may(open_spool, make, clock, ends) -
     with pytest.raises(HoldsFullError):
         await spool.accept(by_rule(make(), held_max=2))
     assert len(await listed(spool)) == 3
-    await spool.stop()
-    spool = open_spool()
-    await spool.start()
+    spool = await restart()
     assert await full(spool, make)
     await spool.accept(replace(make(), held_max=0), claim=False)  # no rule holds it
     await spool.queue_admin.execute(ends)
     assert not await full(spool, make)
     assert (await spool.counts()).unaccounted == 0
-    await spool.stop()
 
 
 async def test_concurrent_messages_do_not_exceed_the_bound(spool, make) -> None:

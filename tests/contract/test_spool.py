@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Relayed
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import (
     ClaimResult,
@@ -17,10 +17,8 @@ from relay.store.spool.types import (
     Selector,
     SpoolError,
 )
+from tests.support.operator import OK
 from tests.support.spools import changed_message
-
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
-
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 

@@ -67,6 +67,13 @@ def store(place) -> FileStore:
 
 
 @pytest.fixture
+async def home(place, store) -> Path:
+    """Alice's mailbox, with its folders."""
+    await store.folders.every(ALICE)
+    return place.root / "example.test/alice"
+
+
+@pytest.fixture
 def draft() -> Callable[..., MessageProperties]:
     def make(**more) -> MessageProperties:
         return MessageProperties(

@@ -20,12 +20,6 @@ ALICE = "alice@example.test"
 MESSAGE = b"Subject: %s\r\n\r\nhello"
 
 
-@pytest.fixture
-async def home(place, store) -> Path:
-    await store.folders.every(ALICE)
-    return place.root / "example.test/alice"
-
-
 def put(home: Path, number: int, *, folder: str = "", where: str = "cur", flags: str = "") -> Path:
     """Put a message into a folder, as another program does, with a time of its own."""
     info = f":2,{flags}" if where == "cur" else ""

@@ -16,12 +16,6 @@ from relay.store.mailbox.types import (
 ALICE = "alice@example.test"
 
 
-@pytest.fixture
-async def home(place, store) -> Path:
-    await store.folders.every(ALICE)
-    return place.root / "example.test/alice"
-
-
 def subscribed(home: Path) -> list[str]:
     return (home / "subscriptions").read_text().splitlines()[2:]
 

@@ -2,7 +2,6 @@
 
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -33,12 +32,6 @@ RED = AnyItem(Collection.CATEGORIES, CompareItem(ItemProperty.ITSELF, Operator.E
 BLUE = AnyItem(Collection.CATEGORIES, CompareItem(ItemProperty.ITSELF, Operator.EQ, "blue"))
 HIGH = Compare(Property.IMPORTANCE, Operator.EQ, "high")
 LOW = Compare(Property.IMPORTANCE, Operator.EQ, "low")
-
-
-@pytest.fixture
-async def home(place, store) -> Path:
-    await store.folders.every(ALICE)
-    return place.root / "example.test/alice"
 
 
 @pytest.fixture

@@ -23,12 +23,6 @@ RED = MessageChange(state={"categories": ("Red",)})
 HIGH = MessageChange(state={"importance": "high"})
 
 
-@pytest.fixture
-async def home(place, store) -> Path:
-    await store.folders.every(ALICE)
-    return place.root / "example.test/alice"
-
-
 async def only(store, folder_id: str = ""):
     [found] = (await store.lists.query(ALICE, MessageQuery(folder_id=folder_id))).messages
     return found

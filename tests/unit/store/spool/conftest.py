@@ -15,8 +15,18 @@ def open_spool(clock: ManualClock) -> Callable[[Path], SqliteSpool]:
 
 
 @pytest.fixture
-async def spool(tmp_path: Path, open_spool) -> AsyncIterator[SqliteSpool]:
-    spool = open_spool(tmp_path / "spool.sqlite")
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return tmp_path / "spool.sqlite-content"
+
+
+@pytest.fixture
+async def spool(path: Path, open_spool) -> AsyncIterator[SqliteSpool]:
+    spool = open_spool(path)
     await spool.start()
     yield spool
     await spool.stop()

@@ -7,7 +7,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.spool import SqliteSpool
@@ -20,14 +19,9 @@ from relay.store.spool.types import (
     SpoolFormatError,
 )
 from tests.support import next_schema
+from tests.support.operator import OK
 
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
 
 
 @pytest.fixture

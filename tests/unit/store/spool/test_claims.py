@@ -4,9 +4,8 @@ import apsw
 import pytest
 
 from relay.base.message.nexthop import NextHop
-from relay.store.spool.shared import claimed, results
+from relay.store.spool.shared import claimed
 from relay.store.spool.shared.holds import DAMAGED_DUE_US
-from relay.store.spool.sqlite import transactions
 from relay.store.spool.types import (
     DueQuery,
     Selector,
@@ -16,7 +15,6 @@ from tests.support.spools import ids_of
 
 A, B = NextHop.parse("mx:a.test"), NextHop.parse("mx:b.test")
 NOW = 10**18  # after the due time of every entry in these tests
-HOP = ("mx:a.test", 1)
 
 
 def raw(tmp_path, sql: str, *values) -> list:
@@ -77,30 +75,3 @@ async def test_fields_of_a_younger_relay_are_ignored_and_kept(spool, make, tmp_p
     assert found == {("mx:c.test", 1, "a@b.test"), ("mx:c.test", 2, "")}
     kept = raw(tmp_path, "SELECT extra ->> '$.later' FROM entry WHERE number = 1")
     assert kept == raw(tmp_path, "SELECT extra ->> '$.later' FROM message") == [("[1]",)]
-
-
-@pytest.mark.parametrize(
-    ("sql", "values", "index"),
-    [
-        (transactions._OF_LEVEL, (1, NOW, 5, "x", 1, 9), "entry_due"),
-        (transactions._OF_SENDER, (1, 1, NOW, 5, "x", 1, 9), "entry_sender"),
-        (claimed._SENDERS.format(*["lane"] * 3), (*HOP, -1, *HOP, *HOP, 9), "entry_hop"),
-        (claimed._OF_SENDER.format("lane"), (*HOP, 7, NOW, 9), "entry_hop"),
-        (transactions._NEXT, (5,), "entry_due"),
-        (transactions._FACTS, ('[["a",1]]',), None),
-        (transactions._RECIPIENTS, ('[["a",1]]',), None),
-        (results._OF_ENVID, ("e", "e", 9), None),
-    ],
-)
-async def test_no_query_scans_a_table_or_sorts_waiting_entries(
-    spool, tmp_path, sql: str, values: tuple, index: str | None
-) -> None:
-    plan = [row[3] for row in raw(tmp_path, f"EXPLAIN QUERY PLAN {sql}", *values)]
-    tables = ("entry", "recipient", "message", "e", "r", "m", "c")
-    assert not [line for line in plan if line.startswith(tuple(f"SCAN {one}" for one in tables))
-                and line.split()[1] in tables]  # fmt: skip
-    if index is not None:
-        assert not [line for line in plan if "TEMP B-TREE" in line]
-        used = [line for line in plan if line.startswith("SEARCH entry")]
-        assert used
-        assert all(f"USING COVERING INDEX {index} " in line for line in used)

@@ -11,7 +11,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.base.observe.metrics import Metrics
 from relay.store.spool.sqlite import damage, database
 from relay.store.spool.sqlite.spool import SqliteSpool
@@ -26,10 +25,10 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.operator import OK
 from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 MESSAGES = 12
 SOON_S = 30.0
 
@@ -38,11 +37,6 @@ SOON_S = 30.0
 def disk() -> Iterator[FaultyDisk]:
     with FaultyDisk() as disk:
         yield disk
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
 
 
 @pytest.fixture(autouse=True)

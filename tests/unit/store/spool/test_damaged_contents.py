@@ -19,16 +19,6 @@ BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no", "mx.a.test", remote=True))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite-content"
-
-
 async def arrived(spool: SqliteSpool) -> LargeContent:
     """A content as an SMTP session writes it, its body in two writes."""
     incoming_body = spool.incoming_body()

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.sqlite import disk_space
 from relay.store.spool.types import ClaimResult, Selector, SpoolFullError
+from tests.support.operator import OK
 
 MIB = 1024 * 1024
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
 
 @pytest.fixture

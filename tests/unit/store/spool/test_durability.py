@@ -11,7 +11,6 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.sqlite import write_ahead_log
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.write_ahead_log import check_log
@@ -22,10 +21,9 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.long_tests import sampled
+from tests.support.operator import OK
 from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
-
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 
 
 @pytest.fixture

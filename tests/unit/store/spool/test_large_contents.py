@@ -12,7 +12,6 @@ from msgspec import structs
 
 from relay.base.files import FileOctets
 from relay.base.message.content import LargeContent, MemoryOctets, read_all
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import (
@@ -20,20 +19,10 @@ from relay.store.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support.operator import OK
 
 HEADER = b"Subject: large\r\n"
 BODY = b"\r\n" + b"0123456789abcdef\r\n" * 10
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite-content"
 
 
 def names(files: Path) -> list[str]:

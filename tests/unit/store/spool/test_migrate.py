@@ -73,11 +73,6 @@ def killed() -> Iterator[Callable[..., int]]:
         process.stdin.close()
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
-
-
 def shape(connection: apsw.Connection) -> dict[str, object]:
     """Return the tables with their columns in order, and the index declarations."""
     tables = {

@@ -5,11 +5,10 @@ from contextlib import closing
 import apsw
 import pytest
 
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.store.spool.shared import maintenance
 from relay.store.spool.types import ClaimResult, EntrySchedule
-
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
+from tests.support.operator import OK
 
 
 async def finished(spool, make) -> str:

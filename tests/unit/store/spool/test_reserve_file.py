@@ -10,17 +10,17 @@ import pytest
 
 from relay.base.message.envelope import ForwardPath, Source
 from relay.base.message.nexthop import LOCAL
-from relay.base.message.outcome import Evidence, Failed, Relayed
+from relay.base.message.outcome import Evidence, Failed
 from relay.store.spool.sqlite.disk_space import ReserveFile
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import ClaimResult, DueQuery, NewEntry, NewRecipient, SpoolFullError
 from tests.support.disks import filled, journaled_disk, small_disk
 from tests.support.manual_clock import ManualClock
+from tests.support.operator import OK
 from tests.support.spools import new_spool
 
 MIB = 1024 * 1024
 NO = Failed(Evidence("5.1.1", "550 5.1.1 no such user", "mx.a.test", remote=True))
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok", "mx.a.test", remote=True))
 IN_A_FILE, INLINE = 300_000, 120_000
 SIZE = MIB // 2
 

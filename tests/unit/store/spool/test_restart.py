@@ -14,16 +14,6 @@ from relay.store.spool.sqlite.spool_files import last_commit_of
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite-content"
-
-
 def names(files: Path) -> list[str]:
     return [path.name for path in files.iterdir()]
 

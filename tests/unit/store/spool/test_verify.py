@@ -8,22 +8,15 @@ from zlib import crc32
 import apsw
 import pytest
 
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.store.spool.engine import SpoolFinding
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool_files import damage_mark_of
 from relay.store.spool.sqlite.verify import SpoolVerifier
 from relay.store.spool.types import ClaimResult, EntrySchedule
 from tests.support.manual_clock import ManualClock
+from tests.support.operator import LATER, OK
 
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool.sqlite"
 
 
 @pytest.fixture

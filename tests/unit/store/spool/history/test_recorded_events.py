@@ -1,13 +1,9 @@
 """What SQLite adds to the order of events: restored files, and bounded reads."""
 
 import shutil
-from contextlib import closing
 from pathlib import Path
 
-import apsw
-
 from relay.store.journeys.events import Event, Step
-from relay.store.spool.shared.event_log import _EVENTS
 
 ENDLESS = 2**63 - 1
 
@@ -53,20 +49,3 @@ async def test_a_part_is_limited_by_its_size(spool, make, clock) -> None:
     assert (len(part.events), part.is_complete) == (2, False)
     rest = await all_events(spool, part.events[-1][0])
     assert len(rest.events) == 2
-
-
-async def test_a_look_at_the_end_reads_nothing_of_the_history(spool, make, tmp_path: Path) -> None:
-    events = tuple(routed(1) for _ in range(2000))
-    await spool.accept(make(events=events))
-    last = await spool.last_event()
-    steps = 0
-
-    def count() -> bool:
-        nonlocal steps
-        steps += 1
-        return False
-
-    with closing(apsw.Connection(str(tmp_path / "spool.sqlite"))) as connection:
-        connection.set_progress_handler(count, 10)
-        assert len(connection.execute(_EVENTS, (last - 3, ENDLESS, 500)).fetchall()) == 3
-    assert steps < 50

@@ -6,7 +6,14 @@ import pytest
 
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.spool import PostgresSpool
+from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, open_node
+
+
+@pytest.fixture
+def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
+    """Return a function that runs a statement in the database of the test."""
+    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
 
 
 @pytest.fixture

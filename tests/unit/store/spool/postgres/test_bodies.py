@@ -16,7 +16,6 @@ from relay.store import spool as spools
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.postgres.bodies import PART_BYTES
 from relay.store.spool.types import ClaimResult, IncomingBody, NewMessage, SpoolUnavailableError
-from tests.support.postgres import PostgresServer, database_of
 from tests.support.spools import new_message
 
 HEADER = b"Subject: large\r\n"
@@ -31,11 +30,6 @@ async def spool(tmp_path: Path, postgres_url: str) -> AsyncIterator[SpoolEngine]
     await engine.start()
     yield engine
     await engine.stop()
-
-
-@pytest.fixture
-def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
-    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
 
 
 def with_body(body: IncomingBody, *hops: tuple[str, str]) -> NewMessage:

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.postgres import writer
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.spool import PostgresSpool
@@ -21,11 +20,11 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.cutting_proxy import Cut, CuttingProxy
+from tests.support.operator import OK
 from tests.support.postgres import PASSWORD, PostgresServer, database_of
 from tests.support.spool_nodes import open_node
 from tests.support.spools import new_message
 
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 TO_A = [("mx:a.test", "x@a.test")]
 NOW = 10**18  # after the due time of every entry
 SOON_S = 20

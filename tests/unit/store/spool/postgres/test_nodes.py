@@ -1,7 +1,6 @@
 """Several nodes on one spool: names, beats, leases, and what becomes of the claims of dead nodes."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +9,7 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.message.outcome import Delivered, Evidence, Relayed
+from relay.base.message.outcome import Delivered, Evidence
 from relay.base.message.receipt import ReceiptRequest
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S
@@ -23,21 +22,15 @@ from relay.store.spool.types import (
     Selector,
     SpoolUnavailableError,
 )
-from tests.support.operator import FakeActiveClaims, command, reroute
+from tests.support.operator import OK, FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
 
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 TO_A = [("mx:a.test", "x@a.test")]
 LOCAL = [("local", "bob@example.test")]
 ROUTED = Event(Step.POLICY_AND_ROUTING, 5, {"next_hops": {"mx:a.test": ["x@a.test"]}})
 NOW = 10**18  # after the due time of every entry
-
-
-@pytest.fixture
-def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
-    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
 
 
 async def connected(server: PostgresServer, url: str) -> asyncpg.Connection:

@@ -2,26 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 
 import pytest
 
-from relay.base.message.outcome import Evidence, Relayed
 from relay.store.spool.postgres import schema
 from relay.store.spool.postgres.storage import PostgresStorage
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import ClaimResult, Selector, SpoolFormatError, SpoolInUseError
-from tests.support.postgres import PostgresServer, database_of
+from tests.support.operator import OK
 from tests.support.spools import new_message
 
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 MADE = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname = 'later'"
 NEXT = schema.SCHEMA + 1
-
-
-@pytest.fixture
-def sql(postgres_server: PostgresServer, postgres_url: str) -> Callable[[str], str]:
-    return lambda text: postgres_server.sql(text, database=database_of(postgres_url))
 
 
 @pytest.fixture

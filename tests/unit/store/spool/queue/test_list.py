@@ -1,11 +1,6 @@
 """Which entries a selector matches, and how they are listed."""
 
-from typing import Any
-
-import pytest
-
 from relay.store.spool.shared.entries import EntrySelection
-from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.types import Key, Selector
 from tests.support.operator import ALL, command
 
@@ -30,32 +25,6 @@ async def test_a_scan_in_small_slices_finds_every_entry_once(spool, make, defer,
             late = late or await defer({"mx:a.test": ["y@late.test"]})
         assert found == wanted
         await spool.queue_admin.execute(command("cancel", Selector(domain="late.test")))
-
-
-@pytest.mark.parametrize(
-    "selector", [ALL, Selector(state="deferred"), Selector(next_hop="a.test")], ids=str
-)
-async def test_a_selection_does_not_read_history(spool, defer, tmp_path, selector) -> None:
-    """The scan reads the indexes of live entries, never the table."""
-    await defer()
-    plans: list[str] = []
-
-    def look(tables: SqliteTables) -> list[Key]:
-        cursor = tables.cursor
-        asked: list[tuple[str, Any]] = []
-        cursor.exec_trace = lambda _, sql, values: asked.append((sql, values)) or True
-        selection = EntrySelection(selector, now_us=0, keys_at_once=7)
-        found = selection.step(tables)
-        cursor.exec_trace = None
-        for sql, values in asked:
-            if sql.startswith("SELECT message_id"):
-                plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {sql}", values))
-        return found
-
-    assert len(await spool._queries.read(look)) == 1
-    looks = [one for one in plans if "entry" in one]
-    assert looks
-    assert all("INDEX entry_" in one for one in looks), plans
 
 
 async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:

@@ -6,21 +6,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
 from relay.store.spool.shared import stats
-from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.types import (
     ClaimResult,
     EntrySchedule,
     PriorityLevel,
 )
-from tests.support.operator import deferred
-
-OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
-
-
-LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
-
+from tests.support.operator import LATER, OK, deferred
 
 TWO = {"mx:a.test": ["x@a.test", "y@a.test"]}
 
@@ -76,41 +68,3 @@ async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
         seen.append(await counting)
     assert {counts.unaccounted for counts in seen} == {0}
     assert len({sum(counts.entries.values()) for counts in seen}) > 1
-
-
-async def test_counts_and_statistics_read_only_indexes(spool, tmp_path) -> None:
-    """The query plans use indexes only, in index order."""
-    connection = apsw.Connection(str(tmp_path / "spool.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
-    seen: list[str] = []
-
-    def trace(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
-        if sql.startswith("SELECT"):
-            plan = apsw.Connection(str(tmp_path / "spool.sqlite")).execute(
-                "EXPLAIN QUERY PLAN " + sql, bindings
-            )
-            seen.extend(row[3] for row in plan)
-        return True
-
-    connection.exec_trace = trace
-    tables = SqliteTables(connection.cursor())
-    count = stats.QueueCounter()
-    while count.step(tables):
-        pass
-    count.end(tables)
-    stats.stats(tables, now_us=5, offset_us=0)
-    connection.close()
-    scans = {one for one in seen if one.startswith("SCAN")}
-    assert scans <= {
-        "SCAN counter",
-        "SCAN counter USING INDEX sqlite_autoindex_counter_1",
-        "SCAN part",
-        "SCAN hop",
-        "SCAN (subquery-1)",
-        "SCAN (subquery-2)",
-        "SCAN (subquery-3)",
-        "SCAN entry USING COVERING INDEX entry_due",
-        "SCAN entry USING COVERING INDEX entry_hop",
-        "SCAN entry USING INDEX entry_claimed",
-        "SCAN entry USING COVERING INDEX entry_claimed",
-    }
-    assert len(seen) > 10
