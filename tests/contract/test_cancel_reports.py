@@ -3,25 +3,16 @@
 import pytest
 from msgspec.structs import replace
 
-from relay.base.clock import Ids
 from relay.base.message.envelope import Envelope, ForwardPath, Notify, Source
-from relay.base.message.nexthop import LOCAL, Destination
-from relay.base.observe.metrics import Metrics
-from relay.delivery.reports.bounces import Reporter
 from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule
 from tests.support.operator import LATER, command, operations
 
 NOW = 10**18  # after the due time of every entry in these tests
 
 
-@pytest.fixture
-def reporter(spool, clock) -> Reporter:
-    reporter = Reporter(
-        hostname="relay.test", clock=clock, ids=Ids(clock),
-        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def reporting(spool, reporter) -> None:
     spool.queue_admin.report_with(reporter)
-    return reporter
 
 
 async def reports(spool) -> list[bytes]:
@@ -31,7 +22,6 @@ async def reports(spool) -> list[bytes]:
     return [await spool.read_content(one.content_id) for one in made]
 
 
-@pytest.mark.usefixtures("reporter")
 async def test_all_next_hops_of_a_message_are_in_one_report(spool, make, monkeypatch) -> None:
     monkeypatch.setattr("relay.store.spool.shared.entries.STEP", 3)  # fewer than it has
     hops = {f"mx:{name}.test": [f"x@{name}.test"] for name in "abcdefgh"}
@@ -57,7 +47,6 @@ async def test_all_next_hops_of_a_message_are_in_one_report(spool, make, monkeyp
     assert (await spool.counts()).unaccounted == 0
 
 
-@pytest.mark.usefixtures("reporter")
 @pytest.mark.parametrize("why", ["never", "null", "stranger", "captured", "report", "unasked"])
 async def test_who_gets_no_report_gets_none_from_an_operator(spool, make, why: str) -> None:
     message = make({"capture" if why == "captured" else "mx:a.test": ["x@a.test"]})
@@ -80,7 +69,6 @@ async def test_who_gets_no_report_gets_none_from_an_operator(spool, make, why: s
     assert await reports(spool) == []
 
 
-@pytest.mark.usefixtures("reporter")
 async def test_what_is_in_flight_is_not_in_the_report(spool, make, active_claims) -> None:
     hops = {"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"], "mx:c.test": ["z@c.test"]}
     one, two, _ = (await spool.accept(make(hops))).claims

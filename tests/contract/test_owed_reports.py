@@ -3,12 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from relay.base.clock import Ids
 from relay.base.message.envelope import ForwardPath, Notify, Source
-from relay.base.message.nexthop import LOCAL, Destination
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Relayed
-from relay.base.observe.metrics import Metrics
-from relay.delivery.reports.bounces import Reporter
 from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, Selector
 from tests.support.operator import ALL, command
 
@@ -51,7 +47,7 @@ async def test_what_is_owed_is_in_each_claim_until_it_is_paid(spool, restart, ma
 
 @pytest.mark.parametrize("how", ["cancel", "cancel --bounce", "no reports", "cancel of another"])
 async def test_a_cancel_of_the_rest_pays_what_is_owed(
-    spool, restart, make, clock, how: str
+    spool, restart, make, reporter, how: str
 ) -> None:
     message = asking(make({"mx:a.test": ["1@a.test", "2@a.test", "3@a.test"]}))
     (claim,) = (await spool.accept(message)).claims
@@ -59,10 +55,6 @@ async def test_a_cancel_of_the_rest_pays_what_is_owed(
     other = make({"mx:a.test": ["4@a.test"]})
     await spool.accept(other, claim=False)
     spool = await restart()
-    reporter = Reporter(
-        hostname="relay.test", clock=clock, ids=Ids(clock),
-        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
-    )  # fmt: skip
     if how != "no reports":
         spool.queue_admin.report_with(reporter)
     selector = Selector(ids=(other.facts.id,)) if how == "cancel of another" else ALL

@@ -1,7 +1,10 @@
 """A remote that holds every connection until the crash has happened, and a relay that delivers to it."""
 
 import asyncio
-from collections.abc import Iterator
+import smtplib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -46,6 +49,36 @@ def relay() -> Iterator[RelayProcess]:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def clients(number: int, send: Callable[[int], object], messages: int) -> Iterator[list[int]]:
+    """So many clients send messages by their numbers, each until it is accepted; yield those that
+    were. All have been sent at the end.
+    """
+    over, accepted = threading.Event(), list[int]()
+    numbers = iter(range(messages))
+
+    def work() -> None:
+        for one in numbers:
+            while not over.is_set():
+                with suppress(OSError, smtplib.SMTPException, AssertionError, ValueError, KeyError):
+                    send(one)
+                    accepted.append(one)
+                    break
+                over.wait(0.05)
+
+    threads = [threading.Thread(target=work) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield accepted
+        for thread in threads:
+            thread.join()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def make_too_old_to_send(relay: RelayProcess) -> None:

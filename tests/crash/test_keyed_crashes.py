@@ -18,6 +18,10 @@ pytestmark = pytest.mark.crash
 
 POINTS = list(CrashPoint)
 OWN = [CrashPoint.PREPARING_DIRECTORY_SYNCED, CrashPoint.KEY_RECORDED]
+OF_DRAFTS = (
+    *(CrashPoint.SUBMISSION_PREPARED, CrashPoint.SUBMISSION_READY),
+    *(CrashPoint.REQUEST_ANSWERED, CrashPoint.SUBMISSION_REMOVED),
+)
 SENT = [*POINTS[: POINTS.index(CrashPoint.SUBMISSION_REMOVED) + 1], *OWN]
 BEFORE_THE_RECORD = {
     *(CrashPoint.DRAFT_WRITTEN, CrashPoint.DRAFT_WRITTEN_BACK, CrashPoint.DRAFT_LINKED),
@@ -52,43 +56,31 @@ def check_sent_once(held: HeldRemote, answer: Answer) -> None:
     assert not list((relay.folder / "mail/.submissions/preparing").iterdir())
 
 
-@pytest.mark.parametrize("point", sampled(SENT, one_of=2))
-def test_a_repeat_after_a_kill_sends_once(held: HeldRemote, point: CrashPoint) -> None:
+@pytest.mark.parametrize(
+    ("path", "point"),
+    [
+        *sampled((("sendMail", point) for point in SENT), one_of=2),
+        *(("send", point) for point in (*OWN, *OF_DRAFTS)),
+    ],
+)
+def test_a_repeat_after_a_kill_sends_once(held: HeldRemote, path: str, point: CrashPoint) -> None:
     relay = held.relay.start(crash_at=point)
     text = BIG if point is CrashPoint.SPOOL_BODY_SYNCED else "Hello."
-    body = {"message": message(subject="first", text=text, **RECIPIENTS)}
-    first = send(relay, "/me/sendMail", body)
+    asked = message(subject="first", text=text, **RECIPIENTS)
+    if path == "sendMail":
+        request = ("/me/sendMail", {"message": asked})
+    else:
+        draft = relay.graph("POST", "/me/messages", asked).json()["id"]
+        request = (f"/me/messages/{draft}/send", None)
+    first = send(relay, *request)
     assert relay.wait_end() == -SIGKILL
     held.open()
     relay.start()
     if point not in BEFORE_THE_RECORD:  # without a repeat as well
         until("it is sent", lambda: relay.subjects("bob") == ["first"])
-    again = send(relay, "/me/sendMail", body)
+    again = send(relay, *request)
     assert again is not None
     check_sent_once(held, again)
     if first is not None:
         names = [name for name in again.headers if name.startswith("x-relay-")]
         assert [first.headers[name] for name in names] == [again.headers[name] for name in names]
-
-
-@pytest.mark.parametrize(
-    "point",
-    [
-        CrashPoint.SUBMISSION_PREPARED,
-        *OWN,
-        CrashPoint.SUBMISSION_READY,
-        CrashPoint.READY_DIRECTORY_SYNCED,
-        CrashPoint.REQUEST_ANSWERED,
-        CrashPoint.SUBMISSION_REMOVED,
-    ],
-)
-def test_a_repeat_of_send_after_a_kill_sends_once(held: HeldRemote, point: CrashPoint) -> None:
-    relay = held.relay.start(crash_at=point)
-    draft = relay.graph("POST", "/me/messages", message(subject="first", **RECIPIENTS)).json()["id"]
-    send(relay, f"/me/messages/{draft}/send", None)
-    assert relay.wait_end() == -SIGKILL
-    held.open()
-    relay.start()
-    again = send(relay, f"/me/messages/{draft}/send", None)
-    assert again is not None
-    check_sent_once(held, again)

@@ -138,25 +138,28 @@ def with_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("with_links", sampled([True, False], one_of=2), indirect=True)
-@pytest.mark.parametrize("fault", ["once", "for good"])
+@pytest.mark.parametrize("fault", ["once", "for good", "it dies"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("with_links")
-async def test_whichever_sync_fails_the_answer_says_what_happens(
+async def test_whichever_sync_fails_or_is_the_last_the_answer_says_what_happens(
     tmp_path: Path, way: Way, fault: str
 ) -> None:
     answers = []
+    bad = "is never reached" if fault == "it dies" else "fails"
     while answers[-1:] != ["accepted"]:
         with trial_on(tmp_path / str(len(answers))) as trial:
             waiting = await schedule(trial)
             does_fail = fails(len(answers), fault)
-            trial.disk.fate = lambda _, does_fail=does_fail: "fails" if does_fail() else "works"
-            answers.append(await answer(way(trial.store, waiting)))
-            expected = cancelled(way) if answers[-1] == "accepted" else SENT
-            if fault == "once" or answers[-1] == "accepted":
+            trial.disk.fate = lambda _, does_fail=does_fail: bad if does_fail() else "works"
+            answers.append(said := await answer(way(trial.store, waiting)))
+            expected = cancelled(way) if said == "accepted" else SENT
+            if said == "accepted" or fault == "once":
                 await trial.check(lambda found, sent=expected.sent: found.sent == sent)
-            trial.disk.fate = lambda _: "works"
-            assert await start_again(trial.root, trial.clock, nothing) == expected
-    assert "refused" in answers
+            if said != "killed":
+                trial.disk.fate = lambda _: "works"
+            found = await start_again(trial.root, trial.clock, nothing)
+            assert found == expected or (said == "killed" and found == cancelled(way))
+    assert ("killed" if fault == "it dies" else "refused") in answers
 
 
 @pytest.mark.parametrize(
@@ -182,24 +185,6 @@ async def test_whichever_call_fails_the_answer_says_what_happens(
             assert await start_again(trial.root, trial.clock, nothing) == expected
             if not any(calls):
                 break
-
-
-@pytest.mark.parametrize("with_links", [True, False], indirect=True)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.usefixtures("with_links")
-async def test_wherever_it_dies_it_happened_or_not(tmp_path: Path, way: Way) -> None:
-    answers = []
-    while answers[-1:] != ["accepted"]:
-        with trial_on(tmp_path / str(len(answers))) as trial:
-            waiting = await schedule(trial)
-            does_die = fails(len(answers), "once")
-            trial.disk.fate = lambda _, does_die=does_die: (
-                "is never reached" if does_die() else "works"
-            )
-            answers.append(await answer(way(trial.store, waiting)))
-            found = await start_again(trial.root, trial.clock, nothing)
-            assert found in (cancelled(way), SENT)
-    assert "killed" in answers
 
 
 # -- a folder: no scheduled draft is in one that can be deleted, but its messages are

@@ -7,16 +7,15 @@ import json
 import os
 import random
 import signal
-import smtplib
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.crash.conftest import clients
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.subscribers import LOOPBACK, in_minutes, trusting
@@ -71,33 +70,9 @@ class ReceiverProcess:
         return found
 
 
-@contextmanager
-def load(relay: RelayProcess) -> Iterator[list[int]]:
-    """Clients that submit by SMTP, each message until it is accepted; yield those that were."""
-    over, accepted = threading.Event(), list[int]()
-    numbers = iter(range(MESSAGES))
-
-    def submit() -> None:
-        for number in numbers:
-            content = f"Subject: {number}\r\n\r\nHello.\r\n".encode()
-            while not over.is_set():
-                with suppress(OSError, smtplib.SMTPException, AssertionError, ValueError, KeyError):
-                    relay.submit("guest@remote.test", ["alice@example.test"], content)
-                    accepted.append(number)
-                    break
-                over.wait(0.05)
-
-    threads = [threading.Thread(target=submit) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield accepted
-        for thread in threads:
-            thread.join()
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+def submit(relay: RelayProcess, number: int) -> None:
+    content = f"Subject: {number}\r\n\r\nHello.\r\n".encode()
+    relay.submit("guest@remote.test", ["alice@example.test"], content)
 
 
 def stored(relay: RelayProcess) -> list[str]:
@@ -126,7 +101,7 @@ def test_each_message_is_notified_in_order(tmp_path: Path) -> None:
         until("it subscribed", lambda: relay.graph("POST", "/subscriptions", body).status == 201)
         delta = "/me/mailFolders/inbox/messages/delta?$deltatoken=latest"
         link = relay.graph("GET", delta).json()["@odata.deltaLink"]
-        with load(relay) as accepted:
+        with clients(CLIENTS, partial(submit, relay), MESSAGES) as accepted:
             for number in range(KILLS):
                 goal = number * MESSAGES // KILLS + drawn.randint(1, MESSAGES // KILLS // 2)
                 until("some were accepted", lambda: len(accepted) >= goal)  # noqa: B023

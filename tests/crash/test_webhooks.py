@@ -1,12 +1,11 @@
 """The relay is killed while messages arrive: each event is posted, and those of a message in order."""
 
 import random
-import smtplib
-import threading
-from contextlib import suppress
 
 import pytest
 
+from tests.crash.conftest import clients
+from tests.crash.test_subscriptions import submit
 from tests.support.relay_process import RelayProcess, until
 from tests.support.webhooks import WebhookReceiver, by_message, hook, recorded
 
@@ -17,39 +16,23 @@ SEED = 20261125
 
 
 def test_kills_in_between() -> None:
-    drawn, accepted, over = random.Random(SEED), list[int](), threading.Event()
-    numbers = iter(range(MESSAGES))
+    drawn = random.Random(SEED)
 
-    def submit() -> None:
-        for number in numbers:
-            while not over.is_set():
-                with suppress(OSError, smtplib.SMTPException, AssertionError, ValueError, KeyError):
-                    if number % 4:
-                        content = f"Subject: {number}\r\n\r\nHello.\r\n".encode()
-                        relay.submit("guest@remote.test", ["alice@example.test"], content)
-                    else:
-                        relay.send_mail(to=["bob@example.test"], subject=str(number))
-                    accepted.append(number)
-                    break
-                over.wait(0.05)
+    def send(number: int) -> None:
+        if number % 4:
+            submit(relay, number)
+        else:
+            relay.send_mail(to=["bob@example.test"], subject=str(number))
 
     with WebhookReceiver() as receiver:
         config = {"webhook": [hook(receiver)], "delivery": {"shutdown_grace": "1s"}}
         with RelayProcess(config=config) as relay:
-            threads = [threading.Thread(target=submit) for _ in range(CLIENTS)]
-            for thread in threads:
-                thread.start()
-            try:
+            with clients(CLIENTS, send, MESSAGES) as accepted:
                 for number in range(KILLS):
                     goal = number * MESSAGES // KILLS + drawn.randint(1, MESSAGES // KILLS)
                     until("some were accepted", lambda: len(accepted) >= goal)  # noqa: B023
                     relay.kill()
                     relay.start()
-                until("all were accepted", lambda: len(accepted) == MESSAGES)
-            finally:
-                over.set()
-                for thread in threads:
-                    thread.join()
             until("all were delivered", lambda: not relay.queue())
             events = by_message(recorded(relay, silent_s=3))
             assert len(events) >= MESSAGES

@@ -54,20 +54,6 @@ def test_a_password_that_is_put_right(server: PostgresServer, stopped: RelayProc
         assert secret not in stopped.log + done.stdout + done.stderr
 
 
-def test_a_role_that_may_create_no_tables(server: PostgresServer, stopped: RelayProcess) -> None:
-    name = database_of(url_of(stopped))
-    server.sql(f"ALTER DATABASE {name} OWNER TO postgres")
-    done = stopped.cli("check")
-    assert done.returncode == UNAVAILABLE
-    assert "the role relay may not create tables in the schema public" in done.stderr
-    stopped.start()
-    assert (ready_status(stopped), submit_code(stopped, 1)) == (503, 451)
-    assert "the role lacks a right that the spool needs: the database's owner has it" in stopped.log
-    server.sql(f"ALTER DATABASE {name} OWNER TO relay")
-    until("ready", lambda: ready_status(stopped) == 200)
-    assert submit_code(stopped, 2) == 250
-
-
 @pytest.mark.parametrize("verb", ["check", "serve", "queue list"])
 @pytest.mark.parametrize(
     ("statement", "said"),

@@ -1,17 +1,10 @@
 """Large bodies, the commands while the service runs and while it is stopped, and pruning."""
 
-import base64
-from email import message_from_bytes, policy
-from email.message import EmailMessage
-from typing import Any
-
-from tests.integration.conftest import SharedRelay
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.reports import report_about
 
 OK = 0
-FILE = bytes(range(256)) * 12_000  # 3 MB
 HOURLY = {"delivery": {"retry": ["1h"]}}
 
 
@@ -20,36 +13,6 @@ def until_counted(relay: RelayProcess) -> None:
     until("the queue is counted as empty", lambda: relay.metric("relay_queue_entries") == 0)
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults() == []
-
-
-def test_a_large_attachment(shared: SharedRelay, sql) -> None:
-    """A body over 1 MiB is rows of its own, which go with the last delivery."""
-    attachment = {
-        "@odata.type": "#microsoft.graph.fileAttachment",
-        "name": "large.bin",
-        "contentBytes": base64.b64encode(FILE).decode(),
-    }
-    relay = shared.relay
-    draft = relay.graph("POST", "/me/messages", message_to("large@a.test", "bob@example.test"))
-    assert draft.status == 201
-    place = f"/me/messages/{draft.json()['id']}"
-    answer = relay.graph("POST", f"{place}/attachments", attachment)
-    assert answer.status == 201, answer.body
-    assert relay.graph("POST", f"{place}/send").status == 202
-    came = [received(shared.a, "large@a.test").content]
-    until("delivered", lambda: [one for one in relay.maildir("bob") if one["subject"] == "large"])
-    came += [bytes(one) for one in relay.maildir("bob") if one["subject"] == "large"]
-    for content in came:
-        parsed = message_from_bytes(content, policy=policy.default)
-        assert isinstance(parsed, EmailMessage)
-        (file,) = parsed.iter_attachments()
-        assert file.get_content() == FILE
-    until("no part is left", lambda: sql(relay, "SELECT count(*) FROM body") == "0")
-
-
-def message_to(*addresses: str) -> dict[str, Any]:
-    to = [{"emailAddress": {"address": one}} for one in addresses]
-    return {"subject": "large", "toRecipients": to, "body": {"content": "x"}}
 
 
 def test_large_mail_by_smtp_survives_a_kill(remotes: Remotes, sql) -> None:

@@ -3,6 +3,9 @@
 import pytest
 
 from relay.base.clock import Ids
+from relay.base.message.nexthop import LOCAL, Destination
+from relay.base.observe.metrics import Metrics
+from relay.delivery.reports.bounces import Reporter
 from relay.store.spool.types import ClaimResult, EntrySchedule, NewMessage, PriorityLevel
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import HOUR_US, LATER, FakeActiveClaims
@@ -29,6 +32,15 @@ def make(clock: ManualClock):
         return message_of(hops.items(), queue_id=ids.new(), now_us=clock.time_us(), **values)
 
     return make
+
+
+@pytest.fixture
+def reporter(clock: ManualClock) -> Reporter:
+    """Makes the reports of a spool that is told `queue_admin.report_with(reporter)`."""
+    return Reporter(
+        hostname="relay.test", clock=clock, ids=Ids(clock),
+        destination_of=lambda _: Destination(LOCAL), expire_after_s=3600, metrics=Metrics(),
+    )  # fmt: skip
 
 
 @pytest.fixture

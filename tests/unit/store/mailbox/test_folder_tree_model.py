@@ -182,7 +182,7 @@ class FolderMachine(RuleBasedStateMachine):
 
 
 FolderMachine.TestCase.settings = settings(
-    max_examples=30,
+    max_examples=20,
     stateful_step_count=20,
     deadline=None,
     # every step is on a disk: shrinking would take minutes

@@ -92,20 +92,6 @@ async def test_a_large_message_that_cannot_be_read_leaves_nothing(place, store, 
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-@pytest.mark.parametrize("moved_to", ["new", "cur", ".Archive/cur"])
-async def test_the_same_again_changes_nothing(place, store, restarted, moved_to):
-    await store.deliver(BOB, unique=UNIQUE, content=CONTENT)
-    [file] = place.files("", BOB)
-    target = file.parents[1] / moved_to
-    target.mkdir(parents=True, exist_ok=True)  # as a mail program does
-    file.rename(target / (file.name if moved_to == "new" else f"{file.name}:2,S"))
-    again = place.store() if restarted else store
-    result = await again.deliver(BOB, unique=UNIQUE, content=CONTENT)
-    assert result is DeliveryResult.ALREADY_THERE
-    assert len(place.files("", BOB)) + len(place.files(".Archive", BOB)) == 1
-
-
-@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("indexed", [False, True])
 async def test_a_repeat_knows_what_a_mail_client_moved_under_another_name(
     place, store, restarted, indexed

@@ -13,7 +13,6 @@ from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.operation.app.state_dir import AlreadyRunningError, lock_file
 from relay.store.mailbox import inbox, maildir, messages
 from relay.store.mailbox.mail_root import (
-    ForeignRootError,
     MailRoot,
     read_id,
     write_id,
@@ -94,43 +93,6 @@ def test_a_first_start_that_was_killed_is_repeated(
     assert root.id == read_id(path)
     assert before in ("", root.id)
     root.close()
-
-
-@pytest.mark.parametrize("left", [_nothing, _root_alone])
-def test_a_spool_that_was_used_takes_no_root_without_submissions(tmp_path: Path, left: Any) -> None:
-    path = tmp_path / "mail"
-    left(path)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ForeignRootError, match=r"mail is not the one used before: it has no \.sub"):
-        opened(path, may_take=False)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_root_from_before_ids_is_taken(tmp_path: Path) -> None:
-    _submissions(tmp_path / "mail")
-    root = opened(tmp_path / "mail", may_take=False)
-    assert root.id == read_id(tmp_path / "mail") != ""
-    root.close()
-
-
-@pytest.mark.parametrize(
-    ("left", "reason"),
-    [
-        (_nothing, "No such file or directory: is its file system mounted?"),
-        (_root_alone, "it has no id"),
-        (_submissions, "it has no id"),
-        (_an_id, "it has the id [0-9a-f]{16}"),
-    ],
-)
-def test_a_missing_or_foreign_root_is_not_taken(tmp_path: Path, left: Any, reason: str) -> None:
-    path = tmp_path / "mail"
-    left(path)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(
-        ForeignRootError, match=f"not the one with the id 0123456789abcdef: {reason}"
-    ):
-        opened(path, "0123456789abcdef")
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_root_has_one_owner(tmp_path: Path) -> None:

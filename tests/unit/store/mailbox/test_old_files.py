@@ -37,19 +37,14 @@ async def test_old_files_go_in_every_folder(place, home, folder, hours, stays):
     assert {path.name for path in (home / folder / "tmp").iterdir()} == expected
 
 
-@pytest.mark.parametrize("days", [3, -3])
-async def test_a_jump_of_the_clock_makes_no_file_old(place, home, days):
+@pytest.mark.parametrize("days", [3, -3, "advanced"])
+async def test_no_jump_or_advance_of_the_clock_makes_a_file_old(place, home, days):
     left = home / "tmp/1.M1P1.other"
     left.write_bytes(b"being written")
-    place.clock.jumped_us = days * 24 * HOUR_US
-    await use(place.store())
-    assert left.exists()
-
-
-async def test_an_advance_of_the_clock_makes_no_file_old(place, home):
-    left = home / "tmp/1.M1P1.other"
-    left.write_bytes(b"being written")
-    place.clock = AdvanceableClock(advanced_s=3 * 86400)
+    if days == "advanced":
+        place.clock = AdvanceableClock(advanced_s=3 * 86400)
+    else:
+        place.clock.jumped_us = days * 24 * HOUR_US
     await use(place.store())
     assert left.exists()
 

@@ -27,23 +27,6 @@ async def test_results_and_errors_come_back(pool):
     assert await pool.run(threading.current_thread) is not threading.current_thread()
 
 
-async def test_who_gives_up_stops_no_call(pool):
-    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def call():
-        begun.set()
-        go_on.wait(5)
-        ended.set()
-
-    asking = asyncio.ensure_future(pool.run(call))
-    await pool.run(lambda: begun.wait(5))
-    asking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asking
-    go_on.set()
-    assert await pool.run(lambda: ended.wait(5))
-
-
 async def test_closing_waits_for_what_was_asked():
     pool, done = ThreadPool(1, "tested"), []
     go_on = threading.Event()

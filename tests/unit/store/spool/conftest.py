@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -6,12 +7,18 @@ import pytest
 from relay.store.spool.sqlite.spool import SqliteSpool
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
-from tests.support.spools import new_spool
+from tests.support.spools import new_spool, spool_on
 
 
 @pytest.fixture
 def open_spool(clock: ManualClock) -> Callable[[Path], SqliteSpool]:
     return lambda path: new_spool(path, clock)
+
+
+@pytest.fixture
+def running(clock: ManualClock) -> Callable[[Path], AbstractAsyncContextManager[SqliteSpool]]:
+    """Return a function that starts the spool in a file for a block."""
+    return lambda path: spool_on(path, clock)
 
 
 @pytest.fixture

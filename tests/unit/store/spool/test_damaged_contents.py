@@ -85,23 +85,19 @@ async def test_changed_bytes_are_detected_until_they_are_restored(
 
 
 async def test_the_checksum_is_verified_after_a_restart(
-    path: Path, files: Path, make, open_spool, clock
+    path: Path, files: Path, make, running, clock
 ) -> None:
-    first = open_spool(path)
-    await first.start()
-    await first.accept(make(content=await arrived(first)), claim=False)
-    await first.accept(make(content=await arrived(first)))
-    await first.stop()
+    async with running(path) as first:
+        await first.accept(make(content=await arrived(first)), claim=False)
+        await first.accept(make(content=await arrived(first)))
     overwrite(files)
-    spool = open_spool(path)
-    await spool.start()
-    seen = await spool.claim_due(clock.queue_us() + 1000, 10, DueQuery())
-    kept = ContentCache(spool, budget_bytes=1 << 20)
-    assert len(seen.claims) == 2
-    for claim in seen.claims:
-        with pytest.raises(SpoolError, match="has changed"):
-            await kept.of(claim)
-    await spool.stop()
+    async with running(path) as spool:
+        seen = await spool.claim_due(clock.queue_us() + 1000, 10, DueQuery())
+        kept = ContentCache(spool, budget_bytes=1 << 20)
+        assert len(seen.claims) == 2
+        for claim in seen.claims:
+            with pytest.raises(SpoolError, match="has changed"):
+                await kept.of(claim)
 
 
 async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(spool, make) -> None:

@@ -33,26 +33,22 @@ def disk() -> Iterator[FaultyDisk]:
 
 
 @pytest.fixture
-async def spool(disk: FaultyDisk, tmp_path: Path, open_spool):
+async def spool(disk: FaultyDisk, tmp_path: Path, running):
     """The fixture of conftest, on `disk`."""
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await spool.start()
-    disk.syncs.clear()
-    yield spool
-    disk.is_well()
-    await spool.stop()
+    async with running(tmp_path / "spool.sqlite") as spool:
+        disk.syncs.clear()
+        yield spool
+        disk.is_well()
 
 
-async def test_a_database_without_a_log_is_not_used(disk, tmp_path, open_spool) -> None:
+async def test_a_database_without_a_log_is_not_used(disk, tmp_path, open_spool, running) -> None:
     """In another mode of SQLite the last commit may be lost with the power."""
     disk.refuses("sync", suffix="-journal")
     disk.on_sync = lambda _suffix: disk.is_well() if disk.refusals["sync"] else None  # once
     with pytest.raises(SpoolUnavailableError, match="sync refused"):
         await open_spool(tmp_path / "spool.sqlite").start()
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await spool.start()
-    assert spool._connection.execute("PRAGMA journal_mode").get == "wal"
-    await spool.stop()
+    async with running(tmp_path / "spool.sqlite") as spool:
+        assert spool._connection.execute("PRAGMA journal_mode").get == "wal"
 
 
 def seen_after_a_crash(spool_path: Path, folder: Path) -> set[str]:
@@ -216,14 +212,12 @@ async def killed(spool: SqliteSpool, disk: FaultyDisk, path: Path) -> None:
 
 
 async def test_a_stop_with_a_failed_fsync_keeps_the_log_for_the_next_start(
-    disk: FaultyDisk, make, open_spool, tmp_path: Path
+    disk: FaultyDisk, make, open_spool, running, tmp_path: Path
 ) -> None:
     """SQLite checkpoints the log when the last connection closes."""
-    spool = open_spool(tmp_path / "spool.sqlite")
-    await spool.start()
-    accepted = await spool.accept(make())
-    disk.refuses("sync", suffix="")
-    await spool.stop()
+    async with running(tmp_path / "spool.sqlite") as spool:
+        accepted = await spool.accept(make())
+        disk.refuses("sync", suffix="")
     assert disk.refusals["sync"]
     disk.is_well()
     again = open_spool(tmp_path / "spool.sqlite")

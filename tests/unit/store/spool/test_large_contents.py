@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import (
     ClaimResult,
-    SpoolError,
     SpoolUnavailableError,
 )
 from tests.support.operator import OK
@@ -41,25 +39,6 @@ async def gone(path: Path) -> None:
     async with asyncio.timeout(30):
         while path.name in names(path.parent):
             await asyncio.sleep(0)
-
-
-@pytest.mark.parametrize("body", [BODY, b"\r\n\xff\r\n"], ids=["ascii", "eight bit"])
-async def test_a_received_body_is_linked_not_copied_and_read_in_pieces(
-    spool, make, files: Path, body: bytes
-) -> None:
-    content = await arrived(spool, body)
-    arriving = content.body[0].path
-    inode = arriving.stat().st_ino
-    (claim,) = (await spool.accept(make(content=content))).claims
-    assert names(files) == sorted([arriving.name, f"{claim.message.id}-0"])
-    assert (files / f"{claim.message.id}-0").stat().st_ino == inode
-    assert stat.S_IMODE(arriving.stat().st_mode) == 0o600
-    assert claim.content is None
-    assert claim.content_size == claim.message.size == len(HEADER + body)
-    found = await spool.read_content(claim.content_id)
-    assert isinstance(found, LargeContent)
-    assert (found.header, read_all(found)) == (HEADER, HEADER + body)
-    assert found.eight_bit is not body.isascii()
 
 
 async def test_a_file_is_removed_with_the_last_entry_of_any_version(
@@ -131,20 +110,6 @@ async def test_a_body_is_copied_where_hard_links_are_impossible(
     (claim,) = (await spool.accept(make(content=content))).claims
     assert (files / f"{claim.message.id}-0").stat().st_nlink == 1
     assert read_all(await spool.read_content(claim.content_id)) == HEADER + BODY
-
-
-async def test_a_missing_or_truncated_body_is_an_error(spool, make, files: Path) -> None:
-    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
-    stored = files / f"{claim.message.id}-0"
-    os.truncate(stored, 5)
-    with pytest.raises(SpoolError, match=r"has 5 bytes, expected 182"):
-        await spool.read_content(claim.content_id)
-    stored.unlink()
-    with pytest.raises(SpoolError, match="No such file"):
-        await spool.read_content(claim.content_id)
-    nothing = LargeContent(HEADER, (FileOctets(files / "nothing", 0, 5),), eight_bit=False)
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(make(content=nothing))
 
 
 async def test_the_body_is_synced_before_the_transaction_references_it(

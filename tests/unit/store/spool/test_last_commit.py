@@ -68,14 +68,11 @@ class Copying(CrashPoints):
 
 
 @pytest.fixture
-async def killed(path: Path, tmp_path: Path, open_spool, make) -> Path:
+async def killed(path: Path, tmp_path: Path, running, make) -> Path:
     """A new spool whose process was killed: every row, and the schema, is in its log."""
-    spool = open_spool(path)
-    await spool.start()
-    await fill(spool, make)
-    copy = copied(path, tmp_path / "killed")
-    await spool.stop()
-    return copy
+    async with running(path) as spool:
+        await fill(spool, make)
+        return copied(path, tmp_path / "killed")
 
 
 def octets_in(folder: Path) -> dict[str, bytes]:
@@ -94,11 +91,9 @@ def messages_in(path: Path) -> int:
             return 0
 
 
-async def listed(open_spool, path: Path) -> list[str]:
-    spool = open_spool(path)
-    await spool.start()
-    found = await spool.queue_admin.list(Selector(all=True), limit=1000)
-    await spool.stop()
+async def listed(running, path: Path) -> list[str]:
+    async with running(path) as spool:
+        found = await spool.queue_admin.list(Selector(all=True), limit=1000)
     return sorted(one["id"] for one in found)
 
 
@@ -120,7 +115,7 @@ def overwrite(log: Path) -> None:
 
 @pytest.mark.parametrize("lose", [os.unlink, make_empty, lose_half, lose_the_end, overwrite])
 async def test_a_lost_log_is_damage_until_an_operator_decides(
-    killed: Path, open_spool, lose: Callable[[Path], None], tmp_path: Path
+    killed: Path, open_spool, running, lose: Callable[[Path], None], tmp_path: Path
 ) -> None:
     lose(log_of(killed))
     for _ in range(2):
@@ -134,26 +129,24 @@ async def test_a_lost_log_is_damage_until_an_operator_decides(
     with pytest.raises(SpoolDamagedError):
         SqliteStorage(killed).back_up(tmp_path / "backup")
     last_commit_of(killed).unlink()  # an operator takes what is left
-    assert len(await listed(open_spool, killed)) < MESSAGES
+    assert len(await listed(running, killed)) < MESSAGES
 
 
 async def test_a_restored_backup_next_to_a_newer_last_commit_file_is_explained(
-    path: Path, tmp_path: Path, open_spool, make
+    path: Path, tmp_path: Path, open_spool, running, make
 ) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    await fill(spool, make, 2)
-    (tmp_path / "backup").mkdir()
-    SqliteStorage(path).back_up(tmp_path / "backup")
-    await fill(spool, make, 2)
-    killed = copied(path, tmp_path / "killed")
-    await spool.stop()
+    async with running(path) as spool:
+        await fill(spool, make, 2)
+        (tmp_path / "backup").mkdir()
+        SqliteStorage(path).back_up(tmp_path / "backup")
+        await fill(spool, make, 2)
+        killed = copied(path, tmp_path / "killed")
     shutil.copyfile(tmp_path / "backup/spool.sqlite", killed)
     log_of(killed).unlink()
     with pytest.raises(SpoolDamagedError, match=r"back-up: remove spool\.sqlite\.last-commit"):
         open_spool(killed)
     last_commit_of(killed).unlink()
-    assert len(await listed(open_spool, killed)) == 2
+    assert len(await listed(running, killed)) == 2
 
 
 @pytest.mark.parametrize("lost", sampled(["what was not synced", "nothing", "all"]))
@@ -208,7 +201,7 @@ async def test_a_missing_file_after_a_kill_is_damage(
 
 @pytest.mark.parametrize("is_ended", [True, False])
 async def test_a_lost_log_is_detected_by_the_synced_commit_number(
-    path: Path, tmp_path: Path, open_spool, make, monkeypatch, is_ended: bool
+    path: Path, tmp_path: Path, open_spool, running, make, monkeypatch, is_ended: bool
 ) -> None:
     """A power loss removes numbers written since the last fsync, except perhaps a checkpoint's end."""
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
@@ -220,50 +213,46 @@ async def test_a_lost_log_is_detected_by_the_synced_commit_number(
             synced.append(last_commit_of(path).read_bytes())
 
     monkeypatch.setattr(os, "fsync", sync)
-    spool = open_spool(path)
-    await spool.start()
-    lost = 0
-    for number in range(30):
-        await fill(spool, make, 1)
-        left = copied(path, tmp_path / f"left-{number}")
-        noted = synced[-1].replace(b"checkpoint", b" " * 10) if is_ended else synced[-1]
-        last_commit_of(left).write_bytes(noted)
-        log_of(left).unlink()
-        if is_ended and messages_in(left) == number + 1:
-            check_files(left, has_owner=False)
-            continue
-        lost += 1
-        with pytest.raises(SpoolDamagedError):
-            open_spool(left)
-    await spool.stop()
+    async with running(path) as spool:
+        lost = 0
+        for number in range(30):
+            await fill(spool, make, 1)
+            left = copied(path, tmp_path / f"left-{number}")
+            noted = synced[-1].replace(b"checkpoint", b" " * 10) if is_ended else synced[-1]
+            last_commit_of(left).write_bytes(noted)
+            log_of(left).unlink()
+            if is_ended and messages_in(left) == number + 1:
+                check_files(left, has_owner=False)
+                continue
+            lost += 1
+            with pytest.raises(SpoolDamagedError):
+                open_spool(left)
     assert lost > 15
     assert len(synced) > 6
 
 
-async def test_a_checkpoint_by_another_program_is_not_damage(killed: Path, open_spool) -> None:
+async def test_a_checkpoint_by_another_program_is_not_damage(killed: Path, running) -> None:
     """SQLite removes the log when its last connection closes."""
     with closing(apsw.Connection(str(killed))) as connection:
         assert connection.execute("SELECT count(*) FROM message").get == MESSAGES
     assert not log_of(killed).exists()
     check_files(killed, has_owner=False)
-    assert len(await listed(open_spool, killed)) == MESSAGES
+    assert len(await listed(running, killed)) == MESSAGES
 
 
 async def test_a_spool_that_was_stopped_may_be_replaced_by_an_older_copy(
-    path: Path, tmp_path: Path, open_spool, make
+    path: Path, tmp_path: Path, running, make
 ) -> None:
-    assert await listed(open_spool, path) == []
+    assert await listed(running, path) == []
     older = copied(path, tmp_path / "older")
-    spool = open_spool(path)
-    await spool.start()
-    await fill(spool, make, 3)
-    await spool.stop()
+    async with running(path) as spool:
+        await fill(spool, make, 3)
     older.replace(path)
-    assert await listed(open_spool, path) == []
+    assert await listed(running, path) == []
 
 
 async def test_an_interrupted_checkpoint_needs_its_log(
-    killed: Path, open_spool, tmp_path: Path
+    killed: Path, open_spool, running, tmp_path: Path
 ) -> None:
     """The database may have the newest commit number without all pages of these commits."""
     count = LastCommit(killed, read_recorded(killed)[0], crash=CrashPoints())
@@ -273,7 +262,7 @@ async def test_an_interrupted_checkpoint_needs_its_log(
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with pytest.raises(SpoolDamagedError, match="cut off halfway"):
         open_spool(killed)
-    assert len(await listed(open_spool, whole)) == MESSAGES
+    assert len(await listed(running, whole)) == MESSAGES
 
 
 @pytest.mark.parametrize(
@@ -286,7 +275,7 @@ async def test_an_interrupted_checkpoint_needs_its_log(
     ],
 )
 async def test_a_last_commit_file_is_read_after_a_power_loss(
-    path: Path, open_spool, line: str, noted: RecordedCommit
+    path: Path, line: str, noted: RecordedCommit
 ) -> None:
     assert read_recorded(path) is None
     last_commit_of(path).write_text(line)

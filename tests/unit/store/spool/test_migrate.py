@@ -110,12 +110,10 @@ def test_a_migrated_file_has_the_next_schema(older: Path, tmp_path: Path) -> Non
 
 
 async def test_the_queue_continues_after_a_migration(
-    path: Path, open_spool, make, clock, monkeypatch
+    path: Path, open_spool, running, make, clock, monkeypatch
 ) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    (claim,) = (await spool.accept(make(), submission_key="d1.1")).claims
-    await spool.stop()
+    async with running(path) as spool:
+        (claim,) = (await spool.accept(make(), submission_key="d1.1")).claims
     next_schema.use(monkeypatch.setattr)
     spool = open_spool(path)
     assert await spool.start() == 1  # it was being delivered

@@ -19,13 +19,11 @@ def names(files: Path) -> list[str]:
 
 
 async def test_abandoned_held_and_captured_entries_keep_their_state(
-    path: Path, make, clock, open_spool
+    path: Path, make, clock, open_spool, running
 ) -> None:
     """It was claimed to be expired; there was no attempt."""
-    dead = open_spool(path)
-    await dead.start()
-    claims = [(await dead.accept(make())).claims[0] for _ in range(2)]
-    await dead.stop()
+    async with running(path) as dead:
+        claims = [(await dead.accept(make())).claims[0] for _ in range(2)]
     connection = apsw.Connection(str(path))
     for claim, state in zip(claims, ("held", "captured"), strict=True):
         connection.execute(
@@ -41,64 +39,50 @@ async def test_abandoned_held_and_captured_entries_keep_their_state(
     assert [one.recipients[0].attempts for one in journeys] == [(), ()]
 
 
-async def test_stale_content_files_are_removed(path: Path, files: Path, make, open_spool) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    claim = (await spool.accept(make(content=LARGE))).claims[0]
-    await spool.stop()
+async def test_stale_content_files_are_removed(path: Path, files: Path, make, running) -> None:
+    async with running(path) as spool:
+        claim = (await spool.accept(make(content=LARGE))).claims[0]
     last_commit_of(path).touch()  # as a crash leaves it
     (needed,) = names(files)
     for name in ("orphan-0", "orphan", f"{needed}.part", f"{claim.message.id}-1"):
         (files / name).write_bytes(b"x")
-    spool = open_spool(path)
-    await spool.start()
-    assert await spool.maintenance.sweep() == 4
-    await spool.stop()
+    async with running(path) as spool:
+        assert await spool.maintenance.sweep() == 4
     assert names(files) == [needed]
 
 
 async def test_what_an_older_spool_does_not_know_is_moved_aside(
-    path: Path, files: Path, make, open_spool
+    path: Path, files: Path, make, running
 ) -> None:
     """An operator has put a copy back, and the contents are newer."""
-    spool = open_spool(path)
-    await spool.start()
-    older = (await spool.accept(make(content=LARGE))).queue_id
-    await spool.stop()
+    async with running(path) as spool:
+        older = (await spool.accept(make(content=LARGE))).queue_id
     copy = shutil.copyfile(path, path.with_name("copy"))
-    spool = open_spool(path)
-    await spool.start()
-    newer = (await spool.accept(make(content=LARGE[::-1] + b"y"))).queue_id
-    await spool.stop()
+    async with running(path) as spool:
+        newer = (await spool.accept(make(content=LARGE[::-1] + b"y"))).queue_id
     shutil.copyfile(copy, path)
-    spool = open_spool(path)
-    await spool.start()
-    (files / "arriving-1-1").write_bytes(b"x")
-    assert await spool.maintenance.sweep() == 1
-    aside = path.with_name(path.name + "-put-aside")
-    assert (names(files), names(aside)) == ([f"{older}-0"], [f"{newer}-0"])
-    assert (aside / f"{newer}-0").read_bytes() == LARGE[::-1] + b"y"
-    (files / f"{newer}-0").write_bytes(b"x")
-    assert await spool.maintenance.sweep() == 1, "later files are those of this process"
-    await spool.stop()
+    async with running(path) as spool:
+        (files / "arriving-1-1").write_bytes(b"x")
+        assert await spool.maintenance.sweep() == 1
+        aside = path.with_name(path.name + "-put-aside")
+        assert (names(files), names(aside)) == ([f"{older}-0"], [f"{newer}-0"])
+        assert (aside / f"{newer}-0").read_bytes() == LARGE[::-1] + b"y"
+        (files / f"{newer}-0").write_bytes(b"x")
+        assert await spool.maintenance.sweep() == 1, "later files are those of this process"
 
 
 @pytest.mark.parametrize("is_cut_off", [True, False])
 async def test_a_content_whose_row_was_lost_is_moved_aside(
-    path: Path, files: Path, make, open_spool, is_cut_off
+    path: Path, files: Path, make, running, is_cut_off
 ) -> None:
-    spool = open_spool(path)
-    await spool.start()
-    await spool.accept(make(content=LARGE))
-    await spool.stop()
+    async with running(path) as spool:
+        await spool.accept(make(content=LARGE))
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         connection.execute("DELETE FROM content")
     if is_cut_off:
         last_commit_of(path).touch()
-    spool = open_spool(path)
-    await spool.start()
-    assert await spool.maintenance.sweep() == 0
-    await spool.stop()
+    async with running(path) as spool:
+        assert await spool.maintenance.sweep() == 0
     assert names(files) == []
     aside = path.with_name(path.name + "-put-aside")
     assert [one.read_bytes() for one in aside.iterdir()] == [LARGE]

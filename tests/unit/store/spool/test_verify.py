@@ -20,17 +20,15 @@ LARGE = b"Subject: large\r\n\r\n" + b"x" * INLINE_BYTES_MAX
 
 
 @pytest.fixture
-async def filled(path: Path, make, open_spool, clock) -> str:
+async def filled(path: Path, make, running, clock) -> str:
     """A spool that was stopped; the queue id of what waits in it, with a content in a file."""
-    spool = open_spool(path)
-    await spool.start()
-    (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
-    await spool.record(ClaimResult(done, 5, {1: OK}))
-    await spool.accept(make())
-    due_us = clock.queue_us() + 1000
-    (claim,) = (await spool.accept(make(content=LARGE))).claims
-    await spool.record(ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
-    await spool.stop()
+    async with running(path) as spool:
+        (done,) = (await spool.accept(make(), submission_key="draft.1")).claims
+        await spool.record(ClaimResult(done, 5, {1: OK}))
+        await spool.accept(make())
+        due_us = clock.queue_us() + 1000
+        (claim,) = (await spool.accept(make(content=LARGE))).claims
+        await spool.record(ClaimResult(claim, 5, {1: LATER}, EntrySchedule(due_us, due_us)))
     return claim.message.id
 
 
@@ -116,7 +114,7 @@ def test_counters_are_corrected_only_with_recount(path: Path, filled) -> None:
     ],
 )
 async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
-    path: Path, filled, open_spool, lost
+    path: Path, filled, running, lost
 ) -> None:
     by_hand(path, lost, filled)
     finding = ("1 recipients without an entry", "ended as cancelled")
@@ -125,17 +123,15 @@ async def test_recipients_of_a_lost_entry_are_cancelled_only_with_recount(
     assert finding in [(one.found, one.action) for one in repaired]
     assert not any(one.kind == "counters" for one in repaired)
     assert verify(path) == []
-    spool = open_spool(path)
-    await spool.start()
-    journey = await spool.journey(filled)
-    assert [one.state for one in journey.recipients] == ["cancelled"]
-    assert journey.steps[-1].detail == {
-        "operation": "cancel", "entries": [1], "who": "relay storage verify",
-        "why": "its entry was lost",
-    }  # fmt: skip
-    assert (await spool.counts()).unaccounted == 0
-    assert (await spool.maintenance.prune_many(0, dry_run=True))["kept"] == 0
-    await spool.stop()
+    async with running(path) as spool:
+        journey = await spool.journey(filled)
+        assert [one.state for one in journey.recipients] == ["cancelled"]
+        assert journey.steps[-1].detail == {
+            "operation": "cancel", "entries": [1], "who": "relay storage verify",
+            "why": "its entry was lost",
+        }  # fmt: skip
+        assert (await spool.counts()).unaccounted == 0
+        assert (await spool.maintenance.prune_many(0, dry_run=True))["kept"] == 0
 
 
 def test_an_entry_without_a_due_time_is_found(path: Path, filled) -> None:

@@ -17,18 +17,15 @@ async def all_events(spool, after: int = 0):
 
 
 async def test_numbers_continue_after_a_restart_and_after_a_back_up_was_restored(
-    tmp_path: Path, open_spool, make, clock
+    tmp_path: Path, running, make, clock
 ) -> None:
     path = tmp_path / "spool.sqlite"
 
     async def run(count: int) -> list[int]:
-        spool = open_spool(path)
-        await spool.start()
-        for _ in range(count):
-            await spool.accept(make(events=(routed(clock.time_us()),)), claim=False)
-        found = [sequence for sequence, _ in (await all_events(spool)).events]
-        await spool.stop()
-        return found
+        async with running(path) as spool:
+            for _ in range(count):
+                await spool.accept(make(events=(routed(clock.time_us()),)), claim=False)
+            return [sequence for sequence, _ in (await all_events(spool)).events]
 
     first = await run(2)
     shutil.copy(path, tmp_path / "copy")

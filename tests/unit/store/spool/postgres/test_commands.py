@@ -83,14 +83,6 @@ async def test_a_backup_of_a_file_is_not_restored_into_a_server(
     assert not (folder / "state").exists()
 
 
-def test_check_of_a_server_that_syncs_nothing(folder, postgres_server, postgres_url):
-    done = run(
-        folder, "check", port=postgres_server.port, database=database_of(postgres_url)
-    )  # fmt: skip
-    assert done.returncode == 69
-    assert done.stderr.count("fsync is off: a crash of the server loses accepted mail") == 1
-
-
 def test_a_file_with_the_password_that_others_can_read(folder):
     (folder / "pw").chmod(0o644)
     assert "spool.url: found mode 0644 of" in run(folder, "check").stderr

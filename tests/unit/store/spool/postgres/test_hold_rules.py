@@ -1,7 +1,6 @@
 """Holds of domains are those of all nodes."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from relay.base.crashpoints import CrashPoint, CrashPoints
+from relay.base.crashpoints import CrashPoints
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import EntryExtra, Selector
+from tests.contract.test_hold_rules import Stopped
 from tests.support.events import until
 from tests.support.postgres import PostgresServer
 from tests.support.spool_nodes import open_node
@@ -22,19 +22,6 @@ A = Selector(domain="a.test")
 HOLD = QueueCommand(Operation.HOLD, A, "ann", new=True)
 RELEASE = QueueCommand(Operation.RELEASE, A, "ann")
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-
-
-class Stopped(CrashPoints):
-    """Stops the writer in the transaction of an acceptance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_there, self.goes_on = threading.Event(), threading.Event()
-
-    def reached(self, point: CrashPoint) -> None:
-        if point is CrashPoint.SPOOL_BEFORE_COMMIT:
-            self.is_there.set()
-            assert self.goes_on.wait(30)
 
 
 @pytest.fixture
@@ -63,7 +50,7 @@ async def test_a_command_of_another_node_waits_for_an_acceptance_and_finds_its_m
     (entry,) = message.entries
     held = replace(entry, extra=EntryExtra(reason="ann: all mail for a.test"))
     accepting = asyncio.create_task(one.accept(replace(message, entries=(held,))))
-    await asyncio.to_thread(stopped.is_there.wait, 30)
+    await asyncio.to_thread(stopped.reached_it.wait, 30)
     until_us = message.facts.expires_us
     command = RELEASE if then == "release" else replace_until(until_us)
     changing = asyncio.create_task(two.queue_admin.execute(command))

@@ -103,20 +103,6 @@ async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> Non
     assert sum((await spool.counts()).entries.values()) == 0
 
 
-async def test_a_message_that_was_answered_with_an_error_is_free_all_the_same(
-    spool, proxy, monkeypatch
-) -> None:
-    """Its commit took effect, but nobody has its claim."""
-    monkeypatch.setattr(writer, "_ANSWER_S", 0.2)
-    await spool.accept(new_message([]))  # its statement is prepared
-    proxy.lose("writer", Cut.REPLY)
-    proxy.is_refusing = True
-    with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
-    proxy.is_refusing = False
-    assert len(await claims_of(spool)) == 1
-
-
 async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
     """The second loss leaves its outcome open: nobody has it."""
     await spool.accept(new_message(TO_A), claim=False)

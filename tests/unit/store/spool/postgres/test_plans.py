@@ -15,16 +15,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from relay.base.clock import Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.envelope import ForwardPath, Notify
-from relay.base.message.nexthop import LOCAL, Destination, NextHop
+from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Delivered, Evidence, Relayed
 from relay.base.message.receipt import ReceiptRequest
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.base.settings.tree import Settings, SpoolSettings
-from relay.delivery.reports.bounces import Reporter
 from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store import spool as spools
 from relay.store.journeys.events import Event, Step
@@ -239,7 +237,7 @@ def replace_command(of: QueueCommand, **changes: Any) -> QueueCommand:
 
 
 @pytest.fixture
-async def ran(tmp_path, make, clock, postgres_server, postgres_url) -> list[str]:
+async def ran(tmp_path, make, clock, reporter, postgres_server, postgres_url) -> list[str]:
     """The statements of the write connection that ran."""
     sql, database = postgres_server.sql, database_of(postgres_url)
     sql(f"ALTER DATABASE {database} SET log_statement = 'all'")
@@ -248,10 +246,6 @@ async def ran(tmp_path, make, clock, postgres_server, postgres_url) -> list[str]
     for _ in range(2):  # the second takes over what the first has claimed
         spool = spools.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
         await spool.start()
-        reporter = Reporter(
-            hostname="relay.test", clock=clock, ids=Ids(clock), metrics=Metrics(),
-            destination_of=lambda _: Destination(LOCAL), expire_after_s=3600,
-        )  # fmt: skip
         spool.queue_admin.report_with(reporter)
         await run_all(spool, make, clock)
         await spool.accept(make())

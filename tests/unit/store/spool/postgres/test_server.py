@@ -155,12 +155,6 @@ async def test_settings_that_lose_mail(safe_server, safe_url, name):
         until("the setting is read", lambda: safe_server.sql(f"SHOW {name}") == "on")
 
 
-async def test_another_encoding(safe_server):
-    url = safe_server.create(template="template0", options="ENCODING 'LATIN1'")
-    assert await faults_of(url) == ["the encoding of the database is LATIN1, expected UTF8"]
-    safe_server.drop(url)
-
-
 async def test_a_certificate_for_another_name(safe_server, safe_url, authority):  # noqa: F811
     url = safe_server.tcp_url(database_of(safe_url))
     url += f"?sslmode=verify-full&sslrootcert={authority.certificate}"
