@@ -4,11 +4,10 @@ import re
 from collections.abc import Collection, Iterable
 from typing import TypeVar
 
-import pytest
-
 from relay.front_door.graph import routes
 from tests.support.endpoint_rows import rows
 from tests.support.graph_fakes import GraphInMemory, OnDisk
+from tests.support.tables import each_row
 
 Methods = TypeVar("Methods", bound=Collection[str])
 WITHIN_A_FOLDER = "mailfolders/{}/messages"  # the page says once that these exist as well
@@ -27,7 +26,7 @@ def plain(path: str) -> str:
 
 def operations() -> set[tuple[str, str]]:
     """The methods and paths that have an operation."""
-    table = [(plain("/".join(pattern)), by_method) for pattern, by_method in routes._ROUTES]
+    table = [(plain("/".join(pattern)), by_method) for pattern, by_method in routes.ROUTES]
     return {(method, path) for path, by_method in outside_folders(table) for method in by_method}
 
 
@@ -70,7 +69,7 @@ def test_no_endpoint_has_two_rows() -> None:
     assert len(every) == len(set(every)) > 40
 
 
-@pytest.mark.parametrize(("method", "path"), rows("no"))
+@each_row("method, path", rows("no"))
 async def test_a_row_with_no_is_501(graph: GraphInMemory, method: str, path: str) -> None:
     method = "GET" if method == "*" else method
     answer = await graph.http.request(method, "/v1.0" + re.sub(r"\*$|\{\w*\}", "x", path))

@@ -131,23 +131,6 @@ async def test_options_of_the_list(on_disk: OnDisk) -> None:
 
 
 @pytest.mark.parametrize("make", [draft, mime_draft])
-async def test_a_message_with_its_attachments(on_disk: OnDisk, make: Any) -> None:
-    message_id = await (make(on_disk, PDF) if make is draft else make(on_disk))
-    answer = await on_disk.http.get(f"/messages/{message_id}?$expand=attachments&$select=subject")
-    shown = answer.json()
-    assert shown["attachments"] == await listed(on_disk, message_id)
-    assert set(shown) == {"@odata.context", "@odata.etag", "id", "subject", "attachments"}
-    some = (
-        await on_disk.http.get(f"/messages/{message_id}?$expand=attachments($select=name)")
-    ).json()
-    assert all("contentBytes" not in one and one["name"] for one in some["attachments"])
-    bare = await draft(on_disk)
-    assert (await on_disk.http.get(f"/messages/{bare}?$expand=attachments")).json()[
-        "attachments"
-    ] == []
-
-
-@pytest.mark.parametrize("make", [draft, mime_draft])
 async def test_adding_and_removing_keeps_the_others_and_their_ids(
     on_disk: OnDisk, make: Any
 ) -> None:
@@ -265,23 +248,6 @@ async def test_signed_mime_is_not_changed(on_disk: OnDisk, content: bytes, metho
     assert (await on_disk.http.get(f"/messages/{message_id}/$value")).content == content
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "named"),
-    [
-        ({"name": None}, "ErrorRequiredPropertyMissing", "name"),
-        ({"contentBytes": None}, "ErrorRequiredPropertyMissing", "contentBytes"),
-        ({"contentBytes": "@@"}, "RequestBodyRead", "contentBytes"),
-    ],
-)
-async def test_an_attachment_that_is_none(
-    on_disk: OnDisk, change: dict[str, Any], code: str, named: str
-) -> None:
-    message_id = await draft(on_disk)
-    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=TEXT | change)
-    assert named in refused(answer, 400, code)
-    assert await listed(on_disk, message_id) == []
-
-
 async def test_only_drafts_that_are_not_being_sent_change(on_disk: OnDisk) -> None:
     message_id = await draft(on_disk, TEXT)
     [file] = [path for path in on_disk.files() if path.parent.name == "cur"]
@@ -299,16 +265,6 @@ async def test_only_drafts_that_are_not_being_sent_change(on_disk: OnDisk) -> No
     assert refused(await on_disk.http.get(f"{one}/77"), 404, "ErrorItemNotFound")
     sent = f"/mailFolders/sentitems/messages/{other['id']}/attachments"
     assert refused(await on_disk.http.get(sent), 404, "ErrorItemNotFound")
-
-
-async def test_a_message_is_attached_to_a_draft(on_disk: OnDisk) -> None:
-    message_id = await draft(on_disk, TEXT)
-    added = await on_disk.http.post(f"/messages/{message_id}/attachments", json=ITEM)
-    assert (added.status_code, added.json()["@odata.type"]) == (201, ITEM["@odata.type"])
-    [inner] = [
-        one for one in (await parsed(on_disk, message_id)).walk() if one["subject"] == "inside"
-    ]
-    assert inner.get_content() == "inner text\r\n"
 
 
 async def test_a_scheduled_draft_is_sent_with_attachments_added_later(on_disk: OnDisk) -> None:
@@ -330,12 +286,3 @@ async def test_a_full_mailbox_takes_no_attachment(on_disk: OnDisk) -> None:
     answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=large)
     assert refused(answer, 507, "ErrorQuotaExceeded")
     assert on_disk.files() == before
-
-
-async def test_a_wrong_type_is_told_each_type_once(on_disk: OnDisk) -> None:
-    draft = (await on_disk.http.post("/messages", json={"subject": "s"})).json()["id"]
-    body = {"@odata.type": "#microsoft.graph.linkAttachment", "name": "a", "contentBytes": "aGk="}
-    answer = await on_disk.http.post(f"/messages/{draft}/attachments", json=body)
-    message = refused(answer, 400, "RequestBodyRead")
-    kinds = ("fileAttachment", "itemAttachment", "referenceAttachment")
-    assert [message.count(f"#microsoft.graph.{kind}") for kind in kinds] == [1, 1, 1]

@@ -7,10 +7,10 @@ import pytest
 
 from relay.base.accounts.account import Account, Scope
 from relay.front_door.graph.routes import (
-    _ROUTES,
     MAY_CHANGE,
     MAY_READ,
     MAY_SEND,
+    ROUTES,
     GraphOperation,
     Intake,
 )
@@ -20,6 +20,7 @@ from tests.support.accounts import TokenAccounts
 from tests.support.graph_client import message
 from tests.support.graph_fakes import MemoryStore, graph_app, refused
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 APP = Account("app@example.test", acts_for=("bob@example.test", "*@shared.test"))
 ACCOUNTS = TokenAccounts(
@@ -86,7 +87,7 @@ async def test_each_request_needs_its_permission(http, store, method, path, allo
 
 
 def every_operation() -> Iterator[GraphOperation]:
-    for _, by_method in _ROUTES:
+    for _, by_method in ROUTES:
         if not isinstance(by_method, str):
             yield from by_method.values()
 
@@ -109,8 +110,8 @@ async def test_the_settings_of_a_user_need_their_own_permission(http):
     assert (await http.get("me?$select=mail", headers=bearing("User.Read"))).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("address", "status"),
+@each_row(
+    "address, status",
     [
         ("bob@example.test", 200),
         ("BOB+tag@example.test", 200),

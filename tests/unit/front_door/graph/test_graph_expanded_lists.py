@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from relay.front_door.graph import graph_request
 from relay.store.mailbox import attachments
 from tests.support.graph_fakes import OnDisk
 from tests.unit.front_door.graph.test_graph_attachments import (
@@ -46,15 +45,6 @@ async def test_a_list_has_the_attachments_of_each_message(on_disk: OnDisk, path:
         assert one["attachments"] == await listed(on_disk, one["id"])
 
 
-async def test_all_properties_are_those_of_a_list_without_attachments(on_disk: OnDisk) -> None:
-    await filled(on_disk)
-    [plain] = await pages(on_disk, "/messages")
-    [page] = await pages(on_disk, "/messages?$expand=attachments")
-    for one in page["value"]:
-        del one["attachments"]
-    assert page == plain
-
-
 async def test_only_the_selected_properties_of_attachments_are_in_a_list(on_disk: OnDisk) -> None:
     await filled(on_disk)
     expand = "attachments($select=name,size),singleValueExtendedProperties($filter=id eq 'String 0x1045')"
@@ -63,24 +53,6 @@ async def test_only_the_selected_properties_of_attachments_are_in_a_list(on_disk
     assert len(found) == 6
     shown = {"@odata.type", "@odata.mediaContentType", "id", "name", "size"}
     assert all(set(one) == shown for one in found)
-
-
-async def test_the_pages_of_a_list_with_attachments_have_links(on_disk: OnDisk) -> None:
-    ids = await filled(on_disk)
-    found = await pages(on_disk, "/messages?$expand=attachments($select=name)&$top=2")
-    assert [[one["id"] for one in page["value"]] for page in found] == [ids[:2], ids[2:]]
-    assert all("attachments" in one for page in found for one in page["value"])
-    [empty] = await pages(on_disk, "/mailFolders/inbox/messages?$expand=attachments")
-    assert empty["value"] == []
-
-
-async def test_a_page_with_large_attachments_ends_early(
-    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = [await draft(on_disk, PDF) for _ in range(3)]
-    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 10)
-    found = await pages(on_disk, "/messages?$expand=attachments")
-    assert [[one["id"] for one in page["value"]] for page in found] == [[one] for one in ids[::-1]]
 
 
 async def test_a_delta_query_has_attachments_next_to_removed_messages(on_disk: OnDisk) -> None:
@@ -110,16 +82,3 @@ async def test_a_message_that_is_removed_meanwhile_is_left_out(
     monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
     [page] = await pages(on_disk, "/messages?$expand=attachments")
     assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
-
-
-async def test_the_preferred_body_type_applies_to_a_list_with_attachments(on_disk: OnDisk) -> None:
-    await draft(on_disk, TEXT, body={"contentType": "html", "content": "<p>hello</p>"})
-    prefer = {"prefer": 'outlook.body-content-type="text", odata.maxpagesize=5'}
-    url = "/messages?$expand=attachments&$select=body"
-    answer = await on_disk.http.get(url, headers=prefer)
-    [shown] = answer.json()["value"]
-    assert shown["body"]["contentType"] == "text"
-    assert shown["body"]["content"].strip() == "hello"
-    assert answer.headers["preference-applied"] == (
-        'odata.maxpagesize=5, outlook.body-content-type="text"'
-    )

@@ -5,13 +5,9 @@ from typing import Any
 
 import pytest
 
-from relay.base.accounts.account import Account
-from relay.base.pressure import Pressure
-from relay.front_door.graph.graph_request import GraphDependencies, GraphRequest
-from relay.front_door.http.errors import ApiError
-from relay.front_door.http.http_request import HttpRequest
-from relay.store.mailbox.settings_file import FILE_NAME, UserSettings
-from tests.support.graph_fakes import ACCOUNTS, GraphInMemory, OnDisk, refused
+from relay.store.mailbox.settings_file import FILE_NAME
+from tests.support.graph_fakes import GraphInMemory, OnDisk, refused
+from tests.support.tables import each_row
 
 SETTINGS = "/v1.0/me/mailboxSettings"
 FROM_8_TO_5 = {
@@ -20,35 +16,6 @@ FROM_8_TO_5 = {
     "endTime": "17:00:00.0000000",
     "timeZone": {"name": "UTC"},
 }
-
-
-def graph_request(graph: GraphInMemory, prefer: str) -> GraphRequest:
-    scope: Any = {
-        "type": "http",
-        "method": "GET",
-        "path": "/v1.0/me",
-        "query_string": b"",
-        "headers": [(b"prefer", prefer.encode())] if prefer else [],
-    }
-    store: Any = graph.store
-    nobody: Any = None
-    dependencies = GraphDependencies(
-        store=store,
-        clock=store.clock,
-        ids=store.ids,
-        accounts=ACCOUNTS,
-        hostname="h",
-        public_url="",
-        crash=graph.crash,
-        max_upload=1,
-        profile="relaxed",
-        pressure=Pressure(),
-        subscriptions=nobody,
-    )
-    nothing: Any = None
-    alice = Account("alice@example.test")
-    http = HttpRequest(scope, nothing, ids=nothing, limits=nothing, budget=nothing)
-    return GraphRequest(dependencies, http, alice, {}, alice)
 
 
 async def changed(graph: GraphInMemory, change: object) -> dict[str, Any]:
@@ -131,26 +98,8 @@ async def test_null_sets_the_default(graph: GraphInMemory) -> None:
     assert await changed(graph, {**dict.fromkeys(change), "workingHours": None}) == before
 
 
-async def test_a_single_setting(graph: GraphInMemory) -> None:
-    zone = (await graph.http.get(f"{SETTINGS}/TimeZone")).json()
-    assert zone["@odata.context"].endswith("mailboxSettings/timeZone")
-    assert zone["value"] == "UTC"
-    hours = (await graph.http.get(f"{SETTINGS}/workingHours")).json()
-    assert hours | FROM_8_TO_5 == hours
-    for name in ("language", "dateFormat", "timeFormat", "userPurpose", "automaticRepliesSetting"):
-        assert (await graph.http.get(f"{SETTINGS}/{name}")).status_code == 200
-    refused(await graph.http.get(f"{SETTINGS}/size"), 404, "ResourceNotFound")
-    refused(await graph.http.put(f"{SETTINGS}/timeZone", json={}), 405, "Request_BadRequest")
-
-
-async def test_select(graph: GraphInMemory) -> None:
-    answer = await graph.http.get(SETTINGS, params={"$select": "timeZone,language"})
-    assert set(answer.json()) == {"@odata.context", "timeZone", "language"}
-    refused(await graph.http.get(SETTINGS, params={"$select": "x"}), 400, "BadRequest")
-
-
-@pytest.mark.parametrize(
-    ("change", "status", "code", "says"),
+@each_row(
+    "change, status, code, says",
     [
         ({"timeZone": "Mars"}, 400, "InvalidTimeZone", "timeZone: found 'Mars'"),
         ({"timeZone": 5}, 400, "RequestBodyRead", "timeZone"),
@@ -215,7 +164,7 @@ async def test_settings_are_kept_in_the_mailbox(on_disk: OnDisk) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
+@each_row(
     "octets", [b"", b"{", b"[]", b'{"time_zone": 5}', b'{"time_zone": "Mars"}', b"\xff" * 100_000]
 )
 async def test_a_damaged_file_gives_the_defaults(on_disk: OnDisk, octets: bytes) -> None:
@@ -242,40 +191,10 @@ async def test_concurrent_changes_are_all_kept(on_disk: OnDisk) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("prefer", "zone", "applied"),
-    [
-        ("", "Asia/Tokyo", []),
-        ('outlook.timezone="Europe/Berlin"', "Europe/Berlin", ['outlook.timezone="Europe/Berlin"']),
-        (
-            'IdType="ImmutableId", Outlook.TimeZone="Pacific Standard Time"',
-            "America/Los_Angeles",
-            ['outlook.timezone="Pacific Standard Time"'],
-        ),
-    ],
-)
-async def test_the_time_zone_in_force(
-    graph: GraphInMemory, prefer: str, zone: str, applied: list[str]
-) -> None:
-    graph.store.user = UserSettings(time_zone="Asia/Tokyo")
-    request = graph_request(graph, prefer)
-    assert str(await request.time_zone()) == zone
-    assert request.applied == applied
-
-
-async def test_an_unknown_time_zone_in_prefer_is_a_400(graph: GraphInMemory) -> None:
-    with pytest.raises(ApiError, match="timezone: found 'Mars'") as caught:
-        await graph_request(graph, 'outlook.timezone="Mars"').time_zone()
-    assert (caught.value.status, caught.value.code) == (400, "TimeZoneNotSupportedException")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
+@each_row("path", [
         "me/inferenceClassification/overrides",
         "me/mailFolders/inbox/messageRules",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 async def test_lists_that_are_empty(graph: GraphInMemory, path: str) -> None:
     page = (await graph.http.get(f"/v1.0/{path}")).json()
     name = path.rpartition("/")[2]

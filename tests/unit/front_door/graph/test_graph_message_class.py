@@ -5,6 +5,7 @@ import pytest
 from relay.formats.dsn import ReportKind
 from tests.support.graph_fakes import OnDisk, refused
 from tests.support.sample_reports import LATIN1, ORIGINAL, RECIPIENTS, report_of
+from tests.support.tables import each_row
 
 MDN = b"""Subject: Read: x
 Content-Type: multipart/report; report-type=disposition-notification; boundary=b
@@ -124,7 +125,7 @@ async def test_a_report_shows_its_html_in_the_conversation_of_the_original(on_di
     assert failure["subject"] == "Undeliverable: Quarterly report"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "condition",
     [
         "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x007D' and ep/value eq 'x')",

@@ -64,13 +64,6 @@ async def test_sent_mime_is_on_disk_unchanged(on_disk: OnDisk, is_chunked: bool)
     assert (shown.json()["subject"], shown.json()["isDraft"]) == ("large", True)
 
 
-async def test_a_small_body_of_unknown_length_is_taken_as_well(on_disk: OnDisk) -> None:
-    body = pieces(base64.b64encode(HEADER + b"x"), 7)
-    answer = await on_disk.http.post("/sendMail", content=body, headers=BOB)
-    assert answer.status_code == 202
-    assert on_disk.files()[0].read_bytes().endswith(HEADER + b"x")
-
-
 async def test_of_a_large_message_one_small_block_is_kept_while_a_client_reads_it(
     on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,14 +180,6 @@ async def test_a_bad_end_leaves_nothing(
     await nothing_is_left(on_disk)
 
 
-async def test_a_length_over_the_limit_is_refused_at_once(on_disk: OnDisk) -> None:
-    headers = BOB | {"content-length": str(2 * LIMIT)}
-    with suppress(GoneError):
-        answer = await on_disk.http.post("/sendMail", content=refused_early(b"")(), headers=headers)
-        assert refused(answer, 413, "RequestEntityTooLarge")
-    await nothing_is_left(on_disk)
-
-
 async def test_a_full_mailbox_refuses_before_and_after(on_disk: OnDisk) -> None:
     alice = {"content-type": "text/plain"}
     body = base64.b64encode(LARGE)
@@ -202,14 +187,6 @@ async def test_a_full_mailbox_refuses_before_and_after(on_disk: OnDisk) -> None:
         answer = await on_disk.http.post("/sendMail", content=content, headers=alice)
         assert refused(answer, 507, "ErrorQuotaExceeded")
     await nothing_is_left(on_disk)
-
-
-@pytest.mark.parametrize("kind", ["application/json", "image/png"])
-async def test_a_value_of_another_type(on_disk: OnDisk, kind: str) -> None:
-    created = await send(on_disk, HEADER, "/messages")
-    one = f"/messages/{created.json()['id']}/$value"
-    answer = await on_disk.http.put(one, content=b"{}", headers=BOB | {"content-type": kind})
-    assert kind in refused(answer, 415, "UnsupportedMediaType")
 
 
 def test_streamed_bodies_are_limited_per_account() -> None:

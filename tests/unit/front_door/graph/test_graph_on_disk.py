@@ -6,7 +6,7 @@ from email.message import EmailMessage
 
 import pytest
 
-from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, post_mime, refused, to
+from tests.support.graph_fakes import OnDisk, post_mime, refused, to
 
 FILE = {
     "@odata.type": "#microsoft.graph.fileAttachment",
@@ -97,52 +97,6 @@ async def test_a_draft_of_a_mail_client_is_checked_when_it_is_sent(
     assert foreign["id"] != shown["id"]
     answer = await on_disk.http.post(f"/messages/{foreign['id']}/send")
     assert refused(answer, status, code)
-
-
-async def test_a_full_mailbox_takes_nothing(on_disk: OnDisk) -> None:
-    message = {"toRecipients": to("c@a.test"), "body": {"content": "x" * QUOTA_BYTES}}
-    answer = await on_disk.http.post("/sendMail", json={"message": message})
-    assert refused(answer, 507, "ErrorQuotaExceeded")
-    assert on_disk.files() == []
-
-
-async def test_a_rejected_body_leaves_no_file(on_disk: OnDisk) -> None:
-    message = {"subject": "a\r\nBcc: x@y.test", "toRecipients": to("c@a.test")}
-    answer = await on_disk.http.post("/sendMail", json={"message": message})
-    assert refused(answer, 400, "ErrorInvalidRequest")
-    assert on_disk.files() == []
-
-
-async def test_folders_and_deletion(on_disk: OnDisk) -> None:
-    http = on_disk.http
-    names = {one["id"]: one for one in (await http.get("/mailFolders")).json()["value"]}
-    drafts = (await http.get("/mailFolders/DRAFTS")).json()
-    assert drafts["id"] in names
-    one = (await http.post("/messages", json={"subject": "x"})).json()["id"]
-    assert (await http.get("/mailFolders/drafts")).json()["totalItemCount"] == 1
-    for folder in ("deleteditems", ""):
-        assert (await http.delete(f"/messages/{one}")).status_code == 204
-        answer = await http.get(f"/messages/{one}")
-        if folder:
-            deleted = (await http.get(f"/mailFolders/{folder}")).json()["id"]
-            assert answer.json()["parentFolderId"] == deleted
-        else:
-            assert refused(answer, 404, "ErrorItemNotFound")
-
-
-async def test_a_next_link_is_under_the_public_url(on_disk: OnDisk) -> None:
-    for _ in range(2):
-        await on_disk.http.post("/messages", json={})
-    page = (await on_disk.http.get("/messages?$top=1")).json()
-    expected = "https://mail.example.test/v1.0/me/messages?$top=1&$skiptoken="
-    assert page["@odata.nextLink"].startswith(expected)
-
-
-async def test_a_changed_internet_message_id(on_disk: OnDisk) -> None:
-    one = (await on_disk.http.post("/messages", json={"internetMessageId": "<a@a.test>"})).json()
-    change = {"internetMessageId": "<b@a.test>"}
-    changed = await on_disk.http.patch(f"/messages/{one['id']}", json=change)
-    assert changed.json()["internetMessageId"] == "<b@a.test>"
 
 
 async def test_mime_without_an_author_is_from_the_owner_wherever_it_is_shown(

@@ -4,9 +4,8 @@ import email
 import email.policy
 from typing import Any
 
-import pytest
-
 from tests.support.graph_fakes import OnDisk, refused, to
+from tests.support.tables import each_row
 
 KIND = "#microsoft.graph.referenceAttachment"
 LINK = {"@odata.type": KIND, "name": "Übersicht & Q4", "sourceUrl": "https://files.example/b?x=1,2"}
@@ -90,8 +89,8 @@ async def test_a_list_of_uris_that_a_client_attaches_stays_a_file(on_disk: OnDis
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "says"),
+@each_row(
+    "change, code, says",
     [
         ({"sourceUrl": None}, "ErrorRequiredPropertyMissing", "sourceUrl"),
         ({"name": ""}, "ErrorRequiredPropertyMissing", "name"),

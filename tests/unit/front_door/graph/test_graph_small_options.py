@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.graph_fakes import OnDisk
+from tests.support.tables import each_row
 
 REPLY = (
     '<html><body><p>Yes.</p><hr tabindex="-1"><div id="divRplyFwdMsg">From: b</div></body></html>'
@@ -49,7 +50,7 @@ async def test_child_folders_are_expanded_ten_of_each(on_disk: OnDisk) -> None:
     assert "childFolders" in (await read(on_disk, page["@odata.nextLink"]))["value"][0]
 
 
-@pytest.mark.parametrize(
+@each_row(
     "expand",
     ["parentFolder", "childFolders($select=x)", "attachments", "childFolders,childFolders"],
 )
@@ -86,10 +87,7 @@ async def test_the_unique_body_needs_select(on_disk: OnDisk, reply: str) -> None
     assert (shown["contentType"], shown["content"].strip()) == ("text", "Yes.")
 
 
-@pytest.mark.parametrize(
-    ("condition", "count"),
-    [("'yes'", 1), ("'Ye'", 1), ("'From: b'", 1), ("'absent'", 0)],
-)
+@each_row("condition, count", [("'yes'", 1), ("'Ye'", 1), ("'From: b'", 1), ("'absent'", 0)])
 async def test_words_of_the_text_are_filtered_by(
     on_disk: OnDisk, reply: str, condition: str, count: int
 ) -> None:
@@ -97,7 +95,7 @@ async def test_words_of_the_text_are_filtered_by(
     assert (await read(on_disk, f"/messages?{query}"))["@odata.count"] == count
 
 
-@pytest.mark.parametrize(
+@each_row(
     "condition",
     ["startswith(body/content,'a')", "contains(body/content,'--')", "body/content eq 'a'"],
 )

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from relay.base.accounts.account import Account
 from tests.support.accounts import TokenAccounts
 from tests.support.graph_fakes import AS_ALICE, GraphInMemory, graph_on_disk, refused
+from tests.support.tables import each_row
 
 ALICE = {
     "id": "alice@example.test",
@@ -19,7 +18,7 @@ ALICE = {
 }
 
 
-@pytest.mark.parametrize(
+@each_row(
     "path",
     [
         "/v1.0/me",
@@ -34,8 +33,8 @@ async def test_the_user(graph: GraphInMemory, path: str) -> None:
     assert user == ALICE
 
 
-@pytest.mark.parametrize(
-    ("select", "expected"),
+@each_row(
+    "select, expected",
     [
         ("displayName", {"displayName": "alice"}),
         ("accountEnabled,userType", {"accountEnabled": True, "userType": "Member"}),
@@ -78,8 +77,8 @@ async def test_a_property_that_graph_does_not_have_is_a_400(graph: GraphInMemory
         assert message == "$select: could not find a property named 'phone'."
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
+@each_row(
+    "query, found",
     [
         ({}, 1),
         ({"$filter": "userPrincipalName eq 'Alice@example.test'"}, 1),
@@ -118,8 +117,8 @@ async def test_the_list_has_only_the_users_of_the_token(
     assert "@odata.nextLink" not in page
 
 
-@pytest.mark.parametrize(
-    ("query", "code"),
+@each_row(
+    "query, code",
     [
         ({"$filter": "mail eq 5"}, "BadRequest"),
         ({"$filter": "jobTitle eq 'x'"}, "ErrorInvalidUrlQueryFilter"),

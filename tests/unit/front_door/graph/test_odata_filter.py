@@ -24,6 +24,7 @@ from relay.store.mailbox.query import (
     Property,
 )
 from tests.support.conditions import any_items, comparisons, trees
+from tests.support.tables import each_row
 
 EQ, NE, GT, GE, LT, LE = (Operator(name) for name in ("eq", "ne", "gt", "ge", "lt", "le"))
 CONTAINS = Operator.CONTAINS
@@ -45,9 +46,7 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
     return CompareItem(named, operator, value)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+@each_row("text, expected", [
         ("isRead eq false", UNREAD),
         ("  isRead   eq\tfalse ", UNREAD),
         ("ISREAD EQ False", UNREAD),
@@ -108,14 +107,13 @@ def to(value: str, operator: Operator = EQ, named: ItemProperty = ADDRESS) -> Co
          AnyItem(Collection.CATEGORIES, AnyOf((
              to("R", Operator.STARTS_WITH, ItemProperty.ITSELF),
              to("x", named=ItemProperty.ITSELF))))),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_filter_selects_messages(text: str, expected: Condition) -> None:
     assert message_condition(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("written", "time_us"),
+@each_row(
+    "written, time_us",
     [
         ("2026-11-20T06:48:40Z", RECEIVED_US),
         ("2026-11-20t06:48:40z", RECEIVED_US),
@@ -150,9 +148,7 @@ def api_error(text: str) -> ApiError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("text", "position", "named"),
-    [
+@each_row("text, position, named", [
         ("", 0, "found the end, expected a property"),
         ("isRead eq", 9, "found the end"),
         ("isRead equals true", 7, "found 'equals', expected one of eq, ne"),
@@ -202,8 +198,7 @@ def api_error(text: str) -> ApiError:
         ("foo eq 'x'", 0, "Could not find a property named 'foo' on type 'microsoft.graph.message'"),
         ("subject/length eq 3", 0, "cannot be filtered by"),
         ("subject eq 'x' and\x00", 18, "found '\\x00'"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_an_invalid_filter_gives_the_position(text: str, position: int, named: str) -> None:
     error = api_error(text)
     assert f"position {position}:" in error.message
@@ -211,8 +206,8 @@ def test_an_invalid_filter_gives_the_position(text: str, position: int, named: s
     assert error.message.startswith("Invalid filter clause: ")
 
 
-@pytest.mark.parametrize(
-    ("text", "hint"),
+@each_row(
+    "text, hint",
     [
         ("bodyPreview eq 'x'", '$search="body:word"'),
         ("contains(body,'x')", "expected body/content"),
@@ -253,7 +248,7 @@ def test_every_property_and_collection_can_be_filtered_by() -> None:
         assert message_condition(f"{collection}/any()") == AnyItem(collection, AllOf(()))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "(" * DEPTH_MAX + "isRead" + ")" * DEPTH_MAX,
@@ -273,8 +268,8 @@ def test_a_filter_at_the_limits_is_accepted(text: str) -> None:
     message_condition(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
+@each_row(
+    "text, named",
     [
         ("(" * (DEPTH_MAX + 1) + "isRead" + ")" * (DEPTH_MAX + 1), "more than 32 levels"),
         ("not " * (DEPTH_MAX + 1) + "isRead", "more than 32 levels"),
@@ -287,7 +282,7 @@ def test_a_filter_over_the_limits_is_rejected(text: str, named: str) -> None:
     assert named in api_error(text).message
 
 
-@pytest.mark.parametrize(
+@each_row(
     "piece",
     [
         "(",

@@ -32,6 +32,7 @@ from relay.store.mailbox.query import (
     SearchIn,
 )
 from tests.support.conditions import trees
+from tests.support.tables import each_row
 
 DAY_US = 86_400_000_000
 HOUR_US = 3_600_000_000
@@ -66,9 +67,7 @@ def days(first: int, last: int) -> AllOf:
     return AllOf((received(Operator.GE, begin), received(Operator.LT, end)))
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+@each_row("value, expected", [
         ("pizza", word("pizza")),
         ('"pizza"', word("pizza")),
         (' "pizza" ', word("pizza")),
@@ -158,8 +157,7 @@ def days(first: int, last: int) -> AllOf:
         ("NOT subject:(a NEAR b)",
          Negation(HasNear((word("a", SearchIn.SUBJECT), word("b", SearchIn.SUBJECT)), 8))),
         ('a "NEAR" b', AllOf((word("a"), word("NEAR"), word("b")))),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_search_selects_messages(value: str, expected: Condition) -> None:
     assert search(value) == expected
 
@@ -177,8 +175,8 @@ def api_error(value: str) -> ApiError:
     return caught.value
 
 
-@pytest.mark.parametrize(
-    ("value", "position", "named"),
+@each_row(
+    "value, position, named",
     [
         ("", 0, "found the end, expected a word"),
         ('""', 0, "found the end, expected a word"),
@@ -257,9 +255,7 @@ def test_the_limits_of_a_search() -> None:
     assert "at most 8192" in api_error("a" * (CHARACTERS_MAX + 1)).message
 
 
-@pytest.mark.parametrize(
-    "piece", ["(", ")", '"', '\\"', "\\", "NOT ", "a:", "a*", "<", "!", '"a" ']
-)
+@each_row("piece", ["(", ")", '"', '\\"', "\\", "NOT ", "a:", "a*", "<", "!", '"a" '])
 def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
     api_error((piece * CHARACTERS_MAX)[:CHARACTERS_MAX])
     api_error(('"' + piece * CHARACTERS_MAX)[: CHARACTERS_MAX - 3] + ')*"')

@@ -14,6 +14,7 @@ from relay.front_door.graph import json_values, message_parser, subscriptions
 from relay.front_door.graph.json_values import read_json_object
 from relay.front_door.graph.message_parser import parse_message, parse_send_mail, read_upload
 from relay.front_door.http.errors import ApiError
+from tests.support.tables import each_row
 
 ALICE = Account("alice@example.test")
 TO = [{"emailAddress": {"address": "bob@example.test", "name": "Bob"}}]
@@ -71,14 +72,11 @@ def test_any_case_is_the_same_message(random: Random) -> None:
     assert upload == read_upload(UPLOAD, "attachmentItem")
 
 
-@pytest.mark.parametrize(
-    ("body", "where"),
-    [
+@each_row("body, where", [
         ({"subject": "a", "Subject": "b"}, "Subject"),
         ({"Subject": "a", "subject": "b"}, "subject"),
         ({"toRecipients": [{"emailAddress": {"Address": "a@b.c", "address": "d@e.f"}}]}, "toRecipients[0].emailAddress.address"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_two_names_that_differ_by_their_case_are_refused(body: Any, where: str) -> None:
     with pytest.raises(ApiError, match="each property once") as raised:
         parse_message(decoded(body), ALICE)

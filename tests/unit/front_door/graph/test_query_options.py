@@ -1,14 +1,14 @@
 """The Prefer header."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.front_door.graph.query_options import preferences
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
+@each_row(
+    "lines, expected",
     [
         ([], {}),
         ([""], {}),

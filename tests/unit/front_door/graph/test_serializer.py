@@ -1,14 +1,13 @@
 """JSON of messages and attachments: bodyPreview and the kinds of attachments."""
 
-import pytest
-
 from relay.formats.html_text import preview
 from relay.formats.read_mime import AttachmentFacts
 from relay.front_door.graph.attachments import attachment_json
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("text", "body_type", "shown"),
+@each_row(
+    "text, body_type, shown",
     [
         ("a\r\n\t b", "text", "a b"),
         ("<b>not html</b>", "text", "<b>not html</b>"),

@@ -1,8 +1,7 @@
 """What Graph has and Relay has not is a 501; what neither has is a 404, or a 405 with Allow."""
 
-import pytest
-
 from tests.support.graph_fakes import AS_ALICE, GraphInMemory, refused
+from tests.support.tables import each_row
 
 NOT_IMPLEMENTED = (
     *(
@@ -73,7 +72,7 @@ TABLE = (
 )
 
 
-@pytest.mark.parametrize("version", ["v1.0", "beta"])
+@each_row("version", ["v1.0", "beta"])
 async def test_status_of_what_relay_has_not(graph: GraphInMemory, version: str) -> None:
     for request, status, code in TABLE:
         method, path = request.split(" ")
