@@ -3,7 +3,6 @@
 A figure is a ratio, a growth or a number of things, so that machines can be compared.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,8 +30,3 @@ class Figure:
         return (
             f"{self.name:<58} {self.value:>9.2f} {self.unit:<4} {bound:<8} {verdict:<7} {self.note}"
         )
-
-
-def at(share: float, values: Sequence[float]) -> float:
-    """The value below which `share` of the values are; 0 without any."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else 0.0

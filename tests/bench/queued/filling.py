@@ -124,7 +124,10 @@ def _deferred(claim: Claim, queued: Queued, now_us: int) -> ClaimResult:
          "status": _REFUSED.status, "reply": _REFUSED.reply}
         for one in claim.recipients
     ]  # fmt: skip
-    detail = {"entry": claim.entry_id, "attempt": 1, "host": _REFUSED.host, "recipients": reported}
+    detail = {
+        "entry": claim.entry_id, "next_hop": queued.next_hop, "attempt": 1, "host": _REFUSED.host,
+        "recipients": reported,
+    }  # fmt: skip
     outcome = Deferred(_REFUSED, DeferralClass.CONNECT)
     return ClaimResult(
         claim=claim,

@@ -32,22 +32,10 @@ nameservers = ["{dns}"]
 [delivery]
 port = {port}
 tls = "none"
-[[route]]
-domain = "capture.test"
-next_hop = "capture"
-[policy]
-directory = "policies"
 [observe]
 log = "json"
 """
-_REFUSING_RULE = """\
-[[rule]]
-name = "refused at the final dot"
-when = { sender = ["refused@bench.test"] }
-then = [ { reject = "5.7.1 not this one" } ]
-stop = true
-"""
-_ACCOUNT = '[[account]]\naddress = "{name}@example.test"\ntoken = "plain:{name}"\n{more}\n'
+_OPERATOR = '[[account]]\naddress = "operator@example.test"\ntoken = "plain:o"\nrole = "operate"\n'
 _START_S = 120.0
 
 
@@ -62,12 +50,10 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready: dict[str, Any] = {}
         (folder / "policies").mkdir(parents=True, exist_ok=True)
-        (folder / "policies" / "10-refused.toml").write_text(_REFUSING_RULE)
         (folder / "relay.toml").write_text(_CONFIGURATION.format(dns=dns, port=port))
         accounts = folder / "accounts.toml"
         accounts.touch(0o600)
-        names = {"bob": "", "carol": "", "operator": 'role = "operate"'}
-        accounts.write_text("".join(_ACCOUNT.format(name=n, more=m) for n, m in names.items()))
+        accounts.write_text(_OPERATOR)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -120,10 +106,6 @@ class Instance:
     @property
     def smtp_port(self) -> int:
         return int(self._ready["smtp"][0].rpartition(":")[2])
-
-    @property
-    def mailboxes(self) -> Path:
-        return self.folder / "mail" / "example.test"
 
     def resident_mb(self) -> float:
         """Its resident memory."""

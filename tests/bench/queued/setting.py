@@ -1,6 +1,6 @@
-"""What every scenario runs in: folders, clients and sinks, the DNS, and how much is asked of them.
+"""What is measured in: folders, clients and sinks, the DNS, and how much is asked of them.
 
-Each relay has a folder of its own, with a copy of a filled spool or without one.
+Each relay has a folder of its own, with a copy of the filled spool or without one.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,15 @@ from tests.bench.queued.traffic import Sinks
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A spool with a queue in it, and the steady time that its times are from."""
-
-    path: Path
-    made_us: float
-
-
-@dataclass(frozen=True)
 class Setting:
-    """`scale` is 1, or less for a quick look; `filled` are the spools by their scenario's name."""
+    """`scale` is 1, or less for a quick look; the times in the `filled` spool are from `made_us`."""
 
     folder: Path
     command: Sequence[str]
     sinks: Sinks
     dns: str
-    filled: dict[str, Filled]
+    filled: Path
+    made_us: float
     scale: float
     rounds: int
 
@@ -43,10 +36,9 @@ class Setting:
             self.folder / name, command=self.command, dns=self.dns, port=self.sinks.port
         )  # fmt: skip
 
-    def full(self, name: str, *, spool: str = "million", later_us: int = 0) -> Instance:
-        """A relay with a copy of a filled spool, all of it due so much later."""
+    def full(self, name: str, *, later_us: int = 0) -> Instance:
+        """A relay with a copy of the filled spool, all of it due so much later."""
         relay = self.empty(name)
-        filled = self.filled[spool]
         target = relay.folder / "state" / "spool.sqlite"
-        copied(filled.path, target, made_us=filled.made_us, later_us=later_us)
+        copied(self.filled, target, made_us=self.made_us, later_us=later_us)
         return relay

@@ -1,4 +1,4 @@
-"""Clients and sinks around a relay, in a process of its own: clients that send, servers that take.
+"""Clients and a sink around a relay, in a process of its own: clients that send, a server that takes.
 
 Times are time.monotonic(), which all processes of a machine share. What the child raises is raised
 in the caller. See RFC 5321, 2920.
@@ -7,8 +7,6 @@ in the caller. See RFC 5321, 2920.
 import asyncio
 import contextlib
 import multiprocessing
-import resource
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,28 +15,15 @@ from typing import Any, Self
 
 import uvloop
 
-FAST, SLOW, SLUGGISH = "127.0.0.1", "127.0.0.2", "127.0.0.5"
-DELAY_S = {FAST: 0.0, SLOW: 0.2, SLUGGISH: 0.5}  # before the reply to a final dot
+SINK = "127.0.0.1"
 _EHLO = b"250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
 _REPLIES = {b"EHLO": _EHLO, b"DATA": b"354 go\r\n", b"QUIT": b"221 2.0.0 bye\r\n"}
-_REFUSED = b"550 5.1.1 no such user here, as far as this host knows\r\n"
 _STAMP = b"X-Stamp: "
-_BLACK_HOLES = 1000
-_BACKLOG_FILLERS = 2
 
 
 def refusing(number: int) -> str:
     """An address where nobody listens; there is one for each dead domain."""
     return f"127.4.{number // 250}.{number % 250 + 1}"
-
-
-def black_hole(number: int) -> str:
-    """An address that says nothing, for three domains in ten; a thousand, as each takes sockets."""
-    return _black_hole((number // 10 * 3 + number % 10) % _BLACK_HOLES)
-
-
-def _black_hole(index: int) -> str:
-    return f"127.3.{index // 250}.{index % 250 + 1}"
 
 
 @dataclass(frozen=True)
@@ -61,16 +46,15 @@ class Load:
 
 @dataclass
 class Sent:
-    """When each message was begun, its final dot sent, and answered: by number; 0 where it was not."""
+    """When each message was begun and answered: by number; 0 where it was not."""
 
     began_s: list[float]
-    dot_s: list[float]
     answered_s: list[float]
     refused: list[str] = field(default_factory=list)
 
 
 class Sinks:
-    """`with Sinks() as sinks`: sinks at every address of DELAY_S and black holes, at `port`."""
+    """`with Sinks() as sinks`: a sink at `port`, and clients."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -87,9 +71,9 @@ class Sinks:
         self._pipe.send(None)
         self._process.join(10)
 
-    def send(self, *loads: Load) -> list[Sent]:
-        """Send all loads at the same time; return when the last message was answered."""
-        return self._ask("send", loads)
+    def send(self, load: Load) -> Sent:
+        """Return when the last message was answered."""
+        return self._ask("send", load)
 
     def begin(self, load: Load) -> None:
         """Begin to send, and go on until end()."""
@@ -140,28 +124,22 @@ class _Child:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        port = 0
-        for host, delay_s in DELAY_S.items():
-            server = await loop.create_server(
-                lambda delay_s=delay_s: _Sink(self._arrived, delay_s), host, port, backlog=1000
-            )  # fmt: skip
-            port = server.sockets[0].getsockname()[1]
-        with _black_holes(port):
-            self._pipe.send(port)
-            while (asked := await asyncio.to_thread(self._pipe.recv)) is not None:
-                name, values = asked
-                try:
-                    self._pipe.send(("", await getattr(self, name)(*values)))
-                except Exception as error:  # noqa: BLE001 - raised on the other side
-                    self._pipe.send((repr(error), None))
+        server = await loop.create_server(lambda: _Sink(self._arrived), SINK, 0, backlog=1000)
+        self._pipe.send(server.sockets[0].getsockname()[1])
+        while (asked := await asyncio.to_thread(self._pipe.recv)) is not None:
+            name, values = asked
+            try:
+                self._pipe.send(("", await getattr(self, name)(*values)))
+            except Exception as error:  # noqa: BLE001 - raised on the other side
+                self._pipe.send((repr(error), None))
 
     def _arrived(self, stamp: str) -> None:
         if stamp not in self._seen:
             self._seen[stamp] = time.monotonic()
         self._news.set()
 
-    async def send(self, loads: Sequence[Load]) -> list[Sent]:
-        return list(await asyncio.gather(*(_send(load) for load in loads)))
+    async def send(self, load: Load) -> Sent:
+        return await _send(load)
 
     async def begin(self, load: Load) -> None:
         self._going.append(asyncio.create_task(_send(load)))
@@ -200,33 +178,12 @@ class _Child:
         return min(self._seen.values())
 
 
-@contextlib.contextmanager
-def _black_holes(port: int) -> Any:
-    """Listeners whose queues are full: the system drops what else wants to connect."""
-    sockets = _BLACK_HOLES * (1 + _BACKLOG_FILLERS) + 1000
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(sockets, most), most))
-    with contextlib.ExitStack() as stack:
-        for index in range(_BLACK_HOLES):
-            listener = stack.enter_context(socket.socket())
-            listener.bind((_black_hole(index), port))
-            listener.listen(0)
-            for _ in range(_BACKLOG_FILLERS):
-                filler = stack.enter_context(socket.socket())
-                filler.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    filler.connect((_black_hole(index), port))
-        yield
-
-
 class _Sink(asyncio.Protocol):
-    """Takes every message and says which stamp came; refuses recipients that begin with nobody."""
+    """Takes every message and says which stamp came."""
 
-    def __init__(self, arrived: Callable[[str], None], delay_s: float) -> None:
+    def __init__(self, arrived: Callable[[str], None]) -> None:
         self._tell = arrived
-        self._delay_s = delay_s
         self._buffer = b""
-        self._has_recipient = False
         self._in_content = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -249,28 +206,18 @@ class _Sink(asyncio.Protocol):
                 return None
             self._buffer, self._in_content = rest, False
             self._tell(content.partition(_STAMP)[2].partition(b"\r")[0].decode())
-            if self._delay_s:
-                loop = asyncio.get_running_loop()
-                loop.call_later(self._delay_s, self._transport.write, b"250 2.0.0 taken\r\n")
-                return b""
             return b"250 2.0.0 taken\r\n"
         line, found, rest = self._buffer.partition(b"\r\n")
         if not found:
             return None
         self._buffer = rest
         verb = line[:4].upper()
-        if line[:15].upper() == b"RCPT TO:<NOBODY":
-            return _REFUSED
-        if verb in (b"MAIL", b"RCPT"):
-            self._has_recipient = verb == b"RCPT"
-        elif verb == b"DATA" and not self._has_recipient:
-            return b"554 5.5.1 no valid recipients\r\n"
         self._in_content = verb == b"DATA"
         return _REPLIES.get(verb, b"250 2.0.0 ok\r\n")
 
 
 async def _send(load: Load) -> Sent:
-    sent = Sent([0.0] * load.count, [0.0] * load.count, [0.0] * load.count)
+    sent = Sent([0.0] * load.count, [0.0] * load.count)
     numbers = iter(range(load.count))
     began_s = time.monotonic()
 
@@ -324,7 +271,6 @@ class _Client:
         content = head.encode() + b"x" * 76 + b"\r\n"
         content += (b"y" * 76 + b"\r\n") * (load.size_bytes // 78 - 3)
         self._writer.write(content + b".\r\n")
-        sent.dot_s[number] = time.monotonic()
         reply = await self._reply()
         sent.answered_s[number] = time.monotonic()
         if not reply.startswith(b"250"):
