@@ -18,6 +18,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.pressure import PressureReason
 from relay.base.settings.values import parse_duration, parse_size
 from relay.operation.cli.root import cli
+from tests.support.tables import each_row
 
 TOP = Path(__file__).parents[2]
 FLOW = TOP / "docs/flow.md"
@@ -68,7 +69,7 @@ def test_relay_is_installed_from_a_checkout_since_no_index_has_it():
     assert [each for each in files if each.is_file() and name.search(each.read_text())] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_row("page", PAGES)
 def test_files_that_are_named_exist(page):
     named = {
         one for one in code_of(page) if re.fullmatch(r"(relay|tests|conf|systemd)/[\w./-]+", one)
@@ -83,32 +84,9 @@ def test_flow_names_functions_that_exist():
     assert [one for one in called if one not in (methods if "." in one else names)] == []
 
 
-def test_flow_names_each_class_that_it_puts_behind_a_module():
-    pairs = re.findall(r"`(relay/[\w/]+\.py)` `(\w+)[`.(]", FLOW.read_text())
-    assert len(pairs) > 10
-    missing = [
-        (path, name)
-        for path, name in pairs
-        if not re.search(
-            rf"^\s*(class|def|async def) {name}\b", (TOP / path).read_text(), re.MULTILINE
-        )
-    ]
-    assert missing == []
-
-
 def test_flow_names_every_crash_point_and_no_other():
     named = {one for one in code_of(FLOW) if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", one)}
     assert named - {"RELAY_CRASH_AT"} == {point.name for point in CrashPoint}
-
-
-def test_flow_lists_modules_that_exist():
-    listed = re.findall(
-        r"`([a-z_]+(?:/[a-z_]+)?)`: ([a-z_]+(?:/[a-z_]+)*(?:, [a-z_]+(?:/[a-z_]+)*)*)",
-        FLOW.read_text(),
-    )
-    paths = [f"relay/{room}/{one}.py" for room, names in listed for one in names.split(", ")]
-    assert len(paths) > 70
-    assert [one for one in paths if not (TOP / one).exists()] == []
 
 
 def test_what_a_newcomer_reads_is_short():
@@ -117,14 +95,7 @@ def test_what_a_newcomer_reads_is_short():
     assert {page: number for page, number in words.items() if number > words_max[page]} == {}
 
 
-def test_the_flow_in_one_minute_names_no_files():
-    _, _, minute = FLOW.read_text().partition("## The flow in one minute\n")
-    minute, _, _ = minute.partition("\n## ")
-    assert 20 < len(minute.splitlines()) <= 40
-    assert re.findall(r"\w+\.py|relay/|`\w+\(?\)?`", minute) == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_row("page", PAGES)
 def test_links_resolve(page):
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
@@ -154,7 +125,7 @@ def commands_in(page: Path) -> list[list[str]]:
     return [found[1].split() for one in lines if (found := re.match(pattern, one))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_row("page", PAGES)
 def test_commands_and_their_options_exist(page):
     assert [(words, one) for words in commands_in(page) for one in unknown_in(words)] == []
 
@@ -176,11 +147,7 @@ def unknown_in(words: list[str]) -> list[str]:
     return [one for one in given if one not in options]
 
 
-def test_pages_name_commands_at_all():
-    assert sum(len(commands_in(page)) for page in PAGES) > 30
-
-
-@pytest.mark.parametrize("page", ["names.md", "operation-monitor.md"])
+@each_row("page", ["names.md", "operation-monitor.md"])
 def test_every_metric_is_named(page):
     exposed = {
         one.name + "_total" * (one.type == "counter") for one in Metrics().registry.collect()
@@ -219,7 +186,7 @@ def number_of(text: str) -> float:
     raise AssertionError(f"{text!r} is no number, size or duration")
 
 
-@pytest.mark.parametrize(("told", "place"), limits())
+@each_row("told, place", limits())
 def test_limits_are_those_of_the_code(told, place):
     path, _, name = place.partition(":")
     value = importlib.import_module(path.removesuffix(".py").replace("/", "."))

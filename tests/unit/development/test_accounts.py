@@ -16,7 +16,6 @@ from relay.base.accounts.account import (
     LoginDelayedError,
     LoginRefusedError,
     Role,
-    UnknownUserError,
 )
 from relay.base.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.base.message.address import parse_mailbox
@@ -26,6 +25,7 @@ from relay.development.accounts import (
     DevelopmentAccounts,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ALICE, BOB = Account("alice@example.test"), Account("bob@example.test")
 CAPTURED = "ann+tag@gmail.com"
@@ -56,9 +56,7 @@ def jwt(header: object = None, **claims: object) -> str:
 
 
 # -- names
-@pytest.mark.parametrize(
-    ("name", "address"),
-    [
+@each_row("name, address", [
         ("carol", "carol@example.test"),
         (" Carol@Example.test", "carol@example.test"),
         ("carol+x@example.test", "carol@example.test"),
@@ -85,9 +83,7 @@ def jwt(header: object = None, **claims: object) -> str:
         ("", ""),
         ("@example.test", ""),
         ("@contoso.test", ""),
-    ],
-    ids=lambda value: str(value)[:20].encode("ascii", "replace").decode(),
-)  # fmt: skip
+    ])  # fmt: skip
 def test_an_account_is_named_by_its_address(accounts, name, address):
     account = accounts.by_token(name)
     if address is None:  # what is no local part becomes a short hash
@@ -106,29 +102,12 @@ async def test_tokens_logins_and_clients_name_the_same_account(accounts):
     assert accounts.by_address("MEGAN@contoso.test") == megan
 
 
-def test_the_first_of_several_local_domains_is_that_of_bare_names():
-    accounts = DevelopmentAccounts(domains=("First.test", "second.test"))
-    assert accounts.by_token("carol").address == "carol@first.test"
-    assert accounts.by_address("carol+x@second.test").address == "carol@second.test"
-    assert accounts.by_address("carol+x@example.test").address == "carol+x@example.test"
-    assert [one.address for one in accounts.every()][:2] == ["alice@first.test", "bob@first.test"]
-
-
-@pytest.mark.parametrize("password", ["alice", "Alice@example.test"])
-async def test_the_password_of_alice_is_her_name(accounts, password):
-    assert await accounts.by_password("Alice", password) == ALICE
-    assert await accounts.by_password("Alice@example.test", "wrong") is None
-    assert await accounts.by_password("alice+x", "wrong") is None
-    elsewhere = await accounts.by_password("alice@contoso.test", "any")
-    assert elsewhere.address == "alice@contoso.test"
-
-
 def test_a_longer_token_is_not_accepted(accounts):
     assert accounts.by_token("x" * (TOKEN_LENGTH_MAX + 1)) is None
 
 
-@pytest.mark.parametrize(
-    ("claims", "name"),
+@each_row(
+    "claims, name",
     [
         ({"upn": "megan", "preferred_username": "p", "appid": "a"}, "megan"),
         ({"preferred_username": "pat@example.test", "appid": "a"}, "pat"),
@@ -141,12 +120,7 @@ def test_a_jwt_names_the_account_by_its_claims(accounts, claims, name):
     assert accounts.by_token(jwt(**claims)).address == f"{name}@example.test"
 
 
-def test_a_jwt_without_such_claims_gets_a_hash(accounts):
-    account = accounts.by_token(jwt(aud="x" * 64))
-    assert len(account.address.partition("@")[0]) == 10
-
-
-@pytest.mark.parametrize(
+@each_row(
     "token", ["a.b.c", jwt({}, upn="x"), jwt([], upn="x"), jwt(upn="x").replace(".", "._", 1)]
 )
 def test_what_only_looks_like_a_jwt_is_a_name(accounts, token):
@@ -154,8 +128,8 @@ def test_what_only_looks_like_a_jwt_is_a_name(accounts, token):
 
 
 # -- logins by SMTP
-@pytest.mark.parametrize(
-    ("user", "address"),
+@each_row(
+    "user, address",
     [
         ("apikey", "apikey@example.test"),
         (" Carol@Example.test ", "carol@example.test"),
@@ -171,14 +145,13 @@ def test_what_only_looks_like_a_jwt_is_a_name(accounts, token):
         ("jörg", "jörg@example.test"),
         ("x" * 64, f"{'x' * 64}@example.test"),
     ],
-    ids=str,
 )
 async def test_a_login_that_is_no_address_is_a_local_part(accounts, user, address):
     for login in (accounts.by_user_name, accounts.by_smtp_login):
         assert (await login(user, "any", client="")).address == address
 
 
-@pytest.mark.parametrize("letter", ["x", "ö", "\U0001f600"])
+@each_row("letter", ["x", "ö", "\U0001f600"])
 def test_the_end_of_a_long_login_is_a_hash(accounts, letter):
     octets = len(letter.encode())
     first, second = (
@@ -189,11 +162,8 @@ def test_the_end_of_a_long_login_is_a_hash(accounts, letter):
     assert re.fullmatch(r".{13,53}-[a-z2-7]{10}@example\.test", first)
 
 
-@pytest.mark.parametrize(
-    ("user", "found"), [("", "nothing"), (" ", "nothing"), ("x" * 321, "321 octets"),
-                        ("ö" * 5000, "10000 octets")],
-    ids=["empty", "blank", "long", "very long"],
-)  # fmt: skip
+@each_row("user, found", [("", "nothing"), (" ", "nothing"), ("x" * 321, "321 octets"),
+                        ("ö" * 5000, "10000 octets")])  # fmt: skip
 async def test_what_is_no_user_name_is_refused(accounts, user, found):
     for login in (accounts.by_user_name, accounts.by_smtp_login):
         with pytest.raises(LoginRefusedError, match=f"^Found {found} as the user name, expected 1"):
@@ -232,48 +202,6 @@ async def test_a_client_opens_all_mailboxes_and_a_user_its_own(accounts):
     assert await accounts.by_client_secret("app", "", client="") is None
 
 
-@pytest.mark.parametrize(
-    ("given", "address"),
-    [
-        ("carol+x@example.test", "carol@example.test"),
-        ("Sender@contoso.test", "sender@contoso.test"),
-        ("sender", "sender@example.test"),
-    ],
-)
-def test_an_application_makes_the_accounts_that_it_opens(given, address):
-    accounts = DevelopmentAccounts(Mailboxes(), strict=True)
-    opened = accounts.opened(given, accounts.by_token(jwt(appid="app")))
-    assert opened == accounts.by_address(address) == Account(address)
-
-
-def test_a_user_opens_its_own_mailbox_by_each_of_its_addresses(accounts):
-    megan, carol = accounts.by_token("megan@contoso.test"), accounts.by_token("carol")
-    assert accounts.opened("Megan@contoso.test", megan) == megan
-    assert accounts.opened("carol+x@example.test", carol) == carol
-    assert accounts.opened("bob@example.test", megan) is None
-    assert accounts.opened("nobody@example.test", megan) is None
-
-
-@pytest.mark.parametrize("token", ["alice", "megan@contoso.test"])
-def test_everyone_opens_the_mailbox_of_a_captured_recipient(accounts, token):
-    caller = accounts.by_token(token)
-    assert accounts.opened("Ann+Tag@gmail.com", caller).address == CAPTURED
-    accounts.by_token("pat@contoso.test")  # it was used: its mailbox may be empty
-    assert accounts.opened("pat@contoso.test", caller).address == "pat@contoso.test"
-
-
-@pytest.mark.parametrize("address", ["ann@gmail.com", "nobody@contoso.test"])
-def test_a_captured_recipient_without_mail_is_unknown(accounts, address):
-    with pytest.raises(UnknownUserError):
-        accounts.opened(address, ALICE)
-
-
-# -- local recipients
-def test_mail_makes_a_local_account(accounts):
-    assert accounts.by_address("New+tag@example.test").address == "new@example.test"
-    assert accounts.by_address("postmaster") is None
-
-
 def test_with_strict_users_a_local_account_was_used_or_has_a_mailbox():
     accounts = DevelopmentAccounts(Mailboxes({"dora@example.test"}), strict=True)
     assert accounts.by_address("new@example.test") is None
@@ -291,15 +219,6 @@ def test_few_accounts_are_remembered_and_those_without_mail_go_first():
     known = [accounts.by_address(f"user{number}@example.test") for number in range(4)]
     assert [one is not None for one in known] == [False, True, False, True]
     assert accounts.by_address("bob@example.test") == BOB
-
-
-def test_the_accounts_that_exist_are_listed():
-    stored = {f"{number:04}@x.test" for number in range(ACCOUNTS_MAX + 5)}
-    accounts = DevelopmentAccounts(Mailboxes(stored))
-    accounts.by_token("carol")
-    listed = [one.address for one in accounts.every()]
-    assert listed[:3] == ["alice@example.test", "bob@example.test", "carol@example.test"]
-    assert len(listed) == len(set(listed)) == 3 + ACCOUNTS_MAX
 
 
 # -- the operator, and a token for everything
@@ -350,7 +269,7 @@ async def test_clients_that_guess_the_token_are_delayed():
     assert accounts.by_token("T", client=home)
 
 
-@pytest.mark.parametrize("old", [["old"], ["old", "older"], ["a", "b", "c", "d", "e"]])
+@each_row("old", [["old"], ["old", "older"], ["a", "b", "c", "d", "e"]])
 def test_programs_with_old_tokens_do_not_delay_their_neighbours(old):
     accounts = DevelopmentAccounts(token="T")
     for token in FREE_FAILURES_OF_CLIENT * 3 * old:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from relay.base.socket_address import Address
 from relay.development.verbs.dev import dev
 from relay.development.verbs.dev_options import PREFIX, check_together, dev_options, visible_secrets
+from tests.support.tables import each_row
 
 
 def read(*words, **environment):
@@ -40,8 +41,8 @@ def test_every_option_has_a_variable_of_its_name():
         assert one.envvar == PREFIX + one.opts[0].removeprefix("--").replace("-", "_").upper()
 
 
-@pytest.mark.parametrize(
-    ("words", "variable", "text", "name", "value"),
+@each_row(
+    "words, variable, text, name, value",
     [
         (["--http", "[::1]:9"], "HTTP", "[::1]:9", "http", Address("::1", 9)),
         (["--no-demo"], "NO_DEMO", "1", "no_demo", True),
@@ -76,7 +77,6 @@ def test_every_option_has_a_variable_of_its_name():
             ("127.0.0.1:11332", "unix:/run/x.sock"),
         ),
     ],
-    ids=str,
 )
 def test_the_environment_says_the_same_as_the_command_line(words, variable, text, name, value):
     assert read(*words)[name] == value
@@ -113,12 +113,6 @@ def test_a_secret_as_an_argument_causes_a_warning(option, secret):
     assert len(warned(option, secret, **{variable: secret})) == 1
 
 
-def test_the_warning_is_printed_to_stderr():
-    printed = refused("--once", "--no-demo", "--token", "s3cret-s3cret-s3cret")
-    assert "relay dev: other users of this machine can read the token of --token" in printed
-    assert "--token" not in refused("--once", "--no-demo", RELAY_DEV_TOKEN="s3cret-s3cret-s3cret")
-
-
 def test_arguments_without_a_secret_cause_no_warning():
     assert warned("--release-to", "smtp://mail.example.org:587", "--token", "") == []
 
@@ -127,8 +121,8 @@ def test_the_command_line_counts_more():
     assert read("--domain", "a.test", RELAY_DEV_DOMAIN="b.test")["domains"] == ("a.test",)
 
 
-@pytest.mark.parametrize(
-    ("variable", "text", "expected"),
+@each_row(
+    "variable, text, expected",
     [
         ("HTTP", "8025", "expected HOST:PORT"),
         ("NO_RULES", "maybe", "not a valid boolean"),
@@ -156,10 +150,6 @@ def test_a_wrong_value_names_its_variable(variable, text, expected):
 )
 def test_options_that_exclude_each_other(words, expected):
     assert expected in refused(*words)
-
-
-def test_they_exclude_each_other_only_together():
-    check_together(read("--once", "--no-rules"))
 
 
 def test_scenarios_are_separated_in_the_variable_alone():

@@ -25,7 +25,6 @@ from relay.development.authority import (
     open_authority,
 )
 from relay.development.internet.simulator import SimulatedInternet
-from relay.operation.app import development_folder as folder_module
 from relay.operation.app.development_folder import ForeignFolderError, open_folder, running_config
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.commands.check import check_file
@@ -57,23 +56,6 @@ def temporary(short_path, monkeypatch):
 @pytest.fixture
 def own(temporary):
     return temporary / f"relay-dev-{os.getuid()}"
-
-
-def test_the_users_folder_is_created_and_removed(own):
-    folder = open_folder(None)
-    assert (folder.path, folder.temporary) == (own, True)
-    assert own.stat().st_mode & 0o777 == 0o700
-    folder.remove()
-    assert not own.exists()
-
-
-def test_a_second_relay_has_a_folder_of_its_own(own):
-    first, second = open_folder(None), open_folder(None)
-    assert second.path != own
-    assert second.path.name.startswith("relay-dev-")
-    second.remove()
-    assert (first.path.exists(), second.path.exists()) == (True, False)
-    first.remove()
 
 
 def test_files_of_a_killed_relay_are_removed(own):
@@ -109,24 +91,6 @@ def test_a_running_relay_is_found_by_its_configuration(temporary):
     assert running_config() == folder.config
     folder.lock.give_back()  # as the kernel does for a killed one
     assert running_config() is None
-
-
-def test_the_folder_is_in_memory_if_there_is_room(temporary, monkeypatch):
-    memory, disk = temporary / "memory", temporary / "disk"
-    for place in (memory, disk):
-        place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(disk))
-    monkeypatch.setattr(folder_module, "_MEMORY", memory)
-    for default, free_bytes, expected in (
-        (disk, 1, memory), (disk, 1 << 60, disk), (temporary, 1, disk)
-    ):  # fmt: skip
-        monkeypatch.setattr(folder_module, "_DISK", default)
-        monkeypatch.setattr(folder_module, "_MEMORY_FREE_BYTES", free_bytes)
-        folder = open_folder(None)
-        write_config(folder)
-        assert (folder.path.parent, running_config()) == (expected, folder.config)
-        folder.remove()
-        assert running_config() is None
 
 
 def test_of_given_folders_the_last_one_that_runs_is_found_after_the_users_own(temporary):
@@ -173,14 +137,6 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
     again = open_folder(place)
     assert again.config.exists()
     again.remove()
-
-
-def test_a_configuration_names_only_folders_in_utf_8(temporary):
-    folder = open_folder(temporary)
-    with pytest.raises(ForeignFolderError, match=r"relay\.toml: .* not UTF-8"):
-        folder.write("relay.toml", 'directory = "\udcff"\n')
-    assert not folder.config.exists()
-    folder.remove()
 
 
 @pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
@@ -296,12 +252,3 @@ async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_pa
     assert before.subject == now.subject
     assert now.not_valid_after_utc.timestamp() == clock.time_us() // 10**6 + PROXY_HOURS * 3600
     folder.remove()
-
-
-def test_milters_are_named_after_their_addresses():
-    addresses = ("127.0.0.1:11332", "[::1]:11332", "unix:/run/x_y/milter.sock", f"unix:/{'z' * 90}")
-    found = write_config(open_folder(None), milters=addresses).milter
-    names = ["127.0.0.1-11332", "1-11332", "unix-run-x-y-milter.sock", "z" * 63]
-    assert [one.name for one in found] == names
-    assert [str(one.address) for one in found] == list(addresses)
-    assert {(one.when_down, len(one.role)) for one in found} == {("accept", 4)}

@@ -1,23 +1,16 @@
 """A development relay and its simulated internet, in one process: what remote hosts do with mail."""
 
 import asyncio
-import email
 import smtplib
-from email import policy
 
 import httpx
 import pytest
 
-from relay.base.advanceable_clock import AdvanceError
-from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
 from relay.development import simulated_recipients
-from relay.development.internet.scenario_file import parse_scenario
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.development.removal import KeepLimits, MailRetention
 from relay.operation.app.development_folder import open_folder
-from relay.operation.app.settling import UnsettledError
 
 FREE = Address("127.0.0.1", 0)
 SENDER = "alice@example.test"
@@ -93,40 +86,6 @@ async def test_a_slow_recipient_and_dropped_connections_stop_no_other_mail_of_th
     assert "a+slow10@b.test" not in received()
 
 
-async def test_an_advance_of_the_clock_makes_no_mail_old(relay):
-    await send(relay, "before@elsewhere.test")
-    await until(lambda: mailbox(relay, "before@elsewhere.test"))
-    await relay.advance_clock(30 * 86400.0)
-    await send(relay, "after@elsewhere.test")
-    await until(lambda: mailbox(relay, "after@elsewhere.test"))
-    daemon = relay.daemon
-    limits = KeepLimits(messages=3)  # those of the other limits are met
-    retention = MailRetention(
-        daemon.base.store, daemon.base.spool.maintenance, keep=limits, clock=relay.clock
-    )
-    await retention.remove()
-    for address in ("before@elsewhere.test", "after@elsewhere.test"):
-        assert mailbox(relay, address), address
-        assert await daemon.base.journeys.journey(address, account=None)
-
-
-async def test_after_an_advance_the_newest_mail_stays_in_mailboxes_and_in_the_list(relay):
-    addresses = [f"u{number}@elsewhere.test" for number in range(4)]
-    for address in addresses:
-        await send(relay, address)
-        await until(lambda address=address: mailbox(relay, address))
-    await relay.advance_clock(86400.0)
-    daemon = relay.daemon
-    limits = KeepLimits(messages=2)
-    retention = MailRetention(
-        daemon.base.store, daemon.base.spool.maintenance, keep=limits, clock=relay.clock
-    )
-    await retention.remove()
-    listed = [one for one in addresses if await daemon.base.journeys.journey(one, account=None)]
-    assert listed == addresses[2:]
-    assert [one for one in addresses if mailbox(relay, one)] == addresses[2:]
-
-
 async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypatch):
     monkeypatch.setattr(simulated_recipients, "REPORTS_BYTES_MAX", 1)
     await send(relay, "a+later550@b.test")
@@ -140,25 +99,6 @@ async def test_the_later_reports_that_wait_are_limited_in_octets(relay, monkeypa
     await until(lambda: len(relay.internet.received) == 3)
     await relay.advance_clock(simulated_recipients.LATER_S + 1)
     assert len(mailbox(relay, SENDER)) == 2
-
-
-async def test_a_test_recipient_bounces_later_by_smtp_from_the_remote_host(relay, monkeypatch):
-    monkeypatch.setattr(simulated_recipients, "LATER_S", 0.1)
-    await send(relay, "bob+later550@b.test", options=["ORCPT=rfc822;bob@old.test"])
-    [octets] = await until(lambda: mailbox(relay, SENDER))
-    report = email.message_from_bytes(octets, policy=policy.default)
-    assert report["From"] == "Mail Delivery System <MAILER-DAEMON@mx1.b.test>"
-    assert report["Return-Path"] == "<>"
-    assert report["Received"].startswith("from mx1.b.test ")
-    _, status, original = report.iter_parts()
-    blocks = status.get_payload()
-    assert blocks[0]["Reporting-MTA"] == "dns; mx1.b.test"
-    assert blocks[1]["Final-Recipient"] == "rfc822;bob+later550@b.test"
-    assert blocks[1]["Original-Recipient"] == "rfc822;bob@old.test"
-    assert blocks[1]["Action"] == "failed"
-    assert blocks[1]["Status"] == "5.1.1"
-    assert blocks[1]["Diagnostic-Code"].startswith("smtp; 550 5.1.1 ")
-    assert original.get_payload(0)["Subject"] == "to bob+later550@b.test"
 
 
 @pytest.mark.parametrize(
@@ -207,26 +147,6 @@ async def journeys(relay, condition):
             await asyncio.sleep(0.05)
 
 
-async def test_mail_for_a_domain_of_the_scenario_goes_there_and_other_mail_stays(relay):
-    relay.internet.use(
-        parse_scenario(
-            '[[domain]]\nname = "gmail.com"\n'
-            'reply = [{ verb = "RCPT", recipient = "no", reply = "550 5.1.1 no such user" }]'
-        ).scenario
-    )
-    await send(relay, "yes@gmail.com", "no@gmail.com", "someone@other.test")
-    [message] = [
-        one
-        for one in await journeys(relay, lambda one: one["state"] not in ("queued", "deferred"))
-        if one["sender"] == SENDER
-    ]
-    states = {one["address"]: one["state"] for one in message["recipients"]}
-    assert states == {
-        "yes@gmail.com": "relayed", "no@gmail.com": "failed", "someone@other.test": "captured",
-    }  # fmt: skip
-    assert [one.addresses for one in relay.internet.received] == [["yes@gmail.com"]]
-
-
 async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
     await relay.add_reply("b.test", {"verb": "RCPT", "reply": "550 5.1.1 not here"})
     await send(relay, "x@b.test")
@@ -244,75 +164,3 @@ async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
     assert journey.recipients[0].address == "y@b.test"
     with pytest.raises(IndexError):
         await relay.remove_reply(0, 0)
-
-
-async def test_a_faulty_reply_changes_nothing(relay):
-    await relay.use_shipped_scenario("gmail")
-    before = relay.scenario_toml
-    with pytest.raises(SettingsError, match="expected a reply such as"):
-        await relay.add_reply("gmail.com", {"verb": "RCPT", "reply": "no"})
-    assert relay.scenario_toml == before
-    assert relay.internet.state.scenario == parse_scenario(before).scenario
-
-
-async def test_changes_of_the_scenario_at_once_are_all_made(relay):
-    replies = [{"verb": "RCPT", "recipient": f"r{n}", "reply": "550 no"} for n in range(5)]
-    await asyncio.gather(*(relay.add_reply("b.test", one) for one in replies))
-    [domain] = relay.internet.state.scenario.domain
-    assert {one.recipient for one in domain.reply} == {f"r{n}" for n in range(5)}
-
-
-@pytest.mark.parametrize("name", ["gmail", "outlook:S3150"])
-async def test_a_shipped_scenario_is_chosen_by_name(relay, name):
-    await relay.use_shipped_scenario(name)
-    first = relay.internet.state.scenario.domain[0].reply[0]
-    assert first.recipient == ("*" if ":" in name else f"*+{first.name}")
-    scenario, _, reply = name.partition(":")
-    assert reply in ("", *relay.internet_overview()["shipped"][scenario])
-
-
-async def test_only_shipped_scenarios_can_be_chosen(relay):
-    for name in ("", "hotmail", "gmail:nothing", "scenarios/gmail.toml", "gmail:/x.toml"):
-        with pytest.raises(SettingsError, match="expected"):
-            await relay.use_shipped_scenario(name)
-        assert relay.scenario_toml == "", name
-
-
-async def test_the_clock_is_advanced_to_the_next_retry(relay):
-    assert await relay.next_retry_s() is None
-    assert relay.last_advance is None
-    await send(relay, "bob+451x1@b.test")
-    await relay.settle()
-    wait_s = await relay.next_retry_s()
-    assert 3 < wait_s <= 5 * 1.25
-    await relay.advance_clock(wait_s)
-    [mail] = relay.internet.received
-    assert mail.addresses == ["bob+451x1@b.test"]
-    assert relay.last_advance == {"seconds": wait_s, "attempts": 1, "reports": 0, "error": ""}
-    assert await relay.next_retry_s() is None
-    assert not relay.is_advancing
-
-
-async def test_it_tells_what_was_done_by_an_advance_and_that_one_is_in_progress(relay):
-    await send(relay, "bob+451@b.test")
-    await relay.settle()
-    task = asyncio.create_task(relay.advance_clock(3 * 86400.0))
-    await until(lambda: relay.is_advancing)
-    assert relay.last_advance is None
-    await task
-    assert not relay.is_advancing
-    last = relay.last_advance
-    assert (last["seconds"], last["error"]) == (3 * 86400.0, "")
-    assert last["attempts"] > 20
-    assert last["reports"] == len(mailbox(relay, SENDER)) == 2  # of the delay, and of the end
-
-
-async def test_an_advance_that_fails_says_so_afterwards(relay, monkeypatch):
-    async def never(_timeout_s=0):
-        raise UnsettledError("still in progress")
-
-    monkeypatch.setattr(relay._advances, "_settle", never)
-    with pytest.raises(AdvanceError):
-        await relay.advance_clock(60)
-    assert relay.last_advance["seconds"] == 0
-    assert "still in progress" in relay.last_advance["error"]

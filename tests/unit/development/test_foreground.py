@@ -11,6 +11,7 @@ from relay.store.journeys.message_list import ListPosition, MessageSearch, Messa
 from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 
 class Journeys:
@@ -105,16 +106,6 @@ async def test_a_message_in_progress_is_shown_after_a_second(follower, journeys,
     assert shown == [("q1", "queued")]
 
 
-async def test_a_step_that_is_written_late_is_shown_and_none_twice(follower, journeys, view, shown):
-    view.has_steps, journeys.all = True, [row("q1")]
-    journeys.steps["q1"] = [(1, 1), (5, 3)]
-    await follower.update()
-    journeys.steps["q1"] = [(1, 1), (4, 2), (5, 3), (6, 4)]
-    await follower.update()
-    await follower.update()
-    assert shown == [("q1", 1), ("q1", 5), ("q1", 4), ("q1", 6)]
-
-
 @pytest.mark.parametrize("has_steps", [False, True])
 async def test_earlier_messages_are_not_shown(follower, journeys, view, shown, has_steps):
     view.has_steps, journeys.all = has_steps, [row("q1")]
@@ -123,16 +114,6 @@ async def test_earlier_messages_are_not_shown(follower, journeys, view, shown, h
     journeys.all.append(row("q2"))
     await follower.update()
     assert shown == [("q2", 5 if has_steps else "delivered")]
-
-
-async def test_a_burst_is_followed_back_to_what_is_known(follower, journeys, shown):
-    await follower.update(quietly=True)
-    journeys.all = [row(f"q{n:03}") for n in range(300)]
-    await follower.update()
-    assert [name for name, _ in shown] == [f"q{n:03}" for n in range(300)]
-    journeys.limits.clear()
-    await follower.update()
-    assert journeys.limits == [50]
 
 
 async def test_it_ends_when_the_given_number_has_settled(follower, journeys, changes):
@@ -148,8 +129,8 @@ async def test_it_ends_when_the_given_number_has_settled(follower, journeys, cha
     await asyncio.wait_for(running, 30)
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
+@each_row(
+    "found, expected",
     [
         (row("q"), True),
         (row("q", "failed"), True),

@@ -88,23 +88,6 @@ async def test_a_504_comes_after_the_request_is_handled():
         assert (await app.send()).status_code == 202
 
 
-async def test_a_504_leaves_an_error_as_it_is():
-    async with faulty("[[graph]]\nstatus = 504\n", status=400) as app:
-        answer = await app.send()
-        assert (answer.status_code, answer.json()["error"]["message"]) == (400, "no")
-
-
-async def test_a_token_that_has_expired():
-    async with faulty('[[graph]]\nstatus = "expired-token"\ntimes = 1\n') as app:
-        answer = await app.send()
-        assert answer.status_code == 401
-        assert answer.json()["error"]["code"] == "InvalidAuthenticationToken"
-        assert 'error="invalid_token"' in answer.headers["www-authenticate"]
-        assert "retry-after" not in answer.headers
-        assert app.handled == []
-        assert (await app.send()).status_code == 202
-
-
 async def test_other_accounts_paths_and_methods_are_not_concerned():
     text = '[[graph]]\naccount = "bob@*"\npath = "*/sendMail"\nmethod = "POST"\nstatus = 429\n'
     async with faulty(text) as app:
@@ -116,17 +99,3 @@ async def test_other_accounts_paths_and_methods_are_not_concerned():
         assert (
             await app.send("bob", "/beta//users/bob%40example.test/SendMail")
         ).status_code == 429
-
-
-async def test_retry_after_0_is_left_out():
-    async with faulty("[[graph]]\nstatus = 503\nretry_after = 0\n") as app:
-        assert "retry-after" not in (await app.send()).headers
-
-
-async def test_the_connection_can_be_used_again():
-    async with faulty("[[graph]]\nstatus = 429\n") as app:
-        for _ in range(3):
-            assert "connection" not in (await app.send()).headers
-    async with faulty("[[graph]]\nstatus = 504\n") as app:
-        for _ in range(3):
-            assert "connection" not in (await app.send()).headers

@@ -8,10 +8,11 @@ from relay.development.accounts import DevelopmentAccounts
 from relay.development.options import ReleaseTarget
 from relay.transport.routing.resolver import LoopbackResolver
 from relay.transport.routing.route_table import RemoteRecipient, RouteTable
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("url", "hop", "login"),
+@each_row(
+    "url, hop, login",
     [
         ("smtp://mail.test", "smtp://mail.test:25", ("", "")),
         ("smtp://Mail.Test:1025/", "smtp://mail.test:1025", ("", "")),
@@ -26,14 +27,11 @@ def test_urls(url, hop, login):
     assert login[1] == "" or login[1] not in repr(target)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+@each_row("url", [
         "", "mail.test", "lmtp://mail.test", "smtp://", "smtp://a b", "smtp://mail.test:x",
         "smtp://mail.test/x", "smtp://mail.test?x", "smtp://me@mail.test", "smtp://mail.test:70000",
         "smtp://me:a%0Ab@mail.test", "mx", "smtp://mail.test:0",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_other_texts_are_refused(url):
     with pytest.raises(ValueError, match="smtp://HOST:PORT or smtps://HOST:PORT"):
         ReleaseTarget.parse(url)

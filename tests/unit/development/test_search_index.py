@@ -17,6 +17,7 @@ from relay.store.journeys.message_list import (
     TextSearch,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 TEXTS = (
     'Grüße aus Köln,\r\n the "quick" brown fox',
@@ -48,15 +49,12 @@ def ids(index: SearchIndex, *conditions: SearchTerm | SearchedNumber) -> list[in
     return [int(one) for one in index._query(TextSearch(terms, numbers))]
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
+@each_row("text, found", [
         ("koln", [0]), ("KÖLN", [0]), ("rüSSe", [0]), ("ox", [0]), ('uick" bro', [0]), ("Köln, the", [0]),
         ("near(b", [1]), ("near(c", []), ("*", [1]), ("* d", [1]), ("and not", [1]), ("AND OR", []),
         ("d\0e", [1]), ("\0", [1]), ('"', [0]), ('""', []), ("body : fox", []), ("日本", [2]), ("本語 x", [2]), ("語本", []),
         ("-", []), ("%", []), ("_", []), ("fox" * 4000, []), ("\ud800", []), ("'; DROP TABLE text", []),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_term_is_a_part_of_the_text_and_nothing_else(index, text, found) -> None:
     assert ids(index, SearchTerm(text)) == found
     rest = [one for one in (3, 2, 1, 0) if one not in found]
@@ -74,29 +72,6 @@ def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
         assert 9 not in ids(index, SearchTerm(term, fields=("body",)))
     finally:
         index._remove({"9"})
-
-
-def test_conditions_are_all_met_and_the_newest_is_first(index) -> None:
-    index._write([
-        row("10", size=100, attachments=1, sender="ann", recipient="bob"),
-        row("11", size=200, inline=2, sender="bob", recipient="ann"),
-    ])  # fmt: skip
-    ann = SearchTerm("ann", fields=("sender",))
-    assert ids(index, SearchTerm("ann")) == [11, 10]
-    assert ids(index, ann) == [10]
-    assert ids(index, SearchTerm("ann"), SearchTerm("ann", ("sender",), is_excluded=True)) == [11]
-    attached = SearchedNumber("attachments", 1)
-    assert ids(index, attached) == [10]
-    assert 10 not in ids(index, SearchedNumber("attachments", 1, is_excluded=True))
-    assert ids(index, SearchedNumber("inline", 1)) == [11]
-    assert ids(index, SearchedNumber("size_bytes", 101)) == [11]
-    assert ids(index, SearchedNumber("accepted_us", 11)) == [11]
-    assert ids(index, SearchedNumber("accepted_us", 10, 10)) == [10]
-    small = SearchedNumber("size_bytes", high=199)
-    assert ids(index, small, SearchedNumber("accepted_us", 5)) == [10]
-    index._remove({"10", "11"})
-    assert ids(index, SearchTerm("ann")) == []
-    assert index.count == len(TEXTS)
 
 
 async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatch) -> None:

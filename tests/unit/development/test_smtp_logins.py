@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from relay.base.settings.reader import load
 from relay.base.socket_address import Address
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
@@ -118,52 +117,6 @@ async def test_any_login_sends_from_any_address(short_path, port):
         }
 
 
-async def test_an_account_sends_from_its_own_addresses_by_http(short_path):
-    async with running(short_path / "dev") as relay, httpx.AsyncClient(trust_env=False) as client:
-        message = {
-            "from": {"emailAddress": {"address": "shop@elsewhere.test"}},
-            "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
-        }
-        answer = await client.post(
-            f"http://{relay.addresses.http}/v1.0/me/sendMail",
-            json={"message": message},
-            headers={"Authorization": "Bearer alice"},
-        )
-        assert answer.status_code == 403
-        assert answer.json()["error"]["code"] == "ErrorSendAsDenied"
-
-
-async def test_starttls_is_offered_by_one_port_only(short_path):
-    async with running(short_path / "dev") as relay:
-        assert "starttls" not in await Session(relay, "smtp").offers()
-        assert "starttls" in await Session(relay, "submission").offers(tls=False)
-        assert "starttls" not in await Session(relay, "submission").offers()
-        assert "starttls" not in await Session(relay, "submissions").offers()
-
-
-async def test_with_a_token_a_login_without_tls_proves_nothing(short_path, monkeypatch):
-    async with running(short_path / "dev", token=TOKEN) as relay:
-        compared = []
-        is_secret = relay._accounts._is_secret
-        monkeypatch.setattr(
-            relay._accounts,
-            "_is_secret",
-            lambda text, client: compared.append(text) or is_secret(text, client),
-        )
-        plain = Session(relay, "smtp")
-        for user, password in (*OTHERS, ("alice", TOKEN), ("operator", "guess")):
-            assert await plain.send(user, password) == "250"
-        assert compared == []
-        for port in ("submission", "submissions"):
-            session = Session(relay, port)
-            assert await session.send() == "250"
-            assert await session.send("apikey", TOKEN) == "250"
-            assert (await session.send("apikey", "SG.x")).startswith("535 5.7.8 ")
-            assert set(compared) == {TOKEN, "SG.x"}
-            compared.clear()
-        assert "auth" not in await Session(relay, "submission").offers(tls=False)
-
-
 async def test_strict_senders_have_passwords_and_rights(short_path):
     async with running(short_path / "dev", strict_senders=True) as relay:
         for port in PORTS:
@@ -197,25 +150,6 @@ async def test_strict_users_refuse_an_unknown_login(short_path, options):
                 refused = await session.send(user, password)
                 assert refused.startswith("535 5.7.8 dora@")
                 assert refused.endswith(" is no account, and --strict-users makes none")
-
-
-@pytest.mark.parametrize("length", [321, 5000, 10_000])
-async def test_a_long_login_is_refused(short_path, length):
-    async with running(short_path / "dev") as relay:
-        refused = await Session(relay, "smtp").send("x" * length, "p")
-        text = "535 5.7.8 Found {} octets as the user name, expected 1 to 320 octets"
-        assert refused in (text.format(length), "500 5.5.2 Line too long")
-        assert (refused[:3] == "500") == (length == 10_000)
-
-
-# -- ports in use
-async def test_listeners_with_tls_may_be_left_out(short_path):
-    async with running(short_path / "dev", https=None, submission=None) as relay:
-        assert (relay.addresses.https, relay.addresses.submission) == (None, None)
-        assert relay.smtp_listeners["submission"] == []
-        assert await Session(relay, "submissions").send() == "250"
-        assert (relay.clients.https_port, relay.clients.submission_port) == (0, 0)
-        assert load(relay.folder.config, {}).http.listen == (relay.addresses.http,)
 
 
 async def test_a_port_in_use_that_was_named_is_an_error(short_path):
@@ -280,17 +214,6 @@ def test_a_client_with_tls_on_the_plain_port_gets_the_ports_in_the_log(kit, wait
     ) in line
 
 
-def test_starttls_on_the_plain_port_gets_the_ports_in_the_log(kit):
-    def ask():
-        with smtplib.SMTP(*kit.smtp, timeout=30) as session:
-            session.ehlo()
-            assert session.docmd("STARTTLS")[0] == 502
-
-    line = logged_by(kit, ask)
-    assert 'event="no STARTTLS on this port"' in line
-    assert f'hint="{placed(kit.smtp)} has no TLS; ' in line
-
-
 @pytest.mark.parametrize("port", ["submission", "submissions"])
 def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit, port):
     strangers = ssl.create_default_context()
@@ -309,19 +232,6 @@ def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit,
     assert 'event="TLS handshake failed"' in line
     assert "UNKNOWN_CA" in line
     assert f'hint="clients must trust the CA file {kit.ca}; ' in line
-
-
-def test_a_client_that_leaves_after_the_handshake_gets_the_file_in_the_log(kit):
-    """Node verifies the certificate after the handshake."""
-    trust = ssl.create_default_context(cafile=kit.ca)
-
-    def leave():
-        with socket.create_connection(kit.submissions, timeout=30) as client:
-            trust.wrap_socket(client, server_hostname="localhost").close()
-
-    line = logged_by(kit, leave)
-    assert 'error="the client left after it"' in line
-    assert f"CA file {kit.ca}" in line
 
 
 async def test_a_handshake_that_does_not_end_does_not_delay_the_stop(short_path):

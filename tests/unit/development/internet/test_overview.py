@@ -4,10 +4,8 @@ import asyncio
 import re
 from contextlib import asynccontextmanager
 
-import pytest
-
 from relay.development.internet.behaviour import Action, Moment
-from relay.development.internet.overview import overview, what_was_done
+from relay.development.internet.overview import overview
 from relay.development.internet.scenario_file import parse_scenario, with_reply, without_reply
 from relay.development.internet.simulator import SimulatedInternet
 from relay.development.internet.smtp_host import GIVEN_MAX
@@ -108,29 +106,6 @@ async def test_it_shows_the_domains_of_the_scenario_and_how_often_replies_were_u
     )
 
 
-async def test_it_shows_what_each_host_has_seen_and_done():
-    content = (
-        b"Received: from x by y with ESMTP id 0123456789abcdef;\r\n\tnow\r\nSubject: x\r\n\r\nx"
-    )
-    async with simulated() as internet:
-        await deliver(internet, "a.one.test", "nobody@one.test", "yes@one.test", content=content)
-        await deliver(internet, "mx1.other.test", "bob+451@other.test")
-        hosts = {one["host"]: one for one in overview(internet)["hosts"]}
-    assert list(hosts) == ["a.one.test", "b.one.test", "mx1.other.test"]
-    seen = hosts["a.one.test"]
-    assert (seen["domains"], seen["sessions"], seen["open"]) == (["one.test"], 1, 0)
-    [message] = seen["messages"]
-    assert (message["id"], message["sender"]) == ("0123456789abcdef", "ann@a.test")
-    assert message["recipients"] == ["yes@one.test"]
-    assert [(one["verb"], one["recipient"], one["did"]) for one in seen["given"]] == [
-        ("DOT", "yes@one.test", "250 2.0.0 Ok: queued as 1, after 0.01 s"),
-        ("RCPT", "nobody@one.test", "550 5.1.1 no such user here, after 0.01 s"),
-    ]
-    assert hosts["b.one.test"]["sessions"] == 0
-    assert not hosts["b.one.test"]["listens"]
-    assert hosts["mx1.other.test"]["given"][0]["did"].startswith("451 4.3.0 ")
-
-
 async def test_what_a_host_has_done_is_bounded():
     async with simulated() as internet:
         many = [f"nobody{number}@one.test" for number in range(GIVEN_MAX + 5)]
@@ -140,20 +115,6 @@ async def test_what_a_host_has_done_is_bounded():
         assert host["given"][0]["recipient"] == many[-1]
         internet.hosts["a.one.test"].remember(Moment("RCPT", "a.one.test"), Action("5" * 10_000))
         assert len(internet.hosts["a.one.test"].given[-1].action.reply) <= 500
-
-
-@pytest.mark.parametrize(
-    ("action", "expected"),
-    [
-        (Action("550 no"), "550 no"),
-        (Action(drop=True), "closed the connection"),
-        (Action(stall=True, delay_s=2), "no reply, after 2 s"),
-        (Action(bad_certificate=True), "a certificate that is not valid"),
-        (Action(delay_s=0.5), "the usual reply, after 0.5 s"),
-    ],
-)
-def test_an_action_in_words(action, expected):
-    assert what_was_done(action) == expected
 
 
 async def test_an_edit_keeps_what_the_other_replies_have_counted():

@@ -13,6 +13,7 @@ from relay.development.internet.scenario_file import (
     with_reply,
     without_reply,
 )
+from tests.support.tables import each_row
 
 REPLY = {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here", "times": 2}
 TWO = """\
@@ -54,14 +55,6 @@ def test_a_reply_is_added_before_the_others_of_its_domain(domain):
     assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
 
 
-def test_a_domain_without_replies_gets_its_first_one():
-    edited = with_reply(parse_scenario(TWO), "one.test", REPLY)
-    assert replies(edited.text, 0) == [("RCPT", "550 5.1.1 no such user here")]
-    assert len(replies(edited.text, 1)) == 2
-    assert edited.kept == (-1,)
-    assert "# a comment" in edited.text.toml
-
-
 @pytest.mark.parametrize("text", [EMPTY, parse_scenario(TWO), parse_scenario(INLINE)])
 def test_a_domain_that_is_not_described_is_added_behind_the_others(text):
     edited = with_reply(text, "new.test", REPLY)
@@ -69,12 +62,6 @@ def test_a_domain_that_is_not_described_is_added_behind_the_others(text):
     assert edited.text.scenario.domain[:-1] == text.scenario.domain
     assert edited.text.scenario.domain[-1].name == "new.test"
     assert edited.text.scenario.graph == text.scenario.graph
-    assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
-
-
-def test_a_text_with_inline_tables_is_written_again():
-    edited = with_reply(parse_scenario(INLINE), "one.test", REPLY)
-    assert replies(edited.text, 0) == [("RCPT", "550 5.1.1 no such user here"), ("DOT", "drop")]
     assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
 
 
@@ -103,14 +90,14 @@ def test_a_reply_is_removed_by_its_number():
     assert last.text.scenario.graph
 
 
-@pytest.mark.parametrize(("domain", "reply"), [(0, 0), (1, 2), (2, 0), (-1, 0), (1, -1)])
+@each_row("domain, reply", [(0, 0), (1, 2), (2, 0), (-1, 0), (1, -1)])
 def test_a_reply_that_does_not_exist_is_not_removed(domain, reply):
     with pytest.raises(IndexError):
         without_reply(parse_scenario(TWO), domain, reply)
 
 
-@pytest.mark.parametrize(
-    ("domain", "reply", "expected"),
+@each_row(
+    "domain, reply, expected",
     [
         ("two.test", {"verb": "RCPT", "reply": "hello"}, 'found "hello", expected a reply such as'),
         ("two.test", {"verb": "RCPT"}, "found neither reply and action, expected one of them"),

@@ -15,6 +15,7 @@ from relay.development.internet.scenario_file import (
     read_scenarios,
     scenario_of,
 )
+from tests.support.tables import each_row
 
 CONTRACT = """\
 seed = 1
@@ -81,15 +82,7 @@ addresses = "none"
     assert scenario.domain[4].hosts[0].addresses == "none"
 
 
-def test_the_code_of_a_reply_may_be_written_once():
-    text = f'{REPLY}verb = "RCPT"\nreply = """\n550-5.1.1 one\n5.1.1 two\n550 5.1.1 three\n"""\n'
-    [reply] = parse_scenario(text).scenario.domain[0].reply
-    assert reply.reply == "550-5.1.1 one\n550-5.1.1 two\n550 5.1.1 three"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+@each_row("text, expected", [
         ('[[domain]]\nnme = "x.test"\n', "net.toml:2: domain[0].nme: found an unknown key"),
         ('[[domain]]\nnme = "x.test"\n', '(did you mean "name"?)'),
         ("[[domain]]\nnull_mx = true\n", "net.toml:1: domain[0].name: found nothing, expected a value"),
@@ -152,8 +145,7 @@ def test_the_code_of_a_reply_may_be_written_once():
         ("a = " + "[" * 5000, "net.toml"),
         ("a" + ".a" * 100_000 + " = 1", "net.toml:1: found a key of more than 130 parts"),
         ("seed = 1" + "0" * 5000, "found a number of thousands of digits"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_fault_says_where_what_was_found_and_what_was_expected(text, expected):
     found = faults(text)
     assert any(expected in one for one in found), found
@@ -173,30 +165,7 @@ def test_references_to_files_and_the_environment_are_plain_text(tmp_path):
     assert reply.reply == f"550 ${{file:{secret}}} ${{env:PATH}}"
 
 
-def test_a_table_is_read_as_a_text_is():
-    text = parse_scenario(CONTRACT)
-    table = {
-        "seed": 1,
-        "domain": [
-            {
-                "name": "example.org",
-                "mx": [{"host": "mx1.example.org", "preference": 10}],
-                "mta_sts": "enforce",
-                "dane": True,
-                "certificate": "other-name",
-                "reply": [
-                    {"verb": "RCPT", "recipient": "x", "reply": "550 5.1.1 no such user here",
-                     "delay": 0, "times": 2}
-                ],
-            }
-        ],
-    }  # fmt: skip
-    found = scenario_of(table)
-    assert found.scenario == text.scenario
-    assert parse_scenario(found.toml).scenario == text.scenario
-
-
-@pytest.mark.parametrize("table", [{"seed": None}, {"domain": [1]}, {"domain": {"a": 1}}, {"x": 1}])
+@each_row("table", [{"seed": None}, {"domain": [1]}, {"domain": {"a": 1}}, {"x": 1}])
 def test_a_faulty_table_names_the_key(table):
     with pytest.raises(SettingsError) as raised:
         scenario_of(table)
@@ -212,14 +181,8 @@ def test_several_scenarios_are_put_together(tmp_path):
     assert parse_scenario(found.toml).scenario == found.scenario
 
 
-def test_one_file_keeps_its_text(tmp_path):
-    (tmp_path / "mine.toml").write_text("# mine\n" + CONTRACT)
-    assert read_scenarios([f"{tmp_path}/mine.toml"]).toml == "# mine\n" + CONTRACT
-    assert read_scenarios([]).toml == ""
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
+@each_row(
+    "names, expected",
     [
         (
             ["gmial"],
@@ -267,16 +230,6 @@ TABLES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["seed", "domain", "graph"]), TABLES, max_size=3))
 def test_any_table_is_a_scenario_or_faulty(table):
-    try:
-        found = scenario_of(table)
-    except SettingsError:
-        return
-    assert parse_scenario(found.toml).scenario == found.scenario
-
-
-@given(st.dictionaries(KEYS, LEAVES, max_size=6), st.dictionaries(KEYS, LEAVES, max_size=6))
-def test_any_reply_is_read_or_faulty(domain, reply):
-    table = {"domain": [{**domain, "name": "a.test", "reply": [{"verb": "RCPT", **reply}]}]}
     try:
         found = scenario_of(table)
     except SettingsError:

@@ -4,8 +4,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from relay.development.internet.behaviour import Moment
 from relay.development.internet.scenario_file import (
     parse_scenario,
@@ -15,6 +13,7 @@ from relay.development.internet.scenario_file import (
 from relay.development.internet.scenario_state import ScenarioState
 from relay.development.internet.test_recipients import find_test_recipient
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 PAGE = (Path(__file__).parents[4] / "docs/internet.md").read_text()
 NAMES = ("gmail", "outlook", "yahoo")  # those with replies
@@ -42,9 +41,7 @@ def test_these_are_shipped():
     assert set(shipped_scenarios()) == {*NAMES, "tls"}
 
 
-@pytest.mark.parametrize(
-    ("name", "domains", "reply"), REPLIES, ids=lambda one: getattr(one, "name", "")
-)
+@each_row("name, domains, reply", REPLIES)
 def test_a_reply_is_chosen_by_the_recipient(name, domains, reply):
     for domain in domains:
         state = ScenarioState(read_scenarios([name]).scenario, ManualClock())
@@ -56,17 +53,13 @@ def test_a_reply_is_chosen_by_the_recipient(name, domains, reply):
         assert at(state, reply.verb, f"anna@{domain}").reply == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "domains", "reply"), REPLIES, ids=lambda one: getattr(one, "name", "")
-)
+@each_row("name, domains, reply", REPLIES)
 def test_a_reply_is_chosen_by_its_name_for_all_recipients(name, domains, reply):
     state = ScenarioState(read_scenarios([f"{name}:{reply.name}"]).scenario, ManualClock())
     assert at(state, reply.verb, f"anyone@{domains[0]}").reply[:3] == reply.reply[:3]
 
 
-@pytest.mark.parametrize(
-    ("name", "domains", "reply"), REPLIES, ids=lambda one: getattr(one, "name", "")
-)
+@each_row("name, domains, reply", REPLIES)
 def test_a_reply_has_a_source_and_a_date(name, domains, reply):
     assert reply.source.startswith("https://") or reply.source in ("page", "bounce", "sisimai")
     assert re.fullmatch(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]", reply.date)
@@ -74,7 +67,7 @@ def test_a_reply_has_a_source_and_a_date(name, domains, reply):
         assert f'"{reply.source}"' in shipped_scenarios()[name].read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_names_are_unique_and_the_enhanced_status_fits_the_code(name):
     table = tomllib.loads(shipped_scenarios()[name].read_text())
     replies = [one for domain in table["domain"] for one in domain["reply"]]
@@ -84,7 +77,7 @@ def test_names_are_unique_and_the_enhanced_status_fits_the_code(name):
         assert found[2] in (None, found[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_row("name", NAMES)
 def test_the_page_lists_the_replies_of_a_scenario(name):
     [row] = re.findall(rf"^\| `{name}` \| (.*) \| (.*) \|$", PAGE, re.MULTILINE)
     [domain] = read_scenarios([name]).scenario.domain

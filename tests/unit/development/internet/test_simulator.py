@@ -125,13 +125,6 @@ async def test_the_name_server_tells_what_the_scenario_says():
             assert isinstance(await resolve(name), TemporaryFailure)
 
 
-async def test_names_that_no_host_can_have_are_a_failure_and_no_exception():
-    async with simulated() as (internet, resolve):
-        assert internet.records("", "MX") == "NXDOMAIN"
-        longest = ".".join(["a" * 63] * 3 + ["a" * 58])  # with mx1. it is too long
-        assert isinstance(await resolve(longest), TemporaryFailure)
-
-
 async def test_a_replaced_scenario_is_in_force_at_once():
     busy = '[[domain]]\nname = "a.test"\nreply = [{ verb = "RCPT", reply = "450 4.2.1 busy" }]'
     async with simulated() as (internet, resolve):
@@ -222,14 +215,6 @@ async def test_where_loopback_has_one_address_each_host_has_a_port(monkeypatch):
         assert len(internet._places) == 2
 
 
-async def test_a_host_that_is_looked_up_again_stays(monkeypatch):
-    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
-    async with simulated() as (internet, resolve):
-        for name in ("a.test", "b.test", "a.test", "c.test"):
-            await resolve(name)
-        assert list(internet._hosts) == ["mx1.a.test", "mx1.c.test"]
-
-
 async def test_no_host_is_opened_while_all_have_sessions(monkeypatch):
     monkeypatch.setattr(simulator, "HOSTS_MAX", 1)
     async with simulated() as (_, resolve):
@@ -252,24 +237,3 @@ async def test_only_the_latest_messages_are_remembered(monkeypatch):
         monkeypatch.setattr(simulator, "RECEIVED_BYTES_MAX", len(CONTENT))
         await deliver(resolve, "last@a.test")
         assert [one.addresses for one in internet.received] == [["last@a.test"]]
-
-
-async def test_two_at_once_have_ports_of_their_own_and_the_same_addresses():
-    async with simulated() as (one, of_one), simulated() as (other, of_other):
-        assert one.port != other.port
-        assert (await of_one("a.test")).hosts[0].addresses == (await of_other("a.test")).hosts[
-            0
-        ].addresses
-        assert isinstance(await deliver(of_one, "x@a.test"), Relayed)
-        assert (len(one.received), len(other.received)) == (1, 0)
-        with pytest.raises(OSError, match="in use"), socket.socket() as taken:
-            taken.bind(("127.0.0.1", one.port))
-
-
-@pytest.mark.parametrize("name", ["mx1.a.test", "x", "mx1." + "a" * 60 + ".test"])
-def test_an_address_is_in_loopback_and_never_one_that_machines_use(name):
-    for number in range(50):
-        octets = [int(one) for one in address_of(name, number).split(".")]
-        assert octets[0] == 127
-        assert 1 <= octets[1] <= 254
-        assert 1 <= octets[3] <= 254

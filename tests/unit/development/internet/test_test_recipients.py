@@ -3,18 +3,18 @@
 import re
 from pathlib import Path
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from relay.development.internet.test_recipients import EXAMPLES, MARK, Manner, find_test_recipient
+from tests.support.tables import each_row
 
 DOCUMENT = Path(__file__).parents[4] / "docs/internet.md"
 MARKED = f" ({MARK})"
 
 
-@pytest.mark.parametrize(
-    ("address", "reply", "times"),
+@each_row(
+    "address, reply, times",
     [
         ("bob+550@example.org", "550 5.1.1 No such user", 0),
         ("+550@example.org", "550 5.1.1 No such user", 0),
@@ -63,8 +63,8 @@ def test_the_host_refuses_the_recipient(address, reply, times):
     assert (wanted.reply, wanted.times) == (reply + MARKED, times)
 
 
-@pytest.mark.parametrize(
-    ("local", "reply", "stage"),
+@each_row(
+    "local, reply, stage",
     [
         ("temperror", "451 4.3.0 Local error, try again later", "DOT"),
         ("x-permerror", "550 5.1.1 No such user", "DOT"),
@@ -84,8 +84,8 @@ def test_recipients_of_mox_localserve(local, reply, stage):
     )
 
 
-@pytest.mark.parametrize(
-    ("address", "manner", "stage"),
+@each_row(
+    "address, manner, stage",
     [
         ("bob+grey@example.org", Manner.GREYLIST, "RCPT"),
         ("bob+drop@example.org", Manner.DROP, "RCPT"),
@@ -114,7 +114,7 @@ def test_the_delay_is_bounded():
     assert find_test_recipient("bob+slow0@example.org") is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     "address",
     [
         "john@gmail.com",
