@@ -578,12 +578,12 @@ async def _dns(
     """Ask the name servers, for the records of the keys as well, in the time of one question; and
     for the MX of domains whose mail is passed on.
     """
-    nameservers = settings.dns.nameservers
+    nameservers, timeout_s = settings.dns.nameservers, min(DNS_TIMEOUT_S, settings.dns.timeout)
     servers = ", ".join(map(str, nameservers)) or "the system's name servers"
     fault, doubts, warnings = await asyncio.gather(
-        name_servers_answer(nameservers, timeout_s=DNS_TIMEOUT_S),
-        doubts_of_validation(settings, place, timeout_s=DNS_TIMEOUT_S),
-        record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=DNS_TIMEOUT_S),
+        name_servers_answer(nameservers, timeout_s=timeout_s),
+        doubts_of_validation(settings, place, timeout_s=timeout_s),
+        record_warnings(ring, place, nameservers, now_us=clock.time_us(), timeout_s=timeout_s),
     )
     if fault:
         return [CheckFinding("dns", CheckResult.FAILED, f"{servers}: {fault}")]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
 from relay.base.clock import ADVANCED_S_MAX, Anchor, Clock, Machine, this_machine
+from tests.support.tables import each_row
 
 DAY_S = 86400.0
 _TIMES = st.integers(0, 40)
@@ -134,20 +135,6 @@ async def test_each_timer_has_its_time_and_what_follows_is_settled_before_the_ne
     assert (clock.advanced_s, clock.file_time_us(), clock.real_s()) == (100, 7_000_000, 1000)
 
 
-async def test_waits_end_early_or_with_their_time():
-    clock, event = StoppedClock(), asyncio.Event()
-    waits = [asyncio.create_task(clock.wait(event, 30)), asyncio.create_task(clock.wait(event, 90))]
-
-    async def settle() -> None:
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-    await clock.advance(60, settle)
-    assert [wait.done() for wait in waits] == [True, False]
-    event.set()
-    assert [await wait for wait in waits] == [False, True]
-
-
 async def test_maintenance_makes_no_stops():
     clock, stops, passes = StoppedClock(), 0, 0
 
@@ -190,19 +177,6 @@ async def test_a_timer_of_before_the_advance_is_called_in_the_rest_of_its_time()
         await called.wait()
 
 
-async def test_concurrent_advances_come_one_after_the_other():
-    clock, times = StoppedClock(), []
-    start_s = clock.monotonic()
-    for number in range(1, 7):
-        clock.call_later(10 * number, lambda: times.append(clock.monotonic() - start_s))
-
-    async def settle() -> None:
-        await asyncio.sleep(0)
-
-    await asyncio.gather(*(clock.advance(20, settle) for _ in range(3)))
-    assert (times, clock.advanced_s) == ([10, 20, 30, 40, 50, 60], 60)
-
-
 async def test_timers_that_start_again_at_once_end_the_advance():
     clock = StoppedClock()
 
@@ -225,36 +199,7 @@ async def test_an_error_of_a_timer_does_not_stop_the_others():
     assert isinstance(faults[0]["exception"], ZeroDivisionError)
 
 
-async def test_a_timer_can_cancel_another_one_of_the_same_time():
-    clock, called, faults = StoppedClock(), [], []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    timers = []
-
-    def cancel() -> None:
-        timers[0].cancel()
-
-    clock.call_later(1, cancel)
-    timers.append(clock.call_later(1, called.append, "other"))
-    await clock.advance(1, nothing)
-    assert (called, faults, timers[0].is_over) == ([], [], True)
-
-
-async def test_a_failure_to_settle_keeps_the_time_reached():
-    clock = StoppedClock()
-    clock.call_later(3, print)
-
-    async def settle() -> None:
-        if clock.advanced_s == 3:
-            raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        await clock.advance(10, settle)
-    assert clock.advanced_s == 3
-    await clock.advance(1, nothing)
-    assert clock.advanced_s == 4
-
-
-@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, -math.inf, ADVANCED_S_MAX + 1])
+@each_row("seconds", [0, -1, math.nan, math.inf, -math.inf, ADVANCED_S_MAX + 1])
 async def test_it_goes_forward_only_and_not_too_far(seconds):
     clock = StoppedClock()
     with pytest.raises(ValueError, match=r"expected a number of seconds over 0, at most 34560000$"):

@@ -16,6 +16,7 @@ from relay.base.blocks import BodyDisk, next_block
 from relay.base.files import FileOctets, OpenOctets
 from relay.base.message.content import LargeContent, MemoryOctets, blocks, join_octets
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 BODY = b"\r\n" + os.urandom(40)
 
@@ -81,8 +82,8 @@ async def test_octets_that_are_made_while_they_are_read_are_made_in_a_thread() -
 SLOW, QUICK, COMMIT_S = (0.041, 0.0), (0.039, 0.0), 0.49
 
 
-@pytest.mark.parametrize(
-    ("writes", "commit_s", "on_loop"),
+@each_row(
+    "writes, commit_s, on_loop",
     [
         ([], COMMIT_S, False),
         ([QUICK], COMMIT_S, True),

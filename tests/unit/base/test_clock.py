@@ -16,6 +16,7 @@ from relay.base.clock import (
     wall_offset_us,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 SECOND = 1_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
@@ -50,16 +51,12 @@ def clocks():
     assert clocks.seen == sorted(clocks.seen), "steady time went back"
 
 
-def test_it_is_the_wall_clock_while_nothing_happens(clocks):
-    assert clocks.pass_by(HOUR) == clocks.wall
-
-
 @pytest.mark.parametrize("speed", [0.9995, 1.0005, 0.95, 1.05])
 def test_a_clock_that_is_slewed_is_followed(clocks, speed):
     assert abs(clocks.pass_by(HOUR, wall_speed=speed) - clocks.wall) <= SECOND
 
 
-@pytest.mark.parametrize("jump", [DAY, -DAY, 30 * DAY, -30 * DAY, HOUR, -HOUR])
+@each_row("jump", [DAY, -DAY, 30 * DAY, -30 * DAY, HOUR, -HOUR])
 def test_a_jump_is_met_in_ten_times_its_length(clocks, jump):
     clocks.wall += jump
     before = clocks.seen[-1]
@@ -88,13 +85,6 @@ def test_elapsed_time_that_goes_back_is_no_time(clocks):
     assert clocks.read() == START
     clocks.elapsed += SECOND
     assert clocks.read() <= START + SECOND
-
-
-def test_the_systems_clock_keeps_both_together():
-    clock = SystemClock()
-    first = clock.queue_us()
-    assert abs(wall_offset_us(clock)) < SECOND
-    assert clock.queue_us() >= first
 
 
 @pytest.mark.parametrize("jump", [SECOND - 1, -SECOND + 1, 7, 0])

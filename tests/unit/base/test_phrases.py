@@ -7,6 +7,7 @@ import pytest
 from relay.base.phrases import shown, without_login
 from relay.front_door.http.errors import quoted
 from relay.transport.routing.route_table import parse_action
+from tests.support.tables import each_row
 
 WRITTEN = [
     "smtp://user:sesame@mx.test:25",
@@ -23,7 +24,7 @@ WRITTEN = [
 ]
 
 
-@pytest.mark.parametrize("text", WRITTEN)
+@each_row("text", WRITTEN)
 def test_no_text_has_the_login_of_a_url(text):
     texts = [shown(text), without_login(text)]
     if "://" in text:
@@ -34,7 +35,7 @@ def test_no_text_has_the_login_of_a_url(text):
     assert [one for one in texts if re.search("ses|ame", one)] == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "bob@example.test",

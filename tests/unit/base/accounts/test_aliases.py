@@ -12,6 +12,7 @@ from relay.base.accounts.aliases import AliasTable, Forwarding
 from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.settings.document import Document, SettingsError
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ACCOUNTS = """
 [[account]]
@@ -59,9 +60,7 @@ def faults(path: Path, text: str) -> list[str]:
     return str(caught.value).replace(f"{path}/accounts.toml:", "").splitlines()
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
+@each_row("address, expected", [
         ("alice@example.test", None),
         ("erin@example.test", None),  # it forwards to itself only
         ("nobody@example.test", None),
@@ -81,8 +80,7 @@ def faults(path: Path, text: str) -> list[str]:
          ["alice@example.test < all team", "bob+team@example.test < all team",
           "Bob.Smith@outside.test < all team bob", "list@outside.test < all team",
           "carol@outside.test < all carol"]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_where_an_address_leads(tmp_path, address, expected):
     found = load(tmp_path, ACCOUNTS + ALIASES).expand(address)
     told = found and [
@@ -160,9 +158,7 @@ to = ["a@example.test"]
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+@each_row("text, expected", [
         (ALIAS.format("x@elsewhere.test"),
          ('2: alias[0].address: found "x@elsewhere.test", expected an address in one of'
          " mailboxes.domains, or of a [[domain]] without alias_of")),
@@ -205,25 +201,9 @@ to = ["a@example.test"]
          ("6: account[0].forward_to: found the ring b@example.test (line 6) -> c@example.test"
          " (line 9) -> a@example.test (line 3) -> b@example.test (line 6), expected addresses that"
          " do not lead back")),
-    ],
-    ids=["outside the local domains", "an account's address", "an account's alias", "two aliases",
-         "a star", "no domain", "no valid domain", "empty", "no to", "keep_copy alone",
-         "1,001 addresses", "1,101 addresses after all", "eleven deep", "itself", "a ring"],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_one_fault_is_told(tmp_path, text, expected):
     assert faults(tmp_path, text) == [expected]
-
-
-def test_addresses_that_nobody_here_has_are_warned_of(tmp_path):
-    text = (
-        '[[alias]]\naddress = "c@example.test"\n'
-        'to = ["gone@example.test", "postmaster@example.test", "x@outside.test"]\n'
-    )
-    (warning,) = load(tmp_path, text).tables.warnings
-    assert warning.endswith(
-        'accounts.toml:3: alias[0].to[0]: found "gone@example.test", which is no account and no'
-        " alias"
-    )
 
 
 # -- any table

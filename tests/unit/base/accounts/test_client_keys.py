@@ -11,6 +11,7 @@ from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.settings.document import SettingsError
 from tests.support.client_keys import certificate, private_jwk, public_jwk
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 NOW_S = 1_700_000_000
 ACCOUNT = '[[account]]\naddress = "app@example.test"\nclient_id = "c"\n'
@@ -53,11 +54,8 @@ def renewed() -> str:
     return RSA.pem + certificate(number=1).pem
 
 
-@pytest.mark.parametrize(
-    ("pem", "number"),
-    [(RSA.pem, 1), (EC.pem, 1), (renewed(), 2), (chain(), 1), (f"a text\n{RSA.pem}\n# more", 1),
-     (RSA.pem.replace("\n", "\r\n"), 1)],
-)  # fmt: skip
+@each_row("pem, number", [(RSA.pem, 1), (EC.pem, 1), (renewed(), 2), (chain(), 1), (f"a text\n{RSA.pem}\n# more", 1),
+     (RSA.pem.replace("\n", "\r\n"), 1)])  # fmt: skip
 def test_certificates_of_a_file(tmp_path, pem, number):
     (tmp_path / "app.pem").write_text(pem)
     assert number_of_keys(tmp_path, PEM) == number
@@ -66,20 +64,13 @@ def test_certificates_of_a_file(tmp_path, pem, number):
     assert number_of_keys(tmp_path, 'client_certificate = "${file:app.pem}"') == number
 
 
-def test_a_certificate_may_be_in_the_file_itself(tmp_path):
-    assert number_of_keys(tmp_path, f'client_certificate = """\n{RSA.pem}"""') == 1
-    assert number_of_keys(tmp_path, f"client_keys = '{key_set(public_jwk('ec'))}'") == 1
-
-
 def test_all_kinds_of_credentials_together(tmp_path):
     (tmp_path / "app.pem").write_text(renewed())
     (tmp_path / "app.jwks").write_text(key_set(public_jwk("ec", kid="k"), public_jwk(use="enc")))
     assert number_of_keys(tmp_path, f'{PEM}\n{JWKS}\nclient_secret = "plain:s"') == 3
 
 
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
+@pytest.mark.parametrize(('make', 'expected'), [
         (lambda file: None, "found no such file, expected certificates as PEM"),
         (lambda file: file.mkdir(), "found one that cannot be read"),
         (lambda file: file.symlink_to("/dev/null"), "found no regular file"),
@@ -95,8 +86,7 @@ def test_all_kinds_of_credentials_together(tmp_path):
         (lambda file: file.write_text(certificate("ed25519").pem),
          "certificate 1: found a key of another kind"),
         (lambda file: file.write_text(EC.pem * (KEYS_MAX + 1)), f"expected 1 to {KEYS_MAX}"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults_of_certificates(
     tmp_path: Path, make: Callable[[Path], object], expected: str
 ) -> None:
@@ -106,8 +96,8 @@ def test_faults_of_certificates(
     assert expected in told
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         ("", "found something else"),
         ("[]", "expected a JWK set (RFC 7517)"),

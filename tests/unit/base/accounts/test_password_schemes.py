@@ -9,6 +9,7 @@ from relay.base.accounts.password_schemes import Password, is_plain, parse_passw
 from relay.base.accounts.passwords import PasswordChecker
 from relay.base.settings.document import SettingsError
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 from tests.unit.base.accounts.test_directory import AN_ACCOUNT, load
 
 SHA512 = "$6$9KGrvM2Da8Pp45kv$29cjp6zOeNHQh3zxJlPVO49.1dDkZPifaaDp2rjn5O2nKZJAYoZThN15Cz8apP4NHrQUGbe8c9NxDhMEnjkJQ1"
@@ -82,9 +83,7 @@ async def test_a_login_with_such_a_password(tmp_path: Path) -> None:
     accounts.close()
 
 
-@pytest.mark.parametrize(
-    ("text", "shown", "expected"),
-    [
+@each_row("text, shown, expected", [
         ("{SCRAM-SHA-256}4096,abc,def", "{SCRAM-SHA-256}", "{SHA512-CRYPT}"),
         ("{MD5}abc", "{MD5}", "{BLF-CRYPT}"),
         ("$7$CU..../....2Q9obwLhin8qvQl6sisAO/$E1HizYWxBmnIH4sdPkd1UOML9t62Gf.wvNTnt5XFzs8", "$7$", "$2b$"),
@@ -108,8 +107,7 @@ async def test_a_login_with_such_a_password(tmp_path: Path) -> None:
         ("$argon2id$v=19$m", "$argon2id$", "a whole Argon2 hash"),
         ("{hunter2}", "something else", "$6$..."),
         ("$hunter2$", "something else", "$6$..."),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_fault_says_what_was_found_and_expected_and_no_secret(
     tmp_path: Path, text: str, shown: str, expected: str
 ) -> None:

@@ -16,6 +16,7 @@ from relay.base.message.address import (
     with_a_labels,
 )
 from relay.base.settings.values import parse_domain
+from tests.support.tables import each_row
 
 # github.com/dominicsayers/isemail, test/tests.xml, the categories ISEMAIL_RFC5321 and (some)
 # ISEMAIL_VALID: what a server must take, with the canonical form that we give it.
@@ -79,7 +80,7 @@ REFUSED_BY_US = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "canonical"), ACCEPTED.items())
+@each_row("text, canonical", ACCEPTED.items())
 def test_valid_addresses_have_one_canonical_form(text, canonical):
     assert parse_mailbox(text) == canonical
     assert parse_mailbox(canonical) == canonical
@@ -132,7 +133,7 @@ DOMAINS = {  # IDNA 2008 with the mapping of UTS 46
 }
 
 
-@pytest.mark.parametrize(("domain", "ascii_domain"), DOMAINS.items())
+@each_row("domain, ascii_domain", DOMAINS.items())
 def test_a_domain_becomes_a_labels_without_smtputf8(domain, ascii_domain):
     assert parse_mailbox(f"A.b@{domain}") == f"A.b@{ascii_domain}"
     assert parse_path(f"<A.b@{domain}> X") == (f"A.b@{ascii_domain}", "X")
@@ -140,8 +141,8 @@ def test_a_domain_becomes_a_labels_without_smtputf8(domain, ascii_domain):
     assert own_mailbox(f"A.b@{domain}") == f"a.b@{ascii_domain}"
 
 
-@pytest.mark.parametrize(
-    ("address", "shown"),
+@each_row(
+    "address, shown",
     [
         ("a@xn--bcher-kva.test", "a@bücher.test"),
         ("xn--bcher-kva.test", "bücher.test"),
@@ -158,8 +159,8 @@ def test_people_see_u_labels_that_stand_for_the_same_domain(address, shown):
     assert with_a_labels(f"@{shown}") == f"@{address}"
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
+@each_row(
+    "text, found",
     [
         ("bücher", "bücher"),
         ("jörg@*.bücher.test", "jörg@*.xn--bcher-kva.test"),
@@ -172,7 +173,7 @@ def test_texts_that_are_compared_have_a_labels(text, found):
     assert with_a_labels(text) == found
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "a@x\u2028.org",
@@ -193,8 +194,8 @@ def test_invalid_international_addresses_are_rejected(text):
         parse_mailbox(text, smtputf8=True)
 
 
-@pytest.mark.parametrize(
-    ("argument", "address", "rest"),
+@each_row(
+    "argument, address, rest",
     [
         ("<Bob@Example.NET>", "Bob@example.net", ""),
         (" <bob@example.net> SIZE=10 BODY=8BITMIME", "bob@example.net", "SIZE=10 BODY=8BITMIME"),
@@ -210,12 +211,9 @@ def test_paths(argument, address, rest):
     assert parse_path(argument) == (address, rest)
 
 
-@pytest.mark.parametrize(
-    "argument",
-    ["", "bob@example.net", "<bob@example.net", "bob@example.net>", "<bob@example.net>SIZE=1",
+@each_row("argument", ["", "bob@example.net", "<bob@example.net", "bob@example.net>", "<bob@example.net>SIZE=1",
      "< bob@example.net>", "<bob>", "<@a.org>", "<@a.org,@b.org>", "<<bob@example.net>>",
-     '<"bob@example.net>', "<bob@example.net\r\n>", "<" + "a" * 3000 + "@example.net>"],
-)  # fmt: skip
+     '<"bob@example.net>', "<bob@example.net\r\n>", "<" + "a" * 3000 + "@example.net>"])  # fmt: skip
 def test_bad_paths(argument):
     with pytest.raises(AddressError):
         parse_path(argument)
@@ -247,14 +245,11 @@ def test_any_text_is_rejected_or_becomes_canonical(text, smtputf8):
         canonical.encode()
 
 
-@pytest.mark.parametrize(
-    ("path", "address"),
-    [
+@each_row("path, address", [
         ("<root>", "root@own.test"), ('<"a b">', '"a b"@own.test'), ("<a@Web_1>", "a@web_1"),
         ("<@x.test:a@_dns.web_1.test>", "a@_dns.web_1.test"), ('<"a_b"@c_d>', "a_b@c_d"),
         ("<a_b@c.test>", "a_b@c.test"), ("<>", ""), ("<postmaster>", "postmaster"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_odd_paths_have_a_domain_and_underscores(path, address):
     assert parse_path(f"{path} SIZE=1", odd_domain="own.test") == (address, "SIZE=1")
 

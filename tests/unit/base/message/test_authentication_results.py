@@ -2,19 +2,16 @@
 
 import time
 
-import pytest
-
 from relay.base.message.authentication_results import (
     RESULTS_MAX,
     AuthResult,
     checks_of,
     read_results,
 )
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
+@each_row("value, found", [
         (b"mx.test; none", ()),
         (b"mx.test 1; DMARC/1 = Fail", (AuthResult("dmarc", "fail"),)),
         (b"dmarc=pass; spf=none", (AuthResult("spf", "none"),)),  # the id is no result
@@ -31,8 +28,7 @@ from relay.base.message.authentication_results import (
                 AuthResult("spf", "pass"),
             ),
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_results(value, found):
     assert read_results([value]) == found
 
@@ -41,7 +37,7 @@ def test_results_are_bounded():
     assert len(read_results([b"a" + b"; spf=pass" * 9_000, b"a; spf=pass"])) == RESULTS_MAX
 
 
-@pytest.mark.parametrize("unit", [b"(", b"()", b'"', b'"a"', b";", b"=", b"a=b ", b"\\(", b" "])
+@each_row("unit", [b"(", b"()", b'"', b'"a"', b";", b"=", b"a=b ", b"\\(", b" "])
 def test_the_time_is_linear(unit):
     began_s = time.process_time()
     read_results([unit * 2_000_000])

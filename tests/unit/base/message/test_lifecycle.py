@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from relay.base.message.lifecycle import FINAL, RecipientState, check_transition, message_state
+from tests.support.tables import each_row
 
 ALLOWED = {
     RecipientState.QUEUED: set(RecipientState) - {RecipientState.QUEUED},
@@ -25,9 +26,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), list(itertools.product(RecipientState, RecipientState))
-)
+@each_row("before, after", list(itertools.product(RecipientState, RecipientState)))
 def test_every_transition(before, after):
     if after in ALLOWED.get(before, set()):
         check_transition(before, after)
@@ -42,8 +41,8 @@ def test_final_states_are_those_of_the_contract():
     )
 
 
-@pytest.mark.parametrize(
-    ("states", "word"),
+@each_row(
+    "states, word",
     [
         ([], RecipientState.DISCARDED),
         ([RecipientState.DELIVERED, RecipientState.QUEUED], RecipientState.QUEUED),
@@ -60,6 +59,6 @@ def test_a_message_has_the_state_of_its_least_finished_recipient(states, word):
     assert message_state(states) is word
 
 
-@pytest.mark.parametrize("state", RecipientState)
+@each_row("state", RecipientState)
 def test_a_message_with_one_recipient_has_its_state(state):
     assert message_state([state]) is state

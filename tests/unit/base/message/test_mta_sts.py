@@ -10,6 +10,7 @@ from relay.base.message.mta_sts import (
     read_policy,
     read_record,
 )
+from tests.support.tables import each_row
 
 GOOD = "version: STSv1\r\nmode: enforce\r\nmx: mx.a.test\r\nmax_age: 86400\r\n"
 
@@ -18,8 +19,8 @@ def policy(*mx: str, mode="enforce", max_age_s=86400) -> StsPolicy:
     return StsPolicy(mode, frozenset(mx), max_age_s)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         (GOOD, policy("mx.a.test")),
         (GOOD.replace("\r\n", "\n"), policy("mx.a.test")),
@@ -39,8 +40,8 @@ def test_policies(text: str, expected: StsPolicy) -> None:
     assert read_policy(text.encode()) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
+@each_row(
+    "text, said",
     [
         ("", "version: found none, expected STSv1"),
         (GOOD.replace("STSv1", "STSv2"), "version: found 'STSv2', expected STSv1"),
@@ -77,8 +78,8 @@ def test_octets_that_are_no_text_are_no_policy() -> None:
         read_policy(GOOD.encode() + b"x: \xff\n")
 
 
-@pytest.mark.parametrize(
-    ("texts", "expected"),
+@each_row(
+    "texts, expected",
     [
         (("v=STSv1; id=20161201T120000;",), "20161201T120000"),
         (("v=STSv1;id=a",), "a"),
@@ -107,8 +108,8 @@ def test_records(texts: tuple[str, ...], expected: str) -> None:
     assert read_record(texts) == expected
 
 
-@pytest.mark.parametrize(
-    ("host", "is_listed"),
+@each_row(
+    "host, is_listed",
     [
         ("mx.a.test", True),
         ("mx1.b.test", True),

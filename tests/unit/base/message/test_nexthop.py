@@ -3,6 +3,7 @@
 import pytest
 
 from relay.base.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
+from tests.support.tables import each_row
 
 HOPS = {
     "local": LOCAL,
@@ -18,25 +19,22 @@ HOPS = {
 }
 
 
-@pytest.mark.parametrize(("text", "hop"), HOPS.items())
+@each_row("text, hop", HOPS.items())
 def test_text_and_value_are_inverse(text, hop):
     assert str(hop) == text
     assert NextHop.parse(text) == hop
 
 
-@pytest.mark.parametrize(("text", "hop"), HOPS.items())
+@each_row("text, hop", HOPS.items())
 def test_the_key_in_the_queue_has_the_name_of_the_route(text, hop):
     if hop.host:
         named = hop._replace(route="a name")
         assert (named.key, NextHop.parse(named.key)) == (f"{text} a name", named)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "mx", "mx:", "smtp:", "smtp://host", "smtp://:25", "smtp://host:0", "smtp://host:65536",
+@each_row("text", ["", "mx", "mx:", "smtp:", "smtp://host", "smtp://:25", "smtp://host:0", "smtp://host:65536",
      "smtp://host:x", "http://host:25", "lmtp://host", "lmtp://host:25", "lmtp:unix:", "LOCAL",
-     "lmtp:unix:run/lmtp", "lmtp://unix:/run/lmtp", "smtp:unix:/run/s", "lmtp:unix:/run/l\tmtp"],
-)  # fmt: skip
+     "lmtp:unix:run/lmtp", "lmtp://unix:/run/lmtp", "smtp:unix:/run/s", "lmtp:unix:/run/l\tmtp"])  # fmt: skip
 def test_invalid_next_hops_are_rejected(text):
     with pytest.raises(ValueError, match="is not a next hop: expected"):
         NextHop.parse(text)

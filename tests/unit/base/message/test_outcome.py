@@ -1,7 +1,5 @@
 """The table from replies to outcomes, row by row (RFC 5321 4.2, RFC 3463)."""
 
-import pytest
-
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -17,6 +15,7 @@ from relay.base.message.outcome import (
     closes_connection,
     is_recipient_limit,
 )
+from tests.support.tables import each_row
 
 PEER = Peer("mx.test", tls="TLSv1.3")
 SITE, RECIPIENT = DeferralClass.SITE, DeferralClass.RECIPIENT
@@ -39,8 +38,8 @@ def result(stage, line):
             return ("indeterminate", evidence.status)
 
 
-@pytest.mark.parametrize(
-    ("stage", "line", "expected"),
+@each_row(
+    "stage, line, expected",
     [
         (SmtpStage.BANNER, "220 hello", "go on"),
         (SmtpStage.BANNER, "421 busy", ("deferred", SITE, "4.3.2")),
@@ -97,8 +96,8 @@ def test_a_4yz_or_5yz_reply_is_deferred_or_failed_by_the_table(stage, line, expe
     assert result(stage, line) == expected
 
 
-@pytest.mark.parametrize(
-    ("line", "status"),
+@each_row(
+    "line, status",
     [
         ("550 5.2.1 disabled", "5.2.1"),
         ("550 4.2.1 class differs from the code", "5.1.1"),
@@ -120,8 +119,8 @@ def test_evidence_has_the_reply_and_the_host():
     assert outcome.evidence.tls == "TLSv1.3"
 
 
-@pytest.mark.parametrize(
-    ("stage", "trouble", "kind", "status"),
+@each_row(
+    "stage, trouble, kind, status",
     [
         (SmtpStage.CONNECT, SessionFailure.LOST, DeferralClass.CONNECT, "4.4.1"),
         (SmtpStage.CONNECT, SessionFailure.TIMEOUT, DeferralClass.CONNECT, "4.4.1"),
@@ -141,15 +140,15 @@ def test_a_session_failure_before_the_final_dot_defers(stage, trouble, kind, sta
     assert not outcome.evidence.remote
 
 
-@pytest.mark.parametrize("trouble", list(SessionFailure))
+@each_row("trouble", list(SessionFailure))
 def test_a_session_failure_after_the_final_dot_is_indeterminate(trouble):
     assert isinstance(
         classify_session_failure(SmtpStage.DOT, trouble, "gone", peer=PEER), Indeterminate
     )
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
+@each_row(
+    "line, expected",
     [
         ("452 too many", True),
         ("452 4.5.3 too many", True),

@@ -1,14 +1,14 @@
 """Status codes and the relay's replies."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.base.message.status import basic_code, own_reply, reply_text, split_reply
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("reply", "parts"),
+@each_row(
+    "reply, parts",
     [
         ("550 5.1.1 no such user", (550, "5.1.1", "no such user")),
         ("550 no such user", (550, "", "no such user")),
@@ -26,11 +26,8 @@ def test_split_reply(reply, parts):
     assert split_reply(reply) == parts
 
 
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [("5.1.1", 550), ("5.7.1", 550), ("5.2.2", 552), ("4.3.1", 452), ("4.3.0", 451), ("2.0.0", 250),
-     ("5.4.6", 554), ("", 451), ("nonsense", 451)],
-)  # fmt: skip
+@each_row("status, code", [("5.1.1", 550), ("5.7.1", 550), ("5.2.2", 552), ("4.3.1", 452), ("4.3.0", 451), ("2.0.0", 250),
+     ("5.4.6", 554), ("", 451), ("nonsense", 451)])  # fmt: skip
 def test_a_status_has_a_basic_code_of_its_class(status, code):
     assert basic_code(status) == code
 

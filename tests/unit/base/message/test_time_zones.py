@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("name", "hours"),
+@each_row(
+    "name, hours",
     [
         ("UTC", 0),
         ("Europe/Berlin", 2),

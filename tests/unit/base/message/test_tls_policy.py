@@ -12,6 +12,7 @@ from relay.base.message.tls_policy import (
     TlsPolicy,
     decide_tls,
 )
+from tests.support.tables import each_row
 
 ROUTE = TlsPolicy("verify", ca=Path("/etc/ca.pem"), names=("a.test",))
 IMPLICIT = TlsPolicy("required", implicit=True)
@@ -53,9 +54,7 @@ UNKNOWN = StsFinding(trouble="HTTP status 500")
 NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
 
 
-@pytest.mark.parametrize(
-    ("policy", "found", "expected"),
-    [
+@each_row("policy, found, expected", [
         (LAX, NO_STS, TlsDecision(LAX)),
         (LAX, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
         (NONE, sts("enforce"), TlsDecision(VERIFY, "mta-sts")),
@@ -67,8 +66,7 @@ NOT_FETCHED = "mta-sts policy not fetched (HTTP status 500)"
         (LAX, sts("none"), TlsDecision(LAX)),
         (LAX, UNKNOWN, TlsDecision(LAX, note=NOT_FETCHED)),
         (LAX, StsFinding(), TlsDecision(LAX)),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_policy_of_the_domain_raises_what_the_configuration_says(policy, found, expected):
     assert decide_tls("mx.test", policy, sts=found) == expected
 
@@ -112,9 +110,7 @@ def test_requiretls_needs_a_name_that_is_certain_whatever_a_route_says(
 NO = "TLS-Required: No"
 
 
-@pytest.mark.parametrize(
-    ("policy", "by", "found", "expected"),
-    [
+@each_row("policy, by, found, expected", [
         (LAX, "configuration", sts("enforce"), TlsDecision(LAX, note=NO)),
         (LAX, "configuration", sts("enforce", "x.test"), TlsDecision(LAX, note=NO)),
         (TlsPolicy("required"), "configuration", sts("enforce"), TlsDecision(TlsPolicy("required"), note=NO)),
@@ -123,8 +119,7 @@ NO = "TLS-Required: No"
         (LAX, "configuration", NO_STS, TlsDecision(LAX)),
         (ROUTE, "route a", sts("enforce"), TlsDecision(ROUTE, "route a", "policy overridden by route")),
         (ROUTE, "route a", NO_STS, TlsDecision(ROUTE, "route a")),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_tls_required_no_lowers_what_the_domain_says_and_nothing_else(policy, by, found, expected):
     assert decide_tls("mx.test", policy, by=by, sts=found, demand="optional") == expected
     assert decide_tls("mx.test", policy, by=by, demand="requiretls if offered") == TlsDecision(
@@ -148,8 +143,8 @@ def dane(name="mx.test", **more):
     return TlsPolicy("dane", names=(name,), tlsa=(RECORD,), **more)
 
 
-@pytest.mark.parametrize(
-    ("policy", "tlsa", "expected"),
+@each_row(
+    "policy, tlsa, expected",
     [
         (LAX, TLSA, TlsDecision(dane(), "dane", proof=True)),
         (NONE, TLSA, TlsDecision(dane(), "dane", proof=True)),
@@ -177,9 +172,7 @@ def test_behind_an_mx_answer_that_was_not_validated_dane_is_used_but_is_no_proof
     assert forged.skipped == "not in the MTA-STS policy of the domain"
 
 
-@pytest.mark.parametrize(
-    ("policy", "tlsa", "expected"),
-    [
+@each_row("policy, tlsa, expected", [
         (MUST, TLSA, TlsDecision(dane(), "route a", proof=True)),
         (TlsPolicy("dane", implicit=True), TLSA, TlsDecision(dane(implicit=True), "route a", proof=True)),
         (MUST, UNKNOWN_HOST, "the MX answer of the domain was not validated"),
@@ -190,8 +183,7 @@ def test_behind_an_mx_answer_that_was_not_validated_dane_is_used_but_is_no_proof
         (ROUTE, NO_USABLE, TlsDecision(ROUTE, "route a", OVERRIDDEN)),
         (ROUTE, BROKEN, TlsDecision(ROUTE, "route a")),
         (ROUTE, NO_TLSA, TlsDecision(ROUTE, "route a")),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_route_decides_alone_and_may_demand_dane(policy, tlsa, expected):
     decided = decide_tls("mx.test", policy, by="route a", tlsa=tlsa)
     if isinstance(expected, str):
@@ -206,8 +198,8 @@ def test_a_route_decides_alone_and_may_demand_dane(policy, tlsa, expected):
 STRICT_DANE = TlsPolicy("dane", names=("mx.test",), tlsa=(RECORD,), requiretls=True)
 
 
-@pytest.mark.parametrize(
-    ("policy", "tlsa", "found", "expected"),
+@each_row(
+    "policy, tlsa, found, expected",
     [
         (LAX, TLSA, NO_STS, TlsDecision(STRICT_DANE, "requiretls", "by dane")),
         (MUST, TLSA, NO_STS, TlsDecision(STRICT_DANE, "requiretls")),
@@ -226,7 +218,7 @@ def test_requiretls_needs_dane_of_a_host_that_is_certain(policy, tlsa, found, ex
         assert expected in (decided, decided.skipped)
 
 
-@pytest.mark.parametrize("tlsa", [TLSA, UNKNOWN_HOST, NO_USABLE, BROKEN])
+@each_row("tlsa", [TLSA, UNKNOWN_HOST, NO_USABLE, BROKEN])
 def test_tls_required_no_lowers_dane_but_not_that_of_a_route(tlsa):
     found = decide_tls("mx.test", LAX, tlsa=tlsa, demand="optional")
     assert found == TlsDecision(LAX, note=NO)

@@ -9,16 +9,15 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 
 import pytest
 
 from relay.base.observe import logs
 from relay.base.observe.logs import RepeatedError
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 log = logs.get_logger("ingress")
 NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's
@@ -102,22 +101,6 @@ def test_logfmt(reader):
     assert reader.line() == expected
 
 
-def test_a_node_of_many_is_named_in_each_line(reader):
-    for form, said in (("logfmt", " qid=q1 node=one"), ("json", '"node":"one"')):
-        reader.configure(form, node="one")
-        log.info("accepted", qid="q1")
-        assert said in reader.line()
-    reader.configure("logfmt")
-    log.info("accepted", qid="q1")
-    assert "node" not in reader.line()
-
-
-def test_pretty(reader):
-    reader.configure("pretty")
-    log.error("it broke", qid="abc")
-    assert reader.line() == "22:13:20 ingress   it broke qid=abc"
-
-
 def test_auto_is_logfmt_for_a_pipe_and_pretty_in_color_on_a_terminal(reader):
     reader.configure("auto")
     log.info("here")
@@ -154,22 +137,22 @@ def test_the_systemd_journal_gets_priorities_and_no_time(reader, form, rest):
     assert reader.line().startswith(f"at={NOW}")
 
 
-@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
-@pytest.mark.parametrize(
-    "value",
-    [
-        "a\r\nb",
-        "\x1b[2J",
-        "\x9b2J",
-        "\x00",
-        "\x7f",
-        "\u2028",
-        "\udcff",
-        "<\x85>",
-        "\u202e",
-        1 << 80,
-    ],
+FORMS = ("json", "logfmt", "pretty")
+ODD = (
+    "a\r\nb",
+    "\x1b[2J",
+    "\x9b2J",
+    "\x00",
+    "\x7f",
+    "\u2028",
+    "\udcff",
+    "<\x85>",
+    "\u202e",
+    1 << 80,
 )
+
+
+@each_row("form, value", itertools.product(FORMS, ODD))
 def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
     reader.configure(form)
     event = f"event {value}"
@@ -180,8 +163,7 @@ def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
         assert json.loads(line)["field"] in (value, str(value))
 
 
-@pytest.mark.parametrize("form", ["json", "logfmt", "pretty"])
-@pytest.mark.parametrize("character", ["x", "ä", "\U0001f600", "\x01", '"'])
+@each_row("form, character", itertools.product(FORMS, ["x", "ä", "\U0001f600", "\x01", '"']))
 def test_a_line_is_bounded_whatever_is_logged(reader, form, character):
     reader.configure(form)
     log.info(character * 100_000, **{f"field{n}": character * 100_000 for n in range(100)})
@@ -217,16 +199,6 @@ def test_an_exception_is_one_line_with_its_place(reader):
     assert r'event="it broke" qid=abc error="ValueError: two\nlines" where="test_logs.py:' in first
     assert " < test_logs.py:" in second
     assert r'error="ValueError: two\nlines"' in third
-
-
-def test_enumerations_are_their_values(reader):
-    class State(StrEnum):
-        QUEUED = "queued"
-
-    for form in ("json", "logfmt"):
-        reader.configure(form)
-        log.info("x", state=State.QUEUED)
-        assert "State" not in reader.line()
 
 
 @pytest.mark.parametrize("name", ["uvicorn.error", "asyncio", "mail.log", "somewhere"])
@@ -314,56 +286,6 @@ async def test_the_lines_of_a_turn_are_one_write_at_its_end(writes):
     assert writes() == [["d"]]
 
 
-async def test_an_error_is_written_at_once_after_the_lines_before_it(writes):
-    log.info("a")
-    log.error("b")
-    assert writes() == [["a", "b"]]
-    logging.getLogger("asyncio").error("c")
-    assert writes() == [["c"]]
-
-
-async def test_a_thread_writes_what_the_turn_has_logged_first(writes):
-    log.info("a")
-    thread = threading.Thread(target=log.info, args=("b",))
-    thread.start()
-    thread.join()
-    assert writes() == [["a", "b"]]
-
-
-async def test_a_long_turn_needs_several_writes(writes):
-    events = [f"e{number}" for number in range(100)]
-    for event in events:
-        log.info(event)
-    await asyncio.sleep(0)
-    found = writes()
-    assert 1 < len(found) < 10
-    assert list(itertools.chain(*found)) == events
-
-
-def test_what_the_last_turn_of_an_event_loop_logs_is_written(writes):
-    async def last_words(event):
-        log.info(event)
-
-    for event in ("a", "b"):
-        asyncio.run(last_words(event))
-    assert writes() == [["a"], ["b"]]
-
-
-async def test_a_full_pipe_does_not_stop_the_event_loop(reader, monkeypatch):
-    monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
-    reader.configure("logfmt")
-    reader.fill()
-    async with asyncio.timeout(30):
-        for number in range(15):
-            log.info("waits", number=number)
-            await asyncio.sleep(0)
-    reader.bytes()
-    log.info("again")
-    await asyncio.sleep(0)
-    ends = [line.rpartition("=")[2] for line in reader.lines()]
-    assert ends == [*map(str, range(10)), "5", "again"]
-
-
 async def test_threads_do_not_mix_their_lines(reader):
     reader.configure("logfmt")
     await asyncio.gather(
@@ -379,13 +301,6 @@ def test_an_error_is_new_once_until_it_changes() -> None:
     new = [repeated.is_new(error) for error in (full, full, OSError("full"), gone, gone, full)]
     assert new == [True, False, False, True, False, True]
     assert repeated.is_new(ValueError("full")), "of another kind"
-
-
-def test_an_error_is_new_again_after_a_success() -> None:
-    repeated = RepeatedError()
-    assert repeated.is_new(OSError("full"))
-    repeated.clear()
-    assert repeated.is_new(OSError("full"))
 
 
 class TestSeveralLogs:

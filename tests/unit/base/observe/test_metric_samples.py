@@ -5,6 +5,7 @@ import pytest
 from relay.base.observe.metric_samples import INTERVAL_S, MetricSamples, minutes, quantile
 from relay.base.observe.metrics import BOUNDS_S, Metrics
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 MINUTE_US = 60_000_000
 WHOLE_MINUTE_US = 1_700_000_040_000_000
@@ -102,15 +103,6 @@ def test_only_the_samples_of_one_hour_are_kept(watched):
     assert len(watched.samples._samples) == 1
 
 
-def test_samples_are_in_real_time_while_the_clock_is_advanced(watched, monkeypatch):
-    ahead_us = 86400 * 1_000_000
-    real_us = watched.clock.time_us
-    monkeypatch.setattr(watched.clock, "time_us", lambda: real_us() + ahead_us)
-    monkeypatch.setattr(watched.clock, "file_time_us", real_us)
-    watched.run(60)
-    assert watched.minutes()[-1].start_us == WHOLE_MINUTE_US + MINUTE_US
-
-
 def test_samples_of_the_future_are_dropped_when_the_wall_clock_is_set_back(watched):
     watched.run(600)
     watched.clock.jumped_us = -300 * 1_000_000
@@ -139,8 +131,8 @@ def test_delivery_times_of_a_minute_become_quantiles(watched):
     assert 0.001 < quantile(1, last.commits) <= 0.0025
 
 
-@pytest.mark.parametrize(
-    ("part", "counts", "expected"),
+@each_row(
+    "part, counts, expected",
     [
         (0.5, [], None),
         (0.5, [0.0] * 18, None),
@@ -153,8 +145,3 @@ def test_delivery_times_of_a_minute_become_quantiles(watched):
 def test_a_quantile_lies_in_its_bucket(part, counts, expected):
     assert len(BOUNDS_S) == 17
     assert quantile(part, counts) == expected
-
-
-def test_it_tells_for_how_long_it_has_counted(watched):
-    watched.run(90)
-    assert watched.samples.running_s == 90

@@ -7,9 +7,10 @@ import pytest
 
 from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
-from relay.base.settings.tree import RetryByClass, RouteAuth, SmtpListener
+from relay.base.settings.tree import SmtpListener
 from relay.base.settings.validation import verifies
 from relay.base.socket_address import Address
+from tests.support.tables import each_row
 from tests.support.tls import self_signed
 
 LOGIN = "{user='u', password_file='secret'}"
@@ -66,71 +67,6 @@ def test_two_lines_are_enough(folder):
     assert settings.smtp == ()
 
 
-def test_the_contract_s_example(folder):
-    settings = loaded(
-        folder,
-        SMALL
-        + """
-[http]
-listen = ["127.0.0.1:8025", "unix:state/http.sock", "http://[::1]:8026"]
-max_body = "1 MB"
-[[smtp]]
-listen = "[::1]:2525"
-trusted_networks = ["127.0.0.0/8", "::1"]
-max_message_size = "150 MiB"
-[[smtp]]
-listen = "127.0.0.1:2587"
-role = "submission"
-[mailboxes]
-domains = ["Example.test", "xn--jrg-sna.test"]
-postmaster = "Alice@example.test"
-[pickup]
-give_up_after = "1d"
-[dns]
-nameservers = ["127.0.0.1:5300"]
-[delivery]
-tls = "none"
-retry = ["1s", "1.5m", 3600]
-delay_warning_after = "0s"
-max_rate_per_next_hop = "60 / 1m"
-[delivery.retry_by_class]
-recipient = ["5m", "10m"]
-[[route]]
-domain = "*.Corp.test"
-next_hop = "smtp://LOCALHOST:2626"
-auth = { user = "${env:WHO}", password_file = "secret" }
-max_connections = 3
-max_rate = "5/0.5s"
-[[route]]
-domain = "*"
-next_hop = "reject:5.7.1 No way out"
-[observe]
-metrics = "127.0.0.1:9025"
-""",
-        WHO="u",
-    )
-    assert settings.http.listen[1] == Address(path=str(folder / "state/http.sock"))
-    assert settings.http.listen[2] == Address("::1", 8026, plain=True)
-    assert settings.http.max_body == 1_000_000
-    assert [listener.role for listener in settings.smtp] == ["relay", "submission"]
-    assert settings.smtp[0].listen == Address("::1", 2525)
-    assert settings.smtp[0].trusted_networks == ("127.0.0.0/8", "::1/128")
-    assert settings.smtp[1].trusted_networks == ()
-    assert settings.mailboxes.domains == ("example.test", "xn--jrg-sna.test")
-    assert settings.mailboxes.postmaster == "alice@example.test"
-    assert settings.pickup.give_up_after == 86400
-    assert settings.delivery.retry == (1.0, 90.0, 3600.0)
-    assert settings.delivery.delay_warning_after == 0
-    assert settings.delivery.max_rate_per_next_hop == "60/60.0"
-    assert settings.delivery.retry_by_class == RetryByClass(recipient=(300.0, 600.0))
-    assert (settings.route[0].max_connections, settings.route[0].max_rate) == (3, "5/0.5")
-    assert (settings.route[1].max_connections, settings.route[1].max_rate) == (None, "")
-    assert settings.route[0].domain == "*.corp.test"
-    assert settings.route[0].next_hop == "smtp://localhost:2626"
-    assert settings.route[0].auth == RouteAuth("u", folder / "secret")
-    assert settings.route[1].next_hop == "reject:5.7.1 No way out"
-
-
 @pytest.mark.parametrize("written", [None, (), ("192.0.2.0/24",)])
 @pytest.mark.parametrize("role", ["relay", "submission", "submissions"])
 def test_only_a_relay_listener_trusts_loopback_unless_told(role, written):
@@ -140,8 +76,8 @@ def test_only_a_relay_listener_trusts_loopback_unless_told(role, written):
     assert listener.trusted_networks == (by_role if written is None else written)
 
 
-@pytest.mark.parametrize(
-    ("next_hop", "more", "verified"),
+@each_row(
+    "next_hop, more, verified",
     [
         ("smtp://h.test:587", f"auth = {LOGIN}", True),
         ("smtps://h.test:465", f"auth = {LOGIN}", True),
@@ -208,9 +144,7 @@ max_connections = 0
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
+@each_row("text, fault", [
         ("[http]\nlisten = '127.0.0.1:80'", '4: http.listen: found "127.0.0.1:80", expected a list'),
         ("[smtp]\nlisten = '127.0.0.1:25'", "3: smtp: found a table, expected [[smtp]]"),
         ('"\\u001b[2J" = 5', r"3: '\x1b[2J': found an unknown key"),
@@ -375,19 +309,11 @@ max_connections = 0
             "".join(DKIM.replace("s1", f"s{number}") for number in range(11)),
             '44: dkim[10].domain: found "a.test", expected at most 10 keys for a.test: each signs',
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_one_fault(folder, text, fault):
     told = faults(folder, SMALL + text)
     assert len(told) == 1
     assert fault in told[0]
-
-
-def test_keys_of_two_domains_may_have_one_selector(folder):
-    found = loaded(folder, SMALL + DKIM + DKIM.replace("a.test", "xn--bcher-kva.test")).dkim
-    assert [(one.domain, one.selector, one.key) for one in found] == [
-        ("a.test", "s1", folder / "k"), ("xn--bcher-kva.test", "s1", folder / "k"),
-    ]  # fmt: skip
 
 
 def test_a_password_in_a_url_is_not_shown(folder):
@@ -396,13 +322,8 @@ def test_a_password_in_a_url_is_not_shown(folder):
     assert "pa55" not in fault
 
 
-def test_a_free_port_may_be_asked_for_twice(folder):
-    settings = loaded(folder, SMALL + '[http]\nlisten = ["127.0.0.1:0", "127.0.0.1:0"]')
-    assert len(settings.http.listen) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
+@each_row(
+    "text, fault",
     [
         ("hostname = \n", ':1: hostname: found no value of TOML, expected "TEXT" in straight'),
         ('a = 1\nb = "open', ":2: b: found a text without its second quote, expected"),
@@ -448,8 +369,8 @@ def test_a_file_that_is_not_there_or_would_never_end(folder):
         load(folder / "pipe.toml", {})
 
 
-@pytest.mark.parametrize(
-    ("value", "fault"),
+@each_row(
+    "value, fault",
     [
         ('"${env:NOPE}"', 'found "${env:NOPE}", expected the environment variable NOPE to be set'),
         ('"${file:nope}"', "expected the file nope to be readable (no such file)"),

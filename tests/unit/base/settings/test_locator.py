@@ -3,9 +3,8 @@
 import tomllib
 from typing import Any
 
-import pytest
-
 from relay.base.settings.document import locate
+from tests.support.tables import each_row
 
 TEXT = '''\
 # a comment = "no key"
@@ -64,8 +63,8 @@ def test_every_path_of_tomllib_has_a_line_and_no_other_path_has():
     assert expected - located == {("a",), ("a", "b")}
 
 
-@pytest.mark.parametrize(
-    ("path", "needle"),
+@each_row(
+    "path, needle",
     [
         (("hostname",), "hostname ="),
         (("quoted key",), '"quoted key"'),
@@ -88,7 +87,7 @@ def test_line(path, needle):
     assert needle in TEXT.splitlines()[line - 1]
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "[table]", "a=1", "a=[]"])
+@each_row("text", ["", "\n\n", "# only a comment", "[table]", "a=1", "a=[]"])
 def test_texts_that_end_early(text):
     assert set(locate(text)) == paths(tomllib.loads(text))
 

@@ -6,6 +6,7 @@ from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
 from relay.base.settings.tree import Milter
 from relay.base.socket_address import Address
+from tests.support.tables import each_row
 
 GOOD = 'name = "rspamd"\naddress = "127.0.0.1:11332"\n'
 
@@ -36,9 +37,7 @@ def test_addresses(tmp_path, text, address):
     assert milter.address == address
 
 
-@pytest.mark.parametrize(
-    ("tables", "said"),
-    [
+@each_row("tables, said", [
         (['name = "a"\n'], "milter[0].address: found nothing, expected a value"),
         ([GOOD.replace("rspamd", "a b")], '4: milter[0].name: found "a b", expected a name of at most 63'),
         ([GOOD.replace("11332", "0")], '5: milter[0].address: found "127.0.0.1:0", expected a port of 1'),
@@ -50,8 +49,7 @@ def test_addresses(tmp_path, text, address):
         ([GOOD + "timeout = 0\n"], "milter[0].timeout: found 0, expected a duration of 0.001 s"),
         ([GOOD, GOOD], '7: milter[1].name: found "rspamd", expected a name of its own: milter[0] has it too'),
         ([GOOD.replace("rspamd", f"m{n}") for n in range(21)], "3: milter: found a list, expected at most 20"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults(tmp_path, tables, said):
     with pytest.raises(SettingsError) as error:
         read(tmp_path, *tables)

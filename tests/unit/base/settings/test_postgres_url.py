@@ -7,13 +7,12 @@ import pytest
 from relay.base.settings.document import SettingsError
 from relay.base.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.base.settings.reader import load
+from tests.support.tables import each_row
 
 SMALL = 'hostname = "relay.test"\nstate_dir = "state"\n[spool]\n'
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
+@each_row("url, expected", [
         ("postgresql:///relay", ServerOptions((("/run/postgresql", 5432),), "relay")),
         (
             "postgresql://u@/relay?host=/tmp/pg&port=6000",
@@ -42,15 +41,12 @@ SMALL = 'hostname = "relay.test"\nstate_dir = "state"\n[spool]\n'
             "postgresql:///r?host=/a,/b&port=1,2",
             ServerOptions((("/a", 1), ("/b", 2)), "r"),
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_read(url, expected):
     assert parse_postgres_url(url) == expected
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
+@each_row("url, expected", [
         ("postgresql://", "with the name of a database"),
         ("postgresql://localhost", "with the name of a database"),
         ("postgresql://localhost/", "with the name of a database"),
@@ -90,8 +86,7 @@ def test_what_is_read(url, expected):
         ("postgresql://localhost/%ff", "a URL in UTF-8"),
         ("postgresql://localhost/a%00", "of printable characters"),
         ("postgresql://u:1/hidden?hidden=1@localhost/a", "in a password as"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_refused(url, expected):
     with pytest.raises(ValueError) as caught:
         parse_postgres_url(url)
@@ -115,9 +110,7 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
     return str(fault).removeprefix(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("spool", "fault"),
-    [
+@each_row("spool, fault", [
         (
             'url = "postgresql://"',
             '/relay.toml:4: spool.url: found something else, expected "postgresql://USER@HOST/DATABASE", with the name of a database',
@@ -150,8 +143,7 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
             'node = "a b"',
             '/relay.toml:4: spool.node: found "a b", expected a name of at most 63 letters, digits, dots, hyphens and underscores',
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults_of_the_file(tmp_path, spool, fault):
     bad = "postgresql://u:hidden@localhost:x/relay"
     assert fault_of(tmp_path, spool, HOST="localhost", BAD=bad) == fault

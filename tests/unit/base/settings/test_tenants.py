@@ -5,6 +5,7 @@ import pytest
 from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
 from relay.base.settings.tree import Tenant
+from tests.support.tables import each_row
 
 HEAD = """\
 hostname = "relay.example.test"
@@ -45,8 +46,8 @@ def test_a_tenant_has_its_domains_with_a_labels(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "key", "message"),
+@each_row(
+    "text, line, key, message",
     [
         (tenant("Acme"), 2, "tenant[0].name", "a-z, 0-9"),
         (tenant("-acme"), 2, "tenant[0].name", "a-z, 0-9"),

@@ -6,33 +6,34 @@ import pytest
 
 from relay.base.settings import values
 from relay.base.socket_address import Address
+from tests.support.tables import each_row
 
 BASE = Path("/base")
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
+@each_row(
+    "text, seconds",
     [("8s", 8), ("5m", 300), ("4h", 14400), ("2d", 172800), ("1.5 h", 5400), (" 1s ", 1)],
 )
 def test_duration(text, seconds):
     assert values.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "m", "5 M", "-5m", "5m5s", "1e3s", "٣m", "5m\n5"])
+@each_row("text", ["", "5", "m", "5 M", "-5m", "5m5s", "1e3s", "٣m", "5m\n5"])
 def test_no_duration(text):
     with pytest.raises(ValueError, match="a duration such as"):
         values.parse_duration(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "rate"),
+@each_row(
+    "text, rate",
     [("100/1m", "100/60.0"), ("1/1s", "1/1.0"), (" 20 / 1.5h", "20/5400.0"), ("9/1d", "9/86400.0")],
 )
 def test_rate(text, rate):
     assert values.parse_rate(text) == rate
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "",
@@ -54,8 +55,8 @@ def test_no_rate(text):
         values.parse_rate(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "size_bytes"),
+@each_row(
+    "text, size_bytes",
     [
         ("150 MiB", 150 << 20),
         ("64 kB", 64000),
@@ -70,14 +71,14 @@ def test_size(text, size_bytes):
     assert values.parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "5", "5 iB", "5 Mi", "MiB", "-1 B", "5 PiB", "1 M B"])
+@each_row("text", ["", "5", "5 iB", "5 Mi", "MiB", "-1 B", "5 PiB", "1 M B"])
 def test_no_size(text):
     with pytest.raises(ValueError, match="a size such as"):
         values.parse_size(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
+@each_row(
+    "text, address",
     [
         ("127.0.0.1:25", Address("127.0.0.1", 25)),
         ("LOCALHOST:0", Address("localhost", 0)),
@@ -91,8 +92,8 @@ def test_address(text, address):
     assert values.parse_address(text, BASE) == address
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
+@each_row(
+    "text, address",
     [
         ("192.0.2.53", Address("192.0.2.53", 53)),
         ("192.0.2.53:5300", Address("192.0.2.53", 5300)),
@@ -104,55 +105,46 @@ def test_a_name_server_without_a_port_has_port_53(text, address):
     assert values.parse_name_server(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "dns.test", "dns.test:53", "1.2.3.4:0", "unix:x", "[::1]"])
+@each_row("text", ["", "dns.test", "dns.test:53", "1.2.3.4:0", "unix:x", "[::1]"])
 def test_no_name_server(text):
     with pytest.raises(ValueError, match="the IP address of a name server"):
         values.parse_name_server(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "25", ":25", "h:", "h:65536", "h:-1", "h:²", "::1:25", "[h]:25", "a b:1", "unix:",
-     "unix:a\0b", "unix:/" + "x" * 200, "h:25:25", "1.2.3:25", "http://h:25"],
-)  # fmt: skip
+@each_row("text", ["", "25", ":25", "h:", "h:65536", "h:-1", "h:²", "::1:25", "[h]:25", "a b:1", "unix:",
+     "unix:a\0b", "unix:/" + "x" * 200, "h:25:25", "1.2.3:25", "http://h:25"])  # fmt: skip
 def test_no_address(text):
     with pytest.raises(ValueError, match=r"HOST:PORT|socket path|brackets"):
         values.parse_address(text, BASE)
 
 
-@pytest.mark.parametrize(
-    ("text", "domain"),
-    [("Example.TEST", "example.test"), ("xn--p1ai", "xn--p1ai"), ("a-1.b", "a-1.b")],
+@each_row(
+    "text, domain", [("Example.TEST", "example.test"), ("xn--p1ai", "xn--p1ai"), ("a-1.b", "a-1.b")]
 )
 def test_domain(text, domain):
     assert values.parse_domain(text) == domain
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", ".", "a.", ".a", "a..b", "-a", "a-", "a_b", "a b", "jö_rg.de", "♥.de", "a" * 64, "a." * 130 + "a",
-     "1.2.3.4", "*.a", "a\n"],
-)  # fmt: skip
+@each_row("text", ["", ".", "a.", ".a", "a..b", "-a", "a-", "a_b", "a b", "jö_rg.de", "♥.de", "a" * 64, "a." * 130 + "a",
+     "1.2.3.4", "*.a", "a\n"])  # fmt: skip
 def test_no_domain(text):
     with pytest.raises(ValueError, match="a domain"):
         values.parse_domain(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "pattern"), [("*", "*"), ("*.A.test", "*.a.test"), ("A.test", "a.test")]
-)
+@each_row("text, pattern", [("*", "*"), ("*.A.test", "*.a.test"), ("A.test", "a.test")])
 def test_domain_pattern(text, pattern):
     assert values.parse_domain_pattern(text) == pattern
 
 
-@pytest.mark.parametrize("text", ["", "**", "*a.test", "a.*", "*.", "*.*.a"])
+@each_row("text", ["", "**", "*a.test", "a.*", "*.", "*.*.a"])
 def test_no_domain_pattern(text):
     with pytest.raises(ValueError, match="suffix"):
         values.parse_domain_pattern(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "mailbox"),
+@each_row(
+    "text, mailbox",
     [
         ("Alice@Example.test", "alice@example.test"),
         ("a.b+c@example.test", "a.b+c@example.test"),
@@ -163,32 +155,29 @@ def test_mailbox(text, mailbox):
     assert values.parse_mailbox(text) == mailbox
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "a", "@a.test", "a@", "a..b@c.test", ".a@c.test", "a b@c.test", "../x@c.test",
-     '"a"@c.test', "a@b@c.test", "a\0@c.test", "a\r\n@c.test", "x" * 65 + "@c.test", "a@[1.2.3.4]"],
-)  # fmt: skip
+@each_row("text", ["", "a", "@a.test", "a@", "a..b@c.test", ".a@c.test", "a b@c.test", "../x@c.test",
+     '"a"@c.test', "a@b@c.test", "a\0@c.test", "a\r\n@c.test", "x" * 65 + "@c.test", "a@[1.2.3.4]"])  # fmt: skip
 def test_no_mailbox(text):
     with pytest.raises(ValueError, match="an address such as"):
         values.parse_mailbox(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "network"),
+@each_row(
+    "text, network",
     [("10.0.0.0/8", "10.0.0.0/8"), ("192.0.2.1", "192.0.2.1/32"), ("FD00::/8", "fd00::/8")],
 )
 def test_network(text, network):
     assert values.parse_network(text) == network
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0.1/8", "0.0.0.0/0", "0.0.0.0/1", "::/0", "2000::/3"])
+@each_row("text", ["", "10.0.0.1/8", "0.0.0.0/0", "0.0.0.0/1", "::/0", "2000::/3"])
 def test_no_network(text):
     with pytest.raises(ValueError, match="a network"):
         values.parse_network(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "hop"),
+@each_row(
+    "text, hop",
     [
         ("mx", "mx"),
         ("local", "local"),
@@ -204,19 +193,16 @@ def test_next_hop(text, hop):
     assert values.parse_next_hop(text) == hop
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "MX", "held", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h",
+@each_row("text", ["", "MX", "held", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x", "lmtp://h",
      "lmtp://unix:/x", "LMTP://h:24", "lmtps://h:24", "http://h:80", "reject:", "reject: ", "reject:a\r\nb", "reject:ä", "reject:" + "x" * 500,
-     "smtp://h:25\n"],
-)  # fmt: skip
+     "smtp://h:25\n"])  # fmt: skip
 def test_no_next_hop(text):
     with pytest.raises(ValueError, match=r"smtp://HOST:PORT|printable ASCII|at most 400"):
         values.parse_next_hop(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         ("lmtp://127.0.0.1:25", r"another port than 25, which is for SMTP only \(RFC 2033\)"),
         ("lmtp:unix:", "an absolute path without spaces"),
@@ -232,25 +218,22 @@ def test_an_lmtp_next_hop_says_what_is_expected(text, expected):
         values.parse_next_hop(text)
 
 
-@pytest.mark.parametrize("text", ["sqlite:", "sqlite:/abs", "sqlite:../x", "mysql://h/d", "x"])
+@each_row("text", ["sqlite:", "sqlite:/abs", "sqlite:../x", "mysql://h/d", "x"])
 def test_no_spool_url(text):
     with pytest.raises(ValueError, match="inside state_dir"):
         values.parse_spool_url(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "url"),
+@each_row(
+    "text, url",
     [("https://mail.test/", "https://mail.test"), ("http://[::1]:80/r", "http://[::1]:80/r")],
 )
 def test_web_url(text, url):
     assert values.parse_web_url(text) == url
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "mail.test", "ftp://m.test", "https://", "https://m.test?q", "https://u@m.test",
-     "https://m.test:99999", "https://[m", "https://a b", "https://m.test\r\nX: y"],
-)  # fmt: skip
+@each_row("text", ["", "mail.test", "ftp://m.test", "https://", "https://m.test?q", "https://u@m.test",
+     "https://m.test:99999", "https://[m", "https://a b", "https://m.test\r\nX: y"])  # fmt: skip
 def test_no_web_url(text):
     with pytest.raises(ValueError, match="a URL such as"):
         values.parse_web_url(text)

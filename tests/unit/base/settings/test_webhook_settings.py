@@ -10,6 +10,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
 from relay.base.settings.tree import Settings, Webhook, WebhookEvent
+from tests.support.tables import each_row
 
 
 def key(octets: int) -> str:
@@ -33,22 +34,17 @@ def test_every_state_has_a_name() -> None:
     assert set(get_args(WebhookEvent)) == steps | {str(state) for state in RecipientState}
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+@each_row("url", [
         "https://h.test", "https://192.168.0.1:8443/a?b=c", "https://[2001:db8::1]/", "http://127.0.0.1:3000/", "http://127.9.9.9/",
         "http://[::1]:3000/", "http://localhost/", "http://app.localhost:3000/x",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_urls(tmp_path: Path, url: str) -> None:
     [hook] = read(tmp_path, GOOD.replace("https://h.test/x", url)).webhook
     assert (hook.url, hook.accounts) == (url, ("*",))
     assert "whsec" not in repr(hook)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
+@each_row("wrong, told", [
         ({'"https://h.test/x"': '"http://h.test/x"'}, ':4: webhook[0].url: found "http://h.test/x", expected https://, or http:// to 127.0.0.1, [::1] or localhost'),
         ({'"https://h.test/x"': '"http://10.0.0.1/x"'}, "expected https://, or http:// to 127.0.0.1"),
         ({'"https://h.test/x"': '"https://me:pw@h.test/"'}, "expected https or http://HOST[:PORT]/PATH (found a user name or password)"),
@@ -63,8 +59,7 @@ def test_urls(tmp_path: Path, url: str) -> None:
         ({"events": 'accounts = [""]\nevents'}, 'webhook[0].accounts[0]: found "", expected a glob such as "*@example.org"'),
         ({"events": "accounts = []\nevents"}, 'webhook[0].accounts: found a list, expected at least one glob, such as "*"'),
         ({'events = ["*"]\n': ""}, "webhook[0].events: found nothing, expected a value"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_faults(tmp_path: Path, wrong: dict[str, str], told: str) -> None:
     text = GOOD
     for old, new in wrong.items():

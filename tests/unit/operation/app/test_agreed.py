@@ -3,12 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from relay.base.clock import SystemClock
 from relay.base.settings.tree import MailboxSettings, Route, RouteAuth, Settings
 from relay.operation.app.configuration import ActiveConfiguration, agreed_parts
 from relay.transport.signing.keys import KeyRing
+from tests.support.tables import each_row
 
 ROUTE = Route("a.test", "smtp://mx.a.test:25")
 SETTINGS = Settings(
@@ -31,9 +30,7 @@ def with_boxes(**changes: object) -> Settings:
     return replace(SETTINGS, mailboxes=replace(SETTINGS.mailboxes, **changes))
 
 
-@pytest.mark.parametrize(
-    ("other", "parts"),
-    [
+@each_row("other, parts", [
         (SETTINGS, set()),
         (replace(SETTINGS, hostname="two.test", state_dir=Path("other")), set()),
         (with_route(next_hop="smtp://mx.a.test:26"), {"routes"}),
@@ -48,8 +45,7 @@ def with_boxes(**changes: object) -> Settings:
             {f"{one} of the store {store}" for one in ("local domains", "accounts")
              for store in ("main", "second")},
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_not_of_the_machine_is_compared(other: Settings, parts: set[str]) -> None:
     assert differing(other) == parts
 

@@ -1,10 +1,9 @@
 """Whose From pickup lets an account send: the last check before a draft leaves."""
 
-import pytest
-
 from relay.base.accounts.account import Account
 from relay.operation.app.transport import may_send_as
 from tests.support.accounts import TokenAccounts
+from tests.support.tables import each_row
 
 ACCOUNTS = TokenAccounts(
     {
@@ -14,8 +13,8 @@ ACCOUNTS = TokenAccounts(
 )
 
 
-@pytest.mark.parametrize(
-    ("account", "address", "expected"),
+@each_row(
+    "account, address, expected",
     [
         ("alice@a.test", "Alice+tag@a.test", True),
         ("alice@a.test", "a@a.test", True),

@@ -1,7 +1,6 @@
 """The pressure monitor: disks, memory and commit latency."""
 
 import asyncio
-import gc
 import resource
 import threading
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from msgspec import structs
 
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
-from relay.base.process_limits import trim_memory
 from relay.operation.app import pressure_monitor as monitoring
 from relay.operation.app.pressure_monitor import (
     PressureMonitor,
@@ -109,18 +107,6 @@ async def test_each_transition_is_logged_once_and_reverts(watched, change, reaso
     assert watched.metric("relay_pressure_level") == 0
 
 
-async def test_rising_pressure_is_a_warning_and_falling_pressure_is_info(watched):
-    levels = []
-    for entries in (0, 950, 1000, 850, 0):
-        watched.load = SpoolLoad(entries=entries)
-        with capture_logs() as logs:
-            await watched.measure()
-        levels += [(one["log_level"], one["state"]) for one in logs]
-    assert levels == [
-        ("warning", "slow"), ("warning", "refuse"), ("info", "slow"), ("info", "normal"),
-    ]  # fmt: skip
-
-
 async def test_a_hanging_disk_does_not_block_the_monitor(watched, monkeypatch):
     await watched.measure()
     monkeypatch.setattr(monitoring, "_ANSWER_S", 0.01)
@@ -143,29 +129,6 @@ async def test_a_hanging_disk_does_not_block_the_monitor(watched, monkeypatch):
             pass
 
 
-def test_an_error_after_the_last_measurement_is_not_reported(watched, monkeypatch):
-    asked, answers, reported = threading.Event(), threading.Event(), []
-
-    def removed(path):
-        asked.set()
-        assert answers.wait(10)
-        raise OSError(2, "No such file or directory")
-
-    async def cancelled():
-        asyncio.get_running_loop().set_exception_handler(lambda _, given: reported.append(given))
-        measurement = asyncio.create_task(watched.measure())
-        await asyncio.to_thread(asked.wait, 10)
-        measurement.cancel()
-        await asyncio.gather(measurement, return_exceptions=True)
-        answers.set()
-
-    monkeypatch.setattr(monitoring, "disk_of", removed)
-    asyncio.run(cancelled())  # it waits for the threads
-    del watched.monitor  # and with it the answer
-    gc.collect()
-    assert reported == []
-
-
 async def test_a_disk_error_counts_as_full(watched, monkeypatch):
     def gone(path):
         raise OSError(5, "Input/output error")
@@ -174,19 +137,6 @@ async def test_a_disk_error_counts_as_full(watched, monkeypatch):
         patched.setattr(monitoring, "disk_of", gone)
         assert (await watched.measure()).queue is PressureLevel.REFUSE
     assert (await watched.measure()).level is PressureLevel.NORMAL
-
-
-async def test_a_clock_jump_is_logged_once_and_when_it_ends(watched):
-    day_us = 86400 * 1_000_000
-    with capture_logs() as logs:
-        for jumped_us in (0, 59_000_000, day_us, day_us, 61_000_000, 0, -day_us, 0):
-            watched.clock.jumped_us = jumped_us
-            await watched.measure()
-    reported = [(one["log_level"], one.get("seconds")) for one in logs]
-    assert reported == [("warning", 86400.0), ("info", None), ("warning", -86400.0), ("info", None)]
-    watched.clock.jumped_us = day_us
-    await watched.measure()
-    assert watched.metric("relay_clock_jump_seconds") == 86400
 
 
 async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
@@ -212,42 +162,6 @@ def test_memory_limit(settings_with):
     assert MIB < resident_bytes() < memory_limit_bytes()
     assert bounds_of(settings_with()).memory == int(0.75 * memory_limit_bytes())
     assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
-
-
-def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
-    group = tmp_path / "system.slice/relay.service"
-    group.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
-    (group / "memory.max").write_text("max\n")
-    monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
-    unbounded = memory_limit_bytes()
-    (group.parent / "memory.max").write_text(f"{MIB}\n")
-    assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
-
-
-async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        monitoring, "trim_memory", lambda *, collect: given.append((watched.clock.now_s, collect))
-    )
-    for memory_bytes in (0, 0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
-        watched.memory_bytes = memory_bytes
-        await watched.measure()
-        watched.clock.advance(5)
-    began_s = given[0][0]
-    assert [(at - began_s, collect) for at, collect in given] == [
-        (0, False), (10, True), (20, True), (30, False),
-    ]  # fmt: skip
-
-
-def test_trim_memory_returns_fragmented_memory():
-    pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
-    full = resident_bytes()
-    del pieces[:-1]  # the last one keeps the heap from shrinking at its end
-    trim_memory()
-    assert resident_bytes() < full - 50 * MIB
-    assert pieces
 
 
 def test_the_open_files_limit_is_raised():

@@ -8,6 +8,7 @@ from relay.base.settings.tree import Route
 from relay.operation.app.configuration import parse_next_hop
 from relay.transport.routing.route_table import RouteTable
 from tests.support.accounts import TokenAccounts
+from tests.support.tables import each_row
 
 PEOPLE = TokenAccounts({name: Account(f"{name}@example.test") for name in ("alice", "bob")})
 
@@ -30,8 +31,8 @@ def hop_of(found: Destination | None) -> str:
     return str(found and found.next_hop)
 
 
-@pytest.mark.parametrize(
-    ("text", "address", "hop"),
+@each_row(
+    "text, address, hop",
     [
         ("default", "x@a.test", "smtp://smart.test:25"),
         ("default", "x@reject.test", "None"),
@@ -61,9 +62,7 @@ def test_parse_next_hop_routes_an_address(text: str, address: str, hop: str) -> 
         assert found.next_hop.route == text.removeprefix("route:"), "its login and TLS"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "capture", "hold", "reject:no", "mx:", "mx:a b", "smtp://x", "b.test"]
-)
+@each_row("text", ["", "capture", "hold", "reject:no", "mx:", "mx:a b", "smtp://x", "b.test"])
 def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
     with pytest.raises(
         ValueError, match="expected default, mx, mx:DOMAIN, local, route:NAME, smtp"
@@ -71,8 +70,8 @@ def test_parse_next_hop_rejects_routes_that_send_nothing(text: str) -> None:
         parse_next_hop(text, table)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@each_row(
+    "text, expected",
     [
         ("lmtp://h.test:25", "expected another port than 25"),
         ("lmtp:unix:/run/my lmtp", "an absolute path without spaces"),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.operation.app import daemon
 from relay.operation.app.daemon import notify_manager
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 
@@ -78,16 +77,6 @@ def test_the_service_manager_receives_states(tmp_path: Path, name: str) -> None:
         manager.settimeout(5)
         notify_manager(given, "READY=1", "STATUS=listening")
         assert manager.recv(100) == b"READY=1\nSTATUS=listening"
-
-
-def test_a_service_manager_that_does_not_listen_stops_nothing(tmp_path: Path, monkeypatch) -> None:
-    """The system keeps a few states for it, and lets who sends another one wait."""
-    monkeypatch.setattr(daemon, "_MANAGER_S", 0.001)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        kept = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
-        for _ in range(kept + 20):
-            notify_manager(str(tmp_path / "notify"), "WATCHDOG=1")
 
 
 @pytest.mark.parametrize("given", ["", "/no/such/socket", "@no-such-socket"])

@@ -4,7 +4,6 @@ import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,9 +18,10 @@ from relay.base.settings.reader import load
 from relay.operation.app import tenant_sets
 from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.tenant_sets import book_of, load_strictly
-from relay.transport.policy.rule_files import PolicyError, read_rules
+from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.logs import capture_logs
+from tests.support.tables import each_row
 
 RULE = '[[rule]]\nname = "{}"\nthen = [ {{ hold = "x" }} ]\n'
 AWAY = '[[rule]]\nname = "away"\nthen = [ { redirect = "x@far.test" } ]\n'
@@ -181,25 +181,6 @@ def test_a_damaged_copy_is_not_used(site):
     assert why.endswith(f"expected {copy.name}")
 
 
-def test_what_is_known_to_be_kept_is_not_read_again(site, monkeypatch):
-    read, usual = [], tenant_sets.read_rules
-    monkeypatch.setattr(
-        tenant_sets, "read_rules", lambda *a, **b: read.append(a[0].parent.name) or usual(*a, **b)
-    )
-    site.start()
-    site.start()
-    read.clear()
-    site.reload()
-    assert read == []
-    site.write("acme", RULE.format("new"))
-    site.reload()
-    assert (set(read), site.kept()) == ({"acme"}, ["new"])
-    [copy] = (site.folder / "state/policies/acme").iterdir()
-    rmtree(copy)
-    site.reload()
-    assert site.kept() == ["new"]
-
-
 def test_the_copy_of_a_tenant_that_is_gone_is_removed(site):
     site.start()
     start = CONFIG.index('[[tenant]]\nname = "acme"')
@@ -217,14 +198,6 @@ def test_the_copy_of_a_tenant_that_is_gone_is_removed(site):
     (site.folder / "policies/acme").rename(site.folder / "aside")
     site.reload()
     assert [one.name for one in (site.folder / "state/policies").iterdir()] == ["beta"]
-
-
-def test_a_set_that_cannot_be_kept_is_used(site):
-    (site.folder / "state/policies").touch()
-    with capture_logs() as logs:
-        site.start()
-    assert site.names() == ["acme/old"]
-    assert [one["tenant"] for one in logs if "not kept" in one["event"]] == ["acme", "beta"]
 
 
 def test_files_that_change_while_they_are_copied_are_not_kept(site, monkeypatch):
@@ -246,8 +219,8 @@ def test_files_that_change_while_they_are_copied_are_not_kept(site, monkeypatch)
     assert site.names() == ["acme/old"]
 
 
-@pytest.mark.parametrize(
-    ("sender", "to", "tenants"),
+@each_row(
+    "sender, to, tenants",
     [
         ("a@alias.test", "b@far.test", ("acme",)),
         ("a@alias.test", "b@acme.test", ("acme",)),
@@ -313,20 +286,6 @@ def test_what_a_tenant_does_harms_no_other(site, harm):
     assert any(word in fault.message for word in ("expected", "cannot be read", "found"))
 
 
-def test_an_unexpected_error_is_a_fault_of_the_tenant(site, monkeypatch):
-    usual = tenant_sets.load_rules
-
-    def failing(directory: Path, **options: Any):
-        if directory.name == "acme":
-            raise ZeroDivisionError
-        return usual(directory, **options)
-
-    monkeypatch.setattr(tenant_sets, "load_rules", failing)
-    site.start()
-    assert (site.names(), site.names("beta")) == (None, ["beta/beta"])
-    assert "internal error: ZeroDivisionError()" in str(site.active.tenants()["acme"].faults[0])
-
-
 @settings(max_examples=20, deadline=None)
 @given(octets=st.binary(max_size=300), group=st.binary(max_size=100))
 def test_noise_of_one_tenant_leaves_the_rules_of_others_as_they_are(octets, group):
@@ -344,13 +303,3 @@ def test_noise_of_one_tenant_leaves_the_rules_of_others_as_they_are(octets, grou
                     (before.tenants["beta"].rules, after.tenants["beta"].rules),
                 ):
                     assert replace(new, loaded=old.loaded) == old
-
-
-def test_checks_have_the_faults_of_all_tenants_and_of_the_operator(site):
-    site.write("acme", FAULTY)
-    site.write("beta", AWAY)
-    (site.folder / "policies/10.toml").write_text(FAULTY)
-    with pytest.raises(PolicyError) as caught:
-        load_strictly(load(site.file, {}), site.file)
-    files = {fault.file.parent.name for fault in caught.value.faults}
-    assert files == {"policies", "acme", "beta"}

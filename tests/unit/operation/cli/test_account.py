@@ -19,6 +19,7 @@ from relay.operation.app.development_folder import MARK
 from relay.operation.cli.errors import report_error
 from relay.operation.cli.root import cli
 from tests.support.client_keys import certificate
+from tests.support.tables import each_row
 
 CONFIG = """\
 hostname = "relay.example.test"
@@ -157,13 +158,6 @@ def test_add_makes_a_client_with_a_certificate(
     assert files.text == before
 
 
-def test_add_refuses_what_is_no_certificate(files: Files) -> None:
-    file = files.folder / "app.pem"
-    file.write_text("x")
-    code, text = files.fails("add", "app@example.test", "--client-certificate", str(file))
-    assert (code, "found none that can be read" in text) == (78, True)
-
-
 def test_a_password_comes_from_standard_input(files: Files) -> None:
     files.made("password", "bob@example.test", stdin="pass wörd\n")
     assert "wörd" not in files.text
@@ -176,7 +170,7 @@ def test_a_password_comes_from_standard_input(files: Files) -> None:
     assert "password" not in files.text
 
 
-@pytest.mark.parametrize("stdin", ["", "\n", "x" * 1025 + "\n"])
+@each_row("stdin", ["", "\n", "x" * 1025 + "\n"])
 def test_an_empty_or_endless_password_is_refused(files: Files, stdin: str) -> None:
     code, text = files.fails("password", "bob@example.test", stdin=stdin)
     assert (code, "expected a password of 1 to 1024 bytes" in text) == (65, True)
@@ -193,17 +187,6 @@ def test_a_token_is_replaced_where_it_stands(files: Files) -> None:
     accounts = files.load()
     assert accounts.by_token("alice") is None
     assert accounts.by_token(made["token"]).address == "alice@example.test"
-    accounts.close()
-
-
-def test_a_first_token_stands_below_the_address(files: Files) -> None:
-    made = files.made("token", "bob@example.test")
-    lines = files.text.splitlines()
-    assert lines[11] == '  address = "bob@example.test"'
-    assert lines[12].startswith('  token = "sha256:')
-    assert [one for number, one in enumerate(lines) if number != 12] == ACCOUNTS.splitlines()
-    accounts = files.load()
-    assert accounts.by_token(made["token"]).address == "bob@example.test"
     accounts.close()
 
 
@@ -230,13 +213,6 @@ def test_remove_keeps_the_comments_around(files: Files, address: str, expected: 
     assert files.made("remove", address) == {"address": address}
     assert files.text == expected
     assert len(tomllib.loads(files.text)["account"]) == 1
-
-
-def test_without_facts_nothing_is_printed(files: Files) -> None:
-    assert files("password", "bob@example.test", stdin="secret\n").stdout == ""
-    assert files("remove", "bob@example.test").stdout == ""
-    assert files("remove", "alice@example.test").stdout == ""
-    assert files("list").stdout == ""
 
 
 def test_list_shows_no_secret(files: Files) -> None:
@@ -274,8 +250,8 @@ def test_aliases_are_listed_and_stay_where_accounts_are_removed(files: Files) ->
     assert files.text == before.replace(f"{carol}\n", "")
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "expected"),
+@each_row(
+    "words, code, expected",
     [
         (("add", "bob@example.test"), 65, "there is such an account already"),
         (("add", "sales@example.test"), 65, "there is such an account already"),
@@ -302,8 +278,8 @@ def test_what_cannot_be_done_changes_nothing(
     assert (found, expected in text) == (code, True), text
 
 
-@pytest.mark.parametrize(
-    ("text", "code", "expected"),
+@each_row(
+    "text, code, expected",
     [
         ("account = [", 78, ""),
         ("[[account]]\naddress = 5\n", 78, "accounts.toml:2: account[0].address"),
@@ -348,11 +324,3 @@ def test_changes_at_once_wait_for_each_other(files: Files) -> None:
         assert one.returncode == 0
         assert json.loads(out)["token"]
     assert len(files.made("list")) == 4
-
-
-def test_a_disabled_account_is_listed_with_its_scheme(files: Files) -> None:
-    files.accounts.write_text(files.text.replace('"plain:bob"', '"plain:bob"\n  disabled = true'))
-    assert "bob@example.test  password (PLAIN)  disabled" in files("list").stdout
-    accounts = files.load()
-    assert accounts.tables.schemes() == {"PLAIN": 1}
-    accounts.close()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tables import each_row
 from tests.unit.operation.cli.test_account import Files
 
 HASH = "$6$9KGrvM2Da8Pp45kv$29cjp6zOeNHQh3zxJlPVO49.1dDkZPifaaDp2rjn5O2nKZJAYoZThN15Cz8apP4NHrQUGbe8c9NxDhMEnjkJQ1"
@@ -139,9 +140,7 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
     assert lines[20] == f"{file}: 980 faults more"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+@each_row("text, expected", [
         ("bob\n", ":1: found no colon, expected ADDRESS:HASH:..., or a CSV with the header address,"),
         ("address,hash,name\n", ':1: found the column "name", expected the header address,hash'),
         ("address,address\n", ':1: found the column "address", expected the header address,hash'),
@@ -159,32 +158,13 @@ def test_of_many_faults_twenty_are_told(files: Files, good: str) -> None:
         (b"x" * (16 * 1024 * 1024 + 1), ": found more than 16777216 bytes"),
         ("c@example.test:a\0b\n", ":1: hash: found"),
         ("c@example.test:${env:HOME}\n", ":1: hash: "),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_no_such_file(files: Files, text: str | bytes, expected: str) -> None:
     file = written(files, text)
     code, told = files.fails("import", file)
     assert code == 65
     (line,) = told.splitlines()
     assert line.startswith(f"{file}{expected}"), line
-
-
-def test_a_fault_of_accounts_toml_is_one_of_that_file(files: Files) -> None:
-    files.accounts.write_text("[[account]]\naddress = 5\n")
-    code, told = files.fails("import", written(files, CSV))
-    assert code == 78
-    assert told.startswith(f"{files.accounts}:2: account[0].address: ")
-
-
-def test_ten_thousand_accounts_are_read(files: Files) -> None:
-    rows = "".join(f"u{n}@example.test,{HASH},2 GiB,\n" for n in range(10_000))
-    assert (
-        files.made("import", written(files, "address,hash,quota,aliases\n" + rows))["accounts"]
-        == 10_000
-    )
-    accounts = files.load()
-    assert len(accounts.every()) == 10_002
-    accounts.close()
 
 
 @pytest.mark.parametrize("rows", [1, 30])
@@ -217,20 +197,3 @@ async def test_a_locked_user_has_no_password(files: Files) -> None:
     assert accounts.tables.schemes() == {"PLAIN": 1}
     assert await accounts.by_password("carol@example.test", "pä55", client="") is None
     accounts.close()
-
-
-def test_a_malformed_hash(files: Files) -> None:
-    rows = "".join(f"u{n}@example.test,{{DES}}x\n" for n in range(3))
-    code, told = files.fails(
-        "import", written(files, f"address,hash\nc@example.test,$6$abc\n{rows}")
-    )
-    lines = told.splitlines()
-    assert code == 65
-    assert (
-        "found $6$, expected a whole hash: $6$SALT$ of up to 999999 rounds and 86 characters"
-        in lines[0]
-    )
-    assert "found {DES}, expected $argon2id$" in lines[1]
-    assert [one.partition(": hash: ")[2] for one in lines[2:]] == [
-        "found {DES}, expected as in line 3"
-    ] * 2

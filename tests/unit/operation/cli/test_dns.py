@@ -21,6 +21,7 @@ from relay.transport.signing.record import key_record, txt_strings
 from tests.support.dns_server import DnsThread
 from tests.support.ingress import make_certificate
 from tests.support.policy_server import PolicyServer
+from tests.support.tables import each_row
 from tests.support.tls import new_authority, self_signed
 
 HOST = "relay.corp.test"
@@ -218,7 +219,7 @@ CHANGES: dict[str, tuple[Change, dict[tuple[str, str], str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@each_row("name", CHANGES)
 def test_one_record_is_another(domain: Domain, name: str) -> None:
     domain.publish()
     before = domain.verdicts()
@@ -307,15 +308,6 @@ def test_the_dns_does_not_answer(domain: Domain, name: str, word: str) -> None:
     assert done.stdout == ""
 
 
-def test_a_route_by_another_host_is_named(domain: Domain) -> None:
-    with domain.config.open("a") as config:
-        config.write(
-            '[[route]]\ndomain = "*"\nnext_hop = "smtp://out.provider.test:587"\nname = "out"\n'
-        )
-    spf = domain.compare()[1][1]
-    assert spf["note"] == "out sends by out.provider.test: its include: is yours to add"
-
-
 def test_a_domain_that_only_sends(domain: Domain) -> None:
     records = domain.compare("news.corp.test")[1]
     names = [(one["name"], one["type"]) for one in records]
@@ -327,15 +319,13 @@ def test_a_domain_that_only_sends(domain: Domain) -> None:
     assert "elsewhere.test is none of mailboxes.domains" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("given", "asked"), [("CORP.test.", "corp.test"), ("bücher.test", "xn--bcher-kva.test")]
-)
+@each_row("given, asked", [("CORP.test.", "corp.test"), ("bücher.test", "xn--bcher-kva.test")])
 def test_a_domain_as_people_write_it(domain: Domain, given: str, asked: str) -> None:
     domain.compare(given)
     assert domain.dns.asked(asked, "TXT") == 1
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "-", "a..b", "x" * 300])
+@each_row("bad", ["", "a b", "-", "a..b", "x" * 300])
 def test_what_is_no_domain(domain: Domain, bad: str) -> None:
     done = domain.run("dns", bad)
     assert done.exception is not None

@@ -4,7 +4,6 @@ import errno
 from pathlib import Path
 
 import click
-import pytest
 
 from relay.base.running_relay import (
     ControlError,
@@ -19,10 +18,11 @@ from relay.operation.app.development_folder import ForeignFolderError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.errors import CommandError, ExitCode, report_error
 from relay.store.spool.types import SpoolError
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "text"),
+@each_row(
+    "error, code, text",
     [
         (CommandError(ExitCode.DATA, "relay trace: none"), 65, "relay trace: none"),
         (CommandError(ExitCode.CONFIGURATION), 78, ""),
@@ -51,7 +51,6 @@ from relay.store.spool.types import SpoolError
         (ImportError("No module named 'x'"), 69, "the installation is not complete: No module"),
         (ZeroDivisionError("oh"), 70, "relay: internal error: ZeroDivisionError: oh"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 def test_an_error_has_its_code_and_one_line(error, code, text, capsys):
     assert report_error(error) == code

@@ -17,6 +17,7 @@ from relay.operation.cli.root import cli
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import load_rules
 from tests.support.relay_config import written_settings
+from tests.support.tables import each_row
 
 RULES = """
 [[rule]]
@@ -55,8 +56,8 @@ def explained(settings, tmp_path: Path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "state"),
+@each_row(
+    "arguments, code, state",
     [
         (["alice@example.test"], 0, "local"),
         (["x@kept.test"], 0, "captured"),
@@ -78,8 +79,8 @@ def test_without_a_relay_the_configuration_answers(explained, arguments, code, s
     assert "this is from the configuration" in out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
+@each_row(
+    "arguments, code, text",
     [
         (["bob"], 65, "address: expected local-part@domain, found 'bob'."),
         (["a@b.test", "--ip", "b.test"], 65, "ip: found 'b.test', expected an IP address."),

@@ -7,8 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from relay.base.settings.document import SettingsError
 from relay.operation.cli.root import cli
+from tests.support.tables import each_row
 
 
 def verbs(command=cli, words=()):
@@ -32,7 +32,7 @@ def everywhere(words, *option):
     return [[*words[:place], *option, *words[place:]] for place in range(len(words) + 1)]
 
 
-@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+@each_row("words", verbs())
 def test_every_verb_has_a_help_that_says_what_it_does(words):
     text = CliRunner().invoke(cli, [*words, "--help"])
     assert text.exit_code == 0
@@ -42,36 +42,21 @@ def test_every_verb_has_a_help_that_says_what_it_does(words):
     assert "..." not in re.sub(r"\[[A-Z]+\]\.\.\.", "", text.output.split("Commands:")[-1])
 
 
-def test_the_commands_are_in_four_groups():
-    text = CliRunner().invoke(cli, ["--help"]).output.partition("Options:")[2]
-    titles = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
-    assert titles == ["Develop", "Send and look", "Operate", "Repair"]
-    listed = re.findall(r"^  (\w+) +[A-Z]", text.partition("Develop:")[2], re.MULTILINE)
-    assert sorted(listed) == sorted(cli.list_commands(click.Context(cli)))
-
-
-@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--json"), ids=" ".join)
+@each_row("arguments", everywhere(["queue", "list"], "--json"))
 def test_json_may_stand_anywhere(arguments, config):
     text = CliRunner().invoke(cli, [*arguments, "--config", config])
     assert (text.exit_code, text.stderr) == (0, "")
     assert json.loads(text.stdout) == []
 
 
-@pytest.mark.parametrize("arguments", everywhere(["queue", "list"], "--config", "FILE"), ids=str)
+@each_row("arguments", everywhere(["queue", "list"], "--config", "FILE"))
 def test_config_may_stand_anywhere(arguments, config):
     text = CliRunner().invoke(cli, [config if one == "FILE" else one for one in arguments])
     assert (text.exit_code, text.output) == (0, "0 entries, 0 recipients\n")
 
 
-def test_the_last_config_wins(config, tmp_path):
-    missing = str(tmp_path / "missing.toml")
-    text = CliRunner().invoke(cli, ["--config", config, "queue", "list", "--config", missing])
-    assert isinstance(text.exception, SettingsError)
-    assert f"{missing}: found no such file" in str(text.exception)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
+@each_row(
+    "arguments, text",
     [
         (["trace", ""], "expected an id"),
         (["trace", "x" * 1001], "expected an id"),
@@ -94,7 +79,6 @@ def test_the_last_config_wins(config, tmp_path):
         (["dev", "--exit-after", "0"], "not in the range"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
-    ids=str,
 )
 def test_wrong_usage_says_what_is_expected(arguments, text, config):
     done = CliRunner().invoke(cli, [*arguments[:1], "--config", config, *arguments[1:]])

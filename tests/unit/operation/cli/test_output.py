@@ -10,13 +10,10 @@ from relay.operation.cli.output import (
     journey_lines,
     print_json,
     print_lines,
-    recipient_lines,
-    step_lines,
 )
 from relay.operation.cli.queue import entry_lines
 from relay.operation.cli.trace import diagnosis
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
-from relay.store.journeys.wording import describe
 
 AT = "2026-11-20T09:11:43.766123Z"
 
@@ -72,31 +69,6 @@ def test_a_journey_has_a_headline_steps_and_recipients_in_columns():
     ]
 
 
-def test_an_attempt_names_recipient_outcome_and_host():
-    people = [{"address": "a@x.test", "outcome": "relayed", "reply": "250 2.0.0 Ok"}]
-    lines = step_lines(step(6, "delivery", recipients=people, host="mx1.x.test"))
-    assert lines[0].endswith("  a@x.test relayed by mx1.x.test: 250 2.0.0 Ok")
-
-
-def test_an_attempt_that_held_its_entry_says_why():
-    people = [{"address": "a@x.test", "outcome": "deferred", "reply": "451 4.3.0 cannot be read"}]
-    lines = step_lines(step(6, "delivery", recipients=people, held="release it when it is back"))
-    assert [line.strip() for line in lines[1:]] == ["held: release it when it is back"]
-
-
-def test_a_step_that_counts_its_recipients_is_shown_as_it_is():
-    assert step_lines(step(3, "converted", size=302, recipients=2))[0].endswith(
-        "size 302, recipients 2"
-    )
-
-
-def test_steps_of_more_than_one_day_have_their_dates():
-    later = step(6, "delivery", at="2026-11-21T00:00:01.000000Z")
-    lines = journey_lines(journey(steps=[step(1, "created"), later]))
-    assert lines[1] == " 1 created            2026-11-20 09:11:43.766Z"
-    assert lines[2] == " 6 delivery           2026-11-21 00:00:01.000Z"
-
-
 @pytest.mark.parametrize("nasty", ["\x1b]0;pwned\x07", "\x9b31m", "\u202e", "a\r\nb", "\udcff"])
 def test_nothing_of_a_message_reaches_the_terminal_as_a_command(nasty, capsys):
     found = journey(
@@ -125,27 +97,6 @@ def test_a_thousand_recipients_fit_on_a_screen_with_failures_first():
     assert max(map(len, lines)) < 200
 
 
-@pytest.mark.parametrize(("tries", "ending"), [(0, "5.4.7 late"), (1, "late"), (2, "(2 attempts)")])
-def test_expiry_is_no_attempt(tries, ending):
-    attempts = [{"outcome": "deferred"}] * tries + [{"outcome": "expired"}]
-    (line,) = recipient_lines([recipient("u@x.test", "expired", "5.4.7 late", attempts)])
-    assert line.endswith(ending)
-
-
-def test_an_event_counts_recipients_it_does_not_name():
-    names = [f"u{n}@x.test" for n in range(100)]
-    refused = [{"address": name, "reply": "550 no"} for name in names]
-    counts = {"local": 1000, "refused": 300}
-    lines = [*describe(5, {"next_hops": {"local": names}, "refused": refused, "counts": counts})]
-    assert lines[0].endswith("u4@x.test and 995 more")
-    assert lines[-1] == "and 295 more"
-
-
-def test_a_rule_that_was_skipped_says_why():
-    hit = {"rule": "r", "mode": "enforce", "outcome": "error", "recipients": [], "error": "broken"}
-    assert list(describe(5, {"rules": [hit]})) == ['rule "r": skipped: broken']
-
-
 def test_entries_are_printed_as_a_table():
     assert entry_lines([entry(1), entry(22, "captured", due=None, people=2)]) == [
         "ID     STATE     BYTES  ATTEMPTS  NEXT ATTEMPT (UTC)   SENDER -> NEXT HOP",
@@ -157,17 +108,6 @@ def test_entries_are_printed_as_a_table():
         "2 entries, 3 recipients: 1 deferred, 1 captured",
     ]
     assert entry_lines([]) == ["0 entries, 0 recipients"]
-
-
-def test_an_entry_without_its_message_does_not_look_like_a_report():
-    lost, report = entry_lines([entry(1, sender=None, size=None), entry(2, sender="")])[1:6:3]
-    assert lost.split() == [
-        "q1-1", "deferred", "-", "3", "2026-11-20", "10:00:00", "?", "->", "mx:b.test",
-    ]  # fmt: skip
-    assert "<> -> mx:b.test" in report
-    remark = "    its message is lost: see relay storage verify"
-    assert remark in entry_lines([entry(1, sender=None, size=None)])
-    assert remark not in entry_lines([entry(2, sender="")])
 
 
 @pytest.mark.parametrize(
@@ -210,13 +150,6 @@ def test_an_entry_without_its_message_does_not_look_like_a_report():
 )
 def test_a_diagnosis_names_the_step_and_the_reason(found, entries, expected):
     assert diagnosis(found, entries) == expected
-
-
-def test_an_unsaved_original_has_no_folder():
-    assert list(describe(4, {"folder": None, "queue_id": "q1"})) == ["not kept, queue_id q1"]
-    assert list(describe(4, {"folder": "sentitems", "queue_id": "q1"})) == [
-        "folder sentitems, queue_id q1"
-    ]
 
 
 def test_names_of_files_are_any_octets_and_the_output_is_text(capsys):

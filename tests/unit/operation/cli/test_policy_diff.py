@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from relay.operation.cli import policy
 from relay.operation.cli.errors import ExitCode, report_error
 from relay.operation.cli.root import cli
-from relay.operation.commands.saved_mail import envelope_of
-from relay.store.journeys.document import Journey, JourneyStep, Recipient
+from tests.support.tables import each_row
 
 HEADER = b"From: a@own.test\nTo: b@other.test, c@third.test\nSubject: Hello\n"
 MIB = 1 << 20
-
-
-COPY = (
-    b"Return-Path: <a@other.test>\nX-Relay-Id: 0123456789abcdef\nDelivered-To: b@own.test\n"
-    b"Received: from x by y with ESMTP id 0123456789abcdef;\n\tnow\nTo: b@own.test\n\nhi\n"
-)
 
 
 def rule(name, then, when='subject = "Hello"', more=""):
@@ -98,7 +90,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "lines"), CHANGES)
+@each_row("old, new, lines", CHANGES)
 def test_a_change_is_shown_with_its_rule(folders, old, new, lines):
     other = rule("same", TAG.replace("X-Tag", "X-Same"))
     folders.rules(other + rule("r", old), other + rule("r", new))
@@ -121,16 +113,7 @@ SAME = [
 ]  # fmt: skip
 
 
-def test_dates_of_rules_are_as_of_now(folders):
-    folders.rules(
-        rule("r", REJECT, more="until = 2020-01-01"), rule("r", REJECT, more="from = 2020-01-01")
-    )
-    folders.put("one.eml")
-    files, sums = folders.json()
-    assert (sums["rules"], [*files]) == ([{"rule": "r", "old": 0, "new": 1}], ["one.eml"])
-
-
-@pytest.mark.parametrize(("old", "new"), SAME)
+@each_row("old, new", SAME)
 def test_what_has_the_same_result_is_no_change(folders, old, new):
     folders.rules(old, new)
     folders.put("one.eml")
@@ -158,25 +141,6 @@ def test_the_sums_count_what_each_rule_matches(folders):
     ]
 
 
-def test_files_beyond_the_limit_are_counted(folders, monkeypatch):
-    monkeypatch.setattr(policy, "SHOWN_MAX", 3)
-    folders.rules(rule("r", TAG), rule("r", REJECT))
-    for number in range(7):
-        folders.put(f"{number}.eml", b"" if number == 0 else HEADER + b"\n")
-    files, sums = folders.json()
-    assert (len(files), sums["changed"], sums["not_shown"]) == (3, 6, 4)
-    assert "and 4 more files\n" in folders.run()[1]
-
-
-def test_mail_is_eml_and_what_is_in_a_maildir(folders):
-    names = ["a.eml", "B.EML", "new/1", ".Sent/cur/2:2,S"]
-    for name in [*names, "notes.txt", "tmp/3", ".hidden.eml", "cur/.4", "cur/deep/5"]:
-        folders.put(name)
-    folders.rules(rule("r", TAG), rule("r", REJECT))
-    files, sums = folders.json()
-    assert (sorted(files), sums["skipped"]) == (sorted(names), {})
-
-
 ENVELOPES = [
     (b"Return-Path: <x@own.test>\nFrom: a@own.test\nTo: b@other.test\n", "x@own.test", ["b@other.test"]),
     (b"Return-Path: <>\nFrom: a@own.test\nTo: b@other.test\n", "", ["b@other.test"]),
@@ -187,7 +151,7 @@ ENVELOPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("header", "sender", "recipients"), ENVELOPES)
+@each_row("header, sender, recipients", ENVELOPES)
 def test_the_envelope_is_that_of_the_header(folders, header, sender, recipients):
     folders.rules("", rule("r", REJECT, "size_over = 1"))
     folders.put("one.eml", header + b"\nhi\n")
@@ -214,19 +178,6 @@ def test_rules_see_what_acceptance_would_give_them(folders):
     assert [*files] == ["two.eml"]
 
 
-def test_local_domains_are_those_of_the_configuration(folders):
-    folders.rules("", rule("r", REJECT, 'direction = "inbound"'))
-    folders.put("one.eml", COPY)
-    assert folders.json()[1]["changed"] == 0
-    config = folders.root / "relay.toml"
-    config.write_text(
-        'hostname = "r.own.test"\nstate_dir = "s"\n[mailboxes]\ndomains = ["own.test"]\n'
-    )
-    _, sums = folders.json("--config", str(config))
-    assert (sums["changed"], "no relay is running" in sums["without_journeys"]) == (1, True)
-    assert not (folders.root / "s").exists()
-
-
 def test_a_twin_domain_stands_for_the_own_one_and_reports_are_skipped(folders):
     folders.rules("", rule("r", REJECT, 'recipient = "b@own.test"'))
     config = folders.root / "relay.toml"
@@ -242,15 +193,6 @@ def test_a_twin_domain_stands_for_the_own_one_and_reports_are_skipped(folders):
     assert [one["address"] for one in files["one.eml"]["new"]["recipients"]] == ["b@own.test"]
     assert files["report.eml"]["skipped"].startswith("a report or notice of this relay")
     assert (sums["compared"], sums["changed"]) == (2, 2)
-
-
-def test_an_address_that_another_replaces_is_no_recipient_of_a_journey():
-    steps = (JourneyStep(5, "", "", {"aliases": ["b@twin.test", "all@own.test"]}),)
-    states = {"b@twin.test": "redirected", "b@own.test": "delivered", "all@own.test": "delivered",
-              "c@own.test": "redirected", "l@own.test": "expanded"}  # fmt: skip
-    journey = Journey("q", None, None, "", "a@x.test", "", "delivered", {}, steps,
-                      tuple(Recipient(*one) for one in states.items()))  # fmt: skip
-    assert envelope_of(journey).recipients == ("b@own.test", "all@own.test", "c@own.test")
 
 
 def test_tenants_of_the_configuration_have_their_directories(folders):
@@ -335,24 +277,6 @@ def test_hostile_files_are_skipped_with_the_reason(folders):
     }  # fmt: skip
     assert (sums["compared"], sums["changed"]) == (2, 2)
     assert "Traceback" not in folders.run()[1]
-
-
-def test_what_may_not_be_read_is_skipped(folders, monkeypatch):
-    folders.put("unread.eml")
-    folders.put("closed/one.eml")
-    folders.json()  # what is imported late must be readable
-    (folders.root / "mail/unread.eml").chmod(0)
-    (folders.root / "mail/closed").chmod(0)
-    folders.root.chmod(0o755)
-    monkeypatch.chdir(folders.root)
-    before, folders.root = os.geteuid(), Path()
-    os.seteuid(before or 65534)  # root may read everything
-    try:
-        _, sums = folders.json()
-    finally:
-        os.seteuid(before)
-        Path("mail/closed").chmod(0o700)
-    assert (sums["compared"], sums["skipped"]) == (0, {"permission denied": 2})
 
 
 def test_a_directory_of_any_depth_is_read(folders):

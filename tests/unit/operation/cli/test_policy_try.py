@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +10,7 @@ from relay.base.clock import SystemClock
 from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.cli.errors import CommandError, ExitCode, report_error
 from relay.operation.cli.root import cli
+from tests.support.tables import each_row
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_a_source_is_named_as_in_the_rules(written, options, fate):
     assert f"c@d.test: {fate}\n" in reported.output
 
 
-@pytest.mark.parametrize(
-    ("sender", "recipient", "found"),
+@each_row(
+    "sender, recipient, found",
     [
         ("ab.c", "c@d.test", '"ab.c"'),
         ("a@b.test", "d.test", '"d.test"'),
@@ -90,36 +90,6 @@ def test_a_client_without_a_login_is_a_stranger_unless_its_network_is_trusted(
     assert document["recipients"][0]["hold"] == (hold if holds else None)
 
 
-def test_a_recipient_in_a_twin_domain_is_that_of_the_own_domain(written):
-    with (written / "relay.toml").open("a") as file:
-        file.write(
-            '[mailboxes]\ndomains = ["b.test"]\n[[domain]]\nname = "d.test"\nalias_of = "b.test"\n'
-        )
-    _, output = tried(written, written / "one.eml", "--json")
-    assert [one["address"] for one in json.loads(output)["recipients"]] == ["c@b.test"]
-
-
-def test_a_client_is_an_address(written):
-    arguments = [
-        "policy",
-        "try",
-        str(written / "one.eml"),
-        "--from",
-        "a@b.test",
-        "--to",
-        "c@d.test",
-    ]
-    reported = CliRunner().invoke(cli, [*arguments, "--client", "b.test"])
-    assert reported.exit_code == 2
-    assert 'found "b.test", expected an IP address' in reported.stderr
-
-
-def test_the_null_reverse_path_is_an_address_to_try_from(written):
-    arguments = ["policy", "try", str(written / "one.eml"), "--from", "<>", "--to", "c@d.test"]
-    reported = CliRunner().invoke(cli, [*arguments, "--config", str(written / "relay.toml")])
-    assert reported.exit_code == 0, reported.output
-
-
 MESSAGE = b"Subject: x\n\nhi\n"
 HOSTILE = [b"\xff\xfe.eml", b"two\nlines.eml", b"\x1b[31mred.eml", b"-rf.eml", b"x" * 255]
 
@@ -138,7 +108,7 @@ def path_of(written, name):
     return written / os.fsdecode(name)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@each_row("name", HOSTILE)
 def test_a_file_of_any_name_is_tried(written, name, monkeypatch):
     monkeypatch.chdir(written)  # a dash leads
     path_of(written, name).write_bytes(MESSAGE)
@@ -146,7 +116,7 @@ def test_a_file_of_any_name_is_tried(written, name, monkeypatch):
     assert (code, "verdict: accept" in output) == (0, True)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@each_row("name", HOSTILE)
 def test_what_is_said_of_a_file_of_any_name_is_one_printable_line(written, name):
     file = path_of(written, name)
     missing, text = tried(written, file)
@@ -154,11 +124,6 @@ def test_what_is_said_of_a_file_of_any_name_is_one_printable_line(written, name)
     file.write_bytes(b"no header\n")
     bad, text = tried(written, file)
     assert (bad, text.isprintable()) == (ExitCode.DATA, True)
-
-
-def test_a_name_that_no_file_can_have_is_no_input(written):
-    for name in ("", "x" * 300, "one.eml/x"):
-        assert tried(written, name and written / name)[0] == ExitCode.NO_INPUT
 
 
 def test_a_name_that_cannot_be_resolved_is_bad_data(written):
@@ -184,29 +149,12 @@ def test_a_message_may_come_through_a_pipe(written):
     assert (code, "verdict: accept" in output) == (0, True)
 
 
-def test_a_writer_that_has_a_pipe_open_is_waited_for(written):
-    os.mkfifo(written / "pipe")
-    kept = os.open(written / "pipe", os.O_RDWR)  # a FIFO has no writer without a reader
-    writer = os.open(written / "pipe", os.O_WRONLY)
-    os.close(kept)
-
-    def write():
-        os.write(writer, MESSAGE)
-        os.close(writer)
-
-    timer = threading.Timer(0.3, write)
-    timer.start()
-    code, output = tried(written, written / "pipe")
-    timer.join()
-    assert (code, "verdict: accept" in output) == (0, True)
-
-
 def test_a_file_without_an_end_is_no_message(written, monkeypatch):
     monkeypatch.setattr("relay.operation.cli.options.INPUT_BYTES_MAX", 1 << 20)
     assert tried(written, "/dev/zero")[0] == ExitCode.DATA
 
 
-@pytest.mark.parametrize("field", ["name=" + 9000 * "x", 101 * "a=b;" + "name=x"])
+@each_row("field", ["name=" + 9000 * "x", 101 * "a=b;" + "name=x"])
 def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, field):
     (written / "rules/20.toml").write_text(
         '[[rule]]\nname = "no exe"\nwhen = { attachment_name = "*.exe" }\n'

@@ -13,14 +13,11 @@ from click.testing import CliRunner
 from relay.base.clock import SystemClock
 from relay.base.settings.reader import load
 from relay.operation.cli.errors import INTERRUPTED, CommandError
-from relay.operation.cli.output import step_lines
-from relay.operation.cli.queue import entry_lines, stats_lines
 from relay.operation.cli.root import cli
 from relay.operation.commands.operator_client import OperatorClient
-from relay.store.journeys.document import JourneyStep
-from relay.store.journeys.wording import changed_line
 from tests.support import relay_starts
 from tests.support.spools import new_message, spool_on
+from tests.support.tables import each_row
 
 DATA, TRY_LATER, CONFIGURATION = 65, 75, 78
 
@@ -148,16 +145,6 @@ def test_a_cancel_reports_to_the_sender_if_that_is_wanted(relay):
     assert "--text: it is for the report" in done.stderr
 
 
-def test_a_command_with_conditions_prints_a_sum_and_lists_on_request(relay, queued):
-    assert relay("hold", "--domain", "a.test").stdout == "held 1 of 1 entry\n"
-    assert relay("hold", "--all").stdout == (
-        "held 2 of 3 entries, 1 stays as it was\n    1 unchanged: it is held already\n"
-    )
-    listed = relay("release", "--recipient", "x@*", "--list").stdout.splitlines()
-    assert [line.split()[0].partition("-")[0] for line in listed if " -> mx:" in line] == queued
-    assert listed[-1] == "released 3 of 3 entries"
-
-
 def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
     config.write_text(config.read_text().replace("[[route]]", '[[route]]\nname = "smart"'))
     done = relay("reroute", "--domain", "a.test", "--to", "route:smart")
@@ -172,16 +159,6 @@ def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
     assert "Error: --to: found 'smrt', expected the name of a route to hosts: smart" in unknown
 
 
-def test_a_dry_run_changes_nothing(relay, queued):
-    done = relay("cancel", "--all", "--dry-run")
-    assert done.stdout.splitlines()[-1] == "would cancel 3 of 3 entries"
-    assert set(states(relay).values()) == {"queued"}
-
-
-def test_a_list_ends_with_what_is_not_in_the_queue_yet(relay, queued):
-    assert relay("list").stdout.splitlines()[-1] == "and 0 scheduled, 0 converting"
-
-
 def test_a_reroute_uses_the_current_routes(relay, queued):
     assert relay("reroute", "--all", "--to", "default").exit_code == 0
     assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}
@@ -192,7 +169,7 @@ def test_a_reroute_uses_the_current_routes(relay, queued):
     assert "to: found 'capture', expected default, mx, mx:DOMAIN" in refused.stderr
 
 
-@pytest.mark.parametrize("until", ["2h", "2099-01-01T00:00:00Z"])
+@each_row("until", ["2h", "2099-01-01T00:00:00Z"])
 def test_a_hold_with_an_end(relay, queued, until):
     done = relay("hold", queued[0], "--until", until, "--json")
     (one,) = json.loads(done.stdout)
@@ -218,22 +195,15 @@ def test_a_list_reports_unknown_ids_after_the_entries(relay, queued, known):
     assert relay("list", queued[0], "--domain", "b.test").exit_code == 0, "known, and left out"
 
 
-def test_unchanged_entries_are_reported(relay, queued):
-    done = relay("release", queued[0])
-    assert done.exit_code == 0
-    assert "unchanged: it is not held" in done.stdout
-    assert done.stdout.endswith("released 0 of 1 entry, 1 stays as it was\n")
-
-
-@pytest.mark.parametrize("operation", ["retry", "hold", "release", "cancel"])
+@each_row("operation", ["retry", "hold", "release", "cancel"])
 def test_queue_commands_require_a_selection(relay, queued, operation):
     done = relay(operation)
     assert done.exit_code == 2
     assert "expected a selector: ID, a condition, or --all" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "fault"),
+@each_row(
+    "words, fault",
     [
         (["--sender", "", "--domain", "a.test"], "'--sender': found 0 letters"),
         (["--older-than", "", "--domain", "a.test"], "'--older-than': found 0 letters"),
@@ -248,8 +218,8 @@ def test_invalid_conditions_are_rejected(relay, queued, words, fault):
     assert fault in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "fault"),
+@each_row(
+    "words, fault",
     [
         (["hold", "--all", "--until", "yesterday"], "Error: --until: found 'yesterday'"),
         (["hold", "--all", "--reason", "a\nb"], "Error: --reason: expected one line"),
@@ -289,12 +259,8 @@ def test_routes_that_cannot_be_made_are_a_configuration_error(config, queued, wo
     assert done.returncode == CONFIGURATION
 
 
-def test_a_hold_without_an_end_says_so_itself(relay, queued):
-    assert "'--until': found 0 letters" in relay("hold", "--all", "--until", "").stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "done", "code"),
+@each_row(
+    "words, done, code",
     [
         (["hold", "--all"], 0, TRY_LATER),
         (["hold", "--all"], 1, None),
@@ -313,24 +279,6 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
     ended = relay(*words)
     assert f"{2 - done} in flight" in ended.stdout
     assert (ended.exception.code if ended.exception else None) == code
-
-
-def test_the_nodes_that_deliver_what_is_in_flight_are_named(relay, monkeypatch):
-    answer = {
-        "matched": 2, "done": 0, "unchanged": 0, "in_flight": 2, "unknown": [], "dry_run": False,
-        "entries": [], "in_flight_at": {"two": 2},
-    }  # fmt: skip
-    monkeypatch.setattr(OperatorClient, "change", lambda *_args, **_more: answer)
-    ended = relay("hold", "--all")
-    assert ended.stdout == "held 0 of 2 entries, 2 in flight at two\n"
-    assert "all selected entries are in flight at two; try again later" in str(ended.exception)
-    answer["in_flight_at"] = {"two": 1}
-    answer["other_nodes"] = ["two", "three"]
-    ended = relay("retry", "--all")
-    assert ended.stdout == (
-        "tried now: 0 of 2 entries, 1 in flight, 1 in flight at two; failures of hosts are forgotten"
-        " on this node only, not on two, three\n"
-    )
 
 
 def test_stats(relay, queued):
@@ -361,81 +309,3 @@ def test_queue_commands_without_a_state_dir(relay, config):
 
 
 # -- lines
-
-
-def test_ages_have_two_units():
-    reported = {
-        "entries": {"queued": 1}, "recipients": 1, "due": 0, "in_delivery": 0, "unaccounted": None,
-        "priorities": {"normal": {"entries": 1, "in_delivery": 0}}, "oldest": "2026-11-20T09:00:00.000000Z",
-        "next_hops": [
-            {"next_hop": "mx:a.test", "entries": 1, "in_delivery": 0, "deferred": 0, "oldest": None,
-             "last": None},
-            {"next_hop": "mx:b.test", "entries": 1, "in_delivery": 0, "deferred": 1, "oldest": None,
-             "last": {"at": "2026-11-20T08:59:00.000000Z", "host": "mx.b.test", "domain": "b.test",
-                      "reply": "450 4.2.0 later"}},
-        ],
-    }  # fmt: skip
-    begin_s = 1795165200  # 2026-11-20T09:00:00Z
-    ages = {0: "0s", 59: "59s", 60: "1m0s", 3700: "1h1m", 90061: "1d1h", -5: "0s"}
-    for age_s, words in ages.items():
-        lines = stats_lines(reported, now_us=(begin_s + age_s) * 1_000_000)
-        assert f"oldest       {words}" in lines
-    assert lines[5] == "unaccounted  not counted yet"
-    assert lines[-2].split() == ["mx:a.test", "1", "0", "0", "-"]
-    lines = stats_lines(reported, now_us=begin_s * 1_000_000)
-    assert lines[-3].endswith("LAST REPLY")
-    assert lines[-1].endswith("  1m0s ago, mx.b.test, for b.test: 450 4.2.0 later")
-
-
-def test_the_nodes_of_a_spool():
-    node = {"state": "alive", "version": "0.10", "beat_age_s": 3, "claims": 12, "is_this": True}
-    reported = {
-        "entries": {}, "recipients": 0, "due": 0, "in_delivery": 0, "unaccounted": 0, "priorities": {},
-        "oldest": None, "next_hops": [],
-        "nodes": [
-            node | {"name": "one"},
-            node | {"name": "two", "state": "dead", "beat_age_s": 3700, "version": "0.9", "is_this": False},
-        ],
-    }  # fmt: skip
-    lines = stats_lines(reported, now_us=0)
-    assert lines[-3:] == [
-        "NODE        STATE  VERSION  LAST BEAT  CLAIMS",
-        "one (this)  alive  0.10     3s ago     12",
-        "two         dead   0.9      1h1m ago   12",
-    ]
-    reported["nodes"][1]["state"] = "alive"
-    assert stats_lines(reported, now_us=0)[-1] == "living nodes have several versions: 0.10, 0.9"
-
-
-def test_a_queue_command_in_a_journey_reads_as_a_sentence():
-    detail = {
-        "operation": "reroute", "entries": [1, 2], "who": "olga", "why": "they moved",
-        "from": {"1": "mx:a.test"}, "to": ["mx:b.test"],
-    }  # fmt: skip
-    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, detail))
-    assert line.endswith("reroute by olga, to mx:b.test, because: they moved, entries 1, 2")
-    (line,) = step_lines(JourneyStep(6, "delivery", "x" * 30, {**detail, "node": "one"}))
-    assert "Z  [one]  reroute by olga" in line
-    (line,) = step_lines(JourneyStep(2, "notified", "x" * 30, {"a": 1, "node": "one"}))
-    assert line.endswith("Z  [one]  a 1")
-
-
-def test_held_entries_say_why_and_until_when():
-    entry = {
-        "id": "q1", "entry": 1, "sender": "", "next_hop": "mx:b.test", "state": "held",
-        "due": None, "attempts": 0, "size": 1, "recipients": [], "reason": "olga: spam",
-        "rule": "", "since": "2026-11-19T08:00:00.000000Z", "subject": "",
-        "held_until": "2026-11-20T09:00:00.000000Z", "result": "in flight", "note": "busy",
-    }  # fmt: skip
-    assert entry_lines([entry])[2:5] == [
-        "    held until 2026-11-20 09:00:00",
-        "    held by olga: spam, since 2026-11-19 08:00:00",
-        "    in flight: busy",
-    ]
-
-
-def test_counts_read_as_a_sentence():
-    answer = {"matched": 4, "done": 1, "unchanged": 2, "in_flight": 1, "dry_run": False}
-    assert changed_line("retry", answer) == (
-        "tried now: 1 of 4 entries, 2 stay as they were, 1 in flight"
-    )

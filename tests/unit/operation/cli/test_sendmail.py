@@ -8,6 +8,7 @@ import pytest
 
 from relay.testing import Relay
 from tests.support import relay_starts
+from tests.support.tables import each_row
 
 REJECTING = {
     "refuse": '[[rule]]\nname = "no"\nwhen = { subject = ["refuse"] }\n'
@@ -73,20 +74,13 @@ def test_n_r_and_v_say_which_report_the_sender_gets(relay, sendmail):
         relay.reset()
 
 
-def test_a_dot_ends_the_input_without_i(relay, sendmail):
-    assert sendmail("Subject: b\n\n1\n.\n2\n", "bob@example.test").returncode == 0
-    assert relay.mailbox("bob@example.test").wait_for(subject="b").text == "1\n"
-
-
 def test_the_configuration_names_listener_and_domain(relay, sendmail):
     place = {"RELAY_CONFIG": relay.env["RELAY_CONFIG"]}
     assert sendmail("Subject: c\n\nx\n", "-i", "bob", place=place).returncode == 0
     relay.mailbox("bob@example.test").wait_for(subject="c")
 
 
-@pytest.mark.parametrize(
-    ("words", "text", "code", "said"),
-    [
+@each_row("words, text, code, said", [
         (["-t"], "Subject: x\n\nx", 64, "no recipient: expected an address, or one in To, Cc or Bcc"),
         ([], "x", 64, "no recipient: expected one, or -t"),
         (["-N", "often", "a@b.test"], "x", 64, '-N: found "often", expected never, or some of'),
@@ -98,9 +92,7 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),
         (["bob@example.test"], "x\0y", 65, "sendmail: 5"),
         (["b@gone.test", "a@gone.test"], "x", 67, "sendmail: 550 5.1.1 <a@gone.test>: gone"),
-    ],
-    ids=str,
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_refused_says_why(relay, sendmail, words, text, code, said):
     done = sendmail(text, *words)
     assert (done.returncode, done.stdout) == (code, "")
@@ -134,7 +126,7 @@ def port_in_nobodys_use():
         yield reserved.getsockname()[1]
 
 
-@pytest.mark.parametrize("place", ["1025", "nowhere", "unix:/tmp/x", "127.0.0.1:0"])
+@each_row("place", ["1025", "nowhere", "unix:/tmp/x", "127.0.0.1:0"])
 def test_a_place_that_is_none_is_named(sendmail, place):
     done = sendmail("x", "a@b.test", place={"RELAY_SENDMAIL": place})
     assert done.returncode == 78

@@ -91,13 +91,6 @@ def daemon(settings, clock):
 UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
 
 
-def test_a_journey_is_requested_by_any_name(reading, daemon):
-    journey = made_journey(id="q1")
-    daemon.answers.append((200, json_of(journey)))
-    assert reading.journey("<a/b@c>") == journey
-    assert daemon.asked == [("/relay/v1/messages/%3Ca%2Fb%40c%3E", {})]
-
-
 def test_an_unknown_message_is_none_and_an_error_raises(reading, daemon):
     daemon.answers += [
         UNKNOWN,
@@ -116,12 +109,6 @@ def test_conditions_of_a_list_become_its_query(reading, daemon):
         ("/relay/v1/queue",
          {"id": "q1,%3Ca%2Cb%25%40c%3E", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
     ]  # fmt: skip
-
-
-def test_a_list_names_unknown_ids(reading, daemon):
-    daemon.answers.append((200, [{"id": "q1"}], {"x-relay-unknown": "%3Cx%40y%3E,%C3%BC%2C"}))
-    listed = reading.queue_list(Selector(ids=("q1", "<x@y>", "ü,")))
-    assert (listed, listed.unknown) == ([{"id": "q1"}], ("<x@y>", "ü,"))
 
 
 WAITING = json_of(
@@ -154,20 +141,6 @@ def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
     assert interrupted.value.done is None
 
 
-def test_stats_come_from_the_daemon(reading, daemon):
-    daemon.answers.append((200, {"due": 5}))
-    assert reading.stats() == {"due": 5}
-    assert daemon.asked == [("/relay/v1/queue/stats", {})]
-
-
-def test_a_wait_ends_when_the_message_ended_in_another_state(reading, daemon):
-    ended = json_of(
-        made_journey(recipients=[{"address": "b@x.test", "state": "failed"}], reached=False)
-    )
-    daemon.answers.append((200, ended))
-    assert reading.wait("q1", state="relayed", timeout_s=1000) == convert(ended, Journey)
-
-
 def test_a_long_wait_is_several_short_ones(reading, daemon):
     waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
     daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
@@ -193,11 +166,6 @@ def test_without_a_state_dir_results_are_empty(reading, settings):
     assert reading.change("hold", Selector(ids=("q1",)))["unknown"] == ["q1"]
     assert reading.stats() == {}
     assert not settings.state_dir.exists(), "asking made something"
-
-
-def test_waiting_needs_a_daemon(reading):
-    with pytest.raises(ControlUnavailableError, match="no relay is running"):
-        reading.wait("q1", state="final", timeout_s=1)
 
 
 def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(reading, settings):
