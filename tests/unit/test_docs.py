@@ -1,17 +1,13 @@
 """What README, docs/ and docstrings name exists: files, headings, functions, links, commands, numbers."""
 
-import ast
-import builtins
 import importlib
 import re
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import click
 import msgspec
-import pytest
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.observe.metrics import Metrics
@@ -23,37 +19,9 @@ from tests.support.tables import each_row
 TOP = Path(__file__).parents[2]
 FLOW = TOP / "docs/flow.md"
 PAGES = sorted([TOP / "README.md", TOP / "CONTRIBUTING.md", *(TOP / "docs").glob("*.md")])
+WINGS = "|".join(one.parent.name for one in (TOP / "relay").glob("*/__init__.py"))
 METRIC = re.compile(r"relay_\w+")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-
-
-@cache
-def nodes(path: Path) -> tuple[ast.AST, ...]:
-    """All nodes of a module."""
-    return tuple(ast.walk(ast.parse(path.read_text())))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def syntax_trees() -> Iterator[None]:
-    """Keep the trees no longer than they are needed: the garbage collector looks at each node."""
-    yield
-    nodes.cache_clear()
-
-
-@cache
-def definitions() -> tuple[frozenset[str], frozenset[str]]:
-    """Names of all functions and classes, and of all methods as "Class.method"."""
-    names, methods = set(), set()
-    for path in (TOP / "relay").rglob("*.py"):
-        for node in nodes(path):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.add(node.name)
-            if isinstance(node, ast.ClassDef):
-                inner = (ast.FunctionDef, ast.AsyncFunctionDef)
-                methods |= {
-                    f"{node.name}.{one.name}" for one in node.body if isinstance(one, inner)
-                }
-    return frozenset(names), frozenset(methods)
 
 
 def code_of(path: Path) -> list[str]:
@@ -69,19 +37,86 @@ def test_relay_is_installed_from_a_checkout_since_no_index_has_it():
     assert [each for each in files if each.is_file() and name.search(each.read_text())] == []
 
 
+@cache
+def defined() -> frozenset[str]:
+    """The names of all functions, classes and constants of relay/ and tests/."""
+    named = re.compile(r"^ *(?:(?:async )?def|class) (\w+)|^(\w+)\b.* = ", re.MULTILINE)
+    paths = [path for top in ("relay", "tests") for path in (TOP / top).rglob("*.py")]
+    return frozenset(
+        one for path in paths for found in named.findall(path.read_text()) for one in found
+    )
+
+
+def test_flow_names_functions_that_exist():
+    called = [one.removesuffix("()") for one in code_of(FLOW) if re.fullmatch(r"[\w.]+\(\)", one)]
+    assert len(called) > 40
+    assert [one for one in called if not {*one.split(".")} <= defined()] == []
+
+
+def missing_in(text: str) -> list[str]:
+    """The paths and modules that are not there, and the headings and sections that no page has.
+
+    Pages are cited as "docs/a.md", "docs/a.md (Heading)", "docs/design.md 4, 7.2 and 7.3".
+    """
+    missing = [
+        path
+        for path in re.findall(r"(?<![\w./])(?:relay|tests|docs|conf)/[\w./-]*\w", text)
+        if not (TOP / path).exists()
+    ]
+    for module in re.findall(rf"(?<![\w/.])relay\.(?:{WINGS})(?:\.[a-z_]+)*\b(?!/)", text):
+        path = TOP / module.replace(".", "/")
+        places = (path, path.with_suffix(".py"), path.parent.with_suffix(".py"))
+        is_member = (path.parent / "__init__.py").exists() and path.name in defined()
+        if not is_member and not any(one.exists() for one in places):
+            missing.append(module)
+    numbers = r"(?: (\d[\d.]*(?:(?:, and |, | and )\d[\d.]*)*))?"
+    for name, cited, heading in re.findall(rf"docs/([\w-]+\.md){numbers}(?: \(([^)]+)\))?", text):
+        page = (TOP / "docs" / name).read_text() if (TOP / "docs" / name).exists() else ""
+        bold = re.findall(r"^#+ (.+)$|\*\*([^*]+?)\.?\*\*", page, re.MULTILINE)
+        if heading and heading.lower() not in {"".join(one).lower() for one in bold}:
+            missing.append(f"{name} ({heading})")
+        sections = re.findall(r"^## (\d+)\.", page, re.MULTILINE)
+        missing += [
+            f"{name} {one}"
+            for one in re.findall(r"\d+", re.sub(r"\.\d+", "", cited))
+            if one not in sections
+        ]
+    return missing
+
+
+def test_modules_cite_paths_pages_and_headings_that_exist():
+    wrong = {}
+    for path in (TOP / "relay").rglob("*.py"):
+        comments = re.findall(r"(?:^ *|  )(#.*)", path.read_text(), re.MULTILINE)
+        docstrings = re.findall(r'"""(.*?)"""', path.read_text(), re.DOTALL)
+        if found := [
+            one for prose in (*comments, *docstrings) for one in missing_in(" ".join(prose.split()))
+        ]:
+            wrong[path] = found
+    assert wrong == {}
+    assert missing_in("docs/design.md 4 and 12, docs/flow.md (No heading) relay/gone.py relay.base.absent.x") == [
+        "relay/gone.py", "relay.base.absent.x", "design.md 12", "flow.md (No heading)",
+    ]  # fmt: skip
+
+
+def test_contributing_names_what_exists():
+    targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
+    code = [*code_of(TOP / "CONTRIBUTING.md"), *code_of(TOP / "docs/recipes.md")]
+    names = r"_\w+|[A-Z]\w*[a-z]\w*|[A-Z]{3,}(_[A-Z]+)*"
+    missing = [word for word in code if re.fullmatch(names, word) and word not in defined()]
+    missing += [
+        word for word in code if word.startswith("make ") and word.split()[1] not in targets
+    ]
+    missing += [one for word in code for one in missing_in(word)]
+    assert sorted({*missing} - {"Containerfile", "Struct"}) == []
+
+
 @each_row("page", PAGES)
 def test_files_that_are_named_exist(page):
     named = {
         one for one in code_of(page) if re.fullmatch(r"(relay|tests|conf|systemd)/[\w./-]+", one)
     }
     assert [one for one in sorted(named) if not (TOP / one).exists()] == []
-
-
-def test_flow_names_functions_that_exist():
-    names, methods = definitions()
-    called = [one.removesuffix("()") for one in code_of(FLOW) if re.fullmatch(r"[\w.]+\(\)", one)]
-    assert len(called) > 40
-    assert [one for one in called if one not in (methods if "." in one else names)] == []
 
 
 def test_flow_names_every_crash_point_and_no_other():
@@ -198,148 +233,6 @@ def test_limits_are_those_of_the_code(told, place):
     assert number_of(told) == value
 
 
-SOURCES = sorted((TOP / "relay").rglob("*.py"))
-FILES = {path.name for top in ("relay", "tests", "docs") for path in (TOP / top).rglob("*.*")}
-FILES |= {path.name for path in TOP.glob("*.*")}
-INVARIANTS = len(
-    re.findall(r"^\d+\. ", (TOP / "docs/design.md").read_text().partition("## 7")[2], re.MULTILINE)
-)
-FOREIGN = {"sync_file_range", "histogram_quantile", "live_region", "csrf_field"}  # not in Python
-PROPOSED = {"mta_sts.py", "NNNN_NAME.sql", "take()"}  # what a recipe says to write
-
-
-@cache
-def prose_of_modules() -> list[tuple[str, str]]:
-    """The docstrings and comments of relay/, with their modules."""
-    return [(str(path.relative_to(TOP)), prose) for path in SOURCES for prose in prose_of(path)]
-
-
-def prose_of(path: Path) -> Iterator[str]:
-    """The docstrings and comments of a module, each in one line."""
-    for node in nodes(path):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield " ".join((ast.get_docstring(node) or "").split())
-    yield from re.findall(r"(?:^ *|  )(#.*)", path.read_text(), re.MULTILINE)  # as ruff puts them
-
-
-@cache
-def subjects(page: Path) -> frozenset[str]:
-    """The headings and bold words of a page, in lower case, and the numbers of its sections."""
-    text = page.read_text()
-    found = re.findall(r"^#+ (.+)$|\*\*([^*]+?)\.?\*\*", text, re.MULTILINE)
-    return frozenset(
-        [*("".join(one).lower() for one in found), *re.findall(r"^## (\d+)\.", text, re.MULTILINE)]
-    )
-
-
-def missing_subjects(prose: str) -> list[str]:
-    """The citations of headings, sections and invariants that a page in docs/ does not have.
-
-    Forms: "docs/a.md", "docs/a.md (Heading)", "docs/a.md 4 (Heading)", "docs/design.md 4, 7.2 and 7.3".
-    """
-    numbers = r"(?: (\d[\d.]*(?:(?:, and |, | and )\d[\d.]*)*))?"
-    missing = []
-    for name, cited, heading in re.findall(rf"docs/([\w-]+\.md){numbers}(?: \(([^)]+)\))?", prose):
-        page = TOP / "docs" / name
-        if not page.exists():
-            missing.append(name)
-            continue
-        if heading and heading.lower() not in subjects(page):
-            missing.append(f"{name} ({heading})")
-        for number in re.findall(r"\d+(?:\.\d+)?", cited):
-            section, _, item = number.partition(".")
-            if section not in subjects(page) or (item and not 0 < int(item) <= INVARIANTS):
-                missing.append(f"{name} {number}")
-    return missing
-
-
-def names_in(node: ast.AST) -> set[str]:
-    """The names that one node of a syntax tree defines or uses."""
-    match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            return {node.name}
-        case ast.Name():
-            return {node.id}
-        case ast.Attribute():
-            return {node.attr}
-        case ast.arg():
-            return {node.arg}
-        case ast.alias():
-            return {(node.asname or node.name).rpartition(".")[2]}
-    return set()
-
-
-@cache
-def known_names() -> tuple[frozenset[str], dict[str, frozenset[str]], dict[str, list[str]]]:
-    """All names that code has; of each class in relay/ its members, and its bases."""
-    names, members, bases = set(dir(builtins)), {}, {}
-    defined = re.compile(r"^ *(?:(?:async )?def|class) (\w+)|^(\w+)\b.* = ", re.MULTILINE)
-    for path in (TOP / "tests").rglob("*.py"):
-        names.update(*defined.findall(path.read_text()))
-    for path in SOURCES:
-        for node in nodes(path):
-            names |= names_in(node)
-            if isinstance(node, ast.ClassDef):
-                members[node.name] = frozenset().union(*map(names_in, ast.walk(node)))
-                bases[node.name] = [ast.unparse(one).split("[")[0] for one in node.bases]
-    return frozenset(names), members, bases
-
-
-def has_member(owner: str, name: str) -> bool:
-    """Whether a class of relay/ has a member, also by a base; True for classes of others."""
-    _, members, bases = known_names()
-    if owner not in members:
-        return owner not in ("Protocol", "Generic", "StrEnum", "Enum")
-    return name in members[owner] or any(has_member(base, name) for base in bases[owner])
-
-
-def missing_names(prose: str) -> list[str]:
-    """The paths, modules, functions and members that code does not have."""
-    names, _, _ = known_names()
-    missing = [
-        path
-        for path in re.findall(r"(?<![\w./])(?:relay|tests|docs|conf)/[\w./-]*\w", prose)
-        if not (TOP / path).exists()
-    ]
-    for module in re.findall(r"(?<![\w/])relay(?:\.[a-z_]+)+\b", prose):
-        path = TOP / module.replace(".", "/")
-        is_module = path.is_dir() or path.with_suffix(".py").exists()
-        is_member = path.parent.is_dir() or path.parent.with_suffix(".py").exists()
-        if not is_module and not (is_member and path.name in names):
-            missing.append(module)
-    for owner, name in re.findall(r"(?<![\w./])([A-Z]\w*[a-z]\w*)\.([a-z_]\w*)\b(?!\.)", prose):
-        if owner not in names or not has_member(owner, name):
-            missing.append(f"{owner}.{name}")
-    called = {*re.findall(r"(?<![\w./])([A-Za-z_]\w*)\(\)", prose)}
-    missing += [f"{name}()" for name in called - FOREIGN if name not in names]
-    files = re.findall(r"(?<![\w./{}@*-])\w[\w-]*\.(?:py|sql|md|html)\b", prose)
-    return missing + [name for name in files if name not in FILES]
-
-
-def test_docstrings_cite_pages_and_headings_that_exist():
-    cited = [(path, missing_subjects(prose)) for path, prose in prose_of_modules()]
-    assert [one for one in cited if one[1]] == []
-
-
-def test_docstrings_and_comments_name_what_exists():
-    named = [(path, missing_names(prose)) for path, prose in prose_of_modules()]
-    assert [one for one in named if one[1]] == []
-
-
-def test_contributing_names_what_exists():
-    names, _, _ = known_names()
-    targets = set(re.findall(r"^([\w-]+):", (TOP / "Makefile").read_text(), re.MULTILINE))
-    code = [*code_of(TOP / "CONTRIBUTING.md"), *code_of(TOP / "docs/recipes.md")]
-    missing = [
-        word
-        for word in code
-        if (re.fullmatch(r"_\w+|[A-Z]\w*[a-z]\w*|[A-Z]{3,}(_[A-Z]+)*", word) and word not in names)
-        or (word.startswith("make ") and word.split()[1] not in targets)
-    ]
-    missing += [one for word in code if word not in PROPOSED for one in missing_names(word)]
-    assert sorted({*missing} - {"Containerfile"}) == []
-
-
 def test_each_row_about_next_hops_names_tests_that_exist():
     """Or says that it is not built."""
     rows = re.findall(r"^\| (.+) \|$", (TOP / "docs/next-hops.md").read_text(), re.MULTILINE)
@@ -380,20 +273,3 @@ def test_contributing_has_a_row_for_each_wing():
     assert {wing.name for wing in wings} <= {one.partition("/")[0] for one in named}
     assert {room.name for room in rooms} <= {one.rpartition("/")[2] for one in named} | {"verbs"}
     assert len(rows) <= 20
-
-
-def test_citations_of_what_does_not_exist_are_found():
-    prose = (
-        "docs/design.md 4 and 12, 7.10, 7.11. docs/design.md 4 (Damage) docs/flow.md (No heading)"
-        " docs/gone.md (The rooms)"
-    )
-    assert missing_subjects(prose) == [
-        "design.md 12", "design.md 7.11", "flow.md (No heading)", "gone.md",
-    ]  # fmt: skip
-    prose = (
-        "relay/gone.py and relay/base/clock.py, relay.base.clock.Clock, relay.absent, Clock.gone_us, Clock.real_s,"
-        " Desk.carry_out's, compose(), gone_away(), gone.py, clock.py, /relay/v1/messages"
-    )
-    assert missing_names(prose) == [
-        "relay/gone.py", "relay.absent", "Clock.gone_us", "Desk.carry_out", "gone_away()", "gone.py",
-    ]  # fmt: skip

@@ -12,7 +12,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from relay.base.settings.reader import load
-from tests.support.long_tests import long
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
 from tests.support.webhooks import KEY
@@ -141,11 +140,6 @@ def test_a_reload_of_the_unit_waits_for_its_outcome():
     assert reload == start.replace(" serve ", " reload ")
 
 
-def test_the_unit_waits_for_its_mounts():
-    unit = (TOP / "systemd/relay.service").read_text()
-    assert "\nRequiresMountsFor=/var/lib/relay /var/lib/relay/mail\n" in unit
-
-
 def test_the_unit_fits_the_settings():
     settings = load(CONF, {})
     unit = (TOP / "systemd/relay.service").read_text()
@@ -154,11 +148,6 @@ def test_the_unit_fits_the_settings():
     assert "TimeoutStartSec=infinity" in unit  # a migration that is killed begins anew
     stop_s = float(re.search(r"TimeoutStopSec=(\d+)s", unit)[1])
     assert stop_s > settings.delivery.shutdown_grace + 5
-
-
-def test_the_user_of_the_unit_is_made():
-    users = (TOP / "systemd/relay.sysusers.conf").read_text()
-    assert re.search(r"^u relay - ", users, re.MULTILINE)
 
 
 def pin_faults(pinned: str, project: dict[str, Any]) -> list[str]:
@@ -189,29 +178,6 @@ def test_pinned_requirements_are_those_of_the_project():
     assert pin_faults((TOP / "requirements.txt").read_text(), project) == [], "make requirements"
 
 
-def test_pins_out_of_step_are_found():
-    line = "    --hash=sha256:" + 64 * "0" + "\n"
-    via = "    # via graph-relay (pyproject.toml)\n"
-    pinned = f"a==1.0 \\\n{line}{via}b-c==2.0 \\\n{line}{via}d==1\ne==1 \\\n{line}"
-    project = {
-        "project": {"dependencies": ["A>=1.1", "f"]},
-        "build-system": {"requires": ["e>2", "g"]},
-    }
-    assert pin_faults("-i https://x.test\n" + pinned, project) == [
-        "b-c: not required", "f: not pinned", "A>=1.1: 1.0 is pinned", "e>2: 1 is pinned",
-        "g: not pinned", "2 without hashes", "-i https://x.test",
-    ]  # fmt: skip
-
-
-def test_make_knows_its_targets():
-    targets = ["run", "venv", "test", "test-suites", "check", "quick", "bench", "clean"]
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", *targets],
-        cwd=TOP, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 def test_make_quick_names_tests_that_exist():
     done = subprocess.run(
         ["make", "--dry-run", "quick"],
@@ -232,49 +198,3 @@ def test_scripts_are_valid(script):
     assert (TOP / script).stat().st_mode & 0o100
     done = subprocess.run(["bash", "-n", TOP / script], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def persons_machine(tmp_path):
-    """A PATH on which the caller is no root, sudo needs no password, and no program is installed."""
-    calls = tmp_path / "calls"
-    stubs = {
-        "id": "echo 1000",
-        "sudo": f'echo "$*" >> {calls}; [[ " $* " != *" tee "* ]] || /bin/cat > /dev/null',
-        "apt-get": f'echo "apt-get $*" >> {calls}',
-    }
-    for name, body in stubs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-
-    def run(**variables):
-        calls.write_text("")
-        done = subprocess.run(
-            ["/bin/bash", TOP / "tests/system-packages.sh"],
-            env={"PATH": str(tmp_path), **variables},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        return done, calls.read_text()
-
-    return run
-
-
-def test_no_system_package_is_installed_through_sudo_unless_asked_for(persons_machine):
-    done, calls = persons_machine()
-    assert done.returncode == 0
-    assert calls == ""
-    (line,) = done.stderr.splitlines()
-    assert "are skipped: make test SYSTEM_PACKAGES=install" in line
-
-
-@long
-@pytest.mark.parametrize(
-    ("variables", "sudo"), [({"SYSTEM_PACKAGES": "install"}, ""), ({"CI": "true"}, "-n ")]
-)
-def test_system_packages_are_installed_through_sudo_when_asked_for(
-    persons_machine, variables, sudo
-):
-    done, calls = persons_machine(**variables)
-    assert done.returncode == 0, done.stderr
-    assert f"{sudo}env DEBIAN_FRONTEND=noninteractive apt-get" in calls
-    assert "install -y --no-install-recommends --no-remove" in calls

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from relay.base.clock import (
     Anchor,
@@ -13,9 +12,7 @@ from relay.base.clock import (
     Machine,
     ReferenceWall,
     SystemClock,
-    advanced_us,
     id_time_us,
-    resumed,
     wall_offset_us,
 )
 
@@ -124,16 +121,6 @@ def test_nodes_agree_after_their_first_sample(one, two, booted, rebooted, ways):
     assert all(wall_offset_us(node.clock) == 0 for node in nodes)
 
 
-@given(skews, st.lists(st.tuples(slow_delays, slow_delays), max_size=20))
-def test_a_sample_that_took_long_spoils_nothing(skew, ways):
-    world = World()
-    node = Node(world, skew)
-    node.sample()
-    for there_us, back_us in ways:
-        node.sample(there_us, back_us)
-        assert node.clock.time_us() == world.read()
-
-
 @given(st.lists(st.tuples(slow_delays, slow_delays), min_size=1), st.integers(-DAY, DAY))
 def test_the_offset_is_between_the_bounds_of_the_last_sample(ways, jump):
     wall, now_us = ReferenceWall(), 0
@@ -144,14 +131,6 @@ def test_the_offset_is_between_the_bounds_of_the_last_sample(ways, jump):
         wall.take(read_us, began_us=began_us, ended_us=now_us)
         assert wall.offset_us is not None
         assert abs(wall.offset_us - jump) <= there_us + back_us
-
-
-def test_the_first_sample_is_taken_as_read_in_the_middle():
-    wall = ReferenceWall()
-    wall.take(START, began_us=DAY, ended_us=DAY + 4 * SECOND)
-    assert wall.offset_us == START - DAY - 2 * SECOND
-    wall.take(START + MINUTE, began_us=DAY + MINUTE, ended_us=DAY + MINUTE)
-    assert wall.offset_us == START - DAY  # a quick one knows better
 
 
 @pytest.mark.parametrize("skew", [HOUR, -HOUR])
@@ -209,19 +188,6 @@ def test_queue_time_never_goes_back_and_is_never_more_than_a_tenth_off(skew, ste
         passed_us = world.now_us - began_us
         assert abs(node.read() - before_us - passed_us) <= passed_us // 10
     assert node.seen == sorted(node.seen)
-
-
-def test_timers_and_durations_do_not_follow_it():
-    clock = SystemClock()
-    before = clock.monotonic(), clock.real_s(), clock.file_time_us(), clock.anchor()
-    clock.sample_wall(lambda: before[2] + 400 * DAY)
-    after = clock.monotonic(), clock.real_s(), clock.file_time_us(), clock.anchor()
-    assert 0 <= after[0] - before[0] < 60
-    assert 0 <= after[1] - before[1] < 60
-    assert abs(after[2] - before[2]) < MINUTE
-    assert after[3].elapsed_us - before[3].elapsed_us < MINUTE
-    assert after[3].queue_us - before[3].queue_us > 399 * DAY
-    assert advanced_us(clock) == 0
 
 
 # -- starts
@@ -294,15 +260,3 @@ def test_a_time_without_the_database_is_forgotten(skew):
     node.clock.resume(alone)
     node.start()  # an empty database has no better
     assert abs(node.clock.queue_us() - alone.queue_us - MINUTE) <= MINUTE // 10
-
-
-def test_a_time_that_is_taken_over_brings_its_doubt():
-    """Without it, all that is held would be old at once."""
-    own = Anchor(START, START, DAY, "here")
-    wrong = structs.replace(
-        own, queue_us=START + 400 * DAY, wall_us=START + 400 * DAY, boot_id="there",
-        doubtful_us=400 * DAY, doubt_ends_us=START + 401 * DAY,
-    )  # fmt: skip
-    found = resumed([own, wrong], wall_us=START + HOUR, elapsed_us=DAY + HOUR, boot_id="here")
-    assert (found.queue_us, found.is_exact) == (wrong.queue_us, True)
-    assert (found.doubtful_us, found.doubt_ends_us) == (400 * DAY, wrong.doubt_ends_us)

@@ -92,20 +92,6 @@ async def test_a_message_is_shown_once_in_each_state(follower, journeys, shown):
     assert shown == [("q1", "deferred"), ("q1", "relayed")]
 
 
-async def test_a_message_in_progress_is_shown_after_a_second(follower, journeys, clock, shown):
-    journeys.all = [row("q1", "queued")]
-    running = asyncio.create_task(follower.run())
-    while not journeys.limits:
-        await asyncio.sleep(0)
-    assert shown == []
-    clock.advance(1.0)  # nothing has changed: it looks by itself
-    async with asyncio.timeout(30):
-        while not shown:
-            await asyncio.sleep(0.01)
-    running.cancel()
-    assert shown == [("q1", "queued")]
-
-
 @pytest.mark.parametrize("has_steps", [False, True])
 async def test_earlier_messages_are_not_shown(follower, journeys, view, shown, has_steps):
     view.has_steps, journeys.all = has_steps, [row("q1")]

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import signal
-import smtplib
 import socket
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
@@ -123,19 +121,6 @@ def test_a_failing_start_leaves_nothing(fault, port_in_use, memory):
     assert [one.name for one in memory.iterdir()] == ["lock"]
 
 
-def test_an_error_within_leaves_nothing():
-    paths = []
-
-    def interrupted():
-        with Relay() as relay:
-            paths.append(relay.running.thread.folder.path)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not paths[0].exists()
-
-
 def test_ctrl_c_ends_a_wait_and_stops_the_relay():
     program = (
         "from relay.testing import Relay\n"
@@ -209,18 +194,6 @@ def test_a_fork_leaves_the_relay_alone():
         use(relay)
 
 
-def test_two_relays_do_not_disturb_each_other():
-    with Relay() as one, Relay(domains=["corp.test"]) as other:
-        for relay, sender in ((one, ALICE), (other, "ann@corp.test")):
-            relay.send(sender, "joe@gmail.com", f"From {sender}", "x")
-        assert one.mailbox("joe@gmail.com").wait_for().subject == f"From {ALICE}"
-        assert other.mailbox("joe@gmail.com").wait_for().subject == "From ann@corp.test"
-        assert len(one.messages()) == len(other.messages()) == 1
-        assert one.smtp != other.smtp
-        one.clock.advance(hours=1)
-        assert (one.clock.now - other.clock.now).total_seconds() == pytest.approx(3600, abs=60)
-
-
 def test_each_relay_has_its_own_log(capfd):
     log = get_logger("app")
 
@@ -253,15 +226,3 @@ def test_many_relays_at_once_in_threads():
     for one in threads:
         one.join(120)
     assert sorted(found) == [f"Number {number}" for number in range(4)]
-
-
-def test_texts_are_indexed_when_a_search_asks():
-    with Relay() as relay:
-        index = relay.running.relay.folder.path / "search-index"
-        with smtplib.SMTP(relay.smtp.host, relay.smtp.port) as session:
-            session.sendmail(ALICE, [BOB], "Subject: x\n\nunmistakable")
-        relay.settle()
-        assert not index.exists()
-        with urlopen(f"{relay.http_url}/?q=mistak") as page:
-            assert b"unmistakable" in page.read()
-        assert index.exists()

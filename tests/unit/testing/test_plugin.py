@@ -39,24 +39,6 @@ def pytest_unconfigure():
     assert "relay.testing.relay" in output
 
 
-def test_the_marker_has_the_arguments_of_relay(run):
-    test = """
-import pytest
-
-pytestmark = pytest.mark.relay(domains=["corp.test"])
-
-@pytest.mark.relay(config={"smtp": [{"max_recipients": 1}]})
-def test_marked(relay):
-    assert relay.running.relay.daemon.base.settings.smtp[0].max_recipients == 1
-    assert relay.running.relay.daemon.base.settings.mailboxes.domains == ("corp.test",)
-
-def test_not_marked(relay):
-    assert relay.running.relay.daemon.base.settings.smtp[0].max_recipients > 1
-"""
-    code, output = run("--strict-markers", test_a=test)
-    assert code == 0, output
-
-
 def test_an_unknown_argument_of_the_marker_is_an_error(run):
     test = """
 import pytest
@@ -106,19 +88,6 @@ def test_it(app, internet, clock, number):
     internet.strict = True
 """
     code, output = run(test_a=test)
-    assert code == 0, output
-
-
-@long
-def test_a_relay_can_be_shared_as_relay(run):
-    conftest = """
-import pytest
-
-@pytest.fixture(scope="session")
-def relay(relay_session):
-    return relay_session
-"""
-    code, output = run(conftest=conftest, test_a=BOUNCE, test_b=BOUNCE)
     assert code == 0, output
 
 

@@ -14,13 +14,10 @@ from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy
 from relay.testing.waiting import (
     Observed,
     Wanted,
-    in_flight,
-    journey_lines,
     timeout_text,
-    unexpected_text,
 )
-from relay.transport.refusals.refusal import Refusal, RefusalReason
 from tests.support.journeys import made_journey
+from tests.support.tables import each_row
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 
@@ -89,14 +86,6 @@ def test_a_malformed_header_does_not_end_a_wait(tmp_path, header):
     assert "hi" in timeout_text(Wanted(BOB, subject="y", sender="z"), 2, Observed([found], []))
 
 
-def test_mail_in_other_mailboxes_is_shown():
-    observed = Observed([arrival("Hello", to="carol@example.test")], [])
-    text = timeout_text(Wanted(BOB, subject="Hello"), 2, observed)
-    assert "Arrived in bob@example.test: nothing" in text
-    assert "Arrived in other mailboxes: 1" in text
-    assert "! mailbox  expected bob@example.test, found carol@example.test: differs" in text
-
-
 def test_messages_in_flight_show_step_state_and_reply():
     attempts = [{}, {}]
     waiting = {
@@ -112,59 +101,6 @@ def test_messages_in_flight_show_step_state_and_reply():
         "In flight: 1",
         '  q1  "Later"  alice@example.test -> x@gmail.com: step 6 delivery',
         "    x@gmail.com deferred after 2 attempts: 451 4.7.1 greylisted",
-    ]
-
-
-def test_messages_that_ended_without_a_copy_are_shown():
-    lost = {"address": "x@gmail.com", "state": "failed", "reply": "550 5.1.1 no such user"}
-    ended = journey("Lost", "q1", ALICE, [lost, {"address": BOB, "state": "delivered"}])
-    text = timeout_text(Wanted(BOB), 2, Observed([], [ended, arrival("Done").journey]))
-    assert text.splitlines()[-5:] == [
-        "In flight: nothing",
-        "Ended without a copy: 1",
-        f'  q1  "Lost"  {ALICE} -> x@gmail.com, {BOB}: step 6 delivery',
-        "    x@gmail.com failed: 550 5.1.1 no such user",
-        f"    {BOB} delivered",
-    ]
-
-
-def refusal(number=0, **changes):
-    facts = {
-        "at": f"2026-11-22T10:00:00.{number:06d}Z", "sender": "app@example.test", "recipients": (BOB,),
-        "recipient_count": 1, "command": "DATA", "reply": "550 5.7.1 No", "reason": RefusalReason.RULE,
-        "rule": "no executables", "subject": "Setup program",
-    }  # fmt: skip
-    return Refusal(**(facts | changes))
-
-
-def test_what_was_refused_is_shown():
-    refused = [refusal(1, subject="a\nb\x1b[1m", times=3), refusal()]
-    text = timeout_text(Wanted(BOB), 2, Observed([], [], refused=refused))
-    assert text.splitlines()[-4:] == [
-        "In flight: nothing",
-        "Refused: 4",
-        f'  550 5.7.1 app@example.test -> {BOB} "Setup program" (rule "no executables": No)',
-        f'  550 5.7.1 app@example.test -> {BOB} "a b?[1m" (rule "no executables": No) 3 times',
-    ]
-    many = Observed([], [], refused=[refusal(number) for number in range(1000)])
-    assert len(timeout_text(Wanted(BOB), 2, many)) < 3_000
-    assert "… and 990 more" in timeout_text(Wanted(BOB), 2, many)
-
-
-def test_mail_in_djangos_outbox_is_shown():
-    outbox = [(f"Number {number}", [f"{number}@example.test", BOB]) for number in range(12)]
-    text = timeout_text(Wanted(BOB), 2, Observed([], [], connections=0, outbox=outbox))
-    lines = text.splitlines()
-    assert lines[:4] == [
-        f"no message for {BOB} within 2 s: no program has connected to this relay",
-        "",
-        "Django's locmem outbox has 12 messages: use the fixture relay_django",
-        f'  "Number 2" to 2@example.test, {BOB}',
-    ]
-    assert lines[12:15] == [
-        f'  "Number 11" to 11@example.test, {BOB}',
-        "  … and 2 more",
-        "",
     ]
 
 
@@ -216,15 +152,8 @@ def test_the_text_is_bounded():
     assert "… and 490 more" in text
 
 
-def test_a_message_of_an_earlier_wait_is_marked():
-    found = arrival("Hello")
-    observed = Observed([found], [], frozenset({found.copy.key}))
-    text = timeout_text(Wanted(BOB, subject="Hello"), 2, observed)
-    assert "! an earlier wait returned this message already" in text
-
-
-@pytest.mark.parametrize(
-    ("wanted", "is_right"),
+@each_row(
+    "wanted, is_right",
     [
         ({"subject": "hello*"}, True),
         ({"subject": "ello"}, False),
@@ -239,25 +168,10 @@ def test_patterns_are_of_the_whole_value_without_regard_to_case(wanted, is_right
     assert Wanted(BOB, **wanted).matches(arrival("Hello World")) is is_right
 
 
-@pytest.mark.parametrize(
-    ("state", "is_there"),
+@each_row(
+    "state, is_there",
     [("queued", False), ("deferred", False), ("delivered", True), ("captured", True)],
 )
 def test_a_copy_has_arrived_when_the_queue_has_its_state(state, is_there):
     found = arrival("Hello", state=state)
     assert found.has_arrived is is_there
-
-
-def test_unexpected_mail_is_listed():
-    assert unexpected_text(["a", "b"]).splitlines() == [
-        "2 more messages than the test has seen:",
-        "  a",
-        "  b",
-    ]
-
-
-def test_a_message_before_step_4_is_shown_in_its_own_state() -> None:
-    recipients = [{"address": "bob@example.test", "state": "queued"}]
-    later = made_journey(submission_id="s.1", state="scheduled", recipients=recipients)
-    assert journey_lines(later)[1:] == ["  bob@example.test scheduled"]
-    assert in_flight([later]) == [later]

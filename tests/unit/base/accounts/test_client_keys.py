@@ -9,7 +9,7 @@ import pytest
 from relay.base.accounts.client_keys import KEYS_MAX, SOON_S
 from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.settings.document import SettingsError
-from tests.support.client_keys import certificate, private_jwk, public_jwk
+from tests.support.client_keys import certificate, public_jwk
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -70,7 +70,7 @@ def test_all_kinds_of_credentials_together(tmp_path):
     assert number_of_keys(tmp_path, f'{PEM}\n{JWKS}\nclient_secret = "plain:s"') == 3
 
 
-@pytest.mark.parametrize(('make', 'expected'), [
+@pytest.mark.parametrize(("make", "expected"), [
         (lambda file: None, "found no such file, expected certificates as PEM"),
         (lambda file: file.mkdir(), "found one that cannot be read"),
         (lambda file: file.symlink_to("/dev/null"), "found no regular file"),
@@ -156,17 +156,3 @@ def test_an_end_that_is_near_or_past_is_warned_of(tmp_path, begins_s, ends_s, ex
     warning = warned(tmp_path, PEM)
     assert "account[0].client_certificate: " in warning
     assert expected in warning
-
-
-def test_a_private_key_is_warned_of(tmp_path):
-    (tmp_path / "app.pem").write_text(RSA.key_pem + RSA.pem)
-    assert "found a private key too" in warned(tmp_path, PEM)
-    (tmp_path / "app.jwks").write_text(key_set(private_jwk("ec", key_ops=["sign"])))
-    assert "keys[0]: found a private key too" in warned(tmp_path, JWKS)
-
-
-def test_a_file_that_others_can_write_is_warned_of(tmp_path):
-    file = tmp_path / "app.pem"
-    file.write_text(RSA.pem)
-    file.chmod(0o646)
-    assert "others can write in it (chmod o-w)" in warned(tmp_path, PEM)

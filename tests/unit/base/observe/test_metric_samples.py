@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.base.observe.metric_samples import INTERVAL_S, MetricSamples, minutes, quantile
+from relay.base.observe.metric_samples import MetricSamples, minutes, quantile
 from relay.base.observe.metrics import BOUNDS_S, Metrics
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
@@ -90,29 +90,6 @@ def test_a_silence_is_a_gap_and_what_was_counted_in_it_belongs_to_no_minute(watc
     assert [one.counts["accepted"] for one in found if one.counts] == [0, 0, 0]
     first, *_, last = watched.samples.last_hour()
     assert last.counts["accepted"] - first.counts["accepted"] == 1000
-
-
-def test_only_the_samples_of_one_hour_are_kept(watched):
-    watched.run(3 * 3600)
-    found = watched.samples.last_hour()
-    assert len(found) == 3600 / INTERVAL_S + 2  # both ends, and now
-    assert found[-1].at_us - found[0].at_us == 3600 * 1_000_000
-    watched.clock.advance(3600.5)
-    assert len(watched.samples.last_hour()) == 1
-    watched.samples.keep()
-    assert len(watched.samples._samples) == 1
-
-
-def test_samples_of_the_future_are_dropped_when_the_wall_clock_is_set_back(watched):
-    watched.run(600)
-    watched.clock.jumped_us = -300 * 1_000_000
-    watched.run(5)
-    found = watched.samples.last_hour()
-    assert found[-1].at_us == WHOLE_MINUTE_US + 305 * 1_000_000
-    assert sum(one.counts is not None for one in watched.minutes()) == 6
-    watched.run(400)  # over the times of the dropped samples
-    found = watched.samples.last_hour()
-    assert [one.at_us for one in found] == sorted(one.at_us for one in found)
 
 
 def test_delivery_times_of_a_minute_become_quantiles(watched):

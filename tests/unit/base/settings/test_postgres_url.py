@@ -149,18 +149,6 @@ def test_faults_of_the_file(tmp_path, spool, fault):
     assert fault_of(tmp_path, spool, HOST="localhost", BAD=bad) == fault
 
 
-@pytest.mark.parametrize("password", ["plain", "a/b@c:d?e=f#g%20&h i", "ü€", "'\"\\"])
-def test_a_password_of_any_characters(tmp_path, password):
-    """What a reference stands for is one part of the URL, and needs no percent-encoding."""
-    (tmp_path / "secret").write_text(f"{password}\n")
-    file = tmp_path / "relay.toml"
-    for reference in ("${file:secret}", "${env:SECRET}"):
-        file.write_text(f'{SMALL}url = "postgresql://u:{reference}@localhost/relay"')
-        settings = load(file, {"SECRET": password})
-        assert parse_postgres_url(settings.spool.url).password == password
-        assert "postgresql:" not in repr(settings)
-
-
 def test_a_whole_url_by_reference(tmp_path):
     file = tmp_path / "relay.toml"
     file.write_text(f'{SMALL}url = "${{env:URL}}"')

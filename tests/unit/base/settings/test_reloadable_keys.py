@@ -71,11 +71,6 @@ def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
     )
 
 
-def test_unchanged_settings_need_nothing(settings) -> None:
-    active = settings()
-    assert apply_reloadable(active, settings()) == (active, ())
-
-
 def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
     listeners = [
         {"listen": "127.0.0.1:2525", "trusted_networks": ["192.0.2.0/24"]},

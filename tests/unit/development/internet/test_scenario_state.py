@@ -62,18 +62,6 @@ def test_senders_and_hosts_are_matched():
     assert Hosts(DOMAIN + rule("MAIL", sender="<>", reply="550 no")).at("MAIL", sender="").reply
 
 
-def test_each_action():
-    for verb in ("CONNECT", "BANNER", "EHLO", "MAIL", "DATA", "DOT", "QUIT"):
-        recipients = ("x@example.org",) if verb in ("DATA", "DOT") else ()
-        assert Hosts(DOMAIN + rule(verb, action="drop")).at(verb, *recipients) == Action(drop=True)
-        assert Hosts(DOMAIN + rule(verb, action="stall")).at(verb, *recipients) == Action(
-            stall=True
-        )
-    hosts = Hosts(DOMAIN + rule("STARTTLS", action="bad-certificate"))
-    assert hosts.at("STARTTLS") == Action(bad_certificate=True)
-    assert Hosts(DOMAIN + rule(delay="3s")).at("RCPT", "x@example.org") == Action(delay_s=3.0)
-
-
 def test_the_final_dot_is_refused_for_one_of_the_recipients():
     hosts = Hosts(DOMAIN + rule("DOT", recipient="x", reply="550 {recipient} from {sender_domain}"))
     assert hosts.at("DOT", "y@example.org") == Action()

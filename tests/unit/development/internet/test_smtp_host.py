@@ -120,23 +120,6 @@ async def test_each_reply_can_be_replaced(stage):
     assert "450-4.2.0 first\r\n450 4.2.0 second\r\n" in said
 
 
-async def test_a_behaviour_knows_where_the_session_is():
-    behaviour = Scripted(RCPT=Action("550 5.1.1 no"))
-    async with session(behaviour) as (_, client):
-        await client.ask("EHLO r.test", "MAIL FROM:<a@x.test> SIZE=5", "RCPT TO:<b@y.test>")
-        behaviour.actions = {}
-        await client.ask("RCPT TO:<c@y.test>", "DATA")
-        await client.ask(".")
-    stages = [one.stage for one in behaviour.moments]
-    assert stages == [
-        "CONNECT", "BANNER", "EHLO", "MAIL", "RCPT", "RCPT", "DATA", "CONTENT", "DOT",
-    ]  # fmt: skip
-    refused, accepted = behaviour.moments[4], behaviour.moments[-1]
-    assert (refused.sender, refused.recipient, refused.recipients) == ("a@x.test", "b@y.test", ())
-    assert accepted.recipients == ("c@y.test",)
-    assert accepted.mail.parameters == {"SIZE": "5"}
-
-
 @pytest.mark.parametrize("stage", ["BANNER", "MAIL", "CONTENT", "DOT"])
 async def test_a_dropped_connection_ends_without_a_reply(stage):
     async with session(Scripted(**{stage: Action(drop=True)}), greeted=False) as (_, client):

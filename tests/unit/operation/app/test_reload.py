@@ -1,7 +1,6 @@
 """Reloader: requests during a reload."""
 
 import asyncio
-import os
 import threading
 from pathlib import Path
 
@@ -82,24 +81,3 @@ async def test_a_reload_forgets_the_counts_of_rules_that_are_gone(active) -> Non
     found = {(one.labels["rule"], one.labels["outcome"]): one.value for one in family.samples
              if one.name.endswith("_total")}  # fmt: skip
     assert found == {("a", outcome): 1, ("a", "defer"): 1, ("a", "error"): 1}
-
-
-async def test_a_reload_shows_the_first_faults(active) -> None:
-    table = route_table(active.settings, active.accounts)
-    reloader = Reloader(active, table, clock=SystemClock(), metrics=Metrics())
-    for number in range(10, 30):  # the faults of a file do not end there
-        text = "[[rule]]\n" + "".join(f"a{each} = 1\n" for each in range(150))
-        (active.settings.policy.directory / f"{number}.toml").write_text(text)
-    result = await reloader.request()
-    assert not result.reloaded
-    assert len(result.faults) == 101
-    assert result.faults[-1] == "and 1 more fault"
-
-
-async def test_a_reload_shows_a_fault_of_a_file_with_any_name(active) -> None:
-    table = route_table(active.settings, active.accounts)
-    reloader = Reloader(active, table, clock=SystemClock(), metrics=Metrics())
-    name = os.fsdecode(b"\xff\n\x1b.toml")
-    (active.settings.policy.directory / name).write_text("[[rules]]\n")
-    [fault] = (await reloader.request()).faults
-    assert r"/\udcff\n\x1b.toml" in fault

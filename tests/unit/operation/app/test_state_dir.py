@@ -77,8 +77,3 @@ def test_the_service_manager_receives_states(tmp_path: Path, name: str) -> None:
         manager.settimeout(5)
         notify_manager(given, "READY=1", "STATUS=listening")
         assert manager.recv(100) == b"READY=1\nSTATUS=listening"
-
-
-@pytest.mark.parametrize("given", ["", "/no/such/socket", "@no-such-socket"])
-def test_a_missing_service_manager_is_ignored(given: str) -> None:
-    notify_manager(given, "READY=1")

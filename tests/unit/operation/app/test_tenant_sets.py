@@ -158,14 +158,6 @@ def test_old_rules_are_not_used_beyond_what_the_tenant_may_now(site, how):
     assert 'or "redirect" in the key may of [[tenant]] "acme"' in str(fault)
 
 
-def test_an_empty_directory_is_a_good_set_which_is_kept(site):
-    (site.folder / "policies/acme/10.toml").unlink()
-    site.start()
-    site.write("acme", FAULTY)
-    site.start()
-    assert (site.names(), site.trouble) == ([], "old rules are in force for the tenants acme")
-
-
 def test_a_damaged_copy_is_not_used(site):
     site.start()
     [copy] = (site.folder / "state/policies/acme").iterdir()

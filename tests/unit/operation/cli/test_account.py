@@ -190,15 +190,6 @@ def test_a_token_is_replaced_where_it_stands(files: Files) -> None:
     accounts.close()
 
 
-def test_a_new_client_secret_keeps_the_client_id(files: Files) -> None:
-    first = files.made("token", "bob@example.test", "--client")
-    second = files.made("token", "bob@example.test", "--client")
-    assert first["client_id"] == second["client_id"]
-    assert first["client_secret"] != second["client_secret"]
-    files.made("token", "bob@example.test", "--client", "--remove")
-    assert files.text == ACCOUNTS
-
-
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
@@ -222,32 +213,6 @@ def test_list_shows_no_secret(files: Files) -> None:
     assert "plain" not in json.dumps(found)
     assert files.made("list", "bob@example.test") == found[1:]
     assert files("list").stdout == "alice@example.test  token\nbob@example.test  password (PLAIN)\n"
-
-
-def test_aliases_are_listed_and_stay_where_accounts_are_removed(files: Files) -> None:
-    team = '[[alias]]\naddress = "Team@example.test"\nto = ["bob@example.test", "x@other.test"]\n'
-    one = '[[alias]]\naddress = "one@example.test"\nto = ["team@example.test"]\n'
-    carol = (
-        '[[account]]\naddress = "carol@example.test"\nforward_to = ["c@other.test"]\n'
-        "keep_copy = false\n"
-    )
-    files.accounts.write_text(f"{team}\n{files.text}\n{carol}\n{one}")
-    assert files("list").stdout.splitlines()[2:] == [
-        "carol@example.test  no secret  forwards to c@other.test",
-        "team@example.test  alias of bob@example.test, x@other.test",
-        "one@example.test  alias of team@example.test",
-    ]
-    assert files.made("list")[3:4] == [
-        {
-            "address": "team@example.test",
-            "to": ["bob@example.test", "x@other.test"],
-            "has": NOTHING,
-        }
-    ]
-    assert files.fails("add", "one@example.test")[0] == 78
-    before = files.text
-    files.made("remove", "carol@example.test")
-    assert files.text == before.replace(f"{carol}\n", "")
 
 
 @each_row(

@@ -167,22 +167,6 @@ def test_what_is_no_such_file(files: Files, text: str | bytes, expected: str) ->
     assert line.startswith(f"{file}{expected}"), line
 
 
-@pytest.mark.parametrize("rows", [1, 30])
-def test_an_address_of_an_alias_is_told_with_the_row(files: Files, rows: int) -> None:
-    with files.accounts.open("a") as file:
-        file.write('\n[[alias]]\naddress = "all@example.test"\nto = ["bob@example.test"]\n')
-    at, own = f"{files.accounts}:{files.text.count(chr(10)) - 1}", "expected one of its own:"
-    many = "".join(f"u{n}@example.test,{HASH},,\n" for n in range(rows))
-    twice = "x@example.test,,,all@example.test\nd1@example.test,,,\nd1@example.test,,,\n"
-    file = written(files, f"address,hash,quota,aliases\n{many}{twice}")
-    code, told = files.fails("import", file)
-    assert code == 65
-    assert told.splitlines() == [
-        f'{file}:{rows + 2}: aliases[0]: found "all@example.test", {own} {at} has the same',
-        f'{file}:{rows + 4}: address: found "d1@example.test", {own} line {rows + 3} has the same',
-    ]
-
-
 def test_a_file_that_does_not_exist(files: Files) -> None:
     code, told = files.fails("import", str(files.folder / "none.csv"))
     assert code == 66

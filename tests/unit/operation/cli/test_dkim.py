@@ -183,11 +183,6 @@ def test_a_selector_in_use_needs_another_one(files: Files) -> None:
     files.shown("keygen", "sub.corp.test", "s1")
 
 
-def test_a_short_key_is_a_warning(files: Files) -> None:
-    assert "warning: 1024 bits" in files("keygen", "corp.test", "s1", "--bits", "1024").stderr
-    assert files("keygen", "corp.test", "s2").stderr == ""
-
-
 @contextmanager
 def largest_file(octets: int) -> Iterator[None]:
     """Let every write fail beyond some octets of a file."""
@@ -236,13 +231,6 @@ def test_a_key_that_root_makes_belongs_to_the_service(files: Files) -> None:
     for one in (files.folder / "dkim", files.folder / "dkim/s1.pem"):
         assert (one.stat().st_uid, one.stat().st_gid) == (SERVICE, SERVICE)
     assert (done.exit_code, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_key_of_root_without_a_service_is_a_warning(files: Files) -> None:
-    (files.folder / "state").rmdir()
-    done = files("keygen", "corp.test", "s1")
-    assert (done.exit_code, "s1.pem belongs to root: " in done.stderr) == (0, True)
 
 
 @pytest.fixture
@@ -299,14 +287,6 @@ def test_show_says_what_the_dns_has(files: Files, dns: DnsThread, keys: Keys) ->
     assert shown[0]["reasons"] == []
     assert shown[1]["reasons"] == ["found p= of another key, expected p= of this key"]
     assert "answered SERVFAIL" in shown[2]["reasons"][0]
-
-
-def test_a_record_that_is_not_there_is_not_published(
-    files: Files, dns: DnsThread, keys: Keys
-) -> None:
-    dns.zone[keys.made[0]["name"]] = {"A": ["192.0.2.1"]}
-    dns.zone[keys.made[1]["name"]] = {"TXT": ['"v=spf1 -all"']}
-    assert [one["published"] for one in files.shown("show")] == ["no"] * 3
 
 
 def test_silent_name_servers_cost_one_time_out(files: Files, dns: DnsThread, keys: Keys) -> None:

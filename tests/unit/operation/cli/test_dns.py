@@ -261,17 +261,6 @@ def test_spf_is_followed_ten_look_ups_far(domain: Domain) -> None:
     assert domain.dns.asked("10.other.test", "TXT") == 0
 
 
-def test_the_record_of_a_domain_above_counts(domain: Domain) -> None:
-    done = domain.compare("sub.other.test")[1]
-    assert {one["name"]: one["verdict"] for one in done}["_dmarc.sub.other.test"] == "missing"
-    domain.text("_dmarc.other.test", "v=DMARC1; p=reject")
-    [dmarc] = [one for one in domain.compare("sub.other.test")[1] if "_dmarc" in one["name"]]
-    assert (dmarc["verdict"], dmarc["found"]) == ("ok", "v=DMARC1; p=reject")
-    domain.text("_dmarc.other.test", "v=DMARC1; p=reject; psd=y")  # of a registry, not of a domain
-    [dmarc] = [one for one in domain.compare("sub.other.test")[1] if "_dmarc" in one["name"]]
-    assert dmarc["verdict"] == "missing"
-
-
 @pytest.mark.parametrize("name", ["DNS:customer.test", "DNS:relay.corp.test"])
 def test_certificates_in_use_have_tlsa_records(domain: Domain, name: str) -> None:
     """Of several, that for the hostname: those who look at the record ask for it."""

@@ -1,6 +1,5 @@
 """`relay explain`: exit codes with and without a running relay, and what a person reads."""
 
-import asyncio
 import json
 import socket
 from pathlib import Path
@@ -8,14 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from relay.base.accounts.directory import load_accounts
-from relay.base.clock import SystemClock
-from relay.operation.app.compose import compose
-from relay.operation.app.foundation import RelayDependencies
 from relay.operation.cli.errors import report_error
 from relay.operation.cli.root import cli
-from relay.transport.policy.rule_book import RuleBook
-from relay.transport.policy.rule_files import load_rules
 from tests.support.relay_config import written_settings
 from tests.support.tables import each_row
 
@@ -129,33 +122,3 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     assert (
         '"a look" matches and does hold: any "1 of 2", any[0].recipient "held@kept.test"\n' in out
     )
-
-
-async def test_a_running_relay_answers(settings, explained, tmp_path: Path) -> None:
-    boxes = settings.mailboxes
-    accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
-    rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-    daemon = compose(settings, RelayDependencies(accounts, lambda: RuleBook(rules)))
-    (tmp_path / "one.eml").write_bytes(b"Subject: hello\n\nx\n")
-    (tmp_path / "bad.eml").write_bytes(b"no header")
-    await daemon.start()
-    try:
-        run = lambda *words: asyncio.to_thread(explained, *words)  # noqa: E731 - four calls
-        code, out, _ = await run("x@host.test", "--json", "--message", str(tmp_path / "one.eml"))
-        document = json.loads(out)
-        assert (code, document["running"]) == (0, True)
-        assert document["site"] == {
-                "connections": 0, "paused_until": None, "paused_by": "", "last_failure": None,
-            }  # fmt: skip
-        assert document["rules"][0]["conditions"][0]["value"] == "hello"
-        code, out, _ = await run("x@host.test", "--probe")
-        assert (code, "  probe   failed: " in out) == (0, True)
-        code, out, _ = await run("alice@example.test", "--probe", "--json")
-        assert (code, json.loads(out)["probe"]) == (0, None)
-        code, out, _ = await run("nobody@example.test")
-        assert (code, "this is from the configuration" in out) == (65, False)
-        assert (await run("bob"))[0] == 65
-        code, _, err = await run("x@host.test", "--message", str(tmp_path / "bad.eml"))
-        assert (code, "expected a message (RFC 5322)" in err) == (65, True)
-    finally:
-        await daemon.stop()

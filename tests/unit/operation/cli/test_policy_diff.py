@@ -165,36 +165,6 @@ def test_the_envelope_is_that_of_the_header(folders, header, sender, recipients)
     assert [one["address"] for one in found["new"]["recipients"]] == recipients
 
 
-def test_rules_see_what_acceptance_would_give_them(folders):
-    fields = ["Bcc", "Return-Path", "X-Relay-Id", "Delivered-To"]
-    some = ", ".join(f'{{ name = "{name}", matches = "*" }}' for name in fields)
-    folders.rules(
-        "", rule("hidden", REJECT, f"header = [{some}]") + rule("crlf", HOLD, "size_over = 40")
-    )
-    folders.put("one.eml", b"Return-Path: <a@own.test>\nX-Relay-Id: 0123456789abcdef\n"
-                           b"Delivered-To: b@own.test\nBcc: c@own.test\nTo: b@own.test\n\n1\n2\n3\n")  # fmt: skip
-    folders.put("two.eml", b"To: b@own.test\n\n" + 9 * b"1\n")  # 45 octets with CRLF
-    files, _ = folders.json()
-    assert [*files] == ["two.eml"]
-
-
-def test_a_twin_domain_stands_for_the_own_one_and_reports_are_skipped(folders):
-    folders.rules("", rule("r", REJECT, 'recipient = "b@own.test"'))
-    config = folders.root / "relay.toml"
-    config.write_text(
-        'hostname = "r.own.test"\nstate_dir = "s"\n[mailboxes]\ndomains = ["own.test"]\n'
-        '[[domain]]\nname = "twin.test"\nalias_of = "own.test"\n'
-    )
-    folders.put("one.eml", b"From: a@x.test\nTo: b@TWIN.test, b@own.test\nSubject: Hello\n\nhi\n")
-    daemon = b"From: Mail <MAILER-DAEMON@%b>\nTo: b@own.test\nAuto-Submitted: auto-replied\n\nhi\n"
-    folders.put("other.eml", daemon % b"x.own.test")
-    folders.put("report.eml", daemon % b"R.own.test")
-    files, sums = folders.json("--config", str(config))
-    assert [one["address"] for one in files["one.eml"]["new"]["recipients"]] == ["b@own.test"]
-    assert files["report.eml"]["skipped"].startswith("a report or notice of this relay")
-    assert (sums["compared"], sums["changed"]) == (2, 2)
-
-
 def test_tenants_of_the_configuration_have_their_directories(folders):
     config = folders.root / "relay.toml"
     config.write_text(
@@ -233,17 +203,6 @@ def test_a_message_that_rules_cannot_be_applied_to_is_rejected_by_them(folders):
     _, text, _ = folders.run()
     assert text.startswith(f"{folders.root}/mail/one.eml: no rule\n- b@own.test: delivered\n")
     assert "+ the rules cannot be applied: " in text
-
-
-def test_the_faults_of_both_sets_are_reported_and_failing_tests_are_none(folders):
-    folders.rules(rule("r", "{ rejekt = 1 }"), rule("n", HOLD, "subjekt = 1"))
-    code, text, said = folders.run()
-    assert (code, text) == (ExitCode.CONFIGURATION, "")
-    assert 'old/10.toml:5: rule "r"' in said
-    assert 'new/10.toml:4: rule "n"' in said
-    failing = '[[test]]\nname = "t"\nfrom = "a@b.test"\nto = ["c@d.test"]\nexpect = { verdict = "hold" }\n'
-    folders.rules("", failing)
-    assert folders.run()[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -132,14 +132,6 @@ def test_a_name_that_cannot_be_resolved_is_bad_data(written):
     assert (code, "Too many levels of symbolic links" in text) == (ExitCode.DATA, True)
 
 
-def test_what_is_no_file_has_no_verdict(written, monkeypatch):
-    monkeypatch.chdir(written)  # a long path is cut in the message
-    os.mkfifo(written / "pipe")  # nobody writes into it, and nobody waits
-    for file in (written, written / "pipe", "/dev/null"):
-        assert tried(written, file)[0] == ExitCode.DATA
-    assert tried(written, "pipe")[1].endswith('"pipe" is an empty pipe')
-
-
 def test_a_message_may_come_through_a_pipe(written):
     reader, writer = os.pipe()
     os.write(writer, MESSAGE)

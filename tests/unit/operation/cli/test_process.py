@@ -218,15 +218,6 @@ def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
     assert len(list(inbox.iterdir())) == 2, "one of ours, and one that was shown with --once"
 
 
-def test_a_foreign_configuration_is_not_overwritten(tmp_path):
-    (tmp_path / "relay.toml").write_text('hostname = "mine.example.test"\n')
-    done = Shell(tmp_path)("dev", "--dir", str(tmp_path), "--once", *ANY_PORTS)
-    assert done.returncode == 64
-    assert "was not written by `relay dev`" in done.stderr
-    assert (tmp_path / "relay.toml").read_text() == 'hostname = "mine.example.test"\n'
-    assert [one.name for one in tmp_path.iterdir()] == ["relay.toml"]
-
-
 def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):
     reading, writing = os.pipe()
     # with no room for its first line it does not come to the demonstration before the signal
@@ -282,19 +273,6 @@ def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
     done = shell("serve")
     assert (done.returncode, done.stdout) == (78, "")
     assert "/etc/relay/relay.toml: found no such file" in done.stderr
-
-
-def test_trace_without_a_relay_says_that_none_is_running(short_path):
-    shell = Shell(short_path)
-    if not Path("/etc/relay/relay.toml").exists():
-        done = shell("trace", "last")
-        assert done.returncode == 69
-        assert "no relay is running" in done.stderr
-    place = short_path / "kept"
-    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
-    done = shell("trace", "--config", str(place / "relay.toml"), "unknown")
-    assert done.returncode == 65
-    assert 'unknown message "unknown"; no relay is running' in done.stderr
 
 
 @pytest.mark.usefixtures("dev")

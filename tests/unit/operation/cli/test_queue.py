@@ -185,16 +185,6 @@ def test_unknown_ids_are_reported_and_the_rest_is_done(relay, queued):
     assert states(relay)["mx:a.test"] == "held"
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_list_reports_unknown_ids_after_the_entries(relay, queued, known):
-    done = relay("list", "--json", *queued[:known], "nobody-knows", "ü,x")
-    assert isinstance(done.exception, CommandError)
-    assert done.exception.code == DATA
-    assert str(done.exception) == ('relay queue list: not in the queue: "nobody-knows", "ü,x"')
-    assert [one["id"] for one in json.loads(done.stdout)] == queued[:known]
-    assert relay("list", queued[0], "--domain", "b.test").exit_code == 0, "known, and left out"
-
-
 @each_row("operation", ["retry", "hold", "release", "cancel"])
 def test_queue_commands_require_a_selection(relay, queued, operation):
     done = relay(operation)
@@ -247,18 +237,6 @@ def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, word
     assert list(spool.parent.glob("spool.sqlite?*")) == []
 
 
-@pytest.mark.parametrize("words", [["cancel"], ["reroute", "--to", "default"]])
-def test_routes_that_cannot_be_made_are_a_configuration_error(config, queued, words):
-    text = config.read_text()
-    config.write_text(text.replace("[mailboxes]", '[mailboxes]\ncatch_all = "bob@example.test"'))
-    command = [*relay_starts.RELAY, "queue", *words, "--all", "--config", str(config)]
-    folder = config.parent
-    done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
-    expected = "mailboxes.catch_all: found 'bob@example.test', expected an account's address"
-    assert done.stderr.splitlines() == [f"{folder / 'accounts.toml'}: {expected}"]
-    assert done.returncode == CONFIGURATION
-
-
 @each_row(
     "words, done, code",
     [
@@ -279,28 +257,6 @@ def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, 
     ended = relay(*words)
     assert f"{2 - done} in flight" in ended.stdout
     assert (ended.exception.code if ended.exception else None) == code
-
-
-def test_stats(relay, queued):
-    relay("hold", queued[0])
-    reported = json.loads(relay("stats", "--json").stdout)
-    assert reported["entries"] == {"queued": 2, "deferred": 0, "held": 1, "captured": 0}
-    assert (reported["recipients"], reported["unaccounted"], reported["in_delivery"]) == (3, 0, 0)
-    assert {one["next_hop"] for one in reported["next_hops"]} == {
-        "mx:a.test", "mx:b.test", "mx:c.test",
-    }  # fmt: skip
-    lines = relay("stats").stdout.splitlines()
-    assert lines[0] == "entries      2 queued, 0 deferred, 1 held, 0 captured"
-    assert [one.split() for one in lines][7] == [
-        "NEXT",
-        "HOP",
-        "ENTRIES",
-        "ACTIVE",
-        "DEFERRED",
-        "OLDEST",
-        "LAST",
-        "REPLY",
-    ]
 
 
 def test_queue_commands_without_a_state_dir(relay, config):

@@ -48,15 +48,6 @@ def test_it_sends_as_programs_call_it(relay, sendmail):
         assert message.eml["From"] == "The Shop <shop@x.test>"
 
 
-def test_options_of_other_sendmails_have_no_effect(relay, sendmail):
-    words = ["-x", "-O", "DeliveryMode=b", "-G", "-U", "-m", "-n", "-v", "-h", "3", "-L", "shop"]
-    words += ["-X", "log", "-Am", "-B8BITMIME", "-om", "-oA/etc/aliases", "-em", "-p", "x:y", "-c"]
-    done = sendmail("Subject: o\n\nx\n", *words, "-i", "bob@example.test")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    relay.mailbox("bob@example.test").wait_for(subject="o")
-    assert sendmail("Subject: o\n\nx\n", "-O").returncode == 64
-
-
 def test_n_r_and_v_say_which_report_the_sender_gets(relay, sendmail):
     text = "Subject: x\n\nthe text\n"
     every = ["-N", "delay,failure", "-R", "hdrs", "-V", "order+2B17"]

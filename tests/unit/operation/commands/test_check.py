@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import ssl
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -137,22 +136,6 @@ async def test_each_milter_is_connected_to(files, short_path):
         f'22: milter[2].address: "shut" at {shut} is down: the connection was closed',
         f'25: milter[3].address: "gone" at {gone} is down: no such file or directory',
     ]  # fmt: skip
-
-
-def test_texts_of_reports_are_checked(files):
-    folder = files.folder / "texts"
-    relay = CONFIG + '[reports]\ntemplates = "texts"\n'
-    ((what, text),) = files.faults(relay)
-    assert what == "configuration"
-    assert 'relay.toml:15: reports.templates: found "texts", expected the path of an' in text
-    (folder / "de").mkdir(parents=True)
-    (folder / "de/failure.txt").write_text("\n{{ recipent }}")
-    ((what, text),) = files.faults(relay)
-    assert what == "reports"
-    assert f'{folder}/de/failure.txt:2: found an unknown field "recipent"' in text
-    (folder / "de/failure.txt").write_text("{{ recipients[0].address }}")
-    found = of(files(relay=relay), CheckResult.OK)
-    assert ("reports", f"1 files in {folder}") in found
 
 
 def test_the_key_of_srs_addresses_is_read_and_never_made(files):
@@ -326,14 +309,6 @@ def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key)
     assert text.startswith(f"{files.folder}/relay.toml{key}: {expected}")
 
 
-def test_a_port_is_free_again_after_the_check(files, taken):
-    config = CONFIG.replace("127.0.0.1:0", taken.replace("127.0.0.1", "127.0.0.2"))
-    for _ in range(2):
-        assert files.faults(config) == []
-    with socket.create_server(("127.0.0.2", int(taken.rpartition(":")[2]))):
-        assert len(files.faults(config)) == 1
-
-
 def test_the_ports_of_the_relay_that_runs_there_are_no_fault(files, taken, monkeypatch):
     config = CONFIG.replace("127.0.0.1:0", taken)
     with running(files.folder / "state"):  # this process, which listens there
@@ -395,15 +370,6 @@ def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, d
     assert f"relay.toml:11: smtp[0].tls.certificate: {expected_text}" in text
 
 
-def test_a_certificate_of_another_key_is_a_fault(files, authority):
-    made = authority.issue("DNS:relay.example.test", days=30)
-    config = with_certificate(made).replace(str(made.key), str(authority.directory / "ca.key"))
-    ((what, text),) = files.faults(config)
-    assert what == "configuration"
-    assert "smtp[0].tls.certificate: " in text
-    assert "this key belongs to another certificate" in text
-
-
 @each_row("name", ["DNS:relay.example.test", "DNS:*.example.test", "DNS:localhost",
                                   "IP:127.0.0.1"])  # fmt: skip
 def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, name):
@@ -439,20 +405,6 @@ def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=5)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
     assert (what, "found one that expires on 20" in text) == ("certificates", True)
-
-
-def test_a_certificate_of_the_future_is_a_fault(authority):
-    certificate = {
-        "notBefore": "Jan  2 00:00:00 2030 GMT", "notAfter": "Jan  2 00:00:00 2031 GMT",
-        "subjectAltName": (("DNS", "a.test"),),
-    }  # fmt: skip
-
-    def fault(day):
-        moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
-        return check.assess_certificate(certificate, ["a.test"], moment_s).fault
-
-    assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
-    assert fault(3) == ""
 
 
 def with_https(made, listen='"0.0.0.0:0"'):
@@ -726,11 +678,6 @@ def test_records_of_signing_keys_are_compared_with_the_dns(asked):
     ]
 
 
-def test_the_record_of_a_key_that_has_ended_is_not_asked_for(asked):
-    assert asked({S1: asked.records[S1]}, until=day(-1)) == []
-    assert asked.queries[S2, "TXT"] == 0
-
-
 @each_row("word, reason", [("SERVFAIL", "answered SERVFAIL"), ("REFUSED", "answered REFUSED")])
 def test_a_record_that_cannot_be_asked_for_is_a_warning_that_says_why(asked, word, reason):
     [text] = asked(asked.records | {S1: word})
@@ -797,19 +744,3 @@ def test_validating_name_servers_elsewhere_are_warned_of(files, monkeypatch, ser
 
 async def answers(_nameservers, *, timeout_s):
     return ""
-
-
-@each_row("top, tables, cores, lacks, text", [
-        ("", "", 2, (), "relay serve: there is no [[smtp]]"),
-        ("", SMTP, 2, (), "SMTP sessions are in a process of their own"),
-        ("", SMTP, 1, (), "relay serve: there is one processor"),
-        ('smtp_gate = "on"', SMTP, 1, (), "in a process of their own"),
-        ('smtp_gate = "off"', SMTP, 2, (), 'relay serve: smtp_gate is "off"'),
-        ("", SMTP + MILTER, 2, (), "relay serve: there are milters"),
-        ("", SMTP, 2, ("Landlock",), "without what this kernel lacks of its sandbox: Landlock"),
-    ])  # fmt: skip
-def test_where_smtp_sessions_are(files, monkeypatch, top, tables, cores, lacks, text):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(check_network, "available", lambda: lacks)
-    (found,) = (x for x in files(relay=f"{top}\n{CONFIG}{tables}") if x.what == "smtp_gate")
-    assert (found.verdict, text in found.text) == (CheckResult.OK, True)

@@ -101,33 +101,9 @@ def test_an_unknown_message_is_none_and_an_error_raises(reading, daemon):
         reading.journey("x")
 
 
-def test_conditions_of_a_list_become_its_query(reading, daemon):
-    daemon.answers.append((200, []))
-    selector = Selector(ids=("q1", "<a,b%@c>"), sender="*@x.test", older_than_s=7200)
-    assert reading.queue_list(selector) == []
-    assert daemon.asked == [
-        ("/relay/v1/queue",
-         {"id": "q1,%3Ca%2Cb%25%40c%3E", "sender": "*@x.test", "older_than": "7200", "limit": "10000"})
-    ]  # fmt: skip
-
-
 WAITING = json_of(
     made_journey(id="q1", recipients=[{"address": "b@x.test", "state": "queued"}], reached=False)
 )
-
-
-ANSWER = {"matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "entries": [], "unknown": []}
-
-
-def test_a_queue_command_sends_only_given_options(reading, daemon):
-    daemon.answers.append((200, ANSWER))
-    selector = Selector(domain="x.test")
-    more = {"who": "me", "dry_run": True, "reason": "", "until": "2h", "as_before": False}
-    assert reading.change("hold", selector, **more) == ANSWER
-    (asked,) = daemon.asked
-    assert asked[0] == "/relay/v1/queue/hold"
-    given = {name: value for name, value in asked[1].items() if value is not False}
-    assert given == {"domain": "x.test", "dry_run": True, "who": "me", "until": "2h"}
 
 
 def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
@@ -157,15 +133,6 @@ def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):
     daemon.answers += [answer, answer]
     assert reading.wait("q1", state="final", timeout_s=400) == expected
     assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]
-
-
-def test_without_a_state_dir_results_are_empty(reading, settings):
-    assert reading.journey("last") is None
-    assert reading.queue_list(Selector()) == []
-    assert reading.queue_list(Selector(ids=("q1",))).unknown == ("q1",)
-    assert reading.change("hold", Selector(ids=("q1",)))["unknown"] == ["q1"]
-    assert reading.stats() == {}
-    assert not settings.state_dir.exists(), "asking made something"
 
 
 def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(reading, settings):
