@@ -101,30 +101,6 @@ def test_pending_submissions_of_a_failing_store_have_one_line(relay: RelayProces
     until("delivered", lambda: len(relay.subjects("bob")) == 6)
 
 
-@pytest.mark.parametrize("way", ["ENOSPC", "EROFS"])
-def test_a_repeat_with_a_key_is_answered_while_the_store_refuses_everything(
-    relay: RelayProcess, way: str
-) -> None:
-    """What has no record yet is refused, and carried out once when the disk works again."""
-
-    def send(key: str) -> int:
-        body = {"message": message(subject=key, to=[LOCAL])}
-        headers = {"Idempotency-Key": key}
-        return relay.graph("POST", "/me/sendMail", body, headers=headers).status
-
-    assert send("first") == 202
-    relay.stop()
-    with WAYS[way][0](relay):
-        relay.start()
-        assert send("first") == 202
-        assert send("second") in (503, 507)  # 507 once the pressure was measured
-        assert send("second") in (503, 507)
-    until("it works", lambda: send("second") == 202)
-    until("they are delivered", lambda: {"first", "second"} <= {*relay.subjects("bob")})
-    assert [relay.subjects("bob").count(one) for one in ("first", "second")] == [1, 1]
-    assert "ended unexpectedly" not in relay.log
-
-
 def test_ready_is_made_again_and_what_was_in_it_is_reported(relay: RelayProcess) -> None:
     ready = relay.folder / "mail/.submissions/ready"
     relay.stop()

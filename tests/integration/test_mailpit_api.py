@@ -13,6 +13,7 @@ from relay.store.mailbox.index.database import FILE_NAME
 from tests.support.dev_process import DevProcess, running_dev
 from tests.support.graph_client import Answer
 from tests.support.relay_process import until
+from tests.support.tables import each_row
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUg==")
 MIXED = (
@@ -336,8 +337,8 @@ def test_a_message_that_is_sent(relay: DevProcess) -> None:
     assert get(relay, "/api/v1/message/latest/headers")["X-Test"] == ["1"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
+@each_row(
+    "fields, says",
     [
         ({"From": {"Email": "nobody"}}, "'nobody' is not an address"),
         ({"From": None}, "'' is not an address"),
@@ -367,7 +368,7 @@ def test_what_cannot_be_sent(relay: DevProcess, fields: dict[str, object], says:
     assert relay.request("POST", "/api/v1/send", b"{").json()["Error"].startswith("The body")
 
 
-@pytest.mark.parametrize("given", ["<a@[b", "<>", "b@c", f"<{'d' * 200}@[127.0.0.1]>"])
+@each_row("given", ["<a@[b", "<>", "b@c", f"<{'d' * 200}@[127.0.0.1]>"])
 def test_a_message_id_is_sent_as_it_is_given(relay: DevProcess, given: str) -> None:
     """What Python's email package makes of it differs from version to version."""
     send(relay, Headers={"Message-Id": given})
@@ -431,7 +432,7 @@ def test_searches_that_are_too_long(relay: DevProcess) -> None:
     assert get(relay, "/api/v1/messages")["total"] == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     "fields",
     [
         {"Origin": "https://evil.example"},
@@ -451,7 +452,7 @@ def test_pages_of_other_sites_are_refused(relay: DevProcess, fields: dict[str, s
         ("POST", "/api/v1/send"), ("PUT", "/api/v1/messages"),
     ):  # fmt: skip
         assert relay.request(method, path, b"{}", fields).status in (403, 421), (method, path)
-    assert unread(relay) == 1
+    assert relay.request("GET", f"/api/v1/message/{queue_id}/raw").status == 200
 
 
 def test_with_a_token_it_is_the_password() -> None:

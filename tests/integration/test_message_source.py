@@ -10,6 +10,7 @@ import pytest
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import OPERATOR, RelayProcess, until
 from tests.support.remotes import Remotes
+from tests.support.tables import each_row
 
 USAGE, DATA, UNAVAILABLE = 64, 65, 69
 BOB = "bob@example.test"
@@ -157,8 +158,8 @@ def test_show_writes_parts_as_they_are(relay: RelayProcess) -> None:
     assert octets(relay, queue_id, "--attachment", "2") == b"a,b\r\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "text"),
+@each_row(
+    "words, code, text",
     [
         (["0000000000000000"], DATA, "No message is known"),
         (["last", "--html"], DATA, "no HTML body"),

@@ -11,6 +11,7 @@ from tests.support.policy_server import PolicyServer
 from tests.support.relay_process import RelayProcess
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes
+from tests.support.tables import each_row
 from tests.support.tls import Authority, Certificate, new_authority
 
 WEB, ELSEWHERE, NOBODY = "127.0.0.1", "127.0.0.77", "127.0.0.78"
@@ -135,8 +136,8 @@ LAX = "configuration: opportunistic"
 WHY = f"{LAX}; mta-sts policy not fetched ("
 
 
-@pytest.mark.parametrize(
-    ("domain", "verified", "policy", "fetches"),
+@each_row(
+    "domain, verified, policy, fetches",
     [
         ("good.test", "name", "mta-sts: verify", 1),
         ("wild.test", "name", "mta-sts: verify", 1),
@@ -168,8 +169,8 @@ def test_mail_that_leaves(
     assert (internet.web.fetched.count(domain), internet.asked(domain)) == (fetches, 1)
 
 
-@pytest.mark.parametrize(
-    ("domain", "reply"),
+@each_row(
+    "domain, reply",
     [
         ("other.test", f"the certificate is for mx.good.test, not mx.other.test; {DEMANDED}"),
         ("old.test", f"the certificate is refused: certificate has expired; {DEMANDED}"),
@@ -207,8 +208,8 @@ def test_sessions_and_fetches_are_counted(internet: Internet, relay: RelayProces
         assert relay.metric("relay_tls_policy_total", policy="sts", result=result) > 0, result
 
 
-@pytest.mark.parametrize(
-    ("domain", "tls"),
+@each_row(
+    "domain, tls",
     [
         ("good.test", {"level": "verify", "policy": "mta-sts"}),
         ("testing.test", {"level": "opportunistic", "policy": "configuration; mta-sts testing"}),
@@ -222,7 +223,7 @@ def test_explain(relay: RelayProcess, domain: str, tls: dict[str, Any]) -> None:
     assert found["tls"] == tls
 
 
-@pytest.mark.parametrize("name", ["good", "other", "old", "plain", "unlisted", "route"])
+@each_row("name", ["good", "other", "old", "plain", "unlisted", "route"])
 def test_a_message_may_do_without_the_policy(relay: RelayProcess, name: str) -> None:
     content = b"TLS-Required: No\r\nSubject: your TLS is broken\r\n\r\nSee above.\r\n"
     identity = relay.submit("alice@example.test", [f"x@{name}.test"], content)

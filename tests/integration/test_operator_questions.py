@@ -11,6 +11,7 @@ import pytest
 from tests.support.dkim import DkimKeys
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
+from tests.support.tables import each_row
 from tests.support.wall_clock import WallClock
 
 OK, USAGE, DATA = 0, 64, 65
@@ -227,8 +228,8 @@ def test_what_is_left_out_is_said_with_the_way_to_it(mail):
     assert f"{len(mail.ids) - 3} more messages: relay log --address {ALICE}" in traced
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
+@each_row(
+    "words, said",
     [
         (("--since", "gestern"), "--since: found 'gestern', expected a day such as 2026-11-01"),
         (("--until", "2026-02-30"), "--until: found '2026-02-30', expected a day"),

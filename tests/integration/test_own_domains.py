@@ -12,6 +12,7 @@ from tests.support.relay_config import DOMAIN, changed
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes, received
+from tests.support.tables import each_row
 
 STRANGER = "ann@stranger.test"
 LATER = "451 4.7.1 come again"
@@ -103,8 +104,8 @@ def send(relay: RelayProcess, recipient: str, *, subject: str, sender: str = STR
         session.sendmail(sender, [recipient], text.encode())
 
 
-@pytest.mark.parametrize(
-    ("recipient", "reply"),
+@each_row(
+    "recipient, reply",
     [
         (f"alice@{DOMAIN}", "250 "),
         (f"nobody@{DOMAIN}", "550 5.1.1 "),
@@ -195,8 +196,8 @@ def test_catch_all_and_postmaster_are_those_of_the_domain(relay: RelayProcess) -
     until("carol has it", lambda: "to the postmaster" in relay.subjects("carol"))
 
 
-@pytest.mark.parametrize(
-    ("sender", "author", "rules"),
+@each_row(
+    "sender, author, rules",
     [
         (STRANGER, STRANGER, []),
         ("", STRANGER, []),
@@ -282,18 +283,6 @@ def test_mail_that_waits_goes_where_its_domain_is_now(remotes: Remotes, hosts: H
         assert moved["recipients"][0]["state"] == "delivered"
         assert gone["recipients"][0]["state"] == "failed"
         assert gone["recipients"][0]["status"] == "5.1.1"
-
-
-def test_a_domain_in_both_places_is_a_fault(remotes: Remotes, hosts: Hosts) -> None:
-    relay = made(remotes, hosts)
-    try:
-        twice = {"mailboxes": {"domains": [DOMAIN, "gate.test"]}}
-        relay.write_config(changed(relay.config, twice))
-        done = relay.cli("serve")
-        assert done.returncode == 78
-        assert "expected a name that is not in mailboxes.domains" in done.stderr
-    finally:
-        relay.close()
 
 
 def test_a_reload_takes_own_domains_and_their_files(remotes: Remotes, hosts: Hosts) -> None:

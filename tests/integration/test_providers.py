@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -117,19 +116,3 @@ def test_a_reload_uses_a_valid_file_only(remotes: Remotes, relay: RelayProcess) 
     relay.until_state(relay.submit(ALICE, ["y@other.test"]), "deferred")
     checked = relay.cli("check")
     assert f"13 entries of {own} and of the file that is shipped" in checked.stdout
-
-
-@pytest.mark.parametrize(("text", "fault"), [(FAULTY, FAULT), (None, "relay.toml:")])
-def test_a_start_with_a_faulty_or_missing_file_says_so(
-    remotes: Remotes, text: str | None, fault: str
-) -> None:
-    relay = remotes.relay(config={"delivery": {"providers": "own.toml"}})
-    try:
-        if text is not None:
-            (Path(relay.folder) / "own.toml").write_text(text)
-        relay.start(wait=False)
-        assert relay.wait_end() == 78
-        assert f"{relay.folder}/{fault}" in relay.log
-        assert "Traceback" not in relay.log
-    finally:
-        relay.close()

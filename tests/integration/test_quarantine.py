@@ -167,16 +167,6 @@ def test_an_address_gets_the_copy_and_the_sender_sees_a_delivery(remotes: Remote
         assert relay.faults() == []
 
 
-def test_what_cannot_be_delivered_there_goes_to_the_postmaster(remotes: Remotes) -> None:
-    remotes.start("b.test", rcpt={"nobody@b.test": "550 5.1.1 no such user"})
-    with remotes.relay(policies=rules("nobody@b.test")) as relay:
-        name = submit(relay, "away", BOB)
-        until("the dead letter", lambda: "nobody@b.test" in str(relay.journey(name)["steps"]))
-        assert relay.states(name) == {BOB: "delivered"}
-        (report,) = until("the report", lambda: reports(relay, "away"))
-        assert "Action: delivered" in report
-
-
 def test_a_host_that_gets_the_copy_does_not_know_the_sender_to_report_to(remotes: Remotes) -> None:
     host = remotes.start("b.test")
     with remotes.relay(policies=rules("safe@b.test")) as relay:

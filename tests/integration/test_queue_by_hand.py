@@ -1,7 +1,5 @@
 """Queue commands with real remote hosts: held or cancelled mail is not sent, other mail is sent once."""
 
-import random
-import threading
 from collections import Counter
 from typing import Any
 
@@ -9,7 +7,7 @@ from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
-OK, DATA, TRY_LATER = 0, 65, 75
+OK, TRY_LATER = 0, 75
 ONE_CONNECTION = {"delivery": {"retry": ["1h"], "max_connections_per_next_hop": 1}}
 
 
@@ -87,60 +85,3 @@ def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remo
         assert relay.until_final(retried)["state"] == "relayed"
         received(back, "retried@dead.test")
         assert [one["operation"] for one in queue_commands(relay, retried)] == ["retry"]
-
-
-def test_captured_mail_is_sent_only_after_a_reroute(remotes: Remotes) -> None:
-    mx = remotes.start("a.test")
-    route = {"domain": "a.test", "next_hop": "capture"}
-    with remotes.relay(config={"route": [route]}) as relay:
-        kept = [relay.submit("alice@example.test", [f"{n}@a.test"]) for n in range(2)]
-        (refused,) = change(relay, "release", ids=kept[:1])["entries"]
-        assert (refused["result"], "say where to" in refused["note"]) == ("unchanged", True)
-        assert change(relay, "reroute", ids=kept[:1], to="default")["done"] == 0
-        assert relay.states(kept[0]) == {"0@a.test": "captured"}
-        assert change(relay, "reroute", ids=kept[:1], to="mx")["done"] == 1
-        relay.until_state(kept[0], "relayed")
-        received(mx, "0@a.test")
-        assert relay.states(kept[1]) == {"1@a.test": "captured"}
-
-
-def test_queue_commands_under_load_lose_and_duplicate_nothing(remotes: Remotes) -> None:
-    mx = remotes.start("busy.test", fragment=4)  # a slow one, so that a queue grows
-    rng = random.Random(4)
-    config = {"delivery": {"retry": [0.2], "max_connections_per_next_hop": 2}}
-    with remotes.relay(config=config) as relay:
-        queue_ids: list[str] = []
-
-        def submit() -> None:
-            people = (f"{number}@busy.test" for number in range(80))
-            queue_ids.extend(relay.submit("alice@example.test", [one]) for one in people)
-
-        senders = threading.Thread(target=submit)
-        senders.start()
-        cancelled: set[str] = set()
-        while senders.is_alive():
-            operation = rng.choice(["hold", "hold", "release", "cancel", "retry", "reroute"])
-            more = {"to": "mx:busy.test"} if operation == "reroute" else {}
-            some = queue_ids[-5:] if operation == "cancel" else queue_ids[-40:]
-            if not some:
-                continue
-            for one in change(relay, operation, ids=some, **more)["entries"]:
-                if operation == "cancel" and one["result"] == "done":
-                    cancelled.add(one["id"])
-        senders.join()
-        change(relay, "release", state="held")
-        ends = {queue_id: relay.until_final(queue_id)["state"] for queue_id in queue_ids}
-        assert {one for one, state in ends.items() if state == "cancelled"} == cancelled
-        assert set(ends.values()) <= {"relayed", "cancelled"}
-        arrived = Counter(one.addresses[0] for one in mx.envelopes)
-        expected = {
-            f"{number}@busy.test": 1
-            for number, queue_id in enumerate(queue_ids)
-            if queue_id not in cancelled
-        }
-        assert arrived == expected
-        assert 0 < len(cancelled) < len(queue_ids), "there should be some of both"
-        assert relay.queue() == []
-        until("counted", lambda: relay.metric("relay_queue_entries") == 0)
-        assert relay.metric("relay_queue_unaccounted") == 0
-        assert relay.faults() == []

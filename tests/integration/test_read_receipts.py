@@ -4,11 +4,9 @@ import email
 import email.policy
 import itertools
 import json
-import shutil
 import smtplib
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,48 +98,6 @@ def test_an_account_here_gets_a_receipt_at_once(relay, subject) -> None:
     assert "kind read" in relay.cli("trace", name).stdout
 
 
-MDN = """Subject: Read: {subject}
-MIME-Version: 1.0
-Content-Type: multipart/report; report-type=disposition-notification; boundary=b
-
---b
-
-Your message was displayed.
---b
-Content-Type: message/disposition-notification
-
-Reporting-UA: mail.a.test; A Mailer
-Original-Recipient: rfc822;{reader}
-Final-Recipient: rfc822;{reader}
-Original-Message-ID: {message_id}
-Disposition: manual-action/MDN-sent-manually; displayed
-
---b--
-"""
-
-
-def test_a_receipt_from_outside_is_joined_to_its_message(relay, subject) -> None:
-    queue_id = relay.submit(
-        "alice@example.test", ["x@a.test", "y@a.test"],
-        asked(subject).replace(b"Message-ID: <m@example.test>\r\n", b""),
-    )  # fmt: skip
-    message_id = relay.until_final(queue_id)["message_id"]
-    for reader in ("x@a.test", "stranger@a.test"):  # who is no recipient has read nothing
-        text = MDN.format(subject=subject, reader=reader, message_id=message_id)
-        content = text.replace("\n", "\r\n").encode()
-        received = relay.submit("", ["alice@example.test"], content, source="127.0.0.2")
-        relay.until_final(received)
-    journey = relay.journey(queue_id)
-    [detail] = [one["detail"] for one in journey["steps"] if one["step"] == 7]
-    assert (detail["by"], detail["kind"], detail["recipients"]) == ("remote", "read", ["x@a.test"])
-    assert detail["source"]["client"] == "127.0.0.2"
-    shown = {one["address"]: (one["state"], one["reported"]) for one in journey["recipients"]}
-    assert shown["y@a.test"] == ("relayed", None)
-    state, reported = shown["x@a.test"]
-    assert (state, reported["kind"], reported["by"]) == ("relayed", "read", "remote")
-    assert len(receipts(relay, subject)) == 2
-
-
 def test_a_second_patch_sends_no_second_one(relay, subject) -> None:
     deliver(relay, "alice@example.test", "bob", asked(subject))
     for is_read in (True, False, True):
@@ -152,16 +108,16 @@ def test_a_second_patch_sends_no_second_one(relay, subject) -> None:
     assert len(receipts(relay, subject)) == 1
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_the_accounts_setting_decides(relay, subject, setting) -> None:
-    deliver(relay, "alice@example.test", setting, asked(subject))
-    before = count(relay)
-    assert "preference-applied" not in read(relay, subject, setting).headers
-    assert count(relay) - before == (setting in ("always", "auto"))
-    answer = read(relay, subject, setting, **WANTED)
-    assert count(relay) - before == (setting != "never")
-    applied = answer.headers["preference-applied"]
-    assert applied == ("relay.read-receipt=send" if setting == "ask" else None)
+def test_the_accounts_setting_decides(relay, subject) -> None:
+    for setting in SETTINGS:
+        deliver(relay, "alice@example.test", setting, asked(subject))
+        before = count(relay)
+        assert "preference-applied" not in read(relay, subject, setting).headers
+        assert count(relay) - before == (setting in ("always", "auto"))
+        answer = read(relay, subject, setting, **WANTED)
+        assert count(relay) - before == (setting != "never")
+        applied = answer.headers["preference-applied"]
+        assert applied == ("relay.read-receipt=send" if setting == "ask" else None)
 
 
 def test_a_receipt_that_the_reader_wants_says_so(relay, subject) -> None:
@@ -184,34 +140,21 @@ def test_strangers_get_one_only_if_the_reader_wants_it(relay, subject) -> None:
     assert count(relay) == before
     assert read(relay, subject, "bob", **WANTED).headers["preference-applied"]
     assert count(relay) == before + 1
+    # nor a forged sender by itself
+    deliver(relay, "alice@example.test", "bob", asked(f"{subject}.2"), source="127.0.0.2")
+    read(relay, f"{subject}.2", "bob")
+    assert receipts(relay, f"{subject}.2") == []
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
-        "victim@a.test", "alice@example.test, victim@a.test", "group: alice@example.test;",
-        "carol@example.test",
-    ],
-)  # fmt: skip
-def test_nobody_but_the_sender_gets_one(relay, subject, to) -> None:
-    before = count(relay)
-    deliver(relay, "alice@example.test", "always", asked(subject, to))
-    read(relay, subject, "always", **WANTED)
+def test_nobody_but_the_sender_gets_one(relay, subject) -> None:
+    before, alice = count(relay), "alice@example.test"
+    for number, (to, *more) in enumerate((
+        ["victim@a.test"], [f"{alice}, victim@a.test"], [f"group: {alice};"],
+        ["carol@example.test"], [alice, "List-Id: <l.example.test>"],
+    )):  # fmt: skip
+        deliver(relay, alice, "always", asked(f"{subject}.{number}", to, *more))
+        read(relay, f"{subject}.{number}", "always", **WANTED)
     assert count(relay) == before
-
-
-def test_a_forged_sender_gets_none_by_itself(relay, subject) -> None:
-    deliver(relay, "alice@example.test", "bob", asked(subject), source="127.0.0.2")
-    read(relay, subject, "bob")
-    assert receipts(relay, subject) == []
-
-
-def test_a_list_gets_none(relay, subject) -> None:
-    list_id = "List-Id: <l.example.test>"
-    content = asked(subject, "alice@example.test", list_id)
-    deliver(relay, "alice@example.test", "always", content)
-    read(relay, subject, "always", **WANTED)
-    assert receipts(relay, subject) == []
 
 
 def test_the_receipt_itself_owes_none(relay, subject) -> None:
@@ -248,24 +191,3 @@ def test_a_development_relay_sends_one_to_every_sender() -> None:
             "read"
         ]
         assert b"multipart/report" in receipt.source
-
-
-def test_what_a_backup_owes_waits_for_the_release(tmp_path: Path) -> None:
-    with RelayProcess() as relay:
-        deliver(relay, "alice@example.test", "bob", asked("restored"))
-        relay.stop()
-        done = relay.cli("backup", str(tmp_path / "copy"))
-        assert done.returncode == 0, done.stderr
-        for place in ("state", "mail"):
-            shutil.rmtree(relay.folder / place)
-        done = relay.cli("restore", str(tmp_path / "copy"), "--config", str(relay.config_file))
-        assert done.returncode == 0, done.stderr
-        relay.start()
-        assert "preference-applied" not in read(relay, "restored", "bob", **WANTED).headers
-        assert count(relay) == 0
-        done = relay.cli("queue", "release", "--restored")
-        assert done.returncode == 0, done.stderr
-        read(relay, "restored", "bob", **WANTED)
-        arrived(relay, "Read: restored", "alice")
-        assert count(relay) == 1
-        assert relay.faults() == []

@@ -84,17 +84,6 @@ def test_the_journey_of_an_address_comes_with_its_refusals(relay):
     assert "refused" not in relay.cli_json("trace", queue_id)
 
 
-def test_an_account_sees_only_what_was_refused_of_its_login(relay):
-    for name in ("alice", "bob"):
-        with relay.smtp() as client:
-            client.login(f"{name}@example.test", name)
-            client.ehlo()
-            assert client.mail("dave@example.test")[0] == 553
-    assert {one["account"] for one in refused(relay, token="alice")} == {"alice@example.test"}
-    assert refused(relay, token="carol") == []
-    assert {"alice@example.test", "bob@example.test"} <= {one["account"] for one in refused(relay)}
-
-
 def test_records_survive_a_restart_and_are_read_without_a_relay(relay):
     with relay.smtp() as client:
         assert client.docmd("SESAME")[0] == 500

@@ -1,10 +1,11 @@
-"""SIGHUP reloads rules and accounts; a faulty file changes nothing."""
+"""SIGHUP and `relay reload`: what changes, that a faulty file changes nothing, and who hears what came of it."""
 
 import contextlib
 import json
 import os
 import signal
 import smtplib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,11 @@ import pytest
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import report_about
+from tests.support.service_manager import ServiceManager
 
+CONFIGURATION, UNAVAILABLE = 78, 69
+SUCCESSFUL = "relay_config_last_reload_successful"
+READ_AT = "relay_config_last_reload_success_timestamp_seconds"
 NO_SPAM = """
 [[rule]]
 name = "no spam"
@@ -48,38 +53,65 @@ def state_of(relay: RelayProcess, subject: str) -> str:
 
 
 @pytest.fixture
-def relay():
-    with RelayProcess() as relay:
+def manager():
+    with ServiceManager() as manager:
+        yield manager
+
+
+@pytest.fixture
+def relay(manager):
+    with RelayProcess(environment=manager.environment) as relay:
         yield relay
 
 
-def test_new_rules_apply_to_the_next_message(relay):
-    assert state_of(relay, "spam") == "delivered"
-    (relay.folder / "policies" / "10-spam.toml").write_text(NO_SPAM)
-    hang_up(relay, "reloaded")
-    assert state_of(relay, "spam") == "failed"
-    assert state_of(relay, "ham") == "delivered"
-
-
-@pytest.mark.parametrize("text", [FAULTY, FAILING, "[[rule"], ids=["fault", "test", "no TOML"])
-def test_a_faulty_rule_file_is_named_and_the_active_rules_stay(relay, text):
-    file = relay.folder / "policies" / "10-spam.toml"
-    file.write_text(NO_SPAM)
-    hang_up(relay, "reloaded")
-    file.write_text(text)
+def test_rules_and_accounts_are_those_of_the_last_good_reload(relay, manager):
+    rules = relay.folder / "policies" / "10-spam.toml"
+    manager.until("READY=1")
+    assert (state_of(relay, "spam"), relay.metric(SUCCESSFUL)) == ("delivered", 1)
+    rules.write_text(NO_SPAM)
+    done = relay.cli("reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "reloaded: 1 rule, 0 new certificates\n"
+    began = manager.listen()
+    assert began[0] == "RELOADING=1"
+    monotonic_us = int(began[1].removeprefix("MONOTONIC_USEC="))
+    assert 0 <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) / 1000 - monotonic_us < 60_000_000
+    ended = manager.listen()
+    assert (ended[0], ended[1][:19]) == ("READY=1", "STATUS=reloaded at ")
+    assert (state_of(relay, "spam"), state_of(relay, "ham")) == ("failed", "delivered")
+    read_at = relay.metric(READ_AT)
+    for text in (FAULTY, FAILING, "[[rule"):
+        rules.write_text(text)
+        done = relay.cli("reload")
+        assert (done.returncode, done.stdout) == (CONFIGURATION, "")
+        assert f"{rules}:" in done.stderr
+        assert "the previous configuration stays active" in done.stderr
+        assert (relay.metric(SUCCESSFUL), relay.metric(READ_AT)) == (0, read_at)
+        manager.until("RELOADING=1")
+        (status,) = [one for one in manager.until("READY=1") if one.startswith("STATUS=")]
+        assert status.startswith("STATUS=not reloaded, ")
+        assert f"{rules}:" in status
     hang_up(relay, "the previous configuration stays active")
-    assert "10-spam.toml:" in relay.log
     assert state_of(relay, "spam") == "failed"
-
-
-def test_accounts_are_added_and_removed(relay):
-    file = relay.folder / "accounts.toml"
+    rules.write_text(NO_SPAM)
     assert relay.graph("GET", "/me", token="erin").status == 401
-    file.write_text(to_toml({"account": [account(name) for name in ("erin", "bob")]}))
-    hang_up(relay, "reloaded")
+    accounts = [account(name) for name in ("erin", "bob")]
+    (relay.folder / "accounts.toml").write_text(to_toml({"account": accounts}))
+    hang_up(relay, '"event":"reloaded"')
+    assert relay.metric(SUCCESSFUL) == 1
+    assert read_at < relay.metric(READ_AT) <= time.time() + 1
     assert relay.graph("GET", "/me", token="erin").status == 200
     assert relay.graph("GET", "/me", token="alice").status == 401
+    for end in ("unknown = 1\n", "[http\n"):  # the relay reports the fault itself
+        relay.config_file.write_text(to_toml(relay.config) + "\n[observe]\n" + end)
+        done = relay.cli("reload")
+        assert done.returncode == CONFIGURATION
+        assert f"{relay.config_file}:" in done.stderr
+        assert relay.metric(SUCCESSFUL) == 0
+    relay.write_config(relay.config)
     assert relay.stop() == 0
+    done = relay.cli("reload")
+    assert (done.returncode, "no relay is running" in done.stderr) == (UNAVAILABLE, True)
 
 
 @contextmanager
@@ -111,6 +143,7 @@ def test_a_changed_password_ends_open_smtp_sessions(relay):
     ):
         assert codes(in_content, *MAIL) == [250, 250, 354]
         in_content.send(b"Subject: too late\r\n\r\nx\r\n")
+        hang_up(relay, "reloaded")  # which leaves accounts and their sessions as they are
         done = relay.cli("account", "password", "alice@example.test", stdin="another\n")
         assert done.returncode == 0, done.stderr
         assert codes(idle, "NOOP") == [250]  # until the relay reads the file
@@ -126,31 +159,6 @@ def test_a_changed_password_ends_open_smtp_sessions(relay):
         smtp.sendmail("alice@example.test", "bob@example.test", "Subject: in time\r\n\r\nx\r\n")
     until("it is delivered", lambda: relay.subjects("bob"))
     assert relay.subjects("bob") == ["in time"]
-
-
-def test_a_removed_account_ends_its_smtp_sessions(relay):
-    with logged_in(relay) as smtp:
-        assert relay.cli("account", "remove", "alice@example.test").returncode == 0
-        hang_up(relay, "reloaded")
-        assert has_ended(smtp)
-
-
-def test_a_reload_that_leaves_an_account_as_it_is_leaves_its_sessions(relay):
-    with logged_in(relay) as smtp:
-        hang_up(relay, "reloaded")
-        assert codes(smtp, *MAIL) == [250, 250, 354]
-
-
-def test_milters_are_replaced(relay):
-    def replies() -> tuple[int, int]:
-        with contextlib.closing(relay.smtp()) as smtp:
-            return smtp.ehlo("client.test")[0], smtp.mail("alice@example.test")[0]
-
-    down = {"name": "down", "address": f"unix:{relay.folder}/no.sock"}
-    for milters, found in (([down], 451), ([down | {"role": ["local"]}], 250), ([], 250)):
-        relay.write_config(relay.config | {"milter": milters})
-        hang_up(relay, "reloaded")
-        assert replies() == (found, found)
 
 
 def test_texts_of_reports_are_replaced_and_faulty_ones_keep_those_in_force(relay):
@@ -170,23 +178,47 @@ def test_texts_of_reports_are_replaced_and_faulty_ones_keep_those_in_force(relay
     assert body.get_content().strip() == "Nicht zugestellt: nobody@example.test"
 
 
-def test_a_changed_key_that_needs_a_restart_is_logged_with_both_values(relay):
+def test_a_changed_key_that_needs_a_restart_is_told_with_both_values(relay):
     folder = relay.folder / "more-policies"
     folder.mkdir()
-    (folder / "10-spam.toml").write_text(NO_SPAM)
+    (folder / "10-spam.toml").write_text(FAULTY)
     changes = {"hostname": "other.example.test", "policy": {"directory": "more-policies"}}
     relay.write_config(relay.config | changes)
-    hang_up(relay, "reloaded")
+    hang_up(relay, "the previous configuration stays active")  # for the fault in another file
     (line,) = [json.loads(one) for one in relay.log.splitlines() if "restart is needed" in one]
-    assert line["key"] == "hostname"
-    assert (line["old"], line["new"]) == ('"relay.example.test"', '"other.example.test"')
+    old, new = '"relay.example.test"', '"other.example.test"'
+    assert (line["key"], line["old"], line["new"]) == ("hostname", old, new)
+    (folder / "10-spam.toml").write_text(NO_SPAM)
+    done = relay.cli("reload")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [f"needs a restart: hostname: {old} -> {new}"]
+    assert relay.cli_json("reload") == {
+        "reloaded": True, "faults": [], "rules": 1, "new_certificates": 0,
+        "needs_restart": [{"key": "hostname", "old": old, "new": new}],
+    }  # fmt: skip
     with relay.smtp() as client:
         assert client.ehlo()[1].startswith(b"relay.example.test")  # the old value is in force
     assert state_of(relay, "spam") == "failed"  # the new directory is
 
 
-def test_what_needs_a_restart_is_logged_although_another_file_has_a_fault(relay):
-    relay.write_config(relay.config | {"hostname": "other.example.test"})
-    (relay.folder / "policies" / "10-spam.toml").write_text(FAULTY)
-    hang_up(relay, "the previous configuration stays active")
-    assert "a restart is needed" in relay.log
+def test_a_changed_password_of_a_next_hop_counts(relay):
+    """Also for mail that waits."""
+    password = relay.folder / "password"
+    password.write_text("wrong\n")
+    auth = {"user": "alice@example.test", "password_file": "password"}
+    relay.stop()
+    with RelayProcess() as smarthost:
+        host, port = smarthost.smtp_address()
+        route = {"domain": "*", "next_hop": f"smtp://{host}:{port}", "auth": auth}
+        relay.write_config(relay.config | {"route": [route]})
+        relay.start()
+        identity = relay.send_mail(to=["x@a.test"], subject="through the provider")
+        assert "535" in json.dumps(relay.until_state(identity, "deferred"))
+        password.unlink()
+        done = relay.cli("reload")
+        assert done.returncode == CONFIGURATION
+        assert "password" in done.stderr
+        password.write_text("alice\n")
+        assert relay.cli("reload").returncode == 0
+        assert relay.cli("queue", "retry", "--all").returncode == 0
+        relay.until_state(identity, "relayed")

@@ -46,14 +46,3 @@ def test_a_report_that_has_the_clients_envid_alone_is_joined(shared: SharedRelay
     assert (claim["by"], claim["kind"], claim["received"]) == ("remote", "failure", report)
     [told] = journey["recipients"]
     assert (told["state"], told["reported"]["by"]) == ("relayed", "remote")
-
-
-def test_mail_by_smtp_has_step_4(shared: SharedRelay) -> None:
-    relay = shared.relay
-    sent = relay.submit("alice@example.test", ["bob@example.test"])
-    steps = relay.until_final(sent)["steps"]
-    assert [one["step"] for one in steps] == [4, 5, 6]
-    accepted, routed, _ = steps
-    assert (accepted["detail"]["queue_id"], accepted["at"]) == (sent, routed["at"])
-    (line,) = [one for one in relay.cli("trace", sent).stdout.splitlines() if " 4 accepted" in one]
-    assert line.endswith(f"queue_id {sent}")

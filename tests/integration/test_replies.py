@@ -108,23 +108,3 @@ def test_a_forward_carries_large_attachments_and_its_images_to_another_host(
     assert "From: alice@example.test" in text.get_content()
     faults = relay.faults()
     assert faults == []
-
-
-def test_a_refused_reply_sends_nothing(relay: RelayProcess) -> None:
-    relay.send_mail(to=["bob@example.test"], subject="Unanswered")
-    first = only(relay, "bob", "inbox", "Unanswered")
-    path = f"/me/messages/{first['id']}"
-    both = {"comment": "c", "message": {"body": {"contentType": "text", "content": "b"}}}
-    for action, body, token, status in (
-        ("reply", both, "bob", 400),
-        ("replyAll", {"message": {"toRecipients": people("no address")}}, "bob", 400),
-        ("forward", {}, "bob", 400),
-        ("reply", {}, "alice", 404),
-        ("createForward", both, "bob", 400),
-    ):
-        answer = relay.graph("POST", f"{path}/{action}", body, token=token)
-        assert answer.status == status, f"{action}: {answer.status} {answer.body!r}"
-        assert answer.json()["error"]["innerError"]["request-id"] == answer.headers["request-id"]
-    for folder in ("drafts", "sentitems"):
-        found = relay.messages(folder, token="bob")
-        assert [one for one in found if "Unanswered" in one["subject"]] == []

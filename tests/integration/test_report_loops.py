@@ -42,19 +42,6 @@ def test_what_answers_a_report_becomes_a_dead_letter_within_limits() -> None:
     assert relay.faults() == []
 
 
-def test_a_report_to_an_unknown_sender_is_one_dead_letter() -> None:
-    routes = [{"domain": "gone.test", "next_hop": f"smtp://127.0.0.1:{free_port()}"}]
-    delivery = {"expire_after": "2s", "retry": [0.2]}
-    with RelayProcess(config={"route": routes, "delivery": delivery}) as relay:
-        queue_id = relay.submit("ghost@example.test", ["x@gone.test"])
-        relay.until_final(queue_id)
-        (letter,) = until("a dead letter", lambda: dead_letters(relay))
-        assert letter.get_content_type() == "multipart/report"
-        assert relay.metric("relay_reports_total", kind="dead-letter") == 1
-        assert relay.queue() == []
-        assert relay.faults() == []
-
-
 def test_two_relays_that_send_a_message_to_each_other_make_one_report() -> None:
     ports = [free_port(), free_port()]
     trusted = ["127.0.0.1/32"]

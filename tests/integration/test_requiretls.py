@@ -205,14 +205,3 @@ def test_a_message_of_the_graph_api_can_do_without_tls(pair: Pair) -> None:
     assert answer.status == 202, answer.body
     journey = pair.first.until_final(answer.headers["x-relay-message-id"])
     assert routed(journey)["tls"] == "optional"
-
-
-def test_explain_says_whether_it_is_enough(pair: Pair) -> None:
-    for address, is_enough in (("bob@two.test", True), ("x@other.test", False)):
-        assert pair.first.cli_json("explain", address)["tls"]["requiretls"] is is_enough
-    assert "; enough for REQUIRETLS" in pair.first.cli("explain", "bob@two.test").stdout
-
-
-def test_connections_with_requiretls_are_counted(pair: Pair) -> None:
-    pair.first.until_state(pair.submit("bob@two.test"), "relayed")
-    assert pair.first.metric("relay_tls_policy_total", policy="requiretls", result="success") > 0

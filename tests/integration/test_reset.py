@@ -122,26 +122,13 @@ def test_open_sessions_stay_open(relay: DevProcess) -> None:
     assert listed(relay) == ["after"]
 
 
-def test_resets_at_once_are_one_after_the_other(relay: DevProcess) -> None:
-    relay.submit("app@example.test", EVERYWHERE)
-    assert sum(reset(relay) for _ in range(5)) == 1
-
-
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [("https://evil.example", 403), ("null", 403), ("http://127.0.0.1:3000", 200)],
-)
-def test_pages_of_other_sites_are_refused(relay: DevProcess, origin: str, status: int) -> None:
-    for headers in ({"Origin": origin}, {"Origin": origin, "Sec-Fetch-Site": "cross-site"}):
-        answer = relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR, headers=headers)
-        assert answer.status == status
-
-
-def test_the_command(relay: DevProcess) -> None:
-    relay.submit("app@example.test", EVERYWHERE)
-    done = relay.cli("reset")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "deleted 1 message\n", "")
-    assert relay.cli_json("reset") == {"messages": 0}
+def test_pages_of_other_sites_are_refused(relay: DevProcess) -> None:
+    for origin, status in (
+        ("https://evil.example", 403), ("null", 403), ("http://127.0.0.1:3000", 200),
+    ):  # fmt: skip
+        for headers in ({"Origin": origin}, {"Origin": origin, "Sec-Fetch-Site": "cross-site"}):
+            answer = relay.graph("DELETE", "/relay/v1/messages", token=OPERATOR, headers=headers)
+            assert answer.status == status
 
 
 def test_a_service_is_never_emptied() -> None:

@@ -138,32 +138,33 @@ def test_nothing_is_asked_where_nothing_is_written_outside(service: Service) -> 
     assert (done.returncode, "outside" in done.stderr) == (OK, False), done.stderr
 
 
-@pytest.mark.parametrize("name", ["{home}/../evil", "//evil-{pid}", "evil-{pid}"])
-def test_a_backup_cannot_hide_where_it_writes(service: Service, name: str) -> None:
+def test_a_backup_cannot_hide_where_it_writes(service: Service) -> None:
     service.back_up()
-    manifest = json.loads((service.copy / "manifest.json").read_text())
-    name = name.format(home=service.home, pid=os.getpid())
-    place = os.path.normpath("/" + name.lstrip("/"))
-    manifest["config_files"].append(manifest["config_files"][0] | {"path": name})
-    (service.copy / "manifest.json").write_text(json.dumps(manifest))
+    file = service.copy / "manifest.json"
+    manifest = json.loads(file.read_text())
     service.go(service.away)
-    done = service.restore()
-    assert (done.returncode, f"  {place}\n" in done.stderr) == (USAGE, True), done.stderr
-    assert not os.path.lexists(place)
-    assert not service.home.exists()
+    for name in (f"{service.home}/../evil", f"//evil-{os.getpid()}", f"evil-{os.getpid()}"):
+        place = os.path.normpath("/" + name.lstrip("/"))
+        files = manifest["config_files"]
+        hidden = {"config_files": [*files, files[0] | {"path": name}]}
+        file.write_text(json.dumps(manifest | hidden))
+        done = service.restore()
+        assert (done.returncode, f"  {place}\n" in done.stderr) == (USAGE, True), done.stderr
+        assert not os.path.lexists(place)
+        assert not service.home.exists()
 
 
-@pytest.mark.parametrize("name", ["mail/link", "config/link", "state/link", "mail/x.test"])
-def test_a_backup_with_a_symbolic_link_is_refused(service: Service, name: str) -> None:
+def test_a_backup_with_a_symbolic_link_is_refused(service: Service) -> None:
     service.back_up()
-    (service.copy / name).symlink_to(service.copy.parent)
     service.go(service.away)
-    done = service.restore()
-    assert (done.returncode, f"the symbolic link {service.copy / name}" in done.stderr) == (
-        DATA,
-        True,
-    )
-    assert not service.home.exists()
+    for name in ("mail/link", "config/link", "state/link", "mail/x.test"):
+        link = service.copy / name
+        link.symlink_to(service.copy.parent)
+        done = service.restore()
+        found = f"the symbolic link {link}" in done.stderr
+        assert (done.returncode, found) == (DATA, True), done.stderr
+        assert not service.home.exists()
+        link.unlink()
 
 
 def test_a_file_is_not_written_through_a_link(service: Service) -> None:
@@ -176,7 +177,7 @@ def test_a_file_is_not_written_through_a_link(service: Service) -> None:
     assert not (service.copy.parent / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("place", ["key", "tls", "rules", "file", "away", "name"])
+@pytest.mark.parametrize("place", ["key", "rules", "away"])
 def test_root_sees_what_the_service_cannot_read(service: Service, place: str) -> None:
     if os.geteuid():
         pytest.skip("only root can become another user")

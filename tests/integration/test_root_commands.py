@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.relay_process import RelayProcess, until
+from tests.support.tables import each_row
 
 SERVICE = 65534  # the user of the service
 OK, UNAVAILABLE, NO_PERMISSION, CONFIGURATION = 0, 69, 77, 78
@@ -48,8 +49,8 @@ def files_of_root(relay: RelayProcess) -> list[str]:
     return [str(one) for one in every if not (one.lstat().st_uid and one.lstat().st_gid)]
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
+@each_row(
+    "words, code",
     [
         ("queue list", OK),
         ("queue show ID", OK),
@@ -90,8 +91,7 @@ def test_no_file_of_root_is_left(
 ) -> None:
     relay, queue_id = stopped
     (tmp_path / "one.eml").write_text("Subject: x\n\nhi\n")
-    names = {"ID": queue_id, "COPY": tmp_path / "copy",
-             "ONE.eml": tmp_path / "one.eml"}  # fmt: skip
+    names = {"ID": queue_id, "COPY": tmp_path / "copy", "ONE.eml": tmp_path / "one.eml"}
     done = relay.cli(*(str(names.get(word, word)) for word in words.split()))
     assert code in (None, done.returncode), done
     assert "internal error" not in done.stderr, done.stderr
@@ -107,7 +107,7 @@ def test_a_service_can_take_the_lock_after_a_command(stopped: tuple[RelayProcess
     assert (lock.stat().st_uid, lock.stat().st_gid) == (SERVICE, SERVICE)
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
+@each_row("mode", [0o600, 0o640, 0o440])
 def test_the_accounts_keep_owner_and_mode(stopped: tuple[RelayProcess, str], mode: int) -> None:
     relay, _ = stopped
     file = relay.folder / "accounts.toml"

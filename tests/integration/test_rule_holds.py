@@ -1,13 +1,10 @@
 """Mail that a rule holds, in a real relay: it waits, it is released, refused, or its hold ends."""
 
-import json
-import smtplib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -52,29 +49,6 @@ def letter(subject: str) -> bytes:
     return f"Subject: {subject}\r\n\r\nHello.\r\n".encode()
 
 
-def by_smtp(relay: RelayProcess, subject: str, to: str) -> str:
-    return relay.submit(ALICE, [to], letter(subject))
-
-
-def by_graph(relay: RelayProcess, subject: str, to: str) -> str:
-    return relay.send_mail(subject=subject, to=[to])
-
-
-def by_sendmail(relay: RelayProcess, subject: str, to: str) -> str:
-    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
-    done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to], cwd=relay.folder,
-        env=relay_starts.environment(relay.folder) | place,
-        stdin=f"Subject: {subject}\n\nHello.\n", timeout_s=30,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (one,) = until("queued", lambda: [one for one in relay.queue() if one["subject"] == subject])
-    return str(one["id"])
-
-
-WAYS = {"smtp": by_smtp, "graph": by_graph, "sendmail": by_sendmail}
-
-
 def held(relay: RelayProcess) -> list[dict[str, Any]]:
     return list(relay.cli_json("queue", "list", "--state", "held"))
 
@@ -83,13 +57,12 @@ def last_report(journey: dict[str, Any]) -> dict[str, Any]:
     return [step["detail"] for step in journey["steps"] if step["step"] == 7][-1]
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_held_mail_waits_over_restarts_and_a_release_delivers_it(remotes: Remotes, way) -> None:
+def test_held_mail_waits_over_restarts_and_a_release_delivers_it(remotes: Remotes) -> None:
     host = remotes.start("b.test")
     routes = [{"name": "slow", "domain": "b.test", "next_hop": "hold"}]
     config = {"route": [*routes, {"domain": "*", "next_hop": "mx"}]}
     with remotes.relay(config=config, policies={"rules.toml": RULES}) as relay:
-        name = way(relay, "offer", "x@b.test")
+        name = relay.send_mail(subject="offer", to=["x@b.test"])
         relay.until_state(name, "held")
         (shown,) = held(relay)
         expected = (ALICE, "offer", "offers", "the sales manager reads it first")
@@ -159,25 +132,3 @@ def test_both_expiries_and_a_cancel_with_a_report(remotes: Remotes) -> None:
         until("nothing is left", lambda: not relay.queue())
         assert relay.metric("relay_queue_unaccounted") == 0
         assert relay.faults() == []
-
-
-def test_rules_hold_no_more_than_held_max(remotes: Remotes) -> None:
-    remotes.start("b.test")
-    config = {"policy": {"held_max": 2}}
-    with remotes.relay(config=config, policies={"rules.toml": RULES}) as relay:
-        names = [relay.submit(ALICE, ["x@b.test"], letter("offer")) for _ in range(2)]
-        for _ in range(2):
-            with relay.smtp() as session, pytest.raises(smtplib.SMTPDataError) as refused:
-                session.sendmail(ALICE, ["x@b.test"], letter("offer"))
-            assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (452, b"4.3.1")
-        lines = [one for one in relay.log.splitlines() if "rules hold as much" in one]
-        assert len(lines) == 1
-        assert json.loads(lines[0])["rule"] == "offers"
-        relay.restart()
-        submitted = by_graph(relay, "offer", "x@b.test")  # has its 202, and waits
-        relay.until_state(submitted, "converting")
-        relay.submit(ALICE, ["y@b.test"], letter("another"))
-        assert len(held(relay)) == 2
-        relay.cli("queue", "release", names[0])
-        relay.until_state(submitted, "held")
-        assert len(held(relay)) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
+from tests.support.tables import each_row
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 HOST = "relay.example.test"
@@ -56,7 +57,7 @@ def test_everybody_may_connect(relay):
     assert not any("sock" in one for one in relay.ready["smtp"])
 
 
-@pytest.mark.parametrize("words", [[], ["-f", "nobody"], ["-f", f"NOBODY@{HOST.upper()}"]])
+@each_row("words", [[], ["-f", "nobody"], ["-f", f"NOBODY@{HOST.upper()}"]])
 def test_a_user_sends_as_user_at_hostname(relay, sendmail, words):
     subject = f"own {words}"
     done = sendmail(f"To: bob\nSubject: {subject}\n\nx\n", "-t", *words, user=NOBODY, USER="root")
@@ -74,8 +75,8 @@ def test_cron_names_its_author_without_a_domain(relay, sendmail):
     assert arrived(relay, "cron")["From"] == f"Cron Daemon <nobody@{HOST}>"
 
 
-@pytest.mark.parametrize(
-    ("words", "header", "found"),
+@each_row(
+    "words, header, found",
     [
         (["-f", "alice@example.test"], "", "<alice@example.test>:"),
         (["-f", "alice"], "", f"<alice@{HOST}>:"),
@@ -85,7 +86,6 @@ def test_cron_names_its_author_without_a_domain(relay, sendmail):
         ([], "From: alice, bob\n", "in From"),
         ([], f'From: "nobody@{HOST}" <alice@example.test>\n', "<alice@example.test> in From"),
     ],
-    ids=str,
 )
 def test_a_user_may_not_send_as_another_one(relay, sendmail, words, header, found):
     before = len(relay.maildir("bob"))
@@ -119,13 +119,6 @@ def test_it_is_not_a_way_to_log_in(relay, sendmail):
     done = sendmail("\n".join(lines), "-bs", user=NOBODY)
     codes = [line[:3] for line in done.stdout.splitlines() if line[3:4] == " "]
     assert codes == ["220", "250", "502", "553", "221"]
-
-
-def test_the_source_is_sendmail(relay, sendmail):
-    before = relay.metric("relay_messages_accepted_total", via="sendmail")
-    assert sendmail("Subject: counted\n\nx\n", "bob", user=NOBODY).returncode == 0
-    arrived(relay, "counted")
-    assert relay.metric("relay_messages_accepted_total", via="sendmail") == before + 1
 
 
 def test_relay_send_uses_the_socket(relay, sendmail):

@@ -5,7 +5,7 @@ import json
 from tests.support.relay_process import until
 from tests.support.remotes import Remotes, received
 
-ALICE, BOB = "alice@example.test", "bob@example.test"
+ALICE = "alice@example.test"
 
 
 def test_mail_for_a_domain_is_held_as_it_comes_until_its_release(remotes: Remotes) -> None:
@@ -38,45 +38,3 @@ def test_mail_for_a_domain_is_held_as_it_comes_until_its_release(remotes: Remote
             relay.until_final(queue_id)
         for name in "uvwxz":
             received(mx, f"{name}@a.test")
-
-
-def test_reports_and_local_mail_are_held_as_they_come(remotes: Remotes) -> None:
-    remotes.start("a.test", rcpt={"no@a.test": ["550 5.1.1 nobody"]})
-    with remotes.relay() as relay:
-        relay.cli("queue", "hold", "--domain", "example.test", "--new")
-        relay.submit(ALICE, ["no@a.test"])
-        local = relay.submit(ALICE, [BOB])
-        assert relay.states(local) == {BOB: "held"}
-        until("the report", lambda: [one["state"] for one in relay.queue()] == ["held", "held"])
-        assert relay.subjects("bob") == []
-        relay.cli("queue", "hold", "--domain", "example.test", "--new", "--until", "1s")
-        relay.until_final(local)  # the hold ends by itself
-        until("the report", lambda: len(relay.subjects("alice")) == 1)
-
-
-RULE = """
-[[rule]]
-name = "many"
-when = { recipient = "x@a.test" }
-then = [ { hold = "read it first" } ]
-"""
-
-
-def test_the_end_of_a_hold_releases_nothing_that_a_rule_holds(remotes: Remotes) -> None:
-    with remotes.relay(policies={"10-hold.toml": RULE}) as relay:
-        relay.cli("queue", "hold", "--domain", "a.test", "--new", "--until", "1h")
-        relay.submit(ALICE, ["x@a.test"])
-        relay.submit(ALICE, ["y@a.test"])
-        entries = {one["recipients"][0]["address"]: one for one in relay.queue()}
-        assert (entries["x@a.test"]["rule"], entries["x@a.test"]["held_until"]) == ("many", None)
-        assert entries["y@a.test"]["held_until"] is not None
-
-
-def test_what_the_command_refuses(remotes: Remotes) -> None:
-    with remotes.relay() as relay:
-        for words, fault in (
-            (["--all"], "Error: --new: it takes a domain, and no other condition"),
-            (["--domain", "a*"], "Error: --domain: found 'a*', expected a domain or *.DOMAIN"),
-        ):
-            done = relay.cli("queue", "hold", "--new", *words)
-            assert (done.returncode, fault in done.stderr) == (64, True), done.stderr

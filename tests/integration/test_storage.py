@@ -91,39 +91,21 @@ def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path):
         assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_an_entry_whose_content_is_missing_is_held_until_it_is_restored(remotes, tmp_path):
-    remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        queue_id = deferred(relay, "large", body=BODY)
-        (file,) = contents(relay).iterdir()
-        file.rename(tmp_path / "kept")
-        remote.rcpt.clear()
-        for state in ("deferred", "held"):
-            assert relay.cli("queue", "retry", queue_id).returncode == OK
-            until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
-            until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
-        [entry] = relay.queue()
-        assert "cannot be read" in entry["recipients"][0]["reply"]
-        found = storage_json(relay, "verify", code=DATA)
-        assert [one["kind"] for one in found["findings"]] == ["lost-content"]
-        (tmp_path / "kept").rename(file)
-        assert storage_json(relay, "verify")["findings"] == []
-        assert relay.cli("queue", "release", queue_id).returncode == OK
-        relay.until_state(queue_id, "relayed")
-        assert subjects(remote) == ["large"]
-
-
-def test_an_entry_with_damaged_content_is_held_and_not_delivered(remotes):
+@pytest.mark.parametrize("change", ["missing", "damaged"])
+def test_an_entry_whose_content_cannot_be_read_is_held_until_it_is_restored(remotes, change):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         queue_id = deferred(relay, "large", body=BODY)
         assert relay.stop() == OK
         (file,) = contents(relay).iterdir()
         original = file.read_bytes()
-        file.write_bytes(original.replace(b"large", b"lar9e", 1))
-        assert storage_json(relay, "verify")["findings"] == []
+        if change == "damaged":
+            file.write_bytes(original.replace(b"large", b"lar9e", 1))
+            assert storage_json(relay, "verify")["findings"] == []
+        else:
+            file.unlink()
         (found,) = storage_json(relay, "verify", "--full", code=DATA)["findings"]
-        assert (found["kind"], found["where"]) == ("lost-content", str(file))
+        assert found["kind"] == "lost-content"
         remote.rcpt.clear()
         relay.start()
         for state in ("deferred", "held"):
@@ -131,31 +113,26 @@ def test_an_entry_with_damaged_content_is_held_and_not_delivered(remotes):
             until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
             until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
         [entry] = relay.queue()
-        assert "has changed: CRC-32" in entry["recipients"][0]["reply"]
+        told = {"missing": "cannot be read", "damaged": "has changed: CRC-32"}[change]
+        assert told in entry["recipients"][0]["reply"]
         assert remote.received("x@a.test") == []
         file.write_bytes(original)
+        assert storage_json(relay, "verify")["findings"] == []
         assert relay.cli("queue", "release", queue_id).returncode == OK
         relay.until_state(queue_id, "relayed")
         assert subjects(remote) == ["large"]
 
 
-def test_prune_removes_history(remotes):
-    remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        waiting = deferred(relay, "waiting")
-        sent = [relay.send_mail(to=["bob@example.test"]) for _ in range(3)]
-        ids = [relay.until_final(one)["id"] for one in sent]
-        assert storage_json(relay, "prune")["messages"] == 0  # spool.keep is 14 days
-        assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 3
-        answer = relay.graph("GET", f"/relay/v1/messages/{ids[0]}", token="operator")
-        assert answer.status == 404
-        relay.until_final(relay.send_mail(to=["bob@example.test"]))
-        assert relay.stop() == OK
-        would = storage_json(relay, "prune", "--older-than", "0s", "--dry-run")
-        assert (would["messages"], would["dry_run"]) == (1, True)
-        assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 1
-        relay.start()
-        assert [one["id"] for one in relay.queue()] == [waiting]
+def damage(relay: RelayProcess, table: str) -> Path:
+    """Write over the first page of a table; return the file of the spool."""
+    spool = relay.folder / "state" / "spool.sqlite"
+    connection = apsw.Connection(str(spool))
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
+    connection.close()
+    with spool.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    return spool
 
 
 def printed_commands() -> str:
@@ -167,20 +144,13 @@ def printed_commands() -> str:
     return "\n".join(kept)
 
 
-@pytest.mark.parametrize("table", ["event", "submission"])
-def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, table):
+def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         waiting = [deferred(relay, f"waiting {number}") for number in range(2)]
         large = deferred(relay, "large", body=BODY)
         assert relay.stop() == OK
-        spool = relay.folder / "state" / "spool.sqlite"
-        connection = apsw.Connection(str(spool))
-        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).get
-        connection.close()
-        with spool.open("r+b") as file:
-            file.seek((root - 1) * 4096)
-            file.write(b"\xff" * 4096)
+        spool = damage(relay, "event")
         verified = relay.cli("storage", "verify")
         assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
 
@@ -241,15 +211,7 @@ def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):
     with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
         deferred(relay, "waiting")
         assert relay.stop() == OK
-        spool = relay.folder / "state" / "spool.sqlite"
-        connection = apsw.Connection(str(spool))
-        root = connection.execute(
-            "SELECT rootpage FROM sqlite_schema WHERE name = 'submission'"
-        ).get
-        connection.close()
-        with spool.open("r+b") as file:
-            file.seek((root - 1) * 4096)
-            file.write(b"\xff" * 4096)
+        damage(relay, "submission")
         relay.start()
         note = relay.send_mail(to=["bob@example.test"], subject="waits")
         until("found", lambda: relay.metric("relay_spool_damaged") == 1)
@@ -261,18 +223,3 @@ def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):
             session.rcpt("bob@example.test")
             assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
         assert f"{note}.1" in {one["submission_id"] for one in relay.cli_json("log")}
-
-
-def test_captured_mail_expires_without_a_bounce():
-    config = {"spool": {"keep": "5s"}, "route": [{"domain": "*", "next_hop": "capture"}]}
-    with RelayProcess(config=config) as relay:
-        queue_id = relay.submit("alice@example.test", ["x@a.test"])
-        relay.until_state(queue_id, "captured")
-        relay.restart()  # a running relay looks each minute
-        found = relay.until_state(queue_id, "expired")
-        assert [one["state"] for one in found["recipients"]] == ["expired"]
-        assert relay.queue() == []
-        assert relay.metric("relay_reports_total") == 0
-        assert relay.messages("inbox") == []
-        until("counted", lambda: relay.metric("relay_queue_entries", state="captured") == 0)
-        until("accounted", lambda: relay.metric("relay_queue_unaccounted") == 0)

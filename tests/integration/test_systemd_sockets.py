@@ -17,7 +17,7 @@ import pytest
 from tests.support.relay_config import changed
 from tests.support.relay_process import ROOT, RelayProcess, until
 
-RESTARTS = 20
+RESTARTS = 6
 
 
 def listening(address: str = "127.0.0.1") -> socket.socket:
@@ -94,7 +94,7 @@ class Load:
             connection.close()
 
 
-def test_no_connection_is_refused_in_twenty_restarts_under_load(relay):
+def test_no_connection_is_refused_in_restarts_under_load(relay):
     ports = {"smtp": [], "web": []}
     for name, one in relay.sockets:
         ports[name].append(one.getsockname()[1])
@@ -178,14 +178,12 @@ def test_relay_check_cannot_see_the_sockets_and_does_not_complain(relay):
     assert "systemd:web, systemd:smtp" in str(found)
 
 
-@pytest.mark.parametrize(
-    ("token", "text"), [(["--token", "alice"], "http.listen has"), ([], "use [sendmail]")]
-)
-def test_relay_send_cannot_see_the_sockets_and_says_what_it_needs(relay, token, text):
-    done = relay.cli("send", "--to", "x@a.test", "--body", "x", *token)
-    assert done.returncode == 78
-    assert text in done.stderr
-    assert "HOST:PORT" in done.stderr
+def test_relay_send_cannot_see_the_sockets_and_says_what_it_needs(relay):
+    for token, text in ((["--token", "alice"], "http.listen has"), ([], "use [sendmail]")):
+        done = relay.cli("send", "--to", "x@a.test", "--body", "x", *token)
+        assert done.returncode == 78
+        assert text in done.stderr
+        assert "HOST:PORT" in done.stderr
 
 
 def test_started_by_systemd_socket_activate(relay, opened):

@@ -9,8 +9,6 @@ from tests.support.relay_process import RelayProcess
 
 GOOD = '[[rule]]\nname = "mark"\nthen = [ { subject_prefix = "[x]" } ]\n'
 AGE = "relay_policy_set_age_seconds"
-SUCCESSFUL = "relay_config_last_reload_successful"
-READ_AT = "relay_config_last_reload_success_timestamp_seconds"
 FAULTY = "\n[[rules]]\n"
 
 
@@ -62,20 +60,6 @@ def test_mail_waits_for_rules_and_all_other_mail_does_not(relay):
     assert reply_to(relay, "a@other.test")[0] == 250
     assert (ready(relay), relay.metric(AGE, tenant="acme")) == ((200, "ready"), 0)
     assert "acme/mark: subject_prefix" in relay.cli("policy", "check").stdout
-
-
-def test_a_reload_applies_all_but_the_rules_with_faults(relay):
-    fault = write(relay, FAULTY)
-    (relay.folder / "policies/10.toml").write_text(GOOD)
-    read_at = relay.metric(READ_AT)
-    done = relay.cli("reload")
-    assert relay.metric(READ_AT) == read_at
-    assert (done.returncode, done.stdout) == (78, "reloaded: 1 rule, 0 new certificates\n")
-    assert fault in done.stderr
-    assert "reloaded, but not the rules of tenants that have these faults" in done.stderr
-    assert ready(relay) == (200, "ready; old rules are in force for the tenants acme")
-    assert (relay.metric(SUCCESSFUL), relay.metric(AGE, tenant="acme") > 0) == (0, True)
-    assert reply_to(relay, "a@other.test")[0] == 250
 
 
 def test_a_restoration_has_the_last_good_rules(relay: RelayProcess, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from relay.operation.app.daemon import Daemon, serve
-from relay.store.spool.sqlite import database
 from tests.support.disks import filled, small_disk
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
@@ -120,8 +119,7 @@ def disk() -> Iterator[FaultyDisk]:
 
 
 @pytest.fixture
-async def served(disk, settings_with, composed, manager, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(database, "_CACHE_KIB", 1)
+async def served(disk, settings_with, composed, manager):  # noqa: F811
     served = Served(composed(settings_with()), manager)
     await served.until("READY=1")
     yield served
@@ -142,32 +140,6 @@ async def test_a_writer_that_is_blocked_gives_no_sign_of_life(served, disk, tmp_
     assert (await submitted)[0] == 250
     await served.until("WATCHDOG=1")
     assert await served.hears_life()
-
-
-async def test_a_writer_that_has_ended_gives_no_sign_of_life(served, monkeypatch) -> None:
-    """A fault of ours, which would let all mail wait."""
-    writer = served.daemon.base.spool._writer
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "_run", None)
-        patch.setattr(writer, "_gather", lambda: 1 / 0)
-        patch.setattr(threading, "excepthook", lambda _: None)
-        assert await served.hears_no_life()
-    writer._thread = threading.Thread(target=writer._run, daemon=True)
-    writer._thread.start()  # for the stop
-
-
-@pytest.mark.parametrize(
-    ("fault", "suffix"), [("full", "-wal"), ("sync", "-wal"), ("write", "-wal"), ("read", "")]
-)
-async def test_an_error_of_the_disk_is_an_answer(served, disk, tmp_path, fault, suffix) -> None:
-    """Full, read only, failing, and a spool that counts as damaged."""
-    running = Running(served.daemon, tmp_path)
-    assert (await running.submit("before"))[0] == 250
-    disk.refuses(fault, suffix=suffix)
-    refused = asyncio.create_task(running.submit("refused"))
-    await served.until("WATCHDOG=1")
-    assert await served.hears_life(signs=8)
-    assert (await refused)[0] in (451, 452)
 
 
 async def test_a_long_start_is_alive(disk, settings_with, composed, manager) -> None:  # noqa: F811

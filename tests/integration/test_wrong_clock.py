@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from tests.support.long_tests import long, sampled
+from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.wall_clock import WallClock
@@ -51,54 +51,6 @@ def restart_the_machine(relay: RelayProcess) -> None:
         spool.commit()
     file = relay.folder / "mail/.submissions/clock"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"boot_id": "another"}))
-
-
-@long
-@AHEAD_OR_BEHIND
-def test_what_waits_is_retried_expired_and_reported_in_due_time(
-    relays: Relays, remotes: Remotes, wall: WallClock, wrong: timedelta
-) -> None:
-    later = ["451 4.2.0 not yet"]
-    rcpt = {"soon@a.test": [*later, "250 ok"], "never@a.test": later * 100}
-    remote = remotes.start("a.test", rcpt=rcpt)
-    wall.jump(wrong)
-    relay = relays(retry=["4s"], expire_after="25s", delay_warning_after="0s")
-    soon = relay.submit(ALICE, ["soon@a.test"])
-    never = relay.submit(ALICE, ["never@a.test"])
-    for one in (soon, never):
-        relay.until_state(one, "deferred")
-    relay.kill()
-    wall.jump(timedelta())
-    relay.start()
-    relay.until_state(soon, "relayed")
-    received(remote, "soon@a.test")
-    assert relay.states(never) == {"never@a.test": "deferred"}
-    until("expired", lambda: relay.states(never) == {"never@a.test": "expired"}, timeout_s=60)
-    until("reported", lambda: len(relay.subjects("alice")) == 1)
-    steps = relay.journey(never)["steps"]
-    assert wall.is_now(datetime.fromisoformat(steps[-1]["at"])), steps[-1]
-    assert "the clock differs from queue time" in relay.log
-
-
-@long
-@AHEAD_OR_BEHIND
-def test_a_command_without_a_relay_knows_the_time_as_well(
-    relays: Relays, remotes: Remotes, wall: WallClock, wrong: timedelta
-) -> None:
-    remotes.start("a.test", rcpt={"later@a.test": ["451 4.2.0 not yet"] * 9})
-    wall.jump(wrong)
-    relay = relays()
-    deferred = relay.submit(ALICE, ["later@a.test"])
-    relay.until_state(deferred, "deferred")
-    relay.kill()
-    wall.jump(timedelta())
-    (listed,) = relay.cli_json("queue", "list")
-    due = datetime.fromisoformat(listed["due"])
-    assert timedelta() < due - datetime.now(UTC) < timedelta(hours=2), listed
-    relay.start()
-    assert relay.states(deferred) == {"later@a.test": "deferred"}
-    assert len(relay.journey(deferred)["recipients"][0]["attempts"]) == 1
-    assert relay.subjects("alice") == []
 
 
 @AHEAD_OR_BEHIND
