@@ -32,18 +32,13 @@ def application(served: ServedRelay, given: ClientCertificate, *, named_by: str)
 
 
 @pytest.mark.parametrize("named_by", [SHA_1, SHA_256])
-def test_msal_with_a_certificate(served: ServedRelay, named_by: str) -> None:
+def test_msal_with_a_certificate_and_with_another_key(served: ServedRelay, named_by: str) -> None:
     app = application(served, certificate(), named_by=named_by)
     found = app.acquire_token_for_client(SCOPES)
     assert is_certified(served, found["access_token"]), found
-
-
-@pytest.mark.parametrize("named_by", [SHA_1, SHA_256])
-def test_msal_with_another_key(served: ServedRelay, named_by: str) -> None:
     app = application(served, certificate(number=1), named_by=named_by)
     found = app.acquire_token_for_client(SCOPES)
-    assert found["error"] == "invalid_client"
-    assert found["error_codes"] == [700027]
+    assert (found["error"], found["error_codes"]) == ("invalid_client", [700027])
 
 
 def test_msal_gets_no_second_token_for_one_assertion(served: ServedRelay) -> None:
@@ -66,17 +61,22 @@ def pem(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("with_chain", [False, True])
-def test_azure_identity_with_a_certificate(
-    served: ServedRelay, pem: Path, *, with_chain: bool
-) -> None:
+def test_azure_identity_with_a_certificate(served: ServedRelay, pem: Path) -> None:
     identity = pytest.importorskip("azure.identity")
-    credential = identity.CertificateCredential(
-        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
-        send_certificate_chain=with_chain,
-    )  # fmt: skip
-    with credential:
-        assert is_certified(served, credential.get_token(*SCOPES).token)
+    core = pytest.importorskip("azure.core.exceptions")
+
+    def credential(**options: bool) -> Any:
+        return identity.CertificateCredential(
+            "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True,
+            **options,
+        )  # fmt: skip
+
+    for with_chain in (False, True):
+        with credential(send_certificate_chain=with_chain) as one:
+            assert is_certified(served, one.get_token(*SCOPES).token)
+    pem.write_text(certificate(number=1).key_pem + certificate(number=1).pem)
+    with credential() as one, pytest.raises(core.ClientAuthenticationError, match="AADSTS700027"):
+        one.get_token(*SCOPES)
 
 
 async def test_azure_identity_aio_with_a_certificate(served: ServedRelay, pem: Path) -> None:
@@ -91,31 +91,6 @@ async def test_azure_identity_aio_with_a_certificate(served: ServedRelay, pem: P
     async with credential:
         with pytest.raises(core.ClientAuthenticationError, match="AADSTS700024"):
             await credential.get_token(*SCOPES, enable_cae=True)
-
-
-def test_azure_identity_by_the_environment(
-    served: ServedRelay, pem: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    identity = pytest.importorskip("azure.identity")
-    monkeypatch.setenv("AZURE_AUTHORITY_HOST", served.url)
-    monkeypatch.setenv("AZURE_TENANT_ID", "contoso")
-    monkeypatch.setenv("AZURE_CLIENT_ID", CLIENT_ID)
-    monkeypatch.setenv("AZURE_CLIENT_CERTIFICATE_PATH", str(pem))
-    with identity.EnvironmentCredential(disable_instance_discovery=True) as credential:
-        assert is_certified(served, credential.get_token(*SCOPES).token)
-
-
-def test_azure_identity_with_a_certificate_that_is_not_registered(
-    served: ServedRelay, pem: Path
-) -> None:
-    identity = pytest.importorskip("azure.identity")
-    core = pytest.importorskip("azure.core.exceptions")
-    pem.write_text(certificate(number=1).key_pem + certificate(number=1).pem)
-    credential = identity.CertificateCredential(
-        "contoso", CLIENT_ID, str(pem), authority=served.url, disable_instance_discovery=True
-    )
-    with credential, pytest.raises(core.ClientAuthenticationError, match="AADSTS700027"):
-        credential.get_token(*SCOPES)
 
 
 def test_javascript_with_a_certificate(javascript: JavaScript, pem: Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, time, timedelta
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 from kiota_abstractions.method import Method
 from msgraph.generated.models.category_color import CategoryColor
 from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
+from msgraph.generated.models.item_body import ItemBody
 from msgraph.generated.models.mail_folder import MailFolder
 from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
@@ -61,7 +64,7 @@ class Mailbox:
     """A new user's mailbox, by msgraph-sdk."""
 
     def __init__(self, served: ServedRelay, user: User) -> None:
-        self.user = user
+        self.user, self.served = user, served
         self.client = sdk.client(served.url, user.name)
         self.me = self.client.me
         self.messages = self.me.messages
@@ -72,26 +75,32 @@ class Mailbox:
         made = await self.messages.post(sdk.message(subject, to=self.user.sink))
         return self.messages.by_message_id(made.id)
 
-    async def with_file(self) -> tuple[Any, Any]:
-        """The request builders of a new draft and of its attachment."""
-        one = await self.draft()
-        made = await one.attachments.post(sdk.file("a.txt", b"content"))
-        return one, one.attachments.by_attachment_id(made.id)
-
     async def folder(self, name: str = "Projects") -> Any:
         """The request builder of a new folder."""
         made = await self.folders.post(MailFolder(display_name=name))
         return self.folders.by_mail_folder_id(made.id)
 
-    async def subscription(self) -> Any:
-        """The request builder of a new subscription."""
-        made = await self.client.subscriptions.post(
-            Subscription(
-                change_type="created", resource="me/messages",
-                notification_url=self.user.served.receiver.url(), expiration_date_time=in_an_hour(),
-            )
-        )  # fmt: skip
-        return self.client.subscriptions.by_subscription_id(made.id)
+    def received(self) -> tuple[Any, str]:
+        """The request builder of a message to the user and two others, with Reply-To and a file, and
+        its Message-ID.
+        """
+        sink, mail = self.user.sink, EmailMessage(policy=policy.SMTP)
+        mail["From"], mail["To"] = f"sender-{sink}", f"{self.user.address}, third-{sink}"
+        mail["Cc"], mail["Reply-To"] = f"fourth-{sink}", f"reply-{sink}"
+        mail["Subject"], mail["Message-ID"] = "Budget", f"<{self.user.name}@sink.test>"
+        mail.set_content("The text of the original.\n")
+        mail.add_attachment(b"a,b\n", maintype="text", subtype="csv", filename="budget.csv")
+        relay = self.served.relay
+        relay.until_final(relay.submit(f"sender-{sink}", [self.user.address], mail))
+        (found,) = self.user.messages("inbox")
+        return self.messages.by_message_id(found["id"]), str(mail["Message-ID"])
+
+    def arrived(self, whose: str = "") -> EmailMessage:
+        """The message that has arrived at an address of the sink."""
+        content = self.user.arrived(whose + self.user.sink).content
+        found = message_from_bytes(content, policy=policy.default)
+        assert isinstance(found, EmailMessage)
+        return found
 
     async def raw(self, method: Method, path: str) -> bytes:
         """The body of a response that the SDK has no typed method for."""
@@ -103,14 +112,14 @@ def in_an_hour() -> datetime:
 
 
 Exercise = Callable[[Mailbox], Awaitable[None]]
-EXERCISES: dict[tuple[str, str], Exercise] = {}
+EXERCISES: dict[Exercise, list[tuple[str, str]]] = {}
 
 
-def endpoint(method: str, path: str) -> Callable[[Exercise], Exercise]:
-    """Register a function as what exercises a row of the table."""
+def exercises(*endpoints: str) -> Callable[[Exercise], Exercise]:
+    """Register a function as what exercises these rows of the table."""
 
     def register(exercise: Exercise) -> Exercise:
-        EXERCISES[method, path] = exercise
+        EXERCISES[exercise] = [(method, path) for method, path in map(str.split, endpoints)]
         return exercise
 
     return register
@@ -119,331 +128,214 @@ def endpoint(method: str, path: str) -> Callable[[Exercise], Exercise]:
 async def is_missing(call: Awaitable[Any]) -> bool:
     with pytest.raises(ODataError) as caught:
         await call
-    return (caught.value.response_status_code, caught.value.error.code) == (
-        404,
-        "ErrorItemNotFound",
-    )
+    found = (caught.value.response_status_code, caught.value.error.code)
+    return found == (404, "ErrorItemNotFound")
 
 
-@endpoint("GET", "/me")
-async def _(box: Mailbox) -> None:
-    found = await box.me.get(sdk.options(box.me, select=["mail", "userPrincipalName"]))
+@exercises("GET /me", "GET /users", "GET /users/{id}", "POST /$batch", "POST /me/sendMail")
+async def a_user(box: Mailbox) -> None:
+    found = await box.me.get(sdk.options(box.me, select=["id", "mail", "userPrincipalName"]))
     assert (found.mail, found.user_principal_name) == (box.user.address, box.user.address)
-
-
-@endpoint("POST", "/me/sendMail")
-async def _(box: Mailbox) -> None:
+    users = box.client.users
+    listed = await users.get(sdk.options(users, filter=f"mail eq '{box.user.address}'"))
+    by_address = await users.by_user_id(box.user.address).get()
+    assert [one.mail for one in (*listed.value, by_address)] == [box.user.address] * 2
+    assert by_address.id == found.id
+    content = sdk.batch(box.me.to_get_request_information())
+    (answer,) = (await box.client.batch.post(content)).responses.values()
+    assert (answer.status, answer.content_type) == (200, "application/json")
     await box.me.send_mail.post(sdk.mail("sent", to=box.user.sink))
-    box.user.arrived()
+    assert box.arrived()["subject"] == "sent"
 
 
-@endpoint("GET", "/me/messages")
-async def _(box: Mailbox) -> None:
-    await box.draft("first")
-    await box.draft("second")
+@exercises(
+    "GET /me/messages", "POST /me/messages", "GET /me/messages/$count", "GET /me/messages/{id}",
+    "PATCH /me/messages/{id}", "DELETE /me/messages/{id}", "POST /me/messages/{id}/send",
+    "GET /me/messages/{id}/$value", "PUT /me/messages/{id}/$value",
+    "POST /me/messages/{id}/permanentDelete",
+)  # fmt: skip
+async def drafts(box: Mailbox) -> None:
+    made = await box.messages.post(sdk.message("first", to=box.user.sink))
+    assert (made.subject, made.is_draft) == ("first", True)
+    one, two = box.messages.by_message_id(made.id), await box.draft("second")
     found = await box.messages.get(sdk.options(box.messages, top=1, select=["subject"]))
-    assert [one.subject for one in found.value] == ["second"]
-
-
-@endpoint("POST", "/me/messages")
-async def _(box: Mailbox) -> None:
-    made = await box.messages.post(sdk.message("new", to=box.user.sink))
-    assert (made.subject, made.is_draft) == ("new", True)
-
-
-@endpoint("GET", "/me/messages/$count")
-async def _(box: Mailbox) -> None:
-    await box.draft()
-    assert await box.messages.count.get() == 1
-
-
-@endpoint("GET", "/me/messages/{id}")
-async def _(box: Mailbox) -> None:
-    one, _ = await box.with_file()
-    found = await one.get(sdk.options(one, expand=["attachments"]))
-    assert (found.subject, found.attachments[0].content_bytes) == ("a draft", b"content")
-
-
-@endpoint("PATCH", "/me/messages/{id}")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    assert (await one.patch(Message(subject="changed"))).subject == "changed"
-
-
-@endpoint("DELETE", "/me/messages/{id}")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    await one.delete()
-    deleted = await box.folders.by_mail_folder_id("deleteditems").messages.get()
-    assert [found.subject for found in deleted.value] == ["a draft"]
-    await one.delete()
-    assert await is_missing(one.get())
-
-
-@endpoint("POST", "/me/messages/{id}/send")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    await one.send.post()
-    box.user.arrived()
-    assert (await one.get()).is_draft is False
-
-
-@endpoint("GET", "/me/messages/{id}/$value")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    assert b"Subject: a draft\r\n" in await one.content.get()
-
-
-@endpoint("PUT", "/me/messages/{id}/$value")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    await one.content.put(b"Subject: replaced\r\n\r\nHello.\r\n")
-    assert (await one.get()).subject == "replaced"
-
-
-@endpoint("GET", "/me/messages/{id}/attachments")
-async def _(box: Mailbox) -> None:
-    one, _ = await box.with_file()
-    found = await one.attachments.get()
-    assert [(file.name, file.content_bytes) for file in found.value] == [("a.txt", b"content")]
-
-
-@endpoint("POST", "/me/messages/{id}/attachments")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    made = await one.attachments.post(sdk.file("a.txt", b"content", content_type="text/plain"))
-    assert (made.name, made.size, made.content_type) == ("a.txt", 7, "text/plain")
-
-
-@endpoint("GET", "/me/messages/{id}/attachments/$count")
-async def _(box: Mailbox) -> None:
-    one, _ = await box.with_file()
-    assert await one.attachments.count.get() == 1
-
-
-@endpoint("POST", "/me/messages/{id}/attachments/createUploadSession")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    made = await one.attachments.create_upload_session.post(sdk.upload_of("a.bin", 5))
-    assert made.upload_url.startswith(box.user.served.url)
-    assert made.expiration_date_time.tzinfo is not None
-    assert made.next_expected_ranges == ["0-"]
-
-
-@endpoint("GET", "/me/messages/{id}/attachments/{id}")
-async def _(box: Mailbox) -> None:
-    _, file = await box.with_file()
-    found = await file.get()
-    assert (found.name, found.content_bytes) == ("a.txt", b"content")
-
-
-@endpoint("DELETE", "/me/messages/{id}/attachments/{id}")
-async def _(box: Mailbox) -> None:
-    one, file = await box.with_file()
-    await file.delete()
-    assert (await one.get()).has_attachments is False
-
-
-@endpoint("GET", "/me/messages/{id}/attachments/{id}/$value")
-async def _(box: Mailbox) -> None:
-    one, file = await box.with_file()
-    path = f"/me/messages/{(await one.get()).id}/attachments/{(await file.get()).id}/$value"
-    assert await box.raw(Method.GET, path) == b"content"
-
-
-@endpoint("POST", "/me/messages/{id}/reply")
-async def _(box: Mailbox) -> None:
-    await (await box.draft("Plans")).reply.post(Reply(comment="mine"))
-    assert b"Subject: RE: Plans" in box.user.arrived().content
-
-
-@endpoint("POST", "/me/messages/{id}/replyAll")
-async def _(box: Mailbox) -> None:
-    await (await box.draft("Plans")).reply_all.post(ReplyAll(comment="mine"))
-    assert b"Subject: RE: Plans" in box.user.arrived().content
-
-
-@endpoint("POST", "/me/messages/{id}/forward")
-async def _(box: Mailbox) -> None:
-    await (await box.draft("Plans")).forward.post(
-        Forward(comment="mine", to_recipients=sdk.people(box.user.sink))
-    )
-    assert b"Subject: FW: Plans" in box.user.arrived().content
-
-
-@endpoint("POST", "/me/messages/{id}/createReply")
-async def _(box: Mailbox) -> None:
-    made = await (await box.draft("Plans")).create_reply.post(CreateReply(comment="mine"))
-    assert (made.subject, made.is_draft) == ("RE: Plans", True)
-    assert made.body.content.startswith("mine")
-
-
-@endpoint("POST", "/me/messages/{id}/createReplyAll")
-async def _(box: Mailbox) -> None:
-    made = await (await box.draft("Plans")).create_reply_all.post(CreateReplyAll(comment="mine"))
-    assert (made.subject, made.is_draft) == ("RE: Plans", True)
-    assert made.body.content.startswith("mine")
-
-
-@endpoint("POST", "/me/messages/{id}/createForward")
-async def _(box: Mailbox) -> None:
-    made = await (await box.draft("Plans")).create_forward.post(CreateForward(comment="mine"))
-    assert (made.subject, made.is_draft) == ("FW: Plans", True)
-    assert made.body.content.startswith("mine")
-
-
-@endpoint("POST", "/me/messages/{id}/move")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    before = await one.get()
-    moved = await one.move.post(MoveMessage(destination_id="archive"))
-    assert moved.id == before.id
-    assert moved.parent_folder_id != before.parent_folder_id
-
-
-@endpoint("POST", "/me/messages/{id}/copy")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
-    copied = await one.copy.post(CopyMessage(destination_id="archive"))
-    assert copied.id != (await one.get()).id
+    assert [each.subject for each in found.value] == ["second"]
     assert await box.messages.count.get() == 2
-
-
-@endpoint("POST", "/me/messages/{id}/permanentDelete")
-async def _(box: Mailbox) -> None:
-    one = await box.draft()
+    assert (await one.patch(Message(subject="changed"))).subject == "changed"
+    assert b"Subject: changed\r\n" in await one.content.get()
+    mime = f"Subject: replaced\r\nTo: {box.user.sink}\r\n\r\nHello.\r\n"
+    await one.content.put(mime.encode())
+    await one.send.post()
+    assert box.arrived()["subject"] == "replaced"
+    sent = await one.get()
+    assert (sent.subject, sent.is_draft) == ("replaced", False)
+    await two.delete()
+    deleted = await box.folders.by_mail_folder_id("deleteditems").messages.get()
+    assert [each.subject for each in deleted.value] == ["second"]
+    await two.delete()
+    assert await is_missing(two.get())
     await one.permanent_delete.post()
     assert await is_missing(one.get())
 
 
-@endpoint("GET", "/me/messages/delta")
-async def _(box: Mailbox) -> None:
+@exercises(
+    "GET /me/messages/{id}/attachments", "POST /me/messages/{id}/attachments",
+    "GET /me/messages/{id}/attachments/$count",
+    "POST /me/messages/{id}/attachments/createUploadSession",
+    "GET /me/messages/{id}/attachments/{id}", "DELETE /me/messages/{id}/attachments/{id}",
+    "GET /me/messages/{id}/attachments/{id}/$value",
+)  # fmt: skip
+async def attachments(box: Mailbox) -> None:
+    one = await box.draft()
+    made = await one.attachments.post(sdk.file("a.txt", b"content", content_type="text/plain"))
+    assert (made.name, made.size, made.content_type) == ("a.txt", 7, "text/plain")
+    file = one.attachments.by_attachment_id(made.id)
+    listed, again = await one.attachments.get(), await file.get()
+    expanded = await one.get(sdk.options(one, expand=["attachments"]))
+    for each in (*listed.value, *expanded.attachments, again):
+        assert (each.name, each.content_bytes) == ("a.txt", b"content")
+    assert await one.attachments.count.get() == 1
+    path = f"/me/messages/{expanded.id}/attachments/{again.id}/$value"
+    assert await box.raw(Method.GET, path) == b"content"
+    await file.delete()
+    assert (await one.get()).has_attachments is False
+    session = await one.attachments.create_upload_session.post(sdk.upload_of("a.bin", 5))
+    assert session.upload_url.startswith(box.served.url)
+    assert session.expiration_date_time.tzinfo is not None
+    assert session.next_expected_ranges == ["0-"]
+
+
+def addresses(recipients: list[Any]) -> set[str]:
+    return {one.email_address.address for one in recipients}
+
+
+@exercises(
+    "POST /me/messages/{id}/createReply", "POST /me/messages/{id}/createReplyAll",
+    "POST /me/messages/{id}/createForward",
+)  # fmt: skip
+async def drafts_of_replies(box: Mailbox) -> None:
+    (one, _), sink = box.received(), box.user.sink
+    reply = await one.create_reply.post(CreateReply(comment="mine"))
+    assert (reply.subject, reply.is_draft, reply.has_attachments) == ("RE: Budget", True, False)
+    assert addresses(reply.to_recipients) == {f"reply-{sink}"}
+    assert reply.body.content.index("mine") < reply.body.content.index("The text of the original.")
+    to_all = await one.create_reply_all.post(CreateReplyAll())
+    every = addresses(to_all.to_recipients + to_all.cc_recipients)
+    assert every == {f"reply-{sink}", f"third-{sink}", f"fourth-{sink}"}
+    body = CreateForward(comment="mine", to_recipients=sdk.people(sink))
+    forward = await one.create_forward.post(body)
+    assert (forward.subject, forward.has_attachments) == ("FW: Budget", True)
+    assert addresses(forward.to_recipients) == {sink}
+    files = await box.messages.by_message_id(forward.id).attachments.get()
+    assert [(each.name, each.content_bytes) for each in files.value] == [("budget.csv", b"a,b\n")]
+
+
+@exercises(
+    "POST /me/messages/{id}/reply", "POST /me/messages/{id}/replyAll",
+    "POST /me/messages/{id}/forward",
+)  # fmt: skip
+async def replies(box: Mailbox) -> None:
+    (one, message_id), sink = box.received(), box.user.sink
+    message = Message(to_recipients=sdk.people(f"own-{sink}"))
+    await one.reply.post(Reply(comment="mine", message=message))
+    answer = box.arrived("own-")
+    assert (answer["subject"], answer["in-reply-to"]) == ("RE: Budget", message_id)
+    assert message_id in answer["references"]
+    text = answer.get_body(("plain", "html")).get_content()
+    for line in ("From:", "Sent:", "To:", "Subject:"):
+        assert text.index("mine") < text.index(line) < text.index("The text of the original.")
+    await one.reply_all.post(ReplyAll(comment="mine"))
+    for whose in ("reply-", "third-", "fourth-"):
+        assert box.arrived(whose)["in-reply-to"] == message_id
+    await one.forward.post(Forward(comment="mine", to_recipients=sdk.people(sink)))
+    forwarded = box.arrived()
+    assert forwarded["subject"] == "FW: Budget"
+    assert [part.get_filename() for part in forwarded.iter_attachments()] == ["budget.csv"]
+    to = sdk.people(sink)
+    for refused in (
+        one.reply.post(Reply(comment="mine", message=Message(body=ItemBody(content="own")))),
+        one.forward.post(Forward(comment="mine")),
+        one.forward.post(Forward(to_recipients=to, message=Message(to_recipients=to))),
+    ):
+        with pytest.raises(ODataError) as caught:
+            await refused
+        assert caught.value.response_status_code == 400
+
+
+@exercises(
+    "POST /me/messages/{id}/move", "POST /me/messages/{id}/copy", "POST /me/translateExchangeIds",
+    "GET /me/messages/delta",
+)  # fmt: skip
+async def messages_elsewhere(box: Mailbox) -> None:
     one = await box.draft("before")
+    before = await one.get()
     delta = box.messages.delta
     first = await delta.get(sdk.options(delta, select=["subject"]))
     assert [found.subject for found in first.value] == ["before"]
-    await one.delete()
-    made = await box.messages.post(sdk.message("after"))
+    moved = await one.move.post(MoveMessage(destination_id="archive"))
+    assert moved.id == before.id
+    assert moved.parent_folder_id != before.parent_folder_id
+    copied = await one.copy.post(CopyMessage(destination_id="archive"))
+    assert copied.id != moved.id
+    assert await box.messages.count.get() == 2
     later = await delta.with_url(first.odata_delta_link).get()
-    assert made.id in [found.id for found in later.value]
+    assert copied.id in [found.id for found in later.value]
     assert later.odata_delta_link
+    kinds = {"source_id_type": ExchangeIdFormat.RestId}
+    kinds["target_id_type"] = ExchangeIdFormat.RestImmutableEntryId
+    body = TranslateIds(input_ids=[moved.id], **kinds)
+    (found,) = (await box.me.translate_exchange_ids.post(body)).value
+    assert (found.source_id, found.target_id) == (moved.id, moved.id)
 
 
-@endpoint("GET", "/me/mailFolders")
-async def _(box: Mailbox) -> None:
-    found = await box.folders.get(sdk.options(box.folders, top=100))
-    assert {"Inbox", "Drafts"} <= {one.display_name for one in found.value}
-
-
-@endpoint("POST", "/me/mailFolders")
-async def _(box: Mailbox) -> None:
+@exercises(
+    "GET /me/mailFolders", "POST /me/mailFolders", "GET /me/mailFolders/$count",
+    "GET /me/mailFolders/delta", "GET /me/mailFolders/{id}", "PATCH /me/mailFolders/{id}",
+    "DELETE /me/mailFolders/{id}", "GET /me/mailFolders/{id}/childFolders",
+    "GET /me/mailFolders/{id}/childFolders/$count", "POST /me/mailFolders/{id}/childFolders",
+    "POST /me/mailFolders/{id}/move", "POST /me/mailFolders/{id}/copy",
+    "POST /me/mailFolders/{id}/permanentDelete", "GET /me/mailFolders/{id}/messageRules",
+)  # fmt: skip
+async def folders(box: Mailbox) -> None:
+    before, delta = await box.folders.count.get(), box.folders.delta
+    first = await delta.get(sdk.options(delta, top=100))
+    listed = await box.folders.get(sdk.options(box.folders, top=100))
+    for page in (first, listed):
+        assert {"Inbox", "Drafts"} <= {one.display_name for one in page.value}
     made = await box.folders.post(MailFolder(display_name="Projects"))
     assert (made.display_name, made.child_folder_count) == ("Projects", 0)
-
-
-@endpoint("GET", "/me/mailFolders/$count")
-async def _(box: Mailbox) -> None:
-    await box.folder()
-    assert await box.folders.count.get() == 8
-
-
-@endpoint("GET", "/me/mailFolders/delta")
-async def _(box: Mailbox) -> None:
-    delta = box.folders.delta
-    first = await delta.get(sdk.options(delta, top=100))
-    assert {"Inbox", "Drafts"} <= {one.display_name for one in first.value}
-    made = await box.folders.post(MailFolder(display_name="Projects"))
+    assert await box.folders.count.get() == before + 1
     later = await delta.with_url(first.odata_delta_link).get()
-    assert [one.id for one in later.value] == [made.id]
-    assert later.odata_delta_link
-
-
-@endpoint("GET", "/me/mailFolders/{id}")
-async def _(box: Mailbox) -> None:
-    await box.draft()
-    found = await box.folders.by_mail_folder_id("Drafts").get()
-    assert (found.display_name, found.total_item_count) == ("Drafts", 1)
-
-
-@endpoint("PATCH", "/me/mailFolders/{id}")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
+    assert ([one.id for one in later.value], bool(later.odata_delta_link)) == ([made.id], True)
+    folder = box.folders.by_mail_folder_id(made.id)
     assert (await folder.patch(MailFolder(display_name="Renamed"))).display_name == "Renamed"
-
-
-@endpoint("DELETE", "/me/mailFolders/{id}")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
+    inner = await folder.child_folders.post(MailFolder(display_name="Inner"))
+    assert inner.parent_folder_id == made.id
+    assert [one.display_name for one in (await folder.child_folders.get()).value] == ["Inner"]
+    assert await folder.child_folders.count.get() == 1
+    await folder.messages.post(Message(subject="within"))
+    assert (await folder.get()).total_item_count == 1
+    archive = await box.folders.by_mail_folder_id("archive").get()
+    copied = await folder.copy.post(CopyFolder(destination_id="archive"))
+    assert (copied.display_name, copied.total_item_count) == ("Renamed", 1)
+    assert (copied.id != made.id, copied.parent_folder_id) == (True, archive.id)
+    other = await box.folder("Other")
+    moved = await other.move.post(MoveFolder(destination_id="archive"))
+    assert moved.parent_folder_id == archive.id
+    await other.permanent_delete.post()
+    assert await is_missing(other.get())
     await folder.delete()
     deleted = await box.folders.by_mail_folder_id("deleteditems").child_folders.get()
-    assert [one.display_name for one in deleted.value] == ["Projects"]
-
-
-@endpoint("GET", "/me/mailFolders/{id}/childFolders")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    await folder.child_folders.post(MailFolder(display_name="Inner"))
-    assert [one.display_name for one in (await folder.child_folders.get()).value] == ["Inner"]
-
-
-@endpoint("GET", "/me/mailFolders/{id}/childFolders/$count")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    await folder.child_folders.post(MailFolder(display_name="Inner"))
-    assert await folder.child_folders.count.get() == 1
-
-
-@endpoint("POST", "/me/mailFolders/{id}/childFolders")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    made = await folder.child_folders.post(MailFolder(display_name="Inner"))
-    assert made.parent_folder_id == (await folder.get()).id
-
-
-@endpoint("POST", "/me/mailFolders/{id}/move")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    moved = await folder.move.post(MoveFolder(destination_id="archive"))
-    archive = await box.folders.by_mail_folder_id("archive").get()
-    assert moved.parent_folder_id == archive.id
-
-
-@endpoint("POST", "/me/mailFolders/{id}/copy")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    await folder.messages.post(Message(subject="within"))
-    copied = await folder.copy.post(CopyFolder(destination_id="archive"))
-    assert (copied.display_name, copied.total_item_count) == ("Projects", 1)
-    assert copied.id != (await folder.get()).id
-
-
-@endpoint("POST", "/me/mailFolders/{id}/permanentDelete")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    await folder.permanent_delete.post()
-    assert await is_missing(folder.get())
-
-
-@endpoint("POST", "/me/translateExchangeIds")
-async def _(box: Mailbox) -> None:
-    made = await box.messages.post(sdk.message("one"))
-    body = TranslateIds(
-        input_ids=[made.id],
-        source_id_type=ExchangeIdFormat.RestId,
-        target_id_type=ExchangeIdFormat.RestImmutableEntryId,
-    )
-    (found,) = (await box.me.translate_exchange_ids.post(body)).value
-    assert (found.source_id, found.target_id) == (made.id, made.id)
-
-
-@endpoint("GET", "/me/mailFolders/{id}/messageRules")
-async def _(box: Mailbox) -> None:
-    inbox = box.me.mail_folders.by_mail_folder_id("inbox")
+    assert [one.display_name for one in deleted.value] == ["Renamed"]
+    inbox = box.folders.by_mail_folder_id("inbox")
     assert (await inbox.message_rules.get()).value == []
 
 
-@endpoint("GET", "/me/mailboxSettings")
-async def _(box: Mailbox) -> None:
+@exercises(
+    "GET /me/mailboxSettings", "GET /me/mailboxSettings/{name}", "PATCH /me/mailboxSettings",
+    "GET /me/inferenceClassification/overrides", "GET /me/outlook/supportedTimeZones",
+)  # fmt: skip
+async def settings(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
     hours = found.working_hours
     assert (found.time_zone, found.language.locale, hours.time_zone.name) == ("UTC", "en-US", "UTC")
@@ -451,170 +343,65 @@ async def _(box: Mailbox) -> None:
     replies = found.automatic_replies_setting
     enums = (found.user_purpose, replies.status, replies.external_audience, hours.days_of_week[0])
     assert [one.value for one in enums] == ["user", "disabled", "none", "monday"]
-
-
-@endpoint("GET", "/me/mailboxSettings/{name}")
-async def _(box: Mailbox) -> None:
     assert b'"value":' in await box.raw(Method.GET, "/me/mailboxSettings/timeZone")
-
-
-@endpoint("PATCH", "/me/mailboxSettings")
-async def _(box: Mailbox) -> None:
-    settings = MailboxSettings(time_zone="Pacific Standard Time")
-    assert (await box.me.mailbox_settings.patch(settings)).time_zone == "Pacific Standard Time"
-
-
-@endpoint("GET", "/me/inferenceClassification/overrides")
-async def _(box: Mailbox) -> None:
+    zone = MailboxSettings(time_zone="Pacific Standard Time")
+    assert (await box.me.mailbox_settings.patch(zone)).time_zone == "Pacific Standard Time"
+    zones = await box.me.outlook.supported_time_zones.get()
+    assert "UTC" in {each.alias for each in zones.value}
     assert (await box.me.inference_classification.overrides.get()).value == []
 
 
-@endpoint("GET", "/me/outlook/masterCategories")
-async def _(box: Mailbox) -> None:
-    assert (await box.me.outlook.master_categories.get()).value == []
-
-
-@endpoint("POST", "/me/outlook/masterCategories")
-async def _(box: Mailbox) -> None:
-    made = await new_category(box)
-    assert (made.display_name, made.color) == ("Done", CategoryColor.Preset4)
-
-
-@endpoint("GET", "/me/outlook/masterCategories/{id}")
-async def _(box: Mailbox) -> None:
-    made = await new_category(box)
-    one = box.me.outlook.master_categories.by_outlook_category_id(made.id)
-    assert (await one.get()).display_name == "Done"
-
-
-@endpoint("PATCH", "/me/outlook/masterCategories/{id}")
-async def _(box: Mailbox) -> None:
-    made = await new_category(box)
-    one = box.me.outlook.master_categories.by_outlook_category_id(made.id)
+@exercises(
+    "GET /me/outlook/masterCategories", "POST /me/outlook/masterCategories",
+    "GET /me/outlook/masterCategories/{id}", "PATCH /me/outlook/masterCategories/{id}",
+    "DELETE /me/outlook/masterCategories/{id}",
+)  # fmt: skip
+async def categories(box: Mailbox) -> None:
+    every = box.me.outlook.master_categories
+    made = await every.post(OutlookCategory(display_name="Done", color=CategoryColor.Preset4))
+    one = every.by_outlook_category_id(made.id)
+    assert [each.display_name for each in (made, await one.get())] == ["Done", "Done"]
     changed = await one.patch(OutlookCategory(color=CategoryColor.Preset0))
     assert (changed.display_name, changed.color) == ("Done", CategoryColor.Preset0)
+    await one.delete()
+    assert (await every.get()).value == []
 
 
-@endpoint("DELETE", "/me/outlook/masterCategories/{id}")
-async def _(box: Mailbox) -> None:
-    categories = box.me.outlook.master_categories
-    await categories.by_outlook_category_id((await new_category(box)).id).delete()
-    assert (await categories.get()).value == []
-
-
-async def new_category(box: Mailbox) -> Any:
-    category = OutlookCategory(display_name="Done", color=CategoryColor.Preset4)
-    return await box.me.outlook.master_categories.post(category)
-
-
-@endpoint("GET", "/me/outlook/supportedTimeZones")
-async def _(box: Mailbox) -> None:
-    found = await box.me.outlook.supported_time_zones.get()
-    assert "UTC" in {zone.alias for zone in found.value}
-
-
-@endpoint("GET", "/users")
-async def _(box: Mailbox) -> None:
-    users = box.client.users
-    found = await users.get(sdk.options(users, filter=f"mail eq '{box.user.address}'"))
-    assert [one.mail for one in found.value] == [box.user.address]
-
-
-@endpoint("GET", "/users/{id}")
-async def _(box: Mailbox) -> None:
-    found = await box.client.users.by_user_id(box.user.address).get()
-    assert (found.mail, found.id) == (box.user.address, (await box.me.get()).id)
-
-
-@endpoint("GET", "/me/mailFolders/delta")
-async def _(box: Mailbox) -> None:
-    first = await box.folders.delta.get()
-    assert {"Inbox", "Drafts"} <= {one.display_name for one in first.value}
-    made = await box.folders.post(MailFolder(display_name="Projects"))
-    later = await box.folders.delta.with_url(first.odata_delta_link).get()
-    assert [one.id for one in later.value] == [made.id]
-
-
-@endpoint("GET", "/me/messages/{id}/attachments/$count")
-async def _(box: Mailbox) -> None:
-    one, _ = await box.with_file()
-    assert await one.attachments.count.get() == 1
-
-
-@endpoint("GET", "/me/mailFolders/$count")
-async def _(box: Mailbox) -> None:
-    before = await box.folders.count.get()
-    await box.folder()
-    assert await box.folders.count.get() == before + 1
-
-
-@endpoint("GET", "/me/mailFolders/{id}/childFolders/$count")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    await folder.child_folders.post(MailFolder(display_name="Inner"))
-    assert await folder.child_folders.count.get() == 1
-
-
-@endpoint("POST", "/me/mailFolders/{id}/copy")
-async def _(box: Mailbox) -> None:
-    folder = await box.folder()
-    copied = await folder.copy.post(CopyFolder(destination_id="archive"))
-    assert (copied.display_name, copied.id != (await folder.get()).id) == ("Projects", True)
-
-
-@endpoint("GET", "/subscriptions")
-async def _(box: Mailbox) -> None:
-    one = await (await box.subscription()).get()
-    assert [each.id for each in (await box.client.subscriptions.get()).value] == [one.id]
-
-
-@endpoint("POST", "/subscriptions")
-async def _(box: Mailbox) -> None:
-    one = await (await box.subscription()).get()
+@exercises(
+    "GET /subscriptions", "POST /subscriptions", "GET /subscriptions/{id}",
+    "PATCH /subscriptions/{id}", "DELETE /subscriptions/{id}",
+    "POST /subscriptions/{id}/reauthorize",
+)  # fmt: skip
+async def subscriptions(box: Mailbox) -> None:
+    every, receiver = box.client.subscriptions, box.served.receiver
+    wanted = Subscription(
+        change_type="created", resource="me/messages", notification_url=receiver.url(),
+        expiration_date_time=in_an_hour(),
+    )  # fmt: skip
+    one = every.by_subscription_id((await every.post(wanted)).id)
+    found = await one.get()
+    assert (found.change_type, found.client_state) == ("created", None)
+    assert [each.id for each in (await every.get()).value] == [found.id]
     made = await box.messages.post(sdk.message("a draft", to=box.user.sink))
-    found = box.user.served.receiver.wait_for(
+    told = receiver.wait_for(
         lambda all_: any(each["resourceData"]["id"] == made.id for each in all_)
     )
-    (own,) = [each for each in found if each["subscriptionId"] == one.id]
+    (own,) = [each for each in told if each["subscriptionId"] == found.id]
     assert (own["changeType"], own["resourceData"]["id"]) == ("created", made.id)
-
-
-@endpoint("GET", "/subscriptions/{id}")
-async def _(box: Mailbox) -> None:
-    found = await (await box.subscription()).get()
-    assert (found.change_type, found.client_state) == ("created", None)
-
-
-@endpoint("PATCH", "/subscriptions/{id}")
-async def _(box: Mailbox) -> None:
-    one, until = await box.subscription(), in_an_hour()
+    until = in_an_hour()
     changed = await one.patch(Subscription(expiration_date_time=until))
     assert abs(changed.expiration_date_time - until) < timedelta(seconds=1)
-
-
-@endpoint("DELETE", "/subscriptions/{id}")
-async def _(box: Mailbox) -> None:
-    one = await box.subscription()
+    await one.reauthorize.post()
     await one.delete()
     with pytest.raises(ODataError):
         await one.get()
 
 
-@endpoint("POST", "/subscriptions/{id}/reauthorize")
-async def _(box: Mailbox) -> None:
-    one = await box.subscription()
-    await one.reauthorize.post()
-    assert (await one.get()).change_type == "created"
+def test_each_supported_endpoint_is_called() -> None:
+    called = [one for endpoints in EXERCISES.values() for one in endpoints]
+    assert (set(called), len(called)) == (set(rows("yes")), len(set(called)))
 
 
-@endpoint("POST", "/$batch")
-async def _(box: Mailbox) -> None:
-    content = sdk.batch(box.me.to_get_request_information())
-    (found,) = (await box.client.batch.post(content)).responses.values()
-    assert (found.status, found.content_type) == (200, "application/json")
-
-
-@pytest.mark.parametrize(("method", "path"), rows("yes"))
-async def test_endpoint(served: ServedRelay, user: User, method: str, path: str) -> None:
-    assert (method, path) in EXERCISES, "a supported endpoint that no client has called"
-    await EXERCISES[method, path](Mailbox(served, user))
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda one: one.__name__)
+async def test_endpoints(served: ServedRelay, user: User, exercise: Exercise) -> None:
+    await exercise(Mailbox(served, user))

@@ -52,13 +52,10 @@ def test_msal_without_instance_discovery(served: ServedRelay, user: User, tenant
     assert "access_token" in app.acquire_token_for_client(["http://localhost/.default"])
     cached = app.acquire_token_for_client(["http://localhost/.default"])
     assert cached["token_source"] == "cache"
-
-
-def test_msal_with_the_relays_own_instance_discovery(served: ServedRelay, user: User) -> None:
+    discovery = f"{served.url}/common/discovery/instance"  # the relay's own
     app = application(
-        served, user, authority=f"{served.url}/contoso",
-        instance_discovery=f"{served.url}/common/discovery/instance",
-    )  # fmt: skip
+        served, user, authority=f"{served.url}/{tenant}", instance_discovery=discovery
+    )
     assert "access_token" in app.acquire_token_for_client(SCOPES)
 
 
@@ -85,6 +82,10 @@ def test_03_azure_identity(served: ServedRelay, user: User, options: dict[str, A
         assert one.get_token("http://localhost/.default").token
     answer = served.relay.graph("GET", f"/users/{user.address}", token=token.token)
     assert answer.json()["mail"] == user.address
+    wrong = identity.ClientSecretCredential("contoso", user.client_id, "wrong", **options)
+    core = pytest.importorskip("azure.core.exceptions")
+    with wrong, pytest.raises(core.ClientAuthenticationError, match="invalid_client"):
+        wrong.get_token(*SCOPES)
 
 
 async def test_03_azure_identity_aio(
@@ -113,16 +114,6 @@ async def test_03_msgraph_sdk_with_azure_identity(
         body = graph_sdk.SendMailPostRequestBody(message=sent)
         assert await client.users.by_user_id(user.address).send_mail.post(body) is None
     assert b"Subject: from an application" in user.arrived().content
-
-
-def test_05_azure_identity_with_a_wrong_secret(
-    served: ServedRelay, user: User, options: dict[str, Any]
-) -> None:
-    identity = pytest.importorskip("azure.identity")
-    core = pytest.importorskip("azure.core.exceptions")
-    credential = identity.ClientSecretCredential("contoso", user.client_id, "wrong", **options)
-    with credential, pytest.raises(core.ClientAuthenticationError, match="invalid_client"):
-        credential.get_token(*SCOPES)
 
 
 @pytest.mark.parametrize("client_id", ["", "app-id"])

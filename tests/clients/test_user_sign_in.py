@@ -8,17 +8,14 @@ import sys
 import textwrap
 import webbrowser
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msal
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.support.client_keys import certificate
 from tests.support.running_dev import RunningDev, relay_dev
 
 SCOPES = ["https://graph.microsoft.com/Mail.Send"]
@@ -76,22 +73,6 @@ def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER", f"{program} %s &")
     monkeypatch.setattr(webbrowser, "_tryorder", None)  # it reads BROWSER once
     monkeypatch.setattr(webbrowser, "_browsers", {})
-
-
-@pytest.fixture(scope="module")
-def certificate() -> tuple[str, str]:
-    """The private key and the certificate of a client, in PEM."""
-    key = rsa.generate_private_key(65537, 2048)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "app")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now).not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    private = key.private_bytes(pem, form, serialization.NoEncryption())
-    return private.decode(), made.public_bytes(pem).decode()
 
 
 @pytest.fixture
@@ -161,8 +142,9 @@ def test_msal_by_a_code_and_on_behalf_of_its_user(dev: RunningDev, url: str) -> 
     assert mailbox(dev, behalf) == ALICE
 
 
-def test_msal_with_a_certificate(dev: RunningDev, url: str, certificate: tuple[str, str]) -> None:
-    credential = {"private_key": certificate[0], "public_certificate": certificate[1]}
+def test_msal_with_a_certificate(dev: RunningDev, url: str) -> None:
+    made = certificate()
+    credential = {"private_key": made.key_pem, "public_certificate": made.pem}
     app = msal.ConfidentialClientApplication(
         "app", client_credential=credential, authority=f"{url}/contoso", instance_discovery=False
     )
@@ -184,13 +166,6 @@ def opened(dev: RunningDev, credential: Any, scope: str = SCOPES[0]) -> str:
         return mailbox(dev, {"access_token": token}, at)
 
 
-def test_username_password_credential(dev: RunningDev, identity: Any) -> None:
-    credential = identity.UsernamePasswordCredential(
-        "desktop", "carol@example.test", "any", tenant_id="contoso"
-    )
-    assert opened(dev, credential) == "carol@example.test"
-
-
 def test_device_code_credential(dev: RunningDev, identity: Any) -> None:
     shown: list[tuple[Any, ...]] = []
     # with its own client id, in the tenant organizations
@@ -206,34 +181,29 @@ def test_interactive_browser_credential(dev: RunningDev, identity: Any, browser:
     assert opened(dev, credential) == "bob@example.test"
 
 
-def test_certificate_credential(
-    dev: RunningDev, identity: Any, certificate: tuple[str, str]
-) -> None:
-    data = "".join(certificate).encode()
+def test_credentials_of_an_application(dev: RunningDev, identity: Any, tmp_path: Path) -> None:
+    data = (certificate().key_pem + certificate().pem).encode()
     credential = identity.CertificateCredential("contoso", "app", certificate_data=data)
     assert opened(dev, credential, ALL) == "app@example.test"
-
-
-def test_on_behalf_of_credential(
-    dev: RunningDev, identity: Any, certificate: tuple[str, str]
-) -> None:
-    user = identity.UsernamePasswordCredential(
-        "desktop", "carol@example.test", "any", tenant_id="contoso"
-    )
-    with user:
-        assertion = user.get_token(SCOPES[0]).token
-    data = "".join(certificate).encode()
-    for own in ({"client_secret": "any"}, {"client_certificate": data}):
-        credential = identity.OnBehalfOfCredential(
-            "contoso", "service", user_assertion=assertion, **own
-        )
-        assert opened(dev, credential) == "carol@example.test"
-
-
-def test_workload_identity_credential(dev: RunningDev, identity: Any, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("what the cluster wrote")
     credential = identity.WorkloadIdentityCredential(
         tenant_id="contoso", client_id="app", token_file_path=str(file)
     )
     assert opened(dev, credential, ALL) == "app@example.test"
+
+
+def test_credentials_of_a_user_and_on_behalf_of_it(dev: RunningDev, identity: Any) -> None:
+    def of_carol() -> Any:
+        user = ("desktop", "carol@example.test", "any")
+        return identity.UsernamePasswordCredential(*user, tenant_id="contoso")
+
+    assert opened(dev, of_carol()) == "carol@example.test"
+    with of_carol() as user:
+        assertion = user.get_token(SCOPES[0]).token
+    data = (certificate().key_pem + certificate().pem).encode()
+    for own in ({"client_secret": "any"}, {"client_certificate": data}):
+        credential = identity.OnBehalfOfCredential(
+            "contoso", "service", user_assertion=assertion, **own
+        )
+        assert opened(dev, credential) == "carol@example.test"
