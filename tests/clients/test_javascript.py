@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tests.clients.conftest import JavaScript, ServedRelay, User
 from tests.support.faulty_proxy import Fault
-from tests.support.relay_process import RelayProcess, until
 
 MESSAGE = """\
 const message = (to) => ({
@@ -39,15 +38,6 @@ def test_10_without_a_token_over_http(
     assert (error["statusCode"], error["code"]) == (401, "InvalidAuthenticationToken")
 
 
-def test_10_anonymous_over_http(javascript: JavaScript) -> None:
-    config = {"http": {"anonymous": "alice@example.test"}}
-    with RelayProcess(config=config) as relay:
-        url = "http://{}:{}".format(*relay.http)
-        send = "await client.api('/me/sendMail').post({ message: message('bob@example.test') });"
-        javascript.run(MESSAGE + send, token="alice", url=url)
-        until("Bob has the message", lambda: relay.subjects("bob") == ["from JavaScript"])
-
-
 UPLOAD = """\
 const data = require('fs').readFileSync('film.bin');
 const draft = await client.api('/me/messages').post(message('%s'));
@@ -75,21 +65,6 @@ def assert_arrived(user: User, data: bytes) -> None:
     assert hashlib.sha256(decoded).digest() == hashlib.sha256(data).digest()
 
 
-def test_12_large_file_upload_task(javascript: JavaScript, user: User) -> None:
-    data = film(javascript)
-    upload = """
-        const task = new graph.LargeFileUploadTask(client, file, await create(), { rangeSize: 5 << 20 });
-        const { location } = await task.upload();
-        const id = /attachments\\('([^']+)'\\)/i.exec(location)[1];
-        const { size } = await client.api(`${path}/attachments/${id}`).select('size').get();
-        await client.api(`${path}/send`).post();
-        return { location, size };
-    """
-    found = javascript.run(MESSAGE + UPLOAD % user.sink + upload, token=user.name)
-    assert found["size"] == len(data)
-    assert_arrived(user, data)
-
-
 def test_13_resume_an_interrupted_upload(javascript: JavaScript, user: User) -> None:
     data = film(javascript)
     upload = """
@@ -107,20 +82,6 @@ def test_13_resume_an_interrupted_upload(javascript: JavaScript, user: User) -> 
     found = javascript.run(MESSAGE + UPLOAD % user.sink + upload, token=user.name)
     assert found == {"outOfOrder": 416, "nextExpectedRanges": ["5242880-12582911"]}
     assert_arrived(user, data)
-
-
-def test_20_429_twice(javascript: JavaScript, served: ServedRelay, user: User) -> None:
-    path = f"/users/{user.address}/sendMail"
-    fault = Fault("POST", path.lower(), 429, {"Retry-After": "1"})
-    served.proxy.faults += [fault, fault]
-    send = f"await client.api('{path}').post({{ message: message('{user.sink}') }});"
-    javascript.run(MESSAGE + send, token=user.name, url=served.proxy.url)
-    user.arrived()
-    assert [one.status for one in served.proxy.requests if one.path.endswith(path)] == [
-        429,
-        429,
-        202,
-    ]
 
 
 def test_21_504_after_commit(javascript: JavaScript, served: ServedRelay, user: User) -> None:

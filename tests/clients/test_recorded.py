@@ -136,60 +136,6 @@ def test_02_send_mail_in_each_spelling(client: Client, form: str) -> None:
     assert user.messages("sentitems") == []
 
 
-def test_11_upload_as_msgraph_core_does_it(client: Client) -> None:
-    """Closed ranges, a first chunk of 5 MiB and then one octet more, and a last range sent again."""
-    data = bytes(range(256)) * (45 << 10)
-    message, size, chunk = client.draft(subject="upload"), len(data), 5 << 20
-    item = {"attachmentType": "file", "name": "b.bin", "size": size}
-    path = f"/v1.0/me/messages/{message}/attachments/createUploadSession"
-    created = client.send("POST", path, {"AttachmentItem": item}).json()
-    assert created["expirationDateTime"].endswith("Z")
-    url = "/" + created["uploadUrl"].split("/", 3)[3]
-
-    def put(first: int, last: int, content: bytes) -> Answer:
-        headers = {
-            "Content-Range": f"bytes {first}-{last}/{size}",
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(len(content)),
-        }
-        return client.send("PUT", url, content, headers)
-
-    first, last = 0, chunk - 1
-    while (answer := put(first, last, data[first : last + 1])).status == 200:
-        (expected,) = answer.json()["nextExpectedRanges"]
-        first, end = map(int, expected.split("-"))
-        assert (first, end) == (last + 1, size - 1)
-        last = min(first + chunk, size - 1)
-    assert answer.status == 201
-    location = answer.headers["location"]
-    assert put(first, last, b"").status == 201
-    assert "/attachments('" in location
-    assert client.send("POST", f"/v1.0/me/messages/{message}/send", b"", {}).status == 202
-    content = message_from_bytes(client.user.arrived().content, policy=policy.default)
-    (attachment,) = content.iter_attachments()
-    assert attachment.get_content() == data
-
-
-@pytest.mark.parametrize("spelling", ["depends_on", "dependsOn"])
-def test_22_batch(client: Client, spelling: str) -> None:
-    """msgraph-core writes depends_on, and always writes it; its ids are UUIDs."""
-    first, second = "7a6c1d9e-0b0f-4f43-9d1a-4b3c2f1e0d9c", "1f0e9d8c-7b6a-4950-8473-62514f3e2d1c"
-    headers = {"accept": "application/json", "content-type": "application/json"}
-
-    def batch(url: str) -> dict[str, int]:
-        item = {"id": first, "method": "GET", "url": url, spelling: [], "headers": headers}
-        body = pascal_case(client.user.sink)
-        send = {"id": second, "method": "POST", "url": "/me/sendMail", "body": body}
-        requests = [item, send | {spelling: [first], "headers": headers}]
-        answer = client.send("POST", "/v1.0/$batch", {"requests": requests})
-        assert answer.status == 200, answer.body
-        return {one["id"]: one["status"] for one in answer.json()["responses"]}
-
-    assert batch("/me/messages/unknown") == {first: 404, second: 424}
-    assert batch("/me") == {first: 200, second: 202}
-    client.user.arrived()
-
-
 @each_row(
     "query",
     [
@@ -243,60 +189,6 @@ def test_28_draft_in_the_folder_drafts(client: Client) -> None:
     answer = client.send("POST", f"{path}/send", b"", {"Content-Length": "0"})
     assert (answer.status, answer.body) == (202, b"")
     user.arrived()
-
-
-def test_26_replies_as_msgraph_sdk_sends_them(client: Client) -> None:
-    """Kiota writes parameters in Pascal case, and an empty object for a draft without any."""
-    user, original = client.user, client.draft(subject="RE: Plans")
-    to = [{"emailAddress": {"address": user.sink}}]
-    path = f"/v1.0/me/messages/{original}"
-    for action, subject, recipients in (
-        ("createReply", "RE: Plans", to),
-        ("createReplyAll", "RE: Plans", to),
-        ("createForward", "FW: Plans", []),
-    ):
-        answer = client.send("POST", f"{path}/{action}", {})
-        assert answer.status == 201, answer.body
-        draft = answer.json()
-        found = [one["emailAddress"]["address"] for one in draft["toRecipients"]]
-        assert found == [one["emailAddress"]["address"] for one in recipients]
-        assert (draft["subject"], draft["isDraft"]) == (subject, True)
-        base64.b64decode(draft["conversationIndex"], validate=True)
-    message = {
-        "@odata.type": "#microsoft.graph.message",
-        "ccRecipients": [{"emailAddress": {"address": f"cc-{user.sink}"}}],
-    }
-    for action, body in (
-        ("reply", {"Comment": "c", "Message": message}),
-        ("forward", {"Comment": "c", "ToRecipients": to}),
-    ):
-        answer = client.send("POST", f"{path}/microsoft.graph.{action}", body)
-        assert (answer.status, answer.body) == (202, b"")
-    user.arrived(f"cc-{user.sink}")
-    body = {"Comment": "c", "Message": {"body": {"content": "b", "contentType": "html"}}}
-    answer = client.send("POST", f"{path}/reply", body)
-    assert (answer.status, answer.code) == (400, "ErrorInvalidRequest")
-
-
-def test_26_replies_as_o365_sends_them(client: Client) -> None:
-    """No body, the time zone by its Windows name, and then the whole body in a PATCH."""
-    html = {"contentType": "html", "content": "<p>first</p>"}
-    original = client.draft(subject="Plans", body=html)
-    path = f"/v1.0/users/{client.user.address}/messages"
-    prefer = {"Prefer": 'outlook.timezone="India Standard Time"', "Content-Length": "0"}
-    answer = client.send("POST", f"{path}/{original}/createReply", b"", prefer)
-    assert answer.status == 201, answer.body
-    draft = answer.json()
-    before, body, rest = draft["body"]["content"].partition("<body>")
-    assert (before.startswith("<html>"), body) == (True, "<body>")
-    assert "(UTC+05:30)" in rest
-    changed = {"body": {"contentType": "HTML", "content": f"{before}{body}<b>mine</b>{rest}"}}
-    assert client.send("PATCH", f"{path}/{draft['id']}", changed, O365).status == 200
-    sent = client.send("POST", f"{path}/{draft['id']}/send", b"", {"Content-Length": "0"})
-    assert (sent.status, sent.body) == (202, b"")
-    content = message_from_bytes(client.user.arrived().content, policy=policy.default)
-    assert "<b>mine</b>" in content.get_body(("html",)).get_content()
-    assert content["in-reply-to"] == content["references"]
 
 
 def test_programs_that_send_json(client: Client) -> None:

@@ -11,9 +11,8 @@ import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
-from tests.support.tables import each_row
 
-USAGE, DATA, NO_INPUT = 64, 65, 66
+DATA = 65
 TOP = Path(__file__).parents[2]
 BOB, CAROL = "bob@example.test", "carol@example.test"
 MAIL = [
@@ -101,20 +100,3 @@ def test_what_is_no_mail_is_named_and_passed_over(relay: DevProcess, tmp_path: P
         assert str(tmp_path / name) in done.stderr
         assert text in done.stderr
     assert [*relay.mailbox_of(CAROL).glob("tmp/*")] == []
-
-
-@each_row(
-    "words, code",
-    [
-        (["import", "/dev/null", "--mailbox", "nobody@example.test"], DATA),
-        (["import", "/dev/null", "--mailbox", BOB, "--folder", "none"], DATA),
-        (["import", "/no/such/file", "--mailbox", BOB], NO_INPUT),
-        (["import", "--mailbox", BOB], USAGE),
-    ],
-)
-def test_faults(relay: DevProcess, words: list[str], code: int) -> None:
-    before = relay.config_file.read_bytes()
-    done = relay.cli(*words)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr
-    assert relay.config_file.read_bytes() == before

@@ -1,6 +1,5 @@
 """MTA-STS: real policy servers by HTTPS, a real DNS server, and hosts with every certificate."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -192,22 +191,6 @@ def test_mail_that_waits(internet: Internet, relay: RelayProcess, domain: str, r
     assert not any(line.startswith("MAIL") for line in server.commands)
 
 
-def test_sessions_and_fetches_are_counted(internet: Internet, relay: RelayProcess) -> None:
-    for domain, state, result in [
-        ("good.test", "relayed", "success"),
-        ("testing.test", "relayed", "certificate-expired"),
-        ("lax.test", "relayed", "starttls-not-supported"),
-        ("odd.test", "relayed", "validation-failure"),
-        ("other.test", "deferred", "certificate-host-mismatch"),
-        ("unlisted.test", "deferred", "validation-failure"),
-        ("down.test", "relayed", "sts-policy-fetch-error"),
-        ("html.test", "relayed", "sts-policy-invalid"),
-        ("untrusted.test", "relayed", "sts-webpki-invalid"),
-    ]:
-        attempt_of(relay, domain, state)
-        assert relay.metric("relay_tls_policy_total", policy="sts", result=result) > 0, result
-
-
 @each_row(
     "domain, tls",
     [
@@ -235,23 +218,6 @@ def test_a_message_may_do_without_the_policy(relay: RelayProcess, name: str) -> 
         else f"{LAX}; TLS-Required: No"
     )
     assert (attempt["outcome"], attempt["policy"]) == ("relayed", lax)
-
-
-def test_a_server_that_drips_delays_nobody_elses_mail(
-    internet: Internet, relay: RelayProcess
-) -> None:
-    server = internet.domain("drip.test", "enforce")
-    internet.web.answers["drip.test"] = (200, "drip")
-    relay.submit("alice@example.test", ["x@drip.test"])
-    assert internet.web.came.wait(30)
-    for domain in ("good.test", "free.test", "lax.test"):
-        took_s = []
-        for _ in range(3):  # the machine may be busy
-            began_s = time.monotonic()
-            attempt_of(relay, domain, "relayed")
-            took_s.append(time.monotonic() - began_s)
-        assert min(took_s) < 1
-    assert not server.envelopes
 
 
 def test_a_policy_that_is_kept_holds_when_all_else_has_gone(
@@ -282,20 +248,3 @@ def test_a_policy_that_is_kept_holds_when_all_else_has_gone(
             assert (found["outcome"], found["policy"]) == ("relayed", LAX)
         finally:
             relay.close()
-
-
-def test_another_id_fetches_the_policy_anew(internet: Internet) -> None:
-    internet.remotes.dns.server.ttl_s, before_s = 1, internet.remotes.dns.server.ttl_s
-    internet.domain("changed.test", "enforce")
-    try:
-        with internet.relay(retry=["0.2s"]) as relay:
-            identity = relay.submit("alice@example.test", ["x@changed.test"])
-            relay.until_state(identity, "deferred")
-            internet.web.put("changed.test", "none")
-            internet.record("changed.test", "2")
-            found = relay.until_final(identity)["recipients"][0]["attempts"]
-            assert found[-1]["policy"] == LAX
-            assert found[0]["policy"] == "mta-sts: verify"
-    finally:
-        internet.remotes.dns.server.ttl_s = before_s
-    assert internet.web.fetched.count("changed.test") == 2

@@ -143,27 +143,6 @@ def test_mail_of_a_gateway_goes_on_with_its_sender_and_recipient(
     assert received(hosts["listed.test"], "ann@listed.test").reverse_path == STRANGER
 
 
-def test_a_client_that_may_relay_does_not_wait_for_a_next_hop(
-    relay: RelayProcess, hosts: Hosts
-) -> None:
-    with relay.smtp() as session:
-        session.ehlo("here.test")
-        session.mail(f"alice@{DOMAIN}")
-        for name in ("nobody", "slow", "who"):
-            assert session.rcpt(f"{name}@asked.test")[0] == 250
-        assert session.rcpt("who@silent.test")[0] == 250
-    explained = relay.cli("explain", "nobody@asked.test", "--ip", "192.0.2.1")
-    assert explained.returncode == 65
-    assert "550 5.1.1 <nobody@asked.test>: the next hop does not take" in explained.stdout
-
-
-def test_an_address_of_a_twin_is_replaced(relay: RelayProcess, hosts: Hosts) -> None:
-    send(relay, "alice@twin.test", subject="by the twin")
-    until("alice has it", lambda: "by the twin" in relay.subjects("alice"))
-    send(relay, "q@gate-twin.test", subject="by the other twin")
-    assert received(hosts["gate.host"], "q@gate.test").reverse_path == STRANGER
-
-
 def test_an_alias_of_a_gateway_comes_first_and_a_copy_to_a_gateway_keeps_its_sender(
     relay: RelayProcess, hosts: Hosts
 ) -> None:
@@ -189,13 +168,6 @@ def of_subject(relay: RelayProcess, subject: str) -> dict[str, Any] | None:
     return relay.journey(found[0]["id"]) if found else None
 
 
-def test_catch_all_and_postmaster_are_those_of_the_domain(relay: RelayProcess) -> None:
-    send(relay, "nobody@acme.test", subject="to nobody")
-    until("bob has it", lambda: "to nobody" in relay.subjects("bob"))
-    send(relay, "postmaster@acme.test", subject="to the postmaster")
-    until("carol has it", lambda: "to the postmaster" in relay.subjects("carol"))
-
-
 @each_row(
     "sender, author, rules",
     [
@@ -217,11 +189,6 @@ def test_mail_from_outside_in_the_name_of_an_own_domain_is_shown(
     journey = until("its journey", lambda: of_subject(relay, subject))
     [step] = [one for one in journey["steps"] if one["step"] == 5]
     assert [one["rule"] for one in step["detail"].get("rules", [])] == rules
-
-
-def test_a_login_and_a_sender_of_the_twin_are_those_of_the_account(relay: RelayProcess) -> None:
-    identity = relay.submit("alice@twin.test", ["bob@twin.test"], b"Subject: own\r\n\r\ntext\r\n")
-    assert relay.until_final(identity)["state"] == "delivered"
 
 
 def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
@@ -317,25 +284,3 @@ def test_a_reload_takes_own_domains_and_their_files(remotes: Remotes, hosts: Hos
         journey = until("its journey", lambda: of_subject(relay, "in their name"))
         [step] = [one for one in journey["steps"] if one["step"] == 5]
         assert [one["rule"] for one in step["detail"]["rules"]] == ["own reverse-path from outside"]
-
-
-def test_an_address_that_became_invalid_delays_no_other(remotes: Remotes, hosts: Hosts) -> None:
-    carl, eva = "carl@listed.test", "eva@listed.test"
-    with made(remotes, hosts) as relay:
-        (relay.folder / "listed").write_text(f"{carl}\n{eva}\n")
-        assert relay.cli("reload").returncode == 0
-        relay.cli("queue", "hold", "--domain", "listed.test", "--new")
-        key = relay.submit(f"alice@{DOMAIN}", [carl, eva])
-        (relay.folder / "listed").write_text(f"{carl}\n")
-        assert relay.cli("reload").returncode == 0
-        relay.cli("queue", "release", "--domain", "listed.test")
-        found = relay.until_final(key)
-        assert {one["address"]: one["state"] for one in found["recipients"]} == {
-            carl: "relayed", eva: "failed",
-        }  # fmt: skip
-        received(hosts["listed.test"], carl)
-        tried = [step["detail"] for step in found["steps"] if step["step"] == 6]
-        assert [one["address"] for step in tried for one in step.get("recipients", ())] == [
-            eva,
-            carl,
-        ]

@@ -194,41 +194,6 @@ def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path)
         relay.close()
 
 
-def test_a_full_queue_rejects_new_mail(remotes: Remotes) -> None:
-    rcpt = {f"r{number}@a.test": "451 4.2.0 later" for number in range(3)}
-    remote = remotes.start("a.test", rcpt=rcpt)
-    with remotes.relay(config={"pressure": {"queue_entries": 3}}) as relay:
-        waiting = [relay.submit(ALICE, [address]) for address in rcpt]
-        pressed(relay, 2, "queue")
-        refuses(relay, "the queue is full")
-        remote.rcpt = dict.fromkeys(rcpt, "250 ok")
-        for queue_id in waiting:
-            relay.until_final(queue_id)
-        pressed(relay, 0, "queue")
-        takes_mail(relay, remote)
-
-
-def test_low_memory_rejects_new_mail(remotes: Remotes) -> None:
-    gate = remotes.gate()
-    remote = remotes.start("a.test", gates={"DOT": gate})
-    with remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}}) as relay:
-        waiting = relay.submit(ALICE, ["kept@a.test"])
-        until("it is being sent", lambda: remote.envelopes)
-        relay.stop()
-        remotes.open_gate(gate)
-        relay.write_config(relay.config | {"pressure": {"memory": "20 MiB"}})
-        relay.start()  # less than it has when idle
-        assert relay.metric("relay_pressure_level") == 2  # from the first moment on
-        refuses(relay, "memory is short")
-        draft = relay.graph("POST", "/me/messages", message(to=[BOB]))
-        assert (draft.status, draft.code) == (503, "ResourceUnhealthy")
-        relay.until_final(waiting)
-        relay.stop()
-        relay.write_config(relay.config)
-        relay.start()
-        takes_mail(relay, remote)
-
-
 def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remotes) -> None:
     remote = remotes.start("a.test")
     relay = remotes.relay()

@@ -120,18 +120,6 @@ def test_the_accounts_setting_decides(relay, subject) -> None:
         assert applied == ("relay.read-receipt=send" if setting == "ask" else None)
 
 
-def test_a_receipt_that_the_reader_wants_says_so(relay, subject) -> None:
-    german = "Accept-Language: de-AT, en;q=0.5"
-    deliver(relay, "alice@example.test", "ask", asked(subject, "alice@example.test", german))
-    read(relay, subject, "ask", **WANTED)
-    receipt = arrived(relay, f"Read: {subject}", "alice")
-    mime = relay.graph("GET", f"/me/messages/{receipt}/$value").body
-    assert b"Disposition: manual-action/MDN-sent-manually; displayed\r\n" in mime
-    body = relay.graph("GET", f"/me/messages/{receipt}").json()["body"]
-    assert body["contentType"] == "html"
-    assert "als gelesen markiert" in body["content"]
-
-
 def test_strangers_get_one_only_if_the_reader_wants_it(relay, subject) -> None:
     to = "ann@a.test"
     deliver(relay, to, "bob", asked(subject, to), source="127.0.0.2")

@@ -32,12 +32,6 @@ def settings_in(file: Path, heading: str) -> str:
     return "\n".join(re.findall(r"^```toml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
 
 
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
-
-
 def test_send_through_a_provider_with_a_password(remotes: Remotes, authority: Authority) -> None:
     text = settings_in(DOCS / "operation-routes.md", "## Send through a provider with a password")
     users = {"shop": "a shop's password", "relay": "another password"}

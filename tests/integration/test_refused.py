@@ -9,7 +9,7 @@ from email.message import EmailMessage
 import pytest
 
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import RelayProcess
 
 OK, DATA = 0, 65
 RULE = """\
@@ -66,22 +66,6 @@ def test_a_rule_is_seen_by_everyone_who_asks(relay):
     assert relay.metric("relay_smtp_refusals_total", reason="rule") == 1
     assert relay.metric("relay_smtp_sessions_total", role="relay") >= 1
     assert '"rule":"no executables"' in relay.log
-
-
-def test_the_journey_of_an_address_comes_with_its_refusals(relay):
-    queue_id = relay.submit(
-        "carol@example.test", ["bob@example.test"], b"Subject: taken\r\n\r\nx\r\n"
-    )
-    relay.until_final(queue_id)
-    with relay.smtp() as client:
-        client.ehlo()
-        client.mail("carol@example.test")
-        assert client.rcpt("nobody@example.test")[0] == 550
-    until("the refusal", lambda: refused(relay, "?address=nobody@example.test"))
-    document = relay.cli_json("trace", "carol@example.test")
-    assert (document["id"], document["subject"]) == (queue_id, "taken")
-    assert [one["reason"] for one in document["refused"]] == ["recipient"]
-    assert "refused" not in relay.cli_json("trace", queue_id)
 
 
 def test_records_survive_a_restart_and_are_read_without_a_relay(relay):

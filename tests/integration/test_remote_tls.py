@@ -100,17 +100,3 @@ def test_a_login_requires_a_trusted_certificate_with_the_host_name(
         for domain in ("good.test", "required.test"):
             relay.until_final(relay.submit("alice@example.test", [f"x@{domain}"]))
             assert received(running[domain], f"x@{domain}").tls
-
-
-def test_an_mx_route_may_verify_the_mx_hosts(
-    remotes: Remotes, tmp_path: Path, authority: Authority
-) -> None:
-    right = remotes.start("a.test", tls=authority.issue("DNS:mx.a.test").server_context())
-    wrong = remotes.start("b.test", tls=authority.issue("DNS:b.test").server_context())
-    route = {"domain": "*", "next_hop": "mx", "tls": "verify", "ca": str(authority.certificate)}
-    with remotes.relay(config={"route": [route], "delivery": {"retry": ["1h"]}}) as relay:
-        relay.until_final(relay.submit("alice@example.test", ["x@a.test"]))
-        attempt = deferral(relay, "x@b.test")
-    assert received(right, "x@a.test").tls
-    assert "the certificate is for b.test, not mx.b.test; " in attempt["reply"]
-    assert received_no_login(wrong)

@@ -131,13 +131,6 @@ def test_a_terminal_is_asked(service: Service, answer: str, code: int) -> None:
     assert service.home.exists() == service.name.exists() == (code == OK)
 
 
-def test_nothing_is_asked_where_nothing_is_written_outside(service: Service) -> None:
-    service.back_up()
-    service.go(service.away)
-    done = service.restore()
-    assert (done.returncode, "outside" in done.stderr) == (OK, False), done.stderr
-
-
 def test_a_backup_cannot_hide_where_it_writes(service: Service) -> None:
     service.back_up()
     file = service.copy / "manifest.json"

@@ -1,6 +1,5 @@
 """Commands that root starts leave no file of root in a service's state_dir and mail root."""
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -96,15 +95,6 @@ def test_no_file_of_root_is_left(
     assert code in (None, done.returncode), done
     assert "internal error" not in done.stderr, done.stderr
     assert files_of_root(relay) == []
-
-
-def test_a_service_can_take_the_lock_after_a_command(stopped: tuple[RelayProcess, str]) -> None:
-    relay, queue_id = stopped
-    lock = relay.folder / "state/run/lock"
-    lock.unlink(missing_ok=True)
-    listed = relay.cli("queue", "list", "--json")
-    assert [one["id"] for one in json.loads(listed.stdout)] == [queue_id]
-    assert (lock.stat().st_uid, lock.stat().st_gid) == (SERVICE, SERVICE)
 
 
 @each_row("mode", [0o600, 0o640, 0o440])

@@ -1,6 +1,6 @@
 """Routes that change while mail waits: none leaves with another route's login, CA or source."""
 
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,6 @@ USERS = dict.fromkeys(("one", "two", "three"), "secret")
 LATER = "451 4.7.1 come again"
 
 
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
-
-
 def way_of(server: RemoteMx, address: str) -> tuple[str, str]:
     """The login under which the only message for `address` came, "" for none, and from where."""
     (envelope,) = server.received(address)
@@ -31,10 +25,6 @@ def way_of(server: RemoteMx, address: str) -> tuple[str, str]:
 
 
 SOURCES = {"one": "127.0.0.101", "two": "127.0.0.102", "three": "127.0.0.103"}
-
-
-def attempts_at(server: RemoteMx) -> int:
-    return sum(one.startswith("MAIL") for one in server.commands)
 
 
 def change_routes(relay: RelayProcess, after: list[dict[str, Any]], how: str) -> None:
@@ -183,47 +173,10 @@ def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> 
         assert relay.faults() == []
 
 
-def test_mail_that_waits_for_an_mx_follows_the_routes_of_now(remotes: Remotes) -> None:
-    """To a host, into a hold, to its end, and back when the routes are gone."""
-    names = ("moved", "held", "refused")
-    hosts = {
-        f"x@{one}.test": remotes.start(f"{one}.test", replies={"MAIL": LATER}) for one in names
-    }
-    hub = remotes.start("hub.test", replies={"MAIL": LATER})
-    to_hub = {"domain": "moved.test", "next_hop": f"smtp://{hub.host}:{hub.port}", "name": "rescue"}
-    hold = {"domain": "held.test", "next_hop": "hold", "name": "brake"}
-    reject = {"domain": "refused.test", "next_hop": "reject:5.1.6 moved away"}
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-
-        def waits_by(route: str, attempts: int) -> None:
-            """What moved waits at this route, after attempts; what is held does so at its MX."""
-            relay.cli_json("queue", "retry", "--all")
-            until(f"{attempts} attempts", lambda: attempts_at(hub) == attempts)
-            relay.until_state(moved, "deferred")
-            relay.until_state(held, "held")
-            shown = relay.cli_json("queue", "list", moved, held)
-            found = [(one["route"], one["next_hop"], one["reason"]) for one in shown]
-            assert sorted(found) == [
-                ("", "mx:held.test", "route brake"),
-                (route, to_hub["next_hop"], ""),
-            ]
-
-        moved, held, refused = (relay.submit(ALICE, [address]) for address in hosts)
-        for queue_id in (moved, held, refused):
-            relay.until_state(queue_id, "deferred")
-        change_routes(relay, [to_hub, hold, reject], "reload")
-        waits_by("rescue", 1)
-        assert relay.until_final(refused)["recipients"][0]["status"] == "5.1.6"
-        (step,) = [x["detail"] for x in relay.journey(held)["steps"] if "holds" in x["detail"]]
-        assert (step["holds"], step["why"]) == ({"1": "route brake"}, "its route has changed")
-        change_routes(relay, [{**to_hub, "domain": "*", "name": "all"}, hold], "reload")
-        waits_by("all", 2)
-        for host in hosts.values():
-            host.replies = {}
-        change_routes(relay, [hold], "reload")
-        relay.cli_json("queue", "retry", "--all")
-        relay.cli_json("queue", "release", held)  # and it is not held again
-        for queue_id in (moved, held):
-            assert relay.until_final(queue_id)["state"] == "relayed"
-        assert [len(host.received(one)) for one, host in hosts.items()] == [1, 1, 0]
-        assert relay.faults() == []
+def test_the_names_of_routes_are_checked() -> None:
+    routes = [{"domain": f"{one}.test", "next_hop": "mx", "name": "same"} for one in "ab"]
+    with closing(RelayProcess(config={"route": routes})) as relay:
+        done = relay.cli("check")
+    for name, another in (("route[0]", "route[1]"), ("route[1]", "route[0]")):
+        told = f'{name}.name: found "same", expected a name of its own: {another}'
+        assert told in done.stdout + done.stderr

@@ -2,13 +2,9 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.integration.test_reload import codes
 from tests.support.dns_server import DnsThread
@@ -21,7 +17,6 @@ __all__ = ["authority"]
 
 ALICE = "alice@example.test"
 PASSWORD = "secret"
-RELOADS = 6
 LATER = "451 4.7.1 come again"
 
 
@@ -35,12 +30,6 @@ class HoldsOnly(asyncio.Event):
     async def wait(self) -> bool:
         self._came += 1
         return self._came != self._number or await super().wait()
-
-
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
 
 
 def route_to(server: RemoteMx, folder: Path, login: str, **more: Any) -> dict[str, Any]:
@@ -99,58 +88,6 @@ def test_no_transaction_begins_with_the_old_login(remotes: Remotes, tmp_path: Pa
         assert len([one for one in host.commands if one.startswith("MAIL")]) == len(addresses)
         until("the old connections are closed", lambda: host.open == 0)
         assert codes(client, "NOOP") == [250]
-        assert relay.faults() == []
-
-
-def keep_sending(relay: RelayProcess, current: Callable[[], int], stop: threading.Event) -> int:
-    """Send mail over one session until `stop`, each message to a recipient that names the reload
-    after which it was sent; return how many were accepted.
-    """
-    sent = 0
-    with closing(relay.smtp()) as client:
-        while not stop.is_set():
-            client.sendmail(ALICE, f"{current()}.{sent}@a.test", b"Subject: x\r\n\r\nx\r\n")
-            sent += 1
-    return sent
-
-
-@pytest.mark.parametrize("reloads", [RELOADS, pytest.param(100, marks=pytest.mark.long)])
-def test_reloads_under_load_lose_nothing(remotes: Remotes, tmp_path: Path, reloads: int) -> None:
-    """Each has another login; and the route is at two hosts, under two names, by turns."""
-    users = {f"u{number}": PASSWORD for number in range(reloads + 1)}
-    hosts = [remotes.start(f"{name}.test", users=users) for name in ("one", "two")]
-
-    def route(number: int) -> dict[str, Any]:
-        name = f"hub {number % 3}"
-        return route_to(hosts[number // 2 % 2], tmp_path, f"u{number}", name=name)
-
-    done = 0
-    stop = threading.Event()
-    sent: list[int] = []
-    delivery = {"max_connections_per_next_hop": 1}  # so that mail waits for connections
-    with remotes.relay(config={"route": [route(0)], "delivery": delivery}) as relay:
-        work = lambda: sent.append(keep_sending(relay, lambda: done, stop))  # noqa: E731
-        clients = [threading.Thread(target=work) for _ in range(2)]
-        for client in clients:
-            client.start()
-        try:
-            for number in range(1, reloads + 1):
-                before = sum(len(host.envelopes) for host in hosts)
-                reload(relay, route=[route(number)])
-                done = number
-                until("mail goes on", lambda n=before: sum(len(h.envelopes) for h in hosts) > n + 5)
-        finally:
-            stop.set()
-            for client in clients:
-                client.join()
-        assert len(sent) == len(clients), "a session of a client was ended"
-        until("the queue is empty", lambda: not relay.queue())
-        came = [(host, one) for host in hosts for one in host.envelopes]
-        assert len(came) == sum(sent)
-        for host, one in came:
-            (address,) = one.addresses
-            assert int(host.logins[one.session].removeprefix("u")) >= int(address.partition(".")[0])
-        assert relay.metric("relay_queue_unaccounted") == 0
         assert relay.faults() == []
 
 

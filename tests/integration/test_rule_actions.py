@@ -1,7 +1,6 @@
 """Rules that defer, limit and route mail, in a real relay: by SMTP, by Graph, by the sendmail command."""
 
 import smtplib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from tests.support.webhooks import WebhookReceiver, hook, recorded
 
 ALICE = "alice@example.test"
 TEMPFAIL = 75
-
-
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
 
 
 def letter(subject: str) -> bytes:

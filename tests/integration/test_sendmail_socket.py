@@ -5,7 +5,6 @@ The kernel names the user, so these tests are for root, who can become another o
 
 import os
 import pwd
-import stat
 from email import message_from_bytes
 
 import pytest
@@ -48,13 +47,6 @@ def arrived(relay, subject):
         return next((one for one in every if one["Subject"] == subject), None)
 
     return until(subject, found)
-
-
-def test_everybody_may_connect(relay):
-    mode = (relay.folder / "submit.sock").stat().st_mode
-    assert stat.S_ISSOCK(mode)
-    assert stat.S_IMODE(mode) == 0o666
-    assert not any("sock" in one for one in relay.ready["smtp"])
 
 
 @each_row("words", [[], ["-f", "nobody"], ["-f", f"NOBODY@{HOST.upper()}"]])
@@ -145,10 +137,3 @@ def test_mailq_lists_the_queue(relay, sendmail):
     assert f"  nobody@{HOST}\n" in listed
     assert " " * 40 + "a@b.test\n" in listed
     assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
-
-
-def test_a_reload_leaves_the_socket_as_it_is(relay, sendmail):
-    done = relay.cli("reload")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sendmail("To: bob\nSubject: reloaded\n\nx\n", "-t", user=NOBODY).returncode == 0
-    arrived(relay, "reloaded")

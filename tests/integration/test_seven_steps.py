@@ -156,17 +156,6 @@ def test_save_to_sent_items_false_leaves_no_copy(shared: SharedRelay) -> None:
     assert not [path for path in files if b"unsaved@a.test" in path.read_bytes()]
 
 
-def test_other_users_cannot_see_the_message(shared: SharedRelay) -> None:
-    identity = shared.relay.send_mail(to=["private@a.test"])
-    journey = shared.relay.until_final(identity)
-    for key in (identity, journey["id"], journey["submission_id"]):
-        path = f"/relay/v1/messages/{key}"
-        assert shared.relay.graph("GET", path, token="").status == 401
-        assert shared.relay.graph("GET", path, token="bob").status == 404
-        assert shared.relay.graph("GET", path, token="alice").json()["id"] == journey["id"]
-    assert shared.relay.graph("GET", f"/me/messages/{identity}", token="bob").status == 404
-
-
 def test_no_message_is_unaccounted_for(shared: SharedRelay) -> None:
     until("the queue is empty", lambda: not shared.relay.queue())
     until("counted", lambda: shared.relay.metric("relay_queue_unaccounted") == 0)

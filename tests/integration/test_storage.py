@@ -13,18 +13,11 @@ import pytest
 
 from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
-from tests.support.remotes import Remotes
 
 OK, DATA = 0, 65
 TOP = Path(__file__).parents[2]
 BODY = "x" * 300_000  # a file of its own in the spool
 LATER = "450 4.2.0 greylisted, try again later"
-
-
-@pytest.fixture
-def remotes():
-    with Remotes() as started:
-        yield started
 
 
 def storage_json(relay: RelayProcess, *words: str, code: int = OK):
@@ -170,16 +163,6 @@ def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes):
         for one in (*waiting, large):
             relay.until_state(one, "relayed")
         assert relay.metric("relay_queue_unaccounted") == 0
-
-
-def test_without_a_page_that_can_be_read_the_start_names_the_backup(remotes):
-    with remotes.relay() as relay:
-        assert relay.stop() == OK
-        spool = relay.folder / "state" / "spool.sqlite"
-        spool.write_bytes(b"what a disk had to give" * 1000)
-        relay.start(wait=False)
-        assert relay.wait_end() == DATA
-        assert "`relay restore` puts a backup back" in relay.log
 
 
 def test_verify_reports_a_lost_row_while_the_relay_runs(remotes):

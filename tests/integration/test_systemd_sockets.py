@@ -1,7 +1,6 @@
 """Listeners on sockets of a service manager, as sd_listen_fds(3) says: this test is the manager."""
 
 import http.client
-import json
 import os
 import shutil
 import smtplib
@@ -167,23 +166,6 @@ def test_sockets_that_cannot_be_used_end_the_start(relay, opened, sockets, fault
     assert relay.wait_end() == 69
     assert fault.format("web") in relay.log
     assert "Traceback" not in relay.log
-
-
-def test_relay_check_cannot_see_the_sockets_and_does_not_complain(relay):
-    public = {"http": {"public_url": "https://mail.example.test"}}
-    relay.write_config(changed(relay.config, public))
-    findings = json.loads(relay.cli("check", "--json").stdout)
-    found = [one for one in findings if one["check"] == "listeners"]
-    assert [one["verdict"] for one in found] == ["ok"], found
-    assert "systemd:web, systemd:smtp" in str(found)
-
-
-def test_relay_send_cannot_see_the_sockets_and_says_what_it_needs(relay):
-    for token, text in ((["--token", "alice"], "http.listen has"), ([], "use [sendmail]")):
-        done = relay.cli("send", "--to", "x@a.test", "--body", "x", *token)
-        assert done.returncode == 78
-        assert text in done.stderr
-        assert "HOST:PORT" in done.stderr
 
 
 def test_started_by_systemd_socket_activate(relay, opened):

@@ -80,20 +80,3 @@ def test_verify_finds_nothing_while_the_relay_runs(relay):
     assert relay.faults() == []
     last = verified(relay, "--full")
     assert (last["findings"], last["submissions"]) == ([], {"ready": 0, "scheduled": 0})
-
-
-def test_a_damaged_index_is_built_again_at_the_next_use(relay):
-    relay.until_final(relay.send_mail(to=["bob@example.test"]))
-    before = relay.messages("inbox", token="bob")
-    assert relay.stop() == 0
-    (relay.home("bob") / "relay-index").write_bytes(b"garbage" * 1000)
-    assert verified(relay)["findings"] == []
-    relay.start()
-    assert relay.messages("inbox", token="bob") == before
-
-
-def test_a_note_waits_for_a_relay_that_is_not_there(relay):
-    relay.send_mail(to=["bob@example.test"])
-    relay.kill()
-    found = verified(relay)
-    assert (found["findings"], found["code"]) == ([], OK)

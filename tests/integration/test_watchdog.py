@@ -140,21 +140,3 @@ async def test_a_writer_that_is_blocked_gives_no_sign_of_life(served, disk, tmp_
     assert (await submitted)[0] == 250
     await served.until("WATCHDOG=1")
     assert await served.hears_life()
-
-
-async def test_a_long_start_is_alive(disk, settings_with, composed, manager) -> None:  # noqa: F811
-    daemon = composed(settings_with())
-    start, may_start = daemon.base.spool.start, asyncio.Event()
-
-    async def slow_start(**options) -> int:
-        taken_over = await start(**options)
-        await may_start.wait()
-        return taken_over
-
-    daemon.base.spool.start = slow_start
-    served = Served(daemon, manager)
-    assert await served.hears_life()
-    assert "READY=1" not in manager.heard
-    may_start.set()
-    await served.until("READY=1")
-    await served.stop()

@@ -77,30 +77,6 @@ def test_events_and_accounts(receiver: WebhookReceiver) -> None:
         until("bob's", lambda: {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5})
 
 
-def test_failures_are_repeated_and_delay_no_other(receiver: WebhookReceiver) -> None:
-    with WebhookReceiver() as error, WebhookReceiver() as redirect, WebhookReceiver() as hang_up:
-        down = {"error": error, "redirect": redirect, "hang-up": hang_up}
-        config = {"webhook": [hook(one) for one in (*down.values(), receiver)]}
-        with RelayProcess(config=config) as relay:
-            for mode, one in down.items():
-                one.mode = mode
-            relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-            receiver.until(lambda found: len(found) == 2)
-            for one in down.values():
-                one.until(lambda found: len(found) >= 2)
-            shown = listed(relay)
-            for one in down.values():
-                assert shown[one.url()]["failing_since"]
-                assert shown[one.url()]["failure"]
-                one.mode = "good"
-            for one in down.values():
-                found = one.until(lambda found: [one["step"] for one in found][-1] == 6)
-                assert [event["step"] for event in found] == [5] * (len(found) - 1) + [6]
-                assert len({event["id"] for event in found}) == 2
-                assert {path for path, *_ in one.requests} == {"/hook"}
-            assert {one["failure"] for one in listed(relay).values()} == {None}
-
-
 def test_restart_and_reload(receiver: WebhookReceiver) -> None:
     def mail(subject: str) -> None:
         content = f"Subject: {subject}\r\n\r\nHi\r\n".encode()
@@ -141,25 +117,6 @@ def test_restart_and_reload(receiver: WebhookReceiver) -> None:
                 lambda found: {one["step"] for one in found if one["message"] == new} == {5, 6}
             )
             assert relay.faults() == []
-
-
-def test_what_was_removed_is_counted_once(receiver: WebhookReceiver) -> None:
-    receiver.mode = "error"
-    with RelayProcess(config={"webhook": [hook(receiver)]}) as relay:
-        for number in range(3):
-            content = f"Subject: {number}\r\n\r\nHi\r\n".encode()
-            relay.submit("guest@remote.test", ["alice@example.test"], content)
-            relay.until_final("last")
-        receiver.until(lambda found: found)
-        relay.stop()
-        relay.cli("storage", "prune", "--older-than", "0s")
-        receiver.mode = "good"
-        relay.start()
-        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-        new = relay.journey("last")["id"]
-        receiver.until(lambda found: [one["message"] for one in found].count(new) == 2)
-        assert relay.log.count("events were removed before the webhook had them") == 1
-        assert relay.metric("relay_notifications_total", kind="webhook", result="dropped") == 1
 
 
 def test_the_verbs(receiver: WebhookReceiver) -> None:

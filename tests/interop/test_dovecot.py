@@ -130,17 +130,6 @@ def test_keywords_go_with_messages_that_are_moved_and_copied(relay, dovecot):
         assert imap.flags("Trash") == {"first": kept, "second": {"$label2"}}
 
 
-def test_a_folder_has_26_keywords(relay, dovecot):
-    first = arrives(relay, "first")
-    a_draft(relay, "full", "archive")
-    with dovecot.session() as imap:
-        tag(imap, "full", "Archive", *(f"k{number}" for number in range(25)))
-        tag(imap, "first", "INBOX", "new", "newer", "k7")
-        relay.graph("POST", f"/me/messages/{first}/move", {"destinationId": "archive"})
-        [kept] = imap.flags("Archive")["first"] - {"k7"}
-        assert kept in ("new", "newer")
-
-
 def test_a_classification_outlives_its_changes(relay, dovecot):
     identity = arrives(relay, "weekly")
     change = {"inferenceClassification": "other", "categories": ["Read later"]}
@@ -160,23 +149,6 @@ def test_a_classification_outlives_its_changes(relay, dovecot):
     assert message["parentFolderId"] == "archive"
 
 
-def test_a_session_that_is_open_sees_each_change(relay, dovecot):
-    kept = arrives(relay, "kept")
-    gone = arrives(relay, "gone")
-    with dovecot.session() as imap:
-        assert imap.enter("INBOX") == 2
-        arrives(relay, "new")
-        until("it sees a delivery", lambda: imap.noop()[0] == "OK" and imap.enter("INBOX") == 3)
-        assert relay.graph("PATCH", f"/me/messages/{kept}", {"isRead": True}).status == 200
-        assert relay.graph("DELETE", f"/me/messages/{gone}").status == 204
-        assert imap.flags("INBOX") == {"kept": {"\\Seen"}, "new": set()}
-        assert imap.flags("Trash") == {"gone": set()}
-        answer = relay.graph("POST", f"/me/messages/{kept}/move", {"destinationId": "archive"})
-        assert (answer.status, answer.json()["id"]) == (201, kept)
-        assert imap.flags("INBOX") == {"new": set()}
-        assert imap.flags("Archive") == {"kept": {"\\Seen"}}
-
-
 def a_message_in(relay, folder) -> str:
     """Let a message come into a folder on its own way; return its id."""
     match folder:
@@ -190,30 +162,24 @@ def a_message_in(relay, folder) -> str:
             return a_draft(relay, "wanders")
 
 
-@pytest.mark.parametrize("folder", ["INBOX", "Sent", "Drafts"])
-def test_a_message_that_is_moved_keeps_its_id(relay, dovecot, folder):
-    identity = a_message_in(relay, folder)
-    with dovecot.session() as imap:
-        for source, target in ((folder, "Archive"), ("Archive", "Junk")):
-            imap.enter(source)
-            imap.uid("MOVE", "1:*", target)
-    [message] = relay.messages("junkemail")
-    assert (message["id"], message["subject"]) == (identity, "wanders")
-    assert relay.graph("GET", f"/me/messages/{identity}").json()["parentFolderId"] == "junkemail"
-
-
-def test_appended_and_expunged_messages_are_seen(relay, dovecot):
-    gone = arrives(relay, "gone")
-    with dovecot.session() as imap:
-        imap.append("Archive", "(\\Seen)", None, b"Subject: appended\r\n\r\nx\r\n")
-        appended = found(relay, "appended", "archive")
-        assert appended["isRead"] is True
-        imap.enter("INBOX")
-        imap.uid("STORE", imap.uid_of("gone"), "+FLAGS.SILENT", "(\\Deleted)")
-        imap.expunge()
-    assert relay.messages("inbox") == []
-    assert relay.graph("GET", f"/me/messages/{gone}").status == 404
-    assert relay.graph("GET", f"/me/messages/{appended['id']}").status == 200
+def test_a_message_that_is_moved_keeps_its_id(relay, dovecot):
+    """Also where Dovecot copies its content, and so its line ends are LF."""
+    for number, folder in enumerate(("INBOX", "Sent", "Drafts", "INBOX", "Sent", "Drafts")):
+        identity, copies = a_message_in(relay, folder), number > 2
+        if copies:  # it links no file between folders that differ
+            (relay.home("alice") / ".Archive").chmod(0o770)
+        with dovecot.session() as imap:
+            imap.enter(folder)
+            imap.uid("MOVE", "1:*", "Archive")
+            [message] = relay.messages("archive")
+            assert (message["id"], message["subject"]) == (identity, "wanders")
+            [file] = (relay.home("alice") / ".Archive").glob("[cn]*/*,*")
+            assert not copies or b"\r\n" not in file.read_bytes()
+            imap.enter("Archive")
+            imap.uid("MOVE", "1:*", "Junk")
+        found = relay.graph("GET", f"/me/messages/{identity}").json()
+        assert found["parentFolderId"] == "junkemail"
+        assert relay.graph("POST", f"/me/messages/{identity}/permanentDelete").status == 204
 
 
 def test_copies_appended_and_expunged_messages_are_seen(relay, dovecot):
@@ -265,33 +231,6 @@ def test_a_delta_query_has_what_it_flags_moves_expunges_and_appends(relay, dovec
     assert second.pop(gone)["@removed"] == {"reason": "deleted"}
     assert [one["subject"] for one in second.values()] == ["appended"]
     assert changes(relay, link)[0] == {}
-
-
-def test_a_message_that_is_moved_under_another_name_keeps_its_id(relay, dovecot):
-    identity = arrives(relay, "wanders")
-    with dovecot.session() as imap:
-        imap.enter("INBOX")
-        imap.uid("COPY", "1", "Archive")  # takes the name, so that the move needs another
-        copy = found(relay, "wanders", "archive")["id"]
-        imap.uid("MOVE", "1", "Archive")
-    archived = {one["id"] for one in relay.messages("archive")}
-    assert len(archived) == 2
-    assert identity in archived
-    assert copy != identity
-    assert relay.messages("inbox") == []
-
-
-@pytest.mark.parametrize("folder", ["INBOX", "Sent", "Drafts"])
-def test_a_message_that_is_moved_by_copying_its_content_keeps_its_id(relay, dovecot, folder):
-    identity = a_message_in(relay, folder)
-    (relay.home("alice") / ".Archive").chmod(0o770)  # it links no file between folders that differ
-    with dovecot.session() as imap:
-        imap.enter(folder)
-        imap.uid("MOVE", "1:*", "Archive")
-    [file] = (relay.home("alice") / ".Archive").glob("[cn]*/*,*")
-    assert b"\r\n" not in file.read_bytes()
-    [message] = relay.messages("archive")
-    assert (message["id"], message["subject"]) == (identity, "wanders")
 
 
 def folders(relay: RelayProcess, within: str = "msgfolderroot") -> dict[str, dict]:
@@ -364,7 +303,8 @@ def test_both_work_at_once(relay, dovecot):
     player.start()
     try:
         for number in range(count):
-            arrives_somewhere(relay, f"number {number}")
+            content = f"Subject: number {number}\r\n\r\nHello.\r\n".encode()
+            relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], content))
             for message in relay.messages("inbox")[:2]:
                 relay.graph("PATCH", f"/me/messages/{message['id']}", {"isRead": True})
     finally:
@@ -377,11 +317,6 @@ def test_both_work_at_once(relay, dovecot):
     )
     assert len({one["id"] for one in everything}) == count
     assert relay.faults() == []
-
-
-def arrives_somewhere(relay: RelayProcess, subject: str) -> None:
-    content = f"Subject: {subject}\r\n\r\nHello.\r\n".encode()
-    relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], content))
 
 
 def test_what_it_makes_is_in_order(relay, dovecot):

@@ -15,6 +15,7 @@ from tests.support.dovecot import NoDovecotError, dovecot_version
 from tests.support.dovecot_auth import DovecotAuth
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.tables import each_row
 
 SECRET = "pä55 wörd"
 PAGE = (ROOT / "docs" / "operation-users.md").read_text()
@@ -40,15 +41,20 @@ def dovecot() -> Iterator[DovecotAuth]:
         pytest.skip(str(why))
 
 
-@pytest.fixture
-def relay(dovecot: DovecotAuth) -> Iterator[RelayProcess]:
+def asking(dovecot: DovecotAuth) -> RelayProcess:
+    """A relay, not started yet, that asks this Dovecot."""
     key, _, value = SETTING.partition(" = ")
     path = value.strip('"').replace("/run/dovecot", f"{dovecot.folder}/run")
     config = {
         "mailboxes": {key: path},
         "smtp": [{"listen": "127.0.0.1:0", "role": "submission"}],
     }
-    with RelayProcess(config=config, accounts=[account("gone", disabled=True)]) as made:
+    return RelayProcess(config=config, accounts=[account("gone", disabled=True)])
+
+
+@pytest.fixture(scope="module")
+def relay(dovecot: DovecotAuth) -> Iterator[RelayProcess]:
+    with asking(dovecot) as made:
         yield made
 
 
@@ -63,7 +69,7 @@ def login(session: smtplib.SMTP, user: str, password: str, mechanism: str = "PLA
     return f"{code} {text.decode()}"
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+@each_row("mechanism", ["PLAIN", "LOGIN"])
 def test_a_user_of_dovecot_sends_from_its_address_alone(
     relay: RelayProcess, mechanism: str
 ) -> None:
@@ -86,8 +92,8 @@ def test_a_user_of_dovecot_sends_from_its_address_alone(
         assert answer.status == 401
 
 
-@pytest.mark.parametrize(
-    ("user", "password"),
+@each_row(
+    "user, password",
     [
         ("eve@example.test", "wrong"),
         ("eve@example.test", ""),
@@ -104,12 +110,6 @@ def test_others_are_refused(relay: RelayProcess, user: str, password: str) -> No
         assert login(session, user, password).startswith("535 5.7.8 User or password is wrong")
 
 
-def test_accounts_log_in_as_before(relay: RelayProcess) -> None:
-    for mechanism in ("PLAIN", "LOGIN"):
-        with relay.smtp() as session:
-            assert login(session, "alice@example.test", "alice", mechanism)[:3] == "235"
-
-
 def test_guessers_wait(relay: RelayProcess) -> None:
     replies = []
     for guess in range(6):  # the pause after each failure is as long as the first delay
@@ -121,6 +121,34 @@ def test_guessers_wait(relay: RelayProcess) -> None:
     assert "1 delay lifted" in done.stdout, done.stderr
     with relay.smtp() as session:
         assert login(session, "fred@example.test", SECRET)[:3] == "235"
+
+
+def test_a_dovecot_that_is_down_puts_logins_off(dovecot: DovecotAuth) -> None:
+    """Not those of accounts, and nobody counts as a guesser."""
+    with asking(dovecot) as relay:
+        dovecot.stop()
+        try:
+            for _ in range(4):
+                with relay.smtp() as session:
+                    assert login(session, "eve@example.test", SECRET).startswith("454 4.7.0 ")
+            with relay.smtp() as session:
+                assert login(session, "alice@example.test", "alice")[:3] == "235"
+            assert f"{dovecot.path}: " in relay.log
+            with socket.socket(socket.AF_UNIX) as deaf:
+                deaf.bind(str(dovecot.path))
+                deaf.listen()
+                with relay.smtp() as session:
+                    session.ehlo()
+                    session.sock.settimeout(60)
+                    deaf.settimeout(30)
+                    session.putcmd("AUTH", "PLAIN AGV2ZUBleGFtcGxlLnRlc3QAeA==")
+                    deaf.accept()[0].close()
+                    assert session.getreply()[0] == 454
+            dovecot.path.unlink()
+        finally:
+            dovecot.start()
+        with relay.smtp() as session:
+            assert login(session, "eve@example.test", SECRET)[:3] == "235"
 
 
 def test_an_account_ends_the_session_of_the_same_name(relay: RelayProcess) -> None:
@@ -138,33 +166,6 @@ def test_an_account_ends_the_session_of_the_same_name(relay: RelayProcess) -> No
         relay.config_file.write_text(text.replace("dovecot_auth", "# "))
         hang_up(relay, "reloaded")
         assert other.mail("ivy@elsewhere.test")[0] == 421
-
-
-def test_a_dovecot_that_is_down_puts_logins_off(relay: RelayProcess, dovecot: DovecotAuth) -> None:
-    """Not those of accounts, and nobody counts as a guesser."""
-    dovecot.stop()
-    try:
-        for _ in range(4):
-            with relay.smtp() as session:
-                assert login(session, "eve@example.test", SECRET).startswith("454 4.7.0 ")
-        with relay.smtp() as session:
-            assert login(session, "alice@example.test", "alice")[:3] == "235"
-        assert f"{dovecot.path}: " in relay.log
-        with socket.socket(socket.AF_UNIX) as deaf:
-            deaf.bind(str(dovecot.path))
-            deaf.listen()
-            with relay.smtp() as session:
-                session.ehlo()
-                session.sock.settimeout(60)
-                deaf.settimeout(30)
-                session.putcmd("AUTH", "PLAIN AGV2ZUBleGFtcGxlLnRlc3QAeA==")
-                deaf.accept()[0].close()
-                assert session.getreply()[0] == 454
-        dovecot.path.unlink()
-    finally:
-        dovecot.start()
-    with relay.smtp() as session:
-        assert login(session, "eve@example.test", SECRET)[:3] == "235"
 
 
 def test_the_name_that_dovecot_knows_decides() -> None:
@@ -210,7 +211,7 @@ def test_a_dovecot_that_cannot_say_puts_logins_off(changes: dict[str, str], told
         pytest.skip(str(why))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@each_row("scheme", SCHEMES)
 def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
     try:
         done = subprocess.run(
@@ -225,7 +226,7 @@ def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
     assert not stored.matches(SECRET[:-1])
 
 
-@pytest.mark.parametrize("option", ["-1", "-5", "-6"])
+@each_row("option", ["-1", "-5", "-6"])
 def test_what_openssl_hashes_is_a_password(option: str) -> None:
     try:
         done = subprocess.run(

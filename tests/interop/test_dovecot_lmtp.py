@@ -9,6 +9,7 @@ from tests.support.dovecot import NoDovecotError
 from tests.support.dovecot_lmtp import DovecotLmtp
 from tests.support.relay_config import DOMAIN, OPERATOR
 from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.tables import each_row
 
 PAGE = (ROOT / "docs" / "operation-routes.md").read_text()
 RECIPE = PAGE.partition("\n## Deliver to Dovecot by LMTP\n")[2].partition("\n## ")[0]
@@ -65,7 +66,7 @@ def relay(dovecot: DovecotLmtp) -> Iterator[RelayProcess]:
         yield made
 
 
-@pytest.mark.parametrize("domain", [TCP, SOCKET])
+@each_row("domain", [TCP, SOCKET])
 def test_dovecot_has_an_answer_for_each_recipient(
     relay: RelayProcess, dovecot: DovecotLmtp, domain: str
 ) -> None:
@@ -88,7 +89,7 @@ def test_dovecot_has_an_answer_for_each_recipient(
     assert dovecot.mail(f"full@{domain}.org") == []
 
 
-@pytest.mark.parametrize("domain", [TCP, SOCKET])
+@each_row("domain", [TCP, SOCKET])
 def test_a_stranger_sends_to_accounts_only(
     relay: RelayProcess, dovecot: DovecotLmtp, domain: str
 ) -> None:
@@ -105,7 +106,7 @@ def test_a_stranger_sends_to_accounts_only(
         assert (code, text[:6]) == (550, b"5.7.1 ")
 
 
-@pytest.mark.parametrize("domain", [TCP, SOCKET])
+@each_row("domain", [TCP, SOCKET])
 def test_a_success_is_reported_as_delivered(relay: RelayProcess, domain: str) -> None:
     """Dovecot offers no DSN, so Relay makes the report."""
     journey = relay.until_final(

@@ -75,12 +75,7 @@ def test_what_dovecot_puts_in_reads_moves_and_deletes(
         while (found := subscriber.next()) == ("updated", identity):
             pass  # the flag, before the message goes
         assert found == ("deleted", identity)
-
-
-def test_a_folder_that_dovecot_makes(subscriber: Subscriber, dovecot: Dovecot) -> None:
-    with dovecot.session() as imap:
         imap.create("New")
-        imap.append("New", "", None, b"Subject: in a new folder\r\n\r\nx\r\n")
-        assert subscriber.next()[0] == "created"
-        imap.append("New", "", None, b"Subject: another one\r\n\r\nx\r\n")
-        assert subscriber.next()[0] == "created"
+        for subject in ("in a new folder", "another one"):
+            imap.append("New", "", None, f"Subject: {subject}\r\n\r\nx\r\n".encode())
+            assert subscriber.next()[0] == "created"

@@ -1,17 +1,14 @@
 """Clients of a reverse proxy (nginx) count by the address that it forwards."""
 
 import http.client
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlencode
 
 import httpx
@@ -27,7 +24,6 @@ PAT, PASSWORD = "pat@example.test", "right"
 CLIENT_ID, SECRET = "program", "s3cret"
 ATTACKER, VICTIM = "127.0.0.66", "127.0.0.9"
 STALLED = 1100
-RIGHT_LOGINS = 89
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,6 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     accounts = [  # whose passwords are not their tokens
         account("program", client_id=CLIENT_ID, client_secret=f"plain:{SECRET}"),
         account("pat", password=f"plain:{PASSWORD}"),
-        account("quinn", password=f"plain:{PASSWORD}"),
     ]
     with RelayProcess(config=config, accounts=accounts) as relay:
         (folder / "nginx.conf").write_text(f"""\
@@ -137,36 +132,6 @@ def test_who_guesses_behind_a_proxy_delays_only_itself(proxied: Proxied, way: st
     assert attempt(VICTIM, right, **{"X-Forwarded-For": attacker}) == ok
 
 
-def test_right_logins_get_through_while_others_guess(proxied: Proxied) -> None:
-    """Each attacker fails until it is delayed; another address takes its place."""
-    is_over = threading.Event()
-    failed: list[int] = []
-
-    def attack(network: int) -> None:
-        for number in range(1, 255):
-            while not is_over.is_set():
-                failed.append(proxied.log_in(f"127.9.{network}.{number}", "wrong"))
-                if failed[-1] == 429:
-                    break
-
-    attackers = [threading.Thread(target=attack, args=(number,)) for number in range(2)]
-    for one in attackers:
-        one.start()
-    try:
-        until("attackers are delayed", lambda: 429 in failed)
-        before = len(failed)
-        statuses = [proxied.log_in(VICTIM, PASSWORD) for _ in range(RIGHT_LOGINS)]
-        during = len(failed) - before
-    finally:
-        is_over.set()
-        for one in attackers:
-            one.join()
-    assert statuses == [303] * RIGHT_LOGINS
-    assert during > FREE_FAILURES
-    delayed = [line for line in proxied.relay.log.splitlines() if '"logins delayed"' in line]
-    assert len([one for one in map(json.loads, delayed) if one.get("user") == PAT]) == 1
-
-
 def test_stalled_login_bodies_of_one_address_leave_another_at_200(proxied: Proxied) -> None:
     body = urlencode({"user": PAT, "password": "x" * 100})
     head = (
@@ -192,24 +157,3 @@ def refused_one(connection: socket.socket) -> int:
     response = http.client.HTTPResponse(connection)
     response.begin()
     return response.status
-
-
-def test_an_operator_lifts_a_delay(proxied: Proxied) -> None:
-    client, quinn = "127.0.0.69", "quinn@example.test"
-    for number in range(FREE_FAILURES):
-        assert proxied.log_in(client, f"wrong{number}", user=quinn) == 403
-    assert proxied.log_in(client, PASSWORD, user=quinn) == 429
-    assert proxied.relay.cli_json("account", "unlock", quinn) == {"address": quinn, "delays": 1}
-    assert proxied.log_in(client, PASSWORD, user=quinn) == 303
-    again = proxied.relay.cli("account", "unlock", quinn)
-    assert (again.returncode, again.stdout) == (0, f"{quinn}: was not delayed\n")
-    unknown = proxied.relay.cli("account", "unlock", "nobody@example.test")
-    assert (unknown.returncode, "nobody@example.test" in unknown.stderr) == (65, True)
-
-
-def test_nothing_is_unlocked_where_no_relay_runs(tmp_path: Path) -> None:
-    with RelayProcess() as relay:
-        relay.stop()
-        done = relay.cli("account", "unlock", PAT)
-        assert (done.returncode, done.stdout) == (69, "")
-        assert "no relay is running" in done.stderr

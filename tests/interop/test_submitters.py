@@ -10,8 +10,6 @@ import pytest
 from tests.support.exim import Exim, NoEximError
 from tests.support.relay_process import RelayProcess, until
 
-STRANGER = "127.0.0.9"  # not a trusted network, so it must log in to relay
-
 
 def port_of(relay, listener=0):
     return relay.ready["smtp"][listener].rpartition(":")[2]
@@ -32,64 +30,33 @@ def submission(certificate):
         yield started
 
 
-@pytest.mark.parametrize("way", [(), ("--pipeline",), ("--protocol", "SMTP")], ids=str)
-def test_swaks_sends_to_a_mailbox(relay, run, way):
-    done = run(
-        "swaks", "--server", "127.0.0.1", "--port", port_of(relay), "--helo", "client.test",
-        "--from", "x@remote.test", "--to", "alice@example.test,bob@example.test",
-        "--header", "Subject: from swaks", "--body", "one\n.\n..two\n", *way,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stdout
-    assert "250 2.0.0 Ok: queued as" in done.stdout
-    for person in ("alice", "bob"):
-        until("delivered", lambda person=person: relay.subjects(person) == ["from swaks"])
-    body = relay.maildir("alice")[0].get_payload()
-    assert body.startswith("one\n.\n..two\n")
-
-
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_swaks_logs_in_under_starttls(submission, run, mechanism):
-    done = run(
-        "swaks", "--server", "127.0.0.1", "--port", port_of(submission), "--tls", "--auth", mechanism,
-        "--auth-user", "alice@example.test", "--auth-password", "alice",
-        "--from", "alice@example.test", "--to", "bob@example.test", "--header", "Subject: safe",
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stdout
-    until("delivered", lambda: submission.subjects("bob") == ["safe"])
-    assert "with ESMTPSA" in str(submission.maildir("bob")[0]["Received"])
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "reply"),
-    [
-        (("--tls", "--auth", "PLAIN", "--auth-user", "alice", "--auth-password", "no"), 28, "535 5.7.8"),
-        (("--tls",), 23, "530 5.7.0"),
-        ((), 23, "530 5.7.0"),
-    ],
-    ids=["a wrong password", "no login", "no TLS"],
-)  # fmt: skip
-def test_the_submission_port_lets_nobody_else_in(submission, run, words, code, reply):
-    done = run(
-        "swaks", "--server", "127.0.0.1", "--port", port_of(submission),
-        "--from", "alice@example.test", "--to", "bob@example.test", *words,
-    )  # fmt: skip
-
-    assert (done.returncode, reply in done.stdout) == (code, True), done.stdout
-
-
-def test_a_stranger_may_not_relay_but_may_write_to_a_mailbox(relay, run):
-    def send(recipient):
-        return run(
-            "swaks", "--server", "127.0.0.1", "--port", port_of(relay), "--local-interface", STRANGER,
-            "--from", "x@remote.test", "--to", recipient,
+def test_swaks_sends_to_a_mailbox(relay, run):
+    for number, way in enumerate([(), ("--pipeline",), ("--protocol", "SMTP")]):
+        subject = f"from swaks {number}"
+        done = run(
+            "swaks", "--server", "127.0.0.1", "--port", port_of(relay), "--helo", "client.test",
+            "--from", "x@remote.test", "--to", "alice@example.test,bob@example.test",
+            "--header", f"Subject: {subject}", "--body", "one\n.\n..two\n", *way,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert "250 2.0.0 Ok: queued as" in done.stdout
+        for person in ("alice", "bob"):
+            until("delivered", lambda who=person, one=subject: one in relay.subjects(who))
+    for one in relay.maildir("alice"):
+        assert one.get_payload().startswith("one\n.\n..two\n")
 
-    assert send("alice@example.test").returncode == 0
-    refused = send("carol@elsewhere.test")
-    assert refused.returncode == 24
-    assert "550 5.7.1 Relaying denied" in refused.stdout
+
+def test_swaks_logs_in_under_starttls(submission, run):
+    for mechanism in ("PLAIN", "LOGIN"):
+        done = run(
+            "swaks", "--server", "127.0.0.1", "--port", port_of(submission), "--tls",
+            "--auth", mechanism, "--auth-user", "alice@example.test", "--auth-password", "alice",
+            "--from", "alice@example.test", "--to", "bob@example.test", "--header", f"Subject: {mechanism}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        until("delivered", lambda one=mechanism: one in submission.subjects("bob"))
+    for one in submission.maildir("bob"):
+        assert "with ESMTPSA" in str(one["Received"])
 
 
 def test_msmtp_submits_with_auth_over_starttls(submission, run, certificate, tmp_path):

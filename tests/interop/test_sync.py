@@ -16,6 +16,7 @@ from tests.support.sync_trace import (
     is_in_order,
     synced_before,
 )
+from tests.support.tables import each_row
 
 SMALL = b"Subject: small\r\n\r\nHello.\r\n"
 LINE = b"x" * 70 + b"\r\n"
@@ -39,7 +40,7 @@ def traced(relay: RelayProcess) -> Iterator[SyncTrace]:
         pytest.skip(str(why))
 
 
-@pytest.mark.parametrize("content", [SMALL, IN_A_FILE, LARGE], ids=["inline", "in a file", "large"])
+@each_row("content", [SMALL, IN_A_FILE, LARGE])
 def test_a_sync_returned_before_each_250(relay, content):
     with relay.smtp() as session:
         session.ehlo()
@@ -168,8 +169,8 @@ def test_a_202_is_behind_its_syncs_in_their_order(journal):
         assert all(act in coming for act in (SYNCED_BEHIND if journal else SYNCED_BEFORE)), acts
 
 
-@pytest.mark.parametrize(
-    ("trace", "expected"),
+@each_row(
+    "trace, expected",
     [
         (READ + SYNC + SAID, (1, 0)),
         (READ + RESUMED + SAID, (1, 0)),
@@ -181,18 +182,6 @@ def test_a_202_is_behind_its_syncs_in_their_order(journal):
         (EARLIER + SAID, (0, 1)),
         (READ + READ.replace("(9", "(6") + SYNC + SAID + SAID.replace("(9", "(6"), (2, 0)),
         (READ + SYNC + READ.replace("(9", "(6") + SAID + SAID.replace("(9", "(6"), (1, 1)),
-    ],
-    ids=[
-        "sync",
-        "resumed",
-        "too late",
-        "too early",
-        "failed",
-        "not returned",
-        "the second not",
-        "begun too early",
-        "shared",
-        "not for the second",
     ],
 )
 def test_a_missing_sync_would_be_seen(trace, expected):
