@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.crash.queue_storm import PATIENT
-from tests.integration.conftest import relay, remotes, shared  # noqa: F401 - fixtures
+from tests.integration.conftest import relay, shared  # noqa: F401 - fixtures
 from tests.support.postgres import OWNER, PASSWORD, PostgresServer, database_of, running_server
 from tests.support.relay_process import RelayProcess
 from tests.support.remotes import Remotes
@@ -46,7 +46,7 @@ def sql(server: PostgresServer):
 @pytest.fixture
 def node(
     server: PostgresServer,
-    remotes: Remotes,  # noqa: F811 - the fixture
+    remotes: Remotes,
 ) -> Iterator[StartNode]:
     """Return a function that starts a relay on the spool of the test, or that of a URL."""
     usual_url = server.create()
