@@ -37,6 +37,9 @@ collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_
 
 # Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
 _SLOW = (
+    "tests/installation/test_install_page.py",
+    "tests/security/test_hostile_text.py",
+    "tests/installation/",
     "tests/postgres/",
     "tests/integration/test_wrong_clock.py",
     "tests/integration/test_clock_jumps.py",
