@@ -42,7 +42,6 @@ _SLOW = (
     "tests/installation/",
     "tests/postgres/",
     "tests/integration/test_wrong_clock.py",
-    "tests/integration/test_clock_jumps.py",
     "tests/integration/test_storage.py",
     "tests/test_tidy.py",
     "tests/unit/test_docs.py",

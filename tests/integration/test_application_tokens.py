@@ -1,6 +1,5 @@
 """Tokens of applications over reloads and restarts, and the key that signs them."""
 
-import json
 import os
 import signal
 import time
@@ -68,30 +67,6 @@ def test_a_token_ends_with_its_client_and_lives_over_a_restart(relay):
     reload_accounts(relay, *others)
     assert relay.graph("GET", OF_BOB, token=token).status == 401
     assert token not in relay.log
-
-
-def test_acts_for_opens_nothing_in_the_relays_own_api(relay):
-    token = new_token(relay)
-    mail = {
-        "subject": "of bob",
-        "toRecipients": [{"emailAddress": {"address": "bob@example.test"}}],
-    }
-    path = "/users/bob@example.test/sendMail"
-    answer = relay.graph("POST", path, {"message": mail}, token=token)
-    assert answer.status == 202, answer.body
-    journey = f"/relay/v1/messages/{answer.headers['x-relay-message-id']}"
-    assert relay.graph("GET", journey, token=token).status == 404
-    assert relay.graph("GET", "/relay/v1/messages", token=token).json()["messages"] == []
-    found = relay.graph("GET", journey, token="bob").json()
-    assert (found["sender"], found["client"]["account"]) == ("bob@example.test", "app@example.test")
-
-
-def test_a_rejected_sign_in_is_logged_without_the_secret(relay):
-    assert sign_in(relay, "hunter2").json()["error"] == "invalid_client"
-    until("logged", lambda: "sign-in rejected" in relay.log)
-    (line,) = [json.loads(one) for one in relay.log.splitlines() if "sign-in rejected" in one]
-    assert (line["client"], line["client_id"]) == ("127.0.0.1", "app-1")
-    assert "hunter2" not in relay.log
 
 
 def by_certificate(relay: RelayProcess, given: ClientCertificate) -> Answer:

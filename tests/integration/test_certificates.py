@@ -111,20 +111,6 @@ def test_a_certificate_is_replaced_under_200_open_sessions(served, issued) -> No
             session.sendmail("alice@example.test", "bob@example.test", "Subject: still here\n\n.\n")
 
 
-def test_a_client_that_names_a_server_gets_the_new_certificate(served, issued) -> None:
-    """The other clients name none: an IP address is no server name."""
-    served.put(issued[1])
-    served.hang_up("reloaded")
-    context = ssl.create_default_context(cafile=str(served.authority.certificate))
-    address = served.relay.smtp_address(IMPLICIT)
-    with (
-        socket.create_connection(address, timeout=20) as plain,
-        context.wrap_socket(plain, server_hostname="new.test") as session,
-    ):
-        assert session.getpeercert(binary_form=True) == der(issued[1])
-        assert session.recv(3) == b"220"
-
-
 def mismatched(served: Served, new: Certificate) -> str:
     served.put(new, key=served.authority.issue("DNS:third.test"))
     return "KEY_VALUES_MISMATCH: this key belongs to another certificate"

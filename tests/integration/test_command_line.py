@@ -1,10 +1,7 @@
 """The command line against a running relay, and against its files: facts, JSON, exit codes."""
 
-import json
 import os
 import signal
-import socket
-from pathlib import Path
 
 import pytest
 
@@ -120,71 +117,6 @@ def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> No
     assert len(relay.cli_json("queue", "retry", running["id"])) == 1
     assert relay.cli("wait", identity, "--timeout", "0.1").returncode == UNAVAILABLE
     assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
-
-
-def test_check_on_a_good_configuration(relay: RelayProcess) -> None:
-    findings = relay.cli_json("check")
-    verdicts = {one["check"]: one["verdict"] for one in findings}
-    assert {"accounts", "policy", "state_dir", "mailboxes.root", "dns"} <= verdicts.keys()
-    assert {"fault", "failed"}.isdisjoint(verdicts.values())
-    assert any("plain" in one["text"] for one in findings if one["verdict"] == "warning")
-
-
-def test_check_warns_on_stderr_and_succeeds(relay: RelayProcess) -> None:
-    done = relay.cli("check")
-    assert done.returncode == OK
-    warnings = done.stderr.splitlines()
-    assert warnings
-    assert all(line.startswith(f"warning: {relay.folder}/") for line in warnings)
-    assert "warning" not in done.stdout
-
-
-def test_check_knows_the_ports_of_the_running_relay(remotes: Remotes, serve) -> None:
-    relay = serve(remotes)
-    config = str(relay.client_config())  # with the ports that it took
-    before = sorted(relay.folder.rglob("*"))
-    done = relay.cli("check", "--config", config)
-    assert done.returncode == OK, done.stderr
-    assert relay.ready["smtp"][0] in done.stdout
-    assert sorted(relay.folder.rglob("*")) == before
-    address = relay.smtp_address()
-    assert relay.stop() == OK
-    with socket.create_server(address):
-        done = relay.cli("check", "--config", config)
-    assert done.returncode == CONFIGURATION
-    place = f"{config}:{line_of(config, 'listen', 2)}: smtp[0].listen: "
-    assert f'{place}found "{address[0]}:{address[1]}", expected a free address' in (done.stderr)
-    assert "relay check: 1 fault\n" in done.stderr
-
-
-def line_of(file: str, key: str, turn: int) -> int:
-    """The line in which `key` stands for the `turn`-th time."""
-    lines = Path(file).read_text().splitlines()
-    return [number for number, line in enumerate(lines, 1) if line.startswith(key)][turn - 1]
-
-
-def test_policy_check_test_and_try(relay: RelayProcess) -> None:
-    folder = relay.folder / "rules"
-    folder.mkdir(exist_ok=True)
-    rules = folder / "10-exe.toml"
-    rules.write_text(
-        '[[rule]]\nname = "no exe"\nwhen = { attachment_name = ["*.exe"] }\n'
-        'then = [ { reject = "5.7.1 no" } ]\n[[test]]\nname = "t"\nfrom = "a@b.test"\n'
-        'to = ["c@d.test"]\nattachments = ["a.exe"]\nexpect = { verdict = "reject" }\n'
-    )
-    assert relay.cli("policy", "check", str(folder)).returncode == OK
-    assert relay.cli("policy", "test", str(folder)).returncode == OK
-    rules.write_text(rules.read_text().replace('verdict = "reject"', 'verdict = "accept"'))
-    failing = relay.cli("policy", "test", str(folder))
-    assert failing.returncode == CONFIGURATION
-    assert "10-exe.toml:5" in failing.stdout + failing.stderr
-    message = relay.folder / "try.eml"
-    message.write_text("Subject: x\n\nx\n")
-    tried = relay.cli(
-        "policy", "try", str(message), "--from", "a@b.test", "--to", "c@d.test", "--json"
-    )
-    assert tried.returncode == OK
-    assert json.loads(tried.stdout)["verdict"] == "accept"
 
 
 def test_no_login_of_a_url_is_shown(remotes: Remotes) -> None:

@@ -276,9 +276,3 @@ def test_a_new_key_costs_no_attempt(
     ]
     unbound.flush()
     assert attempt_of(relay, "key.test", "relayed")["verified"] == "dane"
-
-
-def test_check_asks_for_a_signed_answer(relay: RelayProcess) -> None:
-    found = relay.cli("check").stdout
-    assert "127.0.0.1" in found
-    assert "validating" not in found

@@ -43,12 +43,6 @@ def advanced(relay: DevProcess, seconds: Any, **headers: str) -> Answer:
     return relay.graph("POST", CLOCK, {"advance_s": seconds}, token=OPERATOR, headers=headers)
 
 
-def advance(relay: DevProcess, seconds: float) -> datetime:
-    answer = advanced(relay, seconds)
-    assert answer.status == 200, answer.body
-    return datetime.fromisoformat(answer.json()["now"])
-
-
 def submit(
     relay: DevProcess, recipient: str, *, sender: str = ALICE, notify: str = "FAILURE,DELAY"
 ) -> str:
@@ -103,7 +97,7 @@ def test_two_days_of_retries_with_their_notice_and_report(relay: DevProcess) -> 
         until("it is deferred", lambda one=queue_id: state(relay, one) == "deferred")
     began = attempts_of(relay, queue_ids[0])[0]
     before = clock(relay)
-    now = advance(relay, 2 * DAY_S + 60)
+    now = relay.advance(2 * DAY_S + 60)
     assert clock(relay)["advanced_s"] == before["advanced_s"] + 2 * DAY_S + 60
     assert now >= datetime.fromisoformat(before["now"]) + timedelta(seconds=2 * DAY_S + 60)
     asked = {"DELAY": "delayed", "FAILURE": "failure"}
@@ -136,9 +130,9 @@ def test_mail_that_is_sent_at_a_later_time(relay: DevProcess) -> None:
         }
     ]
     assert relay.graph("POST", "/me/sendMail", {"message": draft}).status == 202
-    advance(relay, DAY_S - 60)
+    relay.advance(DAY_S - 60)
     assert "tomorrow" not in relay.inbox("bob")
-    advance(relay, 120)
+    relay.advance(120)
     assert "tomorrow" in relay.inbox("bob")
     assert "tomorrow" in [one["subject"] for one in relay.messages("sentitems")]
 
@@ -148,7 +142,7 @@ def test_slow_hosts_and_later_reports_take_the_time_of_the_clock(relay: DevProce
     later = submit(relay, "ann+later550@later.test")
     silent = submit(relay, "ann+timeout@silent.test")
     until("it is sent", lambda: state(relay, later) == "relayed")
-    advance(relay, DAY_S)
+    relay.advance(DAY_S)
     assert [state(relay, one) for one in slow] == ["relayed"] * 3
     assert state(relay, silent) == "queued", "the advance waited for a time-out of 30 s"
     assert len([one for one in relay.inbox("alice") if one.startswith("Undeliver")]) == 1
@@ -160,9 +154,9 @@ def test_tokens_expire(relay: DevProcess) -> None:
     answer = relay.request("POST", "/common/oauth2/v2.0/token", form, urlencoded).json()
     path = f"/users/{ALICE}/messages"
     assert relay.graph("GET", path, token=answer["access_token"]).status == 200
-    advance(relay, answer["expires_in"] - 60)
+    relay.advance(answer["expires_in"] - 60)
     assert relay.graph("GET", path, token=answer["access_token"]).status == 200
-    advance(relay, 120)
+    relay.advance(120)
     assert relay.graph("GET", path, token=answer["access_token"]).status == 401
 
 
@@ -171,7 +165,7 @@ def test_a_restart_continues_at_the_time_of_the_last_run(
     relay: DevProcess, number: signal.Signals
 ) -> None:
     queue_id = submit_deferred(relay)
-    reached = advance(relay, 1.5 * DAY_S)
+    reached = relay.advance(1.5 * DAY_S)
     submit(relay, BOB)
     subjects = until(
         "it is delivered", lambda: [one for one in relay.inbox("bob") if one == "hello"]
@@ -184,7 +178,7 @@ def test_a_restart_continues_at_the_time_of_the_last_run(
     assert reached <= datetime.fromisoformat(found["now"]) <= reached + timedelta(minutes=5)
     assert [one for one in relay.inbox("bob") if one == "hello"] == subjects
     submit(relay, BOB)
-    advance(relay, 0.5 * DAY_S + 60)
+    relay.advance(0.5 * DAY_S + 60)
     assert state(relay, queue_id) == "expired"
     attempts = attempts_of(relay, queue_id)
     assert 50 <= len(attempts) <= 63
@@ -202,7 +196,7 @@ def check_waits_by_hour(attempts: list[datetime]) -> None:
 def test_requests_are_served_one_after_the_other(relay: DevProcess) -> None:
     queue_id = submit_deferred(relay)
     with ThreadPoolExecutor(4) as threads:
-        times = sorted(threads.map(advance, [relay] * 4, [3600] * 4))
+        times = sorted(threads.map(relay.advance, [3600] * 4))
     assert all(after - before >= timedelta(hours=1) for before, after in pairwise(times))
     assert clock(relay)["advanced_s"] == 4 * 3600
     check_waits(attempts_of(relay, queue_id))
@@ -279,7 +273,7 @@ def test_the_command_advances_the_clock(shared: DevProcess) -> None:
 
 def test_the_errors_of_the_server_itself_have_its_time(shared: DevProcess) -> None:
     """Those before a request has a handler, such as that for a missing Host."""
-    now = advance(shared, 3 * DAY_S)
+    now = shared.advance(3 * DAY_S)
     connection = http.client.HTTPConnection(*shared.http, timeout=20)
     try:
         connection.putrequest("GET", "/healthz", skip_host=True)

@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import httpx
 import pytest
 
 from relay.development.verbs.dev_options import PORTS
-from tests.support import relay_starts
-from tests.support.relay_process import ROOT, until
+from tests.support.dev_process import run_dev
 
 URL = "https://{}:{}/v1.0/me"
 HTTPX = """
@@ -50,23 +48,10 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def ready(dev_module) -> dict[str, Any]:
     """The ready file of a development relay."""
-    folder = tmp_path_factory.mktemp("relay")
-    file = folder / "ready.json"
     ports = [f"--{name}=localhost:0" for name in PORTS]
-    command = [
-        *relay_starts.RELAY, "dev", "--dir", str(folder / "dev"), *ports,
-        "--host", "mail.test", "--ready-file", str(file),
-    ]  # fmt: skip
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    process = relay_starts.start(command, cwd=folder, env=environment)
-    try:
-        until("it is ready", lambda: file.exists() or process.poll() is not None)
-        yield json.loads(file.read_text())
-    finally:
-        process.terminate()
-        process.wait(20)
+    return dict(dev_module("--no-demo", "--host", "mail.test", ports=ports).ready)
 
 
 def port_of(ready: dict[str, Any], name: str) -> str:
@@ -119,11 +104,8 @@ def test_programs_trust_it_by_environment(
 
 def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(short_path: Path) -> None:
     (short_path / "file").touch()
-    ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
-    command = [*relay_starts.RELAY, "dev", "--json", "--once", *ports]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(short_path)}
-    environment["XDG_DATA_HOME"] = str(short_path / "file")
-    done = relay_starts.run(command, cwd=short_path, env=environment)
+    words = ("--json", "--once")
+    done = run_dev(short_path, *words, XDG_DATA_HOME=str(short_path / "file"))
     assert (done.returncode, done.stderr) == (0, "")
     ca = Path(json.loads(done.stdout.splitlines()[0])["ca"])
     assert ca.parts[-2:] == ("ca", "ca.pem")

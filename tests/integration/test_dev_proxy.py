@@ -157,13 +157,6 @@ def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path, dev) -> None:
         assert f"{words[0].replace('=', ' ')} and --proxy-host exclude each other" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["10.0.0.1", "[::1]", "graph.test:443", "https://graph.test"])
-def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
-    done = run_dev(tmp_path, "--proxy-host", name)
-    assert done.returncode == 64
-    assert f'expected a host name without a port, found "{name}"' in done.stderr
-
-
 def test_names_that_the_hosts_file_leads_here(tmp_path: Path, dev) -> None:
     """With --host, which gives them to the ordinary authority."""
     graph, smtp = "graph.microsoft.com", "smtp.office365.com"

@@ -1,13 +1,11 @@
 """A disclaimer on mail from the API, from SMTP and from sendmail, as the next host gets it."""
 
 import smtplib
-from collections.abc import Iterator
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 
 import pytest
 
-from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes, received
@@ -27,19 +25,13 @@ SIGNED = b"From: alice@example.test\r\nContent-Type: application/pkcs7-mime\r\n\
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as running:
-        yield running
+def remote(remotes_module: Remotes) -> RemoteMx:
+    return remotes_module.start("a.test")
 
 
 @pytest.fixture(scope="module")
-def remote(remotes: Remotes) -> RemoteMx:
-    return remotes.start("a.test")
-
-
-@pytest.fixture(scope="module")
-def relay(remotes: Remotes, remote: RemoteMx, serve_module) -> RelayProcess:
-    return serve_module(remotes, policies={"10-rules.toml": RULES})
+def relay(remotes_module: Remotes, remote: RemoteMx, serve_module) -> RelayProcess:
+    return serve_module(remotes_module, policies={"10-rules.toml": RULES})
 
 
 def arrived(remote: RemoteMx, address: str) -> EmailMessage:
@@ -84,17 +76,6 @@ def test_by_smtp(relay: RelayProcess, remote: RemoteMx, size: int) -> None:
     assert [one["outcome"] for one in hits] == ["disclaimer"]
     # a part was changed, and no octet behind it
     assert received(remote, f"smtp{size}@a.test").content.endswith(sent[-size or -200 :])
-
-
-def test_by_sendmail(relay: RelayProcess, remote: RemoteMx, tmp_path) -> None:
-    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
-    done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", "-falice@example.test", "drop@a.test"],
-        cwd=tmp_path, env=relay_starts.environment(tmp_path) | place, stdin="Subject: x\n\nHi\n",
-        timeout_s=30,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert text_of(arrived(remote, "drop@a.test")) == "Hi\n\nNur für Sie\n<vertraulich>\n"
 
 
 def test_signed_mail_is_attached_to_a_new_message(relay: RelayProcess, remote: RemoteMx) -> None:

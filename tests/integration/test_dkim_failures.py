@@ -47,23 +47,17 @@ def keys(folder: Path) -> DkimKeys:
 
 
 @pytest.fixture(scope="module")
-def remote(remotes: Remotes) -> RemoteMx:
-    return remotes.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 No such user"})
-
-
-@pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as running:
-        yield running
+def remote(remotes_module: Remotes) -> RemoteMx:
+    return remotes_module.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 No such user"})
 
 
 @pytest.fixture(scope="module")
 def relay(
-    remotes: Remotes, remote: RemoteMx, keys: DkimKeys, folder: Path, serve_module
+    remotes_module: Remotes, remote: RemoteMx, keys: DkimKeys, folder: Path, serve_module
 ) -> RelayProcess:
     (folder / "sitecustomize.py").write_text(FAILING.format(file=str(folder / "failing")))
     faulty = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    return serve_module(remotes, config=keys.config, environment=faulty)
+    return serve_module(remotes_module, config=keys.config, environment=faulty)
 
 
 @pytest.fixture

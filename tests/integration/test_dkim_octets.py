@@ -2,7 +2,6 @@
 
 import base64
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,28 +35,22 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> DkimKeys:
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as running:
-        yield running
+def smtp(remotes_module: Remotes) -> RemoteMx:
+    return remotes_module.start("a.test")
 
 
 @pytest.fixture(scope="module")
-def smtp(remotes: Remotes) -> RemoteMx:
-    return remotes.start("a.test")
-
-
-@pytest.fixture(scope="module")
-def lmtp(remotes: Remotes, smtp: RemoteMx) -> RemoteMx:
-    return remotes.start("l.test", lmtp=True)
+def lmtp(remotes_module: Remotes, smtp: RemoteMx) -> RemoteMx:
+    return remotes_module.start("l.test", lmtp=True)
 
 
 @pytest.fixture(scope="module")
 def relay(
-    remotes: Remotes, keys: DkimKeys, smtp: RemoteMx, lmtp: RemoteMx, serve_module
+    remotes_module: Remotes, keys: DkimKeys, smtp: RemoteMx, lmtp: RemoteMx, serve_module
 ) -> RelayProcess:
     by_lmtp = {"domain": "l.test", "next_hop": f"lmtp://{lmtp.host}:{lmtp.port}"}
     config = {"route": [by_lmtp, {"domain": "held.test", "next_hop": "hold"}]}
-    return serve_module(remotes, config=keys.config | config)
+    return serve_module(remotes_module, config=keys.config | config)
 
 
 def source(relay: RelayProcess, key: str) -> bytes:
@@ -117,14 +110,14 @@ def test_mime_by_graph_without_a_final_line_end(
 
 
 def test_after_retries_a_kill_a_release_and_another_next_hop(
-    remotes: Remotes, keys: DkimKeys, tmp_path: Path, serve
+    remotes_module: Remotes, keys: DkimKeys, tmp_path: Path, serve
 ) -> None:
-    busy = remotes.start("busy.test", rcpt={"x@busy.test": LATER})
-    other = remotes.start("other.test")
+    busy = remotes_module.start("busy.test", rcpt={"x@busy.test": LATER})
+    other = remotes_module.start("other.test")
     config = keys.config | {"route": [{"domain": "held.test", "next_hop": "hold"}]}
     sent = {name: _HEADER + b"\r\n" + BODIES[name] for name in ("white-space", "large")}
     addresses = ["x@busy.test", "released@held.test", "rerouted@held.test"]
-    relay = serve(remotes, config=config)
+    relay = serve(remotes_module, config=config)
     signed = {}
     for content in sent.values():
         key = relay.submit(ALICE, addresses, content, mail_options=["BODY=8BITMIME"])

@@ -15,8 +15,6 @@ from email import message_from_bytes
 from email.utils import parseaddr
 from typing import Any
 
-import pytest
-
 from tests.integration.test_reload import hang_up
 from tests.support.dkim import verified
 from tests.support.relay_process import ROOT, RelayProcess, until
@@ -119,16 +117,10 @@ class Administrator:
         return [selector for _, selector in found]
 
 
-@pytest.fixture
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        remotes.start("checker.example")
-        remotes.dns.zone[DOMAIN] = {"MX": [f"10 relay.{DOMAIN}."]}
-        remotes.dns.zone[f"relay.{DOMAIN}"] = {"A": ["192.0.2.1"]}
-        yield remotes
-
-
 def test_the_steps_lead_to_mail_that_passes_dmarc(remotes: Remotes, serve) -> None:
+    remotes.start("checker.example")
+    remotes.dns.zone[DOMAIN] = {"MX": [f"10 relay.{DOMAIN}."]}
+    remotes.dns.zone[f"relay.{DOMAIN}"] = {"A": ["192.0.2.1"]}
     last_day = str(datetime.now(UTC).date() + timedelta(days=30))
     relay = serve(remotes, config=CONFIG)
     administrator = Administrator(relay, remotes, last_day)

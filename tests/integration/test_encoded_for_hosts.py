@@ -1,7 +1,6 @@
 """8-bit content and long lines through a relay: what hosts without 8BITMIME or SMTPUTF8 get, and what the journey says."""
 
 import email
-from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 
@@ -36,31 +35,23 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> DkimKeys:
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def hosts(remotes: Remotes) -> dict[str, RemoteMx]:
+def hosts(remotes_module) -> dict[str, RemoteMx]:
     """Hosts by what they offer; the last one speaks LMTP."""
+    start = remotes_module.start
     return {
-        "full.test": remotes.start("full.test"),
-        "eight.test": remotes.start("eight.test", extensions=("8BITMIME", "PIPELINING", "SIZE")),
-        "bare.test": remotes.start("bare.test", extensions=("SIZE 4000000",)),
-        "lmtp.test": remotes.start("lmtp.test", extensions=("PIPELINING",), lmtp=True),
+        "full.test": start("full.test"),
+        "eight.test": start("eight.test", extensions=("8BITMIME", "PIPELINING", "SIZE")),
+        "bare.test": start("bare.test", extensions=("SIZE 4000000",)),
+        "lmtp.test": start("lmtp.test", extensions=("PIPELINING",), lmtp=True),
     }
 
 
 @pytest.fixture(scope="module")
-def relay(remotes: Remotes, hosts: dict[str, RemoteMx], keys: DkimKeys) -> Iterator[RelayProcess]:
+def relay(remotes_module, hosts, keys: DkimKeys, serve_module) -> RelayProcess:
     lmtp = hosts["lmtp.test"]
     route = {"domain": "lmtp.test", "next_hop": f"lmtp://{lmtp.host}:{lmtp.port}"}
-    running = remotes.relay(config=keys.config | {"route": [route]})
-    with (running.folder / "accounts.toml").open("a") as file:
-        file.write('[[alias]]\naddress = "list@example.test"\nto = ["x@bare.test"]\n')
-    with running:
-        yield running
+    aliases = {"list@example.test": ["x@bare.test"]}
+    return serve_module(remotes_module, config=keys.config | {"route": [route]}, aliases=aliases)
 
 
 def attempts(relay: RelayProcess, key: str) -> dict[str, dict[str, object]]:
@@ -150,11 +141,11 @@ def test_a_report_that_returns_8_bit_content_is_encoded(
 
 
 def test_without_its_key_it_is_sent_unsigned(
-    remotes: Remotes, hosts: dict[str, RemoteMx], keys: DkimKeys, serve
+    remotes_module: Remotes, hosts: dict[str, RemoteMx], keys: DkimKeys, serve
 ) -> None:
     bare = hosts["bare.test"]
     bare.rcpt["later@bare.test"] = "451 4.3.2 come again"
-    relay = serve(remotes, config=keys.config)
+    relay = serve(remotes_module, config=keys.config)
     key = relay.submit(ALICE, ["later@bare.test"], HEADER + BODIES["text"], mail_options=["BODY=8BITMIME"])  # fmt: skip
     until("it is tried", lambda: bare.commands.count("RCPT TO:<later@bare.test>") > 0)
     relay.stop()

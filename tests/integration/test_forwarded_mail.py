@@ -22,62 +22,56 @@ def refusal(relay: RelayProcess, sender: str, recipient: str, content: bytes = H
     return f"{code} {text.decode()}"
 
 
-def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes) -> None:
+def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes, serve) -> None:
     away = remotes.start("away.test")
     home = remotes.start("sender.test")
-    relay = remotes.relay(
-        config={"mailboxes": {"domains": ["example.test", "srs.test"], "srs_domain": "srs.test"}}
-    )
-    with (relay.folder / "accounts.toml").open("a") as file:
-        file.write('[[alias]]\naddress = "office@example.test"\nto = ["office@away.test"]\n')
+    mailboxes = {"domains": ["example.test", "srs.test"], "srs_domain": "srs.test"}
+    aliases = {"office@example.test": ["office@away.test"]}
+    relay = serve(remotes, config={"mailboxes": mailboxes}, aliases=aliases)
     in_our_name = HELLO.replace(b"ann@sender.test", b"Alice <alice@example.test>")
     mail = relay.folder / "mail.eml"
     mail.write_bytes(in_our_name)
-    with relay:
-        for sender in (ANN, "alice@example.test", ""):
-            reply = refusal(relay, sender, "office@example.test", in_our_name)
-            words = ("explain", "office@example.test", "--from", sender, "--message", str(mail))
-            explained = relay.cli(*words, "--ip", OUTSIDE)
-            assert explained.returncode == 65, explained.stdout
-            assert reply.startswith("550 5.7.1 ")
-            assert reply in explained.stdout
-            assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
+    for sender in (ANN, "alice@example.test", ""):
+        reply = refusal(relay, sender, "office@example.test", in_our_name)
+        words = ("explain", "office@example.test", "--from", sender, "--message", str(mail))
+        explained = relay.cli(*words, "--ip", OUTSIDE)
+        assert explained.returncode == 65, explained.stdout
+        assert reply.startswith("550 5.7.1 ")
+        assert reply in explained.stdout
+        assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
 
-        # a local sender that nobody proved leaves as another one
-        relay.submit("alice@example.test", ["office@example.test"], HELLO, source=OUTSIDE)
-        (forwarded,) = until("the copy", lambda: away.received("office@away.test"))
-        assert forwarded.reverse_path.endswith("=example.test=alice@srs.test")
+    # a local sender that nobody proved leaves as another one
+    relay.submit("alice@example.test", ["office@example.test"], HELLO, source=OUTSIDE)
+    (forwarded,) = until("the copy", lambda: away.received("office@away.test"))
+    assert forwarded.reverse_path.endswith("=example.test=alice@srs.test")
 
-        # the address of a copy takes 20 reports
-        relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
-        until("the next copy", lambda: len(away.received("office@away.test")) == 2)
-        address = away.received("office@away.test")[1].reverse_path
-        with relay.smtp(source=OUTSIDE) as session:
-            session.ehlo("client.test")
-            codes = []
-            for _ in range(30):
-                session.mail("")
-                code, _ = session.rcpt(address)
-                codes.append(session.data(BOUNCE)[0] if code == 250 else code)
-                session.rset()
-        assert codes == [250] * 20 + [450] * 10
-        until("the reports", lambda: len(home.received(ANN)) == 20)
+    # the address of a copy takes 20 reports
+    relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
+    until("the next copy", lambda: len(away.received("office@away.test")) == 2)
+    address = away.received("office@away.test")[1].reverse_path
+    with relay.smtp(source=OUTSIDE) as session:
+        session.ehlo("client.test")
+        codes = []
+        for _ in range(30):
+            session.mail("")
+            code, _ = session.rcpt(address)
+            codes.append(session.data(BOUNCE)[0] if code == 250 else code)
+            session.rset()
+    assert codes == [250] * 20 + [450] * 10
+    until("the reports", lambda: len(home.received(ANN)) == 20)
 
 
 def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(
-    remotes: Remotes,
+    remotes: Remotes, serve
 ) -> None:
     remotes.start("away.test", replies={"RCPT": "550 5.1.1 nobody here"})
     home = remotes.start("sender.test")
     passed = "mx.test; spf=pass smtp.mailfrom=sender.test"
     milter = ScriptedMilter({b"E": added("Authentication-Results", passed) + packet(b"c")})
     with in_thread(milter) as address:
-        relay = remotes.relay(config={"milter": [{"name": "spf", "address": address}]})
-        with (relay.folder / "accounts.toml").open("a") as file:
-            for name in ("one", "two"):
-                file.write(
-                    f'[[alias]]\naddress = "{name}@example.test"\nto = ["{name}@away.test"]\n'
-                )
+        aliases = {f"{name}@example.test": [f"{name}@away.test"] for name in ("one", "two")}
+        config = {"milter": [{"name": "spf", "address": address}]}
+        relay = serve(remotes, config=config, aliases=aliases)
 
         def fails(sender: str, to: str) -> str:
             queue_id = relay.submit(sender, [f"{to}@example.test"], HELLO, source=OUTSIDE)
@@ -87,102 +81,98 @@ def test_mail_of_strangers_that_fails_later_is_reported_where_that_is_safe(
             folder = relay.folder / "state" / "dead-letter" / "new"
             return [one.read_bytes() for one in folder.glob("*")]
 
-        with relay:
-            failed = [fails(ANN, "one")]
-            report = received(home, ANN)
-            assert (report.reverse_path, b"one@away.test" in report.content) == ("", True)
-            failed += [fails("eve@elsewhere.test", "one") for _ in range(2)]
-            (letter,) = until("the notice", letters)
-            assert b"eve@elsewhere.test" in letter
-            assert relay.metric("relay_reports_total", kind="postmaster") == 1
-            assert relay.metric("relay_reports_left_out_total", reason="noticed") == 1
-            listed = relay.cli("log", "--state", "failed").stdout
-            assert all(one in listed for one in failed)
+        failed = [fails(ANN, "one")]
+        report = received(home, ANN)
+        assert (report.reverse_path, b"one@away.test" in report.content) == ("", True)
+        failed += [fails("eve@elsewhere.test", "one") for _ in range(2)]
+        (letter,) = until("the notice", letters)
+        assert b"eve@elsewhere.test" in letter
+        assert relay.metric("relay_reports_total", kind="postmaster") == 1
+        assert relay.metric("relay_reports_left_out_total", reason="noticed") == 1
+        listed = relay.cli("log", "--state", "failed").stdout
+        assert all(one in listed for one in failed)
 
-            relay.write_config(relay.config | {"reports": {"strangers": "postmaster"}})
-            assert relay.cli("reload").returncode == 0
-            fails(ANN, "two")
-            until("the next notice", lambda: len(letters()) == 2)
-            assert len(home.received(ANN)) == 1
+        relay.write_config(relay.config | {"reports": {"strangers": "postmaster"}})
+        assert relay.cli("reload").returncode == 0
+        fails(ANN, "two")
+        until("the next notice", lambda: len(letters()) == 2)
+        assert len(home.received(ANN)) == 1
 
 
-def test_a_tenants_redirect_lends_neither_the_sender_nor_a_name_of_others(remotes: Remotes) -> None:
+def test_a_tenants_redirect_lends_neither_the_sender_nor_a_name_of_others(
+    remotes: Remotes, serve
+) -> None:
     away = remotes.start("away.test")
     home = remotes.start("sender.test")
-    relay = remotes.relay(
-        config={
-            "mailboxes": {"domains": ["example.test", "acme.test"]},
-            "tenant": [{"name": "acme", "domains": ["acme.test"], "may": ["redirect"]}],
-        },
-        accounts=[{"address": "amy@acme.test"}],
-    )
+    config = {
+        "mailboxes": {"domains": ["example.test", "acme.test"]},
+        "tenant": [{"name": "acme", "domains": ["acme.test"], "may": ["redirect"]}],
+    }
+    relay = serve(remotes, config=config, accounts=[{"address": "amy@acme.test"}], start=False)
     rules = relay.folder / "policies" / "acme"
     rules.mkdir(0o700)
     then = 'when = { recipient = "amy@acme.test" }\nthen = [{ redirect = ["office@away.test"] }]'
     (rules / "10.toml").write_text(f'[[rule]]\nname = "r"\n{then}\n')
     mail = relay.folder / "mail.eml"
     mail.write_bytes(HELLO.replace(b"ann@sender.test", b"Alice <alice@example.test>"))
-    with relay:
-        relay.submit(ANN, ["amy@acme.test"], HELLO, source=OUTSIDE)
-        copy = received(away, "office@away.test")
-        assert copy.reverse_path.endswith("=sender.test=ann@acme.test")
-        assert copy.content.startswith(b"Received: ")
-        relay.submit("", [copy.reverse_path], BOUNCE, source=OUTSIDE)
-        assert received(home, ANN).content.endswith(BOUNCE)
+    relay.start()
+    relay.submit(ANN, ["amy@acme.test"], HELLO, source=OUTSIDE)
+    copy = received(away, "office@away.test")
+    assert copy.reverse_path.endswith("=sender.test=ann@acme.test")
+    assert copy.content.startswith(b"Received: ")
+    relay.submit("", [copy.reverse_path], BOUNCE, source=OUTSIDE)
+    assert received(home, ANN).content.endswith(BOUNCE)
 
-        reply = refusal(relay, ANN, "amy@acme.test", mail.read_bytes())
-        assert reply.startswith("550 5.7.1 ")
-        words = ("explain", "amy@acme.test", "--from", ANN, "--message", str(mail))
-        explained = relay.cli(*words, "--ip", OUTSIDE)
-        assert explained.returncode == 65, explained.stdout
-        assert reply in explained.stdout
-        assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
+    reply = refusal(relay, ANN, "amy@acme.test", mail.read_bytes())
+    assert reply.startswith("550 5.7.1 ")
+    words = ("explain", "amy@acme.test", "--from", ANN, "--message", str(mail))
+    explained = relay.cli(*words, "--ip", OUTSIDE)
+    assert explained.returncode == 65, explained.stdout
+    assert reply in explained.stdout
+    assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
 
 
-def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes) -> None:
+def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes, serve) -> None:
     away = remotes.start("away.test", rcpt={"gone@away.test": "550 5.1.1 nobody here"})
     home = remotes.start("sender.test")
-    relay = remotes.relay()
-    with (relay.folder / "accounts.toml").open("a") as file:
-        for alias in ("office", "gone"):
-            file.write(f'[[alias]]\naddress = "{alias}@example.test"\nto = ["{alias}@away.test"]\n')
-    with relay:
-        # a stranger's message leaves with a sender of the alias's domain
-        queue_id = relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
-        forwarded = received(away, "office@away.test")
-        srs = forwarded.reverse_path
-        assert srs.startswith("SRS0=")
-        assert srs.endswith("=sender.test=ann@example.test")
-        assert forwarded.content.startswith(b"Delivered-To: office@example.test\r\n")
-        journey = relay.until_final(queue_id)
-        (routing,) = (one for one in journey["steps"] if one["step"] == 5)
-        assert routing["detail"]["senders"] == {"office@example.test": srs}
-        assert journey["sender"] == ANN
-        assert srs in relay.cli("trace", queue_id).stdout
+    aliases = {f"{name}@example.test": [f"{name}@away.test"] for name in ("office", "gone")}
+    relay = serve(remotes, aliases=aliases)
+    # a stranger's message leaves with a sender of the alias's domain
+    queue_id = relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
+    forwarded = received(away, "office@away.test")
+    srs = forwarded.reverse_path
+    assert srs.startswith("SRS0=")
+    assert srs.endswith("=sender.test=ann@example.test")
+    assert forwarded.content.startswith(b"Delivered-To: office@example.test\r\n")
+    journey = relay.until_final(queue_id)
+    (routing,) = (one for one in journey["steps"] if one["step"] == 5)
+    assert routing["detail"]["senders"] == {"office@example.test": srs}
+    assert journey["sender"] == ANN
+    assert srs in relay.cli("trace", queue_id).stdout
 
-        # after a kill and a start, its report reaches the sender, although a host changed the case
-        relay.kill()
-        relay.start()
-        report = relay.submit("", [srs.lower()], BOUNCE, source=OUTSIDE)
-        came_back = received(home, ANN)
-        assert came_back.reverse_path == ""
-        assert came_back.content.endswith(BOUNCE)
-        (named, original) = relay.until_final(report)["recipients"]
-        assert (named["state"], named["successors"]) == ("redirected", [ANN])
-        assert (original["address"], original["state"]) == (ANN, "relayed")
+    # after a kill and a start, its report reaches the sender, although a host changed the case
+    relay.kill()
+    relay.start()
+    report = relay.submit("", [srs.lower()], BOUNCE, source=OUTSIDE)
+    came_back = received(home, ANN)
+    assert came_back.reverse_path == ""
+    assert came_back.content.endswith(BOUNCE)
+    (named, original) = relay.until_final(report)["recipients"]
+    assert (named["state"], named["successors"]) == ("redirected", [ANN])
+    assert (original["address"], original["state"]) == (ANN, "relayed")
 
-        # nobody else can use the address, or make one
-        assert refusal(relay, ANN, srs).startswith("550 5.7.1 ")
-        assert refusal(relay, "", srs.replace("=ann@", "=eve@")).startswith("550 5.1.1 ")
+    # nobody else can use the address, or make one
+    assert refusal(relay, ANN, srs).startswith("550 5.7.1 ")
+    assert refusal(relay, "", srs.replace("=ann@", "=eve@")).startswith("550 5.1.1 ")
 
-        # Relay's own report goes to the sender of the message, not through the address
-        relay.until_final(relay.submit("bob@sender.test", ["gone@example.test"]))
-        own = received(home, "bob@sender.test")
-        assert own.reverse_path == ""
-        assert b"gone@example.test" in own.content
+    # Relay's own report goes to the sender of the message, not through the address
+    relay.until_final(relay.submit("bob@sender.test", ["gone@example.test"]))
+    own = received(home, "bob@sender.test")
+    assert own.reverse_path == ""
+    assert b"gone@example.test" in own.content
 
-        # what comes back is not sent round again
-        looping = b"Delivered-To: office@example.test\r\n" + HELLO
-        reply = refusal(relay, ANN, "office@example.test", looping)
-        assert reply.startswith("554 5.4.6 <office@example.test>: mail loop")
-        assert len(away.received("office@away.test")) == 1
+    # what comes back is not sent round again
+    looping = b"Delivered-To: office@example.test\r\n" + HELLO
+    reply = refusal(relay, ANN, "office@example.test", looping)
+    assert reply.startswith("554 5.4.6 <office@example.test>: mail loop")
+    assert len(away.received("office@away.test")) == 1

@@ -6,9 +6,7 @@ import signal
 import smtplib
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,16 +23,9 @@ RELOADED, KEPT = '"event":"reloaded"', "the previous configuration stays active"
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        remotes.start("a.test")
-        yield remotes
-
-
-@contextmanager
-def relay_with(remotes: Remotes, config: Mapping[str, Any]) -> Iterator[RelayProcess]:
-    with remotes.relay(config=config) as relay:
-        yield relay
+def remotes(remotes_module) -> Remotes:
+    remotes_module.start("a.test")
+    return remotes_module
 
 
 class Recipients:
@@ -82,64 +73,64 @@ def reload_with(
     hang_up(relay, outcome)
 
 
-def test_keys_are_added_changed_and_removed(remotes, recipients, tmp_path):
+def test_keys_are_added_changed_and_removed(remotes, recipients, tmp_path, serve):
     keys = keys_in(tmp_path, "s1", "s2")
     first, second = keys.config["dkim"]
-    with relay_with(remotes, {}) as relay:
-        steps = [
-            ([], []),
-            ([first], ["s1"]),
-            ([first, second], ["s1", "s2"]),
-            ([second], ["s2"]),
-            ([first | {"selector": "s3"}], ["s3"]),
-            ([first | {"until": "2020-01-01"}, second], ["s2"]),
-            ([first | {"until": "2020-01-01"}], []),
-            ([], []),
-        ]
-        records = keys.records | {
-            "s3._domainkey.example.test": keys.records["s1._domainkey.example.test"]
-        }
-        for entries, selectors in steps:
-            reload_with(relay, entries)
-            found = verified(recipients.sent(relay), records)
-            assert found == [("example.test", one) for one in selectors]
-        assert relay.faults() == []
+    relay = serve(remotes, config={})
+    steps = [
+        ([], []),
+        ([first], ["s1"]),
+        ([first, second], ["s1", "s2"]),
+        ([second], ["s2"]),
+        ([first | {"selector": "s3"}], ["s3"]),
+        ([first | {"until": "2020-01-01"}, second], ["s2"]),
+        ([first | {"until": "2020-01-01"}], []),
+        ([], []),
+    ]
+    records = keys.records | {
+        "s3._domainkey.example.test": keys.records["s1._domainkey.example.test"]
+    }
+    for entries, selectors in steps:
+        reload_with(relay, entries)
+        found = verified(recipients.sent(relay), records)
+        assert found == [("example.test", one) for one in selectors]
+    assert relay.faults() == []
 
 
-def test_the_end_of_the_last_key_is_logged_at_a_start(remotes, recipients, tmp_path):
+def test_the_end_of_the_last_key_is_logged_at_a_start(remotes, recipients, tmp_path, serve):
     [key] = keys_in(tmp_path, "s1").config["dkim"]
-    with relay_with(remotes, {"dkim": [key | {"until": "2020-01-01"}]}) as relay:
-        until("a warning", lambda: "the last signing key of a domain has ended" in relay.log)
-        assert '"domain":"example.test"' in relay.log
-        assert signatures(recipients.sent(relay)) == 0
+    relay = serve(remotes, config={"dkim": [key | {"until": "2020-01-01"}]})
+    until("a warning", lambda: "the last signing key of a domain has ended" in relay.log)
+    assert '"domain":"example.test"' in relay.log
+    assert signatures(recipients.sent(relay)) == 0
 
 
-def test_a_bad_file_changes_nothing_and_the_log_says_why(remotes, recipients, tmp_path):
+def test_a_bad_file_changes_nothing_and_the_log_says_why(remotes, recipients, tmp_path, serve):
     keys = keys_in(tmp_path, "s1", "s2")
     first, second = keys.config["dkim"]
     file = keys.ring.keys[1].file
-    with relay_with(remotes, {"dkim": [first]}) as relay:
+    relay = serve(remotes, config={"dkim": [first]})
 
-        def fault_with(*entries: dict[str, str]) -> str:
-            """The fault of a reload with these entries."""
-            before = len(faults_of_reloads(relay))
-            reload_with(relay, list(entries), KEPT)
-            assert verified(recipients.sent(relay), keys.records) == [("example.test", "s1")]
-            [fault] = faults_of_reloads(relay)[before:]
-            return fault.removeprefix(f"{relay.config_file}:")
+    def fault_with(*entries: dict[str, str]) -> str:
+        """The fault of a reload with these entries."""
+        before = len(faults_of_reloads(relay))
+        reload_with(relay, list(entries), KEPT)
+        assert verified(recipients.sent(relay), keys.records) == [("example.test", "s1")]
+        [fault] = faults_of_reloads(relay)[before:]
+        return fault.removeprefix(f"{relay.config_file}:")
 
-        for spoil, found in (
-            (lambda: file.chmod(0o644), "found mode 0644"),
-            (lambda: file.write_text(""), "found mode 0644"),
-            (lambda: file.chmod(0o600), "found no key"),
-            (file.unlink, "found no such file"),
-        ):
-            spoil()
-            fault = fault_with(first, second)
-            line = relay.config_file.read_text().splitlines().index(f'key = "{file}"') + 1
-            assert fault.startswith(f"{line}: dkim[1].key: {file}: {found}, expected ")
-        fault = fault_with(first, first)
-        assert 'dkim[1].selector: found "s1", expected a selector of its own for example.t' in fault
+    for spoil, found in (
+        (lambda: file.chmod(0o644), "found mode 0644"),
+        (lambda: file.write_text(""), "found mode 0644"),
+        (lambda: file.chmod(0o600), "found no key"),
+        (file.unlink, "found no such file"),
+    ):
+        spoil()
+        fault = fault_with(first, second)
+        line = relay.config_file.read_text().splitlines().index(f'key = "{file}"') + 1
+        assert fault.startswith(f"{line}: dkim[1].key: {file}: {found}, expected ")
+    fault = fault_with(first, first)
+    assert 'dkim[1].selector: found "s1", expected a selector of its own for example.t' in fault
 
 
 def faults_of_reloads(relay: RelayProcess) -> list[str]:
@@ -147,44 +138,32 @@ def faults_of_reloads(relay: RelayProcess) -> list[str]:
     return [one["fault"] for one in lines if one["event"] == "not reloaded"]
 
 
-def test_a_start_with_a_bad_key_file_exits_with_78_and_names_it(remotes, tmp_path, serve):
-    [key] = keys_in(tmp_path, "s1").config["dkim"]
-    Path(key["key"]).chmod(0o604)
-    relay = serve(remotes, config={"dkim": [key]}, start=False)
-    relay.start(wait=False)
-    assert relay.wait_end() == 78
-    line = relay.config_file.read_text().splitlines().index(f'key = "{key["key"]}"') + 1
-    expected = "expected one with which others cannot read it (chmod o-rwx)"
-    place = f"{relay.config_file}:{line}: dkim[0].key: {key['key']}"
-    assert relay.log == f"{place}: found mode 0604, {expected}\n"
-    checked = relay.cli("check")
-    assert (checked.returncode, relay.log.strip() in checked.stderr) == (78, True)
-
-
-def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(remotes, tmp_path):
+def test_a_command_without_a_relay_names_a_bad_key_file_and_changes_nothing(
+    remotes, tmp_path, serve
+):
     """A cancel may owe a report, which the key signs."""
     [key] = keys_in(tmp_path, "s1").config["dkim"]
-    with relay_with(remotes, {"dkim": [key]}) as relay:
-        remotes.dns.zone["silent.test"] = "SERVFAIL"
-        queue_id = relay.submit(SENDER, ["x@silent.test"])
-        relay.until_state(queue_id, "deferred")
-        relay.stop()
-        Path(key["key"]).write_text("")
-        done = relay.cli("queue", "cancel", queue_id)
-        assert (done.returncode, done.stderr[: len(key["key"])]) == (78, key["key"])
-        assert "found no key, expected an RSA key" in done.stderr
-        assert len(relay.cli_json("queue", "list")) == 1
+    relay = serve(remotes, config={"dkim": [key]})
+    remotes.dns.zone["silent.test"] = "SERVFAIL"
+    queue_id = relay.submit(SENDER, ["x@silent.test"])
+    relay.until_state(queue_id, "deferred")
+    relay.stop()
+    Path(key["key"]).write_text("")
+    done = relay.cli("queue", "cancel", queue_id)
+    assert (done.returncode, done.stderr[: len(key["key"])]) == (78, key["key"])
+    assert "found no key, expected an RSA key" in done.stderr
+    assert len(relay.cli_json("queue", "list")) == 1
 
 
 @pytest.mark.parametrize("way", ["renamed", "truncated and written"])
 def test_a_key_file_that_is_replaced_during_a_reload_gives_the_old_or_the_new_key(
-    remotes, recipients, tmp_path, way
+    remotes, recipients, tmp_path, way, serve
 ):
     """Two selectors share the file, so a mixture of keys shows in one message."""
     file = tmp_path / "shared.pem"
     texts, records = [], []
-    for _ in range(2):
-        made = DkimKeys.made(tmp_path, {("example.test", "s1"): "rsa"})
+    for first in range(2):
+        made = DkimKeys.made(tmp_path, {("example.test", "s1"): "rsa"}, first=first)
         texts.append(made.ring.keys[0].file.read_bytes())
         [record] = made.records.values()
         names = [f"{one}._domainkey.example.test" for one in ("s1", "s2")]
@@ -209,29 +188,29 @@ def test_a_key_file_that_is_replaced_during_a_reload_gives_the_old_or_the_new_ke
                     stream.write(text[half:])
 
     replacing = threading.Thread(target=replace)
-    with relay_with(remotes, {"dkim": [entry("s1", file), entry("s2", file)]}) as relay:
+    relay = serve(remotes, config={"dkim": [entry("s1", file), entry("s2", file)]})
 
-        def reloads() -> bool:
-            """Reload, and look by which key the next message is signed; return whether it was read."""
-            before = len(outcomes(relay))
-            relay.process.send_signal(signal.SIGHUP)
-            until("the end of the reload", lambda: len(outcomes(relay)) > before)
-            content = recipients.sent(relay)
-            assert [signed_by(content, one) for one in records].count(True) == 1
-            return RELOADED in outcomes(relay)[-1]
+    def reloads() -> bool:
+        """Reload, and look by which key the next message is signed; return whether it was read."""
+        before = len(outcomes(relay))
+        relay.process.send_signal(signal.SIGHUP)
+        until("the end of the reload", lambda: len(outcomes(relay)) > before)
+        content = recipients.sent(relay)
+        assert [signed_by(content, one) for one in records].count(True) == 1
+        return RELOADED in outcomes(relay)[-1]
 
-        replacing.start()
-        try:
-            found = {reloads() for _ in range(15)}
-            if way == "renamed":
-                assert found == {True}
-            else:
-                until("a complete file is read", reloads)
-        finally:
-            is_over.set()
-            replacing.join()
-        for one in relay.faults():
-            assert KEPT in one or "found no key" in one or "no private key that can be read" in one
+    replacing.start()
+    try:
+        found = {reloads() for _ in range(15)}
+        if way == "renamed":
+            assert found == {True}
+        else:
+            until("a complete file is read", reloads)
+    finally:
+        is_over.set()
+        replacing.join()
+    for one in relay.faults():
+        assert KEPT in one or "found no key" in one or "no private key that can be read" in one
 
 
 def outcomes(relay: RelayProcess) -> list[str]:
@@ -250,7 +229,7 @@ def signed_by(content: bytes, records: Mapping[str, bytes]) -> bool:
     ("messages", "reloads"), [(200, 4), pytest.param(2000, 10, marks=long)], ids=["short", "long"]
 )
 def test_a_key_change_under_load_leaves_no_message_unsigned(
-    remotes, recipients, tmp_path, messages, reloads
+    remotes, recipients, tmp_path, messages, reloads, serve
 ):
     keys = keys_in(tmp_path, *(f"s{number}" for number in range(reloads + 1)))
     entries = keys.config["dkim"]
@@ -270,31 +249,31 @@ def test_a_key_change_under_load_leaves_no_message_unsigned(
         except (OSError, smtplib.SMTPException) as error:
             failures.append(error)
 
-    with relay_with(remotes, {"dkim": entries[:1]}) as relay:
-        threads = [threading.Thread(target=send, args=(relay,)) for _ in range(SENDERS)]
+    relay = serve(remotes, config={"dkim": entries[:1]})
+    threads = [threading.Thread(target=send, args=(relay,)) for _ in range(SENDERS)]
+    for one in threads:
+        one.start()
+    try:
+        for number in range(1, reloads + 1):
+            part = number * messages // (reloads + 1)
+            until("mail is sent", lambda part=part: failures or len(answered) >= part)
+            requested = number
+            reload_with(relay, entries[number : number + 1])
+            in_force = number
+        until("all is sent", lambda: failures or len(answered) >= messages)
+    finally:
+        is_over.set()
         for one in threads:
-            one.start()
-        try:
-            for number in range(1, reloads + 1):
-                part = number * messages // (reloads + 1)
-                until("mail is sent", lambda part=part: failures or len(answered) >= part)
-                requested = number
-                reload_with(relay, entries[number : number + 1])
-                in_force = number
-            until("all is sent", lambda: failures or len(answered) >= messages)
-        finally:
-            is_over.set()
-            for one in threads:
-                one.join()
-        assert failures == []
-        used = set()
-        for address, first, last in answered:
-            [(_, selector)] = verified(recipients.content(address), keys.records)
-            number = int(selector.removeprefix("s"))
-            assert first <= number <= last
-            used.add(number)
-        assert used == set(range(reloads + 1))
-        assert len(answered) >= messages
-        assert relay.faults() == []
-        signed = relay.metric("relay_dkim_signatures_total", result="signed")
-        assert signed == len(answered)
+            one.join()
+    assert failures == []
+    used = set()
+    for address, first, last in answered:
+        [(_, selector)] = verified(recipients.content(address), keys.records)
+        number = int(selector.removeprefix("s"))
+        assert first <= number <= last
+        used.add(number)
+    assert used == set(range(reloads + 1))
+    assert len(answered) >= messages
+    assert relay.faults() == []
+    signed = relay.metric("relay_dkim_signatures_total", result="signed")
+    assert signed == len(answered)

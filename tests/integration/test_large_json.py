@@ -4,26 +4,13 @@ import base64
 import hashlib
 import json
 import random
-from pathlib import Path
 
 from tests.support.graph_client import people
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 from tests.support.remotes import Remotes, received
 
 FILE_BYTES = 25_000_000
 TIMES_THE_BODY_MAX = 5
-
-
-def memory_bytes(relay: RelayProcess, what: str) -> int:
-    """What the relay's process has in memory: VmRSS now, VmHWM at most since it was reset."""
-    assert relay.process is not None
-    reported = Path(f"/proc/{relay.process.pid}/status").read_text()
-    return 1024 * int(reported.partition(f"{what}:")[2].split()[0])
-
-
-def forget_the_most(relay: RelayProcess) -> None:
-    assert relay.process is not None
-    Path(f"/proc/{relay.process.pid}/clear_refs").write_text("5")
 
 
 def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes, serve) -> None:
@@ -45,14 +32,13 @@ def test_memory_for_the_largest_json_body_is_bounded(remotes: Remotes, serve) ->
     relay = serve(remotes)
     relay.send_mail(to=["bob@example.test"], subject="small: what is loaded is loaded")
     until("it is sent", lambda: relay.subjects("bob") == ["small: what is loaded is loaded"])
-    idle_bytes = memory_bytes(relay, "VmRSS")
+    idle_bytes = relay.memory_bytes(reset=True)
     grown = {}
 
     def measured(step: str) -> None:
-        grown[step] = round((memory_bytes(relay, "VmHWM") - idle_bytes) / len(body), 1)
-        forget_the_most(relay)
+        grown[step] = round((relay.memory_bytes() - idle_bytes) / len(body), 1)
+        relay.memory_bytes(reset=True)
 
-    forget_the_most(relay)
     answer = relay.graph("POST", "/me/messages", body=json.dumps(message).encode())
     assert answer.status == 201
     draft = answer.json()

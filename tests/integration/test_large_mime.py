@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterator
 
-from tests.integration.test_large_out import most_memory_bytes
 from tests.support.graph_client import Answer, people
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
@@ -68,7 +67,7 @@ def test_a_large_mime_message_is_sent_without_loading_it_into_memory(
     relay = serve(remotes)
     relay.until_final(relay.send_mail(to=["bob@example.test", "x@a.test"], subject="small"))
     remote.envelopes.clear()
-    idle_bytes = most_memory_bytes(relay)
+    idle_bytes = relay.memory_bytes()
     answer = upload(relay, "POST", "/me/sendMail", coded(content()))
     assert answer.status == 202, answer.body
     assert answer.headers["x-relay-internet-message-id"] == "<large@example.test>"
@@ -76,7 +75,7 @@ def test_a_large_mime_message_is_sent_without_loading_it_into_memory(
     assert body_hash(received(remote, "x@a.test").content) == EXPECTED
     assert relay.subjects("bob") == ["large", "small"]
     until("the original is filed", lambda: relay.subjects("alice", "Sent") == ["large", "small"])
-    grown_bytes = most_memory_bytes(relay) - idle_bytes
+    grown_bytes = relay.memory_bytes() - idle_bytes
     assert grown_bytes < GROWTH_BYTES_MAX
     assert relay.faults() == []
 
@@ -144,7 +143,7 @@ def test_an_upload_session_continues_after_a_kill(remotes: Remotes, serve) -> No
     url = made.json()["uploadUrl"]
     assert put_range(relay, url, 0, RANGE_BYTES).status == 200
     relay.restart()
-    idle_bytes = most_memory_bytes(relay)
+    idle_bytes = relay.memory_bytes()
     upload = f"/v1.0{url.partition('/v1.0')[2]}"
     reported = relay.request("GET", upload).json()["nextExpectedRanges"]
     assert reported == [f"{RANGE_BYTES}-{len(UPLOADED) - 1}"]
@@ -161,7 +160,7 @@ def test_an_upload_session_continues_after_a_kill(remotes: Remotes, serve) -> No
     _, _, part = received(remote, "x@a.test").content.partition(b"large.bin")
     came, _, _ = part.partition(b"\r\n\r\n")[2].partition(b"\r\n--")
     assert base64.b64decode(came) == UPLOADED
-    assert most_memory_bytes(relay) - idle_bytes < 30_000_000
+    assert relay.memory_bytes() - idle_bytes < 30_000_000
     assert relay.faults() == []
 
 
@@ -182,7 +181,7 @@ def test_a_list_with_large_attachments_is_written_without_loading_them_into_memo
         path = inbox / "tmp" / f"{1_700_000_000 + number}.M{number}.host"
         path.write_bytes(header + (line + b"\r\n") * (LISTED_BYTES // 78))
         path.rename(inbox / "cur" / f"{path.name}:2,")
-    idle_bytes = most_memory_bytes(relay)
+    idle_bytes = relay.memory_bytes()
     host, _, port = str(relay.ready["http"][0]).rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     target = "/v1.0/me/mailFolders/inbox/messages?$expand=attachments&$select=subject"
@@ -200,5 +199,5 @@ def test_a_list_with_large_attachments_is_written_without_loading_them_into_memo
         target = link[1].decode() if link else ""
     connection.close()
     assert (pages, lines) == (LISTED, LISTED * (LISTED_BYTES // 78))
-    assert most_memory_bytes(relay) - idle_bytes < 30_000_000
+    assert relay.memory_bytes() - idle_bytes < 30_000_000
     assert relay.faults() == []

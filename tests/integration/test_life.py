@@ -5,19 +5,16 @@ import json
 import re
 import signal
 import smtplib
-import sys
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from relay.development.verbs.dev_options import PORTS
 from tests.integration.conftest import SharedRelay
 from tests.support import relay_starts
 from tests.support.relay_config import changed, configuration
-from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 METRICS = (
@@ -29,12 +26,12 @@ METRICS = (
 
 
 # -- how it is
-def test_a_state_dir_that_a_start_makes_is_closed_to_others() -> None:
-    relay = RelayProcess()
+def test_a_state_dir_that_a_start_makes_is_closed_to_others(serve) -> None:
+    relay = serve(start=False)
     state = relay.folder / "state"
     state.rmdir()
-    with relay:
-        assert f"{state.stat().st_mode:o}"[-3:] == "750"
+    relay.start()
+    assert f"{state.stat().st_mode:o}"[-3:] == "750"
 
 
 def test_every_metric_is_exposed(shared: SharedRelay) -> None:
@@ -81,8 +78,8 @@ def test_health_and_metrics_have_exactly_one_path(relay: RelayProcess) -> None:
 
 
 # -- how it starts
-def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
-    relay = remotes.relay()
+def test_all_configuration_faults_are_listed_at_once(serve) -> None:
+    relay = serve(start=False)
     bad = {"hostname": "not a name", "delivery": {"retyr": ["1m"], "port": 0, "tls": "maybe"}}
     relay.write_config(changed(configuration(None, 25), bad))
     lines = relay.config_file.read_text().splitlines()
@@ -98,7 +95,6 @@ def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
         assert "retry" in done.stderr, "no suggestion"
         assert "Traceback" not in done.stderr
     assert list((relay.folder / "state").iterdir()) == []
-    relay.close()
 
 
 @pytest.mark.parametrize(
@@ -122,35 +118,32 @@ def test_all_configuration_faults_are_listed_at_once(remotes: Remotes) -> None:
     ],
 )
 def test_a_fault_in_accounts_or_rules_prevents_the_start(
-    remotes: Remotes, accounts: list[dict[str, str]], policies: dict[str, str], expected: str
+    accounts: list[dict[str, str]], policies: dict[str, str], expected: str, serve
 ) -> None:
-    relay = remotes.relay(accounts=accounts, policies=policies)
+    relay = serve(accounts=accounts, policies=policies, start=False)
     relay.start(wait=False)
     assert relay.wait_end() == 78
     assert expected in relay.log
     assert "Traceback" not in relay.log
     assert relay.cli("check").returncode == 78
-    relay.close()
 
 
-def test_a_port_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes) -> None:
+def test_a_port_in_use_prevents_the_start(relay: RelayProcess, serve) -> None:
     taken = "{}:{}".format(*relay.http)
-    second = remotes.relay(config={"http": {"listen": [taken]}})
+    second = serve(start=False, config={"http": {"listen": [taken]}})
     second.start(wait=False)
     assert second.wait_end() == 69
     assert taken in second.log
     assert "Traceback" not in second.log
-    second.close()
 
 
-def test_a_mail_store_in_use_prevents_the_start(relay: RelayProcess, remotes: Remotes) -> None:
+def test_a_mail_store_in_use_prevents_the_start(relay: RelayProcess, serve) -> None:
     """With a state_dir of its own it would send the other's submissions a second time."""
     assert relay.process is not None
-    second = remotes.relay(config={"mailboxes": {"root": str(relay.folder / "mail")}})
+    second = serve(start=False, config={"mailboxes": {"root": str(relay.folder / "mail")}})
     second.start(wait=False)
     assert second.wait_end() == 69
     assert f"{relay.folder}/mail is in use by process {relay.process.pid}" in second.log
-    second.close()
 
 
 # -- how it stops
@@ -231,61 +224,18 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes, serve) -> None:
     assert len(came) == len(set(came)), "a clean stop delivers nothing twice"
 
 
-# -- the development relay
-def dev(folder: Path, *words: str) -> list[str]:
-    ports = [f"--{name}=127.0.0.1:0" for name in PORTS]
-    return [*relay_starts.RELAY, "dev", "--dir", str(folder), *ports, *words]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-
-
-def test_dev_shows_seven_steps_and_a_bounce(tmp_path: Path) -> None:
-    done = relay_starts.run(dev(tmp_path, "--once"), cwd=tmp_path, env=environment(tmp_path))
-    assert done.returncode == 0, done.stderr
-    for number, name in enumerate(
-        (
-            "created",
-            "notified",
-            "converted",
-            "accepted",
-            "policy and routing",
-            "delivery",
-            "report",
-        ),
-        1,
-    ):
-        assert re.search(rf"^ {number} {name}\b", done.stdout, re.MULTILINE), name
-    assert "5.7.1" in done.stdout
-    (report,) = (tmp_path / "mail/example.test/alice/new").iterdir()
-    assert b"Content-Type: multipart/report" in report.read_bytes()
-
-
-def test_dev_counts_a_message_sent_when_the_ready_file_appears(
-    tmp_path: Path,
-) -> None:
-    ready_file = tmp_path / "ready.json"
-    command = dev(tmp_path / "dev", "--exit-after", "1", "--ready-file", str(ready_file))
-    (tmp_path / "dev").mkdir()
-    ready_file.write_text('{"pid":1}')  # of an earlier run
-    with (tmp_path / "out").open("wb") as out:
-        process = relay_starts.start(
-            command, cwd=tmp_path, env=environment(tmp_path), stdout=out, stderr=out
-        )
-    try:
-        output = tmp_path / "out"
-        until("the old file is gone", lambda: not ready_file.exists())
-        until("it is ready", lambda: ready_file.exists() or process.poll() is not None)
-        ready = json.loads(ready_file.read_text())
-        assert ready["pid"] == process.pid
-        host, port = ready["smtp"][0].split(":")
-        with smtplib.SMTP(host, int(port)) as session:
-            session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
-        assert process.wait(30) == 0, output.read_text()
-        assert not ready_file.exists()
-    finally:
-        sys.stderr.write(output.read_text())  # pytest shows it with a failure
-        process.kill()
-        process.wait()
-    assert "c@d.test" in output.read_text()
+def test_a_ready_file_of_an_earlier_run_is_removed_first_and_the_own_one_at_the_end(dev) -> None:
+    relay = dev("--exit-after", "1", start=False)
+    ready_file = relay.folder / "early.json"
+    ready_file.write_text('{"pid":1}')
+    command = [*relay.start_command(), "--ready-file", str(ready_file)]
+    process = relay_starts.start(command, cwd=relay.folder, env=relay.environment)
+    until("the old file is gone", lambda: not ready_file.exists())
+    until("it is ready", lambda: ready_file.exists() or process.poll() is not None)
+    ready = json.loads(ready_file.read_text())
+    assert ready["pid"] == process.pid
+    host, port = ready["smtp"][0].split(":")
+    with smtplib.SMTP(host, int(port)) as session:
+        session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
+    assert process.wait(30) == 0
+    assert not ready_file.exists()

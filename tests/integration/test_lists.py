@@ -1,84 +1,17 @@
-"""Lists over HTTP: each filter, order and search against the plainest code there is, and pages while mail comes in."""
+"""Lists over HTTP: counts, skips, and pages while mail comes in and goes."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.message import EmailMessage
-from email.policy import SMTP
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from relay.front_door.graph.odata.resources import message_condition, message_order
-from relay.front_door.graph.odata.search import search_condition
-from relay.store.mailbox.query import AllOf, Condition
-from tests.support.conditions import Facts, facts_of_json, matches, order_key
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 
 DELIVERED, DRAFTS, FOREIGN = 24, 24, 12
-SENDERS = ("Ärger Müller <mueller@a.test>", "bob@b.test", "Carol O'Neil <carol@c.test>")
-WORDS = ("invoice", "Rechnung", "grüße", "100%", "under_score", "it's", "new wine", "ПРИВЕТ")
-FIRST_DAY = datetime(2024, 2, 25, 12, 30, 15, tzinfo=UTC)  # a leap day is among them
-
-
-HALF_PAST_S = datetime(2023, 6, 1, 10, 0, 0, 500_000, tzinfo=UTC).timestamp()
-
-FILTERS = [
-    "isRead eq false",
-    "not isRead and isDraft",
-    "hasAttachments",
-    "hasAttachments ne true and isDraft eq false",
-    "from/emailAddress/address eq 'BOB@b.test'",
-    "from/emailAddress/name eq 'ärger müller'",
-    "startswith(from/emailAddress/address,'mueller')",
-    "endswith(from/emailAddress/address,'@c.test') or from/emailAddress/name eq 'Old'",
-    "sender/emailAddress/address eq 'old@b.test'",
-    "subject eq 'OLD 3'",
-    "subject ne 'old 3'",
-    "subject lt 'e' and subject ge 'd'",
-    "startswith(subject,'DRAFT IT''S')",
-    "contains(subject,'100%')",
-    "contains(subject,'r_s')",
-    "contains(subject,'привет')",
-    "contains(subject,'ÜSSE') or contains(subject,'GRÜ')",
-    "contains(subject,'')",
-    "endswith(subject,' 7')",
-    "subject eq null",
-    "importance eq 'high'",
-    "importance lt 'high'",
-    "importance ge 'normal' and isDraft",
-    "flag/flagStatus eq 'flagged'",
-    "flag/flagStatus ne 'flagged' and isDraft",
-    "inferenceClassification eq 'other'",
-    "not (inferenceClassification ne 'focused')",
-    "parentFolderId eq 'archive'",
-    "parentFolderId ne 'Archive' and not startswith(subject,'draft')",
-    "receivedDateTime ge 2024-02-29",
-    "receivedDateTime lt 2024-02-29T12:30:15Z",
-    "receivedDateTime le 2024-02-29T12:30:15Z and receivedDateTime gt 2024-02-26T12:30:15Z",
-    "receivedDateTime eq 2024-03-01T13:30:15+01:00",
-    "receivedDateTime ne 2024-03-01T12:30:15Z and receivedDateTime lt 2024-04-01",
-    "sentDateTime eq 2024-02-26T10:00:05Z",
-    "sentDateTime lt 2024-02-26T10:00:05Z or isRead eq true",
-    "toRecipients/any(r:r/emailAddress/address eq 'zoe@a.test')",
-    "toRecipients/any(r:r/emailAddress/name eq 'ZOË' and contains(r/emailAddress/address,'@'))",
-    "toRecipients/any(r:r/emailAddress/name eq 'Dave' and r/emailAddress/address eq 'zoe@a.test')",
-    "toRecipients/all(r:endswith(r/emailAddress/address,'@a.test'))",
-    "not toRecipients/any(r:startswith(r/emailAddress/address,'dave'))",
-    "ccRecipients/any()",
-    "ccRecipients/any(c:c/emailAddress/name eq 'copy')",
-    "bccRecipients/any(b:b/emailAddress/address ne 'x')",
-    "replyTo/any()",
-    "categories/any(c:c eq 'red')",
-    "categories/any(c:startswith(c,'red')) and categories/any(c:c eq 'Blue')",
-    "categories/all(c:contains(c,'e'))",
-    "not (isRead or isDraft) or (hasAttachments and importance eq 'high')",
-    "true",
-    "not true",
-]
 
 
 @dataclass(frozen=True)
@@ -86,8 +19,7 @@ class Mailbox:
     """Dave's: delivered mail, drafts, and files that a mail client left, each a day apart."""
 
     relay: RelayProcess
-    shown: dict[str, dict[str, Any]]
-    facts: dict[str, Facts]
+    shown: list[dict[str, Any]]
 
     def get(self, url: str) -> dict[str, Any]:
         path = urlsplit(url)
@@ -113,41 +45,10 @@ class Mailbox:
             between()
         return found
 
-    def answer(self, condition: Condition | None) -> set[str]:
-        return {one for one, facts in self.facts.items() if matches(condition, facts)}
 
-
-def delivered(number: int) -> EmailMessage:
-    mail = EmailMessage(policy=SMTP)
-    mail["From"] = SENDERS[number % 3]
-    mail["To"] = "Dave <dave@example.test>" + (", Zoë <zoe@a.test>" if number % 4 == 0 else "")
-    if number % 5 == 0:
-        mail["Cc"] = "Copy <copy@a.test>"
-    if number % 6 == 0:
-        mail["Importance"] = "high"
-    mail["Subject"] = f"{WORDS[number % 8]} number {number}"
-    mail.set_content(f"Delivered text {number}, about {WORDS[(number + 3) % 8]}.\n")
-    if number % 3 == 0:
-        data = b"x" * number
-        mail.add_attachment(
-            data, maintype="text", subtype="plain", filename=f"catalog-{number}.txt"
-        )
-    return mail
-
-
-def draft(number: int) -> dict[str, Any]:
-    people = [f"person{number % 4}@a.test", "Zoe@A.test"][: 1 + number % 2]
-    text = f"draft text {number} {WORDS[number % 8]}"
-    more: dict[str, Any] = {
-        "importance": ("low", "normal", "high")[number % 3],
-        "categories": [["Red"], ["Blue", "Red team"], []][number % 3],
-        "isRead": number % 2 == 0,
-        "flag": {"flagStatus": "flagged" if number % 7 == 0 else "notFlagged"},
-        "inferenceClassification": "other" if number % 5 == 0 else "focused",
-    }
-    bcc = ["hidden@b.test"] if number % 8 == 0 else []
-    subject = f"Draft {WORDS[number % 8].upper()} {number}"
-    return message(to=people, bcc=bcc, subject=subject, text=text, **more)
+def delivered(number: int) -> bytes:
+    sender = f"{'abc'[number % 3]}@a.test"
+    return f"From: {sender}\r\nSubject: {number} number\r\n\r\nText.\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +57,8 @@ def mailbox(serve_module) -> Mailbox:
     for number in range(DELIVERED):
         relay.submit("someone@a.test", ["dave@example.test"], delivered(number))
     for number in range(DRAFTS):
-        answer = relay.graph("POST", "/me/messages", draft(number), token="dave")
+        new = message(subject=f"Draft number {number}", isRead=number % 2 == 0)
+        answer = relay.graph("POST", "/me/messages", new, token="dave")
         assert answer.status == 201, answer.body
     archive = relay.folder / "mail/example.test/dave/.Archive/cur"
     for number in range(FOREIGN):
@@ -165,12 +67,7 @@ def mailbox(serve_module) -> Mailbox:
             b"From: Old <old@b.test>\nTo: dave@example.test\nSubject: old %d\n"
             b"Date: Mon, 26 Feb 2024 10:00:%02d +0000\n\nKept text.\n" % (number, number)
         )
-        day_s = FIRST_DAY.timestamp() + number * 86_400
-        os.utime(path, (day_s, day_s))
-    path = archive / "1700000099.M1P2.laptop:2,S"
-    path.write_bytes(b"From: Old <old@b.test>\nSubject: at half past\n\nKept text.\n")
-    os.utime(path, (HALF_PAST_S, HALF_PAST_S))
-    total = DELIVERED + DRAFTS + FOREIGN + 1
+    total = DELIVERED + DRAFTS + FOREIGN
 
     def everything() -> list[dict[str, Any]]:
         answer = relay.graph("GET", "/me/messages?$top=1000", token="dave")
@@ -179,135 +76,7 @@ def mailbox(serve_module) -> Mailbox:
 
     shown = until("all are listed", everything)
     assert len(shown) == total
-    facts = {one["id"]: facts_of_json(one, attachments=attachments(one)) for one in shown}
-    return Mailbox(relay, {one["id"]: one for one in shown}, facts)
-
-
-def attachments(shown: dict[str, Any]) -> list[str]:
-    """The names that this file gave them, which Graph shows on another page."""
-    number = shown["subject"].rpartition(" ")[2]
-    return [f"catalog-{number}.txt"] if shown["hasAttachments"] else []
-
-
-@pytest.mark.parametrize("text", FILTERS)
-def test_filters(mailbox: Mailbox, text: str) -> None:
-    expected = mailbox.answer(message_condition(text))
-    found = [one["id"] for one in mailbox.pages({"$filter": text, "$top": "17", "$select": "id"})]
-    assert (len(found), set(found)) == (len(expected), expected)
-
-
-def test_most_filters_match_some_messages(mailbox: Mailbox) -> None:
-    """Most find something, and not everything."""
-    counts = [len(mailbox.answer(message_condition(text))) for text in FILTERS]
-    assert sum(0 < count < len(mailbox.shown) for count in counts) > len(FILTERS) - 8
-
-
-@pytest.mark.parametrize("named", ["id", "internetMessageId", "conversationId"])
-def test_a_listed_id_finds_its_message(mailbox: Mailbox, named: str) -> None:
-    for value in {one[named] for one in list(mailbox.shown.values())[::5]}:
-        found = {one["id"] for one in mailbox.pages({"$filter": f"{named} eq '{value}'"})}
-        assert found == {one["id"] for one in mailbox.shown.values() if one[named] == value}
-
-
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ("eq 2023-06-01T10:00:00Z", True),  # as it is shown
-        ("ne 2023-06-01T10:00:00Z", False),
-        ("gt 2023-06-01T10:00:00Z", True),  # who has seen another of this second misses nothing
-        ("le 2023-06-01T10:00:00Z", False),
-        ("ge 2023-06-01T10:00:00.400Z", True),
-        ("ge 2023-06-01T10:00:00.600Z", False),
-        ("lt 2023-06-01T10:00:00.500001Z", True),
-        ("lt 2023-06-01T10:00:00.500000Z", False),
-    ],
-)
-def test_fractions_of_a_second_are_compared(mailbox: Mailbox, asked: str, found: bool) -> None:
-    text = f"receivedDateTime {asked} and subject eq 'at half past'"
-    assert len(mailbox.pages({"$filter": text})) == found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "receivedDateTime",
-        "receivedDateTime desc",
-        "sentDateTime desc",
-        "subject",
-        "subject desc",
-        "from/emailAddress/address,receivedDateTime desc",
-        "from/emailAddress/name desc",
-        "sender/emailAddress/name,subject desc",
-        "isRead,subject",
-        "isDraft desc,hasAttachments desc,importance,subject",
-        "importance desc",
-        "parentFolderId,internetMessageId desc",
-        "conversationId",
-        "id desc",
-        "createdDateTime",
-        "lastModifiedDateTime desc",
-    ],
-)
-def test_orders(mailbox: Mailbox, text: str) -> None:
-    found = mailbox.pages({"$orderby": text, "$top": "23", "$select": "id"})
-    assert sorted(one["id"] for one in found) == sorted(mailbox.shown)
-    order = message_order(text)
-    keys = [order_key(order, mailbox.facts[one["id"]]) for one in found]
-    assert keys == sorted(keys)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        '"invoice"',
-        '"INVOICE number"',
-        '"\\"new wine\\""',
-        '"\\"wine new\\""',
-        '"grusse"',
-        '"gru*"',
-        '"привет OR subject:rechnung"',
-        '"NOT draft"',
-        '"text NOT (invoice OR delivered)"',
-        '"from:mueller"',
-        '"from:mueller@a.test"',
-        '"from:\\"arger muller\\""',
-        '"to:zoe"',
-        '"cc:copy"',
-        '"bcc:hidden@b.test"',
-        '"recipients:copy OR recipients:hidden"',
-        '"participants:old"',
-        '"subject:old 3"',
-        '"body:kept"',
-        '"body:number"',
-        '"attachment:catalog"',
-        '"attachment:catalog-9.txt"',
-        '"hasAttachments:true invoice"',
-        '"importance:high isread:false"',
-        '"received:2024-02-29"',
-        '"received:2/26/2024..2/28/2024 old"',
-        '"received>2024-03-01 subject:old"',
-        '"sent<=2024-02-26"',
-        "under_score",
-        '"100"',
-    ],
-)
-def test_searches(mailbox: Mailbox, value: str) -> None:
-    expected = mailbox.answer(search_condition(value, now_us=0))
-    found = mailbox.pages({"$search": value, "$top": "17", "$select": "id"})
-    assert sorted(one["id"] for one in found) == sorted(expected)
-    order = message_order("receivedDateTime desc")
-    keys = [order_key(order, mailbox.facts[one["id"]]) for one in found]
-    assert keys == sorted(keys)
-
-
-def test_search_filter_and_order_together(mailbox: Mailbox) -> None:
-    options = {"$search": '"text"', "$filter": "isRead eq false", "$orderby": "subject desc"}
-    both = AllOf((search_condition('"text"', now_us=0), message_condition("isRead eq false")))
-    found = mailbox.pages(options | {"$top": "5"})
-    assert {one["id"] for one in found} == mailbox.answer(both)
-    subjects = [one["subject"].casefold() for one in found]
-    assert subjects == sorted(subjects, reverse=True)
-    assert len(subjects) > 10
+    return Mailbox(relay, shown)
 
 
 @pytest.mark.parametrize("named", ["sentDateTime", "lastModifiedDateTime", "receivedDateTime"])
@@ -331,9 +100,7 @@ def test_pages_of_times_before_1970(mailbox: Mailbox, named: str) -> None:
 @pytest.mark.parametrize("folder", ["", "mailFolders/drafts/", "mailFolders/Archive/"])
 def test_counts_and_skips(mailbox: Mailbox, folder: str) -> None:
     folder_id = folder.split("/")[1].lower() if folder else ""
-    inside = [
-        one for one in mailbox.shown.values() if one["parentFolderId"] == folder_id or not folder
-    ]
+    inside = [one for one in mailbox.shown if one["parentFolderId"] == folder_id or not folder]
     unread = sum(not one["isRead"] for one in inside)
     query = urlencode({"$filter": "isRead eq false"}, quote_via=quote)
     counted = mailbox.relay.graph("GET", f"/me/{folder}messages/$count?{query}", token="dave")
@@ -345,14 +112,6 @@ def test_counts_and_skips(mailbox: Mailbox, folder: str) -> None:
     assert behind["value"] == whole[3:5]
     assert mailbox.get(behind["@odata.nextLink"])["value"] == whole[5:7]
     assert mailbox.get(f"/me/{folder}messages?{query}&$skip=1000")["value"] == []
-
-
-@pytest.mark.parametrize(
-    "token", ["x", "1", "-1", "9" * 400, "%00", "null", "[]", "WzFd", "AAAA", "..", "a" * 5000]
-)
-def test_an_invalid_skiptoken_is_rejected(mailbox: Mailbox, token: str) -> None:
-    answer = mailbox.relay.graph("GET", f"/me/messages?$skiptoken={token}", token="dave")
-    assert (answer.status, answer.code) == (400, "BadRequest")
 
 
 # -- the last ones: they change the mailbox

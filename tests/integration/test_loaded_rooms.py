@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from relay.transport.signing.private_keys import new_key, write_pem
-from tests.integration.test_life import dev, environment
 from tests.integration.test_reload import hang_up
-from tests.support import relay_starts
+from tests.support.dev_process import run_dev
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, until
 
 NO_HTTP = {"http": {"listen": [], "pages": True}}
-ONLY_FOR_HTTP = re.compile(r"relay\.(pages|graph|internet)\b|(joserfc|cryptography|nh3)\b")
-FOR_POSTGRES = re.compile(r"asyncpg|relay\.spool\.postgres")
+ONLY_FOR_HTTP = re.compile(
+    r"relay\.front_door\.(pages|graph)\b|relay\.development\b|(joserfc|cryptography|nh3)\b"
+)
+FOR_POSTGRES = re.compile(r"asyncpg|relay\.store\.spool\.postgres")
 ANONYMOUS_KIB_MAX = 64 * 1024  # 44 MiB with Python 3.11; the largest message of a rule test has 26
 
 
@@ -34,9 +35,8 @@ def test_without_http_listeners_a_relay_loads_neither_pages_nor_graph(serve):
     assert int(re.search(r"RssAnon:\s+(\d+)", status)[1]) < ANONYMOUS_KIB_MAX
 
 
-def test_a_development_relay_loads_nothing_of_postgresql(tmp_path):
-    asked = environment(tmp_path) | {"PYTHONPROFILEIMPORTTIME": "1"}
-    done = relay_starts.run(dev(tmp_path, "--once"), cwd=tmp_path, env=asked)
+def test_a_development_relay_loads_nothing_of_postgresql(short_path):
+    done = run_dev(short_path, "--once", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
     names = set(re.findall(r"^import time: .*\| +(\S+)$", done.stderr, re.MULTILINE))
     assert "relay.store.spool.sqlite.spool" in names

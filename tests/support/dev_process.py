@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -73,7 +74,7 @@ class DevProcess(RelayProcess):
             self.config_file = Path(self.ready["dir"]) / "relay.toml"
         return self
 
-    def _start_command(self) -> list[str]:
+    def start_command(self) -> list[str]:
         tracer = [*_TRACE, "-o", str(self.folder / "trace")] if self._traced else []
         return [*tracer, *relay_starts.RELAY, "dev", *self._words]
 
@@ -108,6 +109,13 @@ class DevProcess(RelayProcess):
             headers["Authorization"] = f"Bearer {self.ready['token']}"
         return super().request(method, path, body, headers, **options)
 
+    def advance(self, seconds: float) -> datetime:
+        """Advance its clock; return what it shows then."""
+        body = {"advance_s": seconds}
+        answer = self.graph("POST", "/relay/v1/dev/clock", body, token=OPERATOR)
+        assert answer.status == 200, answer.body
+        return datetime.fromisoformat(answer.json()["now"])
+
     def until_messages(self, address: str, count: int) -> list[dict[str, Any]]:
         """Wait until the inbox of a captured recipient has so many messages; return them."""
 
@@ -133,9 +141,9 @@ class DevProcess(RelayProcess):
         return key
 
 
-def run_dev(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def run_dev(folder: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run `relay dev` in a folder; it is expected to end by itself."""
-    variables = relay_starts.environment(folder) | {"TMPDIR": str(folder)}
+    variables = relay_starts.environment(folder) | {"TMPDIR": str(folder)} | variables
     return relay_starts.run([*relay_starts.RELAY, "dev", *PORTS, *words], cwd=folder, env=variables)
 
 

@@ -85,10 +85,12 @@ class RelayProcess:
         config: Mapping[str, Any] | None = None,
         policies: Mapping[str, str] | None = None,
         accounts: Sequence[Mapping[str, Any]] = (),
+        aliases: Mapping[str, Sequence[str]] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Take the DNS server and the port of `remotes`, if given. `config` changes the one below key
-        by key; `accounts` come on top of the usual ones.
+        by key; `accounts` come on top of the usual ones; `aliases` lead from an address
+        to others.
         """
         if remotes is not None:
             dns, mx_port = remotes.dns.address, remotes.port or mx_port
@@ -104,7 +106,8 @@ class RelayProcess:
         self.write_config(self.config)
         usual = [account(name) for name in PEOPLE] + [account(OPERATOR, role="operate")]
         accounts_file = self.folder / "accounts.toml"
-        accounts_file.write_text(to_toml({"account": [*usual, *accounts]}))
+        alias = [{"address": one, "to": [*to]} for one, to in (aliases or {}).items()]
+        accounts_file.write_text(to_toml({"account": [*usual, *accounts], "alias": alias}))
         accounts_file.chmod(0o600)
         for name in ("policies", "state", "mail"):
             (self.folder / name).mkdir(mode=0o700)
@@ -131,7 +134,7 @@ class RelayProcess:
         assert self.process is None or self.process.poll() is not None, "it runs already"
         ready_file = self.folder / "ready.json"
         ready_file.unlink(missing_ok=True)
-        command = [*self._start_command(), "--ready-file", str(ready_file)]
+        command = [*self.start_command(), "--ready-file", str(ready_file)]
         crash = {"RELAY_CRASH_AT": crash_at} if crash_at else {}
         if self.user:
             for path in (self.folder, *self.folder.rglob("*")):
@@ -320,6 +323,14 @@ class RelayProcess:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def memory_bytes(self, *, reset: bool = False) -> int:
+        """The most that its process has had in memory since its start, or the last reset (proc(5))."""
+        assert self.process is not None
+        place = Path(f"/proc/{self.process.pid}")
+        if reset:
+            (place / "clear_refs").write_text("5")
+        return 1024 * int((place / "status").read_text().partition("VmHWM:")[2].split()[0])
+
     def queue(self) -> list[dict[str, Any]]:
         """What is not final yet."""
         answer = self.graph("GET", "/relay/v1/queue", token=OPERATOR)
@@ -429,7 +440,7 @@ class RelayProcess:
         path.write_text(to_toml(self.config | real))
         return path
 
-    def _start_command(self) -> list[str]:
+    def start_command(self) -> list[str]:
         return self._command("serve", *self.serve_options)
 
     def _command(self, *words: str) -> list[str]:

@@ -25,10 +25,10 @@ class TracedDev(DevProcess):
         super().__init__(*options)
         self.trace = Path(tempfile.mkdtemp(prefix="relay-trace-")) / "trace"
 
-    def _start_command(self) -> list[str]:
+    def start_command(self) -> list[str]:
         calls = "trace=connect,sendto,sendmsg,sendmmsg"
         return ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", str(self.trace), "-e", calls,
-                *super()._start_command()]  # fmt: skip
+                *super().start_command()]  # fmt: skip
 
     def stop_and_see_hosts(self) -> set[str]:
         """The IPv4 addresses that it named until its end; every address must be on loopback."""

@@ -113,15 +113,6 @@ class FaultyDisk(apsw.VFS):
                 left.lose(rng)
                 (folder / path.name).write_bytes(left.octets)
 
-    def synced_octets(self, database: Path) -> dict[str, bytes]:
-        """What was synced of a database and its log, by name: the least that a loss of power leaves."""
-        with self._lock:
-            return {
-                path.name: bytes(image.octets)
-                for path, image in self._images.items()
-                if path.parent == database.parent and path.name.startswith(database.name)
-            }
-
     # -- for SQLite
     def xOpen(self, name: Any, flags: Any) -> "_File":  # noqa: N802 - SQLite's names
         path = Path(str(name.filename() if isinstance(name, apsw.URIFilename) else name))
