@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.conftest import INSTALLED
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 
 TOKEN = "0123456789abcdef-token"
 CONTENT = b"""\
@@ -36,9 +35,9 @@ attached
 
 
 @pytest.fixture(scope="module", params=["loopback", "token"])
-def relay(request: pytest.FixtureRequest) -> Iterator[DevProcess]:
+def relay(request: pytest.FixtureRequest, dev_module) -> DevProcess:
     options = ("--listen-all", "--token", TOKEN) if request.param == "token" else ()
-    yield from running_dev(*options)
+    return dev_module("--no-demo", *options)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ the relay, and the file of certifi, which some read whatever the environment say
 
 import os
 import shutil
-import smtplib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,10 @@ import pytest
 
 from tests.clients.conftest import INSTALLED
 from tests.clients.program_flows import ALICE, CUSTOMER, SENT, received
+from tests.support.dev_process import PORTS, DevProcess
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.ports import free_port
 from tests.support.relay_process import until
-from tests.support.running_dev import PORTS, RunningDev, relay_dev
 from tests.support.tls import Authority
 
 certifi = pytest.importorskip("certifi", reason="make clients installs the programs")
@@ -30,15 +29,15 @@ NAMES = ("graph.microsoft.com", "login.microsoftonline.com")
 START = 'mount --bind "$0" /etc/hosts; mount --bind "$1" "$2"; shift 2; exec "$@"'
 
 
-def seed(dev: RunningDev) -> None:
+def seed(dev: DevProcess) -> None:
     """Send alice the two messages that each flow finds, one after the other."""
     for message in received(ALICE, CUSTOMER):
-        with smtplib.SMTP(*dev.smtp) as session:
+        with dev.smtp() as session:
             session.send_message(message)
         until("it is there", lambda subject=message["subject"]: subject in dev.inbox("alice"))
 
 
-def captured(dev: RunningDev) -> list[str]:
+def captured(dev: DevProcess) -> list[str]:
     """The subjects of what has come to the customer."""
     path = f"/v1.0/users/{CUSTOMER}/mailFolders/inbox/messages?$top=50"
     return [one["subject"] for one in dev.get(path, dev.ready["token"]).json().get("value", [])]
@@ -50,7 +49,7 @@ def programs_address() -> str:
 
 
 @pytest.mark.parametrize("name", SENT)
-def test_a_program(name: str, authority: Authority, tmp_path: Path) -> None:
+def test_a_program(name: str, authority: Authority, tmp_path: Path, dev) -> None:
     trial = ["unshare", "--mount", "true"]
     if shutil.which("unshare") is None or subprocess.run(trial, check=False).returncode:
         pytest.skip("a mount namespace needs root and unshare")
@@ -59,13 +58,11 @@ def test_a_program(name: str, authority: Authority, tmp_path: Path) -> None:
     hosts = [word for host in NAMES for word in ("--host", host)]
     pair = authority.issue("DNS:localhost")
     trusted = {"SSL_CERT_FILE": str(authority.certificate)}
-    with (
-        FaultyProxy(pair.server_context()) as front,
-        relay_dev("--no-demo", *hosts, ports=ports, **trusted) as dev,
-    ):
-        seed(dev)
+    relay = dev("--no-demo", *hosts, ports=ports, **trusted)
+    with FaultyProxy(pair.server_context()) as front:
+        seed(relay)
         front.upstream = ("localhost", free_port())
-        ca = dev.ready["ca"]
+        ca = relay.ready["ca"]
         Path(tmp_path, "hosts").write_text(f"127.0.0.1 localhost\n{address} {' '.join(NAMES)}\n")
         Path(tmp_path, "a.txt").write_text("a")
         environment = {
@@ -83,5 +80,5 @@ def test_a_program(name: str, authority: Authority, tmp_path: Path) -> None:
             env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        until("all are sent", lambda: len(captured(dev)) >= len(SENT[name]))
-        assert sorted(captured(dev)) == SENT[name]
+        until("all are sent", lambda: len(captured(relay)) >= len(SENT[name]))
+        assert sorted(captured(relay)) == SENT[name]

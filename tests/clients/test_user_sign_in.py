@@ -7,7 +7,6 @@ MSAL asks for the realm of a user at port 443 whatever the port of its authority
 import sys
 import textwrap
 import webbrowser
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import msal
 import pytest
 
 from tests.support.client_keys import certificate
-from tests.support.running_dev import RunningDev, relay_dev
+from tests.support.dev_process import DevProcess
 
 SCOPES = ["https://graph.microsoft.com/Mail.Send"]
 ALL = "https://graph.microsoft.com/.default"
@@ -48,18 +47,17 @@ BROWSER = """\
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module")
-def url(dev: RunningDev) -> str:
+def url(dev: DevProcess) -> str:
     return f"https://localhost:{dev.ready['https'][0].rpartition(':')[2]}"
 
 
 @pytest.fixture(autouse=True)
-def trust_dev(dev: RunningDev, trust: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def trust_dev(dev: DevProcess, trust: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.setenv(name, dev.ready["ca"])
 
@@ -76,7 +74,7 @@ def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def by_proxy(dev: RunningDev, monkeypatch: pytest.MonkeyPatch) -> None:
+def by_proxy(dev: DevProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """login.microsoftonline.com leads to the relay, by the variables that it prints."""
     monkeypatch.setenv("HTTPS_PROXY", f"http://{dev.ready['http'][0]}")
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
@@ -90,14 +88,14 @@ def public(url: str) -> Any:
     )
 
 
-def mailbox(dev: RunningDev, found: dict[str, Any], at: str = "me") -> str:
+def mailbox(dev: DevProcess, found: dict[str, Any], at: str = "me") -> str:
     """The mailbox that the access token opens."""
     assert "access_token" in found, found
     return str(dev.get(f"/v1.0/{at}", found["access_token"]).json()["mail"])
 
 
 @pytest.mark.usefixtures("by_proxy")
-def test_msal_by_password_and_then_silently(dev: RunningDev) -> None:
+def test_msal_by_password_and_then_silently(dev: DevProcess) -> None:
     app = msal.PublicClientApplication("desktop", authority=f"{MICROSOFT}/contoso")
     found = app.acquire_token_by_username_password("carol@example.test", "any", SCOPES)
     assert mailbox(dev, found) == "carol@example.test"
@@ -110,14 +108,14 @@ def test_msal_by_password_and_then_silently(dev: RunningDev) -> None:
     assert mailbox(dev, fresh) == "carol@example.test"
 
 
-def test_msal_by_device_code(dev: RunningDev, url: str) -> None:
+def test_msal_by_device_code(dev: DevProcess, url: str) -> None:
     app = public(url)
     flow = app.initiate_device_flow(SCOPES)
     assert flow["user_code"] in str(flow), flow
     assert mailbox(dev, app.acquire_token_by_device_flow(flow)) == ALICE
 
 
-def test_msal_interactively(dev: RunningDev, url: str, browser: None) -> None:
+def test_msal_interactively(dev: DevProcess, url: str, browser: None) -> None:
     app = public(url)
     found = app.acquire_token_interactive(SCOPES, login_hint="bob@example.test", timeout=60)
     assert mailbox(dev, found) == "bob@example.test"
@@ -125,7 +123,7 @@ def test_msal_interactively(dev: RunningDev, url: str, browser: None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:response_mode='form_post' is recommended")
-def test_msal_by_a_code_and_on_behalf_of_its_user(dev: RunningDev, url: str) -> None:
+def test_msal_by_a_code_and_on_behalf_of_its_user(dev: DevProcess, url: str) -> None:
     """A web application with a secret, and a service that it calls."""
     web = msal.ConfidentialClientApplication(
         "web", client_credential="any", authority=f"{url}/contoso", instance_discovery=False
@@ -142,7 +140,7 @@ def test_msal_by_a_code_and_on_behalf_of_its_user(dev: RunningDev, url: str) -> 
     assert mailbox(dev, behalf) == ALICE
 
 
-def test_msal_with_a_certificate(dev: RunningDev, url: str) -> None:
+def test_msal_with_a_certificate(dev: DevProcess, url: str) -> None:
     made = certificate()
     credential = {"private_key": made.key_pem, "public_certificate": made.pem}
     app = msal.ConfidentialClientApplication(
@@ -157,7 +155,7 @@ def identity(by_proxy: None) -> Any:
     return pytest.importorskip("azure.identity", reason="make clients installs azure-identity")
 
 
-def opened(dev: RunningDev, credential: Any, scope: str = SCOPES[0]) -> str:
+def opened(dev: DevProcess, credential: Any, scope: str = SCOPES[0]) -> str:
     """The mailbox that the credential opens: with the scope ALL that of the application `app`."""
     with credential:
         token = credential.get_token(scope).token
@@ -166,7 +164,7 @@ def opened(dev: RunningDev, credential: Any, scope: str = SCOPES[0]) -> str:
         return mailbox(dev, {"access_token": token}, at)
 
 
-def test_device_code_credential(dev: RunningDev, identity: Any) -> None:
+def test_device_code_credential(dev: DevProcess, identity: Any) -> None:
     shown: list[tuple[Any, ...]] = []
     # with its own client id, in the tenant organizations
     credential = identity.DeviceCodeCredential(prompt_callback=lambda *words: shown.append(words))
@@ -174,14 +172,14 @@ def test_device_code_credential(dev: RunningDev, identity: Any) -> None:
     assert len(shown) == 1
 
 
-def test_interactive_browser_credential(dev: RunningDev, identity: Any, browser: None) -> None:
+def test_interactive_browser_credential(dev: DevProcess, identity: Any, browser: None) -> None:
     credential = identity.InteractiveBrowserCredential(
         client_id="desktop", tenant_id="contoso", login_hint="bob@example.test"
     )
     assert opened(dev, credential) == "bob@example.test"
 
 
-def test_credentials_of_an_application(dev: RunningDev, identity: Any, tmp_path: Path) -> None:
+def test_credentials_of_an_application(dev: DevProcess, identity: Any, tmp_path: Path) -> None:
     data = (certificate().key_pem + certificate().pem).encode()
     credential = identity.CertificateCredential("contoso", "app", certificate_data=data)
     assert opened(dev, credential, ALL) == "app@example.test"
@@ -193,7 +191,7 @@ def test_credentials_of_an_application(dev: RunningDev, identity: Any, tmp_path:
     assert opened(dev, credential, ALL) == "app@example.test"
 
 
-def test_credentials_of_a_user_and_on_behalf_of_it(dev: RunningDev, identity: Any) -> None:
+def test_credentials_of_a_user_and_on_behalf_of_it(dev: DevProcess, identity: Any) -> None:
     def of_carol() -> Any:
         user = ("desktop", "carol@example.test", "any")
         return identity.UsernamePasswordCredential(*user, tenant_id="contoso")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.dovecot_lmtp import DovecotLmtp
+from tests.support.dovecot_daemon import DovecotLmtp
 from tests.support.long_tests import long
 from tests.support.own_machine import NoMachineError, OwnMachine, with_network
 from tests.support.relay_config import to_toml

@@ -3,14 +3,13 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from relay.store.mailbox.index.database import FILE_NAME
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer
 from tests.support.relay_process import until
 from tests.support.tables import each_row
@@ -68,8 +67,8 @@ nobody lists this
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[DevProcess]:
-    yield from running_dev()
+def started(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture
@@ -455,9 +454,9 @@ def test_pages_of_other_sites_are_refused(relay: DevProcess, fields: dict[str, s
     assert relay.request("GET", f"/api/v1/message/{queue_id}/raw").status == 200
 
 
-def test_with_a_token_it_is_the_password() -> None:
+def test_with_a_token_it_is_the_password(dev) -> None:
     token = "0123456789abcdef-token"
-    made = DevProcess("--no-demo", "--listen-all", "--token", token)
+    made = dev("--no-demo", "--listen-all", "--token", token, start=False)
 
     def status(path: str, **fields: str) -> int:
         return made.request("GET", path, None, fields).status
@@ -465,28 +464,25 @@ def test_with_a_token_it_is_the_password() -> None:
     def basic(text: str) -> str:
         return "Basic " + base64.b64encode(text.encode()).decode()
 
-    try:
-        made.start()
-        assert status("/livez") == status("/readyz") == 200
-        refused = made.request("GET", "/api/v1/messages")
-        assert (refused.status, refused.headers["www-authenticate"][:11]) == (401, "Basic realm")
-        for path in ("/view/latest", "/view/latest.html", "/api/v1/info", "/api/v1/nothing"):
-            assert status(path) == 401, path
-        for wrong in (
-            basic(f"{token}:x"),
-            basic(token),
-            basic("x:y"),
-            "Basic ?",
-            "Basic",
-            "Bearer alice",
-        ):
-            assert status("/api/v1/info", Authorization=wrong) == 401, wrong
-        assert status("/api/v1/info", Authorization=basic(f"anyone:{token}")) == 200
-        assert status("/api/v1/info", Authorization=f"Bearer {token}") == 200
-        foreign = {"Authorization": basic(f"x:{token}"), "Origin": "https://evil.example"}
-        assert made.request("DELETE", "/api/v1/messages", None, foreign).status == 403
-    finally:
-        made.close()
+    made.start()
+    assert status("/livez") == status("/readyz") == 200
+    refused = made.request("GET", "/api/v1/messages")
+    assert (refused.status, refused.headers["www-authenticate"][:11]) == (401, "Basic realm")
+    for path in ("/view/latest", "/view/latest.html", "/api/v1/info", "/api/v1/nothing"):
+        assert status(path) == 401, path
+    for wrong in (
+        basic(f"{token}:x"),
+        basic(token),
+        basic("x:y"),
+        "Basic ?",
+        "Basic",
+        "Bearer alice",
+    ):
+        assert status("/api/v1/info", Authorization=wrong) == 401, wrong
+    assert status("/api/v1/info", Authorization=basic(f"anyone:{token}")) == 200
+    assert status("/api/v1/info", Authorization=f"Bearer {token}") == 200
+    foreign = {"Authorization": basic(f"x:{token}"), "Origin": "https://evil.example"}
+    assert made.request("DELETE", "/api/v1/messages", None, foreign).status == 403
 
 
 def test_a_list_opens_no_mailbox_but_those_of_its_page(relay: DevProcess) -> None:

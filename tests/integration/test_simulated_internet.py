@@ -1,7 +1,6 @@
 """`relay dev` and its simulated internet: each test recipient ends as it says, and nothing goes beyond loopback."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from tests.support.dev_process import DevProcess
 from tests.support.graph_client import people
 from tests.support.relay_process import until
 from tests.support.reports import report_about
-from tests.support.traced_dev import traced_dev
 
 SENDERS = {"graph": "alice", "smtp": "bob"}
 
@@ -40,9 +38,8 @@ DELIVERIES = {  # recipient: outcomes of the attempts
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    with DevProcess() as started:
-        yield started
+def relay(dev_module) -> DevProcess:
+    return dev_module()
 
 
 def send(relay: DevProcess, way: str, *recipients: str) -> str:
@@ -137,32 +134,32 @@ reply = [{ verb = "RCPT", reply = "452 4.2.2 over quota" }, { verb = "CONNECT", 
 
 
 @pytest.mark.interop
-def test_no_connection_goes_beyond_loopback() -> None:
-    with traced_dev() as relay:
-        scenario = relay.graph(
-            "PUT", "/relay/v1/dev/internet", FULL_GMAIL,
-            headers={"Content-Type": "application/toml"},
-        )  # fmt: skip
-        assert scenario.status == 200, scenario.body
-        recipients = [*BOUNCES, *DEFERRALS, *DELIVERIES, "x@gmail.com", "x+later550@b.test"]
-        send(relay, "graph", *recipients)
-        send(relay, "smtp", "x@gmail.com", "x+later550@b.test")
-        held = relay.submit("alice@example.test", ["someone@elsewhere.test"])
-        relay.until_state(held, "captured")
-        for hop in (
-            "smtp://192.0.2.1:25",
-            "smtp://smtp.elsewhere.test:25",
-            "smtps://[2001:db8::1]:465",
-        ):
-            done = relay.cli("queue", "reroute", held, "--to", hop)
-            assert done.returncode == 64
-            assert "connects to loopback only" in done.stderr
-        done = relay.cli("queue", "reroute", held, "--to", "mx")
-        assert done.returncode == 0, done.stderr
-        relay.until_state(held, "relayed")
-        for sender in SENDERS.values():
-            report_about(relay, "x+later550@b.test", person=sender)
-        advance(relay, 600)
-        assert relay.metric("relay_attempts_total", outcome="deferred") > 15
-        hosts = relay.stop_and_see_hosts()
+def test_no_connection_goes_beyond_loopback(dev) -> None:
+    relay = dev(traced=True)
+    scenario = relay.graph(
+        "PUT", "/relay/v1/dev/internet", FULL_GMAIL,
+        headers={"Content-Type": "application/toml"},
+    )  # fmt: skip
+    assert scenario.status == 200, scenario.body
+    recipients = [*BOUNCES, *DEFERRALS, *DELIVERIES, "x@gmail.com", "x+later550@b.test"]
+    send(relay, "graph", *recipients)
+    send(relay, "smtp", "x@gmail.com", "x+later550@b.test")
+    held = relay.submit("alice@example.test", ["someone@elsewhere.test"])
+    relay.until_state(held, "captured")
+    for hop in (
+        "smtp://192.0.2.1:25",
+        "smtp://smtp.elsewhere.test:25",
+        "smtps://[2001:db8::1]:465",
+    ):
+        done = relay.cli("queue", "reroute", held, "--to", hop)
+        assert done.returncode == 64
+        assert "connects to loopback only" in done.stderr
+    done = relay.cli("queue", "reroute", held, "--to", "mx")
+    assert done.returncode == 0, done.stderr
+    relay.until_state(held, "relayed")
+    for sender in SENDERS.values():
+        report_about(relay, "x+later550@b.test", person=sender)
+    advance(relay, 600)
+    assert relay.metric("relay_attempts_total", outcome="deferred") > 15
+    hosts = relay.stop_and_see_hosts()
     assert len(hosts) > 8, "the name server and a host for each domain"

@@ -12,7 +12,7 @@ import pytest
 from relay.base.accounts.password_schemes import parse_password
 from tests.integration.test_reload import hang_up
 from tests.support.dovecot import NoDovecotError, dovecot_version
-from tests.support.dovecot_auth import DovecotAuth
+from tests.support.dovecot_daemon import DovecotAuth
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.tables import each_row

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.dovecot import NoDovecotError
-from tests.support.dovecot_lmtp import DovecotLmtp
+from tests.support.dovecot_daemon import DovecotLmtp
 from tests.support.relay_config import DOMAIN, OPERATOR
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.tables import each_row
@@ -49,7 +49,7 @@ def relay(dovecot: DovecotLmtp) -> Iterator[RelayProcess]:
     [by_tcp] = re.findall(r'next_hop = "lmtp://[^"]*"', RECIPE)
     [by_socket] = re.findall(r"next_hop = .*", route)
     routes = [
-        route.replace("/run/dovecot/lmtp", dovecot.path),
+        route.replace("/run/dovecot/lmtp", str(dovecot.path)),
         route.replace("example.org", f"{TCP}.org").replace(
             by_socket, by_tcp.replace("mail.example.org:24", f"127.0.0.1:{dovecot.port}")
         ),

@@ -2,12 +2,11 @@
 
 import smtplib
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.dev_process import DevProcess, running_dev
+from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 from tests.support.tables import each_row
 
@@ -15,8 +14,8 @@ RUSSIAN = "ПК-Иванова"
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[DevProcess]:
-    yield from running_dev()
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 def swaks(run, relay, *words: str) -> Any:

@@ -18,7 +18,6 @@ from relay.front_door.pages import app
 from tests.support.page_routes import routes
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess, until
-from tests.support.running_dev import relay_dev
 
 CONFIG = {
     "http": {"listen": ["127.0.0.1:0"], "pages": True},
@@ -150,33 +149,33 @@ class Visitors:
 
 
 @pytest.fixture(scope="module")
-def visitors() -> Iterator[Visitors]:
+def visitors(serve_module) -> Visitors:
     people = [account("auditor", role="read"), account("reader", scopes=["Mail.Read"])]
-    with RelayProcess(config=CONFIG, accounts=people) as relay:
-        message = relay.send_mail(
-            to=["someone@elsewhere.test"],
-            subject="hers",
-            body={"contentType": "html", "content": "<p>hello</p>"},
-            attachments=[ATTACHMENT],
-        )
-        queue_id = str(relay.until_state(message, "captured")["id"])
-        logins = {name: (f"{name}@example.test", name) for name in (*VISITORS[1:], "reader")}
-        yield Visitors(f"http://{relay.ready['http'][0]}", logins, queue_id, relay)
+    relay = serve_module(config=CONFIG, accounts=people)
+    message = relay.send_mail(
+        to=["someone@elsewhere.test"],
+        subject="hers",
+        body={"contentType": "html", "content": "<p>hello</p>"},
+        attachments=[ATTACHMENT],
+    )
+    queue_id = str(relay.until_state(message, "captured")["id"])
+    logins = {name: (f"{name}@example.test", name) for name in (*VISITORS[1:], "reader")}
+    return Visitors(f"http://{relay.ready['http'][0]}", logins, queue_id, relay)
 
 
 @pytest.fixture(scope="module")
-def exposed() -> Iterator[Visitors]:
+def exposed(dev_module) -> Visitors:
     """A development relay with a token: alice is a user, and the operator has the token."""
-    with relay_dev("--no-demo", "--listen-all", "--token", "tok") as dev:
-        dev.send("alice@example.test", "someone@elsewhere.test", "hers")
+    dev = dev_module("--no-demo", "--listen-all", "--token", "tok")
+    dev.send("alice@example.test", "someone@elsewhere.test", "hers")
 
-        def sent() -> str:
-            listed = dev.get("/relay/v1/messages", "tok").json()["messages"]
-            return str(listed[0]["id"]) if listed and listed[0]["state"] == "captured" else ""
+    def sent() -> str:
+        listed = dev.get("/relay/v1/messages", "tok").json()["messages"]
+        return str(listed[0]["id"]) if listed and listed[0]["state"] == "captured" else ""
 
-        logins = {"alice": ("alice", "tok"), OPERATOR: ("", "tok")}
-        base = dev.http.replace("0.0.0.0", "127.0.0.1")
-        yield Visitors(base, logins, until("it is captured", sent))
+    logins = {"alice": ("alice", "tok"), OPERATOR: ("", "tok")}
+    base = dev.url.replace("0.0.0.0", "127.0.0.1")
+    return Visitors(base, logins, until("it is captured", sent))
 
 
 def test_every_route_has_a_row():
@@ -204,29 +203,29 @@ def test_who_may_in_development(exposed: Visitors, route: str):
     assert without == "303 403 403"
 
 
-def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is():
+def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
     people = [account("auditor", role="read")]
-    with RelayProcess(config=CONFIG, accounts=people) as relay:
-        for subject, to in (("hers", "x@elsewhere.test"), ("his", "auditor@example.test")):
-            sent = relay.send_mail(
-                to=[to], subject=subject, body={"contentType": "text", "content": f"{subject} text"},
-                attachments=[ATTACHMENT],
-            )  # fmt: skip
-            relay.until_state(sent, "captured" if subject == "hers" else "delivered")
-        logins = {name: (f"{name}@example.test", name) for name in ("alice", "auditor", OPERATOR)}
-        visitors = Visitors(f"http://{relay.ready['http'][0]}", logins, "", relay)
-        for name, expected in (
-            ("alice", ["his text", "hers text"]), ("auditor", ["his text"]), (OPERATOR, [])
-        ):  # fmt: skip
-            with visitors.browser(name) as browser:
-                page = browser.get("/").text
-                assert re.findall(r'class="row-text[^>]*>([^<]*)<', page) == expected
-                assert page.count('aria-label="with attachments"') == 2
-                opened = re.search(r'href="(messages/[^"]*)">(?:<span.*?</span>)?his<', page)[1]
-                shown = browser.get(f"/{opened}").text
-                has_unread = re.search(r'value="unread"[^>]*>Unread</button>', shown) is not None
-                assert has_unread == (name == "auditor")
-                assert 'value="delete"' not in page + shown
+    relay = serve(config=CONFIG, accounts=people)
+    for subject, to in (("hers", "x@elsewhere.test"), ("his", "auditor@example.test")):
+        sent = relay.send_mail(
+            to=[to], subject=subject, body={"contentType": "text", "content": f"{subject} text"},
+            attachments=[ATTACHMENT],
+        )  # fmt: skip
+        relay.until_state(sent, "captured" if subject == "hers" else "delivered")
+    logins = {name: (f"{name}@example.test", name) for name in ("alice", "auditor", OPERATOR)}
+    visitors = Visitors(f"http://{relay.ready['http'][0]}", logins, "", relay)
+    for name, expected in (
+        ("alice", ["his text", "hers text"]), ("auditor", ["his text"]), (OPERATOR, [])
+    ):  # fmt: skip
+        with visitors.browser(name) as browser:
+            page = browser.get("/").text
+            assert re.findall(r'class="row-text[^>]*>([^<]*)<', page) == expected
+            assert page.count('aria-label="with attachments"') == 2
+            opened = re.search(r'href="(messages/[^"]*)">(?:<span.*?</span>)?his<', page)[1]
+            shown = browser.get(f"/{opened}").text
+            has_unread = re.search(r'value="unread"[^>]*>Unread</button>', shown) is not None
+            assert has_unread == (name == "auditor")
+            assert 'value="delete"' not in page + shown
 
 
 def test_an_account_finds_its_own_messages(visitors: Visitors):

@@ -6,8 +6,6 @@ make the browser send a GET without a token to the relay.
 
 import ast
 import itertools
-import smtplib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ import pytest
 from relay.front_door.api import app as api_app
 from relay.front_door.pages import app as pages_app
 from tests.support.browser import Browser
+from tests.support.dev_process import DevProcess
 from tests.support.endpoint_rows import rows
 from tests.support.page_routes import routes
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_command, relay_dev
 
 CAPTURED, LOCAL, LATE = "ann@customer.example", "bob@example.test", "joe+451@customer.example"
 IMAGE = {
@@ -43,31 +41,29 @@ QUERIES = (
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev(
-        "--no-demo", "--release-to", "smtp://127.0.0.1:9", "--release-allow", "*"
-    ) as dev:
-        for recipient in (CAPTURED, LOCAL, LATE):
-            with smtplib.SMTP(*dev.smtp) as session:
-                text = "Content-Type: text/html\r\n\r\n<img src=http://a.evil.test/>"
-                session.sendmail("alice@example.test", recipient, f"Subject: {recipient}\r\n{text}")
-        until(
-            "all have ended or wait",
-            lambda: sorted(states(dev)) == ["captured", "deferred", "delivered"],
-        )
-        assert relay_command(dev, "queue", "hold", "--state", "deferred").returncode == 0
-        yield dev
+def dev(dev_module) -> DevProcess:
+    dev = dev_module("--no-demo", "--release-to", "smtp://127.0.0.1:9", "--release-allow", "*")
+    for recipient in (CAPTURED, LOCAL, LATE):
+        with dev.smtp() as session:
+            text = "Content-Type: text/html\r\n\r\n<img src=http://a.evil.test/>"
+            session.sendmail("alice@example.test", recipient, f"Subject: {recipient}\r\n{text}")
+    until(
+        "all have ended or wait",
+        lambda: sorted(states(dev)) == ["captured", "deferred", "delivered"],
+    )
+    assert dev.cli("queue", "hold", "--state", "deferred").returncode == 0
+    return dev
 
 
-def states(dev: RunningDev) -> list[str]:
+def states(dev: DevProcess) -> list[str]:
     return [one["state"] for one in asked(dev, "/relay/v1/messages")["messages"]]
 
 
-def asked(dev: RunningDev, path: str) -> Any:
+def asked(dev: DevProcess, path: str) -> Any:
     return dev.get(path, dev.ready["token"]).json()
 
 
-def state_of(dev: RunningDev) -> dict[str, Any]:
+def state_of(dev: DevProcess) -> dict[str, Any]:
     """Return everything that a person or a program could see of a change."""
     paths = (
         "/relay/v1/messages", "/relay/v1/queue", "/relay/v1/refused", "/v1.0/users",
@@ -130,7 +126,7 @@ def test_every_route_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-def test_no_get_changes_anything(dev: RunningDev, kind: str) -> None:
+def test_no_get_changes_anything(dev: DevProcess, kind: str) -> None:
     key = asked(dev, f"/relay/v1/messages?to={CAPTURED}")["messages"][0]["id"]
     before = state_of(dev)
     assert [
@@ -140,7 +136,7 @@ def test_no_get_changes_anything(dev: RunningDev, kind: str) -> None:
         ]
     ] == [False]
     answered = set()
-    with httpx.Client(base_url=dev.http, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=dev.url, trust_env=False, timeout=20) as http:
         queries = QUERIES if "without" in kind else QUERIES[:1]  # the others are the same requests
         for path, query in itertools.product(paths(key), queries):
             wait = "" if query or not path.endswith("/wait") else "?timeout=0"
@@ -158,22 +154,22 @@ def test_no_get_changes_anything(dev: RunningDev, kind: str) -> None:
 
 
 def test_an_image_of_another_site_marks_nothing_as_read(
-    browser: Browser, dev: RunningDev, tmp_path: Path
+    browser: Browser, dev: DevProcess, tmp_path: Path
 ) -> None:
     before = state_of(dev)
     key = asked(dev, f"/relay/v1/messages?to={CAPTURED}")["messages"][0]["id"]
     page = tmp_path / "page.html"
     page.write_text(
         "".join(
-            f'<img src="{dev.http}{path}">'
+            f'<img src="{dev.url}{path}">'
             for path in (f"/messages/{key}", "/messages/last", "/queue")
         )
-        + f'<iframe src="{dev.http}/messages/{key}"></iframe><p id=end>end</p>'
+        + f'<iframe src="{dev.url}/messages/{key}"></iframe><p id=end>end</p>'
     )
     browser.open(page.as_uri())
     browser.wait_for("#end")
-    browser.requests_elsewhere(dev.http)
+    browser.requests_elsewhere(dev.url)
     assert state_of(dev) == before
     # a person who opens it marks it
-    browser.open(f"{dev.http}/messages/{key}")
+    browser.open(f"{dev.url}/messages/{key}")
     until("it is read", lambda: state_of(dev) != before)

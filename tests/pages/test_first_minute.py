@@ -12,8 +12,7 @@ import pytest
 
 from tests.support.browser import AXE, Browser
 from tests.support.dev_process import DevProcess
-from tests.support.relay_process import RelayProcess, until
-from tests.support.running_dev import relay_dev
+from tests.support.relay_process import until
 
 ACTION = re.compile(r'<form method="post" action="(help/example\?key=[^"]+)">')
 CSRF = re.compile(r'<input type="hidden" name="csrf" value="([^"]+)">')
@@ -21,9 +20,8 @@ COMMAND = re.compile(r'<pre id="first-(smtp|http)"[^>]*>(.*?)</pre>', re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as relay:
-        yield relay
+def running(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture
@@ -152,12 +150,10 @@ def test_programs_have_the_ports_of_the_relay(client: httpx.Client, relay: DevPr
     assert f"EMAIL_PORT={relay.ready['smtp'][0].rpartition(':')[2]}" in page
 
 
-def test_with_a_token_the_command_names_a_variable_and_the_button_works() -> None:
+def test_with_a_token_the_command_names_a_variable_and_the_button_works(dev) -> None:
     token = "a-token-of-the-tests"
-    with (
-        relay_dev("--no-demo", "--token", token) as dev,
-        httpx.Client(base_url=dev.ready["pages"], trust_env=False) as client,
-    ):
+    dev = dev("--no-demo", "--token", token)
+    with httpx.Client(base_url=dev.ready["pages"], trust_env=False) as client:
         form = client.get("login")
         fields = {"csrf": CSRF.search(form.text)[1], "next": "", "user": "", "password": token}
         assert client.post("login", data=fields).status_code == 303
@@ -170,19 +166,19 @@ def test_with_a_token_the_command_names_a_variable_and_the_button_works() -> Non
         assert "Welcome to Relay" in client.get("").text
 
 
-def test_a_service_explains_and_has_no_button() -> None:
+def test_a_service_explains_and_has_no_button(serve) -> None:
     config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
-    with RelayProcess(config=config) as relay:
-        url = f"http://{relay.ready['http'][0]}/"
-        with httpx.Client(base_url=url, trust_env=False, follow_redirects=True) as client:
-            fields = {"csrf": CSRF.search(client.get("login").text)[1], "user": "alice", "next": ""}
-            page = client.post("login", data=fields | {"password": "alice"}).text
-            assert "Bearer $TOKEN" in page
-            assert "Send one for me" not in page
-            csrf = CSRF.search(page)[1]
-            answer = client.post("help/example?key=k", data={"csrf": csrf})
-            assert answer.status_code in (403, 404)
-            assert relay.queue() == []
+    relay = serve(config=config)
+    url = f"http://{relay.ready['http'][0]}/"
+    with httpx.Client(base_url=url, trust_env=False, follow_redirects=True) as client:
+        fields = {"csrf": CSRF.search(client.get("login").text)[1], "user": "alice", "next": ""}
+        page = client.post("login", data=fields | {"password": "alice"}).text
+        assert "Bearer $TOKEN" in page
+        assert "Send one for me" not in page
+        csrf = CSRF.search(page)[1]
+        answer = client.post("help/example?key=k", data={"csrf": csrf})
+        assert answer.status_code in (403, 404)
+        assert relay.queue() == []
 
 
 def test_the_page_keeps_nobody_out(browser: Browser, relay: DevProcess) -> None:

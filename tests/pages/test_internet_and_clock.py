@@ -1,27 +1,25 @@
 """In a browser: what a simulated host replies is changed, the clock is advanced, health is read."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from selenium.webdriver.support.select import Select
 
 from tests.support.browser import AXE, Browser
+from tests.support.dev_process import DevProcess
 from tests.support.long_tests import sampled
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_dev
 
 SENDER, REMOTE = "alice@example.test", "carla@partner.test"
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
-def add_reply(browser: Browser, dev: RunningDev, reply: str, times: str = "") -> None:
-    browser.open(f"{dev.http}/internet")
+def add_reply(browser: Browser, dev: DevProcess, reply: str, times: str = "") -> None:
+    browser.open(f"{dev.url}/internet")
     for field, value in (("domain", "partner.test"), ("reply", reply), ("times", times)):
         browser.wait_for(f"#add-{field}").send_keys(value)
     Select(browser.wait_for("#add-verb")).select_by_visible_text("RCPT")
@@ -29,51 +27,51 @@ def add_reply(browser: Browser, dev: RunningDev, reply: str, times: str = "") ->
     browser.wait_for("td code", reply)
 
 
-def test_a_reply_that_is_changed_in_the_page_makes_mail_bounce(browser: Browser, dev: RunningDev):
+def test_a_reply_that_is_changed_in_the_page_makes_mail_bounce(browser: Browser, dev: DevProcess):
     add_reply(browser, dev, "550 5.7.1 not welcome here")
     dev.send(SENDER, REMOTE, "Will it arrive?")
     until("the report is there", lambda: dev.inbox("alice"))
     browser.wait_for("#hosts", "550 5.7.1 not welcome here")  # by itself
-    browser.open(dev.http)
+    browser.open(dev.url)
     browser.click("a", "Will it arrive?")
     browser.wait_for("main", "550 5.7.1 not welcome here")
-    browser.open(f"{dev.http}/internet")
+    browser.open(f"{dev.url}/internet")
     browser.click("td button", "Remove")
     browser.wait_without("td button", "Remove")
     assert browser.console_errors() == []
-    assert browser.requests_elsewhere(dev.http) == []
+    assert browser.requests_elsewhere(dev.url) == []
 
 
 def test_an_advance_to_the_next_retry_delivers_a_deferred_message(
-    browser: Browser, dev: RunningDev
+    browser: Browser, dev: DevProcess
 ):
     add_reply(browser, dev, "451 4.2.1 later", times="5")
     dev.send(SENDER, REMOTE, "Later")
     browser.wait_for("#hosts", "451 4.2.1 later")
     for _ in range(10):  # the first waits are short, so that some may end by themselves
-        browser.open(f"{dev.http}/queue")
+        browser.open(f"{dev.url}/queue")
         if REMOTE not in browser.wait_for("main").text:
             break
         browser.click(".clock summary")
         browser.click(".clock button", "To the next retry")
         browser.wait_without("button", "Advancing")
-    browser.open(f"{dev.http}/clock")
+    browser.open(f"{dev.url}/clock")
     browser.wait_for("#clock-state", "1 attempt, 0 reports.")
-    browser.open(f"{dev.http}/queue")
+    browser.open(f"{dev.url}/queue")
     assert REMOTE not in browser.wait_for("main").text
     browser.click(".clock summary", "ahead")
     browser.wait_for(".clock-panel", "1 attempt, 0 reports.")
     browser.wait_for("#clock-own-top").send_keys("soon\n")
     browser.wait_for('[role="alert"]', "expected a duration such as")
-    assert browser.driver.current_url == f"{dev.http}/clock"
+    assert browser.driver.current_url == f"{dev.url}/clock"
     assert browser.wait_for("#clock-own-page").get_attribute("value") == "soon"
 
 
 def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
-    browser: Browser, dev: RunningDev
+    browser: Browser, dev: DevProcess
 ):
     until("there are samples", lambda: 'id="values-queue-entries"' in dev.get("/health").text)
-    browser.open(f"{dev.http}/health")
+    browser.open(f"{dev.url}/health")
     browser.click("#open-queue-entries")
     browser.wait_for("#values-queue-entries td")
     browser.evaluate("document.querySelector('#figures dl').remove()")
@@ -87,11 +85,11 @@ def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
     ("scheme", "page"),
     sampled(itertools.product(["light", "dark"], ["internet", "clock", "health"]), one_of=2),
 )
-def test_axe_finds_nothing(browser: Browser, dev: RunningDev, page: str, scheme: str):
+def test_axe_finds_nothing(browser: Browser, dev: DevProcess, page: str, scheme: str):
     if not AXE.exists():
         pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
     browser.emulate_scheme(scheme)
-    browser.open(f"{dev.http}/{page}")
+    browser.open(f"{dev.url}/{page}")
     if page != "clock":
         browser.click(".clock summary")
     assert browser.axe() == []

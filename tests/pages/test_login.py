@@ -10,16 +10,14 @@ import pytest
 from relay.front_door.pages.login import local_reference
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
-from tests.support.running_dev import relay_dev
 
 PAGES = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
 LISTED = "<title>Messages"
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
-    with RelayProcess(config=PAGES) as running:
-        yield running
+def relay(serve_module) -> RelayProcess:
+    return serve_module(config=PAGES)
 
 
 @pytest.fixture
@@ -44,8 +42,9 @@ def log_in(browser: httpx.Client, user: str, password: str, **more: str) -> http
     return browser.post("/login", data=fields | {"user": user, "password": password})
 
 
-def test_pages_are_off_by_default():
-    with RelayProcess() as relay, httpx.Client(base_url=url_of(relay), trust_env=False) as client:
+def test_pages_are_off_by_default(serve):
+    relay = serve()
+    with httpx.Client(base_url=url_of(relay), trust_env=False) as client:
         for path in ("/", "/login", "/queue", "/static/pages.css"):
             answer = client.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "ResourceNotFound")
@@ -162,9 +161,9 @@ def test_a_change_needs_the_token_of_the_session(browser):
     assert LISTED in browser.get("/").text
 
 
-def test_a_changed_password_ends_the_logins_of_its_account():
+def test_a_changed_password_ends_the_logins_of_its_account(serve):
+    relay = serve(config=PAGES)
     with (
-        RelayProcess(config=PAGES) as relay,
         httpx.Client(base_url=url_of(relay), trust_env=False) as alice,
         httpx.Client(base_url=url_of(relay), trust_env=False) as bob,
     ):
@@ -179,11 +178,9 @@ def test_a_changed_password_ends_the_logins_of_its_account():
         assert log_in(alice, "alice@example.test", "other").status_code == 303
 
 
-def test_the_log_names_who_logged_in_and_no_secret():
-    with (
-        RelayProcess(config=PAGES) as relay,
-        httpx.Client(base_url=url_of(relay), trust_env=False) as browser,
-    ):
+def test_the_log_names_who_logged_in_and_no_secret(serve):
+    relay = serve(config=PAGES)
+    with httpx.Client(base_url=url_of(relay), trust_env=False) as browser:
         log_in(browser, "alice@example.test", "a-guessed-password")
         log_in(browser, "carol", "carol")
         cookies = list(browser.cookies.values())
@@ -249,28 +246,26 @@ def test_what_the_visitor_does_is_allowed(browser, site):
     assert browser.get(by_another_name).headers["location"] == "login"
 
 
-def test_in_development_pages_of_other_ports_cannot_read_a_page():
-    with relay_dev("--no-demo") as dev:
-        foreign = {"origin": "http://localhost:3000"}
-        answer = httpx.get(f"{dev.http}/", headers=foreign, trust_env=False)
-        assert answer.status_code == 403
-        assert "access-control-allow-origin" not in answer.headers
-        preflight = foreign | {"access-control-request-method": "POST"}
-        answer = httpx.options(f"{dev.http}/logout", headers=preflight, trust_env=False)
-        assert answer.status_code == 403
-        page = httpx.get(f"{dev.http}/", trust_env=False)
-        assert LISTED in page.text
-        assert "Log out" not in page.text
-        assert httpx.post(f"{dev.http}/logout", trust_env=False).status_code == 403
-        api = httpx.get(f"{dev.http}/relay/v1/messages", headers=foreign, trust_env=False)
-        assert api.headers["access-control-allow-origin"] == foreign["origin"]
+def test_in_development_pages_of_other_ports_cannot_read_a_page(dev):
+    dev = dev("--no-demo")
+    foreign = {"origin": "http://localhost:3000"}
+    answer = httpx.get(f"{dev.url}/", headers=foreign, trust_env=False)
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+    preflight = foreign | {"access-control-request-method": "POST"}
+    answer = httpx.options(f"{dev.url}/logout", headers=preflight, trust_env=False)
+    assert answer.status_code == 403
+    page = httpx.get(f"{dev.url}/", trust_env=False)
+    assert LISTED in page.text
+    assert "Log out" not in page.text
+    assert httpx.post(f"{dev.url}/logout", trust_env=False).status_code == 403
+    api = httpx.get(f"{dev.url}/relay/v1/messages", headers=foreign, trust_env=False)
+    assert api.headers["access-control-allow-origin"] == foreign["origin"]
 
 
-def test_an_exposed_development_relay_has_a_login():
-    with (
-        relay_dev("--listen-all", "--token", "tok", "--no-demo") as dev,
-        httpx.Client(base_url=dev.http.replace("0.0.0.0", "127.0.0.1"), trust_env=False) as browser,
-    ):
+def test_an_exposed_development_relay_has_a_login(dev):
+    dev = dev("--listen-all", "--token", "tok", "--no-demo")
+    with httpx.Client(base_url=dev.url.replace("0.0.0.0", "127.0.0.1"), trust_env=False) as browser:
         assert browser.get("/").headers["location"] == "login"
         assert log_in(browser, "alice", "alice").status_code == 403
         assert log_in(browser, "", "tok").status_code == 303

@@ -15,10 +15,10 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from tests.support.browser import Browser
+from tests.support.dev_process import DevProcess
 from tests.support.hostile_html import HOSTILE
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess, until
-from tests.support.running_dev import RunningDev, relay_dev
 
 GIF = bytes.fromhex(
     "47494638396101000100800000ffffff00000021f90401000000002c00000000010001000002024401003b"
@@ -46,18 +46,17 @@ HTML = (
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
-def sent(dev: RunningDev, content: bytes) -> str:
+def sent(dev: DevProcess, content: bytes) -> str:
     """Send a message to a captured recipient; return its queue id."""
     return dev.send_captured(TO, content)
 
 
-def page(dev: RunningDev, path: str, **more: str) -> httpx.Response:
-    return httpx.get(f"{dev.http}/messages/{path}", trust_env=False, headers=more)
+def page(dev: DevProcess, path: str, **more: str) -> httpx.Response:
+    return httpx.get(f"{dev.url}/messages/{path}", trust_env=False, headers=more)
 
 
 class _Elements(HTMLParser):
@@ -82,7 +81,7 @@ class _Elements(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def key(dev: RunningDev) -> str:
+def key(dev: DevProcess) -> str:
     return sent(dev, a_message(HTML))
 
 
@@ -196,7 +195,7 @@ def test_a_source_is_shown_up_to_a_limit(dev):
     assert "200,000 are shown" in _Elements(page(dev, key).text).text
 
 
-def peak_kib(dev: RunningDev) -> int:
+def peak_kib(dev: DevProcess) -> int:
     """The most memory that the relay's process has had."""
     status = Path(f"/proc/{dev.process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
@@ -219,7 +218,7 @@ def test_a_large_message_is_shown_without_being_held_in_memory(dev):
 def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Browser):
     key = sent(dev, a_message("\n".join(HOSTILE.values())))
     for width, label in ((375, "preview-narrow"), (768, "preview-medium")):
-        browser.open(f"{dev.http}/messages/{key}")
+        browser.open(f"{dev.url}/messages/{key}")
         title = re.sub(UNREAD, "", browser.driver.title)
         browser.driver.find_element(By.CSS_SELECTOR, f"label:has(#{label})").click()
         frame = browser.wait_for("iframe")
@@ -230,18 +229,18 @@ def test_hostile_html_stays_inert_on_the_page_of_its_message(dev, browser: Brows
         browser.driver.switch_to.default_content()
         assert re.sub(UNREAD, "", browser.driver.title) == title
     for view in ("text", "headers", "source", "attachments", "links"):
-        browser.open(f"{dev.http}/messages/{key}?show={view}")
+        browser.open(f"{dev.url}/messages/{key}?show={view}")
         assert re.sub(UNREAD, "", browser.driver.title) == title
-    browser.open(f"{dev.http}/messages/{key}/html")
+    browser.open(f"{dev.url}/messages/{key}/html")
     assert browser.driver.title != "RAN"
     assert len(browser.driver.window_handles) == 1
-    assert browser.requests_elsewhere(dev.http) == []
+    assert browser.requests_elsewhere(dev.url) == []
     assert browser.console_errors() == []
 
 
 def test_the_widths_and_views_work_without_javascript(dev, key, browser: Browser):
     browser.without_javascript()
-    browser.open(f"{dev.http}/messages/{key}")
+    browser.open(f"{dev.url}/messages/{key}")
     browser.driver.find_element(By.CSS_SELECTOR, "label:has(#preview-narrow)").click()
     assert browser.wait_for("iframe").rect["width"] == 375
     browser.driver.find_element(By.PARTIAL_LINK_TEXT, "Headers").click()
@@ -262,7 +261,7 @@ PREVIEWS = (  # content, the type and name that the part has, and the type of th
 )  # fmt: skip
 
 
-def test_images_among_the_attachments_are_shown_by_their_content(dev: RunningDev, browser: Browser):
+def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess, browser: Browser):
     made = EmailMessage()
     made["Subject"] = "Attached"
     made.set_content("See below")
@@ -286,10 +285,10 @@ def test_images_among_the_attachments_are_shown_by_their_content(dev: RunningDev
         assert headers["content-type"] == expected, name
         download = page(dev, f"{key}/attachments/{number}").headers
         assert download["content-disposition"].startswith("attachment;")
-    browser.open(f"{dev.http}/messages/{key}?show=attachments")
+    browser.open(f"{dev.url}/messages/{key}?show=attachments")
     browser.wait_for(".previews")
     assert re.sub(UNREAD, "", browser.driver.title).startswith("Attached")
-    assert browser.requests_elsewhere(dev.http) == []
+    assert browser.requests_elsewhere(dev.url) == []
 
 
 # -- who may see it
@@ -304,67 +303,67 @@ def logged_in(relay: RelayProcess, user: str, password: str) -> Iterator[httpx.C
         yield client
 
 
-def test_a_service_loads_no_remote_images():
+def test_a_service_loads_no_remote_images(serve):
     config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
-    with RelayProcess(config=config) as relay:
-        key = relay.send_mail(
-            token="alice", subject="Images",
-            body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
-            toRecipients=[{"emailAddress": {"address": "alice@example.test"}}],
-        )  # fmt: skip
-        relay.until_state(key, "delivered")
-        with logged_in(relay, "alice@example.test", "alice") as client:
-            page = client.get(f"/messages/{key}?show=html").text
-            assert "1 remote image blocked" in page
-            assert "Load remote images" not in page
-            assert "images=" not in page
-            # not even with what a development relay would accept
-            csrf = re.search(r'name="csrf" value="([^"]*)"', page)
-            asked = f"remote images of {page.partition('/html')[0].rpartition('/')[2]}"
-            proof = hmac.new(csrf[1].encode(), asked.encode(), "sha256").hexdigest()
-            for images in (proof, "", "1"):
-                answer = client.get(f"/messages/{key}/html?images={images}")
-                assert answer.status_code == 200
-                assert "a.evil.test" not in answer.text
-                assert "img-src data:;" in answer.headers[POLICY]
+    relay = serve(config=config)
+    key = relay.send_mail(
+        token="alice", subject="Images",
+        body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
+        toRecipients=[{"emailAddress": {"address": "alice@example.test"}}],
+    )  # fmt: skip
+    relay.until_state(key, "delivered")
+    with logged_in(relay, "alice@example.test", "alice") as client:
+        page = client.get(f"/messages/{key}?show=html").text
+        assert "1 remote image blocked" in page
+        assert "Load remote images" not in page
+        assert "images=" not in page
+        # not even with what a development relay would accept
+        csrf = re.search(r'name="csrf" value="([^"]*)"', page)
+        asked = f"remote images of {page.partition('/html')[0].rpartition('/')[2]}"
+        proof = hmac.new(csrf[1].encode(), asked.encode(), "sha256").hexdigest()
+        for images in (proof, "", "1"):
+            answer = client.get(f"/messages/{key}/html?images={images}")
+            assert answer.status_code == 200
+            assert "a.evil.test" not in answer.text
+            assert "img-src data:;" in answer.headers[POLICY]
 
 
-def test_content_of_others_needs_the_role_operate_and_is_logged():
+def test_content_of_others_needs_the_role_operate_and_is_logged(serve):
     config = {
         "http": {"listen": ["127.0.0.1:0"], "pages": True},
         "route": [{"domain": "customer.example", "next_hop": "capture"}],
     }
-    with RelayProcess(config=config, accounts=[account("reader", role="read")]) as relay:
-        key = relay.send_mail(
-            token="alice", subject="Mine", body={"contentType": "html", "content": "<p>secret"},
-            toRecipients=[{"emailAddress": {"address": TO}}],
-        )  # fmt: skip
-        relay.until_state(key, "captured")
+    relay = serve(config=config, accounts=[account("reader", role="read")])
+    key = relay.send_mail(
+        token="alice", subject="Mine", body={"contentType": "html", "content": "<p>secret"},
+        toRecipients=[{"emailAddress": {"address": TO}}],
+    )  # fmt: skip
+    relay.until_state(key, "captured")
 
-        def looks() -> list[dict[str, str]]:
-            lines = [json.loads(line) for line in relay.log.splitlines() if line.startswith("{")]
-            return [line for line in lines if line.get("event") == "content of others read"]
+    def looks() -> list[dict[str, str]]:
+        lines = [json.loads(line) for line in relay.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("event") == "content of others read"]
 
-        for user, password, page_status, html_status in (
-            ("alice@example.test", "alice", 200, 200),
-            ("bob@example.test", "bob", 404, 404),
-            ("reader@example.test", "reader", 200, 403),
-        ):
-            with logged_in(relay, user, password) as client:
-                shown = client.get(f"/messages/{key}")
-                assert shown.status_code == page_status
-                assert client.get(f"/messages/{key}/html").status_code == html_status
-                assert client.get(f"/messages/{key}/source").status_code == html_status
-                assert ("<iframe" in shown.text) == (user[:5] == "alice")
-        assert "accounts with the role operate" in shown.text
-        source = f"/relay/v1/messages/{key}/source"
-        assert relay.graph("GET", source, token="reader").status == 403
-        assert looks() == []
-        with logged_in(relay, "", OPERATOR) as client:
-            assert "<p>secret" in client.get(f"/messages/{key}/html").text
-        until("it is logged", looks)
-        (look,) = looks()
-        assert look["who"] == "operator@example.test"
-        assert look["view"] == "html"
-        with httpx.Client(base_url=f"http://{relay.ready['http'][0]}", trust_env=False) as client:
-            assert client.get(f"/messages/{key}/html").status_code == 303
+    for user, password, page_status, html_status in (
+        ("alice@example.test", "alice", 200, 200),
+        ("bob@example.test", "bob", 404, 404),
+        ("reader@example.test", "reader", 200, 403),
+    ):
+        with logged_in(relay, user, password) as client:
+            shown = client.get(f"/messages/{key}")
+            assert shown.status_code == page_status
+            assert client.get(f"/messages/{key}/html").status_code == html_status
+            assert client.get(f"/messages/{key}/source").status_code == html_status
+            assert ("<iframe" in shown.text) == (user[:5] == "alice")
+    assert "accounts with the role operate" in shown.text
+    source = f"/relay/v1/messages/{key}/source"
+    assert relay.graph("GET", source, token="reader").status == 403
+    assert looks() == []
+    with logged_in(relay, "", OPERATOR) as client:
+        assert "<p>secret" in client.get(f"/messages/{key}/html").text
+    until("it is logged", looks)
+    (look,) = looks()
+    assert look["who"] == "operator@example.test"
+    assert look["view"] == "html"
+    with httpx.Client(base_url=f"http://{relay.ready['http'][0]}", trust_env=False) as client:
+        assert client.get(f"/messages/{key}/html").status_code == 303

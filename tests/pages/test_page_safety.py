@@ -4,7 +4,6 @@ A message with hostile texts is in the list, in the queue and in its journey, an
 hostile values of all parameters that any page has.
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 
@@ -12,9 +11,9 @@ import httpx
 import pytest
 
 from relay.front_door.pages.site import CONTENT_SECURITY_POLICY
+from tests.support.dev_process import DevProcess
 from tests.support.page_routes import routes
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_dev
 
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil.test onerror=alert(1)>{{7191*9241}}</title><base href=//evil.test/>"
 PARAMETERS = (
@@ -62,13 +61,12 @@ class Markup(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module")
-def message(dev: RunningDev) -> str:
+def message(dev: DevProcess) -> str:
     """The id of a captured message whose sender, recipient and subject are hostile."""
     sender, recipient = '"<b>\'x"@example.test', '"<i onclick=a>\'"@customer.example'
     dev.send(f"<{sender}>", f"<{recipient}>", HOSTILE)
@@ -85,12 +83,12 @@ def path_of(route: str, message: str) -> str:
 
 
 @pytest.mark.parametrize("route", sorted(routes()))
-def test_no_text_becomes_markup(dev: RunningDev, message: str, route: str):
+def test_no_text_becomes_markup(dev: DevProcess, message: str, route: str):
     path = path_of(route, message)
     hostile = [("id", message), *((name, HOSTILE) for name in PARAMETERS)]
     queries = [[], hostile, *([pair] for pair in hostile)]
     with httpx.Client(trust_env=False, verify=False) as browser:
-        pages = [browser.get(dev.http + path, params=pairs) for pairs in queries]
+        pages = [browser.get(dev.url + path, params=pairs) for pairs in queries]
     for page in pages:
         assert page.status_code < 500, page.text
         if not page.headers.get("content-type", "").startswith("text/html"):
@@ -112,8 +110,8 @@ def test_no_text_becomes_markup(dev: RunningDev, message: str, route: str):
         "/queue/hold/x", "//queue", "/queue//", "/QUEUE", "/%71ueue", "/login/x", "/logout/x", "/health/%0d%0ax:y",
     ],
 )  # fmt: skip
-def test_unusual_paths(dev: RunningDev, path: str):
-    page = httpx.get(dev.http + path, trust_env=False, verify=False)
+def test_unusual_paths(dev: DevProcess, path: str):
+    page = httpx.get(dev.url + path, trust_env=False, verify=False)
     assert page.status_code in (200, 400, 404, 405), page.text
     if page.headers["content-type"].startswith("text/html"):
         assert Markup(page.text).faults == []
@@ -121,23 +119,23 @@ def test_unusual_paths(dev: RunningDev, path: str):
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
-def test_other_methods_need_the_token_too(dev: RunningDev, message: str, method: str):
+def test_other_methods_need_the_token_too(dev: DevProcess, message: str, method: str):
     for route in routes():
-        url = dev.http + path_of(route, message)
+        url = dev.url + path_of(route, message)
         answer = httpx.request(method, url, trust_env=False, verify=False)
         assert answer.status_code in ((303,) if route == "login" else (403,)), route
 
 
-def test_head_is_get_without_a_body(dev: RunningDev):
-    answer = httpx.head(f"{dev.http}/", trust_env=False, verify=False)
+def test_head_is_get_without_a_body(dev: DevProcess):
+    answer = httpx.head(f"{dev.url}/", trust_env=False, verify=False)
     assert (answer.status_code, answer.content) == (200, b"")
 
 
 def live(
-    dev: RunningDev, path: str, query: dict[str, str]
+    dev: DevProcess, path: str, query: dict[str, str]
 ) -> AbstractContextManager[httpx.Response]:
     return httpx.stream(
-        "GET", dev.http + path, params=query, trust_env=False, verify=False, timeout=20
+        "GET", dev.url + path, params=query, trust_env=False, verify=False, timeout=20
     )
 
 
@@ -150,7 +148,7 @@ def first_event(stream: httpx.Response) -> list[str]:
     return lines
 
 
-def test_a_live_view_has_no_markup_of_strangers(dev: RunningDev, message: str):
+def test_a_live_view_has_no_markup_of_strangers(dev: DevProcess, message: str):
     """No text ends an event or begins another one."""
     query = {"live": HOSTILE, "q": ""}
     with live(dev, "/", query) as stream:
@@ -164,7 +162,7 @@ def test_a_live_view_has_no_markup_of_strangers(dev: RunningDev, message: str):
     assert Markup(text).faults == []
 
 
-def test_readers_of_another_path_have_links_of_their_own(dev: RunningDev, message: str):
+def test_readers_of_another_path_have_links_of_their_own(dev: DevProcess, message: str):
     with live(dev, "//", {"live": "x"}) as other, live(dev, "/", {"live": "x"}) as stream:
         assert f'href="../messages/{message}"' in "".join(first_event(other))
         assert f'href="messages/{message}"' in "".join(first_event(stream))

@@ -14,10 +14,10 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from tests.support.browser import Browser
+from tests.support.dev_process import DevProcess
 from tests.support.hostile_html import HOSTILE
 from tests.support.long_tests import sampled
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_dev
 
 GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
 TO = "ann@customer.example"
@@ -65,9 +65,8 @@ def image_host() -> Iterator[ImageHost]:
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo", "--host", "relay.corp.test") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo", "--host", "relay.corp.test")
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def images() -> Iterator[ImageHost]:
         yield host
 
 
-def sent(dev: RunningDev, html: str, subject: str = "Images") -> str:
+def sent(dev: DevProcess, html: str, subject: str = "Images") -> str:
     """Send HTML to a captured recipient; return its queue id."""
     made = EmailMessage()
     made["Subject"] = subject
@@ -94,11 +93,11 @@ def frame_sources(browser: Browser) -> list[str]:
 
 
 def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
-    browser: Browser, dev: RunningDev, images: ImageHost
+    browser: Browser, dev: DevProcess, images: ImageHost
 ) -> None:
     at = images.origin
-    own = [f"http://{host}:{dev.smtp[1]}/smtp" for host in ("127.1", "localhost")] + [
-        f"http://{host}:{dev.http.rpartition(':')[2]}/messages/last?{number}"
+    own = [f"http://{host}:{dev.smtp_address()[1]}/smtp" for host in ("127.1", "localhost")] + [
+        f"http://{host}:{dev.url.rpartition(':')[2]}/messages/last?{number}"
         for number, host in enumerate(
             (
                 "127.0.0.1",
@@ -120,12 +119,12 @@ def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
         + "".join(f'<img src="{one}">' for one in own)
     )
     key = sent(dev, html)
-    url = f"{dev.http}/messages/{key}"
+    url = f"{dev.url}/messages/{key}"
     for show in ("", "?show=html", "?show=text", "?show=html&images=1", "?show=html&images="):
         browser.open(url + show)
     browser.open(f"{url}/html?images=true")
     assert images.asked == []
-    assert browser.requests_elsewhere(dev.http) == []
+    assert browser.requests_elsewhere(dev.url) == []
     browser.open(f"{url}?show=html")
     button = browser.wait_for("#load-images", "Load remote images")
     button.click()
@@ -137,13 +136,13 @@ def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
         assert headers["referer"] is None
         assert headers["cookie"] is None
         assert headers["sec-fetch-dest"] == "image"
-    assert browser.requests_elsewhere(dev.http) == sorted(at + path for path in wanted)
+    assert browser.requests_elsewhere(dev.url) == sorted(at + path for path in wanted)
     assert not [one for one in frame_sources(browser) if "relay" in one or "127.1" in one]
     frame = browser.driver.find_element(By.CSS_SELECTOR, ".preview iframe")
     assert frame.get_attribute("sandbox") == ""
     # the next view has no images, and nothing is remembered
     before = len(images.asked)
-    for again in (f"{url}?show=html", url, f"{dev.http}/", f"{url}?show=html"):
+    for again in (f"{url}?show=html", url, f"{dev.url}/", f"{url}?show=html"):
         browser.open(again)
     browser.wait_for("#load-images")
     assert len(images.asked) == before
@@ -162,19 +161,19 @@ ALLOWED: dict[str, set[str]] = {
 
 @pytest.mark.parametrize("name", [*sorted(ALLOWED), *sampled(sorted({*HOSTILE} - {*ALLOWED}))])
 def test_each_hostile_document_loads_only_what_the_rule_allows(
-    browser: Browser, dev: RunningDev, name: str
+    browser: Browser, dev: DevProcess, name: str
 ) -> None:
     key = sent(dev, f"<img src=http://asked.evil.test/>{HOSTILE[name]}")
-    browser.open(f"{dev.http}/messages/{key}?show=html")
-    assert browser.requests_elsewhere(dev.http) == []
+    browser.open(f"{dev.url}/messages/{key}?show=html")
+    assert browser.requests_elsewhere(dev.url) == []
     browser.click("#load-images")
     browser.wait_for("#images-loaded")
     allowed = {"http://asked.evil.test/", *ALLOWED.get(name, ())}
     until(
         "the images are requested",
-        lambda: allowed <= set(browser.requests_elsewhere(dev.http)),
+        lambda: allowed <= set(browser.requests_elsewhere(dev.url)),
     )
-    asked = browser.requests_elsewhere(dev.http)
+    asked = browser.requests_elsewhere(dev.url)
     assert {one for one in asked if urlsplit(one).path} == allowed
     # names that are looked up, too
     assert {urlsplit(one).netloc for one in asked} == {urlsplit(one).netloc for one in allowed}
@@ -182,32 +181,32 @@ def test_each_hostile_document_loads_only_what_the_rule_allows(
 
 
 def test_a_redirect_to_the_relay_changes_nothing(
-    browser: Browser, dev: RunningDev, images: ImageHost
+    browser: Browser, dev: DevProcess, images: ImageHost
 ) -> None:
     """A host may redirect to the relay, which refuses a request of a foreign page."""
     target = sent(dev, "<p>target</p>", "Target")
-    key = sent(dev, f'<img src="{images.origin}/to?{dev.http}/messages/{target}">', "Redirects")
+    key = sent(dev, f'<img src="{images.origin}/to?{dev.url}/messages/{target}">', "Redirects")
 
     def unread() -> bool:
         headers = {"Authorization": f"Bearer {dev.ready['token']}"}
-        listed = httpx.get(f"{dev.http}/v1.0/users/{TO}/messages", headers=headers, trust_env=False)
+        listed = httpx.get(f"{dev.url}/v1.0/users/{TO}/messages", headers=headers, trust_env=False)
         return next(
             not one["isRead"] for one in listed.json()["value"] if one["subject"] == "Target"
         )
 
     assert unread()
-    browser.open(f"{dev.http}/messages/{key}?show=html")
+    browser.open(f"{dev.url}/messages/{key}?show=html")
     browser.click("#load-images")
     browser.wait_for("#images-loaded")
     until("the host was asked", lambda: bool(images.asked))
-    browser.requests_elsewhere(dev.http)  # the network log is complete up to here
+    browser.requests_elsewhere(dev.url)  # the network log is complete up to here
     assert unread()
 
 
-def test_only_the_button_of_the_page_asks_for_images(dev: RunningDev) -> None:
+def test_only_the_button_of_the_page_asks_for_images(dev: DevProcess) -> None:
     """No link of another site can make a browser load them."""
     first, second = (sent(dev, "<img src=http://a.evil.test/1>", name) for name in ("One", "Two"))
-    with httpx.Client(base_url=dev.http, trust_env=False) as http:
+    with httpx.Client(base_url=dev.url, trust_env=False) as http:
         page = http.get(f"/messages/{first}?show=html").text
         proof = page.partition('name="images" value="')[2].partition('"')[0]
         assert len(proof) == 64

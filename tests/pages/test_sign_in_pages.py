@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.running_dev import RunningDev, relay_dev
+from tests.support.dev_process import DevProcess
 
 AUTHORIZE = "/contoso/oauth2/v2.0/authorize"
 PAGE = "/contoso/oauth2/deviceauth"
@@ -74,23 +74,21 @@ def program() -> Iterator[Program]:
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo", "--token", TOKEN) as running:
-        yield running
+def guarded(dev_module) -> DevProcess:
+    return dev_module("--no-demo", "--token", TOKEN)
 
 
-def url(dev: RunningDev, port: int = 1, host: str = "127.0.0.1", **changed: str) -> str:
+def url(dev: DevProcess, port: int = 1, host: str = "127.0.0.1", **changed: str) -> str:
     given = {
         "client_id": "app", "response_type": "code", "state": "s", "scope": "openid",
         "redirect_uri": f"http://localhost:{port}/back", **changed,
     }  # fmt: skip
-    return f"http://{host}:{dev.http.rpartition(':')[2]}{AUTHORIZE}?{urlencode(given)}"
+    return f"http://{host}:{dev.url.rpartition(':')[2]}{AUTHORIZE}?{urlencode(given)}"
 
 
 def get(address: str, **headers: str) -> httpx.Response:
@@ -100,7 +98,7 @@ def get(address: str, **headers: str) -> httpx.Response:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_page_of_another_site_may_lead_there_and_do_nothing_else(
-    dev: RunningDev, site: str
+    dev: DevProcess, site: str
 ) -> None:
     answer = get(url(dev), **NAVIGATION, **{"sec-fetch-site": site})
     assert answer.status_code == 200
@@ -113,23 +111,23 @@ def test_a_page_of_another_site_may_lead_there_and_do_nothing_else(
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:3000", "null"])
-def test_the_form_of_another_site_approves_nothing(dev: RunningDev, origin: str) -> None:
+def test_the_form_of_another_site_approves_nothing(dev: DevProcess, origin: str) -> None:
     fields = {"origin": origin, "sec-fetch-site": "cross-site"}
     form = {"approve": "yes"}
     answer = httpx.post(url(dev), data=form, headers=fields, trust_env=False)
     assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
-    answer = httpx.post(f"{dev.http}{PAGE}", data=form, headers=fields, trust_env=False)
+    answer = httpx.post(f"{dev.url}{PAGE}", data=form, headers=fields, trust_env=False)
     assert answer.status_code == 403
 
 
-def test_a_program_is_not_asked(dev: RunningDev) -> None:
+def test_a_program_is_not_asked(dev: DevProcess) -> None:
     assert get(url(dev)).headers["location"].startswith("http://localhost:1/back?code=")
-    assert get(f"{dev.http}/common/userrealm/a@b.test").json()["account_type"] == "Managed"
+    assert get(f"{dev.url}/common/userrealm/a@b.test").json()["account_type"] == "Managed"
 
 
 def test_a_person_who_opens_the_url_is_led_back(
-    dev: RunningDev, program: Program, browser: Browser
+    dev: DevProcess, program: Program, browser: Browser
 ) -> None:
     for mode in ("query", "form_post"):
         browser.open(url(dev, program.port, "localhost", response_mode=mode))
@@ -142,7 +140,7 @@ def test_a_person_who_opens_the_url_is_led_back(
 
 @pytest.mark.parametrize("mode", ["query", "form_post"])
 def test_a_person_approves_what_another_site_began(
-    dev: RunningDev, program: Program, browser: Browser, mode: str
+    dev: DevProcess, program: Program, browser: Browser, mode: str
 ) -> None:
     there = url(dev, program.port, "localhost", response_mode=mode)
     program.start = f"<a href='{there.replace('&', '&amp;')}'>Sign in</a>"
@@ -156,7 +154,7 @@ def test_a_person_approves_what_another_site_began(
     assert program.code()["code"]
 
 
-def test_the_page_is_in_no_frame(dev: RunningDev, program: Program, browser: Browser) -> None:
+def test_the_page_is_in_no_frame(dev: DevProcess, program: Program, browser: Browser) -> None:
     there = url(dev, program.port, "localhost").replace("&", "&amp;")
     program.start = f"<iframe src='{there}'></iframe>"
     browser.open(f"http://127.0.0.1:{program.port}/")
@@ -167,7 +165,7 @@ def test_the_page_is_in_no_frame(dev: RunningDev, program: Program, browser: Bro
 
 
 def test_with_a_token_a_person_gives_it(
-    guarded: RunningDev, program: Program, browser: Browser
+    guarded: DevProcess, program: Program, browser: Browser
 ) -> None:
     browser.open(url(guarded, program.port, "localhost", login_hint="carol"))
     for token, then in (("wrong", "This is not the token"), (TOKEN, "Back")):

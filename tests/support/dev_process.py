@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -145,12 +145,3 @@ def run_dev(folder: Path, *words: str, **variables: str) -> "subprocess.Complete
     """Run `relay dev` in a folder; it is expected to end by itself."""
     variables = relay_starts.environment(folder) | {"TMPDIR": str(folder)} | variables
     return relay_starts.run([*relay_starts.RELAY, "dev", *PORTS, *words], cwd=folder, env=variables)
-
-
-def running_dev(*options: str) -> Iterator[DevProcess]:
-    """Yield a relay without demonstration, for a fixture; close it after its tests."""
-    made = DevProcess("--no-demo", *options)
-    try:
-        yield made.start()
-    finally:
-        made.close()

@@ -4,7 +4,7 @@ A jump is there for the process within a second. The test is skipped where libfa
 installed.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,3 @@ class WallClock:
         part.write_text(f"{ahead.total_seconds():+.0f}\n")
         part.replace(self._file)
         self.ahead = ahead
-
-    def is_now(self, reported: datetime) -> bool:
-        """Whether that is the time on it, within half an hour."""
-        return abs(reported - datetime.now(UTC) - self.ahead) < timedelta(minutes=30)

@@ -12,15 +12,13 @@ import pytest
 
 from relay.testing import Relay
 from tests.support.relay_process import until
-from tests.support.running_dev import relay_dev
 
 ALICE, BOB, JOE = "alice@example.test", "bob@example.test", "joe@slow.test"
 
 
 @pytest.fixture(scope="module")
-def shared():
-    with Relay() as relay:
-        yield relay
+def shared(kit_module):
+    return kit_module()
 
 
 @pytest.fixture
@@ -226,18 +224,18 @@ def test_captured_mail_cannot_leave_and_the_page_says_why(relay):
     assert "--release-to" in page.text
 
 
-def test_captured_mail_is_released_where_it_may_leave():
+def test_captured_mail_is_released_where_it_may_leave(dev):
     options = ("--release-to", "smtp://192.0.2.1:25", "--release-allow", "*@elsewhere.example")
-    with relay_dev("--no-demo", *options) as dev:
-        dev.send(ALICE, "joe@elsewhere.example", "Kept")
+    dev = dev("--no-demo", *options)
+    dev.send(ALICE, "joe@elsewhere.example", "Kept")
 
-        def page() -> Page | None:
-            shown = Page(httpx.get(f"{dev.http}/messages/last"))
-            return shown if "Release…" in shown.links else None
+    def page() -> Page | None:
+        shown = Page(httpx.get(f"{dev.url}/messages/last"))
+        return shown if "Release…" in shown.links else None
 
-        released = until("it is captured", page)
-        confirmation = Page(httpx.get(released.follow("Release…")))
-        assert "Dry run: this would release 1 of 1 entry." in confirmation.text
+    released = until("it is captured", page)
+    confirmation = Page(httpx.get(released.follow("Release…")))
+    assert "Dry run: this would release 1 of 1 entry." in confirmation.text
 
 
 def test_the_clock_advances_to_the_next_attempt(relay, deferred):
@@ -568,15 +566,15 @@ def form(page: Page) -> dict[str, str]:
     }
 
 
-def test_captured_mail_says_when_it_is_removed_and_not_that_it_is_never_sent():
-    with Relay() as relay:  # whose clock was not advanced
-        message = relay.send(ALICE, "x@elsewhere.example", "Kept", "text")
-        relay.settle()
-        page = get(relay, f"messages/{message.journey['id']}")
-        removed = f"{relay.clock.now + timedelta(days=7):%Y-%m-%d}"
-        for told in ("It is removed", "Captured: it is kept here; removed"):
-            assert re.search(rf"{told} {removed} \d\d:\d\d UTC \.", page.text), told
-        assert "never sent" not in httpx.get(page.url).text
+def test_captured_mail_says_when_it_is_removed_and_not_that_it_is_never_sent(kit):
+    relay = kit()
+    message = relay.send(ALICE, "x@elsewhere.example", "Kept", "text")
+    relay.settle()
+    page = get(relay, f"messages/{message.journey['id']}")
+    removed = f"{relay.clock.now + timedelta(days=7):%Y-%m-%d}"
+    for told in ("It is removed", "Captured: it is kept here; removed"):
+        assert re.search(rf"{told} {removed} \d\d:\d\d UTC \.", page.text), told
+    assert "never sent" not in httpx.get(page.url).text
 
 
 def people_of(relay: Relay, name: str) -> dict[str, str]:

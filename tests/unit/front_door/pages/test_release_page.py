@@ -1,27 +1,25 @@
 """The pages that release captured mail: to whom, and where it goes, is shown before it is done."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.dev_process import DevProcess
 from tests.support.ports import free_port
 from tests.support.relay_process import until
-from tests.support.running_dev import RunningDev, relay_dev
 from tests.unit.front_door.pages.conftest import plain
 
 HOST = f"smtp://127.0.0.1:{free_port()}"  # nobody listens: what was released is deferred
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[RunningDev]:
-    with relay_dev("--no-demo", "--release-to", HOST, "--release-allow", "*@mine.test") as running:
-        yield running
+def dev(dev_module) -> DevProcess:
+    return dev_module("--no-demo", "--release-to", HOST, "--release-allow", "*@mine.test")
 
 
-def captured(dev: RunningDev, recipient: str) -> str:
+def captured(dev: DevProcess, recipient: str) -> str:
     dev.send("alice@example.test", recipient, "Kept")
 
     def found() -> str:
@@ -35,7 +33,7 @@ def captured(dev: RunningDev, recipient: str) -> str:
 class Visit:
     """A browser without scripts on one message."""
 
-    def __init__(self, dev: RunningDev, key: str) -> None:
+    def __init__(self, dev: DevProcess, key: str) -> None:
         self.dev, self.key = dev, key
 
     def get(self, path: str) -> str:
@@ -50,14 +48,14 @@ class Visit:
         return self.request("POST", f"/messages/{self.key}/release", data=data)
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        return httpx.request(method, self.dev.http + path, trust_env=False, **more)
+        return httpx.request(method, self.dev.url + path, trust_env=False, **more)
 
     def states(self) -> list[str]:
         journey = self.dev.get(f"/relay/v1/messages/{self.key}", self.dev.ready["token"]).json()
         return [one["state"] for one in journey["recipients"]]
 
 
-def test_a_copy_is_confirmed_first_and_goes_to_typed_addresses(dev: RunningDev) -> None:
+def test_a_copy_is_confirmed_first_and_goes_to_typed_addresses(dev: DevProcess) -> None:
     visit = Visit(dev, captured(dev, "ann@customer.test"))
     page = plain(visit.get(f"/messages/{visit.key}"))
     assert "Release…" in page
@@ -81,7 +79,7 @@ def test_a_copy_is_confirmed_first_and_goes_to_typed_addresses(dev: RunningDev) 
     assert len(visit.states()) == 3
 
 
-def test_own_recipients_are_named_before_their_mail_leaves(dev: RunningDev) -> None:
+def test_own_recipients_are_named_before_their_mail_leaves(dev: DevProcess) -> None:
     visit = Visit(dev, captured(dev, "joe@mine.test"))
     page = plain(visit.get(f"/queue/release?id={visit.key}&message={visit.key}"))
     assert f"It leaves this machine for {HOST}, to joe@mine.test." in page
@@ -105,7 +103,7 @@ def test_own_recipients_are_named_before_their_mail_leaves(dev: RunningDev) -> N
     ],
 )  # fmt: skip
 def test_a_fault_is_shown_with_what_was_typed(
-    dev: RunningDev, to: str, status: int, fault: str
+    dev: DevProcess, to: str, status: int, fault: str
 ) -> None:
     visit = Visit(dev, captured(dev, "ann@customer.test"))
     for confirmed in ({}, {"confirmed": "true"}):
@@ -116,7 +114,7 @@ def test_a_fault_is_shown_with_what_was_typed(
     assert visit.states() == ["captured"]
 
 
-def test_a_release_needs_the_token_of_its_form(dev: RunningDev) -> None:
+def test_a_release_needs_the_token_of_its_form(dev: DevProcess) -> None:
     visit = Visit(dev, captured(dev, "ann@customer.test"))
     path = f"/messages/{visit.key}/release"
     fields = {"to": "me@office.test", "confirmed": "true"}
