@@ -22,9 +22,8 @@ COMMANDS = ("EHLO c.test", "MAIL FROM:<alice@example.test>", "RCPT TO:<bob@examp
 
 
 @pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    with RelayProcess(config={"smtp_gate": "on"}) as made:
-        yield made
+def relay(serve) -> RelayProcess:
+    return serve(config={"smtp_gate": "on"})
 
 
 @contextmanager

@@ -94,13 +94,14 @@ class Load:
 
 
 @pytest.mark.parametrize(("when_down", "reply"), [("defer", LATER), ("accept", "250")])
-def test_nothing_is_lost(tmp_path: Path, when_down: str, reply: str) -> None:
+def test_nothing_is_lost(tmp_path: Path, when_down: str, reply: str, serve) -> None:
     path = tmp_path / "milter"
     milter = {
         "name": "scripted", "address": f"unix:{path}", "role": ["relay", "local"],
         "when_down": when_down,
     }  # fmt: skip
-    with RelayProcess(config={"milter": [milter]}) as relay, contextlib.ExitStack() as stack:
+    relay = serve(config={"milter": [milter]})
+    with contextlib.ExitStack() as stack:
         process = start_milter(path, stack)
         load = Load(relay)
 

@@ -14,7 +14,7 @@ import pytest
 
 from relay.base.crashpoints import CrashPoint
 from tests.crash.conftest import make_too_old_to_send
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 from tests.support.remote_mx import EXTENSIONS, PassesFirst, RemoteMx
 from tests.support.remotes import Remotes
 from tests.support.reports import report_about, reports_of
@@ -40,57 +40,56 @@ def host_of_two(remotes: Remotes, gate: asyncio.Event) -> RemoteMx:
 
 
 @pytest.mark.parametrize("then", ["delivered", "cancelled"])
-def test_a_kill_between_two_transactions_leaves_one_report(remotes: Remotes, then: str) -> None:
+def test_a_kill_between_two_transactions_leaves_one_report(
+    remotes: Remotes, then: str, serve
+) -> None:
     gate = PassesFirst()
     remote = host_of_two(remotes, gate)
-    with remotes.relay() as relay:
-        queue_id = relay.submit(ALICE, [*FIRST, LAST], rcpt_options=["NOTIFY=SUCCESS"])
-        relayed = dict.fromkeys(FIRST, "relayed")
-        until("two are recorded", lambda: relay.states(queue_id) == relayed | {LAST: "queued"})
-        assert reports_of(relay) == []
-        relay.kill()
-        if then == "cancelled":
-            entries = relay.cli_json("queue", "cancel", "--all")
-            assert [one["result"] for one in entries] == ["done"]
-        remotes.open_gate(gate)
-        relay.start()
-        relay.until_final(queue_id)
-        report = report_about(relay, "x@a.test")
-        until("nothing is left", lambda: not relay.queue())
-        named = FIRST if then == "cancelled" else [*FIRST, LAST]
-        assert list(report.recipients) == named
-        assert {one["action"] for one in report.recipients.values()} == {"relayed"}
-        assert len(reports_of(relay)) == 1
-        assert relay.states(queue_id) == relayed | {LAST: "relayed" if LAST in named else then}
-        assert [one.addresses for one in remote.envelopes] == [FIRST, [LAST]][: len(named) - 1]
-        assert relay.metric("relay_queue_unaccounted") == 0
-        assert relay.faults() == []
+    relay = serve(remotes)
+    queue_id = relay.submit(ALICE, [*FIRST, LAST], rcpt_options=["NOTIFY=SUCCESS"])
+    relayed = dict.fromkeys(FIRST, "relayed")
+    until("two are recorded", lambda: relay.states(queue_id) == relayed | {LAST: "queued"})
+    assert reports_of(relay) == []
+    relay.kill()
+    if then == "cancelled":
+        entries = relay.cli_json("queue", "cancel", "--all")
+        assert [one["result"] for one in entries] == ["done"]
+    remotes.open_gate(gate)
+    relay.start()
+    relay.until_final(queue_id)
+    report = report_about(relay, "x@a.test")
+    until("nothing is left", lambda: not relay.queue())
+    named = FIRST if then == "cancelled" else [*FIRST, LAST]
+    assert list(report.recipients) == named
+    assert {one["action"] for one in report.recipients.values()} == {"relayed"}
+    assert len(reports_of(relay)) == 1
+    assert relay.states(queue_id) == relayed | {LAST: "relayed" if LAST in named else then}
+    assert [one.addresses for one in remote.envelopes] == [FIRST, [LAST]][: len(named) - 1]
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
 
 
 POINTS = (CrashPoint.SPOOL_BEFORE_COMMIT, CrashPoint.SPOOL_COMMITTED, CrashPoint.REPORT_WRITTEN)
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_leaves_the_copy_of_a_report_in_an_inbox(point: CrashPoint) -> None:
+def test_a_kill_leaves_the_copy_of_a_report_in_an_inbox(point: CrashPoint, serve) -> None:
     """The report on what pickup could not submit is not committed by the spool; its copy is."""
     copies = {"reports": {"copy_to": "bob@example.test", "copy_kinds": ["unknown"]}}
-    relay = RelayProcess(config=copies)
-    try:
-        relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
-        with suppress(OSError, HTTPException):
-            relay.send_mail(to=["x@a.test"])
-        assert relay.wait_end() == -SIGKILL
-        make_too_old_to_send(relay)
-        relay.start(crash_at=point, wait=False)
-        assert relay.wait_end() == -SIGKILL
-        relay.start()
-        report, copy = (report_about(relay, "x@a.test", person=one) for one in PEOPLE)
-        assert copy.message["to"] == "bob@example.test"
-        assert copy.about == report.about
-        until("no submission is pending", lambda: not relay.pending_submissions())
-        until("nothing is left", lambda: not relay.queue())
-        assert [len(reports_of(relay, one)) for one in PEOPLE] == [1, 1]
-        assert relay.metric("relay_queue_unaccounted") == 0
-        assert relay.faults() == []
-    finally:
-        relay.close()
+    relay = serve(config=copies, start=False)
+    relay.start(crash_at=CrashPoint.REQUEST_ANSWERED)
+    with suppress(OSError, HTTPException):
+        relay.send_mail(to=["x@a.test"])
+    assert relay.wait_end() == -SIGKILL
+    make_too_old_to_send(relay)
+    relay.start(crash_at=point, wait=False)
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    report, copy = (report_about(relay, "x@a.test", person=one) for one in PEOPLE)
+    assert copy.message["to"] == "bob@example.test"
+    assert copy.about == report.about
+    until("no submission is pending", lambda: not relay.pending_submissions())
+    until("nothing is left", lambda: not relay.queue())
+    assert [len(reports_of(relay, one)) for one in PEOPLE] == [1, 1]
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []

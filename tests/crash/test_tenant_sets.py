@@ -12,7 +12,6 @@ from relay.base.settings.tree import Tenant
 from relay.operation.app.tenant_sets import LastGoodSets, TenantSet
 from relay.transport.policy.rule_files import read_rules
 from tests.support.forgetful import ForgetfulDisk, KilledError
-from tests.support.relay_process import RelayProcess
 
 pytestmark = pytest.mark.crash
 
@@ -85,28 +84,28 @@ def test_there_is_always_the_old_or_the_new_set(tmp_path: Path, killed_at: int) 
     assert (found == {"acme/new"}) is (killed_at not in range(5))  # the directory is synced fifth
 
 
-def test_a_kill_between_keeping_and_using_a_set(tmp_path: Path) -> None:
-    with RelayProcess() as relay:
-        home = relay.folder / "policies/acme"
-        (home / "groups").mkdir(parents=True)
-        (home / "groups/g.txt").write_text("a@example.test\n")
-        (home / "10.toml").write_text(RULE.format("old"))
-        old = read_rules(home).digest
-        tenant = {"name": "acme", "domains": ["example.test"]}
-        relay.write_config({**relay.config, "tenant": [tenant]})
-        relay.restart()
-        relay.restart(crash_at=CrashPoint.TENANT_SET_KEPT)
-        (home / "10.toml").write_text(RULE.format("new"))
-        new = read_rules(home).digest
-        assert relay.cli("reload").returncode != 0
-        assert relay.wait_end() == -SIGKILL
-        kept = relay.folder / "state/policies/acme"
-        assert {one.name for one in kept.iterdir()} == {old, new}
-        (home / "10.toml").write_text("[[rule")
-        relay.start()
-        assert relay.request("GET", "/readyz").body.startswith(b"ready; old rules are in force")
-        [told] = [one for one in relay.log.splitlines() if "in_force" in one]
-        assert any(f"the last good ones, {one}" in told for one in (old, new))
-        (home / "10.toml").write_text(RULE.format("new"))
-        relay.restart()
-        assert [one.name for one in kept.iterdir()] == [new]
+def test_a_kill_between_keeping_and_using_a_set(tmp_path: Path, serve) -> None:
+    relay = serve()
+    home = relay.folder / "policies/acme"
+    (home / "groups").mkdir(parents=True)
+    (home / "groups/g.txt").write_text("a@example.test\n")
+    (home / "10.toml").write_text(RULE.format("old"))
+    old = read_rules(home).digest
+    tenant = {"name": "acme", "domains": ["example.test"]}
+    relay.write_config({**relay.config, "tenant": [tenant]})
+    relay.restart()
+    relay.restart(crash_at=CrashPoint.TENANT_SET_KEPT)
+    (home / "10.toml").write_text(RULE.format("new"))
+    new = read_rules(home).digest
+    assert relay.cli("reload").returncode != 0
+    assert relay.wait_end() == -SIGKILL
+    kept = relay.folder / "state/policies/acme"
+    assert {one.name for one in kept.iterdir()} == {old, new}
+    (home / "10.toml").write_text("[[rule")
+    relay.start()
+    assert relay.request("GET", "/readyz").body.startswith(b"ready; old rules are in force")
+    [told] = [one for one in relay.log.splitlines() if "in_force" in one]
+    assert any(f"the last good ones, {one}" in told for one in (old, new))
+    (home / "10.toml").write_text(RULE.format("new"))
+    relay.restart()
+    assert [one.name for one in kept.iterdir()] == [new]

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
 from tests.support.dev_process import DevProcess
+from tests.support.graph_client import Answer
 from tests.support.ports import free_port
+from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
+from tests.support.tables import each_row
 
 
 class OtherServer:
@@ -51,21 +53,15 @@ def closed(dev_module) -> DevProcess:
     return dev_module("--no-demo")
 
 
-def post(running: DevProcess, path: str, token: str = "", **more: Any) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {token or running.ready['token']}"}
-    return httpx.post(running.url + path, headers=headers, trust_env=False, **more)
+def released(running: DevProcess, key: str, to: Any = None, token: str = OPERATOR) -> Answer:
+    body = None if to is None else {"to": to}
+    return running.graph("POST", f"/relay/v1/messages/{key}/release", body, token=token)
 
 
 def captured(running: DevProcess, subject: str, *, domain: str = "elsewhere.test") -> str:
     """Send a message that is captured; return its id."""
-    running.send("app@example.test", f"{subject}@{domain}", subject)
-
-    def found() -> str:
-        path = f"/relay/v1/messages?subject={subject}&state=captured"
-        messages = running.get(path, running.ready["token"]).json()["messages"]
-        return messages[0]["id"] if messages else ""
-
-    return until("it is captured", found)
+    content = f"Subject: {subject}\r\n\r\nx\r\n".encode()
+    return running.send_captured(f"{subject}@{domain}", content)
 
 
 def states(running: DevProcess, key: str) -> list[str]:
@@ -74,15 +70,15 @@ def states(running: DevProcess, key: str) -> list[str]:
 
 def test_a_release_sends_a_message_to_the_host(relay: DevProcess, other: OtherServer) -> None:
     key, kept = captured(relay, "first"), captured(relay, "kept")
-    answer = post(relay, f"/relay/v1/messages/{key}/release", "alice")
-    assert (answer.status_code, answer.json()["done"]) == (200, 1)
+    answer = released(relay, key, token="alice")
+    assert (answer.status, answer.json()["done"]) == (200, 1)
     until("it is relayed", lambda: states(relay, key) == ["relayed"])
     sender, recipients, content = other.received[-1]
     assert (sender, recipients) == ("app@example.test", ["first@elsewhere.test"])
     assert b"\r\nSubject: first\r\n" in content
     assert states(relay, kept) == ["captured"]
-    assert post(relay, f"/relay/v1/messages/{key}/release").json()["matched"] == 0
-    assert post(relay, "/relay/v1/messages/unknown/release").status_code == 404
+    assert released(relay, key).json()["matched"] == 0
+    assert released(relay, "unknown").status == 404
 
 
 def test_the_command_releases_it_too(relay: DevProcess, other: OtherServer) -> None:
@@ -117,9 +113,9 @@ def test_nothing_goes_elsewhere(relay: DevProcess, closed: DevProcess, other: Ot
 
 def test_without_the_option_a_release_says_how(closed: DevProcess) -> None:
     key = captured(closed, "how")
-    answer = post(closed, f"/relay/v1/messages/{key}/release")
-    assert answer.status_code == 403
-    assert "relay dev --release-to smtp://HOST:PORT" in answer.json()["error"]["message"]
+    answer = released(closed, key)
+    assert answer.status == 403
+    assert "relay dev --release-to smtp://HOST:PORT" in answer.message
     done = closed.cli("queue", "release", key)
     assert "--release-to smtp://HOST:PORT" in done.stdout
     assert states(closed, key) == ["captured"]
@@ -136,8 +132,8 @@ def test_a_copy_goes_to_the_addresses_that_were_named(
 ) -> None:
     key = captured(relay, "copy", domain="closed.test")
     to = ["Me@Office.Test", "you@office.test", "you@office.test"]
-    answer = post(relay, f"/relay/v1/messages/{key}/release", json={"to": to})
-    assert (answer.status_code, answer.json()["done"]) == (200, 1)
+    answer = released(relay, key, to)
+    assert (answer.status, answer.json()["done"]) == (200, 1)
     until("it is relayed", lambda: states(relay, key) == ["captured", "relayed", "relayed"])
     sender, recipients, content = other.received[-1]
     assert (sender, recipients) == ("app@example.test", ["Me@office.test", "you@office.test"])
@@ -150,7 +146,7 @@ def test_a_copy_goes_to_the_addresses_that_were_named(
     shown = relay.cli("trace", key).stdout
     assert "a copy for Me@office.test, you@office.test" in shown
     # another copy, of a message that was released before
-    again = post(relay, f"/relay/v1/messages/{key}/release", json={"to": ["third@office.test"]})
+    again = released(relay, key, ["third@office.test"])
     assert again.json()["done"] == 1
     until("it is relayed", lambda: states(relay, key) == ["captured", *["relayed"] * 3])
 
@@ -158,14 +154,14 @@ def test_a_copy_goes_to_the_addresses_that_were_named(
 def test_own_recipients_need_a_release_allow(relay: DevProcess, other: OtherServer) -> None:
     before = len(other.received)
     key = captured(relay, "own", domain="closed.test")
-    answer = post(relay, f"/relay/v1/messages/{key}/release")
-    assert answer.status_code == 403
-    text = answer.json()["error"]["message"]
+    answer = released(relay, key)
+    assert answer.status == 403
+    text = answer.message
     assert "No --release-allow matches own@closed.test" in text
     # nor by its name
     for to in (["Own@Closed.Test"], ["me@office.test", "own@closed.test"]):
-        named = post(relay, f"/relay/v1/messages/{key}/release", json={"to": to})
-        assert (named.status_code, named.json()["error"]["message"]) == (403, text)
+        named = released(relay, key, to)
+        assert (named.status, named.message) == (403, text)
     assert f"--release-to smtp://{other.address} --release-allow GLOB" in text
     done = relay.cli("queue", "release", key)
     assert "no --release-allow matches its recipients" in done.stdout
@@ -178,18 +174,10 @@ def test_own_recipients_need_a_release_allow(relay: DevProcess, other: OtherServ
 def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
     relay: DevProcess, other: OtherServer
 ) -> None:
-    content = b"Subject: both\r\n\r\n.\r\n"
     recipients = ["a@elsewhere.test", "b@closed.test"]
-    with relay.smtp() as client:
-        client.sendmail("app@example.test", recipients, content)
-
-    def key() -> str:
-        path = "/relay/v1/messages?subject=both&state=captured"
-        found = relay.get(path, relay.ready["token"]).json()["messages"]
-        return found[0]["id"] if found else ""
-
-    found = until("it is captured", key)
-    assert post(relay, f"/relay/v1/messages/{found}/release").status_code == 403
+    found = relay.submit("app@example.test", recipients)
+    relay.until_state(found, "captured")
+    assert released(relay, found).status == 403
     assert states(relay, found) == ["captured", "captured"]
     # the command takes recipients one by one
     done = relay.cli("queue", "release", found)
@@ -198,50 +186,40 @@ def test_a_message_is_released_to_all_of_its_recipients_or_to_none(
     assert other.received[-1][1] == ["a@elsewhere.test"]
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "text"),
+@each_row(
+    "to, text",
     [
-        ({"to": []}, 400, "to: found 0 addresses, expected 1 to 100."),
-        ({"to": [f"u{number}@office.test" for number in range(1000)]}, 400, "to: found 1,000 addresses, expected 1 to 100."),
-        ({"to": ["me@office.test", "Ann Smith"]}, 400, "to: found 'Ann Smith': expected local-part@domain"),
-        ({"to": ["me@office.test\r\nRCPT TO:<x@y.test>"]}, 400, "to: found 'me@office.test\\r\\n"),
-        ({"to": ["me@"]}, 400, "to: found 'me@': the domain after the @ is missing."),
-        ({"to": ["ü@office.test"]}, 400, "is not ASCII and needs SMTPUTF8"),
-        ({"to": "me@office.test"}, 400, "The body: Expected `array | null`"),
-        ({"To": ["me@office.test"]}, 400, "The body: Object contains unknown field `To`"),
+        ([], "to: found 0 addresses, expected 1 to 100."),
+        ([f"u{number}@office.test" for number in range(1000)], "to: found 1,000 addresses, expected 1 to 100."),
+        (["me@office.test", "Ann Smith"], "to: found 'Ann Smith': expected local-part@domain"),
+        (["me@office.test\r\nRCPT TO:<x@y.test>"], "to: found 'me@office.test\\r\\n"),
+        (["me@"], "to: found 'me@': the domain after the @ is missing."),
+        (["ü@office.test"], "is not ASCII and needs SMTPUTF8"),
+        ("me@office.test", "The body: Expected `array | null`"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_addresses_is_refused(
-    relay: DevProcess, other: OtherServer, body: Any, status: int, text: str
+    relay: DevProcess, other: OtherServer, to: Any, text: str
 ) -> None:
     key, before = captured(relay, "bad", domain="closed.test"), len(other.received)
-    answer = post(relay, f"/relay/v1/messages/{key}/release", json=body)
-    assert answer.status_code == status
-    assert text in answer.json()["error"]["message"]
+    answer = released(relay, key, to)
+    assert (answer.status, text in answer.message) == (400, True), answer.body
     assert states(relay, key) == ["captured"]
     assert len(other.received) == before
 
 
 def test_only_captured_mail_is_released_as_a_copy(relay: DevProcess, closed: DevProcess) -> None:
-    relay.send("app@example.test", "bob@example.test", "local")
-
-    def key() -> str:
-        path = "/relay/v1/messages?subject=local&state=delivered"
-        found = relay.get(path, relay.ready["token"]).json()["messages"]
-        return found[0]["id"] if found else ""
-
-    to = {"to": ["me@office.test"]}
-    answer = post(relay, f"/relay/v1/messages/{until('it is delivered', key)}/release", json=to)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (
-        409, "ErrorIrresolvableConflict",
-    )  # fmt: skip
-    assert "Nothing of this message is captured" in answer.json()["error"]["message"]
+    local = relay.submit("app@example.test", ["bob@example.test"])
+    relay.until_final(local)
+    to = ["me@office.test"]
+    answer = released(relay, local, to)
+    assert (answer.status, answer.code) == (409, "ErrorIrresolvableConflict")
+    assert "Nothing of this message is captured" in answer.message
     key_of_closed = captured(closed, "copy")
-    answer = post(closed, f"/relay/v1/messages/{key_of_closed}/release", json=to)
-    assert answer.status_code == 403
-    assert "relay dev --release-to smtp://HOST:PORT" in answer.json()["error"]["message"]
-    path = f"/relay/v1/messages/{key_of_closed}/release"
-    assert post(closed, path, "alice", json=to).status_code == 403
+    answer = released(closed, key_of_closed, to)
+    assert answer.status == 403
+    assert "relay dev --release-to smtp://HOST:PORT" in answer.message
+    assert released(closed, key_of_closed, to, token="alice").status == 403
 
 
 def test_a_rule_sends_nothing_elsewhere(other: OtherServer, tmp_path: Path, dev) -> None:

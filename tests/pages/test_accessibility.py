@@ -8,11 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.testing import Relay
 from tests.support.browser import AXE, Browser
 from tests.support.long_tests import sampled
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess
 from tests.support.reverse_proxy import reverse_proxy
 from tests.support.sample_mail import Samples, relay_with_samples
 
@@ -121,42 +119,42 @@ def test_the_answer_and_the_content_of_a_deferred_message_come_first(
     assert errors_of(browser) == []
 
 
-def test_what_hosts_claim_fits_a_narrow_window(browser: Browser):
+def test_what_hosts_claim_fits_a_narrow_window(browser: Browser, kit):
     people = ["bob+later550@example.org", f"{'x' * 50}+later550@{'y' * 60}.example"]
-    with Relay() as relay:
-        message = relay.send("alice@example.test", people, "Late", "text")
-        relay.settle()
-        relay.clock.advance(seconds=30)  # until their hosts report
-        relay.settle()
-        for width, scheme in ((320, "light"), (320, "dark"), (800, "light")):
-            browser.set_width(width)
-            browser.emulate_scheme(scheme)
-            browser.open(f"{relay.http_url}/messages/{message.journey['id']}")
-            claims = "document.body.innerText.split('claims that it was not delivered').length"
-            assert browser.evaluate(claims) - 1 == 4  # the answer and step 7, of both
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-            assert axe(browser) == []
-        assert errors_of(browser) == []
+    relay = kit()
+    message = relay.send("alice@example.test", people, "Late", "text")
+    relay.settle()
+    relay.clock.advance(seconds=30)  # until their hosts report
+    relay.settle()
+    for width, scheme in ((320, "light"), (320, "dark"), (800, "light")):
+        browser.set_width(width)
+        browser.emulate_scheme(scheme)
+        browser.open(f"{relay.http_url}/messages/{message.journey['id']}")
+        claims = "document.body.innerText.split('claims that it was not delivered').length"
+        assert browser.evaluate(claims) - 1 == 4  # the answer and step 7, of both
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe(browser) == []
+    assert errors_of(browser) == []
 
 
-def test_checks_fit_a_narrow_window(browser: Browser):
+def test_checks_fit_a_narrow_window(browser: Browser, kit):
     html = (
         "<style>@media (prefers-color-scheme:dark) { p { display:flex } }</style><video></video>"
         f"<p>x<a href='http://localhost/{'x' * 300}'>{'y' * 200}</a><a href='{{{{url}}}}'></a>"
     )
-    with Relay() as relay:
-        message = relay.send("alice@example.test", "bob@example.test", "Checks", html=html)
-        for width, scheme in ((320, "light"), (320, "dark"), (1280, "light")):
-            browser.set_width(width)
-            browser.emulate_scheme(scheme)
-            browser.open(f"{relay.http_url}/messages/{message.journey['id']}?show=checks")
-            browser.wait_for("#checks-score", "is the mean support")
-            browser.evaluate(
-                "document.querySelectorAll('#content details').forEach(d => d.open = true)"
-            )
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-            assert axe(browser) == []
-        assert errors_of(browser) == []
+    relay = kit()
+    message = relay.send("alice@example.test", "bob@example.test", "Checks", html=html)
+    for width, scheme in ((320, "light"), (320, "dark"), (1280, "light")):
+        browser.set_width(width)
+        browser.emulate_scheme(scheme)
+        browser.open(f"{relay.http_url}/messages/{message.journey['id']}?show=checks")
+        browser.wait_for("#checks-score", "is the mean support")
+        browser.evaluate(
+            "document.querySelectorAll('#content details').forEach(d => d.open = true)"
+        )
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe(browser) == []
+    assert errors_of(browser) == []
 
 
 def test_axe_is_installed():
@@ -211,11 +209,11 @@ def test_pages_work_below_a_path_of_a_proxy(browser: Browser, samples: Samples):
         assert browser.requests_elsewhere(proxy.url) == []
 
 
-def test_a_visitor_logs_in_by_keyboard(browser: Browser):
-    with RelayProcess(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}}) as relay:
-        browser.open(f"http://{relay.ready['http'][0]}/queue")
-        browser.click("[name=user]")
-        assert axe(browser) == []
-        browser.press(TAB, OPERATOR, ENTER)
-        browser.wait_for("h1", "Queue")
-        assert errors_of(browser) == []
+def test_a_visitor_logs_in_by_keyboard(browser: Browser, serve):
+    relay = serve(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}})
+    browser.open(f"http://{relay.ready['http'][0]}/queue")
+    browser.click("[name=user]")
+    assert axe(browser) == []
+    browser.press(TAB, OPERATOR, ENTER)
+    browser.wait_for("h1", "Queue")
+    assert errors_of(browser) == []

@@ -1,19 +1,16 @@
 """The login in Chromium: cookies, the Origin of forms, and what a link of another site leads to."""
 
-from collections.abc import Iterator
-
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.support.browser import AXE, Browser
-from tests.support.relay_process import RelayProcess
 
 
 @pytest.fixture(scope="module")
-def origin() -> Iterator[str]:
-    with RelayProcess(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}}) as relay:
-        yield f"http://{relay.ready['http'][0]}"
+def origin(serve_module) -> str:
+    relay = serve_module(config={"http": {"listen": ["127.0.0.1:0"], "pages": True}})
+    return f"http://{relay.ready['http'][0]}"
 
 
 def test_a_visitor_logs_in_by_keyboard_and_out_again(browser: Browser, origin: str):

@@ -1,7 +1,6 @@
 """The list of messages in a browser: it is live, and keeps focus and marks."""
 
 import smtplib
-from collections.abc import Iterator
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -15,9 +14,8 @@ MARKED = "[...document.querySelectorAll('[name=id]:checked')].map((box) => box.a
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as relay:
-        yield relay
+def running(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def in_seconds(seconds: float) -> list[dict[str, str]]:
 
 
 def test_what_is_sent_after_the_database_was_copied_is_held_and_not_lost(
-    remotes: Remotes, url_by_ports: PortsUrl, server: PostgresServer, tmp_path: Path
+    remotes: Remotes, url_by_ports: PortsUrl, server: PostgresServer, tmp_path: Path, serve
 ) -> None:
     """Its original was filed, or removed, and its local copy delivered, before the mailboxes were
     copied: its database knows nothing of it.
@@ -86,47 +86,47 @@ def test_what_is_sent_after_the_database_was_copied_is_held_and_not_lost(
     programs = tmp_path / "bin"
     wrong = {"PGHOST": "/nowhere", "PGPASSWORD": "wrong", "PGSSLMODE": "verify-full", "PGPORT": "1"}
     environment = program(programs, "pg_dump", _STAYING) | wrong
-    with remotes.relay(config=PATIENT, environment=environment) as relay:
-        relay.stop()
-        url = url_by_ports(database_of(relay.config["spool"]["url"]), server.port)
-        relay.config["spool"]["url"] = url
-        relay.write_config(relay.config)
-        relay.start()
-        relay.until_state(relay.submit("alice@example.test", ["later@a.test"]), "deferred")
-        for subject, save in (("filed", True), ("removed", False)):
-            to = ["bob@example.test", "x@a.test"]
-            at = in_seconds(4)
-            relay.send_mail(to=to, subject=subject, save=save, singleValueExtendedProperties=at)
-        both = ["filed", "removed"]
-        relay.process.send_signal(signal.SIGSTOP)  # however long the copy takes, they come later
-        with backup_that_stays(relay, tmp_path / "copy", programs):
-            relay.process.send_signal(signal.SIGCONT)
-            until("they are delivered", lambda: relay.subjects("bob") == both)
-            until("they are relayed", lambda: len(remote.received("x@a.test")) == 2)
-            until("all is recorded", lambda: not relay.scheduled_submissions())
-            until("none is ready", lambda: not relay.pending_submissions())
-            assert relay.subjects(folder="Drafts") == []
-            relay.submit("alice@example.test", ["bob@example.test"], b"Subject: new\r\n\r\n")
-        relay.kill()
-        assert PASSWORD not in (programs / "words").read_text()
-        assert f"PGPASSWORD={PASSWORD}" in (programs / "environment").read_text()
-        wipe(relay)
-        done = relay.cli_json("restore", str(tmp_path / "copy"))
-        assert done["held"] == {"entries": 1, "submissions": 2}
-        assert relay.subjects("bob") == ["new"]
-        relay.start()
-        assert sorted(one["next_hop"] for one in restored(relay)) == [
-            "mx:a.test",
-            "pickup",
-            "pickup",
-        ]
-        assert relay.cli("queue", "release", "--restored").returncode == OK
-        until("they are sent", lambda: relay.subjects("bob") == sorted([*both, "new"]))
-        until("to others too", lambda: len(remote.received("x@a.test")) == 4)
+    relay = serve(remotes, config=PATIENT, environment=environment)
+    relay.stop()
+    url = url_by_ports(database_of(relay.config["spool"]["url"]), server.port)
+    relay.config["spool"]["url"] = url
+    relay.write_config(relay.config)
+    relay.start()
+    relay.until_state(relay.submit("alice@example.test", ["later@a.test"]), "deferred")
+    for subject, save in (("filed", True), ("removed", False)):
+        to = ["bob@example.test", "x@a.test"]
+        at = in_seconds(4)
+        relay.send_mail(to=to, subject=subject, save=save, singleValueExtendedProperties=at)
+    both = ["filed", "removed"]
+    relay.process.send_signal(signal.SIGSTOP)  # however long the copy takes, they come later
+    with backup_that_stays(relay, tmp_path / "copy", programs):
+        relay.process.send_signal(signal.SIGCONT)
+        until("they are delivered", lambda: relay.subjects("bob") == both)
+        until("they are relayed", lambda: len(remote.received("x@a.test")) == 2)
+        until("all is recorded", lambda: not relay.scheduled_submissions())
         until("none is ready", lambda: not relay.pending_submissions())
-        assert (relay.subjects(folder="Drafts"), relay.subjects(folder="Sent")) == ([], ["filed"])
-        assert relay.cli("storage", "verify").returncode == OK
-        assert relay.faults() == []
+        assert relay.subjects(folder="Drafts") == []
+        relay.submit("alice@example.test", ["bob@example.test"], b"Subject: new\r\n\r\n")
+    relay.kill()
+    assert PASSWORD not in (programs / "words").read_text()
+    assert f"PGPASSWORD={PASSWORD}" in (programs / "environment").read_text()
+    wipe(relay)
+    done = relay.cli_json("restore", str(tmp_path / "copy"))
+    assert done["held"] == {"entries": 1, "submissions": 2}
+    assert relay.subjects("bob") == ["new"]
+    relay.start()
+    assert sorted(one["next_hop"] for one in restored(relay)) == [
+        "mx:a.test",
+        "pickup",
+        "pickup",
+    ]
+    assert relay.cli("queue", "release", "--restored").returncode == OK
+    until("they are sent", lambda: relay.subjects("bob") == sorted([*both, "new"]))
+    until("to others too", lambda: len(remote.received("x@a.test")) == 4)
+    until("none is ready", lambda: not relay.pending_submissions())
+    assert (relay.subjects(folder="Drafts"), relay.subjects(folder="Sent")) == ([], ["filed"])
+    assert relay.cli("storage", "verify").returncode == OK
+    assert relay.faults() == []
 
 
 def test_each_node_saves_its_mail_root_and_one_the_database(
@@ -185,35 +185,35 @@ def test_a_restoration_needs_an_empty_schema_and_no_node(
     assert not (relay.folder / "state").exists()
 
 
-def test_pg_dump_is_there_and_as_new_as_the_server(tmp_path: Path) -> None:
+def test_pg_dump_is_there_and_as_new_as_the_server(tmp_path: Path, serve) -> None:
     environment = program(tmp_path / "bin", "pg_dump", _OLD)
-    with RelayProcess(environment=environment) as relay:
-        done = relay.cli("backup", str(tmp_path / "copy"))
-        text = "server version mismatch pg_dump: detail: server version: 15.1; pg_dump version: 9.6"
-        assert (done.returncode, text in done.stderr) == (UNAVAILABLE, True), done
-        relay._environment["PATH"] = str(tmp_path)
-        done = relay.cli("backup", str(tmp_path / "copy"))
-        assert (done.returncode, "there is no pg_dump in PATH" in done.stderr) == (
-            UNAVAILABLE,
-            True,
-        )
-        assert not (tmp_path / "copy").exists()
+    relay = serve(environment=environment)
+    done = relay.cli("backup", str(tmp_path / "copy"))
+    text = "server version mismatch pg_dump: detail: server version: 15.1; pg_dump version: 9.6"
+    assert (done.returncode, text in done.stderr) == (UNAVAILABLE, True), done
+    relay._environment["PATH"] = str(tmp_path)
+    done = relay.cli("backup", str(tmp_path / "copy"))
+    assert (done.returncode, "there is no pg_dump in PATH" in done.stderr) == (
+        UNAVAILABLE,
+        True,
+    )
+    assert not (tmp_path / "copy").exists()
 
 
-def test_verify_names_what_was_accepted_and_is_in_no_spool(sql) -> None:
-    with RelayProcess() as relay:
-        for subject in ("before", "kept", "lost"):
-            relay.until_final(relay.send_mail(to=["bob@example.test"], subject=subject))
-        done = relay.cli("storage", "verify")
-        assert (done.returncode, "0 faults" in done.stdout) == (OK, True), done
-        remove = (
-            "DELETE FROM submission WHERE message_id ="
-            " (SELECT id FROM message WHERE subject = '{}') RETURNING key"
-        )
-        sql(relay, remove.format("before"))  # as with a new spool, after one that was empty
-        (gone,) = sql(relay, remove.format("lost")).split()
-        sql(relay, "DELETE FROM message WHERE subject <> 'kept'")
-        done = relay.cli("storage", "verify")
-        found = f"lost-message      submission {gone} of alice@example.test: found step 4 at 20"
-        assert (done.returncode, found in done.stdout) == (DATA, True), done.stdout
-        assert done.stdout.count("lost-message") == 1
+def test_verify_names_what_was_accepted_and_is_in_no_spool(sql, serve) -> None:
+    relay = serve()
+    for subject in ("before", "kept", "lost"):
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject=subject))
+    done = relay.cli("storage", "verify")
+    assert (done.returncode, "0 faults" in done.stdout) == (OK, True), done
+    remove = (
+        "DELETE FROM submission WHERE message_id ="
+        " (SELECT id FROM message WHERE subject = '{}') RETURNING key"
+    )
+    sql(relay, remove.format("before"))  # as with a new spool, after one that was empty
+    (gone,) = sql(relay, remove.format("lost")).split()
+    sql(relay, "DELETE FROM message WHERE subject <> 'kept'")
+    done = relay.cli("storage", "verify")
+    found = f"lost-message      submission {gone} of alice@example.test: found step 4 at 20"
+    assert (done.returncode, found in done.stdout) == (DATA, True), done.stdout
+    assert done.stdout.count("lost-message") == 1

@@ -77,31 +77,31 @@ def test_tables_of_others_and_of_a_newer_relay(
     assert sql(stopped, "SELECT to_regclass('entry')") in ("", "entry")
 
 
-def test_a_right_that_is_lost_while_the_relay_runs(remotes: Remotes, sql) -> None:
+def test_a_right_that_is_lost_while_the_relay_runs(remotes: Remotes, sql, serve) -> None:
     """New mail is refused for now, what a host has taken is recorded later, and nothing is lost."""
     gate = asyncio.Event()
     mx = remotes.start("a.test", gates={"DOT": gate})
-    with remotes.relay() as relay:
-        identity = relay.send_mail(to=["x@a.test"], subject="once")
-        remotes.run(mx.reached("DOT"))
-        role = sql(relay, "SELECT tableowner FROM pg_tables WHERE tablename = 'message'")
-        tables = "message, entry, recipient, event"
-        sql(relay, f"REVOKE INSERT, UPDATE, DELETE ON {tables} FROM {role}")
-        assert submit_code(relay, 1) == 451
-        waits = relay.send_mail(to=["bob@example.test"], subject="waits")
-        remotes.open_gate(gate)
-        until("the host has it", lambda: mx.envelopes)
-        assert "the role lacks a right that the spool needs" in relay.log
-        check = relay.cli("check")
-        assert check.returncode == UNAVAILABLE
-        assert "the role relay may not change the table entry" in check.stderr
-        sql(relay, f"GRANT INSERT, UPDATE, DELETE ON {tables} TO {role}")
-        assert relay.until_final(identity)["state"] == "relayed"
-        assert relay.until_final(waits)["state"] == "delivered"
-        assert submit_code(relay, 2) == 250
-        received(mx, "x@a.test")
-        until("counted", lambda: relay.metric("relay_queue_entries") == 0)
-        assert relay.metric("relay_queue_unaccounted") == 0
+    relay = serve(remotes)
+    identity = relay.send_mail(to=["x@a.test"], subject="once")
+    remotes.run(mx.reached("DOT"))
+    role = sql(relay, "SELECT tableowner FROM pg_tables WHERE tablename = 'message'")
+    tables = "message, entry, recipient, event"
+    sql(relay, f"REVOKE INSERT, UPDATE, DELETE ON {tables} FROM {role}")
+    assert submit_code(relay, 1) == 451
+    waits = relay.send_mail(to=["bob@example.test"], subject="waits")
+    remotes.open_gate(gate)
+    until("the host has it", lambda: mx.envelopes)
+    assert "the role lacks a right that the spool needs" in relay.log
+    check = relay.cli("check")
+    assert check.returncode == UNAVAILABLE
+    assert "the role relay may not change the table entry" in check.stderr
+    sql(relay, f"GRANT INSERT, UPDATE, DELETE ON {tables} TO {role}")
+    assert relay.until_final(identity)["state"] == "relayed"
+    assert relay.until_final(waits)["state"] == "delivered"
+    assert submit_code(relay, 2) == 250
+    received(mx, "x@a.test")
+    until("counted", lambda: relay.metric("relay_queue_entries") == 0)
+    assert relay.metric("relay_queue_unaccounted") == 0
 
 
 @pytest.mark.parametrize(
@@ -113,36 +113,34 @@ def test_a_right_that_is_lost_while_the_relay_runs(remotes: Remotes, sql) -> Non
     ],
     ids=["a part of a body", "a content", "a large content"],
 )
-def test_a_row_that_somebody_has_deleted(
-    remotes: Remotes, sql, content: bytes, table: str, said: str
-) -> None:  # fmt: skip
+def test_a_row_that_somebody_has_deleted(remotes: Remotes, sql, content: bytes, table: str, said: str, serve) -> None:  # fmt: skip
     """The entry is held, and says why; it is delivered once the row is back."""
     mx = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config=HOURLY) as relay:
-        queue_id = relay.submit("alice@example.test", ["x@a.test"], content)
-        other = relay.submit("alice@example.test", ["x@a.test"])
-        for one in (queue_id, other):
-            relay.until_state(one, "deferred")
-        key = f"message_id = '{queue_id}'" if table == "content" else "part = 1"
-        sql(relay, f"CREATE TABLE kept AS SELECT * FROM {table} WHERE {key}")
-        sql(relay, f"DELETE FROM {table} WHERE {key}")
-        mx.rcpt.clear()
+    relay = serve(remotes, config=HOURLY)
+    queue_id = relay.submit("alice@example.test", ["x@a.test"], content)
+    other = relay.submit("alice@example.test", ["x@a.test"])
+    for one in (queue_id, other):
+        relay.until_state(one, "deferred")
+    key = f"message_id = '{queue_id}'" if table == "content" else "part = 1"
+    sql(relay, f"CREATE TABLE kept AS SELECT * FROM {table} WHERE {key}")
+    sql(relay, f"DELETE FROM {table} WHERE {key}")
+    mx.rcpt.clear()
 
-        def entry() -> dict:
-            return next(one for one in relay.queue() if one["id"] == queue_id)
+    def entry() -> dict:
+        return next(one for one in relay.queue() if one["id"] == queue_id)
 
-        while entry()["state"] != "held":
-            assert relay.cli("queue", "retry", queue_id).returncode == OK
-            until("it was read again", lambda: entry()["recipients"][0]["reply"] != LATER
-                  or entry()["state"] == "held")  # fmt: skip
-            until("it is not in flight", lambda: not entry()["claimed"])
-        told = relay.cli("trace", queue_id).stdout + relay.cli("queue", "list", queue_id).stdout
-        assert said in told
-        assert relay.cli("queue", "retry", other).returncode == OK
-        relay.until_state(other, "relayed")  # others go on
-        sql(relay, f"INSERT INTO {table} SELECT * FROM kept")
-        assert relay.cli("queue", "release", queue_id).returncode == OK
-        relay.until_state(queue_id, "relayed")
-        until("it came", lambda: len(mx.envelopes) == 2)
-        until("counted", lambda: relay.metric("relay_queue_entries") == 0)
-        assert relay.metric("relay_queue_unaccounted") == 0
+    while entry()["state"] != "held":
+        assert relay.cli("queue", "retry", queue_id).returncode == OK
+        until("it was read again", lambda: entry()["recipients"][0]["reply"] != LATER
+              or entry()["state"] == "held")  # fmt: skip
+        until("it is not in flight", lambda: not entry()["claimed"])
+    told = relay.cli("trace", queue_id).stdout + relay.cli("queue", "list", queue_id).stdout
+    assert said in told
+    assert relay.cli("queue", "retry", other).returncode == OK
+    relay.until_state(other, "relayed")  # others go on
+    sql(relay, f"INSERT INTO {table} SELECT * FROM kept")
+    assert relay.cli("queue", "release", queue_id).returncode == OK
+    relay.until_state(queue_id, "relayed")
+    until("it came", lambda: len(mx.envelopes) == 2)
+    until("counted", lambda: relay.metric("relay_queue_entries") == 0)
+    assert relay.metric("relay_queue_unaccounted") == 0

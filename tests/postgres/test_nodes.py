@@ -126,15 +126,15 @@ def test_a_name_is_that_of_one_node(node: StartNode) -> None:
     one.until_final(one.send_mail(to=["bob@example.test"], subject="goes on"))
 
 
-def test_a_killed_node_takes_its_spool_again_at_once(server: PostgresServer) -> None:
+def test_a_killed_node_takes_its_spool_again_at_once(server: PostgresServer, serve) -> None:
     """The server may not know yet that the client of the old session is gone."""
-    with RelayProcess() as relay:
-        identity = relay.send_mail(to=["x@nowhere.test"], subject="waits")
-        until("it is in the queue", lambda: len(relay.queue()) == 1)
-        relay.restart()
-        (entry,) = relay.queue()
-        assert entry["recipients"][0]["address"] == "x@nowhere.test"
-        assert relay.journey(identity)["state"] in ("queued", "deferred")
+    relay = serve()
+    identity = relay.send_mail(to=["x@nowhere.test"], subject="waits")
+    until("it is in the queue", lambda: len(relay.queue()) == 1)
+    relay.restart()
+    (entry,) = relay.queue()
+    assert entry["recipients"][0]["address"] == "x@nowhere.test"
+    assert relay.journey(identity)["state"] in ("queued", "deferred")
 
 
 @long

@@ -32,32 +32,34 @@ def submit_code(relay: RelayProcess, number: int) -> int:
 
 
 @pytest.mark.parametrize("away_s", [3, pytest.param(40, marks=long)])
-def test_nothing_is_lost_while_the_server_is_away(server: PostgresServer, away_s: int) -> None:
-    with RelayProcess() as relay:
-        assert submit_code(relay, 0) == 250
-        until("delivered", lambda: len(relay.maildir("bob")) == 1)
-        server.stop(immediate=True)
-        codes = []
-        try:
-            identities = [relay.send_mail(to=["bob@example.test"], subject="graph")]
-            until_s = time.monotonic() + away_s
-            while time.monotonic() < until_s:
-                codes.append(submit_code(relay, len(codes) + 1))
-            until("not ready", lambda: ready_status(relay) == 503)
-            assert set(codes) == {451}
-            operator = {"Authorization": "Bearer operator"}
-            assert relay.request("GET", "/relay/v1/queue", headers=operator).status == 503
-            identities.append(relay.send_mail(to=["bob@example.test"], subject="graph"))
-        finally:
-            server.start()
-        until("ready again", lambda: ready_status(relay) == 200)
-        for identity in identities:
-            relay.until_final(identity)
-        assert sorted(relay.subjects("bob")) == ["graph", "graph", "smtp 0"]
-        assert submit_code(relay, 99) == 250
-        until("delivered", lambda: len(relay.maildir("bob")) == 4)
-        assert relay.metric("relay_queue_unaccounted") == 0
-        assert "Traceback" not in relay.log
+def test_nothing_is_lost_while_the_server_is_away(
+    server: PostgresServer, away_s: int, serve
+) -> None:
+    relay = serve()
+    assert submit_code(relay, 0) == 250
+    until("delivered", lambda: len(relay.maildir("bob")) == 1)
+    server.stop(immediate=True)
+    codes = []
+    try:
+        identities = [relay.send_mail(to=["bob@example.test"], subject="graph")]
+        until_s = time.monotonic() + away_s
+        while time.monotonic() < until_s:
+            codes.append(submit_code(relay, len(codes) + 1))
+        until("not ready", lambda: ready_status(relay) == 503)
+        assert set(codes) == {451}
+        operator = {"Authorization": "Bearer operator"}
+        assert relay.request("GET", "/relay/v1/queue", headers=operator).status == 503
+        identities.append(relay.send_mail(to=["bob@example.test"], subject="graph"))
+    finally:
+        server.start()
+    until("ready again", lambda: ready_status(relay) == 200)
+    for identity in identities:
+        relay.until_final(identity)
+    assert sorted(relay.subjects("bob")) == ["graph", "graph", "smtp 0"]
+    assert submit_code(relay, 99) == 250
+    until("delivered", lambda: len(relay.maildir("bob")) == 4)
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert "Traceback" not in relay.log
 
 
 @pytest.mark.parametrize("is_first", [False, True])
@@ -104,38 +106,40 @@ def test_results_that_cannot_be_recorded_wait(server: PostgresServer) -> None:
             assert len(remote.envelopes) == 1
 
 
-def test_a_server_that_takes_no_writes_is_left_and_used_again(server: PostgresServer) -> None:
-    with RelayProcess() as relay:
-        server.configure(default_transaction_read_only="on")
-        until("refused", lambda: submit_code(relay, 1) == 451)
-        server.configure(default_transaction_read_only=None)
-        until("taken", lambda: submit_code(relay, 2) == 250)
-        until("delivered", lambda: relay.subjects("bob") == ["smtp 2"])
+def test_a_server_that_takes_no_writes_is_left_and_used_again(
+    server: PostgresServer, serve
+) -> None:
+    relay = serve()
+    server.configure(default_transaction_read_only="on")
+    until("refused", lambda: submit_code(relay, 1) == 451)
+    server.configure(default_transaction_read_only=None)
+    until("taken", lambda: submit_code(relay, 2) == 250)
+    until("delivered", lambda: relay.subjects("bob") == ["smtp 2"])
 
 
-def test_a_server_that_is_away_is_no_slow_disk(server: PostgresServer) -> None:
+def test_a_server_that_is_away_is_no_slow_disk(server: PostgresServer, serve) -> None:
     """A commit that waits for it takes as long as it is away."""
     away_s = 4
-    with RelayProcess(config={"pressure": {"commit_latency": "1s"}}) as relay:
-        assert submit_code(relay, 0) == 250
-        until("delivered", lambda: len(relay.maildir("bob")) == 1)
-        until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s)
-        server.stop(immediate=True)
-        try:
-            assert submit_code(relay, 1) == 451
-            sent, until_s = 0, time.monotonic() + away_s
-            while time.monotonic() < until_s:
-                relay.send_mail(to=["bob@example.test"], subject="graph")
-                sent += 1
-            reason = relay.request("GET", "/readyz").body.decode()
-            assert "the database does not answer" in reason
-            assert relay.metric("relay_queue_entries_age_seconds") > away_s / 2
-            assert relay.metric("relay_pressure_level") == 0
-            assert '"event":"pressure"' not in relay.log
-        finally:
-            server.start()
-        until("delivered", lambda: len(relay.maildir("bob")) == 1 + sent)
-        until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s / 2)
+    relay = serve(config={"pressure": {"commit_latency": "1s"}})
+    assert submit_code(relay, 0) == 250
+    until("delivered", lambda: len(relay.maildir("bob")) == 1)
+    until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s)
+    server.stop(immediate=True)
+    try:
+        assert submit_code(relay, 1) == 451
+        sent, until_s = 0, time.monotonic() + away_s
+        while time.monotonic() < until_s:
+            relay.send_mail(to=["bob@example.test"], subject="graph")
+            sent += 1
+        reason = relay.request("GET", "/readyz").body.decode()
+        assert "the database does not answer" in reason
+        assert relay.metric("relay_queue_entries_age_seconds") > away_s / 2
+        assert relay.metric("relay_pressure_level") == 0
+        assert '"event":"pressure"' not in relay.log
+    finally:
+        server.start()
+    until("delivered", lambda: len(relay.maildir("bob")) == 1 + sent)
+    until("counted", lambda: relay.metric("relay_queue_entries_age_seconds") < away_s / 2)
 
 
 def test_a_relay_without_its_server_is_alive(server: PostgresServer) -> None:

@@ -31,14 +31,13 @@ PARTS = ("/html", "/text", "/headers", "/source", "/source?download=1", "/attach
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[DevProcess]:
+def dev(dev_module) -> DevProcess:
     """A development relay: its pages are open to this machine."""
-    with DevProcess("--no-demo") as relay:
-        yield relay
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[RelayProcess]:
+def small(serve_module) -> RelayProcess:
     """A service that takes messages of up to 1 MiB, with pages."""
     listener = {
         "listen": "127.0.0.1:0",
@@ -46,8 +45,7 @@ def small() -> Iterator[RelayProcess]:
         "max_message_size": "1 MiB",
     }
     config = {"smtp": [listener], "http": {"listen": ["127.0.0.1:0"], "pages": True}}
-    with RelayProcess(config=config) as relay:
-        yield relay
+    return serve_module(config=config)
 
 
 def sent(relay: DevProcess, html: str, *, sender: str = "app@example.test") -> str:

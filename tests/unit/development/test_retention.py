@@ -6,7 +6,6 @@ import pytest
 
 from relay.base.clock import time_us_of
 from relay.development.removal import KeepLimits, cut_us
-from tests.support.dev_process import DevProcess
 from tests.support.relay_process import OPERATOR, until
 from tests.support.tables import each_row
 
@@ -50,44 +49,42 @@ def test_the_number_holds_for_each_store_and_the_size_for_both() -> None:
         assert max(0, cut_us(mailboxes, spool, keep=keep, now_us=NOW_US)) == expected
 
 
-def test_a_development_relay_removes_its_oldest_mail() -> None:
-    with DevProcess("--no-demo") as relay:
-        for number in range(6):
-            content = f"Subject: {number}\r\n\r\nx\r\n".encode()
-            name = relay.submit("app@example.test", ["x@elsewhere.test"], content)
-            relay.until_state(name, "captured")
-        assert relay.stop() == 0
-        relay._options = ("--no-demo", "--keep-messages=4")
-        relay.start()
-        until("removed", lambda: "old messages removed" in relay.log)
-        listed = relay.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]
-        assert [one["subject"] for one in listed] == ["5", "4", "3", "2"]
-        assert relay.metric("relay_queue_unaccounted") == 0
-        files = [*relay.mailbox_of("x@elsewhere.test").glob("new/*")]
-        assert sorted(message_from_bytes(one.read_bytes())["Subject"] for one in files) == [*"2345"]
-        token = {"token": "x@elsewhere.test"}
-        shown = relay.graph("GET", "/me/messages?$select=subject", **token).json()["value"]
-        assert len(shown) == 4
+def test_a_development_relay_removes_its_oldest_mail(dev) -> None:
+    relay = dev("--no-demo")
+    for number in range(6):
+        content = f"Subject: {number}\r\n\r\nx\r\n".encode()
+        name = relay.submit("app@example.test", ["x@elsewhere.test"], content)
+        relay.until_state(name, "captured")
+    assert relay.stop() == 0
+    relay._options = ("--no-demo", "--keep-messages=4")
+    relay.start()
+    until("removed", lambda: "old messages removed" in relay.log)
+    listed = relay.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]
+    assert [one["subject"] for one in listed] == ["5", "4", "3", "2"]
+    assert relay.metric("relay_queue_unaccounted") == 0
+    files = [*relay.mailbox_of("x@elsewhere.test").glob("new/*")]
+    assert sorted(message_from_bytes(one.read_bytes())["Subject"] for one in files) == [*"2345"]
+    token = {"token": "x@elsewhere.test"}
+    shown = relay.graph("GET", "/me/messages?$select=subject", **token).json()["value"]
+    assert len(shown) == 4
 
 
-def test_an_advance_makes_no_mail_old() -> None:
+def test_an_advance_makes_no_mail_old(dev) -> None:
     """Neither in the queue nor in the history; the log of submissions has its steps as before."""
-    with DevProcess("--no-demo", "--keep-age=2d") as relay:
-        captured = relay.send_mail(to=["x@elsewhere.test"], subject="captured")
-        delivered = relay.send_mail(to=["bob@example.test"], subject="delivered")
-        for name, state in ((captured, "captured"), (delivered, "delivered")):
-            relay.until_state(name, state)
-        before = relay.journey(delivered)
-        relay.cli("clock", "advance", "20d")
-        relay.cli("storage", "prune")
-        [entry] = relay.queue()
-        assert (entry["state"], relay.journey(captured)["state"]) == ("captured", "captured")
-        assert relay.journey(delivered) == before
-        removed_us = time_us_of(entry["expires"]) - time_us_of(
-            relay.journey(captured)["steps"][0]["at"]
-        )
-        assert removed_us == pytest.approx(22 * DAY_S * 1e6, abs=5e6)
-        told = relay.cli("trace", captured).stdout.splitlines()[0]
-        assert told.endswith(
-            f" It is removed {entry['expires'][:10]} {entry['expires'][11:16]} UTC."
-        )
+    relay = dev("--no-demo", "--keep-age=2d")
+    captured = relay.send_mail(to=["x@elsewhere.test"], subject="captured")
+    delivered = relay.send_mail(to=["bob@example.test"], subject="delivered")
+    for name, state in ((captured, "captured"), (delivered, "delivered")):
+        relay.until_state(name, state)
+    before = relay.journey(delivered)
+    relay.cli("clock", "advance", "20d")
+    relay.cli("storage", "prune")
+    [entry] = relay.queue()
+    assert (entry["state"], relay.journey(captured)["state"]) == ("captured", "captured")
+    assert relay.journey(delivered) == before
+    removed_us = time_us_of(entry["expires"]) - time_us_of(
+        relay.journey(captured)["steps"][0]["at"]
+    )
+    assert removed_us == pytest.approx(22 * DAY_S * 1e6, abs=5e6)
+    told = relay.cli("trace", captured).stdout.splitlines()[0]
+    assert told.endswith(f" It is removed {entry['expires'][:10]} {entry['expires'][11:16]} UTC.")
