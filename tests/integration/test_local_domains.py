@@ -291,3 +291,23 @@ def test_reports_to_the_name_of_this_host_end_with_the_postmaster(
     assert (explained["state"], explained["aliases"]) == ("remote", ["kim@smtp.test"])
     for sender in ("", "x@away.test"):
         assert send(taken, "stranger", to, sender=sender).startswith("550 5.7.1 Relaying denied")
+
+
+def test_a_dead_letter_goes_to_the_postmasters_address_and_here_if_that_fails(hosts: Hosts) -> None:
+    """The copy that a rule adds fails; the second letter about it fails at the postmaster's host."""
+    server = hosts[1]["smtp"]
+    replies = ["250 2.1.5 Ok", "550 5.1.1 gone"]
+    server.rcpt = {"copy@away.test": "550 5.1.1 no", "kim@smtp.test": replies}
+    before = len(server.received("kim@smtp.test"))
+    relay = made(hosts, {"postmaster": "kim@smtp.test"})
+    copy = '[[rule]]\nname = "c"\nwhen = { subject = "copied*" }\nthen = [{ bcc = ["copy@away.test"] }]\n'
+    (relay.folder / "policies" / "20.toml").write_text(copy)
+    maildir = relay.folder / "mail" / "smtp.test" / "kim" / "new"
+    with relay:
+        relay.submit(SENDER, ["ann@none.test"], b"Subject: copied 1\r\n\r\nhello\r\n")
+        until("it is there", lambda: len(server.received("kim@smtp.test")) > before)
+        assert not list(maildir.glob("*"))
+        relay.submit(SENDER, ["ann@none.test"], b"Subject: copied 2\r\n\r\nhello\r\n")
+        (kept,) = until("it is here", lambda: list(maildir.glob("*")))
+        assert b"Subject: copied 2" in kept.read_bytes()
+        until("nothing is left", lambda: not relay.queue())
