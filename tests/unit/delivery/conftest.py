@@ -40,7 +40,6 @@ from relay.store.spool.types import (
     NewMessage,
     PriorityLevel,
     Selector,
-    sender_key,
 )
 from relay.transport.routing.mx_hosts import Host, Hosts, Resolution
 from relay.transport.routing.route_table import HopOptions
@@ -285,12 +284,6 @@ class RunningDelivery:
         elif self.scheduler is not None:
             self.scheduler.accepted_unclaimed([message])
         return accepted.queue_id
-
-    def has_room_for(self, hop: str, sender: str = "alice@example.test") -> bool:
-        """Whether delivery would take a claim of normal priority."""
-        return self.scheduler.has_room_for(
-            NextHop.parse(hop), sender_key(sender), PriorityLevel.NORMAL
-        )
 
     async def claim_due(self) -> tuple[Claim, ...]:
         """Claim what is due now, as the scheduler would."""

@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 
 from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed, SmtpStage
-from relay.base.message.tls_policy import MTA_STS, TlsPolicy
+from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
 from tests.support.remote_mx import DROP, RemoteMx
@@ -171,29 +171,6 @@ async def test_a_policy_in_testing_changes_nothing_but_the_evidence(
     assert session.verified == ("none" if mismatch else "name")
     assert tested.peer.tls == plain.peer.tls
     assert plain.peer.session.mismatch == ""
-
-
-@pytest.mark.parametrize(
-    ("names", "replies", "said"),
-    [
-        (["DNS:other.test"], {}, "the certificate is for other.test, not mx.test"),
-        ([], {}, "the host does not offer STARTTLS, and TLS is required"),
-        (["DNS:mx.test"], {"STARTTLS": "454 4.7.0 not now"}, "STARTTLS: 454 4.7.0 not now"),
-        ("broken", {}, ": STARTTLS: "),
-        (["DNS:mx.test"], {"STARTTLS": DROP}, ": STARTTLS: "),
-    ],
-)
-async def test_what_fails_under_an_mta_sts_policy_names_the_policy(
-    connected, authority, names, replies, said
-):
-    policy = TlsPolicy("verify", ca=authority.certificate, names=("mx.test",))
-    async with RemoteMx(tls=context_of(authority, names), replies=replies) as mx:
-        error = await refusal(connected, mx, host="mx.test", tls=policy, tls_by=MTA_STS)
-    evidence = error.outcome.evidence
-    assert (error.outcome.kind, evidence.status) == (DeferralClass.TLS, "4.7.5")
-    assert said in evidence.reply
-    assert evidence.reply.endswith("; the MTA-STS policy of the domain demands TLS and its name")
-    assert mx.sessions == 1
 
 
 LOGIN = ("me", "secret")

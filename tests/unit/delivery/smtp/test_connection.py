@@ -123,17 +123,6 @@ async def test_an_unsolicited_reply_is_never_taken_for_the_reply_to_the_dot(
         assert mx.envelopes == []
 
 
-@pytest.mark.parametrize("surplus", ["250 2.0.0 and again", "and", "421 4.3.2 bye"])
-async def test_data_after_the_reply_to_the_dot_ends_the_connection_not_the_delivery(
-    connected, message, surplus
-):
-    async with RemoteMx(replies={"DOT": f"250 2.0.0 ok\r\n{surplus}"}) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message())
-        assert kinds(result) == {0: Relayed}
-        assert not connection.is_open
-
-
 @both_ways
 @pytest.mark.parametrize("reply", ["452 4.5.3 too many", "452 too many", "552 too many"])
 async def test_a_full_transaction_goes_on_in_a_new_one(connected, message, extensions, reply):

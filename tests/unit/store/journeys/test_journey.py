@@ -1,22 +1,18 @@
 """One document from two halves: what the store knows, what the spool knows."""
 
-from dataclasses import dataclass, field
-
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from relay.base.clock import Ids
 from relay.store.journeys.document import Journey, JourneyStep, ReportSource, SenderReport
 from relay.store.journeys.events import Event, Step
-from relay.store.journeys.journey import Journeys, join
+from relay.store.journeys.journey import join
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from tests.support.journeys import made_journey
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
 CLOCK = ManualClock()
-IDS = Ids(CLOCK)
 
 
 def steps(*numbers: int) -> list[JourneyStep]:
@@ -37,76 +33,6 @@ def spool_half(queue_id: str, submission_id: str | None, *numbers: int) -> Journ
         subject="s", state="relayed", recipients=[recipient],
     )  # fmt: skip
     return replace(half, steps=tuple(steps(*numbers)))
-
-
-@dataclass
-class Spool:
-    halves: dict[str, Journey] = field(default_factory=dict)
-    accounts: dict[str, str] = field(default_factory=dict)
-
-    async def journey(self, queue_id: str, *, added: bool = False) -> Journey | None:
-        return self.halves.get(queue_id)
-
-    async def find_queue_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        return sorted(
-            (
-                name
-                for name, one in self.halves.items()
-                if key in ("last", one.sender, name, one.submission_id)
-                and account in (None, self.accounts.get(name, "alice@x"))
-            ),
-            reverse=True,
-        )[:limit]
-
-
-@dataclass
-class Store:
-    halves: dict[str, SubmissionRecord] = field(default_factory=dict)
-
-    async def submission(self, submission_id: str) -> SubmissionRecord | None:
-        return self.halves.get(submission_id)
-
-    async def find_submission_ids(self, key: str, *, account: str | None, limit: int) -> list[str]:
-        found = [
-            name
-            for name, one in self.halves.items()
-            if key in ("last", one.facts.sender, name, one.facts.graph_id)
-            and account in (None, one.facts.account)
-        ]
-        return found[::-1][:limit]  # as a log that is read backwards
-
-
-@dataclass
-class KnownJourneys:
-    spool: Spool = field(default_factory=Spool)
-    store: Store = field(default_factory=Store)
-
-    def __post_init__(self) -> None:
-        self.journeys = Journeys(self.spool, self.store, clock=CLOCK)
-
-    def submit(self, *, accepted: bool, account: str = "alice@x") -> str:
-        """A submission; its Graph id."""
-        CLOCK.advance(1)
-        graph_id = IDS.new()
-        name = f"{graph_id}.1"
-        self.store.halves[name] = store_half(name, 1, 2, account=account)
-        if accepted:
-            queue_id = IDS.new()
-            self.spool.halves[queue_id] = spool_half(queue_id, name, 5, 6)
-            self.spool.accounts[queue_id] = account
-        return graph_id
-
-    def receive(self) -> str:
-        """A message that came by SMTP; its queue id."""
-        CLOCK.advance(1)
-        queue_id = IDS.new()
-        self.spool.halves[queue_id] = spool_half(queue_id, None, 5)
-        return queue_id
-
-
-@pytest.fixture
-def known() -> KnownJourneys:
-    return KnownJourneys()
 
 
 def test_steps_are_in_their_order_whichever_half_tells_them() -> None:
@@ -157,52 +83,6 @@ def test_history_of_the_store_that_is_gone_leaves_the_graph_id() -> None:
     assert found is not None
     assert found.graph_id == "g"
     assert join(None, None) is None
-
-
-async def test_a_submission_is_found_by_each_of_its_names(known: KnownJourneys) -> None:
-    graph_id = known.submit(accepted=True)
-    known.submit(accepted=False)
-    (queue_id,) = known.spool.halves
-    for key in (graph_id, f"{graph_id}.1", queue_id):
-        found = await known.journeys.journey(key, account=None)
-        assert found is not None
-        assert (found.graph_id, found.id) == (graph_id, queue_id), key
-        assert [step.step for step in found.steps] == [1, 2, 5, 6]
-
-
-@pytest.mark.parametrize("key", ["last", "alice@x"])
-async def test_the_newest_of_an_address_may_be_in_either_half(
-    known: KnownJourneys, key: str
-) -> None:
-    for accepted in (True, False, True):
-        graph_id = known.submit(accepted=accepted)
-        found = await known.journeys.journey(key, account=None)
-        assert found is not None
-        assert found.graph_id == graph_id
-
-
-async def test_an_old_draft_that_was_just_sent_is_the_newest(known: KnownJourneys) -> None:
-    draft = IDS.new()
-    known.store.halves[f"{draft}.1"] = store_half(f"{draft}.1", 1, 2)
-    queue_id = IDS.new()
-    known.spool.halves[queue_id] = spool_half(queue_id, f"{draft}.1", 5)
-    CLOCK.advance(1)
-    known.submit(accepted=True)
-    CLOCK.advance(1)
-    known.store.halves[f"{draft}.2"] = store_half(f"{draft}.2", 1, 2)
-    for key in ("last", "alice@x", draft):
-        found = await known.journeys.journey(key, account=None)
-        assert found is not None
-        assert (found.submission_id, found.id) == (f"{draft}.2", None), key
-
-
-async def test_an_account_sees_its_own_only(known: KnownJourneys) -> None:
-    alices = known.submit(accepted=True)
-    carols = known.submit(accepted=True, account="carol@x")
-    assert await known.journeys.journey(carols, account="alice@x") is None
-    last = await known.journeys.journey("last", account="alice@x")
-    assert last is not None
-    assert last.graph_id == alices
 
 
 DUE = "2027-01-01T00:00:00.000000Z"

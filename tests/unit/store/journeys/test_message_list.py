@@ -116,6 +116,28 @@ async def test_a_message_that_is_accepted_between_two_looks_stays_in_the_list(
     assert set(await messages.names()) == {waiting.submission_id, sent.submission_id}
 
 
+async def test_a_journey_is_found_by_each_of_its_names_the_newest_first(messages: Messages) -> None:
+    async def found(key: str, account: str | None = None) -> tuple[str | None, str | None] | None:
+        one = await messages.journeys.journey(key, account=account)
+        return one and (one.submission_id, one.id)
+
+    first = messages.submit()
+    await messages.accept(first)
+    [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=1)).rows
+    for key in (first.graph_id, first.submission_id, row.id, "last", ALICE):
+        assert await found(key) == (first.submission_id, row.id), key
+        assert await found(key, "bob@example.test") is None
+    messages.clock.advance(1)
+    again = messages.submit(draft_id=first.graph_id, number="2")  # which the spool does not have
+    for key in (first.graph_id, "last", ALICE):
+        assert await found(key) == (again.submission_id, None), key
+    messages.clock.advance(1)
+    by_smtp = await messages.accept()
+    theirs = messages.submit(account="bob@example.test")
+    assert await found("last", ALICE) == await found(ALICE) == (None, by_smtp)
+    assert await found(theirs.graph_id, ALICE) is None
+
+
 async def test_conditions_hold_in_log_and_spool(messages: Messages) -> None:
     one = messages.submit(subject="Invoice 1", recipients=("bob@a.test", "carol@a.test"))
     messages.clock.advance(1)

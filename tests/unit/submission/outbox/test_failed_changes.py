@@ -130,36 +130,6 @@ async def test_a_send_is_cancelled_only_if_its_draft_is_changed(place, home, sto
     assert not waiting.path.exists()
 
 
-@pytest.mark.parametrize("failing", ["draft", "cancellation"])
-async def test_a_send_stays_scheduled_if_the_change_that_cancels_it_fails(
-    place, home, store, draft, monkeypatch, failing
-):
-    due_us = place.clock.time_us() + 3_600_000_000
-    waiting = await store.submissions.submit_new(
-        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
-    )
-    sync, before = store._syncs.sync, await store.messages.get(ALICE, waiting.draft_id)
-    octets = waiting.path.read_bytes()
-
-    def broken(directory=None):
-        if directory is None or directory.parent.name == ".Drafts":
-            raise OSError(errno.EIO, "broken")
-        sync(directory)
-
-    with monkeypatch.context() as patched:
-        if failing == "draft":
-            patched.setattr(store._syncs, "sync", broken)
-        else:
-            patched.setattr(store._scheduled.directory, "sync_preparing", broken)
-        with pytest.raises(StoreUnavailableError):
-            await store.messages.update(
-                ALICE, waiting.draft_id, MessageChange(draft(subject="after"))
-            )
-    assert facts(await store.messages.get(ALICE, waiting.draft_id)) == facts(before)
-    assert waiting.path.read_bytes() == octets
-    assert place.left_over() == []
-
-
 async def test_a_marker_that_a_power_loss_brings_back_replaces_no_later_draft(place, store, draft):
     due_us = place.clock.time_us() + 3_600_000_000
     waiting = await store.submissions.submit_new(

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
-from relay.base.clock import rfc3339
-from relay.base.message.content import LARGE_BYTES, MemoryOctets
+from relay.base.message.content import LARGE_BYTES
 from relay.base.message.envelope import Envelope
 from relay.base.message.properties import EmailAddress
 from relay.formats.dsn import ReportKind
@@ -21,8 +20,7 @@ from relay.store.spool.types import SpoolUnavailableError
 from relay.submission.pickup import conversion
 from tests.support import converters
 from tests.support.events import until
-from tests.support.manual_clock import ManualClock
-from tests.support.pickup_fakes import DAY_S, MIME, POSTMASTER, PickupFakes, Ready, draft
+from tests.support.pickup_fakes import DAY_S, MIME, POSTMASTER, PickupFakes, draft
 from tests.support.process_tree import child_processes
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
@@ -225,26 +223,6 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     await until(lambda: not _children())
 
 
-async def test_a_conversion_in_a_thread_needs_no_process(tmp_path):
-    converting = conversion.ConversionPool(
-        converters.only_in_a_child, hostname="here.test", clock=ManualClock(), in_threads=True
-    )
-    ready = Ready(tmp_path)
-
-    async def converted(number, subject):
-        content = f"Subject: {subject}\r\nTo: b@y.test\r\n\r\nx".encode()
-        pending = ready.submit(number, content=content)
-        return await converting.convert(pending, MemoryOctets(pending.path.read_bytes()))
-
-    assert (await converted(1, "fine")).subject == "fine"
-    assert converters.calls_here.pop() == "here.test"
-    with pytest.raises(conversion.ConversionUnfinishedError) as caught:
-        await converted(2, "raise")
-    assert caught.value.fault == "ZeroDivisionError: an internal error"
-    assert _children() == set()
-    converting.close()
-
-
 _EARLIER = set()
 
 
@@ -270,22 +248,6 @@ async def test_an_error_of_the_spool_with_the_copy_of_a_report_retries_the_submi
     await fakes.run_until_ended(replies={"DOT": "554 5.7.1 no"})
     assert set(fakes.ready.failed) == {pending.submission_id}
     assert (len(fakes.ready.delays), len(fakes.reports.asked)) == (1, 1)
-
-
-async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
-    log = fakes.folder / "log" / f"{rfc3339(fakes.clock.time_us())[:10]}-pickup"
-    log.parent.mkdir()
-    log.symlink_to("/dev/full")
-    pending = fakes.submit()
-    async with fakes.with_server(replies={"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}):
-        await until(lambda: len(fakes.ready.delays) >= 2)
-        assert fakes.ready.filed == {}
-        log.unlink()
-        fakes.log.close()
-        await fakes.ready.ended()
-    assert log.read_bytes().count(b'"step":3') == 1
-    journey = await fakes.log.submission(pending.submission_id)
-    assert [step.step for step in journey.steps] == [3]
 
 
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):
