@@ -122,6 +122,38 @@ async def test_what_this_node_cannot_attempt_expires_or_waits_on(delivery) -> No
     await delivery.done(late)
 
 
+async def test_a_pause_lets_attempts_end_and_begins_none(delivery) -> None:
+    gate = asyncio.Event()
+    async with RemoteMx(gates={"DOT": gate}) as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.mailboxes.add("bob@here.test")
+        delivery.connections_max = 1
+        await delivery.start()
+        works, waits = [await delivery.send(f"{n}@a.test") for n in range(2)]
+        await mx.reached("DOT")
+        delivery.scheduler.pause(True)
+        new = [
+            await delivery.send("2@a.test"),
+            await delivery.send("3@a.test", claim=False),
+            await delivery.send("bob@here.test"),
+        ]
+        gate.set()
+        assert states(await recorded(delivery, works)) == {"0@a.test": "relayed"}
+        await until(lambda: not delivery.active_queue.claims)
+        for queue_id in (waits, *new):
+            journey = await delivery.spool.journey(queue_id)
+            assert [one.state for one in journey.recipients] == ["queued"]
+            assert journey.recipients[0].attempts == ()
+        assert [one.addresses for one in mx.envelopes] == [["0@a.test"]]
+        assert delivery.store.inboxes == {}
+        delivery.scheduler.pause(False)
+        for queue_id in (waits, *new):
+            await recorded(delivery, queue_id)
+        sent = sorted(address for one in mx.envelopes for address in one.addresses)
+        assert sent == [f"{n}@a.test" for n in range(4)]
+        assert len(delivery.store.inboxes) == 1
+
+
 async def test_mail_expires_and_is_late_during_a_pause(delivery, monkeypatch) -> None:
     """One waited before the pause, one came after its beginning; neither was attempted."""
     monkeypatch.setattr(queue_scanner, "RESCAN_US", 200_000)
