@@ -312,10 +312,3 @@ async def test_rejected_credentials_defer(connected, users, replies):
     assert isinstance(error.outcome, Deferred)
     assert (error.outcome.kind, error.outcome.evidence.status) == (DeferralClass.AUTH, "4.7.8")
     assert "secret" not in str(error)
-
-
-async def test_a_host_that_offers_no_auth_is_named(connected):
-    async with RemoteMx() as mx:
-        error = await refusal(connected, mx, host="localhost", credentials=LOGIN)
-    told = "the host offers no AUTH, and the route has a login for it"
-    assert error.outcome.evidence.reply == f"127.0.0.1:{mx.port}: {told}"

@@ -2,7 +2,6 @@
 
 import pytest
 
-from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -110,22 +109,6 @@ async def test_no_content_is_sent_where_no_recipient_was_accepted(
         assert ("DATA" in mx.commands) is pipelined
         # how many replies would follow a final dot here is not known
         assert connection.is_open is not (pipelined and reply.startswith("354"))
-
-
-async def test_mail_and_rcpt_have_the_parameters_that_the_host_offers(connected, message):
-    asked = ForwardPath("a@y.test", frozenset({Notify.SUCCESS}), "rfc822;A@y.test")
-    async with RemoteMx(lmtp=True) as mx:
-        connection = await connected(mx)
-        one = message(content="Subject: x\r\n\r\né\r\n".encode(), envid="id1")
-        result = await connection.transact(type(one)(one.envelope, (asked,), one.content))
-        assert result.outcomes[0].offers_dsn
-        assert mx.commands[:2] == [
-            "LHLO relay.test",
-            "MAIL FROM:<a@x.test> SIZE=18 BODY=8BITMIME ENVID=id1",
-        ]
-        assert mx.commands[2] == "RCPT TO:<a@y.test> NOTIFY=SUCCESS ORCPT=rfc822;A@y.test"
-        assert mx.envelopes[0].content == one.content
-        assert b"Return-Path" not in mx.envelopes[0].content  # the host writes it
 
 
 @pytest.mark.parametrize("reply", ["500 5.5.2 unknown command", "421 4.3.2 busy", "250 x\n250 y"])

@@ -176,16 +176,6 @@ async def test_text_is_no_reply_where_commands_are_pipelined(connected, message,
     assert isinstance(result.outcomes[0], Indeterminate)
 
 
-async def test_text_after_replies_counts_for_no_command(connected, message):
-    said = dict.fromkeys(("MAIL", "RCPT", "DOT"), "250 ok\r\nwell")
-    said |= {"CONNECT": "220 mx\r\nno spam", "EHLO": "250 mx\r\nPIPELINING", "DATA": "354 go\r\non"}
-    async with RemoteMx(replies=said) as mx:
-        connection = await connected(mx)
-        for _ in range(2):
-            result = await connection.transact(message("a@y.test", "b@y.test"))
-            assert {type(one) for one in result.outcomes.values()} == {Relayed}
-
-
 @pytest.mark.parametrize("text", [b"x\r\n", b"\n"])
 def test_text_before_a_command_is_bounded(text):
     parser = ReplyParser(takes_text=True)

@@ -93,15 +93,6 @@ def test_the_report_is_where_it_is(state, ending):
     assert not needed_reports(journey(recipient("relayed"), steps=steps))
 
 
-def test_expired_counts_the_attempts_and_not_the_expiry():
-    end = attempt(10, host="", outcome="expired", reply="delivery time expired; last: 451")
-    (text,) = sentences(recipient("expired", attempts=[attempt(2), attempt(5), end]))
-    assert text == (
-        "Expired: mx1.customer.example replied 451 4.3.0 Try later (2 times since 20:02 UTC); "
-        "given up at 20:10 UTC. No report was sent."
-    )
-
-
 COPY = [{"at": f"{DAY}20:02:00.000000Z", "outcome": "captured", "reply": "250 2.1.5 kept"}]
 
 
@@ -195,9 +186,4 @@ def test_a_claim_has_the_host_that_makes_it_and_leaves_the_state(claim, text):
         f"Relayed for ann@customer.example: {accepted} {text}",
         f"Relayed for bob@y: {accepted}",
     ]
-    (line,) = describe(7, detail)
-    assert f"{line}." == text.replace(": 5", " (to ann@customer.example): 5") or (
-        line == f"{text[:-1]} (to ann@customer.example)"
-    )
-    more = [*describe(7, detail | {"more": 2})]
-    assert more == [line, "2 further reports on ann@customer.example"]
+    assert [*describe(7, detail | {"more": 2})][1:] == ["2 further reports on ann@customer.example"]

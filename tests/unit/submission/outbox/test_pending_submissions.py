@@ -137,6 +137,11 @@ async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
     assert found == [submission(number) for number in range(7)]
 
 
+async def test_a_failing_directory_stops_nothing(directory, reading):
+    directory.failures, directory.submissions = 3, [submission(1)]
+    assert await reading(directory.pending()).take(1) == [submission(1)]
+
+
 async def test_accounts_take_turns(directory, reading):
     directory.submissions = [submission(number) for number in range(50)]
     directory.submissions += [submission(number, "c@d") for number in (50, 51)]

@@ -135,6 +135,14 @@ async def test_memory_is_bounded_and_none_is_forgotten(directory, run):
     assert directory.largest_batch <= 256
 
 
+async def test_trouble_with_the_disk_is_waited_out(directory, run, monkeypatch):
+    monkeypatch.setattr("relay.submission.outbox.scheduled._RETRY_S", 0.001)
+    directory.put("a", 0)
+    directory.trouble = 3
+    await run(directory.timer())
+    assert await directory.until_ready(1) == ["a"]
+
+
 async def test_a_disk_error_is_retried_and_blocks_no_other_send(directory, run):
     for number in range(300):  # more than one batch
         directory.put(f"broken {number}", 0)

@@ -87,10 +87,6 @@ async def test_a_broken_mailbox_keeps_no_start_from_the_others(place, draft, mon
     assert (place.left_over(), place.files(".Drafts")) == ([], [])
 
 
-def killed(*_):
-    raise KeyboardInterrupt
-
-
 async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draft, monkeypatch):
     before = place.store()
     first, second = [

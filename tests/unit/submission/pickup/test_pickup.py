@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
+from relay.base.clock import rfc3339
 from relay.base.message.content import LARGE_BYTES
 from relay.base.message.envelope import Envelope
 from relay.base.message.properties import EmailAddress
@@ -248,6 +249,22 @@ async def test_an_error_of_the_spool_with_the_copy_of_a_report_retries_the_submi
     await fakes.run_until_ended(replies={"DOT": "554 5.7.1 no"})
     assert set(fakes.ready.failed) == {pending.submission_id}
     assert (len(fakes.ready.delays), len(fakes.reports.asked)) == (1, 1)
+
+
+async def test_step_3_is_recorded_as_soon_as_the_log_has_room(fakes):
+    log = fakes.folder / "log" / f"{rfc3339(fakes.clock.time_us())[:10]}-pickup"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    pending = fakes.submit()
+    async with fakes.with_server(replies={"DOT": ["451 4.3.0 busy", "250 2.0.0 Ok: queued as 1"]}):
+        await until(lambda: len(fakes.ready.delays) >= 2)
+        assert fakes.ready.filed == {}
+        log.unlink()
+        fakes.log.close()
+        await fakes.ready.ended()
+    assert log.read_bytes().count(b'"step":3') == 1
+    journey = await fakes.log.submission(pending.submission_id)
+    assert [step.step for step in journey.steps] == [3]
 
 
 async def test_a_submission_that_no_longer_exists_has_ended(fakes):

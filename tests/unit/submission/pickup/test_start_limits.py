@@ -91,11 +91,6 @@ async def test_an_account_has_its_share_and_all_accounts_one_more():
 # -- the circuit breaker
 
 
-async def test_it_closes_at_once_when_no_connection_is_possible(fakes):
-    fakes.fail(fakes.start())
-    assert not fakes.limits.allow_more()
-
-
 async def test_a_single_submission_that_always_fails_does_not_close_it(fakes):
     one = fakes.start()
     for _ in range(100):
@@ -162,12 +157,6 @@ async def test_in_a_rush_submissions_start_at_intervals(fakes, age_s, space_s):
         pass
     started = sum(fakes.start_all(age_s=age_s) for _ in fakes.submit(takes_s=0.001, pause_s=0.0003))
     assert started == pytest.approx(1 / space_s, rel=0.2)
-
-
-async def test_the_first_submission_of_a_slow_disk_does_not_wait(fakes):
-    with fakes.rush.submission():
-        fakes.clock.advance(1)
-        assert fakes.start_all() == 1
 
 
 async def test_it_reopens_after_the_interval(fakes):
