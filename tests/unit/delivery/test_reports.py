@@ -1,4 +1,4 @@
-"""Reports of success and of delay: one for a message, a kind and a moment."""
+"""Reports of success: one for a message, a kind and a moment."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Sessions on real sockets: TCP, Unix, TLS, EHLO, AUTH, and their failures."""
+"""Sessions on real sockets: TCP, TLS, EHLO, AUTH, and their failures."""
 
 import socket
 import ssl
