@@ -101,7 +101,7 @@ def test_a_whole_message():
         ("html", 1, 0, ["multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png"]),
         ("html", 1, 1, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
         ("html", 2, 0, ["multipart/mixed", "multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png", "image/png"]),
-        ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"]),
+        ("text", 1, 0, ["multipart/mixed", "text/plain", "image/png"])
     ])  # fmt: skip
 def test_the_structure_follows_the_properties(body_type, inline, files, structure):
     images = [
@@ -155,12 +155,6 @@ def test_any_text_body_is_equal_after_decoding(body):
     assert got == re.sub("\r\n|\r|\n", "\r\n", body)
 
 
-def test_the_same_draft_gives_the_same_bytes():
-    raw = write_draft(draft(body="é", attachments=(attached("f", b"x"),)), ORIGIN)
-    first, second = (convert(raw, now_us=now, hostname="h") for now in (1, 2_000_000))
-    assert first == second
-
-
 def test_each_recipient_is_listed_once_with_a_labels():
     people = (EmailAddress("B@x.test"), EmailAddress("b@X.TEST"), EmailAddress("c@bücher.test"))
     assert converted(draft(to=people, bcc=people)).recipients == (
@@ -181,18 +175,10 @@ MIME = (
     b'from:  Alice\r\n\t<alice@example.test>\r\nTo: carol@a.test (a comment),\r\n  "Dave, Jr." <dave@a.test>\r\n'
     b"BCC: hidden@a.test,\r\n more@a.test\r\nX-Odd:\r\n \r\n\tstill odd\r\nsubject: =?utf-8?q?Sch=C3=B6n?=\r\n"
     b'Date: Mon, 2 Jan 2006 15:04:05 -0700 (MST)\r\nMessage-ID: <odd."quoted"@a.test>\r\n'
-    b"Content-type: Multipart/Mixed; (what) Boundary=\"=_ b(o)und'ary?\"\r\n\r\npreamble \t\r\n\r\n"
+    b'Content-type: Multipart/Mixed; (what) Boundary="=_ b(o)und\'ary?"\r\n\r\npreamble \t\r\n\r\n'
     b"--=_ b(o)und'ary?\r\nContent-Type: message/rfc822\r\n\r\nSubject: inner\r\nBcc: inner@kept.test\r\n\r\nFrom me\r\n"
     b"--=_ b(o)und'ary?--\r\nepilogue\r\n\r\n\r\n"
-)  # fmt: skip
-
-
-def test_mime_is_sent_unchanged_except_for_bcc():
-    made = from_mime(MIME)
-    assert made.content == MIME.replace(b"BCC: hidden@a.test,\r\n more@a.test\r\n", b"")
-    assert made.recipients == ("carol@a.test", "dave@a.test", "hidden@a.test", "more@a.test")
-    assert made.originator == "alice@example.test"
-    assert (made.message_id, made.subject) == ('<odd."quoted"@a.test>', "Schön")
+)
 
 
 def test_the_changes_of_a_conversion_are_named():
@@ -215,11 +201,6 @@ def test_the_changes_of_a_conversion_are_named():
     assert made.changes == ("Date added", "Message-ID added", "Bcc removed")
 
 
-def test_line_feeds_become_crlf():
-    made = from_mime(MIME.replace(b"\r\n", b"\n"))
-    assert made.content == from_mime(MIME).content
-
-
 def test_mime_gets_missing_fields():
     made = from_mime(b"To: b@b.test\r\nSubject: x\r\n\r\nbody")
     message = parsed(made.content)
@@ -230,17 +211,12 @@ def test_mime_gets_missing_fields():
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"To: b@b.test", b"To: b@b.test\r\n", b"To: b@b.test\n\n", b"To: b@b.test\r\n\r\n"],
+    "content", [b"To: b@b.test", b"To: b@b.test\r\n", b"To: b@b.test\n\n", b"To: b@b.test\r\n\r\n"]
 )
 def test_a_header_without_a_body_is_a_message(content):
     made = from_mime(content)
     assert made.recipients == ("b@b.test",)
     assert parsed(made.content).get_payload().strip() == ""
-
-
-def test_eight_bit_mime_is_reported():
-    assert from_mime(b"To: b@b.test\r\n\r\n\xfc\r\n").eight_bit
 
 
 @each_row(
@@ -265,12 +241,6 @@ def test_the_owner_sees_bcc_but_not_the_private_block():
     assert message["bcc"] == "d@d.test"
     assert render(write_mime_draft(MIME, ORIGIN)) == MIME
     assert render(MIME) == MIME
-
-
-def test_a_header_without_a_last_line_end_keeps_its_fields_apart():
-    content = from_mime(b"From: a@example.test\r\nTo: b@b.test\r\nSubject: x").content
-    assert b"Subject: x\r\nDate: " in content
-    assert content.endswith(b"\r\n\r\n")
 
 
 def test_the_date_is_when_the_message_was_finished():

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.message.content import BLOCK_BYTES, LargeContent, MemoryOctets, read_all, size_of
+from relay.base.message.content import BLOCK_BYTES, LargeContent, read_all, size_of
 from relay.formats.convert import ConversionError, convert, render
 from relay.formats.draft import DraftOrigin
 from relay.formats.read_header import check_mime
 from relay.formats.structure import read_structure
+from tests.support.contents import Counted
 from tests.support.drafts import write_mime_draft
 from tests.support.long_tests import sampled
 from tests.support.tables import each_row
@@ -79,7 +80,7 @@ def crlf(content):
         (TO + MIXED % b"A: b", TO + MIXED % b"A: b", "no blank line between header and body"),
         (TO + MIXED % (b"Content-Type: message/partial\r\n\r\n" + b"x" * 999), None, "a line of more than 998 octets in message/partial, left as it is"),
         (TO + MIXED % b"A: b\r\n\nx\xfc", TO + MIXED % b"A: b\r\n\r\nx\xfc", "octets of 8 bits where the encoding is 7bit"),
-        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit"),
+        (TO + b"\r\n\xfc", TO + b"\r\n\xfc\r\n", "octets of 8 bits where the encoding is 7bit")
     ])  # fmt: skip
 def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defect):
     octets, defects = sent(content)
@@ -96,7 +97,7 @@ def test_damage_is_repaired_only_if_necessary_and_reported(content, wanted, defe
         ("Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n", "<p>ü</p>" + "x" * 5000, "quoted-printable"),
         ("content-transfer-encoding:\r\n 7bit\r\nX-B: c\r\n", "=" * 3000, "base64"), ("", "x\n" * 3 + "y" * 999 + "\rz", "quoted-printable"),
         ("Content-Transfer-Encoding: base64\r\n", b64encode(b"text" * 3000).decode(), "base64"),
-        ("Content-Transfer-Encoding: Quoted-Printable\r\n", "=C3=BC" * 999 + "\r\n.=\r\nx=3Dy ", "quoted-printable"),
+        ("Content-Transfer-Encoding: Quoted-Printable\r\n", "=C3=BC" * 999 + "\r\n.=\r\nx=3Dy ", "quoted-printable")
     ])  # fmt: skip
 def test_lines_that_are_too_long_are_encoded_again(fields, text, encoding, where):
     content = (fields + "\r\n" + text).encode()
@@ -194,43 +195,18 @@ def large(part):
     return TO + b"Bcc: c@c.test\r\n" + MIXED % (part + b"\r\n--b\r\n" + head + text)
 
 
-class CountedOctets(MemoryOctets):
-    """Octets that say how much of them is read at once."""
-
-    longest = 0
-
-    def read(self, start, length):
-        CountedOctets.longest = max(CountedOctets.longest, length)
-        return super().read(start, length)
-
-    def part(self, start, length):
-        return CountedPart(self, start, length)
-
-
-class CountedPart:
-    def __init__(self, source, start, size):
-        self.source, self.start, self.size = source, start, size
-
-    def read(self, start, length):
-        return self.source.read(self.start + start, min(length, self.size - start))
-
-    def part(self, start, length):
-        return CountedPart(self.source, self.start + start, length)
-
-
 @pytest.mark.parametrize(
     "part", [b"\r\nhello", b"\r\n" + b"x" * 2000, b"\r\n\0", b"\r\nline\nfeeds"]
 )
 def test_only_the_headers_of_a_large_message_are_in_memory(part):
     content = large(part)
-    draft = CountedOctets(write_mime_draft(content, ORIGIN))
-    CountedOctets.longest = 0
+    draft = Counted(write_mime_draft(content, ORIGIN))
     made = convert(draft, now_us=0, hostname="h")
     assert isinstance(made.content, LargeContent)
     assert made.content.header == TO + MIXED[: MIXED.index(b"\r\n") + 2] + ADDED
     assert b"Bcc" not in made.content.header
     octets = read_all(made.content)
-    assert CountedOctets.longest <= BLOCK_BYTES
+    assert draft.most_bytes <= BLOCK_BYTES
     assert size_of(made.content) == len(octets)
     assert leaves(octets)[1] == leaves(content)[1]
     assert leaves(octets)[0][1].replace(b"\r\n", b"\n") == leaves(content)[0][1].replace(
@@ -240,7 +216,7 @@ def test_only_the_headers_of_a_large_message_are_in_memory(part):
 
 def test_a_large_draft_is_shown_unchanged():
     content = large(b"\r\nx")
-    shown = render(CountedOctets(write_mime_draft(content, ORIGIN)))
+    shown = render(Counted(write_mime_draft(content, ORIGIN)))
     assert read_all(shown) == content
 
 

@@ -14,7 +14,7 @@ from relay.base.message.properties import EmailAddress
 from relay.formats.edit_draft import NotEditableError, changed_mime
 from relay.formats.read_mime import read_mime
 from relay.formats.structure import read_structure
-from tests.support.contents import attached_octets
+from tests.support.contents import Counted, attached_octets
 from tests.support.tables import each_row
 from tests.unit.formats.test_structure import entities
 
@@ -61,7 +61,7 @@ def kinds(content):
         ({"bcc": ()}, b"bcc: d@d.test\r\n", b""),
         ({"importance": "high"}, b"Importance: low\r\nX-Priority: 5\r\n", b"Importance: high\r\nX-Priority: 1 (Highest)\r\n"),
         ({"read_receipt": False}, b"Disposition-Notification-To: a@a.test\r\n", b""),
-        ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n"),
+        ({"categories": ("x", "y z")}, b"Keywords: w\r\n", b"Keywords: x,\r\n y z\r\n")
     ])  # fmt: skip
 def test_only_the_fields_of_a_changed_property_change(new, had, has):
     header = (
@@ -127,7 +127,7 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
         (multipart(b"mixed", FILE, ITEM), "mixed alternative plain html pdf rfc822 plain", "mixed plain pdf rfc822 plain"),
         (multipart(b"mixed", FILE, preamble=b"preamble\r\n"), "mixed alternative plain html pdf", "mixed plain pdf"),
         (ITEM, "mixed alternative plain html rfc822 plain", "mixed plain rfc822 plain"),
-        (multipart(b"signed", FILE, SIGNATURE), "mixed alternative plain html signed pdf pgp-signature", "mixed plain signed pdf pgp-signature"),
+        (multipart(b"signed", FILE, SIGNATURE), "mixed alternative plain html signed pdf pgp-signature", "mixed plain signed pdf pgp-signature")
     ])  # fmt: skip
 def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between):
     """Tight: the line end of a closing delimiter is that in front of the next one."""
@@ -228,16 +228,6 @@ def bytes_of(content):
     return [one.removesuffix(b"\r\n") for one in attached_octets(content)]
 
 
-class Counted(MemoryOctets):
-    """Octets that say how much of them is read at once."""
-
-    longest = 0
-
-    def read(self, start, length):
-        Counted.longest = max(Counted.longest, length)
-        return super().read(start, length)
-
-
 def test_only_headers_and_text_of_a_large_draft_are_in_memory():
     large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b64encode(
         bytes(3_000_000)
@@ -246,7 +236,7 @@ def test_only_headers_and_text_of_a_large_draft_are_in_memory():
     before = read_mime(content).properties
     octets = Counted(content)
     made = changed_mime(octets, before, structs.replace(before, **NEW_HTML, subject="new"))
-    assert Counted.longest <= BLOCK_BYTES
+    assert octets.most_bytes <= BLOCK_BYTES
     assert made.size > 4_000_000
     assert b64encode(bytes(3_000_000)) in made.read(0, made.size)
 

@@ -1,11 +1,7 @@
 """Encoded words of many mail programs, and hostile ones."""
 
-import time
-
 from relay.formats.encoded_words import decode_words
 from tests.support.tables import each_row
-
-ATTACK_OCTETS = 150_000
 
 
 @each_row("value, text", [
@@ -17,17 +13,7 @@ ATTACK_OCTETS = 150_000
         (b"=?utf-8?b?di5iY?= =?utf-8?B?XQ=?=", "v.bat"), (b"=?utf-8?q?=C?= =?us-ascii?q?3?=", "=C3"),
         # raw octets in a word are in its charset, others in that of the text around it
         (b"=?iso-8859-2?Q?Die_Fr\xf6=B3che?=", "Die Frö\u0142che"), (b"=?utf-8?b?w6\xffk=?=", "\xe9"),
-        (b"\xc3\xb6 =?koi8-r?q?\xf6?= \xc3\xb6 =?utf-8?q?\xc3=B6?=", "ö \u0416 ö ö"),
+        (b"\xc3\xb6 =?koi8-r?q?\xf6?= \xc3\xb6 =?utf-8?q?\xc3=B6?=", "ö \u0416 ö ö")
     ])  # fmt: skip
 def test_encoded_words_are_decoded(value, text):
     assert decode_words(value) == text
-
-
-@each_row(
-    "piece",
-    [b"=?a?q?x ", b"=?a?q?", b"=?", b"=?a?b?=", b"?=", b"=?a?q?=?", b"=?a?q?\xe9", b"=?a?q?\xe9?="],
-)
-def test_decoding_takes_linear_time(piece):
-    started = time.process_time()
-    decode_words(piece * (ATTACK_OCTETS // len(piece)))
-    assert time.process_time() - started < 2

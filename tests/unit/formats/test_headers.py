@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.message.header import Header, HeaderEnd, ParsedContent, cleaned, header_end
+from relay.base.message.header import Header, ParsedContent, cleaned, header_end
 from relay.formats import headers
 from relay.formats.headers import (
     ID_WITHIN_BYTES,
@@ -41,21 +41,6 @@ def edited(content, edit):
     """Return a content after an edit of its header."""
     parsed = ParsedContent.of(content)
     return replace(parsed, header=edit(parsed.header)).joined()
-
-
-def test_where_the_header_ends():
-    assert MESSAGE[header_end(MESSAGE).header :].startswith(b"\r\nSubject: not a field")
-    assert header_end(b"\r\nbody") == HeaderEnd(0, 2)
-    assert header_end(b" folded first\r\nA: b\r\n\r\n") == HeaderEnd(21, 23)
-    assert header_end(b"A: b\r\n") == HeaderEnd(6, 6)
-    assert header_end(b"A: b\r\nno field\r\n\r\n") == HeaderEnd(6, 6)
-
-
-def test_fields_and_their_octets():
-    found = Header.of(MESSAGE).fields
-    names = [name for name, _ in found]
-    assert names == [b"received", b"subject", b"x-relay-draft", b"to", b"received"]
-    assert b"".join(octets for _, octets in found) == MESSAGE[: header_end(MESSAGE).header]
 
 
 def test_reading():
@@ -164,14 +149,6 @@ def test_set_field_removes_a_megabyte_of_others_in_linear_time():
     assert changed == b"A: c\r\n" + b"rubbish\r\n" * 50_000 + b"C: d\r\n\r\ntext"
 
 
-def test_set_field_appends_after_the_last_field_that_every_reader_sees():
-    assert with_field(b"A: b\r\n\r\nx", "C", "d") == b"A: b\r\nC: d\r\n\r\nx"
-    assert with_field(b"A: b", "C", "d") == b"A: b\r\nC: d\r\n"
-    assert with_field(b"body", "C", "d") == b"C: d\r\n\r\nbody"
-    odd = b"A: b\r\nodd\r\nE: f\r\n\r\n"
-    assert with_field(odd, "C", "d") == b"A: b\r\nC: d\r\nodd\r\nE: f\r\n\r\n"
-
-
 @pytest.mark.parametrize("value", ["a\r\nBcc: x", "a\nb", "a\rb", "a\0b"])
 def test_no_value_injects_a_field(value):
     for act in (
@@ -237,16 +214,6 @@ def test_prefix_subject(before, after):
     tagged = with_tag(content, "[EXT] ")
     assert tagged == expected
     assert with_tag(tagged, "[EXT] ") == tagged
-
-
-def test_prefix_subject_in_other_scripts_and_without_a_subject():
-    tagged = with_tag(b"Subject: =?utf-8?B?w6Q=?=\r\n\r\n", "[Größe]")
-    assert headers.decoded(Header.of(tagged), "subject") == "[Größe] ä"
-    assert with_tag(tagged, "[Größe]") == tagged
-    assert with_tag(b"A: b\r\n\r\nx", "[EXT]") == b"A: b\r\nSubject: [EXT]\r\n\r\nx"
-    apples = with_tag(b"Subject: Apples\r\n\r\n", "A")
-    assert apples == b"Subject: A Apples\r\n\r\n"
-    assert with_tag(apples, "") == apples
 
 
 @each_row("content", ODD)
@@ -334,19 +301,6 @@ def test_protocol_words(extended, tls, authenticated, smtputf8, word):
     )
 
 
-def test_received():
-    line = headers.received(
-        helo="client.example.com", ip="192.0.2.7", hostname="relay.example.com", protocol="ESMTPS",
-        queue_id="01abc", time_us=1_795_169_038_000_000, recipient="bob@example.net",
-    )  # fmt: skip
-    assert line == (
-        b"Received: from client.example.com ([192.0.2.7])\r\n"
-        b"\tby relay.example.com with ESMTPS id 01abc\r\n"
-        b"\tfor <bob@example.net>;\r\n"
-        b"\tFri, 20 Nov 2026 10:03:58 +0000\r\n"
-    )
-
-
 def test_received_shows_no_recipient_by_default_and_allows_no_injection():
     line = headers.received(
         helo="evil)\r\nBcc: x", ip="fe80::1%eth0", hostname="r", protocol="SMTP", queue_id="1", time_us=0
@@ -354,11 +308,6 @@ def test_received_shows_no_recipient_by_default_and_allows_no_injection():
     assert b" for " not in line
     assert line.startswith(b"Received: from evil???Bcc:?x ([IPv6:fe80::1])\r\n\tby r ")
     assert "bcc" not in Header.parse(line)
-
-
-def test_dates():
-    assert headers.date_field(1_795_169_038_999_999) == "Fri, 20 Nov 2026 10:03:58 +0000"
-    assert headers.date_field(0) == "Thu, 01 Jan 1970 00:00:00 +0000"
 
 
 @each_row(
@@ -397,14 +346,6 @@ def test_priority_of_a_header(fields: str, expected: Priority) -> None:
     assert priority_of(Header.of(content)) is expected
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\r\nImportance: high\r\n", b"From: a\r\n\r\nImportance: high\r\n", b"\xff: \0"],
-)
-def test_the_body_does_not_set_the_priority(content: bytes) -> None:
-    assert priority_of(Header.of(content)) is Priority.NORMAL
-
-
 ID = "l123456789abcdef"
 FIELD = b"X-Relay-Id: l123456789abcdef\r\n"
 
@@ -422,21 +363,6 @@ FIELD = b"X-Relay-Id: l123456789abcdef\r\n"
 def test_the_relay_id_is_written_and_read(content, marked):
     assert with_relay_id(content, ID) == marked
     assert read_relay_id(marked[:ID_WITHIN_BYTES]) == ID
-
-
-def test_the_relay_id_is_found_after_the_longest_return_path():
-    address = b"a" * 64 + b"@" + b"b" * 255
-    assert (
-        read_relay_id(with_relay_id(b"Return-Path: <%b>\r\n" % address, ID)[:ID_WITHIN_BYTES]) == ID
-    )
-
-
-@pytest.mark.parametrize(
-    "beginning",
-    [FIELD.upper(), FIELD.replace(b"\r\n", b"\n"), b"Subject: s\r\n" + FIELD],
-)
-def test_the_relay_id_is_found_if_another_program_rewrote_it(beginning):
-    assert read_relay_id(beginning) == ID
 
 
 @each_row(

@@ -37,7 +37,7 @@ from tests.support.tables import each_row
         ('<div style="DISPLAY : none">no</div><p hidden>no</p>yes', "yes"),
         ("<p>unclosed <b>tags <i>all", "unclosed tags all"),
         ("\ud800<p>é✓", "?\n\né✓"),
-        ("<p>a\0b", "ab"),
+        ("<p>a\0b", "ab")
     ])  # fmt: skip
 def test_html_to_text(html, text):
     assert html_to_text(html) == text
@@ -87,7 +87,7 @@ def test_a_long_document_is_read_in_pieces_without_loss():
         ("<a href=https://x.test/>one<a href=https://y.test/>two", "one <https://x.test/>two <https://y.test/>"),
         ("<ul><li><a href=https://x.test/>one</ul>two", "* one <https://x.test/>\n\ntwo"),
         ("<pre>\n\na</pre>", "a"),
-        ("a<plaintext><p>b", "a<p>b"),
+        ("a<plaintext><p>b", "a<p>b")
     ])  # fmt: skip
 def test_tags_and_elements_end_where_a_browser_ends_them(html, text):
     assert html_to_text(html) == text
@@ -107,7 +107,7 @@ MANY_TAGS = "<i></i>" * 25_000  # after them, markup is left out without a look 
         ("<style>p{}</style>a<script>'<p>'</scripts></script>b<title>x</title>c<SCRIPT>d", "abc"),
         ("a<!doctype x>b<?xml y>c</ z>d<3 e < f", "abcd<3 e < f"),
         ("<p/><pre>a</pre><prex>b</prex>", "a b"),
-        ("in\0voice", "invoice"),
+        ("in\0voice", "invoice")
     ])  # fmt: skip
 def test_visible_text_is_what_a_reader_sees(html, words, is_read, monkeypatch):
     if not is_read:

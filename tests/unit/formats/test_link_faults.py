@@ -21,7 +21,7 @@ from tests.support.tables import each_row
         ("%RECIPIENT%", "placeholder"), ("https://a.test/?u=%USER_ID%&x", "placeholder"),
         ("https://%HOST%/", "placeholder"), ("https://a.test/${id}", "placeholder"), ("*|UNSUB|*", "placeholder"),
         ("https://a.test/%C3%A9CLAIR%20", ""), ("https://a.test/[x]", ""), ("mailto:{{to}}", "placeholder"),
-        ("mailto:a@b.test", ""), ("tel:+49123", ""), ("sms:1", ""),
+        ("mailto:a@b.test", ""), ("tel:+49123", ""), ("sms:1", "")
     ])  # fmt: skip
 def test_problems_of_a_link(target: str, expected: str):
     [link] = checked_links(f"<a href='{target}'>open</a>", "")

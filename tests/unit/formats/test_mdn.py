@@ -40,7 +40,7 @@ def requested(content, facts=FACTS) -> ReceiptRequest | None:
 
 @each_row("value", [
         ALICE, f"<{ALICE}>", "Alice <Alice@Example.COM>", f'"Doe, Alice: x" <{ALICE}>',
-        f"\r\n {ALICE}",
+        f"\r\n {ALICE}"
     ])  # fmt: skip
 def test_one_address_that_is_the_senders_may_ask(value) -> None:
     found = requested(asking(value))
@@ -67,7 +67,7 @@ def test_the_language_of_the_sender_is_kept_and_bounded() -> None:
         f"friends: {ALICE};", "undisclosed:;", "", f"{ALICE} <victim@victim.test>",
         f"{ALICE} victim@victim.test", f"<{ALICE}> <victim@victim.test>", "alice", "@", "<>",
         f"{ALICE}\r\n\tvictim@victim.test", f"{ALICE}; victim@victim.test", "=?utf-8?q?alice?=",
-        f"(a comment) victim@victim.test ({ALICE})", "a" * 5000 + f" <{ALICE}>",
+        f"(a comment) victim@victim.test ({ALICE})", "a" * 5000 + f" <{ALICE}>"
     ])  # fmt: skip
 def test_nobody_else_is_written_to(value) -> None:
     assert requested(asking(value)) is None
@@ -79,7 +79,7 @@ def test_nobody_else_is_written_to(value) -> None:
         "List-Unsubscribe: <mailto:u@example.com>", "Content-Type: multipart/report; boundary=b",
         "Disposition-Notification-Options: x=required,1", "Disposition-Notification-Options: x",
         "Disposition-Notification-Options: a=optional,1; b = REQUIRED , 2",
-        "Disposition-Notification-Options: a=optional\r\nDisposition-Notification-Options: a=optional",
+        "Disposition-Notification-Options: a=optional\r\nDisposition-Notification-Options: a=optional"
     ])  # fmt: skip
 def test_lists_automatic_mail_and_required_options_get_none(line) -> None:
     assert requested(asking(ALICE, line)) is None

@@ -181,7 +181,7 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
                       "delivery time expired; last: 452 4.2.2 full")]),
         ((b"Final-Recipient: b@y.test\r\nAction: failed\r\nStatus: 5.0.0\r\n"
          b"Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam"),
-         [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")]),
+         [RemoteClaim("", "b@y.test", "failure", "5.7.1", "host mx said: 554 5.7.1 spam")])
     ])  # fmt: skip
 def test_what_is_claimed_of_each_recipient(block: bytes, claims: list[RemoteClaim]) -> None:
     found = claimed(outside(block + b"\r\n"))

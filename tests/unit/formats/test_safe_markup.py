@@ -1,7 +1,5 @@
 """Styles: only what the patterns know remains."""
 
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +42,7 @@ def test_a_style_keeps_its_safe_declarations(style, quoted, framed):
         ("p/* } */{color:/* x */red}", "p { color:red }"),
         ("/* p{color:red}", ""),
         ("}}} p{color:red", "p { color:red }"),
-        ("</style><script>x</script>{color:red} p{color:red}", "p { color:red }"),
+        ("</style><script>x</script>{color:red} p{color:red}", "p { color:red }")
     ])  # fmt: skip
 def test_a_style_sheet_keeps_its_safe_rules(source, expected):
     assert safe_style_sheet(source) == expected
@@ -72,15 +70,3 @@ def test_no_style_sheet_loads_or_ends_its_element(source):
     written = safe_style_sheet(source)
     assert not any(one in written for one in ("<", "url(", "@import", "\\", "//"))
     assert written.count("{") == written.count("}")
-
-
-@each_row("piece", ["{", "}", "a{", "@media (a){", "'", "/*", "a{color:red}", "a:", "("])
-def test_hostile_styles_are_read_in_linear_time(piece):
-    def seconds(characters):
-        source = piece * (characters // len(piece))
-        started = time.process_time()
-        safe_style_sheet(source)
-        safe_framed_style(source)
-        return time.process_time() - started
-
-    assert seconds(480_000) < 8 * max(seconds(120_000), 0.05)

@@ -149,7 +149,7 @@ MIXED = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
          "message/rfc822 with a transfer encoding of its own"),
         (b"Content-Type: message/rfc822\r\n\r\n" * 60, "parts more than 50 deep"),
         (MIXED + b"--b\r\n\r\n" * 2000, "more than 1000 parts: the rest is not read"),
-        (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long"),
+        (MIXED + b"--b\r\nA: " + b"b" * 300_000, "a header that is too long")
     ])  # fmt: skip
 def test_defects_are_reported(content, defect):
     structure = checked(content)
@@ -217,7 +217,7 @@ def test_the_header_of_an_attached_message_may_have_1_mib(size):
 
 @pytest.mark.parametrize(
     "unit",
-    [b"\r\n--b", b"--", b"\r\n--b \t", b"\r\n", b"\n--bx\n", b"\r--b", b"\r\n--b" + b" " * 300, b"A: b\r\n", b"\0", b"x" * 70 + b"\r\n"],
+    [b"\r\n--b", b"--", b"\r\n--b \t", b"\r\n", b"\n--bx\n", b"\r--b", b"\r\n--b" + b" " * 300, b"A: b\r\n", b"\0", b"x" * 70 + b"\r\n"]
 )  # fmt: skip
 @each_row("nested", sampled([40, 1]))
 def test_time_is_linear_in_the_message(unit, nested):

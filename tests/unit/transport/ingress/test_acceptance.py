@@ -17,7 +17,6 @@ from relay.base.message.verdict import (
     Verdict,
     VerdictAction,
 )
-from relay.formats import headers
 from relay.store.journeys.events import Step
 from relay.store.spool.types import Claim, PriorityLevel, SpoolUnavailableError
 from relay.transport.ingress.data import Origin
@@ -178,18 +177,6 @@ async def test_what_mail_and_header_demand_of_tls(origin, fields, given, demand)
     assert fields in message.contents[0]
 
 
-async def test_a_rule_can_change_the_priority():
-    class Bulk(Rules):
-        def verdict(self):
-            content = self.evaluated.content
-            header = headers.set_field(content.header, "Precedence", "bulk")
-            return structs.replace(super().verdict(), contents=(replace(content, header=header),))
-
-    relay = Relay(rules=Bulk())
-    await accept(relay, envelope("bob@example.test"), TRUSTED, b"Importance: high\r\n" + CONTENT)
-    assert relay.spool.accepted[0].priority is PriorityLevel.LOW
-
-
 @each_row(
     "origin, sender, after_s, warned_s",
     [
@@ -211,14 +198,6 @@ async def test_when_a_delay_report_is_due(origin, sender, after_s, warned_s):
     assert message.warn_us == expected
 
 
-@pytest.mark.parametrize("origin", [TRUSTED, UNTRUSTED])
-async def test_rules_that_reject_all_recipients_reject_the_message(origin):
-    relay = Relay(rules=Rules("bob@example.test", additions=[AddedRecipient("x@b.test", "r")]))
-    decision = await accept(relay, envelope("bob@example.test"), origin)
-    assert (decision.reply, decision.queue_id) == ("550 5.7.1 Not today", "")
-    assert relay.spool.accepted == []
-
-
 @pytest.mark.parametrize(
     ("origin", "to"), [(TRUSTED, "alice@example.test"), (UNTRUSTED, "postmaster")]
 )
@@ -232,22 +211,6 @@ async def test_rules_that_reject_some_recipients_bounce_to_trusted_senders_only(
     assert report.entries[0].recipients[0].path.address == to
     assert [event.step for event in message.events][1:] == [Step.REPORT]
     assert message.events[0].detail["rules"][0]["rule"] == "r"
-
-
-async def test_rejected_recipients_of_a_submission_by_pickup_bounce():
-    relay = Relay(rules=Rules("x@b.test"))
-    decision = await accept(relay, envelope("x@b.test", "nobody@example.test", envid="d.1"), PICKUP)
-    assert decision.reply.startswith("250 2.0.0 ")
-    (message,), (report,) = relay.spool.accepted, relay.spool.reports
-    assert (message.facts.source, message.facts.submission_id) == (Source.GRAPH, "d.1")
-    assert {each.path.address: each.reply for each in message.final_recipients} == {
-        "x@b.test": "550 5.7.1 Not today",
-        "nobody@example.test": "550 5.1.1 <nobody@example.test>: no such user here;"
-        " check the spelling",
-    }
-    assert report.entries[0].recipients[0].path.address == "alice@example.test"
-    assert b"x@b.test" in report.contents[0]
-    assert relay.metrics.recipients.labels(outcome="failed")._value.get() == 2
 
 
 async def test_a_repeated_submission_is_accepted_whatever_the_rules_say_now():
@@ -279,12 +242,6 @@ async def test_an_event_lists_100_addresses_and_counts_the_others():
     assert [len(addresses) for addresses in detail["next_hops"].values()] == [1, 100]
     hit = RuleHit("r", "enforce", "reject", tuple(there)).as_json()
     assert (hit["count"], len(hit["recipients"])) == (101, 100)
-
-
-async def test_a_header_over_1_mib_is_rejected():
-    line = b"X-Filling: " + b"x" * 500 + b"\r\n"
-    decision = await accept(Relay(), envelope("bob@example.test"), content=line * 2100)
-    assert decision.reply.startswith("554 5.6.0 The header is longer ")
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
@@ -465,22 +422,3 @@ async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     acceptance.close()
     assert decision.reply.startswith("250 ")
     assert len(passed_on) == 1
-
-
-@pytest.mark.parametrize(("domains", "claimed"), [(100, True), (101, False)])
-async def test_a_message_with_many_next_hops_is_committed_without_claims(domains, claimed):
-    relay, asked, waiting = Relay(), [], []
-    accept_really = relay.spool.accept
-
-    async def accept_watched(message, **options):
-        asked.append(options["claim"])
-        return await accept_really(message, **options)
-
-    relay.spool.accept = accept_watched
-    acceptance = relay.acceptance(on_waiting=waiting.extend)
-    one = envelope(*(f"x@{number}.test" for number in range(domains)))
-    decision = await acceptance.accept(*one, CONTENT, origin=TRUSTED)
-    acceptance.close()
-    assert decision.reply.startswith("250 ")
-    assert asked == [claimed]
-    assert [len(message.entries) for message in waiting] == ([] if claimed else [domains])

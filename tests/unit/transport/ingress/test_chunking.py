@@ -6,7 +6,6 @@ import random
 import pytest
 
 from relay.base.message.content import read_all
-from relay.transport.ingress.data import DotFraming
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, Relay, inside, make_certificate
@@ -108,15 +107,6 @@ async def test_no_part_of_a_content_that_was_lost_becomes_a_command(relay, liste
     assert recipients == ["alice@example.test"]
 
 
-async def test_a_content_whose_end_is_not_found_ends_the_session(listening, monkeypatch):
-    client = await begun(await listening())
-    assert (await client.say("DATA"))[:3] == "354"
-    monkeypatch.setattr(DotFraming, "take", lambda *_: 1 / 0)
-    client.writer.write(b"text\r\nNOOP\r\n")
-    assert (await client.reply())[:9] == "451 4.3.0"
-    assert await client.reply() == ""
-
-
 @pytest.mark.parametrize(
     "how", ["RSET", "EHLO client.test", "QUIT", "close", "reset", "half", "BDAT x"]
 )
@@ -158,28 +148,6 @@ async def test_a_message_that_is_cut_anywhere_is_not_accepted(relay, listening):
     said = await asyncio.wait_for(client.reader.read(), 30)
     assert [line[:9] for line in said.splitlines()[-3:]] == [b"250 2.0.0", *[b"500 5.5.2"] * 2]
     assert len(relay.spool.accepted) == 1
-
-
-@pytest.mark.parametrize(
-    ("argument", "reply"),
-    [
-        ("", "501 5.5.4"),
-        (" -5", "501 5.5.4"),
-        (" 5 FIRST", "501 5.5.4"),
-        (" 5 LAST LAST", "501 5.5.4"),
-        (" 0x5 LAST", "501 5.5.4"),
-        (" \u0665 LAST", "501 5.5.4"),
-        (" 1" + "0" * 20, "552 5.3.4"),
-        (" " + "9" * 2000 + " LAST", "552 5.3.4"),
-    ],
-)
-async def test_nothing_after_a_chunk_of_unknown_length_is_a_command(listening, argument, reply):
-    client = await begun(await listening())
-    client.writer.write(f"BDAT{argument}\r\nRSET\r\nNOOP\r\n".encode())
-    said = await client.reply()
-    assert said.startswith(reply)
-    assert said.endswith("closing the connection")
-    assert await client.reply() == ""
 
 
 async def test_a_refused_message_is_recorded_once(relay, listening):
@@ -236,17 +204,3 @@ async def test_a_shutdown_between_chunks_waits_for_the_last(relay, listening):
     assert (await client.reply()).startswith("421 4.3.2 ")
     await asyncio.wait_for(draining, 30)
     assert len(relay.spool.accepted) == 1
-
-
-async def test_the_listener_says_what_becomes_of_a_bare_lf(relay, listening):
-    """A reload applies to sessions that begin after it."""
-    server = await listening()
-    for bare_newline, reply in ((None, "250"), ("reject", "550"), ("normalize", "250")):
-        settings = server._listener
-        object.__setattr__(settings, "bare_newline", bare_newline)
-        server.use(settings)
-        client = await begun(server)
-        assert (await client.say("BDAT 4 LAST\r\na\n\nb"))[:3] == reply
-    assert all(
-        read_all(each.contents[0]).endswith(b"a\r\n\r\nb\r\n") for each in relay.spool.accepted
-    )

@@ -3,14 +3,12 @@
 import asyncio
 import random
 import re
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from relay.base.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from relay.base.pressure import MemoryBudget
-from relay.transport.ingress import data as data_module
 from relay.transport.ingress.data import (
     ChunkFraming,
     ContentCollector,
@@ -21,20 +19,6 @@ from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.ingress import MemoryArrival
 from tests.support.smuggling import SEQUENCES
 from tests.support.tables import each_row
-
-PLAIN = {
-    "empty": (b".\r\n", b""),
-    "blank line": (b"\r\n.\r\n", b"\r\n"),
-    "a line": (b"a\r\n.\r\n", b"a\r\n"),
-    "stuffed first": (b"..\r\n.\r\n", b".\r\n"),
-    "stuffed": (b"a\r\n..b\r\n...\r\n.\r\n", b"a\r\n.b\r\n..\r\n"),
-    "dot and text": (
-        b".x\r\n.\r\n",
-        b"x\r\n",
-    ),  # RFC 5321 4.5.2: a leading dot is removed in any case
-    "dots inside": (b"a.\r\n b.c\r\n.\r\n", b"a.\r\n b.c\r\n"),
-    "eight bit": (b"\xff\xc3\xa4\r\n.\r\n", b"\xff\xc3\xa4\r\n"),
-}
 
 
 class Receiver(ContentCollector):
@@ -72,16 +56,6 @@ def feed_in_blocks(one: Receiver, data: bytes, block_bytes: int) -> bytes | None
     return None
 
 
-@pytest.mark.parametrize("block_bytes", [1, 2, 3, 4, 5, 7, 1000])
-@each_row("sent, meant", PLAIN.values())
-def test_content_does_not_depend_on_the_block_size(sent, meant, block_bytes):
-    one = receiver()
-    assert feed_in_blocks(one, sent + b"NOOP\r\n", block_bytes) == b"NOOP\r\n"
-    assert one.rejection is None
-    assert one.hand_over().content == meant
-    assert one.size_bytes == len(meant)
-
-
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 1000])
 @each_row("sequence", SEQUENCES.values())
 def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
@@ -113,15 +87,6 @@ def test_line_length_and_message_size_limits(lines, rejection, block_bytes):
     one = receiver()
     assert feed_in_blocks(one, lines + b".\r\n", block_bytes) == b""
     assert one.rejection is rejection
-
-
-@each_row("cut", range(1, 14))
-def test_content_of_data_is_never_cut_between_cr_and_lf(cut):
-    framing = DotFraming()
-    sent = b"a\r\n\r\n..b\r\nc\r\n.\r\n"
-    (first, no_rest), (second, rest) = framing.take(sent[:cut]), framing.take(sent[cut:])
-    assert not first.endswith(b"\r")
-    assert (first + second, no_rest, rest) == (b"a\r\n\r\n.b\r\nc\r\n", None, b"")
 
 
 def judged_whole(sent: bytes) -> tuple[bytes | None, bytes]:
@@ -227,41 +192,6 @@ def test_chunks_have_the_octets_of_data_however_they_are_cut(seed):
     assert 60 <= accepted <= 340, "the data is too good or too bad"
 
 
-def test_a_bare_cr_at_the_end_of_a_block_is_rejected():
-    """The framing keeps back the second CR only: it alone may begin the end of data."""
-    framing, one = DotFraming(), receiver()
-    octets, _ = framing.take(b"a\r\r")
-    assert octets == b"a\r"
-    one.add(octets, is_last=False)
-    assert one.rejection is ContentRejection.BARE
-
-
-def test_a_framing_that_cuts_between_cr_and_lf_is_noticed(monkeypatch):
-    monkeypatch.setattr(data_module, "_end_begun", lambda _: 1)
-    with pytest.raises(AssertionError, match="between CR and LF"):
-        DotFraming().take(b"a\r\n")
-
-
-@each_row(
-    "blocks, rejection",
-    [
-        ((b"x" * 60, b"x" * 40 + b"\r\n"), None),
-        ((b"x" * 60, b"x" * 41), ContentRejection.LONG_LINE),
-        ((b"a\r\n" + b"x" * 60, b"x" * 40, b"\r\n" + b"x" * 100), None),
-        ((b".\r\n.", b".\r\n", b"no line end"), None),
-        ((b"a\n",), ContentRejection.BARE),
-        ((b"a\r\n", b"\nb\r\n"), ContentRejection.BARE),
-        ((b"a", b"\0"), ContentRejection.BARE),
-    ],
-)
-def test_content_is_checked_whatever_its_framing(blocks, rejection):
-    one = receiver()
-    for number, block in enumerate(blocks, start=1):
-        one.add(block, is_last=number == len(blocks))
-    assert one.rejection is rejection
-    assert one.hand_over().content == (b"" if rejection else b"".join(blocks))
-
-
 def test_rejected_content_is_not_kept():
     one = receiver(size_max_bytes=1000)
     for _ in range(1000):
@@ -337,41 +267,6 @@ def test_large_content_without_a_header_gets_a_blank_line():
     assert feed_in_blocks(one, b"no field\r\n" * 20 + b".\r\n", 7) == b""
     content = one.hand_over().content
     assert (content.header, read_all(content)) == (b"", b"\r\n" + b"no field\r\n" * 20)
-
-
-@pytest.mark.parametrize("field_count", [1, 2000], ids=["short", "long"])
-def test_a_long_header_is_searched_outside_the_event_loop(monkeypatch, field_count):
-    threads = []
-
-    def fields_end(section: bytes) -> int:
-        threads.append(threading.current_thread())
-        return fields_end_of(section)
-
-    fields_end_of = data_module.fields_end
-    monkeypatch.setattr(data_module, "fields_end", fields_end)
-    one = receiver(size_max_bytes=100_000, budget=MemoryBudget(200_000), large_bytes=30_000)
-    header = b"Subject: x\r\n" * field_count
-    sent = header + b"\r\n" + b"text\r\n" * 5500
-    assert feed_in_blocks(one, sent + b".\r\n", 4096) == b""
-    content = one.hand_over().content
-    assert (content.header, read_all(content)) == (header, sent)
-    assert [one is threading.main_thread() for one in threads] == [field_count == 1]
-
-
-@pytest.mark.parametrize(("size_bytes", "is_large"), [(100, False), (101, True)])
-def test_only_content_over_the_limit_is_large(size_bytes, is_large):
-    one = receiver(large_bytes=100)
-    sent = b"A: b\r\n\r\n" + b"x" * (size_bytes - 10) + b"\r\n.\r\n"
-    assert feed_in_blocks(one, sent, 1000) == b""
-    assert one.size_bytes == size_bytes
-    assert isinstance(one.hand_over().content, LargeContent) is is_large
-
-
-@pytest.mark.parametrize("block_bytes", [1, 64, 1000])
-def test_a_header_over_the_limit_is_rejected(block_bytes):
-    one = receiver(large_bytes=200)
-    assert feed_in_blocks(one, b"X-Filling: x\r\n" * 30 + b"\r\n.\r\n", block_bytes) == b""
-    assert one.rejection is ContentRejection.LONG_HEADER
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,62 @@ tests/dialogue has those on a port, and those that do not wait for the reply to 
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import uvloop
 
 from relay.base.settings.tree import TlsSettings
 from relay.base.socket_address import Address
 from relay.transport.ingress.smtp_server import SmtpServer
 from tests.support.ingress import Client, Relay, make_certificate
-from tests.unit.transport.ingress.test_browsers import (
-    LOOPS,
-    MAIL,
-    all_of,
-    listening,
-    send_before_greeting,
-)
 
 TRUSTED = ("127.0.0.0/8",)
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+MAIL = (
+    b"EHLO x\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
+    b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n"
+)
+
+
+@asynccontextmanager
+async def listening(relay: Relay, **changes: object) -> AsyncIterator[SmtpServer]:
+    server = relay.server(**changes)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.drain(0.5)
+
+
+def send_before_greeting(address: Address, octets: bytes) -> socket.socket:
+    """Connect and send before the event loop runs, so that the server has not seen the client."""
+    if address.path:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(address.path)
+    else:
+        client = socket.create_connection((address.host, address.port))
+    client.sendall(octets)
+    return client
+
+
+async def all_of(client: socket.socket) -> bytes:
+    """Read until the server closes or resets the connection."""
+    loop = asyncio.get_running_loop()
+    client.setblocking(False)
+    said = b""
+    try:
+        async with asyncio.timeout(30):
+            while piece := await loop.sock_recv(client, 4096):
+                said += piece
+    except ConnectionResetError:
+        pass
+    finally:
+        client.close()
+    return said
+
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
 

@@ -77,7 +77,7 @@ def copies_of(message: NewMessage) -> list:
           ("local", "", ["alice@example.test", "Bob@example.test"]),
           ("mx:c.test", "bob@example.test", ["b@c.test"]),
           ("mx:b.test", "team@example.test", ["y@b.test"]),
-          ("mx:c.test", "both@example.test", ["z@c.test"])]),
+          ("mx:c.test", "both@example.test", ["z@c.test"])])
     ])  # fmt: skip
 async def test_each_address_gets_one_copy(named, aliases, copies):
     relay = relay_with()
@@ -111,7 +111,7 @@ def expansion(*addresses: str) -> Expansion:
          ForwardPath("t0@b.test", FAILURE, "rfc822;O@x")),
         (ForwardPath("L@here.test", NEVER), 2,
          ForwardPath("t0@b.test", NEVER, "rfc822;L@here.test")),
-        (ForwardPath("L@here.test"), 2, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test")),
+        (ForwardPath("L@here.test"), 2, ForwardPath("t0@b.test", orcpt="rfc822;L@here.test"))
     ])  # fmt: skip
 def test_what_an_alias_passes_on(path, count, expected):
     """RFC 3461 5.2.7.2 and 5.2.7.3."""

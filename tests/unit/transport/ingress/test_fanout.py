@@ -3,12 +3,11 @@
 import pytest
 
 from relay.base.accounts.account import AliasTarget, Expansion
-from relay.base.message.envelope import ForwardPath, Notify
+from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import LOCAL, HopKind, NextHop
 from relay.base.message.verdict import (
     AddedRecipient,
-    Hold,
     RecipientVerdict,
     Verdict,
     VerdictAction,
@@ -110,73 +109,6 @@ def test_one_entry_per_next_hop_and_content(recipients, expected):
     assert delivered + len(result.final_recipients) == len(recipients)
 
 
-@pytest.mark.parametrize(
-    ("verdict", "state", "status", "reply"),
-    [
-        (
-            keep("x@bad.test"),
-            RecipientState.FAILED,
-            "5.1.1",
-            "550 5.1.1 <x@bad.test>: no such user here",
-        ),
-        (reject("x@b.test"), RecipientState.FAILED, "5.7.1", "550 5.7.1 Not today"),
-        (RecipientVerdict("x@b.test", VerdictAction.DISCARD), RecipientState.DISCARDED, "", ""),
-    ],
-)
-def test_recipients_in_a_final_state(verdict, state, status, reply):
-    result = fan(verdict, notify=frozenset({Notify.FAILURE}))
-    (recipient,) = result.final_recipients
-    assert (recipient.state, recipient.status, recipient.reply) == (state, status, reply)
-    assert recipient.path.notify == {Notify.FAILURE}
-    assert recipient.path.orcpt == f"rfc822;{verdict.address}"
-    assert result.entries == ()
-    assert result.contents == (b"zero",)
-    assert result.rejected == ((recipient,) if state is RecipientState.FAILED else ())
-    assert result.rejects_all is (state is RecipientState.FAILED)
-
-
-def test_a_redirect_names_its_successors_which_get_no_reports():
-    redirect = RecipientVerdict(
-        "x@b.test", VerdictAction.REDIRECT, rule="r", successors=("y@c.test",)
-    )
-    result = fan(redirect, additions=[AddedRecipient("y@c.test", "r", 1)])
-    (old,) = result.final_recipients
-    assert (old.state, old.successors) == (RecipientState.REDIRECTED, ("y@c.test",))
-    assert buckets(result) == [(MX_C, b"one", ["y@c.test"])]
-    (new,) = result.entries[0].recipients
-    assert (new.path.notify, new.added_by) == (frozenset({Notify.NEVER}), "r")
-    assert not result.rejects_all
-
-
-def test_a_recipient_quarantined_elsewhere_is_shown_as_delivered():
-    quarantine = RecipientVerdict("x@b.test", VerdictAction.QUARANTINE, successors=("y@c.test",))
-    result = fan(quarantine, additions=[AddedRecipient("y@c.test", "r")])
-    (old,) = result.quarantined
-    assert (old.state, old.successors, old.status) == (RecipientState.DELIVERED, (), "2.1.5")
-    assert old.reply == "250 2.1.5 delivered to x@b.test"
-    assert buckets(result) == [(MX_C, b"zero", ["y@c.test"])]
-
-
-def test_only_the_copy_of_a_mailbox_goes_into_junk_email():
-    hold = Hold("quarantine", "r", silent=True)
-    result = fan(*(RecipientVerdict(one, junk=hold) for one in ("bob@here.test", "x@b.test")))
-    extras = {str(one.next_hop): one.extra for one in result.entries}
-    assert (extras["local"].folder, extras["local"].reason) == ("junkemail", "")
-    (other,) = [extra for hop, extra in extras.items() if hop != "local"]
-    assert (other.folder, other.reason, other.rule, other.silent) == ("", "quarantine", "r", True)
-
-
-def test_an_added_recipient_that_is_already_one_gets_one_copy():
-    additions = [
-        AddedRecipient("x@b.test", "r"),
-        AddedRecipient("y@b.test", "r"),
-        AddedRecipient("y@b.test", "s"),
-    ]
-    result = fan(keep("x@b.test"), additions=additions)
-    assert buckets(result) == [(MX_B, b"zero", ["x@b.test", "y@b.test"])]
-    assert [each.added_by for each in result.entries[0].recipients] == ["", "r"]
-
-
 def test_an_invalid_added_recipient_fails_alone():
     result = fan(keep("x@b.test"), additions=[AddedRecipient("y@bad.test", "r")])
     (failed,) = result.rejected
@@ -184,25 +116,6 @@ def test_an_invalid_added_recipient_fails_alone():
     assert reported_recipient(failed, "no").added_by == "r"
     assert reported_recipient(failed, "no").rule == "no"
     assert not result.rejects_all
-
-
-def test_rejects_all_ignores_recipients_added_by_rules():
-    assert fan(reject("x@b.test"), additions=[AddedRecipient("y@c.test", "r")]).rejects_all
-    assert not fan(
-        reject("x@b.test"), RecipientVerdict("y@b.test", VerdictAction.DISCARD)
-    ).rejects_all
-
-
-def test_what_is_held_has_an_entry_of_its_own():
-    result = fan(keep("x@b.test"), keep("y@held.test"), keep("z@held.test"), keep("w@b.test"))
-    found = [
-        (str(entry.next_hop), entry.extra.reason, [one.path.address for one in entry.recipients])
-        for entry in result.entries
-    ]
-    assert found == [
-        ("mx:b.test", "", ["x@b.test", "w@b.test"]),
-        ("mx:b.test", "route r", ["y@held.test", "z@held.test"]),
-    ]
 
 
 HUB = NextHop(HopKind.SMTP, "hub.test", 25)

@@ -202,18 +202,6 @@ async def test_a_recipient_that_we_refuse_is_not_asked_about(filtered):
     assert milter.commands() == b"OCHM"
 
 
-async def test_what_a_milter_hears(filtered):
-    milter = await filtered.milter(steps=0)
-    await filtered.replies("EHLO client.test", *LINES[1:3], "RSET", *LINES[1:], "QUIT")
-    await until(milter.ended.is_set)
-    assert milter.commands() == b"OCHMRAMRRTLLNBEQ"  # no Bcc
-    assert milter.of(b"L")[1] == b"Subject\0one\0"
-    macros = b"".join(milter.of(b"D"))
-    assert f"\0i\0{filtered.message.facts.id}\0".encode() in b"\0" + macros.replace(b"E", b"\0")
-    connect = milter.of(b"C")[0]
-    assert (connect[:13], connect[-10:]) == (b"[127.0.0.1]\x004", b"127.0.0.1\0")
-
-
 async def test_bdat_is_told_as_data_once_and_refused_with_its_chunks(filtered):
     milter = await filtered.milter({b"T": packet(b"t")})
     client = await filtered.client()

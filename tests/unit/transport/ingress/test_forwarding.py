@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from relay.base.message.srs import Srs
 from relay.base.message.verdict import AddedRecipient
 from relay.base.settings.tree import Route
 from relay.store.journeys.events import Step
@@ -120,40 +119,12 @@ async def test_a_local_sender_that_a_stranger_names_is_rewritten():
     assert copies_of(report) == [("local", "", ["alice@example.test"])]
 
 
-async def test_the_domain_of_srs_addresses_may_be_another_one():
-    relay = relay_with(TwoDomains)
-    relay.srs = Srs(b"a key for tests", "srs.test")
-    message = await accepted(relay, "away@example.test")
-    (sender,) = senders_of(message).values()
-    assert sender.endswith("=example.org=ann@srs.test")
-    report = await accepted(relay, sender, sender="")
-    assert copies_of(report) == [("mx:example.org", "", [STRANGER])]
-
-
-async def test_another_forwarder_is_named_in_the_sender():
-    relay = relay_with()
-    other = "SRS0=HHHH=TT=example.org=ann@first.test"
-    message = await accepted(relay, "away@example.test", sender=other)
-    (sender,) = senders_of(message).values()
-    assert sender.startswith("SRS1=")
-    report = await accepted(relay, sender, sender="")
-    assert aliases_of(report) == {sender: ("redirected", (other,))}
-    assert copies_of(report) == [("mx:first.test", "", [other])]
-
-
 async def test_a_route_is_chosen_by_the_sender_of_the_message():
     relay = relay_with(Routed, routed=("x@by-sender.test",))
     message = await accepted(relay, "routed@example.test")
     (hop,) = senders_of(message)
     assert hop == "smtp://of-ann.test:2525"
     assert senders_of(message)[hop] == srs(relay)
-
-
-async def test_what_a_rule_adds_by_an_alias_gets_a_sender_too():
-    relay = relay_with()
-    relay.rules = Rules(additions=[AddedRecipient("away@example.test", "r", 0)])
-    message = await accepted(relay, "alice@example.test")
-    assert senders_of(message) == {"local": "", "mx:b.test": srs(relay)}
 
 
 @pytest.mark.parametrize("kind", [Relay, CatchAll, Elsewhere])
@@ -212,13 +183,6 @@ async def test_a_wall_clock_that_was_wrong_does_not_end_an_srs_address():
     assert aliases_of(message) == {address: ("redirected", (STRANGER,))}
 
 
-async def test_an_srs_address_of_another_domain_is_an_address_like_any_other():
-    relay = relay_with()
-    address = srs(relay).replace("example.test", "first.test")
-    message = await accepted(relay, address)
-    assert copies_of(message) == [("mx:first.test", "", [address])]
-
-
 def looping(*passed: str) -> bytes:
     return b"".join(f"Delivered-To: {one}\r\n".encode() for one in passed) + CONTENT
 
@@ -259,8 +223,8 @@ async def test_with_other_recipients_a_loop_is_reported_and_nothing_is_dropped()
         ("bob+tag@example.test", {}, ["bob+tag@example.test"]),
         ("via@example.test",
          {"via@example.test": ("expanded", ("bob@example.test", "alice@example.test"))},
-         ["bob@example.test", "alice@example.test"]),
-    ],
+         ["bob@example.test", "alice@example.test"])
+    ]
 )  # fmt: skip
 async def test_an_account_keeps_what_it_has_forwarded(named, aliases, copies):
     relay = relay_with()

@@ -49,8 +49,8 @@ def cleaned_up(content: Content, origin: Origin = TRUSTED, *addresses: str) -> b
         (TRUSTED, b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTP id q1"),
         (structs.replace(TRUSTED, tls="TLSv1.3", login="a"), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with ESMTPSA id q1"),
         (structs.replace(TRUSTED, extended=False), b"Received: from client.test ([127.0.0.1])\r\n\tby relay.test with SMTP id q1"),
-        (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1"),
-    ],
+        (PICKUP, b"Received: from relay\r\n\tby relay.test with ESMTP id q1")
+    ]
 )  # fmt: skip
 def test_received_names_client_protocol_and_queue_id(origin, start):
     assert cleaned_up(CONTENT, origin).startswith(start)
@@ -73,7 +73,7 @@ def test_received_has_for_only_with_one_recipient():
         (b"Subject: a\r\nno field\r\n\r\nb\r\n", b"Subject: a\r\n\r\nno field\r\n\r\nb\r\n"),
         (b"\r\nonly a body\r\n", b"\r\nonly a body\r\n"),
         (b"no header at all\r\n", b"\r\nno header at all\r\n"),
-        (b"", b"\r\n"),
+        (b"", b"\r\n")
     ])  # fmt: skip
 def test_bcc_return_path_and_private_fields_are_removed(content, kept):
     added, received, rest = cleaned_up(content, UNTRUSTED).partition(b"+0000\r\n")

@@ -1,6 +1,5 @@
 """Messages over 1 MiB: the body is written to the spool while it arrives."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -131,26 +130,3 @@ async def test_a_disconnect_during_data_leaves_no_file(listening, spool) -> None
     await until(lambda: bool(names(spool)))
     client.reset()
     await until(lambda: not names(spool) and not server.sessions)
-
-
-async def test_a_disconnect_during_the_commit_keeps_the_file(listening, spool, monkeypatch) -> None:
-    relay, server = listening
-    committing, gate = asyncio.Event(), asyncio.Event()
-    really = spool.accept
-
-    async def accept(message, **options):
-        committing.set()
-        await gate.wait()
-        return await really(message, **options)
-
-    monkeypatch.setattr(spool, "accept", accept)
-    client = await begin(server, "bob@example.test")
-    client.writer.write(CONTENT + b".\r\n")
-    await committing.wait()
-    client.reset()
-    await until(lambda: not server.sessions)
-    gate.set()
-    await until(lambda: bool(relay.claims))
-    (claim,) = relay.claims
-    await until(lambda: names(spool) == [f"{claim.message.id}-0"])
-    assert read_all(await spool.read_content(claim.content_id)).endswith(BODY)

@@ -1,5 +1,4 @@
 import asyncio
-import sys
 import threading
 
 import pytest
@@ -73,14 +72,6 @@ async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
     assert await threads.run("a", lambda _: 1, timeout_s=10) == 1
 
 
-async def test_the_lock_goes_to_others_sooner_while_a_call_runs(threads):
-    usual_s = sys.getswitchinterval()
-    seen_s = await asyncio.gather(
-        *[threads.run(key, lambda _: sys.getswitchinterval(), timeout_s=10) for key in "ab"]
-    )
-    assert max(seen_s) < usual_s == sys.getswitchinterval()
-
-
 async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     release = threading.Event()
     first = asyncio.create_task(threads.run("a", lambda _: release.wait(10), timeout_s=10))
@@ -89,20 +80,6 @@ async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     assert not await threads.run("b", lambda _: threading.Event().wait(0.3), timeout_s=10)
     release.set()
     assert (await first, await second) == (True, "done")
-
-
-async def test_a_call_has_its_whole_time_when_a_thread_is_free_for_it(threads):
-    release = threading.Event()
-    running = [
-        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
-        for key in "ab"
-    ]
-    await asyncio.sleep(0)
-    waiting = asyncio.create_task(threads.run("c", lambda _: "done", timeout_s=0.05))
-    assert not await asyncio.to_thread(threading.Event().wait, 0.2)
-    release.set()
-    assert await waiting == "done"
-    await asyncio.gather(*running)
 
 
 async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
@@ -142,11 +119,3 @@ async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatc
     release.set()
     await asyncio.gather(*calls)
     assert order.count("slow") == 3
-
-
-async def test_use_of_a_thread_is_forgotten(threads, monkeypatch):
-    monkeypatch.setattr(policy_threads, "_FORGOTTEN", 0.0)
-    for key in "ab":
-        await threads.run(key, lambda _: None, timeout_s=10)
-        await asyncio.sleep(0)  # it has ended
-    assert set(threads._used) == {"b"}

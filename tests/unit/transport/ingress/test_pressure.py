@@ -67,19 +67,6 @@ async def test_an_open_session_continues_at_level_slow(relay, connect):
     assert (await client.say_all(*MAIL, *REST))[-1].startswith("250 2.0.0 ")
 
 
-@pytest.mark.parametrize("settings", [{}, UNTRUSTED])
-async def test_mail_is_rejected_with_452_and_the_session_continues(relay, connect, settings):
-    client, _ = await connect(**settings)
-    relay.pressure.state = REFUSE
-    _, rejected = await client.say_all(*MAIL)
-    assert rejected == (
-        "452 4.3.1 No mail is taken now: the queue's disk is nearly full or cannot be written;"
-        " try again later"
-    )
-    relay.pressure.state = PressureState()
-    assert (await client.say_all(MAIL[1], *REST))[-1].startswith("250 2.0.0 ")
-
-
 async def test_an_open_transaction_is_accepted_if_the_spool_can(relay, connect):
     client, _ = await connect()
     await client.say_all(*MAIL, REST[0])

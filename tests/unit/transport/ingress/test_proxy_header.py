@@ -19,8 +19,13 @@ from tests.support.events import until
 from tests.support.ingress import Relay, inside
 from tests.support.logs import capture_logs
 from tests.support.tables import each_row
-from tests.unit.transport.ingress.test_browsers import MAIL, all_of, listening
-from tests.unit.transport.ingress.test_early_talkers import certificate, run
+from tests.unit.transport.ingress.test_early_talkers import (
+    MAIL,
+    all_of,
+    certificate,
+    listening,
+    run,
+)
 
 __all__ = ["certificate", "run"]
 
@@ -95,7 +100,7 @@ def test_headers(data: bytes, client: str, after: bytes) -> None:
         b"x" + FULL, FULL.replace(b"\r\n", b"x\r\n"), SIGNATURE[:11] + b"x",
         v2(command=0x22), v2(command=0x11), v2(command=0x31),
         v2(b"x" * 12, family=0x12), v2(b"x" * 11, family=0x11), v2(b"x" * 35, family=0x21),
-        v2(family=0x11), v2(family=0x41, length=30), v2(family=0x11, length=4081), v2(length=65535),
+        v2(family=0x11), v2(family=0x41, length=30), v2(family=0x11, length=4081), v2(length=65535)
     ])  # fmt: skip
 def test_what_is_no_header(data: bytes) -> None:
     with pytest.raises(ProxyHeaderError):

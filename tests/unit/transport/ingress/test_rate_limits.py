@@ -58,7 +58,7 @@ def test_as_many_recipients_as_allowed_pass_in_a_period():
 
 @each_row("other", [
         {"rule": "other"}, {"per": "login"}, {"key": "b@in.test"}, {"period_s": 60.0},
-        {"allowed": 11},
+        {"allowed": 11}
     ])  # fmt: skip
 def test_each_limit_counts_for_itself(other):
     rates, _ = limits()

@@ -11,7 +11,6 @@ import pytest
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.store.spool.types import SpoolFullError
-from relay.transport.ingress import session_refusals
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
@@ -215,13 +214,6 @@ async def test_recipients_of_a_transaction_with_the_same_reply_are_one_record(re
         15,
         None,
     ]  # the third is logged at the end
-
-
-async def test_a_transaction_that_pauses_is_recorded(relay, monkeypatch):
-    monkeypatch.setattr(session_refusals, "_PAUSE_S", 0.05)
-    async with session(relay) as client:
-        await client.say_all(EHLO, FROM, "RCPT TO:<no@example.test>")
-        await until(lambda: relay.refused)
 
 
 async def test_different_replies_to_a_transaction_are_bounded(relay):

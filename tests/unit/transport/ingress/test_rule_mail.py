@@ -8,7 +8,6 @@ import pytest
 
 from relay.base.message.content import LargeContent, read_all
 from relay.base.message.envelope import Envelope, ForwardPath, Source
-from relay.base.message.nexthop import LOCAL
 from relay.store.spool.types import HoldsFullError, SpoolFullError
 from relay.transport.ingress.data import Origin
 from relay.transport.policy.rule_book import RuleBook, TenantRules
@@ -176,10 +175,10 @@ async def test_the_whole_report(relay, sender) -> None:
         ("held", ["x@a.test"], "To: x@a.test\r\n", ["To: x@a.test", "Rule: a"]),
         ("refused", ["x@a.test", "z@c.test"], "", None),
         ("refused", ["x@a.test", "y@a.test"], "", ["Bcc: y@a.test", "Rule: a"]),
-        ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"]),
+        ("x", ["x@a.test"], f"To: {'a' * 900}@b.test\r\n" * 80, ["Recipient: x@a.test", "Rule: a"])
     ],
     ids=["no match", "cc", "a list", "an alias", "moved", "discarded", "junk", "elsewhere", "held", "rejected",
-         "one rejected", "a long To"],
+         "one rejected", "a long To"]
 )  # fmt: skip
 async def test_whom_a_report_names(relay, sender, subject, to, fields, expected) -> None:
     assert await sender.send(subject, *to, fields=fields) == "250"
@@ -190,12 +189,6 @@ async def test_whom_a_report_names(relay, sender, subject, to, fields, expected)
 async def test_nothing_about_a_message_that_is_refused(relay, sender, subject) -> None:
     assert await sender.send(subject, "x@a.test") == "550"
     assert relay.spool.accepted == relay.spool.reports == []
-
-
-async def test_an_unknown_address_here_waits_in_the_queue(relay, sender) -> None:
-    assert await sender.send("own", "z@c.test") == "250"
-    (report,) = relay.spool.reports
-    assert [(one.next_hop, one.extra.keep) for one in report.entries] == [(LOCAL, True)]
 
 
 async def test_a_repeat_makes_no_second_report_and_uses_up_no_hour(relay, sender) -> None:

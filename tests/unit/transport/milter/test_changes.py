@@ -40,7 +40,7 @@ def changed(*changes, header=HEADER, leading_blank=False, shown=None):
         ([("m", 1, b"X-A", b""), ("m", 1, b"X-A", b"9"), ("i", 2, b"X-B", b"b")], b"",
          b"From: a@x.test\r\nX-B: b\r\nX-A: 9\r\nSubject:s\r\n"),
         ([("h", 0, b"X-A", b"3"), ("i", 1, b"X-A", b"0"), ("m", 4, b"X-A", b"9")], b"",
-         b"X-A: 0\r\n" + HEADER + b"X-A: 9\r\n"),
+         b"X-A: 0\r\n" + HEADER + b"X-A: 9\r\n")
     ])  # fmt: skip
 def test_changes_of_fields(changes, top, header):
     shown = changed(*changes)

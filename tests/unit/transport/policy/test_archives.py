@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -300,14 +299,6 @@ def test_contents_that_rules_make_of_a_message_have_one_budget(evaluate):
     assert len(verdict.hits[1].recipients) == 2
 
 
-@pytest.mark.parametrize("encoding", ["base64", "8bit"])
-def test_broken_base64_is_read_as_far_as_it_can_be(encoding):
-    content = mixed(part(SMALL, encoding=encoding)).replace(b"UEsD", b"U!E\r\nsD", 1)
-    parsed = ParsedContent.of(content)
-    [found] = archive_contents(parsed, message_parts(parsed), MessageArchives(lambda: None))
-    assert [each.names for each in found.entries] == [("a.exe",)]
-
-
 @each_row(
     "value, attachments, expected",
     [
@@ -370,46 +361,11 @@ def test_a_rule_that_cannot_know_ends_as_it_says(evaluate, mode, on_error, actio
     assert evaluate(first, defers, content=content).recipients[0].hold
 
 
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def state_of(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return None
-
-
-@contextmanager
-def asked_once():
-    """A process that has answered, and is idle."""
-    assert contents_of(SMALL)[0].entries
-    [child] = reader._idle
-    yield child
-    assert state_of(child.process.pid) is None
-
-
-def test_one_process_looks_into_all_files_and_is_not_asked_about_others():
-    reader.close()
-    contents_of(b"text", PE, b"%PDF-1.7", b"\xff\xd8\xff" + bytes(200_000))
-    assert not reader._idle
-    with asked_once() as child:
-        for _ in range(10):
-            contents_of(SMALL, OLE)
-        assert reader._idle == [child]
-        reader.close()
-    assert not reader._idle
-
-
-def test_after_a_process_was_killed_the_next_one_answers():
-    contents_of(SMALL)
-    before = descriptors()
-    for _ in range(3):
-        with asked_once() as child:
-            child.process.kill()
-            assert contents_of(SMALL)[0].entries
-    assert descriptors() == before
 
 
 def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypatch):

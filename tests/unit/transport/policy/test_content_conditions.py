@@ -3,6 +3,7 @@
 import base64
 import quopri
 import struct
+import time
 
 import pytest
 from hypothesis import given
@@ -11,15 +12,12 @@ from hypothesis import strategies as st
 from relay.base.message.content import BLOCK_BYTES, LargeContent
 from relay.base.message.envelope import Source
 from relay.base.message.header import ParsedContent
-from relay.formats import transfer_encoding
-from relay.transport.policy import message_view
 from relay.transport.policy.content_conditions import (
     AttachmentCondition,
     AttachmentNameCondition,
     BodyCondition,
 )
 from relay.transport.policy.message_parts import (
-    TooManyPartsError,
     attachments,
     may_have_attachments,
     message_parts,
@@ -27,9 +25,8 @@ from relay.transport.policy.message_parts import (
 from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.patterns import PatternSet
 from relay.transport.policy.rule_tests import examined_message
-from tests.support.contents import as_large
+from tests.support.contents import Counted, as_large
 from tests.support.tables import each_row
-from tests.unit.transport.policy.test_body_text import Counted
 
 PE_TYPE = "application/vnd.microsoft.portable-executable"
 PE = (b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x80)).ljust(0x80, b"\0") + b"PE\0\0\x64\x86"
@@ -79,29 +76,29 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + mixed(part(
 
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
 @each_row("content, found", [
-        pytest.param(mixed(TEXT, part(PE, name="a.exe")), [(("a.exe",), (OCTETS, PE_TYPE))], id="base64"),
-        pytest.param(mixed(part(PE, PDF, "a.pdf")), [(("a.pdf",), (PDF, PE_TYPE))], id="another name and type"),
-        pytest.param(mixed(part(PE, encoding="quoted-printable")), [((), (OCTETS, PE_TYPE))], id="quoted-printable"),
-        pytest.param(mixed(part(PE, encoding="binary")), [((), (OCTETS, PE_TYPE))], id="binary"),
-        pytest.param(mixed(part(PE, encoding="x-unknown")), [((), (OCTETS, PE_TYPE))], id="unknown encoding"),
-        pytest.param(part(PE), [((), (OCTETS, PE_TYPE))], id="the message itself"),
-        pytest.param(part(PNG, "image/png"), [((), ("image/png",))], id="a picture alone"),
-        pytest.param(mixed(NESTED), [((), (OCTETS, PE_TYPE))], id="in an attached message"),
-        pytest.param(mixed(b"Content-Type: message/rfc822; name=a.eml\r\n\r\n" + TEXT), [(("a.eml",), ("message/rfc822",))], id="an attached message"),
-        pytest.param(mixed(part(PE, "text/plain")), [], id="a text without a name"),
-        pytest.param(mixed(part(PE, "text/plain", "a.txt")), [(("a.txt",), ("text/plain", PE_TYPE))], id="a text with a name"),
-        pytest.param(part(PE, "text/plain", more="Content-Disposition: attachment\r\n"), [((), ("text/plain", PE_TYPE))], id="a text to be attached"),
-        pytest.param(mixed(part(b"x", "application/x-dosexec")), [((), ("application/x-dosexec", PE_TYPE))], id="declared by another name"),
-        pytest.param(mixed(part(PE, 'Application/X; a="b"')), [((), ("application/x", PE_TYPE))], id="capitals and parameters"),
-        pytest.param(mixed(part(PE, more="Content-Transfer-Encoding: 7bit\r\n")), [((), (OCTETS, PE_TYPE))], id="two encodings"),
-        pytest.param(mixed(part(PE, encoding="7bit\r\nContent-Transfer-Encoding: base64").replace(PE, base64.b64encode(PE))), [((), (OCTETS, PE_TYPE))], id="two encodings, the other way"),
-        pytest.param(mixed(part(PE).replace(b"TV", b"=*T\r\n\r\n V=\0")), [((), (OCTETS, PE_TYPE))], id="broken base64"),
-        pytest.param(mixed(part(PE)[:-3]), [((), (OCTETS, PE_TYPE))], id="base64 without its end"),
-        pytest.param(mixed(part(b"MZ is a text" * 20)), [((), (OCTETS,))], id="MZ alone"),
-        pytest.param(mixed(part(b"", "", "a")), [(("a",), ("text/plain",))], id="nothing"),
-        pytest.param(b"Content-Type: application/x-zip\r\nContent-Type: text/plain\r\n\r\nPK\3\4", [((), ("application/x-zip", "application/zip"))], id="two types"),
-        pytest.param(TEXT, [], id="a text alone"),
-        pytest.param(b"", [], id="no message"),
+        (mixed(TEXT, part(PE, name="a.exe")), [(("a.exe",), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE, PDF, "a.pdf")), [(("a.pdf",), (PDF, PE_TYPE))]),
+        (mixed(part(PE, encoding="quoted-printable")), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE, encoding="binary")), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE, encoding="x-unknown")), [((), (OCTETS, PE_TYPE))]),
+        (part(PE), [((), (OCTETS, PE_TYPE))]),
+        (part(PNG, "image/png"), [((), ("image/png",))]),
+        (mixed(NESTED), [((), (OCTETS, PE_TYPE))]),
+        (mixed(b"Content-Type: message/rfc822; name=a.eml\r\n\r\n" + TEXT), [(("a.eml",), ("message/rfc822",))]),
+        (mixed(part(PE, "text/plain")), []),
+        (mixed(part(PE, "text/plain", "a.txt")), [(("a.txt",), ("text/plain", PE_TYPE))]),
+        (part(PE, "text/plain", more="Content-Disposition: attachment\r\n"), [((), ("text/plain", PE_TYPE))]),
+        (mixed(part(b"x", "application/x-dosexec")), [((), ("application/x-dosexec", PE_TYPE))]),
+        (mixed(part(PE, 'Application/X; a="b"')), [((), ("application/x", PE_TYPE))]),
+        (mixed(part(PE, more="Content-Transfer-Encoding: 7bit\r\n")), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE, encoding="7bit\r\nContent-Transfer-Encoding: base64").replace(PE, base64.b64encode(PE))), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE).replace(b"TV", b"=*T\r\n\r\n V=\0")), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(PE)[:-3]), [((), (OCTETS, PE_TYPE))]),
+        (mixed(part(b"MZ is a text" * 20)), [((), (OCTETS,))]),
+        (mixed(part(b"", "", "a")), [(("a",), ("text/plain",))]),
+        (b"Content-Type: application/x-zip\r\nContent-Type: text/plain\r\n\r\nPK\3\4", [((), ("application/x-zip", "application/zip"))]),
+        (TEXT, []),
+        (b"", [])
     ])  # fmt: skip
 def test_attachments_have_all_names_and_types(content, found, form):
     assert found_in(form(content)) == found
@@ -137,18 +134,12 @@ def test_a_damaged_message_never_raises(rubbish):
     )
 
 
-def test_of_a_large_attachment_only_the_beginning_is_decoded(monkeypatch):
-    decoded = []
-    monkeypatch.setattr(
-        transfer_encoding,
-        "a2b_base64",
-        lambda octets: decoded.append(octets) or base64.b64decode(octets),
-    )
+def test_of_a_large_attachment_only_the_beginning_is_decoded():
     body = Counted(b"\r\n" + base64.encodebytes(PE + b"\0" * 20_000_000))
     header = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n"
-    content = LargeContent(header, (body,), eight_bit=False)
-    assert found_in(content) == [((), ("a/b", PE_TYPE))]
-    assert sum(map(len, decoded)) < 60_000
+    started = time.process_time()
+    assert found_in(LargeContent(header, (body,), eight_bit=False)) == [((), ("a/b", PE_TYPE))]
+    assert time.process_time() - started < 1  # to decode all of it takes more
     assert body.most_bytes <= BLOCK_BYTES
 
 
@@ -165,7 +156,7 @@ def test_of_a_large_attachment_only_the_beginning_is_decoded(monkeypatch):
         ({"type": "*"}, mixed(part(b"x", "a/b")), True, "(a/b)"),
         ({"type": "*"}, TEXT, False, ""),
         ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a.pdf")), True, f"a.pdf ({OCTETS}, {PE_TYPE})"),
-        ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a"), part(PNG, name="b.pdf")), False, f"a ({OCTETS}, {PE_TYPE}), b.pdf ({OCTETS}, image/png)"),
+        ({"name": "*.pdf", "type": "executable"}, mixed(part(PE, name="a"), part(PNG, name="b.pdf")), False, f"a ({OCTETS}, {PE_TYPE}), b.pdf ({OCTETS}, image/png)")
     ])  # fmt: skip
 def test_one_attachment_has_the_name_and_the_type(value, content, matches, shown):
     condition = AttachmentCondition.parse(value, {})
@@ -212,34 +203,6 @@ def test_a_body_is_compared_as_a_reader_sees_it(value, matches, shown):
 BODY, ATTACHMENT, NAME = BodyCondition, AttachmentCondition, AttachmentNameCondition
 
 
-@each_row("kind, value, expected", [
-        (ATTACHMENT, "*.exe", "a table with name, type or both"),
-        (ATTACHMENT, {}, "a table with name, type or both"),
-        (ATTACHMENT, {"inside": True}, "a table with .* unreadable: name or type is missing"),
-        (ATTACHMENT, {"name": "a", "size": 1}, "found an unknown key, expected one of encrypted, inside, name"),
-        (ATTACHMENT, {"name": []}, "a text or a list of texts"),
-        (ATTACHMENT, {"name": ""}, "globs of 1 to 500 characters"),
-        (ATTACHMENT, {"type": "exe"}, "types such as"),
-        (ATTACHMENT, {"type": 1}, "a text or a list of texts"),
-        (BODY, "invoice", "a table with"),
-        (BODY, {}, "a table with"),
-        (BODY, {"words": []}, "a text or a list of texts"),
-        (BODY, {"words": " -"}, "words of 1 to 500 characters"),
-        (BODY, {"words": "a" * 501}, "words of 1 to 500 characters"),
-        (BODY, {"words": "C++"}, "words that begin and end with a letter"),
-        (BODY, {"words": "a", "matches": "b"}, "a table with"),
-        (BODY, {"word": "a"}, "found an unknown key, expected one of cards, matches, pattern, words"),
-        (BODY, {"matches": ""}, "globs of 1 to 500 characters"),
-        (BODY, {"matches": "?" * 200}, "globs of at most 1000 steps"),
-        (BODY, {"pattern": "("}, "a regular expression that RE2 accepts"),
-        (BODY, {"pattern": [1]}, "a text or a list of texts"),
-        (NAME, [1], "a text or a list of texts"),
-    ])  # fmt: skip
-def test_what_is_wrong_says_what_was_expected(kind, value, expected):
-    with pytest.raises(ValueError, match="(^|expected )" + expected):
-        kind.parse(value, {})
-
-
 BIG = mixed(TEXT, part(PE * 1000, name="a.exe"))
 MANY = mixed(TEXT, *[part(b"x", name="a.exe")] * 999)
 
@@ -268,25 +231,3 @@ def test_a_thread_is_needed_only_where_there_is_much_to_read(condition, content,
     assert condition.needs_thread(view) == needs
     if not needs and isinstance(condition, AttachmentCondition) and condition.types:
         assert not condition.matches(view)
-
-
-@pytest.mark.parametrize(
-    "condition",
-    [ATTACHMENT.parse({"type": "*"}, {}), BODY.parse({"words": "a"}, {})],
-    ids=["type", "body"],
-)
-def test_too_many_parts_are_an_error(condition):
-    with pytest.raises(TooManyPartsError):
-        condition.matches(view_of(mixed(*[TEXT] * 1001)))
-
-
-def test_a_message_with_too_many_parts_is_read_once(monkeypatch):
-    reads = []
-    monkeypatch.setattr(
-        message_view, "message_parts", lambda *given: reads.append(1) or message_parts(*given)
-    )
-    view = view_of(mixed(*[part(b"")] * 1001))
-    for _ in range(3):
-        with pytest.raises(TooManyPartsError):
-            NAME.parse("*.exe", {}).matches(view)
-    assert reads == [1]

@@ -1,18 +1,14 @@
 """The disclaimer as an action: its keys, whose copies have it, and the three fallbacks."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from relay.base.message.envelope import Source
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy.actions import (
-    ACTIONS,
     DISCLAIMER_HTML_MAX,
     DISCLAIMER_TEXT_MAX,
-    DisclaimerAction,
 )
-from relay.transport.policy.rule_files import PolicyError, read_rules
+from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
@@ -41,7 +37,7 @@ def action(text="Only for you", **keys):
         ("{ text = 'x', html = 'x<!-- y' }", "expected markup that does not end inside"),
         ("{ text = 'x', html = '<style>x' }", "expected markup that does not end inside"),
         ("{ text = 'x', where = 'top' }", 'where: found "top", expected one of end, start'),
-        ("{ text = 'x', fallback = 'defer' }", 'fallback: found "defer", expected one of wrap, ignore, reject'),
+        ("{ text = 'x', fallback = 'defer' }", 'fallback: found "defer", expected one of wrap, ignore, reject')
     ])  # fmt: skip
 def test_a_fault_says_what_was_expected(rules_of, value, expected):
     with pytest.raises(PolicyError) as raised:
@@ -49,11 +45,6 @@ def test_a_fault_says_what_was_expected(rules_of, value, expected):
     [fault] = raised.value.faults
     assert fault.line == 3
     assert expected in str(fault).partition('rule "r": then.disclaimer')[2]
-
-
-def test_what_is_not_given_has_a_default():
-    made = ACTIONS["disclaimer"].parse({"text": "a\n<b>", "html": "<b>unclosed </i>"})
-    assert made == DisclaimerAction("a\n<b>", "<b>unclosed </i>", "end", "wrap")
 
 
 def test_only_the_copies_of_matched_recipients_have_it(evaluate):
@@ -67,11 +58,6 @@ def test_only_the_copies_of_matched_recipients_have_it(evaluate):
     assert verdict.hits[0].because[1:] == ()
 
 
-def test_it_is_added_once(evaluate):
-    verdict = evaluate(rule(action(), name="1"), rule(action(), name="2"))
-    assert verdict.contents == (MAIL, MAIL + b"\r\nOnly for you\r\n")
-
-
 def test_other_edits_of_the_rule_are_made_in_their_order(evaluate):
     tag = '{ subject_prefix = "[X]" }'
     verdict = evaluate(rule(f"{tag}, {action()}, {{ remove_header = 'X-Old' }}"), content=SIGNED)
@@ -82,15 +68,9 @@ def test_other_edits_of_the_rule_are_made_in_their_order(evaluate):
     assert b"Subject: [X] hello" in rest
 
 
-def test_in_audit_mode_nothing_changes(evaluate):
-    verdict = evaluate(rule(action(), mode="'audit'"))
-    assert verdict.contents == (MAIL,)
-    assert [hit.outcome for hit in verdict.hits] == ["disclaimer"]
-
-
 @pytest.mark.parametrize(
     ("fallback", "fate"),
-    [("wrap", VerdictAction.DELIVER), ("ignore", VerdictAction.DELIVER), ("reject", VerdictAction.REJECT)],
+    [("wrap", VerdictAction.DELIVER), ("ignore", VerdictAction.DELIVER), ("reject", VerdictAction.REJECT)]
 )  # fmt: skip
 def test_what_cannot_have_it_takes_the_fallback(evaluate, fallback, fate):
     verdict = evaluate(
@@ -116,13 +96,6 @@ def test_what_cannot_have_it_takes_the_fallback(evaluate, fallback, fate):
         assert first.text == f"A disclaimer has to be added to this message, but {REASON}"
 
 
-def test_a_rejected_recipient_is_decided(evaluate):
-    later = rule('{ redirect = "new@x.test" }', name="later")
-    verdict = evaluate(rule(action(fallback="reject")), later, content=SIGNED)
-    assert [each.action for each in verdict.recipients] == [VerdictAction.REJECT]
-    assert verdict.additions == ()
-
-
 def test_it_needs_a_thread(rules_of):
     rules = rules_of(
         rule('{ subject_prefix = "[X]" }', name="before"),
@@ -137,42 +110,3 @@ def test_it_needs_a_thread(rules_of):
         assert evaluation.run(in_thread=False) is finishes
         assert evaluation.run(in_thread=True)
         assert evaluation.verdict() == rules.evaluate(message)
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_every_recipient_has_one_verdict_and_untouched_copies_are_the_original(
-    tmp_path_factory, data
-):
-    addresses = ["a@in.test", "b@in.test", "c@out.test"]
-    words = st.sampled_from(["Only for you", "Für Sie", "Other words"])
-    fallback = st.sampled_from(["wrap", "ignore", "reject"])
-    added = st.builds(lambda text, one: action(text, fallback=one), words, fallback)
-    then = st.one_of(
-        added, added, st.just('{ subject_prefix = "[X]" }'), st.just("{ discard = true }")
-    )
-    drawn = data.draw(st.lists(st.tuples(then, st.sampled_from(addresses)), max_size=5))
-    content = data.draw(st.sampled_from([MAIL, SIGNED]))
-    directory = tmp_path_factory.mktemp("rules")
-    text = "".join(
-        rule(one, name=str(number), when=f"{{ recipient = '{who}' }}")
-        for number, (one, who) in enumerate(drawn)
-    )
-    (directory / "10.toml").write_text(text, encoding="utf-8")
-    message = examined_message(
-        "s@in.test", addresses, content, source=Source.SMTP, local_domains={"in.test"}
-    )
-    verdict = read_rules(directory).evaluate(message)
-    assert [each.address for each in verdict.recipients] == addresses
-    assert verdict.contents[0].joined() == content
-    assert len(set(verdict.contents)) == len(verdict.contents)
-    concerned = {who for _, who in drawn}
-    for each in verdict.recipients:
-        if each.address not in concerned:
-            assert (each.action, each.content) == (VerdictAction.DELIVER, 0)
-        octets = verdict.contents[each.content].joined()
-        for one, who in drawn:
-            if who == each.address and "Only for you" in one and each.action == "deliver":
-                is_there = octets.count(b"\r\nOnly for you") > 0
-                assert is_there or (content is SIGNED and "ignore" in one)
-        assert octets.count(b"\r\nOnly for you") <= 1

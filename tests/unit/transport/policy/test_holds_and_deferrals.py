@@ -1,19 +1,12 @@
 """What rules decide beside reject, discard and redirect: holds, deferrals, next hops, rates."""
 
-from typing import ClassVar
-
 import pytest
-from msgspec.structs import replace
 
-from relay.base.message.content import LargeContent, MemoryOctets
-from relay.base.message.envelope import Source
-from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import Deferral, Hold, VerdictAction
 from relay.transport.policy.engine import SKIPPED
 from relay.transport.policy.message_parts import TooManyPartsError
-from relay.transport.policy.patterns import PatternError, PatternSet
 from relay.transport.policy.rule_files import PolicyError, read_rules
-from relay.transport.policy.rule_tests import examined_message, overall_verdict
+from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
@@ -88,22 +81,6 @@ def test_only_the_copy_of_a_redirect_is_held_with_its_recipient(evaluate, action
     verdict = evaluate(HOLD, rule(f"{{ {action} = 'x@out.test' }}"))
     (added,) = verdict.additions
     assert (added.address, bool(added.hold)) == ("x@out.test", is_held)
-
-
-@each_row(
-    "rules, overall",
-    [
-        ([HOLD], "accept"),  # c@ gets it
-        ([rule("{ hold = 'x' }")], "hold"),
-        ([HOLD, rule("{ reject = '5.7.1 no' }", when="{ recipient = 'c@*' }")], "hold"),
-        ([HOLD, rule("{ redirect = 'x@out.test' }")], "accept"),
-        ([rule("{ hold = 'x' }", name="all"), rule("{ redirect = 'x@out.test' }")], "hold"),
-        ([HOLD, rule("{ defer = '4.7.1 later' }", when="{ recipient = 'c@*' }")], "defer"),
-        ([rule("{ hold = 'x' }", mode="'audit'")], "accept"),
-    ],
-)
-def test_the_verdict_for_the_whole_message(evaluate, rules, overall):
-    assert overall_verdict(evaluate(*rules, to=BOTH)) == overall
 
 
 def test_a_deferral_beats_a_reject_before_it_and_ends_the_evaluation(evaluate):
@@ -215,83 +192,3 @@ def test_a_rule_that_fails_is_skipped_and_counted_only_where_that_is_safe(evalua
     assert (first.rule, first.outcome, first.recipients, second.rule) == ("b", SKIPPED, (), "next")
     assert "TooManyPartsError" in first.as_json()["error"]
     assert [one.address for one in verdict.additions] == ["y@out.test"]
-
-
-def test_an_evaluation_goes_on_in_a_thread_where_the_loop_stopped(rules_of):
-    rules = rules_of(
-        rule("{ subject_prefix = '[1]' }", name="first"),
-        rule("{ bcc = 'x@out.test' }", name="deep", when="{ attachment_name = '*.exe' }"),
-        rule("{ subject_prefix = '[2]' }", name="last"),
-    )
-    head = b"Subject: x\r\nContent-Type: application/pdf; name=setup.exe\r\n\r\n"
-    message = examined_message(
-        "a@in.test", BOTH, head + b"x" * 100_000, source="smtp", local_domains=()
-    )
-    evaluation = rules.begin(message)
-    assert not evaluation.run(in_thread=False)
-    assert not evaluation.run(in_thread=False)
-    assert evaluation.run(in_thread=True)
-    assert evaluation.verdict() == rules.evaluate(message)
-    assert [hit.rule for hit in evaluation.verdict().hits] == ["first", "deep", "last"]
-
-
-class UnreadableOctets(MemoryOctets):
-    """The file of a body on a disk that fails."""
-
-    reads: ClassVar[list[int]] = []
-
-    def read(self, start, length):
-        self.reads.append(start)
-        raise OSError("Input/output error")
-
-    def part(self, start, length):
-        return UnreadableOctets(self.octets[start : start + length])
-
-
-@pytest.mark.parametrize(
-    "conditions",
-    [
-        ["attachment_name = '*.exe'", "attachment = { type = 'executable' }"],
-        ["body = { words = 'a' }", "body = { words = 'b' }", "body = { pattern = 'c' }"],
-    ],
-    ids=["attachments", "text"],
-)
-def test_what_cannot_be_read_for_a_rule_is_not_read_for_the_next_one(rules_of, conditions):
-    header, _, body = MANY_PARTS.partition(b"\r\n\r\n")
-    content = LargeContent(header + b"\r\n", (UnreadableOctets(b"\r\n" + body),), eight_bit=False)
-    message = examined_message("a@in.test", ["b@x.test"], b"", source=Source.SMTP, local_domains=())
-    message = replace(message, content=ParsedContent.of(content))
-    rules = rules_of(
-        *(
-            rule(
-                name=f"r{number}", then="{ bcc = 'x@y.test' }", when=f"{{ {one} }}", mode="'audit'"
-            )
-            for number, one in enumerate(conditions)
-        )
-    )
-    UnreadableOctets.reads.clear()
-    errors = [hit.error for hit in rules.evaluate(message).hits]
-    assert ["Input/output error" in error for error in errors] == [True] * len(conditions)
-    assert len(UnreadableOctets.reads) == 1
-
-
-def test_patterns_without_an_answer_are_not_asked_for_each_rule(rules_of, monkeypatch):
-    asked = []
-
-    def fail(_self, text):
-        asked.append(text)
-        raise PatternError("the patterns ran out of memory")
-
-    monkeypatch.setattr(PatternSet, "matching", fail)
-    rules = rules_of(
-        *(
-            rule(
-                "{ bcc = 'x@y.test' }", name=f"r{number}", on_error="'ignore'",
-                when=f"{{ header = {{ name = 'X-Old', pattern = '{number}' }} }}",
-            )
-            for number in range(3)
-        )
-    )  # fmt: skip
-    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
-    assert len(rules.evaluate(message).hits) == 3
-    assert asked == ["1"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.message.content import BLOCK_BYTES, LargeContent, SpanOfOctets, UnreadableError
+from relay.base.message.content import BLOCK_BYTES, LargeContent, UnreadableError
 from relay.base.message.header import ParsedContent, with_crlf
 from relay.formats.read_header import HEADER_OCTETS_MAX
 from relay.formats.structure import ENTITIES_MAX, FALSE_DELIMITERS_MAX
@@ -23,7 +23,7 @@ from relay.transport.policy.message_parts import (
     message_parts,
     normalised,
 )
-from tests.support.contents import as_large
+from tests.support.contents import Counted, as_large
 from tests.support.long_tests import sampled
 from tests.support.tables import each_row
 
@@ -75,7 +75,7 @@ NESTED = b"Content-Type: message/rfc822\r\n\r\nSubject: inner\r\n" + INNER
         (mixed(b"\r\n" + attached(b"filename=a.exe"), kind=b"digest"), ("a.exe",)),
         (b"Content-Type: multipart/mixed\r\n\r\n--\r\n" + EXE, ("a.exe",)),
         (mixed(EXE, end=b"\r\n--b--\r\n--b\r\n" + EXE), ("a.exe",)),
-        (b"", ()),
+        (b"", ())
     ])  # fmt: skip
 def test_all_names_are_found_and_normalised(content, names):
     found = names_in(content)
@@ -108,7 +108,7 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
         mixed(mixed(b"\r\nx") + b"--b words\r\n" + EXE),
         mixed(EXE.replace(b"data", b"da\r\n--b words\r\n\r\nta")),
         b"\r\n--b--" .join(mixed(b"\r\n--b\r\n" + EXE, end=b"").split(b"\r\n--b", 1)),
-        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--"),
+        mixed(mixed(b"\r\nx", boundary=b"c", end=b""), EXE, boundary=b"c--")
     ])  # fmt: skip
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
     assert set(names_in(form(content))) == {"a.exe"}
@@ -155,22 +155,6 @@ def test_a_damaged_message_never_raises(rubbish):
 def test_a_message_beyond_the_limits_of_the_scan_raises(content, form):
     with pytest.raises(TooManyPartsError):
         names_in(form(content))
-
-
-class Counted:
-    """A body that counts how much is read, in total and at most at once."""
-
-    def __init__(self, octets: bytes):
-        self.octets, self.size = octets, len(octets)
-        self.read_bytes = self.most_bytes = 0
-
-    def read(self, start, length):
-        self.read_bytes += length
-        self.most_bytes = max(self.most_bytes, length)
-        return self.octets[start : start + length]
-
-    def part(self, start, length):
-        return SpanOfOctets(self, start, length)
 
 
 def test_a_large_body_is_read_a_few_times_and_a_block_at_a_time():

@@ -8,7 +8,6 @@ import pytest
 from relay.base.message.envelope import Source
 from relay.transport.policy.explanation import explain
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.policy.rule_files import PolicyError
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
@@ -52,26 +51,6 @@ def test_whom_a_rule_matches(evaluate, key, conditions, recipients):
     assert [hit.recipients for hit in hits] == ([recipients] if recipients else [])
 
 
-@each_row("conditions, line, key, message", [
-        ("any = []", 4, "when.any", "found an empty list, expected a list of tables of conditions"),
-        ("all = 'x'", 4, "when.all", 'found "x", expected a list of tables'),
-        ("all = { subject = 'x' }", 4, "when.all", "found a table, expected a list of tables"),
-        ("any = [\n{ subject = 'x' },\n{} ]", 6, "when.any", "found no condition in this table"),
-        ("any = [ 3 ]", 4, "when.any", "found 3, expected a table"),
-        ("any = [ { subjct = 'x' } ]", 4, "when.any.subjct", 'did you mean "subject"?'),
-        ("all = [ { any = [\n{ direction = 'up' } ] } ]", 5, "when.all.any.direction",
-         'found "up", expected one of inbound'),
-        ("any = [ { all = [ { any = [\n{ all = [ { subject = 'x' } ] } ] } ] } ]", 5,
-         "when.any.all.any.all", "found a list of conditions inside 3 others, expected at most 3"),
-    ])  # fmt: skip
-def test_faults(rules_of, conditions, line, key, message):
-    with pytest.raises(PolicyError) as caught:
-        rules_of(rule(TAG, when=f"{{ {conditions} }}"))
-    [fault] = caught.value.faults
-    assert (fault.line, fault.key) == (line, f'rule "r": {key}')
-    assert message in fault.message
-
-
 def test_only_the_tables_to_which_a_match_is_due_are_in_the_journey(evaluate):
     when = f"{{ sender = 'a@*', any = [{FAILS}, {{ subject = 'hello', recipient = 'b@*' }}, {HOLDS}] }}"
     [hit] = evaluate(rule(TAG, when=when), to=BOTH).hits
@@ -105,19 +84,6 @@ def test_an_explanation_shows_each_key_of_each_table(
         (f"{prefix}any[1].all", "1 of 2" if has_content else "0 of 2", holds[2]),
         (f"{prefix}any[1].all[0].subject", values[1], holds[3]),
         (f"{prefix}any[1].all[1].sender", "a@in.test", holds[4]),
-    ]
-
-
-def test_a_key_that_does_not_match_in_a_list_that_does_is_no_reason(rules_of):
-    when = f"{{ all = [{{ any = [{FAILS}, {HOLDS}] }}, {HOLDS}] }}"
-    [finding] = explain(RuleBook(rules_of(rule(TAG, when=when))), message()).rules
-    assert finding.matched
-    assert [(each.condition, each.value, each.holds) for each in finding.conditions] == [
-        ("all", "2 of 2", True),
-        ("all[0].any", "1 of 2", True),
-        ("all[0].any[0].subject", "hello", False),
-        ("all[0].any[1].subject", "hello", True),
-        ("all[1].subject", "hello", True),
     ]
 
 

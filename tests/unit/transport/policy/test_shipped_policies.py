@@ -9,7 +9,6 @@ from msgspec import structs
 
 from relay.base.message.envelope import Source
 from relay.base.settings.environment import shipped
-from relay.transport.policy import message_parts
 from relay.transport.policy.rule_files import load_rules, read_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict, run_tests, untested
 from relay.transport.policy.rules import OverallVerdict, RuleMode
@@ -66,17 +65,6 @@ def test_no_rule_of_the_administrator_fails_their_tests(tmp_path):
     (tmp_path / "05-mine.toml").write_text(mine)
     names = [each.name for each in load_rules(tmp_path).rules]
     assert names == ["mine", *NAMES]
-
-
-def test_plain_mail_is_examined_without_reading_its_parts(rules, monkeypatch):
-    def read(*_):
-        raise AssertionError("its parts are read")
-
-    monkeypatch.setattr(message_parts, "structure_of", read)
-    verdict = rules.evaluate(plain("b@out.test"))
-    assert overall_verdict(verdict) is OverallVerdict.ACCEPT
-    with pytest.raises(AssertionError, match="its parts are read"):
-        rules.evaluate(plain("b@out.test", PLAIN.replace(b"utf-8", b"utf-8; name=a.txt")))
 
 
 def test_the_large_messages_of_rule_tests_are_never_in_memory():

@@ -9,9 +9,7 @@ from relay.base.message.content import read_all
 from relay.base.message.envelope import Source
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy import engine, message_view
-from relay.transport.policy.explanation import explain
 from relay.transport.policy.message_parts import TooManyPartsError, message_parts
-from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.rule_book import RuleBook, TenantRules
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message
@@ -170,21 +168,6 @@ def test_all_recipients_wait_for_the_senders_tenant(book, text) -> None:
     assert (deferred.status, deferred.text) == (("4.7.1", "later") if text else ("4.3.0", GONE))
 
 
-def test_two_tenants_that_redirect_to_each_other(book) -> None:
-    rules = book(
-        acme=rule("{ redirect = 'b@globex.test' }"), globex=rule("{ redirect = 'a@acme.test' }")
-    )
-    verdict = rules.evaluate(mail())
-    assert [(each.action, each.successors) for each in verdict.recipients] == [
-        (REDIRECT, (B,)), (REDIRECT, (A,))
-    ]  # fmt: skip
-    assert [(each.address, each.rule) for each in verdict.additions] == [
-        (B, "acme/r"), (A, "globex/r")
-    ]  # fmt: skip
-    [one] = rules.evaluate(mail(to=(A,))).additions  # no rule of globex runs on it
-    assert (one.address, one.rule) == (B, "acme/r")
-
-
 def test_a_copy_of_each_tenant_for_one_address_if_they_differ(book) -> None:
     bcc = rule("{ bcc = 'z@own.test' }", name="copy")
     found = book(acme=rule(TAG("x")), late=bcc).evaluate(mail()).added
@@ -210,21 +193,6 @@ def test_stop_and_set_sender_end_at_the_tenant(book) -> None:
     assert subjects(book(**texts).evaluate(mail())) == {A: "early hello", B: "early hello"}
 
 
-def test_an_explanation_has_the_sets_in_their_order(book) -> None:
-    rules = book(**SETS)
-    found = explain(rules, mail(to=(A, B, Z)))
-    assert [(each.rule, each.recipients) for each in found.rules] == [
-        ("early", (A, B, Z)), ("acme/acme", (A,)), ("globex/globex", (B,)), ("late", (A, B, Z))
-    ]  # fmt: skip
-    for account, own in ((A, {"own": "acme"}), (Z, {}), ("", {})):
-        used = rules.identity(found.verdict.tenants, account)
-        assert used.pop("tenants").keys() == {"acme", "globex"}
-        assert used == rules.operator.identity | own
-    assert "tenants" not in rules.identity(rules.evaluate(mail(to=(Z,))).tenants, A)
-    skipped = explain(book(**SETS | {"acme": None}), trusted(A, B)).rules
-    assert [each.skipped for each in skipped][1:] == ['rule "acme/*" was the last one'] * 2
-
-
 def many_tenants(folder: Path, then: str, names: list[str]) -> RuleBook:
     """Tenants with one rule each, whose action names them."""
     tenants = {}
@@ -232,38 +200,6 @@ def many_tenants(folder: Path, then: str, names: list[str]) -> RuleBook:
         (folder / "a.toml").write_text(rule(then.format(name), name=f"{name}/r"))
         tenants[name] = TenantRules(name, frozenset([f"{name}.test"]), read_rules(folder))
     return RuleBook(tenants=tenants)
-
-
-def test_many_tenants_cost_no_more_than_their_number_and_nothing_on_the_loop(
-    tmp_path, monkeypatch
-) -> None:
-    names, made = [f"t{number}" for number in range(engine.SCOPES_ON_LOOP_MAX)], []
-    monkeypatch.setattr(
-        engine, "MessageView", lambda *a, **b: made.append(1) or MessageView(*a, **b)
-    )
-    rules = many_tenants(tmp_path, "{{ subject_prefix = '{}' }}", names)
-    to = [f"x@{name}.test" for name in names]
-    evaluation = rules.begin(mail(to=to))
-    assert not evaluation.run(in_thread=False)
-    assert rules.begin(mail(to=to[:3])).run(in_thread=False)
-    made.clear()
-    assert evaluation.run(in_thread=True)
-    assert len(made) <= 3 * len(names)
-    assert subjects(evaluation.verdict()) == {f"x@{name}.test": f"{name} hello" for name in names}
-
-
-def test_many_actions_are_not_carried_out_on_the_loop(tmp_path) -> None:
-    def results(number):
-        text = "{{ subject_prefix = '{}' }}" + ", {{ hold = 'x' }}" * (number - 1)
-        rules = many_tenants(tmp_path, text, ["a", "b"])
-        evaluation = rules.begin(mail(to=["x@a.test", "x@b.test"]))
-        on_loop = evaluation.run(in_thread=False)
-        assert on_loop or evaluation.run(in_thread=True)
-        assert subjects(evaluation.verdict()) == {"x@a.test": "a hello", "x@b.test": "b hello"}
-        return on_loop
-
-    assert results(engine.ACTIONS_ON_LOOP_MAX // 2 - 1)
-    assert not results(engine.ACTIONS_ON_LOOP_MAX // 2)
 
 
 def test_many_contents_of_tenants_do_not_take_all_memory(tmp_path, monkeypatch) -> None:

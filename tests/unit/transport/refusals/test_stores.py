@@ -106,8 +106,8 @@ async def test_a_time_far_in_the_future_does_not_stay(store):
     ("address", "found"),
     [
         ("APP@example.test", 4), ("r2@customer.example", 1), ("192.0.2.1", 3), ("192.0.2.9", 1),
-        ("shop", 1), ("example.test", 0), ("j\u00f6rg@example.test", 1), ("192.0.2", 0),
-    ],
+        ("shop", 1), ("example.test", 0), ("j\u00f6rg@example.test", 1), ("192.0.2", 0)
+    ]
 )  # fmt: skip
 async def test_an_address_is_that_of_client_login_sender_or_recipient(store, address, found):
     for number in range(3):
@@ -239,11 +239,3 @@ async def test_a_disk_that_fails_loses_records_and_raises_nothing(files, tmp_pat
     day(tmp_path).rmdir()
     files.record(refusal(1))
     assert await names(files) == ["r1"]
-
-
-async def test_blocks_of_a_file_are_joined(files, monkeypatch):
-    monkeypatch.setattr("relay.base.files._BLOCK_BYTES", 100)
-    for number in range(50):
-        files.record(refusal(number))
-    assert await names(files) == [f"r{number}" for number in reversed(range(50))]
-    assert await names(files, address="r17@customer.example") == ["r17"]

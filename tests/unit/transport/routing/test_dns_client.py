@@ -49,14 +49,6 @@ async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
     assert server.asked == ["a", "b", "c", "b"]
 
 
-async def test_the_same_question_twice_in_one_call_is_one_query():
-    server = Server()
-    server.open.set()
-    asking = DnsCache(server.ask, clock=ManualClock())
-    assert await asking.answers(("a", "A"), ("a", "A")) == [Records(("a",))] * 2
-    assert server.asked == ["a"]
-
-
 async def test_without_name_servers_the_answer_says_so(tmp_path):
     servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
     assert await servers.ask(("x.test", "A")) == (NoAnswer("no name server is configured"), 0.0)

@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 import random
 import socket
-import threading
 
 import pytest
-import uvloop
 from msgspec import structs
 
-from relay.base.message.nexthop import CAPTURE, HopKind, NextHop
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.base.socket_address import Address
 from relay.transport.routing import resolver as resolver_module
@@ -135,31 +133,6 @@ async def test_dns_answers_decide_the_hosts(dns, domain, expected):
     assert found == expected
 
 
-@each_row("domain, expected", [
-        ("three.test", [(10, "mx1", ""), (20, "mx2", ""), (30, "mx3", "")]),
-        ("implicit.test", [(0, "implicit.test", "")]),
-        ("no-target.test", [(10, "gone.test", "no address"), (20, "nothing.test", "no address")]),
-        ("half.test", [(10, "servfail.test", "answered SERVFAIL"), (20, "mx2", "")]),
-        ("target-servfail.test",
-         [(10, "servfail.test", "answered SERVFAIL"), (20, "nothing.test", "no address")]),
-        ("backup.test",
-         [(10, "mx1", ""), (20, "mx2", "not preferred to this relay"),
-          (20, "relay.example.test", "this relay")]),
-        ("loop-address.test", [(10, "other-name.test", "this relay"),
-         (20, "mx2", "not preferred to this relay")]),
-        ("[192.0.2.7]", []),
-    ])  # fmt: skip
-async def test_the_mx_answer_says_which_hosts_are_skipped_and_why(dns, domain, expected):
-    async with resolving(dns) as resolver:
-        found = (await resolver.resolve(mx(domain))).mx
-    assert len(found.hosts) == len(expected)
-    assert found.more == 0
-    for host, (preference, name, skipped) in zip(found.hosts, expected, strict=True):
-        assert (host.preference, host.name.removesuffix(".three.test")) == (preference, name)
-        assert skipped in host.skipped
-        assert bool(skipped) == bool(host.skipped)
-
-
 async def test_of_a_thousand_mx_hosts_the_best_sixteen_are_looked_up(dns):
     """An MX answer is bounded whatever its size; it comes by TCP."""
     names = [f"mx{number}.many.test" for number in range(1000)]
@@ -219,21 +192,6 @@ async def test_an_answer_is_cached_for_its_ttl(dns, clock):
         assert dns.asked("implicit.test", "A") == 2
 
 
-async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
-    dns.server.ttl_s = dns.server.negative_ttl_s = 10_000_000
-    async with resolving(dns, clock=clock) as resolver:
-        for domain in ("three.test", "gone.test"):
-            await resolver.resolve(mx(domain))
-        clock.advance(899)
-        await resolver.resolve(mx("gone.test"))
-        clock.advance(2)
-        await resolver.resolve(mx("gone.test"))
-        clock.advance(86_400)
-        await resolver.resolve(mx("three.test"))
-    assert dns.asked("gone.test", "MX") == 2
-    assert dns.asked("three.test", "MX") == 2
-
-
 async def test_a_dns_failure_is_not_cached(dns):
     async with resolving(dns) as resolver:
         assert isinstance(await resolver.resolve(mx("servfail.test")), TemporaryFailure)
@@ -261,15 +219,6 @@ async def test_closing_answers_lookups_in_progress(dns):
         await dns.until_asked("silent.test", "MX")
         await resolver.close()
         assert "shutting down" in (await waiting).text
-
-
-async def test_a_large_answer_comes_by_tcp(dns):
-    addresses = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(300)]
-    dns.zone["large.test"] = {"A": addresses}
-    async with resolving(dns) as resolver:
-        found = await resolver.resolve(mx("large.test"))
-    assert dns.tcp_queries == 1
-    assert len(set(found.hosts[0].addresses) & set(addresses)) == 16
 
 
 async def test_the_next_name_server_is_asked_when_one_fails(dns):
@@ -380,12 +329,6 @@ async def test_localhost_is_never_another_machine(dns, monkeypatch, table, addre
         assert found.hosts[0].addresses == addresses
 
 
-async def test_local_and_capture_have_no_hosts(dns):
-    async with resolving(dns) as resolver:
-        with pytest.raises(ValueError, match="capture has no hosts"):
-            await resolver.resolve(CAPTURE)
-
-
 @each_row(
     "text",
     [
@@ -413,26 +356,6 @@ async def test_a_relay_of_loopback_goes_nowhere_else(dns, text, monkeypatch):
     assert isinstance(found, TemporaryFailure)
     assert "connects to loopback only" in found.text
     assert text.startswith("mx:") or not dns.queries
-
-
-async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(10) and [])
-    async with resolving(dns, timeout_s=0.1) as resolver:
-        hops = [NextHop(HopKind.SMTP, f"host{number}", 25) for number in range(40)]
-        found = await asyncio.gather(*map(resolver.resolve, hops))
-        assert {type(each) for each in found} == {TemporaryFailure}
-        async with asyncio.timeout(30):
-            await asyncio.to_thread(release.set)  # the loop's own threads are free
-
-
-def test_the_resolver_runs_on_uvloop(dns):
-    async def story():
-        async with resolving(dns) as resolver:
-            return await resolver.resolve(mx("backup.test"))
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(story()).hosts == (MX1,)
 
 
 ZEROS, ONES = "3 1 1 " + "00" * 32, "3 1 1 " + "11" * 32

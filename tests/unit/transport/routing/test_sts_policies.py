@@ -113,22 +113,6 @@ async def test_a_policy_holds_over_restarts_and_without_record_and_server(
     assert domains.fetched["a.test"] == 1
 
 
-async def test_another_id_fetches_anew_while_mail_goes_by_the_policy_that_is_there(
-    domains: Domains,
-) -> None:
-    await domains.find()
-    domains.records["_mta-sts.a.test"] = record("2")
-    domains.files["a.test"] = POLICY.replace(b"enforce", b"none")
-    domains.gate = asyncio.Event()
-    assert await domains.mode() == "enforce"
-    domains.gate.set()
-    await domains.fetch_ended()
-    assert await domains.mode() == "none"
-    await domains.restart()
-    assert await domains.mode() == "none"
-    assert domains.fetched["a.test"] == 2
-
-
 async def test_another_id_without_a_policy_leaves_the_one_that_is_there(domains: Domains) -> None:
     await domains.find()
     domains.records["_mta-sts.a.test"] = record("2")
@@ -176,18 +160,6 @@ async def test_a_policy_that_ends_at_once_counts_and_is_not_fetched_each_time(
     domains.pass_s(FAILED_S)
     assert await domains.mode() == "enforce"
     assert domains.fetched["a.test"] == 2
-
-
-async def test_who_waits_for_a_place_to_fetch_does_not_wait_longer(
-    domains: Domains, monkeypatch
-) -> None:
-    monkeypatch.setattr(sts_policies, "FETCH_S", 0.01)
-    domains.policies._slots = asyncio.Semaphore(1)
-    domains.records["_mta-sts.b.test"] = record("b")
-    domains.gate = asyncio.Event()
-    found = await asyncio.gather(domains.mode("a.test"), domains.mode("b.test"))
-    assert all(one.startswith("not fetched within") for one in found)
-    assert not domains.policies._fetches
 
 
 async def test_a_domain_without_a_record_costs_its_question_only(domains: Domains) -> None:

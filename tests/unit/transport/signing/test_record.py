@@ -84,10 +84,7 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
     [
         (f"v=DKIM1; p={P_OTHER}", "found p= of another key, expected p= of this key"),
         ("v=DKIM1; k=rsa; p=", "found p= without a key, which revokes it, expected p= of this key"),
-        (
-            f"v=DKIM1; t=s:y; p={P_RSA}",
-            "found t=s:y, which is testing, expected no y in t=",
-        ),
+        (f"v=DKIM1; t=s:y; p={P_RSA}", "found t=s:y, which is testing, expected no y in t="),
         (f"v=DKIM1; k=ed25519; p={P_RSA}", "found k=ed25519, expected k=rsa"),
         (f"v=DKIM1; k=RSA; p={P_RSA}", "found k=RSA, expected k=rsa"),
         (f"v=DKIM1; h=sha1; p={P_RSA}", "found h=sha1, expected h=sha256, or no h="),
@@ -97,11 +94,7 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
         (f"v= dkim1; p={P_RSA}", "found v=dkim1, expected v=DKIM1 first"),
         ("v=DKIM1; k=rsa", "found no p=, expected p= of this key"),
         (f"v=DKIM1; p={P_RSA[:-16]}", "found p= without its last 16 letters"),
-        pytest.param(
-            f"v=DKIM1; p={P_RSA[:41]}",
-            f"found p= without its last {len(P_RSA) - 41} letters",
-            id="the first letters",
-        ),
+        (f"v=DKIM1; p={P_RSA[:41]}", f"found p= without its last {len(P_RSA) - 41} letters"),
         (f"v=DKIM1; p=*{P_RSA[1:]}", "found p= that is no base64"),
         (f'"v=DKIM1; p={P_RSA}"', 'found ""v=DKIM1", expected tags'),
         (f"v=DKIM1;; p={P_RSA}", 'found "", expected tags'),
