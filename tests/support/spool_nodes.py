@@ -45,6 +45,6 @@ async def beats(node: PostgresSpool, elapsed: Elapsed, seconds: float) -> None:
     """Let a node beat for some time."""
     until_s = elapsed.now_s + seconds
     while elapsed.now_s < until_s:
-        await node._keeper.beat()
+        await node.keeper.beat()
         elapsed.now_s += BEAT_S
-    await node._keeper.beat()
+    await node.keeper.beat()

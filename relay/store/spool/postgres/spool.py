@@ -155,7 +155,7 @@ class PostgresSpool(SpoolEngine):
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
         self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
-        self._keeper = NodeKeeper(
+        self.keeper = NodeKeeper(
             self._writer, options, metrics=metrics, take_over=self._take_over,
             on_news=self._hear, agreed=self._agreed, on_lost=self._lost,
             maintenance=self.maintenance,
@@ -190,7 +190,7 @@ class PostgresSpool(SpoolEngine):
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         await self.queue_admin.read_hold_rules()
-        self._keeper.start()
+        self.keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
         return taken_over
@@ -241,7 +241,7 @@ class PostgresSpool(SpoolEngine):
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-        await self._keeper.stop()
+        await self.keeper.stop()
         if self._reading_holds is not None:
             await asyncio.wait([self._reading_holds])
         await self._writer.stop()
@@ -314,7 +314,7 @@ class PostgresSpool(SpoolEngine):
             raise
 
     def _tell(self, news: News) -> None:
-        self._keeper.tell(news)
+        self.keeper.tell(news)
 
     def may_finish(self, claim: Claim) -> bool:
         """Spool.may_finish."""

@@ -445,20 +445,6 @@ def test_a_draft_that_is_changed_is_read_again(mailbox, index):
     assert found(index, mailbox, where(Property.SUBJECT, "garden")) == [target]
 
 
-def test_what_is_changed_while_it_is_read_is_read_again(mailbox, monkeypatch):
-    file = mailbox.add_draft()
-    real = content_index.read_header_data
-
-    def read_header_data(path, *, message_id):
-        facts = real(path, message_id=message_id)
-        if file.exists():
-            changed(file)
-        return facts
-
-    monkeypatch.setattr(content_index, "read_header_data", read_header_data)
-    assert found(mailbox.index(), mailbox, where(Property.SUBJECT, "house")) == []
-
-
 @pytest.mark.parametrize("watches_max", [0, 100])
 def test_a_file_that_is_renamed_all_the_time_is_never_missed(mailbox, monkeypatch, watches_max):
     index = mailbox.index(watcher=InotifyWatcher(watches_max=watches_max))

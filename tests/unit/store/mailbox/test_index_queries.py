@@ -28,7 +28,6 @@ from relay.store.mailbox.query import (
     SearchIn,
     SortOrder,
 )
-from relay.store.mailbox.threads import QueryTimeLimit
 from relay.store.mailbox.types import MessageChange, StalePositionError, StoredMessage
 from relay.submission.outbox.store import FileStore
 from tests.support.conditions import (
@@ -83,9 +82,7 @@ class Box:
             path.write_bytes(self.mime(number).as_bytes(policy=SMTP))
             at_s = 1_600_000_000 + number // 2 * 100
             os.utime(path, (at_s, at_s + 0.25))
-        self.messages = self.store.lists._find(
-            ALICE, MessageQuery(top=1000), QueryTimeLimit(self.clock)
-        ).messages
+        self.messages = blocking(self.store.lists.query)(ALICE, MessageQuery(top=1000)).messages
         assert len(self.messages) == 28
 
     def properties(self) -> MessageProperties:
@@ -127,7 +124,9 @@ class Box:
         return EmailAddress(self.rng.choice(ADDRESSES), self.rng.choice(NAMES))
 
     def found(self, query: MessageQuery) -> list[str]:
-        return [hit.located.message_id for hit in self.store._index.query(self.path, query).hits]
+        return [
+            hit.located.message_id for hit in self.store.messages.index.query(self.path, query).hits
+        ]
 
     def expected(self, condition: Condition | None) -> list[StoredMessage]:
         return [one for one in self.messages if matches(condition, facts_of(one))]
@@ -164,7 +163,7 @@ def test_a_condition_finds_what_fulfils_it(box, condition):
     expected = [one.id for one in box.expected(condition)]  # they came newest first
     query = MessageQuery(condition=condition, top=100, count=True)
     assert box.found(query) == expected
-    assert box.store._index.query(box.path, query).total == len(expected)
+    assert box.store.messages.index.query(box.path, query).total == len(expected)
 
 
 @SETTINGS
@@ -180,7 +179,7 @@ def test_pages_follow_each_other_in_any_order(box, condition, order, top, folder
     seen, after = [], ""
     while True:
         query = MessageQuery(folder_id, condition, order, top=top, after=after)
-        page = box.store._index.query(box.path, query)
+        page = box.store.messages.index.query(box.path, query)
         seen += [hit.located.message_id for hit in page.hits]
         if not page.more:
             break
@@ -193,7 +192,7 @@ def test_pages_follow_each_other_in_any_order(box, condition, order, top, folder
 
 def test_what_is_skipped_counts_from_the_page_before(box):
     everything = box.found(MessageQuery(top=100))
-    first = box.store._index.query(box.path, MessageQuery(top=3)).hits[-1]
+    first = box.store.messages.index.query(box.path, MessageQuery(top=3)).hits[-1]
     assert box.found(MessageQuery(skip=2, top=3, after=first.position)) == everything[5:8]
 
 
@@ -217,7 +216,7 @@ def test_a_token_of_no_page_is_refused(box, after):
 
 
 def test_a_token_of_another_order_is_refused(box):
-    page = box.store._index.query(box.path, MessageQuery(top=1))
+    page = box.store.messages.index.query(box.path, MessageQuery(top=1))
     by_subject = (SortOrder(Property.SUBJECT),)
     with pytest.raises(StalePositionError):
         box.found(MessageQuery(order=by_subject, after=page.hits[0].position))

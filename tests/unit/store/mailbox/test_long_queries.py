@@ -24,6 +24,7 @@ from relay.store.mailbox.query import (
 from relay.store.mailbox.threads import QUERY_TIME_MAX_S, QueryTimeLimit
 from relay.store.mailbox.types import QueryTooLongError, StoreUnavailableError
 from tests.support.manual_clock import ManualClock
+from tests.support.stores import blocking
 from tests.unit.store.mailbox.conftest import ALICE, Place
 
 MESSAGES = 12
@@ -44,11 +45,18 @@ class HastyClock(ManualClock):
         return self.looks * (QUERY_TIME_MAX_S + 1)
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is looked at every few steps."""
+    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 20)
+
+
 @pytest.fixture
 def mailbox(place: Place) -> Path:
     """Twelve messages, each of 12,000 words that begin with the same four letters."""
     store = place.store()
-    mailbox = store._folders.mailbox(ALICE)
+    blocking(store.folders.every)(ALICE)
+    mailbox = place.root / "example.test/alice"
     for number in range(MESSAGES):
         words = "\r\n".join(f"aaaa{number}x{word}" for word in range(12_000))
         text = f"From: <b@b.test>\r\nSubject: {number}\r\n\r\n{words}\r\n"
@@ -58,7 +66,7 @@ def mailbox(place: Place) -> Path:
 
 @pytest.fixture
 def index(place: Place) -> Indexes:
-    return place.stores[0]._index if place.stores else place.store()._index
+    return (place.stores or [place.store()])[0].messages.index
 
 
 def beginning(letters: str) -> Condition:
@@ -77,9 +85,8 @@ def beginning(letters: str) -> Condition:
     ids=["words", "words among others", "filter", "count", "order"],
 )
 def test_sql_that_takes_too_long_is_broken_off(
-    mailbox: Path, index: Indexes, query: MessageQuery, monkeypatch: pytest.MonkeyPatch
+    mailbox: Path, index: Indexes, query: MessageQuery
 ) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
     index.query(mailbox, MessageQuery(condition=ZEBRA))  # everything is read
     clock = HastyClock()
     with pytest.raises(QueryTooLongError, match="longer than 10 seconds"):
@@ -88,10 +95,7 @@ def test_sql_that_takes_too_long_is_broken_off(
     assert len(index.query(mailbox, MessageQuery(top=20)).hits) == MESSAGES
 
 
-def test_others_use_the_index_during_a_query(
-    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 1000)
+def test_others_use_the_index_during_a_query(mailbox: Path, index: Indexes, place: Place) -> None:
     index.query(mailbox, MessageQuery(condition=ZEBRA))
     began, go_on = threading.Event(), threading.Event()
 
@@ -141,10 +145,7 @@ def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
     assert len(read) == len(set(read)) == MESSAGES
 
 
-def test_short_beginnings_are_looked_up_and_not_merged(
-    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index_database, "_STEPS_BETWEEN_CHECKS", 20)
+def test_short_beginnings_are_looked_up_and_not_merged(mailbox: Path, index: Indexes) -> None:
     index.query(mailbox, MessageQuery(condition=ZEBRA))
 
     def work(letters: str) -> int:

@@ -173,10 +173,10 @@ async def test_a_state_counts_in_the_quota(place, store, mail):
     with pytest.raises(MailboxFullError):
         await store.messages.update(ALICE, mail.id, MessageChange(state={"extended": (value,)}))
     await store.messages.update(ALICE, mail.id, red())
-    used = store._index.usage(place.root / "example.test/alice").usage.size_bytes
+    used = store.messages.index.usage(place.root / "example.test/alice").usage.size_bytes
     assert mail.size + 30 < used < mail.size + 200
     await store.messages.delete(ALICE, mail.id, permanently=True)
-    assert store._index.usage(place.root / "example.test/alice").usage.size_bytes == 0
+    assert store.messages.index.usage(place.root / "example.test/alice").usage.size_bytes == 0
 
 
 async def test_a_state_has_a_limit(store, mail):

@@ -133,5 +133,5 @@ async def test_threads_that_write_at_once_fill_the_mailbox_and_no_more(place, dr
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["full"] * 10 + ["written"] * 6
-    used = store._index.usage(place.root / "example.test/alice").usage
+    used = store.messages.index.usage(place.root / "example.test/alice").usage
     assert used == Usage(size_bytes * 8, 8)

@@ -175,7 +175,7 @@ async def test_a_folders_copy_counts_states_and_takes_those_of_its_own_messages(
     await store.messages.update(ALICE, archived.id, RED)
     copy = await store.folders.copy(ALICE, "inbox", parent_id="archive")
     assert (await only(store, copy.id)).properties.categories == state["categories"]
-    used = store._index.usage(home).usage.size_bytes
+    used = store.messages.index.usage(home).usage.size_bytes
     place.quotas[ALICE] = used + 5000
     with pytest.raises(Exception, match="full"):
         await store.folders.copy(ALICE, copy.id, parent_id="inbox")

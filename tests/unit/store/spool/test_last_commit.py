@@ -75,6 +75,23 @@ async def killed(path: Path, tmp_path: Path, running, make) -> Path:
         return copied(path, tmp_path / "killed")
 
 
+@pytest.fixture
+def synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[bytes]]:
+    """What each file with the number of the last commit had at its syncs. The log is brought in often."""
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
+    found: dict[Path, list[bytes]] = {}
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        file = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if file.name == last_commit_of(path).name:
+            found.setdefault(file, []).append(file.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    return found
+
+
 def octets_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -151,23 +168,15 @@ async def test_a_restored_backup_next_to_a_newer_last_commit_file_is_explained(
 
 @pytest.mark.parametrize("lost", sampled(["what was not synced", "nothing", "all"]))
 async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
-    path: Path, tmp_path: Path, clock, make, monkeypatch, lost: str
+    path: Path, tmp_path: Path, clock, make, synced, lost: str
 ) -> None:
     """Also after two kills, and when the commit number is lost in a power loss."""
-    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
-    synced, fsync = {}, os.fsync
-
-    def sync(descriptor: int) -> None:
-        fsync(descriptor)
-        file = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if file.name == last_commit_of(path).name:
-            synced[file] = file.read_bytes()
 
     def lose(copy: Path, original: Path) -> None:
         if lost == "all":
             last_commit_of(copy).unlink(missing_ok=True)
         elif lost == "what was not synced" and last_commit_of(original) in synced:
-            last_commit_of(copy).write_bytes(synced[last_commit_of(original)])
+            last_commit_of(copy).write_bytes(synced[last_commit_of(original)][-1])
 
     async def live(place: Path, folder: Path, number: int) -> list[tuple[CrashPoint, Path]]:
         crash = Copying(place, folder, lose)
@@ -177,7 +186,6 @@ async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
         await spool.stop()
         return crash.copies
 
-    monkeypatch.setattr(os, "fsync", sync)
     seen = set()
     for number, (point, first) in enumerate(await live(path, tmp_path / "first", 8)):
         for again, second in await live(first, tmp_path / f"second-{number}", 2):
@@ -201,24 +209,16 @@ async def test_a_missing_file_after_a_kill_is_damage(
 
 @pytest.mark.parametrize("is_ended", [True, False])
 async def test_a_lost_log_is_detected_by_the_synced_commit_number(
-    path: Path, tmp_path: Path, open_spool, running, make, monkeypatch, is_ended: bool
+    path: Path, tmp_path: Path, open_spool, running, make, synced, is_ended: bool
 ) -> None:
     """A power loss removes numbers written since the last fsync, except perhaps a checkpoint's end."""
-    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
-    synced, fsync = [], os.fsync
-
-    def sync(descriptor: int) -> None:
-        fsync(descriptor)
-        if Path(f"/proc/self/fd/{descriptor}").readlink() == last_commit_of(path):
-            synced.append(last_commit_of(path).read_bytes())
-
-    monkeypatch.setattr(os, "fsync", sync)
     async with running(path) as spool:
         lost = 0
         for number in range(30):
             await fill(spool, make, 1)
             left = copied(path, tmp_path / f"left-{number}")
-            noted = synced[-1].replace(b"checkpoint", b" " * 10) if is_ended else synced[-1]
+            noted = synced[last_commit_of(path)][-1]
+            noted = noted.replace(b"checkpoint", b" " * 10) if is_ended else noted
             last_commit_of(left).write_bytes(noted)
             log_of(left).unlink()
             if is_ended and messages_in(left) == number + 1:
@@ -228,7 +228,7 @@ async def test_a_lost_log_is_detected_by_the_synced_commit_number(
             with pytest.raises(SpoolDamagedError):
                 open_spool(left)
     assert lost > 15
-    assert len(synced) > 6
+    assert len(synced[last_commit_of(path)]) > 6
 
 
 async def test_a_checkpoint_by_another_program_is_not_damage(killed: Path, running) -> None:

@@ -28,7 +28,7 @@ async def at(postgres_url: str, tmp_path: Path) -> AsyncIterator[Callable[..., A
         node = open_node(postgres_url, tmp_path, identity, elapsed_s=elapsed or Elapsed())
         started.append(node)
         await node.start()
-        await node._keeper.stop()  # the test beats
+        await node.keeper.stop()  # the test beats
         return node
 
     yield at

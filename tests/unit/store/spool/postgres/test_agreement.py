@@ -36,7 +36,7 @@ async def nodes(postgres_url: str, tmp_path: Path) -> AsyncIterator[list[Postgre
     for node in made:
         node.agreed = lambda: PARTS
         await node.start()
-        await node._keeper.stop()  # the test beats
+        await node.keeper.stop()  # the test beats
     yield made
     for node in made:
         await node.stop()
@@ -44,7 +44,7 @@ async def nodes(postgres_url: str, tmp_path: Path) -> AsyncIterator[list[Postgre
 
 async def beat(*nodes: PostgresSpool) -> None:
     for node in nodes:
-        await node._keeper.beat()
+        await node.keeper.beat()
 
 
 def lines(log: str) -> list[str]:

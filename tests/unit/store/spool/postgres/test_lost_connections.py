@@ -55,8 +55,8 @@ def at(proxy: CuttingProxy, postgres_url: str, tmp_path: Path) -> Callable[..., 
 async def spool(at: Callable[..., PostgresSpool]) -> AsyncIterator[PostgresSpool]:
     spool = at()
     await spool.start()
-    await spool._keeper.stop()  # its beats are operations as well, which a cut may meet
-    await spool._keeper.beat()  # behind one that it has begun
+    await spool.keeper.stop()  # its beats are operations as well, which a cut may meet
+    await spool.keeper.beat()  # behind one that it has begun
     yield spool
     await spool.stop()
 
@@ -161,7 +161,7 @@ async def test_a_server_that_answers_nothing_for_long_counts_as_away(
     try:
         async with other.transaction():
             await other.execute("LOCK TABLE node IN ACCESS EXCLUSIVE MODE")
-            beat = asyncio.create_task(spool._keeper.beat())
+            beat = asyncio.create_task(spool.keeper.beat())
             async with asyncio.timeout(SOON_S):
                 while not spool.health():
                     await asyncio.sleep(0.01)

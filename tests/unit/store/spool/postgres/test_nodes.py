@@ -42,7 +42,7 @@ async def connected(server: PostgresServer, url: str) -> asyncpg.Connection:
 async def test_the_lease_ends_what_a_node_may_do(at) -> None:
     elapsed = Elapsed()
     node = await at("one.test", elapsed=elapsed)
-    await node._keeper.beat()
+    await node.keeper.beat()
     (claim,) = (await node.accept(new_message(TO_A))).claims
     elapsed.now_s += DEAD_S - NO_DOT_S - 0.1
     assert node.may_finish(claim)
@@ -54,7 +54,7 @@ async def test_the_lease_ends_what_a_node_may_do(at) -> None:
         with pytest.raises(SpoolUnavailableError, match="has not heard of this node"):
             await refused
     assert (await node.record(ClaimResult(claim, 5, {1: OK})))[0]  # it is fenced by its owner
-    await node._keeper.beat()
+    await node.keeper.beat()
     assert node.may_finish(claim)
     await node.accept(new_message(TO_A))
 
@@ -67,7 +67,7 @@ async def test_a_silent_name_may_be_taken_and_its_node_ends_when_it_wakes(at) ->
     lost: list[Exception] = []
     one.on_lost = lost.append
     with pytest.raises(NodeNameError):
-        await one._keeper.beat()
+        await one.keeper.beat()
     assert [type(error) for error in lost] == [NodeNameError]
     with pytest.raises(SpoolUnavailableError):
         await one.record(ClaimResult(claim, 5, {1: OK}))
@@ -88,9 +88,9 @@ async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
     queue_id = (await one.accept(new_message(TO_A))).queue_id
     sql("DELETE FROM node")
     before = one._writer.incarnation
-    await one._keeper.beat()
+    await one.keeper.beat()
     assert one._writer.incarnation > before
-    await one._keeper.beat()
+    await one.keeper.beat()
     (claim,) = (await one.claim_due(NOW, 10, DueQuery())).claims
     assert claim.message.id == queue_id
     assert (await one.record(ClaimResult(claim, 5, {1: OK})))[0]

@@ -318,7 +318,7 @@ class RandomNodes:
 
     async def _beat(self, node: RunningNode) -> None:
         now_s = node.elapsed.now_s
-        await node.spool._keeper.beat()
+        await node.spool.keeper.beat()
         self._reconnected(node)
         if not self._is_alive(node.incarnation):
             self._joined(node)
@@ -377,7 +377,7 @@ class RandomNodes:
         )
         node.spool = open_node(self.url, self.folder, identity, elapsed_s=node.elapsed)
         await node.spool.start()
-        await node.spool._keeper.stop()  # the test beats
+        await node.spool.keeper.stop()  # the test beats
         self.done["started"] += 1
         if self._is_alive(node.incarnation):
             self.rows[node.incarnation].state = "dead"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.base.clock import wall_offset_us
+from relay.base.clock import SystemClock
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_result
 from relay.store.spool.postgres import claims, maintenance
@@ -46,10 +46,9 @@ async def transport(at: Start, elapsed: Elapsed) -> PostgresSpool:
     return await at("transport", elapsed=elapsed, store="gone", holds_store=False)
 
 
-def expired(node: PostgresSpool, claim: Claim) -> ClaimResult:
-    now_us = node._clock.queue_us()
-    time = AttemptTime(now_us, now_us + wall_offset_us(node._clock))
-    return expiry_result(claim, time=time).commit
+def expired(claim: Claim) -> ClaimResult:
+    now_us = SystemClock().queue_us()
+    return expiry_result(claim, time=AttemptTime(now_us, now_us)).commit
 
 
 async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
@@ -64,7 +63,7 @@ async def test_what_has_expired_is_ended_once_its_store_had_no_node_for_long(
     assert claim.message.id == over
     assert await transport.maintenance.claim_without_node() == ()
     report = new_message(LOCAL)
-    recorded = expired(transport, claim)
+    recorded = expired(claim)
     claim_result = ClaimResult(
         claim,
         recorded.at_us,
@@ -85,13 +84,13 @@ async def test_a_delay_is_reported_and_its_holder_delivers_it_at_once(
     queue_id = (await transport.accept(new_message(LOCAL, warn_us=1))).queue_id
     await beats(transport, elapsed, WITHOUT_NODE_S)
     (claim,) = await transport.maintenance.claim_without_node()
-    now_us = transport._clock.queue_us()
+    now_us = SystemClock().queue_us()
     result = requeue_result(claim, time=AttemptTime(now_us, now_us))
     assert [one.path.address for one in result.late] == ["bob@example.test"]
     assert (await transport.record(result.commit))[0]
     assert await transport.maintenance.claim_without_node() == ()
     holder = await at("holder", store="gone")
-    now_us = holder._clock.queue_us()
+    now_us = SystemClock().queue_us()
     (found,) = (await holder.claim_due(now_us, 10, DueQuery())).claims
     assert found.message.id == queue_id
 
@@ -105,10 +104,10 @@ async def test_a_holder_that_is_back_ends_its_mail_itself(
     holder = await at("holder", store="gone")
     assert await transport.maintenance.claim_without_node() == ()  # it has not heard of it yet
     assert len((await holder.claim_due(NOW, 10, DueQuery())).claims) == 1
-    await transport._keeper.beat()
+    await transport.keeper.beat()
     assert transport.maintenance.stores_without_node == ()
     await holder.stop()
-    await transport._keeper.beat()
+    await transport.keeper.beat()
     assert await transport.maintenance.claim_without_node() == ()  # the time begins once more
 
 
@@ -119,7 +118,7 @@ async def test_a_walk_goes_through_all_that_is_due(
     monkeypatch.setattr(maintenance, "ROWS_AT_ONCE", 3)
     for _ in range(7):
         await transport.accept(new_message(LOCAL))
-    late = {"received_us": transport._clock.queue_us(), "expires_us": 2_000_000}
+    late = {"received_us": SystemClock().queue_us(), "expires_us": 2_000_000}
     last = (await transport.accept(new_message(LOCAL, **late))).queue_id
     await beats(transport, elapsed, WITHOUT_NODE_S)
     looks = [await transport.maintenance.claim_without_node() for _ in range(4)]
