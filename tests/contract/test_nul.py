@@ -9,6 +9,7 @@ from relay.store.journeys.events import Event, Step
 from relay.store.journeys.message_list import MessageSearch
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, NewRecipient, Selector
+from tests.support.tables import each_row
 
 NUL = "a\0b"
 KEPT = (NUL, "a\ufffdb")  # as it was, or with the replacement character
@@ -67,7 +68,7 @@ async def test_what_has_one_is_accepted_and_read(spool, make, clock, held_max) -
     assert await spool.accepted_as("other")
 
 
-@pytest.mark.parametrize("field", ["ids", "sender", "recipient", "domain", "next_hop"])
+@each_row("field", ["ids", "sender", "recipient", "domain", "next_hop"])
 async def test_a_selector_with_one_finds_nothing(spool, defer, field) -> None:
     await defer({"mx:a.test": ["x@a.test"]})
     selector = Selector(**{field: (NUL,) if field == "ids" else f"{NUL}*"})

@@ -31,6 +31,7 @@ from relay.submission.outbox import submit
 from relay.submission.outbox.store import FileStore
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import ready_submissions, store_on
+from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 ID = "06gzg000000000a1"
@@ -222,7 +223,7 @@ READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@each_row("name", READS)
 async def test_nothing_is_read_from_another_tree(stored, name: str) -> None:
     store, disk = stored
     disk.vanish()

@@ -17,6 +17,7 @@ from relay.store.mailbox.types import (
     SendOptions,
     StoreUnavailableError,
 )
+from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 ID = "0123456789abcdef"
@@ -57,7 +58,7 @@ async def test_a_listing_shows_the_message_beside_it(store, odd):
     assert len(folders) > 1
 
 
-@pytest.mark.parametrize("deed", ["get", "mime", "update", "change", "move", "copy", "submit"])
+@each_row("deed", ["get", "mime", "update", "change", "move", "copy", "submit"])
 async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
     deeds = {
         "get": lambda: store.messages.get(ALICE, ID),

@@ -4,6 +4,7 @@ import pytest
 
 from relay.store.spool.shared.group_commit import GroupWriter
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 
 def committed(writer: GroupWriter, clock: ManualClock, *times: float) -> None:
@@ -12,8 +13,8 @@ def committed(writer: GroupWriter, clock: ManualClock, *times: float) -> None:
             clock.advance(seconds)
 
 
-@pytest.mark.parametrize(
-    ("times", "commit_s"),
+@each_row(
+    "times, commit_s",
     [
         ([], 0.0),
         ([9.0], 0.0),  # one commit is too few

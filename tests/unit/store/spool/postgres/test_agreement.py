@@ -17,6 +17,7 @@ from relay.store.spool.postgres.nodes import (
 from relay.store.spool.postgres.spool import PostgresSpool
 from relay.store.spool.postgres.storage import PostgresStorage
 from tests.support.spool_nodes import open_node
+from tests.support.tables import each_row
 
 PARTS = {"rules": "r", "srs_key": "secret", "accounts of the store main": "a"}
 _SESSION = ServerSession(1, "", "")
@@ -81,9 +82,7 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
     assert salted({"a": "x"}, "salt") == salted({"a": "x"}, "salt")
 
 
-@pytest.mark.parametrize(
-    ("rows", "found"),
-    [
+@each_row("rows, found", [
         ([], []),
         ([row("one", {"rules": "x"}), row("two", {"rules": "x"})], []),
         ([row("one", {"rules": "x"}), row("two", {})], []),
@@ -93,8 +92,7 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
             [row("one", {"rules": "x"}), row("two", {"rules": "y"}), row("three", {"rules": "x"})],
             ["rules: not the same at one, three and at two"],
         ),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_only_what_living_nodes_have_in_common_can_differ(
     rows: list[NodeRow], found: list[str]
 ) -> None:

@@ -30,6 +30,7 @@ from tests.support.postgres import (
     database_of,
 )
 from tests.support.relay_process import until
+from tests.support.tables import each_row
 from tests.support.tls import authority  # noqa: F401
 
 
@@ -234,8 +235,8 @@ async def test_errors_of_statements(empty_database, statement, kind, said):
         await connection.close()
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
+@each_row(
+    "error, kind",
     [
         (asyncpg.DiskFullError("could not extend file"), SpoolFullError),
         (asyncpg.DataCorruptedError("invalid page"), SpoolDamagedError),

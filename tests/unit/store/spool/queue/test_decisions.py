@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytest
-
 from relay.base.message.lifecycle import RecipientState
 from relay.store.spool.queue_commands import CommandResult, QueueCommand
 from relay.store.spool.shared.decisions import ChangeResult, decide
 from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries
 from relay.store.spool.types import EntryExtra, Key, extra_text
 from tests.support.operator import HOUR_US, command
+from tests.support.tables import each_row
 
 NOW_US = 1000 * HOUR_US
 END_US = NOW_US + 48 * HOUR_US
@@ -42,8 +41,8 @@ def decided(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("planned", "ended"),
+@each_row(
+    "planned, ended",
     [
         ({FIRST: 3, SECOND: 3}, [FIRST, SECOND]),
         ({FIRST: 3, SECOND: None}, [FIRST, SECOND]),  # one that is damaged

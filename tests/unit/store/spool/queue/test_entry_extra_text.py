@@ -1,12 +1,11 @@
 """The JSON text of EntryExtra in a row, as a change of some of its fields leaves it."""
 
-import pytest
-
 from relay.store.spool.shared.holds import RELEASED, changed_extra
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("text", "fields", "changed"),
+@each_row(
+    "text, fields, changed",
     [
         ("", {"reason": "r", "rule": ""}, '{"reason":"r"}'),
         ('{"reason":"r"}', {"reason": ""}, ""),
