@@ -92,17 +92,6 @@ async def test_a_rejection_carries_the_servers_reply(replies, kind, expected_tex
     assert type(rejected.value) is kind
 
 
-async def test_one_rejected_recipient_stops_the_message():
-    seen = []
-    server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
-    async with server:
-        with pytest.raises(RejectedError):
-            await asyncio.to_thread(
-                send_by_smtp, address, DraftToSend(ALICE, (BOB, ALICE), "x", "y")
-            )
-    assert not any(line.startswith(b"data") for line in map(bytes.lower, seen))
-
-
 @each_row(
     "draft, expected_text",
     [
@@ -175,10 +164,3 @@ def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     with pytest.raises(RejectedError, match=f"{status}: the reason") as rejected:
         send_by_graph(address, HELLO, token="alice")
     assert type(rejected.value) is kind
-
-
-def test_an_unknown_error_body_is_shown(front_door):
-    address, handler = front_door
-    handler.answer = (400, {}, b"<html>")
-    with pytest.raises(RejectedError, match="400: <html>"):
-        send_by_graph(address, HELLO, token="alice")

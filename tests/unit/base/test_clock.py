@@ -177,19 +177,6 @@ def test_a_doubt_lasts_until_the_relay_has_run_for_a_day():
     assert third.doubt_ends_us - third.queue_us == DAY - HOUR  # and end when the first one does
 
 
-@pytest.mark.parametrize("up_hours", [4, 8, 16, 23])
-def test_doubts_end_on_a_machine_that_is_stopped_every_day(up_hours):
-    left, wall, most = HERE, START, 0
-    for number in range(100):
-        wall += DAY - up_hours * HOUR
-        line = QueueTime(wall_us=wall, elapsed_us=0, boot_id=f"{number}")
-        line.resume(left, wall_us=wall, elapsed_us=0)
-        wall += up_hours * HOUR
-        left = line.anchor(wall_us=wall, elapsed_us=up_hours * HOUR)
-        most = max(most, left.doubtful_us)
-    assert most <= 10 * DAY
-
-
 def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
     monkeypatch.setattr("relay.base.clock._BOOT_ID", tmp_path / "none")
     clock = SystemClock()

@@ -37,64 +37,46 @@ def levels(**changed) -> dict[PressureReason, PressureLevel]:
     return dict(assess(PressureState(), structs.replace(CALM, **changed), BOUNDS).levels)
 
 
-@each_row(
-    "changed, reason, level",
-    [
-        ({"spool": with_free(129 * MIB)}, PressureReason.SPOOL_DISK, PressureLevel.NORMAL),
-        ({"spool": with_free(128 * MIB)}, PressureReason.SPOOL_DISK, PressureLevel.SLOW),
-        ({"spool": with_free(65 * MIB)}, PressureReason.SPOOL_DISK, PressureLevel.SLOW),
-        ({"spool": with_free(64 * MIB)}, PressureReason.SPOOL_DISK, PressureLevel.REFUSE),
-        ({"spool": with_free(0)}, PressureReason.SPOOL_DISK, PressureLevel.REFUSE),
-        (
-            {"spool": with_free(MIB, size_bytes=8 * MIB)},
-            PressureReason.SPOOL_DISK,
-            PressureLevel.SLOW,
-        ),
-        (
-            {"spool": with_free(2 * MIB, size_bytes=8 * MIB)},
-            PressureReason.SPOOL_DISK,
-            PressureLevel.NORMAL,
-        ),
-        (
-            {"spool": with_free(MIB // 2, size_bytes=8 * MIB)},
-            PressureReason.SPOOL_DISK,
-            PressureLevel.REFUSE,
-        ),
-        (
-            {"spool": structs.replace(ROOMY, is_writable=False)},
-            PressureReason.SPOOL_DISK,
-            PressureLevel.REFUSE,
-        ),
-        ({"spool": None}, PressureReason.SPOOL_DISK, PressureLevel.REFUSE),
-        ({"mail": with_free(128 * MIB)}, PressureReason.MAIL_DISK, PressureLevel.SLOW),
-        ({"mail": with_free(64 * MIB)}, PressureReason.MAIL_DISK, PressureLevel.REFUSE),
-        ({"mail": None}, PressureReason.MAIL_DISK, PressureLevel.REFUSE),
-        ({"spool": with_files(2001)}, PressureReason.SPOOL_FILES, PressureLevel.NORMAL),
-        ({"spool": with_files(2000)}, PressureReason.SPOOL_FILES, PressureLevel.SLOW),
-        ({"spool": with_files(1000)}, PressureReason.SPOOL_FILES, PressureLevel.REFUSE),
-        ({"spool": with_files(0)}, PressureReason.SPOOL_FILES, PressureLevel.REFUSE),
-        (
-            {"spool": with_files(0, of=0)},
-            PressureReason.SPOOL_FILES,
-            PressureLevel.NORMAL,
-        ),  # btrfs has no number
-        ({"mail": with_files(10, of=160)}, PressureReason.MAIL_FILES, PressureLevel.REFUSE),
-        ({"queue_entries": 899}, PressureReason.QUEUE, PressureLevel.NORMAL),
-        ({"queue_entries": 900}, PressureReason.QUEUE, PressureLevel.SLOW),
-        ({"queue_entries": 1000}, PressureReason.QUEUE, PressureLevel.REFUSE),
-        ({"memory_bytes": GIB // 2}, PressureReason.MEMORY, PressureLevel.NORMAL),
-        ({"memory_bytes": 900 * MIB}, PressureReason.MEMORY, PressureLevel.SLOW),
-        ({"memory_bytes": GIB}, PressureReason.MEMORY, PressureLevel.REFUSE),
-        ({"commit_s": 1.9}, PressureReason.COMMITS, PressureLevel.NORMAL),
-        ({"commit_s": 2.0}, PressureReason.COMMITS, PressureLevel.SLOW),
-        ({"commit_s": 5.0}, PressureReason.COMMITS, PressureLevel.REFUSE),
-        ({"backlog": 0.4}, PressureReason.BACKLOG, PressureLevel.NORMAL),
-        ({"backlog": 0.5}, PressureReason.BACKLOG, PressureLevel.SLOW),
-        ({"backlog": 1.0}, PressureReason.BACKLOG, PressureLevel.REFUSE),
-    ],
-)
-def test_where_each_level_begins(changed, reason, level):
-    assert levels(**changed).get(reason, PressureLevel.NORMAL) is level
+NORMAL, SLOW, REFUSE = PressureLevel.NORMAL, PressureLevel.SLOW, PressureLevel.REFUSE
+SMALL = 8 * MIB
+LEVELS = [
+    (PressureReason.SPOOL_DISK, "spool", with_free(129 * MIB), NORMAL),
+    (PressureReason.SPOOL_DISK, "spool", with_free(128 * MIB), SLOW),
+    (PressureReason.SPOOL_DISK, "spool", with_free(65 * MIB), SLOW),
+    (PressureReason.SPOOL_DISK, "spool", with_free(64 * MIB), REFUSE),
+    (PressureReason.SPOOL_DISK, "spool", with_free(0), REFUSE),
+    (PressureReason.SPOOL_DISK, "spool", with_free(MIB, size_bytes=SMALL), SLOW),
+    (PressureReason.SPOOL_DISK, "spool", with_free(2 * MIB, size_bytes=SMALL), NORMAL),
+    (PressureReason.SPOOL_DISK, "spool", with_free(MIB // 2, size_bytes=SMALL), REFUSE),
+    (PressureReason.SPOOL_DISK, "spool", structs.replace(ROOMY, is_writable=False), REFUSE),
+    (PressureReason.SPOOL_DISK, "spool", None, REFUSE),
+    (PressureReason.MAIL_DISK, "mail", with_free(128 * MIB), SLOW),
+    (PressureReason.MAIL_DISK, "mail", with_free(64 * MIB), REFUSE),
+    (PressureReason.MAIL_DISK, "mail", None, REFUSE),
+    (PressureReason.SPOOL_FILES, "spool", with_files(2001), NORMAL),
+    (PressureReason.SPOOL_FILES, "spool", with_files(2000), SLOW),
+    (PressureReason.SPOOL_FILES, "spool", with_files(1000), REFUSE),
+    (PressureReason.SPOOL_FILES, "spool", with_files(0), REFUSE),
+    (PressureReason.SPOOL_FILES, "spool", with_files(0, of=0), NORMAL),  # btrfs has no number
+    (PressureReason.MAIL_FILES, "mail", with_files(10, of=160), REFUSE),
+    (PressureReason.QUEUE, "queue_entries", 899, NORMAL),
+    (PressureReason.QUEUE, "queue_entries", 900, SLOW),
+    (PressureReason.QUEUE, "queue_entries", 1000, REFUSE),
+    (PressureReason.MEMORY, "memory_bytes", GIB // 2, NORMAL),
+    (PressureReason.MEMORY, "memory_bytes", 900 * MIB, SLOW),
+    (PressureReason.MEMORY, "memory_bytes", GIB, REFUSE),
+    (PressureReason.COMMITS, "commit_s", 1.9, NORMAL),
+    (PressureReason.COMMITS, "commit_s", 2.0, SLOW),
+    (PressureReason.COMMITS, "commit_s", 5.0, REFUSE),
+    (PressureReason.BACKLOG, "backlog", 0.4, NORMAL),
+    (PressureReason.BACKLOG, "backlog", 0.5, SLOW),
+    (PressureReason.BACKLOG, "backlog", 1.0, REFUSE),
+]
+
+
+@each_row("reason, figure, value, level", LEVELS)
+def test_where_each_level_begins(reason, figure, value, level):
+    assert levels(**{figure: value}).get(reason, NORMAL) is level
 
 
 def test_the_room_of_the_reserve_file_is_nobodys():

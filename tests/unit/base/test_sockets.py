@@ -46,27 +46,6 @@ def opened() -> Iterator[list[Listener]]:
         one.close()
 
 
-def test_a_name_means_all_its_addresses_with_one_port(opened, monkeypatch) -> None:
-    two = [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
-        for host in ("127.0.0.1", "127.0.0.2")
-    ]
-    lacking = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking, *two, two[0]])
-    opened.append(open_listener(Address("two.test", 0), backlog=1))
-    port = opened[0].address.port
-    assert opened[0].address == Address("two.test", port)
-    assert [one.getsockname() for one in opened[0].sockets] == [
-        ("127.0.0.1", port),
-        ("127.0.0.2", port),
-    ]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [lacking])
-    with pytest.raises(
-        OSError, match=r"^\[Errno \d+\] cannot listen on lacking\.test:0: Cannot assign"
-    ):
-        open_listener(Address("lacking.test", 0), backlog=1)
-
-
 def test_a_stale_unix_socket_is_replaced_and_its_file_is_private(opened, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:

@@ -141,25 +141,6 @@ def test_a_wrong_value_names_its_variable(variable, text, expected):
     assert expected in said
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--once", "--no-demo"], "--once and --no-demo exclude each other"),
-        (["--rules", ".", "--no-rules"], "--rules and --no-rules exclude each other"),
-    ],
-)
-def test_options_that_exclude_each_other(words, expected):
-    assert expected in refused(*words)
-
-
-def test_scenarios_are_separated_in_the_variable_alone():
-    found = read("--scenario", "gmail:5.1.1", "--scenario", "my dir/a,b.toml")
-    assert found["scenarios"] == ("gmail:5.1.1", "my dir/a,b.toml")
-    found = read(RELAY_DEV_SCENARIO="gmail, yahoo:TSS04")
-    assert found["scenarios"] == ("gmail", "yahoo:TSS04")
-    assert read()["scenarios"] == ()
-
-
 def test_with_a_token_every_address_is_allowed():
     check_together(read("--http", "0.0.0.0:1", "--smtp", "[::]:0", "--token", "T"))
     check_together(read("--listen-all", RELAY_DEV_TOKEN="T"))

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 from relay.base.accounts.directory import load_accounts
 from relay.base.certificates import certificate_of_handshake
@@ -18,8 +17,6 @@ from relay.base.socket_address import Address
 from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
-    PROXY_HOURS,
-    PROXY_RENEW_HOURS,
     RENEW_BEFORE_DAYS,
     DevelopmentCertificate,
     open_authority,
@@ -58,15 +55,6 @@ def own(temporary):
     return temporary / f"relay-dev-{os.getuid()}"
 
 
-def test_files_of_a_killed_relay_are_removed(own):
-    (own / "mail").mkdir(parents=True)
-    (own / "mail" / "old").touch()
-    (own / "relay.toml").touch()
-    folder = open_folder(None)
-    assert [one.name for one in own.iterdir()] == ["run"]
-    folder.remove()
-
-
 @pytest.mark.parametrize("kind", ["a link", "a file"])
 def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
     elsewhere = temporary / "elsewhere"
@@ -91,28 +79,6 @@ def test_a_running_relay_is_found_by_its_configuration(temporary):
     assert running_config() == folder.config
     folder.lock.give_back()  # as the kernel does for a killed one
     assert running_config() is None
-
-
-def test_of_given_folders_the_last_one_that_runs_is_found_after_the_users_own(temporary):
-    names = ["a", "killed", "b", "a/../c"]
-    first, killed, second, last = (open_folder(temporary / name) for name in names)
-    own = open_folder(None)
-    for folder in (first, killed, second, last, own):
-        write_config(folder)
-    assert running_config() == own.config
-    own.remove()
-    assert running_config() == last.config == temporary / "c/relay.toml"
-    second.remove()
-    assert running_config() == last.config
-    last.remove()
-    killed.lock.give_back()
-    assert running_config() == first.config
-    again = open_folder(temporary / "b")
-    assert {one.readlink().name for one in temporary.glob("relay-dev-*")} == {"a", "b"}
-    again.remove()
-    first.remove()
-    assert running_config() is None
-    assert sorted(one.name for one in temporary.iterdir()) == ["a", "b", "c", "killed"]
 
 
 def test_a_link_of_somebody_else_is_not_followed(temporary):
@@ -222,33 +188,4 @@ async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
     assert days_left(certificate, clock) < LEAF_DAYS - days
     await keep_valid_for(certificate, clock, MINUTE)
     assert days_left(certificate, clock) == LEAF_DAYS
-    folder.remove()
-
-
-async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_path):
-    folder = open_folder(tmp_path / "dev")
-    clock = PassingTime()
-    certificate = DevelopmentCertificate(
-        folder.path, [], ca_dir=None, clock=clock, proxy_names=["graph.test"]
-    )
-    first, context = certificate.bundle.read_bytes(), certificate.proxy.hosts.context()
-    await keep_valid_for(certificate, clock, PROXY_RENEW_HOURS - MINUTE)
-    assert certificate.bundle.read_bytes() == first
-    tls, away = folder.path / "tls", folder.path / "away"
-    tls.rename(away)
-    tls.write_bytes(b"")  # nothing can be written
-    await keep_valid_for(certificate, clock, 2)
-    assert certificate.proxy.hosts.context() is context
-    tls.unlink()
-    away.rename(tls)
-    await keep_valid_for(certificate, clock, MINUTE)
-    second = certificate.bundle.read_bytes()
-    assert second != first
-    assert certificate.proxy.hosts.context() is not context
-    authorities = [x509.load_pem_x509_certificates(one) for one in (first, second)]
-    assert authorities[0][0] == authorities[1][0], "the ordinary one stays"
-    before, now = (each[1] for each in authorities)
-    assert before.public_key() == now.public_key(), "who read the first goes on"
-    assert before.subject == now.subject
-    assert now.not_valid_after_utc.timestamp() == clock.time_us() // 10**6 + PROXY_HOURS * 3600
     folder.remove()

@@ -145,9 +145,8 @@ def test_it_is_renewed_in_time_with_the_same_key(directory):
 def test_a_leaf_is_short_lived_and_its_key_private(directory):
     files = open_authority(directory, now=NOW).issue(directory / "tls", (), now=NOW)
     assert files.key.stat().st_mode & 0o777 == 0o600
-    shown = ssl._ssl._test_decode_cert(str(files.certificate))
-    end = ssl.cert_time_to_seconds(shown["notAfter"])
-    assert end == (NOW + timedelta(days=LEAF_DAYS)).timestamp()
+    shown = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    assert shown.not_valid_after_utc == NOW + timedelta(days=LEAF_DAYS)
     client_of_pair(files.certificate)
 
 

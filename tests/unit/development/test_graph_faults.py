@@ -79,15 +79,6 @@ async def test_the_application_is_not_reached(status, code):
         assert len(app.handled) == 1
 
 
-async def test_a_504_comes_after_the_request_is_handled():
-    async with faulty('[[graph]]\nmethod = "POST"\nstatus = 504\ntimes = 1\n') as app:
-        answer = await app.send()
-        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "GatewayTimeout")
-        assert answer.headers["request-id"]
-        assert len(app.handled) == 1
-        assert (await app.send()).status_code == 202
-
-
 async def test_other_accounts_paths_and_methods_are_not_concerned():
     text = '[[graph]]\naccount = "bob@*"\npath = "*/sendMail"\nmethod = "POST"\nstatus = 429\n'
     async with faulty(text) as app:

@@ -6,7 +6,7 @@ import smtplib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -179,39 +179,6 @@ def logged_by(kit, work):
     assert "level=warning" in line
     assert "client=127.0.0.1" in line
     return line
-
-
-def placed(address):
-    return f"{address.host}:{address.port}"
-
-
-def test_a_client_without_tls_gets_the_plain_port_in_the_log(kit):
-    def speak_first():
-        with socket.create_connection(kit.submissions, timeout=30) as client:
-            client.sendall(b"EHLO client.test\r\n")
-            with suppress(ConnectionResetError):
-                assert b"250" not in client.recv(1000)
-
-    line = logged_by(kit, speak_first)
-    assert 'event="TLS handshake failed"' in line
-    assert f"{placed(kit.smtp)} is without TLS" in line
-
-
-@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after the greeting"])
-def test_a_client_with_tls_on_the_plain_port_gets_the_ports_in_the_log(kit, waits):
-    def shake_hands():
-        with socket.create_connection(kit.smtp, timeout=30) as client:
-            if waits:
-                client.recv(100)
-            with pytest.raises(OSError):
-                ssl.create_default_context().wrap_socket(client, server_hostname="localhost")
-
-    line = logged_by(kit, shake_hands)
-    assert 'event="not an SMTP client"' in line
-    assert (
-        f'hint="{placed(kit.smtp)} has no TLS; {placed(kit.submissions)} has TLS from the first '
-        f'octet, {placed(kit.submission)} has STARTTLS"'
-    ) in line
 
 
 @pytest.mark.parametrize("port", ["submission", "submissions"])

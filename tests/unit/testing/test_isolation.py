@@ -1,6 +1,6 @@
 """A relay of the test kit leaves nothing behind, and changes nothing of its process."""
 
-import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -17,11 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.observe.logs import get_logger
 from relay.base.settings.document import SettingsError
 from relay.operation.app import development_folder
 from relay.testing import Relay
-from tests.support.long_tests import long
 from tests.support.process_tree import child_processes
 
 TOP = Path(__file__).parents[3]
@@ -133,25 +131,14 @@ def test_ctrl_c_ends_a_wait_and_stops_the_relay():
     ) as running:
         path = Path(running.stdout.readline().strip())
         assert path.is_dir()
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=120)
+        while running.poll() is None:
+            # Python may miss a signal that arrives just before a blocking call: send it again.
+            running.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(15)
+        errors = running.stderr.read()
     assert "KeyboardInterrupt" in errors
     assert not path.exists()
-
-
-@long
-def test_a_process_that_ends_without_the_end_of_with_leaves_nothing():
-    program = (
-        "from relay.testing import Relay\n"
-        "relay = Relay()\n"
-        "relay.__enter__()\n"
-        "print(relay.running.thread.folder.path)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert ended.stderr == ""
-    assert not Path(ended.stdout.strip()).exists()
 
 
 def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
@@ -192,37 +179,3 @@ def test_a_fork_leaves_the_relay_alone():
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
         use(relay)
-
-
-def test_each_relay_has_its_own_log(capfd):
-    log = get_logger("app")
-
-    async def warn(text):
-        log.warning(text)
-        await asyncio.to_thread(log.warning, f"{text} thread")
-
-    with Relay() as one, Relay() as other:
-        one.running.run(warn("first"))
-        other.running.run(warn("second"))
-        found = [
-            (relay.running.thread.folder.path / "relay.log").read_text() for relay in (one, other)
-        ]
-    assert "first thread" in found[0]
-    assert "second" not in found[0]
-    assert "second thread" in found[1]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_many_relays_at_once_in_threads():
-    def run(number: int) -> None:
-        with Relay() as relay:
-            relay.send(ALICE, BOB, f"Number {number}", "x")
-            found.append(relay.mailbox(BOB).wait_for(timeout=60).subject)
-
-    found: list[str] = []
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join(120)
-    assert sorted(found) == [f"Number {number}" for number in range(4)]

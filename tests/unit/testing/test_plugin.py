@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.inner_pytest import inner_pytest
-from tests.support.long_tests import long
 
 BOUNCE = """
 def test_bounce(relay, internet):
@@ -49,22 +48,6 @@ def test_marked(relay): pass
     code, output = run(test_a=test)
     assert code != 0
     assert "marker relay: found domain, expected config, policies or domains" in output
-
-
-def test_a_project_can_set_the_options_of_all_relays(run):
-    conftest = """
-import pytest
-
-@pytest.fixture(scope="session")
-def relay_options():
-    return {"domains": ["corp.test"]}
-"""
-    test = """
-def test_it(relay):
-    assert relay.running.relay.daemon.base.settings.mailboxes.domains == ("corp.test",)
-"""
-    code, output = run(conftest=conftest, test_a=test)
-    assert code == 0, output
 
 
 def test_the_relay_of_a_session_is_emptied_before_each_test(run):
@@ -132,29 +115,6 @@ def test_passes(relay):
     _, output = run(test_a=test)
     found = re.search(r"journeys and messages: (\S+)", output)
     assert Path(found[1]).is_relative_to(tmp_path / "tmp")
-
-
-@long
-def test_four_workers_do_not_collide(run):
-    test = """
-import smtplib
-import pytest
-
-@pytest.mark.parametrize("number", range(16))
-def test_it(relay, internet, number):
-    internet.domain("gmail.com").rcpt("joe").reply("451 4.7.1 later", times=1)
-    with smtplib.SMTP(*relay.smtp) as client:
-        to = ["bob@example.test", "joe@gmail.com"]
-        client.sendmail("alice@example.test", to, f"Subject: Number {number}\\n\\nx")
-    message = relay.mailbox("bob@example.test").wait_for(subject=f"Number {number}", timeout=60)
-    assert message.recipient("joe@gmail.com")["state"] == "deferred"
-    relay.clock.advance(minutes=1)
-    assert [one.subject for one in internet.messages()] == [f"Number {number}"]
-    relay.assert_no_more_mail()
-"""
-    code, output = run("-n", "4", installed=True, test_a=test)
-    assert code == 0, output
-    assert "16 passed" in output
 
 
 def test_asynchronous_tests_have_a_fixture(run):

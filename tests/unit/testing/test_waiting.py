@@ -1,15 +1,11 @@
 """The text of a failed wait: what arrived, the nearest miss field by field, what is in flight."""
 
 import re
-import smtplib
-import ssl
 from email.message import EmailMessage
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
-from relay.testing import Relay, WaitTimeout
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy
 from relay.testing.waiting import (
     Observed,
@@ -84,64 +80,6 @@ def test_a_malformed_header_does_not_end_a_wait(tmp_path, header):
     found = ArrivedMessage(_read_copy(BOB, path), None)
     assert found.subject == "hi"
     assert "hi" in timeout_text(Wanted(BOB, subject="y", sender="z"), 2, Observed([found], []))
-
-
-def test_messages_in_flight_show_step_state_and_reply():
-    attempts = [{}, {}]
-    waiting = {
-        "address": "x@gmail.com",
-        "state": "deferred",
-        "reply": "451 4.7.1 greylisted",
-        "attempts": attempts,
-    }
-    flying = journey("Later", "q1", "alice@example.test", [waiting])
-    done = arrival("Done").journey
-    text = timeout_text(Wanted(BOB), 2, Observed([], [flying, done]))
-    assert text.splitlines()[-3:] == [
-        "In flight: 1",
-        '  q1  "Later"  alice@example.test -> x@gmail.com: step 6 delivery',
-        "    x@gmail.com deferred after 2 attempts: 451 4.7.1 greylisted",
-    ]
-
-
-def test_a_wait_says_whether_a_program_has_connected():
-    never = ": no program has connected to this relay\n"
-    with Relay() as relay:
-
-        def failed_wait():
-            with pytest.raises(WaitTimeout) as failed:
-                relay.mailbox("ann@example.test").wait_for(timeout=0.05)
-            return str(failed.value)
-
-        def by_smtp():
-            with smtplib.SMTP(*relay.smtp):
-                pass
-
-        def without_trust():
-            with pytest.raises(ssl.SSLError):
-                smtplib.SMTP_SSL(*relay.submissions, context=ssl.create_default_context())
-
-        assert never in failed_wait()
-        for connect in (by_smtp, lambda: urlopen(f"{relay.http_url}/livez").close(), without_trust):
-            connect()
-            assert never not in failed_wait()
-            relay.reset()
-            assert never in failed_wait()
-
-
-def test_a_wait_says_that_a_session_refused_the_message():
-    with Relay() as relay:
-        with smtplib.SMTP(*relay.smtp) as client, pytest.raises(smtplib.SMTPRecipientsRefused):
-            client.sendmail("app@example.test", ["a..b@example.test"], b"Subject: x\r\n\r\nx")
-        with pytest.raises(WaitTimeout) as failed:
-            relay.mailbox("ann@example.test").wait_for(timeout=0.2)
-        assert "Refused: 1\n  501 5.1.3 app@example.test -> a..b@example.test (" in str(
-            failed.value
-        )
-        relay.reset()
-        with pytest.raises(WaitTimeout) as failed:
-            relay.mailbox("ann@example.test").wait_for(timeout=0.2)
-        assert "Refused" not in str(failed.value)
 
 
 def test_the_text_is_bounded():

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.accounts.client_keys import KEYS_MAX, SOON_S
+from relay.base.accounts.client_keys import KEYS_MAX
 from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.settings.document import SettingsError
 from tests.support.client_keys import certificate, public_jwk
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
-NOW_S = 1_700_000_000
 ACCOUNT = '[[account]]\naddress = "app@example.test"\nclient_id = "c"\n'
 RSA, EC = certificate(), certificate("ec")
 PEM = 'client_certificate = "app.pem"'
@@ -136,23 +135,3 @@ def test_keys_need_a_client_id(tmp_path):
         tmp_path, f'client_secret = "plain:s"\n[[account]]\naddress = "b@example.test"\n{PEM}'
     )
     assert "account[1].client_certificate: found no client_id, expected one" in told
-
-
-def warned(folder: Path, text: str) -> str:
-    [warning] = load(folder, text).tables.warnings
-    return warning
-
-
-@pytest.mark.parametrize(
-    ("begins_s", "ends_s", "expected"),
-    [
-        (NOW_S - 2, NOW_S, "certificate 1: it expired on 2023-11-14 22:13:20Z"),
-        (NOW_S - 2, NOW_S + SOON_S, "certificate 1: it expires on 2023-11-28 22:13:20Z"),
-        (NOW_S + 1, NOW_S + SOON_S + 1, "certificate 1: it is valid from 2023-11-14 22:13:21Z"),
-    ],
-)
-def test_an_end_that_is_near_or_past_is_warned_of(tmp_path, begins_s, ends_s, expected):
-    (tmp_path / "app.pem").write_text(certificate(begins_s=begins_s, ends_s=ends_s).pem)
-    warning = warned(tmp_path, PEM)
-    assert "account[0].client_certificate: " in warning
-    assert expected in warning

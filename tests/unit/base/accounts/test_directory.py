@@ -355,21 +355,6 @@ async def test_an_address_of_a_twin_domain_is_that_of_the_same_name_for_login_an
     assert carol.may_send_as("alice@twin.test")
 
 
-@pytest.mark.parametrize(
-    ("domain", "key", "expected"),
-    [
-        (TWIN[1], "account", "or of a [[domain]] with accounts"),
-        (OwnDomain("twin.test", "any"), "account", "or of a [[domain]] with accounts"),
-        (TWIN[1], "alias", "or of a [[domain]] without alias_of"),
-    ],
-)
-def test_no_account_has_an_address_where_mail_is_passed_on(tmp_path, domain, key, expected):
-    to = 'to = ["a@b.test"]\n' if key == "alias" else ""
-    with pytest.raises(SettingsError) as caught:
-        load(tmp_path, f'[[{key}]]\naddress = "x@twin.test"\n{to}', domains=[TWIN[0], domain])
-    assert expected in str(caught.value)
-
-
 DISABLED = """
 [[account]]
 address = "gone@example.test"

@@ -41,11 +41,6 @@ def test_replies_have_the_thread_of_the_first_message():
     assert thread_of("<2@a.test>") != first
 
 
-@each_row("octets, is_one", [(22, True), (27, True), (32, True), (0, False), (21, False), (23, False), (5100, False)])  # fmt: skip
-def test_an_index_has_a_header_and_five_octets_for_each_reply(octets, is_one):
-    assert is_index(b64encode(b"\1" * octets).decode()) is is_one
-
-
 @each_row("subject, topic", [
         ("Question", "Question"), ("RE: Question", "Question"), ("re: AW: Fwd: Question", "Question"),
         ("Re[2]: Question", "Question"), ("RE:Question", "Question"), ("Note: this", "Note: this"),

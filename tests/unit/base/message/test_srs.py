@@ -183,18 +183,3 @@ def test_a_path_never_becomes_longer_than_256_octets() -> None:
     assert there(sender) != sender
     assert there(sender, domain=f"{'e' * 60}.{HERE}") == sender
     assert there("postmaster") == "postmaster"
-
-
-def test_only_an_address_of_this_form_is_one() -> None:
-    assert is_srs("srs0=a@b.test")
-    assert is_srs('"SRS1=a b"@b.test')
-    for other in (
-        "srs0@b.test",
-        "srs0+a@b.test",
-        "SRS2=a@b.test",
-        "xSRS0=a@b.test",
-        "\u017fRS0=a@b.test",
-    ):
-        assert not is_srs(other)
-        with pytest.raises(SrsError):
-            back(other)

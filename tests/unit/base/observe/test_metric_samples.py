@@ -54,21 +54,6 @@ def test_the_counts_of_a_minute_are_what_was_added_in_it(watched):
     }  # fmt: skip
 
 
-def test_the_levels_of_a_minute_are_its_highest(watched):
-    watched.metrics.queue_entries.labels("held").set(9)
-    watched.metrics.queue_oldest.set(5)
-    watched.run(15)
-    watched.metrics.pressure.set(2)
-    watched.metrics.connections.labels("outgoing").set(7)
-    watched.run(15)
-    watched.metrics.pressure.set(0)
-    watched.metrics.connections.labels("outgoing").set(1)
-    watched.run(15)
-    *_, last = watched.minutes()
-    assert (last.levels["pressure"], last.levels["outgoing"]) == (2, 7)
-    assert (last.levels["held"], last.levels["oldest"]) == (9, 5)
-
-
 def test_there_are_sixty_minutes_and_those_without_a_sample_are_gaps(watched):
     watched.run(130)
     found = watched.minutes()
@@ -78,18 +63,6 @@ def test_there_are_sixty_minutes_and_those_without_a_sample_are_gaps(watched):
     ]
     assert [one.counts is None for one in found] == [True] * 57 + [False] * 3
     assert [one.seconds for one in found[57:]] == [50, 60, 20]
-
-
-def test_a_silence_is_a_gap_and_what_was_counted_in_it_belongs_to_no_minute(watched):
-    watched.run(60)
-    watched.metrics.accepted.labels("smtp").inc(1000)
-    watched.clock.advance(600)
-    watched.run(20)
-    found = watched.minutes()[-12:]
-    assert [one.counts is None for one in found] == [False, False, *[True] * 9, False]
-    assert [one.counts["accepted"] for one in found if one.counts] == [0, 0, 0]
-    first, *_, last = watched.samples.last_hour()
-    assert last.counts["accepted"] - first.counts["accepted"] == 1000
 
 
 def test_delivery_times_of_a_minute_become_quantiles(watched):

@@ -90,8 +90,3 @@ def test_line(path, needle):
 @each_row("text", ["", "\n\n", "# only a comment", "[table]", "a=1", "a=[]"])
 def test_texts_that_end_early(text):
     assert set(locate(text)) == paths(tomllib.loads(text))
-
-
-def test_many_lines():
-    text = "".join(f"key{number} = [1, 2]\n" for number in range(20_000))
-    assert locate(text)[("key19999", 1)] == 20_000

@@ -81,31 +81,6 @@ async def deliver(internet, host, *recipients, content=b"Subject: x\r\n\r\nx"):
     return replies
 
 
-async def test_it_shows_the_domains_of_the_scenario_and_how_often_replies_were_used():
-    async with simulated() as internet:
-        for _ in range(3):
-            await deliver(internet, "a.one.test", "twice@one.test", "nobody@also.test")
-        found = overview(internet)
-    one, two = found["domains"]
-    assert (one["name"], one["aliases"], one["null_mx"]) == ("one.test", ["also.test"], False)
-    assert [each["host"] for each in one["mx"]] == ["a.one.test", "b.one.test"]
-    assert one["mx"][0]["latency_s"] == 0.01
-    assert one["limits"] == [
-        {"of": "messages", "count": 5, "seconds": 60.0, "reply": "421 4.7.28 too many"}
-    ]
-    assert [(each["reply"], each["used"], each["left"]) for each in one["replies"]] == [
-        ("451 4.2.1 later", 2, 0), ("550 5.1.1 no such user here", 3, None),
-    ]  # fmt: skip
-    assert (two["null_mx"], two["mx"], two["replies"]) == (True, [], [])
-    [fault] = found["graph"]
-    assert (fault["status"], fault["path"], fault["used"], fault["left"]) == (
-        429,
-        "/me/sendMail",
-        0,
-        3,
-    )
-
-
 async def test_what_a_host_has_done_is_bounded():
     async with simulated() as internet:
         many = [f"nobody{number}@one.test" for number in range(GIVEN_MAX + 5)]

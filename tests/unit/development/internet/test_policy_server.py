@@ -77,9 +77,3 @@ async def test_a_client_is_bounded_in_octets_and_time(monkeypatch):
     assert await answer(b"GET / HTTP/1.1\r\n" + b"x" * 20_000) == ("", "", "")
     monkeypatch.setattr(policy_server, "_REQUEST_S", 0.1)
     assert await answer(b"GET / HTTP/1.1\r\n") == ("", "", "")
-
-
-async def test_another_name_has_no_certificate():
-    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
-        async with connected("www.a.test"):
-            pass

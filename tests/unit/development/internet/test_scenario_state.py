@@ -115,18 +115,6 @@ def test_greylisting_of_a_domain_remembers_who_has_passed():
     assert hosts.rcpt("x@example.org", sender="other@a.test").startswith("451 4.7.1 ")
 
 
-def test_tls_of_a_domain():
-    required = Hosts(DOMAIN + 'tls = "required"\n')
-    assert required.at("MAIL").reply.startswith("530 5.7.0 ")
-    assert required.at("MAIL", tls=True) == Action()
-    assert Hosts(DOMAIN + 'tls = "bad-certificate"\n').at("STARTTLS") == Action(
-        bad_certificate=True
-    )
-    without = Hosts(DOMAIN + 'tls = "none"\n')
-    assert without.at("STARTTLS").reply.startswith("454 ")
-    assert without.state.scenario.domain_at(MX).tls == "none"
-
-
 @pytest.mark.parametrize(
     ("action", "word"), [("servfail", "SERVFAIL"), ("nxdomain", "NXDOMAIN"), ("stall", "TIMEOUT")]
 )
@@ -135,33 +123,6 @@ def test_faults_of_the_name_server(action, word):
     found = [(kind, state.dns("example.org", kind)) for kind in ("TXT", "MX", "A", "MX", "MX", "A")]
     assert found == [("TXT", word), ("MX", word), ("A", word), ("MX", word), ("MX", ""), ("A", "")]
     assert state.dns("example.com", "MX") == ""
-
-
-def test_faults_of_the_front_door_are_counted():
-    text = """
-[[graph]]
-path = "/me/sendmail"
-method = "POST"
-status = 429
-times = 1
-[[graph]]
-account = "bob@*"
-status = "expired-token"
-"""
-    state = Hosts(text).state
-
-    def status(method="POST", path="/me/sendMail", account="alice@example.test"):
-        found = state.graph_fault(method=method, path=path, account=account)
-        return found and found.status
-
-    assert status(method="GET") is None
-    assert status(path="/me/messages") is None
-    assert [status(), status()] == [429, None]
-    assert status(path="/me/messages", account="bob@example.test") == "expired-token"
-    assert [one.entry for one in state.used()] == [
-        "graph: 429 /me/sendmail",
-        "graph: expired-token *",
-    ]
 
 
 # -- test recipients

@@ -37,10 +37,6 @@ def at(state, verb, address):
     )
 
 
-def test_these_are_shipped():
-    assert set(shipped_scenarios()) == {*NAMES, "tls"}
-
-
 @each_row("name, domains, reply", REPLIES)
 def test_a_reply_is_chosen_by_the_recipient(name, domains, reply):
     for domain in domains:
@@ -83,12 +79,6 @@ def test_the_page_lists_the_replies_of_a_scenario(name):
     [domain] = read_scenarios([name]).scenario.domain
     assert row[0] == ", ".join(domain.names)
     assert re.findall("`(.*?)`", row[1]) == [one.name for one in domain.reply]
-
-
-def test_the_page_lists_the_domains_of_tls():
-    section = PAGE[PAGE.index("`tls` has domains") : PAGE.index("## While it runs")]
-    rows = re.findall(r"`([a-z-]+\.test)`", section)
-    assert rows == [one.name for one in read_scenarios(["tls"]).scenario.domain]
 
 
 def test_the_page_shows_a_scenario():

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import errno
 import random
-import socket
 import ssl
 
 import pytest
@@ -21,7 +19,6 @@ from relay.development.internet import simulator
 from relay.development.internet.scenario_file import parse_scenario
 from relay.development.internet.simulator import SimulatedInternet, address_of
 from relay.transport.routing.mx_hosts import (
-    Hosts,
     NoAddress,
     NoSuchDomain,
     NullMx,
@@ -180,52 +177,6 @@ async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*place)
         assert isinstance(await deliver(resolve, "x@a.test"), Relayed)
-
-
-async def test_where_loopback_has_one_address_each_host_has_a_port(monkeypatch):
-    """As on macOS; and all names lead to the same address first."""
-
-    def bind(sock, place, bind=socket.socket.bind):
-        if place[0] != "127.0.0.1":
-            raise OSError(errno.EADDRNOTAVAIL, "Can't assign requested address")
-        bind(sock, place)
-
-    monkeypatch.setattr(socket.socket, "bind", bind)
-    monkeypatch.setattr(simulator, "address_of", lambda _name, number=0: f"127.1.1.{number}")
-    monkeypatch.setattr(simulator, "HOSTS_MAX", 2)
-    places = []
-    async with simulated() as (internet, resolve):
-        for name in ("a.test", "b.test", "a.test", "c.test"):
-            host = (await resolve(name)).hosts[0]
-            assert internet.place_of(host.addresses[0], 25) == (host.addresses[0], 25)
-            places.append(internet.place_of(host.addresses[0], host.port))
-            reader, writer = await asyncio.open_connection(*places[-1])
-            assert b" mx1.%s " % name.encode() in await reader.readline()
-            writer.write(b"QUIT\r\n")
-            await reader.read()
-            writer.close()
-            async with asyncio.timeout(30):
-                while internet._hosts[host.name].open:
-                    await asyncio.sleep(0.005)
-        assert places[0] == places[2]
-        assert len(set(places)) == 3
-        assert {place[0] for place in places} == {"127.0.0.1"}
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(*places[1])
-        assert len(internet._places) == 2
-
-
-async def test_no_host_is_opened_while_all_have_sessions(monkeypatch):
-    monkeypatch.setattr(simulator, "HOSTS_MAX", 1)
-    async with simulated() as (_, resolve):
-        first = (await resolve("a.test")).hosts[0]
-        reader, writer = await asyncio.open_connection(first.addresses[0], first.port)
-        await reader.readline()
-        assert isinstance(await resolve("b.test"), TemporaryFailure)
-        writer.close()
-        async with asyncio.timeout(30):
-            while not isinstance(await resolve("b.test"), Hosts):
-                await asyncio.sleep(0.005)
 
 
 async def test_only_the_latest_messages_are_remembered(monkeypatch):

@@ -109,17 +109,6 @@ async def test_a_host_without_a_script_accepts_a_message_and_hands_it_over():
         assert await client.rest() == b""
 
 
-@pytest.mark.parametrize("stage", ["BANNER", "EHLO", "MAIL", "RCPT", "DATA", "DOT", "QUIT"])
-async def test_each_reply_can_be_replaced(stage):
-    behaviour = Scripted(**{stage: Action("450-4.2.0 first\n450 4.2.0 second")})
-    async with session(behaviour, greeted=False) as (_, client):
-        if stage != "BANNER":  # closed with unread input, a connection is reset
-            client.writer.write(b"EHLO relay.test\r\n" + MESSAGE + b"QUIT\r\n")
-        client.writer.write_eof()
-        said = (await client.rest()).decode()
-    assert "450-4.2.0 first\r\n450 4.2.0 second\r\n" in said
-
-
 @pytest.mark.parametrize("stage", ["BANNER", "MAIL", "CONTENT", "DOT"])
 async def test_a_dropped_connection_ends_without_a_reply(stage):
     async with session(Scripted(**{stage: Action(drop=True)}), greeted=False) as (_, client):

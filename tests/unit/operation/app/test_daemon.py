@@ -10,7 +10,6 @@ import pytest
 
 from relay.operation.app.daemon import BrokenRelayError, serve
 from relay.operation.app.state_dir import OwnerLock
-from relay.store.spool.types import SpoolError
 
 SOON_S = 30.0
 
@@ -19,21 +18,6 @@ def threads() -> set[str]:
     """The names of this process's threads, but for those that asyncio keeps for itself."""
     names = {thread.name for thread in threading.enumerate()}
     return {name for name in names if not name.startswith(("asyncio_", "MainThread"))}
-
-
-async def test_a_failed_composition_closes_what_it_opened(
-    settings_with, composed, open_files, monkeypatch
-) -> None:
-    def broken(*_, **__):
-        raise ValueError("no such network")
-
-    monkeypatch.setattr("relay.operation.app.transport.SmtpServer", broken)
-    settings = settings_with()
-    with pytest.raises(ValueError, match="no such network"):
-        composed(settings)
-    assert open_files() == []
-    monkeypatch.undo()
-    await composed(settings).stop()  # the lock was given back
 
 
 @pytest.mark.parametrize("listener", ["http", "smtp"])
@@ -54,22 +38,6 @@ async def test_a_failed_start_releases_everything(
     lock = OwnerLock(settings.run_dir)
     lock.take()
     lock.give_back()
-
-
-async def test_a_stop_releases_everything_when_one_room_fails(
-    settings_with, composed, open_files, monkeypatch
-) -> None:
-    daemon = composed(settings_with())
-    await daemon.start()
-
-    async def broken(_grace_s: float) -> None:
-        raise SpoolError("no way out")
-
-    monkeypatch.setattr(daemon.transport.scheduler, "drain", broken)
-    with pytest.raises(SpoolError, match="no way out"):
-        await daemon.stop()
-    assert open_files() == []
-    assert [task for task in daemon._tasks if not task.done()] == []
 
 
 async def test_a_room_that_fails_ends_the_relay(

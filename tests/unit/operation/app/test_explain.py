@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.accounts.account import Account, AliasTarget, Expansion
+from relay.base.accounts.account import Account
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.message.srs import Srs
 from relay.base.settings.tree import Route
 from relay.delivery.retry import RetrySchedule
-from relay.delivery.site import SiteProbe, SiteState
+from relay.delivery.site import SiteState
 from relay.delivery.site_limits import Rate, SiteOptions
 from relay.front_door.api.dependencies import Question
 from relay.operation.app.configuration import RoutePlace
@@ -79,23 +79,6 @@ class Mailboxes:
 
     async def room(self, _account, size):
         return Room.FITS if size <= 1000 else Room.FULL
-
-
-class Aliases(TokenAccounts):
-    """The accounts, and one alias for each form of an expansion."""
-
-    def expand(self, address):
-        return {
-            "info@example.test": Expansion(
-                (AliasTarget("bob@own.test", ("info@example.test", "team@example.test")),)
-            ),
-            "all@example.test": Expansion((
-                AliasTarget("x@closed.test", ("all@example.test",)),
-                AliasTarget("x@kept.test", ("all@example.test", "team@example.test")),
-            )),
-            "dead@example.test": Expansion((AliasTarget("x@closed.test", ("dead@example.test",)),)),
-            "mix@example.test": Expansion((AliasTarget("refused@own.test", ("mix@example.test",)),)),
-        }.get(address)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -215,56 +198,6 @@ async def test_hosts_that_are_skipped_say_why(explainer) -> None:
     assert "loops back to this relay" in looping["reply"]
 
 
-@each_row(
-    "address, next_hop, hosts",
-    [("x@own.test", "mx:own.test", 2), ("x@gone.test", "mx:gone.test", 0), (ALICE, "local", 0)],
-)
-async def test_a_route_that_holds_shows_where_a_release_sends_mail(
-    explainer, address, next_hop, hosts
-) -> None:
-    routes = [Route("*.test", "hold", name="wait"), *ROUTES]
-    table = RouteTable(routes, ["example.test"], PEOPLE)
-    found = await explainer(table=table).explain(Question(address, SENDER))
-    assert (found["state"], found["reason"]) == ("held", "route wait")
-    assert (found["route"]["next_hop"], len(found["hosts"])) == (next_hop, hosts)
-
-
-HOLDS = """
-[[rule]]
-name = "a look"
-when = { recipient = ["bob@*", "moved@*", "alice@*"] }
-then = [ { hold = "looked at" } ]
-[[rule]]
-name = "moved"
-when = { recipient = "moved@*" }
-then = [ { redirect = "x@own.test" } ]
-[[rule]]
-name = "not now"
-when = { recipient = "later@*" }
-then = [ { defer = "4.7.1 Not now" } ]
-"""
-
-
-@each_row(
-    "address, held, routes",
-    [
-        ("bob@own.test", ("held", "looked at", "a look"), ROUTES),
-        (ALICE, ("held", "looked at", "a look"), ROUTES),
-        ("bob@own.test", ("held", "looked at", "a look"), [Route("*", "hold", name="wait")]),
-        ("eve@own.test", ("held", "route wait", ""), [Route("*", "hold", name="wait")]),
-        ("eve@own.test", ("remote", "", ""), ROUTES),
-    ],
-)
-async def test_a_rule_that_holds_is_named_and_so_is_its_reason(
-    explainer, tmp_path, address, held, routes
-) -> None:
-    (tmp_path / "10.toml").write_text(HOLDS)
-    rules, table = RuleBook(read_rules(tmp_path)), RouteTable(routes, ["example.test"], PEOPLE)
-    found = await explainer(rules=lambda: rules, table=table).explain(Question(address, SENDER))
-    assert (found["state"], found["reason"], found["rule"]) == held
-    assert found["route"]["next_hop"] == ("local" if address == ALICE else "mx:own.test")
-
-
 @each_row("ip, state", [("", "remote"), ("192.0.2.9", "remote"), ("192.0.2.1", "rejected")])
 async def test_a_client_that_is_not_trusted_may_not_relay(explainer, ip, state) -> None:
     found = await explainer().explain(Question("bob@own.test", SENDER, ip))
@@ -273,23 +206,6 @@ async def test_a_client_that_is_not_trusted_may_not_relay(explainer, ip, state) 
     direction = inbound["rules"][3]["conditions"][0]
     assert inbound["state"] == "local"
     assert direction["value"] == ("inbound" if state == "rejected" else "internal")
-
-
-@each_row(
-    "ip, author, state",
-    [
-        ("192.0.2.1", "alice@example.test", "rejected"),
-        ("192.0.2.9", "alice@example.test", "remote"),
-        ("192.0.2.1", "ann@other.test", "remote"),
-        ("", "alice@example.test", "remote"),
-    ],
-)
-async def test_a_strangers_mail_in_our_name_is_not_forwarded(explainer, ip, author, state) -> None:
-    asking = explainer(accounts=Aliases(PEOPLE.accounts))
-    content = f"From: {author}\r\n\r\n".encode()
-    found = await asking.explain(Question("info@example.test", "a@b.test", ip, content))
-    assert found["state"] == state
-    assert found["reply"].startswith("550 5.7.1 From or Sender" if state == "rejected" else "")
 
 
 async def test_the_state_of_the_site(explainer) -> None:
@@ -306,25 +222,3 @@ async def test_the_state_of_the_site(explainer) -> None:
     assert site["connections"] == 3
     assert site["last_failure"]["at"] < before < site["paused_until"]
     assert site["last_failure"] | {"at": ""} == {"at": "", "host": "a.own.test", "reply": "no answer"}  # fmt: skip
-
-
-async def test_a_probe_is_of_the_hosts_that_delivery_takes(explainer) -> None:
-    asked = []
-
-    async def probe(next_hop, hosts):
-        asked.append((next_hop.key, [host.name for host in hosts.hosts]))
-        return SiteProbe("a.own.test", "192.0.2.1:25", "TLSv1.3", "AES", tried=("20 b: no",))
-
-    asking = explainer(probe=probe, accounts=Aliases(PEOPLE.accounts))
-    for address in ("bob@own.test", "info@example.test"):
-        found = await asking.explain(Question(address, SENDER, probe=True))
-        assert found["probe"] == {
-            "host": "a.own.test", "address": "192.0.2.1:25", "tls": "TLSv1.3", "cipher": "AES",
-            "reply": "", "tried": ("20 b: no",),
-        }  # fmt: skip
-    assert asked == [("mx:own.test checked", ["a.own.test", "b.own.test"])] * 2
-    for address in (ALICE, "x@kept.test", "refused@own.test", "x@gone.test", "x@later.test",
-                    "all@example.test"):  # fmt: skip
-        assert (await asking.explain(Question(address, SENDER, probe=True)))["probe"] is None
-    assert "probe" not in await asking.explain(Question("bob@own.test", SENDER))
-    assert len(asked) == 2

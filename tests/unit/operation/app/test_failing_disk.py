@@ -92,25 +92,6 @@ async def running(
     await daemon.stop()
 
 
-@pytest.mark.parametrize(
-    ("fault", "code", "status"),
-    [("sync", 451, b"4.3.0"), ("write", 451, b"4.3.0"), ("full", 452, b"4.3.1")],
-)
-async def test_no_250_where_the_commit_fails(
-    disk: FaultyDisk, running: Running, fault: str, code: int, status: bytes
-) -> None:
-    assert (await running.submit("before"))[0] == 250
-    await running.until_inbox_has("before")
-    disk.refuses(fault)
-    reply = await running.submit("refused")
-    assert (reply[0], reply[1][:5]) == (code, status)
-    replies = await asyncio.gather(*(running.submit("refused") for _ in range(5)))
-    assert {reply[0] for reply in replies} <= {code, 452}  # the relay may know it by now
-    disk.is_well()
-    await running.until_accepted("behind")
-    await running.until_inbox_has("before", "behind")
-
-
 @pytest.mark.parametrize("fault", ["sync", "full"])
 async def test_a_submission_waits_for_the_spool_disk_and_is_sent_once(
     disk: FaultyDisk, running: Running, fault: str

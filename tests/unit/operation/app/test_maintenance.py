@@ -1,4 +1,4 @@
-"""Gauges and pruning continue after errors."""
+"""Pruning continues after errors; keys that end are told."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -6,18 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.clock import SystemClock, rfc3339
-from relay.base.observe.metrics import Metrics
+from relay.base.clock import rfc3339
 from relay.operation.app import maintenance
-from relay.store.mailbox.types import StoreUnavailableError
-from relay.store.spool.types import QueueCounts, SpoolError
+from relay.store.spool.types import SpoolError
 from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
 from relay.transport.signing.keys import KeyRing, SigningKey
 from relay.transport.signing.private_keys import new_key
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
-
-COUNTS = QueueCounts({"queued": 2, "deferred": 1}, 1_700_000_000_000_000 - 5_000_000, 0)
 
 
 @dataclass
@@ -56,13 +52,7 @@ class Log:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
-    for name in (
-        "_FIGURES_S",
-        "_PRUNE_S",
-        "_PRUNE_PAUSE_S",
-        "_WITHOUT_NODE_S",
-        "_WITHOUT_NODE_PAUSE_S",
-    ):
+    for name in ("_PRUNE_S", "_PRUNE_PAUSE_S"):
         monkeypatch.setattr(maintenance, name, 0.0)
 
 
@@ -73,18 +63,6 @@ async def run_until_over(spool: Spool, work) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-
-
-async def test_gauges_continue_after_spool_errors() -> None:
-    spool, metrics = Spool([SpoolError("busy"), ZeroDivisionError(), COUNTS]), Metrics()
-    counted = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
-    figures = maintenance.update_gauges(spool, metrics, ManualClock(), figures=counted)
-    await run_until_over(spool, figures)
-    value = metrics.registry.get_sample_value
-    assert value("relay_queue_entries", {"state": "queued"}) == 2
-    assert value("relay_queue_oldest_seconds") == 5
-    assert value("relay_queue_unaccounted") == 0
-    assert value("relay_connections", {"state": "incoming"}) == 7
 
 
 async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> None:
@@ -102,54 +80,16 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
     assert log.kept == [2]
 
 
-async def test_sweeping_continues_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
-    spool = Spool([3, SpoolError("busy"), ZeroDivisionError(), 0])
-    await run_until_over(spool, maintenance.sweep_contents(spool, ManualClock()))
-    assert len(spool.asked) == 5
-
-
-async def test_mail_of_stores_without_a_node_is_ended_after_errors_too() -> None:
-    spool, ended = Spool([(1, 2), (3,), (), SpoolError("busy"), ZeroDivisionError(), (4,)]), []
-    await run_until_over(
-        spool, maintenance.end_mail_without_node(spool, ended.append, SystemClock())
-    )
-    assert ended == [(1, 2), (3,), (4,)]
-
-
-async def test_removing_expired_uploads_continues_after_errors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    outcomes: list[Exception | None] = [
-        None,
-        StoreUnavailableError("full"),
-        ZeroDivisionError(),
-        None,
-    ]
-    over = asyncio.Event()
-
-    async def remove_expired() -> None:
-        if not outcomes:
-            over.set()
-        elif error := outcomes.pop(0):
-            raise error
-
-    monkeypatch.setattr(maintenance, "_PRUNE_S", 0.0)
-    keeping = asyncio.create_task(maintenance.expire_uploads(remove_expired, ManualClock()))
-    await asyncio.wait_for(over.wait(), 30)
-    keeping.cancel()
-
-
-async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day(monkeypatch) -> None:
-    clock = ManualClock()
+async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day() -> None:
     passes = asyncio.Queue[None]()
     again = asyncio.Queue[None]()
 
-    async def sleep(seconds: float, *, slack_s: float = 0.0) -> None:
-        passes.put_nowait(None)
-        await again.get()
+    class Stepped(ManualClock):
+        async def sleep(self, seconds: float, *, slack_s: float = 0.0) -> None:
+            passes.put_nowait(None)
+            await again.get()
 
-    monkeypatch.setattr(clock, "sleep", sleep)
+    clock = Stepped()
     day_us = 86_400_000_000
     end_us = (clock.now_us // day_us + 20) * day_us
     private = new_key("ed25519")

@@ -1,7 +1,5 @@
 """Reloader: requests during a reload."""
 
-import asyncio
-import threading
 from pathlib import Path
 
 import pytest
@@ -10,10 +8,8 @@ from relay.base.clock import SystemClock
 from relay.base.observe.metrics import Metrics
 from relay.operation.app.configuration import ActiveConfiguration, route_table
 from relay.operation.app.foundation import Reloader
-from relay.transport.policy import rule_files
 from tests.support.relay_config import written_settings
 
-SOON_S = 30.0
 RULE = '[[rule]]\nname = "{}"\nwhen = {{ subject = "x" }}\nthen = [ {{ hold = "x" }} ]\n'
 
 
@@ -23,39 +19,6 @@ def active(tmp_path: Path):
     active = ActiveConfiguration(tmp_path / "relay.toml", {}, clock=SystemClock())
     yield active
     active.close()
-
-
-async def test_requests_during_a_reload_share_the_one_after_it(active, monkeypatch) -> None:
-    """The running one has read the rules before they were changed."""
-    reloader = Reloader(
-        active,
-        route_table(active.settings, active.accounts),
-        clock=SystemClock(),
-        metrics=Metrics(),
-    )
-    has_read, may_end, loads = threading.Event(), threading.Event(), []
-
-    def slow(*values, load=rule_files.load_rules, **options):
-        loads.append(load(*values, **options))
-        if len(loads) == 1:
-            has_read.set()
-            may_end.wait(SOON_S)
-        return loads[-1]
-
-    monkeypatch.setattr("relay.operation.app.tenant_sets.load_rules", slow)
-    first = asyncio.ensure_future(asyncio.shield(reloader.request()))
-    assert await asyncio.to_thread(has_read.wait, SOON_S)
-    (active.settings.policy.directory / "10-a.toml").write_text(RULE.format("a"))
-    later = [asyncio.ensure_future(asyncio.shield(reloader.request())) for _ in range(5)]
-    reloader.request()  # SIGHUP
-    await asyncio.sleep(0)
-    later[0].cancel()  # a client that is gone
-    may_end.set()
-    async with asyncio.timeout(SOON_S):
-        assert (await first).rules == 0
-        assert [(await one).rules for one in later[1:]] == [1] * 4
-        await reloader.end()
-    assert len(loads) == 2
 
 
 async def test_a_reload_forgets_the_counts_of_rules_that_are_gone(active) -> None:

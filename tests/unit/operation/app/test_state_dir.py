@@ -2,14 +2,12 @@
 
 import os
 import resource
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from relay.operation.app.daemon import notify_manager
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 
 
@@ -65,15 +63,3 @@ def test_a_full_disk_does_not_prevent_locking(tmp_path: Path) -> None:
     with pytest.raises(AlreadyRunningError, match="unknown"):
         OwnerLock(tmp_path).take()
     lock.give_back()
-
-
-@pytest.mark.parametrize("name", ["path", "abstract"])
-def test_the_service_manager_receives_states(tmp_path: Path, name: str) -> None:
-    abstract = f"relay-test-{os.getpid()}"
-    address = {"path": str(tmp_path / "notify"), "abstract": "\0" + abstract}[name]
-    given = {"path": str(tmp_path / "notify"), "abstract": "@" + abstract}[name]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(address)
-        manager.settimeout(5)
-        notify_manager(given, "READY=1", "STATUS=listening")
-        assert manager.recv(100) == b"READY=1\nSTATUS=listening"

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +14,6 @@ from relay.base.clock import SystemClock
 from relay.base.message.envelope import Source
 from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
-from relay.operation.app import tenant_sets
 from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.transport.policy.rule_files import read_rules
@@ -137,14 +135,6 @@ def test_a_start_with_a_fault_uses_the_last_good_rules_and_their_groups(site):
     assert site.names() == ["acme/old"]
 
 
-def test_a_tenant_without_a_good_set_has_no_rules(site):
-    site.write("acme", FAULTY)
-    site.start()
-    assert (site.names(), site.names("beta")) == (None, ["beta/beta"])
-    assert site.trouble == "mail of the tenants acme waits for their rules"
-    assert site.active.rules().tenant_of("acme.test").rules is None
-
-
 @pytest.mark.parametrize("how", ["reload", "start"])
 def test_old_rules_are_not_used_beyond_what_the_tenant_may_now(site, how):
     site.file.write_text(CONFIG.replace("may = []", 'may = ["redirect"]'))
@@ -190,25 +180,6 @@ def test_the_copy_of_a_tenant_that_is_gone_is_removed(site):
     (site.folder / "policies/acme").rename(site.folder / "aside")
     site.reload()
     assert [one.name for one in (site.folder / "state/policies").iterdir()] == ["beta"]
-
-
-def test_files_that_change_while_they_are_copied_are_not_kept(site, monkeypatch):
-    site.start()
-    copy = tenant_sets._copy
-
-    def late(rules: Any, source: Path, part: Path) -> None:
-        (source / "10.toml").write_text(AWAY)
-        copy(rules, source, part)
-
-    monkeypatch.setattr(tenant_sets, "_copy", late)
-    site.write("acme", RULE.format("new"))
-    with capture_logs() as logs:
-        site.reload()
-    assert (site.names(), [one["tenant"] for one in logs if "not kept" in one["event"]]) == (
-        ["acme/new"], ["acme"],
-    )  # fmt: skip
-    site.start()
-    assert site.names() == ["acme/old"]
 
 
 @each_row(

@@ -18,7 +18,6 @@ from relay.base.clock import SystemClock
 from relay.operation.app.development_folder import MARK
 from relay.operation.cli.errors import report_error
 from relay.operation.cli.root import cli
-from tests.support.client_keys import certificate
 from tests.support.tables import each_row
 
 CONFIG = """\
@@ -131,31 +130,6 @@ async def test_add_makes_a_client_for_azure_identity(files: Files) -> None:
     assert list(found.account.scopes) == ["Mail.Send"]
     assert await accounts.by_client_secret(made["client_id"], "other", client="") is None
     accounts.close()
-
-
-def test_add_makes_a_client_with_a_certificate(
-    files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (files.folder / "elsewhere").mkdir()
-    (files.folder / "elsewhere" / "app.pem").write_text(certificate().pem)
-    monkeypatch.chdir(files.folder / "elsewhere")
-    option = ("--client-certificate", "app.pem")
-    made = files.made("add", "app@example.test", "--no-token", *option)
-    assert set(made) == {"address", "client_id"}
-    accounts = files.load()
-    assert len(accounts.by_client_id(made["client_id"]).keys) == 1
-    accounts.close()
-    assert files.made("list", "app@example.test")[0]["has"] == NOTHING | {
-        "client_certificate": True
-    }
-    before = files.text
-    assert set(files.made("token", "app@example.test", "--client")) == {
-        "address",
-        "client_id",
-        "client_secret",
-    }
-    files.made("token", "app@example.test", "--client", "--remove")
-    assert files.text == before
 
 
 def test_a_password_comes_from_standard_input(files: Files) -> None:

@@ -167,13 +167,6 @@ def test_what_is_no_such_file(files: Files, text: str | bytes, expected: str) ->
     assert line.startswith(f"{file}{expected}"), line
 
 
-def test_a_file_that_does_not_exist(files: Files) -> None:
-    code, told = files.fails("import", str(files.folder / "none.csv"))
-    assert code == 66
-    assert "cannot be read: No such file or directory" in told
-    assert files.fails("import", str(files.folder))[0] == 65
-
-
 async def test_a_locked_user_has_no_password(files: Files) -> None:
     locked = f"carol@example.test:!{HASH}:::\ndave@example.test:*:::\nfay@example.test:!!:::\n"
     assert files.made("import", written(files, locked))["accounts"] == 3

@@ -299,21 +299,6 @@ def test_silent_name_servers_cost_one_time_out(files: Files, dns: DnsThread, key
     assert shown[0]["reasons"] == ["no answer within 1 s"]
 
 
-@each_row(
-    "domain, selectors",
-    [
-        ("Corp.test", ["s1", "s2"]),
-        ("sub.corp.test", ["s3"]),
-        ("below.sub.corp.test", ["s3"]),
-        ("other.corp.test", ["s1", "s2"]),
-    ],
-)
-def test_show_has_the_keys_that_sign_for_a_domain(
-    files: Files, keys: Keys, domain: str, selectors: list[str]
-) -> None:
-    assert [one["selector"] for one in files.shown("show", domain)] == selectors
-
-
 def test_a_key_that_cannot_be_read_has_file_and_line(files: Files, keys: Keys) -> None:
     Path(keys.made[1]["file"]).unlink()
     code, text = files.fails("show")

@@ -297,23 +297,6 @@ def test_the_dns_does_not_answer(domain: Domain, name: str, word: str) -> None:
     assert done.stdout == ""
 
 
-def test_a_domain_that_only_sends(domain: Domain) -> None:
-    records = domain.compare("news.corp.test")[1]
-    names = [(one["name"], one["type"]) for one in records]
-    assert names == [
-        ("news.corp.test", "TXT"), (S1, "TXT"), (S2, "TXT"), ("_dmarc.news.corp.test", "TXT")
-    ]  # fmt: skip
-    done = domain.run("dns", "elsewhere.test")
-    assert "no key signs mail from elsewhere.test" in done.stderr
-    assert "elsewhere.test is none of mailboxes.domains" in done.stderr
-
-
-@each_row("given, asked", [("CORP.test.", "corp.test"), ("bücher.test", "xn--bcher-kva.test")])
-def test_a_domain_as_people_write_it(domain: Domain, given: str, asked: str) -> None:
-    domain.compare(given)
-    assert domain.dns.asked(asked, "TXT") == 1
-
-
 @each_row("bad", ["", "a b", "-", "a..b", "x" * 300])
 def test_what_is_no_domain(domain: Domain, bad: str) -> None:
     done = domain.run("dns", bad)

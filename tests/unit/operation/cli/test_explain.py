@@ -72,23 +72,6 @@ def test_without_a_relay_the_configuration_answers(explained, arguments, code, s
     assert "this is from the configuration" in out
 
 
-@each_row(
-    "arguments, code, text",
-    [
-        (["bob"], 65, "address: expected local-part@domain, found 'bob'."),
-        (["a@b.test", "--ip", "b.test"], 65, "ip: found 'b.test', expected an IP address."),
-        (["a@b.test", "--from", "b"], 65, "from: expected local-part@domain, found 'b'."),
-        (["a@b.test", "--probe"], 69, "no relay is running"),
-        (["a@b.test", "--message", "/nowhere/at/all"], 66, "cannot be read"),
-        ([], 64, "address"),
-    ],
-)
-def test_a_bad_question_is_one_line(explained, arguments, code, text) -> None:
-    exited, out, err = explained(*arguments)
-    assert (exited, out) == (code, "")
-    assert text in err
-
-
 def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     (tmp_path / "one.eml").write_bytes(b"Subject: spam again\n\nx\n")
     _, out, _ = explained("x@host.test", "--from", "alice@example.test")

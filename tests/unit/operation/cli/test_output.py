@@ -45,30 +45,6 @@ def entry(number, state="deferred", due="2026-11-20T10:00:00.000000Z", people=1,
     }  # fmt: skip
 
 
-def test_a_journey_has_a_headline_steps_and_recipients_in_columns():
-    found = journey(
-        steps=[
-            step(1, "created", folder="drafts"),
-            step(
-                5, "policy and routing", rules=[{"rule": "tag", "outcome": "subject_prefix"}],
-                next_hops={"local": ["bob@x.test"]},
-                refused=[{"address": "no@x.test", "reply": "550 5.1.1 no such user"}],
-            ),
-        ],
-        recipients=[recipient("bob@x.test"), recipient("no@x.test", "failed", "550 5.1.1 no")],
-        state="failed",
-    )  # fmt: skip
-    assert journey_lines(found) == [
-        'q1  "Hello"  alice@example.test -> bob@x.test, no@x.test  FAILED (1 of 2)',
-        " 1 created            09:11:43.766Z  folder drafts",
-        ' 5 policy and routing 09:11:43.766Z  rule "tag": subject_prefix',
-        "                                     local: bob@x.test",
-        "                                     refused: no@x.test 550 5.1.1 no such user",
-        "   no@x.test   failed     550 5.1.1 no",
-        "   bob@x.test  delivered",
-    ]
-
-
 @pytest.mark.parametrize("nasty", ["\x1b]0;pwned\x07", "\x9b31m", "\u202e", "a\r\nb", "\udcff"])
 def test_nothing_of_a_message_reaches_the_terminal_as_a_command(nasty, capsys):
     found = journey(
@@ -108,48 +84,6 @@ def test_entries_are_printed_as_a_table():
         "2 entries, 3 recipients: 1 deferred, 1 captured",
     ]
     assert entry_lines([]) == ["0 entries, 0 recipients"]
-
-
-@pytest.mark.parametrize(
-    ("found", "entries", "expected"),
-    [
-        (
-            journey(steps=[step(2, "notified")], recipients=[recipient("b@x.test", "queued")]),
-            [],
-            [
-                "it is at step 2 (notified): pickup has not converted it yet",
-                "b@x.test waits for its first attempt",
-            ],
-        ),
-        (
-            journey(
-                steps=[step(6, "delivery")],
-                recipients=[
-                    recipient("u0@b.test", "deferred", "451", [{"host": "mx1.b.test"}]),
-                    recipient("done@b.test"),
-                ],
-            ),
-            [entry(1)],
-            [
-                "it is at step 6 (delivery): delivery was attempted",
-                "u0@b.test will be retried at 10:00:00Z, 1 attempt so far, the last by mx1.b.test: 451",
-            ],
-        ),
-        (
-            journey(
-                steps=[step(5, "policy and routing")], recipients=[recipient("c@x", "captured")]
-            ),
-            [],
-            [
-                "it is at step 5 (policy and routing): routed, but no delivery was attempted yet",
-                "c@x is captured by a route",
-            ],
-        ),
-    ],
-    ids=["not picked up", "deferred", "captured"],
-)
-def test_a_diagnosis_names_the_step_and_the_reason(found, entries, expected):
-    assert diagnosis(found, entries) == expected
 
 
 def test_names_of_files_are_any_octets_and_the_output_is_text(capsys):

@@ -6,8 +6,6 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from relay.base.clock import SystemClock
-from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.cli.errors import CommandError, ExitCode, report_error
 from relay.operation.cli.root import cli
 from tests.support.tables import each_row
@@ -24,27 +22,6 @@ def written(tmp_path):
     )
     (tmp_path / "one.eml").write_bytes(b"Subject: x\n\nhi\n")
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("options", "fate"),
-    [(["--source", "graph"], "discarded (by the api)"), ([], "delivered")],
-)
-def test_a_source_is_named_as_in_the_rules(written, options, fate):
-    arguments = [
-        "policy",
-        "try",
-        str(written / "one.eml"),
-        "--from",
-        "a@b.test",
-        "--to",
-        "c@d.test",
-    ]
-    reported = CliRunner().invoke(
-        cli, [*arguments, "--config", str(written / "relay.toml"), *options]
-    )
-    assert reported.exit_code == 0, reported.output
-    assert f"c@d.test: {fate}\n" in reported.output
 
 
 @each_row(
@@ -155,27 +132,3 @@ def test_a_message_that_the_rules_cannot_be_applied_to_has_no_verdict(written, f
     (written / "one.eml").write_text(f"Content-Type: a/b; {field}\n\nhi\n")
     code, text = tried(written, written / "one.eml")
     assert (code, "the rules cannot be applied" in text) == (ExitCode.DATA, True)
-
-
-def test_the_rules_are_those_of_a_start_when_a_tenant_has_a_fault(written):
-    with (written / "relay.toml").open("a") as file:
-        file.write(
-            '[mailboxes]\ndomains = ["b.test"]\n[[tenant]]\nname = "b"\ndomains = ["b.test"]\n'
-        )
-    home = written / "rules/b"
-    home.mkdir()
-    (home / "10.toml").write_text('[[rule]]\nname = "old"\nthen = [ { discard = true } ]\n')
-    (written / "accounts.toml").touch(mode=0o600)
-    active = ActiveConfiguration(written / "relay.toml", {}, clock=SystemClock())
-    (written / "state").mkdir()
-    active.keep_sets()
-    active.close()
-    (home / "10.toml").write_text("[[rule]]\nname = 3\n")
-    code, output = tried(written, written / "one.eml")
-    assert code == 0, output
-    assert "c@d.test: discarded (b/old)" in output
-    assert f"relay policy try: {home}/10.toml:2: rule 1: name: found 3" in output
-    assert "old rules are in force for the tenants b" in output
-    (home / "10.toml").write_text('[[rule]]\nname = "r"\nthen = [ { bcc = "x@far.test" } ]\n')
-    code, output = tried(written, written / "one.eml")
-    assert 'or "bcc" in the key may of [[tenant]] "b"' in output

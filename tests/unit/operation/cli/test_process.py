@@ -120,28 +120,6 @@ def steps_of(shell, identity):
     return [step["step"] for step in json.loads(shell("trace", identity, "--json").stdout)["steps"]]
 
 
-def test_once_shows_seven_steps_and_a_bounce_and_leaves_nothing(short_path):
-    done = Shell(short_path)("dev", "--once", *ANY_PORTS)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert len(lines) <= 26
-    for number, name in enumerate(
-        (
-            "created",
-            "notified",
-            "converted",
-            "accepted",
-            "policy and routing",
-            "delivery",
-            "report",
-        ),
-        start=1,
-    ):
-        assert any(line.startswith(f" {number} {name}") for line in lines)
-    assert '"Undeliverable: Try this" is in ' in done.stdout
-    assert list(short_path.iterdir()) == []
-
-
 @contextlib.contextmanager
 def running_dev(folder, *words, before=""):
     """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
@@ -172,16 +150,6 @@ def asked(address, path, **headers):
         return answer.status, answer.read().decode()
 
 
-def test_dev_answers_requests_for_its_own_host_names_only(short_path):
-    """A web page whose name resolves to this machine (DNS rebinding) names another host."""
-    with running_dev(short_path, "--host", "Mail.test") as address:
-        for host in ("localhost", address, "a.localhost:1", "mail.test:8025"):
-            assert asked(address, "/v1.0/me", Host=host, Authorization="Bearer alice")[0] == 200
-        status, text = asked(address, "/v1.0/me", Host="evil.test", Authorization="Bearer alice")
-        assert status == 421
-        assert "relay dev --host NAME" in text
-
-
 def test_half_sent_requests_do_not_take_all_open_files(short_path):
     with (
         running_dev(short_path, "--no-demo", before="ulimit -n 256") as address,
@@ -193,29 +161,6 @@ def test_half_sent_requests_do_not_take_all_open_files(short_path):
             with contextlib.suppress(ConnectionError):  # one that gave way to a later one
                 client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nA")
         assert asked(address, "/readyz", Host="localhost")[0] == 200
-
-
-def test_a_dev_folder_is_kept_and_has_one_relay(tmp_path):
-    shell, place = Shell(tmp_path), tmp_path / "kept"
-    expected_text = tmp_path / "expected_text"
-    with expected_text.open("w") as out:
-        first = shell.begin(
-            "dev", "--dir", str(place), *ANY_PORTS, "--exit-after", "1", stdout=out
-        )  # fmt: skip
-    until("a prompt", lambda: "ready (pid" in expected_text.read_text() or first.poll() is not None)
-    config = place / "relay.toml"
-    before = config.read_bytes()
-    second = shell("dev", "--dir", str(place), "--once", *ANY_PORTS)
-    assert (second.returncode, second.stdout) == (69, "")
-    assert f"{place} is in use by process {first.pid}" in second.stderr
-    assert config.read_bytes() == before
-    sent = shell("send", "--config", str(config), "--to", "bob@example.test", "--body", "x")
-    assert sent.returncode == 0, sent.stderr
-    first.communicate(timeout=TIMEOUT_S)
-    assert first.returncode == 0
-    assert shell("dev", "--dir", str(place), "--once", *ANY_PORTS).returncode == 0
-    inbox = place / "mail/example.test/bob/new"
-    assert len(list(inbox.iterdir())) == 2, "one of ours, and one that was shown with --once"
 
 
 def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):

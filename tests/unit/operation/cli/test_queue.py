@@ -132,19 +132,6 @@ def test_hold_release_and_cancel(relay, queued):
     assert "cancel by " in shown
 
 
-@pytest.mark.usefixtures("queued")
-def test_a_cancel_reports_to_the_sender_if_that_is_wanted(relay):
-    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list", "--dry-run")
-    assert done.stdout.splitlines()[-1] == "would cancel 1 of 1 entry, 1 report to senders"
-    done = relay("cancel", "--domain", "a.*", "--bounce", "--text", "wrong list")
-    assert done.stdout.splitlines()[-1] == "cancelled 1 of 1 entry, 1 report to senders"
-    (report,) = json.loads(relay("list", "--sender", "<>", "--json").stdout)
-    assert [one["address"] for one in report["recipients"]] == ["alice@example.test"]
-    done = relay("cancel", "--all", "--text", "why")
-    assert done.exit_code == 2
-    assert "--text: it is for the report" in done.stderr
-
-
 def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
     config.write_text(config.read_text().replace("[[route]]", '[[route]]\nname = "smart"'))
     done = relay("reroute", "--domain", "a.test", "--to", "route:smart")
@@ -157,16 +144,6 @@ def test_a_reroute_by_a_route_has_its_name(relay, config, queued):
     )
     unknown = relay("reroute", "--all", "--to", "route:smrt").stderr
     assert "Error: --to: found 'smrt', expected the name of a route to hosts: smart" in unknown
-
-
-def test_a_reroute_uses_the_current_routes(relay, queued):
-    assert relay("reroute", "--all", "--to", "default").exit_code == 0
-    assert set(states(relay)) == {"mx:a.test", "smtp://smart.test:26", "mx:c.test"}
-    done = relay("reroute", "--next-hop", "smtp://*", "--to", "mx")
-    assert done.stdout.endswith("rerouted 1 of 1 entry\n")
-    assert set(states(relay)) == {"mx:a.test", "mx:b.test", "mx:c.test"}
-    refused = relay("reroute", "--all", "--to", "capture")
-    assert "to: found 'capture', expected default, mx, mx:DOMAIN" in refused.stderr
 
 
 @each_row("until", ["2h", "2099-01-01T00:00:00Z"])

@@ -185,22 +185,3 @@ def test_no_symbolic_link_is_followed(place, tmp_path) -> None:
         Path(one["path"]) for one in json.loads((copy / "manifest.json").read_text())["damaged"]
     }
     assert found == set(noted)
-
-
-def test_a_file_of_the_configuration_may_be_a_symbolic_link(place, tmp_path) -> None:
-    rule = tmp_path / "rule"
-    rule.write_text("# shared\n")
-    link = place.policy.directory / "10-shared.toml"
-    link.symlink_to(rule)
-    copy = backed_up(place, tmp_path)
-    copied = copy / f"config{link}"
-    assert (copied.is_symlink(), copied.read_text()) == (False, "# shared\n")
-
-
-def test_the_directories_of_the_configuration_are_in_the_manifest(place, tmp_path) -> None:
-    (place.policy.directory / "groups").mkdir(mode=0o710)
-    manifest = json.loads((backed_up(place, tmp_path) / "manifest.json").read_text())
-    modes = {one["path"]: one["mode"] for one in manifest["directories"]}
-    folder = place.policy.directory
-    for one in (folder, folder / "groups", *folder.parents):
-        assert modes[str(one)] == one.stat().st_mode & 0o7777

@@ -378,29 +378,6 @@ def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, 
     assert of(findings, CheckResult.WARNING) == []
 
 
-def test_each_certificate_of_a_list_is_checked(files, authority):
-    """One of them must be for the names of the listener, no matter which."""
-
-    def both(*pairs):
-        tables = [f'{{ certificate = "{one.certificate}", key = "{one.key}" }}' for one in pairs]
-        listener = f'[[smtp]]\nlisten = "127.0.0.1:0"\ntls = [{", ".join(tables)}]\n[policy]'
-        return CONFIG.replace("[policy]", listener)
-
-    other, late = authority.issue("DNS:a.test", days=30), authority.issue("DNS:b.test", days=-1)
-    texts = [text.partition("relay.toml:11: ")[2] for _, text in files.faults(both(other, late))]
-    assert [one[:56] for one in texts] == [
-        "smtp[0].tls[1].certificate: found one that expired on 20",
-        "smtp[0].tls[0].certificate: found one for a.test, expect",
-    ]
-    good = authority.issue("DNS:relay.example.test", days=30)
-    good.key.chmod(0o604)
-    for number, pairs in ((1, (other, good)), (0, (good, other))):
-        findings = files(relay=both(*pairs))
-        assert of(findings, CheckResult.FAULT) == []
-        assert places(of(findings, CheckResult.WARNING)) == [f"smtp[0].tls[{number}].key"]
-    good.key.chmod(0o600)
-
-
 def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
     made = authority.issue("DNS:relay.example.test", days=5)
     ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
@@ -418,21 +395,6 @@ def test_https_for_other_machines_is_in_order(files, authority):
     assert of(findings, CheckResult.FAULT) == of(findings, CheckResult.WARNING) == []
     config = with_https(made, '"http://0.0.0.0:0", "127.0.0.1:0"')
     assert places(of(files(relay=config), CheckResult.WARNING)) == ["http.listen[0]"]
-
-
-def test_the_certificate_of_https_is_checked_once_and_for_the_public_name(files, authority):
-    made = authority.issue("DNS:mail.example.test", days=5)
-    config = with_https(made, '"127.0.0.2:0", "127.0.0.3:0"')
-    public = '[http]\npublic_url = "https://mail.example.test"\nproxy_networks = ["127.0.0.0/8"]'
-    config = config.replace("[http]", public)
-    ((what, text),) = of(files(relay=config), CheckResult.WARNING)
-    assert (what, "http.tls.certificate: found one that expires on 20" in text) == (
-        "certificates", True,
-    )  # fmt: skip
-    other = authority.issue("DNS:other.test", days=30)
-    faults = files.faults(with_https(other, '"127.0.0.2:0"'))
-    assert [what for what, _ in faults] == ["certificates"]
-    assert "found one for other.test, expected one for relay.example.test or" in faults[0][1]
 
 
 ROUTE = """\

@@ -5,7 +5,6 @@ from pathlib import Path
 from relay.base.settings.tree import (
     DeliverySettings,
     PolicySettings,
-    ReportsSettings,
     Route,
     Settings,
 )
@@ -37,17 +36,3 @@ def test_each_limit_is_multiplied_by_the_number_of_nodes(tmp_path: Path) -> None
         'route "a" max_rate: 3 x 7 = 21 in 1 s',
         'rule "enforce" rate_limit: 3 x 5 = 15 in 60 s',
     ]
-
-
-def test_what_has_no_limit_is_not_named(tmp_path: Path) -> None:
-    settings = Settings(
-        "relay.test",
-        tmp_path,
-        policy=PolicySettings(tmp_path),
-        reports=ReportsSettings(per_sender=""),
-    )
-    nodes = [f"n{number:02}" for number in range(12)]
-    first, *rest = limits_of_all(settings, nodes)
-    assert "12 nodes live (n00, " in first
-    assert "n09 and 2 more)" in first
-    assert len(rest) == 2

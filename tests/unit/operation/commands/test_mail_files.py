@@ -120,16 +120,6 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         list(find_mail(tmp_path))
 
 
-def test_a_file_from_before_1970_is_imported(tmp_path: Path) -> None:
-    box = maildir(tmp_path / "box")
-    file = tmp_path / "old.eml"
-    file.write_bytes(b"Subject: x\r\n\r\nx\r\n")
-    os.utime(file, (-86400, -86400))
-    importing = MailImport(box, box, hostname="host")
-    importing.add(*find_mail(file))
-    assert importing.imported == 1
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_message_in_mbox_may_follow_no_empty_line(tmp_path: Path, end: str) -> None:
     """As Thunderbird and Netscape wrote them. Python's mailbox takes each "From " for a message."""

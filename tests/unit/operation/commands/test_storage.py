@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import relay.operation.cli.mail_files
 import relay.operation.cli.policy
@@ -21,9 +20,7 @@ import relay.store.spool.sqlite.storage  # noqa: F401 - the other user may not b
 from relay.base.clock import SystemClock
 from relay.base.settings.tree import Settings
 from relay.operation.app.configuration import srs_of
-from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
-from relay.operation.cli.errors import ExitCode, report_error
-from relay.operation.cli.root import cli
+from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 from relay.operation.commands.storage import back_up, extent, verify
 from tests.support.relay_config import written_settings
 from tests.support.spools import new_message, spool_on
@@ -42,70 +39,6 @@ def root() -> Iterator[Path]:
     os.chown(folder / "mail", NOBODY, NOBODY)
     yield folder / "mail"
     shutil.rmtree(folder)
-
-
-def test_root_acts_as_the_owner_of_the_mailboxes(root):
-    with as_owner(Settings("relay.test", root)):
-        (root / "made").mkdir()
-        with pytest.raises(PermissionError):
-            (root.parent / "made").mkdir()
-    status = (root / "made").stat()
-    assert (status.st_uid, status.st_gid) == (NOBODY, NOBODY)
-    assert (os.geteuid(), os.getegid()) == (0, 0)
-    (root.parent / "made").mkdir()
-
-
-@pytest.mark.parametrize("name", ["own", "missing"])
-def test_the_user_stays_when_the_mailboxes_are_its_own(tmp_path, name):
-    (tmp_path / "own").mkdir()
-    with as_owner(Settings("relay.test", tmp_path / name)):
-        (tmp_path / "made").touch()
-    assert (tmp_path / "made").stat().st_uid == os.geteuid()
-
-
-@pytest.fixture
-def not_ours() -> Iterator[Path]:
-    """A relay's folder that every user may enter, with all that is asked for."""
-    folder = Path(tempfile.mkdtemp(prefix="relay-test-"))
-    folder.chmod(0o755)
-    (folder / "relay.toml").write_text(
-        'hostname = "relay.example.test"\nstate_dir = "state"\n'
-        '[mailboxes]\ndomains = ["example.test"]\nroot = "mail"\naccounts = "accounts.toml"\n'
-    )
-    (folder / "state").mkdir()
-    for name in ("accounts.toml", "state/spool.sqlite"):
-        (folder / name).touch(mode=0o600)
-        os.chown(folder / name, os.geteuid() or NOBODY, -1)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize(
-    ("words", "secret"),
-    [
-        ("storage verify", "state/spool.sqlite"),
-        ("storage verify", "state"),
-        ("storage backup copy", "state/spool.sqlite"),
-        ("policy try accounts.toml --from a@example.test --to b@example.test", "accounts.toml"),
-        ("policy check state", "state"),
-        ("send --attach accounts.toml --to a@example.test --body x", "accounts.toml"),
-        ("import accounts.toml --mailbox a@example.test", "accounts.toml"),
-        ("import state --mailbox a@example.test", "state"),
-    ],
-)
-def test_an_unreadable_file_exits_with_no_permission(not_ours, monkeypatch, words, secret):
-    monkeypatch.chdir(not_ours)
-    (not_ours / secret).chmod(0)
-    user = os.geteuid()
-    os.setresuid(user or NOBODY, user or NOBODY, user)
-    try:
-        done = CliRunner().invoke(cli, ["--config", str(not_ours / "relay.toml"), *words.split()])
-    finally:
-        os.setresuid(user, user, user)
-        (not_ours / secret).chmod(0o700)
-    assert isinstance(done.exception, PermissionError), done.output
-    assert str(not_ours / done.exception.filename).startswith(str(not_ours / secret))
-    assert report_error(done.exception) == ExitCode.NO_PERMISSION
 
 
 def could_start(settings: Settings, state: str) -> bool:
