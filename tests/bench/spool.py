@@ -4,7 +4,6 @@
     SMALL=1 python -m tests.bench.spool                  a twentieth of it
     python -m tests.bench.spool --only cpu,claims
     python -m tests.bench.spool --only relay --peers ../shared/peers
-    python -m tests.bench.spool --only soak --soak 30    minutes
 
 The server is one of the run's own, which syncs. Processor time of the server is that of all of its
 processes. 40 operations are in flight: a small message is accepted, then its result is settled.
@@ -53,7 +52,6 @@ QUEUED = 1_000_000
 ABSENT = 100_000  # entries of a store that no node holds
 CLAIMS = 200
 CLAIMED = 20  # entries at once
-SNAPSHOT_S = 60.0
 IDLE_S, SETTLE_S = 60.0, 10.0
 OK = Relayed(Evidence("2.0.0", "250 2.0.0 ok"))
 SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "1GB"}
@@ -276,55 +274,6 @@ async def claims_beside_few(bench: Bench, url: str, what: str) -> list[Figure]:
     ]  # fmt: skip
 
 
-async def long(bench: Bench) -> list[Figure]:
-    """Accept and settle beside a long queue."""
-    number = int(QUEUED * bench.scale)
-    full = await asyncio.to_thread(bench.filled, number)
-    async with bench.spool(bench.server.create()) as empty, bench.spool(full) as filled:
-        found = await in_turn({"empty": [empty], "filled": [filled]}, bench, rounds=ROUNDS)
-    both = ratio(found, "filled", "empty", lambda one: one.both_us)
-    return [Figure(f"CPU with {number:,} entries / with none", both, "", most=1.15)]
-
-
-async def snapshot(bench: Bench) -> list[Figure]:
-    """Accept and settle while somebody holds a snapshot, so that no dead row goes."""
-    held_url = bench.server.create()
-    hold_s = SNAPSHOT_S * min(1.0, bench.scale * 2)
-    async with bench.spool(bench.server.create()) as free, bench.spool(held_url) as held:
-        named = {"free": [free], "held": [held]}
-        await in_turn(named, bench, rounds=1)
-        connection = await connect(parse_postgres_url(held_url), purpose="bench")
-        await connection.execute(
-            "SET idle_in_transaction_session_timeout = 0;"
-            "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM entry"
-        )
-        until_s = time.monotonic() + hold_s
-        while time.monotonic() < until_s:
-            await use(batch(500), held)
-        found = await in_turn(named, bench, rounds=3)
-        await connection.close()
-    both = ratio(found, "held", "free", lambda one: one.both_us)
-    return [Figure(f"CPU with a snapshot held for {hold_s:.0f} s / without", both, "", most=1.5)]
-
-
-async def soak(bench: Bench) -> list[Figure]:
-    """Load for some time, in which the tables of what lives do not grow."""
-    url, minutes = bench.server.create(), bench.given.soak
-    database = database_of(url)
-    sql = "SELECT pg_total_relation_size('entry') + pg_total_relation_size('content')"
-    sizes: list[int] = []
-    began_s = time.monotonic()
-    async with bench.spool(url) as spool:
-        while time.monotonic() < began_s + minutes * 60:
-            await use(batch(1000), spool)
-            sizes.append(int(await asyncio.to_thread(bench.server.sql, sql, database=database)))
-    third = max(1, len(sizes) // 3)
-    early, late = max(sizes[third : 2 * third] or sizes), max(sizes[2 * third :] or sizes)
-    note = f"{late / 1e6:.1f} MB, {len(sizes) * 1000:,} messages"
-    name = f"entry and content, last third of {minutes:g} min / second"
-    return [Figure(name, late / early, "", most=1.1, note=note)]
-
-
 async def nodes(bench: Bench) -> list[Figure]:
     """Two nodes with one queue, beside one node; 40 operations are in flight at each."""
     shared = bench.server.create()
@@ -419,8 +368,8 @@ def whole_relays(bench: Bench) -> list[Figure]:
 
 
 PARTS = {
-    "cpu": cpu, "claims": claims, "absent": absent_store, "long": long, "snapshot": snapshot,
-    "nodes": nodes, "idle": idle, "soak": soak, "relay": relay,
+    "cpu": cpu, "claims": claims, "absent": absent_store, "nodes": nodes, "idle": idle,
+    "relay": relay,
 }  # fmt: skip
 
 
@@ -454,7 +403,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=parts, type=lambda text: text.split(","))
     small = 0.05 if os.environ.get("SMALL") else 1.0
     parser.add_argument("--scale", type=float, default=small, help="of the numbers of messages")
-    parser.add_argument("--soak", type=float, default=6.0, help="minutes of load")
     parser.add_argument("--relay", default=str(Path(sys.executable).parent / "relay"))
     parser.add_argument("--peers", default="../shared/peers", help="folder of the benchmark kit")
     parser.add_argument("--directory", default="/tmp", help="on the disk of SQLite's spool")

@@ -164,3 +164,23 @@ def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     with pytest.raises(RejectedError, match=f"{status}: the reason") as rejected:
         send_by_graph(address, HELLO, token="alice")
     assert type(rejected.value) is kind
+
+
+async def test_non_ascii_addresses_use_smtputf8():
+    _, wire = await send(DraftToSend("jürgen@example.test", ("ü@bücher.example",), "x", "y"))
+    commands = wire.decode().lower()  # Python 3.13 writes some in capitals
+    assert "mail from:<jürgen@example.test> " in commands
+    assert " smtputf8" in commands
+    assert "rcpt to:<ü@xn--bcher-kva.example>" in commands
+    assert "To: ü@xn--bcher-kva.example".encode() in wire
+
+
+async def test_one_rejected_recipient_stops_the_message():
+    seen = []
+    server, address = await smtp_server({"RCPT": b"550 5.1.1 no\r\n"}, seen)
+    async with server:
+        with pytest.raises(RejectedError):
+            await asyncio.to_thread(
+                send_by_smtp, address, DraftToSend(ALICE, (BOB, ALICE), "x", "y")
+            )
+    assert not any(line.startswith(b"data") for line in map(bytes.lower, seen))

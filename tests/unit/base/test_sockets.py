@@ -46,6 +46,14 @@ def opened() -> Iterator[list[Listener]]:
         one.close()
 
 
+def test_a_name_means_all_its_addresses_with_one_port(opened) -> None:
+    found = socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+    opened.append(open_listener(Address("localhost", 0), backlog=1))
+    places = {one.getsockname()[:2] for one in opened[0].sockets}
+    assert places <= {(place[0], opened[0].address.port) for *_, place in found}
+    assert ("127.0.0.1", opened[0].address.port) in places
+
+
 def test_a_stale_unix_socket_is_replaced_and_its_file_is_private(opened, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:

@@ -90,3 +90,14 @@ async def test_other_accounts_paths_and_methods_are_not_concerned():
         assert (
             await app.send("bob", "/beta//users/bob%40example.test/SendMail")
         ).status_code == 429
+
+
+async def test_a_token_that_has_expired():
+    async with faulty('[[graph]]\nstatus = "expired-token"\ntimes = 1\n') as app:
+        answer = await app.send()
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "InvalidAuthenticationToken"
+        assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+        assert "retry-after" not in answer.headers
+        assert app.handled == []
+        assert (await app.send()).status_code == 202

@@ -57,22 +57,6 @@ def test_checks_of_html_and_links():
     assert message(mail("text only")).checks().score == 100
 
 
-def test_links_are_those_of_html_and_text_each_once():
-    found = message(
-        mail(
-            "Confirm: https://app.test/confirm?t=1. Or (https://app.test/help), or mail:\n"
-            "<mailto:help@app.test>",
-            '<a href="https://app.test/confirm?t=1">x</a> <a href="https://app.test/a&amp;b">y</a>',
-        )
-    )
-    assert found.links() == [
-        "https://app.test/confirm?t=1",
-        "https://app.test/a&b",
-        "https://app.test/help",
-        "mailto:help@app.test",
-    ]
-
-
 @each_row(
     "text, code",
     [

@@ -71,29 +71,6 @@ def test_only_reloadable_keys_are_applied(settings, tmp_path) -> None:
     )
 
 
-def test_keys_of_arrays_have_the_index_of_their_table(settings) -> None:
-    listeners = [
-        {"listen": "127.0.0.1:2525", "trusted_networks": ["192.0.2.0/24"]},
-        {"listen": "127.0.0.1:2526", "trusted_networks": ["192.0.2.0/24"], "max_sessions": 7},
-    ]
-    first = '{ listen = "127.0.0.1:2525", trusted_networks = ["192.0.2.0/24"] }'
-    second = '{ listen = "127.0.0.1:2526", trusted_networks = ["192.0.2.0/24"], max_sessions = 7 }'
-    active, read = settings(smtp=listeners[1:]), settings(smtp=listeners)
-    applied, changes = apply_reloadable(active, read)
-    assert applied == active
-    assert changes == (
-        ChangedKey("smtp[0]", second, first),
-        ChangedKey("smtp[1]", "nothing", second),
-    )
-    applied, changes = apply_reloadable(read, active)
-    assert applied == read
-    assert changes[1] == ChangedKey("smtp[1]", second, "nothing")
-    others = [listeners[0] | {"max_sessions": 9}, listeners[1] | {"role": "submission"}]
-    applied, changes = apply_reloadable(read, settings(smtp=others))
-    assert [one.max_sessions for one in applied.smtp] == [9, 7]
-    assert changes == (ChangedKey("smtp[1].role", '"relay"', '"submission"'),)
-
-
 def test_secrets_are_not_shown(settings) -> None:
     _, (change,) = apply_reloadable(settings(), settings(spool={"url": "sqlite:other.sqlite"}))
     assert change == ChangedKey("spool.url", "(not shown)", "(not shown)")

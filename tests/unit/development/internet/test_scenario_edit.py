@@ -1,15 +1,11 @@
 """Replies that are added to a scenario and removed from it, in its text too."""
 
-import tomllib
-
 import pytest
 
 from relay.base.settings.document import SettingsError
 from relay.development.internet.scenario_file import (
     EMPTY,
     parse_scenario,
-    read_scenarios,
-    shipped_scenarios,
     with_reply,
     without_reply,
 )
@@ -63,21 +59,6 @@ def test_a_domain_that_is_not_described_is_added_behind_the_others(text):
     assert edited.text.scenario.domain[-1].name == "new.test"
     assert edited.text.scenario.graph == text.scenario.graph
     assert parse_scenario(edited.text.toml).scenario == edited.text.scenario
-
-
-@pytest.mark.parametrize("name", shipped_scenarios())
-def test_the_comments_of_shipped_scenarios_stay(name):
-    text = read_scenarios([name])
-    domain = text.scenario.domain[0]
-    edited = with_reply(text, domain.name, REPLY).text
-    comments = [line for line in text.toml.splitlines() if line.startswith("#")]
-    assert comments
-    assert [line for line in edited.toml.splitlines() if line.startswith("#")] == comments
-    assert edited.scenario.domain[0].reply[1:] == domain.reply
-    again = without_reply(edited, 0, 0)
-    assert again.kept == tuple(range(1, len(domain.reply) + 1))
-    assert again.text.scenario == text.scenario
-    assert tomllib.loads(again.text.toml) == tomllib.loads(text.toml)
 
 
 def test_a_reply_is_removed_by_its_number():

@@ -71,16 +71,6 @@ def test_the_final_dot_is_refused_for_one_of_the_recipients():
     )
 
 
-def test_chance_depends_on_the_seed_alone():
-    def drawn(seed: int) -> list[str]:
-        hosts = Hosts(f"seed = {seed}\n" + DOMAIN + rule(chance=50, reply="450 no"))
-        return [hosts.rcpt("x@example.org") for _ in range(40)]
-
-    assert drawn(1) == drawn(1)
-    assert drawn(1) != drawn(2)
-    assert 8 < drawn(1).count("450 no") < 32
-
-
 @pytest.mark.parametrize(
     ("kind", "stage", "recipients"),
     [

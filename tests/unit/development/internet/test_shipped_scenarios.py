@@ -11,7 +11,6 @@ from relay.development.internet.scenario_file import (
     shipped_scenarios,
 )
 from relay.development.internet.scenario_state import ScenarioState
-from relay.development.internet.test_recipients import find_test_recipient
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -84,16 +83,3 @@ def test_the_page_lists_the_replies_of_a_scenario(name):
 def test_the_page_shows_a_scenario():
     [text] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert parse_scenario(text).scenario.domain
-
-
-def test_the_page_lists_test_recipients():
-    section = PAGE[PAGE.index("## Test recipients") : PAGE.index("## Scenarios")]
-    rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
-    found = [
-        address if "@" in address.rstrip("@") else address + "example.org"
-        for row in rows
-        if "simulator" not in row
-        for address in re.findall(r"`(.*?)`", row)
-    ]
-    assert len(found) > 20
-    assert [one for one in found if find_test_recipient(one) is None] == []

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import ssl
 
 import pytest
 
@@ -137,23 +136,6 @@ async def test_a_replaced_scenario_is_in_force_at_once():
         internet.forget()
         assert internet.received == ()
         assert isinstance(await resolve("a.test"), NullMx)
-
-
-async def test_certificates_are_those_of_its_own_authority(tmp_path):
-    ca = tmp_path / "ca.pem"
-    async with simulated() as (internet, resolve):
-        ca.write_text(f"# Written by a test\n{internet.certificates.authority}")
-        verified = await deliver(resolve, "bob@a.test", tls="verify", ca=ca)
-        assert isinstance(verified, Relayed)
-        internet.use(scenario('[[domain]]\nname = "a.test"\ntls = "bad-certificate"'))
-        refused = await deliver(resolve, "bob@a.test", tls="verify", ca=ca)
-        assert isinstance(refused, Deferred)
-        assert "certificate" in refused.evidence.reply
-        assert isinstance(await deliver(resolve, "bob@a.test"), Relayed)
-    other = SimulatedInternet(SystemClock())
-    assert other.certificates.authority != internet.certificates.authority
-    assert isinstance(other.certificates.for_host("a" * 60 + ".b.test"), ssl.SSLContext)
-    other.close()
 
 
 async def test_hosts_that_nobody_uses_are_closed_and_listen_again(monkeypatch):

@@ -303,3 +303,16 @@ def test_a_key_that_cannot_be_read_has_file_and_line(files: Files, keys: Keys) -
     Path(keys.made[1]["file"]).unlink()
     code, text = files.fails("show")
     assert (code, f"{files.config}:14: dkim[1].key" in text) == (CONFIGURATION, True), text
+
+
+def test_a_short_key_is_a_warning(files: Files) -> None:
+    assert "warning: 1024 bits" in files("keygen", "corp.test", "s1", "--bits", "1024").stderr
+    assert files("keygen", "corp.test", "s2").stderr == ""
+
+
+def test_a_record_that_is_not_there_is_not_published(
+    files: Files, dns: DnsThread, keys: Keys
+) -> None:
+    dns.zone[keys.made[0]["name"]] = {"A": ["192.0.2.1"]}
+    dns.zone[keys.made[1]["name"]] = {"TXT": ['"v=spf1 -all"']}
+    assert [one["published"] for one in files.shown("show")] == ["no"] * 3

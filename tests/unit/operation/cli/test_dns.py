@@ -310,3 +310,25 @@ def test_answers_of_any_octets_are_shown(domain: Domain) -> None:
     found: Any = {one["name"]: one for one in domain.compare()[1]}[DMARC]
     assert (found["verdict"], found["found"][:13]) == ("wrong", "v=DMARC1; p=\ufffd")
     assert "\x1b" not in domain.run("dns", "corp.test").stdout
+
+
+def test_the_record_of_a_domain_above_counts(domain: Domain) -> None:
+    done = domain.compare("sub.other.test")[1]
+    assert {one["name"]: one["verdict"] for one in done}["_dmarc.sub.other.test"] == "missing"
+    domain.text("_dmarc.other.test", "v=DMARC1; p=reject")
+    [dmarc] = [one for one in domain.compare("sub.other.test")[1] if "_dmarc" in one["name"]]
+    assert (dmarc["verdict"], dmarc["found"]) == ("ok", "v=DMARC1; p=reject")
+    domain.text("_dmarc.other.test", "v=DMARC1; p=reject; psd=y")  # of a registry, not of a domain
+    [dmarc] = [one for one in domain.compare("sub.other.test")[1] if "_dmarc" in one["name"]]
+    assert dmarc["verdict"] == "missing"
+
+
+def test_a_domain_that_only_sends(domain: Domain) -> None:
+    records = domain.compare("news.corp.test")[1]
+    names = [(one["name"], one["type"]) for one in records]
+    assert names == [
+        ("news.corp.test", "TXT"), (S1, "TXT"), (S2, "TXT"), ("_dmarc.news.corp.test", "TXT")
+    ]  # fmt: skip
+    done = domain.run("dns", "elsewhere.test")
+    assert "no key signs mail from elsewhere.test" in done.stderr
+    assert "elsewhere.test is none of mailboxes.domains" in done.stderr

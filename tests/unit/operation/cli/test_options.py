@@ -85,15 +85,3 @@ def test_wrong_usage_says_what_is_expected(arguments, text, config):
     assert done.exit_code == 2  # click's own; errors.py makes it 64
     assert text in done.stderr
     assert done.stdout == ""
-
-
-def test_check_tells_every_fault_with_its_line(tmp_path):
-    file = tmp_path / "relay.toml"
-    file.write_text('hostname = "relay.example.test"\nstate_dir = "s"\nbogus = 1\n[delivry]\n')
-    done = CliRunner().invoke(cli, ["check", "--config", str(file)])
-    assert done.exception.code == 78
-    assert done.stderr.splitlines()[0].startswith(f"{file}:3: bogus: found an unknown key")
-    assert f"{file}:4: delivry: found an unknown key" in done.stderr
-    assert done.stdout == ""
-    done = CliRunner().invoke(cli, ["check", "--json", "--config", str(file)])
-    assert [one["verdict"] for one in json.loads(done.stdout)] == ["fault", "fault"]

@@ -242,3 +242,33 @@ def peak_kib(folders) -> int:
         [sys.executable, "-c", code, *words], cwd=folders.root, capture_output=True, check=True
     )
     return int(done.stdout.split()[-1])
+
+
+def test_rules_see_what_acceptance_would_give_them(folders):
+    fields = ["Bcc", "Return-Path", "X-Relay-Id", "Delivered-To"]
+    some = ", ".join(f'{{ name = "{name}", matches = "*" }}' for name in fields)
+    folders.rules(
+        "", rule("hidden", REJECT, f"header = [{some}]") + rule("crlf", HOLD, "size_over = 40")
+    )
+    folders.put("one.eml", b"Return-Path: <a@own.test>\nX-Relay-Id: 0123456789abcdef\n"
+                           b"Delivered-To: b@own.test\nBcc: c@own.test\nTo: b@own.test\n\n1\n2\n3\n")  # fmt: skip
+    folders.put("two.eml", b"To: b@own.test\n\n" + 9 * b"1\n")  # 45 octets with CRLF
+    files, _ = folders.json()
+    assert [*files] == ["two.eml"]
+
+
+def test_a_twin_domain_stands_for_the_own_one_and_reports_are_skipped(folders):
+    folders.rules("", rule("r", REJECT, 'recipient = "b@own.test"'))
+    config = folders.root / "relay.toml"
+    config.write_text(
+        'hostname = "r.own.test"\nstate_dir = "s"\n[mailboxes]\ndomains = ["own.test"]\n'
+        '[[domain]]\nname = "twin.test"\nalias_of = "own.test"\n'
+    )
+    folders.put("one.eml", b"From: a@x.test\nTo: b@TWIN.test, b@own.test\nSubject: Hello\n\nhi\n")
+    daemon = b"From: Mail <MAILER-DAEMON@%b>\nTo: b@own.test\nAuto-Submitted: auto-replied\n\nhi\n"
+    folders.put("other.eml", daemon % b"x.own.test")
+    folders.put("report.eml", daemon % b"R.own.test")
+    files, sums = folders.json("--config", str(config))
+    assert [one["address"] for one in files["one.eml"]["new"]["recipients"]] == ["b@own.test"]
+    assert files["report.eml"]["skipped"].startswith("a report or notice of this relay")
+    assert (sums["compared"], sums["changed"]) == (2, 2)

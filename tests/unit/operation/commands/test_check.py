@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import ssl
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -208,6 +209,27 @@ WARNINGS = [
       for listen in ('"127.0.0.1:0"', '"unix:http.sock"')],
     ({"relay": CONFIG.replace("[http]", NAMED + '\nproxy_networks = ["127.0.0.1/32"]')}, []),
 ]  # fmt: skip
+
+
+HASHED = '[[account]]\naddress = "h@example.test"\npassword = "$6$salt$' + "a" * 86 + '"\n'
+DOVECOT = CONFIG.replace("[mailboxes]\n", '[mailboxes]\ndovecot_auth = "unix:/nowhere/auth"\n')
+NO_USER = '[sendmail]\nsocket = "submit.sock"\ndrop = ""\nusers = ["root", "no-such-user"]\n'
+TOLD = [
+    ({"accounts": f'{ACCOUNTS}password = "plain:x"\n{HASHED}'}, "accounts", "passwords: 1 PLAIN, 1 SHA512-CRYPT"),
+    ({"relay": DOVECOT}, "dovecot_auth", "unix:/nowhere/auth: No such file or directory"),
+    ({}, "smtp_gate", "relay serve: there is no [[smtp]]"),
+    ({"relay": CONFIG + SMTP + MILTER}, "smtp_gate", "relay serve: there are milters"),
+    ({"relay": f'smtp_gate = "off"\n{CONFIG}{SMTP}'}, "smtp_gate", 'smtp_gate is "off"'),
+    ({"relay": f'smtp_gate = "on"\n{CONFIG}{SMTP}'}, "smtp_gate", "in a process of their own"),
+    ({"relay": CONFIG + NO_USER}, "sendmail", 'users[1]: found "no-such-user"'),
+    ({"relay": CONFIG + route("none.test", tls="none") + route("x.test")}, "routes", "goes before what a domain publishes: none.test mx"),
+]  # fmt: skip
+
+
+@each_row("changed, what, text", TOLD)
+def test_what_else_is_told(files, changed, what, text):
+    [found] = [one for one in files(**changed) if one.what == what and text in one.text]
+    assert found.verdict is not CheckResult.FAULT or what == "sendmail"
 
 
 @each_row("changed, expected", WARNINGS)
@@ -706,3 +728,17 @@ def test_validating_name_servers_elsewhere_are_warned_of(files, monkeypatch, ser
 
 async def answers(_nameservers, *, timeout_s):
     return ""
+
+
+def test_a_certificate_of_the_future_is_a_fault(authority):
+    certificate = {
+        "notBefore": "Jan  2 00:00:00 2030 GMT", "notAfter": "Jan  2 00:00:00 2031 GMT",
+        "subjectAltName": (("DNS", "a.test"),),
+    }  # fmt: skip
+
+    def fault(day):
+        moment_s = ssl.cert_time_to_seconds(f"Jan  {day} 00:00:00 2030 GMT")
+        return check.assess_certificate(certificate, ["a.test"], moment_s).fault
+
+    assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
+    assert fault(3) == ""

@@ -161,3 +161,13 @@ def test_notes_of_an_mbox_are_short_and_its_lines_may_be_long(tmp_path: Path) ->
     [note] = notes
     numbers = ", ".join(str(5 + 4 * one) for one in range(20))
     assert note.startswith(f"{file}: line {numbers} and 10 more: ")
+
+
+def test_a_file_from_before_1970_is_imported(tmp_path: Path) -> None:
+    box = maildir(tmp_path / "box")
+    file = tmp_path / "old.eml"
+    file.write_bytes(b"Subject: x\r\n\r\nx\r\n")
+    os.utime(file, (-86400, -86400))
+    importing = MailImport(box, box, hostname="host")
+    importing.add(*find_mail(file))
+    assert importing.imported == 1

@@ -11,12 +11,15 @@ from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from msgspec import convert
 
-from relay.base.running_relay import ControlUnavailableError
+from relay.base.running_relay import ControlError, ControlUnavailableError
 from relay.base.settings.reader import load
 from relay.operation.app.state_dir import OwnerLock
 from relay.operation.commands.operator_client import CommandInterruptedError, OperatorClient
+from relay.store.journeys.document import Journey
 from relay.store.spool.types import Selector
+from tests.support.journeys import json_of, made_journey
 from tests.support.manual_clock import ManualClock
 
 
@@ -109,3 +112,39 @@ def test_a_daemon_that_does_not_answer_is_an_error_and_files_stay_unchanged(read
         reading.journey("last")
     assert spool.read_bytes() == b""
     owner.give_back()
+
+
+UNKNOWN = (404, {"error": {"code": "ErrorItemNotFound", "message": "none"}})
+
+
+def test_an_unknown_message_is_none_and_an_error_raises(reading, daemon):
+    daemon.answers += [
+        UNKNOWN,
+        (400, {"error": {"code": "BadRequest", "message": "no such state"}}),
+    ]
+    assert reading.journey("x") is None
+    with pytest.raises(ControlError, match="no such state"):
+        reading.journey("x")
+
+
+WAITING = json_of(
+    made_journey(id="q1", recipients=[{"address": "b@x.test", "state": "queued"}], reached=False)
+)
+
+
+def test_a_long_wait_is_several_short_ones(reading, daemon):
+    waiting, done = (WAITING | {"reached": reached} for reached in (False, True))
+    daemon.answers += [UNKNOWN, (200, waiting), (200, done)]
+    assert reading.wait("q1", state="final", timeout_s=1000) == convert(done, Journey)
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(UNKNOWN, None), ((200, WAITING), convert(WAITING, Journey))],
+    ids=["unknown", "not there yet"],
+)
+def test_a_wait_ends_at_its_timeout(reading, daemon, answer, expected):
+    daemon.answers += [answer, answer]
+    assert reading.wait("q1", state="final", timeout_s=400) == expected
+    assert [float(query["timeout"]) for _, query in daemon.asked] == [300, 100]

@@ -91,3 +91,8 @@ def test_line_ends_become_crlf_and_the_line_of_mbox_goes():
     content = prepared(text).content
     assert content.startswith(b"To: a@a.test\r\nSubject: x\r\nFrom: ")
     assert content.endswith(b"\r\n\r\na\r\nb\r\nc\r\n")
+
+
+def test_fields_that_are_there_stay():
+    text = b"From: x@x.test\nDate: yesterday\nMessage-Id: <1@x>\nTo: a@a.test\n\nx\n"
+    assert prepared(text, name="other").content == text.replace(b"\n", b"\r\n")
