@@ -40,7 +40,7 @@ def transport(node: NewNode, **config: Any) -> RelayProcess:
         "mailboxes": {"root": "elsewhere/mail"},
     }
     relay = node("transport", **(unused | config))
-    relay.serve_options = ("--role", "transport")
+    relay.options = ("--role", "transport")
     return relay.start()
 
 
@@ -131,7 +131,7 @@ def test_a_spool_in_a_file_has_no_such_node(tmp_path) -> None:
         patch.setattr(RelayProcess, "new_spool_url", None)
         relay = RelayProcess()
     try:
-        relay.serve_options = ("--role", "transport")
+        relay.options = ("--role", "transport")
         assert relay.start(wait=False).wait_end() == 78
         assert "spool.url" in relay.log
         assert "PostgreSQL" in relay.log

@@ -64,9 +64,8 @@ class DevProcess(RelayProcess):
         self.ready = {}
         self._environment = {"TMPDIR": str(self.folder)} | variables
         self._traced = traced
-        self._words = [*ports, *options]
-        if own_dir:
-            self._words += ["--dir", str(self.folder)]
+        self.options: Sequence[str] = options
+        self._before = [*ports, *(["--dir", str(self.folder)] if own_dir else [])]
 
     def start(self, *, crash_at: str = "", wait: bool = True) -> Self:
         super().start(crash_at=crash_at, wait=wait)
@@ -76,7 +75,7 @@ class DevProcess(RelayProcess):
 
     def start_command(self) -> list[str]:
         tracer = [*_TRACE, "-o", str(self.folder / "trace")] if self._traced else []
-        return [*tracer, *relay_starts.RELAY, "dev", *self._words]
+        return [*tracer, *relay_starts.RELAY, "dev", *self._before, *self.options]
 
     def stop_and_see_hosts(self) -> set[str]:
         """The IPv4 addresses that a traced relay named until its end; all others are on loopback."""

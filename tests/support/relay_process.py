@@ -98,7 +98,7 @@ class RelayProcess:
         self.config_file = self.folder / "relay.toml"
         self.process: relay_starts.Started | None = None
         self.ready: dict[str, Any] = {}
-        self.serve_options: Sequence[str] = ()
+        self.options: Sequence[str] = ()  # of its command
         self._environment = dict(environment or {})
         self.config = changed(configuration(dns, mx_port), config or {})
         if self.new_spool_url is not None:
@@ -441,7 +441,7 @@ class RelayProcess:
         return path
 
     def start_command(self) -> list[str]:
-        return self._command("serve", *self.serve_options)
+        return self._command("serve", *self.options)
 
     def _command(self, *words: str) -> list[str]:
         config = () if "--config" in words else ("--config", str(self.config_file))

@@ -56,7 +56,7 @@ def test_a_development_relay_removes_its_oldest_mail(dev) -> None:
         name = relay.submit("app@example.test", ["x@elsewhere.test"], content)
         relay.until_state(name, "captured")
     assert relay.stop() == 0
-    relay._options = ("--no-demo", "--keep-messages=4")
+    relay.options = ("--no-demo", "--keep-messages=4")
     relay.start()
     until("removed", lambda: "old messages removed" in relay.log)
     listed = relay.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]
