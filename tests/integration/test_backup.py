@@ -104,44 +104,41 @@ def restored(relay: RelayProcess) -> list[dict[str, object]]:
     return list(relay.cli_json("queue", "list", "--restored"))
 
 
-def test_what_was_answered_before_a_backup_under_load_is_there_once(tmp_path: Path) -> None:
+def test_what_was_answered_before_a_backup_under_load_is_there_once(
+    remotes: Remotes, tmp_path: Path, serve
+) -> None:
     copy = tmp_path / "copy"
-    with Remotes() as remotes:
-        remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-        with remotes.relay(config=PATIENT) as relay:
-            with senders(relay) as answered:
-                until("mail is sent", lambda: len(answered) > 3 * BEFORE)
-                before = list(answered)
-                done = relay.cli("backup", str(copy))
-                until("mail is sent meanwhile", lambda: len(answered) > len(before) + BEFORE)
-            assert done.returncode == OK, done.stderr
-            assert remote.received("x@a.test") == []
-        remote.rcpt.clear()
-        with remotes.relay(config=PATIENT) as fresh:
-            fresh.stop()
-            wipe(fresh)
-            done = fresh.cli("restore", str(copy))
-            assert done.returncode == OK, done.stderr
-            assert len(restored(fresh)) >= len(before)
-            root_id = (copy / "submissions/id").read_text()
-            assert (fresh.folder / "mail/.submissions/id").read_text() == root_id
-            fresh.start()
-            assert len(restored(fresh)) >= len(before)
-            assert remote.received("x@a.test") == []
-            assert fresh.cli("queue", "release", "--restored").returncode == OK
-            until("pickup has nothing left", lambda: not fresh.pending_submissions())
-            until("the queue is empty", lambda: not fresh.queue())
-            there = Counter(fresh.subjects("bob"))
-            sent = Counter(
-                str(message_from_bytes(one.content)["subject"])
-                for one in remote.received("x@a.test")
-            )
-            for found in (there, sent):
-                assert {one: found[one] for one in before if found[one] != 1} == {}
-                assert [one for one, number in found.items() if number > 1] == []
-            assert fresh.faults() == []
-            verified = fresh.cli("storage", "verify", "--full")
-            assert "0 faults" in verified.stdout
+    remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
+    relay, fresh = (serve(remotes, config=PATIENT) for _ in range(2))
+    fresh.stop()
+    with senders(relay) as answered:
+        until("mail is sent", lambda: len(answered) > 3 * BEFORE)
+        before = list(answered)
+        done = relay.cli("backup", str(copy))
+        until("mail is sent meanwhile", lambda: len(answered) > len(before) + BEFORE)
+    assert done.returncode == OK, done.stderr
+    assert remote.received("x@a.test") == []
+    relay.stop()
+    remote.rcpt.clear()
+    restored_anew(fresh, copy)
+    assert len(restored(fresh)) >= len(before)
+    root_id = (copy / "submissions/id").read_text()
+    assert (fresh.folder / "mail/.submissions/id").read_text() == root_id
+    fresh.start()
+    assert len(restored(fresh)) >= len(before)
+    assert remote.received("x@a.test") == []
+    assert fresh.cli("queue", "release", "--restored").returncode == OK
+    until("pickup has nothing left", lambda: not fresh.pending_submissions())
+    until("the queue is empty", lambda: not fresh.queue())
+    there = Counter(fresh.subjects("bob"))
+    sent = Counter(
+        str(message_from_bytes(one.content)["subject"]) for one in remote.received("x@a.test")
+    )
+    for found in (there, sent):
+        assert {one: found[one] for one in before if found[one] != 1} == {}
+        assert [one for one, number in found.items() if number > 1] == []
+    assert fresh.faults() == []
+    assert "0 faults" in fresh.cli("storage", "verify", "--full").stdout
 
 
 @pytest.fixture(scope="module")
@@ -327,35 +324,31 @@ def cut(path: Path) -> None:
         file.truncate(path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize(
-    ("damage", "text"),
-    [
-        (lambda copy: (copy / "manifest.json").unlink(), "the backup was cut short"),
-        (lambda copy: cut(copy / "manifest.json"), "manifest.json: "),
-        (lambda copy: (copy / "SHA256SUMS").unlink(), "SHA256SUMS"),
-        (lambda copy: cut(copy / "SHA256SUMS"), "SHA256SUMS was changed or cut short"),
-        (lambda copy: cut(copy / "spool/spool.sqlite"), "spool.sqlite was changed or cut short"),
-        (lambda copy: (copy / "submissions/id").unlink(), "submissions/id is missing"),
-        (lambda copy: shutil.rmtree(copy / "mail"), " is missing"),
-        (lambda copy: [one.unlink() for one in copy.rglob("*") if one.is_file()], "it is no backup"),
-    ],
-    ids=["no manifest", "half a manifest", "no sums", "half the sums", "half a spool", "no id",
-         "no mail", "nothing"],
-)  # fmt: skip
-def test_a_damaged_backup_is_refused(
-    stopped: tuple[RelayProcess, Path], tmp_path: Path, damage: Callable[[Path], object], text: str
-) -> None:
+DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (lambda copy: (copy / "manifest.json").unlink(), "the backup was cut short"),
+    (lambda copy: cut(copy / "manifest.json"), "manifest.json: "),
+    (lambda copy: (copy / "SHA256SUMS").unlink(), "SHA256SUMS"),
+    (lambda copy: cut(copy / "SHA256SUMS"), "SHA256SUMS was changed or cut short"),
+    (lambda copy: cut(copy / "spool/spool.sqlite"), "spool.sqlite was changed or cut short"),
+    (lambda copy: (copy / "submissions/id").unlink(), "submissions/id is missing"),
+    (lambda copy: shutil.rmtree(copy / "mail"), " is missing"),
+    (lambda copy: [one.unlink() for one in copy.rglob("*") if one.is_file()], "it is no backup"),
+)
+
+
+def test_a_damaged_backup_is_refused(stopped: tuple[RelayProcess, Path], tmp_path: Path) -> None:
     relay, copy = stopped
     for name in ("state", "mail"):
         shutil.rmtree(relay.folder / name, ignore_errors=True)
-    broken = tmp_path / "broken"
-    shutil.copytree(copy, broken)
-    damage(broken)
     before = tree(relay.folder)
-    done = relay.cli("restore", str(broken))
-    assert done.returncode in (DATA, UNAVAILABLE), done
-    assert (text in done.stderr, "Traceback" in done.stderr) == (True, False), done.stderr
-    assert tree(relay.folder) == before
+    for number, (damage, text) in enumerate(DAMAGES):
+        broken = tmp_path / str(number)
+        shutil.copytree(copy, broken)
+        damage(broken)
+        done = relay.cli("restore", str(broken))
+        assert done.returncode in (DATA, UNAVAILABLE), done
+        assert (text in done.stderr, "Traceback" in done.stderr) == (True, False), done.stderr
+        assert tree(relay.folder) == before
 
 
 def killed(relay: RelayProcess, words: list[str], seen: Path) -> None:

@@ -119,22 +119,20 @@ def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> No
     assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
 
 
-def test_no_login_of_a_url_is_shown(remotes: Remotes) -> None:
+def test_no_login_of_a_url_is_shown(serve) -> None:
     """Wherever a next hop is refused: on stderr, in the API's answer, in the log, in faults of files."""
-    url, said = "smtp://user:sesame@mx.test:25", []
-    with remotes.relay() as relay:
-        said.append(relay.cli("queue", "reroute", "--all", "--to", url).stderr)
-        body = {"all": True, "to": url}
-        said.append(
-            relay.graph("POST", "/relay/v1/queue/reroute", body, token=OPERATOR).body.decode()
-        )
-        rule = f"[[rule]]\nname = 'r'\nthen = [{{ next_hop = '{url}' }}]\n"
-        (relay.folder / "policies/99-login.toml").write_text(rule)
-        said.append(relay.cli("policy", "check").stderr)
-        relay.write_config(relay.config | {"route": [{"domain": "*", "next_hop": url}]})
-        said.append(relay.cli("check").stderr)
-        os.kill(relay.process.pid, signal.SIGHUP)
-        until("refused", lambda: "route[0].next_hop" in relay.log)
-        said.append(relay.log)
+    url, relay = "smtp://user:sesame@mx.test:25", serve()
+    said = [relay.cli("queue", "reroute", "--all", "--to", url).stderr]
+    body = {"all": True, "to": url}
+    answer = relay.graph("POST", "/relay/v1/queue/reroute", body, token=OPERATOR)
+    said.append(answer.body.decode())
+    rule = f"[[rule]]\nname = 'r'\nthen = [{{ next_hop = '{url}' }}]\n"
+    (relay.folder / "policies/99-login.toml").write_text(rule)
+    said.append(relay.cli("policy", "check").stderr)
+    relay.write_config(relay.config | {"route": [{"domain": "*", "next_hop": url}]})
+    said.append(relay.cli("check").stderr)
+    os.kill(relay.process.pid, signal.SIGHUP)
+    until("refused", lambda: "route[0].next_hop" in relay.log)
+    said.append(relay.log)
     assert all("smtp://…@mx.test:25" in one for one in said[:-1]), said
     assert [one for one in said if "sesame" in one or "user:" in one] == []

@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,16 +28,17 @@ def half_written(relay: RelayProcess) -> list[Path]:
     ]
 
 
-@contextmanager
-def running(remotes: Remotes, **options: Any) -> Iterator[RelayProcess]:
+@pytest.fixture
+def relay(remotes: Remotes, serve) -> Iterator[RelayProcess]:
+    """A relay which in the end has accounted for all that it took."""
     remotes.start("a.test")
-    with remotes.relay(**options) as relay:
-        yield relay
-        until("counted", lambda: relay.metric("relay_queue_unaccounted") == 0)
+    made = serve(remotes)
+    yield made
+    until("counted", lambda: made.metric("relay_queue_unaccounted") == 0)
 
 
-def test_local_delivery_is_retried_after_the_mail_disk_was_full(remotes: Remotes) -> None:
-    with running(remotes) as relay, small_disk_for_mail(relay):
+def test_local_delivery_is_retried_after_the_mail_disk_was_full(relay: RelayProcess) -> None:
+    with small_disk_for_mail(relay):
         relay.send_mail(to=["bob@example.test"], subject="before")
         until(
             "delivered",
@@ -68,21 +68,20 @@ def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
         relay.start()  # somebody asks it for metrics
 
 
-def test_send_mail_is_rejected_while_the_mail_store_is_read_only(remotes: Remotes) -> None:
-    with running(remotes) as relay:
-        relay.send_mail(to=["bob@example.test"], subject="before")
-        until(
-            "delivered",
-            lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
-        )
-        home = relay.folder / "mail"
-        with read_only(home if os.geteuid() == 0 else home / "example.test/alice/.Drafts/tmp"):
-            answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
-            assert answer.status == 503
-            assert answer.headers["retry-after"]
-            assert half_written(relay) == []
-        until("mail is taken again", lambda: relay.metric("relay_pressure_level") == 0)
-        relay.until_final(relay.send_mail(to=["x@a.test"], subject="behind"))
+def test_send_mail_is_rejected_while_the_mail_store_is_read_only(relay: RelayProcess) -> None:
+    relay.send_mail(to=["bob@example.test"], subject="before")
+    until(
+        "delivered",
+        lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
+    )
+    home = relay.folder / "mail"
+    with read_only(home if os.geteuid() == 0 else home / "example.test/alice/.Drafts/tmp"):
+        answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
+        assert answer.status == 503
+        assert answer.headers["retry-after"]
+        assert half_written(relay) == []
+    until("mail is taken again", lambda: relay.metric("relay_pressure_level") == 0)
+    relay.until_final(relay.send_mail(to=["x@a.test"], subject="behind"))
 
 
 def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
@@ -96,47 +95,40 @@ def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
     return reply
 
 
-def test_smtp_defers_while_the_content_directory_is_read_only(remotes: Remotes) -> None:
-    with running(remotes) as relay:
-        (contents,) = [
-            path for path in (relay.folder / "state").iterdir() if "content" in path.name
-        ]
-        with read_only(contents):
-            code, text = refusal(relay, BIG)
-            assert (code, text[:5]) == (451, b"4.3.0")
-            assert b"state" not in text
-        assert list(contents.iterdir()) == []
-        relay.until_final(relay.submit("alice@example.test", ["x@a.test"], BIG))
+def test_smtp_defers_while_the_content_directory_is_read_only(relay: RelayProcess) -> None:
+    (contents,) = [path for path in (relay.folder / "state").iterdir() if "content" in path.name]
+    with read_only(contents):
+        code, text = refusal(relay, BIG)
+        assert (code, text[:5]) == (451, b"4.3.0")
+        assert b"state" not in text
+    assert list(contents.iterdir()) == []
+    relay.until_final(relay.submit("alice@example.test", ["x@a.test"], BIG))
 
 
-def test_smtp_defers_while_another_process_locks_the_spool(remotes: Remotes) -> None:
-    with running(remotes) as relay:
-        with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
-            other.execute("BEGIN IMMEDIATE")
-            code, text = refusal(relay, b"Subject: x\r\n\r\nx\r\n")
-            assert (code, text[:5]) == (451, b"4.3.0")
-            identity = relay.send_mail(to=["x@a.test"])
-            until("it was attempted", lambda: "submission deferred" in relay.log)
-            assert relay.journey(identity)["state"] == "converting"
-        relay.until_final(identity)
-        assert relay.subjects("bob") == []
+def test_smtp_defers_while_another_process_locks_the_spool(relay: RelayProcess) -> None:
+    with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        code, text = refusal(relay, b"Subject: x\r\n\r\nx\r\n")
+        assert (code, text[:5]) == (451, b"4.3.0")
+        identity = relay.send_mail(to=["x@a.test"])
+        until("it was attempted", lambda: "submission deferred" in relay.log)
+        assert relay.journey(identity)["state"] == "converting"
+    relay.until_final(identity)
+    assert relay.subjects("bob") == []
 
 
 @pytest.mark.parametrize("folder", ["state", "mail"])
-def test_the_relay_does_not_start_on_a_read_only_disk(remotes: Remotes, folder: str) -> None:
-    with running(remotes) as relay:
-        assert relay.stop() == 0
-        with read_only(relay.folder / folder):
-            if folder == "state":
-                relay.start(wait=False)
-                assert relay.wait_end() == 78
-                assert "Traceback" not in relay.log
-            done = relay.cli("check")
-            assert done.returncode == 78
-            faults = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-            reported = faults[0]
-            assert re.search(
-                r"^[a-z_.]+: .* is not a directory that this user can write$", reported
-            )
-            assert folder == "mail" or relay.log.splitlines()[-1] == reported
-        relay.start()
+def test_the_relay_does_not_start_on_a_read_only_disk(relay: RelayProcess, folder: str) -> None:
+    assert relay.stop() == 0
+    with read_only(relay.folder / folder):
+        if folder == "state":
+            relay.start(wait=False)
+            assert relay.wait_end() == 78
+            assert "Traceback" not in relay.log
+        done = relay.cli("check")
+        assert done.returncode == 78
+        faults = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+        reported = faults[0]
+        assert re.search(r"^[a-z_.]+: .* is not a directory that this user can write$", reported)
+        assert folder == "mail" or relay.log.splitlines()[-1] == reported
+    relay.start()

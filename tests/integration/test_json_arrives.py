@@ -63,13 +63,12 @@ def parsed(content: bytes) -> EmailMessage:
     return message
 
 
-def test_every_json_property_arrives_at_a_host_without_extensions(remotes: Remotes) -> None:
+def test_every_json_property_arrives_at_a_host_without_extensions(remotes: Remotes, serve) -> None:
     plain = remotes.start("plain.test", extensions=())
-    with remotes.relay() as relay:
-        answer = relay.graph("POST", "/me/sendMail", {"message": MESSAGE})
-        assert answer.status == 202, answer
-        content = received(plain, "x@plain.test").content
-        assert received(plain, "hidden@plain.test").content.isascii()
+    answer = serve(remotes).graph("POST", "/me/sendMail", {"message": MESSAGE})
+    assert answer.status == 202, answer
+    content = received(plain, "x@plain.test").content
+    assert received(plain, "hidden@plain.test").content.isascii()
     assert content.isascii()
     assert b"hidden@" not in content
     assert max(map(len, content.split(b"\r\n"))) <= 998
