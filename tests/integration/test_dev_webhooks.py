@@ -3,7 +3,6 @@
 import json
 
 from relay.development.options import WEBHOOK_KEY
-from tests.support import webhooks
 from tests.support.relay_config import OPERATOR
 from tests.support.webhooks import WebhookReceiver
 
@@ -12,9 +11,8 @@ OLD = 32  # messages: each of the four lanes of a webhook has some
 JSON = {"Authorization": f"Bearer {OPERATOR}", "Content-Type": "application/json"}
 
 
-def test_a_day(monkeypatch, dev) -> None:
-    monkeypatch.setattr(webhooks, "KEY", WEBHOOK_KEY)
-    with WebhookReceiver() as down, WebhookReceiver() as good:
+def test_a_day(dev) -> None:
+    with WebhookReceiver(key=WEBHOOK_KEY) as down, WebhookReceiver(key=WEBHOOK_KEY) as good:
         words = [f"--webhook={down.url()}", f"--webhook={good.url('/other')}"]
         relay = dev("--no-demo", *words)
         for _ in range(OLD):

@@ -45,14 +45,14 @@ def test_every_metric_is_exposed(shared: SharedRelay) -> None:
     metric = shared.relay.metric
     until("the report went", lambda: metric("relay_messages_accepted_total", via="report") == 1)
     assert metric("relay_messages_accepted_total", via="graph") == 1
-    for outcome in ("relayed", "failed"):
-        assert metric("relay_recipients_total", outcome=outcome) == 1
-    until("it is counted", lambda: metric("relay_recipients_total", outcome="delivered") == 2)
+    for outcome, count in (("relayed", 1), ("failed", 1), ("delivered", 2)):
+        counted = {"outcome": outcome}
+        until(outcome, lambda of=counted, n=count: metric("relay_recipients_total", **of) == n)
     assert metric("relay_delivery_seconds_count") >= 2
     assert metric("relay_commit_batch_size_count") >= 2
     until("all is accounted for", lambda: metric("relay_queue_unaccounted") == 0)
-    assert metric("relay_queue_entries") == 0
-    assert metric("relay_pickup_waiting") == 0
+    for waiting in ("relay_queue_entries", "relay_pickup_waiting"):
+        until("nothing waits", lambda name=waiting: metric(name) == 0)
 
 
 def test_health_needs_no_token(relay: RelayProcess) -> None:

@@ -22,13 +22,13 @@ KEY = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 class WebhookReceiver(Receiver):
     """`events` are those that were posted, with their webhook-id as "id"; failed requests too."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, key: str = KEY, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.status = 204
+        self.status, self._key = 204, key
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [checked(header, body) for _, header, body in list(self.requests)]
+        return [checked(header, body, self._key) for _, header, body in list(self.requests)]
 
     def until(
         self, condition: Callable[[list[dict[str, Any]]], object], *, timeout_s: float = 30
@@ -38,12 +38,12 @@ class WebhookReceiver(Receiver):
         return self.events
 
 
-def checked(header: dict[str, str], body: bytes) -> dict[str, Any]:
+def checked(header: dict[str, str], body: bytes, key: str = KEY) -> dict[str, Any]:
     """Return the event of a request whose signature is valid."""
     name, at = header["webhook-id"], header["webhook-timestamp"]
     assert abs(int(at) - time.time()) < 300
     text = f"{name}.{at}.".encode() + body
-    digest = hmac.new(base64.b64decode(KEY[6:]), text, hashlib.sha256).digest()
+    digest = hmac.new(base64.b64decode(key[6:]), text, hashlib.sha256).digest()
     assert header["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
     assert header["content-type"] == "application/json"
     return json.loads(body) | {"id": name}
