@@ -9,6 +9,7 @@ from relay.delivery import attempt_recorder as result_module
 from relay.delivery import attempt_result, sites
 from relay.delivery.smtp.connect import connect
 from relay.store.spool.types import ClaimResult, Selector
+from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -145,6 +146,8 @@ async def test_an_attempt_cut_off_before_its_dot_does_not_count(delivery) -> Non
         assert journey.recipients[0].attempts == ()
         (claim,) = await delivery.claim_due()
         assert claim.attempts == 0
+        never.set()
+        await until(lambda: mx.open == 0)
 
 
 async def test_a_drain_does_not_wait_for_name_servers(delivery) -> None:
