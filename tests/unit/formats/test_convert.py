@@ -181,26 +181,6 @@ MIME = (
 )
 
 
-def test_the_changes_of_a_conversion_are_named():
-    html = draft(
-        body="<p>Many Grüße from all of us here</p>",
-        body_type="html",
-        bcc=(BOB,),
-        attachments=(attached("a", b"x"),),
-    )
-    assert converted(html).changes == (
-        "text/plain (utf-8, quoted-printable) made from the HTML",
-        "text/html (utf-8, quoted-printable) made",
-        "attachments: 1",
-        "Bcc removed",
-    )
-    assert converted(draft(body="x")).changes == ("text/plain (us-ascii, 7bit) made",)
-    assert not converted(draft()).from_mime
-    made = from_mime(b"To: b@b.test\r\nBcc: c@b.test\r\nFrom: alice@example.test\r\n\r\nbody")
-    assert made.from_mime
-    assert made.changes == ("Date added", "Message-ID added", "Bcc removed")
-
-
 def test_mime_gets_missing_fields():
     made = from_mime(b"To: b@b.test\r\nSubject: x\r\n\r\nbody")
     message = parsed(made.content)

@@ -128,29 +128,10 @@ def test_binary_attachments_keep_every_octet():
     assert "a NUL in image/png, encoded again" in defects
 
 
-def test_a_message_in_base64_is_only_rewrapped():
-    coded = b64encode(b"A: b\r\n" * 400)
-    octets, _ = sent(
-        TO + b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: base64\r\n\r\n" + coded
-    )
-    assert octets.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"") == coded
-
-
 def test_a_break_in_a_long_line_produces_no_delimiter():
     text = b"y" * 1000 + b"".join(b"x" * n + b"--b\r\n" for n in range(900, 1100))
     octets, _ = sent(TO + MIXED % (b"\r\n" + text))
     assert leaves(octets) == leaves(TO + MIXED % (b"\r\n" + text))
-
-
-def test_new_fields_are_added_before_a_line_that_is_not_a_field():
-    """There the header ends for others, who must know of the encoding."""
-    octets = read_all(converted(TO + b"junk\r\nX: y\r\n\r\n" + b"x" * 999 + b"\r\n").content)
-    added = [
-        b"Content-Transfer-Encoding: quoted-printable",
-        *ADDED.splitlines(),
-        b"MIME-Version: 1.0",
-    ]
-    assert octets.partition(b"\r\n\r\n")[0].splitlines() == [TO[:-2], *added, b"junk", b"X: y"]
 
 
 @given(entities(), st.sampled_from([b"\r\n", b"\n", b"\r"]))

@@ -316,24 +316,6 @@ def test_a_signed_reply_that_has_the_words_stays():
     assert with_disclaimer(content, ASCII) is content
 
 
-def test_a_wrapped_message_keeps_what_its_header_says():
-    header = (
-        b"Received: from x\r\nDKIM-Signature: v=1\r\nIn-Reply-To: <0@in.test>\r\n"
-        + "Subject: Grüße\r\n".encode()
-        + b"Auto-Submitted: auto-replied\r\nContent-Language: en\r\nContent-Type: application/pkcs7-mime\r\n"
-    )
-    content = ParsedContent.of(header + b"\r\nx\r\n")
-    new = wrapped(content, ASCII)
-    names = [name for name, _ in new.header.fields]
-    assert names == [
-        *(b"received", b"in-reply-to", b"subject", b"auto-submitted"),
-        *(b"mime-version", b"content-type", b"content-transfer-encoding"),
-    ]
-    octets = read_all(new.joined())
-    assert b"Content-Type: message/global\r\n" in octets  # its header is not ASCII
-    assert header + b"\r\nx\r\n" in octets
-
-
 class Unread(MemoryOctets):
     """A source that must not be read as a whole."""
 

@@ -110,21 +110,6 @@ def test_a_missing_closing_delimiter_is_written(end):
     assert (number, attached_octets(made)) == (1, [*attached_octets(content), NEW])
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_an_image_goes_into_the_multipart_of_the_html(closed):
-    related = multipart(b"related", HTML, IMAGE)
-    if not closed:
-        related = related.removesuffix(b"\r\n--rel--\r\n")
-    content = FROM + multipart(b"mixed", related, FILE)
-    new = new_file(inline=True, content_id="i2", name="a.png", content_type="image/png")
-    made, number = added(content, new)
-    check_inserted(content, made)
-    assert (number, attached_octets(made)[1]) == (1, NEW)
-    kinds = [one.content_type for one in read_structure(made).entities]
-    assert kinds == "multipart/mixed multipart/related text/html image/png image/png application/pdf".split()  # fmt: skip  # noqa: SIM905
-    assert read_mime(made).attachments[1].content_id == "i2"
-
-
 def test_an_attached_message_with_the_boundary_in_it_goes_around_the_old_message():
     inner = multipart(b"mixed", TEXT)
     content = FROM + multipart(b"mixed", TEXT, FILE)
@@ -132,24 +117,6 @@ def test_an_attached_message_with_the_boundary_in_it_goes_around_the_old_message
     assert (number, attached_octets(made)[1]) == (1, inner)
     assert multipart(b"mixed", TEXT, FILE) in made
     by_email(made)
-
-
-def test_the_only_part_is_replaced_by_an_empty_text():
-    content = FROM + multipart(b"mixed", FILE, preamble=b"pre\r\n") + b"epilogue"
-    made = removed(content, 0)
-    assert made == content.replace(FILE, b"Content-Type: text/plain\r\n\r\n")
-    assert (attached_octets(made), read_mime(made).properties.body) == ([], "")
-    assert attached_octets(added(made)[0]) == [NEW]
-
-
-def test_a_multipart_of_one_part_goes_with_it():
-    content = FROM + multipart(b"mixed", TEXT, multipart(b"related", IMAGE), FILE)
-    assert removed(content, 0) == FROM + multipart(b"mixed", TEXT, FILE)
-
-
-def test_the_last_part_goes_with_its_delimiter_where_no_closing_one_follows():
-    kept = b"%sContent-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n%s\r\n--x\r\n%s" % (FROM, TEXT, FILE)  # fmt: skip
-    assert removed(kept + b"\r\n--x\r\n" + IMAGE, 1) == kept
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,6 @@ def test_only_the_fields_of_a_changed_property_change(new, had, has):
     assert changed(content, **new) == content.replace(had, has)
 
 
-def test_a_new_field_is_added_at_the_end():
-    content = FROM + b"X-A: b\r\n\r\nx"
-    assert (
-        changed_octets(content, to=(EmailAddress("b@b.test"),))
-        == FROM + b"X-A: b\r\nTo: b@b.test\r\n\r\nx"
-    )
-    assert changed_octets(b"X-A: b", subject="s") == b"X-A: b\r\nSubject: s\r\n"
-
-
 def test_a_new_field_is_added_before_a_line_that_is_not_a_field():
     """There the header ends for others."""
     content = FROM + b"junk line\r\nX-A: b\r\n\r\nx"
@@ -154,16 +145,6 @@ def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between
     assert message["mime-version"] == "1.0"
     # again: what was changed can be changed
     assert read_mime(changed(made, **NEW_TEXT)).properties.body.strip().startswith("nëw text")
-
-
-def test_an_empty_part_is_removed_with_its_delimiter_only():
-    """Its blank line is the line end of the next delimiter."""
-    empty = b"Content-Type: text/html\r\n"
-    content = FROM + multipart(b"mixed", TEXT, empty, FILE)
-    assert kinds(content)[1:] == ["text/plain", "text/html", "application/pdf"]
-    made = changed(content, **NEW_TEXT)
-    assert kinds(made)[1:] == ["text/plain", "application/pdf"]
-    assert read_mime(made).properties.body.replace("\r\n", "\n") == NEW_TEXT["body"]
 
 
 @pytest.mark.parametrize("new", [NEW_HTML, NEW_TEXT])

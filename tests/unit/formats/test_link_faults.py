@@ -1,7 +1,7 @@
 """What is wrong in the links of a message."""
 
 from relay.formats.body_checks import check_bodies
-from relay.formats.links import LINK_PROBLEMS, CheckedLink, checked_links
+from relay.formats.links import LINK_PROBLEMS, checked_links
 from tests.support.tables import each_row
 
 
@@ -45,22 +45,6 @@ def test_a_text_that_names_another_host(text: str, target: str, other: str):
     [link] = checked_links(f"<a href='{target}'><b>{text}</b></a>", "")
     assert link.other_host == other
     assert ("other-host" in link.problems) is bool(other)
-
-
-def test_links_of_both_bodies_with_their_lines_each_once():
-    html = (
-        "<a name=x>no link</a>\n<a\nhref='https://a.test/'>a</a><area href=/b>\r\n<a href>\n"
-        "<a href='https://a.test/'>a</a><a href='https://a.test/'>b</a>"
-    )
-    text = "x\nsee https://a.test/, and\n\n http://c.test/?%A%B%, mailto:x"
-    assert checked_links(html, text) == [
-        CheckedLink("/b", "", "html", 3, ("relative",)),
-        CheckedLink("", "", "html", 4, ("empty",)),
-        CheckedLink("http://c.test/?%A%B%", "http://c.test/?%A%B%", "text", 4, ("http",)),
-        CheckedLink("https://a.test/", "a", "html", 2, ()),
-        CheckedLink("https://a.test/", "b", "html", 5, ()),
-        CheckedLink("mailto:x", "mailto:x", "text", 4, ()),
-    ]
 
 
 def test_long_targets_and_texts_are_cut():

@@ -7,7 +7,6 @@ The comments name what others show where it differs: "mp" is mailparser 3.14, "p
 import re
 from itertools import islice
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -20,7 +19,6 @@ from relay.formats.read_header import (
     originators,
     parse_header,
     read_addresses,
-    read_properties_of_header,
     unreadable_addresses,
 )
 from relay.formats.read_mime import read_mime
@@ -114,20 +112,6 @@ def test_an_address_list_is_read_as_mail_programs_do(
     fields = parse_header(f"To: {value}\r\n".encode())
     assert [f"{one.name}|{one.address}" for one in read_addresses(fields, "To")] == shown
     assert (unreadable_addresses(fields, "To") == "") is is_plain
-
-
-@pytest.mark.parametrize(
-    ("value", "name", "address"),
-    [
-        ("Doe, John <j@x.test>", "John", "j@x.test"),
-        ("root (Cron Daemon)", "root (Cron Daemon)", ""),
-        ("Team:;, Bob <bob@x.test>", "Bob", "bob@x.test"),
-    ],
-)
-def test_the_author_is_the_first_with_an_address(value: str, name: str, address: str) -> None:
-    author = read_properties_of_header(parse_header(f"From: {value}\r\n".encode())).from_
-    assert author is not None
-    assert (author.name, author.address) == (name, address)
 
 
 USUAL = st.from_regex(

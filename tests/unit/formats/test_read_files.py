@@ -127,17 +127,6 @@ def test_the_content_of_a_file_and_its_size(encoding, body, octets):
     assert (attached_octets(content), one.size) == ([octets], len(octets))
 
 
-@pytest.mark.parametrize("encoding", ["base64", "quoted-printable", "x-uuencode"])
-@pytest.mark.parametrize("lines", [10, 40_000])
-def test_large_contents_are_decoded_as_small_ones_are(encoding, lines):
-    line = {"base64": b"aGVsbG8h" * 9, "quoted-printable": b"=3D" * 20, "x-uuencode": b"$=&5S=```"}
-    source = MemoryOctets((line[encoding] + b"\r\n") * lines)
-    found = decoded_octets(source, encoding)
-    one = {"base64": b"hello!" * 9, "quoted-printable": b"=" * 20 + b"\r\n", "x-uuencode": b"test"}
-    assert found.read(0, found.size) == one[encoding] * lines
-    assert decoded_size(source, encoding) == found.size
-
-
 @each_row("before", [b"QQ=\r\n", b"QQ==", b"QQ", b"QQ=!=\r\n", b""])
 def test_base64_is_read_on_after_any_padding(before):
     octets = bytes(range(256)) * 6000

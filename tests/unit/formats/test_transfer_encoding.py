@@ -3,6 +3,7 @@
 import quopri
 import re
 from base64 import b64decode, b64encode
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -30,10 +31,17 @@ TEXTS = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
+@contextmanager
+def in_chunks(octets):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer_encoding, "_CHUNK_OCTETS", octets)
+        yield octets
+
+
 @pytest.fixture(params=[8, 57, 100, 57 * 1024])
-def chunk(request, monkeypatch):
-    monkeypatch.setattr(transfer_encoding, "_CHUNK_OCTETS", request.param)
-    return request.param
+def chunk(request):
+    with in_chunks(request.param) as octets:
+        yield octets
 
 
 def written(octets, coding):
@@ -51,8 +59,7 @@ def written(octets, coding):
 
 @given(TEXTS, st.sampled_from([57, 114, 57 * 1024]))
 def test_encoded_octets_decode_to_the_same(octets, chunk_octets):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
+    with in_chunks(chunk_octets):
         text = written(octets, CrlfCoding(keeps_nul=True))
         assert text.replace(b"\r\n", b"\n") == re.sub(b"\r\n|\r", b"\n", octets)
         assert not re.search(rb"(?<!\r)\n|\r(?!\n)", text)
@@ -90,8 +97,7 @@ def base64_lines(octets):
 
 @given(TEXTS, st.sampled_from([0, 50, 900]), st.sampled_from([57, 57 * 1024]))
 def test_long_lines_are_rewrapped_and_decode_to_the_same(octets, width, chunk_octets):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer_encoding, "_CHUNK_OCTETS", chunk_octets)
+    with in_chunks(chunk_octets):
         coded = b64encode(octets)
         if width:
             coded = b" \n".join(

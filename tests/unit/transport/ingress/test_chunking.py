@@ -2,41 +2,22 @@
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 
 from relay.base.message.content import read_all
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.events import until
-from tests.support.ingress import OPENING, Client, Relay, inside, make_certificate
+from tests.support.ingress import OPENING, Client, make_certificate
 
 LARGE = SessionLimits(large_bytes=500, last_reply_s=0.2)
 CONTENT = b"Subject: chunks\r\n\r\n" + b"".join(b".line %d\r\n.\r\n" % n for n in range(300))
 
 
 @pytest.fixture
-def relay() -> Relay:
-    return Relay()
-
-
-@pytest.fixture
-async def listening(relay):
-    """Start a listener with these settings; it is stopped at the end."""
-    servers = []
-
-    async def start(**changes):
-        servers.append(relay.server(limits=changes.pop("limits", LARGE), **changes))
-        await servers[-1].start()
-        return servers[-1]
-
-    yield start
-    while Client.opened:
-        Client.opened.pop().writer.close()
-    for server in servers:
-        await server.drain(0.2)
-        budget = inside(server).shared.listener.budget
-        assert (server.sessions, budget.taken_bytes) == (0, 0)
-    assert all(arrival.discarded == 1 for arrival in relay.spool.arrivals)
+def listening(listening):
+    return partial(listening, limits=LARGE)
 
 
 async def begun(server, **options) -> Client:
@@ -192,15 +173,3 @@ async def test_a_client_that_is_silent_in_a_chunk_gets_421(relay, listening):
     assert (await client.reply()).startswith("421 4.4.2 ")
     assert await client.reply() == ""
     assert relay.spool.accepted == []
-
-
-async def test_a_shutdown_between_chunks_waits_for_the_last(relay, listening):
-    server = await listening()
-    client = await begun(server)
-    client.writer.write(b"BDAT 14\r\nSubject: a\r\n\r\n")
-    assert (await client.reply()).startswith("250 2.0.0 ")
-    draining = asyncio.ensure_future(server.drain(5))
-    assert (await client.say("BDAT 0 LAST")).startswith("250 2.0.0 Ok: queued as ")
-    assert (await client.reply()).startswith("421 4.3.2 ")
-    await asyncio.wait_for(draining, 30)
-    assert len(relay.spool.accepted) == 1

@@ -5,7 +5,7 @@ import pytest
 from relay.base.accounts.account import AliasTarget, Expansion
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.nexthop import LOCAL, HopKind, NextHop
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.verdict import (
     AddedRecipient,
     RecipientVerdict,
@@ -13,13 +13,11 @@ from relay.base.message.verdict import (
     VerdictAction,
 )
 from relay.store.spool.types import NO_EXTRA, EntryExtra
-from relay.transport.ingress.fanout import fan_out, reported_recipient, with_next_hops
+from relay.transport.ingress.fanout import fan_out, with_next_hops
 from relay.transport.ingress.forwarding import expand_recipients
 from relay.transport.routing.route_table import InvalidRecipient, LocalRecipient, RemoteRecipient
-from tests.support.tables import each_row
 
 MX_B = NextHop(HopKind.MX, "b.test")
-MX_C = NextHop(HopKind.MX, "c.test")
 CONTENTS = (b"zero", b"one", b"two")
 
 
@@ -62,60 +60,6 @@ def fan(*recipients: RecipientVerdict, additions=(), notify=frozenset()):
 
 def keep(address: str, content: int = 0) -> RecipientVerdict:
     return RecipientVerdict(address, content=content)
-
-
-def reject(address: str) -> RecipientVerdict:
-    return RecipientVerdict(
-        address, VerdictAction.REJECT, rule="r", status="5.7.1", text="Not tödäy\r\n"
-    )
-
-
-def buckets(result) -> list:
-    return [
-        (
-            entry.next_hop,
-            result.contents[entry.content],
-            [each.path.address for each in entry.recipients],
-        )
-        for entry in result.entries
-    ]
-
-
-@each_row(
-    "recipients, expected",
-    [
-        ([keep("x@b.test")], [(MX_B, b"zero", ["x@b.test"])]),
-        (
-            [keep("x@b.test"), keep("y@c.test"), keep("z@b.test")],
-            [(MX_B, b"zero", ["x@b.test", "z@b.test"]), (MX_C, b"zero", ["y@c.test"])],
-        ),
-        (
-            [keep("x@b.test"), keep("y@b.test", 2), keep("z@b.test", 2)],
-            [(MX_B, b"zero", ["x@b.test"]), (MX_B, b"two", ["y@b.test", "z@b.test"])],
-        ),
-        (
-            [keep("x@here.test", 1), keep("y@here.test", 1)],
-            [(LOCAL, b"one", ["x@here.test", "y@here.test"])],
-        ),
-        ([keep("x@bad.test"), keep("y@b.test", 1)], [(MX_B, b"one", ["y@b.test"])]),
-        ([reject("x@b.test"), keep("y@b.test")], [(MX_B, b"zero", ["y@b.test"])]),
-    ],
-)
-def test_one_entry_per_next_hop_and_content(recipients, expected):
-    result = fan(*recipients)
-    assert buckets(result) == expected
-    assert set(result.contents) == {content for _, content, _ in expected}
-    delivered = sum(len(entry.recipients) for entry in result.entries)
-    assert delivered + len(result.final_recipients) == len(recipients)
-
-
-def test_an_invalid_added_recipient_fails_alone():
-    result = fan(keep("x@b.test"), additions=[AddedRecipient("y@bad.test", "r")])
-    (failed,) = result.rejected
-    assert (failed.state, failed.added_by, failed.status) == (RecipientState.FAILED, "r", "5.1.1")
-    assert reported_recipient(failed, "no").added_by == "r"
-    assert reported_recipient(failed, "no").rule == "no"
-    assert not result.rejects_all
 
 
 HUB = NextHop(HopKind.SMTP, "hub.test", 25)

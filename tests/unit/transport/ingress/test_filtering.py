@@ -84,11 +84,6 @@ class Filtered:
         return self.message.events[0].detail
 
 
-@pytest.fixture
-def relay() -> Relay:
-    return Relay()
-
-
 @asynccontextmanager
 async def filtering(relay: Relay) -> AsyncIterator[Filtered]:
     async with AsyncExitStack() as stack:

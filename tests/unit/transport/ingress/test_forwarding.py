@@ -7,7 +7,6 @@ import pytest
 
 from relay.base.message.verdict import AddedRecipient
 from relay.base.settings.tree import Route
-from relay.store.journeys.events import Step
 from relay.store.spool.types import NewMessage, SpoolUnavailableError
 from relay.transport.routing.route_table import RouteTable
 from tests.support.ingress import Client, FakeAccounts, Relay
@@ -63,15 +62,6 @@ class Elsewhere(Relay):
         return RouteTable((route,), ["example.test"], self.accounts, catch_all="alice@example.test")
 
 
-class Routed(Relay):
-    """A relay with a route for the mail of one sender."""
-
-    @property
-    def router(self):
-        route = Route("by-sender.test", "smtp://of-ann.test:2525", name="of ann", sender=STRANGER)
-        return RouteTable((route,), ["example.test"], self.accounts)
-
-
 def relay_with(kind: type[Relay] = Relay, **more) -> Relay:
     return kind(accounts=FakeAccounts(**(ALIASES | more)))
 
@@ -93,17 +83,6 @@ async def accepted(relay: Relay, *named: str, **more) -> NewMessage:
     return relay.spool.accepted[-1]
 
 
-async def test_a_copy_for_another_domain_gets_a_sender_of_the_domain_of_its_alias():
-    relay = relay_with()
-    message = await accepted(relay, "mixed@example.test", "q@d.test", "outer@example.test")
-    assert senders_of(message) == {
-        "local": "", "mx:b.test": srs(relay), "mx:c.test": srs(relay), "mx:d.test": "",
-    }  # fmt: skip
-    assert message.facts.envelope.reverse_path == STRANGER
-    (event,) = (one for one in message.events if one.step is Step.POLICY_AND_ROUTING)
-    assert event.detail["senders"] == {"mixed@example.test": srs(relay)}
-
-
 @pytest.mark.parametrize("sender", ["", "alice@example.test", "nobody@EXAMPLE.test"])
 async def test_the_null_sender_and_a_local_one_of_a_trusted_client_stay(sender):
     message = await accepted(relay_with(), "away@example.test", sender=sender, origin=TRUSTED)
@@ -117,14 +96,6 @@ async def test_a_local_sender_that_a_stranger_names_is_rewritten():
     assert senders_of(message) == {"mx:b.test": srs(relay, "alice@example.test")}
     report = await accepted(relay, srs(relay, "alice@example.test"), sender="")
     assert copies_of(report) == [("local", "", ["alice@example.test"])]
-
-
-async def test_a_route_is_chosen_by_the_sender_of_the_message():
-    relay = relay_with(Routed, routed=("x@by-sender.test",))
-    message = await accepted(relay, "routed@example.test")
-    (hop,) = senders_of(message)
-    assert hop == "smtp://of-ann.test:2525"
-    assert senders_of(message)[hop] == srs(relay)
 
 
 @pytest.mark.parametrize("kind", [Relay, CatchAll, Elsewhere])
@@ -355,14 +326,6 @@ async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():
     assert notice.entries[0].recipients[0].path.address == "postmaster"
     event, _ = message.events
     assert {one["reply"][: len(LENT)] for one in event.detail["refused"]} == {LENT}
-
-
-async def test_a_copy_for_a_local_domain_that_a_route_sends_elsewhere_leaves_nothing():
-    relay = relay_with(Elsewhere, hub=("alice@example.test",))
-    message = await accepted(relay, "hub@example.test", content=by(AUTHORS[0]))
-    assert copies_of(message) == [
-        ("smtp://hub.internal.test:2525", "hub@example.test", ["alice@example.test"])
-    ]
 
 
 async def test_neither_a_rule_nor_an_srs_address_leads_such_mail_outside():

@@ -45,24 +45,6 @@ async def test_giving_up_does_not_free_the_thread(threads):
     assert order == ["other", "again"]
 
 
-async def test_a_call_is_asked_to_stop_when_its_caller_gives_up(threads):
-    pauses, begun, ended = threading.Event(), threading.Event(), []
-
-    def until_stopped(stopped):
-        begun.set()
-        ended.append(any(stopped() or pauses.wait(0.001) for _ in range(5_000)))
-
-    with pytest.raises(TimeoutError):
-        await threads.run("a", until_stopped, timeout_s=0.01)
-    given_up = asyncio.create_task(threads.run("b", until_stopped, timeout_s=10))
-    begun.clear()
-    await asyncio.to_thread(begun.wait, 10)
-    given_up.cancel()  # the session has ended
-    for key in "ab":
-        assert await threads.run(key, lambda stopped: not stopped(), timeout_s=10)
-    assert ended == [True, True]
-
-
 async def test_an_error_in_a_thread_is_raised_and_frees_it(threads):
     def fails(_):
         raise OSError("no")
@@ -80,24 +62,6 @@ async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     assert not await threads.run("b", lambda _: threading.Event().wait(0.3), timeout_s=10)
     release.set()
     assert (await first, await second) == (True, "done")
-
-
-async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
-    release, order = threading.Event(), []
-    running = [
-        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
-        for key in "ab"
-    ]
-    await asyncio.sleep(0)  # both have begun
-    monkeypatch.setattr(policy_threads, "_TURN_S", 0.01)
-    with pytest.raises(TimeoutError):
-        await threads.run("c", lambda _: order.append("given up"), timeout_s=10)
-    monkeypatch.undo()
-    again = asyncio.create_task(threads.run("c", lambda _: order.append("again"), timeout_s=10))
-    await asyncio.sleep(0)
-    release.set()
-    await asyncio.gather(*running, again)
-    assert order == ["again"]
 
 
 async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatch):

@@ -203,9 +203,7 @@ def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(run: Any, r
 async def test_headers_that_are_awaited_are_limited_as_sessions_are() -> None:
     async with listening(Relay(), proxy_networks=PROXIES, max_sessions=2) as server:
         waiting = [connected(server.address) for _ in range(2)]
-        await until(lambda: len(server._reading) == 2)
         assert await all_of(connected(server.address)) == b""
-        assert len(server._reading) == 2
         for one in waiting:
             one.close()
 

@@ -10,7 +10,6 @@ import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
-from relay.store.spool.types import SpoolFullError
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
@@ -20,11 +19,6 @@ from tests.support.logs import capture_logs
 from tests.support.tables import each_row
 
 ALICE = base64.b64encode(b"\0alice@example.test\0alice").decode()
-
-
-@pytest.fixture
-def relay() -> Relay:
-    return Relay()
 
 
 @pytest.fixture(autouse=True)
@@ -176,15 +170,6 @@ async def test_a_content_that_is_refused_has_its_subject(relay, content, reason,
     assert one.recipients == ("bob@example.test",)
 
 
-async def test_a_queue_that_is_full_is_pressure(relay):
-    relay.spool.fault = SpoolFullError("full")
-    async with session(relay) as client:
-        await client.say_all(EHLO, FROM, TO, "DATA")
-        assert (await client.say("Subject: hello\r\n\r\nx\r\n."))[:3] == "452"
-    (one,) = relay.refused
-    assert (one.reason, one.subject) == ("pressure", "hello")
-
-
 async def test_a_sender_field_that_is_not_allowed_is_a_sender(relay):
     async with session(relay) as client:
         await client.say_all(EHLO, AUTH, "MAIL FROM:<alice@example.test>", TO, "DATA")
@@ -262,15 +247,6 @@ async def test_a_token_that_is_refused_is_recorded_whatever_answers_the_challeng
         assert one.reply == "535 5.7.8 Token is not known here"
 
 
-async def test_a_login_that_has_ended_is_recorded(relay):
-    async with session(relay) as client:
-        await client.say_all(EHLO, AUTH)
-        relay.accounts.names = ("bob",)
-        assert (await client.say(FROM))[:3] == "421"
-    (one,) = relay.refused
-    assert (one.reason, one.account, one.command) == ("login", "alice@example.test", "MAIL")
-
-
 async def test_a_connection_that_is_refused_is_recorded(relay):
     async with session(relay, max_sessions=1) as client:
         second = await Client.connect(Address(*client.writer.get_extra_info("peername")))
@@ -314,18 +290,6 @@ async def test_a_handshake_that_fails_is_recorded(relay, certificate):
     assert first.reply.startswith("TLS handshake failed: the client disconnected")  # no alert
     assert second.reply == "TLS handshake failed: wrong version number"
     assert counted(relay, "relay_smtp_sessions_total", role="submissions") == 0
-
-
-async def test_starttls_that_fails_is_recorded(relay, certificate):
-    async with session(relay, tls=certificate) as client:
-        await client.say_all(EHLO, "STARTTLS")
-        with pytest.raises(ssl.SSLError):
-            await client.writer.start_tls(distrusting(), server_hostname="localhost")
-        client.writer.close()
-        await until(lambda: relay.refused)
-    (one,) = relay.refused
-    assert (one.command, one.reason) == ("STARTTLS", "tls")
-    assert one.reply == "TLS handshake failed: the client disconnected"
 
 
 async def test_sessions_over_tls_work_and_handshakes_end_with_the_server(relay, certificate):

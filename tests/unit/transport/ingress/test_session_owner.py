@@ -80,17 +80,6 @@ async def test_the_owner_knows_who_sent_a_message(ip, is_trusted):
     assert released == [True]
 
 
-async def test_a_message_over_its_declared_size_is_asked_for_again():
-    relay, released = Relay(), []
-    for declared, code in ((0, "452"), (200, "250")):
-        mail = MailArgument(Envelope(SENDER), declared)
-        paths = (ForwardPath("small@example.test"),)
-        offered = OfferedMail(mail, paths, SessionClaims())
-        reply = await owner(relay).accept(offered, received(released, b"x" * 200))
-        assert reply.reply[:3] == code
-    assert released == [True, True]
-
-
 NOT_IMPORTED = (
     "apsw", "argon2", "cryptography", "prometheus_client", "relay.delivery", "relay.front_door.graph", "relay.transport.ingress.acceptance",
     "relay.transport.ingress.session_owner", "relay.store.mailbox", "relay.transport.milter", "relay.transport.policy", "relay.transport.routing",

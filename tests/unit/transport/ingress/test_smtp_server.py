@@ -12,37 +12,14 @@ import pytest
 
 from relay.base.accounts.account import Account
 from relay.base.accounts.directory import load_accounts
+from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.transport.ingress.session_limits import SessionLimits
 from tests.support.events import until
-from tests.support.ingress import OPENING, Client, Relay, inside, make_certificate
+from tests.support.ingress import OPENING, Client, inside, make_certificate
 from tests.support.logs import capture_logs
 
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
-
-
-@pytest.fixture
-def relay() -> Relay:
-    return Relay()
-
-
-@pytest.fixture
-async def listening(relay):
-    """Start a listener with these settings; it is stopped at the end."""
-    servers = []
-
-    async def start(**changes):
-        server = relay.server(**changes)
-        await server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    while Client.opened:
-        Client.opened.pop().writer.close()
-    for server in servers:
-        await server.drain(0.2)
-        assert server.sessions == 0
 
 
 async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
@@ -310,3 +287,30 @@ async def test_mail_with_its_final_dot_is_answered_before_an_ended_login(relay, 
     )
     assert await client.reply() == ""
     assert len(relay.spool.accepted) == 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "reply"), [("SIZE=1000", "250"), ("SIZE=1001", "452"), ("", "250")]
+)
+async def test_the_declared_size_counts_against_the_free_space(relay, listening, declared, reply):
+    relay.pressure.state = PressureState(room_bytes=1000)
+    client = await Client.connect((await listening()).address)
+    await client.reply()
+    lines = OPENING[0], f"{OPENING[1]} {declared}".rstrip()
+    assert (await client.say_all(*lines))[-1].startswith(reply)
+
+
+async def test_neither_pickup_nor_an_open_transaction_is_refused_because_of_pressure(
+    relay, listening, tmp_path
+):
+    client = await Client.connect((await listening()).address)
+    await client.reply()
+    await client.say_all(*OPENING[:3])
+    refuse = {PressureReason.SPOOL_DISK: PressureLevel.REFUSE}
+    relay.pressure.state = PressureState(refuse, room_bytes=0)
+    assert (await client.say_all("DATA", MESSAGE))[-1].startswith("250 2.0.0 ")
+    pickup = await listening(pickup=True, listen=Address(path=str(tmp_path / "s")))
+    client = await Client.connect(pickup.address)
+    assert (await client.reply()).startswith("220 ")
+    said = await client.say_all(OPENING[0], f"{OPENING[1]} SIZE=1000", *OPENING[2:], MESSAGE)
+    assert said[-1].startswith("250 2.0.0 ")

@@ -1,15 +1,12 @@
 """Sessions with scripted milters on real sockets."""
 
 import asyncio
-import dataclasses
 import re
 from itertools import product
 
 import pytest
 
 from relay.base.message.content import LARGE_BYTES, LargeContent, MemoryOctets, read_all
-from relay.base.settings.tree import Milter
-from relay.base.socket_address import Address
 from relay.transport.milter import connection, filters
 from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterClient
@@ -238,26 +235,6 @@ async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
     assert verdict.said[0].reason == "no decision within ten minutes"
 
 
-async def test_a_milter_that_stays_down_is_logged_once(filtered, tmp_path):
-    session = await filtered(ScriptedMilter())
-    gone = Milter("gone", Address(path=str(tmp_path / "none")), when_down="accept")
-    session.set.replace([gone])
-    with capture_logs() as logged:
-        for _ in range(3):
-            session.reopen()
-            assert (await session.verdict()).said[0].reason == "no such file or directory"
-        milter = ScriptedMilter({})
-        async with milter.at(tmp_path / "none"):
-            session.reopen()
-            assert (await session.verdict()).said[0].answer == "continue"
-            session.session.close()
-        assert session.set.down == {}
-        (tmp_path / "none").unlink(missing_ok=True)
-        session.reopen()
-        await session.verdict()
-    assert [one["error"] for one in logged] == ["no such file or directory"] * 2
-
-
 async def test_a_milter_has_at_most_100_connections(filtered):
     """Of these 80 for strangers."""
     session = await filtered(ScriptedMilter(), when_down="accept", role=("relay", "local"))
@@ -302,19 +279,3 @@ async def test_clients(filtered, client, heard):
     session = await filtered(milter)
     await session.session.connect(client)
     assert milter.of(b"C") == [heard]
-
-
-async def test_roles_names_and_a_reload(filtered):
-    milter = ScriptedMilter()
-    session = await filtered(milter, tcp=True, role=("relay", "local"))
-    (first,) = session.set._milters
-    host = dataclasses.replace(
-        first.settings,
-        name="host",
-        address=dataclasses.replace(first.settings.address, host="localhost"),
-    )
-    assert session.set.session("submission") is None
-    session.set.replace([host, first.settings])
-    assert session.set._milters[1] is first
-    session.reopen("local")
-    assert [one.name for one in (await session.verdict()).said] == ["host", "m1"]

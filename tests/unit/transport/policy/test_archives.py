@@ -19,7 +19,6 @@ from relay.transport.policy.archive_child import MEMORY_BYTES_MAX, examine
 from relay.transport.policy.archives import (
     ENTRIES_MAX,
     INFLATED_OCTETS_MAX,
-    TIME_LIMIT_S,
     MessageArchives,
     UnexaminedArchiveError,
     archive_contents,
@@ -284,21 +283,6 @@ def test_bounds_are_those_of_a_message():
     assert not any(one.bound for one in contents_of(*large[:1] * 5))  # the same one, read once
 
 
-def test_contents_that_rules_make_of_a_message_have_one_budget(evaluate):
-    inside = rule(
-        "{ subject_prefix = 'in' }", name="in", on_error="'ignore'",
-        when="{ attachment = { inside = true, name = '499.txt' } }",
-    )  # fmt: skip
-    fork = rule("{ subject_prefix = 'x' }", name="fork", when="{ recipient = 'b@out.test' }")
-    content = mixed(*(part(HALF + bytes(number)) for number in range(2)))
-    asked = rule(
-        "{ subject_prefix = 'no' }", name="before", when="{ attachment = { encrypted = true } }"
-    )
-    verdict = evaluate(asked, fork, inside, to=("a@out.test", "b@out.test"), content=content)
-    assert [hit.rule for hit in verdict.hits] == ["fork", "in"]
-    assert len(verdict.hits[1].recipients) == 2
-
-
 @each_row(
     "value, attachments, expected",
     [
@@ -368,32 +352,6 @@ def state_of(pid):
         return None
 
 
-def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypatch):
-    def between():  # called while the answer is waited for
-        for one in started[:limit]:
-            one.process.kill()
-
-    started, limit = [], 1
-    real = reader._started
-
-    def start(limits):
-        started.append(real(limits))
-        if len(started) <= limit:  # it does not answer before it is killed
-            os.kill(started[-1].process.pid, 19)
-        return started[-1]
-
-    monkeypatch.setattr(reader, "_started", start)
-    reader.close()
-    assert contents_of(SMALL, between=between)[0].entries
-    reader.close()
-    limit = 9
-    started.clear()
-    [found] = contents_of(SMALL, between=between)
-    assert (found.is_unreadable, found.entries) == (True, ())
-    assert "memory" in found.bound
-    assert all(state_of(one.process.pid) is None for one in started)
-
-
 def test_a_process_that_takes_too_long_is_killed(monkeypatch):
     contents_of(SMALL)
     [child] = reader._idle
@@ -402,7 +360,7 @@ def test_a_process_that_takes_too_long_is_killed(monkeypatch):
     found = contents_of(SMALL, SMALL)
     assert [one.bound for one in found] == ["0.2 seconds, or the memory"] * 2
     assert state_of(child.process.pid) is None
-    monkeypatch.setattr(archives, "TIME_LIMIT_S", TIME_LIMIT_S)
+    monkeypatch.undo()
     assert contents_of(SMALL)[0].entries
 
 

@@ -6,7 +6,6 @@ from msgspec.structs import replace
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.envelope import Source
 from relay.base.settings.document import SettingsError
-from relay.transport.policy.patterns import PatternError, PatternSet
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
@@ -230,15 +229,3 @@ def test_each_address_in_from_counts(evaluate, fields, value):
 def test_each_address_in_to_and_cc_counts(evaluate, fields, value):
     hits = evaluate(rule(TAG, when="{ to_or_cc = '*@bücher.test' }"), content=mail(*fields)).hits
     assert [each.because[0].value for each in hits] == ([value] if value else [])
-
-
-def test_a_set_without_an_answer_fails_the_rule_and_does_not_skip_it(rules_of, monkeypatch):
-    rules = rules_of(rule(TAG, when="{ header = { name = 'X-Old', pattern = '1' } }"))
-
-    def fail(_self, _text):
-        raise PatternError("the patterns ran out of memory")
-
-    monkeypatch.setattr(PatternSet, "matching", fail)
-    message = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
-    with pytest.raises(PatternError):
-        rules.evaluate(message)

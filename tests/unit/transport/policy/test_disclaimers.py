@@ -2,14 +2,12 @@
 
 import pytest
 
-from relay.base.message.envelope import Source
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy.actions import (
     DISCLAIMER_HTML_MAX,
     DISCLAIMER_TEXT_MAX,
 )
 from relay.transport.policy.rule_files import PolicyError
-from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
@@ -94,19 +92,3 @@ def test_what_cannot_have_it_takes_the_fallback(evaluate, fallback, fate):
     if fallback == "reject":
         assert (first.rule, first.status) == ("r", "5.6.3")
         assert first.text == f"A disclaimer has to be added to this message, but {REASON}"
-
-
-def test_it_needs_a_thread(rules_of):
-    rules = rules_of(
-        rule('{ subject_prefix = "[X]" }', name="before"),
-        rule(f'{{ subject_prefix = "[Y]" }}, {action()}', when="{ subject = '*hello' }"),
-    )
-    for subject, finishes in ((b"hello", False), (b"other", True)):
-        content = MAIL.replace(b"hello", subject)
-        message = examined_message(
-            "a@in.test", ["b@out.test"], content, source=Source.SMTP, local_domains=()
-        )
-        evaluation = rules.begin(message)
-        assert evaluation.run(in_thread=False) is finishes
-        assert evaluation.run(in_thread=True)
-        assert evaluation.verdict() == rules.evaluate(message)

@@ -109,20 +109,3 @@ def test_a_thread_is_needed_only_where_a_deep_condition_decides(rules_of, condit
     evaluation.run(in_thread=True)
     assert evaluation.verdict() == rules.evaluate(message())
     assert rules.index.pattern_sets  # that of the nested condition
-
-
-@each_row(
-    "conditions, is_candidate",
-    [
-        (f"any = [{FAILS}, {{ sender = 'x@*' }}]", False),
-        (f"any = [{FAILS}, {HOLDS}]", True),
-        (f"any = [{FAILS}, {{ size_over = 9 }}]", True),  # one that has no terms
-        (f"all = [{FAILS}, {{ size_over = 9 }}]", False),
-        ("any = [{ all = [{ subject = 'x' }, { sender = 'a@*' }] }]", False),  # by the first
-        (f"any = [{{ all = [{HOLDS}, {{ size_over = 9 }}] }}]", True),
-    ],
-)
-def test_a_rule_is_filed_under_its_nested_conditions(rules_of, conditions, is_candidate):
-    rules = rules_of(rule(TAG, when=f"{{ {conditions} }}"))
-    evaluation = rules.begin(message())
-    assert list(rules.index.candidates(evaluation._views[0])) == [is_candidate]

@@ -25,18 +25,6 @@ def test_an_empty_folder_is_a_valid_rule_set(tmp_path):
     assert load_rules(tmp_path) == RuleSet()
 
 
-@pytest.mark.parametrize(
-    ("text", "place"), [("[policy]\n\ndirectory = 'gone'\n", ":3"), ("[policy]\n", ":1"), ("", "")]
-)
-def test_a_missing_folder_is_an_error_of_the_line_that_names_it(tmp_path, text, place):
-    config = tmp_path / "relay.toml"
-    config.write_text(text)
-    with pytest.raises(PolicyError) as caught:
-        load_rules(tmp_path / "gone", config=config)
-    told = f"{config}{place}: policy.directory: found no folder of rules {tmp_path / 'gone'} ("
-    assert str(caught.value).startswith(told)
-
-
 def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
     (tmp_path / "tenant").mkdir()
     for name in ("20-b.toml", "10-a.toml", ".30-hidden.toml", "40-c.toml.bak", "notes.md"):
@@ -184,14 +172,6 @@ def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, 
     fault = fault_of(rules_of, text)
     assert (fault.file.name, fault.line, fault.key) == ("00-rules.toml", line, key)
     assert message in fault.message
-
-
-def test_all_faults_of_all_files_are_reported_together(rules_of):
-    with pytest.raises(PolicyError) as caught:
-        rules_of(rule(REJECT, wen="{}", mode="'on'"), "x = 1\n", "[[rule\n")
-    assert [(each.file.name[:1], each.line) for each in caught.value.faults] == [
-        ("0", 4), ("0", 5), ("1", 1), ("2", 1),
-    ]  # fmt: skip
 
 
 def test_a_failing_rule_test_rejects_the_rule_set(rules_of, tmp_path):

@@ -2,19 +2,13 @@
 
 import pytest
 
-from relay.base.message.verdict import Source
-from relay.operation.cli.output import verdict_lines
-from relay.transport.policy.explanation import explain, verdict_document
-from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import PolicyError, load_rules
 from relay.transport.policy.rule_tests import (
-    examined_message,
-    format_check,
     format_test_results,
     run_tests,
 )
 from tests.support.tables import each_row
-from tests.unit.transport.policy.conftest import MAIL, rule
+from tests.unit.transport.policy.conftest import rule
 
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
 REJECT = '{ reject = "5.7.1 no" }'
@@ -23,29 +17,6 @@ HOP = "{ next_hop = 'smtp://Relay.test:587' }"
 TAG = "{ set_header = { name = 'X-Tag', value = 'für' } }"
 JUNK = "{ quarantine = true }"
 BODY = 'body = "a first\\nline"\n'
-
-
-@each_row("then, lines", [
-        ("{ hold = 'a look' }", ["b@out.test: held: a look (r)", "verdict: hold"]),
-        ("{ defer = '4.7.1 later' }", ["deferred: 4.7.1 later (r)", "verdict: defer"]),
-        ("{ next_hop = 'route:x' }", ["b@out.test: delivered by route:x", "verdict: accept"]),
-        ("{ rate_limit = { rate = '9/1h', per = 'login' } }",
-         ["counts 1 recipient against the 9 in 1 h of ann (r)", "b@out.test: delivered",
-          "verdict: accept"]),
-        ("{ hold = 'a look' }, { redirect = 'z@in.test' }",
-         ["b@out.test: redirected to z@in.test (r)", "z@in.test: held: a look (r)",
-          "verdict: hold"]),
-        (JUNK, ["b@out.test: held: quarantine (r)", "verdict: hold"]),
-        ("{ quarantine = 'z@in.test' }",
-         ["b@out.test: quarantined (z@in.test) (r)", "z@in.test: gets a copy (r)",
-          "verdict: accept"])
-    ])  # fmt: skip
-def test_try_says_what_becomes_of_the_message(rules_of, then, lines):
-    message = examined_message(
-        "a@in.test", ["b@out.test"], MAIL, source=Source.SMTP, local_domains=(), login="Ann"
-    )
-    document = verdict_document(explain(RuleBook(rules_of(rule(then))), message))
-    assert verdict_lines(document)[1:] == lines
 
 
 @each_row("then, expect, failure", [
@@ -169,19 +140,3 @@ def test_a_rule_test_can_enforce_a_rule_whatever_its_mode(rules_of, tmp_path, mo
     rules_of(rule(REJECT, mode=f"'{mode}'") + case)
     assert len(load_rules(tmp_path).tests) == 2
     assert str(load_rules(tmp_path).rules[0].mode) == mode
-
-
-def test_rules_that_no_test_names_are_listed_and_do_not_fail(rules_of):
-    case = CASE + "expect = { verdict = 'accept', rules = ['named'] }\n"
-    unnamed = rule("{ bcc = 'l@x.test' }", name="unnamed", mode="'off'")
-    rules = rules_of(rule("{ cc = 'l@x.test' }", name="named") + unnamed + case)
-    output = format_test_results([rules], tuple(run_tests(rules)))
-    assert output.good
-    assert output.document["untested"] == ["unnamed"]
-    assert output.lines[1].startswith("no test ")
-    assert output.lines[1].endswith('00-rules.toml:4: rule "unnamed"')
-    assert output.lines[2] == "1 test, 1 passed, 0 failed; 1 rule without a test"
-    assert (
-        format_check([rules]).lines[-1] == "2 rules in 1 file, 1 test passed, 1 rule without a test"
-    )
-    assert format_check([rules]).document["untested"] == ["unnamed"]

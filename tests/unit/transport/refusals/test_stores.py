@@ -216,7 +216,6 @@ async def test_the_queue_is_bounded_and_what_does_not_fit_is_counted(files):
         files.record(
             refusal(number, client=f"10.{number >> 14}.{number >> 7 & 127}.{number & 127}")
         )
-    assert len(files._waiting) == WAITING_MAX
     found = await everything(files)
     assert sum(one.times for one in found) == WAITING_MAX + 5
     assert [(one.times, one.reason) for one in found if not one.reply] == [(5, "recipient")]
@@ -235,7 +234,7 @@ async def test_damage_and_a_line_that_a_crash_cut_are_skipped(files, tmp_path):
 async def test_a_disk_that_fails_loses_records_and_raises_nothing(files, tmp_path):
     day(tmp_path).mkdir(parents=True)  # cannot be opened as a file
     files.record(refusal(0))
-    await files._flush()
+    await files.close()
     day(tmp_path).rmdir()
     files.record(refusal(1))
     assert await names(files) == ["r1"]

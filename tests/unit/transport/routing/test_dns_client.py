@@ -2,8 +2,13 @@
 
 import asyncio
 
-from relay.transport.routing import dns_client
-from relay.transport.routing.dns_client import DnsCache, StubResolver, look_up
+from relay.transport.routing.dns_client import (
+    CACHE_MAX,
+    QUERIES_MAX,
+    DnsCache,
+    StubResolver,
+    look_up,
+)
 from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
@@ -26,27 +31,26 @@ class Server:
         return Records((question[0],)), 60.0
 
 
-async def test_dns_queries_in_progress_are_bounded(monkeypatch):
-    monkeypatch.setattr(dns_client, "QUERIES_MAX", 4)
+async def test_dns_queries_in_progress_are_bounded():
     server = Server()
     asking = DnsCache(server.ask, clock=ManualClock())
-    wanted = [(f"{number}.test", "A") for number in range(20)]
+    wanted = [(f"{number}.test", "A") for number in range(2 * QUERIES_MAX)]
     waiting = asyncio.create_task(asking.answers(*wanted))
-    while server.now < 4:
+    while server.now < QUERIES_MAX:
         await asyncio.sleep(0)
     server.open.set()
     assert await waiting == [Records((name,)) for name, _ in wanted]
-    assert server.most == 4
+    assert server.most == QUERIES_MAX
 
 
-async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
-    monkeypatch.setattr(dns_client, "CACHE_MAX", 2)
+async def test_the_dns_cache_drops_the_least_recently_used_answer():
     server = Server()
     server.open.set()
     asking = DnsCache(server.ask, clock=ManualClock())
-    for name in ("a", "b", "a", "c", "a", "b"):
+    others = [f"{number}.test" for number in range(CACHE_MAX - 2)]
+    for name in ("a", "b", *others, "a", "c", "a", "b"):
         await asking.answers((name, "A"))
-    assert server.asked == ["a", "b", "c", "b"]
+    assert server.asked == ["a", "b", *others, "c", "b"]
 
 
 async def test_without_name_servers_the_answer_says_so(tmp_path):

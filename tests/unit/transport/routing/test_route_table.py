@@ -123,36 +123,6 @@ def test_a_route_makes_no_address_of_a_local_domain_valid(hop):
     assert not routes.examine("alice@other.test").is_local
 
 
-def test_what_a_catch_all_takes_stays_here_if_its_own_mail_does():
-    routes = RouteTable(
-        [Route("b.test", "smtp://127.0.0.1:2626"), Route("example.test", "hold")],
-        ["example.test", "b.test"],
-        Accounts(),
-        catch_all="carol@example.test",
-    )
-    assert routes.examine("nobody@b.test") == LocalRecipient("carol@example.test")
-    assert routes.examine("nobody@example.test").held == "route example.test hold"
-
-
-def test_the_tls_level_is_demanded_by_a_route_that_says_it_or_by_the_configuration(tmp_path):
-    password = tmp_path / "password"
-    password.write_text("secret")
-    routes = [
-        Route("a.test", "mx", tls="required"),
-        Route("b.test", "mx"),
-        Route("c.test", "smtp://mail.test:25", auth=RouteAuth("me", password), name="paid"),
-        Route("d.test", "smtp://mail.test:26"),
-        Route("f.test", "smtps://mail.test:465"),
-    ]
-    made = RouteTable(routes, [], Accounts())
-    hops = [made.next_hop_for(f"x@{one}.test") for one in "abcdef"]
-    assert [made.tls_demanded_by(hop) for hop in hops] == [
-        "route a.test mx", "configuration", "route paid", "configuration", "configuration",
-        "route f.test smtps://mail.test:465",
-    ]  # fmt: skip
-    assert made.tls_demanded_by(NextHop.parse("smtp://mail.test:25")) == "route paid"
-
-
 def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
     routes = table(catch_all="al@example.test", postmaster="carol@example.test")
     assert routes.examine("nobody@example.test") == LocalRecipient("alice@example.test")
