@@ -247,31 +247,16 @@ PUMPS: tuple[tuple[str, str], ...] = (
     *(("", one) for one in "\"\\(),<>[]:;='.&#/*{}@%-_ \t\n\r\0a0é"),
     *(("", one) for one in ('\\"', "()", "(\\(", "'\"", "a ", "a.", "a@b,", "a:;", "; a", "a>")),
     *(("", one) for one in ("=?a?q?", "=?utf-8?q?a?=", "=?utf-8?q?a?= ", "=?utf-8?b?", "re:")),
-    *(
-        ("", one)
-        for one in ("re[1]:", "1234 ", "5.1.1 ", "code ", "\n \t", "\r\n ", "\r\n", "--b\r\n")
-    ),
-    *(
-        ("", one)
-        for one in ("<a", "</", "</p>", "<p>", "<!", "<!--", "&#", "&amp;", "http://a", "mailto:")
-    ),
+    *(("", one) for one in ("re[1]:", "1234 ", "5.1.1 ", "code ", "\n \t", "\r\n ", "\r\n")),
+    *(("", one) for one in ("--b\r\n", "<a", "</", "</p>", "<p>", "<!", "<!--", "&#", "&amp;")),
+    *(("", one) for one in ("http://a", "mailto:")),
     *(('"', '\\"'), ('(; b="', '\\"'), ('a/b; x="', '\\"'), ("a/b", "; x*0=y"), ("(", "\\(")),
     *(("<style>@import", " "), ("<style>", "@import url( "), ("<style>", "image-set( ")),
-    *(
-        ("<style>", "/*"),
-        ("<style>", "{"),
-        ("<style>", "'\""),
-        ("<style>", "a>"),
-        ("<style>@media ", "( "),
-    ),
-    *(("<p style='@import", " "), ("<p style='", "url("), ("<p style='background:", "url( ")),
-    *(
-        ("<p style='width:", "calc(1 "),
-        ("<img srcset='", " ,"),
-        ("<p ", "a=b "),
-        ("<a href='", "&#"),
-    ),
-    *(("report: ", "Final-Recipient: rfc822; a@b\r\nAction: failed\r\n\r\n"), ("Status: ", "5.1.")),
+    *(("<style>", one) for one in ("/*", "{", "'\"", "a>")),
+    *(("<style>@media ", "( "), ("<p style='@import", " "), ("<p style='", "url(")),
+    *(("<p style='background:", "url( "), ("<p style='width:", "calc(1 "), ("<img srcset='", " ,")),
+    *(("<p ", "a=b "), ("<a href='", "&#"), ("Status: ", "5.1.")),
+    ("report: ", "Final-Recipient: rfc822; a@b\r\nAction: failed\r\n\r\n"),
     *(("Diagnostic-Code: smtp; ", "5.1.1 "), ("Final-Recipient: rfc822; ", "<")),
 )
 

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,20 +88,6 @@ def test_a_problem_has_lines_programs_and_notes():
     assert "Outlook Windows" in flex.unsupported
     assert not set(flex.unsupported) & set(flex.partial)
     assert any("non Google accounts" in note for note in flex.notes)
-
-
-def test_the_score_is_the_mean_support_of_the_features():
-    support = {slug: row[2] for slug, row in DATA["features"].items()}
-
-    def share(slug: str) -> float:
-        known = [one for one in support[slug] if one != "u"]
-        return 100 * (known.count("y") + known.count("a") / 2) / len(known)
-
-    found = check_bodies("<div></div><video></video><video></video>", None)
-    assert found.score == pytest.approx((share("html-div") + share("html-video")) / 2, abs=0.1)
-    assert [one.feature for one in found.problems] == ["<video> element"]  # div is everywhere
-    assert found.problems[0].support == pytest.approx(share("html-video"), abs=0.1)
-    assert (check_bodies(None, "text").score, check_bodies("", None).has_html) == (100.0, False)
 
 
 def test_what_is_long_is_cut_and_said():

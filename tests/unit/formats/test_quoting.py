@@ -175,21 +175,6 @@ def test_the_block_names_people_time_and_subject():
     ]
 
 
-@each_row(
-    "sent_us, hours, expected",
-    [
-        (SENT_US, 0, "Saturday, November 21, 2026 9:21 AM (UTC)"),
-        (SENT_US, -9, "Saturday, November 21, 2026 12:21 AM (UTC-09:00)"),
-        (SENT_US, -10, "Friday, November 20, 2026 11:21 PM (UTC-10:00)"),
-        (SENT_US, 3, "Saturday, November 21, 2026 12:21 PM (UTC+03:00)"),
-        (-5, -1, "Wednesday, December 31, 1969 10:59 PM (UTC-01:00)"),
-    ],
-)
-def test_the_time_is_in_the_zone(sent_us, hours, expected):
-    zone = timezone(timedelta(hours=hours)) if hours else UTC
-    assert f"Sent: {expected}\r\n" in quoted("", "text", zone=zone, sent_us=sent_us)
-
-
 def test_a_time_in_the_distant_future_is_shown_as_the_latest():
     assert " 9999 " in quoted("", "text", zone=timezone(timedelta(hours=14)), sent_us=1 << 62)
 

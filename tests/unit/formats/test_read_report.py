@@ -70,24 +70,6 @@ def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str)
     assert (found.message_id, found.claims) == ("<m@x>", (expected,))
 
 
-def test_each_recipient_has_its_sentence():
-    found = report(
-        b"Reporting-MTA: dns; mx.example\r\n\r\n"
-        b"Final-Recipient: rfc822; b@x.test\r\nAction: delayed\r\nStatus: 4.4.1\r\n\r\n"
-        b"Final-Recipient: rfc822; c@x.test\r\nAction: relayed\r\nStatus: 2.0.0\r\n"
-        b"Diagnostic-Code: smtp; 250 2.0.0\r\n ok\r\n\r\n"
-        b"Original-Recipient: rfc822;d@x.test\r\nFinal-Recipient: rfc822; e@x.test\r\n"
-        b"Action: Delivered\r\n\r\n"
-        b"Final-Recipient: rfc822; f@x.test\r\nAction: expired\r\n"
-    )
-    assert [one.text for one in found.recipients] == [
-        "b@x.test is not delivered yet: 4.4.1.",
-        "c@x.test was passed on to a host that sends no reports: 250 2.0.0 ok.",
-        "d@x.test was delivered.",
-        "f@x.test was not delivered.",
-    ]
-
-
 @each_row("status", [b"", b"\r\n\r\n\r\n", b"no field", b"\x00\xff: \xfe\r\n\r\n:\r\n", b": x\r\n\r\nAction\r\n",
      b"A: b\r\n\r\n" * 5000, b"A: " + b"=?utf-8?q?=00?=" * 5000])  # fmt: skip
 def test_a_damaged_report_is_read_as_far_as_it_goes(status):

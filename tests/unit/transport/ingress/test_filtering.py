@@ -138,14 +138,6 @@ async def test_each_refusal_is_the_reply_at_its_stage(stage, answer):
             assert refusal.recipients == ("bob@example.test", "alice@example.test")
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-async def test_a_refusal_at_connect_is_the_reply_to_each_command(filtered, answer):
-    sent, reply = ANSWERS[answer]
-    await filtered.milter({b"C": sent})
-    replies = await filtered.replies(*LINES[:2])
-    assert [one.startswith(reply) for one in replies] == [True, answer != "shutdown"]
-
-
 @pytest.mark.parametrize(
     ("when_down", "replies"),
     [("accept", ["250"] * 4), ("defer", ["451"] * 2), ("reject", ["550"] * 2)],

@@ -7,6 +7,7 @@ import pytest
 
 from relay.base.message.verdict import AddedRecipient
 from relay.base.settings.tree import Route
+from relay.store.journeys.events import Step
 from relay.store.spool.types import NewMessage, SpoolUnavailableError
 from relay.transport.routing.route_table import RouteTable
 from tests.support.ingress import Client, FakeAccounts, Relay
@@ -404,3 +405,31 @@ async def test_a_report_of_more_than_1_mb_is_refused(begun):
         reply = await smtp.say("From: a@b.test\r\n\r\n" + ("x" * 998 + "\r\n") * 1000 + ".")
         assert reply.startswith("552 5.3.4 "), named
     assert relay.spool.accepted == []
+
+
+class Routed(Relay):
+    """A relay with a route for the mail of one sender."""
+
+    @property
+    def router(self):
+        route = Route("by-sender.test", "smtp://of-ann.test:2525", name="of ann", sender=STRANGER)
+        return RouteTable((route,), ["example.test"], self.accounts)
+
+
+async def test_a_copy_for_another_domain_gets_a_sender_of_the_domain_of_its_alias():
+    relay = relay_with()
+    message = await accepted(relay, "mixed@example.test", "q@d.test", "outer@example.test")
+    assert senders_of(message) == {
+        "local": "", "mx:b.test": srs(relay), "mx:c.test": srs(relay), "mx:d.test": "",
+    }  # fmt: skip
+    assert message.facts.envelope.reverse_path == STRANGER
+    (event,) = (one for one in message.events if one.step is Step.POLICY_AND_ROUTING)
+    assert event.detail["senders"] == {"mixed@example.test": srs(relay)}
+
+
+async def test_a_route_is_chosen_by_the_sender_of_the_message():
+    relay = relay_with(Routed, routed=("x@by-sender.test",))
+    message = await accepted(relay, "routed@example.test")
+    (hop,) = senders_of(message)
+    assert hop == "smtp://of-ann.test:2525"
+    assert senders_of(message)[hop] == srs(relay)

@@ -56,16 +56,6 @@ async def test_what_a_milter_hears(filtered, tcp):
     ]
 
 
-async def test_an_accepted_session_costs_nothing_more(filtered):
-    milter = ScriptedMilter({b"H": packet(b"a")})
-    session = await filtered(milter)
-    for _ in range(2):
-        verdict = await session.verdict()
-        assert [(one.stage, one.answer) for one in verdict.said] == [("helo", "accept")]
-    await milter.ended.wait()
-    assert milter.commands() == b"OCHQ"
-
-
 async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
     first = ScriptedMilter({
         b"E": placed(b"i", 0, "X-Top", "t") + placed(b"m", 1, "Subject", "spam") + added("X-A", "1\n\t2")
@@ -95,17 +85,6 @@ async def test_each_milter_sees_what_the_one_before_it_has_changed(filtered):
         "insert X-Top", "change Subject", "add X-A", "change sender to <>", "add recipient <n@y.test>",
         "add recipient <o@y.test>", "replace body", "quarantine",
     )  # fmt: skip
-
-
-async def test_nothing_is_sent_that_a_milter_does_not_want(filtered):
-    milter = ScriptedMilter(steps=0x1F7FF & ~0x400)  # no answers, and only the end of the message
-    session = await filtered(milter)
-    assert (await session.verdict()).said[0].answer == "continue"
-    assert milter.commands() == b"OE"
-    quiet = ScriptedMilter(steps=0xFF080)  # no answers
-    session = await filtered(quiet)
-    assert (await session.verdict(MAIL + b"x" * 200_000)).said[0].answer == "continue"
-    assert quiet.commands() == b"OCHMRTLLLNBBBBE"
 
 
 async def test_a_large_body_is_read_and_replaced_in_blocks(filtered):

@@ -119,21 +119,11 @@ def test_a_rule_sends_mail_by_a_route(tmp_path, hop):
     assert read_rules(tmp_path).rules  # the routes are not known
 
 
-@pytest.mark.parametrize(
-    ("routes", "found"),
-    [
-        ({"other": "mx"}, 'found "partner", expected the name of a route: "other"'),
-        ({}, 'found "partner", expected the name of a route: none is usable'),
-        (
-            {"partner": "local", "other": "mx"},
-            'found "partner", whose next_hop is "local", expected the name of a route: "other"',
-        ),
-        (
-            {"partner": "reject:5.1 No", "a": "hold"},
-            'found "partner", whose next_hop is "reject:5.1 No", expected the name of a route: "a"',
-        ),
-    ],
-)
+@each_row("routes, found", [
+    ({}, 'found "partner", expected the name of a route: none is usable'),
+    ({"partner": "local", "other": "mx"},
+     'found "partner", whose next_hop is "local", expected the name of a route: "other"'),
+])  # fmt: skip
 def test_a_route_by_which_no_mail_leaves_is_a_fault(tmp_path, routes, found):
     (tmp_path / "10.toml").write_text(rule("{ next_hop = 'route:partner' }"))
     with pytest.raises(PolicyError) as caught:

@@ -3,11 +3,7 @@
 tests/unit/transport/policy/test_rule_index.py compares any tree with one that is asked naively.
 """
 
-import pytest
-
 from relay.base.message.envelope import Source
-from relay.transport.policy.explanation import explain
-from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
@@ -57,34 +53,6 @@ def test_only_the_tables_to_which_a_match_is_due_are_in_the_journey(evaluate):
     assert [(each.condition, each.value) for each in hit.because] == [
         ("sender", "a@in.test"), ("any[1].subject", "hello"), ("any[1].recipient", "b@out.test")
     ]  # fmt: skip
-
-
-NESTED = f"""{{ any = [ {FAILS}, {{ all = [ {HOLDS}, {{ sender = 'x@*' }} ] }} ] }}"""
-
-
-@pytest.mark.parametrize(
-    ("key", "prefix", "matched", "has_content", "holds"),
-    [
-        ("when", "", False, True, (False, False, False, True, False)),
-        ("unless", "unless ", True, True, (False, False, False, True, False)),
-        ("when", "", None, False, (None, None, False, None, False)),
-    ],
-)
-def test_an_explanation_shows_each_key_of_each_table(
-    rules_of, key, prefix, matched, has_content, holds
-):
-    book = RuleBook(rules_of(rule(TAG, **{key: NESTED})))
-    [finding] = explain(book, message(), has_content=has_content).rules
-    assert finding.matched is matched
-    shown = [(each.condition, each.value, each.holds) for each in finding.conditions]
-    values = ("hello", "hello") if has_content else ("", "")
-    assert shown == [
-        (f"{prefix}any", "0 of 2", holds[0]),
-        (f"{prefix}any[0].subject", values[0], holds[1]),
-        (f"{prefix}any[1].all", "1 of 2" if has_content else "0 of 2", holds[2]),
-        (f"{prefix}any[1].all[0].subject", values[1], holds[3]),
-        (f"{prefix}any[1].all[1].sender", "a@in.test", holds[4]),
-    ]
 
 
 DEEP = "{ header = { name = 'X-Old', pattern = '1' } }"

@@ -117,38 +117,6 @@ def test_each_kind_of_domain_has_its_recipients(table, address, expected):
         assert found == expected
 
 
-def test_one_predicate_knows_all_own_domains(table, domains):
-    names = [one if isinstance(one, str) else one.name for one in domains]
-    assert all(map(table.is_local_domain, names))
-    assert table.is_local_domain("ANY.test")
-    assert not table.is_local_domain("below.any.test")
-
-
-def targets(table, address):
-    expansion = table.expand(address)
-    return expansion and [(one.address, one.through) for one in expansion.targets]
-
-
-def test_an_address_of_a_twin_is_redirected_to_the_one_of_the_same_name(table):
-    assert targets(table, "Ann@TWIN.test") == [("Ann@example.test", ("ann@twin.test",))]
-    assert targets(table, "q@any-twin.test") == [("q@any.test", ("q@any-twin.test",))]
-    assert targets(table, "alice@example.test") is None
-    # and its aliases are those of the other domain
-    team = [
-        ("alice@example.test", ("team@example.test",)),
-        ("x@example.test", ("team@example.test",)),
-    ]
-    assert targets(table, "team@example.test") == targets(table, "team@twin.test") == team
-    assert targets(table, "sales@any-twin.test") == [("carol@acme.test", ("sales@any.test",))]
-
-
-def test_local_mail_of_a_twin_is_delivered_to_the_same_mailbox(table):
-    assert table.mailbox_for("alice@twin.test") == "alice@example.test"
-    assert table.mailbox_for("nobody@acme.test") == "carol@acme.test"
-    assert table.mailbox_for("nobody@plain.test") is None
-    assert table.mailbox_for("postmaster@any.test") is None
-
-
 @each_row(
     "hop, address, fits",
     [
@@ -186,17 +154,6 @@ def test_a_faulty_file_is_told_with_its_line(tmp_path, text, expected):
     with pytest.raises(SettingsError) as caught:
         RouteTable([], [OwnDomain("listed.test", f"file:{file}")], None)
     assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(("octets", "why"), [(b"\xff\n", "not UTF-8"), (None, "No such file")])
-def test_an_unusable_file_is_told_with_the_key_that_names_it(tmp_path, octets, why):
-    file = tmp_path / "listed"
-    if octets is not None:
-        file.write_bytes(octets)
-    own = [OwnDomain("any.test", "any"), OwnDomain("listed.test", f"file:{file}")]
-    expected = rf"domain\[1\]\.recipients: found '{file}', expected .* be read \({why}"
-    with pytest.raises(ValueError, match=expected):
-        RouteTable([], ["example.test", *own], None)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_address(tmp_path):

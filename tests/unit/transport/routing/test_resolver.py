@@ -438,3 +438,18 @@ async def test_only_a_validating_name_server_makes_an_answer_secure(dns, validat
         found = await resolver.resolve(NextHop(HopKind.SMTP, "mx2.three.test", 26))
         assert (found.find_tlsa is not None) is validating
     assert {kind for _, kind in dns.queries} <= {"MX", "A", "AAAA"}
+
+
+async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
+    dns.server.ttl_s = dns.server.negative_ttl_s = 10_000_000
+    async with resolving(dns, clock=clock) as resolver:
+        for domain in ("three.test", "gone.test"):
+            await resolver.resolve(mx(domain))
+        clock.advance(899)
+        await resolver.resolve(mx("gone.test"))
+        clock.advance(2)
+        await resolver.resolve(mx("gone.test"))
+        clock.advance(86_400)
+        await resolver.resolve(mx("three.test"))
+    assert dns.asked("gone.test", "MX") == 2
+    assert dns.asked("three.test", "MX") == 2

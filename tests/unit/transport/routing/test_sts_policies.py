@@ -152,29 +152,10 @@ async def test_what_a_server_says_is_cut(domains: Domains) -> None:
     assert len(await domains.mode()) <= 200
 
 
-async def test_a_policy_that_ends_at_once_counts_and_is_not_fetched_each_time(
-    domains: Domains,
-) -> None:
-    domains.files["a.test"] = POLICY.replace(b"604800", b"0")
-    assert [await domains.mode() for _ in range(3)] == ["enforce"] * 3
-    domains.pass_s(FAILED_S)
-    assert await domains.mode() == "enforce"
-    assert domains.fetched["a.test"] == 2
-
-
 async def test_a_domain_without_a_record_costs_its_question_only(domains: Domains) -> None:
     assert await domains.mode("b.test") == "nothing"
     assert domains.asked == {"_mta-sts.b.test": 1}
     assert not domains.fetched
-
-
-async def test_a_name_server_that_does_not_answer_is_not_asked_each_time(domains: Domains) -> None:
-    domains.records["_mta-sts.a.test"] = NO_ANSWER
-    assert [await domains.mode() for _ in range(3)] == ["nothing"] * 3
-    assert domains.asked["_mta-sts.a.test"] == 1
-    domains.records["_mta-sts.a.test"] = record("1")
-    domains.pass_s(FAILED_S)
-    assert await domains.mode() == "enforce"
 
 
 async def test_who_waits_waits_a_limited_time(domains: Domains, monkeypatch) -> None:

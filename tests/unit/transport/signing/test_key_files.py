@@ -27,7 +27,7 @@ from relay.base.message.header import ParsedContent
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import DkimKey
-from relay.transport.signing.key_files import ends_us, load_keys
+from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.private_keys import EXPECTED, new_key, read_pem, write_pem
 from relay.transport.signing.signer import Signer
 from tests.support.manual_clock import ManualClock
@@ -231,19 +231,3 @@ async def test_a_key_signs_in_the_last_microsecond_of_its_last_day_and_not_in_th
     assert (signed.keys, signed.unsigned) == ((), "the keys of a.test have ended")
     assert signed.contents == (content,)
     assert signer.sign_report(content).keys == ()
-
-
-def test_the_domains_whose_last_key_ends_within_14_days(folder):
-    def ending(*untils: str) -> list[str]:
-        file = folder.file("s.pem", ED25519)
-        ring = load_keys([DkimKey("a.test", f"s{at}", file, day) for at, day in enumerate(untils)])
-        return [key.selector for key in ring.ending(now_us)]
-
-    now_us = ends_us("2027-06-30")  # the first microsecond of July
-    assert ending() == []
-    assert ending("") == []
-    assert ending("2027-07-15") == []
-    assert ending("2027-07-14") == ["s0"]  # ends with the first microsecond of the 15th
-    assert ending("2027-06-30", "2027-07-05", "2027-07-01") == ["s1"]
-    assert ending("2027-06-30", "") == []
-    assert ending("2020-01-01", "2019-01-01") == ["s0"]
