@@ -1,15 +1,10 @@
 """The text alternative of HTML, whatever the HTML is."""
 
-import re
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.formats import html_text
 from relay.formats.html_text import html_to_text, preview, visible_text
-from tests.support.long_tests import sampled
 from tests.support.tables import each_row
 
 
@@ -127,55 +122,6 @@ def test_visible_text_is_what_a_reader_sees(html, words, is_read):
 )
 def test_visible_text_leaves_out_what_is_hidden(html, words):
     assert " ".join(visible_text(html).split()) == words
-
-
-SHAPES = {
-    "attributes": lambda n: f"<p {' '.join(f'a{i}=b' for i in range(n))}>x",
-    "attributes of an end tag": lambda n: f"x</p {' '.join(f'a{i}=b' for i in range(n))}>",
-    "attributes of svg": lambda n: f"<svg {' '.join(f'a{i}=b' for i in range(n))}>x",
-    "one attribute again": lambda n: f"<p {'hidden=b ' * n}>x",
-    "html, again and again": lambda n: "".join(f"<html a{i}=b>" for i in range(n)),
-    "a long value": lambda n: f'<p style="{"display &amp; " * n}">x',
-    "spaces": lambda n: f"<p style='display{' ' * n}'{' ' * n}a{' ' * n}>x",
-    "quotes": lambda n: "<p a='" * n,
-    "words": lambda n: "<span>word</span>" * n,
-    "references": lambda n: "&amp;&#65;&notit;&" * n,
-    "digits": lambda n: f"&#{'9' * n};&#x{'9' * n};",
-    "<": lambda n: "<" * n,
-    "<!--": lambda n: "<!--" * n,
-    "<!": lambda n: "<!" * n,
-    "</": lambda n: "</" * n,
-    "scripts": lambda n: "<script></scrip" * n,
-    "end tags": lambda n: "<div>" * n + "</span></p></li></td></h1></table>" * n,
-    "end tags over others": lambda n: "<x hidden><div>" + "<i>" * n + "</x>" * n,
-    "fonts to be opened again": lambda n: (
-        "<div>" + "".join(f"<font a={i}>" for i in range(n)) + "</div>" + "<div>x</div>" * n
-    ),
-    **{
-        f"<{tag}>": lambda n, tag=tag: f"<{tag}>x" * n
-        for tag in (
-            *("div", "b", "p", "b><p", "a><div", "a href=http://x", "pre", "x", "br", "hr", "table"),
-            *("table><tr><td", "ul><li", "li", "dd", "blockquote", "template", "svg><g", "select"),
-            *("td", "table><td><li><p><h1", "p hidden", "form", "head", "img alt=x", "b hidden"),
-        )
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", sampled(SHAPES, one_of=5))
-@pytest.mark.parametrize("read", [html_to_text, visible_text])
-def test_time_is_linear_in_the_body(shape, read, monkeypatch):
-    """Eight times as long takes eight times as long, not 64 times."""
-    monkeypatch.setattr(html_text, "_READ_TAGS", re.compile("[^<]*+<"))
-
-    def taken_s(size):
-        html = SHAPES[shape](size)
-        began = time.process_time()
-        read(html)
-        return time.process_time() - began
-
-    short_s = max(0.001, min(taken_s(2_000), taken_s(2_000)))
-    assert taken_s(16_000) < 24 * short_s or taken_s(16_000) < 24 * short_s
 
 
 def test_a_number_of_any_length_can_be_previewed():

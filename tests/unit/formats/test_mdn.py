@@ -114,54 +114,6 @@ def test_a_large_message_asks_by_its_header() -> None:
     assert requested(large) is not None
 
 
-def test_a_receipt_says_who_has_read_what() -> None:
-    written = write_mdn(
-        ReceiptKind.READ, REQUEST, words=WORDS, is_manual=False, hostname="relay.example.test",
-        report_id="r1", now_us=1_700_000_000_000_000,
-    )  # fmt: skip
-    assert written == (
-        b"From: <bob@example.test>\r\n"
-        b"To: <alice@example.com>\r\n"
-        b"Subject: Read: Report\r\n"
-        b"Date: Tue, 14 Nov 2023 22:13:20 +0000\r\n"
-        b"Message-ID: <r1.mdn@relay.example.test>\r\n"
-        b"In-Reply-To: <m@example.com>\r\n"
-        b"References: <m@example.com>\r\n"
-        b"Auto-Submitted: auto-replied\r\n"
-        b"MIME-Version: 1.0\r\n"
-        b"Content-Type: multipart/report; report-type=disposition-notification;\r\n"
-        b' boundary="=_mdn_r1"\r\n'
-        b"\r\n"
-        b"--=_mdn_r1\r\n"
-        b"Content-Type: multipart/alternative;\r\n"
-        b' boundary="=_text_r1"\r\n'
-        b"\r\n"
-        b"--=_text_r1\r\n"
-        b"Content-Type: text/plain; charset=utf-8\r\n"
-        b"Content-Language: de\r\n"
-        b"\r\n"
-        b"Gelesen\r\n"
-        b"\r\n"
-        b"--=_text_r1\r\n"
-        b"Content-Type: text/html; charset=utf-8\r\n"
-        b"Content-Language: de\r\n"
-        b"\r\n"
-        b"<p>Gelesen\r\n"
-        b"\r\n"
-        b"--=_text_r1--\r\n"
-        b"--=_mdn_r1\r\n"
-        b"Content-Type: message/disposition-notification\r\n"
-        b"\r\n"
-        b"Reporting-UA: relay.example.test; Relay\r\n"
-        b"Original-Recipient: rfc822;Bob@example.test\r\n"
-        b"Final-Recipient: rfc822;bob@example.test\r\n"
-        b"Original-Message-ID: <m@example.com>\r\n"
-        b"Disposition: manual-action/MDN-sent-automatically; displayed\r\n"
-        b"\r\n"
-        b"--=_mdn_r1--\r\n"
-    )
-
-
 def parsed(kind=ReceiptKind.READ, *, is_manual=False, **changes):
     values = {name: getattr(REQUEST, name) for name in ReceiptRequest.__slots__} | changes
     written = write_mdn(

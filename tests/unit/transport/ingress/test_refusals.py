@@ -233,20 +233,6 @@ async def test_a_login_that_failed_is_recorded_with_the_user_name_alone(relay):
     assert name not in everything
 
 
-async def test_a_token_that_is_refused_is_recorded_whatever_answers_the_challenge(relay):
-    """Jakarta Mail leaves; a line that is too long is no way around the pause and the limit."""
-    token = base64.b64encode(b"user=bob\1auth=Bearer unknown\1\1").decode()
-    async with session(relay, limits=SessionLimits(auth_failure_delay_s=0.0)) as client:
-        await client.say(EHLO)
-        assert (await client.say(f"AUTH XOAUTH2 {token}"))[:4] == "334 "
-        assert (await client.say("x" * 15_000))[:3] == "535"
-        assert (await client.say(f"AUTH XOAUTH2 {token}"))[:4] == "334 "
-    first, second = relay.refused
-    for one in (first, second):
-        assert (one.command, one.reason, one.account) == ("AUTH", "login", "bob")
-        assert one.reply == "535 5.7.8 Token is not known here"
-
-
 async def test_a_connection_that_is_refused_is_recorded(relay):
     async with session(relay, max_sessions=1) as client:
         second = await Client.connect(Address(*client.writer.get_extra_info("peername")))

@@ -2,11 +2,9 @@
 
 import base64
 import contextlib
-import email.policy
 import quopri
 import time
 from binascii import b2a_uu
-from email.message import EmailMessage
 from itertools import pairwise
 
 import pytest
@@ -21,7 +19,6 @@ from relay.transport.policy.message_parts import (
     FIELDS_OCTETS_MAX,
     TooManyPartsError,
     message_parts,
-    normalised,
 )
 from tests.support.contents import Counted, as_large
 from tests.support.long_tests import sampled
@@ -112,24 +109,6 @@ TYPES = b"Content-Type: multipart/x; boundary=%s\r\nContent-Type: multipart/x; b
     ])  # fmt: skip
 def test_where_programs_differ_the_names_of_every_reading_are_found(content, form):
     assert set(names_in(form(content))) == {"a.exe"}
-
-
-@given(st.lists(st.text(min_size=1), max_size=4), st.booleans())
-def test_names_written_by_the_email_package_are_found(names, forwarded):
-    message = EmailMessage(policy=email.policy.SMTP)
-    message.set_content("name=decoy.exe")
-    kept = []
-    for name in names:
-        safe = "".join(each for each in name if each.isalnum()) + ".dat"
-        kept.append(safe)
-        message.add_attachment(b"data", "application", "octet-stream", filename=safe)
-    if forwarded:
-        outer = EmailMessage(policy=email.policy.SMTP)
-        outer.set_content("see below")
-        outer.add_attachment(message)
-        message = outer
-    found = names_in(message.as_bytes())
-    assert list(found) == [normalised(each) for each in kept]
 
 
 @given(st.binary(max_size=300))

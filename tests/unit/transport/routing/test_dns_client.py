@@ -101,16 +101,3 @@ async def test_a_command_looks_up_several_records_at_once():
         NoRecords(),
     ]  # fmt: skip
     assert "SERVFAIL" in found["broken.test", "TXT"].text
-
-
-async def test_a_command_asks_all_questions_before_the_first_answer():
-    names = [f"{number}.test" for number in range(20)]
-    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
-        questions = [(name, "TXT") for name in names]
-        asking = asyncio.create_task(look_up([dns.address], questions, timeout_s=60))
-        await asyncio.gather(*(dns.until_asked(*one) for one in questions))
-        asking.cancel()
-        await asyncio.wait([asking])
-    with DnsThread(dict.fromkeys(names, "TIMEOUT")) as dns:
-        found = await look_up([dns.address], questions, timeout_s=0.1)
-    assert {type(one) for one in found.values()} == {NoAnswer}
