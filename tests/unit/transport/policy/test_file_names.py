@@ -377,7 +377,22 @@ def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding,
     assert time.process_time() - started < 1 + size / 10**6
 
 
-@each_row("name", ["bat.pdf", "v.bat.pdf", "v.bat: notes.pdf", "cost::$5.pdf", "<v.bat>.pdf", "v.bat 10:30.pdf", "Invoice(1).pdf", "a b.pdf", "it's.pdf", "50%.pdf", "=?utf-8?Q?v=2Epdf?="])  # fmt: skip
+@each_row(
+    "name",
+    [
+        "bat.pdf",
+        "v.bat.pdf",
+        "v.bat: notes.pdf",
+        "cost::$5.pdf",
+        "<v.bat>.pdf",
+        "v.bat 10:30.pdf",
+        "Invoice(1).pdf",
+        "a b.pdf",
+        "it's.pdf",
+        "50%.pdf",
+        "=?utf-8?Q?v=2Epdf?=",
+    ],
+)
 def test_a_document_passes(name):
     assert not is_refused(part(f'{ATTACHED}; filename="{name}"; size=3; x="v.bat"'))
     assert not is_refused(part("Content-Type: text/plain", body="begin again 644 v.bat"))
