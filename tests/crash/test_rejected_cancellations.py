@@ -111,23 +111,29 @@ def fails(number: int, fault: str) -> Callable[[], bool]:
     return does
 
 
+DIRECTORIES = ("cur", "new", "tmp", "preparing", "ready", "deferred")
+
+
+def is_a_message(path: Path) -> bool:
+    return path.parent.name in DIRECTORIES
+
+
 @contextmanager
-def failing_calls(call: str, root: Path, does_fail: Callable[[], bool]) -> Iterator[None]:
-    """Let calls on messages and submissions fail."""
+def failing_calls(
+    call: str, root: Path, does_fail: Callable[[], bool], concerns: Callable[[Path], bool]
+) -> Iterator[None]:
+    """Let calls on some paths below the root fail."""
     real = getattr(os, call)
 
     def called(path: os.PathLike[str], *more: object, **named: object) -> object:
         of = Path(path)
-        if of.is_relative_to(root) and of.parent.name in DIRECTORIES and does_fail():
+        if of.is_relative_to(root) and concerns(of) and does_fail():
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(path, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, call, called)
         yield
-
-
-DIRECTORIES = ("cur", "new", "tmp", "preparing", "ready", "deferred")
 
 
 @pytest.fixture(params=[True, False], ids=["links", "no links"])
@@ -179,7 +185,7 @@ async def test_whichever_call_fails_the_answer_says_what_happens(
                 calls.append(failed := does_fail())
                 return failed
 
-            with failing_calls(call, trial.root, counted):
+            with failing_calls(call, trial.root, counted, is_a_message):
                 said = await answer(way(trial.store, waiting))
             expected = cancelled(way) if said == "accepted" else SENT
             assert await start_again(trial.root, trial.clock, nothing) == expected
@@ -213,14 +219,12 @@ async def test_a_folder_whose_change_fails_is_unchanged(
             made = await store.messages.create(ALICE, letter("kept"), folder_id=inner.id)
             before = await store.folders.every(ALICE)
             does_fail = fails(len(answers), "once")
-            with pytest.MonkeyPatch.context() as patch:
-                if fault == "sync":
-                    trial.disk.fate = lambda _, does_fail=does_fail: (
-                        "fails" if does_fail() else "works"
-                    )
-                else:
-                    fail_renames(patch, does_fail)
+            if fault == "sync":
+                trial.disk.fate = lambda _, does_fail=does_fail: "fails" if does_fail() else "works"
                 answers.append(await answer(FOLDER_CHANGES[change](store.folders, outer.id)))
+            else:
+                with failing_calls("rename", trial.root, does_fail, Path.is_dir):
+                    answers.append(await answer(FOLDER_CHANGES[change](store.folders, outer.id)))
             trial.disk.fate = lambda _: "works"
             assert waiting.path.exists()
             if answers[-1] == "refused":
@@ -228,15 +232,3 @@ async def test_a_folder_whose_change_fails_is_unchanged(
                 assert (await store.messages.get(ALICE, made.id)).folder.id == inner.id
                 await trial.check(lambda found, of=inner.id: found.shown[of, "kept"] == 1)
     assert "refused" in answers
-
-
-def fail_renames(patch: pytest.MonkeyPatch, does_fail: Callable[[], bool]) -> None:
-    """Let renames of a folder's directory fail."""
-    real = os.rename
-
-    def rename(source: os.PathLike[str], *more: object, **named: object) -> None:
-        if Path(source).is_dir() and does_fail():
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
-        real(source, *more, **named)
-
-    patch.setattr(os, "rename", rename)
