@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.message.outcome import DeferralClass, Deferred, Evidence
+from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, EntrySchedule, Selector
 from tests.support.journeys import states
@@ -69,6 +69,19 @@ async def test_what_a_route_holds_is_selected_by_the_name_of_that_route(spool, m
     answer = await spool.queue_admin.execute(command("release", Selector(route=name)))
     assert [one["id"] for one in answer.entries] == [queue_id]
     assert await listed(spool, Selector(route=name)) == []
+
+
+async def test_a_held_entry_expires_unattempted(spool, make, clock) -> None:
+    message = held(make(expires_us=clock.queue_us() + 1000))
+    name = (await spool.accept(message)).queue_id
+    assert await due(spool, clock, 999) == ()
+    assert await spool.next_due_us(clock.queue_us()) == clock.queue_us() + 1000
+    (claim,) = (await spool.claim_due(clock.queue_us() + 1000, 9, DueQuery())).claims
+    assert (claim.state, claim.attempts) == (RecipientState.HELD, 0)
+    over = Failed(Evidence("5.4.7", "expired"))
+    assert (await spool.record(ClaimResult(claim, 5, {}, expired={1: over})))[0]
+    assert states(await spool.journey(name)) == {"x@a.test": "expired"}
+    assert (await spool.counts()).unaccounted == 0
 
 
 async def test_each_hold_says_why_and_since_when(spool, make, clock) -> None:
