@@ -7,7 +7,6 @@ import pytest
 
 from tests.postgres.conftest import StartNode
 from tests.support.long_tests import long
-from tests.support.postgres import PostgresServer
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -124,17 +123,6 @@ def test_a_name_is_that_of_one_node(node: StartNode) -> None:
     assert two.wait_end() == 78
     assert two.log.count("another node has the name one since 20") == 2
     one.until_final(one.send_mail(to=["bob@example.test"], subject="goes on"))
-
-
-def test_a_killed_node_takes_its_spool_again_at_once(server: PostgresServer, serve) -> None:
-    """The server may not know yet that the client of the old session is gone."""
-    relay = serve()
-    identity = relay.send_mail(to=["x@nowhere.test"], subject="waits")
-    until("it is in the queue", lambda: len(relay.queue()) == 1)
-    relay.restart()
-    (entry,) = relay.queue()
-    assert entry["recipients"][0]["address"] == "x@nowhere.test"
-    assert relay.journey(identity)["state"] in ("queued", "deferred")
 
 
 @long
