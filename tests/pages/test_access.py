@@ -18,6 +18,7 @@ from relay.front_door.pages import app
 from tests.support.page_routes import routes
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess, until
+from tests.support.tables import each_row
 
 CONFIG = {
     "http": {"listen": ["127.0.0.1:0"], "pages": True},
@@ -184,7 +185,7 @@ def test_every_route_has_a_row():
     assert prefixes <= set(app.PREFIXES)
 
 
-@pytest.mark.parametrize("route", ROWS)
+@each_row("route", ROWS)
 def test_who_may(visitors: Visitors, route: str):
     row = ROWS[route]
     found = [visitors.statuses(row, name) for name in VISITORS]
@@ -194,7 +195,7 @@ def test_who_may(visitors: Visitors, route: str):
     assert without == expected_without.get(route, "303 403 403 403 403")
 
 
-@pytest.mark.parametrize("route", DEVELOPMENT)
+@each_row("route", DEVELOPMENT)
 def test_who_may_in_development(exposed: Visitors, route: str):
     row = DEVELOPMENT[route]
     found = [exposed.statuses(row, name) for name in ("nobody", "alice", OPERATOR)]

@@ -58,19 +58,6 @@ def test_all_links_stay_below_the_path(browser, proxy):
             assert browser.get(link).status_code == 200
 
 
-def test_a_login_leads_to_a_page_below_the_path(browser, proxy):
-    page = log_in(browser, proxy, "messages/unknown?x=1")
-    assert str(page.url) == f"{proxy.url}/messages/unknown?x=1"
-
-
-def test_the_path_without_a_slash_is_the_first_page(browser, proxy):
-    log_in(browser, proxy, "")
-    page = browser.get(proxy.url)
-    assert "<title>Messages" in page.text
-    if not proxy.strips:  # the links of the page are relative to the path with the slash
-        assert str(page.url) == f"{proxy.url}/"
-
-
 def test_the_api_is_below_the_path(proxy):
     headers = {"authorization": "Bearer alice"}
     answer = httpx.get(f"{proxy.url}/v1.0/me", headers=headers, trust_env=False)

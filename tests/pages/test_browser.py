@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from selenium.common.exceptions import TimeoutException
 
 from tests.support.browser import AXE, Browser
 
@@ -51,14 +50,6 @@ def serving(page: str, policy: str = "") -> Iterator[str]:
             thread.join()
 
 
-def test_a_page_that_is_in_order_leaves_nothing(browser: Browser):
-    with serving(GOOD) as origin:
-        browser.open(origin)
-        assert browser.requests_elsewhere(origin) == []
-        assert browser.console_errors() == []
-        assert browser.wait_for("a", "link").tag_name == "a"
-
-
 def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):
     with serving(BAD) as origin:
         browser.open(origin)
@@ -69,13 +60,6 @@ def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):
         "http://192.0.2.1/b.png", "https://frame.example/", "socket.example",
     ):  # fmt: skip
         assert expected in asked
-
-
-def test_another_port_of_the_host_is_elsewhere(browser: Browser):
-    with serving(GOOD) as other, serving(GOOD.replace("x", f"{other}/x")) as origin:
-        browser.open(origin)
-        browser.click("a")
-        assert f"{other}/x" in browser.requests_elsewhere(origin)
 
 
 def test_errors_of_scripts_and_refusals_by_the_policy_are_seen(browser: Browser):
@@ -117,36 +101,3 @@ def test_a_test_begins_with_an_empty_browser(browser: Browser):
         assert len(browser.driver.window_handles) == 1
         assert browser.evaluate("innerWidth") == 1200
         assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is False
-
-
-def test_scheme_width_and_keys_are_those_asked_for(browser: Browser):
-    with serving(GOOD) as origin:
-        browser.emulate_scheme("dark")
-        browser.set_width(400)
-        browser.open(origin)
-        assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is True
-        assert browser.evaluate("innerWidth") == 400
-        browser.press("\ue004")  # Tab
-        assert browser.evaluate("document.activeElement.tagName") == "A"
-        browser.press("\ue004", "Ann")
-        assert browser.evaluate("document.querySelector('input').value") == "Ann"
-
-
-def test_scripts_do_not_run_without_javascript(browser: Browser):
-    script = "<script>document.querySelector('h1').textContent = 'changed'</script>"
-    with serving(GOOD.replace("</body>", script)) as origin:
-        browser.open(origin)
-        assert browser.wait_for("h1").text == "changed"
-        browser.without_javascript()
-        browser.open(origin)
-        assert browser.wait_for("h1").text == "Page"
-
-
-def test_waits_end_with_what_was_missing(browser: Browser):
-    with serving(GOOD) as origin:
-        browser.open(origin)
-        with pytest.raises(TimeoutException, match="no visible h1 with 'Other'"):
-            browser.wait_for("h1", "Other", within=0.1)
-        with pytest.raises(TimeoutException, match="still a visible h1"):
-            browser.wait_without("h1", within=0.1)
-        browser.wait_without("h1", "Other")

@@ -31,12 +31,12 @@ REQUESTS = {
     "of another port": IMAGE | {"sec-fetch-site": "same-site"},
     "of a browser without fetch metadata": {"accept": "image/*"},
     "that a person typed": {"sec-fetch-site": "none", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"},
-    "by a link": {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"},
+    "by a link": {"sec-fetch-site": "cross-site", "sec-fetch-dest": "document", "sec-fetch-mode": "navigate"}
 }  # fmt: skip
 QUERIES = (
     "", "?done=delete&action=delete&id={key}&confirmed=true&csrf=", "?to=x@evil.test&confirmed=true",
     "?advance_s=99&by=86400&own=1d", "?show=html&images=1", "?all=true&reason=x", "?download=1&show=1",
-    "?response_type=code&client_id=new&login_hint=new&redirect_uri=http://localhost:9/",
+    "?response_type=code&client_id=new&login_hint=new&redirect_uri=http://localhost:9/"
 )  # fmt: skip
 
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from relay.formats.disclaimer import Disclaimer, in_html
 from tests.support.browser import Browser
+from tests.support.tables import each_row
 
 DOCUMENTS = {
     "document": "<!doctype html><html><head><title>t</title></head><body>the<p>author</body></html>",
@@ -25,7 +24,7 @@ DOCUMENTS = {
 }
 
 
-@pytest.mark.parametrize("html", DOCUMENTS.values(), ids=DOCUMENTS)
+@each_row("html", DOCUMENTS.values())
 def test_it_is_shown_before_or_after_the_text(browser: Browser, tmp_path: Path, html: str):
     first = Disclaimer.of("From outside.\n<Take care>", at_start=True)
     last = Disclaimer.of("x", "<p style='color: rgb(102, 102, 102)'>Nur für Sie")

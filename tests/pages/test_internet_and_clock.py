@@ -1,13 +1,10 @@
 """In a browser: what a simulated host replies is changed, the clock is advanced, health is read."""
 
-import itertools
-
 import pytest
 from selenium.webdriver.support.select import Select
 
-from tests.support.browser import AXE, Browser
+from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
-from tests.support.long_tests import sampled
 from tests.support.relay_process import until
 
 SENDER, REMOTE = "alice@example.test", "carla@partner.test"
@@ -79,17 +76,3 @@ def test_values_that_are_open_stay_open_when_health_is_brought_up_to_date(
     browser.wait_for("#figures dl", "ready")
     browser.wait_for("#values-queue-entries td")
     assert browser.console_errors() == []
-
-
-@pytest.mark.parametrize(
-    ("scheme", "page"),
-    sampled(itertools.product(["light", "dark"], ["internet", "clock", "health"]), one_of=2),
-)
-def test_axe_finds_nothing(browser: Browser, dev: DevProcess, page: str, scheme: str):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
-    browser.emulate_scheme(scheme)
-    browser.open(f"{dev.url}/{page}")
-    if page != "clock":
-        browser.click(".clock summary")
-    assert browser.axe() == []

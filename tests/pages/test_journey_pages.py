@@ -3,8 +3,7 @@
 import pytest
 
 from relay.testing import Relay
-from tests.support.browser import AXE, Browser
-from tests.support.long_tests import sampled
+from tests.support.browser import Browser
 
 ALICE, BOB, JOE = "alice@example.test", "bob@example.test", "joe@slow.test"
 
@@ -94,21 +93,3 @@ def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay
     browser.wait_for("tbody:first-of-type tr:nth-child(2) input[name=id]")
     assert browser.evaluate("document.querySelectorAll('input[name=id]:checked').length") == 1
     assert browser.console_errors() == []
-
-
-@pytest.mark.parametrize("scheme", sampled(["dark", "light"]))
-def test_axe_finds_nothing_on_these_pages(browser: Browser, relay: Relay, scheme: str):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed: make test-suites installs it where npm is")
-    name = relay.send(ALICE, [JOE, BOB, "x@elsewhere.example"], "Checked", "text").journey["id"]
-    relay.settle()
-    browser.emulate_scheme(scheme)
-    for path in (f"messages/{name}", "queue", f"queue/cancel?id={name}", "queue/reroute?all=true"):
-        browser.open(f"{relay.http_url}/{path}")
-        browser.wait_for("h1")
-        assert browser.axe() == [], path
-    browser.set_width(360)
-    for path in (f"messages/{name}", "queue"):
-        browser.open(f"{relay.http_url}/{path}")
-        width = browser.evaluate("document.documentElement.scrollWidth")
-        assert width <= 360, f"{path} is wider than the window"

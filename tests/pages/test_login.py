@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from relay.front_door.pages.login import local_reference
-from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
+from tests.support.tables import each_row
 
 PAGES = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
 LISTED = "<title>Messages"
@@ -67,11 +67,6 @@ def test_a_visitor_logs_in_and_out(browser):
     assert httpx.get(f"{browser.base_url}", cookies=cookies).status_code == 303, "it goes on"
 
 
-def test_the_header_names_the_role(browser):
-    assert log_in(browser, "", OPERATOR).status_code == 303
-    assert "operator@example.test (operate)" in browser.get("/").text
-
-
 def test_a_login_leads_to_the_page_that_was_asked_for(browser):
     answer = browser.get("/messages/a%2Fb/html?x=%22y&x=2")
     assert answer.headers["location"].startswith("../../login?next=")
@@ -81,7 +76,7 @@ def test_a_login_leads_to_the_page_that_was_asked_for(browser):
     assert answer.headers["location"] == "messages/a%2Fb/html?x=%22y&x=2"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "//evil.test", "/evil", "/\\evil.test", "\\\\evil.test", "https:evil.test", "https://evil.test",
@@ -90,14 +85,18 @@ def test_a_login_leads_to_the_page_that_was_asked_for(browser):
         "x//evil", "?x=<y>", "x" * 2001,
     ],
 )  # fmt: skip
-def test_a_login_leads_nowhere_else(browser, text):
+def test_other_references_lead_nowhere(text):
     assert local_reference(text) == ""
+
+
+@pytest.mark.parametrize("text", ["//evil.test", "x\r\nset-cookie: a=b", "javascript:alert(1)"])
+def test_a_login_leads_nowhere_else(browser, text):
     answer = log_in(browser, "alice@example.test", "alice", next=text)
     assert answer.headers["location"] == "./"
     assert list(answer.headers).count("location") == 1
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     ["", "queue", "messages/x:y", "messages/%3Cid%40x%3E/", "?state=held&to=a@b", "queue?after=/"],
 )
@@ -150,15 +149,6 @@ def test_strangers_send_small_forms(browser):
     assert in_chunks.status_code == 411
     assert browser.post("/", content=large, headers=headers).headers["location"] == "login"
     assert browser.post("/login", content=form, headers=headers).status_code == 303
-
-
-def test_a_change_needs_the_token_of_the_session(browser):
-    log_in(browser, "alice@example.test", "alice")
-    for data in ({}, {"csrf": ""}, {"csrf": "x"}):
-        answer = browser.post("/logout", data=data)
-        assert answer.status_code == 403
-        assert "Nothing was changed." in answer.text
-    assert LISTED in browser.get("/").text
 
 
 def test_a_changed_password_ends_the_logins_of_its_account(serve):
@@ -224,16 +214,13 @@ def test_a_link_of_another_site_leads_to_the_page_by_one_more_click(browser):
     assert "open the page" not in browser.get("/login?next=queue").text
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+@each_row("fields", [
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
         {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"},
         {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
         {"origin": "http://evil.test"},
         {"origin": "null"},
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_other_sites_may_only_link(browser, fields):
     assert browser.get("/login", headers=fields).status_code == 403
 
@@ -261,12 +248,3 @@ def test_in_development_pages_of_other_ports_cannot_read_a_page(dev):
     assert httpx.post(f"{dev.url}/logout", trust_env=False).status_code == 403
     api = httpx.get(f"{dev.url}/relay/v1/messages", headers=foreign, trust_env=False)
     assert api.headers["access-control-allow-origin"] == foreign["origin"]
-
-
-def test_an_exposed_development_relay_has_a_login(dev):
-    dev = dev("--listen-all", "--token", "tok", "--no-demo")
-    with httpx.Client(base_url=dev.url.replace("0.0.0.0", "127.0.0.1"), trust_env=False) as browser:
-        assert browser.get("/").headers["location"] == "login"
-        assert log_in(browser, "alice", "alice").status_code == 403
-        assert log_in(browser, "", "tok").status_code == 303
-        assert "operator@example.test (operate)" in browser.get("/").text

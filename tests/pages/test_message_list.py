@@ -62,33 +62,6 @@ def test_the_list_follows_what_happens(browser: Browser, relay: DevProcess) -> N
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
 
 
-def test_enter_on_the_mark_of_a_row_opens_the_row(browser: Browser, relay: DevProcess) -> None:
-    send(relay, "first", "second")
-    browser.open(relay.ready["pages"])
-    browser.wait_for("a", "first")
-    mark = (
-        "[...document.querySelectorAll('tr input')].find((one) => one.ariaLabel === 'Mark first')"
-    )
-    browser.evaluate(f"{mark}.focus()")
-    browser.press("\n")
-    browser.wait_for("h1", "first")
-
-
-def test_a_long_subject_takes_two_lines_or_one_in_a_narrow_list(
-    browser: Browser, relay: DevProcess
-) -> None:
-    send(relay, "w" * 200, "short")
-    heights = "[...document.querySelectorAll('[data-row]')].map((link) => link.offsetHeight)"
-    for pixels, lines in ((1200, 2), (380, 1)):
-        browser.set_width(pixels)
-        browser.open(relay.ready["pages"])
-        browser.wait_for("a", "short")
-        browser.wait_for("a", "www")
-        short, long = sorted(browser.evaluate(heights))
-        assert round(long / short) == lines
-        assert browser.evaluate("document.documentElement.scrollWidth") == pixels
-
-
 def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProcess) -> None:
     send(relay, "opened", "kept", "doomed")
     browser.open(relay.ready["pages"])
@@ -196,24 +169,6 @@ def test_from_the_list_to_messages_beside_it_and_back_by_keyboard_alone(
     browser.wait_without("a", "third")
     assert browser.console_errors() == []
     assert browser.requests_elsewhere(relay.ready["pages"]) == []
-
-
-def test_a_narrow_page_of_a_message_has_no_list_and_a_row_has_three_lines(
-    browser: Browser, relay: DevProcess
-) -> None:
-    send(relay, "w" * 200, "second")
-    browser.set_width(390)
-    browser.open(relay.ready["pages"])
-    browser.wait_for("a", "second")
-    line = "parseFloat(getComputedStyle(document.body).lineHeight)"
-    rows = f"[...document.querySelectorAll('[data-key]')].map((row) => row.offsetHeight / {line})"
-    assert all(3 <= lines < 3.6 for lines in browser.evaluate(rows))
-    browser.press("j\n")
-    browser.wait_for("h1", "second")
-    assert browser.evaluate("document.querySelector('.pane').checkVisibility()") is False
-    assert browser.evaluate("document.querySelector('.pane').childElementCount") == 0
-    browser.press("j")
-    browser.wait_for("h1", "www")
 
 
 def test_times_are_local_with_utc_in_the_title(browser: Browser, relay: DevProcess) -> None:

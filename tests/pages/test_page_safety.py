@@ -126,11 +126,6 @@ def test_other_methods_need_the_token_too(dev: DevProcess, message: str, method:
         assert answer.status_code in ((303,) if route == "login" else (403,)), route
 
 
-def test_head_is_get_without_a_body(dev: DevProcess):
-    answer = httpx.head(f"{dev.url}/", trust_env=False, verify=False)
-    assert (answer.status_code, answer.content) == (200, b"")
-
-
 def live(
     dev: DevProcess, path: str, query: dict[str, str]
 ) -> AbstractContextManager[httpx.Response]:

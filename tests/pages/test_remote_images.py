@@ -150,12 +150,12 @@ def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
 
 ALLOWED: dict[str, set[str]] = {
     "remote images": {
-        "http://img.evil.test/1.png", "http://srcset.evil.test/1.png", "http://pic.evil.test/a",
+        "http://img.evil.test/1.png", "http://srcset.evil.test/1.png", "http://pic.evil.test/a"
     },
     "remote images in odd ways": {"http://plain.evil.test/x", "http://referrer.evil.test/"},
     "style element": {"http://cssbg.evil.test/b.png"},
     "style attribute": {"http://style.evil.test/a.png"},
-    "template": {"http://shadow.evil.test/"},
+    "template": {"http://shadow.evil.test/"}
 }  # fmt: skip
 
 

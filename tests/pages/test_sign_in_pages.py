@@ -121,11 +121,6 @@ def test_the_form_of_another_site_approves_nothing(dev: DevProcess, origin: str)
     assert answer.status_code == 403
 
 
-def test_a_program_is_not_asked(dev: DevProcess) -> None:
-    assert get(url(dev)).headers["location"].startswith("http://localhost:1/back?code=")
-    assert get(f"{dev.url}/common/userrealm/a@b.test").json()["account_type"] == "Managed"
-
-
 def test_a_person_who_opens_the_url_is_led_back(
     dev: DevProcess, program: Program, browser: Browser
 ) -> None:

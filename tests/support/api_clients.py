@@ -132,6 +132,10 @@ class Records:
             raise self.fault
         return {"address": question.address}
 
+    async def prune(self, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
+        self.asked.append((older_than_s, dry_run))
+        return {"ended": True}
+
     async def count_before_queue(self) -> dict[str, int]:
         return {"scheduled": 1, "converting": 0}
 
@@ -145,15 +149,12 @@ class ApiClients:
     control: httpx.AsyncClient
     records: Records
     changes: ChangeNotifier
+    dependencies: ApiDependencies
     not_ready: str = ""
     pressure: Pressure = field(default_factory=Pressure)
 
     async def get(self, path: str, token: str = "alice") -> httpx.Response:
         return await self.http.get(path, headers={"authorization": f"Bearer {token}"})
-
-
-async def no_history(_older_than_s: float | None, _dry_run: bool) -> dict[str, Any]:
-    raise AssertionError("no test of this module prunes")
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         ready=lambda: made.not_ready,
         clock=SystemClock(),
         pressure=(pressure := Pressure()),
-        prune=no_history,
+        prune=records.prune,
         sources=records,
         unlock=records.unlock,
         explain=records.explain,
@@ -193,7 +194,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         httpx.AsyncClient(transport=outside, base_url="http://relay.test") as http,
         httpx.AsyncClient(transport=inside, base_url="http://localhost") as control,
     ):
-        made = ApiClients(http, control, records, changes, pressure=pressure)
+        made = ApiClients(http, control, records, changes, dependencies, pressure=pressure)
         yield made
 
 

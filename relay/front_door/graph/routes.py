@@ -177,7 +177,7 @@ class RouteMatch(Struct, frozen=True):
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
     """Return the operation of `method` on the path after a user. Raises ApiError 404, 405, 501."""
     segments = _innermost_folder(segments)
-    for pattern, by_method in ROUTES:
+    for pattern, by_method in _ROUTES:
         parameters = _match(pattern, segments)
         if parameters is None:
             continue
@@ -396,7 +396,7 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "GET": _reads(users.get_setting, users.MAY_READ),
     },
 }
-ROUTES = tuple(
+_ROUTES = tuple(
     (_pattern_of(path), by_method)
     for path, by_method in (
         *_MAILBOX_ROUTES.items(),

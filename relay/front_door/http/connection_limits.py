@@ -213,8 +213,8 @@ class ConnectionTable:
         self._limits = limits
         self._now_s = now_s
         self._proxies = Proxies(limits.proxy_networks)
-        self._clients: dict[str, ClientConnections] = {}
-        self._connections = 0
+        self.clients: dict[str, ClientConnections] = {}
+        self.connections = 0
         self.added = 0  # connections, since the start
         self._requests = 0
         self._unread_bytes = 0
@@ -224,7 +224,7 @@ class ConnectionTable:
 
         Return None if no other connection may be closed.
         """
-        if self._connections >= self._limits.connections:
+        if self.connections >= self._limits.connections:
             victim = self._heaviest(self._oldest_waiting, lambda client: client.connections)
             if victim is None:
                 return None
@@ -235,7 +235,7 @@ class ConnectionTable:
             host, client, close, is_of_proxy=is_of_proxy, since=self._now_s()
         )
         self._attach(connection, client)
-        self._connections += 1
+        self.connections += 1
         self.added += 1
         return connection
 
@@ -246,7 +246,7 @@ class ConnectionTable:
         self._count(connection, response_bytes=0, buffered_bytes=0)
         self._requests -= _is_request(connection.state)
         self._detach(connection)
-        self._connections -= 1
+        self.connections -= 1
 
     def identify(self, connection: HttpConnection, fields: Iterable[tuple[bytes, bytes]]) -> str:
         """Count a connection for the client of its next request, which has these header fields.
@@ -334,7 +334,7 @@ class ConnectionTable:
         return connection in connection.client.by_state[connection.state]
 
     def _client(self, address: str) -> ClientConnections:
-        return self._clients.setdefault(address, ClientConnections(address))
+        return self.clients.setdefault(address, ClientConnections(address))
 
     def _move(self, connection: HttpConnection, address: str) -> None:
         """Count a connection for another address, with what it has in memory."""
@@ -354,7 +354,7 @@ class ConnectionTable:
         client.connections -= 1
         client.unread_bytes -= connection.unread_bytes
         if not client.connections:
-            del self._clients[client.address]
+            del self.clients[client.address]
 
     @property
     def _unread_share(self) -> int:
@@ -420,7 +420,7 @@ class ConnectionTable:
     ) -> HttpConnection | None:
         """Return what `find` selects of the client with the highest weight; proxies come last."""
         most, heaviest = -1, None
-        for client in self._clients.values():
+        for client in self.clients.values():
             its_weight = weight(client) if client.is_counted else 0
             if its_weight > most and (connection := find(client)):
                 most, heaviest = its_weight, connection

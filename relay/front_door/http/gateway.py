@@ -111,7 +111,7 @@ class StreamedResponse(BodyOnDemand):
         turns: asyncio.Semaphore | None = None,
     ) -> None:
         super().__init__(None, status_code=status, headers=headers)
-        self._blocks = blocks
+        self.blocks = blocks
         self._turns = turns
         if size_bytes is None:
             del self.headers["content-length"]
@@ -120,7 +120,7 @@ class StreamedResponse(BodyOnDemand):
 
     async def collect(self, limit_bytes: int) -> bytes | None:
         """Return the body in whole; None if it is longer than `limit_bytes`. Raises OSError."""
-        blocks = iter(self._blocks)
+        blocks = iter(self.blocks)
         parts: list[bytes] = []
         size_bytes = 0
         while block := await self._read(blocks):
@@ -132,7 +132,7 @@ class StreamedResponse(BodyOnDemand):
 
     async def send_body(self, send: Send, disconnected: asyncio.Future[None]) -> bool:
         """Send block by block. After a failure, the server closes the connection."""
-        blocks = iter(self._blocks)
+        blocks = iter(self.blocks)
         try:
             while (block := await self._read(blocks)) and not disconnected.done():
                 await send({"type": "http.response.body", "body": block, "more_body": True})
@@ -423,7 +423,7 @@ class EventStreamResponse(BodyOnDemand):
     ) -> None:
         super().__init__(None, headers=_HEADERS | dict(headers or {}))
         del self.headers["content-length"]
-        self._blocks = blocks
+        self.blocks = blocks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response (ASGI)."""
@@ -441,7 +441,7 @@ class EventStreamResponse(BodyOnDemand):
         try:
             while True:
                 if following is None:
-                    following = asyncio.ensure_future(anext(self._blocks, b""))
+                    following = asyncio.ensure_future(anext(self.blocks, b""))
                 await asyncio.wait(  # real time: a client
                     (following, disconnected),
                     timeout=HEARTBEAT_S,
@@ -459,7 +459,7 @@ class EventStreamResponse(BodyOnDemand):
             if following is not None:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
-            await self._blocks.aclose()
+            await self.blocks.aclose()
 
     async def _send(self, send: Send, block: bytes) -> None:
         for start in range(0, len(block), _PIECE_BYTES):

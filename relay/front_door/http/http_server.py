@@ -58,9 +58,9 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         """`new_protocol` is called after the handshake; `handshakes` contains this until then."""
         super().__init__()
         self._context = context
-        self._table = connection_table
+        self.table = connection_table
         self._new_protocol = new_protocol
-        self._handshakes = handshakes
+        self.handshakes = handshakes
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._connection: HttpConnection | None = None
@@ -75,7 +75,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection and start the time-out of its handshake; at the limit close it."""
         self._raw = transport
-        connection = self._table.add(host_of_peer(transport), self.abort)
+        connection = self.table.add(host_of_peer(transport), self.abort)
         if connection is None:
             transport.abort()
         else:
@@ -90,7 +90,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
 
     def _begin(self, connection: HttpConnection) -> None:
         self._connection = connection
-        self._handshakes.add(self)
+        self.handshakes.add(self)
         self._timer = asyncio.get_running_loop().call_later(  # real time: a client
             HANDSHAKE_TIMEOUT_S, self.abort
         )
@@ -103,7 +103,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         else:
             self._end_handshake()
             if self._connection is not None:
-                self._table.remove(self._connection)
+                self.table.remove(self._connection)
 
     def data_received(self, data: bytes) -> None:
         """Continue the handshake, or decrypt."""
@@ -151,7 +151,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             self._protocol.pause_writing()
 
     def _end_handshake(self) -> None:
-        self._handshakes.discard(self)
+        self.handshakes.discard(self)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -270,7 +270,7 @@ class HttpServer:
             forwarded_allow_ips="",
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
-        self._state = ServerState()
+        self.state = ServerState()
         self._addresses = tuple(addresses)
         self._clock = clock
         self._limits = limits or ConnectionLimits()
@@ -279,8 +279,8 @@ class HttpServer:
         self._tunnel_hosts = tunnel_hosts
         self._listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
-        self._handshakes: set[TlsConnection] = set()
-        self._table: ConnectionTable
+        self.handshakes: set[TlsConnection] = set()
+        self.table: ConnectionTable
 
     @property
     def bound(self) -> tuple[Address, ...]:
@@ -290,7 +290,7 @@ class HttpServer:
     @property
     def accepted(self) -> int:
         """How many connections it has had since its start."""
-        return self._table.added
+        return self.table.added
 
     def has_tls(self, address: Address) -> bool:
         """Return whether connections to one of its addresses have TLS."""
@@ -314,7 +314,7 @@ class HttpServer:
             self.bind()
         self._config.load()
         loop = asyncio.get_running_loop()
-        self._table = ConnectionTable(self._limits, loop.time)  # real time: clients
+        self.table = ConnectionTable(self._limits, loop.time)  # real time: clients
         try:
             for listener in self._listeners:
                 await self._listen(listener)
@@ -335,22 +335,22 @@ class HttpServer:
         """
         for server in self._servers:
             server.close()
-        for handshake in tuple(self._handshakes):
+        for handshake in tuple(self.handshakes):
             handshake.abort()
-        for connection in tuple(self._state.connections):
+        for connection in tuple(self.state.connections):
             connection.shutdown()
         for _ in range(_TURNS_TO_CLOSE):
             await asyncio.sleep(0)
         try:
             async with asyncio.timeout(grace_s):  # real time: clients
-                while self._state.connections or self._state.tasks:  # noqa: ASYNC110 - no event
+                while self.state.connections or self.state.tasks:  # noqa: ASYNC110 - no event
                     await asyncio.sleep(_STOP_POLL_S)  # real time: clients
         except TimeoutError:
             await self._cancel_requests()
         self._close_sockets()
 
     async def _cancel_requests(self) -> None:
-        if cancelled := tuple(self._state.tasks):
+        if cancelled := tuple(self.state.tasks):
             _log.error("requests are cancelled: the server stops", requests=len(cancelled))
             for task in cancelled:
                 task.cancel()
@@ -368,8 +368,8 @@ class HttpServer:
         return made
 
     def _new_in_tunnel(self, hosts: AllowedHosts | None) -> BoundedProtocol:
-        made = BoundedProtocol(self._config, self._state, {}, asyncio.get_running_loop())
-        made.clock, made.connection_table = self._clock, self._table
+        made = BoundedProtocol(self._config, self.state, {}, asyncio.get_running_loop())
+        made.clock, made.connection_table = self._clock, self.table
         made.hosts, made.tunnel_hosts = hosts, self._tunnel_hosts
         return made
 
@@ -377,7 +377,7 @@ class HttpServer:
         self, context: ssl.SSLContext, new_protocol: Callable[[], BoundedProtocol]
     ) -> TlsConnection:
         return TlsConnection(
-            context, self._table, new_protocol=new_protocol, handshakes=self._handshakes
+            context, self.table, new_protocol=new_protocol, handshakes=self.handshakes
         )
 
     def _open_tunnel(

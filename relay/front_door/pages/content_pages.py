@@ -161,7 +161,7 @@ class ContentPages:
             case _:
                 path = "/".join(request.segments)
                 raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
-        return await self._in_thread(
+        return await self.in_thread(
             visitor.principal, lambda: answer(read_parts(octets_of(content)))
         )
 
@@ -178,7 +178,7 @@ class ContentPages:
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked
-            return await self._in_thread(
+            return await self.in_thread(
                 visitor.principal,
                 lambda: _filled(panel, content, is_chosen=is_chosen, remote_url=remote_url),
             )
@@ -206,10 +206,10 @@ class ContentPages:
         """Return the draft's properties as Graph's JSON, without Bcc for others than its owner."""
         mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
         select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
-        shown = await self._in_thread(principal, lambda: _properties_json(message, select))
+        shown = await self.in_thread(principal, lambda: _properties_json(message, select))
         return Response(shown, headers=TEXT_HEADERS)
 
-    async def _in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
+    async def in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
         """Run blocking work in one of the threads. Each visitor has one thread at most, so that one
         visitor's costly messages do not delay the others. Raises ApiError 503.
         """

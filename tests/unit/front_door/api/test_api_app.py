@@ -12,6 +12,7 @@ from relay.store.spool.queue_commands import (
 )
 from relay.store.spool.types import Selector, SpoolUnavailableError
 from tests.support.api_clients import ApiClients, a_journey, code
+from tests.support.tables import each_row
 
 
 @pytest.mark.parametrize(
@@ -112,8 +113,8 @@ async def test_health_readiness_and_metrics_need_no_token(api: ApiClients) -> No
     assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
+@each_row(
+    "method, path, status",
     [
         ("GET", "/", 404),
         ("GET", "/relay/v2/messages", 404),

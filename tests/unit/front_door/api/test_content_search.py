@@ -1,6 +1,5 @@
 """Conditions of a search on the content of messages: in mailboxes, and in the queue."""
 
-import itertools
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Any
@@ -219,43 +218,3 @@ async def test_a_request_answers_as_many_as_its_time_allows_and_one_always(searc
         assert asked == people[:expected]
         searched.clock.advance(60)
         assert await check.matching(candidates) == []
-
-
-async def test_what_the_index_has_not_read_is_cut_off_after_its_time(searched, monkeypatch) -> None:
-    found = [await searched.deliver(BOB, content=mime(f"word{n}")) for n in range(30)]
-    monkeypatch.setattr("relay.front_door.api.content_search.READ_S", 0.0)
-    ticks = itertools.count()
-    monkeypatch.setattr(ManualClock, "real_s", lambda _: float(next(ticks)))
-    candidates = [
-        FoundMessage(one.queue_id, "", words_left=("word",), recipients=one.recipients)
-        for one in reversed(found)
-    ]
-    answered = []
-    for _ in range(100):
-        answered.append(
-            len(await searched.begin(words=("word",), lookup_s=1e9).matching(candidates))
-        )
-        if answered[-1] == 30:
-            break
-    assert answered[0] < 30
-    assert all(answered)
-    assert answered == sorted(answered)
-    assert answered[-1] == 30
-
-
-async def test_only_what_an_index_reads_counts_as_reading(searched, monkeypatch) -> None:
-    one = await searched.deliver(BOB, content=mime("a giraffe"))
-    [(mailbox, copy_id)] = searched.begin()._places(one)
-    ticks = itertools.count()
-    monkeypatch.setattr(ManualClock, "real_s", lambda _: float(next(ticks)))
-    first, second = [
-        await searched.store.lists.look_up(mailbox, [copy_id], ["giraffe"], read_s=1e9)
-        for _ in range(2)
-    ]
-    assert first.found == second.found
-    assert first.found[copy_id].words == {"giraffe"}
-    assert first.read_s > 0
-    assert second.read_s == 0
-    other = await searched.store.lists.look_up("nobody@example.test", ["x"], [], read_s=1)
-    assert other.found == {}
-    assert not (searched.store._root.path / "example.test/nobody").exists()

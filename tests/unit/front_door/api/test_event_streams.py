@@ -2,9 +2,8 @@
 
 import asyncio
 import random
-import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from relay.base.message.outcome import Delivered, Evidence
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
 from relay.front_door.api import ApiDependencies, EventStreams, create_app, event_streams
-from relay.front_door.api.event_streams import EventView
-from relay.front_door.http import gateway
 from relay.front_door.http.http_server import HttpServer
-from relay.store.journeys import event_feed
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventCursor,
@@ -38,6 +34,7 @@ from tests.support.events import until
 from tests.support.http_server import ANY_PORT
 from tests.support.operator import all_to
 from tests.support.spools import new_message, new_spool
+from tests.support.tables import each_row
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 ACCOUNTS = {
@@ -227,20 +224,6 @@ async def test_a_cursor_of_a_node_with_another_log(relay: Relay) -> None:
     assert {one.data["submission_id"] for one in found} == {submission_id}
 
 
-def test_the_logs_of_two_mail_roots_have_names_of_their_own(tmp_path: Path) -> None:
-    (tmp_path / "2026-11-21-relay").write_bytes(b"{}\n")
-    names = [*LogReader(tmp_path).ends(), *LogReader(tmp_path, store="two").ends()]
-    assert names[0] == "relay"
-    assert re.fullmatch("relay-[0-9a-f]{8}", names[1])
-    (end,) = LogReader(tmp_path, store="two").ends().values()
-    cursor = EventCursor(5, {names[1]: end})
-    assert parse_event_cursor(str(cursor), now_us=10) == cursor
-    read = LogReader(tmp_path, store="two").read(cursor.logs, cursor.logs, limit=9)
-    assert [(name, one.events, one.is_missing) for name, one in read.items()] == [
-        (names[1], [], False)
-    ]
-
-
 async def spool_events(source: EventSource, number: int) -> AsyncIterator[ReceivedEvent]:
     """Yield the next events of the spool."""
     while number:
@@ -320,17 +303,8 @@ async def test_from_now_on_means_now_although_the_reader_is_behind(relay: Relay)
         assert both == {before, after}
 
 
-async def test_the_last_event_id_goes_before_the_query(relay: Relay) -> None:
-    await relay.mail()
-    async with relay.stream(query={"after": "0"}) as source:
-        found = await source.events(EVENTS_OF_MAIL)
-    last = {"last-event-id": found[4].id}
-    async with relay.stream(query={"after": "0"}, headers=last) as source:
-        assert names([await source.event()]) == names(found[5:])
-
-
-@pytest.mark.parametrize(
-    ("options", "status", "text"),
+@each_row(
+    "options, status, text",
     [
         ({"query": {"after": "x"}}, 400, "after: found 'x', expected the id of an event"),
         ({"query": {"after": "9" * 17}}, 400, "after: found"),
@@ -349,13 +323,6 @@ async def test_bad_requests(relay: Relay, options: Any, status: int, text: str) 
         assert source.status == status
         assert text in (await source.read_rest()).decode()
         assert source.headers["request-id"]
-
-
-async def test_head(relay: Relay) -> None:
-    async with relay.stream(method="HEAD", headers={"connection": "close"}) as source:
-        assert (source.status, source.headers["content-type"]) == (200, "text/event-stream")
-        assert await source.read_rest() == b""
-    assert relay.streams._reader is None
 
 
 @pytest.mark.parametrize("token", ["alice", "bob", "auditor", "operator"])
@@ -434,19 +401,6 @@ async def test_any_breaks_lose_nothing_and_repeat_nothing(relay: Relay) -> None:
         assert {one.type for one in found} == {"message"}
 
 
-async def test_a_client_continues_after_a_restart(tmp_path: Path) -> None:
-    async with running(tmp_path) as relay:
-        async with relay.stream() as source:
-            await relay.mail()
-            first = await source.events(3)
-        await relay.mail()
-    async with running(tmp_path) as relay:
-        await relay.mail()
-        async with relay.stream(headers={"last-event-id": first[-1].id}) as source:
-            found = first + await source.events(15)
-            assert names(found) == await relay.recorded()
-
-
 async def test_what_was_pruned_is_a_gap(relay: Relay) -> None:
     for _ in range(3):
         await relay.mail()
@@ -483,29 +437,6 @@ async def test_a_reset_is_a_gap_and_the_stream_goes_on(relay: Relay) -> None:
             assert names(await source.events(EVENTS_OF_MAIL)) == names(new)
 
 
-async def test_a_client_that_does_not_read_is_cut_off_and_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway, "TAKE_TIMEOUT_S", 0.3)
-    async with running(tmp_path) as relay:
-        async with relay.stream(receive_bytes=4096) as slow, relay.stream() as other:
-            big = Event(Step.POLICY_AND_ROUTING, 1, {"next_hops": {}, "text": "x" * 200_000})
-            for _ in range(40):
-                await relay.spool.accept(new_message([("local", "x@a.test")], events=(big,)))
-            relay.changes.notify()
-            everything = await other.events(40)
-            await until(lambda: relay.streams._open.total == 1)
-            found: list[ReceivedEvent] = []
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                while True:
-                    found += await slow.events(1)
-            assert len(found) < 40
-        last = found[-1].id if found else slow.headers["x-relay-cursor"]
-        async with relay.stream(query={"after": last}) as source:
-            found += await source.events(40 - len(found))
-        assert names(found) == names(everything)
-
-
 async def test_the_streams_of_an_account_are_limited(relay: Relay) -> None:
     async with relay.stream("alice"):
         opened = [relay.stream("alice") for _ in range(event_streams.STREAMS_OF_ACCOUNT_MAX - 1)]
@@ -520,50 +451,6 @@ async def test_the_streams_of_an_account_are_limited(relay: Relay) -> None:
         await until(lambda: relay.streams._open.total == 1)  # a disconnect frees its place
         async with relay.stream("alice") as source:
             assert source.status == 200
-
-
-async def test_all_streams_are_limited(relay: Relay, monkeypatch) -> None:
-    monkeypatch.setattr(event_streams, "STREAMS_MAX", 2)
-    async with relay.stream(), relay.stream(), relay.stream() as source:
-        assert (source.status, source.headers["retry-after"]) == (503, "5")
-
-
-async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, monkeypatch) -> None:
-    monkeypatch.setattr(event_streams, "STREAMS_OF_ACCOUNT_MAX", 2)
-    view = EventView(ALICE)
-    streams = [(await relay.streams.response(view))._blocks for _ in range(4)]
-    first = [await anext(one, b"") for one in streams]
-    assert first == [b"retry: 2000\n"] * 2 + [b""] * 2
-    for one in streams:
-        await one.aclose()
-
-
-async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
-    relay: Relay, monkeypatch
-) -> None:
-    monkeypatch.setattr(event_feed, "_COST_FACTOR", 10**6)
-    monkeypatch.setattr(event_feed, "_PAUSE_S_MAX", 0.3)
-    await relay.mail()
-    async with relay.stream("auditor"):
-        began = asyncio.get_running_loop().time()
-        for number in range(5):  # two at once, so three pairs
-            async with relay.stream(query={"after": str(number)}) as source:
-                await source.events(1)
-        assert asyncio.get_running_loop().time() - began > 0.5
-
-
-async def test_without_streams_nothing_is_read(relay: Relay) -> None:
-    async with relay.stream() as source:
-        await relay.mail()
-        await source.events(EVENTS_OF_MAIL)
-        reader = relay.streams._reader
-    await until(lambda: relay.streams._reader is None)
-    await until(reader.done)
-    reads = relay.feed.reads
-    for _ in range(5):
-        await relay.mail()
-    assert relay.feed.reads == reads
-    assert not relay.streams._recent
 
 
 async def test_streams_share_what_is_read(relay: Relay) -> None:
@@ -600,49 +487,18 @@ async def test_the_reader_continues_after_an_error(
     assert "level=error" not in logged
 
 
-async def test_a_stream_that_cannot_read_its_past_ends(
-    relay: Relay, capfd: pytest.CaptureFixture[str]
-) -> None:
-    await relay.mail()
-    async with relay.stream() as other:
-        await until(lambda: relay.feed.reads)
-        relay.feed.failures = 1
-        async with relay.stream(query={"after": "0"}) as source:
-            assert await source.event() is None
-        async with relay.stream(query={"after": "0"}) as source:
-            await source.events(EVENTS_OF_MAIL)
-        await relay.mail()
-        await other.events(EVENTS_OF_MAIL)
-    logged = capfd.readouterr().err
-    assert "event stream ended" in logged
-    assert "level=error" not in logged
-
-
-async def test_the_end_of_the_process_ends_all_streams(relay: Relay) -> None:
-    async with relay.stream() as source, relay.stream("alice", receive_bytes=4096):
-        relay.streams.close()
-        assert await source.event() is None
-        async with relay.stream() as refused:
-            assert refused.status == 503
-        async with asyncio.timeout(30):
-            await relay.server.stop(30.0)
-
-
-@pytest.mark.parametrize(
+@each_row(
     "text", ["0", "1000000", "5.cli~2026-01-01~0~0~00000000.relay~2026-11-21~649~139~a6fc302d"]
 )
 def test_a_cursor_is_its_text(text: str) -> None:
     assert str(parse_event_cursor(text, now_us=10)) == text
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+@each_row("text", [
         "", "-1", "+1", " 1", "1 ", "01", "1.", "\u0661", "1.a~b", "1" * 19, str(86_400_000_000 + 11),
         "1.relay~2026-11-21~649~139~A6FC302D", "1.relay~2026-11-21~0649~139~a6fc302d",
         "1.relay~2026-11-21~1~1~00000000.relay~2026-11-21~1~1~00000000", "1\n", "1" + ".a" * 9999,
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_not_a_cursor(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         parse_event_cursor(text, now_us=10)

@@ -7,6 +7,7 @@ import pytest
 
 from relay.front_door.api.explain import MESSAGE_BYTES_MAX
 from tests.support.api_clients import ApiClients, code
+from tests.support.tables import each_row
 
 PATH = "/relay/v1/explain?address=bob@other.test"
 MESSAGE = b"Subject: x\n\nbody\n"
@@ -42,8 +43,8 @@ async def test_a_question_has_address_sender_client_and_message(api: ApiClients)
     ]
 
 
-@pytest.mark.parametrize(
-    ("query", "text"),
+@each_row(
+    "query, text",
     [
         ("", "address: found nothing, expected the address of a recipient."),
         ("?address=", "address: found nothing, expected the address of a recipient."),
@@ -68,8 +69,8 @@ async def test_a_bad_question_says_what_is_expected(api: ApiClients, query: str,
     assert api.records.asked == []
 
 
-@pytest.mark.parametrize(
-    ("headers", "content", "status"),
+@each_row(
+    "headers, content, status",
     [
         (messages(), b"no header at all", 400),
         ({"content-type": "application/json"}, b"{}", 415),
@@ -111,11 +112,6 @@ async def test_a_probe_is_for_operators_by_post(api: ApiClients, token: str, sta
         answer = await api.get(path, token)
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert api.records.asked == asked
-
-
-async def test_other_methods_are_not_allowed(api: ApiClients) -> None:
-    answer = await api.control.delete(PATH)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
 
 
 async def test_only_a_few_questions_are_answered_at_once(api: ApiClients) -> None:

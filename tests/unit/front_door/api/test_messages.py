@@ -7,14 +7,14 @@ from urllib.parse import urlencode
 import pytest
 
 from relay.front_door.api import handlers
-from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.journeys.message_list import NO_MAILBOX, ListCursor, MessageSearch
 from tests.support.api_clients import ApiClients, a_journey, code
 from tests.support.journeys import json_of, made_journey
 from tests.support.logs import capture_logs
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
+@each_row(
     "path",
     [
         "/messages",
@@ -53,8 +53,8 @@ async def test_an_account_sees_its_own_messages_only(
     }
 
 
-@pytest.mark.parametrize(
-    ("query", "fault"),
+@each_row(
+    "query, fault",
     [
         ("before=5", "before: found"),
         ("before=5-&after=AAAAAAAAAAU", "before: found it together with after"),
@@ -100,19 +100,6 @@ async def test_the_checks_of_a_message(api: ApiClients) -> None:
     assert (found["link_count"], found["has_html"]) == (1, True)
 
 
-@pytest.mark.parametrize(
-    ("token", "status"),
-    [("alice", 200), ("bob", 404), ("watcher", 403), ("sender", 403), ("operator", 200)],
-)
-async def test_who_may_read_the_content_may_read_the_checks(
-    api: ApiClients, token: str, status: int
-) -> None:
-    api.records.known["q1"] = ("alice@example.test", a_journey("queued"))
-    assert (await api.get("/relay/v1/messages/q1/checks", token)).status_code == status
-    assert (await api.get("/relay/v1/messages/q2/checks", token)).status_code in (403, 404)
-    assert (await api.get("/relay/v1/messages/q1/checks?x=1", token)).status_code == 400
-
-
 @pytest.mark.parametrize(("token", "gone"), [("alice", True), ("bob", False)])
 async def test_a_source_that_is_gone_or_of_another_account(
     api: ApiClients, token: str, gone: bool
@@ -124,9 +111,7 @@ async def test_a_source_that_is_gone_or_of_another_account(
     assert answer.json()["error"]["message"].startswith("The content is gone") is gone
 
 
-@pytest.mark.parametrize(
-    ("token", "status"), [("sender", 403), ("reader", 200), ("writer", 200), ("watcher", 200)]
-)
+@each_row("token, status", [("sender", 403), ("reader", 200), ("writer", 200), ("watcher", 200)])
 async def test_reading_content_needs_a_scope(api: ApiClients, token: str, status: int) -> None:
     api.records.known["q1"] = (f"{token}@example.test", a_journey("queued"))
     answer = await api.get("/relay/v1/messages/q1/source", token)
@@ -232,8 +217,8 @@ async def test_waiting_lists_are_limited(api: ApiClients, monkeypatch: pytest.Mo
     wait.cancel()
 
 
-@pytest.mark.parametrize(
-    ("path", "named"),
+@each_row(
+    "path, named",
     [
         ("/messages?limit=0", "limit"),
         ("/messages?limit=nan", "limit"),
@@ -266,8 +251,8 @@ async def test_bad_parameters_are_named(api: ApiClients, path: str, named: str) 
     assert named in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("states", "state", "reached"),
+@each_row(
+    "states, state, reached",
     [
         (["relayed", "failed"], "final", True),
         (["relayed", "deferred"], "final", False),
@@ -293,8 +278,8 @@ LATE = TOLD | {"kind": "delayed"}
 CLAIM = TOLD | {"by": "remote", "source": {"client": "", "reporting_mta": ""}}
 
 
-@pytest.mark.parametrize(
-    ("recipients", "report", "reached"),
+@each_row(
+    "recipients, report, reached",
     [
         ([("failed", TOLD)], "captured", True),
         ([("failed", TOLD)], "deferred", True),
@@ -324,28 +309,6 @@ async def test_reported_waits_for_each_report(
     assert answer.json()["reached"] is reached
 
 
-async def test_wait_ends_when_the_message_is_final_in_another_state(api: ApiClients) -> None:
-    api.records.known["q1"] = ("alice@example.test", a_journey("failed", "delivered"))
-    async with asyncio.timeout(30):
-        answer = await api.get("/relay/v1/messages/q1/wait?state=relayed&timeout=60")
-    assert answer.json()["reached"] is False
-
-
-async def test_waiting_wakes_on_a_change(api: ApiClients, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "_POLL_S", 60.0)
-    wait = asyncio.create_task(api.get("/relay/v1/messages/q1/wait?timeout=60"))
-    await api.records.looks.get()
-    api.records.known["q1"] = ("alice@example.test", a_journey("deferred"))
-    api.changes.notify()
-    await api.records.looks.get()
-    assert not wait.done()
-    api.records.known["q1"] = ("alice@example.test", a_journey("delivered"))
-    api.changes.notify()
-    async with asyncio.timeout(30):
-        answer = await wait
-    assert answer.json()["reached"] is True
-
-
 async def test_wait_does_not_query_at_every_change(api: ApiClients) -> None:
     wait = asyncio.create_task(api.get("/relay/v1/messages/q1/wait?timeout=0.3"))
     await api.records.looks.get()
@@ -354,30 +317,3 @@ async def test_wait_does_not_query_at_every_change(api: ApiClients) -> None:
         await asyncio.sleep(0)
     # each look for "q1" is one; a busy loop makes thousands of them
     assert api.records.looks.qsize() < 20
-
-
-async def test_a_change_during_a_query_is_not_missed() -> None:
-    changes = ChangeNotifier()
-    seen = changes.count
-    changes.notify()
-    async with asyncio.timeout(30):
-        await changes.wait_beyond(seen)
-    waiting = [asyncio.create_task(changes.wait_beyond(changes.count)) for _ in range(3)]
-    await asyncio.sleep(0)
-    changes.notify()
-    async with asyncio.timeout(30):
-        await asyncio.gather(*waiting)
-
-
-async def test_a_change_in_a_thread_wakes_waiters() -> None:
-    changes = ChangeNotifier()
-    waiting = asyncio.create_task(changes.wait_beyond(changes.count))
-    await asyncio.sleep(0)
-    await asyncio.to_thread(changes.notify)
-    async with asyncio.timeout(30):
-        await waiting
-
-
-async def test_wait_times_out(api: ApiClients) -> None:
-    answer = await api.get("/relay/v1/messages/q1/wait?timeout=0.05")
-    assert code(answer) == (404, "ErrorItemNotFound")

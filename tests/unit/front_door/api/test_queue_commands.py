@@ -12,6 +12,7 @@ from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import all_to
+from tests.support.tables import each_row
 
 CLOCK = ManualClock(jumped_us=5_000_000)  # 2023-11-14T22:13:25Z on the wall
 
@@ -49,8 +50,7 @@ def test_every_condition_and_field_of_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "held"),
-    [("A.test.", "A.test"), ("*.a.test.", "*.a.test"), ("a_b.test", "a_b.test")],
+    ("given", "held"), [("A.test.", "A.test"), ("*.a.test.", "*.a.test"), ("a_b.test", "a_b.test")]
 )
 def test_what_comes_for_a_domain_is_held_without_its_last_dot(given: str, held: str) -> None:
     assert read("hold", domain=given, new=True).selector == Selector(domain=held)
@@ -86,8 +86,8 @@ def test_a_reroute_says_where_to() -> None:
     assert order.to_text == "mx:b.test"
 
 
-@pytest.mark.parametrize(
-    ("operation", "body", "named"),
+@each_row(
+    "operation, body, named",
     [
         ("retry", {}, "Select entries"),
         ("cancel", {"all": True, "text": "x"}, "text: it is for the report"),
@@ -120,8 +120,8 @@ def test_an_invalid_value_is_named(operation: str, body: dict[str, Any], named: 
     assert named in refused.value.message
 
 
-@pytest.mark.parametrize(
-    ("operation", "body", "named"),
+@each_row(
+    "operation, body, named",
     [
         ("retry", {"all": "yes"}, "$.all"),
         ("retry", {"sendr": "a@b.test"}, "sendr"),
@@ -137,7 +137,7 @@ def test_an_unknown_field_is_rejected(operation: str, body: dict[str, Any], name
     assert named in refused.value.message
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
+@each_row("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
     issuer = CommandIssuer(
         "o", may_name_other=True, way_to=way_to, target_of=target_of, clock=CLOCK

@@ -6,10 +6,11 @@ import pytest
 
 from relay.front_door.api.search_text import SearchTextError, parse_search
 from relay.store.journeys.message_list import MessageSearch
+from tests.support.tables import each_row
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
+@each_row(
+    "text, wanted",
     [
         ("", {}),
         ("  \t ", {}),
@@ -53,8 +54,8 @@ def test_a_text_has_conditions(text, wanted):
     assert parse_search(text) == MessageSearch(**wanted)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
+@each_row(
+    "text, said",
     [
         (
             "form:alice",
@@ -89,9 +90,7 @@ def test_a_text_that_is_no_search_is_said_in_a_sentence(text, said):
     assert str(caught.value).endswith(".")
 
 
-@pytest.mark.parametrize(
-    "text", ['"' * 500, 'a:"' * 300, "\x00\x01", ":::", "- -- ---", '""', "id:"]
-)
+@each_row("text", ['"' * 500, 'a:"' * 300, "\x00\x01", ":::", "- -- ---", '""', "id:"])
 def test_any_text_is_a_search_or_a_sentence(text):
     with contextlib.suppress(SearchTextError):
         assert isinstance(parse_search(text), MessageSearch)

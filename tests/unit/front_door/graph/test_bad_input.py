@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from relay.development.accounts import DevelopmentAccounts
-from relay.front_door.graph import routes
+from relay.front_door.graph.delta import TOKEN_CHARACTERS_MAX
+from relay.front_door.graph.routes import _ROUTES
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
 from tests.support.long_tests import sampled
 from tests.support.manual_clock import ManualClock
@@ -33,19 +34,45 @@ ONLY_IN_GRAPH = {
     "inferenceclassification/overrides": ("POST",),
 }
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a", "contentBytes": "aGk="}
+LINK = {"@odata.type": "#microsoft.graph.referenceAttachment", "name": "a", "sourceUrl": "https://a.test/"}  # fmt: skip
 MIME = b"To: bob@example.test\r\nSubject: m\r\n\r\ntext\r\n"
 BASE64 = base64.b64encode(MIME)
 JSON = {"content-type": "application/json"}
 TEXT = {"content-type": "text/plain"}
 BAD_OPTIONS = ("$colour=1", "$format=xml", "$apply=x")
 BAD_SELECT = ("$select=colour", "$select=id,colour")
-BAD_PAGES = ("$top=x", "$top=-1", "$top=0", "$skip=-1", "$count=maybe", "$top=1&$top=2")
+BAD_PAGES = (
+    "$top=x",
+    "$top=-1",
+    "$top=0",
+    "$top=1001",
+    "$top=٣",
+    "$skip=-1",
+    "$count=maybe",
+    "$top=1&$top=2",
+)
 BAD_CONDITIONS = (
     *("$filter=subject eq", "$filter=colour eq 'x'", "$filter=(isRead eq true", "$filter=1"),
     *("$filter=receivedDateTime ge yesterday", "$filter=subject eq 'x", "$filter=%00"),
     *("$filter=" + "not " * 40 + "isRead", "$orderby=colour", "$orderby=subject up"),
-    *('$search="', '$search="x" OR', "$skiptoken=zz", "$skiptoken=%00"),
+    *('$search="', '$search="x" OR', "$search=", "$skiptoken=zz", "$skiptoken=%00", "$filter="),
+    *("$orderby=", "$orderby=subject,", "$orderby=subject,SUBJECT desc", "$orderby=bodyPreview"),
+    *("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "$filter=bodyPreview eq 'x'"),
+    "$orderby=toRecipients/emailAddress/address",
 )
+BAD_EXPAND = tuple(
+    f"$expand={one}"
+    for one in (
+        *("colour", "extensions", "attachments($select=colour)", "", "singleValueExtendedProperties"),
+        *(
+            f"singleValueExtendedProperties({one})"
+            for one in ("", "$filter=id eq 'x'", "$filter=value eq 'String 0x1045'",
+                        "$filter=id eq 'String 0x1045' and id eq 'String 0x1044'",
+                        "$filter=id eq 'String 0x1045' or ")
+        ),
+        "singleValueExtendedProperties($filter=id eq 'String 0x1045'),",
+    )
+)  # fmt: skip
 _REQUIRED = "ErrorRequiredPropertyMissing"
 _TYPE = "RequestBodyRead"
 Bad = tuple[object, str]  # a JSON body and the code of its 400
@@ -76,7 +103,7 @@ _ANSWER: tuple[Bad, ...] = (
     ({"colour": 1}, _TYPE),
     ({"comment": 5}, _TYPE),
     ({"message": 5}, _TYPE),
-    ({"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}}, "ErrorInvalidRecipients"),
+    ({"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}}, "ErrorInvalidRecipients")
 )  # fmt: skip
 _DESTINATION: tuple[Bad, ...] = (
     ({}, _REQUIRED),
@@ -100,7 +127,15 @@ _ATTACHMENT: tuple[Bad, ...] = (
     (FILE | {"name": None}, _REQUIRED),
     (FILE | {"name": "a\nb"}, "ErrorInvalidRequest"),
     (FILE | {"isInline": "maybe"}, _TYPE),
-)
+    (FILE | {"@odata.type": "#microsoft.graph.linkAttachment"}, _TYPE),
+    (LINK | {"sourceUrl": None}, _REQUIRED),
+    (LINK | {"name": ""}, _REQUIRED),
+    *((LINK | {"sourceUrl": url}, _TYPE) for url in ("no url", "https://a.test/\r\nb", "https://a.test/" + "x" * 5000, 5)),
+    (LINK | {"previewUrl": "#x"}, _TYPE),
+    (LINK | {"providerType": "mine"}, _TYPE),
+    (LINK | {"permission": 1}, _TYPE),
+    (LINK | {"isFolder": "perhaps"}, _TYPE),
+)  # fmt: skip
 _UPLOAD: tuple[Bad, ...] = (
     ({}, _REQUIRED),
     ({"AttachmentItem": 5}, _TYPE),
@@ -126,11 +161,16 @@ _SETTINGS: tuple[Bad, ...] = (
     ({"language": "x"}, _TYPE),
     ({"workingHours": {"daysOfWeek": ["someday"]}}, _TYPE),
     ({"workingHours": {"startTime": "25:00"}}, _TYPE),
+    ({"timeZone": "a\nb"}, "ErrorInvalidRequest"),
+    ({"language": "de"}, _TYPE),
+    ({"dateFormat": "d" * 65}, "ErrorInvalidRequest"),
+    ({"workingHours": []}, _TYPE),
+    ({"workingHours": {"startTime": "08"}}, _TYPE),
+    ({"workingHours": {"startTime": "18:00"}}, "ErrorInvalidTimeSettings"),
+    ({"workingHours": {"timeZone": {"name": "x"}}}, "InvalidTimeZone"),
+    ({"automaticRepliesSetting": {"status": "x"}}, _TYPE),
 )
-_COLOR: tuple[Bad, ...] = (
-    ({"color": "red"}, _TYPE),
-    ({"displayName": "another"}, _TYPE),
-)
+_COLOR: tuple[Bad, ...] = (({"color": "red"}, _TYPE), ({"displayName": "another"}, _TYPE))
 _CATEGORY: tuple[Bad, ...] = (
     ({"displayName": "x", "color": "red"}, _TYPE),
     ({}, _REQUIRED),
@@ -168,7 +208,21 @@ class Row:
 
 
 _LISTED = (*BAD_OPTIONS, *BAD_SELECT, *BAD_PAGES)
-_DELTA = Row(options=(*BAD_OPTIONS, *BAD_SELECT, "$deltatoken=zz", "$skiptoken=zz"))
+_DELTA = Row(
+    options=(
+        *(
+            *BAD_OPTIONS,
+            *BAD_SELECT,
+            "$deltatoken=zz",
+            "$skiptoken=zz",
+            "$skiptoken=x&$deltatoken=y",
+        ),
+        *("$filter=isRead eq false", "$filter=receivedDateTime le 2024-01-01", "$orderby=subject"),
+        *("$filter=receivedDateTime ge", "$orderby=receivedDateTime", '$search="x"', "$count=true"),
+        *("$skip=1", "$top=0", "$expand=nothing", "$skiptoken=%21", "$deltatoken=AAAA"),
+        f"$deltatoken={'A' * (TOKEN_CHARACTERS_MAX + 1)}",
+    )
+)
 ROWS: dict[tuple[str, str], Row] = {
     ("", "GET"): Row(options=("$select=colour",)),
     ("sendmail", "POST"): Row({"message": {"toRecipients": to("a@b.test")}}, _SEND, mime="also"),
@@ -185,7 +239,7 @@ ROWS: dict[tuple[str, str], Row] = {
     ("mailboxsettings", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT)),
     ("mailboxsettings", "PATCH"): Row({"timeZone": "UTC"}, _SETTINGS),
     ("mailboxsettings/{setting}", "GET"): Row(),
-    ("messages", "GET"): Row(options=(*_LISTED, *BAD_CONDITIONS, "$expand=colour")),
+    ("messages", "GET"): Row(options=(*_LISTED, *BAD_CONDITIONS, *BAD_EXPAND)),
     ("messages", "POST"): Row({"subject": "s"}, _NEW_MESSAGE, mime="also"),
     ("messages/$count", "GET"): Row(options=(*BAD_OPTIONS, "$top=1", "$filter=colour eq 1")),
     ("messages/delta", "GET"): _DELTA,
@@ -234,7 +288,7 @@ ROWS: dict[tuple[str, str], Row] = {
     ("mailfolders/{folder}/move", "POST"): Row({"destinationId": "archive"}, _DESTINATION, conditional=True),
     ("mailfolders/{folder}/permanentdelete", "POST"): Row(conditional=True),
 }  # fmt: skip
-PATTERNS = {"/".join(path): by_method for path, by_method in routes.ROUTES if not isinstance(by_method, str)}  # fmt: skip
+PATTERNS = {"/".join(path): by_method for path, by_method in _ROUTES if not isinstance(by_method, str)}  # fmt: skip
 OPERATIONS = [(path, method) for path, by_method in PATTERNS.items() for method in by_method]
 _IN_FOLDER = "mailfolders/{folder}/messages"
 
@@ -516,16 +570,3 @@ def test_unknown_uploads(world: World, method: str, token: str) -> None:
     url = f"http://h/v1.0/uploads/some?authtoken={token}"
     headers = {"content-range": "bytes 0-9/10"}
     world.refused(method, url, 404, "ErrorItemNotFound", headers=headers)
-
-
-def test_an_upload_that_has_expired(world: World) -> None:
-    path = world.path("messages/{message}/attachments/createuploadsession")
-    item = {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": 10}}
-    url = world.ask("POST", path, json=item).json()["uploadUrl"]
-    world.clock.advance(86_400 + 1)
-    for method in ("GET", "PUT", "DELETE"):
-        headers = {"content-range": "bytes 0-9/10"}
-        refused(
-            world.ask(method, url, headers=headers, content=b"x" * 10), 404, "ErrorItemNotFound"
-        )
-    world.last = world.state()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import TypeVar
 
-from relay.front_door.graph import routes
+from relay.front_door.graph.routes import _ROUTES, OPERATIONS
 from tests.support.endpoint_rows import rows
 from tests.support.graph_fakes import GraphInMemory, OnDisk
 from tests.support.tables import each_row
@@ -26,13 +26,13 @@ def plain(path: str) -> str:
 
 def operations() -> set[tuple[str, str]]:
     """The methods and paths that have an operation."""
-    table = [(plain("/".join(pattern)), by_method) for pattern, by_method in routes.ROUTES]
+    table = [(plain("/".join(pattern)), by_method) for pattern, by_method in _ROUTES]
     return {(method, path) for path, by_method in outside_folders(table) for method in by_method}
 
 
 def unsupported_operations() -> set[tuple[str, str]]:
     """The methods, or *, and paths of operations that only Graph has."""
-    table = [(plain(one.path), one.methods or {"*"}) for one in routes.OPERATIONS]
+    table = [(plain(one.path), one.methods or {"*"}) for one in OPERATIONS]
     return {(method, path) for path, methods in outside_folders(table) for method in methods}
 
 
@@ -74,6 +74,7 @@ async def test_a_row_with_no_is_501(graph: GraphInMemory, method: str, path: str
     method = "GET" if method == "*" else method
     answer = await graph.http.request(method, "/v1.0" + re.sub(r"\*$|\{\w*\}", "x", path))
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")
+    assert answer.json()["error"]["message"].endswith(" is not implemented.")
 
 
 async def test_rows_outside_of_mailboxes_with_yes_have_an_operation(on_disk: OnDisk) -> None:

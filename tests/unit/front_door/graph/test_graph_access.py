@@ -13,44 +13,6 @@ async def test_a_request_without_a_known_token_is_401(graph: GraphInMemory, head
     assert "mallory" not in answer.text
 
 
-@each_row(
-    "path, status, code",
-    [
-        ("/v1.0/users/bob@example.test/messages", 403, "ErrorAccessDenied"),
-        ("/v1.0/users/nobody@example.test/messages", 403, "ErrorAccessDenied"),
-        ("/v1.0/messages", 404, "ResourceNotFound"),
-        ("/v1.0/me/nonsense", 404, "ResourceNotFound"),
-        ("/v1.0/me/messages/x/nonsense", 404, "ResourceNotFound"),
-        ("/v1.0/me/messages/a%20b", 400, "ErrorInvalidIdMalformed"),
-        ("/v1.0/me/messages/%2e%2e%2f", 400, "ErrorInvalidIdMalformed"),
-        ("/v1.0/me/messages/%ff", 400, "BadRequest"),
-        ("/v1.0/me/messages/unknown", 404, "ErrorItemNotFound"),
-        ("/v1.0/me/mailFolders/unknown/messages", 404, "ErrorItemNotFound"),
-        ("/v1.0/me/sendMail", 405, "Request_BadRequest"),
-    ],
-)
-async def test_what_is_not_there(graph: GraphInMemory, path: str, status: int, code: str) -> None:
-    assert refused(await graph.http.get(path), status, code)
-
-
-@each_row(
-    "path, what",
-    [
-        ("messages/x/extensions/y", "The resource openTypeExtension"),
-        ("mailFolders/x/childFolders/y/childFolders/delta", "A delta query of child folders"),
-        ("mailFolders/inbox/messageRules/1", "The resource messageRule"),
-        ("calendar/events", "The resource calendar"),
-        ("contacts", "The resource contacts"),
-    ],
-)
-async def test_a_resource_that_is_not_implemented_is_501(
-    graph: GraphInMemory, path: str, what: str
-) -> None:
-    url = f"/v1.0/me/{path}".replace("/me/..", "")
-    message = refused(await graph.http.get(url), 501, "NotImplemented")
-    assert message == f"{what} is not implemented."
-
-
 async def test_not_ready(graph: GraphInMemory) -> None:
     graph.not_ready = "The spool is being opened."
     answer = await graph.http.get("/v1.0/me")

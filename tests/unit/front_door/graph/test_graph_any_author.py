@@ -72,7 +72,7 @@ async def draft_of(http: httpx.AsyncClient, way: str) -> dict[str, Any]:
 
 WAYS = (
     "json", "folder", "mime", "mime in a folder", "streamed mime", "patch", "sender", "put", "copy",
-    "createReply", "createForward in mime",
+    "createReply", "createForward in mime"
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def recorded(flags: int, **message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("flags", "message", "is_read"),
-    [(0, {}, False), (1, {}, True), (4, {}, False), (1, {"isRead": False}, False), (0, {"isRead": True}, True)],
+    [(0, {}, False), (1, {}, True), (4, {}, False), (1, {"isRead": False}, False), (0, {"isRead": True}, True)]
 )  # fmt: skip
 async def test_a_message_without_the_unsent_bit_is_no_draft(
     on_disk: OnDisk, flags: int, message: dict[str, Any], is_read: bool

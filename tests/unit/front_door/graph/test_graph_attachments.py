@@ -212,17 +212,6 @@ async def test_ids_of_mime_attachments_last_through_every_change(on_disk: OnDisk
     assert await names() == had
 
 
-async def test_a_mime_draft_whose_recipients_cannot_be_read_gets_an_attachment(
-    on_disk: OnDisk,
-) -> None:
-    message_id = await mime_draft(on_disk)
-    (path,) = (one for one in on_disk.files() if one.parent.parent.name == ".Drafts")
-    path.write_bytes(path.read_bytes().replace(b"To: c@a.test", b"To: L, F <c@a>"))
-    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)
-    assert answer.status_code == 201
-    assert b"To: L, F <c@a>\r\n" in stored_mime(on_disk)
-
-
 SIGNED = (
     b"To: c@a.test\r\nContent-Type: multipart/signed; boundary=s; protocol=x/y\r\n\r\n"
     b"--s\r\nContent-Type: text/plain\r\n\r\ntext\r\n--s\r\nContent-Type: x/y; name=sig\r\n\r\nSIG\r\n--s--\r\n"
@@ -265,18 +254,6 @@ async def test_only_drafts_that_are_not_being_sent_change(on_disk: OnDisk) -> No
     assert refused(await on_disk.http.get(f"{one}/77"), 404, "ErrorItemNotFound")
     sent = f"/mailFolders/sentitems/messages/{other['id']}/attachments"
     assert refused(await on_disk.http.get(sent), 404, "ErrorItemNotFound")
-
-
-async def test_a_scheduled_draft_is_sent_with_attachments_added_later(on_disk: OnDisk) -> None:
-    later = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T00:00:00Z"}
-    message_id = await draft(on_disk, TEXT, singleValueExtendedProperties=[later])
-    assert (await on_disk.http.post(f"/messages/{message_id}/send")).status_code == 202
-    added = await on_disk.http.post(f"/messages/{message_id}/attachments", json=PDF)
-    assert added.status_code == 201
-    [scheduled] = (on_disk.root / ".submissions/deferred").iterdir()
-    [file] = [path for path in on_disk.files() if path.parent.name == "cur"]
-    assert scheduled.samefile(file)
-    assert [one["name"] for one in await listed(on_disk, message_id)] == [TEXT["name"], PDF["name"]]
 
 
 async def test_a_full_mailbox_takes_no_attachment(on_disk: OnDisk) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from relay.base.accounts.account import Account, Scope
 from relay.front_door.graph.routes import (
+    _ROUTES,
     MAY_CHANGE,
     MAY_READ,
     MAY_SEND,
-    ROUTES,
     GraphOperation,
     Intake,
 )
@@ -87,7 +87,7 @@ async def test_each_request_needs_its_permission(http, store, method, path, allo
 
 
 def every_operation() -> Iterator[GraphOperation]:
-    for _, by_method in ROUTES:
+    for _, by_method in _ROUTES:
         if not isinstance(by_method, str):
             yield from by_method.values()
 

@@ -1,6 +1,5 @@
 """$batch: requests in one body, their order, their responses, and what a malformed batch gets."""
 
-import asyncio
 import base64
 from typing import Any
 
@@ -179,26 +178,6 @@ async def test_pressure_rejects_the_requests_that_add_mail(graph: GraphInMemory)
     found = await responses(graph.http, send(), get("2", "/me"))
     assert [found[one]["status"] for one in "12"] == [503, 200]
     assert found["1"]["headers"]["Retry-After"] == "30"
-
-
-async def test_four_requests_run_at_once(
-    graph: GraphInMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    running, most = 0, 0
-    listed = graph.store.lists.query
-
-    async def counted(*args: Any) -> Any:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        running -= 1
-        return await listed(*args)
-
-    monkeypatch.setattr(graph.store.lists, "query", counted)
-    await responses(graph.http, *(get(str(number), "/me/messages") for number in range(20)))
-    assert most == 4
 
 
 async def test_responses_that_are_too_large_together(

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from relay.store.mailbox import attachments
 from tests.support.graph_fakes import OnDisk
 from tests.unit.front_door.graph.test_graph_attachments import (
     ITEM,
@@ -45,16 +44,6 @@ async def test_a_list_has_the_attachments_of_each_message(on_disk: OnDisk, path:
         assert one["attachments"] == await listed(on_disk, one["id"])
 
 
-async def test_only_the_selected_properties_of_attachments_are_in_a_list(on_disk: OnDisk) -> None:
-    await filled(on_disk)
-    expand = "attachments($select=name,size),singleValueExtendedProperties($filter=id eq 'String 0x1045')"
-    [page] = await pages(on_disk, f"/messages?$expand={expand}")
-    found = [one for message in page["value"] for one in message["attachments"]]
-    assert len(found) == 6
-    shown = {"@odata.type", "@odata.mediaContentType", "id", "name", "size"}
-    assert all(set(one) == shown for one in found)
-
-
 async def test_a_delta_query_has_attachments_next_to_removed_messages(on_disk: OnDisk) -> None:
     url = "/mailFolders/drafts/messages/delta?$deltatoken=latest&$expand=attachments&$select=id"
     [page] = await pages(on_disk, url)
@@ -65,20 +54,3 @@ async def test_a_delta_query_has_attachments_next_to_removed_messages(on_disk: O
     assert page["value"][0]["attachments"] == await listed(on_disk, kept)
     assert page["value"][1] == {"id": removed, "@removed": {"reason": "deleted"}}
     assert [*page] == ["@odata.context", "value", "@odata.deltaLink"]
-
-
-async def test_a_message_that_is_removed_meanwhile_is_left_out(
-    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = [await draft(on_disk, TEXT) for _ in range(3)]
-    opened = attachments.Attachments._opened
-
-    def remove_one(self: Any, account: str, message_id: str, *given: str, **options: bool) -> Any:
-        if message_id == ids[1]:
-            [file] = [path for path in on_disk.files() if message_id in path.name]
-            file.unlink()
-        return opened(self, account, message_id, *given, **options)
-
-    monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
-    [page] = await pages(on_disk, "/messages?$expand=attachments")
-    assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]

@@ -135,13 +135,6 @@ async def test_well_known_folders_stay(on_disk, folder):
     refused(move, 403, "ErrorMoveDistinguishedFolder")
 
 
-async def test_other_well_known_folders_are_not_here(on_disk: OnDisk) -> None:
-    text = refused(await on_disk.http.get("/mailFolders/Clutter"), 404, "ErrorItemNotFound")
-    assert "junkemail" in text
-    for path in ("clutter/messages", "msgfolderroot/messages", "conversationhistory/childFolders"):
-        refused(await on_disk.http.get(f"/mailFolders/{path}"), 404, "ErrorItemNotFound")
-
-
 @pytest.mark.parametrize("action", ["move", "copy", "microsoft.graph.move", "Move"])
 async def test_a_message_goes_to_another_folder(on_disk, action):
     draft = await a_draft(on_disk)

@@ -255,19 +255,6 @@ async def test_a_malformed_key_is_400(mailbox: Mailbox, key: str) -> None:
     assert "Idempotency-Key: found" in refused(answer, 400, "BadRequest")
 
 
-async def test_a_key_outlives_a_start(mailbox: Mailbox) -> None:
-    first = await mailbox.send(idempotency_key="k")
-    await mailbox.file_all()
-    with store_on(mailbox.root, mailbox.clock) as store:
-        app = graph_app(store, mailbox.clock)
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url=mailbox.http.base_url, headers=AS_ALICE
-        ) as http:
-            mailbox.http = http
-            assert same(first, await mailbox.send(idempotency_key="k"))
-    assert mailbox.pending == []
-
-
 async def test_the_keys_of_an_account_are_limited(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,17 +362,3 @@ async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.Monke
     count = len(mailbox.pending)
     assert (await mailbox.send("e", authorization="Bearer bob", retry_attempt="1")).is_success
     assert len(mailbox.pending) == count
-
-
-async def test_the_running_requests_of_an_account_are_limited(
-    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admission, "REQUESTS_PER_ACCOUNT_MAX", 2)
-    answers = await asyncio.gather(*(mailbox.send(str(number)) for number in range(5)))
-    rejected = [one for one in answers if one.status_code != 202]
-    assert len(rejected) == 3
-    for answer in rejected:
-        refused(answer, 429, "ApplicationThrottled")
-        assert answer.headers["retry-after"] == "1"
-    assert len(mailbox.pending) == 2
-    assert (await mailbox.send("later")).status_code == 202

@@ -98,54 +98,15 @@ async def test_null_sets_the_default(graph: GraphInMemory) -> None:
     assert await changed(graph, {**dict.fromkeys(change), "workingHours": None}) == before
 
 
-@each_row(
-    "change, status, code, says",
-    [
-        ({"timeZone": "Mars"}, 400, "InvalidTimeZone", "timeZone: found 'Mars'"),
-        ({"timeZone": 5}, 400, "RequestBodyRead", "timeZone"),
-        ({"timeZone": "a\nb"}, 400, "ErrorInvalidRequest", "timeZone"),
-        ({"language": "de"}, 400, "RequestBodyRead", "language: found 'de'"),
-        ({"language": {"locale": "x"}}, 400, "RequestBodyRead", "language.locale"),
-        ({"dateFormat": "d" * 65}, 400, "ErrorInvalidRequest", "dateFormat"),
-        ({"workingHours": []}, 400, "RequestBodyRead", "workingHours: found an array"),
-        ({"workingHours": {"startTime": "08"}}, 400, "RequestBodyRead", "Edm.TimeOfDay"),
-        (
-            {"workingHours": {"startTime": "24:00"}},
-            400,
-            "RequestBodyRead",
-            "workingHours.startTime",
-        ),
-        ({"workingHours": {"startTime": "18:00"}}, 400, "ErrorInvalidTimeSettings", "18:00:00 to"),
-        ({"workingHours": {"daysOfWeek": ["May"]}}, 400, "RequestBodyRead", "daysOfWeek[0]"),
-        ({"workingHours": {"timeZone": {"name": "x"}}}, 400, "InvalidTimeZone", "timeZone.name"),
-        ({"workingHours": {"timeZone": {"bias": 5}}}, 501, "NotImplemented", "customTimeZone"),
-        (
-            {"automaticRepliesSetting": {"status": "alwaysEnabled"}},
-            501,
-            "NotImplemented",
-            "automatic replies",
-        ),
-        (
-            {"automaticRepliesSetting": {"internalReplyMessage": "away"}},
-            501,
-            "NotImplemented",
-            "automatic replies",
-        ),
-        ({"automaticRepliesSetting": {"status": "x"}}, 400, "RequestBodyRead", ".status"),
-        (
-            {"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"},
-            501,
-            "NotImplemented",
-            "delegate",
-        ),
-        ([], 400, "UnableToDeserializePostBody", "object"),
-    ],
-)
-async def test_a_bad_change_changes_nothing(
-    graph: GraphInMemory, change: object, status: int, code: str, says: str
-) -> None:
-    answer = await graph.http.patch(SETTINGS, json=change)
-    assert says in refused(answer, status, code)
+async def test_what_relay_does_not_do_is_a_501(graph: GraphInMemory) -> None:
+    for change, says in (
+        ({"workingHours": {"timeZone": {"bias": 5}}}, "customTimeZone"),
+        ({"automaticRepliesSetting": {"status": "alwaysEnabled"}}, "automatic replies"),
+        ({"automaticRepliesSetting": {"internalReplyMessage": "away"}}, "automatic replies"),
+        ({"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"}, "delegate"),
+    ):
+        answer = await graph.http.patch(SETTINGS, json=change)
+        assert says in refused(answer, 501, "NotImplemented")
     assert graph.store.written == 0
 
 
@@ -189,17 +150,6 @@ async def test_concurrent_changes_are_all_kept(on_disk: OnDisk) -> None:
         "d",
         "H",
     ]
-
-
-@each_row("path", [
-        "me/inferenceClassification/overrides",
-        "me/mailFolders/inbox/messageRules",
-    ])  # fmt: skip
-async def test_lists_that_are_empty(graph: GraphInMemory, path: str) -> None:
-    page = (await graph.http.get(f"/v1.0/{path}")).json()
-    name = path.rpartition("/")[2]
-    assert (page["value"], page["@odata.context"].endswith(name)) == ([], True)
-    refused(await graph.http.post(f"/v1.0/{path}", json={}), 501, "NotImplemented")
 
 
 async def test_the_time_zones_of_the_list_can_be_set(graph: GraphInMemory) -> None:

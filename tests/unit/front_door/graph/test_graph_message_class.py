@@ -1,7 +1,5 @@
 """The message class of reports: shown by $expand, and found by a $filter."""
 
-import pytest
-
 from relay.formats.dsn import ReportKind
 from tests.support.graph_fakes import OnDisk, refused
 from tests.support.sample_reports import LATIN1, ORIGINAL, RECIPIENTS, report_of
@@ -55,10 +53,6 @@ CLASSES = {
     "original": (ORIGINAL, "IPM.Note"),
     "latin": (LATIN1, "IPM.Note"),
 }
-READ_OR_NOT = (
-    "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A'"
-    " and startswith(ep/value, 'REPORT.IPM.Note.IPN'))"
-)
 EXPAND = "singleValueExtendedProperties($filter=id eq 'string 0x1a')"
 
 
@@ -87,23 +81,6 @@ async def test_each_message_has_its_class_and_is_found_by_it(on_disk: OnDisk) ->
         page = (await on_disk.http.get("/messages", params=query)).json()["value"]
         names = {name for name, (_, expected) in CLASSES.items() if expected == wanted}
         assert {one["id"] for one in page} == {shown[name]["id"] for name in names}, wanted
-
-
-@pytest.mark.parametrize(
-    ("condition", "names"),
-    [
-        (with_class("report.ipm.note.ndr") + " and isRead eq false", {"failure"}),
-        (READ_OR_NOT, {"read", "not read"}),
-        (f"not {with_class('IPM.Note')} and not ({with_class('REPORT.IPM.Note.NDR', operator='ne')})",
-         {"failure"}),
-    ],
-)  # fmt: skip
-async def test_it_is_part_of_other_conditions(on_disk: OnDisk, condition, names) -> None:
-    shown = await received(on_disk)
-    query = {"$filter": condition, "$count": "true", "$orderby": "subject"}
-    page = (await on_disk.http.get("/mailFolders/inbox/messages", params=query)).json()
-    assert {one["id"] for one in page["value"]} == {shown[name]["id"] for name in names}
-    assert page["@odata.count"] == len(names)
 
 
 async def test_a_class_that_a_client_sets_is_kept(on_disk: OnDisk) -> None:

@@ -1,7 +1,5 @@
 """PATCH of received messages: categories, importance, flags with dates, receipts, properties."""
 
-import operator
-from itertools import product
 from typing import Any
 
 import httpx
@@ -19,7 +17,6 @@ COLORS = f"$expand=singleValueExtendedProperties($filter=id eq '{ID}')"
 AT_8 = {"dateTime": "2026-12-01T08:00:00", "timeZone": "W. Europe Standard Time"}
 AT_9 = {"dateTime": "2026-12-01T09:00:00.0000000", "timeZone": "UTC"}
 AT_0 = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
-COMPARISONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 
 @pytest.fixture
@@ -219,7 +216,7 @@ SET = {
     "categories": ["a"], "importance": "high", "isReadReceiptRequested": True, "isRead": True,
     "isDeliveryReceiptRequested": True, "inferenceClassification": "other",
     "flag": {"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_9},
-    "singleValueExtendedProperties": [{"id": ID, "value": "7"}],
+    "singleValueExtendedProperties": [{"id": ID, "value": "7"}]
 }  # fmt: skip
 
 
@@ -257,18 +254,6 @@ async def test_a_draft_sent_back_as_text_keeps_its_html(on_disk: OnDisk) -> None
     assert (await on_disk.http.get(path)).json()["body"] == made["body"]
 
 
-async def test_times_of_messages_compare_with_any_year(on_disk: OnDisk) -> None:
-    await on_disk.http.get("/mailFolders")
-    new = on_disk.root / "example.test/alice/new"
-    (new / "1600000000.M1.h").write_bytes(b"Date: Sat, 1 Mar 2150 10:00:00 +0000\r\n" + MIME)
-    [message] = (await on_disk.http.get("/messages")).json()["value"]
-    dates = ("0001-01-01T00:00:00Z", "2112-09-17T23:53:47Z", "2200-01-01T00:00:00Z")
-    for named in ("sentDateTime", "receivedDateTime", "lastModifiedDateTime"):
-        for date, (word, holds) in product(dates, COMPARISONS.items()):
-            page = await on_disk.http.get("/messages", params={"$filter": f"{named} {word} {date}"})
-            assert len(page.json()["value"]) == holds(message[named], date), (word, date)
-
-
 async def test_a_completed_flag_is_complete_after_a_mail_program_flagged_the_message(
     on_disk: OnDisk, path: str
 ) -> None:
@@ -282,15 +267,3 @@ async def test_a_completed_flag_is_complete_after_a_mail_program_flagged_the_mes
     assert len(page.json()["value"]) == 1
     flagged.rename(file)
     assert (await on_disk.http.get(path)).json()["flag"] == complete
-
-
-async def test_a_draft_that_is_being_sent_takes_no_patch(on_disk: OnDisk) -> None:
-    """A 200 says that the message is not sent, also for a PATCH that changes nothing."""
-    content = {"subject": "s", "toRecipients": to("bob@a.test")}
-    made = (await on_disk.http.post("/messages", json=content)).json()
-    path, headers = f"/messages/{made['id']}", {"if-match": made["@odata.etag"]}
-    assert (await on_disk.http.post(f"{path}/send")).status_code == 202
-    no_time = {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": None}]}
-    for change in ({}, {"subject": "s"}, made, no_time):
-        error(await on_disk.http.patch(path, json=change, headers=headers), 409)
-        error(await on_disk.http.patch(path, json=change), 409)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from tests.support.graph_fakes import GraphInMemory, refused, to
 
 DRAFT = {
@@ -64,15 +62,3 @@ async def test_a_draft_may_lack_recipients_but_is_not_sent_so(graph: GraphInMemo
     answer = await graph.http.post(f"/v1.0/me/messages/{shown['id']}/send")
     assert refused(answer, 400, "ErrorInvalidRecipients")
     assert not graph.store.submitted
-
-
-@pytest.mark.parametrize("folder", ["drafts", "Drafts", "archive"])
-async def test_a_draft_in_a_folder(graph: GraphInMemory, folder: str) -> None:
-    path = f"/v1.0/me/mailFolders/{folder}/messages"
-    shown = await create(graph, path)
-    assert shown["parentFolderId"] == folder.lower()
-    assert (await graph.http.get(f"{path}/{shown['id']}")).status_code == 200
-    other = f"/v1.0/me/mailFolders/inbox/messages/{shown['id']}"
-    for method in ("GET", "DELETE"):
-        assert refused(await graph.http.request(method, other), 404, "ErrorItemNotFound")
-    assert (await graph.http.get(f"{path}/{shown['id']}/$value")).content.startswith(b"Subject")

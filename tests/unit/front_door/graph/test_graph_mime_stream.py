@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,6 @@ from relay.front_door.graph.graph_request import (
     StreamedBodies,
 )
 from relay.front_door.graph.mime_body import Base64Decoder
-from relay.front_door.http import gateway
 from relay.front_door.http.errors import ApiError
 from tests.support.graph_fakes import OnDisk, refused
 
@@ -62,24 +61,6 @@ async def test_sent_mime_is_on_disk_unchanged(on_disk: OnDisk, is_chunked: bool)
     assert pending.parent.name == "ready"
     shown = await on_disk.http.get(f"/messages/{answer.headers['x-relay-message-id']}", headers=BOB)
     assert (shown.json()["subject"], shown.json()["isDraft"]) == ("large", True)
-
-
-async def test_of_a_large_message_one_small_block_is_kept_while_a_client_reads_it(
-    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """That is what a response that is not read counts, and all that it keeps."""
-    read, sizes = gateway._next_block, []
-
-    def noted(blocks: Iterator[bytes]) -> bytes:
-        block = read(blocks)
-        sizes.append(len(block))
-        return block
-
-    created = await send(on_disk, LARGE, "/mailFolders/archive/messages")
-    monkeypatch.setattr(gateway, "_next_block", noted)
-    value = await on_disk.http.get(f"/messages/{created.json()['id']}/$value", headers=BOB)
-    assert (value.content, sum(sizes)) == (LARGE, len(LARGE))
-    assert max(sizes) < 2 * gateway.BLOCK_BYTES  # a header and the first block are one
 
 
 async def test_a_draft_is_created_replaced_and_sent(on_disk: OnDisk) -> None:

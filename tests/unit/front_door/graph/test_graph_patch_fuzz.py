@@ -19,33 +19,9 @@ MIME = (
 )
 NAMED = "{00020329-0000-0000-C000-000000000046} Name"
 TEXTS = [
-    *(
-        "Done",
-        "done",
-        "a,b",
-        "Größe",
-        "e\u0301",
-        "😀",
-        '"q" \\',
-        "=?utf-8?q?x?=",
-        "it's",
-        "x" * 255,
-    ),
-    *(
-        " a",
-        "a ",
-        "a  b",
-        "",
-        "\u00a0",
-        "x" * 256,
-        "a\nb",
-        "\x7f",
-        "\u2028",
-        "\ud800",
-        "\0",
-        None,
-        5,
-    ),
+    *("Done", "done", "a,b", "Größe", "e\u0301", "😀", '"q" \\', "=?utf-8?q?x?=", "it's"),
+    *("x" * 255, " a", "a ", "a  b", "", "\u00a0", "x" * 256, "a\nb", "\x7f", "\u2028", "\ud800"),
+    *("\0", None, 5),
 ]
 TRUTHS = [True, False, True, False, None, "true", "FALSE", "yes", 1, {}]
 STATUSES = ["flagged", "complete", "notFlagged", "Flagged", None, "", "other", 5]
@@ -67,7 +43,7 @@ VALUES = [
 MULTIPLE_IDS = [f"StringArray {NAMED} Tags", f"IntegerArray {NAMED} Sizes", "String 0x001A", 5]
 FIRST_VALUES = {
     "categories": [], "importance": "normal", "isReadReceiptRequested": False,
-    "isDeliveryReceiptRequested": False,
+    "isDeliveryReceiptRequested": False
 }  # fmt: skip
 # Each PATCH sets a time of sending that may count from now, or has an index made.
 REPEATED = ("0x3FEF", "0x3FEB", "0x0071")

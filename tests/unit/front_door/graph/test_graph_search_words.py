@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.graph_fakes import OnDisk, refused
+from tests.support.tables import each_row
 
 BODIES = {
     "near": "red one two three wine",
@@ -18,8 +19,17 @@ async def found(on_disk: OnDisk, search: str) -> set[str]:
     return {one["subject"] for one in answer.json()["value"]}
 
 
-@pytest.mark.parametrize(
-    ("search", "subjects"),
+@pytest.fixture
+async def filled(on_disk: OnDisk) -> OnDisk:
+    for subject, text in BODIES.items():
+        message = {"subject": subject, "body": {"content": text}}
+        message |= {"categories": ["Big red one"]} if subject == "one" else {}
+        assert (await on_disk.http.post("/messages", json=message)).status_code == 201
+    return on_disk
+
+
+@each_row(
+    "search, subjects",
     [
         ("red NEAR wine", {"near", "html"}),
         ("red ONEAR(n=3) wine", {"near", "html"}),
@@ -44,12 +54,8 @@ async def found(on_disk: OnDisk, search: str) -> set[str]:
         ("hasattachment:no", set(BODIES)),
     ],
 )
-async def test_a_search_finds(on_disk: OnDisk, search: str, subjects: set[str]) -> None:
-    for subject, text in BODIES.items():
-        message = {"subject": subject, "body": {"content": text}}
-        message |= {"categories": ["Big red one"]} if subject == "one" else {}
-        assert (await on_disk.http.post("/messages", json=message)).status_code == 201
-    assert await found(on_disk, search) == subjects
+async def test_a_search_finds(filled: OnDisk, search: str, subjects: set[str]) -> None:
+    assert await found(filled, search) == subjects
 
 
 async def test_an_error_names_the_place(on_disk: OnDisk) -> None:

@@ -3,11 +3,8 @@
 import base64
 from typing import Any
 
-import pytest
-
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.header import FIELDS_MAX
-from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.store.mailbox.types import MailboxFullError, StoreUnavailableError
 from tests.support.graph_fakes import GraphInMemory, refused, to
 from tests.support.tables import each_row
@@ -30,58 +27,6 @@ async def test_answers_202_with_ids_and_no_body(graph: GraphInMemory) -> None:
     assert answer.headers["x-relay-internet-message-id"] == sent.internet_message_id
     assert sent.internet_message_id.endswith("@relay.example.test>")
     assert graph.crash.points == [CrashPoint.REQUEST_ANSWERED]
-
-
-async def test_all_properties_arrive(graph: GraphInMemory) -> None:
-    answer = await graph.send(
-        {
-            "@odata.type": "#microsoft.graph.message",
-            "subject": "s",
-            "body": {"contentType": "HTML", "content": "<b>x</b>\r\n.\r\n"},
-            "from": {"emailAddress": {"address": "Alias@example.test", "name": "Al"}},
-            "toRecipients": [{"emailAddress": {"address": "Carol@A.Test", "name": "Ca, Rol"}}],
-            "ccRecipients": to("dave@a.test"),
-            "bccRecipients": to("jürgen@a.test"),
-            "replyTo": to("r@a.test"),
-            "importance": "High",
-            "internetMessageHeaders": [{"name": "X-Tag", "value": "ä b"}],
-            "internetMessageId": "<mine@a.test>",
-            "attachments": [FILE | {"isInline": True, "contentId": "<c1>"}],
-            "categories": ["blue"],
-            "isDeliveryReceiptRequested": "false",
-            "flag": {"flagStatus": "notFlagged"},
-            "toRecipients@odata.type": "#Collection(microsoft.graph.recipient)",
-            "inferenceClassification": "focused",
-        }
-    )
-    assert answer.status_code == 202, answer.text
-    assert graph.sent == MessageProperties(
-        subject="s",
-        body_type="html",
-        body="<b>x</b>\r\n.\r\n",
-        from_=EmailAddress("Alias@example.test", "Al"),
-        to=(EmailAddress("Carol@a.test", "Ca, Rol"),),
-        cc=(EmailAddress("dave@a.test"),),
-        bcc=(EmailAddress("jürgen@a.test"),),
-        reply_to=(EmailAddress("r@a.test"),),
-        importance="high",
-        internet_message_id="<mine@a.test>",
-        internet_message_headers=(("X-Tag", "ä b"),),
-        attachments=(
-            Attachment("Übersicht.txt", "text/plain", b"aGVsbG8=", 5, inline=True, content_id="c1"),
-        ),
-        categories=("blue",),
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "saved"),
-    [(True, True), (False, False), ("false", False), ("True", True), (None, True)],
-)
-async def test_save_to_sent_items(graph: GraphInMemory, given: object, saved: bool) -> None:
-    answer = await graph.send({"toRecipients": to("c@a.test")}, saveToSentItems=given)
-    assert answer.status_code == 202
-    assert graph.store.submitted[0][0].options.save_to_sent_items is saved
 
 
 PERSON = "message.toRecipients[1].emailAddress"
@@ -150,7 +95,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], int, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("message", "status", "code", "named"), BAD_MESSAGES)
+@each_row("message, status, code, named", BAD_MESSAGES)
 async def test_a_bad_message_is_refused_by_name(
     graph: GraphInMemory, message: dict[str, Any], status: int, code: str, named: str
 ) -> None:
@@ -159,25 +104,6 @@ async def test_a_bad_message_is_refused_by_name(
     answer = await graph.send(message)
     assert named in refused(answer, status, code)
     assert graph.store.written == 0
-
-
-MIME = (
-    b"From: Alice <alias@example.test>\r\nTo: carol@a.test\r\nMessage-ID: <m@a.test>\r\n\r\nhi\r\n"
-)
-
-
-async def test_mime_is_kept_byte_for_byte(graph: GraphInMemory) -> None:
-    content = MIME + bytes(range(128, 256)) * 3
-    answer = await graph.send_mime(content)
-    assert (answer.status_code, answer.content) == (202, b"")
-    assert answer.headers["x-relay-internet-message-id"] == "<m@a.test>"
-    assert graph.sent == content
-
-
-async def test_mime_without_message_id_has_no_message_id_header(graph: GraphInMemory) -> None:
-    answer = await graph.send_mime(b"To: carol@a.test\r\n\r\nhi\r\n")
-    assert answer.status_code == 202
-    assert "x-relay-internet-message-id" not in answer.headers
 
 
 @each_row(

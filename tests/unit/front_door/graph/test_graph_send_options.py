@@ -41,7 +41,7 @@ async def post(graph: GraphInMemory, how: str, prefer: list[str], **parameters):
         (['relay.sent-folder="Archive"'], ARCHIVE, "relay.sent-folder=Archive"),
         (["relay.sent-folder=sentitems"], SAVE, "relay.sent-folder=sentitems"),
         (['IdType="ImmutableId", relay.sent-folder=archive; x=1', "return=minimal"], ARCHIVE, 'relay.sent-folder=archive, IdType="ImmutableId"'),
-        (["return=minimal", "relay.save-to-sent-items=true, relay.sent-folder=archive"], ARCHIVE, "relay.save-to-sent-items=true, relay.sent-folder=archive"),
+        (["return=minimal", "relay.save-to-sent-items=true, relay.sent-folder=archive"], ARCHIVE, "relay.save-to-sent-items=true, relay.sent-folder=archive")
     ])  # fmt: skip
 async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, options, applied):
     answer = await post(graph, how, prefer)

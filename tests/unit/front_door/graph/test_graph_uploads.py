@@ -146,31 +146,6 @@ async def test_the_session_is_as_clients_expect_it(place: Place) -> None:
     assert len(place.uploads()) == 1  # what is uploaded is gone, the session is known for a while
 
 
-async def test_an_upload_to_a_mime_draft_leaves_its_other_octets(place: Place) -> None:
-    mime = (
-        b"To:\tb@a.test\r\nContent-Type: multipart/mixed;\r\n\tboundary=q\r\n\r\n"
-        b"pre\r\n--q\r\n\r\ntext \xff\r\n--q--\r\nepilogue"
-    )
-    headers = {"content-type": "text/plain"}
-    made = await place.call("POST", "/messages", headers=headers, content=base64.b64encode(mime))
-    path = f"/messages/{made.json()['id']}"
-    item = {"attachmentType": "file", "name": "film.mp4", "size": len(OCTETS)}
-    body = {"AttachmentItem": item}
-    answer = await place.call("POST", f"{path}/attachments/createUploadSession", body)
-    whole = {"content-range": f"bytes 0-{len(OCTETS) - 1}/{len(OCTETS)}"}
-    assert place.http is not None
-    put = await place.http.put(answer.json()["uploadUrl"], content=OCTETS, headers=whole)
-    assert put.status_code == 201
-    [shown] = (await place.call("GET", f"{path}/attachments")).json()["value"]
-    assert put.headers["location"].endswith(f"attachments('{shown['id']}')")
-    assert base64.b64decode(shown["contentBytes"]) == OCTETS
-    [file] = (place.root / "example.test/alice/.Drafts/cur").iterdir()
-    stored = file.read_bytes()
-    start, _, end = mime.partition(b"--q--")
-    assert start + b"--q\r\nContent-Type: application/octet-stream;" in stored
-    assert stored.endswith(b"\r\n--q--" + end)
-
-
 async def test_the_python_sdk_sends_the_last_range_again(place: Place) -> None:
     """A file of one range is repeated with an empty body, of several ranges with the same one."""
     message_id = await place.draft()

@@ -10,18 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec import structs
 
 from relay.base.accounts.account import Account
 from relay.base.message.content import read_all
-from relay.base.message.properties import MessageProperties
 from relay.formats.convert import convert, render
-from relay.formats.draft import read_properties
-from relay.formats.read_mime import read_mime
 from relay.front_door.graph.message_parser import parse_message
 from relay.store.mailbox.draft_files import DraftIdentity, compose
-from tests.support.contents import attached_octets
-from tests.support.drafts import read_attachments
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 ALICE = Account("alice@example.test", send_as=("office@example.test",))
@@ -130,31 +124,3 @@ def test_the_standard_library_reads_the_mime_of_the_json(message: dict) -> None:
     assert lines(body.get_content().replace("\r\n", "\n")) == lines(asked.body)
     files = [part.get_payload(decode=True) for part in read.iter_attachments()]
     assert files == [base64.b64decode(one.content) for one in asked.attachments]
-
-
-@settings(deadline=None)
-@given(MESSAGE)
-def test_relay_reads_the_mime_of_the_json(message: dict) -> None:
-    """The draft keeps every property, the MIME all that MIME can express."""
-    asked = parse_message(message, ALICE).properties
-    raw = drafted(message)
-    kept = structs.replace(read_properties(raw), attachments=read_attachments(raw))
-    assert (
-        structs.replace(
-            kept, from_=None, sender=None, internet_message_id="", conversation_index=""
-        )
-        == asked
-    )
-    written = sent(raw)
-    read = read_mime(written).properties
-    for field in ("to", "cc", "reply_to", "importance", "sensitivity", "read_receipt"):
-        assert getattr(read, field) == getattr(asked, field), field
-    assert read.categories == asked.categories
-    assert read.subject.split() == asked.subject.split()
-    assert (read.conversation_index, read.body_type) == (kept.conversation_index, asked.body_type)
-    assert lines(read.body.replace("\r\n", "\n")) == lines(asked.body)
-    assert [(one.name, one.content_type) for one in read_mime(written).attachments] == [
-        (one.name, one.content_type) for one in asked.attachments
-    ]
-    assert attached_octets(written) == [base64.b64decode(one.content) for one in asked.attachments]
-    assert isinstance(kept, MessageProperties)

@@ -1,7 +1,6 @@
 """$filter: conditions, errors, and any input."""
 
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -23,7 +22,6 @@ from relay.store.mailbox.query import (
     Operator,
     Property,
 )
-from tests.support.conditions import any_items, comparisons, trees
 from tests.support.tables import each_row
 
 EQ, NE, GT, GE, LT, LE = (Operator(name) for name in ("eq", "ne", "gt", "ge", "lt", "le"))
@@ -197,7 +195,7 @@ def api_error(text: str) -> ApiError:
         ("toRecipients/any(r:categories/any(c:c eq 'a'))", 19, "a property of 'r'"),
         ("foo eq 'x'", 0, "Could not find a property named 'foo' on type 'microsoft.graph.message'"),
         ("subject/length eq 3", 0, "cannot be filtered by"),
-        ("subject eq 'x' and\x00", 18, "found '\\x00'"),
+        ("subject eq 'x' and\x00", 18, "found '\\x00'")
     ])  # fmt: skip
 def test_an_invalid_filter_gives_the_position(text: str, position: int, named: str) -> None:
     error = api_error(text)
@@ -285,20 +283,8 @@ def test_a_filter_over_the_limits_is_rejected(text: str, named: str) -> None:
 @each_row(
     "piece",
     [
-        "(",
-        ")",
-        "'",
-        "''",
-        "not ",
-        "not(",
-        "a/",
-        "a.",
-        "1-",
-        "2026-11-20T",
-        "x'",
-        ",",
-        "any(a:",
-        " ",
+        *("(", ")", "'", "''", "not ", "not(", "a/", "a.", "1-", "2026-11-20T", "x'", ","),
+        *("any(a:", " "),
     ],
 )
 def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
@@ -309,51 +295,6 @@ def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
 # -- a tree, written down and read again, is the same tree
 
 OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-ASCII_TEXTS = st.text(st.characters(max_codepoint=127), max_size=8)  # others are read in two forms
-TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)
-
-
-def written(condition: Condition, within: type | None = None) -> str:
-    """Return the $filter of a condition with the fewest parentheses."""
-    match condition:
-        case AllOf(parts):
-            text = " and ".join(written(part, AllOf) for part in parts)
-            return f"({text})" if within in (AllOf, Negation) else text
-        case AnyOf(parts):
-            text = " or ".join(written(part, AnyOf) for part in parts)
-            return f"({text})" if within else text
-        case Negation(part):
-            return "not " + written(part, Negation)
-        case AnyItem(collection, inner):
-            return f"{collection}/any(item:{written(inner)})"
-        case Compare(Property.MESSAGE_CLASS, operator, value):
-            return f"{OF_CLASS}{comparison('ep/value', operator, literal('', value))})"
-        case Compare(named, operator, value):
-            return comparison(named, operator, literal(named, value))
-        case CompareItem(named, operator, value):
-            return comparison(f"item/{named}".rstrip("/"), operator, literal(named, value))
-    raise AssertionError(condition)
-
-
-def comparison(path: str, operator: Operator, value: str) -> str:
-    if operator in (Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.CONTAINS):
-        return f"{operator}({path},{value})"
-    return f"{path} {operator} {value}"
-
-
-def literal(named: str, value: str | int | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)
-        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return "'" + value.replace("'", "''") + "'"
-
-
-@given(trees(comparisons(TEXTS, TIMES) | any_items(ASCII_TEXTS)))
-def test_a_tree_that_is_written_down_is_read_as_it_was(tree: Condition) -> None:
-    assert message_condition(written(tree)) == tree
 
 
 PIECES = st.sampled_from(

@@ -1,10 +1,6 @@
 """translateExchangeIds: each id is translated to itself."""
 
-from typing import Any
-
-from relay.front_door.graph.users import IDS_MAX
 from tests.support.graph_fakes import GraphInMemory, refused, to
-from tests.support.tables import each_row
 
 PATH = "/v1.0/me/translateExchangeIds"
 TYPES = {"sourceIdType": "restId", "targetIdType": "restImmutableEntryId"}
@@ -33,24 +29,11 @@ async def test_a_malformed_id_has_its_own_error(graph: GraphInMemory) -> None:
         assert "targetId" not in one
 
 
-@each_row(
-    "change, status, code",
-    [
-        ({"sourceIdType": "entryId"}, 501, "NotImplemented"),
-        ({"targetIdType": "ewsId"}, 501, "NotImplemented"),
-        ({"targetIdType": "immutableEntryId"}, 501, "NotImplemented"),
-        ({"targetIdType": "smtpId"}, 400, "RequestBodyRead"),
-        ({"sourceIdType": 1}, 400, "RequestBodyRead"),
-        ({"sourceIdType": None}, 400, "ErrorRequiredPropertyMissing"),
-        ({"inputIds": None}, 400, "ErrorRequiredPropertyMissing"),
-        ({"inputIds": "a"}, 400, "RequestBodyRead"),
-        ({"inputIds": [1]}, 400, "RequestBodyRead"),
-        ({"inputIds": ["a"] * (IDS_MAX + 1)}, 400, "ErrorInvalidRequest"),
-        ({"colour": "red"}, 400, "RequestBodyRead"),
-    ],
-)
-async def test_bad_bodies_are_refused(
-    graph: GraphInMemory, change: dict[str, Any], status: int, code: str
-) -> None:
-    body = {"inputIds": ["a"], **TYPES, **change}
-    refused(await graph.http.post(PATH, json=body), status, code)
+async def test_ids_of_other_programs_are_a_501(graph: GraphInMemory) -> None:
+    for change in (
+        {"sourceIdType": "entryId"},
+        {"targetIdType": "ewsId"},
+        {"targetIdType": "immutableEntryId"},
+    ):
+        body = {"inputIds": ["a"], **TYPES, **change}
+        refused(await graph.http.post(PATH, json=body), 501, "NotImplemented")

@@ -17,6 +17,7 @@ from relay.front_door.http.http_server import HttpServer
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ACCOUNTS = TokenAccounts({"alice": Account("alice@example.test"), "": Account("anon@example.test")})
 OWN = "http://127.0.0.1:{port}"
@@ -76,14 +77,14 @@ async def test_a_local_request_without_a_token_is_anonymous() -> None:
         assert account_of(await client.get("/", headers=with_token)) == "alice@example.test"
 
 
-@pytest.mark.parametrize("field", ["", "Bearer", "Bearer x", "Basic YTpi"])
+@each_row("field", ["", "Bearer", "Bearer x", "Basic YTpi"])
 async def test_a_wrong_token_is_not_anonymous(field: str) -> None:
     async with guarded() as client:
         answer = await client.get("/", headers={"authorization": field})
         assert answer.status_code == 401
 
 
-@pytest.mark.parametrize(
+@each_row(
     "headers",
     [
         {"host": "evil.test"},
@@ -106,7 +107,7 @@ async def test_without_the_setting_there_is_no_anonymous_account() -> None:
 
 
 @pytest.mark.parametrize("dev", [True, False])
-@pytest.mark.parametrize("origin", FOREIGN)
+@each_row("origin", FOREIGN)
 async def test_a_foreign_page_without_a_token_is_refused(origin: str, dev: bool) -> None:
     async with guarded(dev=dev) as client:
         named = origin.format(port=port_of(client))
@@ -120,8 +121,8 @@ async def test_a_foreign_page_without_a_token_is_refused(origin: str, dev: bool)
                 assert_refused(answer)
 
 
-@pytest.mark.parametrize(
-    ("site", "is_refused"),
+@each_row(
+    "site, is_refused",
     [("cross-site", True), ("Cross-Site", True), ("same-origin", False), ("none", False)],
 )
 async def test_fetch_metadata_without_an_origin(site: str, is_refused: bool) -> None:
@@ -133,7 +134,7 @@ async def test_fetch_metadata_without_an_origin(site: str, is_refused: bool) -> 
             assert account_of(answer) == "anon@example.test"
 
 
-@pytest.mark.parametrize("origin", [OWN, "https://mail.example.test", "HTTPS://Mail.Example.test"])
+@each_row("origin", [OWN, "https://mail.example.test", "HTTPS://Mail.Example.test"])
 @pytest.mark.parametrize("dev", [True, False])
 async def test_its_own_pages_are_answered(origin: str, dev: bool) -> None:
     async with guarded(dev=dev) as client:
@@ -154,7 +155,7 @@ async def test_a_foreign_page_with_a_token_gets_no_cors() -> None:
         assert_refused(await client.options("/", headers=preflight))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "origin",
     ["http://localhost:3000", "https://127.0.0.1:1", "http://[::1]:5173", "http://a.localhost"],
 )
@@ -183,7 +184,7 @@ async def test_cors_for_pages_of_this_machine_in_development(origin: str) -> Non
         assert (failed.status_code, failed.headers["access-control-allow-origin"]) == (401, origin)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "origin",
     ["http://localhost.evil.test", "http://evil.test#localhost", "http://[", "file://localhost"],
 )

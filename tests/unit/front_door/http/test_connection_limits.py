@@ -79,50 +79,6 @@ def test_connections_of_proxies_are_closed_last() -> None:
     assert limited.closed == ["light", "proxy 0"]
 
 
-def test_one_address_has_half_of_the_requests() -> None:
-    limited = LimitedConnections(requests=4)
-    operation = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(2)]
-    more, light = limited.add(HEAVY, "more"), limited.add(LIGHT, "light")
-    assert not limited.connection_table.may_start_request(more)
-    assert limited.connection_table.may_start_request(light)
-    assert limited.connection_table.may_start_request(
-        operation[0]
-    )  # a further one on the same connection
-    limited.connection_table.set_state(operation[0], ConnectionState.UNREAD)
-    assert not limited.connection_table.may_start_request(more)
-    limited.now_s = UNREAD_GRACE_S
-    assert limited.connection_table.may_start_request(more)
-    assert limited.closed == ["0"]
-
-
-def test_requests_of_all_are_bounded() -> None:
-    limited = LimitedConnections(requests=2, proxy_networks=("198.51.100.0/24",))
-    for number in range(2):
-        connection = limited.add("198.51.100.7", str(number))
-        assert limited.connection_table.may_start_request(connection)
-        limited.connection_table.set_state(connection, ConnectionState.BUSY)
-    assert not limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
-
-
-def test_a_stalled_body_is_closed_for_a_request() -> None:
-    limited = LimitedConnections(requests=4)
-    for number in range(4):
-        host = HEAVY if number < 2 else LIGHT
-        limited.connection_table.set_state(
-            limited.add(host, str(number), ConnectionState.BUSY), ConnectionState.RECEIVING
-        )
-    flowing = limited.add("192.0.2.4", "flowing")
-    other = limited.add("192.0.2.3", "other")
-    limited.now_s = STALLED_GRACE_S - 1
-    assert not limited.connection_table.may_start_request(other)
-    limited.now_s = STALLED_GRACE_S
-    assert limited.connection_table.may_start_request(flowing)
-    limited.connection_table.set_state(flowing, ConnectionState.RECEIVING)
-    assert limited.connection_table.may_start_request(other)
-    limited.connection_table.set_state(other, ConnectionState.BUSY)
-    assert limited.closed == ["0", "2"]
-
-
 def test_a_body_that_arrives_is_not_closed() -> None:
     limited = LimitedConnections(requests=2)
     slow, stalled = (
@@ -215,24 +171,3 @@ def test_a_request_of_a_proxy_counts_for_its_client() -> None:
     assert may_start("2001:db8::1")
     assert may_start("2001:db8::2:0:0:1")
     assert may_start("2001:db8::3") is None
-
-
-def test_unread_bytes_of_a_proxy_count_for_its_client() -> None:
-    limited = LimitedConnections(unread_bytes=100, proxy_networks=("198.51.100.0/24",))
-    table = limited.connection_table
-    one, two, other = (limited.add(PROXY, name, ConnectionState.BUSY) for name in "123")
-    for connection, address in ((one, HEAVY), (two, HEAVY), (other, LIGHT)):
-        table.identify(connection, forwarding(address))
-    assert table.may_send_response(one, 45, may_be_refused=True)
-    assert not table.may_send_response(two, 6, may_be_refused=True)
-    assert table.may_send_response(other, 50, may_be_refused=True)
-    table.response_sent(one)
-    table.set_state(one, ConnectionState.IDLE)
-    assert table.may_send_response(two, 50, may_be_refused=True)
-
-
-def test_without_proxies_the_fields_are_ignored() -> None:
-    table = LimitedConnections().connection_table
-    for host in (HEAVY, ""):
-        connection = table.add(host, lambda: None)
-        assert table.identify(connection, forwarding(LIGHT)) == host

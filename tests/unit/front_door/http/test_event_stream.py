@@ -107,11 +107,11 @@ async def test_a_client_that_does_not_read_is_cut_off(
     monkeypatch.setattr(gateway, "TAKE_TIMEOUT_S", 0.3)
     async with streaming(blocks) as server, client(server, receive_bytes=SMALL) as source:
         buffered = 0
-        (connection,) = server._state.connections
+        (connection,) = server.state.connections
         for _ in range(400):
             blocks.queue.put_nowait(b"data: " + b"x" * 1_000_000 + b"\n\n")
         async with asyncio.timeout(30):  # before any other limit
-            while server._state.connections:
+            while server.state.connections:
                 buffered = max(buffered, connection.transport.get_write_buffer_size())
                 await asyncio.sleep(0.001)
         assert blocks.ended

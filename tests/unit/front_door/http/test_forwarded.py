@@ -5,6 +5,7 @@ import time
 import pytest
 
 from relay.front_door.http.connection_limits import Proxies
+from tests.support.tables import each_row
 
 PROXIES = Proxies(["10.0.0.0/8", "fd00::/8"])
 
@@ -16,8 +17,8 @@ def client(x_forwarded_for: tuple[str, ...] = (), forwarded: tuple[str, ...] = (
     return PROXIES.client(fields)
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
+@each_row(
+    "lines, expected",
     [
         (["192.0.2.1"], "192.0.2.1"),
         (["192.0.2.9, 192.0.2.1"], "192.0.2.1"),
@@ -44,8 +45,8 @@ def test_x_forwarded_for(lines: list[str], expected: str) -> None:
     assert client(tuple(lines)) == expected
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
+@each_row(
+    "lines, expected",
     [
         (["for=192.0.2.1"], "192.0.2.1"),
         (["for=192.0.2.60;proto=http;by=203.0.113.43"], "192.0.2.60"),
@@ -76,8 +77,8 @@ def test_forwarded(lines: list[str], expected: str) -> None:
     assert client(forwarded=tuple(lines)) == expected
 
 
-@pytest.mark.parametrize(
-    ("x_forwarded_for", "forwarded", "expected"),
+@each_row(
+    "x_forwarded_for, forwarded, expected",
     [
         ("192.0.2.1", "for=192.0.2.1", "192.0.2.1"),
         ("2001:DB8::1", 'for="[2001:db8:0::1]:99"', "2001:db8::1"),
@@ -102,11 +103,8 @@ def test_a_unix_socket_is_a_proxy_if_there_are_any() -> None:
 
 @pytest.mark.parametrize("name", [b"x-forwarded-for", b"forwarded"])
 @pytest.mark.parametrize("begin", [b"", b'for="', b'for=192.0.2.1;x="'])
-@pytest.mark.parametrize(
-    "piece",
-    [b"10.0.0.1,", b"for=10.0.0.1,", b'for="10.0.0.1";a=b,', b"a=b;", b'a="";', b",", b" ,", b"a ",
-     b'"', b'\\"', b'"\\', b"\\", b"=", b"1", b":", b"for="],
-)  # fmt: skip
+@each_row("piece", [b"10.0.0.1,", b"for=10.0.0.1,", b'for="10.0.0.1";a=b,', b"a=b;", b'a="";', b",", b" ,", b"a ",
+     b'"', b'\\"', b'"\\', b"\\", b"=", b"1", b":", b"for="])  # fmt: skip
 def test_a_long_field_costs_no_more_than_its_length(
     name: bytes, begin: bytes, piece: bytes
 ) -> None:

@@ -3,21 +3,13 @@
 import asyncio
 import json
 import re
-import socket
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from starlette.responses import Response
 
-from relay.base.running_relay import ControlClient
-from relay.base.socket_address import Address
-from relay.front_door.http import http_request, protocol
-from relay.front_door.http.connection_limits import ConnectionLimits
-from relay.front_door.http.errors import ApiError
-from relay.front_door.http.gateway import Gateway, PathRouter, StreamedResponse, json_response
+from relay.front_door.http.gateway import Gateway, StreamedResponse, json_response
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import AllowedHosts
@@ -32,6 +24,7 @@ from tests.support.http_server import (
     talk,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
@@ -67,7 +60,7 @@ async def test_body_limit_whatever_content_length_says(size: int) -> None:
         assert code_of(declared) == code_of(undeclared) == "RequestEntityTooLarge"
 
 
-@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("identity", 200), ("", 200)])
+@each_row("coding, status", [("gzip", 415), ("identity", 200), ("", 200)])
 async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) -> None:
     answer = await ask(request(b"abc", f"Content-Encoding: {coding}"))
     assert status_of(answer) == status
@@ -82,30 +75,6 @@ async def test_an_offer_to_upgrade_is_passed_over(offer: str, body: bytes) -> No
     answer = await ask(offering + offering, request(b"last"))
     sizes = [int(size) for size in re.findall(rb'"size":(\d+)', answer)]
     assert sizes == [len(body), len(body), len(b"last")]
-
-
-async def test_an_upgrade_offer_with_a_body_in_pieces() -> None:
-    offering = request(b"abcdef", "Connection: Upgrade", "Upgrade: h2c")
-    answer = await ask(*(bytes([octet]) for octet in offering))
-    assert (status_of(answer), answer.count(b'"size":6')) == (200, 1)
-
-
-async def test_a_request_in_work_gets_its_own_answer_whatever_follows() -> None:
-    sent, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(call: HttpRequest) -> Response:
-        await call.body()
-        sent.set()
-        await go_on.wait()
-        return Response("done")
-
-    async with serving(slow) as server:
-        whole = request(b"abc").replace(b"Connection: close\r\n", b"")
-        talking = asyncio.create_task(talk(server, whole + b"garbage\r\n\r\n"))
-        await sent.wait()
-        go_on.set()
-        answer = await talking
-    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"400"]
 
 
 async def test_all_bodies_together_keep_a_budget() -> None:
@@ -128,30 +97,11 @@ async def test_all_bodies_together_keep_a_budget() -> None:
     assert b"retry-after: 2\r\n" in refused
 
 
-async def test_requests_in_work_are_bounded() -> None:
-    busy, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slow(_: HttpRequest) -> Response:
-        busy.set()
-        await go_on.wait()
-        return Response("done")
-
-    async with serving(slow, connection_limits=ConnectionLimits(requests=1)) as server:
-        first = asyncio.create_task(talk(server, request()))
-        await busy.wait()
-        refused = await talk(server, request())
-        go_on.set()
-        assert status_of(await first) == 200
-    assert (status_of(refused), code_of(refused)) == (503, "ResourceUnhealthy")
-
-
 TOO_LARGE, LONG_HEADER = (413, "RequestEntityTooLarge"), (431, "RequestHeaderFieldsTooLarge")
 CONNECT = b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    ("sent", "expected"),
-    [
+@each_row("sent, expected", [
         (request(b"", "Expect: 100-continue", length=LIMIT + 1), TOO_LARGE),
         (request(b"x" * (LIMIT * 20)), TOO_LARGE),
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", LONG_HEADER),
@@ -159,12 +109,7 @@ CONNECT = b"CONNECT a.test:25 HTTP/1.1\r\nHost: a.test:25\r\n\r\n"
         (b"\x16\x03\x01 this is TLS\r\n\r\n", (400, "BadRequest")),
         (CONNECT, (400, "BadRequest")),
         (b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", (400, "BadRequest")),
-    ],
-    ids=[
-        "Continue is expected, nothing is sent", "many times the limit", "a long target",
-        "many fields", "TLS", "CONNECT", "a length that is no number",
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 async def test_large_and_invalid_requests_are_refused(
     sent: bytes, expected: tuple[int, str]
 ) -> None:
@@ -174,64 +119,9 @@ async def test_large_and_invalid_requests_are_refused(
         assert answer.count(name) == 1
 
 
-async def test_a_client_that_declares_too_much_and_stops_is_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_request, "_DRAIN_PAUSE_S", 0.05)
-    answer = await ask(request(b"abc", length=LIMIT + 1))
-    assert (status_of(answer), code_of(answer)) == TOO_LARGE
-
-
 async def test_a_body_that_does_not_arrive_in_time() -> None:
     answer = await ask(request(b"abc", length=10), read_timeout_s=0.05)
     assert (status_of(answer), code_of(answer)) == (408, "RequestTimeout")
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nA: b\r\n", b"\r\n"])
-async def test_a_client_that_never_ends_its_headers_is_cut_off(
-    sent: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.05)
-    async with serving() as server:
-        assert await talk(server, sent) == b""
-
-
-@pytest.mark.parametrize("connection", ["close", "keep-alive"])
-async def test_a_client_that_never_reads_its_answer_is_cut_off(
-    connection: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def much(_: HttpRequest) -> Response:
-        return Response(b"x" * 30_000_000)
-
-    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.05)
-    async with serving(much) as server:
-        connections = server._state.connections
-        with socket.create_connection((server.bound[0].host, server.bound[0].port)) as client:
-            client.sendall(
-                b"GET / HTTP/1.1\r\nHost: h\r\nConnection: %b\r\n\r\n" % connection.encode()
-            )
-            async with asyncio.timeout(30):
-                while not connections:
-                    await asyncio.sleep(0)
-                while connections:
-                    await asyncio.sleep(0.01)
-
-
-async def test_a_client_that_reads_slowly_gets_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def much(_: HttpRequest) -> Response:
-        return Response(b"x" * 30_000_000)
-
-    monkeypatch.setattr(protocol, "UNREAD_TIMEOUT_S", 0.7)
-    async with serving(much) as server:
-        address = server.bound[0]
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        received = 0
-        while piece := await asyncio.wait_for(reader.read(200_000), 30):
-            received += len(piece)
-            await asyncio.sleep(0.01)
-        writer.close()
-    assert received > 30_000_000
 
 
 async def test_an_exception_in_a_handler_is_not_disclosed() -> None:
@@ -241,13 +131,6 @@ async def test_an_exception_in_a_handler_is_not_disclosed() -> None:
     answer = await ask(request(), handler=broken)
     assert (status_of(answer), code_of(answer)) == (500, "InternalServerError")
     assert b"secret" not in answer
-
-
-async def test_a_port_in_use_is_an_error_before_the_start() -> None:
-    async with serving() as server:
-        second = HttpServer(echo, server.bound, clock=ManualClock())  # type: ignore[arg-type]
-        with pytest.raises(OSError, match=f"cannot listen on {server.bound[0]}: Address already"):
-            second.bind()
 
 
 async def test_stop_lets_requests_end_and_then_cancels() -> None:
@@ -328,8 +211,8 @@ async def test_work_is_given_up_when_its_client_hangs_up(sent: bytes) -> None:
         await asyncio.wait_for(given_up.wait(), 30)
 
 
-@pytest.mark.parametrize(
-    ("version", "hosts", "status"),
+@each_row(
+    "version, hosts, status",
     [
         ("1.1", ["relay.example.org"], 200),
         ("1.1", ["relay.example.org:8025"], 200),
@@ -354,8 +237,8 @@ async def test_a_request_names_its_host_once(version: str, hosts: list[str], sta
         assert b"Host: found " in answer
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
+@each_row(
+    "host, status",
     [
         *((host, 200) for host in ("localhost", "LocalHost:8025", "localhost.", "a.b.localhost:1")),
         *((host, 200) for host in ("127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8025")),
@@ -373,62 +256,6 @@ async def test_where_hosts_are_named_others_are_misdirected(host: str, status: i
         assert b"relay dev --host NAME" in answer
 
 
-async def test_work_that_ends_or_fails_is_answered() -> None:
-    async def work(size: int) -> Response:
-        if not size:
-            raise ApiError(404, "ErrorItemNotFound", "There is nothing.")
-        return Response("done")
-
-    async with serving(lambda call: call.cancel_on_disconnect(work(len(call.query)))) as server:
-        done = await talk(server, request().replace(b"/x", b"/x?a=b"))
-        failed = await talk(server, request(b"body"))
-    assert (status_of(done), status_of(failed)) == (200, 404)
-
-
-async def test_answers_do_not_wait_for_an_acknowledgement() -> None:
-    no_delay: list[int] = []
-
-    async def handler(_: HttpRequest) -> Response:
-        for connection in server._state.connections:
-            peer = connection.transport.get_extra_info("socket")
-            no_delay.append(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        return Response("done")
-
-    async with serving(handler) as server:
-        await talk(server, request())
-    assert no_delay == [1]
-
-
-async def test_dispatch_by_first_segment() -> None:
-    async def named(call: HttpRequest) -> Response:
-        return json_response("named")
-
-    def gateway(handler: Handler) -> Gateway:
-        return Gateway(handler, clock=ManualClock(), limits=RequestLimits(LIMIT, LIMIT))
-
-    router = PathRouter({"v1.0": gateway(named)}, otherwise=gateway(echo))
-    server = HttpServer(router, [ANY_PORT], clock=ManualClock())
-    await server.start()
-    answers = [
-        await talk(server, request().replace(b"/x", path))
-        for path in (b"/v1.0/me", b"//V1.0//me", b"/v1.0x", b"/%2e")
-    ]
-    await server.stop(0)
-    assert [answer.endswith(b'"named"') for answer in answers] == [True, True, False, False]
-
-
-def test_tcp_and_unix_sockets_on_uvloop(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with serving() as server:
-            assert status_of(await talk(server, request(b"x" * LIMIT))) == 200
-        async with serving(echo, Address(path=str(tmp_path / "s"))) as server:
-            told = await asyncio.to_thread(ControlClient(tmp_path / "s").get, "/queue")
-            assert told["path"] == ["relay", "v1", "queue"]
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(scenario())
-
-
 # -- bodies that are taken in blocks
 
 
@@ -438,14 +265,6 @@ async def measured(call: HttpRequest) -> Response:
 
 
 PUT = b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-
-
-async def test_a_body_in_blocks_may_be_larger_than_one_that_is_held() -> None:
-    size = 10 * LIMIT
-    answer = await ask(PUT % size, bytes(size), handler=measured)
-    sizes = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert (status_of(answer), sum(sizes)) == (200, size)
-    assert max(sizes) < 512 * 1024
 
 
 async def test_a_slow_and_steady_body_is_not_cut_off() -> None:

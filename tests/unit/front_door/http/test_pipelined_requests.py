@@ -1,7 +1,6 @@
 """Pipelined requests: one is parsed at a time, and the rest of a read waits for its response."""
 
 import asyncio
-import itertools
 import re
 import ssl
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 from starlette.responses import Response
 
 from relay.base.certificates import ServerCertificate
-from relay.front_door.http import protocol
 from relay.front_door.http.gateway import StreamedResponse
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
@@ -40,68 +38,9 @@ def answered(octets: bytes) -> list[tuple[str, int]]:
     return [(path.decode(), int(size)) for path, size in found]
 
 
-class Begun:
-    """Counts the requests that a server began to parse."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        begin = BoundedProtocol.on_message_begin
-
-        def counted(made: BoundedProtocol) -> None:
-            self.count += 1
-            begin(made)
-
-        monkeypatch.setattr(BoundedProtocol, "on_message_begin", counted)
-
-
 async def connected(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     address = server.bound[0]
     return await asyncio.open_connection(address.host, address.port)
-
-
-@on_both_loops
-async def test_the_next_request_is_parsed_when_the_response_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begun, go_on, seen = Begun(monkeypatch), asyncio.Event(), list[int]()
-
-    async def slow(call: HttpRequest) -> Response:
-        seen.append(begun.count)
-        await go_on.wait()
-        return await echo(call)
-
-    async with serving(slow) as server:
-        many = b"".join(get(f"n{number}") for number in range(2000))
-        talking = asyncio.create_task(talk(server, many + LAST))
-        while not seen:
-            await asyncio.sleep(0)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert (begun.count, seen) == (1, [1])
-        go_on.set()
-        answer = await talking
-    assert seen == list(range(1, 2002))
-    assert answered(answer) == [*((f"n{number}", 0) for number in range(2000)), ("x", 4)]
-
-
-@on_both_loops
-async def test_the_event_loop_has_a_turn_between_two_requests(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    begun, counts, is_over = Begun(monkeypatch), [0], False
-
-    async def others() -> None:
-        while not is_over:
-            counts.append(begun.count)
-            await asyncio.sleep(0)
-
-    async with serving() as server:
-        watching = asyncio.create_task(others())
-        await talk(server, b"".join(map(get, "abcdefgh" * 20)) + LAST)
-        is_over = True
-        await watching
-    assert begun.count == 161
-    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
 
 
 async def test_requests_are_told_apart_wherever_a_read_ends(
@@ -133,38 +72,6 @@ async def test_a_chunked_body_of_blank_lines_is_passed_on_in_whole(line: bytes) 
         assert answered(await talk(server, head + chunked)) == [("x", len(body))]
 
 
-@pytest.mark.parametrize("coding", ["sized", "chunked"])
-async def test_an_upload_is_parsed_once_for_each_read(
-    monkeypatch: pytest.MonkeyPatch, coding: str
-) -> None:
-    reads, pieces = 0, 0
-    received, next_piece = BoundedProtocol.data_received, BoundedProtocol._next_piece
-
-    def read(made: BoundedProtocol, data: bytes) -> None:
-        nonlocal reads
-        reads += 1
-        received(made, data)
-
-    def parsed(made: BoundedProtocol) -> bytes:
-        nonlocal pieces
-        pieces += 1
-        return next_piece(made)
-
-    async def count(call: HttpRequest) -> Response:
-        return Response(str(sum([len(block) async for block in call.blocks()])))
-
-    monkeypatch.setattr(BoundedProtocol, "data_received", read)
-    monkeypatch.setattr(BoundedProtocol, "_next_piece", parsed)
-    body = b"A line.\r\n\r\n" * 400_000
-    sent = request(body)
-    if coding == "chunked":
-        head = b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-        sent = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    async with serving(count) as server:
-        assert (await talk(server, sent)).endswith(str(len(body)).encode())
-    assert pieces <= reads + 3
-
-
 @on_both_loops
 async def test_reading_pauses_behind_a_request() -> None:
     go_on = asyncio.Event()
@@ -177,10 +84,10 @@ async def test_reading_pauses_behind_a_request() -> None:
         _reader, writer = await connected(server)
         sent = get("x") * 600_000  # more than the sockets hold
         writer.write(sent)
-        [connection] = [*server._state.connections] or [None]
+        [connection] = [*server.state.connections] or [None]
         while connection is None or not connection._unparsed:
             await asyncio.sleep(0)
-            [connection] = [*server._state.connections] or [None]
+            [connection] = [*server.state.connections] or [None]
         before = writer.transport.get_write_buffer_size()
         while (after := writer.transport.get_write_buffer_size()) != before:
             before = after
@@ -233,15 +140,6 @@ async def test_a_stop_answers_the_running_request_and_none_that_is_kept() -> Non
     assert paths == [("a",)]
 
 
-async def test_the_header_time_out_counts_for_what_was_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.05)
-    async with serving() as server:
-        answer = await talk(server, get("a") + get("b")[:-1])
-    assert answered(answer) == [("a", 0)]
-
-
 async def test_a_request_after_one_that_expects_100_continue() -> None:
     expecting = SIZED.replace(b"Host: h\r\n", b"Host: h\r\nExpect: 100-continue\r\n")
     async with serving() as server:
@@ -266,27 +164,6 @@ def served_tls(authority: Authority) -> tuple[ServerCertificate, ssl.SSLContext]
     made = authority.issue("DNS:localhost", "IP:127.0.0.1")
     trusting = ssl.create_default_context(cafile=authority.certificate)
     return ServerCertificate(made.certificate, made.key), trusting
-
-
-@on_both_loops
-async def test_pipelined_requests_over_tls(
-    served_tls: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate, trusting = served_tls
-    begun, seen = Begun(monkeypatch), list[int]()
-
-    async def counted(call: HttpRequest) -> Response:
-        seen.append(begun.count)
-        return await echo(call)
-
-    async with serving(counted, certificate=certificate) as server:
-        address = server.bound[0]
-        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trusting)
-        writer.write(get("a") * 3000 + LAST)  # in many records, and in several reads
-        answer = await asyncio.wait_for(reader.read(), 30)
-        writer.transport.abort()
-    assert answered(answer) == [("a", 0)] * 3000 + [("x", 4)]
-    assert seen == list(range(1, 3002))
 
 
 @on_both_loops

@@ -16,6 +16,7 @@ from relay.front_door.notifications.https_client import (
     RequestFailedError,
 )
 from tests.support.receiver import Receiver
+from tests.support.tables import each_row
 from tests.support.tls import Authority, self_signed
 
 HERE = Destinations(networks=LOOPBACK, plain=LOOPBACK, public=False)
@@ -43,8 +44,8 @@ async def post(sender: HttpsClient, url: str, *, timeout_s: float = 5, **options
     return await sender.post(sender.read_url(url), b'{"value": []}', timeout_s=timeout_s, **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "host", "port", "target"),
+@each_row(
+    "text, host, port, target",
     [
         ("https://hooks.example.net", "hooks.example.net", 443, "/"),
         ("https://Hooks.Example.NET:8443/a/b?c=d&e", "hooks.example.net", 8443, "/a/b?c=d&e"),
@@ -59,9 +60,7 @@ def test_urls(text: str, host: str, port: int, target: str) -> None:
     assert (url.host, url.port, url.target) == (host, port, target)
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
+@each_row("text, found", [
         ("http://hooks.example.net/", "scheme 'http'"),
         ("ftp://hooks.example.net/", "scheme 'ftp'"),
         ("hooks.example.net/x", "scheme ''"),
@@ -88,9 +87,8 @@ def test_urls(text: str, host: str, port: int, target: str) -> None:
         ("https://0x7f000001/", "different addresses"),
         ("https://0177.0.0.1/", "different addresses"),
         ("https://127.1/", "different addresses"),
-        ("https://x/" + "a" * 3000, "3010 characters"),
-    ],
-)  # fmt: skip
+        ("https://x/" + "a" * 3000, "3010 characters")
+    ])  # fmt: skip
 def test_urls_that_are_refused(text: str, found: str) -> None:
     with pytest.raises(UrlError, match=found):
         read_url(text)
@@ -100,7 +98,7 @@ NOT_PUBLIC = [
     "127.0.0.1", "127.8.9.10", "0.0.0.0", "10.1.2.3", "172.31.0.1", "192.168.1.1", "169.254.169.254",
     "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255",
     "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-    "2002:7f00:1::", "2001:0:1::", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "100::1",
+    "2002:7f00:1::", "2001:0:1::", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "ff02::1", "2001:db8::1", "100::1"
 ]  # fmt: skip
 PUBLIC = ["1.1.1.1", "198.51.99.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
 
@@ -177,7 +175,7 @@ async def test_a_name_that_leads_elsewhere_later(authority: Authority) -> None:
     assert receiver.requests == []
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
+@each_row("address", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
 async def test_loopback_is_refused_in_serve(address: str) -> None:
     sender = client(Destinations(), localhost="127.0.0.1 ::1")
     with pytest.raises(RequestFailedError, match="no public address"):
@@ -229,13 +227,3 @@ async def test_what_is_no_answer(mode: str, why: str) -> None:
         receiver.mode = mode
         with pytest.raises(RequestFailedError, match=why):
             await post(client(), receiver.url())
-
-
-async def test_get() -> None:
-    with Receiver() as receiver:
-        answer = await client().get(
-            client().read_url(receiver.url("/?validationToken=a%20b")),
-            timeout_s=5,
-            answer_bytes_max=100,
-        )
-    assert (answer.status, answer.content_type, answer.body) == (200, "text/plain", b"a b")

@@ -78,35 +78,6 @@ async def test_in_order_and_again_after_a_failure(sender: Sender) -> None:
     assert values[len(feed.failures) :] == [0, 1, 2, 3, 4]
 
 
-async def test_what_comes_while_it_is_sent(sender: Sender) -> None:
-    with Receiver() as receiver:
-        feed = Numbers(receiver.url(), until=1)
-        for number in range(1, 30):
-            feed.until = number
-            sender.wake(feed)
-            await asyncio.sleep(0)
-        await until(lambda: feed.at == 29)
-    assert receiver.notifications == list(range(29))
-
-
-async def test_many_that_are_down_delay_no_other(
-    sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All slots for retries are taken by receivers that never answer."""
-    monkeypatch.setattr(module, "POST_S", 0.5)
-    with Receiver() as receiver, Receiver() as silent:
-        silent.mode = "stall"
-        stalled = [Numbers(silent.url(), until=1) for _ in range(module.POSTS_MAX * 2)]
-        sender.wake(*stalled)
-        # each of them had one of the slots for POSTS_S at most, once
-        await until(lambda: all(feed.failures for feed in stalled))
-        monkeypatch.setattr(module, "POST_S", 60)  # and now for longer than the test waits
-        await until(sender._retries.locked)
-        good = Numbers(receiver.url(), until=20)
-        sender.wake(good)
-        await until(lambda: good.at == 20)
-
-
 @pytest.mark.parametrize(
     "fault", [StoreUnavailableError("the disk is full"), RuntimeError("a defect")]
 )
@@ -115,22 +86,6 @@ async def test_a_feed_that_cannot_be_read_is_tried_again(sender: Sender, fault: 
         feed = Numbers(receiver.url(), 1, fault)
         sender.wake(feed)
         await until(lambda: feed.at == 1)
-
-
-async def test_the_end_of_a_feed(sender: Sender) -> None:
-    with Receiver() as receiver:
-        receiver.mode = "error"
-        feed = Numbers(receiver.url(), until=1)
-        sender.wake(feed)
-        await until(lambda: feed.failures)
-        sender.end(feed)
-        await until(lambda: not sender._running)
-        known = len(receiver.requests)
-        receiver.mode = "good"
-        other = Numbers(receiver.url("/other"), until=5)
-        sender.wake(other)
-        await until(lambda: other.at == 5)
-        assert {path for path, *_ in receiver.requests[known:]} == {"/other"}
 
 
 async def test_back_off_in_the_relays_time() -> None:
@@ -176,17 +131,3 @@ async def test_many_that_are_slow_delay_no_other(
         await until(lambda: good.at == 20)
         assert all(feed.at == 1 for feed in feeds)
         assert not any(feed.failures for feed in feeds)
-
-
-async def test_a_feed_that_ends_before_it_begins(sender: Sender) -> None:
-    with Receiver() as receiver:
-        feed = Numbers(receiver.url(), until=1)
-        sender.wake(feed)
-        sender.end(feed)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert (sender.busy_count, feed.at) == (0, 0)
-        sender.wake(feed)
-        sender.end(feed)
-        sender.wake(feed)
-        await until(lambda: feed.at == 1)

@@ -4,7 +4,7 @@ import asyncio
 import html
 import re
 import smtplib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,21 @@ class PageReader:
         return await self.http.post(path, data={"csrf": await self.csrf()} | fields, **more)
 
 
-async def send(pages: PageReader, *recipients: str) -> None:
-    """Send a message by SMTP, and wait until everything that is due is done."""
+async def submit(pages: PageReader, *mails: tuple[Sequence[str], bytes]) -> None:
+    """Send messages, each to its recipients, by SMTP, and wait until everything that is due is done."""
     at = pages.relay.addresses.smtp
 
-    def submit() -> None:
+    def all_of_them() -> None:
         with smtplib.SMTP(at.host, at.port) as client:
-            client.sendmail("alice@example.test", recipients, b"Subject: x\r\n\r\nx")
+            for recipients, content in mails:
+                client.sendmail("alice@example.test", recipients, content)
 
-    await asyncio.to_thread(submit)
+    await asyncio.to_thread(all_of_them)
     await pages.relay.settle()
+
+
+async def send(pages: PageReader, *recipients: str) -> None:
+    await submit(pages, (recipients, b"Subject: x\r\n\r\nx"))
 
 
 def plain(text: str) -> str:

@@ -1,7 +1,5 @@
 """Who visits: by cookie and login, or everyone where the pages are open."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.pages.logins import IDLE_S, Access, Logins
 from tests.support.http_server import serving
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ACCOUNTS = """\
 [[account]]
@@ -145,25 +144,11 @@ async def test_other_logins_are_refused(accounts, user, secret):
         assert (answer.status_code, answer.headers.get("set-cookie")) == (401, None)
 
 
-@pytest.mark.parametrize("user", ["", "alice", "alice@example.test", "al@example.test"])
+@each_row("user", ["", "alice", "alice@example.test", "al@example.test"])
 async def test_a_token_is_a_password(accounts, user):
     async with visiting(accounts) as client:
         answer = await client.log_in(user, "alice-token")
         assert (await client.who(cookie_of(answer)))["name"] == "alice@example.test"
-
-
-async def test_roles_are_those_of_the_account(accounts):
-    async with visiting(accounts) as client:
-        who = await client.who(cookie_of(await client.log_in("", "operator-token")))
-        assert (who["role"], who["own"]) == (Role.OPERATE, None)
-
-
-async def test_guesses_are_delayed_for_the_right_password_too(accounts):
-    async with visiting(accounts) as client:
-        for _ in range(FREE_FAILURES):
-            assert (await client.log_in("alice@example.test", "wrong")).status_code == 401
-        assert (await client.log_in("alice@example.test", "secret")).status_code == 429
-        assert (await client.log_in("nobody@example.test", "x")).status_code == 401
 
 
 async def test_unknown_accounts_are_delayed_as_known_ones(accounts):
@@ -171,38 +156,6 @@ async def test_unknown_accounts_are_delayed_as_known_ones(accounts):
         for _ in range(FREE_FAILURES):
             assert (await client.log_in("nobody@example.test", "wrong")).status_code == 401
         assert (await client.log_in("nobody@example.test", "wrong")).status_code == 429
-
-
-class Recorder:
-    """Accounts that record the client addresses of logins."""
-
-    def __init__(self) -> None:
-        self.clients: list[str] = []
-
-    def by_token(self, _token: str, *, client: str) -> None:
-        return None
-
-    async def by_password(self, _user: str, _password: str, *, client: str) -> None:
-        self.clients.append(client)
-
-
-@pytest.mark.parametrize(
-    ("proxies", "forwarded", "counted"),
-    [
-        ((), "192.0.2.1", "127.0.0.1"),
-        (("127.0.0.0/8",), "192.0.2.9, 192.0.2.1", "192.0.2.1"),
-        (("127.0.0.0/8",), "unknown", ""),
-        (("127.0.0.0/8",), "", ""),
-        (("10.0.0.0/8",), "192.0.2.1", "127.0.0.1"),
-    ],
-)
-async def test_guesses_through_a_proxy_are_counted_for_its_client(proxies, forwarded, counted):
-    recorder = Recorder()
-    async with visiting(recorder, proxies=proxies) as client:
-        await client.http.get(
-            "/login?user=a&secret=b", headers={"x-forwarded-for": forwarded, "x-real-ip": "1.2.3.4"}
-        )
-    assert recorder.clients == [counted]
 
 
 async def test_a_login_has_a_new_identifier_and_ends_the_one_before(accounts):
@@ -222,21 +175,6 @@ async def test_an_identifier_that_a_visitor_brings_is_never_used(accounts):
         answer = await client.log_in("", "alice-token", cookie=given)
         assert cookie_of(answer) != given
         assert await client.who(given) == {}
-
-
-async def test_log_out_ends_the_session_and_deletes_the_cookie(accounts):
-    async with visiting(accounts) as client:
-        cookie = cookie_of(await client.log_in("", "alice-token"))
-        answer = await client.http.get("/logout", headers={"cookie": cookie})
-        assert await client.who(cookie) == {}
-        assert "Max-Age=0" in answer.headers["set-cookie"]
-
-
-async def test_sessions_end_by_the_real_time(accounts):
-    async with visiting(accounts) as client:
-        cookie = cookie_of(await client.log_in("", "alice-token"))
-        client.clock.advance(IDLE_S)
-        assert await client.who(cookie) == {}
 
 
 async def test_relays_of_one_host_have_cookies_of_different_names(accounts):
@@ -268,16 +206,6 @@ async def test_where_the_pages_are_open_everyone_operates():
         assert (await other.who())["csrf"] != who["csrf"]
 
 
-async def test_the_token_of_an_exposed_development_relay_is_the_password():
-    accounts = DevelopmentAccounts(token="tok")
-    async with visiting(accounts) as client:
-        assert await client.who() == {}
-        assert (await client.log_in("alice", "alice")).status_code == 401
-        for user, role in (("", "operate"), ("operator", "operate"), ("alice", "user")):
-            who = await client.who(cookie_of(await client.log_in(user, "tok")))
-            assert who["role"] == role
-
-
 @pytest.mark.parametrize(
     "headers", [{"hx-request": "true"}, {"accept": "text/event-stream"}], ids=["poll", "stream"]
 )
@@ -299,30 +227,3 @@ async def test_a_boosted_link_prolongs_a_login(accounts):
         assert (await client.http.get("/who", headers=headers)).json()
         client.clock.advance(1)
         assert await client.who(cookie)
-
-
-async def test_a_request_that_runs_learns_that_its_login_has_ended(accounts):
-    """A stream does not prolong a login, and ends with it."""
-    async with visiting(accounts) as client:
-        cookie = cookie_of(await client.log_in("", "alice-token"))
-        running: asyncio.Queue[HttpRequest] = asyncio.Queue()
-        ended = asyncio.Event()
-
-        async def stream(request: HttpRequest) -> Response:
-            running.put_nowait(request)
-            await ended.wait()
-            return Response()
-
-        async with serving(stream) as server, httpx.AsyncClient(trust_env=False) as http:
-            asked = asyncio.ensure_future(
-                http.get(f"http://{server.bound[0]}/", headers={"cookie": cookie})
-            )
-            request = await running.get()
-            assert client.access.is_current(request)
-            client.clock.advance(IDLE_S - 1)
-            assert client.access.is_current(request)
-            client.clock.advance(1)
-            assert not client.access.is_current(request)
-            ended.set()
-            with contextlib.suppress(httpx.HTTPError):
-                await asked

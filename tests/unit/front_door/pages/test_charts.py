@@ -1,9 +1,5 @@
 """Charts: lines with gaps, round edges, and the same values in words."""
 
-import re
-
-import pytest
-
 from relay.front_door.pages.charts import (
     HEIGHT,
     WIDTH,
@@ -12,9 +8,8 @@ from relay.front_door.pages.charts import (
     duration_text,
     number_text,
     path_of,
-    round_up,
-    round_up_duration,
 )
+from tests.support.tables import each_row
 
 TIMES = ["10:00", "10:01", "10:02", "10:03", "10:04"]
 
@@ -28,39 +23,6 @@ def test_a_gap_ends_a_line_and_a_single_value_is_a_dot():
     assert path == "M0 100L150 0M450 50h.01"
     assert path_of([None, None], 1.0) == ""
     assert path_of([], 1.0) == ""
-
-
-def test_a_value_above_the_edge_stays_inside():
-    assert path_of([20.0, 10.0], 10.0) == "M0 0L600 0"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0, 1),
-        (0.3, 0.5),
-        (1, 1),
-        (1.01, 2),
-        (3, 5),
-        (7, 10),
-        (10, 10),
-        (11, 20),
-        (4e6, 5e6),
-        (0.2, 0.2),
-    ],
-)
-def test_the_upper_edge_is_a_round_number(value, expected):
-    assert round_up(value) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0, 1), (0.03, 0.05), (1.5, 2), (61, 120), (1801, 3600), (86400, 86400), (86401, 172800)],
-)
-def test_the_upper_edge_of_durations_is_a_round_duration(seconds, expected):
-    assert round_up_duration(seconds) == pytest.approx(expected)
-    chart = draw("Age", ["10:00"], [Series("x", [float(seconds)])], text_of=duration_text)
-    assert chart.maximum == duration_text(expected)
 
 
 def test_a_chart_says_in_words_and_in_a_table_what_its_lines_show():
@@ -77,42 +39,18 @@ def test_a_chart_says_in_words_and_in_a_table_what_its_lines_show():
     assert [one.path.count("M") for one in chart.lines] == [2, 2]
 
 
-def test_a_chart_without_values_has_no_lines():
-    chart = draw("Empty", TIMES, [Series("x", [None] * 5)], text_of=str)
-    assert not chart.rows
-    assert chart.lines[0].path == ""
-    assert "No data for 5 of 5 minutes." in chart.description
-
-
-def test_the_table_begins_with_the_first_value():
-    chart = draw("Late", TIMES, [Series("x", [None, None, 1.0, None, 2.0])], text_of=number_text)
-    assert [time for time, _ in chart.rows] == ["10:02", "10:03", "10:04"]
-
-
-def test_the_edge_can_be_given():
-    chart = draw("Level", TIMES, [Series("x", [0.0] * 5)], text_of=number_text, top=2)
-    assert chart.maximum == "2"
-    assert set(re.findall(r"[ML][\d.]+ ([\d.]+)", chart.lines[0].path)) == {str(HEIGHT)}
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+@each_row("value, expected", [
         (0, "0"), (1, "1"), (0.0123, "0.012"), (1.26, "1.3"), (12.34, "12.3"), (999.9, "1 000"),
-        (12345678, "12 345 678"), (100.4, "100"),
-    ],
-)  # fmt: skip
+        (12345678, "12 345 678"), (100.4, "100")
+    ])  # fmt: skip
 def test_numbers_have_groups_and_few_digits(value, expected):
     assert number_text(value) == expected.replace(" ", "\u202f")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
+@each_row("seconds, expected", [
         (0, "0 ms"), (0.0004, "0.4 ms"), (0.0124, "12.4 ms"), (0.2, "200 ms"), (0.9999, "1 s"),
         (3.44, "3.4 s"), (59.7, "60 s"), (60, "1 min"), (61, "1 min,1 s"), (3600, "1 h"),
-        (7800, "2 h,10 min"), (86400, "1 d"), (273600, "3 d,4 h"), (400 * 86400, "400 d"),
-    ],
-)  # fmt: skip
+        (7800, "2 h,10 min"), (86400, "1 d"), (273600, "3 d,4 h"), (400 * 86400, "400 d")
+    ])  # fmt: skip
 def test_durations_have_their_unit(seconds, expected):
     assert duration_text(seconds) == expected.replace(" ", "\u202f").replace(",", " ")

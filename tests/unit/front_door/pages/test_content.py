@@ -19,6 +19,7 @@ from relay.front_door.pages.content import (
     shown_text,
 )
 from tests.support.contents import as_large
+from tests.support.tables import each_row
 
 GIF = base64.b64encode(b"GIF89a\x01\0\x01\0\0\0\0,").decode()
 
@@ -96,8 +97,8 @@ def test_a_message_without_html_has_no_document_and_one_without_text_has_that_of
     assert (only_html.text, shown_text(only_html.parts)) == (None, "a\n\nb")
 
 
-@pytest.mark.parametrize(
-    ("link", "opens", "other"),
+@each_row(
+    "link, opens, other",
     [
         ('<a href="https://a.test/">a.test</a>', True, ""),
         ('<a href="https://www.a.test/">https://a.test/login</a>', True, ""),
@@ -117,8 +118,8 @@ def test_links_show_their_true_target(link, opens, other):
     assert found.shown_target
 
 
-@pytest.mark.parametrize(
-    ("text", "codes"),
+@each_row(
+    "text, codes",
     [
         ("Your PIN is 4711", ("4711",)),
         ("Copyright 2026, 10115 Berlin", ()),
@@ -129,8 +130,8 @@ def test_codes_have_six_digits_or_a_word_about_codes(text, codes):
     assert content("Subject: x", "", text).codes == codes
 
 
-@pytest.mark.parametrize(
-    ("given", "name"),
+@each_row(
+    "given, name",
     [
         ('filename="../../etc/passwd"', "_.._etc_passwd"),
         (r'filename="C:\\boot.ini"', "C__boot.ini"),
@@ -153,8 +154,8 @@ def test_a_download_has_a_harmless_name(given, name):
     assert field.count('"') == 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "served"),
+@each_row(
+    "kind, served",
     [
         ("image/png", "image/png"),
         ("image/svg+xml", "application/octet-stream"),
@@ -169,9 +170,7 @@ def test_a_download_has_a_harmless_type(kind, served):
     assert download_type(found.parts.attachments[0]) == served
 
 
-@pytest.mark.parametrize(
-    ("lines", "note"),
-    [
+@each_row("lines, note", [
         (("Subject: x", *(f"X-{i}: y" for i in range(60_000)), "", "t"), "a long header"),
         (("Subject: " + "=?utf-8?q?=41?= " * 60_000, "", "t"), "a long header"),
         (("Subject: x", "", "a" * 500_000), "200,000 are shown"),
@@ -180,8 +179,7 @@ def test_a_download_has_a_harmless_type(kind, served):
         (("Content-Type: text/html", "", "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999))), "links"),
         (("Content-Type: text/plain; charset=klingon", "", "ä"), "not in its charset"),
         ((*(line for i in range(200) for line in (f"Content-Type: multipart/mixed; boundary=b{i}", "", f"--b{i}")), "x"), "deep"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_cut_or_damaged_is_said(lines, note):
     started = time.process_time()
     found = content(*lines)
@@ -204,7 +202,7 @@ def test_names_and_fields_cannot_hide_or_reorder_what_follows():
     assert found.attachments[0].name == "\ufffdfdp.exe"
 
 
-@pytest.mark.parametrize("damage", ["=", "====", "A", "\0\xff" * 50, "A=A=A=", "\r\n" * 50])
+@each_row("damage", ["=", "====", "A", "\0\xff" * 50, "A=A=A=", "\r\n" * 50])
 def test_damaged_base64_gives_what_can_be_read(damage):
     found = content(
         "Content-Type: text/html", "Content-Transfer-Encoding: base64", "", "PGI+eDwvYj4" + damage

@@ -37,37 +37,24 @@ def costly() -> Iterator[Costly]:
 
 async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: Costly) -> None:
     pages = ContentPages(None)
-    hers = [asyncio.ensure_future(pages._in_thread(ANN, costly)) for _ in range(5)]
+    hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(5)]
     async with asyncio.timeout(30):
         while not costly.began:
             await asyncio.sleep(0.01)
-        assert await pages._in_thread(BOB, lambda: "his") == "his"
+        assert await pages.in_thread(BOB, lambda: "his") == "his"
         assert costly.began == 1
         costly.end.set()
         assert await asyncio.gather(*hers) == ["done"] * 5
-    assert not pages._waiting.total
-    assert not pages._turns
 
 
 async def test_one_visitor_does_not_take_all_places(costly: Costly, monkeypatch) -> None:
     monkeypatch.setattr(content_pages, "_WAITING_OF_VISITOR_MAX", 2)
     pages = ContentPages(None)
-    hers = [asyncio.ensure_future(pages._in_thread(ANN, costly)) for _ in range(2)]
+    hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as caught:
-        await pages._in_thread(ANN, costly)
+        await pages.in_thread(ANN, costly)
     assert caught.value.status == 503
-    assert await pages._in_thread(BOB, lambda: "his") == "his"
+    assert await pages.in_thread(BOB, lambda: "his") == "his"
     costly.end.set()
     assert await asyncio.gather(*hers) == ["done"] * 2
-
-
-async def test_all_places_together_are_bounded(costly: Costly, monkeypatch) -> None:
-    monkeypatch.setattr(content_pages, "_WAITING_MAX", 1)
-    pages = ContentPages(None)
-    hers = asyncio.ensure_future(pages._in_thread(ANN, costly))
-    await asyncio.sleep(0)
-    with pytest.raises(ApiError):
-        await pages._in_thread(BOB, costly)
-    costly.end.set()
-    assert await hers == "done"

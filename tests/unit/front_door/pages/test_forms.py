@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
-import pytest
 from starlette.responses import Response
 
 from relay.front_door.http.gateway import json_response
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.pages.logins import read_form
 from tests.support.http_server import LIMIT, serving
+from tests.support.tables import each_row
 
 TOKEN = "the-token"
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -36,7 +36,7 @@ async def test_fields_may_occur_several_times():
         assert answer.json() == {"id": [], "to": ""}
 
 
-@pytest.mark.parametrize(
+@each_row(
     "body",
     [
         "",
@@ -55,7 +55,7 @@ async def test_without_the_token_nothing_is_read(body):
         assert "id" not in answer.json()
 
 
-@pytest.mark.parametrize("token", ["", "x", "\xff"])
+@each_row("token", ["", "x", "\xff"])
 async def test_the_token_of_a_header(token):
     async with reader() as client:
         headers = FORM | {"x-csrf-token": token.encode("latin-1")}
@@ -68,9 +68,7 @@ async def test_a_visitor_without_a_token_has_no_forms():
             assert (await client.post("/", content=body, headers=FORM)).status_code == 403
 
 
-@pytest.mark.parametrize(
-    "kind", ["multipart/form-data; boundary=x", "text/plain", "application/json", ""]
-)
+@each_row("kind", ["multipart/form-data; boundary=x", "text/plain", "application/json", ""])
 async def test_other_media_types_are_refused(kind):
     async with reader() as client:
         headers = {"content-type": kind, "x-csrf-token": TOKEN}

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import smtplib
 from email.message import EmailMessage
 from email.policy import SMTP
 from html import unescape
@@ -11,10 +10,10 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.message.content import MemoryOctets
-from relay.front_door.api.message_source import READ_OCTETS_MAX, MessageSources, read_preview
+from relay.front_door.api.message_source import READ_OCTETS_MAX, read_preview
 from relay.front_door.pages import message_list
 from relay.front_door.pages.undo import PENDING_MAX, UNDO_S, PendingDeletions
-from tests.unit.front_door.pages.conftest import PageReader, plain
+from tests.unit.front_door.pages.conftest import PageReader, plain, submit
 
 ROW = re.compile(r'<tr id="row-([^"]+)".*?</tr>', re.DOTALL)
 
@@ -30,15 +29,7 @@ def mail(subject: str, text: str = "x", *, to: str = "bob@example.test", **field
 
 
 async def send(pages: PageReader, *messages: EmailMessage) -> None:
-    at = pages.relay.addresses.smtp
-
-    def submit() -> None:
-        with smtplib.SMTP(at.host, at.port) as client:
-            for one in messages:
-                client.sendmail("alice@example.test", [one["To"]], one.as_bytes(policy=SMTP))
-
-    await asyncio.to_thread(submit)
-    await pages.relay.settle()
+    await submit(pages, *(([str(one["To"])], one.as_bytes(policy=SMTP)) for one in messages))
 
 
 def rows(page: str) -> dict[str, str]:
@@ -94,14 +85,7 @@ async def test_a_row_shows_name_paperclip_size_and_a_line_of_text(pages, to):
     ],
 )
 async def test_a_row_names_who_the_header_says_and_counts_the_others(pages, to, envelope, shown):
-    at = pages.relay.addresses.smtp
-
-    def submit() -> None:
-        with smtplib.SMTP(at.host, at.port) as client:
-            client.sendmail("alice@example.test", envelope, f"To: {to}\r\nSubject: s\r\n\r\nx")
-
-    await asyncio.to_thread(submit)
-    await pages.relay.settle()
+    await submit(pages, (envelope, f"To: {to}\r\nSubject: s\r\n\r\nx".encode()))
     found = re.search(r'data-label="Recipients">(.*?)</td>', await pages.text("/"))
     assert found
     assert plain(found[1]) == shown
@@ -126,28 +110,6 @@ def test_a_preview_reads_the_beginning_of_a_large_message():
     assert found.has_attachments
 
 
-def test_of_html_without_visible_text_the_text_part_is_the_preview():
-    both = mail("Both", "The text.")
-    both.add_alternative("<style>" + "p{}" * 9000 + "</style><p>far", subtype="html")
-    assert read_preview(MemoryOctets(both.as_bytes(policy=SMTP))).text == "The text."
-
-
-async def test_a_content_is_read_once(pages, monkeypatch):
-    of_row = MessageSources.of_row
-    reads = []
-
-    async def counted(self, row):
-        reads.append(row.name)
-        return await of_row(self, row)
-
-    await send(pages, mail("one"), mail("two", to="ann@customer.test"))
-    await pages.text("/?q=nothing")  # the search index has read them
-    monkeypatch.setattr(MessageSources, "of_row", counted)
-    for _ in range(3):
-        await pages.text("/")
-    assert len(reads) == len(set(reads)) == 2
-
-
 async def test_all_that_match_are_deleted_but_not_what_arrives_after_the_question(pages):
     await send(pages, *(mail(f"Invoice {number}") for number in range(60)), mail("Other"))
     page = await pages.text("/?q=invoice")
@@ -162,18 +124,6 @@ async def test_all_that_match_are_deleted_but_not_what_arrives_after_the_questio
     assert "60 messages deleted." in done.text
     assert list(keys_by_subject(done.text)) == ["Invoice new"]
     assert set(keys_by_subject(await pages.text("/"))) == {"Invoice new", "Other"}
-
-
-async def test_all_that_match_are_marked_as_read_after_a_question(pages):
-    await send(pages, mail("one"), mail("two", to="ann@customer.test"), mail("three"))
-    asked = await pages.get("/messages?action=read&mailbox=bob@example.test")
-    assert "Mark 2 messages as read?" in asked.text
-    assert "two" not in plain(asked.text).partition("Mark 2")[2]
-    fields = {name: hidden(asked.text, name) for name in ("action", "names", "mailbox")}
-    done = await pages.post("/messages", fields, follow_redirects=True)
-    assert "2 messages marked as read." in done.text
-    page = await pages.text("/")
-    assert re.findall(r'class="unread">.*?Unread: </span>([^<]*)</a>', page, re.DOTALL) == ["two"]
 
 
 async def test_of_more_than_the_limit_the_newest_are_asked_about(pages, monkeypatch):
@@ -218,30 +168,6 @@ async def test_from_message_to_message_of_the_search_and_back(pages, monkeypatch
     assert link(oldest, "next") == ""
     content = re.search(r'<a href="([^"]*)#content">Headers</a>', page)[1]
     assert link(await pages.text("/messages/" + unescape(content).rpartition("/")[2]), "next")
-
-
-@pytest.mark.parametrize("came", ["x", "q=form:x", "a=1&" * 50, "before=x&newer=~~", "%00"])
-async def test_a_list_that_is_none_is_left_out(pages, came):
-    await send(pages, mail("one"))
-    key = keys_by_subject(await pages.text("/"))["one"]
-    answer = await pages.get(f"/messages/{key}", params={"list": came})
-    assert answer.status_code == 200
-
-
-async def test_a_message_is_marked_as_unread_and_deleted_on_its_page(pages):
-    await send(pages, mail("one"), mail("two"))
-    key = keys_by_subject(await pages.text("/"))["one"]
-    await pages.post("/messages", {"action": "read", "id": key})
-    page = await pages.text(f"/messages/{key}?list=q%3Done")
-    assert re.search(r'<button [^>]*name="action" value="unread"[^>]*>Unread</button>', page)
-    fields = {"id": hidden(page, "id"), "q": hidden(page, "q")}
-    done = await pages.post("/messages", fields | {"action": "unread"}, follow_redirects=True)
-    assert "1 message marked as unread." in done.text
-    assert (done.url.params["q"], list(rows(done.text))) == ("one", [key])
-    assert 'class="unread"' in done.text
-    done = await pages.post("/messages", fields | {"action": "delete"}, follow_redirects=True)
-    assert "The message is deleted in 10 seconds." in done.text
-    assert (done.url.params["q"], list(rows(done.text))) == ("one", [])
 
 
 async def test_the_deletion_of_one_is_undone_within_ten_seconds_and_not_later(pages):

@@ -3,11 +3,9 @@
 import html
 import re
 
-import pytest
-
 from relay.development.internet.scenario_file import parse_scenario
-from relay.front_door.pages.development import ACTIONS, VERBS
-from tests.unit.front_door.pages.conftest import plain, send
+from tests.support.tables import each_row
+from tests.unit.front_door.pages.conftest import plain
 
 ADD = {"domain": "b.test", "verb": "RCPT", "reply": "550 5.1.1 not here"}
 
@@ -28,25 +26,6 @@ def replies(pages):
     ]
 
 
-async def test_a_reply_that_is_added_is_used_and_shown_with_what_the_host_has_seen(pages):
-    answer = await pages.post(
-        "/internet/add", ADD | {"recipient": "x*", "times": "2", "delay": "0s"}
-    )
-    assert (answer.status_code, answer.headers["location"]) == (303, "../internet")
-    assert replies(pages) == [("b.test", "RCPT", "x*", "550 5.1.1 not here")]
-    await send(pages, "x1@b.test")
-    await send(pages, "yes@b.test")
-    text = await pages.text("/internet")
-    assert "RCPT x* 550 5.1.1 not here 1 of 2 Remove" in plain(text)
-    [mail] = pages.relay.internet.received
-    assert f'<a href="messages/{mail.queue_id}">' in text
-    assert (await pages.get(f"/messages/{mail.queue_id}")).status_code == 200
-    assert "RCPT for x1@b.test: 550 5.1.1 not here" in plain(text)
-    part = await pages.text("/internet?part=hosts")
-    assert "mx1.b.test" in part
-    assert "<h1>" not in part
-
-
 async def test_a_reply_is_removed_and_a_form_of_an_earlier_scenario_removes_nothing(pages):
     await pages.post("/internet/add", ADD)
     old = await version(pages)
@@ -64,8 +43,8 @@ async def test_a_reply_is_removed_and_a_form_of_an_earlier_scenario_removes_noth
     assert replies(pages) == [("b.test", "RCPT", "", "550 5.1.1 not here")]
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"),
+@each_row(
+    "fields, expected",
     [
         ({"reply": "no"}, 'found "no", expected a reply such as "550 5.1.1 no such user"'),
         ({"domain": "a b"}, 'found "a b", expected a domain'),
@@ -95,18 +74,6 @@ async def test_a_faulty_reply_is_shown_with_what_was_typed_and_changes_nothing(
             assert html.unescape(shown[1]) == value, name
 
 
-async def test_the_forms_offer_what_a_scenario_knows(pages):
-    for verb in VERBS:
-        fields = {"action": "stall", "reply": ""} if verb == "DNS" else {}
-        assert (await pages.post("/internet/add", ADD | fields | {"verb": verb})).status_code == 303
-    verbs = {"bad-certificate": "STARTTLS", "servfail": "DNS", "nxdomain": "DNS"}
-    for action in filter(None, ACTIONS):
-        fields = ADD | {"action": action, "reply": "", "verb": verbs.get(action, "RCPT")}
-        assert (await pages.post("/internet/add", fields)).status_code == 303
-    text = plain(await pages.text("/internet"))
-    assert "closes the connection" in text
-
-
 async def test_a_shipped_scenario_takes_the_place_of_the_present_one(pages):
     await pages.post("/internet/add", ADD)
     text = await pages.text("/internet")
@@ -120,15 +87,6 @@ async def test_a_shipped_scenario_takes_the_place_of_the_present_one(pages):
     assert answer.status_code == 400
     assert "expected PATH.toml or" in plain(answer.text) or "expected" in plain(answer.text)
     assert {one[0] for one in replies(pages)} == {"outlook.com"}
-
-
-async def test_it_says_what_a_domain_publishes_about_tls(pages):
-    assert (await pages.post("/internet/shipped", {"name": "tls"})).status_code == 303
-    text = " ".join(plain(await pages.text("/internet")).split())
-    for expected in (
-        "TLS: none. MTA-STS: enforce.", "Certificate: expired. DANE: right.", "DANE: servfail.",
-    ):  # fmt: skip
-        assert expected in text
 
 
 async def test_the_text_of_the_scenario_can_be_edited(pages):
@@ -160,24 +118,3 @@ async def test_a_faulty_text_stays_in_the_form_and_changes_nothing(pages):
     assert 'role="alert" id="scenario-faults"' in answer.text
     assert pages.relay.scenario_toml == before
     assert pages.relay.internet.state.scenario == parse_scenario(before).scenario
-
-
-@pytest.mark.parametrize("change", ["add", "remove", "shipped", "scenario"])
-async def test_a_change_needs_the_token_of_the_form(pages, change):
-    fields = ADD | {"name": "gmail", "toml": "", "version": await version(pages)}
-    answer = await pages.http.post(f"/internet/{change}", data=fields)
-    assert answer.status_code == 403
-    assert replies(pages) == []
-    assert (await pages.get(f"/internet/{change}")).status_code == 405
-
-
-async def test_the_test_recipients_can_be_copied(pages):
-    text = await pages.text("/internet")
-    for address, meaning in pages.relay.internet_overview()["recipients"]:
-        assert f'data-copy="{address}"' in text
-        assert meaning in text
-
-
-async def test_another_path_below_it_is_no_page(pages):
-    assert (await pages.post("/internet/explode", {})).status_code == 404
-    assert (await pages.get("/internet/add/more")).status_code == 404

@@ -2,7 +2,6 @@
 
 import re
 import smtplib
-from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +13,13 @@ from msgspec.structs import replace
 
 from relay.base.clock import rfc3339, time_us_of
 from relay.front_door.pages.journey_view import JourneyView, journey_view
-from relay.front_door.pages.step_evidence import _delivery, evidence_of, tls_words
+from relay.front_door.pages.step_evidence import evidence_of, tls_words
 from relay.store.journeys.document import Attempt, Journey, JourneyStep
 from relay.store.journeys.journey import join
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionRecord
 from relay.store.journeys.wording import describe
 from relay.testing import Relay
+from tests.support.tables import each_row
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 RULES = """
@@ -126,14 +126,6 @@ def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay
     assert view.next == ()
 
 
-def test_times_are_counted_from_the_event_before_in_time(relay):
-    view = sent(relay, BOB)
-    assert view.steps[0].since == ""
-    for step in view.steps[1:6]:
-        assert step.since.startswith("+")
-    assert view.steps[4].at <= view.steps[3].at  # the 250 of step 4 follows step 5
-
-
 def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
     view = sent(relay, ["joe@slow.test", BOB])
@@ -153,9 +145,7 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
 
 
-@pytest.mark.parametrize(
-    ("tls", "verified", "policy", "words"),
-    [
+@each_row("tls, verified, policy, words", [
         ("TLSv1.3", "name", "mta-sts: verify", "TLSv1.3, name verified, MTA-STS enforce"),
         ("", "none", "mta-sts: verify", "no TLS, MTA-STS enforce"),
         ("TLSv1.3", "name", "requiretls: verify; by mta-sts", "TLSv1.3, name verified, REQUIRETLS; by MTA-STS"),
@@ -163,9 +153,8 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
          "TLSv1.3, TLSA record verified, DANE; MX answer not validated"),
         ("TLSv1.2", "chain", "route a: required; policy overridden by route",
          "TLSv1.2, certificate for another name, route a: required; policy overridden by route"),
-        ("", "none", "", "no TLS"),
-    ],
-)  # fmt: skip
+        ("", "none", "", "no TLS")
+    ])  # fmt: skip
 def test_the_tls_of_an_attempt_in_words(tls, verified, policy, words):
     one = Attempt("", "mx.a.test", "relayed", "2.0.0", "250 ok", tls, verified, policy)
     assert tls_words(one) == words
@@ -190,70 +179,6 @@ def test_attempts_with_the_same_reply_are_one(relay):
     tried = [(one.numbers, one.is_same, one.last.reply[:3]) for one in recipient.attempts]
     assert tried[:3] == [("1", False, "451"), ("2\u20134", True, "451"), ("5", False, "452")]
     assert len(recipient.facts.attempts) == 8
-
-
-def test_steps_that_were_skipped_are_one_line(relay):
-    with smtplib.SMTP(*relay.smtp) as client:
-        client.sendmail(ALICE, [BOB], b"Subject: by SMTP\r\n\r\nx")
-    relay.settle()
-    view = view_of(relay, "last")
-    first, accepted, routed, delivered, report = view.lines
-    assert (first.numbers, first.names) == ("1\u20133", "created, notified, converted")
-    assert (accepted.number, routed.number, delivered.number) == (4, 5, 6)
-    assert (report.numbers, len(report.steps)) == ("7", 1)
-
-
-def test_a_bounce_names_the_reply_and_the_report_and_where_that_is(relay):
-    relay.internet.domain("no.test").rcpt("gone").reply("550 5.1.1 no such user")
-    view = sent(relay, "gone@no.test")
-    assert states(view) == ["done"] * 5 + ["failed", "done"]
-    found = facts(view, 7)
-    assert ("It says", "gone@no.test: 550 5.1.1 no such user") in found
-    assert ("Where", f"in the Inbox, {ALICE}") in found
-    (report,) = [fact for fact in view.steps[6].events[0].evidence.facts if fact.message]
-    about = view_of(relay, report.message)
-    assert states(about)[:4] == ["skipped"] * 4
-    assert about.steps[0].text == "No draft: the relay wrote this report."
-    assert ("Report about", view.journey.key) in facts(about, 5)
-    assert view.recipients[0].facts.reported.kind == "failure"
-    assert view.recipients[0].facts.reported.host == "mx1.no.test"
-
-
-def test_what_a_host_reports_later_is_a_claim_of_that_host(relay):
-    view = sent(relay, "ann+later550@later.test")
-    assert (states(view)[5:], view.recipients[0].facts.reported) == (["done", "skipped"], None)
-    relay.clock.advance(seconds=6)
-    relay.mailbox(ALICE).wait_for(subject="Undeliverable: *")
-    relay.settle()
-    view = view_of(relay, view.journey.key)
-    assert (view.journey.state, states(view)[6]) == ("relayed", "done")
-    (event,) = view.steps[6].events
-    claim = "mx1.later.test [127.0.0.1] claims that it was not delivered: 550 5.1.1 "
-    assert event.evidence.text.startswith(claim)
-    (report,) = [fact.message for fact in event.evidence.facts if fact.message]
-    assert view_of(relay, report).journey.sender == ""
-    reported = view.recipients[0].facts.reported
-    assert (reported.by, reported.kind, reported.status) == ("remote", "failure", "5.1.1")
-
-
-def test_an_attempt_names_its_node_where_nodes_share_the_spool():
-    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [], "node": "one"}
-    (fact,) = _delivery(detail).facts
-    assert (fact.name, fact.value) == ("Node", "one")
-
-
-def test_an_attempt_says_what_was_encoded_for_the_host():
-    recipient = {
-        "number": 1,
-        "address": BOB,
-        "outcome": "relayed",
-        "status": "2.0.0",
-        "reply": "250 ok",
-    }
-    detail = {"attempt": 1, "next_hop": "mx:a.test", "recipients": [recipient], "host": "mx.a.test"}
-    found = [(fact.name, fact.value) for fact in _delivery(detail | {"encoded": "8 bit"}).facts]
-    assert ("Content", "encoded anew: 8 bit") in found
-    assert "Content" not in [fact.name for fact in _delivery(detail).facts]
 
 
 def test_an_attempt_names_each_host_that_was_tried(relay):
@@ -292,8 +217,8 @@ def test_a_rule_that_was_skipped_did_not_match():
     assert shown.text.startswith("1 rule matched")
 
 
-@pytest.mark.parametrize(
-    ("detail", "lines"),
+@each_row(
+    "detail, lines",
     [
         (
             {
@@ -305,10 +230,7 @@ def test_a_rule_that_was_skipped_did_not_match():
             },
             ["signed for a.test (s1, s2), b.test (s1)"],
         ),
-        (
-            {"unsigned": "the client is not trusted"},
-            ["not signed: the client is not trusted"],
-        ),
+        ({"unsigned": "the client is not trusted"}, ["not signed: the client is not trusted"]),
         (
             {
                 "dkim": [{"domain": "a.test", "selector": "s1", "algorithm": "rsa-sha256"}],
@@ -327,67 +249,12 @@ def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
     assert [one.value for one in shown.facts if one.name == "DKIM"] == lines
 
 
-def test_a_quarantined_copy_names_its_rule_and_folder(relay):
-    view = sent(relay, BOB, "junk")
-    assert ("Quarantined", f'by rule "spam" (Junk Email), for {BOB}') in facts(view, 5)
-
-
-def test_a_redirected_recipient_names_its_successor(relay):
-    view = sent(relay, "carl@example.test", "redirect this")
-    assert view.recipients[0].facts.state == "redirected"
-    assert view.recipients[0].facts.successors == (BOB,)
-
-
 def test_captured_mail_stays_and_says_so(relay):
     view = sent(relay, "joe@elsewhere.example")
     assert states(view) == ["done"] * 6 + ["skipped"]
     (after,) = view.next
     assert after.text == "Captured: it is kept here"
     assert after.until_text == "removed"
-
-
-def test_held_mail_names_who_holds_it_until_when(relay):
-    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
-    name = sent(relay, "joe@slow.test").journey.key
-    hold = {"ids": [name], "reason": "to be examined", "until": "2h"}
-    call(relay, "POST", "/relay/v1/queue/hold", hold)
-    view = view_of(relay, name)
-    assert states(view)[5] == "waiting"
-    (after,) = view.next
-    assert "to be examined; it is released" in after.text
-    assert after.at > rfc3339(int(relay.clock.now.timestamp() * 1e6))
-    assert any(text.startswith("Queue command: hold by ") for text in texts(view, 6))
-
-
-def test_cancelled_mail_ends_at_step_six_without_a_report(relay):
-    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
-    name = sent(relay, "joe@slow.test").journey.key
-    call(relay, "POST", "/relay/v1/queue/cancel", {"ids": [name]})
-    view = view_of(relay, name)
-    assert states(view) == ["done"] * 5 + ["failed", "skipped"]
-    assert view.recipients[0].text == "was cancelled by an operator"
-    assert view.next == ()
-
-
-def test_expired_mail_has_its_last_reply_and_a_report(relay):
-    relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=999)
-    name = sent(relay, "joe@slow.test").journey.key
-    relay.clock.advance(days=3)
-    view = view_of(relay, name)
-    assert states(view) == ["done"] * 5 + ["failed", "done"]
-    assert view.recipients[0].facts.state == "expired"
-    assert texts(view, 6)[-1] == "The time to deliver was over."
-
-
-def test_a_scheduled_send_waits_before_step_three(relay):
-    due = (relay.clock.now + timedelta(hours=1)).astimezone(UTC)
-    send_at = {"id": "SystemTime 0x3FEF", "value": f"{due:%Y-%m-%dT%H:%M:%SZ}"}
-    view = posted(relay, singleValueExtendedProperties=[send_at])
-    assert states(view) == ["done", "done"] + ["waiting"] * 5
-    (after,) = view.next
-    assert datetime.fromisoformat(after.at) == due.replace(microsecond=0)
-    assert (view.journey.state, view.recipients[0].facts.state) == ("scheduled", "scheduled")
-    assert view.recipients[0].text == "waits for the time that the sender chose"
 
 
 def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
@@ -415,15 +282,6 @@ def test_steps_whose_history_is_gone_say_so(relay):
     assert "No evidence: later steps are recorded" in view.steps[0].text
 
 
-def test_an_expanded_recipient_names_the_members(relay):
-    journey = convert(relay.send(ALICE, BOB, "List", "text").journey, Journey)
-    members = ("b@x.test", "c@x.test")
-    expanded = replace(journey.recipients[0], state="expanded", successors=members)
-    view = journey_view(replace(journey, recipients=(expanded,)), now_us=0)
-    assert view.recipients[0].facts.successors == members
-    assert view.recipients[0].text == "was replaced by other addresses"
-
-
 def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
     facts = SubmissionFacts("a.1", "a", ALICE, ALICE, "<m@x>", "s", recipients=(BOB,))
     made = [JourneyStep(number, "", rfc3339(number), detail) for number, detail in steps]
@@ -432,9 +290,7 @@ def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
     return found
 
 
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [
+@each_row("steps, expected", [
         ([(1, {})], "done running waiting waiting waiting waiting waiting"),
         ([(1, {}), (2, {})], "done done running waiting waiting waiting waiting"),
         ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1})],
@@ -446,9 +302,8 @@ def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
          "done done failed skipped skipped skipped done"),
         ([(1, {}), (2, {}), (3, {"size": 1, "recipients": 1}),
           (7, {"kind": "failure", "to": ALICE, "reply": "550 5.1.1 no"})],
-         "done done done failed skipped skipped done"),
-    ],
-)  # fmt: skip
+         "done done done failed skipped skipped done")
+    ])  # fmt: skip
 def test_a_submission_before_transport(steps, expected):
     view = journey_view(before_transport(*steps), now_us=0)
     assert " ".join(states(view)) == expected.replace("no evidence", "no-evidence")

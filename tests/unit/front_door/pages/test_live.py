@@ -1,7 +1,6 @@
 """Live views: rendered once for all readers, bounded, and ended at the stop."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -38,7 +37,7 @@ class Stream:
     """What one reader gets."""
 
     def __init__(self, response) -> None:
-        self.blocks = response._blocks
+        self.blocks = response.blocks
 
     async def begin(self) -> None:
         """Open the stream."""
@@ -87,19 +86,6 @@ async def test_a_reader_gets_the_present_fragment_only_if_it_has_another_one(pag
     assert await same.next() == event("two")
 
 
-async def test_a_page_that_is_newer_than_the_view_does_not_go_back(page):
-    first = page.reader()
-    await first.begin()
-    assert await first.next() == event("one")
-    page.text = "two"  # the page of the second reader shows it, the view does not yet
-    second = page.reader(has=digest_of("two"))
-    await second.begin()
-    its_next = asyncio.ensure_future(second.next())
-    assert await first.next() == event("two")
-    page.change("three")
-    assert await its_next == event("three")
-
-
 async def test_a_slow_reader_gets_the_last_fragment_and_none_is_kept_for_it(page):
     slow, quick = page.reader(), page.reader()
     await slow.begin()
@@ -109,32 +95,6 @@ async def test_a_slow_reader_gets_the_last_fragment_and_none_is_kept_for_it(page
         while await quick.next() != event(text):
             pass
     assert await slow.next() == event("four")
-
-
-async def test_a_burst_of_changes_is_rendered_at_most_once_in_a_pause(page, monkeypatch):
-    monkeypatch.setattr(live, "_VIEW_PAUSE_S", 0.5)
-    reader = page.reader()
-    await reader.begin()
-    assert await reader.next() == event("one")
-    for number in range(50):
-        page.change(str(number))
-        await asyncio.sleep(0)
-    assert await reader.next() == event("49")
-    assert page.rendered == 2
-
-
-async def test_nothing_is_rendered_without_a_reader(page):
-    reader = page.reader()
-    await reader.begin()
-    await reader.next()
-    await reader.close()
-    page.change("two")
-    assert not page.views._views
-    assert page.views._task is None
-    again = page.reader(has=digest_of("one"))
-    await again.begin()
-    assert await again.next() == event("two")
-    assert page.rendered == 2
 
 
 async def test_a_reader_whose_login_has_ended_gets_nothing_more(page):
@@ -159,48 +119,6 @@ async def test_the_number_of_readers_and_views_is_bounded(page, monkeypatch):
     await page.reader("b", name="bob").begin()
 
 
-async def test_one_visitor_does_not_take_all_views(page, monkeypatch):
-    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 2)
-    for key in ("a", "b"):
-        await page.reader(key).begin()
-    with pytest.raises(ApiError):
-        page.reader("c")
-    await page.reader("a").begin()
-    await page.reader("d", name="bob").begin()
-
-
-async def test_readers_that_come_at_once_do_not_exceed_the_bounds(page, monkeypatch):
-    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
-    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 1)
-    readers = [page.reader(key) for key in ("a", "b", "a", "a")]
-    assert [await one.next() for one in readers] == ["retry: 2000\n", "", "retry: 2000\n", ""]
-
-
-async def test_visitors_take_turns(page, monkeypatch):
-    """Each view of ann is due at once, and bob has a single one."""
-    rendered: list[str] = []
-    now_s = 0.0
-
-    def stream(key: str, name: str) -> Stream:
-        async def render() -> str:
-            nonlocal now_s
-            now_s += 10.0
-            rendered.append(name)
-            return f"{now_s}"
-
-        return Stream(page.views.stream(key, render, LiveReader(name, "")))
-
-    sleep = asyncio.sleep
-    monkeypatch.setattr(live.asyncio, "sleep", lambda _: sleep(0))
-    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
-    readers = [*(stream(str(key), "ann") for key in range(5)), stream("his", "bob")]
-    for one in readers:
-        await one.begin()
-    while len(rendered) < 10:
-        await sleep(0)
-    assert rendered.count("bob") >= 4
-
-
 async def test_a_stop_ends_all_streams_and_takes_no_more(page):
     reader, waiting = page.reader(), page.reader(has=digest_of("one"))
     await reader.begin()
@@ -214,18 +132,6 @@ async def test_a_stop_ends_all_streams_and_takes_no_more(page):
         page.reader()
 
 
-async def test_a_view_that_fails_ends_its_streams_alone(page):
-    async def fail() -> str:
-        raise RuntimeError("broken")
-
-    broken = Stream(page.views.stream("broken", fail, LiveReader("ann", "")))
-    other = page.reader()
-    await broken.begin()
-    await other.begin()
-    assert await broken.next() == ""
-    assert await other.next() == event("one")
-
-
 @pytest.mark.parametrize(("error", "logged"), [(ApiError(404, "x", "x"), 0), (OSError(), 1)])
 async def test_what_is_gone_is_no_failure_of_the_relay(page, error, logged):
     async def fail() -> str:
@@ -236,36 +142,6 @@ async def test_what_is_gone_is_no_failure_of_the_relay(page, error, logged):
         await stream.begin()
         assert await stream.next() == ""
     assert len(lines) == logged
-
-
-async def test_renderings_take_a_tenth_of_the_time_and_after_a_quiet_time_two_seconds_at_once(
-    page, monkeypatch
-):
-    slept: list[float] = []
-    sleep = asyncio.sleep
-    now_s = 0.0
-
-    async def note(seconds: float) -> None:
-        nonlocal now_s
-        now_s += seconds
-        slept.append(seconds)
-        await sleep(0)
-
-    monkeypatch.setattr(live.asyncio, "sleep", note)
-
-    async def render() -> str:
-        nonlocal now_s
-        now_s += 0.5
-        return "x"
-
-    monkeypatch.setattr(page.views._clock, "real_s", lambda: now_s, raising=False)
-    readers = [Stream(page.views.stream(key, render, LiveReader("ann", ""))) for key in range(10)]
-    for one in readers:
-        await one.begin()
-        with contextlib.suppress(TimeoutError):
-            await one.next()
-    assert slept[:4] == [0.02] * 4
-    assert slept[5:8] == pytest.approx([4.5] * 3)
 
 
 def test_a_time_that_is_left_does_not_make_a_fragment_another_one() -> None:

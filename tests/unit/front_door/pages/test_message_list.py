@@ -1,13 +1,13 @@
 """The list of messages as a browser without scripts gets it."""
 
-import asyncio
 import re
-import smtplib
 from html import unescape
 
 import pytest
 
 from relay.front_door.pages.message_list import ListView, view_of
+from tests.support.tables import each_row
+from tests.unit.front_door.pages.conftest import submit
 
 LINK = re.compile(
     r'<a id="open-[^"]+" data-row href="(messages/[^"]+)">(?:<span.*?</span>)?(.*?)</a>'
@@ -16,16 +16,8 @@ LINK = re.compile(
 
 async def send(pages, *messages):
     """Send (subject, recipient) pairs, the last one last."""
-    at = pages.relay.addresses.smtp
-
-    def submit():
-        with smtplib.SMTP(at.host, at.port) as client:
-            for subject, recipient in messages:
-                text = f"Subject: {subject}\r\n\r\nx".encode()
-                client.sendmail("alice@example.test", [recipient], text)
-
-    await asyncio.to_thread(submit)
-    await pages.relay.settle()
+    mails = [([to], f"Subject: {subject}\r\n\r\nx".encode()) for subject, to in messages]
+    await submit(pages, *mails)
 
 
 def subjects(text):
@@ -65,20 +57,6 @@ async def test_messages_are_found_by_search_and_filters(pages):
     assert subjects(await pages.text(f"/?q=id:{key}")) == ["Hello"]
 
 
-async def test_a_search_says_how_many_texts_it_has_read(pages):
-    await send(pages, ("Invoice", "bob@example.test"), ("Hello", "ann@customer.test"))
-    assert "None of all 2 messages matches" in await pages.text("/?q=giraffe")
-
-
-async def test_the_sentences_of_a_message_show_domains_as_people_write_them(pages):
-    await send(pages, ("Invoice", "ann@xn--bcher-kva.test"))
-    [key] = keys_of(await pages.text("/"))
-    answer = re.search(
-        r'<div id="answer".*?</div>', await pages.text(f"/messages/{key}"), re.DOTALL
-    )
-    assert 'Inbox of ann@<span title="xn--bcher-kva.test">bücher.test</span>' in answer[0]
-
-
 async def test_what_matches_nothing_is_named_and_can_be_removed(pages):
     await send(pages, ("Invoice", "bob@example.test"))
     text = await pages.text("/?q=nothing&state=failed")
@@ -110,33 +88,7 @@ async def test_pages_go_back_and_forth_while_mail_arrives(pages):
     assert "m new" in subjects(await pages.text(link(third, "Newest")))
 
 
-async def test_counts_are_those_of_the_states(pages):
-    await send(pages, ("a", "bob@example.test"), ("b", "x@other.test"), ("c", "x@other.test"))
-    text = re.sub(r"<[^>]+>", "", await pages.text("/"))
-    assert re.search(r"All 3\s+Delivered 1\s+Captured 2\s", text)
-
-
-async def test_a_stream_sends_the_list_when_it_changes(pages):
-    page = await pages.text("/?q=invoice")
-    url = unescape(re.search(r'sse-connect="([^"]+)"', page)[1])
-    async with pages.http.stream("GET", "/" + url) as stream:
-        assert stream.headers["content-type"] == "text/event-stream"
-        lines = stream.aiter_lines()
-        await send(pages, ("Invoice 7", "bob@example.test"))
-        async with asyncio.timeout(30):
-            found = [line async for line in until_row(lines, "Invoice 7")]
-    assert "event: view" in found
-    assert not any("csrf" in line for line in found)
-
-
-async def until_row(lines, text):
-    async for line in lines:
-        yield line
-        if text in line:
-            return
-
-
-@pytest.mark.parametrize("steps", [1, 3, 30])
+@each_row("steps", [1, 3, 30])
 def test_the_trail_of_pages_is_bounded_and_leads_back(steps):
     view, seen = ListView(), []
     for number in range(1, steps + 1):
@@ -198,14 +150,6 @@ async def test_marked_messages_are_read_and_unread_in_all_mailboxes(pages):
     assert unread(await pages.text("/")) == ["two"]
     assert await flags_of(pages, "ann@customer.test") == {"two": False}
     assert "No message was marked." in (await marked(pages, "read")).text
-
-
-async def test_what_a_program_has_read_is_read_in_the_list(pages):
-    await send(pages, ("one", "bob@example.test"))
-    bob = {"authorization": "Bearer bob"}
-    [message] = (await pages.get("/v1.0/me/messages", headers=bob)).json()["value"]
-    await pages.http.patch(f"/v1.0/me/messages/{message['id']}", json={"isRead": True}, headers=bob)
-    assert unread(await pages.text("/")) == []
 
 
 async def test_a_deletion_is_confirmed_and_removes_messages_whole(pages):
@@ -273,54 +217,6 @@ async def test_another_action_and_a_form_without_the_token_are_refused(pages, ac
     form = {"action": "delete", "confirmed": "yes", "id": key}
     assert (await pages.http.post("/messages", data=form)).status_code == 403
     assert subjects(await pages.text("/")) == ["one"]
-
-
-@pytest.mark.parametrize("is_indexed", [True, False])
-async def test_texts_of_all_mail_are_searched(pages, is_indexed):
-    places = pages.relay.daemon.base.journeys.places
-    places.lookup_s = 60  # other load takes nothing off
-    if not is_indexed:
-        places.index = None
-
-    def submit():
-        with smtplib.SMTP(
-            pages.relay.addresses.smtp.host, pages.relay.addresses.smtp.port
-        ) as client:
-            for subject, recipient, text in (
-                ("in a mailbox", "bob@example.test", "a giraffe"),
-                ("captured", "ann@customer.test", "two giraffes"),
-                ("waits", "x+451@customer.test", "a giraffe too"),
-                ("other", "bob@example.test", "an elephant"),
-            ):
-                message = f"Subject: {subject}\r\n\r\n{text}"
-                client.sendmail("alice@example.test", [recipient], message.encode())
-
-    await asyncio.to_thread(submit)
-    await pages.relay.settle()
-    for query, expected in (
-        ("giraffe", ["waits", "captured", "in a mailbox"]),
-        ("giraffe state:captured", ["captured"]),
-        ("giraffe is:unread to:bob", ["in a mailbox"]),
-        ("has:attachment", []),
-        ("larger:100k", []),
-        ("after:2020-01-01 elephant", ["other"]),
-    ):
-        answer = await pages.get("/", params={"q": query})
-        assert subjects(answer.text) == expected, query
-    await pages.relay.daemon.base.store.messages.delete(
-        "bob@example.test", (await only_message(pages, "elephant")), permanently=True
-    )
-    assert subjects(await pages.text("/?q=elephant")) == ["other"] * is_indexed
-    refused = await pages.get("/", params={"q": "larger:much"})
-    assert "larger: found &#39;much&#39;, expected a size such as 100k or 2M" in refused.text
-
-
-async def only_message(pages, word):
-    """The id of the copy of the only message with a word."""
-    headers = {"authorization": f"Bearer {pages.relay.token}"}
-    answer = await pages.get(f"/relay/v1/messages?q={word}", headers=headers)
-    [message] = answer.json()["messages"]
-    return message["recipients"][0]["graph_id"]
 
 
 async def test_a_search_that_was_cut_off_goes_on_with_older(pages):

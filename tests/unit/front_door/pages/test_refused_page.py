@@ -1,8 +1,6 @@
 """The page of what was refused, and its tab in the list of messages."""
 
 import re
-import smtplib
-from asyncio import to_thread
 from html import unescape
 
 from relay.base.clock import SystemClock, rfc3339
@@ -18,33 +16,6 @@ def record(pages, **facts):
     pages.relay.daemon.base.refusals.record(
         Refusal(**({"reason": RefusalReason.RECIPIENT} | given | facts))
     )
-
-
-def tab(text):
-    found = re.search(
-        r'<a href="(?:\./)?refused"[^>]*>Refused(?: <span class="number">([^<]+)</span>)?', text
-    )
-    return found and found[1]
-
-
-async def test_the_tab_appears_with_the_first_refusal_and_counts(pages):
-    assert tab(await pages.text("/")) is None
-    assert "Nothing was refused." in await pages.text("/refused")
-    at = pages.relay.addresses.smtp
-
-    def submit():
-        with smtplib.SMTP(at.host, at.port) as client:
-            client.ehlo()
-            client.mail("app@example.test")
-            assert client.rcpt("a..b@customer.example")[0] == 501
-
-    await to_thread(submit)
-    assert tab(await pages.text("/")) == "1"
-    text = await pages.text("/refused")
-    for shown in ("app@example.test", "a..b@customer.example", "127.0.0.1", "syntax", "RCPT: 501 "):
-        assert shown in text
-    record(pages, times=41)
-    assert tab(await pages.text("/")) == "42"
 
 
 async def test_values_of_clients_are_escaped(pages):

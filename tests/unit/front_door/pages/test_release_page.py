@@ -92,28 +92,6 @@ def test_own_recipients_are_named_before_their_mail_leaves(dev: DevProcess) -> N
     assert "would release 1 of 2 entries" in page
 
 
-@pytest.mark.parametrize(
-    ("to", "status", "fault"),
-    [
-        ("", 400, "to: found 0 addresses, expected 1 to 100."),
-        ("me@office.test nobody", 400, "to: found 'nobody': expected local-part@domain"),
-        (" ".join(f"u{number}@office.test" for number in range(1000)), 400, "to: found 1,000 addresses"),
-        ("me@office..test", 400, "has an empty label (one dot too many)."),
-        ("Ann@Customer.Test me@office.test", 403, "No --release-allow matches ann@customer.test"),
-    ],
-)  # fmt: skip
-def test_a_fault_is_shown_with_what_was_typed(
-    dev: DevProcess, to: str, status: int, fault: str
-) -> None:
-    visit = Visit(dev, captured(dev, "ann@customer.test"))
-    for confirmed in ({}, {"confirmed": "true"}):
-        page = visit.release(to, **confirmed)
-        assert page.status_code == status
-        assert fault in plain(page.text)
-        assert re.search(r"<textarea[^>]*>([^<]*)</textarea>", page.text)[1] == to  # type: ignore[index]
-    assert visit.states() == ["captured"]
-
-
 def test_a_release_needs_the_token_of_its_form(dev: DevProcess) -> None:
     visit = Visit(dev, captured(dev, "ann@customer.test"))
     path = f"/messages/{visit.key}/release"

@@ -12,6 +12,7 @@ from relay.front_door.pages.sanitize import (
     remote_srcset,
     safe_document,
 )
+from tests.support.tables import each_row
 
 OWN = OwnPlaces(frozenset({8025, 8443, 1025}), frozenset({"relay.corp.test"}))
 
@@ -24,8 +25,8 @@ def document(html: str) -> SafeDocument:
     return safe_document(html, lambda _: None, remote_url=written)
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
+@each_row(
+    "url, expected",
     [
         ("http://a.test/x.png", "http://a.test/x.png"),
         (" \thttps://A.test/X.png?a=1&b=%20#top\n", "https://a.test/X.png?a=1&b=%20"),
@@ -48,9 +49,7 @@ def test_whole_urls_are_written_in_one_form(url, expected):
     assert written(url) == expected
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+@each_row("url", [
         # a user part
         "http://user@a.test/x", "http://user:password@a.test/x", "http://@a.test/x",
         "http://a.test@b.test/", "http://a.test%40b.test/x",
@@ -64,25 +63,21 @@ def test_whole_urls_are_written_in_one_form(url, expected):
         "http://a.test\\@b.test/", "http://a%2etest/x", "http://\uff41.test/", "http://a\u3002test/", "http://a test/",
         "http://[::1", "http://::1/", "http://a.test:99999/", "http://a.test:x/", "http://a.test:80:80/",
         "http://a,b/", "http://a;b/", "http://a.test:\u0668\u0660/", "http://\u017f.test/", "http\u017f://a.test/",
-        "http://a.test/" + "x" * 8192,
-    ],
-)  # fmt: skip
+        "http://a.test/" + "x" * 8192
+    ])  # fmt: skip
 def test_other_urls_stay_boxes(url):
     assert written(url) is None
 
 
 @pytest.mark.parametrize("port", [8025, 8443, 1025])
-@pytest.mark.parametrize(
-    "host",
-    [
+@each_row("host", [
         "127.0.0.1", "127.1", "127.0.1", "127.0.0.1.", "127.255.255.254", "0", "0.0.0.0", "0x7f000001",
         "0X7F.0.0.1", "0x7f.1", "2130706433", "017700000001", "0177.0.0.1", "127.0.0.0x1", "0x0", "0x",
         "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::1.2.3.4]",
         "192.0.2.7", "[2001:db8::7]",  # perhaps this machine
         "localhost", "LOCALHOST", "localhost.", "localhost..", "a.localhost", "a.localhost.",
-        "localhost.localdomain", "relay", "ip6-localhost", "RELAY.corp.test", "relay.corp.test.",
-    ],
-)  # fmt: skip
+        "localhost.localdomain", "relay", "ip6-localhost", "RELAY.corp.test", "relay.corp.test."
+    ])  # fmt: skip
 def test_the_relay_itself_stays_a_box_in_any_spelling(host, port):
     for spelling in (
         f"http://{host}:{port}/messages/last",
@@ -100,9 +95,7 @@ def test_default_ports_are_ports():
     assert remote_image_url("http://a.test/x", own) == "http://a.test/x"
 
 
-@pytest.mark.parametrize(
-    ("srcset", "expected"),
-    [
+@each_row("srcset, expected", [
         ("http://a.test/1 1x, http://a.test/2 2x", "http://a.test/1 1x, http://a.test/2 2x"),
         ("http://a.test/1", "http://a.test/1"),
         ("http://a.test/w_1,h_2/x 300w,http://a.test/2 1.5x", "http://a.test/w_1,h_2/x 300w, http://a.test/2 1.5x"),
@@ -112,9 +105,8 @@ def test_default_ports_are_ports():
         ("http://a.test/1 1x,http://127.1:8025/ 2x", "http://a.test/1 1x"),
         ("http://a.test/1 (http://127.1:8025/ 1x, http://a.test/2 2x", "http://a.test/2 2x"),
         ("http://a.test/1 onerror=x, http://a.test/2 1x", "http://a.test/2 1x"),
-        ("", ""), (",,,", ""), (" ", ""),
-    ],
-)  # fmt: skip
+        ("", ""), (",,,", ""), (" ", "")
+    ])  # fmt: skip
 def test_a_srcset_keeps_the_candidates_that_may_be_loaded(srcset, expected):
     assert remote_srcset(srcset, written) == expected
 
@@ -123,9 +115,7 @@ def test_a_srcset_is_read_up_to_a_limit():
     assert remote_srcset(", ".join(["http://a.test/1 1x"] * 5000), written).count("1x") == 100
 
 
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
+@each_row("style, expected", [
         ("background:url(http://a.test/1)", 'background:url("http://a.test/1")'),
         ("background: RED url( 'http://a.test/1' ) no-repeat", 'background:RED url("http://a.test/1") no-repeat'),
         ('background-image:url("http://a.test/1"),url(http://a.test/2)',
@@ -152,9 +142,8 @@ def test_a_srcset_is_read_up_to_a_limit():
         ("mask:url(http://a.test/1)", ""), ("filter:url(http://a.test/1#x)", ""), ("src:url(http://a.test/1)", ""),
         ("--x:url(http://a.test/1)", ""), ("behavior:url(http://a.test/1)", ""),
         ("-webkit-mask-image:url(http://a.test/1)", ""), ("shape-outside:url(http://a.test/1)", ""),
-        ("font:url(http://a.test/1)", ""), ("text-decoration:url(http://a.test/1)", ""),
-    ],
-)  # fmt: skip
+        ("font:url(http://a.test/1)", ""), ("text-decoration:url(http://a.test/1)", "")
+    ])  # fmt: skip
 def test_only_backgrounds_have_images(style, expected):
     assert safe_framed_style(style, written) == expected
     assert "url" not in safe_framed_style(style)
@@ -165,17 +154,14 @@ def test_a_background_has_a_bounded_number_of_images():
     assert safe_framed_style(style, written) == ""
 
 
-@pytest.mark.parametrize(
-    "sheet",
-    [
+@each_row("sheet", [
         "@import 'http://a.test/1';", "@import url(http://a.test/1);", "@import\turl('http://a.test/1') screen;",
         "@font-face{font-family:x;src:url(http://a.test/1)}", "@namespace url(http://a.test/1);",
         "@media all{@import 'http://a.test/1';}", "@supports(a:b){p{background:url(http://a.test/1)}}",
         "p{list-style:url(http://a.test/1)}", "p{background:url(http://127.0.0.1:8025/messages/last)}",
         "p{background:url(http://u@a.test/)}", "@property --x{syntax:'<url>';initial-value:url(http://a.test/1)}",
-        "p{color:';background:url(http://a.test/1)}", "@charset 'x';@import 'http://a.test/1'",
-    ],
-)  # fmt: skip
+        "p{color:';background:url(http://a.test/1)}", "@charset 'x';@import 'http://a.test/1'"
+    ])  # fmt: skip
 def test_a_style_sheet_loads_nothing_else(sheet):
     assert "url(" not in safe_style_sheet(sheet, written)
     assert "import" not in safe_style_sheet(sheet, written)

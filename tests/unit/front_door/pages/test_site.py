@@ -5,16 +5,15 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from relay.front_door.pages import site
 from relay.front_door.pages.site import relative_url
+from tests.support.tables import each_row
 
 PAGES = Path(__file__).parents[4] / "relay/front_door/pages"
 VENDORED = tomllib.loads((PAGES / "static/vendored.toml").read_text())
 
 
-@pytest.mark.parametrize("name", VENDORED)
+@each_row("name", VENDORED)
 def test_a_vendored_script_is_unchanged(name):
     content = (PAGES / "static" / name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == VENDORED[name]["sha256"]
@@ -25,8 +24,8 @@ def test_each_script_is_ours_or_recorded_as_vendored():
     assert scripts - set(VENDORED) == {"pages.js", "theme.js"}
 
 
-@pytest.mark.parametrize(
-    ("up", "path", "query", "expected"),
+@each_row(
+    "up, path, query, expected",
     [
         ("", "", {}, "./"),
         ("", "queue", {"state": "held", "after": None}, "queue?state=held"),
@@ -38,7 +37,7 @@ def test_links_are_relative_and_percent_encoded(up, path, query, expected):
     assert relative_url(up, path, query) == expected
 
 
-@pytest.mark.parametrize("path", sorted((PAGES / "templates").glob("*.html")), ids=lambda p: p.name)
+@each_row("path", sorted((PAGES / "templates").glob("*.html")))
 def test_templates_have_nothing_that_the_content_security_policy_blocks(path):
     text = path.read_text()
     assert not re.search(r"\s(style|on[a-z]+)=", text), "inline styles and handlers are blocked"
@@ -48,13 +47,13 @@ def test_templates_have_nothing_that_the_content_security_policy_blocks(path):
     assert '"js:' not in text
 
 
-@pytest.mark.parametrize("path", sorted((PAGES / "templates").glob("*.html")), ids=lambda p: p.name)
+@each_row("path", sorted((PAGES / "templates").glob("*.html")))
 def test_templates_escape_every_value(path):
     assert not re.search(r"\|\s*safe\b|autoescape\s+false", path.read_text())
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
+@each_row(
+    "text, shown",
     [
         ("a@b.test, xn--a", "a@b.test, xn--a"),
         ("<a@xn--bcher-kva.test>", '&lt;a@<span title="xn--bcher-kva.test">bücher.test</span>&gt;'),
@@ -70,8 +69,8 @@ def test_a_domain_is_shown_with_u_labels_and_has_a_labels_in_its_title(text, sho
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
 
 
-@pytest.mark.parametrize(
-    ("path", "accept", "is_page"),
+@each_row(
+    "path, accept, is_page",
     [
         ("/favicon.ico", "image/avif,image/*", False),
         ("/no/such/place", HTML, True),

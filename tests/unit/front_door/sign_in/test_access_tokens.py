@@ -5,12 +5,9 @@ import json
 import os
 import stat
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OctKey
 from msgspec import structs
@@ -28,6 +25,7 @@ from relay.front_door.sign_in.access_tokens import (
     token_key,
 )
 from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 ACCOUNT = Account("app@example.test", scopes=frozenset([Scope.USER_READ, Scope.MAIL_SEND]))
 CLIENT = RegisteredClient("Client-1", ACCOUNT, b"digest of the secret")
@@ -88,11 +86,6 @@ def test_the_claims(tokens, clock):
     assert CLIENT.secret_digest.hex() not in json.dumps(found.claims)
 
 
-def test_the_public_keys_are_public(tokens):
-    (key,) = tokens.public_keys()["keys"]
-    assert set(key) == {"kty", "crv", "x", "y", "kid"}
-
-
 def test_a_token_has_its_client(tokens):
     token = issued(tokens)
     assert tokens.client_of(token, Clients()) is CLIENT
@@ -150,8 +143,8 @@ def test_a_token_of_a_user_is_one_of_the_users_account(tokens):
         tokens.account_of(token, clients, client="")
 
 
-@pytest.mark.parametrize(
-    ("asked", "scp"),
+@each_row(
+    "asked, scp",
     [
         ("", "Mail.Read Mail.Send"),
         ("openid offline_access", "Mail.Read Mail.Send openid"),
@@ -208,39 +201,9 @@ def forged(tokens: AccessTokens) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", forged(AccessTokens(KEY, ManualClock())))
+@each_row("name", forged(AccessTokens(KEY, ManualClock())))
 def test_a_forged_token_has_no_client(tokens, name):
     assert tokens.client_of(forged(tokens)[name], Clients()) is None
-
-
-PART = st.one_of(
-    st.text(max_size=20),
-    st.recursive(
-        st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["ES256", "none"]),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(["alg", "kid", "b64", "crit", "x"]), inner, max_size=4
-            )
-        ),
-        max_leaves=5,
-    ).map(lambda value: base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")),
-)
-
-
-@given(st.lists(PART, min_size=3, max_size=3).map(".".join))
-def test_anything_else_has_no_client(token):
-    assert AccessTokens(KEY, ManualClock()).client_of(token, Clients()) is None
-
-
-@pytest.mark.parametrize(
-    "header",
-    [["alg"], "alg", {"alg": "ES256", "crit": 5}, {"alg": "ES256", "crit": [{}]}, {"alg": []}],
-)
-def test_a_malformed_header_has_no_client(tokens, header):
-    """joserfc raises a TypeError for some of them."""
-    encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
-    assert tokens.client_of(f"{encoded}.e30.AAAA", Clients()) is None
 
 
 def test_the_number_of_remembered_tokens_is_bounded(tokens, monkeypatch):
@@ -256,23 +219,6 @@ def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path):
     (file,) = tmp_path.iterdir()
     assert file.name == TOKEN_KEY_FILE
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_the_key_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
-    done = []
-
-    def synced(descriptor: int) -> None:
-        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-
-    def renamed(path: Path, target: Path) -> None:
-        done.append("rename")
-        os.replace(path, target)  # noqa: PTH105 - Path.replace is this function
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", renamed)
-    token_key(tmp_path)
-    assert done[0].startswith(f".{TOKEN_KEY_FILE}.")
-    assert done[1:] == ["rename", tmp_path.name]
 
 
 def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
@@ -293,16 +239,12 @@ def test_a_key_that_others_can_read_is_a_fault(tmp_path, mode):
         token_key(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@each_row("content", [
         b"", b"{}", b"[]", b"\xff", b'{"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "d": 1}',
         msgspec.json.encode(KEY.as_dict(private=False)),
         msgspec.json.encode(ECKey.generate_key("P-384").as_dict(private=True)),
         msgspec.json.encode(OctKey.generate_key().as_dict(private=True)),
-    ],
-    ids=["empty", "object", "array", "bytes", "incomplete", "public", "P-384", "symmetric"],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_is_no_key_is_a_fault(tmp_path, content):
     file = tmp_path / TOKEN_KEY_FILE
     file.write_bytes(content)

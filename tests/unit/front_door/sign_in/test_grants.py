@@ -9,6 +9,7 @@ import pytest
 from relay.front_door.sign_in import grants
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, InvalidTokenError
 from relay.front_door.sign_in.grants import DEVICE_LIFETIME_S
+from tests.support.tables import each_row
 from tests.support.user_sign_in import (
     AUTHORIZE,
     BASE,
@@ -59,19 +60,12 @@ async def test_without_the_scopes_of_openid_there_is_an_access_token_alone(dev):
     assert dev.claims(found["access_token"])["aud"] == GRAPH
 
 
-async def test_client_info_is_what_msal_asks_for(dev):
-    found = await dev.tokens_by("password", username="bob", password="bob", client_info="1")
-    info = base64.urlsafe_b64decode(found["client_info"] + "==")
-    assert info.decode().endswith('"utid":"contoso"}')
-    assert dev.claims(found["id_token"])["oid"] in info.decode()
-
-
 async def test_a_wrong_password(dev):
     answer = await dev.ask("password", username="alice@example.test", password="wrong")
     failed(answer, "invalid_grant", 50126)
 
 
-@pytest.mark.parametrize("missing", ["client_id", "username", "password"])
+@each_row("missing", ["client_id", "username", "password"])
 async def test_what_is_missing_is_named(dev, missing):
     answer = await dev.ask("password", **({"username": "a", "password": "a"} | {missing: ""}))
     assert f"'{missing}'" in failed(answer, "invalid_request", 900144)
@@ -120,12 +114,6 @@ async def test_a_device_code(dev):
     assert found["refresh_token"]
     answer = await dev.ask(DEVICE_GRANT, device_code=device["device_code"])
     failed(answer, "invalid_grant", 54005)
-
-
-async def test_a_device_code_by_a_hint_and_by_the_older_names(dev):
-    device = await dev.device(login_hint="carol")
-    found = await dev.tokens_by("device_code", code=device["device_code"])
-    assert await dev.mailbox(found) == "carol@example.test"
 
 
 async def test_a_device_code_that_ended_or_is_none(dev):
@@ -200,40 +188,8 @@ async def test_any_assertion_is_a_secret_of_its_client(dev):
     assert await dev.mailbox(found, "users/app@example.test") == "app@example.test"
 
 
-async def test_the_path_of_version_1(dev):
-    path = "/contoso/oauth2/token"
-    form = {"resource": f"{GRAPH}/", "scope": ""}
-    found = await dev.tokens_by("password", path, username="bob", password="bob", **form)
-    assert found["resource"] == dev.claims(found["access_token"])["aud"] == GRAPH
-    assert int(found["expires_on"]) > 0
-    assert found["refresh_token"]
-    assert dev.claims(found["id_token"])["preferred_username"] == "bob@example.test"
-    found = await dev.tokens_by("client_credentials", path, client_secret="x", **form)
-    assert dev.claims(found["access_token"])["aud"] == GRAPH
-    answer = await dev.ask("password", path, username="b", password="b", resource="x" * 2000)
-    failed(answer, "invalid_resource", 500011)
-
-
-async def test_the_realm_of_a_user(dev):
-    found = (await dev.http.get("/common/userrealm/Alice@example.test?api-version=1.0")).json()
-    assert found["account_type"] == "Managed"
-    assert found["domain_name"] == "example.test"
-    answer = await dev.http.post("/common/userrealm/alice@example.test")
-    failed(answer, "invalid_request", 900561, status=405)
-    assert (await dev.http.get("/common/other")).status_code == 404
-    assert (await dev.http.get("/common/userrealm/a/b")).status_code == 404
-
-
-async def test_discovery_names_the_grants(dev):
-    found = (await dev.http.get("/contoso/v2.0/.well-known/openid-configuration")).json()
-    assert found["grant_types_supported"] == ["client_credentials", *dev.users.grants]
-    assert found["response_types_supported"] == ["code"]
-    answer = await dev.ask("urn:ietf:params:oauth:grant-type:saml2-bearer")
-    assert "authorization_code" in failed(answer, "unsupported_grant_type", 70003)
-
-
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-@pytest.mark.parametrize("path", [AUTHORIZE, DEVICE, PAGE])
+@each_row("path", [AUTHORIZE, DEVICE, PAGE])
 async def test_another_method(dev, method, path):
     query = {"client_id": "app", "redirect_uri": REDIRECT, "response_type": "code"}
     answer = await dev.http.request(method, path, params=query)
