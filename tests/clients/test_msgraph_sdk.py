@@ -157,16 +157,6 @@ async def test_16_mime(served: ServedRelay, user: User) -> None:
     assert caught.value.error.code == "ErrorMimeContentInvalidBase64String"
 
 
-async def test_19_more_than_4_mb(served: ServedRelay, user: User) -> None:
-    client = sdk.client(served.url, user.name)
-    data = os.urandom(4_000_000)
-    body = sdk.mail(subject="large", to=user.sink)
-    body.message.attachments = [sdk.file("large.bin", data)]
-    await client.me.send_mail.post(body)
-    (attachment,) = content_of(user).iter_attachments()
-    assert attachment.get_content() == data
-
-
 async def test_20_429_twice(served: ServedRelay, user: User) -> None:
     client = sdk.client(served.proxy.url, user.name)
     path = f"/users/{user.name}%40example.test/sendMail"
@@ -193,20 +183,6 @@ async def test_21_504_after_commit(served: ServedRelay, user: User) -> None:
     assert [one.status for one in tries] == [504, 202]
     assert [one["subject"] for one in user.sent()] == ["once"]
     user.arrived()
-
-
-async def test_22_a_failed_dependency(served: ServedRelay, user: User) -> None:
-    client = sdk.client(served.url, user.name)
-    missing = client.me.messages.by_message_id("unknown").to_get_request_information()
-    send = client.me.send_mail.to_post_request_information(
-        sdk.mail("never", to=user.sink, save=True)
-    )
-    content = sdk.batch(missing, send)
-    first, second = content.requests.values()
-    second.set_depends_on([first])
-    found = (await client.batch.post(content)).responses
-    assert (found[first.id].status, found[second.id].status) == (404, 424)
-    assert user.messages("sentitems") == []
 
 
 async def test_23_paging(served: ServedRelay, user: User) -> None:
@@ -238,22 +214,6 @@ async def test_25_deferred_send(served: ServedRelay, user: User) -> None:
     await client.me.messages.by_message_id(never["id"]).delete()
     assert content_of(user)["subject"] == "later"
     assert user.arrivals(f"never-{user.sink}") == 0
-
-
-async def test_25_inline_image_and_read_receipt(served: ServedRelay, user: User) -> None:
-    client = sdk.client(served.url, user.name)
-    body = sdk.mail(subject="image", to=user.sink, html='<p><img src="cid:logo"></p>')
-    image = sdk.file("logo.png", b"\x89PNG", content_type="image/png")
-    image.is_inline, image.content_id = True, "logo"
-    body.message.attachments = [image]
-    body.message.is_read_receipt_requested = True
-    await client.me.send_mail.post(body)
-    content = content_of(user)
-    assert user.address in content["disposition-notification-to"]
-    (related,) = [one for one in content.walk() if one.get_content_type() == "multipart/related"]
-    (part,) = [one for one in related.walk() if one["content-id"]]
-    assert part["content-id"] == "<logo>"
-    assert part.get_content_disposition() == "inline"
 
 
 async def test_30_every_property_is_parsed(served: ServedRelay, user: User) -> None:

@@ -417,20 +417,6 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
     assert None not in (*info.values(), *info["RuntimeStats"].values())
 
 
-def test_searches_that_are_too_long(relay: DevProcess) -> None:
-    send(relay)
-    for query, says in (
-        ("", b"Error: no search query"),
-        ("x" * 10_240, b"10,240 characters"),
-        ("a " * 300, b"100 terms"),
-    ):
-        answer = relay.request("GET", f"/api/v1/search?query={quote(query)}")
-        assert answer.status == 400
-        assert says in answer.body
-        assert relay.request("DELETE", f"/api/v1/search?query={quote(query)}").status == 400
-    assert get(relay, "/api/v1/messages")["total"] == 1
-
-
 @each_row(
     "fields",
     [

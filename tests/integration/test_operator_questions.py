@@ -216,12 +216,3 @@ def test_nothing_is_no_fault_and_an_unknown_address_is_one(mail):
     done = mail.relay.cli("trace", "192.0.2.77")
     assert (done.returncode, done.stdout) == (DATA, "")
     assert "relay trace: nothing came from 192.0.2.77" in done.stderr
-
-
-def test_an_account_sees_its_own_messages_only(site):
-    if site.relay.process is None or site.relay.process.poll() is not None:
-        site.relay.start()
-    rows = site.relay.graph("GET", "/relay/v1/log", token="bob").json()
-    assert {row["id"] for row in rows["messages"]} == {site.ids["By HTTP"]}
-    assert rows["older"] is None
-    assert site.relay.graph("GET", "/relay/v1/log?pages=99").status == 400

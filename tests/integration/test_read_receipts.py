@@ -3,15 +3,10 @@
 import email
 import email.policy
 import itertools
-import json
-import smtplib
-import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from relay.testing import Relay
 from tests.support.graph_client import Answer
 from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
@@ -150,32 +145,3 @@ def test_the_receipt_itself_owes_none(relay, subject) -> None:
     read(relay, subject, "always")
     read(relay, f"Read: {subject}", "always", **WANTED)
     assert found(relay, f"Read: Read: {subject}", "always") == []
-
-
-def answer_to(request: urllib.request.Request) -> Any:
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def test_a_development_relay_sends_one_to_every_sender() -> None:
-    shop, ann = "shop@elsewhere.example", "ann@customer.example"
-    content = email.message_from_bytes(asked("welcome", shop), policy=email.policy.default)
-    with Relay() as relay:
-        with smtplib.SMTP(*relay.smtp) as session:
-            session.send_message(content, shop, [ann])
-        message = relay.mailbox(ann).wait_for(subject="welcome")
-        messages = f"{relay.http_url}/v1.0/users/{ann}/messages"
-        headers = {
-            "Authorization": f"Bearer {relay.token(ann)}",
-            "Content-Type": "application/json",
-        }
-        [found] = answer_to(urllib.request.Request(messages, headers=headers))["value"]
-        read_it = urllib.request.Request(
-            f"{messages}/{found['id']}", b'{"isRead": true}', headers, method="PATCH"
-        )
-        assert answer_to(read_it)["isRead"]
-        receipt = relay.mailbox(shop).wait_for(subject="Read: welcome")
-        assert [one["detail"]["kind"] for one in message.journey["steps"] if one["step"] == 7] == [
-            "read"
-        ]
-        assert b"multipart/report" in receipt.source

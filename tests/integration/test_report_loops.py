@@ -2,7 +2,6 @@
 
 import mailbox
 
-from tests.support.ports import free_port
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import reports_of
 
@@ -40,33 +39,3 @@ def test_what_answers_a_report_becomes_a_dead_letter_within_limits() -> None:
         assert copy.recipients.keys() == report.recipients.keys()
         assert relay.queue() == []
     assert relay.faults() == []
-
-
-def test_two_relays_that_send_a_message_to_each_other_make_one_report() -> None:
-    ports = [free_port(), free_port()]
-    trusted = ["127.0.0.1/32"]
-
-    def config(number: int) -> dict[str, object]:
-        far = {"domain": "far.test", "next_hop": f"smtp://127.0.0.1:{ports[1 - number]}"}
-        home = {"domain": "example.test", "next_hop": f"smtp://127.0.0.1:{ports[0]}"}
-        return {
-            "hostname": f"relay{number}.example.test",
-            "smtp": [{"listen": f"127.0.0.1:{ports[number]}", "trusted_networks": trusted}],
-            "route": [far, home][: number + 1],
-        }
-
-    with RelayProcess(config=config(0)) as one, RelayProcess(config=config(1)) as other:
-        queue_id = one.submit("alice@example.test", ["x@far.test"])
-        one.until_final(queue_id)
-        (report,) = until("a report", lambda: reports_of(one))
-        (about,) = report.recipients.values()
-        assert about["status"] == "5.4.6"
-        for relay in (one, other):
-            until("nothing waits", lambda relay=relay: relay.queue() == [])
-        # who answers the report writes to the relay that wrote it
-        writer = other if "relay1" in report.about["reporting-mta"] else one
-        daemon = str(report.message["from"]).partition("<")[2].rstrip(">")
-        writer.until_final(writer.submit("alice@example.test", [daemon], ANSWER))
-        assert len(dead_letters(writer)) == 1
-        assert len(reports_of(one)) == 1
-        assert one.queue() == other.queue() == []

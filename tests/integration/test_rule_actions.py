@@ -40,50 +40,6 @@ def rejection(relay: RelayProcess, subject: str, *to: str) -> tuple[int, str]:
     return caught.value.smtp_code, error.decode() if isinstance(error, bytes) else error
 
 
-DEFER = """
-[[rule]]
-name = "not yet"
-when = { recipient = "later@a.test" }
-then = [ { defer = "4.7.1 Not before Monday" } ]
-
-[[rule]]
-name = "never reached"
-then = [ { reject = "5.7.1 Not at all" } ]
-when = { recipient = "later@a.test" }
-
-[[rule]]
-name = "marked"
-then = [ { set_header = { name = "X-Marked", value = "yes" } } ]
-"""
-
-
-def test_one_recipient_defers_the_whole_message_until_the_rule_is_gone(remotes: Remotes) -> None:
-    host = remotes.start("a.test")
-    with remotes.relay(policies={"10.toml": DEFER}) as relay:
-        expected = (451, "4.7.1 Not before Monday")
-        assert rejection(relay, "smtp", "x@a.test", "later@a.test") == expected
-        assert by_sendmail(relay, "sendmail", "later@a.test") == TEMPFAIL
-        identity = relay.send_mail(subject="graph", to=["later@a.test", "x@a.test"])
-        waiting = until(
-            "the journey says why it waits",
-            lambda: found if "Not before Monday" in str(found := relay.journey(identity)) else None,
-        )
-        assert waiting["state"] == "converting"
-        assert relay.queue() == []
-        assert not host.envelopes
-        seen = relay.graph("GET", "/relay/v1/refused", token=OPERATOR).json()["refused"]
-        shown = {(one["subject"], one["reason"], one["rule"], one["reply"]) for one in seen}
-        reply = "451 4.7.1 Not before Monday"
-        assert {("smtp", "rule", "not yet", reply), ("sendmail", "rule", "not yet", reply)} <= shown
-        assert relay.metric("relay_policy_rule_total", rule="not yet", outcome="defer") >= 3
-        assert relay.metric("relay_policy_rule_total", rule="never reached") == 0
-        (relay.folder / "policies" / "10.toml").write_text(DEFER.replace("later@", "nobody@"))
-        hang_up(relay, "reloaded")
-        assert relay.until_final(identity)["state"] == "relayed"
-        received(host, "later@a.test")
-        assert relay.faults() == []
-
-
 def next_hop_rules(url: str) -> str:
     return f"""
 [[rule]]

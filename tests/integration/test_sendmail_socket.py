@@ -113,12 +113,6 @@ def test_it_is_not_a_way_to_log_in(relay, sendmail):
     assert codes == ["220", "250", "502", "553", "221"]
 
 
-def test_relay_send_uses_the_socket(relay, sendmail):
-    done = sendmail("x", "--to", "bob@example.test", "--subject", "sent", user=NOBODY, verb="send")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert arrived(relay, "sent")["Return-Path"] == f"<nobody@{HOST}>"
-
-
 def test_without_a_drop_nobody_listens_is_75(relay, sendmail, tmp_path):
     config = tmp_path / "relay.toml"
     config.write_text(relay.config_file.read_text().replace("submit.sock", "none.sock"))

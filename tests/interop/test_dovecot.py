@@ -130,25 +130,6 @@ def test_keywords_go_with_messages_that_are_moved_and_copied(relay, dovecot):
         assert imap.flags("Trash") == {"first": kept, "second": {"$label2"}}
 
 
-def test_a_classification_outlives_its_changes(relay, dovecot):
-    identity = arrives(relay, "weekly")
-    change = {"inferenceClassification": "other", "categories": ["Read later"]}
-    assert relay.graph("PATCH", f"/me/messages/{identity}", change).status == 200
-    with dovecot.session() as imap:
-        imap.enter("INBOX")
-        imap.uid("STORE", imap.uid_of("weekly"), "+FLAGS.SILENT", "(\\Seen \\Answered urgent)")
-        imap.uid("STORE", imap.uid_of("weekly"), "-FLAGS.SILENT", "(\\Answered)")
-        assert imap.flags() == {"weekly": {"\\Seen", "urgent"}}
-    message = relay.graph("GET", f"/me/messages/{identity}").json()
-    assert (message["isRead"], message["inferenceClassification"]) == (True, "other")
-    with dovecot.session() as imap:
-        imap.enter("INBOX")
-        imap.uid("MOVE", imap.uid_of("weekly"), "Archive")
-    message = relay.graph("GET", f"/me/messages/{identity}").json()
-    assert (message["inferenceClassification"], message["categories"]) == ("other", ["Read later"])
-    assert message["parentFolderId"] == "archive"
-
-
 def a_message_in(relay, folder) -> str:
     """Let a message come into a folder on its own way; return its id."""
     match folder:

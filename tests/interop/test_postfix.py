@@ -1,7 +1,5 @@
 """Relay and Postfix: as the remote host that we deliver to, and as the client that submits to us."""
 
-from email.header import decode_header, make_header
-
 import pytest
 
 from tests.support.postfix import NoPostfixError, Postfix
@@ -40,35 +38,6 @@ def test_postfix_takes_all_and_its_refusal_comes_back_as_a_report(dns, postfix):
         assert {*numbers, "dots"} < set(every)
         body = every["dots"].as_bytes().partition(b"\n\n")[2]
         assert body == DOTS.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")
-
-
-def test_a_postfix_without_8bitmime_and_smtputf8_takes_all(dns):
-    """It rejects 8-bit content that is not declared, and cuts lines of more than 998 octets, which the test would see."""
-    settings = {
-        "smtpd_discard_ehlo_keywords": "8bitmime, smtputf8",
-        "strict_7bit_headers": "yes",
-        "strict_8bitmime": "yes",
-    }
-    fields = "Subject: Grüße\r\nTo: Jürgen <carol@post.test>\r\n"
-    content = f"{fields}\r\nGrüße\r\n.\r\n{'x' * 5000}\r\n".encode()
-    try:
-        with (
-            Postfix(domain="post.test", people=["carol"], settings=settings) as old,
-            RelayProcess(dns=dns.address, mx_port=old.port) as relay,
-        ):
-            key = relay.submit(
-                "alice@example.test", ["carol@post.test"], content, mail_options=["BODY=8BITMIME"]
-            )
-            [recipient] = relay.until_final(key)["recipients"]
-            assert recipient["attempts"][0]["encoded"] == "8 bit"
-            arrived = until("Postfix delivers", lambda: old.mail("carol"))[0]
-    except NoPostfixError as why:
-        pytest.skip(str(why))
-    assert arrived.as_bytes().isascii()
-    assert arrived.get_payload(decode=True) == content.partition(b"\r\n\r\n")[2].replace(
-        b"\r\n", b"\n"
-    )
-    assert str(make_header(decode_header(str(arrived["Subject"])))) == "Grüße"
 
 
 def test_postfix_submits_and_hears_of_an_unknown_user_at_rcpt(relay):
