@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "clients" in item.path.parts:
             # The libraries' own deprecations are none of the relay's.
             item.add_marker(pytest.mark.filterwarnings("default"), append=False)
+
+
+def node(package: str = "") -> str:
+    """Where Node is; skips the test without it or an npm package."""
+    found = shutil.which("node")
+    if found is None or not (INSTALLED / "node_modules" / package).is_dir():
+        pytest.skip("node and its packages are not installed: make clients")
+    return found
+
+
+def run(command: Sequence[str], folder: Path, **environment: str) -> str:
+    """Run a program, which finds npm packages and must end with 0; return what it prints."""
+    kept = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
+    kept["NODE_PATH"] = str(INSTALLED / "node_modules")
+    done = subprocess.run(
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=180,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -155,25 +175,13 @@ class JavaScript:
 
     def run(self, program: str, *, token: str = "", url: str = "") -> Any:
         """Run the body of an async function with a Graph `client`; return what it returns, by JSON."""
-        text = _PROLOGUE + program + _EPILOGUE
-        done = self.run_file(text, RELAY_URL=url or self.served.url, RELAY_TOKEN=token)
-        return json.loads(done.stdout or "null")
-
-    def run_file(self, text: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a program as it is; it must end with 0."""
         path = self.folder / "program.js"
-        path.write_text(text)
-        kept = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
-        trusts = {
-            "NODE_PATH": str(INSTALLED / "node_modules"),
-            "NODE_EXTRA_CA_CERTS": str(self.served.ca),
-        }
-        done = subprocess.run(
-            [self.node, str(path)], env=kept | trusts | environment, cwd=self.folder,
-            capture_output=True, text=True, timeout=120, check=False,
+        path.write_text(_PROLOGUE + program + _EPILOGUE)
+        printed = run(
+            [self.node, str(path)], self.folder, NODE_EXTRA_CA_CERTS=str(self.served.ca),
+            RELAY_URL=url or self.served.url, RELAY_TOKEN=token,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done
+        return json.loads(printed or "null")
 
 
 _PROLOGUE = """\
@@ -198,7 +206,4 @@ _EPILOGUE = """
 
 @pytest.fixture
 def javascript(served: ServedRelay, tmp_path: Path) -> JavaScript:
-    node = shutil.which("node")
-    if node is None or not (INSTALLED / "node_modules").is_dir():
-        pytest.skip("node and its packages are not installed: make clients")
-    return JavaScript(node, served, tmp_path)
+    return JavaScript(node(), served, tmp_path)

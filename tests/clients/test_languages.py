@@ -1,17 +1,15 @@
 """The programs in docs/snippets.md run as they are written there, apart from the ports, against `relay dev`."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
+from tests.clients.conftest import node, run
 from tests.support.dev_process import DevProcess
 from tests.support.long_tests import long
 from tests.support.relay_process import ROOT
@@ -50,9 +48,8 @@ def trust() -> None:
 
 
 @pytest.fixture(scope="module")
-def development() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as relay:
-        yield relay
+def development(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 def program_of(name: str) -> str:
@@ -70,9 +67,7 @@ def python(program: Path) -> list[list[str]]:
 
 
 def javascript(program: Path) -> list[list[str]]:
-    if not (INSTALLED / "node_modules").is_dir():
-        pytest.skip("the npm packages are not installed: make clients")
-    return [[program_of("node"), str(program)]]
+    return [[node(), str(program)]]
 
 
 def java(program: Path) -> list[list[str]]:
@@ -105,18 +100,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Path], list[list[str]]]]] = {
     "php": ("program.php", run_by("php")),
     "bash": ("program.sh", run_by("bash")),
 }
-
-
-def run(command: list[str], folder: Path, **more: str) -> str:
-    """Run a command, which must end with 0; return what it prints."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
-    environment["NODE_PATH"] = str(INSTALLED / "node_modules")
-    done = subprocess.run(
-        command, cwd=folder, env=environment | more, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def with_its_ports(relay: DevProcess, text: str) -> str:

@@ -3,16 +3,14 @@
 Each sends from alice's mailbox to an address of its own, whose mailbox it then works through.
 """
 
-import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
-from tests.clients.test_unmodified import run
+from tests.clients.conftest import INSTALLED, node
+from tests.clients.test_unmodified import run_with
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 
@@ -133,15 +131,14 @@ if (step === 'send') {
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[DevProcess]:
-    with DevProcess() as started:
-        yield started
+def dev(dev_module) -> DevProcess:
+    return dev_module()
 
 
 def python(dev: DevProcess, name: str, program: str, folder: Path, *words: str) -> None:
     """Run a program of a Python library that may not be installed."""
     pytest.importorskip(name, reason=f"make clients installs {name}")
-    run(dev, [sys.executable, "-c", program, *words], folder)
+    run_with(dev, [sys.executable, "-c", program, *words], folder)
 
 
 def mailbox(dev: DevProcess, address: str, folder: str) -> list[dict[str, Any]]:
@@ -214,16 +211,14 @@ def test_mailsuite(dev: DevProcess, tmp_path: Path) -> None:
 
 def test_pnp_graph(dev: DevProcess, tmp_path: Path) -> None:
     """Node 20's fetch follows no HTTPS_PROXY, so the library is given the relay's URL."""
-    node, packages = shutil.which("node"), INSTALLED / "node_modules"
-    if node is None or not (packages / "@pnp/graph").is_dir():
-        pytest.skip("node and its packages are not installed: make clients")
-    (tmp_path / "node_modules").symlink_to(packages)
+    found = node("@pnp/graph")
+    (tmp_path / "node_modules").symlink_to(INSTALLED / "node_modules")
     program, address = tmp_path / "program.mjs", "pnp@customer.example"
     program.write_text(PNP)
     url = f"https://localhost:{dev.ready['https'][0].rpartition(':')[2]}"
-    run(dev, [node, str(program), url, "send", address], tmp_path)
+    run_with(dev, [found, str(program), url, "send", address], tmp_path)
     check_attachment(arrived(dev, address))
-    run(dev, [node, str(program), url, "work", address], tmp_path)
+    run_with(dev, [found, str(program), url, "work", address], tmp_path)
     assert check_filed(dev, address)["categories"] == ["done"]
     path = "/users/alice@example.test/messages?$search=%22Thanks%22"
     until("the reply", lambda: dev.graph("GET", path).json()["value"])

@@ -1,15 +1,12 @@
 """Programs for Mailpit, as they are published, against `relay dev`: each call that Relay answers."""
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
+from tests.clients.conftest import node, run
 from tests.support.dev_process import DevProcess
 
 TOKEN = "0123456789abcdef-token"
@@ -53,19 +50,10 @@ def _authorized(relay: DevProcess) -> dict[str, str]:
 
 def javascript(relay: DevProcess, folder: Path, program: str, *, url: str) -> Any:
     """Run the body of an async function; return what it returns, by JSON."""
-    node = shutil.which("node")
-    if node is None or not (INSTALLED / "node_modules/mailpit-api").is_dir():
-        pytest.skip("node and its packages are not installed: make clients")
     file = folder / "program.js"
     file.write_text(_PROLOGUE + program + _EPILOGUE)
     secret = {"TOKEN": TOKEN} if relay.ready["token"] == TOKEN else {}
-    kept = {"PATH": os.environ["PATH"], "NODE_PATH": str(INSTALLED / "node_modules"), "URL_": url}
-    done = subprocess.run(
-        [node, str(file)], env=kept | secret, cwd=folder, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run([node("mailpit-api"), str(file)], folder, URL_=url, **secret))
 
 
 _PROLOGUE = """\

@@ -1,15 +1,12 @@
 """nodemailer and msgraph-sdk send to each test recipient of `relay dev`."""
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
+from tests.clients.conftest import node, run
 from tests.support.dev_process import DevProcess
 from tests.support.recipients_by_client import EXPECTED, SentToAll, subject_for
 
@@ -33,25 +30,15 @@ def trust() -> None:
     """No program here uses TLS."""
 
 
-def run(*command: str) -> None:
-    environment = {"PATH": os.environ["PATH"], "NODE_PATH": str(INSTALLED / "node_modules")}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_recipients_have_the_outcomes_that_they_name(
-    subtests: pytest.Subtests, tmp_path: Path
+    subtests: pytest.Subtests, tmp_path: Path, dev
 ) -> None:
-    node = shutil.which("node")
-    if node is None or not (INSTALLED / "node_modules/nodemailer").is_dir():
-        pytest.skip("node and nodemailer are not installed: make clients")
+    program = node("nodemailer")
     script = tmp_path / "send.js"
     script.write_text(NODEMAILER)
 
     def by_nodemailer(relay: DevProcess, sender: str, recipients: Sequence[str]) -> None:
-        run(node, str(script), str(relay.smtp_address()[1]), sender, *recipients)
+        run([program, str(script), str(relay.smtp_address()[1]), sender, *recipients], tmp_path)
 
     def by_msgraph_sdk(relay: DevProcess, sender: str, recipients: Sequence[str]) -> None:
         async def send() -> None:
@@ -62,9 +49,9 @@ def test_recipients_have_the_outcomes_that_they_name(
         asyncio.run(send())
 
     clients = {"nodemailer": by_nodemailer, "msgraph-sdk": by_msgraph_sdk}
-    with DevProcess("--no-demo") as relay:
-        sent = SentToAll(relay, clients)
-        for name in clients:
-            for expected in EXPECTED:
-                with subtests.test(client=name, recipient=expected.address):
-                    sent.check(name, expected)
+    relay = dev("--no-demo")
+    sent = SentToAll(relay, clients)
+    for name in clients:
+        for expected in EXPECTED:
+            with subtests.test(client=name, recipient=expected.address):
+                sent.check(name, expected)

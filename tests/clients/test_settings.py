@@ -6,13 +6,13 @@ and with an unknown login in addition. Neither names TLS.
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clients import test_languages
-from tests.clients.test_languages import COMMANDS, PAGE, RECIPIENT, program_of, run, with_its_ports
+from tests.clients.conftest import run
+from tests.clients.test_languages import COMMANDS, PAGE, RECIPIENT, program_of, with_its_ports
 from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
@@ -166,9 +166,8 @@ command = test_languages.command
 
 
 @pytest.fixture(scope="module")
-def development() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as relay:
-        yield relay
+def development(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 def found(development: DevProcess, subject: str) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """nodemailer and Jakarta Mail log in by SMTP with a bearer token (XOAUTH2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.clients.test_languages import COMMANDS, run
+from tests.clients.conftest import run
+from tests.clients.test_languages import COMMANDS
 from tests.integration.test_token_logins import APP, issued
 from tests.support.relay_process import RelayProcess, until
 
@@ -50,10 +51,9 @@ Send = Callable[[str, str], str]
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
+def relay(serve_module) -> RelayProcess:
     config = {"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]}
-    with RelayProcess(config=config, accounts=[APP]) as relay:
-        yield relay
+    return serve_module(config=config, accounts=[APP])
 
 
 @pytest.fixture(params=PROGRAMS)

@@ -1,16 +1,13 @@
 """The programs in docs/graph.md run as they are written there, against `relay dev`."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
+from tests.clients.conftest import node, run
 from tests.support.dev_process import DevProcess
 from tests.support.endpoint_rows import PAGE
 from tests.support.relay_process import until
@@ -24,23 +21,14 @@ SHELL = re.compile(r"^```\n((?:curl |api=|printf |etag=).*?)^```$", re.MULTILINE
 LINES_MAX = 16
 
 
-def run(relay: DevProcess, folder: Path, *command: str, text: str, suffix: str) -> str:
-    """Run a program, with the ports of this relay; it must end with 0. Return what it prints."""
+def run_text(relay: DevProcess, folder: Path, *command: str, text: str, suffix: str) -> str:
+    """Run a program, with the ports of this relay; return what it prints."""
     path = folder / f"program{suffix}"
     for usual, name in ((8025, "http"), (8443, "https")):
         text = text.replace(f":{usual}", ":" + relay.ready[name][0].rpartition(":")[2])
     path.write_text(text)
     names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-    environment = dict.fromkeys(names, str(relay.ready["ca"])) | {
-        "PATH": os.environ["PATH"], "HOME": str(folder),
-        "NODE_PATH": str(INSTALLED / "node_modules"),
-    }  # fmt: skip
-    done = subprocess.run(
-        [*command, str(path)], cwd=folder, capture_output=True, text=True, timeout=120,
-        env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run([*command, str(path)], folder, **dict.fromkeys(names, str(relay.ready["ca"])))
 
 
 @pytest.fixture
@@ -49,9 +37,8 @@ def trust() -> None:
 
 
 @pytest.fixture(scope="module")
-def development() -> Iterator[DevProcess]:
-    with DevProcess() as relay:
-        yield relay
+def development(dev_module) -> DevProcess:
+    return dev_module()
 
 
 @pytest.mark.parametrize(
@@ -68,14 +55,11 @@ def test_program(development: DevProcess, tmp_path: Path, name: str, printed: st
     language, text = PROGRAMS[name]
     assert len(text.splitlines()) <= LINES_MAX
     if language == "js":
-        node = shutil.which("node")
-        if node is None or not (INSTALLED / "node_modules").is_dir():
-            pytest.skip("node and its packages are not installed: make clients")
-        output = run(development, tmp_path, node, text=text, suffix=".js")
+        output = run_text(development, tmp_path, node(), text=text, suffix=".js")
     else:
         for module in re.findall(r"^(?:import|from) ([\w.]+)", text, re.MULTILINE):
             pytest.importorskip(module, reason=f"make clients installs {module}")
-        output = run(development, tmp_path, sys.executable, text=text, suffix=".py")
+        output = run_text(development, tmp_path, sys.executable, text=text, suffix=".py")
     assert re.match(printed, output), output
     if subject := re.search(r"From [\w ]+(?=['\"])", text):
         until("Bob has the message", lambda: subject[0] in development.subjects("bob"))
@@ -91,7 +75,7 @@ def test_shell_examples(development: DevProcess, tmp_path: Path) -> None:
     to, subject = ["alice@example.test"], "a message that the examples read"
     development.until_final(development.send_mail(to=to, subject=subject))
     text = "set -euo pipefail\n" + "\n".join(examples)
-    output = run(development, tmp_path, "bash", text=text, suffix=".sh")
+    output = run_text(development, tmp_path, "bash", text=text, suffix=".sh")
     assert '"error"' not in output
     assert re.findall(r"^HTTP/1.1 [345].*", output, re.MULTILINE) == []
     until("Bob has the report", lambda: "Report" in development.subjects("bob"))

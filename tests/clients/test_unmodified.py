@@ -1,16 +1,12 @@
 """Programs that say graph.microsoft.com, as they are: they reach `relay dev` by HTTPS_PROXY."""
 
 import importlib.util
-import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import INSTALLED
+from tests.clients.conftest import INSTALLED, node, run
 from tests.support.dev_process import DevProcess
 
 AIOHTTP = """
@@ -59,28 +55,18 @@ credential.getToken('https://graph.microsoft.com/.default').then(
 
 
 @pytest.fixture(scope="module")
-def dev() -> Iterator[DevProcess]:
-    with DevProcess() as started:
-        yield started
+def dev(dev_module) -> DevProcess:
+    return dev_module()
 
 
-def run(dev: DevProcess, words: list[str], folder: Path) -> None:
-    """Run a program with what `relay dev` prints; it must end with 0."""
-    bundle = dev.ready["bundle"]
+def run_with(dev: DevProcess, words: list[str], folder: Path) -> None:
+    """Run a program with what `relay dev` prints."""
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
     variables = {
-        "HTTPS_PROXY": f"http://{dev.ready['http'][0]}",
-        "NO_PROXY": "localhost,127.0.0.1",
-        "SSL_CERT_FILE": bundle,
-        "REQUESTS_CA_BUNDLE": bundle,
-        "NODE_EXTRA_CA_CERTS": bundle,
-        "NODE_PATH": str(INSTALLED / "node_modules"),
-        "PYTHONPATH": str(INSTALLED.parent),
-    }
-    done = subprocess.run(
-        words, env={"PATH": os.environ["PATH"], "HOME": str(folder)} | variables, cwd=folder,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        "HTTPS_PROXY": f"http://{dev.ready['http'][0]}", "NO_PROXY": "localhost,127.0.0.1",
+        "PYTHONPATH": str(INSTALLED.parent), **dict.fromkeys(names, dev.ready["bundle"]),
+    }  # fmt: skip
+    run(words, folder, **variables)
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
@@ -89,13 +75,10 @@ def test_python(dev: DevProcess, tmp_path: Path, module: str) -> None:
         pytest.skip(f"make clients installs {module}")
     to = f"{module.replace('.', '-')}@customer.example"
     program = PROGRAMS[module].replace("SUBJECT", f"from {module}").replace("TO", to)
-    run(dev, [sys.executable, "-c", program], tmp_path)
+    run_with(dev, [sys.executable, "-c", program], tmp_path)
     (arrived,) = dev.until_messages(to, 1)
     assert arrived["subject"] == f"from {module}"
 
 
 def test_azure_identity_for_javascript(dev: DevProcess, tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None or not (INSTALLED / "node_modules").is_dir():
-        pytest.skip("node and its packages are not installed: make clients")
-    run(dev, [node, "-e", JAVASCRIPT], tmp_path)
+    run_with(dev, [node(), "-e", JAVASCRIPT], tmp_path)

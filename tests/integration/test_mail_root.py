@@ -10,7 +10,6 @@ import apsw
 import pytest
 
 from relay.store.mailbox.mail_root import read_id
-from tests.support.dev_process import DevProcess
 from tests.support.disks import covered, disk_of_its_own
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
@@ -41,9 +40,8 @@ def until_back(relay: RelayProcess) -> None:
 
 
 @pytest.fixture
-def mail(tmp_path: Path) -> Iterator[RelayProcess]:
-    with RelayProcess(config={"delivery": {"retry": ["1s"]}}) as relay:
-        yield relay
+def mail(tmp_path: Path, serve) -> RelayProcess:
+    return serve(config={"delivery": {"retry": ["1s"]}})
 
 
 @contextmanager
@@ -113,24 +111,24 @@ def test_mail_waits_while_the_root_is_missing(
     assert relay.log.count('"event":"the mail root is back"') == 1
 
 
-def test_a_disk_that_is_mounted_again_is_used_without_a_restart(tmp_path: Path) -> None:
+def test_a_disk_that_is_mounted_again_is_used_without_a_restart(tmp_path: Path, serve) -> None:
     """As another mount, perhaps with another device number: index, log and lock are those of it."""
-    with RelayProcess(config={"delivery": {"retry": ["1s"]}}) as relay:
-        root = relay.folder / "mail"
+    relay = serve(config={"delivery": {"retry": ["1s"]}})
+    root = relay.folder / "mail"
+    relay.stop()
+    with disk_of_its_own(root):
+        relay.start()
+        relay.until_final(relay.send_mail(to=[LOCAL], subject="before"))
+        pending = relay.folder / "below"
+        pending.mkdir()
+        with covered(root, pending):
+            until_missing(relay)
+        until_back(relay)
+        relay.until_final(relay.send_mail(to=[LOCAL], subject="after"))
+        assert relay.subjects("bob") == ["after", "before"]
+        found = relay.graph("GET", '/me/messages?$search="after"', token="bob").json()["value"]
+        assert [one["subject"] for one in found] == ["after"]
         relay.stop()
-        with disk_of_its_own(root):
-            relay.start()
-            relay.until_final(relay.send_mail(to=[LOCAL], subject="before"))
-            pending = relay.folder / "below"
-            pending.mkdir()
-            with covered(root, pending):
-                until_missing(relay)
-            until_back(relay)
-            relay.until_final(relay.send_mail(to=[LOCAL], subject="after"))
-            assert relay.subjects("bob") == ["after", "before"]
-            found = relay.graph("GET", '/me/messages?$search="after"', token="bob").json()["value"]
-            assert [one["subject"] for one in found] == ["after"]
-            relay.stop()
 
 
 def test_submissions_go_on_when_the_root_is_back(mail: RelayProcess, tmp_path: Path) -> None:
@@ -250,10 +248,10 @@ def test_a_root_whose_disk_fails_at_the_start_is_opened_later(mail: RelayProcess
     assert mail.subjects("bob") == ["before", "later", "sent"]
 
 
-def test_relay_dev_makes_its_root_and_takes_any() -> None:
-    with DevProcess("--no-demo") as relay:
-        for number in range(2):
-            relay.until_final(relay.send_mail(to=["bob@example.test"], subject=f"n{number}"))
-            relay.stop()
-            shutil.rmtree(relay.folder / "mail")
-            relay.start()
+def test_relay_dev_makes_its_root_and_takes_any(dev) -> None:
+    relay = dev("--no-demo")
+    for number in range(2):
+        relay.until_final(relay.send_mail(to=["bob@example.test"], subject=f"n{number}"))
+        relay.stop()
+        shutil.rmtree(relay.folder / "mail")
+        relay.start()

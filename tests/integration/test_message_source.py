@@ -2,14 +2,11 @@
 
 import email.policy
 import subprocess
-from collections.abc import Iterator
 from email.message import EmailMessage
 
 import pytest
 
-from tests.support.dev_process import DevProcess
 from tests.support.relay_process import OPERATOR, RelayProcess, until
-from tests.support.remotes import Remotes
 from tests.support.tables import each_row
 
 USAGE, DATA = 64, 65
@@ -35,12 +32,10 @@ def a_message(*, text: str = "Hello.\n") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
-    with Remotes() as remotes:
-        remotes.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 No such user here"})
-        config = {"route": [{"domain": "kept.test", "next_hop": "capture"}]}
-        with remotes.relay(config=config) as running:
-            yield running
+def relay(remotes_module, serve_module) -> RelayProcess:
+    remotes_module.start("a.test", rcpt={"nobody@a.test": "550 5.1.1 No such user here"})
+    config = {"route": [{"domain": "kept.test", "next_hop": "capture"}]}
+    return serve_module(remotes_module, config=config)
 
 
 def test_the_source_comes_from_the_queue_a_mailbox_or_a_report(relay: RelayProcess) -> None:
@@ -156,16 +151,16 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
     assert b"\x07" not in done.stdout
 
 
-def test_captured_mail_of_a_development_relay() -> None:
-    with DevProcess() as relay:
-        relay.submit("app@example.test", ["x@gmail.com"], a_message())
-        relay.until_state("x@gmail.com", "captured")
-        shown = relay.cli_json("show", "x@gmail.com")
-        assert shown["text"] == "Hello.\r\n"
-        assert relay.cli("queue", "cancel", shown["id"]).returncode == 0
-        relay.until_state(shown["id"], "cancelled")
-        again = relay.cli_json("show", shown["id"])
-        assert again == shown | {"state": "cancelled"}
-        queue_id = relay.submit("app@example.test", ["x+451x1@gmail.com"], a_message())
-        assert relay.until_final(queue_id)["state"] == "relayed"
-        assert b"\r\n\r\na,b\r\n" in source(relay, queue_id)
+def test_captured_mail_of_a_development_relay(dev) -> None:
+    relay = dev()
+    relay.submit("app@example.test", ["x@gmail.com"], a_message())
+    relay.until_state("x@gmail.com", "captured")
+    shown = relay.cli_json("show", "x@gmail.com")
+    assert shown["text"] == "Hello.\r\n"
+    assert relay.cli("queue", "cancel", shown["id"]).returncode == 0
+    relay.until_state(shown["id"], "cancelled")
+    again = relay.cli_json("show", shown["id"])
+    assert again == shown | {"state": "cancelled"}
+    queue_id = relay.submit("app@example.test", ["x+451x1@gmail.com"], a_message())
+    assert relay.until_final(queue_id)["state"] == "relayed"
+    assert b"\r\n\r\na,b\r\n" in source(relay, queue_id)

@@ -21,22 +21,22 @@ then = [ { quarantine = true } ]
 SPAM = added("X-Spam", "yes") + packet(b"c")
 
 
-def test_one_that_is_down_is_named_until_a_reload_removes_it() -> None:
+def test_one_that_is_down_is_named_until_a_reload_removes_it(serve) -> None:
     port = free_port()
     milter = {"name": "gone", "address": f"127.0.0.1:{port}"}
-    with RelayProcess(config={"milter": [milter]}) as relay:
-        with relay.smtp(source=STRANGER) as client:
-            client.ehlo()
-            assert client.mail("a@x.test") == (451, b"4.7.1 Service unavailable - try again later")
-        answer = relay.request("GET", "/readyz")
-        assert answer.status == 200
-        assert answer.body == b'ready; the milter "gone" is down: connection refused\n'
-        assert relay.metric("relay_milter_answers_total", milter="gone", answer="down") == 1
-        assert relay.metric("relay_milter_seconds_count", milter="gone") == 1
-        relay.write_config(relay.config | {"milter": []})
-        assert relay.cli("reload").returncode == 0
-        assert relay.request("GET", "/readyz").body == b"ready\n"
-        relay.until_final(relay.submit("a@x.test", ["bob@example.test"], source=STRANGER))
+    relay = serve(config={"milter": [milter]})
+    with relay.smtp(source=STRANGER) as client:
+        client.ehlo()
+        assert client.mail("a@x.test") == (451, b"4.7.1 Service unavailable - try again later")
+    answer = relay.request("GET", "/readyz")
+    assert answer.status == 200
+    assert answer.body == b'ready; the milter "gone" is down: connection refused\n'
+    assert relay.metric("relay_milter_answers_total", milter="gone", answer="down") == 1
+    assert relay.metric("relay_milter_seconds_count", milter="gone") == 1
+    relay.write_config(relay.config | {"milter": []})
+    assert relay.cli("reload").returncode == 0
+    assert relay.request("GET", "/readyz").body == b"ready\n"
+    relay.until_final(relay.submit("a@x.test", ["bob@example.test"], source=STRANGER))
 
 
 @pytest.mark.parametrize("runs", [True, False])

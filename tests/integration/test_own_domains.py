@@ -3,7 +3,7 @@
 Real sockets: strangers come from 127.0.0.2, which nobody trusts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,21 +35,17 @@ Hosts = dict[str, RemoteMx]
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def hosts(remotes: Remotes) -> Hosts:
+def hosts(remotes_module: Remotes) -> Hosts:
     """A host behind the route of gate.test, and the MX hosts that are better than this relay."""
-    found = {name: remotes.start(name) for name in ("gate.host", "listed.test", "away.test")}
-    found["asked.test"] = remotes.start(
+    found = {name: remotes_module.start(name) for name in ("gate.host", "listed.test", "away.test")}
+    found["asked.test"] = remotes_module.start(
         "asked.test", rcpt={"nobody@asked.test": "550 no", "slow@asked.test": LATER}
     )
-    remotes.dns.zone["listed.test"] = {"MX": ["10 mx.listed.test.", "20 relay.example.test."]}
-    remotes.dns.zone["silent.test"] = {"MX": ["10 relay.example.test."]}
-    remotes.dns.zone["loop.test"] = {"MX": ["10 relay.example.test."]}
+    remotes_module.dns.zone["listed.test"] = {
+        "MX": ["10 mx.listed.test.", "20 relay.example.test."]
+    }
+    remotes_module.dns.zone["silent.test"] = {"MX": ["10 relay.example.test."]}
+    remotes_module.dns.zone["loop.test"] = {"MX": ["10 relay.example.test."]}
     return found
 
 
@@ -69,10 +65,11 @@ def domains(hosts: Hosts) -> dict[str, Any]:
     }
 
 
-def made(remotes: Remotes, hosts: Hosts) -> RelayProcess:
+def made(serve: Callable[..., RelayProcess], remotes: Remotes, hosts: Hosts) -> RelayProcess:
+    """A relay that does not run yet."""
     shipped = (ROOT / "policies/15-own-domains.toml").read_text()
     rules = {"10-inbound.toml": INBOUND, "15-own-domains.toml": shipped}
-    relay = remotes.relay(config=domains(hosts), policies=rules)
+    relay = serve(remotes, start=False, config=domains(hosts), policies=rules)
     (relay.folder / "listed").write_text("# who there is\nann@listed.test\n")
     with (relay.folder / "accounts.toml").open("a") as file:
         file.write(ALIASES)
@@ -80,9 +77,13 @@ def made(remotes: Remotes, hosts: Hosts) -> RelayProcess:
 
 
 @pytest.fixture(scope="module")
-def relay(remotes: Remotes, hosts: Hosts) -> Iterator[RelayProcess]:
-    with made(remotes, hosts) as running:
-        yield running
+def relay(serve_module, remotes_module: Remotes, hosts: Hosts) -> RelayProcess:
+    return made(serve_module, remotes_module, hosts).start()
+
+
+@pytest.fixture
+def another(serve, remotes_module: Remotes, hosts: Hosts) -> RelayProcess:
+    return made(serve, remotes_module, hosts)
 
 
 def with_domain(relay: RelayProcess, own: dict[str, str]) -> dict[str, Any]:
@@ -192,95 +193,92 @@ def test_mail_from_outside_in_the_name_of_an_own_domain_is_shown(
 
 
 def test_a_gateway_whose_mx_is_this_relay_is_no_valid_configuration(
-    remotes: Remotes, hosts: Hosts
+    another: RelayProcess, remotes_module: Remotes
 ) -> None:
-    relay = made(remotes, hosts)
-    try:
-        relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
-        done = relay.cli("check")
-        assert done.returncode == 78
-        assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
-        asked = {"name": "loop.test", "recipients": "verify"}
-        held = {"domain": "loop.test", "next_hop": "hold"}
-        routes = [*relay.config["route"], held]
-        relay.write_config(with_domain(relay, asked) | {"route": routes})
-        done = relay.cli("check")  # nobody says which addresses there are
-        assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
-        relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
-        # a service that runs nevertheless bounces nothing
-        relay.start()
-        journey = relay.until_state(
-            relay.submit(f"alice@{DOMAIN}", ["x@loop.test"], b"Subject: x\r\n\r\nx\r\n"), "deferred"
-        )
-        assert "loop.test has no MX host that is preferred" in journey["recipients"][0]["reply"]
-        assert journey["recipients"][0]["status"] == "4.4.4"
-        relay.stop()
-        remotes.dns.zone["silent.test"]["MX"].append("5 mx.away.test.")
-        relay.write_config(relay.config)
-        done = relay.cli("check")
-        assert done.returncode == 0, done.stdout
-    finally:
-        relay.close()
+    relay = another
+    relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
+    done = relay.cli("check")
+    assert done.returncode == 78
+    assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+    asked = {"name": "loop.test", "recipients": "verify"}
+    held = {"domain": "loop.test", "next_hop": "hold"}
+    routes = [*relay.config["route"], held]
+    relay.write_config(with_domain(relay, asked) | {"route": routes})
+    done = relay.cli("check")  # nobody says which addresses there are
+    assert 'domain[7].name: found "loop.test", expected a [[route]] for it' in done.stderr
+    relay.write_config(with_domain(relay, {"name": "loop.test", "recipients": "any"}))
+    # a service that runs nevertheless bounces nothing
+    relay.start()
+    journey = relay.until_state(
+        relay.submit(f"alice@{DOMAIN}", ["x@loop.test"], b"Subject: x\r\n\r\nx\r\n"), "deferred"
+    )
+    assert "loop.test has no MX host that is preferred" in journey["recipients"][0]["reply"]
+    assert journey["recipients"][0]["status"] == "4.4.4"
+    relay.stop()
+    remotes_module.dns.zone["silent.test"]["MX"].append("5 mx.away.test.")
+    relay.write_config(relay.config)
+    done = relay.cli("check")
+    assert done.returncode == 0, done.stdout
 
 
-def test_mail_that_waits_goes_where_its_domain_is_now(remotes: Remotes, hosts: Hosts) -> None:
-    slow = remotes.start("slow.test", replies={"MAIL": LATER})
-    remotes.dns.zone["slow.test"] = {"MX": ["10 mx.slow.test.", "20 relay.example.test."]}
-    with made(remotes, hosts) as relay:
-        own = {"name": "slow.test", "recipients": "file:slow"}
-        (relay.folder / "slow").write_text("moved@slow.test\ngone@slow.test\n")
-        retry = {"delivery": {"retry": ["1h"]}}
-        relay.stop()
-        relay.write_config(changed(with_domain(relay, own), retry))
-        relay.start()
-        keys = [relay.submit(f"alice@{DOMAIN}", [f"{name}@slow.test"], b"Subject: x\r\n\r\nx\r\n")
-                for name in ("moved", "gone")]  # fmt: skip
-        for key in keys:
-            relay.until_state(key, "deferred")
-        relay.stop()
-        assert "MAIL FROM" in "".join(map(str, slow.commands))
-        # now the domain has mailboxes here, of one of the two
-        with (relay.folder / "accounts.toml").open("a") as file:
-            file.write('[[account]]\naddress = "moved@slow.test"\n')
-        relay.write_config(with_domain(relay, {"name": "slow.test"}))
-        relay.start()
-        done = relay.cli("queue", "retry", "--all")
-        assert done.returncode == 0, done.stderr
-        moved, gone = map(relay.until_final, keys)
-        assert moved["recipients"][0]["state"] == "delivered"
-        assert gone["recipients"][0]["state"] == "failed"
-        assert gone["recipients"][0]["status"] == "5.1.1"
+def test_mail_that_waits_goes_where_its_domain_is_now(
+    another: RelayProcess, remotes_module: Remotes
+) -> None:
+    relay, slow = another, remotes_module.start("slow.test", replies={"MAIL": LATER})
+    remotes_module.dns.zone["slow.test"] = {"MX": ["10 mx.slow.test.", "20 relay.example.test."]}
+    own = {"name": "slow.test", "recipients": "file:slow"}
+    (relay.folder / "slow").write_text("moved@slow.test\ngone@slow.test\n")
+    retry = {"delivery": {"retry": ["1h"]}}
+    relay.write_config(changed(with_domain(relay, own), retry))
+    relay.start()
+    keys = [relay.submit(f"alice@{DOMAIN}", [f"{name}@slow.test"], b"Subject: x\r\n\r\nx\r\n")
+            for name in ("moved", "gone")]  # fmt: skip
+    for key in keys:
+        relay.until_state(key, "deferred")
+    relay.stop()
+    assert "MAIL FROM" in "".join(map(str, slow.commands))
+    # now the domain has mailboxes here, of one of the two
+    with (relay.folder / "accounts.toml").open("a") as file:
+        file.write('[[account]]\naddress = "moved@slow.test"\n')
+    relay.write_config(with_domain(relay, {"name": "slow.test"}))
+    relay.start()
+    done = relay.cli("queue", "retry", "--all")
+    assert done.returncode == 0, done.stderr
+    moved, gone = map(relay.until_final, keys)
+    assert moved["recipients"][0]["state"] == "delivered"
+    assert gone["recipients"][0]["state"] == "failed"
+    assert gone["recipients"][0]["status"] == "5.1.1"
 
 
-def test_a_reload_takes_own_domains_and_their_files(remotes: Remotes, hosts: Hosts) -> None:
-    with made(remotes, hosts) as relay:
+def test_a_reload_takes_own_domains_and_their_files(another: RelayProcess) -> None:
+    relay = another.start()
 
-        def reload(*own: dict[str, str], listed: str) -> str:
-            (relay.folder / "later").write_text(listed)
-            domains = [*relay.config["domain"], *own]
-            relay.write_config(relay.config | {"domain": domains})
-            done = relay.cli("reload")
-            return done.stderr if done.returncode else ""
+    def reload(*own: dict[str, str], listed: str) -> str:
+        (relay.folder / "later").write_text(listed)
+        domains = [*relay.config["domain"], *own]
+        relay.write_config(relay.config | {"domain": domains})
+        done = relay.cli("reload")
+        return done.stderr if done.returncode else ""
 
-        def replies(*addresses: str) -> list[str]:
-            return [reply_to(relay, one)[:9] for one in addresses]
+    def replies(*addresses: str) -> list[str]:
+        return [reply_to(relay, one)[:9] for one in addresses]
 
-        later = {"name": "later.test", "recipients": "file:later"}
-        asked = ("ann@later.test", "bob@later.test", "ann@too.test", f"alice@{DOMAIN}")
-        assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
-        assert not reload(later, listed="ann@later.test\n")
-        assert replies(*asked) == ["250 2.1.5", "550 5.1.1", "550 5.7.1", "250 2.1.5"]
-        too = {"name": "too.test", "alias_of": "later.test"}
-        assert not reload(later, too, listed="bob@later.test\n")
-        assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
-        told = reload(later, too, listed="ann@later.test\nbob\n")
-        assert 'later:2: found "bob", expected an address @later.test' in told
-        assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
-        assert not reload(listed="")
-        assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
-        # the rules' group follows
-        assert not reload(later, listed="ann@later.test\n")
-        send(relay, f"dave@{DOMAIN}", subject="in their name", sender="x@later.test")
-        journey = until("its journey", lambda: of_subject(relay, "in their name"))
-        [step] = [one for one in journey["steps"] if one["step"] == 5]
-        assert [one["rule"] for one in step["detail"]["rules"]] == ["own reverse-path from outside"]
+    later = {"name": "later.test", "recipients": "file:later"}
+    asked = ("ann@later.test", "bob@later.test", "ann@too.test", f"alice@{DOMAIN}")
+    assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
+    assert not reload(later, listed="ann@later.test\n")
+    assert replies(*asked) == ["250 2.1.5", "550 5.1.1", "550 5.7.1", "250 2.1.5"]
+    too = {"name": "too.test", "alias_of": "later.test"}
+    assert not reload(later, too, listed="bob@later.test\n")
+    assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
+    told = reload(later, too, listed="ann@later.test\nbob\n")
+    assert 'later:2: found "bob", expected an address @later.test' in told
+    assert replies(*asked) == ["550 5.1.1", "250 2.1.5", "550 5.1.1", "250 2.1.5"]
+    assert not reload(listed="")
+    assert replies(*asked) == ["550 5.7.1", "550 5.7.1", "550 5.7.1", "250 2.1.5"]
+    # the rules' group follows
+    assert not reload(later, listed="ann@later.test\n")
+    send(relay, f"dave@{DOMAIN}", subject="in their name", sender="x@later.test")
+    journey = until("its journey", lambda: of_subject(relay, "in their name"))
+    [step] = [one for one in journey["steps"] if one["step"] == 5]
+    assert [one["rule"] for one in step["detail"]["rules"]] == ["own reverse-path from outside"]

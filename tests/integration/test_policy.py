@@ -1,7 +1,6 @@
 """Mail-flow rules from end to end: recipients, journeys and bounces."""
 
 import smtplib
-from collections.abc import Iterator
 from email import message_from_bytes
 from email.message import Message
 
@@ -61,11 +60,11 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting() -> Iterator[Setting]:
-    with Remotes() as remotes:
-        remote = remotes.start("a.test")
-        with remotes.relay(policies={"10-rules.toml": RULES}) as relay:
-            yield Setting(remotes, remote, relay)
+def setting(remotes_module, serve_module) -> Setting:
+    remote = remotes_module.start("a.test")
+    return Setting(
+        remotes_module, remote, serve_module(remotes_module, policies={"10-rules.toml": RULES})
+    )
 
 
 def content(subject: str, *fields: str) -> bytes:

@@ -94,132 +94,120 @@ def in_a_moment() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
-    remotes: Remotes, kind: str
+    remotes: Remotes, kind: str, serve
 ) -> None:
     rcpt = {f"r{number}@a.test": ["451 4.2.0 later", "250 ok"] for number in range(8)}
     rcpt |= {"no@a.test": ["451 4.2.0 later", "550 5.1.1 nobody"]}
     remote = remotes.start("a.test", rcpt=rcpt)
-    relay = remotes.relay(config={"delivery": {"retry": ["1s"]}})
+    relay = serve(remotes, start=False, config={"delivery": {"retry": ["1s"]}})
     place = relay.folder / "state"
     disk = (small_disk if kind == "tmpfs" else journaled_disk)(place, size_bytes=16 * MIB)
-    try:
-        with state_on_a_disk_of_its_own(relay, disk):
-            assert (place / "ballast").stat().st_size > MIB // 2
-            waiting = [relay.submit(ALICE, [address], TEXT * 900) for address in rcpt]
-            soon = relay.send_mail(to=[BOB], subject="soon", **in_a_moment())
-            with filled(place):
-                pressed(relay, 2, "spool-disk")
-                refuses(relay, "the queue's disk is nearly full")
-                for queue_id in waiting:  # delivery goes on, with the report about no@
-                    relay.until_final(queue_id)
-                until("the report", lambda: any("Undel" in one for one in relay.subjects("alice")))
-                until("pickup asked", lambda: "submission deferred" in relay.log)
-                assert relay.journey(soon)["state"] == "converting"
-            pressed(relay, 0, "spool-disk")
-            relay.until_final(soon)
-            assert relay.subjects("bob") == ["soon"]
-            for address in rcpt.keys() - {"no@a.test"}:
-                received(remote, address)
-            takes_mail(relay, remote)
-            until("the reserve file", (place / "ballast").exists)
-            assert [one for one in relay.faults() if "spool cannot settle" in one] == []
-    finally:
-        relay.close()
-
-
-def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes) -> None:
-    remote = remotes.start("a.test")
-    with remotes.relay() as relay:
-        with read_only(relay.folder / "state"):
+    with state_on_a_disk_of_its_own(relay, disk):
+        assert (place / "ballast").stat().st_size > MIB // 2
+        waiting = [relay.submit(ALICE, [address], TEXT * 900) for address in rcpt]
+        soon = relay.send_mail(to=[BOB], subject="soon", **in_a_moment())
+        with filled(place):
             pressed(relay, 2, "spool-disk")
-            refuses(relay, "the queue's disk is nearly full or cannot be written")
+            refuses(relay, "the queue's disk is nearly full")
+            for queue_id in waiting:  # delivery goes on, with the report about no@
+                relay.until_final(queue_id)
+            until("the report", lambda: any("Undel" in one for one in relay.subjects("alice")))
+            until("pickup asked", lambda: "submission deferred" in relay.log)
+            assert relay.journey(soon)["state"] == "converting"
         pressed(relay, 0, "spool-disk")
+        relay.until_final(soon)
+        assert relay.subjects("bob") == ["soon"]
+        for address in rcpt.keys() - {"no@a.test"}:
+            received(remote, address)
         takes_mail(relay, remote)
+        until("the reserve file", (place / "ballast").exists)
+        assert [one for one in relay.faults() if "spool cannot settle" in one] == []
+
+
+def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes, serve) -> None:
+    remote = remotes.start("a.test")
+    relay = serve(remotes)
+    with read_only(relay.folder / "state"):
+        pressed(relay, 2, "spool-disk")
+        refuses(relay, "the queue's disk is nearly full or cannot be written")
+    pressed(relay, 0, "spool-disk")
+    takes_mail(relay, remote)
 
 
 def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
-    remotes: Remotes, tmp_path: Path
+    remotes: Remotes, tmp_path: Path, serve
 ) -> None:
     """The kernel makes it read-only at a fault; the operator mounts it again and starts the relay."""
     gate = remotes.gate()
     remote = remotes.start("a.test", gates={"DOT": gate})
-    relay = remotes.relay(config={"delivery": {"shutdown_grace": "0.2s"}})
+    relay = serve(remotes, start=False, config={"delivery": {"shutdown_grace": "0.2s"}})
     image = tmp_path / "image"
     image.write_bytes(b"\0" * 16 * MIB)
     make_ext4(image)
-    try:
-        with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")) as place:
-            taken = relay.submit(ALICE, ["kept@a.test"])
-            until("it is being sent", lambda: remote.envelopes)
-            break_off(place)
-            remotes.open_gate(gate)
-            until("the attempt is not recorded", lambda: "spool cannot settle" in relay.log)
-            pressed(relay, 2, "spool-disk")
-            refuses(relay, "the queue's disk is nearly full or cannot be written")
-        with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):
-            journey = relay.until_final(taken)
-            (recipient,) = journey["recipients"]
-            outcomes = [one["outcome"] for one in recipient["attempts"]]
-            assert outcomes == ["indeterminate", "relayed"]
-            takes_mail(relay, remote)
-    finally:
-        relay.close()
+    with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")) as place:
+        taken = relay.submit(ALICE, ["kept@a.test"])
+        until("it is being sent", lambda: remote.envelopes)
+        break_off(place)
+        remotes.open_gate(gate)
+        until("the attempt is not recorded", lambda: "spool cannot settle" in relay.log)
+        pressed(relay, 2, "spool-disk")
+        refuses(relay, "the queue's disk is nearly full or cannot be written")
+    with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):
+        journey = relay.until_final(taken)
+        (recipient,) = journey["recipients"]
+        outcomes = [one["outcome"] for one in recipient["attempts"]]
+        assert outcomes == ["indeterminate", "relayed"]
+        takes_mail(relay, remote)
 
 
-def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path) -> None:
+def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path, serve) -> None:
     remote = remotes.start("a.test")
-    relay = remotes.relay(config={"pressure": {"commit_latency": "1s"}})
-    try:
-        with LoggedDisk(tmp_path, size_bytes=24 * MIB) as disk:
-            make_ext4(disk.file)
-            place = relay.folder / "state"
-            with state_on_a_disk_of_its_own(relay, mounted(disk.file, place)):
-                relay.until_final(relay.submit(ALICE, ["before@a.test"]))
-                with ThreadPoolExecutor() as clients:
-                    with disk.hanging():
-                        begun = [
-                            clients.submit(relay.submit, ALICE, [f"{number}@a.test"])
-                            for number in range(4)
-                        ]
-                        pressed(relay, 2, "commits")
-                        refuses(relay, "the queue's disk is too slow")
-                        assert not any(one.done() for one in begun)
-                    for one in begun:  # its commit is durable now, and nobody hears it before
-                        relay.until_final(one.result(20))
-                for number in range(4):
-                    received(remote, f"{number}@a.test")
-                pressed(relay, 0, "commits")
-                takes_mail(relay, remote)
-    finally:
-        relay.close()
-
-
-def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remotes) -> None:
-    remote = remotes.start("a.test")
-    relay = remotes.relay()
-    try:
-        with small_disk(relay.folder / "mail", size_bytes=4 * MIB):
-            relay.start()
-            draft = relay.graph("POST", "/me/messages", message(to=[BOB])).json()["id"]
-            with filled(relay.folder / "mail"):
-                pressed(relay, 2, "mail-disk")
-                for path, body in [
-                    ("/me/sendMail", {"message": message(to=[BOB])}),
-                    (f"/me/messages/{draft}/send", None),
-                    ("/me/messages", message(to=[BOB])),
-                ]:
-                    answer = relay.graph("POST", path, body)
-                    assert (answer.status, answer.code) == (507, "ErrorInsufficientResources")
-                    assert int(answer.headers["retry-after"]) > 0
-                assert relay.graph("GET", f"/me/messages/{draft}").status == 200
-                assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204
-                relay.until_final(relay.submit(ALICE, ["through@a.test"]))  # it needs no mailbox
-                waits = relay.submit(ALICE, [BOB])
-                relay.until_state(waits, "deferred")
-            relay.until_final(waits)
-            pressed(relay, 0, "mail-disk")
-            received(remote, "through@a.test")
+    relay = serve(remotes, start=False, config={"pressure": {"commit_latency": "1s"}})
+    with LoggedDisk(tmp_path, size_bytes=24 * MIB) as disk:
+        make_ext4(disk.file)
+        place = relay.folder / "state"
+        with state_on_a_disk_of_its_own(relay, mounted(disk.file, place)):
+            relay.until_final(relay.submit(ALICE, ["before@a.test"]))
+            with ThreadPoolExecutor() as clients:
+                with disk.hanging():
+                    begun = [
+                        clients.submit(relay.submit, ALICE, [f"{number}@a.test"])
+                        for number in range(4)
+                    ]
+                    pressed(relay, 2, "commits")
+                    refuses(relay, "the queue's disk is too slow")
+                    assert not any(one.done() for one in begun)
+                for one in begun:  # its commit is durable now, and nobody hears it before
+                    relay.until_final(one.result(20))
+            for number in range(4):
+                received(remote, f"{number}@a.test")
+            pressed(relay, 0, "commits")
             takes_mail(relay, remote)
-            relay.stop()
-    finally:
-        relay.close()
+
+
+def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remotes, serve) -> None:
+    remote = remotes.start("a.test")
+    relay = serve(remotes, start=False)
+    with small_disk(relay.folder / "mail", size_bytes=4 * MIB):
+        relay.start()
+        draft = relay.graph("POST", "/me/messages", message(to=[BOB])).json()["id"]
+        with filled(relay.folder / "mail"):
+            pressed(relay, 2, "mail-disk")
+            for path, body in [
+                ("/me/sendMail", {"message": message(to=[BOB])}),
+                (f"/me/messages/{draft}/send", None),
+                ("/me/messages", message(to=[BOB])),
+            ]:
+                answer = relay.graph("POST", path, body)
+                assert (answer.status, answer.code) == (507, "ErrorInsufficientResources")
+                assert int(answer.headers["retry-after"]) > 0
+            assert relay.graph("GET", f"/me/messages/{draft}").status == 200
+            assert relay.graph("DELETE", f"/me/messages/{draft}").status == 204
+            relay.until_final(relay.submit(ALICE, ["through@a.test"]))  # it needs no mailbox
+            waits = relay.submit(ALICE, [BOB])
+            relay.until_state(waits, "deferred")
+        relay.until_final(waits)
+        pressed(relay, 0, "mail-disk")
+        received(remote, "through@a.test")
+        takes_mail(relay, remote)
+        relay.stop()

@@ -25,17 +25,11 @@ FAULT = 'own.toml:7: reply "blocked": class: found "sight", expected one of fail
 
 
 @pytest.fixture(scope="module")
-def remotes() -> Iterator[Remotes]:
-    with Remotes() as remotes:
-        yield remotes
-
-
-@pytest.fixture(scope="module")
-def relay(remotes: Remotes) -> Iterator[RelayProcess]:
-    remotes.start("well.test")
+def relay(remotes_module: Remotes) -> Iterator[RelayProcess]:
+    remotes_module.start("well.test")
     delivery = {"providers": "own.toml", "retry": ["1h"]}
     config = {"delivery": delivery}
-    relay = remotes.relay(config=config)
+    relay = remotes_module.relay(config=config)
     (relay.folder / "own.toml").write_text(OWN)
     with relay:
         yield relay
@@ -46,8 +40,10 @@ def attempts_of(relay: RelayProcess, identity: str) -> list[dict[str, Any]]:
     return list(recipient["attempts"])
 
 
-def test_a_pause_is_shown_and_ended_by_an_operator(remotes: Remotes, relay: RelayProcess) -> None:
-    mx = remotes.start("paused.test", replies={"RCPT": [BLOCKED, "250 2.1.5 ok"]})
+def test_a_pause_is_shown_and_ended_by_an_operator(
+    remotes_module: Remotes, relay: RelayProcess
+) -> None:
+    mx = remotes_module.start("paused.test", replies={"RCPT": [BLOCKED, "250 2.1.5 ok"]})
     first = relay.submit(ALICE, ["first@paused.test"])
     relay.until_state(first, "deferred")
     (attempt,) = attempts_of(relay, first)
@@ -61,9 +57,9 @@ def test_a_pause_is_shown_and_ended_by_an_operator(remotes: Remotes, relay: Rela
     site = relay.cli_json("explain", "x@paused.test")["site"]
     assert site["paused_by"] == "blocked"
     (paused,) = relay.cli_json("queue", "stats")["paused_sites"]
-    assert (paused["site"], paused["by"]) == (f"mx.paused.test:{remotes.port}", "blocked")
+    assert (paused["site"], paused["by"]) == (f"mx.paused.test:{remotes_module.port}", "blocked")
     assert paused["until"][:16] == site["paused_until"][:16]
-    line = f"paused       mx.paused.test:{remotes.port} until {paused['until'][:19]}Z, by blocked"
+    line = f"paused       mx.paused.test:{remotes_module.port} until {paused['until'][:19]}Z, by blocked"
     assert line in relay.cli("queue", "stats").stdout.splitlines()
     explained = relay.cli("explain", "x@paused.test").stdout
     assert f"paused until {site['paused_until'][11:19]} UTC by blocked" in explained
@@ -75,17 +71,17 @@ def test_a_pause_is_shown_and_ended_by_an_operator(remotes: Remotes, relay: Rela
     assert relay.cli_json("queue", "stats")["paused_sites"] == []
 
 
-def test_a_shipped_entry_is_in_force(remotes: Remotes, relay: RelayProcess) -> None:
+def test_a_shipped_entry_is_in_force(remotes_module: Remotes, relay: RelayProcess) -> None:
     banner = "554 IP=192.0.2.1 - None/bad reputation. Ask your postmaster for help. (NOWL)"
-    remotes.start("t-online.de", replies={"CONNECT": banner})
+    remotes_module.start("t-online.de", replies={"CONNECT": banner})
     identity = relay.submit(ALICE, ["x@t-online.de"])
     relay.until_state(identity, "deferred")
     (attempt,) = attempts_of(relay, identity)
     assert (attempt["provider"], attempt["reply"]) == ("t-online-reputation", banner)
 
 
-def test_a_reload_uses_a_valid_file_only(remotes: Remotes, relay: RelayProcess) -> None:
-    remotes.start("other.test", replies={"RCPT": BLOCKED})
+def test_a_reload_uses_a_valid_file_only(remotes_module: Remotes, relay: RelayProcess) -> None:
+    remotes_module.start("other.test", replies={"RCPT": BLOCKED})
     own = relay.folder / "own.toml"
     own.write_text(FAULTY)
     reloaded = relay.cli("reload", "--json")

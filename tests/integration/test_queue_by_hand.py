@@ -23,65 +23,63 @@ def queue_commands(relay: RelayProcess, queue_id: str) -> list[dict[str, Any]]:
     return [one for one in details if "operation" in one]
 
 
-def test_hold_reports_entries_in_flight_and_holds_the_others(
-    remotes: Remotes,
-) -> None:
+def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, serve) -> None:
     gate = remotes.gate()
     mx = remotes.start("slow.test", gates={"DOT": gate})
-    with remotes.relay(config=ONE_CONNECTION) as relay:
-        first = relay.submit("alice@example.test", ["first@slow.test"])
-        remotes.run(mx.reached("DOT"))
-        others = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(4)]
-        done = relay.cli("queue", "hold", first)
-        assert (done.returncode, "in flight" in done.stdout) == (TRY_LATER, True)
-        would = relay.cli_json("queue", "hold", "--all", "--dry-run")
-        assert {one["id"]: (one["result"], one["state"]) for one in would} == {
-            first: ("in flight", "queued"), **dict.fromkeys(others, ("done", "queued")),
-        }  # fmt: skip
-        answer = relay.cli_json("queue", "hold", "--all", "--reason", "the remote is slow")
-        results = {one["id"]: (one["result"], one["state"]) for one in answer}
-        assert results == {first: ("in flight", "queued")} | dict.fromkeys(others, ("done", "held"))
-        assert change(relay, "cancel", ids=others[:1], reason="twice")["done"] == 1
-        remotes.open_gate(gate)
-        assert relay.until_final(first)["state"] == "relayed"
-        (hold,) = queue_commands(relay, others[1])
-        assert (hold["operation"], hold["why"]) == ("hold", "the remote is slow")
-        assert hold["who"]
-        assert relay.stop() == OK
-        relay.start()
-        stats = relay.graph("GET", "/relay/v1/queue/stats", token=OPERATOR).json()
-        assert (stats["entries"]["held"], stats["recipients"]) == (3, 3)
-        assert change(relay, "release", ids=others[1:3])["done"] == 2
-        for queue_id in others[1:3]:
-            relay.until_state(queue_id, "relayed")
-        assert [one["id"] for one in relay.queue()] == [others[3]]
-        listed = relay.cli("queue", "list", "<a,b@c>", others[3])
-        assert listed.stderr.strip().endswith('not in the queue: "<a,b@c>"')
-        assert others[3] in listed.stdout
-        assert Counter(one.addresses[0] for one in mx.envelopes) == {
-            "first@slow.test": 1, "1@slow.test": 1, "2@slow.test": 1,
-        }  # fmt: skip
-        until("counted", lambda: relay.metric("relay_queue_entries", state="held") == 1)
-        assert relay.metric("relay_queue_unaccounted") == 0
-        assert relay.faults() == []
+    relay = serve(remotes, config=ONE_CONNECTION)
+    first = relay.submit("alice@example.test", ["first@slow.test"])
+    remotes.run(mx.reached("DOT"))
+    others = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(4)]
+    done = relay.cli("queue", "hold", first)
+    assert (done.returncode, "in flight" in done.stdout) == (TRY_LATER, True)
+    would = relay.cli_json("queue", "hold", "--all", "--dry-run")
+    assert {one["id"]: (one["result"], one["state"]) for one in would} == {
+        first: ("in flight", "queued"), **dict.fromkeys(others, ("done", "queued")),
+    }  # fmt: skip
+    answer = relay.cli_json("queue", "hold", "--all", "--reason", "the remote is slow")
+    results = {one["id"]: (one["result"], one["state"]) for one in answer}
+    assert results == {first: ("in flight", "queued")} | dict.fromkeys(others, ("done", "held"))
+    assert change(relay, "cancel", ids=others[:1], reason="twice")["done"] == 1
+    remotes.open_gate(gate)
+    assert relay.until_final(first)["state"] == "relayed"
+    (hold,) = queue_commands(relay, others[1])
+    assert (hold["operation"], hold["why"]) == ("hold", "the remote is slow")
+    assert hold["who"]
+    assert relay.stop() == OK
+    relay.start()
+    stats = relay.graph("GET", "/relay/v1/queue/stats", token=OPERATOR).json()
+    assert (stats["entries"]["held"], stats["recipients"]) == (3, 3)
+    assert change(relay, "release", ids=others[1:3])["done"] == 2
+    for queue_id in others[1:3]:
+        relay.until_state(queue_id, "relayed")
+    assert [one["id"] for one in relay.queue()] == [others[3]]
+    listed = relay.cli("queue", "list", "<a,b@c>", others[3])
+    assert listed.stderr.strip().endswith('not in the queue: "<a,b@c>"')
+    assert others[3] in listed.stdout
+    assert Counter(one.addresses[0] for one in mx.envelopes) == {
+        "first@slow.test": 1, "1@slow.test": 1, "2@slow.test": 1,
+    }  # fmt: skip
+    until("counted", lambda: relay.metric("relay_queue_entries", state="held") == 1)
+    assert relay.metric("relay_queue_unaccounted") == 0
+    assert relay.faults() == []
 
 
-def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remotes) -> None:
+def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remotes, serve) -> None:
     live = remotes.start("live.test")
     remotes.dns.zone["dead.test"] = {"MX": ["10 mx.dead.test."]}
     remotes.dns.zone["mx.dead.test"] = {"A": ["127.0.0.12"]}  # where the next one will listen
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        rerouted, retried = (
-            relay.submit("alice@example.test", [f"{name}@dead.test"])
-            for name in ("rerouted", "retried")
-        )
-        for queue_id in (rerouted, retried):
-            relay.until_state(queue_id, "deferred")
-        assert change(relay, "reroute", ids=[rerouted], to="mx:live.test")["done"] == 1
-        assert relay.until_final(rerouted)["state"] == "relayed"
-        received(live, "rerouted@dead.test")
-        back = remotes.start("dead.test")
-        assert change(relay, "retry", next_hop="dead.test")["done"] == 1
-        assert relay.until_final(retried)["state"] == "relayed"
-        received(back, "retried@dead.test")
-        assert [one["operation"] for one in queue_commands(relay, retried)] == ["retry"]
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    rerouted, retried = (
+        relay.submit("alice@example.test", [f"{name}@dead.test"])
+        for name in ("rerouted", "retried")
+    )
+    for queue_id in (rerouted, retried):
+        relay.until_state(queue_id, "deferred")
+    assert change(relay, "reroute", ids=[rerouted], to="mx:live.test")["done"] == 1
+    assert relay.until_final(rerouted)["state"] == "relayed"
+    received(live, "rerouted@dead.test")
+    back = remotes.start("dead.test")
+    assert change(relay, "retry", next_hop="dead.test")["done"] == 1
+    assert relay.until_final(retried)["state"] == "relayed"
+    received(back, "retried@dead.test")
+    assert [one["operation"] for one in queue_commands(relay, retried)] == ["retry"]

@@ -3,14 +3,12 @@
 import email
 import email.policy
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.graph_client import Answer
 from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
-from tests.support.remotes import Remotes
 
 WANTED = {"Prefer": "relay.read-receipt=send"}
 SETTINGS = ("never", "ask", "always", "auto")
@@ -18,13 +16,11 @@ _names = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
+def relay(remotes_module, serve_module) -> RelayProcess:
     """A relay with an account for each setting, named after it."""
     people = [account(name, read_receipts=name) for name in SETTINGS]
-    with Remotes() as remotes:
-        remotes.start("a.test")
-        with remotes.relay(accounts=people) as relay:
-            yield relay
+    remotes_module.start("a.test")
+    return serve_module(remotes_module, accounts=people)
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ _LABELS = re.compile(r'(\w+)=~?"([^"]*)"')
 
 
 def test_what_alerts_look_for_is_there_before_it_happens(
-    authority: Authority, tmp_path: Path
+    authority: Authority, tmp_path: Path, serve
 ) -> None:
     page = (DOCS / "operation-recipes.md").read_text().partition("\ngroups:\n")[2]
     wanted = re.findall(r"(?:increase|rate)\((\w+)(?:\{([^}]*)\})?\[", page)
@@ -173,22 +173,22 @@ def test_what_alerts_look_for_is_there_before_it_happens(
         "milter": [{"name": "gone", "address": f"127.0.0.1:{free_port()}"}],
         "smtp": [{"listen": "127.0.0.1:0", "tls": tls}],
     }
-    with RelayProcess(config=config) as relay:
-        exposition = relay.exposition()
-        for metric, matchers in wanted:
-            samples = re.findall(rf"^{metric}(.*) ", exposition, re.MULTILINE)
-            tests = [f'{name}="({text})"' for name, text in _LABELS.findall(matchers)]
-            assert any(all(re.search(one, found) for one in tests) for found in samples), metric
-        assert relay.metric("relay_certificate_end_timestamp_seconds") == pytest.approx(
-            time.time() + 86400, abs=3600
-        )
-        assert relay.metric("relay_milter_down", milter="gone") == 0
-        with relay.smtp(source="127.0.0.2") as stranger:
-            stranger.ehlo()
-        assert relay.metric("relay_milter_down", milter="gone") == 1
-        relay.write_config(relay.config | {"milter": []})
-        assert relay.cli("reload").returncode == 0
-        assert "relay_milter_down{" not in relay.exposition()
+    relay = serve(config=config)
+    exposition = relay.exposition()
+    for metric, matchers in wanted:
+        samples = re.findall(rf"^{metric}(.*) ", exposition, re.MULTILINE)
+        tests = [f'{name}="({text})"' for name, text in _LABELS.findall(matchers)]
+        assert any(all(re.search(one, found) for one in tests) for found in samples), metric
+    assert relay.metric("relay_certificate_end_timestamp_seconds") == pytest.approx(
+        time.time() + 86400, abs=3600
+    )
+    assert relay.metric("relay_milter_down", milter="gone") == 0
+    with relay.smtp(source="127.0.0.2") as stranger:
+        stranger.ehlo()
+    assert relay.metric("relay_milter_down", milter="gone") == 1
+    relay.write_config(relay.config | {"milter": []})
+    assert relay.cli("reload").returncode == 0
+    assert "relay_milter_down{" not in relay.exposition()
 
 
 def banned(log: str, folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 import json
 import smtplib
 import stat
-from collections.abc import Iterator
 from email.message import EmailMessage
 
 import pytest
@@ -21,9 +20,8 @@ then = [ { reject = "5.7.1 No programs, please" } ]
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
-    with RelayProcess(policies={"10-exe.toml": RULE}) as started:
-        yield started
+def relay(serve_module) -> RelayProcess:
+    return serve_module(policies={"10-exe.toml": RULE})
 
 
 def refused(relay: RelayProcess, query: str = "", *, token: str = OPERATOR) -> list[dict]:

@@ -59,9 +59,8 @@ def manager():
 
 
 @pytest.fixture
-def relay(manager):
-    with RelayProcess(environment=manager.environment) as relay:
-        yield relay
+def relay(manager, serve):
+    return serve(environment=manager.environment)
 
 
 def test_rules_and_accounts_are_those_of_the_last_good_reload(relay, manager):
@@ -201,24 +200,24 @@ def test_a_changed_key_that_needs_a_restart_is_told_with_both_values(relay):
     assert state_of(relay, "spam") == "failed"  # the new directory is
 
 
-def test_a_changed_password_of_a_next_hop_counts(relay):
+def test_a_changed_password_of_a_next_hop_counts(relay, serve):
     """Also for mail that waits."""
     password = relay.folder / "password"
     password.write_text("wrong\n")
     auth = {"user": "alice@example.test", "password_file": "password"}
     relay.stop()
-    with RelayProcess() as smarthost:
-        host, port = smarthost.smtp_address()
-        route = {"domain": "*", "next_hop": f"smtp://{host}:{port}", "auth": auth}
-        relay.write_config(relay.config | {"route": [route]})
-        relay.start()
-        identity = relay.send_mail(to=["x@a.test"], subject="through the provider")
-        assert "535" in json.dumps(relay.until_state(identity, "deferred"))
-        password.unlink()
-        done = relay.cli("reload")
-        assert done.returncode == CONFIGURATION
-        assert "password" in done.stderr
-        password.write_text("alice\n")
-        assert relay.cli("reload").returncode == 0
-        assert relay.cli("queue", "retry", "--all").returncode == 0
-        relay.until_state(identity, "relayed")
+    smarthost = serve()
+    host, port = smarthost.smtp_address()
+    route = {"domain": "*", "next_hop": f"smtp://{host}:{port}", "auth": auth}
+    relay.write_config(relay.config | {"route": [route]})
+    relay.start()
+    identity = relay.send_mail(to=["x@a.test"], subject="through the provider")
+    assert "535" in json.dumps(relay.until_state(identity, "deferred"))
+    password.unlink()
+    done = relay.cli("reload")
+    assert done.returncode == CONFIGURATION
+    assert "password" in done.stderr
+    password.write_text("alice\n")
+    assert relay.cli("reload").returncode == 0
+    assert relay.cli("queue", "retry", "--all").returncode == 0
+    relay.until_state(identity, "relayed")

@@ -14,28 +14,28 @@ def dead_letters(relay: RelayProcess) -> list[mailbox.MaildirMessage]:
     return list(mailbox.Maildir(home, create=False)) if is_there else []
 
 
-def test_what_answers_a_report_becomes_a_dead_letter_within_limits() -> None:
-    with RelayProcess(config={"reports": {"copy_to": "bob@example.test"}}) as relay:
-        relay.send_mail(to=["nobody@example.test"])
-        (report,) = until("a report", lambda: reports_of(relay))
-        daemon = str(report.message["from"]).partition("<")[2].rstrip(">")
-        assert daemon == "MAILER-DAEMON@relay.example.test"
-        options = ["NOTIFY=SUCCESS,FAILURE"]
-        for sender, content in (
-            ("alice@example.test", ANSWER),
-            ("", ANSWER),  # as it must be
-            ("alice@example.test", ANSWER + b"x" * 998 + b"\r\n" + b"y\r\n" * 333_333),
-        ):
-            relay.until_final(relay.submit(sender, [daemon], content, rcpt_options=options))
-        # a stranger's program, too; and where nobody is postmaster
-        relay.until_final(
-            relay.submit("x@far.test", ["postmaster@example.test"], ANSWER, source="127.0.0.2")
-        )
-        assert [one["subject"] for one in dead_letters(relay)] == ["Out of office"] * 2
-        assert relay.metric("relay_answers_discarded_total", reason="null-sender") == 1
-        assert relay.metric("relay_answers_discarded_total", reason="size") == 1
-        assert len(reports_of(relay)) == 1
-        (copy,) = reports_of(relay, "bob")
-        assert copy.recipients.keys() == report.recipients.keys()
-        assert relay.queue() == []
+def test_what_answers_a_report_becomes_a_dead_letter_within_limits(serve) -> None:
+    relay = serve(config={"reports": {"copy_to": "bob@example.test"}})
+    relay.send_mail(to=["nobody@example.test"])
+    (report,) = until("a report", lambda: reports_of(relay))
+    daemon = str(report.message["from"]).partition("<")[2].rstrip(">")
+    assert daemon == "MAILER-DAEMON@relay.example.test"
+    options = ["NOTIFY=SUCCESS,FAILURE"]
+    for sender, content in (
+        ("alice@example.test", ANSWER),
+        ("", ANSWER),  # as it must be
+        ("alice@example.test", ANSWER + b"x" * 998 + b"\r\n" + b"y\r\n" * 333_333),
+    ):
+        relay.until_final(relay.submit(sender, [daemon], content, rcpt_options=options))
+    # a stranger's program, too; and where nobody is postmaster
+    relay.until_final(
+        relay.submit("x@far.test", ["postmaster@example.test"], ANSWER, source="127.0.0.2")
+    )
+    assert [one["subject"] for one in dead_letters(relay)] == ["Out of office"] * 2
+    assert relay.metric("relay_answers_discarded_total", reason="null-sender") == 1
+    assert relay.metric("relay_answers_discarded_total", reason="size") == 1
+    assert len(reports_of(relay)) == 1
+    (copy,) = reports_of(relay, "bob")
+    assert copy.recipients.keys() == report.recipients.keys()
+    assert relay.queue() == []
     assert relay.faults() == []

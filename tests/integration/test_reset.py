@@ -1,13 +1,12 @@
 """Reset of the development relay: everything is gone, and the relay goes on."""
 
-from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
-from tests.support.relay_process import OPERATOR, RelayProcess, until
+from tests.support.relay_process import OPERATOR, until
 
 USAGE, UNAVAILABLE = 64, 69
 BOB = "bob@example.test"
@@ -15,9 +14,8 @@ EVERYWHERE = [BOB, "someone@elsewhere.test"]
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[DevProcess]:
-    with DevProcess() as relay:
-        yield relay
+def running(dev_module) -> DevProcess:
+    return dev_module()
 
 
 @pytest.fixture
@@ -122,15 +120,13 @@ def test_pages_of_other_sites_are_refused(relay: DevProcess) -> None:
             assert answer.status == status
 
 
-def test_a_service_is_never_emptied() -> None:
-    with RelayProcess() as service:
-        service.submit("app@example.test", [BOB])
-        assert service.graph("DELETE", "/relay/v1/messages", token=OPERATOR).status == 405
-        done = service.cli("reset")
-        assert (done.returncode, done.stdout) == (USAGE, "")
-        assert "is a service" in done.stderr
-        assert (
-            len(service.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]) == 1
-        )
-        assert service.stop() == 0
-        assert service.cli("reset").returncode == UNAVAILABLE
+def test_a_service_is_never_emptied(serve) -> None:
+    service = serve()
+    service.submit("app@example.test", [BOB])
+    assert service.graph("DELETE", "/relay/v1/messages", token=OPERATOR).status == 405
+    done = service.cli("reset")
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "is a service" in done.stderr
+    assert len(service.graph("GET", "/relay/v1/messages", token=OPERATOR).json()["messages"]) == 1
+    assert service.stop() == 0
+    assert service.cli("reset").returncode == UNAVAILABLE

@@ -39,7 +39,7 @@ def change_routes(relay: RelayProcess, after: list[dict[str, Any]], how: str) ->
 
 @pytest.mark.parametrize("how", ["restart", "reload"])
 def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
-    remotes: Remotes, tmp_path: Path, authority: Authority, how: str
+    remotes: Remotes, tmp_path: Path, authority: Authority, how: str, serve
 ) -> None:
     (tmp_path / "password").write_text("secret\n")
     # Each host has a certificate of another CA: with the wrong one its mail is deferred.
@@ -83,60 +83,60 @@ def test_mail_that_waits_leaves_only_by_a_route_that_still_takes_it(
         strict,
     ]
     config = {"route": before, "delivery": {"retry": ["1h"]}}
-    with remotes.relay(config=config) as relay:
-        ids = {address: relay.submit(ALICE, [address]) for address in addresses}
-        both = relay.submit(ALICE, [f"y{address[1:]}" for address in (renamed, gone, refused)])
-        unverified = relay.submit(ALICE, ["x@strict.test"])
-        for queue_id in (*ids.values(), both, unverified):
-            relay.until_state(queue_id, "deferred")
-        routes = {one["recipients"][0]["address"]: one["route"] for one in relay.queue()}
-        assert routes[kept] == "of kept"
-        assert routes[gone] == f"gone.test smtp://{host.host}:{host.port}"
-        assert relay.journey(ids[kept])["recipients"][0]["route"] == "of kept"
-        host.replies = {}
-        change_routes(relay, after, how)
-        relay.cli_json("queue", "retry", "--all")
-        states = {address: relay.until_final(ids[address])["state"] for address in addresses}
-        assert states == dict.fromkeys(addresses, "relayed") | {refused: "failed"}
-        relay.until_final(both)
-        assert set(relay.states(both).values()) == {"relayed", "failed"}
-        by = {login: (login, source) for login, source in SOURCES.items()} | {"": ("", "127.0.0.1")}
-        assert [way_of(host, one) for one in (kept, renamed)] == [by["one"], by["three"]]
-        assert [way_of(other, one) for one in (moved, gone)] == [by["three"], by[""]]
-        assert way_of(host, "y@renamed.test") == by["three"]
-        assert way_of(other, "y@gone.test") == by[""]
-        attempts = {
-            one: relay.journey(ids[one])["recipients"][0]["attempts"][-1] for one in addresses[:4]
-        }
-        found = {one: (each["verified"], each["policy"]) for one, each in attempts.items()}
-        assert found == {
-            kept: ("name", "route of kept: verify"),
-            renamed: ("name", "route of another name: verify"),
-            moved: ("name", "route of moved: verify"),
-            gone: ("none", "configuration: none"),
-        }
-        recorded = until(
-            "the retry of the strict route is over",
-            lambda: (
-                len(all_of := relay.journey(unverified)["recipients"][0]["attempts"]) > 1 and all_of
-            ),
-        )
-        assert {(one["outcome"], one["verified"]) for one in recorded} == {("deferred", "none")}
-        assert {one["policy"] for one in recorded} == {"route strict: verify"}
-        assert "the certificate is refused" in recorded[-1]["reply"]
-        assert host.received("x@strict.test") == other.received("x@strict.test") == []
-        relay.cli_json("queue", "cancel", unverified)
-        (reason,) = [
-            step["detail"]["why"]
-            for step in relay.journey(ids[renamed])["steps"]
-            if step["detail"].get("operation") == "reroute"
-        ]
-        assert reason == "its route has changed"
-        until("nothing is left", lambda: not relay.queue())
-        assert relay.faults() == []
+    relay = serve(remotes, config=config)
+    ids = {address: relay.submit(ALICE, [address]) for address in addresses}
+    both = relay.submit(ALICE, [f"y{address[1:]}" for address in (renamed, gone, refused)])
+    unverified = relay.submit(ALICE, ["x@strict.test"])
+    for queue_id in (*ids.values(), both, unverified):
+        relay.until_state(queue_id, "deferred")
+    routes = {one["recipients"][0]["address"]: one["route"] for one in relay.queue()}
+    assert routes[kept] == "of kept"
+    assert routes[gone] == f"gone.test smtp://{host.host}:{host.port}"
+    assert relay.journey(ids[kept])["recipients"][0]["route"] == "of kept"
+    host.replies = {}
+    change_routes(relay, after, how)
+    relay.cli_json("queue", "retry", "--all")
+    states = {address: relay.until_final(ids[address])["state"] for address in addresses}
+    assert states == dict.fromkeys(addresses, "relayed") | {refused: "failed"}
+    relay.until_final(both)
+    assert set(relay.states(both).values()) == {"relayed", "failed"}
+    by = {login: (login, source) for login, source in SOURCES.items()} | {"": ("", "127.0.0.1")}
+    assert [way_of(host, one) for one in (kept, renamed)] == [by["one"], by["three"]]
+    assert [way_of(other, one) for one in (moved, gone)] == [by["three"], by[""]]
+    assert way_of(host, "y@renamed.test") == by["three"]
+    assert way_of(other, "y@gone.test") == by[""]
+    attempts = {
+        one: relay.journey(ids[one])["recipients"][0]["attempts"][-1] for one in addresses[:4]
+    }
+    found = {one: (each["verified"], each["policy"]) for one, each in attempts.items()}
+    assert found == {
+        kept: ("name", "route of kept: verify"),
+        renamed: ("name", "route of another name: verify"),
+        moved: ("name", "route of moved: verify"),
+        gone: ("none", "configuration: none"),
+    }
+    recorded = until(
+        "the retry of the strict route is over",
+        lambda: (
+            len(all_of := relay.journey(unverified)["recipients"][0]["attempts"]) > 1 and all_of
+        ),
+    )
+    assert {(one["outcome"], one["verified"]) for one in recorded} == {("deferred", "none")}
+    assert {one["policy"] for one in recorded} == {"route strict: verify"}
+    assert "the certificate is refused" in recorded[-1]["reply"]
+    assert host.received("x@strict.test") == other.received("x@strict.test") == []
+    relay.cli_json("queue", "cancel", unverified)
+    (reason,) = [
+        step["detail"]["why"]
+        for step in relay.journey(ids[renamed])["steps"]
+        if step["detail"].get("operation") == "reroute"
+    ]
+    assert reason == "its route has changed"
+    until("nothing is left", lambda: not relay.queue())
+    assert relay.faults() == []
 
 
-def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> None:
+def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes, serve) -> None:
     """With other routes as well, which no longer say where it goes."""
     host, other = remotes.start("first.test"), remotes.start("second.test")
 
@@ -145,32 +145,32 @@ def test_mail_that_a_route_holds_is_sent_by_a_release_only(remotes: Remotes) -> 
 
     hub, backup = (f"smtp://{one.host}:{one.port}" for one in (host, other))
     config = {"route": [route("slow", "hold", sender="*@example.test"), route("hub", hub)]}
-    with remotes.relay(config=config) as relay:
-        stays, goes, moves = (relay.submit(ALICE, [f"{one}@a.test"]) for one in "xyz")
-        for queue_id in (stays, goes, moves):
-            relay.until_state(queue_id, "held")
-        (shown, *_) = relay.cli_json("queue", "list", "--state", "held")
-        assert (shown["reason"], shown["rule"], shown["route"]) == ("route slow", "", "hub")
-        assert shown["since"]
-        assert shown["next_hop"] == hub
-        journey = relay.journey(goes)
-        (routed,) = [step["detail"] for step in journey["steps"] if step["step"] == 5]
-        assert routed["held"] == {"route slow": ["y@a.test"]}
-        assert journey["recipients"][0]["reason"] == "route slow"
-        relay.cli("queue", "release", goes)
-        assert relay.until_final(goes)["state"] == "relayed"
-        assert [len(host.received(f"{one}@a.test")) for one in "xyz"] == [0, 1, 0]
-        relay.cli("queue", "reroute", moves, "--to", backup)  # stays held
-        relay.cli("queue", "release", moves)
-        assert relay.until_final(moves)["state"] == "relayed"
-        assert len(other.received("z@a.test")) == 1
-        change_routes(relay, [route("renamed", "hold"), route("backup", backup)], "restart")
-        (shown,) = relay.queue()
-        assert (shown["state"], shown["reason"], shown["route"]) == ("held", "route slow", "hub")
-        relay.cli("queue", "release", stays)
-        assert relay.until_final(stays)["state"] == "relayed"  # rerouted, and not held again
-        assert ([*host.received("x@a.test")], len(other.received("x@a.test"))) == ([], 1)
-        assert relay.faults() == []
+    relay = serve(remotes, config=config)
+    stays, goes, moves = (relay.submit(ALICE, [f"{one}@a.test"]) for one in "xyz")
+    for queue_id in (stays, goes, moves):
+        relay.until_state(queue_id, "held")
+    (shown, *_) = relay.cli_json("queue", "list", "--state", "held")
+    assert (shown["reason"], shown["rule"], shown["route"]) == ("route slow", "", "hub")
+    assert shown["since"]
+    assert shown["next_hop"] == hub
+    journey = relay.journey(goes)
+    (routed,) = [step["detail"] for step in journey["steps"] if step["step"] == 5]
+    assert routed["held"] == {"route slow": ["y@a.test"]}
+    assert journey["recipients"][0]["reason"] == "route slow"
+    relay.cli("queue", "release", goes)
+    assert relay.until_final(goes)["state"] == "relayed"
+    assert [len(host.received(f"{one}@a.test")) for one in "xyz"] == [0, 1, 0]
+    relay.cli("queue", "reroute", moves, "--to", backup)  # stays held
+    relay.cli("queue", "release", moves)
+    assert relay.until_final(moves)["state"] == "relayed"
+    assert len(other.received("z@a.test")) == 1
+    change_routes(relay, [route("renamed", "hold"), route("backup", backup)], "restart")
+    (shown,) = relay.queue()
+    assert (shown["state"], shown["reason"], shown["route"]) == ("held", "route slow", "hub")
+    relay.cli("queue", "release", stays)
+    assert relay.until_final(stays)["state"] == "relayed"  # rerouted, and not held again
+    assert ([*host.received("x@a.test")], len(other.received("x@a.test"))) == ([], 1)
+    assert relay.faults() == []
 
 
 def test_the_names_of_routes_are_checked() -> None:

@@ -92,7 +92,7 @@ def test_no_transaction_begins_with_the_old_login(remotes: Remotes, tmp_path: Pa
 
 
 def test_another_certificate_authority_in_the_file_of_a_route_counts(
-    remotes: Remotes, tmp_path: Path, authority: Authority
+    remotes: Remotes, tmp_path: Path, authority: Authority, serve
 ) -> None:
     host = remotes.start(
         "hub.test", users={"u": PASSWORD}, tls=authority.issue("IP:127.0.0.11").server_context()
@@ -100,13 +100,13 @@ def test_another_certificate_authority_in_the_file_of_a_route_counts(
     file = tmp_path / "of-the-route.pem"
     file.write_bytes(Path(new_authority(tmp_path).certificate).read_bytes())
     config = {"route": [route_to(host, tmp_path, "u", tls="verify", ca=str(file))]}
-    with remotes.relay(config=config | {"delivery": {"retry": ["1h"]}}) as relay:
-        queue_id = relay.submit(ALICE, ["x@a.test"])
-        relay.until_state(queue_id, "deferred")
-        file.write_bytes(Path(authority.certificate).read_bytes())
-        reload(relay)
-        relay.cli_json("queue", "retry", "--all")
-        assert relay.until_final(queue_id)["state"] == "relayed"
+    relay = serve(remotes, config=config | {"delivery": {"retry": ["1h"]}})
+    queue_id = relay.submit(ALICE, ["x@a.test"])
+    relay.until_state(queue_id, "deferred")
+    file.write_bytes(Path(authority.certificate).read_bytes())
+    reload(relay)
+    relay.cli_json("queue", "retry", "--all")
+    assert relay.until_final(queue_id)["state"] == "relayed"
 
 
 def test_what_a_session_may_do_follows_relay_toml(remotes: Remotes, tmp_path: Path) -> None:

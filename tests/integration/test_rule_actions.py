@@ -55,7 +55,7 @@ then = [ {{ next_hop = "{url}" }} ]
 
 
 def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
-    remotes: Remotes, tmp_path: Path
+    remotes: Remotes, tmp_path: Path, serve
 ) -> None:
     (tmp_path / "password").write_text("secret\n")
     usual = remotes.start("routed.test")
@@ -66,52 +66,52 @@ def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
     auth = {"user": "user", "password_file": str(tmp_path / "password")}
     paid = {"name": "paid", "domain": "of.no.test", "next_hop": url, "auth": auth}
     config = {"route": [paid], "delivery": {"retry": ["1h"]}}
-    with remotes.relay(config=config, policies={"10.toml": next_hop_rules(url)}) as relay:
-        people = ["x@routed.test", "y@named.test", "bob@example.test"]
-        identity = relay.submit(ALICE, people)
-        by_api = relay.send_mail(subject="graph", to=["api@routed.test"])
-        assert by_sendmail(relay, "sendmail", "drop@named.test") == 0
-        for queue_id in (identity, by_api):
-            relay.until_state(queue_id, "deferred")
-        journey = relay.journey(identity)
-        (routed,) = [one["detail"] for one in journey["steps"] if one["step"] == 5]
-        assert routed["next_hops"] == {url: people}
-        assert routed["routes"] == {url: ["paid", "rule"]}
-        assert len(routed["set"]["hash"]) == 12
-        assert routed["set"]["loaded"] < journey["steps"][0]["at"]
-        ways = {one["address"]: (one["next_hop"], one["route"]) for one in journey["recipients"]}
-        assert ways == {
-            people[0]: (url, "paid"),
-            people[1]: (url, "rule"),
-            people[2]: (url, "rule"),
-        }
-        for address, name in (("x@routed.test", "paid"), ("y@named.test", "rule")):
-            explained = relay.cli_json("explain", address, "--from", ALICE)
-            route = explained["route"]
-            assert (explained["state"], route["name"], route["next_hop"]) == ("remote", name, url)
-            assert [one["name"] for one in explained["hosts"]] == [hub.host]
-        assert f"a rule chose {url}" in relay.cli("explain", "y@named.test").stdout
-        # Neither the rules nor the routes send this mail there any more.
-        relay.stop()
-        (relay.folder / "policies" / "10.toml").write_text("")
-        relay.config["route"] = [{"domain": "routed.test", "next_hop": "mx"}, paid]
-        relay.write_config(relay.config)
-        hub.replies = {}
-        relay.start()
-        relay.cli_json("queue", "retry", "--all")
-        for queue_id in (identity, by_api):
-            assert relay.until_final(queue_id)["state"] == "relayed"
-        logins = {
-            address: hub.logins.get(received(hub, address).session, "")
-            for address in (*people, "api@routed.test", "drop@named.test")
-        }
-        assert logins == {
-            "x@routed.test": "user", "api@routed.test": "user",
-            "y@named.test": "", "bob@example.test": "", "drop@named.test": "",
-        }  # fmt: skip
-        assert relay.maildir("bob") == []
-        assert not usual.envelopes
-        assert relay.faults() == []
+    relay = serve(remotes, config=config, policies={"10.toml": next_hop_rules(url)})
+    people = ["x@routed.test", "y@named.test", "bob@example.test"]
+    identity = relay.submit(ALICE, people)
+    by_api = relay.send_mail(subject="graph", to=["api@routed.test"])
+    assert by_sendmail(relay, "sendmail", "drop@named.test") == 0
+    for queue_id in (identity, by_api):
+        relay.until_state(queue_id, "deferred")
+    journey = relay.journey(identity)
+    (routed,) = [one["detail"] for one in journey["steps"] if one["step"] == 5]
+    assert routed["next_hops"] == {url: people}
+    assert routed["routes"] == {url: ["paid", "rule"]}
+    assert len(routed["set"]["hash"]) == 12
+    assert routed["set"]["loaded"] < journey["steps"][0]["at"]
+    ways = {one["address"]: (one["next_hop"], one["route"]) for one in journey["recipients"]}
+    assert ways == {
+        people[0]: (url, "paid"),
+        people[1]: (url, "rule"),
+        people[2]: (url, "rule"),
+    }
+    for address, name in (("x@routed.test", "paid"), ("y@named.test", "rule")):
+        explained = relay.cli_json("explain", address, "--from", ALICE)
+        route = explained["route"]
+        assert (explained["state"], route["name"], route["next_hop"]) == ("remote", name, url)
+        assert [one["name"] for one in explained["hosts"]] == [hub.host]
+    assert f"a rule chose {url}" in relay.cli("explain", "y@named.test").stdout
+    # Neither the rules nor the routes send this mail there any more.
+    relay.stop()
+    (relay.folder / "policies" / "10.toml").write_text("")
+    relay.config["route"] = [{"domain": "routed.test", "next_hop": "mx"}, paid]
+    relay.write_config(relay.config)
+    hub.replies = {}
+    relay.start()
+    relay.cli_json("queue", "retry", "--all")
+    for queue_id in (identity, by_api):
+        assert relay.until_final(queue_id)["state"] == "relayed"
+    logins = {
+        address: hub.logins.get(received(hub, address).session, "")
+        for address in (*people, "api@routed.test", "drop@named.test")
+    }
+    assert logins == {
+        "x@routed.test": "user", "api@routed.test": "user",
+        "y@named.test": "", "bob@example.test": "", "drop@named.test": "",
+    }  # fmt: skip
+    assert relay.maildir("bob") == []
+    assert not usual.envelopes
+    assert relay.faults() == []
 
 
 RATE = """
@@ -168,38 +168,38 @@ def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> 
             assert "bob@a.test" in events["alice"]
 
 
-def test_of_parallel_messages_as_many_pass_as_the_limit_allows(remotes: Remotes) -> None:
+def test_of_parallel_messages_as_many_pass_as_the_limit_allows(remotes: Remotes, serve) -> None:
     remotes.start("a.test")
-    with remotes.relay(policies={"10.toml": RATE}) as relay:
+    relay = serve(remotes, policies={"10.toml": RATE})
 
-        def send(number: int) -> str:
-            try:
-                with relay.smtp() as session:
-                    session.sendmail(ALICE, [f"x{number}@a.test"], letter(f"{number}"))
-            except smtplib.SMTPDataError as error:
-                return f"{error.smtp_code} {bytes(error.smtp_error).decode()}"
-            return "250"
+    def send(number: int) -> str:
+        try:
+            with relay.smtp() as session:
+                session.sendmail(ALICE, [f"x{number}@a.test"], letter(f"{number}"))
+        except smtplib.SMTPDataError as error:
+            return f"{error.smtp_code} {bytes(error.smtp_error).decode()}"
+        return "250"
 
-        with ThreadPoolExecutor(20) as threads:
-            replies = list(threads.map(send, range(20)))
-        assert replies.count("250") == 10
-        assert replies.count("451 4.7.2 Ten in an hour") == 10
-        hang_up(relay, "reloaded")  # the same rule and rate: it goes on
-        assert rejection(relay, "one more", "y@a.test")[0] == 451
-        assert by_sendmail(relay, "one more", "y@a.test") == TEMPFAIL
-        with relay.smtp() as session:  # the limit of another sender
-            session.sendmail("bob@example.test", ["y@a.test"], letter("bob's"))
-        # Three that wait delay no other mail of the API.
-        waiting = [relay.send_mail(subject="waits", to=["y@a.test"]) for _ in range(4)]
-        until("it waits", lambda: "Ten in an hour" in str(relay.journey(waiting[0])))
-        other = relay.send_mail(subject="passes", to=["z@a.test"], token="bob")
-        assert relay.until_final(other)["state"] == "relayed"
-        (shown, *_) = relay.graph("GET", "/relay/v1/refused", token=OPERATOR).json()["refused"]
-        assert (shown["reason"], shown["rule"]) == ("rule", "ten")
-        assert relay.metric("relay_policy_rule_total", rule="ten", outcome="rate_limit") == 12
-        assert relay.metric("relay_policy_rule_total", rule="ten", outcome="defer") >= 11
-        (relay.folder / "policies" / "10.toml").write_text(RATE.replace("10/1h", "100/1h"))
-        hang_up(relay, "reloaded")
-        for identity in waiting:
-            assert relay.until_final(identity)["state"] == "relayed"
-        assert relay.faults() == []
+    with ThreadPoolExecutor(20) as threads:
+        replies = list(threads.map(send, range(20)))
+    assert replies.count("250") == 10
+    assert replies.count("451 4.7.2 Ten in an hour") == 10
+    hang_up(relay, "reloaded")  # the same rule and rate: it goes on
+    assert rejection(relay, "one more", "y@a.test")[0] == 451
+    assert by_sendmail(relay, "one more", "y@a.test") == TEMPFAIL
+    with relay.smtp() as session:  # the limit of another sender
+        session.sendmail("bob@example.test", ["y@a.test"], letter("bob's"))
+    # Three that wait delay no other mail of the API.
+    waiting = [relay.send_mail(subject="waits", to=["y@a.test"]) for _ in range(4)]
+    until("it waits", lambda: "Ten in an hour" in str(relay.journey(waiting[0])))
+    other = relay.send_mail(subject="passes", to=["z@a.test"], token="bob")
+    assert relay.until_final(other)["state"] == "relayed"
+    (shown, *_) = relay.graph("GET", "/relay/v1/refused", token=OPERATOR).json()["refused"]
+    assert (shown["reason"], shown["rule"]) == ("rule", "ten")
+    assert relay.metric("relay_policy_rule_total", rule="ten", outcome="rate_limit") == 12
+    assert relay.metric("relay_policy_rule_total", rule="ten", outcome="defer") >= 11
+    (relay.folder / "policies" / "10.toml").write_text(RATE.replace("10/1h", "100/1h"))
+    hang_up(relay, "reloaded")
+    for identity in waiting:
+        assert relay.until_final(identity)["state"] == "relayed"
+    assert relay.faults() == []

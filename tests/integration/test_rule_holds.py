@@ -15,37 +15,37 @@ until the sales manager has read it.'''
 """
 
 
-def test_held_mail_waits_over_restarts_and_a_release_delivers_it(remotes: Remotes) -> None:
+def test_held_mail_waits_over_restarts_and_a_release_delivers_it(remotes: Remotes, serve) -> None:
     host = remotes.start("b.test")
     routes = [{"name": "slow", "domain": "b.test", "next_hop": "hold"}]
     config = {"route": [*routes, {"domain": "*", "next_hop": "mx"}]}
-    with remotes.relay(config=config, policies={"rules.toml": RULES}) as relay:
-        name = relay.send_mail(subject="offer", to=["x@b.test"])
-        relay.until_state(name, "held")
-        (shown,) = relay.cli_json("queue", "list", "--state", "held")
-        expected = (ALICE, "offer", "offers", "the sales manager reads it first")
-        assert (shown["sender"], shown["subject"], shown["rule"], shown["reason"]) == expected
-        assert shown["since"]
-        notices = until("the notice", relay.maildir)
-        (notice,) = [one for one in notices if str(one["subject"]).startswith("Held: ")]
-        assert (notice["return-path"], notice["auto-submitted"]) == ("<>", "auto-replied")
-        text = notice.get_payload(0).get_payload(0).get_payload(decode=True).decode()
-        assert "Your message waits, until the sales manager has read it." in text
-        steps = relay.journey(name)["steps"]
-        assert [one["detail"]["kind"] for one in steps if one["step"] == 7] == ["held"]
-        relay.restart()
-        relay.kill()
-        relay.start()
-        relay.cli("queue", "reroute", "--all", "--to", "default")
-        (again,) = relay.cli_json("queue", "list", "--state", "held")
-        names = ("rule", "reason", "since", "expires", "state")
-        assert [again[one] for one in names] == [shown[one] for one in names]
-        listed = relay.cli("queue", "list").stdout
-        assert 'held by rule "offers": the sales manager reads it first, since ' in listed
-        assert "subject: offer" in listed
-        relay.cli("queue", "release", again["id"])
-        assert relay.until_final(name)["state"] == "relayed"
-        (got,) = host.received("x@b.test")
-        assert b"Subject: offer\r\n" in got.content
-        assert relay.subjects() == ["Held: offer"]
-        assert relay.faults() == []
+    relay = serve(remotes, config=config, policies={"rules.toml": RULES})
+    name = relay.send_mail(subject="offer", to=["x@b.test"])
+    relay.until_state(name, "held")
+    (shown,) = relay.cli_json("queue", "list", "--state", "held")
+    expected = (ALICE, "offer", "offers", "the sales manager reads it first")
+    assert (shown["sender"], shown["subject"], shown["rule"], shown["reason"]) == expected
+    assert shown["since"]
+    notices = until("the notice", relay.maildir)
+    (notice,) = [one for one in notices if str(one["subject"]).startswith("Held: ")]
+    assert (notice["return-path"], notice["auto-submitted"]) == ("<>", "auto-replied")
+    text = notice.get_payload(0).get_payload(0).get_payload(decode=True).decode()
+    assert "Your message waits, until the sales manager has read it." in text
+    steps = relay.journey(name)["steps"]
+    assert [one["detail"]["kind"] for one in steps if one["step"] == 7] == ["held"]
+    relay.restart()
+    relay.kill()
+    relay.start()
+    relay.cli("queue", "reroute", "--all", "--to", "default")
+    (again,) = relay.cli_json("queue", "list", "--state", "held")
+    names = ("rule", "reason", "since", "expires", "state")
+    assert [again[one] for one in names] == [shown[one] for one in names]
+    listed = relay.cli("queue", "list").stdout
+    assert 'held by rule "offers": the sales manager reads it first, since ' in listed
+    assert "subject: offer" in listed
+    relay.cli("queue", "release", again["id"])
+    assert relay.until_final(name)["state"] == "relayed"
+    (got,) = host.received("x@b.test")
+    assert b"Subject: offer\r\n" in got.content
+    assert relay.subjects() == ["Held: offer"]
+    assert relay.faults() == []

@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from tests.support.relay_process import RelayProcess, until
-from tests.support.tables import each_row
 
 PROPERTY = "SystemTime 0x3FEF"
 HOUR = timedelta(hours=1)
@@ -55,26 +54,6 @@ def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProc
         "it is filed",
         lambda: relay.graph("GET", f"/me/messages/{identity}").json()["isDraft"] is False,
     )
-
-
-@each_row("by", ["DELETE", "move", "PATCH", "mail client"])
-def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
-    identity = relay.send_mail(to=["bob@example.test"], subject=by, **later(HOUR))
-    path = f"/me/messages/{identity}"
-    if by == "DELETE":
-        assert relay.graph("DELETE", path).status == 204
-    elif by == "move":
-        assert relay.graph("POST", f"{path}/move", {"destinationId": "archive"}).status == 201
-    elif by == "PATCH":
-        assert relay.graph("PATCH", path, single(**{PROPERTY: None})).status == 200
-    else:
-        relay.graph("PATCH", path, later(timedelta(seconds=0.5)))
-        (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
-        file.unlink()
-    until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
-    until("its submission is removed", lambda: not relay.scheduled_submissions())
-    assert "cancelled" in relay.cli("trace", identity).stdout
-    assert by not in relay.subjects("bob")
 
 
 @pytest.mark.parametrize(

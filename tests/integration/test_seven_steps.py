@@ -146,16 +146,6 @@ def test_mime_is_relayed_unchanged(shared: SharedRelay) -> None:
     until("filed", lambda: "=?utf-8?q?Sch=C3=B6n?=" in shared.relay.subjects("alice", "Sent"))
 
 
-def test_save_to_sent_items_false_leaves_no_copy(shared: SharedRelay) -> None:
-    identity = shared.relay.send_mail(to=["unsaved@a.test"], subject="unsaved", save=False)
-    shared.relay.until_final(identity)
-    until("the submission is removed", lambda: not shared.relay.pending_submissions())
-    assert shared.relay.graph("GET", f"/me/messages/{identity}").status == 404
-    home = shared.relay.folder / "mail/example.test/alice"
-    files = [path for path in home.rglob("*") if path.is_file()]
-    assert not [path for path in files if b"unsaved@a.test" in path.read_bytes()]
-
-
 def test_no_message_is_unaccounted_for(shared: SharedRelay) -> None:
     until("the queue is empty", lambda: not shared.relay.queue())
     until("counted", lambda: shared.relay.metric("relay_queue_unaccounted") == 0)

@@ -47,21 +47,21 @@ class OtherSession:
         return sum(one for one in self._took_s if one > NOTICED_S) / sum(self._took_s)
 
 
-def test_others_do_not_wait_for_a_slow_disk(remotes: Remotes, tmp_path: Path) -> None:
+def test_others_do_not_wait_for_a_slow_disk(remotes: Remotes, tmp_path: Path, serve) -> None:
     remote = remotes.start("a.test")
     slow = slow_bodies(tmp_path, each_s=BLOCK_S)
     # In one process others wait most, and the other one would not get this environment.
-    with remotes.relay(config={"smtp_gate": "off"}, environment=slow) as relay:
-        began_s = time.monotonic()
-        with OtherSession(relay) as while_it_arrives:
-            queue_id = relay.submit("alice@example.test", ["x@a.test"], CONTENT)
-        arrived_s = time.monotonic()
-        with OtherSession(relay) as while_it_leaves:
-            relay.until_final(queue_id)
-        assert received(remote, "x@a.test").content.endswith(CONTENT)
-        # The first block has 1 MiB; later ones, and all that are read, half of it.
-        assert arrived_s - began_s > (BLOCKS - 2) * BLOCK_S
-        assert time.monotonic() - arrived_s > BLOCKS * BLOCK_S
-        waited = (while_it_arrives.waited, while_it_leaves.waited)
-        assert max(waited) < 0.5, waited  # on a busy machine; it is 0.9 when they have to wait
-        assert relay.faults() == []
+    relay = serve(remotes, config={"smtp_gate": "off"}, environment=slow)
+    began_s = time.monotonic()
+    with OtherSession(relay) as while_it_arrives:
+        queue_id = relay.submit("alice@example.test", ["x@a.test"], CONTENT)
+    arrived_s = time.monotonic()
+    with OtherSession(relay) as while_it_leaves:
+        relay.until_final(queue_id)
+    assert received(remote, "x@a.test").content.endswith(CONTENT)
+    # The first block has 1 MiB; later ones, and all that are read, half of it.
+    assert arrived_s - began_s > (BLOCKS - 2) * BLOCK_S
+    assert time.monotonic() - arrived_s > BLOCKS * BLOCK_S
+    waited = (while_it_arrives.waited, while_it_leaves.waited)
+    assert max(waited) < 0.5, waited  # on a busy machine; it is 0.9 when they have to wait
+    assert relay.faults() == []

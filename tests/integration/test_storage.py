@@ -47,73 +47,73 @@ def contents(relay: RelayProcess) -> Path:
     return relay.folder / "state" / "spool.sqlite-content"
 
 
-def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path):
+def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path, serve):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        waiting = [deferred(relay, f"waiting {number}") for number in range(3)]
-        large = deferred(relay, "large", body=BODY)
-        finished = relay.send_mail(to=["bob@example.test"], subject="local")
-        relay.until_final(finished)
-        would = storage_json(relay, "backup", str(tmp_path / "copy"), "--dry-run")
-        assert (would["contents"]["files"], (tmp_path / "copy").exists()) == (1, False)
-        manifest = storage_json(relay, "backup", str(tmp_path / "copy"))
-        assert manifest["entries"] == {"deferred": 4}
-        assert manifest == json.loads((tmp_path / "copy/manifest.json").read_text())
-        checked = subprocess.run(
-            ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "copy", check=False
-        )
-        assert checked.returncode == OK
-        again = relay.cli("storage", "backup", str(tmp_path / "copy"))
-        assert (again.returncode, "is not empty" in again.stderr) == (DATA, True)
-        deferred(relay, "behind the copy")
-        assert relay.stop() == OK
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    waiting = [deferred(relay, f"waiting {number}") for number in range(3)]
+    large = deferred(relay, "large", body=BODY)
+    finished = relay.send_mail(to=["bob@example.test"], subject="local")
+    relay.until_final(finished)
+    would = storage_json(relay, "backup", str(tmp_path / "copy"), "--dry-run")
+    assert (would["contents"]["files"], (tmp_path / "copy").exists()) == (1, False)
+    manifest = storage_json(relay, "backup", str(tmp_path / "copy"))
+    assert manifest["entries"] == {"deferred": 4}
+    assert manifest == json.loads((tmp_path / "copy/manifest.json").read_text())
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "copy", check=False
+    )
+    assert checked.returncode == OK
+    again = relay.cli("storage", "backup", str(tmp_path / "copy"))
+    assert (again.returncode, "is not empty" in again.stderr) == (DATA, True)
+    deferred(relay, "behind the copy")
+    assert relay.stop() == OK
 
-        shutil.move(relay.folder / "state", relay.folder / "state-of-before")
-        shutil.copytree(tmp_path / "copy", relay.folder / "state")
-        remote.rcpt.clear()
-        relay.start()
-        assert {one["id"] for one in relay.queue()} == {*waiting, large}
-        assert relay.states(finished) == {"bob@example.test": "delivered"}
-        assert relay.cli("queue", "retry", "--all").returncode == OK
-        for queue_id in (*waiting, large):
-            relay.until_state(queue_id, "relayed")
-        assert subjects(remote) == [
-            "large", "waiting 0", "waiting 1", "waiting 2",
-        ]  # fmt: skip
-        assert storage_json(relay, "verify")["spool"]["unaccounted"] == 0
-        assert relay.metric("relay_queue_unaccounted") == 0
+    shutil.move(relay.folder / "state", relay.folder / "state-of-before")
+    shutil.copytree(tmp_path / "copy", relay.folder / "state")
+    remote.rcpt.clear()
+    relay.start()
+    assert {one["id"] for one in relay.queue()} == {*waiting, large}
+    assert relay.states(finished) == {"bob@example.test": "delivered"}
+    assert relay.cli("queue", "retry", "--all").returncode == OK
+    for queue_id in (*waiting, large):
+        relay.until_state(queue_id, "relayed")
+    assert subjects(remote) == [
+        "large", "waiting 0", "waiting 1", "waiting 2",
+    ]  # fmt: skip
+    assert storage_json(relay, "verify")["spool"]["unaccounted"] == 0
+    assert relay.metric("relay_queue_unaccounted") == 0
 
 
 @pytest.mark.parametrize("change", ["missing", "damaged"])
-def test_an_entry_whose_content_cannot_be_read_is_held_until_it_is_restored(remotes, change):
+def test_an_entry_whose_content_cannot_be_read_is_held_until_it_is_restored(remotes, change, serve):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        queue_id = deferred(relay, "large", body=BODY)
-        assert relay.stop() == OK
-        (file,) = contents(relay).iterdir()
-        original = file.read_bytes()
-        if change == "damaged":
-            file.write_bytes(original.replace(b"large", b"lar9e", 1))
-            assert storage_json(relay, "verify")["findings"] == []
-        else:
-            file.unlink()
-        (found,) = storage_json(relay, "verify", "--full", code=DATA)["findings"]
-        assert found["kind"] == "lost-content"
-        remote.rcpt.clear()
-        relay.start()
-        for state in ("deferred", "held"):
-            assert relay.cli("queue", "retry", queue_id).returncode == OK
-            until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
-            until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
-        [entry] = relay.queue()
-        told = {"missing": "cannot be read", "damaged": "has changed: CRC-32"}[change]
-        assert told in entry["recipients"][0]["reply"]
-        assert remote.received("x@a.test") == []
-        file.write_bytes(original)
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    queue_id = deferred(relay, "large", body=BODY)
+    assert relay.stop() == OK
+    (file,) = contents(relay).iterdir()
+    original = file.read_bytes()
+    if change == "damaged":
+        file.write_bytes(original.replace(b"large", b"lar9e", 1))
         assert storage_json(relay, "verify")["findings"] == []
-        assert relay.cli("queue", "release", queue_id).returncode == OK
-        relay.until_state(queue_id, "relayed")
-        assert subjects(remote) == ["large"]
+    else:
+        file.unlink()
+    (found,) = storage_json(relay, "verify", "--full", code=DATA)["findings"]
+    assert found["kind"] == "lost-content"
+    remote.rcpt.clear()
+    relay.start()
+    for state in ("deferred", "held"):
+        assert relay.cli("queue", "retry", queue_id).returncode == OK
+        until(state, lambda wanted=state: relay.queue()[0]["state"] == wanted)
+        until("read again", lambda: relay.queue()[0]["recipients"][0]["reply"] != LATER)
+    [entry] = relay.queue()
+    told = {"missing": "cannot be read", "damaged": "has changed: CRC-32"}[change]
+    assert told in entry["recipients"][0]["reply"]
+    assert remote.received("x@a.test") == []
+    file.write_bytes(original)
+    assert storage_json(relay, "verify")["findings"] == []
+    assert relay.cli("queue", "release", queue_id).returncode == OK
+    relay.until_state(queue_id, "relayed")
+    assert subjects(remote) == ["large"]
 
 
 def damage(relay: RelayProcess, table: str) -> Path:
@@ -137,72 +137,72 @@ def printed_commands() -> str:
     return "\n".join(kept)
 
 
-def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes):
+def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, serve):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        waiting = [deferred(relay, f"waiting {number}") for number in range(2)]
-        large = deferred(relay, "large", body=BODY)
-        assert relay.stop() == OK
-        spool = damage(relay, "event")
-        verified = relay.cli("storage", "verify")
-        assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    waiting = [deferred(relay, f"waiting {number}") for number in range(2)]
+    large = deferred(relay, "large", body=BODY)
+    assert relay.stop() == OK
+    spool = damage(relay, "event")
+    verified = relay.cli("storage", "verify")
+    assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
 
-        done = subprocess.run(
-            ["bash", "-c", printed_commands()], cwd=spool.parent, check=False, timeout=60,
-            env=relay_starts.environment(relay.folder) | {
-                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-                "RELAY_CONFIG": str(relay.config_file),
-            },
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.stdout.splitlines()[-1] == "0 faults", done
-        remote.rcpt.clear()
-        relay.start()
-        assert {one["id"] for one in relay.queue()} == {*waiting, large}
-        assert relay.cli("queue", "retry", "--all").returncode == OK
-        for one in (*waiting, large):
-            relay.until_state(one, "relayed")
-        assert relay.metric("relay_queue_unaccounted") == 0
+    done = subprocess.run(
+        ["bash", "-c", printed_commands()], cwd=spool.parent, check=False, timeout=60,
+        env=relay_starts.environment(relay.folder) | {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "RELAY_CONFIG": str(relay.config_file),
+        },
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 faults", done
+    remote.rcpt.clear()
+    relay.start()
+    assert {one["id"] for one in relay.queue()} == {*waiting, large}
+    assert relay.cli("queue", "retry", "--all").returncode == OK
+    for one in (*waiting, large):
+        relay.until_state(one, "relayed")
+    assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_verify_reports_a_lost_row_while_the_relay_runs(remotes):
+def test_verify_reports_a_lost_row_while_the_relay_runs(remotes, serve):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        queue_id = deferred(relay, "lost")
-        connection = apsw.Connection(str(relay.folder / "state" / "spool.sqlite"))
-        connection.set_busy_timeout(5000)
-        connection.execute("DELETE FROM entry WHERE message_id = ?", (queue_id,))
-        connection.close()
-        until("the lost row is counted", lambda: relay.metric("relay_queue_unaccounted") == 1)
-        found = storage_json(relay, "verify", code=DATA)
-        kinds = {one["kind"] for one in found["findings"]}
-        assert kinds == {"lost-row", "counters", "unneeded-content"}
-        assert not any(one["repaired"] for one in found["findings"])
-        pruned = relay.cli("storage", "prune", "--older-than", "0s")
-        assert "kept 1 message with" in pruned.stderr
-        assert relay.stop() == OK
-        assert storage_json(relay, "prune", "--older-than", "0s")["kept"] == 1
-        found = storage_json(relay, "verify", "--recount", code=DATA)
-        repaired = {one["action"].split()[0] for one in found["findings"] if one["repaired"]}
-        assert repaired == {"ended", "moved"}
-        assert found["spool"]["unaccounted"] == 0
-        assert storage_json(relay, "verify")["findings"] == []
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    queue_id = deferred(relay, "lost")
+    connection = apsw.Connection(str(relay.folder / "state" / "spool.sqlite"))
+    connection.set_busy_timeout(5000)
+    connection.execute("DELETE FROM entry WHERE message_id = ?", (queue_id,))
+    connection.close()
+    until("the lost row is counted", lambda: relay.metric("relay_queue_unaccounted") == 1)
+    found = storage_json(relay, "verify", code=DATA)
+    kinds = {one["kind"] for one in found["findings"]}
+    assert kinds == {"lost-row", "counters", "unneeded-content"}
+    assert not any(one["repaired"] for one in found["findings"])
+    pruned = relay.cli("storage", "prune", "--older-than", "0s")
+    assert "kept 1 message with" in pruned.stderr
+    assert relay.stop() == OK
+    assert storage_json(relay, "prune", "--older-than", "0s")["kept"] == 1
+    found = storage_json(relay, "verify", "--recount", code=DATA)
+    repaired = {one["action"].split()[0] for one in found["findings"] if one["repaired"]}
+    assert repaired == {"ended", "moved"}
+    assert found["spool"]["unaccounted"] == 0
+    assert storage_json(relay, "verify")["findings"] == []
 
 
-def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes):
+def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes, serve):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
-    with remotes.relay(config={"delivery": {"retry": ["1h"]}}) as relay:
-        deferred(relay, "waiting")
-        assert relay.stop() == OK
-        damage(relay, "submission")
-        relay.start()
-        note = relay.send_mail(to=["bob@example.test"], subject="waits")
-        until("found", lambda: relay.metric("relay_spool_damaged") == 1)
-        ready = relay.request("GET", "/readyz")
-        assert (ready.status, b"damaged" in ready.body) == (503, True)
-        with relay.smtp() as session:
-            session.ehlo()
-            session.mail("alice@example.test")
-            session.rcpt("bob@example.test")
-            assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
-        assert f"{note}.1" in {one["submission_id"] for one in relay.cli_json("log")}
+    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
+    deferred(relay, "waiting")
+    assert relay.stop() == OK
+    damage(relay, "submission")
+    relay.start()
+    note = relay.send_mail(to=["bob@example.test"], subject="waits")
+    until("found", lambda: relay.metric("relay_spool_damaged") == 1)
+    ready = relay.request("GET", "/readyz")
+    assert (ready.status, b"damaged" in ready.body) == (503, True)
+    with relay.smtp() as session:
+        session.ehlo()
+        session.mail("alice@example.test")
+        session.rcpt("bob@example.test")
+        assert session.data(b"Subject: s\r\n\r\nx\r\n")[0] == 451
+    assert f"{note}.1" in {one["submission_id"] for one in relay.cli_json("log")}

@@ -143,20 +143,6 @@ def test_changes_of_a_mailbox_and_of_a_folder(
         assert kinds(of_folder.notifications) == [("created", one), ("deleted", one)]
 
 
-def test_only_what_was_subscribed_to(
-    relay: RelayProcess, receiver: Receiver, authority: Authority
-) -> None:
-    with local_receiver(authority) as deletions:
-        subscribed(relay, deletions, token="carol", changeType="Deleted")
-        subscribed(relay, receiver, token="carol", changeType="created")
-        relay.send_mail(to=["carol@example.test", "bob@example.test"], subject="for both")
-        [found] = receiver.wait_for(lambda all_: len(all_) == 1)
-        relay.graph("DELETE", f"/me/messages/{found['resourceData']['id']}", token="carol")
-        [deleted] = deletions.wait_for(lambda all_: len(all_) == 1)
-        assert deleted["resourceData"]["id"] == found["resourceData"]["id"]
-        assert len(receiver.notifications) == 1
-
-
 @each_row(
     "changed, status, text",
     [

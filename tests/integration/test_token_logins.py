@@ -4,14 +4,13 @@ import base64
 import shutil
 import smtplib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
 import httpx
 import pytest
 
-from tests.support.dev_process import DevProcess
 from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tables import each_row
@@ -64,11 +63,10 @@ def run(*command: str, given: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[RelayProcess]:
+def relay(serve_module) -> RelayProcess:
     readonly = account("reads", scopes=["Mail.Read"])
     config = {"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]}
-    with RelayProcess(config=config, accounts=[APP, readonly]) as relay:
-        yield relay
+    return serve_module(config=config, accounts=[APP, readonly])
 
 
 def issued(relay: RelayProcess) -> str:
@@ -109,22 +107,22 @@ def test_an_application_sends_for_the_mailboxes_that_it_may_open(
     assert base64.b64encode(token.encode()).decode()[:40] not in relay.log
 
 
-def test_a_development_relay_takes_any_token(tmp_path: Path) -> None:
-    with DevProcess() as relay:
-        by_smtplib(relay, "someone@example.test", "eyJ0.eyJ.x", "XOAUTH2", tmp_path)
-        relay.until_messages("alice@example.test", 1)
+def test_a_development_relay_takes_any_token(tmp_path: Path, dev) -> None:
+    relay = dev()
+    by_smtplib(relay, "someone@example.test", "eyJ0.eyJ.x", "XOAUTH2", tmp_path)
+    relay.until_messages("alice@example.test", 1)
 
 
-def test_a_development_relay_with_strict_senders_compares_it(tmp_path: Path) -> None:
+def test_a_development_relay_with_strict_senders_compares_it(tmp_path: Path, dev) -> None:
     """Also the token of a user who signed in."""
-    with DevProcess("--strict-senders") as relay:
-        form = {
-            "grant_type": "password", "client_id": "desktop", "username": "alice", "password": "alice",
-        }  # fmt: skip
-        url = f"http://{relay.ready['http'][0]}/contoso/oauth2/v2.0/token"
-        signed_in = httpx.post(url, data=form, trust_env=False).json()["access_token"]
-        for number, token in enumerate(("alice@example.test", signed_in), 1):
-            by_smtplib(relay, "alice@example.test", token, "XOAUTH2", tmp_path)
-            relay.until_messages("alice@example.test", number)
-            with pytest.raises(smtplib.SMTPAuthenticationError, match="not for this user"):
-                by_smtplib(relay, "bob@example.test", token, "XOAUTH2", tmp_path)
+    relay = dev("--strict-senders")
+    form = {
+        "grant_type": "password", "client_id": "desktop", "username": "alice", "password": "alice",
+    }  # fmt: skip
+    url = f"http://{relay.ready['http'][0]}/contoso/oauth2/v2.0/token"
+    signed_in = httpx.post(url, data=form, trust_env=False).json()["access_token"]
+    for number, token in enumerate(("alice@example.test", signed_in), 1):
+        by_smtplib(relay, "alice@example.test", token, "XOAUTH2", tmp_path)
+        relay.until_messages("alice@example.test", number)
+        with pytest.raises(smtplib.SMTPAuthenticationError, match="not for this user"):
+            by_smtplib(relay, "bob@example.test", token, "XOAUTH2", tmp_path)

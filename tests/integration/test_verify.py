@@ -12,9 +12,8 @@ TEXT = "x" * 2000
 
 
 @pytest.fixture
-def relay():
-    with RelayProcess() as started:
-        yield started
+def relay(serve):
+    return serve()
 
 
 def verified(relay: RelayProcess, *words: str) -> dict:

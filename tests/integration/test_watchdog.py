@@ -28,9 +28,8 @@ def manager() -> Iterator[ServiceManager]:
 
 
 @pytest.fixture
-def relay(manager: ServiceManager) -> Iterator[RelayProcess]:
-    with RelayProcess(environment=manager.environment) as relay:
-        yield relay
+def relay(manager: ServiceManager, serve) -> RelayProcess:
+    return serve(environment=manager.environment)
 
 
 def test_a_stopped_process_gives_no_sign_of_life(relay, manager) -> None:
@@ -46,13 +45,15 @@ def test_a_stopped_process_gives_no_sign_of_life(relay, manager) -> None:
 
 
 @pytest.mark.parametrize("for_another", [True, False])
-def test_without_a_watchdog_for_this_process_there_are_no_signs(manager, for_another) -> None:
+def test_without_a_watchdog_for_this_process_there_are_no_signs(
+    manager, for_another, serve
+) -> None:
     watchdog = {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"} if for_another else {}
     environment = {"NOTIFY_SOCKET": manager.address} | watchdog
-    with RelayProcess(environment=environment) as relay:
-        manager.until("READY=1")
-        assert manager.hears_no_life()
-        assert relay.stop() == 0
+    relay = serve(environment=environment)
+    manager.until("READY=1")
+    assert manager.hears_no_life()
+    assert relay.stop() == 0
     assert "WATCHDOG=1" not in manager.heard
 
 

@@ -27,27 +27,25 @@ def names_of(receiver: WebhookReceiver, path: str) -> list[tuple[int, str | None
     return [(one["step"], one["state"]) for one in there]
 
 
-def test_each_event_as_the_stream_has_it(receiver: WebhookReceiver) -> None:
-    with RelayProcess(config={"webhook": [hook(receiver)]}) as relay:
-        for number in range(5):
-            relay.send_mail(to=["bob@example.test", "nobody@example.test"], subject=str(number))
-        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-        relay.until_final("last")
-        until("all were delivered", lambda: not relay.queue())
-        events = recorded(relay)
-        assert len(events) >= 5 * 8
-        receiver.until(lambda found: len(found) >= len(events))
-        found = receiver.events
-        assert by_message(found) == by_message(events)
-        assert len({one.pop("id") for one in found}) == len(events)
-        assert {tuple(one) for one in found} == {tuple(events[0])}
-        assert relay.metric("relay_notifications_total", kind="webhook", result="sent") == len(
-            events
-        )
-        assert relay.faults() == []
+def test_each_event_as_the_stream_has_it(receiver: WebhookReceiver, serve) -> None:
+    relay = serve(config={"webhook": [hook(receiver)]})
+    for number in range(5):
+        relay.send_mail(to=["bob@example.test", "nobody@example.test"], subject=str(number))
+    relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+    relay.until_final("last")
+    until("all were delivered", lambda: not relay.queue())
+    events = recorded(relay)
+    assert len(events) >= 5 * 8
+    receiver.until(lambda found: len(found) >= len(events))
+    found = receiver.events
+    assert by_message(found) == by_message(events)
+    assert len({one.pop("id") for one in found}) == len(events)
+    assert {tuple(one) for one in found} == {tuple(events[0])}
+    assert relay.metric("relay_notifications_total", kind="webhook", result="sent") == len(events)
+    assert relay.faults() == []
 
 
-def test_events_and_accounts(receiver: WebhookReceiver) -> None:
+def test_events_and_accounts(receiver: WebhookReceiver, serve) -> None:
     wanted = {
         "accepted": [(4, None)] * 3 + [(5, "queued")] * 2,  # the report too
         "policy": [(5, "failed")] + [(5, "queued")] * 4,
@@ -62,22 +60,22 @@ def test_events_and_accounts(receiver: WebhookReceiver) -> None:
         hook(receiver, "/nobody", accounts=["nobody@*", "*@other.test"]),
         hook(receiver, "/two", events=["held", "reported"], accounts=["*"]),
     ]
-    with RelayProcess(config={"webhook": hooks, **ROUTES}) as relay:
-        relay.send_mail(to=["bob@example.test"], subject="delivered")
-        relay.send_mail(to=["carol@held.test"], subject="held")
-        relay.send_mail(token="bob", to=["nobody@example.test"], subject="failed")
-        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-        receiver.until(lambda _: len(names_of(receiver, "/reported")) == 1)
-        for name, expected in wanted.items():
-            until(name, lambda: len(names_of(receiver, f"/{name}")) >= len(expected))  # noqa: B023
-            assert sorted(names_of(receiver, f"/{name}"), key=str) == expected
-        until("the two", lambda: len(names_of(receiver, "/two")) >= 2)
-        assert names_of(receiver, "/nobody") == []
-        assert sorted(names_of(receiver, "/two"), key=str) == [(5, "queued"), (7, None)]
-        until("bob's", lambda: {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5})
+    relay = serve(config={"webhook": hooks, **ROUTES})
+    relay.send_mail(to=["bob@example.test"], subject="delivered")
+    relay.send_mail(to=["carol@held.test"], subject="held")
+    relay.send_mail(token="bob", to=["nobody@example.test"], subject="failed")
+    relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+    receiver.until(lambda _: len(names_of(receiver, "/reported")) == 1)
+    for name, expected in wanted.items():
+        until(name, lambda: len(names_of(receiver, f"/{name}")) >= len(expected))  # noqa: B023
+        assert sorted(names_of(receiver, f"/{name}"), key=str) == expected
+    until("the two", lambda: len(names_of(receiver, "/two")) >= 2)
+    assert names_of(receiver, "/nobody") == []
+    assert sorted(names_of(receiver, "/two"), key=str) == [(5, "queued"), (7, None)]
+    until("bob's", lambda: {step for step, _ in names_of(receiver, "/bob")} >= {1, 2, 3, 4, 5})
 
 
-def test_restart_and_reload(receiver: WebhookReceiver) -> None:
+def test_restart_and_reload(receiver: WebhookReceiver, serve) -> None:
     def mail(subject: str) -> None:
         content = f"Subject: {subject}\r\n\r\nHi\r\n".encode()
         relay.submit("guest@remote.test", ["alice@example.test"], content)
@@ -85,71 +83,69 @@ def test_restart_and_reload(receiver: WebhookReceiver) -> None:
     def of(path: str) -> list[int]:
         return [step for step, _ in names_of(receiver, path)]
 
-    with RelayProcess() as relay:
-        mail("before there was one")
-        relay.until_final("last")
-        (relay.folder / "webhook.key").write_text(f"{KEY}\n")
-        (relay.folder / "webhook.key").chmod(0o600)
-        in_file = hook(receiver, "/a", secret="${file:webhook.key}")
-        relay.write_config(relay.config | {"webhook": [in_file]})
-        assert relay.cli("reload").returncode == 0
-        mail("one")
-        until("/a has it", lambda: of("/a") == [5, 6])
-        relay.stop()
-        relay.write_config(relay.config | {"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]})
-        relay.start()
-        mail("both")
-        until("both have it", lambda: (of("/a"), of("/b")) == ([5, 6, 5, 6], [5, 6]))
-        of_mail = hook(receiver, "/b", events=["policy", "delivery"])  # it goes on where it was
-        relay.write_config(relay.config | {"webhook": [of_mail]})
-        assert relay.cli("reload").returncode == 0
-        mail("only /b")
-        until("/b has it", lambda: of("/b") == [5, 6, 5, 6])
-        assert of("/a") == [5, 6, 5, 6]
-        # while it is down, events wait
-        receiver.close()
-        mail("waits")
-        until("it is down", lambda: listed(relay)[receiver.url("/b")]["failure"])
-        relay.restart()
-        with WebhookReceiver(port=receiver.port) as again:
-            new = relay.journey("last")["id"]
-            again.until(
-                lambda found: {one["step"] for one in found if one["message"] == new} == {5, 6}
-            )
-            assert relay.faults() == []
+    relay = serve()
+    mail("before there was one")
+    relay.until_final("last")
+    (relay.folder / "webhook.key").write_text(f"{KEY}\n")
+    (relay.folder / "webhook.key").chmod(0o600)
+    in_file = hook(receiver, "/a", secret="${file:webhook.key}")
+    relay.write_config(relay.config | {"webhook": [in_file]})
+    assert relay.cli("reload").returncode == 0
+    mail("one")
+    until("/a has it", lambda: of("/a") == [5, 6])
+    relay.stop()
+    relay.write_config(relay.config | {"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]})
+    relay.start()
+    mail("both")
+    until("both have it", lambda: (of("/a"), of("/b")) == ([5, 6, 5, 6], [5, 6]))
+    of_mail = hook(receiver, "/b", events=["policy", "delivery"])  # it goes on where it was
+    relay.write_config(relay.config | {"webhook": [of_mail]})
+    assert relay.cli("reload").returncode == 0
+    mail("only /b")
+    until("/b has it", lambda: of("/b") == [5, 6, 5, 6])
+    assert of("/a") == [5, 6, 5, 6]
+    # while it is down, events wait
+    receiver.close()
+    mail("waits")
+    until("it is down", lambda: listed(relay)[receiver.url("/b")]["failure"])
+    relay.restart()
+    with WebhookReceiver(port=receiver.port) as again:
+        new = relay.journey("last")["id"]
+        again.until(lambda found: {one["step"] for one in found if one["message"] == new} == {5, 6})
+        assert relay.faults() == []
 
 
-def test_the_verbs(receiver: WebhookReceiver) -> None:
-    with RelayProcess(config={"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]}) as relay:
-        relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
-        [policy, *others] = receiver.until(lambda found: len(found) == 4)
-        before = listed(relay)
-        assert list(before) == [receiver.url("/a"), receiver.url("/b")]
-        assert before[receiver.url("/a")]["events"] == ["*"]
-        receiver.requests.clear()
-        done = relay.cli("webhook", "test", receiver.url("/a"))
-        assert (done.returncode, done.stdout) == (0, f"{receiver.url('/a')}  answered 204\n")
-        [event] = receiver.events
-        assert (event["name"], event["step"], event["message"]) == ("test", 0, None)
-        receiver.requests.clear()
-        found = relay.cli_json("webhook", "replay", receiver.url("/b"), "--from", policy["cursor"])
-        assert len(found["webhooks"]) == 2
-        receiver.until(lambda found: len(found) == 1)
-        assert relay.cli("webhook", "replay", "--from", "0").returncode == 0
-        receiver.until(lambda found: len(found) == 1 + 2 * 2)
-        assert {path for path, *_ in receiver.requests[:1]} == {"/b"}
-        assert {one["id"] for one in receiver.events} == {one["id"] for one in (policy, *others)}
-        until("they are at the end", lambda: listed(relay) == before)
-        receiver.mode = "error"
-        done = relay.cli("webhook", "test")
-        assert done.returncode == 69
-        assert done.stdout.count("answered 500") == 2
-        for words, code, text in (
-            (("replay", "--from", "x"), 65, "from: found 'x', expected the cursor of an event"),
-            (("replay", "http://127.0.0.1/x", "--from", "0"), 65, "There is no webhook"),
-            (("replay",), 64, "Missing option '--from'"),
-        ):
-            done = relay.cli("webhook", *words)
-            assert (done.returncode, text in done.stderr) == (code, True), done.stderr
-        relay.stop()
-        assert relay.cli("webhook", "list").returncode == 69
+def test_the_verbs(receiver: WebhookReceiver, serve) -> None:
+    relay = serve(config={"webhook": [hook(receiver, "/a"), hook(receiver, "/b")]})
+    relay.submit("guest@remote.test", ["alice@example.test"], b"Subject: x\r\n\r\nHi\r\n")
+    [policy, *others] = receiver.until(lambda found: len(found) == 4)
+    before = listed(relay)
+    assert list(before) == [receiver.url("/a"), receiver.url("/b")]
+    assert before[receiver.url("/a")]["events"] == ["*"]
+    receiver.requests.clear()
+    done = relay.cli("webhook", "test", receiver.url("/a"))
+    assert (done.returncode, done.stdout) == (0, f"{receiver.url('/a')}  answered 204\n")
+    [event] = receiver.events
+    assert (event["name"], event["step"], event["message"]) == ("test", 0, None)
+    receiver.requests.clear()
+    found = relay.cli_json("webhook", "replay", receiver.url("/b"), "--from", policy["cursor"])
+    assert len(found["webhooks"]) == 2
+    receiver.until(lambda found: len(found) == 1)
+    assert relay.cli("webhook", "replay", "--from", "0").returncode == 0
+    receiver.until(lambda found: len(found) == 1 + 2 * 2)
+    assert {path for path, *_ in receiver.requests[:1]} == {"/b"}
+    assert {one["id"] for one in receiver.events} == {one["id"] for one in (policy, *others)}
+    until("they are at the end", lambda: listed(relay) == before)
+    receiver.mode = "error"
+    done = relay.cli("webhook", "test")
+    assert done.returncode == 69
+    assert done.stdout.count("answered 500") == 2
+    for words, code, text in (
+        (("replay", "--from", "x"), 65, "from: found 'x', expected the cursor of an event"),
+        (("replay", "http://127.0.0.1/x", "--from", "0"), 65, "There is no webhook"),
+        (("replay",), 64, "Missing option '--from'"),
+    ):
+        done = relay.cli("webhook", *words)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    relay.stop()
+    assert relay.cli("webhook", "list").returncode == 69

@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 
 from tests.support.long_tests import sampled
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 from tests.support.wall_clock import WallClock
 
 BOB = "bob@example.test"
@@ -18,45 +18,45 @@ FAR = timedelta(days=400)
 
 @pytest.mark.parametrize("wrong", sampled([FAR, -FAR]), ids=["ahead", "behind"])
 def test_every_202_is_delivered_once_whatever_the_clock_was(
-    tmp_path: Path, wrong: timedelta
+    tmp_path: Path, wrong: timedelta, serve
 ) -> None:
     wall = WallClock(tmp_path)
     wall.jump(wrong)
     delivery = {"retry": ["1h"], "expire_after": "2h", "delay_warning_after": "1h"}
     config = {"delivery": delivery, "pickup": {"give_up_after": "1h"}, "spool": {"keep": "2h"}}
-    with RelayProcess(config=config, environment=wall.environment) as relay:
-        enough, dead = Event(), Event()
-        accepted: list[str] = []
+    relay = serve(config=config, environment=wall.environment)
+    enough, dead = Event(), Event()
+    accepted: list[str] = []
 
-        def send(number: int) -> None:
-            for turn in range(200):
-                subject = f"{number}-{turn}"
-                try:
-                    relay.send_mail(to=[BOB], subject=subject)
-                except (OSError, AssertionError, EOFError):
-                    return
-                accepted.append(subject)
-                if len(accepted) >= 40:
-                    enough.set()
-                if dead.is_set():
-                    return
-
-        with ThreadPoolExecutor(8) as clients:
-            for number in range(8):
-                clients.submit(send, number)
+    def send(number: int) -> None:
+        for turn in range(200):
+            subject = f"{number}-{turn}"
             try:
-                assert enough.wait(60)
-            finally:
-                relay.kill()
-                dead.set()
-        left = len(relay.pending_submissions())
-        wall.jump(timedelta())
-        relay.start()
-        until("no submission is pending", lambda: not relay.pending_submissions(), timeout_s=60)
-        until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
-        found = Counter(relay.subjects("bob"))
-        assert {one: found[one] for one in accepted} == dict.fromkeys(accepted, 1), (
-            f"{left} submissions left"
-        )
-        assert max(found.values()) == 1
-        assert relay.subjects("alice") == []  # no report of any kind
+                relay.send_mail(to=[BOB], subject=subject)
+            except (OSError, AssertionError, EOFError):
+                return
+            accepted.append(subject)
+            if len(accepted) >= 40:
+                enough.set()
+            if dead.is_set():
+                return
+
+    with ThreadPoolExecutor(8) as clients:
+        for number in range(8):
+            clients.submit(send, number)
+        try:
+            assert enough.wait(60)
+        finally:
+            relay.kill()
+            dead.set()
+    left = len(relay.pending_submissions())
+    wall.jump(timedelta())
+    relay.start()
+    until("no submission is pending", lambda: not relay.pending_submissions(), timeout_s=60)
+    until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
+    found = Counter(relay.subjects("bob"))
+    assert {one: found[one] for one in accepted} == dict.fromkeys(accepted, 1), (
+        f"{left} submissions left"
+    )
+    assert max(found.values()) == 1
+    assert relay.subjects("alice") == []  # no report of any kind

@@ -79,7 +79,6 @@ def dns() -> Iterator[DnsThread]:
 
 
 @pytest.fixture
-def relay() -> Iterator[RelayProcess]:
+def relay(serve) -> RelayProcess:
     """A relay for local mail."""
-    with RelayProcess() as started:
-        yield started
+    return serve()

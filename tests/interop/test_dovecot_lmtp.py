@@ -128,7 +128,7 @@ def test_a_missing_socket_defers(relay: RelayProcess) -> None:
 
 
 @pytest.mark.parametrize("by", ["tcp", "socket"])
-def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str) -> None:
+def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str, serve) -> None:
     hop = f"lmtp:unix:{dovecot.path}" if by == "socket" else f"lmtp://127.0.0.1:{dovecot.port}"
     domain = f"{TCP}.org"
     config = {
@@ -136,20 +136,18 @@ def test_strangers_may_send_to_whom_dovecot_knows(dovecot: DovecotLmtp, by: str)
         "route": [{"domain": domain, "next_hop": hop}],
     }
     dovecot.fill(f"over-{by}@{domain}")
-    with RelayProcess(config=config) as relay:
-        with relay.smtp(source=STRANGER) as session:
-            session.ehlo("stranger.test")
-            session.mail("ann@stranger.test")
-            assert session.rcpt(f"alice@{domain}")[0] == 250
-            code, text = session.rcpt(f"gone@{domain}")
-            assert (code, text[:5]) == (550, b"5.1.1")
-            code, text = session.rcpt(f"over-{by}@{domain}")
-            assert (code, text[:5]) == (552, b"5.2.2")
-            content = f"Subject: verified by {by}\r\n\r\ntext\r\n".encode()
-            assert session.data(content)[0] == 250
-        until(
-            "Dovecot has it",
-            lambda: any(
-                f"verified by {by}".encode() in one for one in dovecot.mail(f"alice@{domain}")
-            ),
-        )
+    relay = serve(config=config)
+    with relay.smtp(source=STRANGER) as session:
+        session.ehlo("stranger.test")
+        session.mail("ann@stranger.test")
+        assert session.rcpt(f"alice@{domain}")[0] == 250
+        code, text = session.rcpt(f"gone@{domain}")
+        assert (code, text[:5]) == (550, b"5.1.1")
+        code, text = session.rcpt(f"over-{by}@{domain}")
+        assert (code, text[:5]) == (552, b"5.2.2")
+        content = f"Subject: verified by {by}\r\n\r\ntext\r\n".encode()
+        assert session.data(content)[0] == 250
+    until(
+        "Dovecot has it",
+        lambda: any(f"verified by {by}".encode() in one for one in dovecot.mail(f"alice@{domain}")),
+    )

@@ -84,9 +84,8 @@ Listen 127.0.0.1:{port}
 
 
 @pytest.fixture(scope="module")
-def relay() -> Iterator[DevProcess]:
-    with DevProcess("--no-demo") as running:
-        yield running
+def relay(dev_module) -> DevProcess:
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="module", params=[nginx, caddy, apache], ids=lambda one: one.__name__)

@@ -1,18 +1,11 @@
 """Read receipts of messages that are read by IMAP, with Dovecot on the same mailbox."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.dovecot import Dovecot, NoDovecotError
 from tests.support.relay_process import RelayProcess, until
-
-
-@pytest.fixture
-def relay() -> Iterator[RelayProcess]:
-    with RelayProcess() as relay:
-        yield relay
 
 
 def deliver(relay: RelayProcess, subject: str) -> None:

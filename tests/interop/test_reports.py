@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postfix import NoPostfixError, Postfix
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 from tests.support.reports import reports_of
 
 NOTIFY = ("", "NEVER", "SUCCESS", "FAILURE", "DELAY", "SUCCESS,FAILURE", "SUCCESS,FAILURE,DELAY")
@@ -35,7 +35,7 @@ def expected(notify: str) -> Counter[tuple[str, str]]:
     return Counter((action, address) for when, action, address in reports if when in asked)
 
 
-def test_each_notify_and_outcome_is_reported_as_rfc_3461_says(postfix, plain) -> None:
+def test_each_notify_and_outcome_is_reported_as_rfc_3461_says(postfix, plain, serve) -> None:
     people = [
         "bob@example.test", "carol@post.test", "nobody@post.test", "dora@plain.test",
         "nobody@plain.test",
@@ -44,36 +44,36 @@ def test_each_notify_and_outcome_is_reported_as_rfc_3461_says(postfix, plain) ->
         {"domain": domain, "next_hop": f"smtp://127.0.0.1:{host.port}"}
         for domain, host in (("post.test", postfix), ("plain.test", plain))
     ]
-    with RelayProcess(config={"route": routes}) as relay:
-        ids = []
-        for sender in ("alice@example.test", ""):
-            for notify in NOTIFY:
-                content = f"Subject: [{notify}]\r\n\r\nHello.\r\n".encode()
-                options = [f"NOTIFY={notify}"] if notify else []
-                ids.append(relay.submit(sender, people, content, rcpt_options=options))
-        for queue_id in ids:
-            journey = relay.until_final(queue_id)
-            states = {one["address"]: one["state"] for one in journey["recipients"]}
-            assert list(states.values()) == ["delivered", "relayed", "failed", "relayed", "failed"]
-        by_kind = {"failure": 0.0, "delivered": 0.0, "relayed": 0.0}
+    relay = serve(config={"route": routes})
+    ids = []
+    for sender in ("alice@example.test", ""):
         for notify in NOTIFY:
-            for action, _ in expected(notify):
-                by_kind["failure" if action == "failed" else action] += 1
-        for kind, count in by_kind.items():
-            assert relay.metric("relay_reports_total", kind=kind) == count
-        for queue_id in ids:  # what was sent is in the journey, and in the Inbox
-            for step in relay.journey(queue_id)["steps"]:
-                if step["step"] == 7:
-                    relay.until_final(step["detail"]["report_id"])
-        found: dict[str, Counter[tuple[str, str]]] = {}
-        for report in reports_of(relay):
-            about = found.setdefault(str(report.message["subject"]).partition(": ")[2], Counter())
-            about.update((one["action"], one_is) for one_is, one in report.recipients.items())
-        assert found == {f"[{notify}]": expected(notify) for notify in NOTIFY if expected(notify)}
-        # Postfix was asked by Relay for the reports that Relay does not make
-        asked = [notify for notify in NOTIFY if "SUCCESS" in notify]
-        until(
-            "Postfix reports",
-            lambda: postfix.log.count("sender delivery status notification") >= len(asked),
-        )
-        assert "notification" not in plain.log
+            content = f"Subject: [{notify}]\r\n\r\nHello.\r\n".encode()
+            options = [f"NOTIFY={notify}"] if notify else []
+            ids.append(relay.submit(sender, people, content, rcpt_options=options))
+    for queue_id in ids:
+        journey = relay.until_final(queue_id)
+        states = {one["address"]: one["state"] for one in journey["recipients"]}
+        assert list(states.values()) == ["delivered", "relayed", "failed", "relayed", "failed"]
+    by_kind = {"failure": 0.0, "delivered": 0.0, "relayed": 0.0}
+    for notify in NOTIFY:
+        for action, _ in expected(notify):
+            by_kind["failure" if action == "failed" else action] += 1
+    for kind, count in by_kind.items():
+        assert relay.metric("relay_reports_total", kind=kind) == count
+    for queue_id in ids:  # what was sent is in the journey, and in the Inbox
+        for step in relay.journey(queue_id)["steps"]:
+            if step["step"] == 7:
+                relay.until_final(step["detail"]["report_id"])
+    found: dict[str, Counter[tuple[str, str]]] = {}
+    for report in reports_of(relay):
+        about = found.setdefault(str(report.message["subject"]).partition(": ")[2], Counter())
+        about.update((one["action"], one_is) for one_is, one in report.recipients.items())
+    assert found == {f"[{notify}]": expected(notify) for notify in NOTIFY if expected(notify)}
+    # Postfix was asked by Relay for the reports that Relay does not make
+    asked = [notify for notify in NOTIFY if "SUCCESS" in notify]
+    until(
+        "Postfix reports",
+        lambda: postfix.log.count("sender delivery status notification") >= len(asked),
+    )
+    assert "notification" not in plain.log

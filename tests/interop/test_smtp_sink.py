@@ -8,7 +8,7 @@ import pytest
 
 from tests.interop.conftest import program
 from tests.support.ports import free_port
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 from tests.support.remotes import Remotes
 
 PLAIN = b"Subject: plain\r\n\r\nHello.\r\n"
@@ -30,15 +30,14 @@ MOODS = [
 
 
 @pytest.fixture(scope="module")
-def moody():
+def moody(serve_module):
     """One relay for all moods: each has a route of its own."""
     ports = [free_port() for _ in MOODS]
     routes = [
         {"domain": f"mood{number}.test", "next_hop": f"smtp://127.0.0.1:{port}"}
         for number, port in enumerate(ports)
     ]
-    with RelayProcess(config={"route": routes, "delivery": {"retry": ["1h"]}}) as relay:
-        yield relay, ports
+    return serve_module(config={"route": routes, "delivery": {"retry": ["1h"]}}), ports
 
 
 @pytest.mark.parametrize(

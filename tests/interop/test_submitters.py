@@ -8,7 +8,7 @@ import smtplib
 import pytest
 
 from tests.support.exim import Exim, NoEximError
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import until
 
 
 def port_of(relay, listener=0):
@@ -16,7 +16,7 @@ def port_of(relay, listener=0):
 
 
 @pytest.fixture
-def submission(certificate):
+def submission(certificate, serve):
     """A relay with a submission listener that insists on TLS."""
     tls = {
         "certificate": str(certificate.certificate),
@@ -26,8 +26,7 @@ def submission(certificate):
     listener = {
         "listen": "127.0.0.1:0", "role": "submission", "trusted_networks": [], "tls": tls,
     }  # fmt: skip
-    with RelayProcess(config={"smtp": [listener]}) as started:
-        yield started
+    return serve(config={"smtp": [listener]})
 
 
 def test_swaks_sends_to_a_mailbox(relay, run):
