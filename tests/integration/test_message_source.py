@@ -101,7 +101,7 @@ def test_show(relay: RelayProcess) -> None:
 
 def octets(relay: RelayProcess, *words: str) -> bytes:
     done = subprocess.run(
-        relay._command("show", *words), cwd=relay.folder, env=relay.environment,
+        relay.command("show", *words), cwd=relay.folder, env=relay.environment,
         capture_output=True, timeout=40, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")
@@ -141,7 +141,7 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
     content = b"Subject: x\r\n\r\n\x1b]0;title\x07 \x9b31m tab\there\r\n"
     queue_id = relay.submit("app@example.test", [BOB], content)
     relay.until_final(queue_id)
-    command = " ".join(relay._command("show", queue_id, "--source"))
+    command = " ".join(relay.command("show", queue_id, "--source"))
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"], cwd=relay.folder, env=relay.environment,
         capture_output=True, timeout=40, check=False,

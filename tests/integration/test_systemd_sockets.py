@@ -52,7 +52,7 @@ class Load:
     def __init__(self, ports: dict[str, list[int]]) -> None:
         self.ends: Counter[str] = Counter()
         self._over = threading.Event()
-        works = {"smtp": self._smtp, "web": self._web}
+        works = {"smtp": self.smtp, "web": self.web}
         self._threads = [
             threading.Thread(target=self._repeat, args=(name, works[name], port))
             for name, its in ports.items() for port in its
@@ -79,12 +79,12 @@ class Load:
             time.sleep(0.01)
 
     @staticmethod
-    def _smtp(port: int) -> int:
+    def smtp(port: int) -> int:
         with smtplib.SMTP("127.0.0.1", port, "client.test", 60) as session:
             return session.noop()[0]
 
     @staticmethod
-    def _web(port: int) -> int:
+    def web(port: int) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request("GET", "/healthz")
@@ -195,7 +195,7 @@ def test_started_by_systemd_socket_activate(relay, opened):
                 return False
 
         until("greeted", is_open)
-        assert Load._web(ports[1]) == 200
+        assert Load.web(ports[1]) == 200
     finally:
         process.terminate()
         assert process.wait(60) == 0

@@ -414,7 +414,7 @@ class RelayProcess:
     ) -> subprocess.CompletedProcess[str]:
         """Run a relay command with --config, unless that is among its words."""
         return relay_starts.run(
-            self._command(*words), cwd=self.folder, env=self.environment, stdin=stdin,
+            self.command(*words), cwd=self.folder, env=self.environment, stdin=stdin,
             timeout_s=timeout_s,
         )  # fmt: skip
 
@@ -441,9 +441,9 @@ class RelayProcess:
         return path
 
     def start_command(self) -> list[str]:
-        return self._command("serve", *self.options)
+        return self.command("serve", *self.options)
 
-    def _command(self, *words: str) -> list[str]:
+    def command(self, *words: str) -> list[str]:
         config = () if "--config" in words else ("--config", str(self.config_file))
         return [*relay_starts.RELAY, *words, *config]
 
