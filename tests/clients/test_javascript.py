@@ -114,21 +114,3 @@ def test_22_a_failed_dependency(javascript: JavaScript, user: User) -> None:
     found = javascript.run(MESSAGE + BATCH % user.sink + program, token=user.name)
     assert found == [["1", 404], ["2", 424]]
     assert user.messages("sentitems") == []
-
-
-def test_23_paging(javascript: JavaScript, user: User) -> None:
-    for number in range(25):
-        user.served.relay.graph(
-            "POST", "/me/messages", {"subject": f"{number:02}"}, token=user.name
-        )
-    program = """
-        const page = await client.api('/me/messages').top(10).select('id,subject').orderby('subject')
-          .count(true).get();
-        const found = [];
-        await new graph.PageIterator(client, page, (one) => { found.push(one); return true; }).iterate();
-        const { value } = await client.api('/me/messages').filter("isRead eq false").get();
-        return [page['@odata.count'], found.map((one) => one.subject), value.length,
-                new Set(found.map((one) => one.id)).size];
-    """
-    found = javascript.run(program, token=user.name)
-    assert found == [25, [f"{number:02}" for number in range(25)], 0, 25]

@@ -248,3 +248,20 @@ def test_a_policy_that_is_kept_holds_when_all_else_has_gone(
             assert (found["outcome"], found["policy"]) == ("relayed", LAX)
         finally:
             relay.close()
+
+
+def test_another_id_fetches_the_policy_anew(internet: Internet) -> None:
+    internet.remotes.dns.server.ttl_s, before_s = 1, internet.remotes.dns.server.ttl_s
+    internet.domain("changed.test", "enforce")
+    try:
+        with internet.relay(retry=["0.2s"]) as relay:
+            identity = relay.submit("alice@example.test", ["x@changed.test"])
+            relay.until_state(identity, "deferred")
+            internet.web.put("changed.test", "none")
+            internet.record("changed.test", "2")
+            found = relay.until_final(identity)["recipients"][0]["attempts"]
+            assert found[-1]["policy"] == LAX
+            assert found[0]["policy"] == "mta-sts: verify"
+    finally:
+        internet.remotes.dns.server.ttl_s = before_s
+    assert internet.web.fetched.count("changed.test") == 2

@@ -1,5 +1,10 @@
 """Mail that a rule holds, in a real relay: it waits over restarts, and a release delivers it."""
 
+import json
+import smtplib
+
+import pytest
+
 from tests.support.relay_process import until
 from tests.support.remotes import Remotes
 
@@ -49,3 +54,27 @@ def test_held_mail_waits_over_restarts_and_a_release_delivers_it(remotes: Remote
     assert b"Subject: offer\r\n" in got.content
     assert relay.subjects() == ["Held: offer"]
     assert relay.faults() == []
+
+
+def test_rules_hold_no_more_than_held_max(remotes: Remotes) -> None:
+    remotes.start("b.test")
+    config = {"policy": {"held_max": 2}}
+    with remotes.relay(config=config, policies={"rules.toml": RULES}) as relay:
+        names = [
+            relay.submit(ALICE, ["x@b.test"], b"Subject: offer\r\n\r\nHello.\r\n") for _ in range(2)
+        ]
+        for _ in range(2):
+            with relay.smtp() as session, pytest.raises(smtplib.SMTPDataError) as refused:
+                session.sendmail(ALICE, ["x@b.test"], b"Subject: offer\r\n\r\nHello.\r\n")
+            assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (452, b"4.3.1")
+        lines = [one for one in relay.log.splitlines() if "rules hold as much" in one]
+        assert len(lines) == 1
+        assert json.loads(lines[0])["rule"] == "offers"
+        relay.restart()
+        submitted = relay.send_mail(subject="offer", to=["x@b.test"])  # has its 202, and waits
+        relay.until_state(submitted, "converting")
+        relay.submit(ALICE, ["y@b.test"], b"Subject: another\r\n\r\nHello.\r\n")
+        assert len(relay.cli_json("queue", "list", "--state", "held")) == 2
+        relay.cli("queue", "release", names[0])
+        relay.until_state(submitted, "held")
+        assert len(relay.cli_json("queue", "list", "--state", "held")) == 2

@@ -8,7 +8,11 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.disks import filled, small_disk
+from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
+from tests.support.remotes import Remotes
+from tests.support.tables import each_row
 
 PROPERTY = "SystemTime 0x3FEF"
 HOUR = timedelta(hours=1)
@@ -90,3 +94,47 @@ def test_a_damaged_record_is_reported_to_the_account_in_the_log(
     assert [*(relay.folder / "mail/.submissions/corrupt").glob(f"{identity}.*")]
     assert subject not in relay.subjects("bob")
     assert {one.name for one in relay.home("alice").parent.iterdir()} <= {"alice", "bob", "carol"}
+
+
+@each_row("by", ["DELETE", "move", "PATCH", "mail client"])
+def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
+    identity = relay.send_mail(to=["bob@example.test"], subject=by, **later(HOUR))
+    path = f"/me/messages/{identity}"
+    if by == "DELETE":
+        assert relay.graph("DELETE", path).status == 204
+    elif by == "move":
+        assert relay.graph("POST", f"{path}/move", {"destinationId": "archive"}).status == 201
+    elif by == "PATCH":
+        assert relay.graph("PATCH", path, single(**{PROPERTY: None})).status == 200
+    else:
+        relay.graph("PATCH", path, later(timedelta(seconds=0.5)))
+        (file,) = (relay.folder / "mail/example.test/alice/.Drafts/cur").glob(f"*R{identity}_*")
+        file.unlink()
+    until("it is cancelled", lambda: relay.journey(identity)["state"] == "cancelled")
+    until("its submission is removed", lambda: not relay.scheduled_submissions())
+    assert "cancelled" in relay.cli("trace", identity).stdout
+    assert by not in relay.subjects("bob")
+
+
+def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> None:
+    with remotes.relay() as relay:
+        relay.stop()
+        with small_disk(relay.folder / "mail", size_bytes=1024 * 1024):
+            relay.adopt_mail_root()
+            relay.start()
+            identity = relay.send_mail(to=["bob@example.test"], subject="first", **later(HOUR))
+            with filled(relay.folder / "mail"):
+                for changes in ({"subject": "second"}, later(2 * HOUR)):
+                    answer = relay.graph("PATCH", f"/me/messages/{identity}", changes)
+                    assert answer.status in (503, 507), answer.body
+                body = {"message": message(to=["bob@example.test"]) | later(HOUR)}
+                assert relay.graph("POST", "/me/sendMail", body).status in (503, 507)
+                assert relay.pending_submissions() == []
+                assert len(relay.scheduled_submissions()) == 1
+            now = later(timedelta(seconds=-1))
+            assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 200
+            relay.until_final(identity)
+            until("it is filed", lambda: relay.subjects("alice", "Sent") == ["first"])
+            assert relay.subjects("bob") == ["first"]
+            relay.stop()
+            relay.start()  # close() asks it, on a folder that is there
