@@ -93,24 +93,3 @@ def test_21_504_after_commit(javascript: JavaScript, served: ServedRelay, user: 
     assert [one.status for one in tries] == [504, 202]
     assert len(user.sent()) == 1
     user.arrived()
-
-
-BATCH = """
-    const step = (id, url, options, dependsOn) => ({ id, dependsOn,
-      request: new Request('https://localhost' + url, options) });
-    const post = (items) => client.api('/$batch').post(items).then((x) => x.responses.map(
-      ({ id, status }) => [id, status]).sort());
-    const send = { method: 'POST', headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify({ message: message('%s') }) };
-"""
-
-
-def test_22_a_failed_dependency(javascript: JavaScript, user: User) -> None:
-    program = """
-        const content = new graph.BatchRequestContent([
-          step('1', '/me/messages/unknown', { method: 'GET' }), step('2', '/me/sendMail', send, ['1'])]);
-        return post(await content.getContent());
-    """
-    found = javascript.run(MESSAGE + BATCH % user.sink + program, token=user.name)
-    assert found == [["1", 404], ["2", 424]]
-    assert user.messages("sentitems") == []

@@ -77,18 +77,6 @@ async def test_11_large_file_upload_task(
     assert hashlib.sha256(attachment.get_content()).digest() == hashlib.sha256(data).digest()
 
 
-async def test_if_match(served: ServedRelay, user: User) -> None:
-    messages = sdk.client(served.url, user.name).me.messages
-    draft = await messages.post(sdk.message("first"))
-    one = messages.by_message_id(draft.id)
-    version = sdk.with_headers(If_Match=draft.additional_data["@odata.etag"])
-    assert (await one.patch(Message(subject="second"), version)).subject == "second"
-    with pytest.raises(ODataError) as caught:
-        await one.patch(Message(subject="third"), version)
-    assert caught.value.response_status_code == 412
-    assert caught.value.error.code == "ErrorIrresolvableConflict"
-
-
 async def test_state_of_a_message_that_was_sent(served: ServedRelay, user: User) -> None:
     """A worker marks what it has done, and sends the whole message back, as it has read it."""
     client = sdk.client(served.url, user.name)

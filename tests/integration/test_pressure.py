@@ -211,3 +211,17 @@ def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remo
         received(remote, "through@a.test")
         takes_mail(relay, remote)
         relay.stop()
+
+
+def test_a_full_queue_rejects_new_mail(remotes: Remotes, serve) -> None:
+    rcpt = {f"r{number}@a.test": "451 4.2.0 later" for number in range(3)}
+    remote = remotes.start("a.test", rcpt=rcpt)
+    relay = serve(remotes, config={"pressure": {"queue_entries": 3}})
+    waiting = [relay.submit(ALICE, [address]) for address in rcpt]
+    pressed(relay, 2, "queue")
+    refuses(relay, "the queue is full")
+    remote.rcpt = dict.fromkeys(rcpt, "250 ok")
+    for queue_id in waiting:
+        relay.until_final(queue_id)
+    pressed(relay, 0, "queue")
+    takes_mail(relay, remote)

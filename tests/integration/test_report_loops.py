@@ -2,6 +2,7 @@
 
 import mailbox
 
+from tests.support.ports import free_port
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import reports_of
 
@@ -37,5 +38,18 @@ def test_what_answers_a_report_becomes_a_dead_letter_within_limits(serve) -> Non
     assert len(reports_of(relay)) == 1
     (copy,) = reports_of(relay, "bob")
     assert copy.recipients.keys() == report.recipients.keys()
+    assert relay.queue() == []
+    assert relay.faults() == []
+
+
+def test_a_report_to_an_unknown_sender_is_one_dead_letter(serve) -> None:
+    routes = [{"domain": "gone.test", "next_hop": f"smtp://127.0.0.1:{free_port()}"}]
+    delivery = {"expire_after": "2s", "retry": [0.2]}
+    relay = serve(config={"route": routes, "delivery": delivery})
+    queue_id = relay.submit("ghost@example.test", ["x@gone.test"])
+    relay.until_final(queue_id)
+    (letter,) = until("a dead letter", lambda: dead_letters(relay))
+    assert letter.get_content_type() == "multipart/report"
+    assert relay.metric("relay_reports_total", kind="dead-letter") == 1
     assert relay.queue() == []
     assert relay.faults() == []

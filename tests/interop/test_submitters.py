@@ -45,19 +45,6 @@ def test_swaks_sends_to_a_mailbox(relay, run):
         assert one.get_payload().startswith("one\n.\n..two\n")
 
 
-def test_swaks_logs_in_under_starttls(submission, run):
-    for mechanism in ("PLAIN", "LOGIN"):
-        done = run(
-            "swaks", "--server", "127.0.0.1", "--port", port_of(submission), "--tls",
-            "--auth", mechanism, "--auth-user", "alice@example.test", "--auth-password", "alice",
-            "--from", "alice@example.test", "--to", "bob@example.test", "--header", f"Subject: {mechanism}",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        until("delivered", lambda one=mechanism: one in submission.subjects("bob"))
-    for one in submission.maildir("bob"):
-        assert "with ESMTPSA" in str(one["Received"])
-
-
 def test_msmtp_submits_with_auth_over_starttls(submission, run, certificate, tmp_path):
     config = tmp_path / "msmtprc"
     config.write_text(
