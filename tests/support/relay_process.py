@@ -107,7 +107,8 @@ class RelayProcess:
         usual = [account(name) for name in PEOPLE] + [account(OPERATOR, role="operate")]
         accounts_file = self.folder / "accounts.toml"
         alias = [{"address": one, "to": [*to]} for one, to in (aliases or {}).items()]
-        accounts_file.write_text(to_toml({"account": [*usual, *accounts], "alias": alias}))
+        aliased = {"alias": alias} if alias else {}
+        accounts_file.write_text(to_toml({"account": [*usual, *accounts]} | aliased))
         accounts_file.chmod(0o600)
         for name in ("policies", "state", "mail"):
             (self.folder / name).mkdir(mode=0o700)

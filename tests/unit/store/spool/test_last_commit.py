@@ -78,7 +78,7 @@ async def killed(path: Path, tmp_path: Path, running, make) -> Path:
 @pytest.fixture
 def synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, list[bytes]]:
     """What each file with the number of the last commit had at its syncs. The log is brought in often."""
-    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 30)
+    monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", 50)
     found: dict[Path, list[bytes]] = {}
     fsync = os.fsync
 
