@@ -2,7 +2,7 @@
 #   make run         the development relay in the foreground; ARGS="--once" ends by itself
 #   make test        the tests; TESTS="tests/unit/store/spool -k claim" for some; WORKERS=6 processes;
 #                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
-#   make test-suites crashes, PostgreSQL, pages in a browser, installations: not in make test; test-long: the longest tests
+#   make test-suites crashes, PostgreSQL, pages in a browser, other programs, the host: not in make test; test-long: the longest tests
 #   make check       lint, types, import contracts, dead code, the policies' own tests
 #   make quick       before a commit: make check, and the tests that show most in a minute
 #   make bench       Relay and Postfix side by side; ARGS=queue, mail, spool: another one (docs/performance.md)
@@ -48,7 +48,7 @@ run: $(VENV)/installed
 venv: $(VENV)/development
 
 # What takes longest, and shows little of a change elsewhere. Of the contract, the engine that has a server.
-SUITES := tests/crash tests/installation tests/pages tests/postgres tests/unit/store/spool/postgres
+SUITES := tests/crash tests/host tests/interop tests/pages tests/postgres tests/unit/store/spool/postgres
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 settings.register_profile(
     "same",
-    max_examples=50,
+    max_examples=25,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -37,16 +37,18 @@ collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_
 
 # Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
 _SLOW = (
-    "tests/installation/test_install_page.py",
+    "tests/host/test_install_page.py",
     "tests/security/test_hostile_text.py",
-    "tests/installation/",
+    "tests/host/",
     "tests/postgres/",
-    "tests/integration/test_wrong_clock.py",
-    "tests/integration/test_storage.py",
-    "tests/test_tidy.py",
-    "tests/unit/test_docs.py",
-    "tests/unit/testing/",
     "tests/simulation/",
+    "tests/test_tidy.py",
+    "tests/integration/test_dev_clock.py",
+    "tests/integration/test_simulated_internet.py",
+    "tests/unit/transport/policy/test_tenant_properties.py",
+    "tests/unit/transport/policy/test_file_names.py",
+    "tests/unit/testing/",
+    "tests/unit/test_docs.py",
     "tests/crash/",
     "tests/integration/",
     "tests/unit/operation/cli/test_process.py",

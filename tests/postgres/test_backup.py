@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from tests.integration.test_backup import (  # noqa: F401 - fixtures and tests
+from tests.host.test_backup import (  # noqa: F401 - fixtures and tests
     restored,
     stopped,
     test_a_full_disk_leaves_nothing_half_done,
