@@ -1,5 +1,6 @@
 """One relay and three remote domains that the tests of a module share; each test uses addresses of its own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +19,17 @@ class SharedRelay:
     b: RemoteMx
     c: RemoteMx
     relay: RelayProcess
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sessions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The SMTP sessions have no process of their own, which takes as long to start as all else, but in
+    files with GATE = True. Crashes, other programs and what concerns the host have it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "GATE", False):
+            patch.setattr(RelayProcess, "smtp_gate", "off")
+        yield
 
 
 @pytest.fixture(scope="module")

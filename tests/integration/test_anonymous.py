@@ -10,6 +10,8 @@ import pytest
 from tests.support.relay_config import to_toml
 from tests.support.relay_process import until
 
+GATE = True
+
 CONFIG = {"http": {"listen": ["127.0.0.1:0"], "anonymous": "bob@example.test"}}
 FOREIGN = {"Origin": "http://evil.test", "Content-Type": "text/plain"}
 

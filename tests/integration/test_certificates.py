@@ -17,6 +17,8 @@ from tests.support.relay_config import to_toml
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tls import Authority, Certificate, authority
 
+GATE = True
+
 __all__ = ["authority"]
 
 SESSIONS = 200

@@ -7,6 +7,8 @@ import time
 
 from tests.support.relay_process import RelayProcess, until
 
+GATE = True
+
 STRANGER, OTHER = "127.0.0.2", "127.0.0.3"
 CONNECTIONS = 4
 CONTENT = "Subject: hello\r\n\r\n" + "Some words of a usual message.\r\n" * 130

@@ -13,6 +13,8 @@ from tests.support.long_tests import sampled
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
+GATE = True
+
 BODY_BYTES = 60_000_000
 GROWTH_BYTES_MAX = 30_000_000
 RULES = """

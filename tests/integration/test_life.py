@@ -17,6 +17,8 @@ from tests.support.relay_config import changed, configuration
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
+GATE = True
+
 METRICS = (
     "messages_accepted_total", "recipients_total", "queue_entries", "queue_oldest_seconds",
     "queue_unaccounted", "delivery_seconds", "attempts_total", "commit_seconds",

@@ -16,6 +16,8 @@ from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes
 from tests.support.tls import Certificate, certificate
 
+GATE = True
+
 __all__ = ["certificate"]
 
 Hosts = tuple[Remotes, dict[str, RemoteMx]]

@@ -14,6 +14,8 @@ from tests.support.remote_mx import RemoteMx
 from tests.support.remotes import Remotes, received
 from tests.support.tables import each_row
 
+GATE = True
+
 STRANGER = "ann@stranger.test"
 LATER = "451 4.7.1 come again"
 INBOUND = """

@@ -12,6 +12,8 @@ import pytest
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tls import Authority, authority
 
+GATE = True
+
 __all__ = ["authority"]
 
 CONNECTIONS = 40

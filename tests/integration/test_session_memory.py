@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.relay_process import RelayProcess, until
 
+GATE = True
+
 SESSIONS = 300
 MIB = 1 << 20
 LINES = (b"x" * 998 + b"\r\n") * 1000

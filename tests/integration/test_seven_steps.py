@@ -11,6 +11,8 @@ from tests.support.relay_process import until
 from tests.support.remotes import received
 from tests.support.reports import report_about
 
+GATE = True
+
 FILE = "Übersicht ✓ 概要.txt"
 FILE_CONTENT = "first\n.\nFrom here\r\nno end of line ü".encode()
 MIME = (

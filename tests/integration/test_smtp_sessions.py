@@ -6,6 +6,8 @@ import ssl
 
 from tests.support.tls import Certificate, certificate
 
+GATE = True
+
 __all__ = ["certificate"]
 
 

@@ -15,6 +15,8 @@ from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tables import each_row
 
+GATE = True
+
 APP = account("app", client_id="app-1", client_secret="plain:s3cret", acts_for=["bob@example.test"])
 MECHANISMS = ["XOAUTH2", "OAUTHBEARER"]
 MESSAGE = "Subject: {}\r\n\r\nx\r\n"

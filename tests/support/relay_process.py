@@ -72,6 +72,7 @@ class RelayProcess:
     new_spool_url: ClassVar[Callable[[], str] | None] = (
         None  # where each has its spool; None: in its folder
     )
+    smtp_gate: ClassVar[str] = "auto"
     sockets: Sequence[tuple[str, socket.socket]] = ()  # as from systemd
     user = 0  # the number of the user as whom root starts it, who then has its folder
     empty_spool: ClassVar[Callable[[str], None] | None] = None  # removes all from the spool there
@@ -100,7 +101,8 @@ class RelayProcess:
         self.ready: dict[str, Any] = {}
         self.options: Sequence[str] = ()  # of its command
         self._environment = dict(environment or {})
-        self.config = changed(configuration(dns, mx_port), config or {})
+        usual_config = configuration(dns, mx_port) | {"smtp_gate": self.smtp_gate}
+        self.config = changed(usual_config, config or {})
         if self.new_spool_url is not None:
             self.config = changed(self.config, {"spool": {"url": type(self).new_spool_url()}})
         self.write_config(self.config)
