@@ -130,6 +130,26 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
             assert set(states(await delivery.done(queue_id)).values()) == {"relayed"}
 
 
+async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
+    gate = asyncio.Event()
+    delivery.timeouts = structs.replace(delivery.timeouts, block_s=60)
+    async with RemoteMx(gates={"CONTENT": gate}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        queue_id = await delivery.send("x@a.test", contents=(large(50_000),))
+        await mx.reached("DATA")
+        await delivery.scheduler.drain(0.05)
+        gate.set()
+        journey = await delivery.spool.journey(queue_id)
+        assert states(journey) == {"x@a.test": "queued"}
+        assert outcomes(journey, "x@a.test") == []
+        assert await delivery.spool.next_due_us(0) is not None
+        async with asyncio.timeout(30):
+            while mx.open:
+                await asyncio.sleep(0)
+        assert mx.envelopes == []
+
+
 async def test_a_copy_that_an_alias_sends_outside_names_it(delivery, large) -> None:
     """RFC 9228: above all that was there."""
     content = large()

@@ -1,6 +1,8 @@
 """A probe of a site: it connects as delivery does, within the site's limit, and stops before MAIL."""
 
 import asyncio
+import socket
+from types import SimpleNamespace
 
 from relay.base.message.nexthop import NextHop
 from tests.support.remote_mx import RemoteMx
@@ -20,6 +22,25 @@ async def test_a_probe_stops_before_mail(delivery) -> None:
         assert (found.host, found.address) == ("mx0.a.test", f"{mx.host}:{mx.port}")
         assert (found.reply, found.tried) == ("", ())
         assert [command.partition(" ")[0] for command in mx.commands] == ["EHLO", "QUIT"]
+
+
+async def test_the_hosts_are_tried_in_order_and_the_last_says_why_there_is_no_session(
+    delivery,
+) -> None:
+    with socket.create_server(("127.0.0.3", 0)) as unused:
+        port = unused.getsockname()[1]
+    closed = SimpleNamespace(host="127.0.0.3", port=port, lmtp=False)
+    async with RemoteMx() as mx:
+        await delivery.start()
+        delivery.table.at("a.test", closed, mx)
+        found = await probe(delivery)
+        assert found.host == "mx1.a.test"
+        assert found.tried[0].startswith("0 mx0.a.test [127.0.0.3]: ")
+        assert found.tried[1] == f"1 mx1.a.test [{mx.host}]: connected"
+        mx.replies = {"CONNECT": "554 5.7.1 not you"}
+        delivery.table.at("a.test", mx)
+        found = await probe(delivery)
+        assert (found.host, found.reply) == ("", "554 5.7.1 not you")
 
 
 async def test_a_known_failure_does_not_count(delivery) -> None:
