@@ -78,7 +78,8 @@ def test_a_header_has_at_most_10000_fields():
     changed(("h", 0, b"X-B", b"b"), header=header)
     with pytest.raises(MilterFaultError, match="more than 10000 fields"):
         changed(("h", 0, b"X-B", b"b"), ("i", 0, b"X-B", b"b"), header=header)
-    removed = changed(*[("m", one, b"X-A", b"") for one in range(9_999, 0, -1)], header=header)
+    header = b"X-A: 1\r\n" * 999
+    removed = changed(*[("m", one, b"X-A", b"") for one in range(999, 0, -1)], header=header)
     assert removed.header.octets == b""
 
 
