@@ -18,6 +18,24 @@ SOON_S = 30.0
 BUSY = "421 4.7.0 too much at once"
 
 
+async def test_a_site_begins_with_a_probe_then_five_and_has_more_as_it_takes_them(delivery) -> None:
+    hello, gate = asyncio.Event(), asyncio.Event()
+    async with RemoteMx(gates={"CONNECT": hello, "DOT": gate}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        ids = [await delivery.send(f"{n}@a.test") for n in range(60)]
+        await mx.reached("CONNECT")
+        assert mx.open == 1
+        hello.set()
+        await until(lambda: mx.open == 5)
+        await mx.reached("DOT")
+        assert mx.most_open == 5
+        gate.set()
+        for queue_id in ids:
+            await delivery.done(queue_id)
+        assert 5 < mx.most_open <= 20
+
+
 async def test_a_site_that_pushes_back_is_given_fewer_connections(delivery) -> None:
     gate = asyncio.Event()
     gate.set()

@@ -359,7 +359,10 @@ ENCODERS = {
     "x-uuencode": uuencoded,
 }
 MESSAGES = ("message/rfc822", "message/global", "multipart/digest")
-SIZES = [*product(MESSAGES, ENCODERS, (1_000, 200_000)), *product(MESSAGES[:1], ENCODERS, (2 * 10**6,))]
+SIZES = [
+    *product(MESSAGES, ENCODERS, (1_000, 200_000)),
+    *product(MESSAGES[:1], ENCODERS, (2 * 10**6,)),
+]
 
 
 @each_row("kind, encoding, size", SIZES)
