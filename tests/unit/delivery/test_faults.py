@@ -4,9 +4,10 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.delivery import attempt_recorder as result_module
-from relay.delivery import attempt_result, sites
+from relay.delivery import attempt_result, connection_slots, sites
 from relay.delivery.smtp.connect import connect
 from relay.store.spool.types import ClaimResult, Selector
 from tests.support.events import until
@@ -182,3 +183,41 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
         await asked.wait()
         assert delivery.scheduler.recorder.contents._held == {}
         answer.set()
+
+
+async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, monkeypatch) -> None:
+    monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
+    goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    delivery.timeouts = structs.replace(delivery.timeouts, quit_s=60)
+    async with (
+        RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
+        RemoteMx(gates={"DOT": busy}) as other,
+        RemoteMx() as third,
+    ):
+        for domain, server in (("a.test", mx), ("b.test", other), ("c.test", third)):
+            delivery.table.at(domain, server)
+        delivery.table.limits["a.test"] = {"connections_max": 1}
+        delivery.connections_in_all = 3
+        await delivery.start()
+        for sender in range(2):
+            await delivery.send("x@b.test", account=f"{sender}")
+        await other.reached("DOT")
+        first = await delivery.send("1@a.test")
+        await mx.reached("DOT")
+        third_id = await delivery.send("x@c.test")  # has no connection: one is asked back
+        async with asyncio.timeout(SOON_S):
+            while not delivery.slots.has_waiters:
+                await asyncio.sleep(0)
+            waits.set()
+            await delivery.done(first)
+            await mx.reached("QUIT")
+            second = await delivery.send("2@a.test")
+            busy.set()
+            await delivery.done(third_id)
+            while third.open:  # from then on there is a connection for whoever wants one
+                await asyncio.sleep(0)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            goodbye.set()
+            await delivery.done(second)
+    assert mx.most_open == 1

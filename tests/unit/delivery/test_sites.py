@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from relay.base.message.nexthop import NextHop
 from relay.base.message.tls_policy import TlsPolicy
@@ -254,3 +255,25 @@ async def test_a_connection_under_one_ca_is_not_for_another(
         await delivery.done(await delivery.send("x@a.test"))
         await all_deferred(delivery, [await delivery.send("x@b.test")])
     assert [one.addresses for one in mx.envelopes] == [["x@a.test"]]
+
+
+async def test_a_message_counts_for_the_rate_once_there_is_room_for_its_content(delivery) -> None:
+    """One that waits for room leaves its turn to another, and goes when there is room."""
+    never = asyncio.Event()
+    async with RemoteMx(gates={"DOT": never}) as stuck, RemoteMx() as mx:
+        delivery.table.at("a.test", mx)
+        delivery.table.at("b.test", stuck)
+        delivery.table.limits["a.test"] = {"rate": "1/600"}
+        delivery.content_bytes = 1
+        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
+        await delivery.start()
+        await delivery.send("stuck@b.test", claim=False)
+        await stuck.reached("DOT")
+        waits = await delivery.send("waits@a.test", claim=False)
+        await mx.reached("EHLO")
+        await delivery.done(await delivery.send("goes@a.test"))  # its content is in memory
+        assert [one.addresses for one in mx.envelopes] == [["goes@a.test"]]
+        never.set()
+        await until(lambda: not delivery.scheduler.recorder.contents._used)
+        assert states(await delivery.spool.journey(waits)) == {"waits@a.test": "queued"}
+        await until(lambda: delivery.scheduler.claims_in_progress == 0)  # it waits for a time

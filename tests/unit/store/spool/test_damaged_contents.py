@@ -1,5 +1,6 @@
 """A content whose bytes changed on disk, at the same size, is not delivered."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from msgspec import structs
 from relay.base.message.content import LargeContent, read_all
 from relay.base.message.outcome import Evidence, Failed
 from relay.delivery.content_cache import ContentCache
+from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import ClaimResult, DueQuery, SpoolError
@@ -116,3 +118,18 @@ async def test_versions_and_dead_letters_of_one_file_have_their_own_checksums(sp
     assert held
     assert read_all(await spool.read_content(two.content_id)) == other.header + BODY
     assert read_all(await spool.read_content(dead.content_id)).startswith(b"To: p\r\n")
+
+
+async def test_large_bodies_are_verified_outside_the_queue_reader(spool, make, monkeypatch) -> None:
+    """A long read does not block the queue reader."""
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    threads: list[str] = []
+    really = content_files.checksum_of
+
+    def checksum_of(*given: object) -> int:
+        threads.append(threading.current_thread().name)
+        return really(*given)
+
+    monkeypatch.setattr(content_files, "checksum_of", checksum_of)
+    await spool.read_content(claim.content_id)
+    assert [one.rpartition("_")[0] for one in threads] == ["spool-check"]

@@ -280,3 +280,17 @@ async def test_a_last_commit_file_is_read_after_a_power_loss(
     assert read_recorded(path) is None
     last_commit_of(path).write_text(line)
     assert read_recorded(path) == noted
+
+
+async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
+    path: Path, running, make, monkeypatch, capfd
+) -> None:
+    def refuse(*_args: object, **_more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LastCommit, "_write", refuse)
+    async with running(path) as spool:
+        names = await fill(spool, make, 3)
+        spool._writer.log.shrink()
+    assert "".join(capfd.readouterr()).count("last commit not noted") == 1
+    assert await listed(running, path) == names

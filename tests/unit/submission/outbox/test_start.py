@@ -17,6 +17,10 @@ HOUR_US = 3_600_000_000
 MAILBOXES = 2000  # enough to tell what grows with them from what does not
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 class Listings:
     """The directories that this process lists, as the interpreter itself tells them."""
 
@@ -121,3 +125,31 @@ async def test_what_is_no_file_is_no_submission(place, draft):
     async with asyncio.timeout(30):
         assert (await anext(submissions)).submission_id == submission.submission_id
     await submissions.aclose()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_submission_interrupted_after_its_steps_is_withdrawn(
+    place, draft, monkeypatch, is_new
+):
+    store = place.store()
+    sent = await store.submissions.submit_new(ALICE, draft(subject="before"), SendOptions())
+    kept = None if is_new else await store.messages.create(ALICE, draft())
+    with monkeypatch.context() as patched:
+        patched.setattr("relay.submission.outbox.submit._remove_all", lambda *_: None)
+        patched.setattr(place.log, "withdraw", lambda *_: None)
+        patched.setattr("relay.submission.outbox.submit.os.rename", killed)
+        send, what = store.submissions.submit_new, draft()
+        if kept is not None:
+            send, what = store.submissions.submit_draft, kept.id
+        with pytest.raises(KeyboardInterrupt):
+            blocking(send)(ALICE, what, SendOptions())
+    [cut_off] = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
+    assert await place.log.submission(cut_off) is not None
+    after = place.store()
+    assert await after.submissions.remove_unfinished() == 1
+    assert await place.log.submission(cut_off) is None
+    found = await place.log.find_submission_ids(ALICE, account=ALICE, limit=1)
+    assert list(found) == [sent.submission_id]
+    assert len(place.files(".Drafts")) == (1 if kept is None else 2)
+    if kept is not None:
+        await after.submissions.submit_draft(ALICE, kept.id, SendOptions())

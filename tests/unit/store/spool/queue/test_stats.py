@@ -7,10 +7,12 @@ import apsw
 import pytest
 
 from relay.store.spool.shared import stats
+from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.types import (
     ClaimResult,
     EntrySchedule,
     PriorityLevel,
+    SpoolUnavailableError,
 )
 from tests.support.operator import LATER, OK, deferred
 
@@ -68,3 +70,21 @@ async def test_a_count_reads_one_snapshot(spool, make, monkeypatch) -> None:
         seen.append(await counting)
     assert {counts.unaccounted for counts in seen} == {0}
     assert len({sum(counts.entries.values()) for counts in seen}) > 1
+
+
+async def test_a_count_releases_its_snapshot_after_30_seconds(spool, make, clock, monkeypatch):
+    """An open snapshot lets the write-ahead log grow."""
+    monkeypatch.setattr(stats, "ENTRIES_AT_ONCE", 1)
+    for _ in range(5):
+        await spool.accept(make(TWO))
+    really = stats.QueueCounter.step
+
+    def slow(count: stats.QueueCounter, tables: SqliteTables) -> bool:
+        clock.advance(20)
+        return really(count, tables)
+
+    monkeypatch.setattr(stats.QueueCounter, "step", slow)
+    with pytest.raises(SpoolUnavailableError, match="not counted within 30 s"):
+        await spool.counts()
+    monkeypatch.setattr(stats.QueueCounter, "step", really)
+    assert (await spool.counts()).entries["queued"] == 5
