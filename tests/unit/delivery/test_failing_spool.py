@@ -7,6 +7,7 @@ import pytest
 
 from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.routing.mx_hosts import TemporaryFailure
+from tests.support.journeys import states
 from tests.support.logs import capture_logs
 from tests.support.remote_mx import RemoteMx
 
@@ -70,3 +71,32 @@ def refuse_to_record(delivery) -> Counter[str]:
 
     delivery.spool.record = record
     return asked
+
+
+async def test_relayed_recipients_are_recorded_before_the_others_of_the_attempt(
+    delivery, monkeypatch
+) -> None:
+    """The others need no final dot, so that nothing else waits. Put back first, the entry would be
+    another's, and who has the message would get it again.
+    """
+    many = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["450 4.2.1 later"] * 2 + ["250 ok"]
+    await delivery.open()
+    record, in_time = delivery.spool.record, []
+
+    async def refuse_once(claim_result, **more):
+        if claim_result.goes_on and not in_time:
+            in_time.append(None)
+            raise SpoolUnavailableError("the disk is full")
+        answer = await record(claim_result, **more)
+        in_time.append(answer[0])
+        return answer
+
+    monkeypatch.setattr(delivery.spool, "record", refuse_once)
+    async with RemoteMx(replies={"RCPT": many}) as mx:
+        delivery.table.at("a.test", mx)
+        await delivery.start()
+        people = [f"{number}@a.test" for number in range(5)]
+        journey = await delivery.done(await delivery.send(*people))
+    assert set(states(journey).values()) == {"relayed"}
+    assert [one.addresses for one in mx.envelopes] == [people[:3], people[3:]]
+    assert in_time == [None, True, True, True]

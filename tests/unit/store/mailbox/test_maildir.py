@@ -11,6 +11,7 @@ from relay.store.mailbox import maildir
 from relay.store.mailbox.maildir import (
     DirectorySync,
     link_or_copy,
+    make_directories,
     make_directory,
     place,
     rename,
@@ -107,16 +108,29 @@ def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monk
 
     def sync(path):
         synced.append(path)
-        if len(synced) == 2:
+        if len(synced) in {2, 4}:
             raise OSError(errno.EIO, "bad")
 
     monkeypatch.setattr(maildir, "sync_directory", sync)
     make_directory(tmp_path / "a")
-    with pytest.raises(OSError, match="bad"):
-        make_directory(tmp_path / "a" / "b")
-    make_directory(tmp_path / "a" / "b")
-    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a"]
-    assert (tmp_path / "a" / "b").is_dir()
+    for make in (make_directory, lambda path: make_directories(path.parent, ("b", "c", "d"))):
+        with pytest.raises(OSError, match="bad"):
+            make(tmp_path / "a" / "b")
+        assert list((tmp_path / "a").iterdir()) == []
+        make(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+        (tmp_path / "a" / "b").rmdir()
+    assert synced == [tmp_path, *[tmp_path / "a"] * 4]
+
+
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        write_synced(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rename_replaces_nothing(tmp_path):

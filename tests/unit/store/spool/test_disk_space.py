@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.store.spool.sqlite import disk_space
+from relay.store.spool.sqlite.storage import SqliteStorage
 from relay.store.spool.types import ClaimResult, Selector, SpoolFullError
 from tests.support.operator import OK
 
@@ -87,3 +88,11 @@ async def test_a_refused_message_leaves_no_file(spool, make, disk, tmp_path) -> 
     with pytest.raises(SpoolFullError):
         await spool.accept(make(contents=(b"x" * 300_000,)))
     assert [path for path in tmp_path.rglob("*-content/*") if path.is_file()] == []
+
+
+async def test_no_backup_is_begun_without_room(spool, disk, path, tmp_path) -> None:
+    (tmp_path / "copy").mkdir()
+    disk.free_bytes = 4096
+    with pytest.raises(SpoolFullError):
+        SqliteStorage(path).back_up(tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []

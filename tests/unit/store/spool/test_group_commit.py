@@ -39,3 +39,6 @@ def test_a_running_commit_counts_immediately():
         clock.advance(7)
         assert writer.commit_s() == 7
     assert writer.commit_s() == pytest.approx(0.01)
+    clock.advance(31)
+    committed(writer, clock, 0.5)
+    assert writer.commit_s() == 0  # those of half a minute ago are forgotten

@@ -15,6 +15,7 @@ from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import (
     ClaimResult,
+    SpoolError,
     SpoolUnavailableError,
 )
 from tests.support.operator import OK
@@ -129,3 +130,22 @@ async def test_the_body_is_synced_before_the_transaction_references_it(
     monkeypatch.setattr(spool._files._crash, "reached", lambda _: at_point.append(list(synced)))
     await spool.accept(message)
     assert at_point[0] == [f"{message.facts.id}-0", files.name]
+
+
+async def test_a_discarded_body_stays_removed(spool, files: Path) -> None:
+    incoming_body = spool.incoming_body()
+    await incoming_body.write([BODY])
+    incoming_body.discard()
+    await gone(incoming_body.octets().path)
+    await incoming_body.write([BODY])  # as the thread of a closed session does
+    assert names(files) == []
+
+
+@pytest.mark.parametrize("octets", [5, None])
+async def test_a_missing_or_truncated_body_is_an_error(spool, make, files: Path, octets) -> None:
+    (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
+    stored = files / f"{claim.message.id}-0"
+    stored.unlink() if octets is None else os.truncate(stored, octets)
+    for check in (True, False):
+        with pytest.raises(SpoolError, match=r"has 5 bytes, expected 182|No such file"):
+            await spool.read_content(claim.content_id, check=check)
