@@ -76,9 +76,7 @@ def refuse_to_record(delivery) -> Counter[str]:
 async def test_relayed_recipients_are_recorded_before_the_others_of_the_attempt(
     delivery, monkeypatch
 ) -> None:
-    """The others need no final dot, so that nothing else waits. Put back first, the entry would be
-    another's, and who has the message would get it again.
-    """
+    """Put back first, who has the message would get it again."""
     many = ["250 ok"] * 3 + ["452 4.5.3 too many"] * 2 + ["450 4.2.1 later"] * 2 + ["250 ok"]
     await delivery.open()
     record, in_time = delivery.spool.record, []

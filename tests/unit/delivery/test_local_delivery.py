@@ -145,6 +145,12 @@ async def test_claims_share_the_limit(deliveries):
     deliveries.store.may_end.set()
     for number in (1, 2, 3):
         await deliveries.until_recorded(number)
+    deliveries.store.may_end.clear()
+    for number in range(4, 44):
+        deliveries.push(number, count=1)
+    await deliveries.store.until(16)
+    deliveries.store.may_end.set()
+    await deliveries.until_recorded(43)
 
 
 async def test_a_delivery_that_is_cut_off_leaves_what_was_not_begun_without_an_outcome(deliveries):

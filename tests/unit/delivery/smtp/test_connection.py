@@ -248,3 +248,11 @@ async def test_quit_does_not_wait_for_ever(connected, message):
         async with asyncio.timeout(2):
             await connection.quit()
         assert not connection.is_open
+
+
+async def test_a_peer_that_takes_no_data_times_out(connected, message):
+    async with RemoteMx(gates={"CONTENT": asyncio.Event()}) as mx:
+        connection = await connected(mx, timeouts=IN_NO_TIME)
+        result = await connection.transact(message(content=b"x" * 20_000_000))
+        assert kinds(result) == {0: Deferred}
+        assert "read no data" in result.outcomes[0].evidence.reply

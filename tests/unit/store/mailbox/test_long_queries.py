@@ -170,3 +170,22 @@ class CountingClock(ManualClock):
     def real_s(self) -> float:
         self.looks += 1
         return 0.0
+
+
+def test_few_octets_are_read_before_they_are_written_down(
+    mailbox: Path, index: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content_index, "_BYTES_AT_ONCE", 1)
+    read, real = [], content_index.read_text
+
+    def reading(path: Path) -> object:
+        read.append(path)
+        if len(read) == 4:
+            raise RuntimeError
+        return real(path)
+
+    monkeypatch.setattr(content_index, "read_text", reading)
+    with pytest.raises(RuntimeError):
+        index.query(mailbox, MessageQuery(condition=ZEBRA))
+    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    assert len(read) == MESSAGES + 1

@@ -123,16 +123,6 @@ def test_a_directory_that_could_not_be_made_durable_is_made_again(tmp_path, monk
     assert synced == [tmp_path, *[tmp_path / "a"] * 4]
 
 
-def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
-    def full(_descriptor):
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="full"):
-        write_synced(tmp_path / "a", b"x")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_rename_replaces_nothing(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"one")

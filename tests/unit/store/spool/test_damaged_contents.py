@@ -124,12 +124,10 @@ async def test_large_bodies_are_verified_outside_the_queue_reader(spool, make, m
     """A long read does not block the queue reader."""
     (claim,) = (await spool.accept(make(content=await arrived(spool)))).claims
     threads: list[str] = []
-    really = content_files.checksum_of
 
-    def checksum_of(*given: object) -> int:
-        threads.append(threading.current_thread().name)
-        return really(*given)
+    def verify(*_: object, **_more: object) -> None:
+        threads.append(threading.current_thread().name.rpartition("_")[0])
 
-    monkeypatch.setattr(content_files, "checksum_of", checksum_of)
+    monkeypatch.setattr(content_files, "verify_checksum", verify)
     await spool.read_content(claim.content_id)
-    assert [one.rpartition("_")[0] for one in threads] == ["spool-check"]
+    assert threads == ["spool-check"]

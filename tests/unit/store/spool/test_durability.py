@@ -224,3 +224,14 @@ async def test_a_stop_with_a_failed_fsync_keeps_the_log_for_the_next_start(
     assert await again.start() == 1
     assert await again.journey(accepted.queue_id)
     await again.stop()
+
+
+async def test_a_disk_that_failed_is_tried_again_without_new_mail(disk, spool, make, monkeypatch):
+    monkeypatch.setattr(write_ahead_log, "_RETRY_S", 0.01)
+    disk.refuses("sync")
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make())
+    disk.is_well()
+    async with asyncio.timeout(30):
+        while spool.load().is_failing:
+            await asyncio.sleep(0.001)

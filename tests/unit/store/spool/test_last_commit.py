@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import apsw
 import pytest
@@ -285,10 +286,8 @@ async def test_a_last_commit_file_is_read_after_a_power_loss(
 async def test_mail_is_accepted_when_the_commit_number_cannot_be_written(
     path: Path, running, make, monkeypatch, capfd
 ) -> None:
-    def refuse(*_args: object, **_more: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(LastCommit, "_write", refuse)
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(LastCommit, "_write", full)
     async with running(path) as spool:
         names = await fill(spool, make, 3)
         spool._writer.log.shrink()

@@ -6,7 +6,6 @@ import apsw
 import pytest
 
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
-from relay.store.spool.shared import maintenance
 from relay.store.spool.types import ClaimResult, EntrySchedule
 from tests.support.operator import OK
 
@@ -42,15 +41,3 @@ async def test_a_message_with_live_recipients_of_a_lost_entry_is_kept(
     assert await spool.maintenance.prune(30) == 1
     assert await spool.journey(gone) is None
     assert await spool.journey(claim.message.id) is not None
-
-
-async def test_a_prune_request_is_bounded_and_is_repeated(spool, make, clock, monkeypatch) -> None:
-    monkeypatch.setattr(maintenance, "AT_ONCE", 1)
-    monkeypatch.setattr(maintenance, "_STEPS_AT_ONCE", 2)
-    for _ in range(3):
-        await finished(spool, make)
-    clock.advance(60)
-    answers = [await spool.maintenance.prune_many(30) for _ in range(2)]
-    assert answers == [{"ended": False}, {"ended": True}]
-    would = await spool.maintenance.prune_many(30, dry_run=True)
-    assert would["messages"] == 0

@@ -10,6 +10,7 @@ import pytest
 
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool_files import last_commit_of
+from relay.store.spool.types import SpoolUnavailableError
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -99,3 +100,10 @@ async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Pa
     assert removed == 0
     for one in accepted:
         assert await spool.read_content(one.claims[0].content_id) == LARGE
+
+
+async def test_a_bounce_that_cannot_be_stored_leaves_no_file(spool, make, files: Path) -> None:
+    impossible = make(content=LARGE, id="n" * 300)
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(make(content=LARGE), reports=(impossible,))
+    assert names(files) == []

@@ -199,3 +199,15 @@ async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_ot
     assert "it is not supported here" in said
     await deaf.stop()
     await other.stop()
+
+
+async def test_an_internal_error_ends_the_node(spool, monkeypatch) -> None:
+    """It would look as if the database were away."""
+    ended: asyncio.Queue[SpoolError] = asyncio.Queue()
+    spool.on_lost = ended.put_nowait
+    monkeypatch.setattr(spool._writer, "_gather", lambda: 1 / 0)
+    with pytest.raises(SpoolUnavailableError, match="internal error"):
+        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    assert "ZeroDivisionError" in str(await asyncio.wait_for(ended.get(), SOON_S))
+    with pytest.raises(SpoolUnavailableError):
+        await spool.accept(new_message(TO_A))
