@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import apsw
 import pytest
 
+from relay.store.spool.sqlite import content_files
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool_files import last_commit_of
-from relay.store.spool.types import SpoolUnavailableError
+from relay.store.spool.types import SpoolError
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 
@@ -102,8 +104,11 @@ async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Pa
         assert await spool.read_content(one.claims[0].content_id) == LARGE
 
 
-async def test_a_bounce_that_cannot_be_stored_leaves_no_file(spool, make, files: Path) -> None:
-    impossible = make(content=LARGE, id="n" * 300)
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(make(content=LARGE), reports=(impossible,))
+async def test_a_content_that_cannot_be_made_durable_leaves_no_file(
+    spool, make, files: Path, monkeypatch
+) -> None:
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(content_files, "fsync_path", full)
+    with pytest.raises(SpoolError):
+        await spool.accept(make(content=LARGE))
     assert names(files) == []
