@@ -16,7 +16,9 @@ from relay.base.message.outcome import Delivered, Evidence
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
 from relay.front_door.api import ApiDependencies, EventStreams, create_app, event_streams
+from relay.front_door.api.event_streams import EventView
 from relay.front_door.http.http_server import HttpServer
+from relay.store.journeys import event_feed
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventCursor,
@@ -502,3 +504,31 @@ def test_a_cursor_is_its_text(text: str) -> None:
 def test_what_is_not_a_cursor(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         parse_event_cursor(text, now_us=10)
+
+
+async def test_all_streams_are_limited(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_MAX", 2)
+    async with relay.stream(), relay.stream(), relay.stream() as source:
+        assert (source.status, source.headers["retry-after"]) == (503, "5")
+
+
+async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_OF_ACCOUNT_MAX", 2)
+    streams = [(await relay.streams.response(EventView(ALICE))).blocks for _ in range(4)]
+    assert [await anext(one, b"") for one in streams] == [b"retry: 2000\n"] * 2 + [b""] * 2
+    for one in streams:
+        await one.aclose()
+
+
+async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
+    relay: Relay, monkeypatch
+) -> None:
+    monkeypatch.setattr(event_feed, "_COST_FACTOR", 10**6)
+    monkeypatch.setattr(event_feed, "_PAUSE_S_MAX", 0.3)
+    await relay.mail()
+    async with relay.stream("auditor"):
+        began = asyncio.get_running_loop().time()
+        for number in range(5):  # two at once, so three pairs
+            async with relay.stream(query={"after": str(number)}) as source:
+                await source.events(1)
+        assert asyncio.get_running_loop().time() - began > 0.5

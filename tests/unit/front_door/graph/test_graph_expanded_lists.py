@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from relay.front_door.graph import graph_request
+from relay.store.mailbox import attachments
 from tests.support.graph_fakes import OnDisk
 from tests.unit.front_door.graph.test_graph_attachments import (
     ITEM,
@@ -54,3 +56,29 @@ async def test_a_delta_query_has_attachments_next_to_removed_messages(on_disk: O
     assert page["value"][0]["attachments"] == await listed(on_disk, kept)
     assert page["value"][1] == {"id": removed, "@removed": {"reason": "deleted"}}
     assert [*page] == ["@odata.context", "value", "@odata.deltaLink"]
+
+
+async def test_a_message_that_is_removed_meanwhile_is_left_out(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await draft(on_disk, TEXT) for _ in range(3)]
+    opened = attachments.Attachments._opened
+
+    def remove_one(self: Any, account: str, message_id: str, *given: str, **options: bool) -> Any:
+        if message_id == ids[1]:
+            [file] = [path for path in on_disk.files() if message_id in path.name]
+            file.unlink()
+        return opened(self, account, message_id, *given, **options)
+
+    monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
+    [page] = await pages(on_disk, "/messages?$expand=attachments")
+    assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
+
+
+async def test_a_page_with_large_attachments_ends_early(
+    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await draft(on_disk, PDF) for _ in range(3)]
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 10)
+    found = await pages(on_disk, "/messages?$expand=attachments")
+    assert [[one["id"] for one in page["value"]] for page in found] == [[one] for one in ids[::-1]]

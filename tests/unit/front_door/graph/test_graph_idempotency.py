@@ -362,3 +362,16 @@ async def test_the_memory_is_bounded(mailbox: Mailbox, monkeypatch: pytest.Monke
     count = len(mailbox.pending)
     assert (await mailbox.send("e", authorization="Bearer bob", retry_attempt="1")).is_success
     assert len(mailbox.pending) == count
+
+
+async def test_the_running_requests_of_an_account_are_limited(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "REQUESTS_PER_ACCOUNT_MAX", 2)
+    answers = await asyncio.gather(*(mailbox.send(str(number)) for number in range(5)))
+    rejected = [one for one in answers if one.status_code != 202]
+    assert len(rejected) == 3
+    for answer in rejected:
+        refused(answer, 429, "ApplicationThrottled")
+    assert len(mailbox.pending) == 2
+    assert (await mailbox.send("later")).status_code == 202

@@ -171,3 +171,20 @@ def test_a_request_of_a_proxy_counts_for_its_client() -> None:
     assert may_start("2001:db8::1")
     assert may_start("2001:db8::2:0:0:1")
     assert may_start("2001:db8::3") is None
+
+
+def test_requests_of_all_are_bounded() -> None:
+    limited = LimitedConnections(requests=2, proxy_networks=("198.51.100.0/24",))
+    for number in range(2):
+        connection = limited.add(PROXY, str(number))
+        assert limited.connection_table.may_start_request(connection)
+        limited.connection_table.set_state(connection, ConnectionState.BUSY)
+    assert not limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
+
+
+def test_without_proxies_the_fields_are_ignored() -> None:
+    table = LimitedConnections().connection_table
+    for host in (HEAVY, ""):
+        connection = table.add(host, lambda: None)
+        assert connection is not None
+        assert table.identify(connection, forwarding(LIGHT)) == host

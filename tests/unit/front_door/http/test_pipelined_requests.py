@@ -1,6 +1,7 @@
 """Pipelined requests: one is parsed at a time, and the rest of a read waits for its response."""
 
 import asyncio
+import itertools
 import re
 import ssl
 from typing import Any
@@ -41,6 +42,33 @@ def answered(octets: bytes) -> list[tuple[str, int]]:
 async def connected(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     address = server.bound[0]
     return await asyncio.open_connection(address.host, address.port)
+
+
+@on_both_loops
+async def test_the_event_loop_has_a_turn_between_two_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, counts, is_over = 0, [0], False
+    begin = BoundedProtocol.on_message_begin
+
+    def counted(made: BoundedProtocol) -> None:
+        nonlocal begun
+        begun += 1
+        begin(made)
+
+    async def others() -> None:
+        while not is_over:
+            counts.append(begun)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(BoundedProtocol, "on_message_begin", counted)
+    async with serving() as server:
+        watching = asyncio.create_task(others())
+        await talk(server, b"".join(map(get, "abcdefgh" * 20)) + LAST)
+        is_over = True
+        await watching
+    assert begun == 161
+    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
 
 
 async def test_requests_are_told_apart_wherever_a_read_ends(

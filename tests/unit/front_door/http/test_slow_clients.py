@@ -227,3 +227,25 @@ async def test_answers_that_are_not_read_are_bounded(method: str, sent_as: str) 
         assert most <= limit // 2 + ANSWER
     assert status_of(other) == 200
     assert len(other) > ANSWER
+
+
+@on_both_loops
+async def test_a_block_is_read_when_the_one_before_has_left() -> None:
+    unread_at_reads: list[int] = []
+
+    def blocks() -> Iterator[bytes]:
+        for _ in range(ANSWER // 60_000):
+            unread_at_reads.append(unread_bytes(server))
+            yield bytes(60_000)
+
+    async def much(_: HttpRequest) -> Response:
+        return StreamedResponse(blocks())
+
+    async with serving(much) as server, held(server, 1, LAST_GET % b"/x") as (client,):
+        while unread_bytes(server) <= protocol.BUFFERED_BYTES:
+            await asyncio.sleep(0.001)
+        read_bytes = 0
+        while piece := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
+            read_bytes += len(piece)
+    assert read_bytes > ANSWER
+    assert max(unread_at_reads) <= protocol.BUFFERED_BYTES

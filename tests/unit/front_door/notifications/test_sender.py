@@ -131,3 +131,20 @@ async def test_many_that_are_slow_delay_no_other(
         await until(lambda: good.at == 20)
         assert all(feed.at == 1 for feed in feeds)
         assert not any(feed.failures for feed in feeds)
+
+
+async def test_many_that_are_down_delay_no_other(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All slots for retries are taken by receivers that never answer."""
+    monkeypatch.setattr(module, "POST_S", 0.5)
+    with Receiver() as receiver, Receiver() as silent:
+        silent.mode = "stall"
+        stalled = [Numbers(silent.url(), until=1) for _ in range(module.POSTS_MAX * 2)]
+        sender.wake(*stalled)
+        await until(lambda: all(feed.failures for feed in stalled))
+        monkeypatch.setattr(module, "POST_S", 60)  # longer than the test waits
+        await until(sender._retries.locked)
+        good = Numbers(receiver.url(), until=20)
+        sender.wake(good)
+        await until(lambda: good.at == 20)

@@ -47,14 +47,19 @@ async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: 
         assert await asyncio.gather(*hers) == ["done"] * 5
 
 
-async def test_one_visitor_does_not_take_all_places(costly: Costly, monkeypatch) -> None:
-    monkeypatch.setattr(content_pages, "_WAITING_OF_VISITOR_MAX", 2)
+@pytest.mark.parametrize("one", [ANN, BOB])
+async def test_the_places_of_one_visitor_and_of_all_are_bounded(
+    costly: Costly, monkeypatch, one: Principal
+) -> None:
+    limit = "_WAITING_OF_VISITOR_MAX" if one is ANN else "_WAITING_MAX"
+    monkeypatch.setattr(content_pages, limit, 2)
     pages = ContentPages(None)
     hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as caught:
-        await pages.in_thread(ANN, costly)
+        await pages.in_thread(one, costly)
     assert caught.value.status == 503
-    assert await pages.in_thread(BOB, lambda: "his") == "his"
+    if one is ANN:
+        assert await pages.in_thread(BOB, lambda: "his") == "his"
     costly.end.set()
     assert await asyncio.gather(*hers) == ["done"] * 2

@@ -153,3 +153,14 @@ def test_a_time_that_is_left_does_not_make_a_fragment_another_one() -> None:
     assert digest_of(shown.format("t1", "in 10 min", "20:23 UTC")) == digest
     assert digest_of(shown.format("t2", "in 11 min", "20:23 UTC")) != digest
     assert digest_of(shown.format("t1", "in 11 min", "20:24 UTC")) != digest
+
+
+async def test_what_comes_at_once_does_not_exceed_the_bounds_of_a_visitor(page, monkeypatch):
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
+    monkeypatch.setattr(live, "VIEWS_OF_VISITOR_MAX", 1)
+    readers = [page.reader(key) for key in ("a", "b", "a", "a")]
+    assert [await one.next() for one in readers] == ["retry: 2000\n", "", "retry: 2000\n", ""]
+    monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 9)
+    with pytest.raises(ApiError):
+        page.reader("c")
+    await page.reader("c", name="bob").begin()

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -252,3 +253,32 @@ def test_what_is_no_key_is_a_fault(tmp_path, content):
     with pytest.raises(SettingsError, match="expected a private JWK for ES256"):
         token_key(tmp_path)
     assert file.read_bytes() == content
+
+
+def test_the_key_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def renamed(path: Path, target: Path) -> None:
+        done.append("rename")
+        os.replace(path, target)  # noqa: PTH105 - Path.replace is this function
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    token_key(tmp_path)
+    assert done[0].startswith(f".{TOKEN_KEY_FILE}.")
+    assert done[1:] == ["rename", tmp_path.name]
+
+
+def test_the_public_keys_are_public(tokens):
+    (key,) = tokens.public_keys()["keys"]
+    assert set(key) == {"kty", "crv", "x", "y", "kid"}
+
+
+@each_row("header", [["alg"], {"alg": "ES256", "crit": 5}, {"alg": "ES256", "crit": [{}]}])
+def test_a_malformed_header_has_no_client(tokens, header):
+    """joserfc raises a TypeError for some of them."""
+    encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
+    assert tokens.client_of(f"{encoded}.e30.AAAA", Clients()) is None
