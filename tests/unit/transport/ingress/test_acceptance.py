@@ -423,3 +423,21 @@ async def test_an_error_in_passing_on_claims_does_not_change_the_250():
     acceptance.close()
     assert decision.reply.startswith("250 ")
     assert len(passed_on) == 1
+
+
+@pytest.mark.parametrize(("domains", "claimed"), [(100, True), (101, False)])
+async def test_a_message_with_many_next_hops_is_committed_without_claims(domains, claimed):
+    relay, asked, waiting = Relay(), [], []
+    accept_really = relay.spool.accept
+
+    async def accept_watched(message, **options):
+        asked.append(options["claim"])
+        return await accept_really(message, **options)
+
+    relay.spool.accept = accept_watched
+    acceptance = relay.acceptance(on_waiting=waiting.extend)
+    one = envelope(*(f"x@{number}.test" for number in range(domains)))
+    await acceptance.accept(*one, CONTENT, origin=TRUSTED)
+    acceptance.close()
+    assert asked == [claimed]
+    assert [len(message.entries) for message in waiting] == ([] if claimed else [domains])

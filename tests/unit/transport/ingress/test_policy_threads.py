@@ -83,3 +83,21 @@ async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatc
     release.set()
     await asyncio.gather(*calls)
     assert order.count("slow") == 3
+
+
+async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monkeypatch):
+    release, order = threading.Event(), []
+    running = [
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        for key in "ab"
+    ]
+    await asyncio.sleep(0)  # both have begun
+    monkeypatch.setattr(policy_threads, "_TURN_S", 0.01)
+    with pytest.raises(TimeoutError):
+        await threads.run("c", lambda _: order.append("given up"), timeout_s=10)
+    monkeypatch.undo()
+    again = asyncio.create_task(threads.run("c", lambda _: order.append("again"), timeout_s=10))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(*running, again)
+    assert order == ["again"]

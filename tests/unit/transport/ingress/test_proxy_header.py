@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from relay.base.settings.tree import TlsSettings
 from relay.base.socket_address import Address
+from relay.transport.ingress import proxy_header
 from relay.transport.ingress.proxy_header import ProxyHeader, ProxyHeaderError, parse_header
 from tests.support.events import until
 from tests.support.ingress import Relay, inside
@@ -274,3 +275,13 @@ def log_in(address: Address, certificate: TlsSettings, role: str) -> bytes:
         login = base64.b64encode(b"\0alice@example.test\0alice")
         client.sendall(b"AUTH PLAIN " + login + b"\r\n")
         return reader.readline()
+
+
+@pytest.mark.parametrize("sent", [b"", v2_of(STRANGER)[:-1]])
+async def test_a_header_has_its_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(proxy_header, "HEADER_S", 0.2)
+    relay = Relay()
+    async with listening(relay, proxy_networks=PROXIES) as server:
+        assert await all_of(connected(server.address, sent)) == b""
+    [refused] = relay.refused
+    assert refused.reply.endswith("be used: it did not arrive within 0.2 seconds")

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gc
 import socket
+import ssl
 import stat
 import weakref
 
@@ -15,6 +16,7 @@ from relay.base.accounts.directory import load_accounts
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.ingress.smtp_session import SmtpSession
 from tests.support.events import until
 from tests.support.ingress import OPENING, Client, inside, make_certificate
 from tests.support.logs import capture_logs
@@ -314,3 +316,56 @@ async def test_neither_pickup_nor_an_open_transaction_is_refused_because_of_pres
     assert (await client.reply()).startswith("220 ")
     said = await client.say_all(OPENING[0], f"{OPENING[1]} SIZE=1000", *OPENING[2:], MESSAGE)
     assert said[-1].startswith("250 2.0.0 ")
+
+
+async def test_a_stop_ends_sessions_after_the_grace_time_and_handshakes(listening, certificate):
+    servers = [await listening(), await listening(tls=certificate, role="submissions")]
+    client, silent = [await Client.connect(one.address) for one in servers]
+    await client.open_transaction()
+    await until(lambda: inside(servers[1])._beginning)
+    for one in servers:
+        await asyncio.wait_for(one.drain(0.05), 30)
+        assert one.sessions == 0
+    assert (await client.reply()).startswith("421 4.3.2 ")
+    assert await asyncio.wait_for(silent.reader.read(), 30) == b""
+    assert not inside(servers[1])._beginning
+
+
+async def test_starttls_can_be_required(listening, certificate):
+    required = type(certificate)(certificate.certificate, certificate.key, require=True)
+    client = await Client.connect((await listening(tls=required)).address)
+    await client.reply()
+    assert (await client.say_all("EHLO client.test", "MAIL FROM:<>"))[1].startswith("530 5.7.0 ")
+
+
+async def test_what_is_sent_in_clear_late_after_starttls_is_discarded(
+    listening, certificate, monkeypatch
+):
+    """It arrives while the 220 is written, because the client is slow to read."""
+    flush, discarded = SmtpSession._flush, asyncio.Event()
+
+    async def slow_flush(session):
+        is_last_in_clear = b"220 2.0.0" in b"".join(session._replies)
+        await flush(session)
+        while is_last_in_clear and session._input.is_empty:
+            await asyncio.sleep(0)
+        if is_last_in_clear:
+            discarded.set()
+
+    monkeypatch.setattr(SmtpSession, "_flush", slow_flush)
+    client = await Client.connect((await listening(tls=certificate)).address)
+    await client.reply()
+    await client.say_all("EHLO client.test", "STARTTLS")
+    client.writer.write(b"NOOP\r\n")
+    await asyncio.wait_for(discarded.wait(), 30)
+    context = ssl.create_default_context(cafile=certificate.certificate)
+    await client.writer.start_tls(context, server_hostname="localhost")
+    assert await client.say("EHLO client.test") == "250 DSN"
+
+
+async def test_the_user_name_in_the_log_is_bounded(listening):
+    client = await Client.connect((await listening()).address)
+    with capture_logs() as lines:
+        assert (await log_in(client, "x", user="a\r\nb" * 500)).startswith("535 ")
+    (user,) = [one["user"] for one in lines if "user" in one]
+    assert user == ("a  b" * 500)[:100]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import threading
 
 import pytest
 from msgspec import structs
@@ -453,3 +454,14 @@ async def test_ttls_are_capped_at_a_day_and_a_quarter_of_an_hour(dns, clock):
         await resolver.resolve(mx("three.test"))
     assert dns.asked("gone.test", "MX") == 2
     assert dns.asked("three.test", "MX") == 2
+
+
+async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(10) and [])
+    async with resolving(dns, timeout_s=0.1) as resolver:
+        hops = [NextHop(HopKind.SMTP, f"host{number}", 25) for number in range(40)]
+        found = await asyncio.gather(*map(resolver.resolve, hops))
+        assert {type(each) for each in found} == {TemporaryFailure}
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(release.set)  # the loop's own threads are free
