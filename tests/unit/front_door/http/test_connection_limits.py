@@ -180,11 +180,3 @@ def test_requests_of_all_are_bounded() -> None:
         assert limited.connection_table.may_start_request(connection)
         limited.connection_table.set_state(connection, ConnectionState.BUSY)
     assert not limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
-
-
-def test_without_proxies_the_fields_are_ignored() -> None:
-    table = LimitedConnections().connection_table
-    for host in (HEAVY, ""):
-        connection = table.add(host, lambda: None)
-        assert connection is not None
-        assert table.identify(connection, forwarding(LIGHT)) == host

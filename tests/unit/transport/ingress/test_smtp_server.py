@@ -331,13 +331,6 @@ async def test_a_stop_ends_sessions_after_the_grace_time_and_handshakes(listenin
     assert not inside(servers[1])._beginning
 
 
-async def test_starttls_can_be_required(listening, certificate):
-    required = type(certificate)(certificate.certificate, certificate.key, require=True)
-    client = await Client.connect((await listening(tls=required)).address)
-    await client.reply()
-    assert (await client.say_all("EHLO client.test", "MAIL FROM:<>"))[1].startswith("530 5.7.0 ")
-
-
 async def test_what_is_sent_in_clear_late_after_starttls_is_discarded(
     listening, certificate, monkeypatch
 ):

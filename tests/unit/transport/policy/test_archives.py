@@ -434,18 +434,3 @@ def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypat
     assert (found.is_unreadable, found.entries) == (True, ())
     assert len(started) == 2
     assert all(state_of(one.process.pid) is None for one in started)
-
-
-def test_contents_that_rules_make_of_a_message_have_one_budget(evaluate):
-    inside = rule(
-        "{ subject_prefix = 'in' }", name="in", on_error="'ignore'",
-        when="{ attachment = { inside = true, name = '499.txt' } }",
-    )  # fmt: skip
-    fork = rule("{ subject_prefix = 'x' }", name="fork", when="{ recipient = 'b@out.test' }")
-    content = mixed(*(part(HALF + bytes(number)) for number in range(2)))
-    asked = rule(
-        "{ subject_prefix = 'no' }", name="before", when="{ attachment = { encrypted = true } }"
-    )
-    verdict = evaluate(asked, fork, inside, to=("a@out.test", "b@out.test"), content=content)
-    assert [hit.rule for hit in verdict.hits] == ["fork", "in"]
-    assert len(verdict.hits[1].recipients) == 2

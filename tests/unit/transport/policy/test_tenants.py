@@ -227,3 +227,16 @@ def test_a_tenant_may_take_half_of_the_time_that_is_left(book, monkeypatch) -> N
     times[:] = 2, 4
     assert evaluation.run(in_thread=True, time_s=10)
     assert [each.hold is None for each in evaluation.verdict().recipients] == [False, True]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_many_tenants_and_many_actions_are_not_carried_out_on_the_loop(tmp_path, fits) -> None:
+    of_each = engine.ACTIONS_ON_LOOP_MAX // 2 - fits
+    actions = "{{ subject_prefix = '{}' }}" + ", {{ hold = 'x' }}" * (of_each - 1)
+    names = [f"t{number}" for number in range(3 if fits else engine.SCOPES_ON_LOOP_MAX)]
+    for then, tenants in ((actions, names[:2]), ("{{ subject_prefix = '{}' }}", names)):
+        rules = many_tenants(tmp_path, then, tenants)
+        evaluation = rules.begin(mail(to=[f"x@{name}.test" for name in tenants]))
+        assert evaluation.run(in_thread=False) is fits
+        assert evaluation.run(in_thread=True)
+        assert subjects(evaluation.verdict()) == {f"x@{one}.test": f"{one} hello" for one in tenants}

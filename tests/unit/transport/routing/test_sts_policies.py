@@ -225,12 +225,3 @@ async def test_the_policies_that_are_kept_have_a_limit(domains: Domains, monkeyp
         await domains.find(name)
     assert sorted(one.name for one in domains.directory.iterdir()) == ["a.test", "c.test"]
     assert domains.fetched == {"a.test": 1, "b.test": 1, "c.test": 1}
-
-
-async def test_a_name_server_that_does_not_answer_is_not_asked_each_time(domains: Domains) -> None:
-    domains.records["_mta-sts.a.test"] = NO_ANSWER
-    assert [await domains.mode() for _ in range(3)] == ["nothing"] * 3
-    assert domains.asked["_mta-sts.a.test"] == 1
-    domains.records["_mta-sts.a.test"] = record("1")
-    domains.pass_s(FAILED_S)
-    assert await domains.mode() == "enforce"
