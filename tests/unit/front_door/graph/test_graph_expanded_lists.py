@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from relay.front_door.graph import graph_request
 from relay.store.mailbox import attachments
 from tests.support.graph_fakes import OnDisk
 from tests.unit.front_door.graph.test_graph_attachments import (
@@ -73,12 +72,3 @@ async def test_a_message_that_is_removed_meanwhile_is_left_out(
     monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
     [page] = await pages(on_disk, "/messages?$expand=attachments")
     assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
-
-
-async def test_a_page_with_large_attachments_ends_early(
-    on_disk: OnDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = [await draft(on_disk, PDF) for _ in range(3)]
-    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 10)
-    found = await pages(on_disk, "/messages?$expand=attachments")
-    assert [[one["id"] for one in page["value"]] for page in found] == [[one] for one in ids[::-1]]

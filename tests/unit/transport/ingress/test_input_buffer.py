@@ -41,3 +41,14 @@ async def test_reading_pauses_while_too_much_is_buffered():
     assert asked[-1] == "resume"
     one.feed_end()
     assert await waiting is False
+
+
+def test_a_long_line_is_one_error_and_is_not_kept():
+    asked = []
+    one = InputBuffer(limit_bytes=1000, pause=lambda: asked.append("pause"), resume=int)
+    for _ in range(9):
+        one.feed(b"x" * 500)
+        assert one.take_line(20) is None
+    one.feed(b"\r\nNOOP\r\n")
+    assert [one.take_line(20) for _ in range(2)] == [LineError.TOO_LONG, b"NOOP"]
+    assert asked == []

@@ -239,4 +239,6 @@ def test_many_tenants_and_many_actions_are_not_carried_out_on_the_loop(tmp_path,
         evaluation = rules.begin(mail(to=[f"x@{name}.test" for name in tenants]))
         assert evaluation.run(in_thread=False) is fits
         assert evaluation.run(in_thread=True)
-        assert subjects(evaluation.verdict()) == {f"x@{one}.test": f"{one} hello" for one in tenants}
+        assert subjects(evaluation.verdict()) == {
+            f"x@{one}.test": f"{one} hello" for one in tenants
+        }
