@@ -1,5 +1,8 @@
 """A service with a tenant whose rules have a fault: replies, readiness, metrics, commands."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.support.relay_process import RelayProcess
@@ -57,3 +60,23 @@ def test_mail_waits_for_rules_and_all_other_mail_does_not(relay):
     assert reply_to(relay, "a@other.test")[0] == 250
     assert (ready(relay), relay.metric(AGE, tenant="acme")) == ((200, "ready"), 0)
     assert "acme/mark: subject_prefix" in relay.cli("policy", "check").stdout
+
+
+def test_a_restoration_has_the_last_good_rules(relay: RelayProcess, tmp_path: Path) -> None:
+    write(relay, GOOD)
+    assert relay.cli("reload").returncode == 0
+    fault = write(relay, FAULTY)
+    assert relay.cli("backup", str(tmp_path / "copy")).returncode == 0
+    relay.stop()
+    for name in ("state", "mail"):
+        shutil.rmtree(relay.folder / name)
+    done = relay.cli("restore", str(tmp_path / "copy"))
+    assert done.returncode == 78  # that of the check
+    assert "everything is restored" in done.stdout + done.stderr
+    assert fault in done.stdout + done.stderr
+    relay.start()
+    assert ready(relay) == (200, "ready; old rules are in force for the tenants acme")
+    assert reply_to(relay, "a@other.test")[0] == 250
+    write(relay, GOOD)
+    assert relay.cli("reload").returncode == 0
+    assert ready(relay) == (200, "ready")

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.support.long_tests import sampled
 from tests.support.relay_process import until
+from tests.support.remotes import Remotes, received
 from tests.support.wall_clock import WallClock
 
 BOB = "bob@example.test"
@@ -60,3 +63,21 @@ def test_every_202_is_delivered_once_whatever_the_clock_was(
     )
     assert max(found.values()) == 1
     assert relay.subjects("alice") == []  # no report of any kind
+
+
+def test_new_mail_has_the_time_of_the_wall_clock_that_has_jumped(
+    tmp_path: Path, remotes: Remotes, serve
+) -> None:
+    wall, remote = WallClock(tmp_path), remotes.start("a.test")
+    relay = serve(remotes, environment=wall.environment)
+    wall.jump(FAR)
+    until("it is reported", lambda: "the clock has jumped" in relay.log)
+    journey = relay.until_final(relay.send_mail(to=["http@a.test"]))
+    relay.until_final(relay.submit("alice@example.test", ["smtp@a.test"]))
+    message = message_from_bytes(received(remote, "http@a.test").content)
+    hop = message_from_bytes(received(remote, "smtp@a.test").content)["Received"]
+    times = [
+        parsedate_to_datetime(one) for one in (message["Date"], hop.rpartition(";")[2].strip())
+    ]
+    times += [datetime.fromisoformat(step["at"]) for step in journey["steps"]]
+    assert all(abs(one - FAR - datetime.now(UTC)) < timedelta(minutes=1) for one in times), times

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from relay.base.accounts.directory import load_accounts
 from relay.base.certificates import certificate_of_handshake
@@ -17,6 +18,8 @@ from relay.base.socket_address import Address
 from relay.development import options as development
 from relay.development.authority import (
     LEAF_DAYS,
+    PROXY_HOURS,
+    PROXY_RENEW_HOURS,
     RENEW_BEFORE_DAYS,
     DevelopmentCertificate,
     open_authority,
@@ -188,4 +191,33 @@ async def test_the_certificate_is_renewed_also_after_a_failure(tmp_path):
     assert days_left(certificate, clock) < LEAF_DAYS - days
     await keep_valid_for(certificate, clock, MINUTE)
     assert days_left(certificate, clock) == LEAF_DAYS
+    folder.remove()
+
+
+async def test_the_authority_of_the_proxy_is_renewed_also_after_a_failure(tmp_path):
+    folder = open_folder(tmp_path / "dev")
+    clock = PassingTime()
+    certificate = DevelopmentCertificate(
+        folder.path, [], ca_dir=None, clock=clock, proxy_names=["graph.test"]
+    )
+    first, context = certificate.bundle.read_bytes(), certificate.proxy.hosts.context()
+    await keep_valid_for(certificate, clock, PROXY_RENEW_HOURS - MINUTE)
+    assert certificate.bundle.read_bytes() == first
+    tls, away = folder.path / "tls", folder.path / "away"
+    tls.rename(away)
+    tls.write_bytes(b"")  # nothing can be written
+    await keep_valid_for(certificate, clock, 2)
+    assert certificate.proxy.hosts.context() is context
+    tls.unlink()
+    away.rename(tls)
+    await keep_valid_for(certificate, clock, MINUTE)
+    second = certificate.bundle.read_bytes()
+    assert second != first
+    assert certificate.proxy.hosts.context() is not context
+    authorities = [x509.load_pem_x509_certificates(one) for one in (first, second)]
+    assert authorities[0][0] == authorities[1][0], "the ordinary one stays"
+    before, now = (each[1] for each in authorities)
+    assert before.public_key() == now.public_key(), "who read the first goes on"
+    assert before.subject == now.subject
+    assert now.not_valid_after_utc.timestamp() == clock.time_us() // 10**6 + PROXY_HOURS * 3600
     folder.remove()

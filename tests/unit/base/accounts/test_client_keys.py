@@ -9,7 +9,7 @@ import pytest
 from relay.base.accounts.client_keys import KEYS_MAX
 from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.settings.document import SettingsError
-from tests.support.client_keys import certificate, public_jwk
+from tests.support.client_keys import certificate, private_jwk, public_jwk
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -135,3 +135,22 @@ def test_keys_need_a_client_id(tmp_path):
         tmp_path, f'client_secret = "plain:s"\n[[account]]\naddress = "b@example.test"\n{PEM}'
     )
     assert "account[1].client_certificate: found no client_id, expected one" in told
+
+
+def warned(folder: Path, text: str) -> str:
+    [warning] = load(folder, text).tables.warnings
+    return warning
+
+
+def test_a_private_key_is_warned_of(tmp_path):
+    (tmp_path / "app.pem").write_text(RSA.key_pem + RSA.pem)
+    assert "found a private key too" in warned(tmp_path, PEM)
+    (tmp_path / "app.jwks").write_text(key_set(private_jwk("ec", key_ops=["sign"])))
+    assert "keys[0]: found a private key too" in warned(tmp_path, JWKS)
+
+
+def test_a_file_that_others_can_write_is_warned_of(tmp_path):
+    file = tmp_path / "app.pem"
+    file.write_text(RSA.pem)
+    file.chmod(0o646)
+    assert "others can write in it (chmod o-w)" in warned(tmp_path, PEM)

@@ -389,3 +389,17 @@ async def test_a_disabled_account_only_gets_mail(tmp_path):
     assert [one for one in senders if alice.may_send_as(one) or gone.may_send_as(one)] == []
     others = ["alice@example.test", "gone+shop@example.test", "x@example.test"]
     assert [one for one in others if alice.may_send_as(one)] == others
+
+
+async def test_what_a_guesser_calls_itself_is_remembered_shortened(tmp_path):
+    accounts = load(tmp_path, TWO)
+    assert await accounts.by_password("x" * 9000, "guess", client="192.0.2.1") is None
+    assert [len(name) for name, _ in accounts._checker._of_pairs._entries] == [320]
+    accounts.close()
+
+
+def test_plain_secrets_are_warned_of(tmp_path):
+    warnings = "\n".join(load(tmp_path, TWO).tables.warnings)
+    assert "accounts.toml:13: account[1].password" in warnings
+    assert "accounts.toml:14: account[1].token" in warnings
+    assert "account[0]" not in warnings

@@ -322,3 +322,16 @@ def test_the_one_that_failed_last_is_pushed_out_last():
         table.add(f"flood {number}", 0.0)
     assert table.count("guesser", 0.0) == 2
     assert table.count("other", 0.0) == 0
+
+
+async def test_a_success_of_its_own_does_not_help_who_tries_many_users(login):
+    await fail_for_many(login, STRANGER, FREE_FAILURES_OF_CLIENT - 1)
+    assert await login("right", STRANGER, user="mallory") is True
+    await login("guess", STRANGER, user="last")
+    assert await login("right", STRANGER) == SECOND
+
+
+async def test_other_loopback_addresses_are_clients_like_any(login):
+    await fail_for_many(login, "127.0.0.2")
+    assert await login("right", "127.0.0.2") == SECOND
+    assert await login("right", "127.0.0.1") is True

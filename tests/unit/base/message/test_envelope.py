@@ -103,3 +103,9 @@ def test_orcpt_is_decoded_and_can_be_written_again(value, orcpt):
 def test_bad_orcpt(value):
     with pytest.raises(ValueError, match="ORCPT"):
         parse_orcpt(value)
+
+
+def test_unprintable_text_cannot_be_written_as_xtext():
+    for orcpt in ("rfc822;a\r\nb", "utf-8;a\nb", "nothing"):
+        with pytest.raises(ValueError):
+            encode_orcpt(orcpt)

@@ -1,4 +1,4 @@
-"""Pruning continues after errors; keys that end are told."""
+"""Pruning and other loops continue after errors; keys that end are told."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from relay.base.clock import rfc3339
+from relay.base.clock import SystemClock, rfc3339
+from relay.base.observe.metrics import Metrics
 from relay.operation.app import maintenance
-from relay.store.spool.types import SpoolError
+from relay.store.mailbox.types import StoreUnavailableError
+from relay.store.spool.types import QueueCounts, SpoolError
 from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
 from relay.transport.signing.keys import KeyRing, SigningKey
 from relay.transport.signing.private_keys import new_key
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
+
+COUNTS = QueueCounts({"queued": 2}, None, 0)
 
 
 @dataclass
@@ -52,7 +56,8 @@ class Log:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
-    for name in ("_PRUNE_S", "_PRUNE_PAUSE_S"):
+    pauses = ("_WITHOUT_NODE_S", "_WITHOUT_NODE_PAUSE_S", "_FIGURES_S")
+    for name in ("_PRUNE_S", "_PRUNE_PAUSE_S", *pauses):
         monkeypatch.setattr(maintenance, name, 0.0)
 
 
@@ -78,6 +83,26 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
+
+
+ERRORS = [SpoolError("busy"), ZeroDivisionError()]
+
+
+async def test_the_other_loops_continue_after_errors(monkeypatch) -> None:
+    """Of the queue's figures, of content that nobody needs, of uploads, of mail without a node."""
+    spool, metrics, clock, ended = Spool([*ERRORS, COUNTS]), Metrics(), ManualClock(), []
+    figures = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
+    await run_until_over(spool, maintenance.update_gauges(spool, metrics, clock, figures=figures))
+    assert metrics.registry.get_sample_value("relay_queue_entries", {"state": "queued"}) == 2
+    monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
+    spool = Spool([*ERRORS, 0])
+    await run_until_over(spool, maintenance.sweep_contents(spool, clock))
+    uploads = Spool([StoreUnavailableError("full"), *ERRORS, None])
+    await run_until_over(uploads, maintenance.expire_uploads(uploads.prune, clock))
+    spool = Spool([(1, 2), (), *ERRORS, (4,)])
+    ending = maintenance.end_mail_without_node(spool, ended.append, SystemClock())
+    await run_until_over(spool, ending)
+    assert ended == [(1, 2), (4,)]
 
 
 async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day() -> None:

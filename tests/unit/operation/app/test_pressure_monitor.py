@@ -1,5 +1,6 @@
 """The pressure monitor: disks, memory and commit latency."""
 
+import asyncio
 import resource
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from msgspec import structs
 
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
+from relay.base.process_limits import trim_memory
 from relay.operation.app import pressure_monitor as monitoring
 from relay.operation.app.pressure_monitor import (
     PressureMonitor,
@@ -131,3 +133,58 @@ def test_the_open_files_limit_is_raised():
         assert allowed >= min(soft, 65536)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
+    looked = asyncio.Event()
+
+    def broken():
+        looked.set()
+        raise ZeroDivisionError
+
+    watched.monitor.resident = broken
+    monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
+    task = asyncio.create_task(watched.monitor.run())
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            await looked.wait()
+            looked.clear()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+
+
+def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
+    group = tmp_path / "system.slice/relay.service"
+    group.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
+    (group / "memory.max").write_text("max\n")
+    monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
+    unbounded = memory_limit_bytes()
+    (group.parent / "memory.max").write_text(f"{MIB}\n")
+    assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
+
+
+async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        monitoring, "trim_memory", lambda *, collect: given.append((watched.clock.now_s, collect))
+    )
+    for memory_bytes in (0, 0, 99 * MIB, 99 * MIB, 99 * MIB, 0, 0):
+        watched.memory_bytes = memory_bytes
+        await watched.measure()
+        watched.clock.advance(5)
+    began_s = given[0][0]
+    assert [(at - began_s, collect) for at, collect in given] == [
+        (0, False), (10, True), (20, True), (30, False),
+    ]  # fmt: skip
+
+
+def test_trim_memory_returns_fragmented_memory():
+    pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
+    full = resident_bytes()
+    del pieces[:-1]  # the last one keeps the heap from shrinking at its end
+    trim_memory()
+    assert resident_bytes() < full - 50 * MIB
+    assert pieces

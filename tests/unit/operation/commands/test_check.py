@@ -1,6 +1,7 @@
 """relay check finds everything that a start would refuse, and starts nothing."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -742,3 +743,11 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 
     assert fault(1) == "found one that begins on 2030-01-02, expected one that is valid"
     assert fault(3) == ""
+
+
+def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
+    monkeypatch.setattr(check_network, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
+    assert what == "listeners"
+    assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
+    assert "CAP_NET_BIND_SERVICE" in text
