@@ -144,6 +144,7 @@ def test_the_unit_fits_the_settings():
     settings = load(CONF, {})
     unit = (TOP / "systemd/relay.service").read_text()
     assert f"StateDirectory={settings.state_dir.name}\n" in unit
+    assert "\nRequiresMountsFor=/var/lib/relay /var/lib/relay/mail\n" in unit
     assert "RestartPreventExitStatus=65 77 78\n" in unit  # else it would start again for ever
     assert "TimeoutStartSec=infinity" in unit  # a migration that is killed begins anew
     stop_s = float(re.search(r"TimeoutStopSec=(\d+)s", unit)[1])

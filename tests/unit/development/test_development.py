@@ -74,9 +74,10 @@ def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
     assert own.is_symlink() or own.is_file()
 
 
-def test_a_running_relay_is_found_by_its_configuration(temporary):
+def test_a_running_relay_is_found_by_its_configuration(own):
     assert running_config() is None
     folder = open_folder(None)
+    assert (folder.path, own.stat().st_mode & 0o777) == (own, 0o700)
     assert running_config() is None, "there is nothing to read yet"
     write_config(folder)
     assert running_config() == folder.config

@@ -20,6 +20,7 @@ from relay.base.accounts.directory import FileAccounts, load_accounts
 from relay.base.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import OwnDomain
+from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -403,3 +404,25 @@ def test_plain_secrets_are_warned_of(tmp_path):
     assert "accounts.toml:13: account[1].password" in warnings
     assert "accounts.toml:14: account[1].token" in warnings
     assert "account[0]" not in warnings
+
+
+async def test_the_first_delay_of_an_account_is_logged_once(tmp_path):
+    accounts = load(tmp_path, TWO + CLIENT, domains=("example.test", "shared.test"))
+    with capture_logs() as lines:
+        for number in range(FREE_FAILURES * 4):
+            client = f"192.0.2.{number % 4}"
+            assert not await accounts.by_password("alice@example.test", "wrong", client=client)
+            assert not await accounts.by_password("nobody@example.test", "wrong", client=client)
+            assert not await accounts.by_client_secret(CLIENT_ID, "wrong", client=client)
+    accounts.close()
+    assert [(one["event"], one.get("user"), one.get("client_id"), one["client"]) for one in lines] == [
+        ("logins delayed", "alice@example.test", None, "192.0.2.0"),
+        ("logins delayed", None, CLIENT_ID.lower(), "192.0.2.0"),
+    ]  # fmt: skip
+
+
+@each_row("domain", [TWIN[1], OwnDomain("twin.test", "any")])
+def test_no_account_has_an_address_where_mail_is_passed_on(tmp_path, domain):
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, '[[account]]\naddress = "x@twin.test"\n', domains=[TWIN[0], domain])
+    assert "or of a [[domain]] with accounts" in str(caught.value)

@@ -94,11 +94,16 @@ def test_what_is_refused(url, expected):
     assert "hidden" not in str(caught.value)
 
 
-def test_no_text_has_the_password():
+def test_no_text_has_the_password(tmp_path):
     options = parse_postgres_url("postgresql://u:hidden@[::1]:2,localhost/r?application_name=n")
     assert str(options) == "postgresql://[::1]:2,localhost:5432/r"
     assert repr(options) == f"ServerOptions({options})"
     assert f"{options.hosts!r} {options}".count("hidden") == 0
+    file = tmp_path / "relay.toml"
+    file.write_text(f'{SMALL}url = "postgresql://u:${{env:SECRET}}@localhost/relay"')
+    settings = load(file, {"SECRET": "a/b@c:d?e=f#g%20&h i"})
+    assert parse_postgres_url(settings.spool.url).password == "a/b@c:d?e=f#g%20&h i"
+    assert "postgresql:" not in repr(settings)
 
 
 def fault_of(folder: Path, spool: str, **environ: str) -> str:

@@ -2,12 +2,15 @@
 
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from relay.operation.app import daemon
+from relay.operation.app.daemon import notify_manager
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 
 
@@ -63,3 +66,13 @@ def test_a_full_disk_does_not_prevent_locking(tmp_path: Path) -> None:
     with pytest.raises(AlreadyRunningError, match="unknown"):
         OwnerLock(tmp_path).take()
     lock.give_back()
+
+
+def test_a_service_manager_that_does_not_listen_stops_nothing(tmp_path: Path, monkeypatch) -> None:
+    """The system keeps a few states for it, and lets who sends another one wait."""
+    monkeypatch.setattr(daemon, "_MANAGER_S", 0.001)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        kept = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+        for _ in range(kept + 20):
+            notify_manager(str(tmp_path / "notify"), "WATCHDOG=1")
