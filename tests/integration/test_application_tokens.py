@@ -66,7 +66,9 @@ def test_a_token_ends_with_its_client_and_lives_over_a_restart(relay):
     assert relay.graph("GET", OF_BOB, token=token).status == 200
     reload_accounts(relay, *others)
     assert relay.graph("GET", OF_BOB, token=token).status == 401
-    assert token not in relay.log
+    assert sign_in(relay, "hunter2").json()["error"] == "invalid_client"
+    until("logged", lambda: "sign-in rejected" in relay.log)
+    assert (token in relay.log, "hunter2" in relay.log) == (False, False)
 
 
 def by_certificate(relay: RelayProcess, given: ClientCertificate) -> Answer:

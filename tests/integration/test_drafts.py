@@ -59,3 +59,13 @@ def test_a_draft_of_a_mail_client_is_sent(shared: SharedRelay) -> None:
     assert b"Subject: by a client\r\n" in received(shared.a, "client@a.test").content
     until("filed", lambda: "by a client" in relay.subjects("alice", "Sent"))
     assert "by a client" not in relay.subjects("alice", "Drafts")
+
+
+def test_ids_of_another_mailbox_do_not_exist(shared: SharedRelay) -> None:
+    draft = create(shared.relay, to=["foreign@a.test"], subject="foreign")
+    for asked in ("GET ", "GET /$value", "PATCH ", "DELETE ", "POST /send"):
+        method, path = asked.split(" ")
+        body = {"subject": "taken"} if method == "PATCH" else None
+        answer = shared.relay.graph(method, f"/me/messages/{draft}{path}", body, token="bob")
+        assert (answer.status, answer.code) == (404, "ErrorItemNotFound"), f"{method} {path}"
+    assert shared.relay.graph("GET", f"/me/messages/{draft}").json()["subject"] == "foreign"
