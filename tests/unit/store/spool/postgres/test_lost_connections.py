@@ -181,20 +181,22 @@ async def test_a_server_that_answers_nothing_for_long_counts_as_away(
 async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_others(
     at, proxy, capfd
 ) -> None:
-    """It looks by itself with each beat, and says so once."""
+    """It looks by itself with each beat, and says so once; the others hear what it does."""
     proxy.refused = b"LISTEN"
     deaf, other = at(), at("other", "two.test", behind_proxy=False)
-    found: asyncio.Queue[News] = asyncio.Queue()
-    deaf.on_news = found.put_nowait
+    found, heard = asyncio.Queue[News](), asyncio.Queue[News]()
+    other.on_news = heard.put_nowait
     for node in (deaf, other):
         await node.start()
-    await other.accept(new_message(TO_A), claim=False)
     async with asyncio.timeout(SOON_S):
-        while (
-            News.DUE not in await found.get()
-            or not (await deaf.claim_due(NOW, 10, DueQuery())).claims
-        ):
+        while heard.empty() or News.RELEASED not in heard.get_nowait():
+            deaf.keeper.tell(News.RELEASED)
+            await asyncio.sleep(0.1)  # until the other one listens
+        deaf.on_news = found.put_nowait
+        await other.accept(new_message(TO_A), claim=False)
+        while News.DUE not in await found.get():
             pass
+    assert len((await deaf.claim_due(NOW, 10, DueQuery())).claims) == 1
     [said] = [one for one in capfd.readouterr().err.splitlines() if "do not come" in one]
     assert "it is not supported here" in said
     await deaf.stop()
