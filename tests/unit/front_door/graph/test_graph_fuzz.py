@@ -1,6 +1,8 @@
 """Any input gives a message or an ApiError, never another exception."""
 
+import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -8,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.formats.read_header import SubmittedHeader, read_submitted
+from relay.front_door.graph import mime_body
 from relay.front_door.graph.json_values import read_json_object
-from relay.front_door.graph.mime_body import check_content
+from relay.front_door.graph.mime_body import check_content, check_mime_content
 from relay.front_door.http.errors import ApiError
 from tests.support.tables import each_row
 
@@ -61,3 +65,19 @@ def test_any_mime(content: bytes) -> None:
 def test_a_header_without_end_is_refused() -> None:
     with pytest.raises(ApiError, match="its header has"):
         check_content(b"To: a@b.test\r\n" * 20_000)
+
+
+async def test_a_long_header_is_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_by: list[threading.Thread] = []
+
+    def watched(content: bytes, *, to_send: bool) -> SubmittedHeader:
+        asked_by.append(threading.current_thread())
+        return read_submitted(content, to_send=to_send)
+
+    monkeypatch.setattr(mime_body, "read_submitted", watched)
+    for length, body in product((10, 10_000), (b"x", b"x\r\n\r\n" * 10_000)):
+        address = b"(" + b"<" * length + b") z@b.c"
+        content = b"From: alice@example.test\r\nTo: " + address + b"\r\n\r\n" + body
+        assert (await check_mime_content(content)).content == content
+    is_on_loop = [one is threading.current_thread() for one in asked_by]
+    assert is_on_loop == [True, True, False, False]
