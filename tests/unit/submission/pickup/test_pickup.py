@@ -8,7 +8,7 @@ import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.clock import rfc3339
-from relay.base.message.content import LARGE_BYTES
+from relay.base.message.content import LARGE_BYTES, MemoryOctets
 from relay.base.message.envelope import Envelope
 from relay.base.message.properties import EmailAddress
 from relay.formats.dsn import ReportKind
@@ -21,7 +21,8 @@ from relay.store.spool.types import SpoolUnavailableError
 from relay.submission.pickup import conversion
 from tests.support import converters
 from tests.support.events import until
-from tests.support.pickup_fakes import DAY_S, MIME, POSTMASTER, PickupFakes, draft
+from tests.support.manual_clock import ManualClock
+from tests.support.pickup_fakes import DAY_S, MIME, POSTMASTER, PickupFakes, Ready, draft
 from tests.support.process_tree import child_processes
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
@@ -225,6 +226,31 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
 
 
 _EARLIER = set()
+
+
+async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
+    converting = conversion.ConversionPool(
+        converters.convert, hostname="relay.test", clock=ManualClock()
+    )
+    ready = Ready(tmp_path)
+
+    def converted(number, **fields):
+        pending = ready.submit(number, **fields)
+        content = MemoryOctets(pending.path.read_bytes())
+        return asyncio.create_task(converting.convert(pending, content))
+
+    hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
+    kept = [converted(number, content=hang) for number in range(3)]
+    async with asyncio.timeout(30):
+        made = await converted(4, account="bob@example.test")
+    assert made.subject == "x"
+    assert not any(one.done() for one in kept)
+    for one in kept:
+        one.cancel()
+    await asyncio.gather(*kept, return_exceptions=True)
+    converting.close()
+    assert _children() == set()
 
 
 def _children():
