@@ -135,7 +135,7 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert time_us_of(after.until) > time_us_of(after.at) > relay.clock.now.timestamp() * 1e6
     assert after.recipients == ("joe@slow.test",)
     (attempt,) = [event for event in view.steps[5].events if event.evidence.time]
-    assert attempt.evidence.time[:23] == after.at[:23]
+    assert abs(time_us_of(attempt.evidence.time) - time_us_of(after.at)) < 10_000
     found = {fact.name: fact.value for fact in attempt.evidence.facts}
     assert found["joe@slow.test"] == "451 4.3.0 later"
     assert found["Host"].startswith("mx1.slow.test [127.")
