@@ -48,7 +48,8 @@ run: $(VENV)/installed
 venv: $(VENV)/development
 
 # What takes longest, and shows little of a change elsewhere. Of the contract, the engine that has a server.
-SUITES := tests/crash tests/host tests/interop tests/pages tests/postgres tests/unit/store/spool/postgres
+SUITES := tests/crash tests/host tests/interop tests/pages tests/postgres tests/unit/store/spool/postgres \
+	tests/security/test_hostile_text.py tests/unit/testing
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh
