@@ -191,7 +191,7 @@ def test_no_html_takes_long_or_grows(html):
     source = html * (400_000 // len(html))
     started = time.process_time()
     found = made(source)
-    assert time.process_time() - started < 1.6
+    assert time.process_time() - started < 3
     assert len(found.html) < 2_000_000
 
 

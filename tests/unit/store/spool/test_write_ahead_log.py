@@ -116,5 +116,6 @@ def test_the_log_of_a_dead_process_is_synced_as_it_is(connection, path: Path) ->
 def test_a_log_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/some.sqlite-wal").write_bytes(b"x")
+    (tmp_path / "disk/some.sqlite-wal").chmod(0o400)
     with read_only(tmp_path / "disk"), pytest.raises(SpoolUnavailableError, match=r"sqlite-wal"):
         rewrite_log(tmp_path / "disk/some.sqlite")
