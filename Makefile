@@ -28,7 +28,7 @@ TESTS ?=
 OLD ?=
 FOLDER ?=
 WORKLOADS ?=
-# Some tests wait rather than compute: two cores are busy for 98 % of a run with six workers, 75 % with four.
+# Some tests wait rather than compute: two cores are busy for 99 % of a run with six workers, 92 % with four, which take as long.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 6 ? 6 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
