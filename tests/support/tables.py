@@ -69,6 +69,8 @@ def _failures() -> Iterator[Callable[[Any], contextlib.AbstractContextManager[No
             lines = traceback.format_exception(error, limit=-1)
             found.append(f"{row!r:.1000}\n{''.join(lines[1:])}")
 
-    yield of
-    if found:
-        pytest.fail(f"{len(found)} rows fail:\n" + "\n".join(found), pytrace=False)
+    try:
+        yield of
+    finally:  # also if a row skips the test
+        if found:
+            pytest.fail(f"{len(found)} rows fail:\n" + "\n".join(found), pytrace=False)
