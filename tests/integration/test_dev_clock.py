@@ -85,9 +85,8 @@ def check_waits(attempts: list[datetime]) -> None:
 
 
 def test_two_days_of_retries_with_their_notice_and_report(relay: DevProcess) -> None:
-    """Among them mail with each NOTIFY (RFC 3461 4.1), of somebody and of the null sender."""
-    of_alice = ("FAILURE,DELAY", "", "NEVER", "SUCCESS", "FAILURE", "DELAY")
-    asking = [(ALICE, notify) for notify in of_alice] + [("", "SUCCESS,FAILURE,DELAY")]
+    """Of mail that asks for all, of mail that asks for none, and of the null sender (RFC 3461 4.1)."""
+    asking = [(ALICE, "FAILURE,DELAY"), (ALICE, "NEVER"), ("", "SUCCESS,FAILURE,DELAY")]
     sent = {
         pair: submit(relay, f"ann+451@elsewhere{number}.test", sender=pair[0], notify=pair[1])
         for number, pair in enumerate(asking)
@@ -107,7 +106,7 @@ def test_two_days_of_retries_with_their_notice_and_report(relay: DevProcess) -> 
         attempts = attempts_of(relay, queue_id)
         assert 50 <= len(attempts) <= 62
         check_waits(attempts)
-        kinds = [asked[one] for one in asked if sender and (not notify or one in notify.split(","))]
+        kinds = [asked[one] for one in asked if sender and one in notify.split(",")]
         reported = steps(relay, queue_id, "report")
         assert [detail["kind"] for _, detail in reported] == kinds, (sender, notify)
         reports = {detail["kind"]: at for at, detail in reported}
@@ -115,12 +114,13 @@ def test_two_days_of_retries_with_their_notice_and_report(relay: DevProcess) -> 
             assert 4 * 3600 - 5 <= (reports["delayed"] - began).total_seconds() <= 5.2 * 3600
         if "failure" in reports:
             assert abs((reports["failure"] - began).total_seconds() - 2 * DAY_S) < 30
-    assert len([one for one in relay.inbox("alice") if one.startswith("Undeliver")]) == 3, (
+    assert len([one for one in relay.inbox("alice") if one.startswith("Undeliver")]) == 1, (
         relay.inbox("alice")
     )
 
 
-def test_mail_that_is_sent_at_a_later_time(relay: DevProcess) -> None:
+def test_mail_that_is_sent_at_a_later_time(shared: DevProcess) -> None:
+    relay = shared
     now = datetime.fromisoformat(clock(relay)["now"])
     draft = message(to=[BOB], subject="tomorrow")
     draft["singleValueExtendedProperties"] = [
@@ -146,9 +146,11 @@ def test_slow_hosts_and_later_reports_take_the_time_of_the_clock(relay: DevProce
     assert [state(relay, one) for one in slow] == ["relayed"] * 3
     assert state(relay, silent) == "queued", "the advance waited for a time-out of 30 s"
     assert len([one for one in relay.inbox("alice") if one.startswith("Undeliver")]) == 1
+    relay.kill()  # a stop waits for the silent host
 
 
-def test_tokens_expire(relay: DevProcess) -> None:
+def test_tokens_expire(shared: DevProcess) -> None:
+    relay = shared
     form = b"grant_type=client_credentials&client_id=app&client_secret=x&scope=https://graph.microsoft.com/.default"
     urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = relay.request("POST", "/common/oauth2/v2.0/token", form, urlencoded).json()
@@ -204,20 +206,20 @@ def test_requests_are_served_one_after_the_other(relay: DevProcess) -> None:
 
 def test_a_client_that_disconnects_does_not_stop_the_advance(relay: DevProcess) -> None:
     queue_id = submit_deferred(relay)
-    body = json.dumps({"advance_s": 3 * DAY_S}).encode()
+    body = json.dumps({"advance_s": DAY_S / 2}).encode()
     head = f"POST {CLOCK} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(relay.http) as client:
         client.sendall(head.encode() + body)
         until("it advances", lambda: clock(relay)["advanced_s"])
-    until("it is at its end", lambda: clock(relay)["advanced_s"] == 3 * DAY_S)
-    assert state(relay, queue_id) == "expired"
+    until("it is at its end", lambda: clock(relay)["advanced_s"] == DAY_S / 2)
+    assert len(attempts_of(relay, queue_id)) > 12
     assert relay.process.poll() is None
 
 
 BAD = [
     (
         {"advance_s": 0},
-        "advance_s: found 0, expected a number of seconds over 0, at most 345",
+        "advance_s: found 0, expected a number of seconds over 0, at most 34",
     ),
     ({"advance_s": -1}, "found -1"),
     ({"advance_s": 400 * DAY_S + 1}, "found 34560001"),

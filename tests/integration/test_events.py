@@ -20,13 +20,12 @@ def key(one: ReceivedEvent) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-async def read_until_quiet(relay: RelayProcess, after: str, **options: Any) -> list[ReceivedEvent]:
-    """Return what is after a cursor."""
+async def read_to(relay: RelayProcess, after: str, last: str) -> list[ReceivedEvent]:
+    """Return what is after a cursor, up to the delivery of the message `last`."""
     found: list[ReceivedEvent] = []
-    async with event_source(*relay.http, query={"after": after}, **options) as source:
-        with suppress(TimeoutError):
-            while (one := await source.event(timeout_s=3)) is not None:
-                found.append(one)
+    async with event_source(*relay.http, query={"after": after}) as source:
+        while not found or found[-1].data["message"] != last:
+            found += await source.until_step(6)
     return found
 
 
@@ -57,14 +56,15 @@ async def test_a_client_that_continues_gets_each_event_once_over_kills(serve) ->
             await asyncio.to_thread(send, relay)
         if number < KILLS:
             await asyncio.to_thread(relay.restart)
-    await asyncio.to_thread(relay.until_final, "last")
     await asyncio.to_thread(until, "all sent", lambda: not relay.pending_submissions())
+    await asyncio.to_thread(until, "all final", lambda: not relay.queue())
     is_over = True
     follower.cancel()
     with suppress(asyncio.CancelledError):
         await follower
-    found += await read_until_quiet(relay, found[-1].id)
-    everything = await read_until_quiet(relay, "0")
+    last = await asyncio.to_thread(relay.submit, "alice@example.test", ["carol@example.test"])
+    found += await read_to(relay, found[-1].id, last)
+    everything = await read_to(relay, "0", last)
     assert {one.type for one in found} == {"message"}
     assert len({one.id for one in found}) == len(found) > 100
     assert sorted(map(key, found), key=str) == sorted(map(key, everything), key=str)
