@@ -12,8 +12,8 @@ from tests.support.dev_process import DevProcess
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
 
-MESSAGES = 1000
-MAILBOXES = 300
+MESSAGES = 300
+MAILBOXES = 90
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ BODIES = {
     "text": TEXT + "Grüße\r\n.\r\n".encode(),
     "mixed": MIXED + TEXT + "ü\r\n".encode() + b"\r\n--b\r\nContent-Type: image/png\r\n\r\n\xff\xfe" + END,
     "attached": MIXED + b"Content-Type: message/rfc822\r\n\r\nSubject: a\r\n" + TEXT + "ü".encode() + END,
-    "large": TEXT + "Grüße aus Köln \u20ac\r\n".encode() * 80_000,
+    "large": TEXT + "Grüße aus Köln \u20ac\r\n".encode() * 20_000,
     "long": TEXT + LONG + "ü\r\n".encode(),
-    "large-long": TEXT + "Grüße\r\n".encode() * 200_000 + LONG,
+    "large-long": TEXT + "Grüße\r\n".encode() * 50_000 + LONG,
 }  # fmt: skip
 SIGNED = MIXED.replace(b"mixed", b"signed") + b"\r\n%b\r\n--b\r\n\r\nsignature" + END
 

@@ -15,8 +15,8 @@ from tests.support.remotes import Remotes, received
 
 GATE = True
 
-BODY_BYTES = 60_000_000
-GROWTH_BYTES_MAX = 30_000_000
+BODY_BYTES = 24_000_000
+GROWTH_BYTES_MAX = 12_000_000
 RULES = """
 [[rule]]
 name = "programs"
@@ -25,7 +25,7 @@ then = [ { reject = "5.7.1 No programs" } ]
 
 [[rule]]
 name = "tag"
-when = { direction = "outbound", size_over = "50 MB" }
+when = { direction = "outbound", size_over = "20 MB" }
 then = [ { subject_prefix = "[LARGE]" } ]
 """
 HEADER = (

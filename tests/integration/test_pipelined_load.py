@@ -21,7 +21,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ONE_WRITE = GET * (250_000 // len(GET))
 GROWTH_KB_MAX = 20_000
 EXCHANGE_CPU_S_MAX = 0.5  # what others do on the machine does not count
-EXCHANGES = 5
+EXCHANGES = 3
 
 
 def resident_kb(relay: RelayProcess) -> int:
