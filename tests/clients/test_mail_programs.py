@@ -132,7 +132,7 @@ if (step === 'send') {
 
 @pytest.fixture(scope="module")
 def dev(dev_module) -> DevProcess:
-    return dev_module()
+    return dev_module("--no-demo")
 
 
 def python(dev: DevProcess, name: str, program: str, folder: Path, *words: str) -> None:

@@ -38,7 +38,7 @@ def trust() -> None:
 
 @pytest.fixture(scope="module")
 def development(dev_module) -> DevProcess:
-    return dev_module()
+    return dev_module("--no-demo")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ credential.getToken('https://graph.microsoft.com/.default').then(
 
 @pytest.fixture(scope="module")
 def dev(dev_module) -> DevProcess:
-    return dev_module()
+    return dev_module("--no-demo")
 
 
 def run_with(dev: DevProcess, words: list[str], folder: Path) -> None:

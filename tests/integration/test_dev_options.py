@@ -78,7 +78,7 @@ def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it(d
 
 def test_it_runs_without_what_macos_does_not_have(tmp_path: Path, dev) -> None:
     path = os.pathsep.join((str(ROOT / "tests/support/macos"), str(ROOT)))
-    running = dev(PYTHONPATH=path, XDG_DATA_HOME=str(tmp_path))
+    running = dev("--no-demo", PYTHONPATH=path, XDG_DATA_HOME=str(tmp_path))
     running.send("app@example.test", "bob@example.test", "one")
     until("bob has it", lambda: running.inbox("bob") == ["one"])
     running.send("app@example.test", "bob@example.test", "two")

@@ -55,7 +55,7 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def relay(dev_module) -> DevProcess:
-    return dev_module("--proxy-host", "graph.microsoft.us")
+    return dev_module("--no-demo", "--proxy-host", "graph.microsoft.us")
 
 
 def printed(relay: DevProcess) -> dict[str, str]:
@@ -140,7 +140,7 @@ def test_a_proxy_that_speaks_tls(relay: DevProcess, tmp_path: Path) -> None:
 
 
 def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path, dev) -> None:
-    running = dev("--listen-all", RELAY_DEV_TOKEN="a-token-of-a-good-length")
+    running = dev("--no-demo", "--listen-all", RELAY_DEV_TOKEN="a-token-of-a-good-length")
     assert running.ready["bundle"] == running.ready["ca"]
     assert "HTTPS_PROXY" not in running.log
     assert not (running.folder / "tls/proxy.pem").exists()
@@ -163,7 +163,7 @@ def test_names_that_the_hosts_file_leads_here(tmp_path: Path, dev) -> None:
     message = tmp_path / "message"
     message.write_bytes(b"From: app@contoso.example\r\nTo: ann@customer.example\r\n\r\nx\r\n")
     sender = ("--mail-from", "app@contoso.example", "--mail-rcpt", "ann@customer.example")
-    running = dev("--host", graph, "--host", smtp)
+    running = dev("--no-demo", "--host", graph, "--host", smtp)
     variables = {"CURL_CA_BUNDLE": running.ready["ca"]}
     ports = {name: running.ready[name][0].rpartition(":")[2] for name in ("https", "submission")}
     here = ("--resolve", f"{graph}:{ports['https']}:127.0.0.1")
@@ -179,7 +179,7 @@ def test_names_that_the_hosts_file_leads_here(tmp_path: Path, dev) -> None:
 
 @pytest.mark.interop
 def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
-    relay = dev(traced=True)
+    relay = dev("--no-demo", traced=True)
     bundle = relay.ready["bundle"]
     variables = {"HTTPS_PROXY": f"http://{relay.ready['http'][0]}", "CURL_CA_BUNDLE": bundle}
     assert "alice@example.test" in run((*CURL, ME), variables, tmp_path)

@@ -152,7 +152,7 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
 
 
 def test_captured_mail_of_a_development_relay(dev) -> None:
-    relay = dev()
+    relay = dev("--no-demo")
     relay.submit("app@example.test", ["x@gmail.com"], a_message())
     relay.until_state("x@gmail.com", "captured")
     shown = relay.cli_json("show", "x@gmail.com")

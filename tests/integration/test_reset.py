@@ -15,7 +15,7 @@ EVERYWHERE = [BOB, "someone@elsewhere.test"]
 
 @pytest.fixture(scope="module")
 def running(dev_module) -> DevProcess:
-    return dev_module()
+    return dev_module("--no-demo")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ DELIVERIES = {  # recipient: outcomes of the attempts
 
 @pytest.fixture(scope="module")
 def relay(dev_module) -> DevProcess:
-    return dev_module()
+    return dev_module("--no-demo")
 
 
 def send(relay: DevProcess, way: str, *recipients: str) -> str:

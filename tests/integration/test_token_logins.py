@@ -110,14 +110,14 @@ def test_an_application_sends_for_the_mailboxes_that_it_may_open(
 
 
 def test_a_development_relay_takes_any_token(tmp_path: Path, dev) -> None:
-    relay = dev()
+    relay = dev("--no-demo")
     by_smtplib(relay, "someone@example.test", "eyJ0.eyJ.x", "XOAUTH2", tmp_path)
     relay.until_messages("alice@example.test", 1)
 
 
 def test_a_development_relay_with_strict_senders_compares_it(tmp_path: Path, dev) -> None:
     """Also the token of a user who signed in."""
-    relay = dev("--strict-senders")
+    relay = dev("--no-demo", "--strict-senders")
     form = {
         "grant_type": "password", "client_id": "desktop", "username": "alice", "password": "alice",
     }  # fmt: skip
