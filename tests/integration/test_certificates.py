@@ -77,21 +77,30 @@ def der(made: Certificate) -> bytes:
     return ssl.PEM_cert_to_DER_cert(made.certificate.read_text())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def issued(authority: Authority) -> tuple[Certificate, Certificate]:
     return authority.issue("IP:127.0.0.1"), authority.issue("IP:127.0.0.1", "DNS:new.test")
 
 
-@pytest.fixture
-def served(authority, issued, tmp_path: Path, serve) -> Served:
-    tls = {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
+@pytest.fixture(scope="module")
+def started(authority, issued, tmp_path_factory, serve_module) -> Served:
+    folder = tmp_path_factory.mktemp("pair")
+    tls = {"certificate": str(folder / "certificate.pem"), "key": str(folder / "key.pem")}
     trusted = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"], "tls": tls}
     web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}
     config = {"smtp": [trusted, trusted | {"role": "submissions"}], "http": web}
     for source, target in ((issued[0].certificate, "certificate.pem"), (issued[0].key, "key.pem")):
-        shutil.copy(source, tmp_path / target)
-    relay = serve(config=config)
-    return Served(relay, authority, tmp_path)
+        shutil.copy(source, folder / target)
+    return Served(serve_module(config=config), authority, folder)
+
+
+@pytest.fixture
+def served(started: Served, issued) -> Served:
+    """The relay of the module, with the first pair."""
+    started.put(issued[0])
+    started.relay.write_config(started.relay.config)
+    started.hang_up("reloaded")
+    return started
 
 
 def test_a_certificate_is_replaced_under_200_open_sessions(served, issued) -> None:

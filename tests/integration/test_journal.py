@@ -88,7 +88,7 @@ def test_an_unknown_address_waits_and_its_report_goes_to_the_postmaster(
     remotes: Remotes, journal: str, serve
 ) -> None:
     config = {
-        "delivery": {"expire_after": "3s", "retry": [0.2]},
+        "delivery": {"expire_after": "1.5s", "retry": [0.2]},
         "route": [{"domain": "refused.test", "next_hop": "reject:5.7.1 not there"}],
     }
     relay = serve(remotes, policies=rules(journal), config=config)

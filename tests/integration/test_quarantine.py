@@ -50,11 +50,12 @@ def reports(relay: RelayProcess, subject: str) -> list[str]:
 def events_of(relay: RelayProcess, token: str) -> str:
     """Return the events of all messages so far, up to the first pause."""
     headers, found = {"Authorization": f"Bearer {token}"}, b""
-    with closing(http.client.HTTPConnection(*relay.http, timeout=1)) as connection:
+    with closing(http.client.HTTPConnection(*relay.http, timeout=20)) as connection:
         connection.request("GET", "/relay/v1/events?after=0", headers=headers)
         with connection.getresponse() as response, suppress(TimeoutError):
             while block := response.read1():
                 found += block
+                connection.sock.settimeout(0.3)
     return found.decode()
 
 
