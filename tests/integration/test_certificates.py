@@ -89,9 +89,10 @@ def started(authority, issued, tmp_path_factory, serve_module) -> Served:
     trusted = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"], "tls": tls}
     web = {"listen": ["http://127.0.0.1:0", "127.0.0.1:0"], "tls": tls}
     config = {"smtp": [trusted, trusted | {"role": "submissions"}], "http": web}
-    for source, target in ((issued[0].certificate, "certificate.pem"), (issued[0].key, "key.pem")):
-        shutil.copy(source, folder / target)
-    return Served(serve_module(config=config), authority, folder)
+    made = Served(serve_module(config=config, start=False), authority, folder)
+    made.put(issued[0])
+    made.relay.start()
+    return made
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_what_expires_while_its_new_url_is_asked_is_not_renewed(
     def left() -> list[object]:
         return list(relay.graph("GET", "/subscriptions").json()["value"])
 
-    made = subscribed(relay, receiver, expirationDateTime=in_minutes(0.05))
+    made = subscribed(relay, receiver, expirationDateTime=in_minutes(0.02))
     with Receiver(on_body=lambda _: until("expired", lambda: not left())) as other:
         body = {"notificationUrl": other.url(), "expirationDateTime": in_minutes(60)}
         answer = relay.graph("PATCH", f"/subscriptions/{made}", body)

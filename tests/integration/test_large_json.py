@@ -1,4 +1,4 @@
-"""A large JSON body: memory use and complete delivery."
+"""A large JSON body: memory use and complete delivery."""
 
 import base64
 import hashlib

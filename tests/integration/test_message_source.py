@@ -113,8 +113,8 @@ def test_show_writes_parts_as_they_are(relay: RelayProcess) -> None:
     relay.until_final(queue_id)
     assert octets(relay, queue_id, "--source") == source(relay, queue_id)
     assert octets(relay, queue_id, "--attachment", "1") == b"\x00\xffPDF"
-    for words, part in ((["--html"], "<p>Hello <b>Bob</b>.</p>\n"), (["--attachment", "2"], "a,b\n")):
-        assert relay.cli("show", queue_id, *words).stdout == part
+    assert relay.cli("show", queue_id, "--html").stdout == "<p>Hello <b>Bob</b>.</p>\n"
+    assert relay.cli("show", queue_id, "--attachment", "2").stdout == "a,b\n"
 
 
 @each_row(
