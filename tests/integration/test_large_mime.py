@@ -13,7 +13,7 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 CONTENT_BYTES = 20_000_000
-GROWTH_BYTES_MAX = 25_000_000
+GROWTH_BYTES_MAX = 15_000_000
 HEADER = (
     b"To: bob@example.test, x@a.test\r\nSubject: large\r\nMessage-ID: <large@example.test>\r\n"
     b"MIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n"
