@@ -25,7 +25,7 @@ label is a number is an IPv4 address); RFC 6761 6.3 (localhost).
 import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
-from itertools import islice
+from itertools import compress, islice
 from urllib.parse import quote, unquote, urlsplit
 
 import nh3
@@ -410,9 +410,7 @@ class _Balancer:
         if name in _PART_OF_TABLE and "table" not in self._open:
             return False
         if implied := _IMPLIED_ENDS.get(name):
-            ended, stops = implied
-            places = self._places(ended, stops)
-            self._close_to(places[-1] if places else -1)
+            self._close_to(self._places(*implied)[-1])
         if name == "table" and self._open[-1:] == ["table"]:
             self._close_to(len(self._open) - 1)
         return len(self._open) < DEPTH_MAX
@@ -421,21 +419,22 @@ class _Balancer:
         stops = _BARRIERS
         if name in _PART_OF_TABLE or name == "table":
             stops = frozenset(("table",)) - {name}
-        places = self._places(frozenset((name,)), stops)
-        self._close_to(places[0] if places else -1)
+        self._close_to(self._places(frozenset((name,)), stops)[0])
 
     def _places(self, names: frozenset[str], stops: frozenset[str]) -> list[int]:
         """Return the indices of open elements of these names, the innermost first.
 
-        Those inside the innermost element at which the search stops.
+        Those inside the innermost element at which the search stops; [-1] if there are none.
         """
+        if names.isdisjoint(self._open):  # of many, faster than the loop
+            return [-1]
         places = []
-        for at in range(len(self._open) - 1, -1, -1):
-            if self._open[at] in names:
-                places.append(at)
-            elif self._open[at] in stops:
+        is_one = map((names | stops).__contains__, reversed(self._open))
+        for at in compress(range(len(self._open) - 1, -1, -1), is_one):
+            if self._open[at] not in names:
                 break
-        return places
+            places.append(at)
+        return places or [-1]
 
     def _close_to(self, place: int) -> None:
         while 0 <= place < len(self._open):

@@ -188,21 +188,21 @@ def test_any_html_becomes_a_safe_document(html):
     ),
 )
 def test_no_html_takes_long_or_grows(html):
-    source = html * (400_000 // len(html))
+    source = html * (200_000 // len(html))
     started = time.process_time()
     found = made(source)
-    assert time.process_time() - started < 3
-    assert len(found.html) < 2_000_000
+    assert time.process_time() - started < 1.5
+    assert len(found.html) < 1_000_000
 
 
 @pytest.mark.parametrize(
     "html",
     sampled(
         [
-            "".join(f"<b id=x{i}>" for i in range(15_000)) + "<p>x" * 15_000,
-            "".join(f"<p><b id=x{i}>" for i in range(15_000)),
-            "<table>" + "".join(f"<b id=x{i}>" for i in range(200)) + "<tr><td>x" * 30_000,
-            "".join(f"<b id=x{i}><table><td></b></table>" for i in range(20_000)) + "<p>x" * 20_000,
+            "".join(f"<b id=x{i}>" for i in range(5_000)) + "<p>x" * 5_000,
+            "".join(f"<p><b id=x{i}>" for i in range(5_000)),
+            "<table>" + "".join(f"<b id=x{i}>" for i in range(200)) + "<tr><td>x" * 10_000,
+            "".join(f"<b id=x{i}><table><td></b></table>" for i in range(5_000)) + "<p>x" * 5_000,
         ],
         one_of=2,
     ),
