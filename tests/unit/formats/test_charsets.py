@@ -115,23 +115,23 @@ def test_octets_are_always_text_and_ascii_stays(octets, label, is_html):
 
 
 HOSTILE = {
-    "label": (b"a\xff", "u" * 10_000_000, False),
-    "meta": (b"<meta charset=" * 75_000, "", True),
-    "open meta": (b"<meta " + b"a='" * 350_000, "", True),
-    "wrong pairs": (b"\x81 " * 500_000, "shift_jis", False),
-    "no pairs": (b"\xad\xfe" * 500_000, "euc-jp", False),
-    "rows of NEC": (b"\xad\xa1" * 500_000, "euc-jp", False),
-    "escapes": (b"\x1b$B\x1b(B" * 150_000, "iso-2022-jp", False),
-    "wrong octets of utf-7": (b"+\xff" * 500_000, "utf-7", False),
-    "wrong octets of hz": (b"~{\xff~}" * 200_000, "hz-gb-2312", False),
-    "shifts": (b"\x1b$)C" + b"\x0e0!\xff" * 250_000, "iso-2022-kr", False),
-    "wrong octets": (b"\xff" * 1_000_000, "utf-8", False),
-    "wrong rows": (b"\x1b$B" + b"-~" * 500_000, "iso-2022-jp", False),
+    "label": (b"a\xff", "u" * 2_500_000, False),
+    "meta": (b"<meta charset=" * 20_000, "", True),
+    "open meta": (b"<meta " + b"a='" * 90_000, "", True),
+    "wrong pairs": (b"\x81 " * 125_000, "shift_jis", False),
+    "no pairs": (b"\xad\xfe" * 125_000, "euc-jp", False),
+    "rows of NEC": (b"\xad\xa1" * 125_000, "euc-jp", False),
+    "escapes": (b"\x1b$B\x1b(B" * 40_000, "iso-2022-jp", False),
+    "wrong octets of utf-7": (b"+\xff" * 125_000, "utf-7", False),
+    "wrong octets of hz": (b"~{\xff~}" * 50_000, "hz-gb-2312", False),
+    "shifts": (b"\x1b$)C" + b"\x0e0!\xff" * 60_000, "iso-2022-kr", False),
+    "wrong octets": (b"\xff" * 250_000, "utf-8", False),
+    "wrong rows": (b"\x1b$B" + b"-~" * 125_000, "iso-2022-jp", False),
 }
 
 
 @each_row("octets, label, is_html", HOSTILE.values())
-def test_1_mb_that_is_made_to_be_slow_takes_a_second(octets, label, is_html):
+def test_250_kb_that_are_made_to_be_slow_take_little_time(octets, label, is_html):
     began = time.process_time()
     decode_octets(octets, label, is_html=is_html)
-    assert time.process_time() - began < 2  # at most 0.6 s on an idle machine
+    assert time.process_time() - began < 0.5  # at most 0.15 s on an idle machine

@@ -230,13 +230,13 @@ def test_the_date_is_when_the_message_was_finished():
 
 @pytest.mark.parametrize("line", ["é\n", "\n", "x" * 990 + "\n", "=_\r\n"])
 def test_a_large_text_costs_a_few_copies_and_little_time(line):
-    body = line * (3_000_000 // len(line))
+    body = line * (600_000 // len(line))
     tracemalloc.start()
     started = time.process_time()
     made = converted(draft(body=body))
     taken_s, (_, peak_bytes) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert taken_s < 5
+    assert taken_s < 1
     assert peak_bytes < 12 * size_of(made.content)
 
 

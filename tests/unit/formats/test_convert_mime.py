@@ -221,13 +221,13 @@ def test_unreadable_recipients_are_an_error(fields):
 @pytest.mark.parametrize(
     "line",
     [
-        b"x" * 1_500_000,
-        b"\r" * 300_000,
-        b"\0\n" * 150_000,
-        b"a\xff\n" * 200_000,
-        b"--b\r\n" * 120_000,
-        b"=" * 1_000_000,
-        b" " * 1_000_000,
+        b"x" * 375_000,
+        b"\r" * 75_000,
+        b"\0\n" * 40_000,
+        b"a\xff\n" * 50_000,
+        b"--b\r\n" * 30_000,
+        b"=" * 250_000,
+        b" " * 250_000,
     ],
 )
 @each_row("encoding", sampled([b"7bit", b"base64", b"quoted-printable", b"binary"], one_of=2))
@@ -235,4 +235,4 @@ def test_repairs_take_linear_time(line, encoding):
     part = b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + line
     started = time.process_time()
     size_of(converted(TO + MIXED % part).content)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 0.3

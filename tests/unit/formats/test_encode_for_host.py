@@ -230,7 +230,7 @@ def decoded_parts(octets: bytes) -> list[bytes | None]:
 
 
 @given(entities, subjects)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, subject):
     content = f"Subject: {subject}\r\nMIME-Version: 1.0\r\n".encode() + entity + b"\r\n"
     octets, why = encoded(content)
@@ -259,14 +259,14 @@ def test_generated_messages_are_7_bit_and_each_part_decodes_to_the_same(entity, 
     ])  # fmt: skip
 def test_hostile_contents_take_linear_time(of_size):
     took_s = []
-    for size in (60_000, 480_000):
+    for size in (30_000, 180_000):
         content = of_size(size)
         started_s = time.process_time()
         octets, _ = encoded(content)
         took_s.append(time.process_time() - started_s)
         assert octets.isascii()
         assert longest(octets) <= 998
-    assert took_s[1] < 30 * max(took_s[0], 0.01)
+    assert took_s[1] < 16 * max(took_s[0], 0.01)
 
 
 _IN_150_MIB = """

@@ -119,12 +119,12 @@ def test_set_field_replaces_the_first_and_removes_the_others():
     ).replace(b"received: from c by d; then\r\n", b"")
 
 
-def test_set_field_removes_a_megabyte_of_others_in_linear_time():
-    many = b"A: b\r\nrubbish\r\n" * 50_000 + b"C: d\r\n\r\ntext"
+def test_set_field_removes_many_others_in_linear_time():
+    many = b"A: b\r\nrubbish\r\n" * 12_500 + b"C: d\r\n\r\ntext"
     began = time.process_time()
     changed = with_field(many, "A", "c")
-    assert time.process_time() - began < 1  # joined one by one it took seconds
-    assert changed == b"A: c\r\n" + b"rubbish\r\n" * 50_000 + b"C: d\r\n\r\ntext"
+    assert time.process_time() - began < 0.25  # joined one by one, 50,000 took seconds
+    assert changed == b"A: c\r\n" + b"rubbish\r\n" * 12_500 + b"C: d\r\n\r\ntext"
 
 
 @pytest.mark.parametrize("value", ["a\r\nBcc: x", "a\nb", "a\rb", "a\0b"])

@@ -119,14 +119,14 @@ def test_hostile_html_is_quoted_in_linear_time(piece):
         quoted(html)
         return time.process_time() - started
 
-    assert seconds(800_000) < 8 * max(seconds(200_000), 0.02)
+    assert seconds(400_000) < 8 * max(seconds(100_000), 0.01)
 
 
-@pytest.mark.parametrize("value", ["margin:" * 200_000, "a" * 1_000_000, "-" * 1_000_000])
+@pytest.mark.parametrize("value", ["margin:" * 50_000, "a" * 250_000, "-" * 250_000])
 def test_one_long_style_is_read_in_linear_time(value):
     started = time.process_time()
     assert fragment(f'<p style="{value}">x') == "<p>x"
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 0.25
 
 
 def test_too_much_markup_ends_the_quote(monkeypatch):

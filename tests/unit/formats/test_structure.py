@@ -158,8 +158,8 @@ def test_defects_are_reported(content, defect):
 
 
 @each_row("line, is_long", [(b"x" * 998 + b"\r\n", False), (b"x" * 999 + b"\r\n", True), (b"x" * 998 + b"\n", False), (b"x" * 999 + b"\n", True),
-     (b"x" * 998, False), (b"x" * 999, True), (b"x\r\n" * 2000 + b"y" * 998 + b"\r\n", False),
-     (b"x\r\n" * 2000 + b"y" * 999 + b"\r\nz", True)])  # fmt: skip
+     (b"x" * 998, False), (b"x" * 999, True), (b"x\r\n" * 500 + b"y" * 998 + b"\r\n", False),
+     (b"x\r\n" * 500 + b"y" * 999 + b"\r\nz", True)])  # fmt: skip
 def test_a_long_line_has_more_than_998_octets(line, is_long):
     content = MIXED + b"--b\r\n\r\n" + line + b"\r\n--b--\r\n"
     for size in (1, 7, 1000, len(content)):
@@ -225,10 +225,10 @@ def test_time_is_linear_in_the_message(unit, nested):
         b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
         for n in range(nested)
     )
-    content = head + MIXED + unit * (2_000_000 // len(unit))
+    content = head + MIXED + unit * (500_000 // len(unit))
     started = time.process_time()
     read_structure(content)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 0.4
 
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
