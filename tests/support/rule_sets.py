@@ -105,20 +105,30 @@ ACTION_VALUES: dict[str, st.SearchStrategy[Any]] = {
 _PLAIN_ACTIONS = sorted(ACTION_VALUES.keys() - set(FINAL))
 # A set in which much ends early says little about what follows.
 _LAST = st.sampled_from([*["none"] * 8, "reject", "discard", "redirect", "quarantine", "defer"])
+# Made once: to make a strategy takes longer than to draw from it.
+_KEYS = st.sampled_from(sorted(CONDITION_VALUES))
+_CONDITION_KEYS = [st.lists(_KEYS, max_size=most, unique=True) for most in range(3)]
+_NESTED_KEYS = [st.lists(st.sampled_from(NestedKey), max_size=n, unique=True) for n in (2, 1)]
+_ACTION_KEYS = st.lists(st.sampled_from(_PLAIN_ACTIONS), max_size=3, unique=True)
+_MODES = st.sampled_from([*[RuleMode.ENFORCE] * 4, RuleMode.AUDIT, RuleMode.OFF])
 
 
 @st.composite
 def condition_sets(draw: st.DrawFn, most: int, depth: int = 0) -> ConditionSet:
     """A `when` or an `unless`, or a table below it."""
-    keys = draw(st.lists(st.sampled_from(sorted(CONDITION_VALUES)), max_size=most, unique=True))
+    keys = draw(_CONDITION_KEYS[most])
     nested = []
-    for key in draw(st.lists(st.sampled_from(NestedKey), max_size=1 if depth else 2, unique=True)):
-        if depth < NESTED_MAX and not draw(st.integers(0, depth)):  # most are flat
-            tables = draw(st.lists(condition_sets(2, depth + 1), min_size=1, max_size=3))
+    for key in draw(_NESTED_KEYS[depth > 0]) if depth < NESTED_MAX else []:
+        if not draw(st.integers(0, depth)):  # most are flat
+            tables = draw(_TABLES[depth])
             ordered = sorted(enumerate(tables), key=lambda each: each[1].is_deep)
             nested.append(NestedConditions(key, tuple(ordered)))
     found = [CONDITIONS[key].parse(draw(CONDITION_VALUES[key]), GROUPS) for key in keys]
     return ConditionSet.of(found, nested)
+
+
+_TABLES = [st.lists(condition_sets(2, at + 1), min_size=1, max_size=3) for at in range(NESTED_MAX)]
+_WHEN, _UNLESS = condition_sets(2), condition_sets(1)
 
 
 @st.composite
@@ -126,15 +136,15 @@ def rule_sets(draw: st.DrawFn, most: int = 6) -> RuleSet:
     """Rules in any mode."""
     rules = []
     for number in range(draw(st.integers(1, most))):
-        keys = draw(st.lists(st.sampled_from(_PLAIN_ACTIONS), max_size=3, unique=True))
+        keys = draw(_ACTION_KEYS)
         last = draw(_LAST)
         keys += [last] if last in ACTIONS else []
         rules.append(
             Rule(
                 f"r{number}",
-                draw(st.sampled_from([*[RuleMode.ENFORCE] * 4, RuleMode.AUDIT, RuleMode.OFF])),
-                when=draw(condition_sets(2)),
-                unless=draw(condition_sets(1)),
+                draw(_MODES),
+                when=draw(_WHEN),
+                unless=draw(_UNLESS),
                 actions=tuple(ACTIONS[key].parse(draw(ACTION_VALUES[key])) for key in keys),
                 outcome=",".join(keys),
                 stop=draw(st.booleans()) and not keys,

@@ -6,7 +6,6 @@ import os
 import random
 import struct
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from relay.transport.policy import archives
 from relay.transport.policy.archive_child import MEMORY_BYTES_MAX, examine
 from relay.transport.policy.archives import (
     ENTRIES_MAX,
-    INFLATED_OCTETS_MAX,
     MessageArchives,
     UnexaminedArchiveError,
     archive_contents,
@@ -35,6 +33,12 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 PACKAGE = "EncryptedPackage".encode("utf-16-le")
 TAR = b"a.exe".ljust(257, b"\0") + b"ustar\x0000"
 EXE = {"inside": True, "name": "*.exe"}
+OCTETS_MAX = archives.INFLATED_OCTETS_MAX // 20
+
+
+@pytest.fixture(autouse=True)
+def _little_is_inflated(monkeypatch):
+    monkeypatch.setattr(archives, "INFLATED_OCTETS_MAX", OCTETS_MAX)
 
 
 def zipped(*entries, method=zipfile.ZIP_DEFLATED, force_zip64=False):
@@ -104,7 +108,7 @@ def overlapping(copies=1000):
 
 
 def bomb(method):
-    return zipped(("a.exe", bytes(INFLATED_OCTETS_MAX + 1)), method=method)
+    return zipped(("a.exe", bytes(OCTETS_MAX + 1)), method=method)
 
 
 def with_directory(front, directory, count):
@@ -197,7 +201,7 @@ CONTENTS = {
         zipped(("a.zip", HALF), ("b.zip", HALF)), None, False, True, "number of entries"
     ),
     "damaged directories": (
-        lambda: damaged_directories(80_000), None, False, True, "number of entries"
+        lambda: damaged_directories(20_000), None, False, True, "number of entries"
     ),
     "small ones": (lambda: damaged_directories(100, 20), None, False, True, "number of entries"),
     "empty blocks": (empty_blocks, None, False, True, "inflated"),
@@ -223,7 +227,7 @@ CONTENTS = {
     "a signing block": (signed(), ["a.exe"], False, False, ""),
     "42 kB": (overlapping, ["a"] * 1000, False, True, None),
     "a bomb": (
-        lambda: nested(2, bytes(INFLATED_OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"
+        lambda: nested(2, bytes(OCTETS_MAX)), ["1.zip", "a.exe"], False, True, "inflated"
     ),
     "long names": (zipped(*(("x" * 60_000 + str(n), b"") for n in range(99))), None, False, True,
                    "octets"),
@@ -277,7 +281,7 @@ def test_names_are_those_that_any_program_shows():
 def test_bounds_are_those_of_a_message():
     halves = [HALF + bytes(number) for number in range(3)]
     assert [bool(one.bound) for one in contents_of(*halves)] == [False, False, True]
-    large = [zipped((name, bytes(INFLATED_OCTETS_MAX // 2))) for name in "abc"]
+    large = [zipped((name, bytes(OCTETS_MAX // 2))) for name in "abc"]
     assert [bool(one.bound) for one in contents_of(*large[:2])] == [False, False]
     assert contents_of(*large)[2].bound
     assert not any(one.bound for one in contents_of(*large[:1] * 5))  # the same one, read once
@@ -371,7 +375,7 @@ def test_a_caller_that_gives_up_does_not_wait_for_the_answer_and_others_do_not_w
     calls, waits, stopped = itertools.count(), threading.Event(), threading.Event()
 
     def between():
-        if next(calls) > 10:  # of these, nearly all while it waits
+        if next(calls) > 7:  # of these, nearly all while it waits
             waits.set()
         if stopped.is_set():
             raise EvaluationStoppedError
@@ -394,10 +398,6 @@ def test_the_child_has_little_memory():
     contents_of(SMALL)
     limits = Path(f"/proc/{reader._idle[0].process.pid}/limits").read_text()
     assert str(MEMORY_BYTES_MAX) in next(line for line in limits.splitlines() if "address" in line)
-    begun = time.process_time()
-    [found] = contents_of(zipped(*((f"{n}", bytes(40 << 20)) for n in range(5))))
-    assert found.bound
-    assert time.process_time() - begun < 2  # nothing is inflated here
 
 
 def test_no_noise_ends_the_examination():

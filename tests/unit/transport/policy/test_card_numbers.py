@@ -97,10 +97,10 @@ def test_a_number_is_found_in_any_groups_and_only_with_its_check_digit(rest, siz
 
 @each_row("text", ["411 ", "4 ", "411111111111111111 ", "4", "4-", "4111.1", "+4111 "])
 def test_a_long_text_takes_little_time(text):
-    longest = text * (BODY_OCTETS_MAX // len(text))
+    long = text * (BODY_OCTETS_MAX // 8 // len(text))
     began = time.process_time()
-    list(card_numbers(longest))
-    assert time.process_time() - began < 5  # of the 10 s that rules have
+    list(card_numbers(long))
+    assert time.process_time() - began < 0.6  # for an eighth of what rules read in their 10 s
 
 
 @each_row(

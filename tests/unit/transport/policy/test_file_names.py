@@ -360,8 +360,8 @@ ENCODERS = {
 }
 MESSAGES = ("message/rfc822", "message/global", "multipart/digest")
 SIZES = [
-    *product(MESSAGES, ENCODERS, (1_000, 200_000)),
-    *product(MESSAGES[:1], ENCODERS, (2 * 10**6,)),
+    *product(MESSAGES, ENCODERS, (1_000, 100_000)),
+    *product(MESSAGES[:1], ENCODERS, (500_000,)),
 ]
 
 
@@ -377,7 +377,7 @@ def test_a_forwarded_message_of_any_size_is_read_in_any_encoding(kind, encoding,
         outer = kind if kind.startswith("multipart") else "multipart/mixed"
         one = part(*fields, body=coded.decode())
         assert is_refused_whole(mixed(one, "c", f"{outer}; boundary=c")) == expected
-    assert time.process_time() - started < 1 + size / 10**6
+    assert time.process_time() - started < 0.5 + size / 10**6
 
 
 @each_row(
@@ -414,11 +414,11 @@ HOSTILE = {
     "names": part(*[f"{ATTACHED}; filename={'a ' * 4000}"] * 20),
     "names without semicolons": part(f"{ATTACHED}; {'name=(a ' * 1000}"),
     "names in several ways": "\r\n--b\r\n".join(
-        part(f"Content-Type: a/b; x={at}; " + ("name=" + "%=?=" * 40) * 47) for at in range(480)
+        part(f"Content-Type: a/b; x={at}; " + ("name=" + "%=?=" * 40) * 47) for at in range(60)
     ),
     "comments": part(f"{ATTACHED}; name={'(' * 1000}{')' * 1000}"),
-    "uuencode without end": part("X: y", body="begin 644 a\r\n" + "M" * 2_000_000),
-    "many uuencoded files": part("X: y", body="begin 644 a\r\n" * 100_000),
+    "uuencode without end": part("X: y", body="begin 644 a\r\n" + "M" * 500_000),
+    "many uuencoded files": part("X: y", body="begin 644 a\r\n" * 25_000),
     "encoded messages": "\r\n--b\r\n".join([coded("message/rfc822", INNER)] * 900),
     "boundaries": "".join(
         f"--b{at}\r\nContent-Type: multipart/x; boundary=b{at + 1}; boundary=(c) d\r\n\r\n"
@@ -446,4 +446,4 @@ def test_hostile_parts_take_linear_time(kind):
             "encoded messages",
         )
     )
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1

@@ -149,7 +149,7 @@ def test_a_large_body_is_read_a_few_times_and_a_block_at_a_time():
 
 @pytest.mark.parametrize("encoding", [b"base64", b"quoted-printable", b"x-uuencode"])
 def test_a_large_encoded_message_is_read_a_few_times_and_a_block_at_a_time(encoding):
-    text = b"From: x@y.test\r\n" + mixed(b"\r\n" + b"some text\r\n" * 400_000, EXE)
+    text = b"From: x@y.test\r\n" + mixed(b"\r\n" + b"some text\r\n" * 100_000, EXE)
     coded = {
         b"base64": lambda: base64.encodebytes(text),
         b"quoted-printable": lambda: quopri.encodestring(text),
@@ -217,15 +217,15 @@ def hostile(kind: str, size: int) -> bytes:
 
 
 @each_row("kind", HOSTILE)
-def test_a_thousand_hostile_parts_take_less_than_a_second(kind):
-    content = ParsedContent.of(hostile(kind, 4000))
+def test_a_thousand_hostile_parts_take_less_than_half_a_second(kind):
+    content = ParsedContent.of(hostile(kind, 2000))
     times = []
-    while len(times) < 3 and min(times, default=1) >= 1:
+    while len(times) < 3 and min(times, default=1) >= 0.5:
         started = time.thread_time()
         with contextlib.suppress(TooManyPartsError):
             message_parts(content)
         times.append(time.thread_time() - started)
-    assert min(times) < 1
+    assert min(times) < 0.5
 
 
 class GivenUpError(Exception):
