@@ -11,10 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.base.settings.environment import shipped
 from relay.base.socket_address import Address
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.development_folder import open_folder
+from relay.transport.policy.rule_book import RuleBook
+from relay.transport.policy.rule_files import load_rules
 
 FREE = Address("127.0.0.1", 0)
 
@@ -65,12 +68,19 @@ def plain(text: str) -> str:
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).strip())
 
 
+@pytest.fixture(scope="session")
+def shipped_rules() -> RuleBook:
+    """Read and tested once: that takes a relay 0.1 s and a process."""
+    return RuleBook(load_rules(shipped("policies")))
+
+
 @pytest.fixture
-async def pages(short_path: Path) -> AsyncIterator[PageReader]:
+async def pages(short_path: Path, shipped_rules: RuleBook) -> AsyncIterator[PageReader]:
     folder = open_folder(short_path / "dev")
-    relay = await asyncio.to_thread(
-        DevelopmentRelay, folder, DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("relay.development.relay._rules_of", lambda *_: shipped_rules)
+        options = DevelopmentOptions(http=FREE, https=FREE, smtp=FREE)
+        relay = await asyncio.to_thread(DevelopmentRelay, folder, options)
     try:
         await relay.start()
         async with httpx.AsyncClient(
