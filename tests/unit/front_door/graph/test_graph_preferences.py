@@ -198,7 +198,7 @@ async def test_few_bodies_are_converted_at_a_time(
     if is_streamed:
         monkeypatch.setattr(attachments, "LARGE_BYTES", -1)
     path = PATHS[path].format(await drafted(on_disk, HTML))
-    one_too_many, crowds = threading.Barrier(BODY_CONVERSIONS_MAX + 1, timeout=1), []
+    one_too_many, crowds = threading.Barrier(BODY_CONVERSIONS_MAX + 1, timeout=0.2), []
 
     def converted(html: str) -> str:
         with suppress(threading.BrokenBarrierError):

@@ -186,13 +186,13 @@ async def test_a_service_is_no_proxy() -> None:
 
 @on_both_loops
 async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> None:
-    before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 1.0
-    limits = ConnectionLimits(connections=200)
+    before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 0.5
+    limits = ConnectionLimits(connections=60)
     try:
         async with serving(where, tunnel_hosts=hosts, connection_limits=limits) as server:
-            async with held(server, 1000, CONNECT, answered=True):
-                assert server.table.connections <= 200
-                assert len(server.handshakes) <= 200
+            async with held(server, 300, CONNECT, answered=True):
+                assert server.table.connections <= 60
+                assert len(server.handshakes) <= 60
                 for source in (OTHER, ATTACKER):
                     async with tunnel(server, trusting, source=source) as (reader, writer):
                         writer.write(LAST_GET)

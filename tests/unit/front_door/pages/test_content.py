@@ -171,10 +171,10 @@ def test_a_download_has_a_harmless_type(kind, served):
 
 
 @each_row("lines, note", [
-        (("Subject: x", *(f"X-{i}: y" for i in range(60_000)), "", "t"), "a long header"),
-        (("Subject: " + "=?utf-8?q?=41?= " * 60_000, "", "t"), "a long header"),
+        (("Subject: x", *(f"X-{i}: y" for i in range(25_000)), "", "t"), "a long header"),
+        (("Subject: " + "=?utf-8?q?=41?= " * 25_000, "", "t"), "a long header"),
         (("Subject: x", "", "a" * 500_000), "200,000 are shown"),
-        (("Content-Type: multipart/mixed; boundary=b", "", *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 3000), "more than 1000 parts"),
+        (("Content-Type: multipart/mixed; boundary=b", "", *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 1001), "more than 1000 parts"),
         (("Content-Type: multipart/mixed; boundary=b", "", *["--b\r\nContent-Type: a/b\r\n\r\nx"] * 300), f"{ATTACHMENTS_MAX} are listed"),
         (("Content-Type: text/html", "", "".join(f"<a href=http://a.test/{i}>x</a>" for i in range(999))), "links"),
         (("Content-Type: text/plain; charset=klingon", "", "ä"), "not in its charset"),
@@ -183,7 +183,7 @@ def test_a_download_has_a_harmless_type(kind, served):
 def test_what_is_cut_or_damaged_is_said(lines, note):
     started = time.process_time()
     found = content(*lines)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1.5
     assert any(note in one for one in found.notes), found.notes
     assert sum(len(one.value) for one in found.fields) < 500_000
 
