@@ -22,7 +22,7 @@ from tests.support.manual_clock import ManualClock
 
 BYTES_MAX = 20_000
 TEXTS = ["x", "\r\n", '"', "é", "€", "\U0001f4ee", "\x01"]  # short and long in JSON
-MESSAGES = 24
+MESSAGES = 16
 JANUARY = 1_704_067_200
 SHORT_OF_MEMORY = PressureState({PressureReason.MEMORY: PressureLevel.REFUSE})
 ATTACHED = (

@@ -184,7 +184,7 @@ OFFICE, ADDED = "From: office@example.test\r\n", "Sender: alice@example.test\r\n
     ],
 )
 @pytest.mark.parametrize(
-    ("path", "size"), [("sendMail", 2_000_000), ("messages", 10), ("messages", 2_000_000)]
+    ("path", "size"), [("sendMail", 1_100_000), ("messages", 10), ("messages", 1_100_000)]
 )
 async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
     mailbox: Mailbox, header: str, added: str, reverse_path: str, *, path: str, size: int

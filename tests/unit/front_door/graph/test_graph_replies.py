@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relay.formats.quoting import QUOTE_CHARACTERS_MAX
+from relay.formats import quoting, read_mime
 from relay.front_door.graph.graph_request import ANSWERS_MAX
 from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, graph_on_disk, post_mime, refused, to
 from tests.support.tables import each_row
@@ -460,13 +460,21 @@ async def test_damaged_originals_are_answered(mail: OnDisk, content: bytes) -> N
             assert draft["conversationId"] == (await mail.http.get(path)).json()["conversationId"]
 
 
+QUOTED = 500_000
+
+
 @pytest.mark.parametrize("kind", ["plain", "html"])
-async def test_of_a_very_large_original_the_beginning_is_quoted(mail: OnDisk, kind: str) -> None:
+async def test_of_a_very_large_original_the_beginning_is_quoted(
+    mail: OnDisk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (read_mime, quoting):
+        monkeypatch.setattr(module, "TEXT_OCTETS_MAX", QUOTED)
+    monkeypatch.setattr(quoting, "QUOTE_CHARACTERS_MAX", QUOTED)
     line = b"<p>0123456789</p>" + b"x" * 930 + b"\n"
     head = f"From: a@b.test\nContent-Type: text/{kind}\n\n".encode()
-    path = await received(mail, head + line * (QUOTE_CHARACTERS_MAX // len(line) + 1000))
+    path = await received(mail, head + line * (QUOTED // len(line) + 50))
     body = {"toRecipients": to("e@a.test")}
     draft = await draft_of(mail, path, "createForward", body)
     content = draft["body"]["content"]
-    assert QUOTE_CHARACTERS_MAX - 20_000 < len(content) < QUOTE_CHARACTERS_MAX + 10_000
+    assert QUOTED - 20_000 < len(content) < QUOTED + 10_000
     assert "[The rest of the original message is not quoted.]" in content[-200:]

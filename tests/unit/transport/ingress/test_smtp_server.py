@@ -57,11 +57,11 @@ async def test_an_idle_client_gets_421(listening):
 
 
 async def test_a_slow_upload_does_not_time_out(relay, listening):
-    client = await Client.connect((await listening(timeout=1)).address)
+    client = await Client.connect((await listening(timeout=0.5)).address)
     await client.open_transaction()
     for line in (b"Subject: slow\r\n", b"\r\n", *[b"text\r\n"] * 4):
         client.writer.write(line)
-        await asyncio.sleep(0.2)  # more than one second in total
+        await asyncio.sleep(0.1)  # more than half a second in total
     assert (await client.say(".")).startswith("250 2.0.0 ")
 
 
@@ -77,7 +77,7 @@ async def test_a_busy_session_ends_after_its_maximum_time(listening):
 
 async def test_a_client_that_does_not_read_is_disconnected(listening):
     """Until then its commands wait: few of their replies are kept for it."""
-    server = await listening(trusted_networks=("127.0.0.0/8",), timeout=0.5)
+    server = await listening(trusted_networks=("127.0.0.0/8",), timeout=0.2)
     client = await Client.connect(server.address, limit=10)
     await until(lambda: server.sessions)
     (session,) = inside(server).shared.sessions

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from relay.transport.routing import dns_client
 from relay.transport.routing.dns_client import (
-    CACHE_MAX,
     QUERIES_MAX,
     DnsCache,
     StubResolver,
@@ -43,11 +43,12 @@ async def test_dns_queries_in_progress_are_bounded():
     assert server.most == QUERIES_MAX
 
 
-async def test_the_dns_cache_drops_the_least_recently_used_answer():
+async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
+    monkeypatch.setattr(dns_client, "CACHE_MAX", 500)
     server = Server()
     server.open.set()
     asking = DnsCache(server.ask, clock=ManualClock())
-    others = [f"{number}.test" for number in range(CACHE_MAX - 2)]
+    others = [f"{number}.test" for number in range(500 - 2)]
     for name in ("a", "b", *others, "a", "c", "a", "b"):
         await asking.answers((name, "A"))
     assert server.asked == ["a", "b", *others, "c", "b"]

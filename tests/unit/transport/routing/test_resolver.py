@@ -12,6 +12,7 @@ from msgspec import structs
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.tls_policy import NO_TLSA, TlsaFinding, TlsaRecord
 from relay.base.socket_address import Address
+from relay.transport.routing import dns_client
 from relay.transport.routing import resolver as resolver_module
 from relay.transport.routing.mx_hosts import (
     EXCHANGES_MAX,
@@ -134,9 +135,9 @@ async def test_dns_answers_decide_the_hosts(dns, domain, expected):
     assert found == expected
 
 
-async def test_of_a_thousand_mx_hosts_the_best_sixteen_are_looked_up(dns):
+async def test_of_many_mx_hosts_the_best_sixteen_are_looked_up(dns):
     """An MX answer is bounded whatever its size; it comes by TCP."""
-    names = [f"mx{number}.many.test" for number in range(1000)]
+    names = [f"mx{number}.many.test" for number in range(300)]
     dns.zone["many.test"] = {"MX": [f"{number // 2} {name}" for number, name in enumerate(names)]}
     dns.zone |= {name: {"A": ["127.0.0.11"]} for name in names}
     async with resolving(dns) as resolver:
@@ -146,7 +147,7 @@ async def test_of_a_thousand_mx_hosts_the_best_sixteen_are_looked_up(dns):
     assert {host.name for host in found.hosts} == best
     assert [host.preference for host in found.hosts] == [number // 2 for number in range(16)]
     assert {name for name, kind in dns.queries if kind == "A"} == best
-    assert ({host.name for host in found.mx.hosts}, found.mx.more) == (best, 984)
+    assert ({host.name for host in found.mx.hosts}, found.mx.more) == (best, 284)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +157,12 @@ async def test_of_a_thousand_mx_hosts_the_best_sixteen_are_looked_up(dns):
         ("refused.test", "REFUSED"),
         ("mx-servfail.test", "SERVFAIL"),
         ("target-servfail.test", "SERVFAIL"),
-        ("silent.test", "no answer within 0.5 s"),
-        ("mx-silent.test", "no answer within 0.5 s"),
+        ("silent.test", "no answer within 0.3 s"),
+        ("mx-silent.test", "no answer within 0.3 s"),
     ],
 )
 async def test_a_failing_name_server_is_temporary_and_never_an_implicit_mx(dns, domain, told):
-    async with resolving(dns, timeout_s=0.5) as resolver:
+    async with resolving(dns, timeout_s=0.3) as resolver:
         found = await resolver.resolve(mx(domain))
     assert isinstance(found, TemporaryFailure)
     assert told.format(port=dns.address.port) in found.text
@@ -200,7 +201,8 @@ async def test_a_dns_failure_is_not_cached(dns):
         assert isinstance(await resolver.resolve(mx("servfail.test")), Hosts)
 
 
-async def test_equal_lookups_share_one_query_and_cancelling_one_keeps_the_other(dns):
+async def test_equal_lookups_share_one_query_and_cancelling_one_keeps_the_other(dns, monkeypatch):
+    monkeypatch.setattr(dns_client, "ONE_SERVER_TIMEOUT_S", 0.3)
     dns.zone["silent.test"] = "TIMEOUT"
     async with resolving(dns) as resolver:
         waiting = [asyncio.create_task(resolver.resolve(mx("silent.test"))) for _ in range(20)]

@@ -199,7 +199,7 @@ def test_no_damage_of_an_rsa_key_ends_the_process_or_gives_a_key_that_does_not_h
     """The library's own check is left out, so its other ones and ours must be enough."""
     rng, good = random.Random(6376), 0
     der = base64.b64decode(b"".join(RSA_1024.splitlines()[1:-1]))
-    for _ in range(1500):
+    for _ in range(500):
         damaged = bytearray(der)
         for _ in range(rng.choice((1, 1, 2, 5))):
             damaged[rng.randrange(len(der))] = rng.choice((0, 1, 2, 255, rng.randrange(256)))
@@ -212,7 +212,7 @@ def test_no_damage_of_an_rsa_key_ends_the_process_or_gives_a_key_that_does_not_h
             public = load_der_public_key(key.public())
             public.verify(key.sign(b"x"), b"x", PKCS1v15(), SHA256())
             good += 1
-    assert 50 < good < 1450
+    assert 15 < good < 485
 
 
 async def test_a_key_signs_in_the_last_microsecond_of_its_last_day_and_not_in_the_next(folder):
