@@ -158,10 +158,10 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
     "value, count",
     [
         (f"{'x' * 100_000} <a@b.test>", 1),
-        (", ".join(f"N{n} <u{n}@b.test>" for n in range(10_000)), 2000),
+        (", ".join(f"N{n} <u{n}@b.test>" for n in range(4_000)), 2000),
         ("(" * 1000 + ")" * 1000 + " a@b.test", 1),
-        ('"' + "a@b.test, " * 10_000, 2000),
-        ("a:" * 50_000, 1),
+        ('"' + "a@b.test, " * 4_000, 2000),
+        ("a:" * 20_000, 1),
     ],
 )
 def test_large_lists_are_bounded(value: str, count: int) -> None:

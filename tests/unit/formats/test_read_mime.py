@@ -291,14 +291,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", sampled(HOSTILE, one_of=2))
-def test_a_message_of_a_thousand_hostile_parts_takes_less_than_a_second(kind):
+def test_a_message_of_many_hostile_parts_takes_little_time(kind):
     part = HOSTILE[kind] + b"\r\n\r\nx\r\n"
     content = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"".join(
-        b"--b\r\nX: %d\r\n%s" % (at, part) for at in range(1000)
+        b"--b\r\nX: %d\r\n%s" % (at, part) for at in range(300)
     )
     times = []
-    while len(times) < 3 and min(times, default=1) >= 1:
+    while len(times) < 3 and min(times, default=1) >= 0.3:
         started = time.thread_time()
         read_message(content)
         times.append(time.thread_time() - started)
-    assert min(times) < 1
+    assert min(times) < 0.3

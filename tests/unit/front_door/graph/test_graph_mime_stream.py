@@ -24,7 +24,7 @@ from tests.support.graph_fakes import OnDisk, refused
 LIMIT = 8 << 20  # on_disk's max_upload
 HEADER = b"To: c@a.test\r\nBcc: d@a.test\r\nSubject: large\r\nMessage-ID: <l@a.test>\r\n\r\n"
 BOB = {"authorization": "Bearer bob", "content-type": "text/plain"}  # alice has a small quota
-LARGE = HEADER + b"line\xff\r\n" * 400_000
+LARGE = HEADER + b"line\xff\r\n" * 170_000
 CODED = base64.b64encode(LARGE)
 
 
