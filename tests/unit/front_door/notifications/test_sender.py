@@ -136,7 +136,7 @@ async def test_many_that_are_slow_delay_no_other(
 async def test_many_that_are_down_delay_no_other(
     sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "POST_S", 0.5)
+    monkeypatch.setattr(module, "POST_S", 0.2)
     with Receiver() as receiver, Receiver() as silent:
         silent.mode = "stall"
         stalled = [Numbers(silent.url(), until=1) for _ in range(module.POSTS_MAX * 2)]
