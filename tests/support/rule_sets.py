@@ -128,7 +128,6 @@ def condition_sets(draw: st.DrawFn, most: int, depth: int = 0) -> ConditionSet:
 
 
 _TABLES = [st.lists(condition_sets(2, at + 1), min_size=1, max_size=3) for at in range(NESTED_MAX)]
-_WHEN, _UNLESS = condition_sets(2), condition_sets(1)
 
 
 @st.composite
@@ -143,8 +142,8 @@ def rule_sets(draw: st.DrawFn, most: int = 6) -> RuleSet:
             Rule(
                 f"r{number}",
                 draw(_MODES),
-                when=draw(_WHEN),
-                unless=draw(_UNLESS),
+                when=draw(condition_sets(2)),
+                unless=draw(condition_sets(1)),
                 actions=tuple(ACTIONS[key].parse(draw(ACTION_VALUES[key])) for key in keys),
                 outcome=",".join(keys),
                 stop=draw(st.booleans()) and not keys,

@@ -171,12 +171,8 @@ async def running(folder: Path) -> AsyncIterator[Relay]:
 
 
 @pytest.fixture
-def quick_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+async def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relay]:
     monkeypatch.setattr(event_streams, "_POLL_S", 0.05)
-
-
-@pytest.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[Relay]:
     async with running(tmp_path) as relay:
         yield relay
 
@@ -296,7 +292,6 @@ async def test_a_stream_begins_now_or_at_the_beginning_or_behind_a_cursor(relay:
             assert names(await source.events(len(expected))) == names(expected)
 
 
-@pytest.mark.usefixtures("quick_to_continue")
 async def test_from_now_on_means_now_although_the_reader_is_behind(relay: Relay) -> None:
     async with relay.stream() as source:
         await relay.mail()
@@ -482,7 +477,6 @@ async def test_streams_share_what_is_read(relay: Relay) -> None:
     assert relay.feed.reads - before < 30  # not 30 for each of five messages
 
 
-@pytest.mark.usefixtures("quick_to_continue")
 async def test_the_reader_continues_after_an_error(
     relay: Relay, capfd: pytest.CaptureFixture[str]
 ) -> None:

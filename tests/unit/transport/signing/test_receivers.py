@@ -160,9 +160,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_receivers_agree_on_large_bodies(
-    keys: DkimKeys, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_they_agree_on_large_bodies(keys: DkimKeys, tmp_path: Path, kind: str, monkeypatch) -> None:
     monkeypatch.setattr(signature, "LARGE_BYTES", 350_000)
     octets = b"\r\n" + LARGE[kind]()
     cuts = [0, 1, 2, 3, 4, 70_001, 70_002, 300_003, len(octets)]  # also between CR and LF
