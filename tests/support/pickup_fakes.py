@@ -161,7 +161,10 @@ class PickupFakes:
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
             ready=self.ready, inbox_report=self.reports.inbox_report, postmaster=lambda: POSTMASTER,
-            conversion=ConversionPool(converter, hostname="relay.test", clock=self.clock),
+            conversion=ConversionPool(
+                converter, hostname="relay.test", clock=self.clock,
+                in_threads=converter is convert,  # others are for child processes
+            ),
             limits=StartLimits(
                 self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush
             ),
