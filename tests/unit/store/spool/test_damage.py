@@ -42,6 +42,7 @@ def disk() -> Iterator[FaultyDisk]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch) -> None:
     """The pauses are short; and nothing is in SQLite's cache, so that the writer reads too."""
+    monkeypatch.setattr(damage, "_RETRY_S", 0.01)
     monkeypatch.setattr(damage, "_RETRY_S_MAX", 0.05)
     monkeypatch.setattr(database, "_CACHE_KIB", 1)
 
