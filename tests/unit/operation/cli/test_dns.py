@@ -33,7 +33,7 @@ state_dir = "state"
 domains = ["corp.test", "sub.other.test"]
 [dns]
 nameservers = ["{dns}"]
-timeout = "1s"
+timeout = "0.2s"
 [[dkim]]
 domain = "corp.test"
 selector = "s1"
