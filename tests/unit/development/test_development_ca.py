@@ -78,8 +78,8 @@ def test_files_are_private_and_made_once(directory):
 
 def test_processes_that_start_at_once_share_one_authority(directory):
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(4, mp_context=context) as pool:
-        found = set(pool.map(open_once, [directory] * 12))
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        found = set(pool.map(open_once, [directory] * 6))
     assert found == {(directory / "ca.pem").read_bytes()}
     files = open_authority(directory, now=NOW).issue(directory / "tls", (), now=NOW)
     handshake(files, directory / "ca.pem", "localhost")
