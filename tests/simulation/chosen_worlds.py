@@ -78,7 +78,8 @@ def choose() -> list[str]:
 def _few(played: Mapping[int, _Played], wanted: Sequence[str], *, times: int) -> list[int]:
     """Return the seeds of few short worlds that have each word `times`, or as often as it occurs.
 
-    It takes the world with the most words a second that are still missing, until none is.
+    It takes the world with the most words a second that are still missing, until none is; then the
+    longest first, it leaves out those of whose words the others have enough.
     """
     occurring = Counter(word for one in played.values() for word in one.words)
     missing = Counter({word: min(times, occurring[word]) for word in wanted})
@@ -88,6 +89,13 @@ def _few(played: Mapping[int, _Played], wanted: Sequence[str], *, times: int) ->
         best = max(left, key=lambda s: len(missing.keys() & left[s].words) / left[s].duration_s)
         missing.subtract(missing.keys() & left.pop(best).words)
         chosen.append(best)
+    spare = Counter(word for seed in chosen for word in played[seed].words & {*wanted})
+    spare.subtract({word: min(times, occurring[word]) for word in spare})
+    for seed in sorted(chosen, key=lambda s: played[s].duration_s, reverse=True):
+        words = played[seed].words & {*wanted}
+        if all(spare[word] for word in words):
+            spare.subtract(words)
+            chosen.remove(seed)
     return sorted(chosen)
 
 
