@@ -9,6 +9,7 @@ import pytest
 from relay.base.settings.document import SettingsError, read_document
 from relay.base.settings.environment import shipped
 from relay.base.settings.reader import load
+from tests.support.long_tests import sampled
 
 PIECES = [
     '"', "'", '"""', "'''", "[", "]", "[[", "]]", "{", "}", ",", "=", ".", "\n", "\r\n", "#", "\\",
@@ -35,7 +36,7 @@ def damaged(text: str, rng: random.Random) -> str:
     return text
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", sampled(range(8)))
 def test_a_damaged_file_is_told_about(tmp_path, seed):
     rng = random.Random(seed)
     whole = (shipped("conf") / "relay.toml").read_text()
@@ -53,7 +54,7 @@ def test_a_damaged_file_is_told_about(tmp_path, seed):
     assert [line for line in told if not (line.startswith(str(file)) and line.isprintable())] == []
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", sampled(range(4)))
 def test_every_key_of_a_file_that_is_toml_has_a_line(tmp_path, seed):
     rng = random.Random(seed)
     whole = re.sub(

@@ -221,7 +221,7 @@ def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
 
 
 @pytest.mark.usefixtures("dev")
-@pytest.mark.parametrize("words", [("queue", "stats"), ("queue", "list"), ("trace", "last")])
+@pytest.mark.parametrize("words", [("queue", "stats"), ("trace", "last")])
 def test_client_commands_do_not_import_the_daemon(shell, words):
     asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
     done = subprocess.run(

@@ -188,7 +188,7 @@ async def test_a_kill_at_any_crash_point_is_not_reported_as_damage(
         return crash.copies
 
     seen = set()
-    for number, (point, first) in enumerate(await live(path, tmp_path / "first", 8)):
+    for number, (point, first) in enumerate(await live(path, tmp_path / "first", 4)):
         for again, second in await live(first, tmp_path / f"second-{number}", 2):
             check_files(second, has_owner=False)
             open_database(second).close()
