@@ -66,7 +66,7 @@ class ActiveQueue:
             return level
         is_too_much = (
             len(self._unreached) >= max(1, self._claims_max // _UNREACHED_PART)
-            and sum(one == sender for _, one in self._unreached.values()) >= _FEW
+            and [one for _, one in self._unreached.values()].count(sender) >= _FEW
         )
         return PriorityLevel.UNREACHABLE if is_too_much else level
 
