@@ -131,7 +131,7 @@ async def test_what_is_no_answer_rejects_nobody_and_is_not_asked_for_again_at_on
 async def test_an_address_without_an_answer_leaves_the_others_alone(
     clock, monkeypatch, reply
 ) -> None:
-    monkeypatch.setattr(recipient_verification, "_PROBE_S", 1.0)
+    monkeypatch.setattr(recipient_verification, "_PROBE_S", 0.5)
     async with RemoteMx(rcpt={"x@gate.test": reply}) as server:
         asked = verifier(clock, server)
         for _ in range(3):
