@@ -161,9 +161,9 @@ class PickupFakes:
     async def running(self, *, max_concurrent=2, converter=convert):
         processor = SubmissionProcessor(
             ready=self.ready, inbox_report=self.reports.inbox_report, postmaster=lambda: POSTMASTER,
+            # the tests of child processes have another converter
             conversion=ConversionPool(
-                converter, hostname="relay.test", clock=self.clock,
-                in_threads=converter is convert,  # others are for child processes
+                converter, hostname="relay.test", clock=self.clock, in_threads=converter is convert
             ),
             limits=StartLimits(
                 self.clock, concurrency=max_concurrent, is_rush=self.ready.rush.is_rush
