@@ -291,12 +291,12 @@ def test_show_says_what_the_dns_has(files: Files, dns: DnsThread, keys: Keys) ->
 
 def test_silent_name_servers_cost_one_time_out(files: Files, dns: DnsThread, keys: Keys) -> None:
     dns.zone |= {one["name"]: "TIMEOUT" for one in keys.made}
-    keys.configure(f'nameservers = ["{dns.address}"]\ntimeout = "0.2s"')
+    keys.configure(f'nameservers = ["{dns.address}"]\ntimeout = "0.5s"')
     begin_s = time.monotonic()
     shown = files.shown("show")
-    assert time.monotonic() - begin_s < 0.5  # one after the other: 0.6 s
+    assert time.monotonic() - begin_s < 1.3  # one after the other: 1.5 s
     assert {one["published"] for one in shown} == {"unknown"}
-    assert shown[0]["reasons"] == ["no answer within 0.2 s"]
+    assert shown[0]["reasons"] == ["no answer within 0.5 s"]
 
 
 def test_a_key_that_cannot_be_read_has_file_and_line(files: Files, keys: Keys) -> None:

@@ -33,7 +33,7 @@ state_dir = "state"
 domains = ["corp.test", "sub.other.test"]
 [dns]
 nameservers = ["{dns}"]
-timeout = "0.2s"
+timeout = "0.5s"
 [[dkim]]
 domain = "corp.test"
 selector = "s1"
