@@ -16,6 +16,7 @@ The way of a request:
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search
+- `search_query`: POST /search/query
 - `strict_profile`: what only Graph refuses, with its texts: `[http] profile`, Prefer: relay.strict
 - `json_values`: types and names in a JSON body, recipients too; the path in a 400
 

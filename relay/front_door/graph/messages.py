@@ -64,6 +64,10 @@ _NOT_A_SCHEDULED_DRAFT = (
     "The message is not a draft: it was sent already, or it never was a draft. Its time of "
     "sending cannot be changed."
 )
+SLOW_SEARCH = (
+    "$search: it takes too long. Use fewer words, write words out instead of ending them"
+    " in *, or restrict them to a property such as subject:word."
+)
 _OTHER_PROPERTY = (
     "Only a draft's content can be changed: found another value of an extended property."
 )
@@ -388,6 +392,11 @@ def message_query(
 async def _query(request: GraphRequest, options: QueryOptions) -> Page:
     now_us = request.dependencies.clock.time_us()
     query = message_query(options, request.folder_id, now_us=now_us, bytes_max=request.page_bytes)
+    return await find_page(request, query, _hint(options))
+
+
+async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Page:
+    """Return a page; `hint` is the advice for a query that takes too long. Raises ApiError 400."""
     try:
         return await request.http.cancel_on_disconnect(
             request.store.lists.query(request.mailbox, query)
@@ -398,16 +407,13 @@ async def _query(request: GraphRequest, options: QueryOptions) -> Page:
     except (
         QueryTooLongError
     ) as error:  # not 503: clients would repeat the query, and it would take as long
-        raise ApiError(400, "InefficientFilter", f"{_hint(options)} ({error})") from error
+        raise ApiError(400, "InefficientFilter", f"{hint} ({error})") from error
 
 
 def _hint(options: QueryOptions) -> str:
     """Return advice that makes the query faster."""
     if options.search is not None:
-        return (
-            "$search: it takes too long. Use fewer words, write words out instead of ending them"
-            " in *, or restrict them to a property such as subject:word."
-        )
+        return SLOW_SEARCH
     if options.filter is not None:
         return (
             "$filter: it takes too long. Use fewer comparisons, prefer eq and startswith to"

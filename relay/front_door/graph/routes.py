@@ -23,6 +23,7 @@ from relay.front_door.graph import (
     users,
 )
 from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph.search_query import search_query
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
 
 # Resources, actions and functions after /me and /users/{id}, with all that is below them.
@@ -281,6 +282,7 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
 
 _OUTSIDE: Sequence[tuple[tuple[str, ...], Mapping[str, GraphOperation]]] = (
     (("users",), {"GET": _reads(users.list_users, MAY_READ_USER)}),
+    (("search", "query"), {"POST": _reads(search_query)}),
     (
         ("subscriptions",),
         {

@@ -97,13 +97,21 @@ def search_condition(value: str, *, now_us: int) -> Condition:
     `value` is the query, or the query in double quotes with a backslash before inner quotes, as in
     Graph. Raises ApiError 400.
     """
-    if len(value) > CHARACTERS_MAX:
-        message = f"$search: found {len(value)} characters, expected at most {CHARACTERS_MAX}."
-        raise ApiError(400, "BadRequest", message)
-    query = value.strip()
+    query = value.strip() if len(value) <= CHARACTERS_MAX else value
     if quoted := _QUOTED.fullmatch(query):
         query = _ESCAPED.sub(r"\1", quoted[1])
-    return _SearchParser(query, now_us).query()
+    return keyword_condition(query, now_us=now_us)
+
+
+def keyword_condition(query: str, *, now_us: int, within: str = "") -> Condition:
+    """Return the condition for a query; words without a property are of the one named `within`.
+
+    Raises ApiError 400.
+    """
+    if len(query) > CHARACTERS_MAX:
+        message = f"$search: found {len(query)} characters, expected at most {CHARACTERS_MAX}."
+        raise ApiError(400, "BadRequest", message)
+    return _SearchParser(query, now_us, within).query()
 
 
 class _SearchToken(Struct, frozen=True):
@@ -122,10 +130,10 @@ class _SearchToken(Struct, frozen=True):
 class _SearchParser:
     """Recursive descent with one method for each level of precedence."""
 
-    def __init__(self, query: str, now_us: int) -> None:
+    def __init__(self, query: str, now_us: int, within: str) -> None:
         self._query = query
         self._now_us = now_us
-        self._within = ""  # the property before the parentheses, "" if none
+        self._within = within  # the property before the parentheses, "" if none
         self._depth = 0
         self._terms = 0
         self._prefixes = 0

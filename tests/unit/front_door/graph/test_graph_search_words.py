@@ -5,6 +5,7 @@ import pytest
 from tests.support.graph_fakes import OnDisk, refused
 from tests.support.tables import each_row
 
+QUERY = "https://mail.example.test/v1.0/search/query"
 BODIES = {
     "near": "red one two three wine",
     "far": "red " + "word " * 20 + "wine",
@@ -62,3 +63,58 @@ async def test_an_error_names_the_place(on_disk: OnDisk) -> None:
     answer = await on_disk.http.get("/messages", params={"$search": '"red AND (wine OR"'})
     text = refused(answer, 400, "BadRequest")
     assert "position 16: found the end, expected a word; it is in 'red AND (wine OR'" in text
+
+
+async def hits(on_disk: OnDisk, **search: object) -> tuple[list[str], bool]:
+    """Return the subjects that a search request finds, and whether there are more."""
+    query = {"queryString": search.pop("words")}
+    body = {"requests": [{"entityTypes": ["message"], "query": query, **search}]}
+    answer = await on_disk.http.post(QUERY, json=body)
+    assert answer.status_code == 200, answer.text
+    container = answer.json()["value"][0]["hitsContainers"][0]
+    assert container["total"] == len(container["hits"])
+    first = search.get("from", 0)
+    assert isinstance(first, int)
+    for rank, hit in enumerate(container["hits"], first + 1):
+        assert (hit["rank"], hit["hitId"]) == (rank, hit["resource"]["id"])
+        assert (
+            hit["summary"] == hit["resource"]["bodyPreview"] == BODIES[hit["resource"]["subject"]]
+        )
+        assert hit["resource"]["@odata.type"] == "#microsoft.graph.message"
+    return [one["resource"]["subject"] for one in container["hits"]], container[
+        "moreResultsAvailable"
+    ]
+
+
+async def test_a_search_request_has_pages_and_puts_relevant_hits_first(filled: OnDisk) -> None:
+    newest_first = ["html", "one", "far", "near"]
+    assert await hits(filled, words="red") == (newest_first, False)
+    assert await hits(filled, words='"one two"') == (["near"], False)
+    pages = [await hits(filled, words="red", size=3, **{"from": skip}) for skip in (0, 3, 6)]
+    assert pages == [(newest_first[:3], True), (newest_first[3:], False), ([], False)]
+    top = {"words": "red OR near OR far", "enableTopResults": True, "size": 3}
+    pages = [await hits(filled, **top, **{"from": skip}) for skip in (0, 1, 3)]
+    relevant_first = ["far", "near", "html", "one"]
+    assert pages == [
+        (relevant_first[:3], True),
+        (relevant_first[1:], False),
+        (relevant_first[3:], False),
+    ]
+
+
+async def test_search_requests_are_independent_and_of_messages_only(filled: OnDisk) -> None:
+    asked = [
+        {"entityTypes": ["message"], "query": {"queryString": words}} for words in ("only", "wine")
+    ]
+    answer = (await filled.http.post(QUERY, json={"requests": asked})).json()["value"]
+    assert [one["searchTerms"] for one in answer] == [["only"], ["wine"]]
+    assert [one["hitsContainers"][0]["total"] for one in answer] == [1, 3]
+    for change, status, code in (
+        ({"entityTypes": ["driveItem"]}, 501, "NotImplemented"),
+        ({"entityTypes": []}, 400, "ErrorRequiredPropertyMissing"),
+        ({"size": 501}, 400, "RequestBodyRead"),
+        ({"sortProperties": [{"name": "subject"}]}, 400, "BadRequest"),
+        ({"query": {"queryString": "foo:bar"}}, 400, "BadRequest"),
+    ):
+        body = {"requests": [asked[0] | change]}
+        refused(await filled.http.post(QUERY, json=body), status, code)

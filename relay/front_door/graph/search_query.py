@@ -1,0 +1,121 @@
+"""POST /search/query: messages of the caller's own mailbox, by keywords.
+
+Hits are the newest first, as in Graph; with enableTopResults three come before them whose subject
+matches. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the Microsoft
+Search API to search Outlook messages".
+"""
+
+from typing import Any
+
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from relay.front_door.graph.graph_request import GraphRequest, not_implemented
+from relay.front_door.graph.json_values import (
+    invalid_value,
+    missing_property,
+    read_array,
+    read_boolean,
+    read_object,
+    read_string,
+)
+from relay.front_door.graph.messages import SLOW_SEARCH, find_page
+from relay.front_door.graph.odata.search import keyword_condition
+from relay.front_door.graph.serializer import message_json
+from relay.front_door.http.errors import bad_request, quoted
+from relay.front_door.http.gateway import json_response
+from relay.store.mailbox.query import (
+    AllOf,
+    AnyOf,
+    Compare,
+    MessageQuery,
+    Negation,
+    Operator,
+    Property,
+)
+
+SEARCHES_MAX = 5  # of a request
+SIZE_MAX = 500
+_SIZE_DEFAULT = 25
+_FROM_MAX = 2**31 - 1
+_TOP_RESULTS = 3
+_SHOWN = (
+    *("id", "createdDateTime", "lastModifiedDateTime", "receivedDateTime", "sentDateTime"),
+    *("hasAttachments", "internetMessageId", "subject", "bodyPreview", "importance", "categories"),
+    *("parentFolderId", "conversationId", "isRead", "isDraft", "webLink", "sender", "from"),
+    "replyTo",
+)
+_TYPE = {"@odata.type": "#microsoft.graph.message"}
+_REFUSED = ("sortProperties", "aggregations", "aggregationFilters", "collapseProperties")
+
+
+async def search_query(request: GraphRequest) -> Response:
+    """POST /search/query."""
+    if request.caller.is_application:
+        raise bad_request("A search of messages is only valid with delegated authentication flow.")
+    given = (await request.json_object()).get("requests")
+    searches = read_array(given, "requests", most=SEARCHES_MAX)
+    if not searches:
+        raise missing_property("requests")
+    found = [await _found(request, one, f"requests[{at}]") for at, one in enumerate(searches)]
+    return json_response({**request.context("Collection(searchResponse)"), "value": found})
+
+
+async def _found(request: GraphRequest, value: object, path: str) -> dict[str, Any]:
+    """Return the searchResponse for one request of the body."""
+    given = read_object(value, path)
+    types = read_array(given.get("entityTypes"), f"{path}.entityTypes")
+    if others := [one for one in types if one != "message"]:
+        raise not_implemented(f"A search of the type {quoted(others[0])}")
+    if not types:
+        raise missing_property(f"{path}.entityTypes")
+    if refused := [name for name in _REFUSED if given.get(name)]:
+        raise bad_request(f"{path}.{refused[0]}: messages cannot be searched with it.")
+    query = read_object(given.get("query"), f"{path}.query")
+    terms = read_string(query.get("queryString"), f"{path}.query.queryString")
+    template = read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
+    keywords = template.replace("{searchTerms}", terms) if template else terms
+    skip = _number(given.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
+    size = _number(given.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
+    now_us = request.dependencies.clock.time_us()
+    matches = keyword_condition(keywords, now_us=now_us)
+    top: list[dict[str, Any]] = []
+    if read_boolean(given.get("enableTopResults") or False, f"{path}.enableTopResults"):
+        both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
+        top = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS))
+        ids = tuple(Compare(Property.ID, Operator.EQ, one["id"]) for one in top)
+        matches = AllOf((matches, Negation(AnyOf(ids))))
+    # One more than wanted tells whether there are more.
+    rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
+    found = [*top[skip:], *await _hits(request, rest)]
+    hits = [
+        {"hitId": one["id"], "rank": rank, "summary": one["bodyPreview"], "resource": one}
+        for rank, one in enumerate(found[:size], skip + 1)
+    ]
+    more = len(found) > size
+    container = {"hits": hits, "total": len(hits), "moreResultsAvailable": more}
+    return {"searchTerms": terms.split(), "hitsContainers": [container]}
+
+
+def _number(value: object, path: str, limits: tuple[int, int], *, default: int) -> int:
+    if value is None:
+        return default
+    if type(value) is not int or not limits[0] <= value <= limits[1]:
+        raise invalid_value(path, value, f"a number from {limits[0]} to {limits[1]}")
+    return value
+
+
+async def _hits(request: GraphRequest, query: MessageQuery) -> list[dict[str, Any]]:
+    """Return the JSON of the first query.top messages.
+
+    A page ends early where the bodies are large, so that there may be several.
+    """
+    query = replace(query, bytes_max=request.page_bytes)
+    url, found = request.pages_url, list[dict[str, Any]]()
+    while True:
+        page = await find_page(request, query, SLOW_SEARCH)
+        found += [_TYPE | message_json(one, _SHOWN, pages_url=url) for one in page.messages]
+        left = query.top - len(page.messages)
+        if not page.next_after or left <= 0:
+            return found
+        query = replace(query, skip=0, after=page.next_after, top=left)
