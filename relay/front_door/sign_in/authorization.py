@@ -1,7 +1,8 @@
 """Pages for who signs in to a development relay, and the way back to a program.
 
-A code goes only to this machine: to http on loopback, to the scheme of an application (msal…://),
-or to a page from which it is copied (urn:ietf:wg:oauth:2.0:oob). No page is ever shown in a frame.
+A code goes only to this machine: to loopback, to the scheme of an application (msal…://), to a page
+from which it is copied (urn:ietf:wg:oauth:2.0:oob), or to the blank page of native clients under
+the name by which the relay was asked. No page is ever shown in a frame.
 RFC 6749 4.1.2; RFC 8252 7; OAuth 2.0 Form Post Response Mode.
 """
 
@@ -18,11 +19,12 @@ from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.sign_in.token_endpoint import NO_STORE, SignInError
 
+NATIVE_CLIENT = "oauth2/nativeclient"
 OUT_OF_BAND = "urn:ietf:wg:oauth:2.0:oob"
 MODES = ("query", "fragment", "form_post")
 _PATH = r"[A-Za-z0-9._~!$%&'()*+,;=:@/-]*"
 _LOOPBACK = re.compile(
-    r"http://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?"
+    r"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?"
     rf"(?:/{_PATH})?(?:\?[A-Za-z0-9._~!$%&'()*+,;=:@/?-]*)?",
     re.IGNORECASE,
 )
@@ -32,12 +34,16 @@ _SUBMIT_DIGEST = base64.b64encode(hashlib.sha256(_SUBMIT.encode()).digest()).dec
 _OWN_SITES = ("none", "same-origin")  # a person opened the URL, or a page of the relay did
 
 
-def require_own_redirect(redirect_uri: str) -> None:
-    """Raise SignInError for a URI that leads elsewhere than to a program of this machine."""
+def require_own_redirect(redirect_uri: str, base_url: str) -> None:
+    """Raise SignInError for a URI that leads elsewhere than to a program of this machine.
+
+    `base_url` is that of the request: what leads there comes back to this relay.
+    """
     allowed = _LOOPBACK.fullmatch(redirect_uri) or _OF_APPLICATION.fullmatch(redirect_uri)
-    if not allowed and redirect_uri != OUT_OF_BAND:
+    if not allowed and redirect_uri not in (OUT_OF_BAND, f"{base_url}/common/{NATIVE_CLIENT}"):
         text = f"The redirect URI {quoted(redirect_uri)} specified in the request is not allowed: "
-        text += f"expected http on loopback, msal…:// or {OUT_OF_BAND}."
+        text += f"expected loopback, msal…://, {OUT_OF_BAND}, or …/common/{NATIVE_CLIENT} of the "
+        text += f"host that was asked, {base_url}."
         raise SignInError("invalid_request", text, number=50011)
 
 
@@ -62,15 +68,20 @@ def redirect_response(redirect_uri: str, mode: str, fields: Mapping[str, str]) -
         shown = fields.get("code") or fields.get("error_description", "")
         body = f"<p>Copy this into the program:</p><p><code>{escape(shown)}</code></p>"
         return _page("Success" if "code" in fields else "Not signed in", body)
-    is_http = redirect_uri.lower().startswith("http:")
-    if mode == "form_post" and is_http:
+    scheme = redirect_uri.partition(":")[0].lower()
+    if mode == "form_post" and scheme in ("http", "https"):
         inputs = "".join(_hidden(name, value) for name, value in fields.items())
         body = f'<form method="post" action="{escape(redirect_uri)}">{inputs}'
         body += f"<button>Continue</button></form><script>{_SUBMIT}</script>"
-        return _page("Signed in", body, form_action="http:")
+        return _page("Signed in", body, form_action=f"{scheme}:")
     mark = "#" if mode == "fragment" else "&" if "?" in redirect_uri else "?"
     location = f"{redirect_uri}{mark}{urlencode(fields)}"
     return Response(status_code=302, headers={**_headers(), "location": location})
+
+
+def blank_page() -> Response:
+    """Return the page at which a native client reads the code from its own browser's URL."""
+    return HTMLResponse("", headers=_headers())
 
 
 def approval_page(

@@ -41,7 +41,9 @@ from relay.front_door.sign_in.access_tokens import (
 )
 from relay.front_door.sign_in.authorization import (
     MODES,
+    NATIVE_CLIENT,
     approval_page,
+    blank_page,
     device_page,
     is_of_another_site,
     redirect_response,
@@ -53,6 +55,7 @@ from relay.front_door.sign_in.token_endpoint import (
     NO_STORE,
     TEXT_MAX,
     TOKEN_V1,
+    V1_OF,
     SignInError,
     SignInRequest,
     graph_url,
@@ -108,9 +111,9 @@ class _Wanted(Struct, frozen=True):
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL asks before."""
 
-    paths: Sequence[str] = (TOKEN_V1, DEVICE_PAGE)
+    paths: Sequence[str] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: Sequence[str] = ("common",)  # of the path with a user's name
-    pages: Sequence[str] = (AUTHORIZE, DEVICE_PAGE)
+    pages: Sequence[str] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
 
     def __init__(
         self,
@@ -149,9 +152,12 @@ class UserGrants:
 
     async def respond(self, asked: SignInRequest) -> Response | None:
         """See UserSignIn."""
-        if asked.path == AUTHORIZE:
+        path = V1_OF.get(asked.path, asked.path)
+        if path == AUTHORIZE:
             return await self._authorize(asked)
-        if asked.path == DEVICE_CODE:
+        if asked.path == NATIVE_CLIENT:
+            return blank_page()
+        if path == DEVICE_CODE:
             require_method(asked.http, "POST")
             return self._new_device_code(asked, await read_form(asked.http))
         if asked.path == DEVICE_PAGE:
@@ -314,10 +320,10 @@ class UserGrants:
 
     async def _authorize(self, asked: SignInRequest) -> Response:
         request = asked.http
-        given = _parameters(request.query)
+        given = _with_resource(asked, _parameters(request.query))
         client = self._public_client(given)
         redirect_uri = required(given, "redirect_uri")
-        require_own_redirect(redirect_uri)
+        require_own_redirect(redirect_uri, asked.base_url)
         state = {"state": given["state"]} if "state" in given else {}
         mode = given.get("response_mode", "query")
         answer = partial(redirect_response, redirect_uri, mode if mode in MODES else "query")
@@ -360,6 +366,7 @@ class UserGrants:
         return "" if given is not None else "This is not the token of this relay."
 
     def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
+        form = _with_resource(asked, form)
         client = self._public_client(form)
         user_code = self._new_user_code()
         claims = {
@@ -373,7 +380,8 @@ class UserGrants:
             message = f"{claims['user']} is signed in now; there is nothing to do."
         return json_response(
             {
-                "device_code": code, "user_code": user_code, "verification_uri": uri,
+                "device_code": code, "user_code": user_code,
+                "verification_url" if asked.path in V1_OF else "verification_uri": uri,
                 "expires_in": DEVICE_LIFETIME_S, "interval": _POLL_INTERVAL_S, "message": message,
             },
             headers=dict(NO_STORE),
@@ -444,6 +452,13 @@ class UserGrants:
 
     def _now_s(self) -> int:
         return self._clock.time_us() // 1_000_000
+
+
+def _with_resource(asked: SignInRequest, given: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the parameters of a request, at a path of version 1 with its resource as the scope."""
+    if asked.path not in V1_OF or "scope" in given or not (resource := resource_of(given)):
+        return given
+    return {**given, "scope": f"{resource}/.default"}
 
 
 def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:

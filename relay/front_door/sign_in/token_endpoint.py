@@ -36,6 +36,7 @@ _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
 TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
 AUTHORIZE = "oauth2/v2.0/authorize"
 DEVICE_CODE = "oauth2/v2.0/devicecode"
+V1_OF = {"oauth2/authorize": AUTHORIZE, "oauth2/devicecode": DEVICE_CODE}  # of a UserSignIn
 _KEYS = "discovery/v2.0/keys"
 _CONFIGURATION = ".well-known/openid-configuration"
 _CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"

@@ -96,7 +96,8 @@ async def test_the_table_of_used_codes_is_bounded(dev, monkeypatch):
         "http://localhost@evil.example/", "http://localhost:80@evil.example/",
         "http://localhost\\@evil.example/", "http://localhost:1/\r\nx: y", "//localhost/",
         "http://127.0.0.1.evil.example/", "http://10.0.0.1/", "http://localhost:1/#x",
-        "javascript:alert(1)", "msal:x", "msalx://a#b", "msalx://a?b=1", "msalx://a\r\nx: y", "file:///etc/passwd", "https://localhost:1/",
+        "javascript:alert(1)", "msal:x", "msalx://a#b", "msalx://a?b=1", "msalx://a\r\nx: y", "file:///etc/passwd", "https://localhost.evil.example/",
+        "https://login.microsoftonline.com/common/oauth2/nativeclient", f"{BASE}/common/oauth2/nativeclient/..",
         "urn:ietf:wg:oauth:2.0:oob:auto", "http://localhost:1/?x#y", "http://127.0.0.1\n"
     ])  # fmt: skip
 async def test_a_redirect_to_elsewhere(dev, redirect):
@@ -107,6 +108,7 @@ async def test_a_redirect_to_elsewhere(dev, redirect):
 
 @each_row("redirect", [
         "http://localhost", "http://LOCALHOST:1/a%20b?x=1", "http://127.0.0.1:65535/", "http://[::1]:1/",
+        "https://localhost", "https://localhost:44300/signin-oidc", f"{BASE}/common/oauth2/nativeclient",
         "msal04b07795-8ddb://auth", "msauth://x".replace("msauth", "msalx"),
     ])  # fmt: skip
 async def test_a_redirect_to_this_machine(dev, redirect):
@@ -118,9 +120,15 @@ async def test_a_redirect_to_this_machine(dev, redirect):
 
 @given(st.text(st.sampled_from("htp:/locals127.0[]@\\#?% \n.evil-exampmsal"), max_size=60))
 def test_no_redirect_leaves_the_machine(tail):
-    for uri in (tail, f"http://localhost{tail}", f"http://127.0.0.1{tail}", f"msal{tail}"):
+    for uri in (
+        tail,
+        f"http://localhost{tail}",
+        f"https://localhost{tail}",
+        f"http://127.0.0.1{tail}",
+        f"msal{tail}",
+    ):
         try:
-            require_own_redirect(uri)
+            require_own_redirect(uri, "https://login.test")
         except SignInError:
             continue
         host = urlsplit(uri).hostname
@@ -220,3 +228,29 @@ async def test_with_a_token_a_code_needs_it(guarded):
     back = returned(await guarded.authorize(own, "POST", form, login_hint="carol"))
     found = (await guarded.redeem(back["code"])).json()
     assert await guarded.mailbox(found) == "carol@example.test"
+
+
+async def test_the_paths_of_version_1_take_a_resource(dev):
+    query = {
+        "client_id": "app",
+        "response_type": "code",
+        "redirect_uri": REDIRECT,
+        "resource": GRAPH,
+    }
+    answer = await dev.http.get("/common/oauth2/authorize", params=query)
+    form = {"redirect_uri": REDIRECT, "code": returned(answer)["code"], "scope": ""}
+    found = await dev.tokens_by("authorization_code", "/common/oauth2/token", **form)
+    assert found["resource"] == GRAPH
+    assert await dev.mailbox(found) == "alice@example.test"
+    sent = {"client_id": "app", "resource": "https://outlook.office.com"}
+    device = (await dev.http.post("/common/oauth2/devicecode", data=sent)).json()
+    assert device["verification_url"].endswith("/common/oauth2/deviceauth")
+    form = {"code": device["device_code"], "scope": ""}
+    found = await dev.tokens_by("device_code", "/common/oauth2/token", **form)
+    assert found["resource"] == "https://outlook.office.com"
+
+
+async def test_the_page_of_native_clients_is_blank(dev):
+    page = await dev.http.get("/common/oauth2/nativeclient?code=x")
+    assert (page.status_code, page.text) == (200, "")
+    is_never_framed(page)
