@@ -84,6 +84,19 @@ def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> s
     return done.stdout
 
 
+def test_a_link_to_a_page_leads_here_and_not_to_microsoft(
+    relay: DevProcess, tmp_path: Path
+) -> None:
+    relay.send_captured("ann@customer.example", b"Subject: linked\r\n\r\nx\r\n")
+    curl = ("curl", "-sSf", "-H", "Authorization: Bearer app")
+    url = f"{ME}/messages?$select=webLink"
+    shown = json.loads(
+        run((*curl, url.replace("/me/", "/users/ann@customer.example/")), printed(relay), tmp_path)
+    )
+    [link] = [one["webLink"] for one in shown["value"]]
+    assert link.startswith(f"{relay.url}/messages/")
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_that_say_graph_microsoft_com(
     relay: DevProcess, program: str, tmp_path: Path

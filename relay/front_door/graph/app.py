@@ -7,6 +7,7 @@ are carried out in `admission`.
 import asyncio
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
 _KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
+_METADATA = Path(__file__).with_name("metadata.xml")  # what Graph's schema says of mail
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
 
 
@@ -54,6 +56,8 @@ def create_app(
 
     async def handle(request: HttpRequest) -> Response:
         segments = with_keys(request.segments)
+        if request.method == "GET" and segments[1:] == ("$metadata",):
+            return Response(_METADATA.read_bytes(), media_type="application/xml")
         is_upload = len(segments) == len(_UPLOAD) and segments[1].lower() == _UPLOAD[1]
         if not is_upload:
             caller = authentication.account(request)

@@ -42,6 +42,7 @@ from relay.front_door.graph.message_parser import (
     read_upload,
     reference_json,
 )
+from relay.front_door.graph.odata.resources import select_attachments
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
@@ -74,18 +75,19 @@ async def list_attachments(request: GraphRequest) -> Response:
     """GET attachments: return all of them, or a page with $top."""
     options = parse_options(
         request.http.query,
-        allowed={"select", "top", "skip", "count"},
+        allowed={"select", "filter", "orderby", "top", "skip", "count"},
         known=ATTACHMENT_PROPERTIES,
         page_size=TOP_MAX,
     )
     opened = await open_message(request)
+    found = select_attachments(opened.attachments, options.filter, options.orderby)
     end = options.skip + options.top
-    page = opened.attachments[options.skip : end]
+    page = found[options.skip : end]
     head: dict[str, Any] = _context(request, opened, "")
     if options.count:
-        head["@odata.count"] = len(opened.attachments)
+        head["@odata.count"] = len(found)
     tail = b"}"
-    if end < len(opened.attachments):
+    if end < len(found):
         link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
         tail = b',"@odata.nextLink":' + msgspec.json.encode(link) + b"}"
     start = msgspec.json.encode(head)[:-1] + b',"value":'
@@ -196,9 +198,9 @@ async def get_with_attachments(
     shown = message_json(opened.message, options.select, pages_url=request.pages_url)
     shown |= expand.to_json(opened.message)
     await show_preferred_body(request, shown)
-    select = expand.attachments or ()
-    pieces = message_pieces({**request.context(context), **shown}, opened, select)
-    size = _size(opened.attachments, select)
+    of_attachments = expand.attachments or QueryOptions()
+    pieces = message_pieces({**request.context(context), **shown}, opened, of_attachments)
+    size = _size(expanded(opened.attachments, of_attachments), of_attachments.select)
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
 
@@ -221,7 +223,15 @@ async def open_message(request: GraphRequest) -> OpenedMessage:
     )
 
 
-def _size(attachments: tuple[AttachedOctets, ...], select: Collection[str] = ()) -> int:
+def expanded(
+    attachments: Sequence[AttachedOctets], options: QueryOptions
+) -> Sequence[AttachedOctets]:
+    """Return the attachments that $expand shows. Raises ApiError 400 for an invalid $filter."""
+    found = select_attachments(attachments, options.filter, options.orderby)
+    return found[options.skip : options.skip + options.top]
+
+
+def _size(attachments: Sequence[AttachedOctets], select: Collection[str] = ()) -> int:
     """Estimate the size of the JSON in bytes."""
     if not shows_content(select):
         return 0
@@ -245,11 +255,11 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 
 
 def message_pieces(
-    shown: Mapping[str, Any], opened: OpenedMessage, select: Collection[str]
+    shown: Mapping[str, Any], opened: OpenedMessage, options: QueryOptions
 ) -> Iterator[bytes]:
     """Yield the JSON of a message with its attachments."""
     yield msgspec.json.encode(shown)[:-1] + b',"attachments":'
-    yield from _array_pieces(opened, opened.attachments, select)
+    yield from _array_pieces(opened, expanded(opened.attachments, options), options.select)
     yield b"}"
 
 

@@ -37,6 +37,7 @@ from relay.front_door.graph.json_values import (
     read_object,
     read_string,
 )
+from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.store.mailbox.types import StoredMessage
@@ -200,8 +201,10 @@ _ITEM = re.compile(
     re.IGNORECASE,
 )
 _ATTACHMENTS = re.compile(
-    r"\s*attachments\s*(?:\(\s*\$?select\s*=([^()]*)\)\s*)?(,|$)", re.IGNORECASE
+    r"\s*attachments\s*(?:\(((?:[^()']|'(?:[^']|'')*+')*+)\)\s*)?(,|$)", re.IGNORECASE
 )
+_OPTION = re.compile(r"\s*([^=;]++)=((?:[^;']|'(?:[^']|'')*+')*+);?")
+_OF_ATTACHMENTS = ("select", "filter", "orderby", "top", "skip")
 _TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
 _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
 
@@ -209,12 +212,12 @@ _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
 class ExpandOptions(Struct, frozen=True):
     """The canonical ids of the properties to return.
 
-    `attachments` is None if these are not expanded, else their selected properties, () for all.
+    `attachments` is None if these are not expanded, else the options for them.
     """
 
     single: tuple[str, ...] = ()
     multiple: tuple[str, ...] = ()
-    attachments: tuple[str, ...] | None = None
+    attachments: QueryOptions | None = None
 
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
@@ -243,11 +246,16 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> Expand
     `of_attachments` are the properties of attachments. Raises ApiError 400.
     """
     ids: dict[str, tuple[str, ...]] = {}
-    attachments: tuple[str, ...] | None = None
+    attachments: QueryOptions | None = None
     position, is_more = 0, text is not None
     while is_more:
         if found := _ATTACHMENTS.match(text or "", position):
-            attachments = _selected(found[1], of_attachments)
+            given = [
+                (name.strip(), value.strip()) for name, value in _OPTION.findall(found[1] or "")
+            ]
+            attachments = parse_options(
+                given, allowed=_OF_ATTACHMENTS, known=of_attachments, page_size=TOP_MAX
+            )
             position, is_more = found.end(), found[2] == ","
             continue
         match = _ITEM.match(text or "", position)
@@ -263,14 +271,6 @@ def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> Expand
         ids[name] = _ids(match[2], multiple=name == MULTIPLE)
         position, is_more = match.end(), match[3] == ","
     return ExpandOptions(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
-
-
-def _selected(text: str | None, known: Collection[str]) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
-    for name in names:
-        if name not in known:
-            raise bad_request(f"$expand: attachments have no property named {quoted(name)}.")
-    return names
 
 
 def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:

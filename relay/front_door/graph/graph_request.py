@@ -80,6 +80,9 @@ _WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re
 _STORE_RETRY_S = 10
 _UPLOAD_RETRY_S = 60
 _Item = TypeVar("_Item")
+_OF_MICROSOFT = re.compile(
+    r"\.(?:microsoft|office|office365|chinacloudapi)\.\w+(?::\d+)?$", re.ASCII
+)
 _TYPE = "outlook.body-content-type"
 _UNSAFE = "outlook.allow-unsafe-html"
 _CONVERT = {"text": html_to_text, "html": text_to_html}
@@ -307,9 +310,14 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def pages_url(self) -> str:
-        """The base URL of the pages as the client sees it, "" if there are none."""
-        needed = self.dependencies
-        return needed.base_url(self.http) if needed.has_pages else ""
+        """The base URL of the pages as the client sees it, "" if there are none.
+
+        A browser finds at Microsoft's names what Microsoft has there.
+        """
+        if not self.dependencies.has_pages:
+            return ""
+        base = self.dependencies.base_url(self.http)
+        return self.http.server_url if _OF_MICROSOFT.search(base) else base
 
     def context(self, what: str) -> dict[str, Any]:
         """Return the JSON's @odata.context."""

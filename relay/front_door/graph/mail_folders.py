@@ -182,7 +182,7 @@ def _shown(
         raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
-        shown = folder_json(folder, selected)
+        shown = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
         values = tuple(
             ExtendedProperty(name, (_EXTENDED[name.lower()](folder),), multiple=False)
             for name in given.single

@@ -15,7 +15,12 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
-from relay.front_door.graph.attachments import json_stream_response, message_pieces, shows_content
+from relay.front_door.graph.attachments import (
+    expanded,
+    json_stream_response,
+    message_pieces,
+    shows_content,
+)
 from relay.front_door.graph.extended_properties import ExpandOptions
 from relay.front_door.graph.graph_request import (
     GraphRequest,
@@ -24,6 +29,7 @@ from relay.front_door.graph.graph_request import (
     preferred_body_type,
     show_body_as,
 )
+from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.serializer import message_json, shows_body
 from relay.store.mailbox.types import StoredMessage
 
@@ -51,6 +57,9 @@ class MessagePage(Struct, frozen=True):
         body_type = preferred_body_type(request)
         if self.expand.attachments is None:
             return await self._in_memory(request, left_bytes, body_type)
+        expanded(
+            (), self.expand.attachments
+        )  # an invalid $filter is an error before the first octet
         size_bytes, count = 0, 0
         for one in self.items:
             its_bytes = self._expanded_bytes(one)
@@ -99,8 +108,9 @@ class MessagePage(Struct, frozen=True):
         """Estimate the JSON of an item with its attachments."""
         if not isinstance(item, StoredMessage):
             return len(msgspec.json.encode(item))
-        select = self.expand.attachments or ()
-        has_content = shows_content(select)
+        has_content = shows_content(
+            self.expand.attachments.select if self.expand.attachments else ()
+        )
         size_bytes = len(msgspec.json.encode(self._json(item)))
         for one in item.attachments:
             texts = len(one.name) + len(one.content_type) + len(one.content_id)
@@ -126,7 +136,7 @@ class MessagePage(Struct, frozen=True):
                 shown = self._json(opened.message, request.pages_url)
                 convert_body(shown, body_type)
                 yield separator
-                yield from message_pieces(shown, opened, self.expand.attachments or ())
+                yield from message_pieces(shown, opened, self.expand.attachments or QueryOptions())
             else:
                 continue
             separator = b","

@@ -307,6 +307,9 @@ def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, 
 
 def _fields(given: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:
     """Return the fields of MessageProperties in a message's JSON."""
+    kind = read_string(given.get("@odata.type"), f"{prefix}@odata.type")
+    if kind and kind.lower().removeprefix("#") != _MESSAGE:
+        raise unsupported(f"{prefix}@odata.type", "expected #microsoft.graph.message")
     fields: dict[str, Any] = {}
     for name, item in given.items():
         where = prefix + name
@@ -327,9 +330,6 @@ def read_item(value: object, path: str) -> bytes:
     if path.count(".item") > ITEMS_DEPTH_MAX:
         raise invalid_value(path, value, f"at most {ITEMS_DEPTH_MAX} messages within each other")
     given = read_object(value, path)
-    kind = read_string(given.get("@odata.type"), f"{path}.@odata.type")
-    if kind and kind.lower().removeprefix("#") != _MESSAGE:
-        raise unsupported(f"{path}.@odata.type", "only #microsoft.graph.message can be attached")
     fields = _fields(given, f"{path}.", patch=False)
     fields["extended"] = merged((), fields.get("extended", ()))
     sent = given.get("sentDateTime") or given.get("receivedDateTime")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from relay.base.message.content import blocks
 from relay.base.message.extended_properties import (
+    MESSAGE_FLAGS,
     MessageRecord,
     merged,
     message_record,
@@ -24,7 +25,12 @@ from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_a
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
 from relay.front_door.graph.graph_request import GraphRequest, etag_field, show_preferred_body
-from relay.front_door.graph.json_values import check_recipients_count, destination_id, is_same_json
+from relay.front_door.graph.json_values import (
+    check_recipients_count,
+    destination_id,
+    invalid_value,
+    is_same_json,
+)
 from relay.front_door.graph.message_pages import MessagePage
 from relay.front_door.graph.message_parser import (
     ParsedMessage,
@@ -279,6 +285,9 @@ def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str
     if "extended" in fields:
         shown = shown_extended(before, [one.id for one in fields["extended"]])
         changed = [one for one in fields["extended"] if one not in shown]
+        for one in changed if before.is_draft else ():
+            if one.id == MESSAGE_FLAGS and message_record((one,)) is not None:
+                raise invalid_value(MESSAGE_FLAGS, one.values[0], "a draft's flags, with the bit 8")
         if not before.is_draft and any(one.id in COMPUTED for one in changed):
             raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)

@@ -5,6 +5,7 @@ and for mail those of beta too. Any other path is a 404, any other method a 405 
 (RFC 9110 15.5.5, 15.5.6). Names match in any case; the prefix `microsoft.graph.` is accepted.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 
@@ -60,6 +61,9 @@ _AT_TOP = """
 """
 Handler = Callable[[GraphRequest], Awaitable[Response]]
 _NAMESPACE = "microsoft.graph."
+_OF_FUNCTION = re.compile(  # its parameters, those of a function in a path
+    r"\((?:timezonestandard=microsoft\.graph\.timezonestandard'(?:windows|iana)')?\)$"
+)
 _ANY_REST = "*"  # at the end of a pattern: any number of segments
 
 
@@ -87,13 +91,11 @@ def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
     )
 
 
-_CHILDREN_DELTA = "A delta query of child folders"
 OPERATIONS = (
     _operation("", "PATCH DELETE", "Changing users"),
     *_of_messages(""),
     *_of_messages("mailfolders/{folder}/"),
-    _operation("mailfolders/{folder}/childfolders/delta", "GET", _CHILDREN_DELTA),
-    _operation("mailfolders/{folder}/childfolders/delta()", "GET", _CHILDREN_DELTA),
+    _operation("mailfolders/{folder}/childfolders/delta", "GET", "A delta query of child folders"),
     _operation(
         "mailfolders/{folder}/messagerules/*", "GET POST PATCH DELETE", "The resource messageRule"
     ),
@@ -110,7 +112,7 @@ OUTSIDE_MAILBOXES = (
     _operation("users", "POST", "Creating users"),
     *(
         _operation(f"users/{name.lower()}", "GET", f"{name} of users")
-        for name in ("$count", "delta", "delta()")
+        for name in ("$count", "delta")
     ),
     *(
         _operation(f"users/{name.lower()}", "POST", name)
@@ -240,7 +242,7 @@ def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
 
 def _plain_name(segment: str) -> str:
     """Return the name of a resource, action or function as patterns have it."""
-    return segment.lower().removeprefix(_NAMESPACE)
+    return _OF_FUNCTION.sub("", segment.lower().removeprefix(_NAMESPACE))
 
 
 def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,7 +256,7 @@ def _innermost_folder(segments: tuple[str, ...]) -> tuple[str, ...]:
 
 def _is_function(segment: str) -> bool:
     """Return whether a path segment after a collection's name is no id."""
-    return _plain_name(segment) in ("$count", "delta", "delta()")
+    return _plain_name(segment) in ("$count", "delta")
 
 
 def _pattern_of(path: str) -> tuple[str, ...]:
@@ -303,16 +305,13 @@ _OUTSIDE: Sequence[tuple[tuple[str, ...], Mapping[str, GraphOperation]]] = (
         {"POST": _reads(subscriptions.reauthorize)},
     ),
 )
-_MESSAGES_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_message_changes)}
-_FOLDERS_DELTA: Mapping[str, GraphOperation] = {"GET": _reads(delta.list_folder_changes)}
 _MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "messages": {
         "GET": _reads(messages.list_messages),
         "POST": _adds(messages.create_message),
     },
     "messages/$count": {"GET": _reads(messages.count_messages)},
-    "messages/delta": _MESSAGES_DELTA,
-    "messages/delta()": _MESSAGES_DELTA,
+    "messages/delta": {"GET": _reads(delta.list_message_changes)},
     "messages/{message}": {
         "GET": _reads(messages.get_message),
         "PATCH": _changes(messages.change_message),
@@ -352,8 +351,7 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "POST": _changes(mail_folders.create_folder),
     },
     "mailfolders/$count": {"GET": _reads(mail_folders.count_folders)},
-    "mailfolders/delta": _FOLDERS_DELTA,
-    "mailfolders/delta()": _FOLDERS_DELTA,
+    "mailfolders/delta": {"GET": _reads(delta.list_folder_changes)},
     "mailfolders/{folder}": {
         "GET": _reads(mail_folders.get_folder),
         "PATCH": _changes(mail_folders.change_folder),
@@ -367,9 +365,6 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "mailfolders/{folder}/move": {"POST": _changes(mail_folders.move_folder)},
     "mailfolders/{folder}/copy": {"POST": _adds(mail_folders.copy_folder)},
     "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
-}
-_TIME_ZONES: Mapping[str, GraphOperation] = {
-    "GET": _reads(users.list_time_zones, MAY_READ_USER),
 }
 _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "": {"GET": _reads(users.get_user, MAY_READ_USER)},
@@ -392,8 +387,8 @@ _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
         "DELETE": _changes(users.delete_category, users.MAY_CHANGE),
     },
     "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
-    "outlook/supportedtimezones": _TIME_ZONES,
-    "outlook/supportedtimezones()": _TIME_ZONES,
+    "outlook/supportedtimezones": {"GET": _reads(users.list_time_zones, MAY_READ_USER)},
+    "outlook/supportedlanguages": {"GET": _reads(users.list_languages, MAY_READ_USER)},
     "mailboxsettings/{setting}": {
         "GET": _reads(users.get_setting, users.MAY_READ),
     },

@@ -38,9 +38,12 @@ def shows_body(select: Collection[str]) -> bool:
     return not select or not _OF_BODY.isdisjoint(select)
 
 
-def folder_json(folder: Folder, select: Collection[str] = ()) -> dict[str, Any]:
+def folder_json(
+    folder: Folder, select: Collection[str] = (), *, is_beta: bool = False
+) -> dict[str, Any]:
     """Return a mail folder's JSON."""
-    wanted = ("id", *select) if select else _FOLDER_BY_DEFAULT
+    by_default = _FOLDER_IN_BETA if is_beta else _FOLDER_BY_DEFAULT
+    wanted = ("id", *select) if select else by_default
     return {name: FOLDER_PROPERTIES[name](folder) for name in wanted}
 
 
@@ -128,10 +131,11 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
         "content": unique_body(message.properties.body, message.properties.body_type),
     },
     "webLink": lambda _: None,  # see message_json()
+    "attachments": lambda _: None,  # $expand shows them
 }
 _OF_BODY = frozenset(("body", "bodyPreview", "uniqueBody"))
 _ALWAYS = ("@odata.etag", "id")
-_ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody")
+_ON_SELECT = ("internetMessageHeaders", "sensitivity", "uniqueBody", "attachments")
 _BY_DEFAULT = tuple(name for name in MESSAGE_PROPERTIES if name not in _ON_SELECT)
 
 FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
@@ -142,9 +146,12 @@ FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "unreadItemCount": lambda folder: folder.unread,
     "totalItemCount": lambda folder: folder.total,
     "isHidden": lambda _: False,
-    "sizeInBytes": lambda folder: folder.size_bytes,  # in Graph only in /beta
+    # in Graph only in /beta
+    "sizeInBytes": lambda folder: folder.size_bytes,
+    "wellKnownName": lambda folder: folder.well_known,
 }
-_FOLDER_BY_DEFAULT = tuple(name for name in FOLDER_PROPERTIES if name != "sizeInBytes")
+_FOLDER_BY_DEFAULT = tuple(FOLDER_PROPERTIES)[:7]
+_FOLDER_IN_BETA = (*_FOLDER_BY_DEFAULT, "wellKnownName")
 
 
 def _proxy_addresses(account: Account) -> list[str]:

@@ -70,6 +70,12 @@ _AUTOMATIC_REPLIES: Mapping[str, Any] = {
     "scheduledStartDateTime": _NO_TIME,
     "scheduledEndDateTime": _NO_TIME,
 }
+_LANGUAGES = {
+    "da-DK": "Danish", "de-DE": "German (Germany)", "en-GB": "English (United Kingdom)",
+    "en-US": "English (United States)", "es-ES": "Spanish (Spain)", "fr-FR": "French (France)",
+    "it-IT": "Italian", "ja-JP": "Japanese", "ko-KR": "Korean", "nl-NL": "Dutch",
+    "pl-PL": "Polish", "pt-BR": "Portuguese (Brazil)", "sv-SE": "Swedish", "zh-CN": "Chinese (PRC)",
+}  # fmt: skip
 CATEGORIES_MAX = 200
 _COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
@@ -125,13 +131,25 @@ async def list_overrides(request: GraphRequest) -> Response:
 
 
 async def list_time_zones(request: GraphRequest) -> Response:
-    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for."""
+    """GET outlook/supportedTimeZones: the Windows names, with the zone that each stands for, or
+    these zones' own names.
+    """
     request.options()
     context = request.context("Collection(microsoft.graph.timeZoneInformation)")
-    zones = sorted(WINDOWS_ZONES.items())
-    return collection_response(
-        context, [{"alias": name, "displayName": f"{name} ({iana})"} for name, iana in zones]
-    )
+    by_iana = request.http.segments[-1].lower().endswith("'iana')")
+    shown = [
+        {"alias": iana if by_iana else name, "displayName": f"{name} ({iana})"}
+        for name, iana in WINDOWS_ZONES.items()
+    ]
+    return collection_response(context, sorted(shown, key=lambda one: one["alias"]))
+
+
+async def list_languages(request: GraphRequest) -> Response:
+    """GET outlook/supportedLanguages: the setting takes any other as well."""
+    request.options()
+    context = request.context("Collection(microsoft.graph.localeInfo)")
+    shown = [{"locale": locale, "displayName": name} for locale, name in _LANGUAGES.items()]
+    return collection_response(context, shown)
 
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from relay.base.pressure import MemoryBudget
+from relay.base.socket_address import Address
 from relay.front_door.http.errors import ApiError, RequestIds, quoted, service_unavailable
 
 _Result = TypeVar("_Result")
@@ -32,6 +33,7 @@ _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a b
 _PAGE_BYTES = "relay.page_bytes"  # scope key: the octets that a page of such a request may have
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+_HTTPS_PORT = 443
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
@@ -102,6 +104,12 @@ class HttpRequest:
             return public_url.rstrip("/")
         host = self.headers.get("host", "")
         return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
+
+    @property
+    def server_url(self) -> str:
+        """The URL of the address that took the connection, also of a tunnel, which ends there."""
+        host, port = self._scope["server"]
+        return f"{'https' if port == _HTTPS_PORT else 'http'}://{Address(host, port)}"
 
     @property
     def part_id(self) -> str | None:

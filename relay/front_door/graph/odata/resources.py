@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from relay.base.accounts.account import Account
@@ -25,6 +26,7 @@ from relay.base.message.extended_properties import (
     canonical_value,
     time_us,
 )
+from relay.formats.read_mime import AttachedOctets
 from relay.front_door.graph.extended_properties import COMPUTED, MULTIPLE, SINGLE
 from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.front_door.graph.odata.filter import (
@@ -329,6 +331,14 @@ _USER_TYPES = {
     "userType": FieldType.TEXT,
     "accountEnabled": FieldType.BOOLEAN,
 }
+_ATTACHMENT_TYPES = {
+    "id": FieldType.TEXT,
+    "name": FieldType.TEXT,
+    "contentType": FieldType.TEXT,
+    "size": FieldType.NUMBER,
+    "isInline": FieldType.BOOLEAN,
+}
+_OF_FACTS = {"contentType": "content_type", "isInline": "inline"}
 _USER_COLLECTIONS = ("proxyAddresses", "otherMails")
 _USER_SEARCHED = {
     name.lower(): name for name in ("displayName", "mail", "mailNickname", "userPrincipalName")
@@ -373,6 +383,13 @@ def select_folders(
 ) -> Sequence[Folder]:
     """Return the folders that match a $filter, sorted by $orderby. Raises ApiError 400."""
     return _FOLDERS.selected(folders, filter_, orderby)
+
+
+def select_attachments(
+    attachments: Sequence[AttachedOctets], filter_: str | None, orderby: str | None
+) -> Sequence[AttachedOctets]:
+    """Return the attachments that match a $filter, sorted by $orderby. Raises ApiError 400."""
+    return _ATTACHMENTS.selected(attachments, filter_, orderby)
 
 
 def select_users(
@@ -470,6 +487,11 @@ def _record_type(
 
 
 _FOLDERS = _record_type("microsoft.graph.mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
+_ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
+    "microsoft.graph.attachment",
+    _ATTACHMENT_TYPES,
+    {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
+)
 _USERS = _record_type(
     "microsoft.graph.user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS
 )

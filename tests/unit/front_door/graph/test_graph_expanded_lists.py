@@ -72,3 +72,30 @@ async def test_a_message_that_is_removed_meanwhile_is_left_out(
     monkeypatch.setattr(attachments.Attachments, "_opened", remove_one)
     [page] = await pages(on_disk, "/messages?$expand=attachments")
     assert [one["id"] for one in page["value"]] == [ids[2], ids[0]]
+
+
+async def test_expanded_attachments_have_options(on_disk: OnDisk) -> None:
+    one = f"/messages/{await draft(on_disk, PDF, TEXT, ITEM)}"
+    whole = [
+        each["name"] for each in (await on_disk.http.get(f"{one}/attachments")).json()["value"]
+    ]
+    assert len(whole) == 3
+    for options, names in (
+        ("$top=1;$select=name", whole[:1]),
+        ("$filter=isInline eq true", []),
+        (f"$filter=name eq '{whole[1]}';$select=name,size", whole[1:2]),
+        ("$orderby=name desc;$skip=1", sorted(whole, key=str.casefold, reverse=True)[1:]),
+    ):
+        for url in (one, "/messages"):
+            query = f"{url}?$select=subject,attachments&$expand=attachments({options})"
+            shown = (await on_disk.http.get(query)).json()
+            [shown] = shown.get("value", [shown])
+            assert [each["name"] for each in shown["attachments"]] == names, query
+    for url in (f"{one}/attachments", one, "/messages"):
+        wrong = "foo eq 1" if url.endswith("attachments") else None
+        query = f"?$filter={wrong}" if wrong else "?$expand=attachments($filter=foo eq 1)"
+        assert (await on_disk.http.get(url + query)).status_code == 400
+    found = await on_disk.http.get(
+        f"{one}/attachments?$filter=isInline eq false&$count=true&$top=2"
+    )
+    assert (found.json()["@odata.count"], len(found.json()["value"])) == (3, 2)

@@ -1,10 +1,13 @@
-"""$expand=childFolders, uniqueBody, contains(body/content,…), $select=*, $format, odata.metadata=none."""
+"""Small options and resources: $expand=childFolders, uniqueBody, $select=*, $metadata, time zones."""
 
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.graph_fakes import OnDisk
+from relay.front_door.graph.json_values import PROPERTIES_OF_TYPES
+from relay.front_door.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES
+from tests.support.graph_fakes import OnDisk, post_mime, refused, to
 from tests.support.tables import each_row
 
 REPLY = (
@@ -115,3 +118,64 @@ async def test_without_metadata(on_disk: OnDisk, reply: str) -> None:
     assert "W/" in answer.headers["etag"]
     links = await read(on_disk, "/mailFolders?$top=1", **none)
     assert set(links) == {"value", "@odata.nextLink"}
+
+
+async def test_the_schema_needs_no_token_and_has_each_property(on_disk: OnDisk) -> None:
+    url = "https://mail.example.test/v1.0/$metadata"
+    answer = await on_disk.http.get(url, headers={"authorization": ""})
+    assert answer.headers["content-type"] == "application/xml"
+    schema = ET.fromstring(answer.text)
+    space = "{http://docs.oasis-open.org/odata/ns/edm}"
+    types = {
+        one.get("Name"): one
+        for kind in ("EntityType", "ComplexType")
+        for one in schema.iter(space + kind)
+    }
+
+    def properties(name: str) -> set[str | None]:
+        base = (types[name].get("BaseType") or "").removeprefix("graph.")
+        return {one.get("Name") for one in types[name]} | (properties(base) if base else set())
+
+    for name in types.keys() & PROPERTIES_OF_TYPES.keys():
+        # open extensions are not implemented
+        assert _names(PROPERTIES_OF_TYPES[name]) - {"extensions"} <= properties(str(name)), name
+    assert set(MESSAGE_PROPERTIES) - {"@odata.etag"} <= properties("message")
+    assert set(FOLDER_PROPERTIES) <= properties("mailFolder")
+
+
+def _names(text: str) -> set[str]:
+    return {one.partition(":")[0] for one in text.split()}
+
+
+async def test_languages_time_zones_and_well_known_names(on_disk: OnDisk) -> None:
+    assert {"locale": "en-US", "displayName": "English (United States)"} in (
+        await read(on_disk, "/outlook/supportedLanguages")
+    )["value"]
+    path = "/outlook/supportedTimeZones(TimeZoneStandard=microsoft.graph.timeZoneStandard'{}')"
+    for standard, alias in (("Iana", "Europe/Berlin"), ("Windows", "W. Europe Standard Time")):
+        zones = (await read(on_disk, path.format(standard)))["value"]
+        assert {"alias": alias, "displayName": "W. Europe Standard Time (Europe/Berlin)"} in zones
+    assert "wellKnownName" not in await read(on_disk, "/mailFolders/inbox")
+    beta = "https://mail.example.test/beta/me/mailFolders"
+    assert (await read(on_disk, f"{beta}/inbox"))["wellKnownName"] == "inbox"
+    made = (await on_disk.http.post("/mailFolders", json={"displayName": "x"})).json()
+    assert (await read(on_disk, f"{beta}/{made['id']}?$select=wellKnownName"))[
+        "wellKnownName"
+    ] is None
+
+
+async def test_what_graph_does_with_another_type_or_flags_is_not_done_silently(
+    on_disk: OnDisk, reply: str
+) -> None:
+    event = {
+        "@odata.type": "#microsoft.graph.eventMessage",
+        "subject": "x",
+        "toRecipients": to("b@b.test"),
+    }
+    refused(await on_disk.http.post("/sendMail", json={"message": event}), 501, "NotImplemented")
+    mime = await post_mime(on_disk.http, "/messages", b"Subject: x\r\n\r\nx\r\n")
+    for draft in (reply, f"/messages/{mime.json()['id']}"):
+        for value, status in (("1", 400), ("9", 200)):
+            flags = {"singleValueExtendedProperties": [{"id": "Integer 0x0E07", "value": value}]}
+            answer = await on_disk.http.patch(draft, json=flags)
+            assert answer.status_code == status, answer.text
