@@ -469,7 +469,9 @@ def _type_of(name: str) -> str:
 
 
 def _message_of(answer: bytes) -> str:
+    """Return the message of an error, with the detail that it may have."""
     try:
-        return str(msgspec.json.decode(answer)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+        error = msgspec.json.decode(answer)["error"]
+        return f"{error['message']} {error.get('innerError', {}).get('detail', '')}".rstrip()
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return answer[:200].decode("utf-8", "replace")

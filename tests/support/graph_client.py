@@ -29,7 +29,8 @@ class Answer:
     @property
     def message(self) -> str:
         """The message of Graph's error envelope."""
-        return str(self.json()["error"]["message"])
+        error = self.json()["error"]
+        return f"{error['message']} {error['innerError'].get('detail', '')}".rstrip()
 
 
 def people(*addresses: str) -> list[dict[str, Any]]:

@@ -320,9 +320,9 @@ async def post_mime(http: httpx.AsyncClient, path: str, content: bytes) -> httpx
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
-    """Check an error response, its envelope and headers; return its message."""
+    """Check an error response, its envelope and headers; return its message and its detail."""
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     inner = answer.json()["error"]["innerError"]
     assert inner["request-id"] == answer.headers["request-id"]
     assert inner["client-request-id"] == answer.headers["client-request-id"]
-    return str(answer.json()["error"]["message"])
+    return f"{answer.json()['error']['message']} {inner.get('detail', '')}".rstrip()

@@ -7,12 +7,14 @@ field, the found and the expected value, and means that nothing was written.
 The way of a request:
 
 - `app`: whose mailbox a request is for, its scopes
-- `routes`: which handler has a path and method, which scopes it needs, what it adds; 404, 405;
+- `routes`: which handler has a path and method, which scopes it needs, what it adds; 400, 405;
   what Graph has and Relay has not (501); segments and patterns of paths; innermost mailFolders
 - `admission`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered;
   limits of one account (429); what pressure refuses (503, 507)
 - `graph_request`: If-Match and ETag, the store's errors as Graph's; Prefer:
   outlook.body-content-type
+- `errors`: each error with Graph's status, code and sentence, and who shows it
+- `item_ids`: what can be an id of Relay or Graph (404), and what cannot (400)
 - `batch`: $batch: up to 20 requests in one, their order and dependencies
 - `query_options`: $top, $skip, $select, $count ...; the Prefer header, page size
 - `odata`: $filter, $orderby and $search

@@ -30,7 +30,7 @@ from relay.base.pressure import (
     PressureReason,
     describe,
 )
-from relay.front_door.graph import strict_profile
+from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.graph_request import (
     GraphDependencies,
     GraphRequest,
@@ -39,7 +39,7 @@ from relay.front_door.graph.graph_request import (
 )
 from relay.front_door.graph.routes import GraphOperation, Intake
 from relay.front_door.graph.send_mail import accepted_response
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox.types import OutcomeUnknownError, StoreError, SubmissionKey
 from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
@@ -81,7 +81,7 @@ def read_key(request: HttpRequest) -> str:
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
         expected = f"one of 1 to {KEY_CHARACTERS_MAX} visible characters of ASCII"
         found = quoted(b", ".join(given).decode("latin-1"))
-        raise ApiError(400, "BadRequest", f"Idempotency-Key: found {found}, expected {expected}.")
+        raise bad_request(f"Idempotency-Key: found {found}, expected {expected}.")
     return given[0].decode("ascii")
 
 
@@ -169,7 +169,7 @@ def check_pressure(pressure: Pressure, intake: Intake) -> None:
     message = f"Nothing new is taken now: {describe(reason)}. Try again later."
     if reason in MAILBOX_REASONS:
         headers = {"retry-after": str(_PRESSURE_RETRY_S)}
-        raise ApiError(507, "ErrorInsufficientResources", message, headers=headers)
+        raise errors.NO_RESOURCES(message, headers=headers)
     raise service_unavailable(message, retry_after_s=_PRESSURE_RETRY_S)
 
 
@@ -241,7 +241,8 @@ class Admission:
         is_limited = request.is_strict and strict_profile.is_in_mailbox(http.segments)
         most = strict_profile.CONCURRENT_MAX
         if is_limited and not self._strict_requests.has_room(place, per_key=most):
-            raise throttled(strict_profile.OVER_CONCURRENT, _CONCURRENCY_RETRY_S)
+            headers = {"retry-after": str(_CONCURRENCY_RETRY_S)}
+            raise errors.TOO_CONCURRENT(headers=headers)
         strict = self._strict_requests.counted(place) if is_limited else nullcontext()
         with self._requests.counted(account), strict:
             check_pressure(self._dependencies.pressure, operation.intake)
@@ -283,11 +284,8 @@ class Admission:
             if size_bytes > limit_bytes:
                 break
         if digest.digest() != found.fingerprint:
-            message = (
-                "Idempotency-Key: it was used for another request within 24 hours. A repeat has "
-                "the same path, body, Content-Type, Prefer and If-Match; a new message a new key."
-            )
-            raise ApiError(409, "ErrorIrresolvableConflict", message)
+            other = "another request: its path, body, Content-Type, Prefer or If-Match differs"
+            raise errors.CONFLICT(f"Idempotency-Key: it was used for {other}.")
         return _again(
             request,
             (found.submission_id, found.internet_message_id, found.preference_applied),
@@ -320,7 +318,7 @@ class Admission:
         try:
             response = await self._within_limits(operation, request)
         except (ApiError, StoreError) as error:
-            shown = error if isinstance(error, ApiError) else api_error(error)
+            shown = error if isinstance(error, ApiError) else api_error(error, request.http)
             is_repeat = request.before_submission is not None  # of one that may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
             if shown.status in _REPEATED_BY_SDKS and not may_be_sent:

@@ -78,7 +78,7 @@ def create_app(
         except OutcomeUnknownError as error:
             raise UnansweredError(str(error)) from error
         except StoreError as error:
-            raise api_error(error) from error
+            raise api_error(error, request) from error
         accepted = request.headers.getlist("accept") if request.method == "GET" else ()
         if any(map(_NO_METADATA.search, accepted)):
             response = await asyncio.to_thread(_without_metadata, response)

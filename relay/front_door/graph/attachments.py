@@ -43,10 +43,10 @@ from relay.front_door.graph.message_parser import (
     reference_json,
 )
 from relay.front_door.graph.odata.resources import select_attachments
-from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
+from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.gateway import StreamedResponse, json_response
 from relay.store.mailbox.attachments import found_attachment
 from relay.store.mailbox.types import Folder, OpenedMessage, StoredMessage
@@ -68,17 +68,13 @@ _ITEM_PROPERTIES = (
 )
 _DATES = ("sentDateTime", "receivedDateTime")
 _NO_FOLDER = Folder("", "", Path())
+_LIST_OPTIONS = ("select", "filter", "orderby", "top", "skip", "count")
 _WITH_ITEM = "microsoft.graph.itemattachment/item"
 
 
 async def list_attachments(request: GraphRequest) -> Response:
     """GET attachments: return all of them, or a page with $top."""
-    options = parse_options(
-        request.http.query,
-        allowed={"select", "filter", "orderby", "top", "skip", "count"},
-        known=ATTACHMENT_PROPERTIES,
-        page_size=TOP_MAX,
-    )
+    options = request.options(_LIST_OPTIONS, ATTACHMENT_PROPERTIES, "attachment", page_size=TOP_MAX)
     opened = await open_message(request)
     found = select_attachments(opened.attachments, options.filter, options.orderby)
     end = options.skip + options.top
@@ -104,13 +100,13 @@ async def count_attachments(request: GraphRequest) -> Response:
 
 async def get_attachment(request: GraphRequest) -> Response:
     """GET one attachment."""
-    options = request.options({"select", "expand"}, ATTACHMENT_PROPERTIES)
+    options = request.options({"select", "expand"}, ATTACHMENT_PROPERTIES, "attachment")
     expand = (options.expand or "").strip().lower().removeprefix("$")
     if expand not in ("", _WITH_ITEM):
-        message = f"$expand: {quoted(options.expand)} cannot be expanded here, only {_WITH_ITEM}."
-        raise ApiError(400, "BadRequest", message)
+        given = quoted(options.expand)
+        raise bad_request(f"$expand: {given} cannot be expanded here, only {_WITH_ITEM}.")
     opened = await open_message(request)
-    one = found_attachment(opened.attachments, request.path_parameters["attachment"])
+    one = found_attachment(opened.attachments, request.attachment_id)
     pieces = _attachment_pieces(
         opened,
         one,
@@ -125,7 +121,7 @@ async def get_value(request: GraphRequest) -> Response:
     """GET $value: return the file, or the attached message as MIME."""
     request.options()
     opened = await open_message(request)
-    one = found_attachment(opened.attachments, request.path_parameters["attachment"])
+    one = found_attachment(opened.attachments, request.attachment_id)
     kind = one.facts.content_type
     is_plain = kind.isascii() and kind.isprintable()
     headers = {
@@ -158,7 +154,7 @@ async def add_attachment(request: GraphRequest) -> Response:
 
 async def delete_attachment(request: GraphRequest) -> Response:
     """DELETE an attachment of a draft."""
-    one = request.path_parameters["attachment"]
+    one = request.attachment_id
     await request.store.attachments.remove(
         request.mailbox, request.message_id, one, condition=request.condition
     )
@@ -168,9 +164,8 @@ async def delete_attachment(request: GraphRequest) -> Response:
 async def create_upload_session(request: GraphRequest) -> Response:
     """POST createUploadSession: return a URL to which a file is PUT in ranges."""
     body = await request.json_object()
-    action = "microsoft.graph.createUploadSession"
     known = {"attachmentitem": ("attachmentItem", read_upload)}
-    item = read_parameters(body, known, action, needed=known)["attachmentitem"]
+    item = read_parameters(body, known, "createUploadSession", needed=known)["attachmentitem"]
     made = await request.store.uploads.create(
         request.mailbox,
         request.message_id,

@@ -23,12 +23,13 @@ from starlette.types import Receive, Scope
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
-from relay.front_door.graph import strict_profile
+from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.admission import key_of_part, read_key
 from relay.front_door.graph.json_values import check_number_of_values
 from relay.front_door.http.errors import (
     ApiError,
     UnansweredError,
+    bad_request,
     error_body,
     method_not_allowed,
     quoted,
@@ -147,7 +148,7 @@ class BatchHandler:
     async def handle(self, request: HttpRequest, *, is_strict: bool) -> Response:
         """Answer a batch. Raises ApiError 400, 405, 503; UnansweredError."""
         if request.part_id is not None:
-            raise ApiError(400, "BadRequest", "A batch cannot contain a batch.")
+            raise bad_request("A batch cannot contain a batch.")
         if request.method != "POST":
             raise method_not_allowed(["POST"])
         if (reason := self._pressure.state.refusing({PressureReason.MEMORY})) is not None:
@@ -187,7 +188,7 @@ class BatchHandler:
             if failed:
                 run.status[item.id] = 424
                 message = f"The request {quoted(failed[0])}, on which this one depends, failed."
-                return self._failed(item, ApiError(424, "FailedDependency", message), run)
+                return self._failed(item, errors.FAILED_DEPENDENCY(message), run)
             async with run.running:
                 return await self._run(item, run)
         finally:
@@ -252,12 +253,9 @@ class BatchHandler:
             return b""
         if fits:
             message = "Too many batches are running; try again."
-            raise ApiError(503, "ResourceUnhealthy", message, headers={"retry-after": "2"})
-        message = (
-            f"The responses of a batch have at most {RESPONSES_BYTES_MAX} bytes together. "
-            "Make this request alone."
-        )
-        raise ApiError(413, "ResponseTooLarge", message)
+            raise service_unavailable(message, retry_after_s=2)
+        limit = f"The responses of a batch have at most {RESPONSES_BYTES_MAX} bytes together"
+        raise errors.RESPONSE_TOO_LARGE(f"{limit}. Make this request alone.")
 
     def _failed(self, item: BatchItem, error: ApiError, run: _Run) -> dict[str, Any]:
         date = rfc3339(self._clock.time_us())[:19]
@@ -282,7 +280,7 @@ async def _content(response: Response, run: _Run) -> bytes | None:
             return await response.collect(run.left_bytes)
         except OSError:
             message = "The content cannot be read now; try again."
-            raise ApiError(503, "ResourceUnhealthy", message) from None
+            raise service_unavailable(message, retry_after_s=2) from None
 
 
 def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchItem]:
@@ -292,8 +290,10 @@ def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchIt
         written = _batch_decoder.decode(body).requests
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise _bad("requests", str(error) if body.strip() else "the body is empty") from None
-    if not 1 <= len(written) <= REQUESTS_MAX:
-        raise _bad("requests", f"found {len(written)}, expected 1 to {REQUESTS_MAX}")
+    if not written:
+        raise _bad("requests", f"found none, expected 1 to {REQUESTS_MAX}")
+    if len(written) > REQUESTS_MAX:
+        raise errors.TOO_MANY_REQUESTS(f"requests: found {len(written)}.")
     items: dict[str, BatchItem] = {}
     for number, raw in enumerate(written):
         path = f"requests[{number}]"
@@ -405,4 +405,4 @@ def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, byte
 
 
 def _bad(path: str, reason: str) -> ApiError:
-    return ApiError(400, "BadRequest", f"Invalid batch payload format. {path}: {reason}.")
+    return bad_request(f"Invalid batch payload format. {path}: {reason}.")

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
+from relay.front_door.graph import errors
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES
 from relay.front_door.graph.extended_properties import parse_expand
 from relay.front_door.graph.graph_request import GraphRequest, collection_response
@@ -142,20 +143,14 @@ def _read_filter(text: str | None) -> tuple[Condition | None, int]:
         and condition.operator in (Operator.GE, Operator.GT)
     ):
         return condition, int(condition.value) + (condition.operator is Operator.GT)
-    message = (
-        "$filter: a delta query can be filtered by receivedDateTime ge TIME or receivedDateTime"
-        f" gt TIME only; found {quoted(text)}."
-    )
-    raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+    expected = "expected receivedDateTime ge TIME or receivedDateTime gt TIME"
+    raise errors.FILTER_UNSUPPORTED(f"$filter: found {quoted(text)}, {expected}.")
 
 
 def _check_order(text: str) -> None:
     if text.lower().split() != ["receiveddatetime", "desc"]:
-        message = (
-            "$orderby: a delta query can be ordered by receivedDateTime desc only; "
-            f"found {quoted(text)}."
-        )
-        raise ApiError(400, "ErrorInvalidUrlQuery", message)
+        expected = "expected receivedDateTime desc"
+        raise errors.ORDER_UNSUPPORTED(f"$orderby: found {quoted(text)}, {expected}.")
 
 
 async def list_folder_changes(request: GraphRequest) -> Response:
@@ -214,9 +209,7 @@ def read_delta_token(text: str) -> DeltaLink:
             return _decoder.decode(octets)
         except (ValueError, msgspec.MsgspecError, RecursionError):
             pass
-    raise bad_request(
-        f"The token {quoted(text)} is malformed; use the whole @odata.nextLink or @odata.deltaLink."
-    )
+    raise bad_request(f"The token {quoted(text)} is malformed; use the whole link.")
 
 
 class DeltaRequest(Struct, frozen=True):
@@ -262,8 +255,8 @@ def read_delta_request(
     request: GraphRequest, *, collection: str, allowed: Collection[str], known: Collection[str]
 ) -> DeltaRequest:
     """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
-    names = (*allowed, *_TOKENS)
-    options = request.collection_options(names, known)
+    names, kind = (*allowed, *_TOKENS), "mailFolder" if collection == _FOLDERS else "message"
+    options = request.collection_options(names, known, kind)
     given = _texts(request.http.query, allowed)
     if options.skiptoken and options.deltatoken:
         raise bad_request("$skiptoken and $deltatoken: give one of them.")
@@ -276,12 +269,9 @@ def read_delta_request(
             raise _stale(request, given)
         for name, value in given.items():
             if link.options.get(name) != value:
-                raise bad_request(
-                    f"The option {quoted(name)} is not that of the first request; omit it, "
-                    "because the token has the options."
-                )
+                raise bad_request(f"The token has another {quoted(name)}; omit the option.")
         query = [(_spelled(name), value) for name, value in link.options.items()]
-        options = request.collection_options(names, known, query=query)
+        options = request.collection_options(names, known, kind, query=query)
     return DeltaRequest(request, link, options, is_latest)
 
 
@@ -300,8 +290,5 @@ def _stale(request: GraphRequest, given: Mapping[str, str]) -> ApiError:
     location = request.url()
     if query:
         location += f"?{urlencode(query, safe='$,', quote_via=quote)}"
-    message = (
-        "The sync state is not found: the token is too old, or it is of another folder or mailbox."
-        " Begin again with the URL in the Location header."
-    )
-    return ApiError(410, "syncStateNotFound", message, headers={"location": location})
+    message = "The token is too old, or of another folder; begin again with the URL in Location."
+    return errors.SYNC_STATE_NOT_FOUND(message, headers={"location": location})

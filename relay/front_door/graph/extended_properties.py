@@ -30,6 +30,7 @@ from relay.base.message.extended_properties import (
     merged,
 )
 from relay.base.message.properties import ExtendedProperty
+from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
     invalid_value,
     missing_property,
@@ -99,8 +100,8 @@ def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
 
 def _value(identity: str, value: object, path: str) -> str:
     if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
-        message = f"{path}: found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}."
-        raise ApiError(400, "ErrorInvalidRequest", message)
+        found = f"found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}"
+        raise errors.INVALID_REQUEST(f"{path}: {found}.")
     try:
         return canonical_value(identity, value)
     except ExtendedPropertyError as error:
@@ -111,7 +112,7 @@ def _property_error(path: str, found: object, error: ExtendedPropertyError) -> A
     text = str(error)
     if text.startswith("expected "):
         return invalid_value(path, found, text.removeprefix("expected "))
-    return ApiError(400, "ErrorInvalidRequest", f"{path}: {text}.")
+    return errors.INVALID_REQUEST(f"{path}: {text}.")
 
 
 # -- the properties that are fields of a message

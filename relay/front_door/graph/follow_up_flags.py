@@ -10,6 +10,7 @@ from typing import Any
 
 from relay.base.clock import rfc3339
 from relay.base.message.time_zones import time_zone
+from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
     invalid_value,
     missing_property,
@@ -86,7 +87,7 @@ def changed_flag(
 
 def _contradiction(path: str, expected: str) -> ApiError:
     """Return Exchange's error for a flag whose values cannot be together (MS-OXWSCORE 2.2.4.23)."""
-    return ApiError(400, "ErrorInvalidArgument", f"{path}: expected {expected}.")
+    return errors.INVALID_ARGUMENT(f"{path}: expected {expected}.")
 
 
 def _time_us(value: object, path: str) -> int | None:

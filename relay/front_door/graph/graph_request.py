@@ -26,7 +26,8 @@ from relay.base.message.content import LARGE_BYTES
 from relay.base.message.time_zones import time_zone
 from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
 from relay.formats.html_text import html_to_text, text_to_html
-from relay.front_door.graph import strict_profile
+from relay.front_door.graph import errors, strict_profile
+from relay.front_door.graph.item_ids import folder_id_of, item_id_of
 from relay.front_door.graph.json_values import read_json_object
 from relay.front_door.graph.query_options import (
     QueryOptions,
@@ -36,6 +37,7 @@ from relay.front_door.graph.query_options import (
 )
 from relay.front_door.http.errors import (
     ApiError,
+    bad_request,
     quoted,
     service_unavailable,
     unsupported_media_type,
@@ -73,12 +75,9 @@ SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
 BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 _RETRY_S = 5
-_ID = re.compile(r"[A-Za-z0-9._=+-]{1,512}")
 _ENTITY_TAG = re.compile(r'(?:W/)?"(?P<quoted>[!#-~]{1,512})"|(?P<bare>[!#-+.-~]{1,512})')
 _KEY = r"\((?:userPrincipalName=)?'"
 _WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
-_STORE_RETRY_S = 10
-_UPLOAD_RETRY_S = 60
 _Item = TypeVar("_Item")
 _OF_MICROSOFT = re.compile(
     r"\.(?:microsoft|office|office365|chinacloudapi)\.\w+(?::\d+)?$", re.ASCII
@@ -167,8 +166,8 @@ class GraphRequest(Struct, frozen=True):
         """Raise ApiError 403 unless the caller's tokens have one of the scopes."""
         if self.caller.scopes.isdisjoint(needed):
             found, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
-            message = f"Access is denied: found {found or 'no scopes'}, expected the permission "
-            raise ApiError(403, "ErrorAccessDenied", f"{message}{expected}.")
+            detail = f"Found {found or 'no scopes'}, expected the permission {expected}."
+            raise errors.ACCESS_DENIED(detail)
 
     @property
     def store(self) -> FileStore:
@@ -183,10 +182,12 @@ class GraphRequest(Struct, frozen=True):
     @property
     def message_id(self) -> str:
         """The store's id of the message in the path. Raises ApiError 400 if it is malformed."""
-        text = self.path_parameters["message"]
-        if not is_graph_id(text):
-            raise malformed_id(text)
-        return text
+        return item_id_of(self.path_parameters["message"])
+
+    @property
+    def attachment_id(self) -> str:
+        """The id of the attachment in the path. Raises ApiError 400 if it is malformed."""
+        return item_id_of(self.path_parameters["attachment"])
 
     async def find_message(self) -> StoredMessage:
         """Return the message that the path names, in the folder that the path names."""
@@ -205,17 +206,24 @@ class GraphRequest(Struct, frozen=True):
 
     @property
     def folder_id(self) -> str:
-        """The folder id in the path, or ""."""
-        return self.path_parameters.get("folder", "")
+        """The folder id in the path, or "". Raises ApiError 400 if it is malformed."""
+        folder = self.path_parameters.get("folder")
+        return folder_id_of(folder) if folder is not None else ""
 
-    def options(self, allowed: Collection[str] = (), known: Collection[str] = ()) -> QueryOptions:
-        """Read the query options. Raises ApiError 400 for one that is not `allowed`."""
-        return parse_options(self.http.query, allowed=allowed, known=known)
+    def options(
+        self, allowed: Collection[str] = (), known: Collection[str] = (), kind: str = "",
+        *, page_size: int | None = None,
+    ) -> QueryOptions:  # fmt: skip
+        """Read the query options as parse_options(). Raises ApiError 400 for one that is not
+        `allowed`.
+        """
+        return parse_options(self.http.query, allowed, known, kind=kind, page_size=page_size)
 
     def collection_options(
         self,
         allowed: Collection[str],
         known: Collection[str],
+        kind: str,
         *,
         query: Collection[tuple[str, str]] | None = None,
     ) -> QueryOptions:
@@ -225,7 +233,7 @@ class GraphRequest(Struct, frozen=True):
         """
         page_size = max_page_size(self.preferences)
         given = self.http.query if query is None else query
-        options = parse_options(given, allowed=allowed, known=known, page_size=page_size)
+        options = parse_options(given, allowed=allowed, known=known, kind=kind, page_size=page_size)
         if page_size is not None:
             self.applied.append(f"odata.maxpagesize={page_size}")
         return options
@@ -255,8 +263,8 @@ class GraphRequest(Struct, frozen=True):
         try:
             zone = time_zone(preferred)
         except ValueError as error:
-            message = f"A valid TimeZone value must be specified. outlook.timezone: {error}."
-            raise ApiError(400, "TimeZoneNotSupportedException", message) from None
+            detail = f"outlook.timezone: {error}."
+            raise errors.TIME_ZONE_UNKNOWN(detail, quoted(preferred)) from None
         self.applied.append(f'outlook.timezone="{preferred}"')
         return zone
 
@@ -413,19 +421,6 @@ class GraphRequest(Struct, frozen=True):
         )
 
 
-def is_graph_id(text: str) -> bool:
-    """Return whether a text may be the id of an item: the store's ids are the same.
-
-    They are Graph's immutable ids: a message has one, before and after sending and in any folder.
-    """
-    return _ID.fullmatch(text) is not None
-
-
-def malformed_id(text: str) -> ApiError:
-    """Return the 400 for a text that is no id."""
-    return ApiError(400, "ErrorInvalidIdMalformed", f"Id is malformed: {quoted(text)}.")
-
-
 def collection_response(
     context: Mapping[str, Any],
     items: Sequence[Mapping[str, Any]],
@@ -471,59 +466,50 @@ def change_keys(given: str, *, field_name: str = "If-Match") -> frozenset[str]:
         match = _ENTITY_TAG.fullmatch(tag.strip())
         if match is None:
             expected = "an @odata.etag, a changeKey, or *"
-            message = f"{field_name}: found {quoted(given)}, expected {expected}."
-            raise ApiError(400, "BadRequest", message)
+            raise bad_request(f"{field_name}: found {quoted(given)}, expected {expected}.")
         keys.add(match["quoted"] or match["bare"])
     return frozenset(keys)
 
 
 def throttled(message: str, retry_after_s: int) -> ApiError:
     """Return the 429 of an account that is over a limit of its own."""
-    headers = {"retry-after": str(retry_after_s)}
-    return ApiError(429, "ApplicationThrottled", message, headers=headers)
+    return errors.THROTTLED(message, headers={"retry-after": str(retry_after_s)})
 
 
-def api_error(error: StoreError) -> ApiError:
+# by kind, the special ones first; a mailbox that is full is a 507, not a 403: the request is valid
+_OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
+    NoSuchItemError: errors.ITEM_NOT_FOUND, NotADraftError: errors.INVALID_REQUEST,
+    BeingSentError: errors.CONFLICT, UploadBusyError: errors.CONFLICT,
+    MessageChangedError: errors.CHANGED, MailboxFullError: errors.MAILBOX_FULL,
+    AttachmentsTooLargeError: errors.TOO_LARGE, StateTooLargeError: errors.TOO_LARGE,
+    FolderExistsError: errors.FOLDER_EXISTS, ProtectedFolderError: errors.ACCESS_DENIED,
+    FolderError: errors.INVALID_REQUEST, StoreUnavailableError: errors.UNHEALTHY,
+    TooManyQueriesError: errors.THROTTLED, TooManyUploadsError: errors.THROTTLED,
+}  # fmt: skip
+_RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyUploadsError: "60"}
+
+
+def api_error(error: StoreError, request: HttpRequest) -> ApiError:
     """Return Graph's error for an error of the mail store, whose text is meant for users."""
-    text = str(error)
-    match error:
-        case NoSuchItemError():
-            message = text or "The specified object was not found in the store."
-            return ApiError(404, "ErrorItemNotFound", message)
-        case BeingSentError():
-            message = text or "The draft is being sent and cannot be changed until that is done."
-            return ApiError(409, "ErrorIrresolvableConflict", message)
-        case MessageChangedError():
-            return ApiError(412, "ErrorIrresolvableConflict", text)
-        case NotADraftError():
-            return ApiError(400, "ErrorInvalidRequest", text or "The message is not a draft.")
-        case AttachmentsTooLargeError() | StateTooLargeError():
-            return ApiError(413, "ErrorMessageSizeExceeded", text)
-        case TooManyQueriesError():
-            return throttled(text, _STORE_RETRY_S)
-        case TooManyUploadsError():
-            return throttled(text, _UPLOAD_RETRY_S)
-        case UploadBusyError():
-            return ApiError(409, "ErrorIrresolvableConflict", text)
-        case FolderExistsError():
-            return ApiError(409, "ErrorFolderExists", text)
-        case ProtectedFolderError():
-            return ApiError(403, "ErrorAccessDenied", text)
-        case FolderError():
-            return ApiError(400, "ErrorInvalidRequest", text)
-        case MailboxFullError():
-            # 507, not 403: the request is valid and succeeds once there is space
-            return ApiError(507, "ErrorQuotaExceeded", text or "The mailbox is full.")
-        case StoreUnavailableError():
-            message = text or "The store cannot be written to now."
-            return service_unavailable(message, retry_after_s=_STORE_RETRY_S)
-        case _:
-            return ApiError(500, "InternalServerError", "The store failed; see the log.")
+    kind = next((one for one in _OF_STORE if isinstance(error, one)), None)
+    if kind is None:
+        return errors.INTERNAL("The store failed; see the log.")
+    found, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
+    if kind is NotADraftError and request.method == "PATCH":
+        found = errors.NOT_A_DRAFT
+    if kind is ProtectedFolderError and request.method != "PATCH":
+        is_move = request.segments[-1].lower().endswith("move")
+        found = errors.FOLDER_MOVED if is_move else errors.FOLDER_DELETED
+    path = "/".join(request.segments).lower()
+    is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
+    if kind is NoSuchItemError and is_read:
+        found = errors.MESSAGE_NOT_FOUND
+    return found(str(error), headers={"retry-after": seconds} if seconds else None)
 
 
 def not_implemented(what: str) -> ApiError:
     """Return the 501 for a part of Graph that is not implemented."""
-    return ApiError(501, "NotImplemented", f"{what} is not implemented.")
+    return errors.NOT_IMPLEMENTED(f"{what} is not implemented.")
 
 
 def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
@@ -549,17 +535,15 @@ def find_mailbox(
     """
     if segments[0].lower() == "me":
         if caller.is_application:
-            message = "/me request is only valid with delegated authentication flow."
-            raise ApiError(400, "BadRequest", message)
+            raise errors.NO_USER("No user has signed in: the token is an application's.")
         return caller, segments[1:]
     try:
         owner = accounts.opened(segments[1], caller)
     except UnknownUserError:
-        message = f"The requested user {quoted(segments[1])} is invalid: no mail has come for it."
-        raise ApiError(404, "ErrorInvalidUser", message) from None
+        error = errors.USER_INVALID if len(segments) > 2 else errors.USER_NOT_FOUND
+        raise error("No mail has come for this address.", quoted(segments[1])) from None
     if owner is None:  # the same answer for both reasons: it reveals no addresses
-        message = "Access is denied. Check credentials and try again."
-        raise ApiError(403, "ErrorAccessDenied", message)
+        raise errors.ACCESS_DENIED("This token opens no mailbox of this address.")
     return owner, segments[2:]
 
 

@@ -18,6 +18,8 @@ import msgspec
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
 from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.front_door.graph import errors
+from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.http.errors import ApiError, quoted
 
 Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a path
@@ -102,19 +104,23 @@ _VALUES_MAX = 100_000
 _STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
-def invalid_value(path: str, found: object, expected: str) -> ApiError:
-    """Return the 400 for a value of the wrong type or form."""
-    return ApiError(400, "RequestBodyRead", f"{path}: found {quoted(found)}, expected {expected}.")
+def invalid_value(path: str, found: object, expected: str, *, kind: str = "") -> ApiError:
+    """Return the 400 for a value of the wrong type or form; `kind`: OData's type, if it has one."""
+    detail = f"{path}: found {quoted(found)}, expected {expected}."
+    if not kind:
+        return errors.BODY_INVALID(detail)
+    literal = quoted(found if isinstance(found, str) else quoted(found))
+    return errors.LITERAL_INVALID(detail, literal, f"Edm.{kind}")
 
 
 def missing_property(path: str) -> ApiError:
     """Return the 400 for a required property that is missing."""
-    return ApiError(400, "ErrorRequiredPropertyMissing", f"Required property is missing: {path}.")
+    return errors.PROPERTY_MISSING(f"{path} is missing.")
 
 
 def unsupported(path: str, what: str) -> ApiError:
     """Return the 501 for a value that Graph accepts and Relay does not support."""
-    return ApiError(501, "NotImplemented", f"{path}: {what}.")
+    return errors.NOT_IMPLEMENTED(f"{path}: {what}.")
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -154,8 +160,7 @@ def _has_too_many_values(body: bytes) -> bool:
 
 
 def _unreadable(reason: str) -> ApiError:
-    message = f"The request body cannot be read as JSON: {reason}."
-    return ApiError(400, "UnableToDeserializePostBody", message)
+    return errors.UNREADABLE(f"The request body cannot be read as JSON: {reason}.")
 
 
 def read_object(value: object, path: str) -> dict[str, Any]:
@@ -204,8 +209,7 @@ def read_array(value: object, path: str, *, most: int | None = None) -> list[Any
     if not isinstance(value, list):
         raise invalid_value(path, value, "an array")
     if most is not None and len(value) > most:
-        message = f"{path}: found {len(value)} items, expected at most {most}."
-        raise ApiError(400, "ErrorInvalidRequest", message)
+        raise errors.INVALID_REQUEST(f"{path}: found {len(value)} items, expected at most {most}.")
     return value
 
 
@@ -214,7 +218,7 @@ def read_string(value: object, path: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise invalid_value(path, value, "a string")
+        raise invalid_value(path, value, "a string", kind="String")
     return value
 
 
@@ -224,7 +228,7 @@ def read_boolean(value: object, path: str) -> bool:
         return value
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    raise invalid_value(path, value, "true or false")
+    raise invalid_value(path, value, "true or false", kind="Boolean")
 
 
 def read_time_us(value: object, path: str) -> int:
@@ -232,14 +236,16 @@ def read_time_us(value: object, path: str) -> int:
     try:
         return time_us(canonical_value("SystemTime", read_string(value, path)))
     except ExtendedPropertyError:
-        raise invalid_value(path, value, "a time such as 2026-12-01T08:00:00Z") from None
+        expected = "a time such as 2026-12-01T08:00:00Z"
+        raise invalid_value(path, value, expected, kind="DateTimeOffset") from None
 
 
 def one_of(value: object, path: str, choices: tuple[str, ...]) -> str:
     """Return the choice that a string names, in any case."""
     text = read_string(value, path).lower()
     if text not in choices:
-        raise invalid_value(path, value, f"one of {', '.join(choices)}")
+        expected = f"expected one of {', '.join(choices)}"
+        raise errors.VALUE_UNKNOWN(f"{path}: found {quoted(value)}, {expected}.", quoted(value))
     return text
 
 
@@ -249,8 +255,8 @@ def read_header_text(value: object, path: str, *, longest: int) -> str:
     if found := _FORBIDDEN.search(text):
         raise _forbidden(path, found, "; control characters and line breaks are not allowed here.")
     if len(text) > longest:
-        message = f"{path}: found {len(text)} characters, expected at most {longest}."
-        raise ApiError(400, "ErrorInvalidRequest", message)
+        limit = f"found {len(text)} characters, expected at most {longest}"
+        raise errors.INVALID_REQUEST(f"{path}: {limit}.")
     return text
 
 
@@ -276,7 +282,7 @@ def read_body(value: object, path: str) -> tuple[str, str]:
 
 def _forbidden(path: str, found: re.Match[str], reason: str) -> ApiError:
     place = f"the character U+{ord(found[0]):04X} at position {found.start()}"
-    return ApiError(400, "ErrorInvalidRequest", f"{path}: found {place}{reason}")
+    return errors.INVALID_REQUEST(f"{path}: found {place}{reason}")
 
 
 def read_recipients(value: object, path: str) -> tuple[EmailAddress, ...]:
@@ -291,17 +297,18 @@ def read_recipient(value: object, path: str) -> EmailAddress:
     given = read_object(value, path)
     path = f"{path}.emailAddress"
     if given.get("emailAddress") is None:
-        raise _invalid_recipient(f"{path} is missing")
+        raise errors.INVALID_RECIPIENTS(f"{path} is missing.")
     inner = read_object(given["emailAddress"], path)
     name = read_header_text(inner.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     path = f"{path}.address"
     text = read_header_text(inner.get("address"), path, longest=_ADDRESS_CHARACTERS).strip(" ")
     if not text:
-        raise _invalid_recipient(f"{path} is missing or empty")
+        raise errors.INVALID_RECIPIENTS(f"{path} is missing or empty.")
     try:
         return EmailAddress(address=parse_odd_mailbox(text, smtputf8=True), name=name)
     except AddressError as error:
-        raise _invalid_recipient(f"{path}: {quoted(text)} is no mail address: {error}") from None
+        detail = f"{path}: {quoted(text)} is no mail address: {error}."
+        raise errors.RECIPIENT_UNRESOLVED(detail, quoted(text)) from None
 
 
 def check_recipients_count(properties: MessageProperties) -> None:
@@ -312,12 +319,7 @@ def check_recipients_count(properties: MessageProperties) -> None:
 def _check_count(count: int) -> None:
     if count > RECIPIENTS_MAX:
         message = f"The message has {count} recipients; the maximum in to, cc and bcc is"
-        raise ApiError(400, "ErrorInvalidRecipients", f"{message} {RECIPIENTS_MAX}.")
-
-
-def _invalid_recipient(reason: str) -> ApiError:
-    message = f"At least one recipient is not valid., {reason}."
-    return ApiError(400, "ErrorInvalidRecipients", message)
+        raise errors.INVALID_RECIPIENTS(f"{message} {RECIPIENTS_MAX}.")
 
 
 def is_annotation(name: str) -> bool:
@@ -343,22 +345,19 @@ def read_parameters(
             continue
         folded = name.lower()
         if folded not in known:
-            message = f"{quoted(name)} is not a parameter of {action}: {', '.join(known)}."
-            raise ApiError(400, "RequestBodyRead", message)
+            detail = f"{quoted(name)} is not a parameter of {action}: {', '.join(known)}."
+            raise errors.PARAMETER_UNKNOWN(detail, quoted(name), action)
         if folded in given:
             raise invalid_value(name, value, "each parameter once, whatever its case")
         spelled, read = known[folded]
         given[folded] = None if value is None else read(value, spelled)
-    for folded in needed:
-        if given.get(folded) is None:
-            raise missing_property(known[folded][0])
+    if missing := [known[one][0] for one in needed if given.get(one) is None]:
+        names = ", ".join(name[:1].upper() + name[1:] for name in missing)
+        raise errors.PARAMETERS_MISSING(f"{', '.join(missing)}: found none.", action, names)
     return given
 
 
 def destination_id(body: Mapping[str, Any], action: str) -> str:
     """Return destinationId of move and copy: a folder's id or well-known name."""
-    given = read_parameters(body, _DESTINATION, action)
-    identifier: str = given.get("destinationid") or ""
-    if not identifier:
-        raise missing_property("destinationId")
-    return identifier
+    given = read_parameters(body, _DESTINATION, action, needed=_DESTINATION)
+    return folder_id_of(given["destinationid"])

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 
 from relay.base.message.properties import ExtendedProperty
+from relay.front_door.graph import errors
 from relay.front_door.graph.extended_properties import (
     MULTIPLE,
     SINGLE,
@@ -39,11 +40,12 @@ from relay.front_door.graph.serializer import (
     folder_json,
     folder_version,
 )
-from relay.front_door.http.errors import ApiError, bad_request, quoted
+from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.gateway import json_response
-from relay.store.mailbox.types import Folder, ProtectedFolderError
+from relay.store.mailbox.types import Folder
 
 _NAME_CHARACTERS = 255
+_RULE_PROPERTIES = ("id", "displayName", "sequence", "isEnabled")
 _LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
 _CHILDREN_MAX = 10  # that $expand returns, as in Graph
 _CHILDREN = re.compile(
@@ -65,7 +67,7 @@ _EXTENDED: Mapping[str, Callable[[Folder], str]] = {
 async def list_folders(request: GraphRequest) -> Response:
     """GET mailFolders, the top level, or childFolders."""
     every, folders = await _folders_in(request)
-    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES)
+    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES, "mailFolder")
     selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
     to_json = _shown(request, options.expand, every)
@@ -82,7 +84,7 @@ async def count_folders(request: GraphRequest) -> Response:
 
 async def get_folder(request: GraphRequest) -> Response:
     """GET one mail folder."""
-    options = request.options({"select", "expand"}, FOLDER_PROPERTIES)
+    options = request.options({"select", "expand"}, FOLDER_PROPERTIES, "mailFolder")
     folder = await _find_folder(request)
     if unchanged := request.not_modified(folder_version(folder)):
         return unchanged
@@ -118,19 +120,16 @@ async def change_folder(request: GraphRequest) -> Response:
 
 async def move_folder(request: GraphRequest) -> Response:
     """POST move: move the folder and its child folders into another folder."""
-    parent_id = destination_id(await request.json_object(), "microsoft.graph.move")
+    parent_id = destination_id(await request.json_object(), "move")
     folders, folder_id = request.store.folders, request.folder_id
-    try:
-        async with _required_version(request):
-            moved = await folders.move(request.mailbox, folder_id, parent_id=parent_id)
-    except ProtectedFolderError as error:
-        raise ApiError(403, "ErrorMoveDistinguishedFolder", str(error)) from error
+    async with _required_version(request):
+        moved = await folders.move(request.mailbox, folder_id, parent_id=parent_id)
     return _folder_response(request, moved)
 
 
 async def copy_folder(request: GraphRequest) -> Response:
     """POST copy: copy the folder with its child folders and messages into another folder."""
-    parent_id = destination_id(await request.json_object(), "microsoft.graph.copy")
+    parent_id = destination_id(await request.json_object(), "copy")
     copied = await request.store.folders.copy(
         request.mailbox, request.folder_id, parent_id=parent_id
     )
@@ -139,7 +138,7 @@ async def copy_folder(request: GraphRequest) -> Response:
 
 async def list_rules(request: GraphRequest) -> Response:
     """GET messageRules: an empty list; mail-flow rules are the administrator's."""
-    request.options({"select", "top"}, ("id", "displayName", "sequence", "isEnabled"))
+    request.options({"select", "top"}, _RULE_PROPERTIES, "messageRule")
     folder = await _find_folder(request)
     context = request.context(f"{_context(request)}('{folder.id}')/messageRules")
     return collection_response(context, ())
@@ -204,11 +203,8 @@ def _shown(
 
 async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
     folders, folder_id = request.store.folders, request.folder_id
-    try:
-        async with _required_version(request):
-            await folders.delete(request.mailbox, folder_id, permanently=permanently)
-    except ProtectedFolderError as error:
-        raise ApiError(403, "ErrorDeleteDistinguishedFolder", str(error)) from error
+    async with _required_version(request):
+        await folders.delete(request.mailbox, folder_id, permanently=permanently)
     return Response(status_code=204)
 
 
@@ -224,11 +220,7 @@ async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
         return
     async with request.patch_lock:
         if (version := folder_version(await _find_folder(request))) not in keys:
-            message = (
-                f'If-Match: the folder has the ETag W/"{version}" now. Its name, its place or its '
-                "content was changed after it was read; read it again."
-            )
-            raise ApiError(412, "ErrorIrresolvableConflict", message)
+            raise errors.CHANGED(f'If-Match: the folder has the ETag W/"{version}" now.')
         yield
 
 

@@ -25,6 +25,7 @@ from relay.base.message.properties import Attachment, EmailAddress, MessagePrope
 from relay.formats.draft import AttachmentFacts, write_message
 from relay.formats.read_header import DATE_US_MIN
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
+from relay.front_door.graph import errors
 from relay.front_door.graph.extended_properties import MULTIPLE, SINGLE, read_extended
 from relay.front_door.graph.follow_up_flags import read_flag
 from relay.front_door.graph.json_values import (
@@ -46,7 +47,7 @@ from relay.front_door.graph.json_values import (
     read_time_us,
     unsupported,
 )
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import quoted
 from relay.store.mailbox.attachments import ATTACHMENTS_MAX
 
 REFERENCE_TYPE = "text/uri-list"
@@ -208,8 +209,7 @@ class ParsedMessage(Struct, frozen=True):
 
 def parse_send_mail(body: Mapping[str, Any], account: Account) -> tuple[MessageProperties, bool]:
     """Read sendMail's parameters: the message, and whether it is saved to Sent Items."""
-    action = "microsoft.graph.sendMail"
-    given = read_parameters(body, _OF_SEND_MAIL, action, needed=("message",))
+    given = read_parameters(body, _OF_SEND_MAIL, "sendMail", needed=("message",))
     parsed = parse_message(given["message"], account, path="message")
     if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
         raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
@@ -231,29 +231,23 @@ def parse_answer(
 ) -> AnswerParameters:
     """Read the parameters of reply, forward and the like; all are optional."""
     known = _OF_FORWARD if is_forward else _OF_REPLY
-    given = read_parameters(body, known, f"microsoft.graph.{action}")
+    given = read_parameters(body, known, action)
     comment = given.get("comment") or ""
     if len(comment) > COMMENT_CHARACTERS_MAX:
         expected = f"expected at most {COMMENT_CHARACTERS_MAX}; use message.body"
-        message = f"comment: found {len(comment)} characters, {expected}."
-        raise ApiError(400, "ErrorInvalidRequest", message)
+        raise errors.INVALID_REQUEST(f"comment: found {len(comment)} characters, {expected}.")
     fields = given.get("message") or {}
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
     has_body = "body" in fields
     if comment and has_body:
-        raise _contradiction("comment", "message.body")
+        raise errors.INVALID_REQUEST("comment and message.body: found both.")
     parsed = parse_message(fields, account, path="message")
     to = given.get("torecipients")
     if to and parsed.fields.get("to"):
-        raise _contradiction("toRecipients", "message.toRecipients")
+        raise errors.INVALID_REQUEST("toRecipients and message.toRecipients: found both.")
     if to:
         parsed = replace(parsed, fields={**parsed.fields, "to": to})
     return AnswerParameters(parsed, comment, has_body)
-
-
-def _contradiction(first: str, second: str) -> ApiError:
-    message = f"{first} and {second}: found both, expected at most one of them."
-    return ApiError(400, "ErrorInvalidRequest", message)
 
 
 def draft_only(given: Mapping[str, Any]) -> list[str]:
@@ -357,15 +351,12 @@ def _header(value: object, path: str) -> tuple[str, str]:
     if not name:
         raise missing_property(f"{path}.name")
     if not name.lower().startswith("x-") or not _HEADER_NAME.fullmatch(name):
-        raise ApiError(
-            400,
-            "InvalidInternetMessageHeader",
-            f"{path}.name: The internet message header name {quoted(name)} should start with 'x-' "
-            "or 'X-' and have visible ASCII characters only, without a colon.",
-        )
+        expected = "x- and visible ASCII characters without a colon"
+        detail = f"{path}.name: found {quoted(name)}, expected {expected}."
+        raise errors.HEADER_INVALID(detail, quoted(name))
     if name.lower().startswith("x-relay-"):
-        message = f"{path}.name: headers that start with 'X-Relay-' are this relay's own."
-        raise ApiError(400, "InvalidInternetMessageHeader", message)
+        text = f"{path}.name: headers that start with 'X-Relay-' are this relay's own."
+        raise errors.HEADER_RESERVED(text)
     return name, content
 
 
@@ -415,7 +406,7 @@ def _size(value: object, path: str) -> int:
     if value is None:
         raise missing_property(path)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise invalid_value(path, value, "a number of bytes, at least 1")
+        raise invalid_value(path, value, "a number of bytes, at least 1", kind="Int64")
     return value
 
 
@@ -460,7 +451,7 @@ def _content(given: dict[str, Any], path: str) -> bytes:
             content = content.translate(None, _WHITE_SPACE)
         _check_base64(content)
     except (UnicodeEncodeError, binascii.Error) as error:
-        raise invalid_value(path, text, f"base64 ({_reason(error)})") from None
+        raise invalid_value(path, text, f"base64 ({_reason(error)})", kind="Binary") from None
     return content
 
 

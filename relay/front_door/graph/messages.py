@@ -21,6 +21,7 @@ from relay.base.message.extended_properties import (
 )
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment
+from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
@@ -44,7 +45,7 @@ from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, originators_of
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, message_json, shows_body
-from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.message_state import CONTENT_FIELDS
 from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condition, MessageQuery
@@ -66,17 +67,9 @@ _LIST_OPTIONS = (
 _RECEIPT = "relay.read-receipt"  # a preference
 _ATTACHMENTS = "attachments"
 _ORIGINATORS = {"from", "sender"}
-_NOT_A_SCHEDULED_DRAFT = (
-    "The message is not a draft: it was sent already, or it never was a draft. Its time of "
-    "sending cannot be changed."
-)
-SLOW_SEARCH = (
-    "$search: it takes too long. Use fewer words, write words out instead of ending them"
-    " in *, or restrict them to a property such as subject:word."
-)
-_OTHER_PROPERTY = (
-    "Only a draft's content can be changed: found another value of an extended property."
-)
+_NOT_A_SCHEDULED_DRAFT = "The message is not a draft; its time of sending cannot be changed."
+SLOW_SEARCH = "$search: use fewer words, no * at their ends, or a property such as subject:word"
+_OTHER_PROPERTY = "Only a draft's content changes: found another value of an extended property."
 
 
 async def create_message(request: GraphRequest) -> Response:
@@ -133,7 +126,7 @@ async def create_from_mime(
 
 async def get_message(request: GraphRequest) -> Response:
     """GET one message."""
-    options = request.options({"select", "expand"}, MESSAGE_PROPERTIES)
+    options = request.options({"select", "expand"}, MESSAGE_PROPERTIES, "message")
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
     if expand.attachments is not None:
         context = messages_context(request) + "/$entity"
@@ -150,6 +143,8 @@ async def get_message(request: GraphRequest) -> Response:
 async def change_message(request: GraphRequest) -> Response:
     """PATCH: replace the properties that the JSON gives."""
     body = await request.json_object("message")
+    if request.is_strict:
+        strict_profile.check_changes(body)
     async with request.patch_lock:
         before = await request.find_message()
         condition = request.condition
@@ -310,7 +305,7 @@ def message_response(
 
 async def move_message(request: GraphRequest) -> Response:
     """POST move: move the message to another folder. It keeps its id."""
-    destination = destination_id(await request.json_object(), "microsoft.graph.move")
+    destination = destination_id(await request.json_object(), "move")
     moved = await request.store.messages.move(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
@@ -319,7 +314,7 @@ async def move_message(request: GraphRequest) -> Response:
 
 async def copy_message(request: GraphRequest) -> Response:
     """POST copy: copy the message to a folder. The copy has an id of its own."""
-    destination = destination_id(await request.json_object(), "microsoft.graph.copy")
+    destination = destination_id(await request.json_object(), "copy")
     copy = await request.store.messages.copy(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
@@ -343,7 +338,7 @@ async def list_messages(request: GraphRequest) -> Response:
     @odata.nextLink repeats every option. Following it returns each message that stays in the list
     once, even if new mail arrives in between.
     """
-    options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES)
+    options = request.collection_options(_LIST_OPTIONS, MESSAGE_PROPERTIES, "message")
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
     found = await _query(request, options)
 
@@ -412,11 +407,11 @@ async def find_page(request: GraphRequest, query: MessageQuery, hint: str) -> Pa
         )
     except StalePositionError as error:
         message = "$skiptoken: it is invalid or has expired; start again without it."
-        raise ApiError(400, "BadRequest", message) from error
+        raise bad_request(message) from error
     except (
         QueryTooLongError
     ) as error:  # not 503: clients would repeat the query, and it would take as long
-        raise ApiError(400, "InefficientFilter", f"{hint} ({error})") from error
+        raise errors.TOO_COMPLEX(f"{hint} ({error}).") from error
 
 
 def _hint(options: QueryOptions) -> str:
@@ -424,8 +419,5 @@ def _hint(options: QueryOptions) -> str:
     if options.search is not None:
         return SLOW_SEARCH
     if options.filter is not None:
-        return (
-            "$filter: it takes too long. Use fewer comparisons, prefer eq and startswith to"
-            " contains and endswith, or add receivedDateTime ge with a time."
-        )
-    return "$orderby: it takes too long. Order by receivedDateTime, or add a $filter."
+        return "$filter: prefer eq and startswith, or add receivedDateTime ge with a time"
+    return "$orderby: order by receivedDateTime, or add a $filter"

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from relay.base.message.content import Content, blocks
 from relay.base.message.header import BLANK_LINE
 from relay.formats.read_header import HEADER_OCTETS_MAX, SubmittedHeader, read_submitted
+from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.http.errors import ApiError, quoted
@@ -66,16 +67,15 @@ def check_content(content: bytes, *, to_send: bool = True) -> MimeMessage:
     """
     header = read_submitted(content, to_send=to_send)
     if header.fault:
-        raise _invalid_content(header.fault)
+        raise errors.MIME_INVALID(f"{header.fault}.")
     for field in header.originators:
         if field.unread or not field.addresses:
             found = f" that can be read: {quoted(field.unread)}" if field.unread else ""
-            raise _invalid_content(f"{field.name} has no address{found}")
+            raise errors.MIME_INVALID(f"{field.name} has no address{found}.")
     if header.unreadable is not None:
         name, address, reason = header.unreadable
-        message = f"{name}: {quoted(address)} is no mail address: {reason}."
-        message = f"At least one recipient is not valid., {message}"
-        raise ApiError(400, "ErrorInvalidRecipients", message)
+        detail = f"{name}: {quoted(address)} is no mail address: {reason}."
+        raise errors.RECIPIENT_UNRESOLVED(detail, quoted(address))
     check_recipients_count(header.properties)
     return MimeMessage(content, header)
 
@@ -136,7 +136,8 @@ async def receive_in_blocks(
             head += block
             if len(head) >= _HEAD_BYTES:
                 if not any(blank in head for blank in _BLANK_LINES):
-                    raise _invalid_content(f"no empty line within the first {len(head)} bytes")
+                    detail = f"No empty line within the first {len(head)} bytes."
+                    raise errors.MIME_INVALID(detail)
                 break
         mime = await _checked(head, to_send=to_send, amend=amend)
         yield replace(mime, rest=content, expected_bytes=expected_bytes)
@@ -158,13 +159,9 @@ async def _octets(
         decoder.close()
 
 
-def _invalid_content(reason: str) -> ApiError:
-    return ApiError(400, "ErrorMimeContentInvalid", f"Invalid MIME content: {reason}.")
-
-
 def _too_large(limit_bytes: int) -> ApiError:
     message = f"The content is larger than the maximum of {limit_bytes} bytes (http.max_upload)."
-    return ApiError(413, "RequestEntityTooLarge", message)
+    return errors.CONTENT_TOO_LARGE(message)
 
 
 class Base64Decoder:
@@ -180,7 +177,8 @@ class Base64Decoder:
         plain = self._incomplete_group + block.translate(None, _WHITE_SPACE)
         end = len(plain) // 4 * 4
         if plain and self._padding_ends is not None:
-            raise _invalid(f"Data after the padding that ends at byte {self._padding_ends}")
+            detail = f"Data after the padding that ends at byte {self._padding_ends}."
+            raise errors.BASE64_INVALID(detail)
         try:
             decoded = binascii.a2b_base64(plain[:end], strict_mode=True)
         except binascii.Error:
@@ -199,18 +197,13 @@ class Base64Decoder:
         """End the body. Raises ApiError 400 if it ends within a group."""
         if self._incomplete_group:
             found = self._incomplete_group.decode("ascii", "replace")
-            raise _invalid(
-                f"It ends at byte {self._consumed_bytes} in the middle of a group: {found!r}"
-            )
+            place = f"byte {self._consumed_bytes}, in the middle of a group"
+            raise errors.BASE64_INVALID(f"It ends at {place}: {found!r}.")
 
     def _error(self, block: bytes) -> ApiError:
         if strange := _NOT_BASE64.search(block):
             at = self._consumed_bytes + strange.start()
-            return _invalid(f"Found {strange[0]!r} at byte {at}, expected base64")
+            detail = f"Found {strange[0]!r} at byte {at}, expected base64."
+            return errors.BASE64_INVALID(detail)
         at = self._consumed_bytes + max(block.find(b"="), 0)
-        return _invalid(f"Padding in the wrong place, at byte {at}")
-
-
-def _invalid(reason: str) -> ApiError:
-    message = f"Invalid base64 string for MIME content. {reason}."
-    return ApiError(400, "ErrorMimeContentInvalidBase64String", message)
+        return errors.BASE64_INVALID(f"Padding in the wrong place, at byte {at}.")

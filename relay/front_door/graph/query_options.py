@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
+from relay.front_door.graph import errors
 from relay.front_door.http.errors import bad_request, quoted
 
 TOP_DEFAULT = 10
@@ -64,12 +65,13 @@ _NONE_GIVEN = QueryOptions()
 
 def parse_options(
     query: Collection[tuple[str, str]],
-    *,
     allowed: Collection[str] = (),
     known: Collection[str] = (),
+    *,
+    kind: str = "",
     page_size: int | None = None,
 ) -> QueryOptions:
-    """Read the query options; `known` are the properties that $select may name.
+    """Read the query options; `known` are the properties of the type `kind` that $select may name.
 
     `page_size` limits $top. Raises ApiError 400.
     """
@@ -94,7 +96,7 @@ def parse_options(
     size = page_size or TOP_DEFAULT
     top = _number(given, "top", default=size, limits=(1, TOP_MAX))
     return QueryOptions(
-        select=_select(given.get("select", ""), known),
+        select=_select(given.get("select", ""), known, kind),
         expand=given.get("expand"),
         filter=given.get("filter"),
         search=given.get("search"),
@@ -107,13 +109,13 @@ def parse_options(
     )
 
 
-def _select(value: str, known: Collection[str]) -> tuple[str, ...]:
+def _select(value: str, known: Collection[str], kind: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if "*" in names:
         return tuple(known) if len(names) > 1 else ()
     for name in names:
         if name not in known:
-            raise bad_request(f"$select: could not find a property named {quoted(name)}.")
+            raise errors.SELECT_UNKNOWN(f"$select: found {quoted(name)}.", quoted(name), kind)
     return names
 
 
@@ -126,7 +128,10 @@ def _number(given: dict[str, str], name: str, *, default: int, limits: tuple[int
         number = int(text)
         if low <= number <= high:
             return number
-    raise bad_request(f"${name}: found {quoted(text)}, expected a number from {low} to {high}.")
+    detail = f"${name}: found {quoted(text)}, expected a number from {low} to {high}."
+    if name == "top" and text.isascii() and text.isdecimal() and text.strip("0"):
+        raise errors.TOP_EXCEEDED(detail, str(high), quoted(text))
+    raise errors.NUMBER_INVALID(detail, quoted(text), name)
 
 
 def _truth(given: dict[str, str], name: str) -> bool:

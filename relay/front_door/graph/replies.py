@@ -36,6 +36,7 @@ from relay.formats.edit_attachments import carried_attachments
 from relay.formats.html_tokens import content_ids
 from relay.formats.quoting import quoted_body
 from relay.formats.write_header import header_fields
+from relay.front_door.graph import errors
 from relay.front_door.graph.attachments import open_message
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
@@ -43,7 +44,6 @@ from relay.front_door.graph.message_parser import AnswerParameters, parse_answer
 from relay.front_door.graph.messages import create_draft, create_from_mime
 from relay.front_door.graph.mime_body import Amend, MimeMessage
 from relay.front_door.graph.send_mail import new_message, send_mime, submit
-from relay.front_door.http.errors import ApiError
 from relay.store.mailbox.attachments import check_sizes
 from relay.store.mailbox.types import OpenedMessage, StoredMessage, StoreUnavailableError
 
@@ -77,11 +77,8 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
         return await send_mime(request, await _missing_fields(request, kind))
     parameters = await _parameters(request, kind)
     if kind.is_forward and not parameters.message.fields.get("to"):
-        message = (
-            "At least one recipient is not valid., toRecipients or message.toRecipients: found "
-            "neither, expected one of them."
-        )
-        raise ApiError(400, "ErrorInvalidRecipients", message)
+        expected = "found neither, expected one of them."
+        raise errors.NO_RECIPIENTS(f"toRecipients or message.toRecipients: {expected}")
     async with request.dependencies.answers:
         answer = await _composed(request, kind, parameters)
         return await submit(request, new_message(request, answer.properties, kept=answer.kept))

@@ -16,6 +16,7 @@ from relay.base.accounts.account import Scope
 from relay.front_door.graph import (
     attachments,
     delta,
+    errors,
     mail_folders,
     messages,
     replies,
@@ -60,6 +61,7 @@ _AT_TOP = """
     subscribedSkus teams teamsTemplates teamwork tenantRelationships
 """
 Handler = Callable[[GraphRequest], Awaitable[Response]]
+_Routes = Sequence[tuple[tuple[str, ...], Mapping[str, "GraphOperation"]]]
 _NAMESPACE = "microsoft.graph."
 _OF_FUNCTION = re.compile(  # its parameters, those of a function in a path
     r"\((?:timezonestandard=microsoft\.graph\.timezonestandard'(?:windows|iana)')?\)$"
@@ -190,7 +192,7 @@ def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
         return RouteMatch(operation, parameters)
     _check_operations(method, segments, OPERATIONS)
     _check_resources(segments, RESOURCES_OF_USERS)
-    raise _not_found(segments)
+    raise _not_found(segments, _ROUTES)
 
 
 def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | None:
@@ -213,7 +215,7 @@ def find_route_outside(method: str, segments: tuple[str, ...]) -> RouteMatch | N
     _check_resources(segments, RESOURCES_AT_TOP)
     if first == "users":
         return None
-    raise _not_found(segments, "; mail is under /me and /users/…")
+    raise _not_found(segments, ())
 
 
 def _check_operations(
@@ -235,9 +237,14 @@ def _check_resources(segments: tuple[str, ...], names: Mapping[str, str]) -> Non
         raise not_implemented(f"The resource {names[name]}")
 
 
-def _not_found(segments: tuple[str, ...], hint: str = "") -> ApiError:
-    message = f"Resource not found for the path {quoted('/'.join(segments))}{hint}."
-    return ApiError(404, "ResourceNotFound", message)
+def _not_found(segments: tuple[str, ...], routes: _Routes) -> ApiError:
+    """Return the 400 that names the first segment with which no route goes on."""
+    found = 0
+    while any(_match(one[: found + 1], segments[: found + 1]) is not None for one, _ in routes):
+        found += 1
+    error = errors.SEGMENT_BELOW_NOT_FOUND if found else errors.SEGMENT_NOT_FOUND
+    detail = f"There is nothing at {quoted('/'.join(segments))}; mail is under /me and /users/."
+    return error(detail, quoted("/".join(segments[found : found + 1])))
 
 
 def _plain_name(segment: str) -> str:
@@ -282,7 +289,7 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     return parameters
 
 
-_OUTSIDE: Sequence[tuple[tuple[str, ...], Mapping[str, GraphOperation]]] = (
+_OUTSIDE: _Routes = (
     (("users",), {"GET": _reads(users.list_users, MAY_READ_USER)}),
     (("search", "query"), {"POST": _reads(search_query)}),
     (

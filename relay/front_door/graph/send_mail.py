@@ -20,7 +20,7 @@ from relay.base.message.envelope import Client
 from relay.base.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment
-from relay.front_door.graph import strict_profile
+from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.graph.message_parser import parse_send_mail
@@ -31,7 +31,7 @@ from relay.front_door.graph.mime_body import (
     header_block,
     receive_mime,
 )
-from relay.front_door.http.errors import ApiError, UnansweredError, quoted
+from relay.front_door.http.errors import UnansweredError, quoted
 from relay.store.mailbox.folders import ROOT_ID
 from relay.store.mailbox.types import (
     Folder,
@@ -47,6 +47,7 @@ from relay.submission.outbox.on_disk import draft_of
 _OURS = "relay."
 _SAVE = "relay.save-to-sent-items"
 _FOLDER = "relay.sent-folder"
+_invalid = errors.INVALID_REQUEST
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -150,11 +151,7 @@ async def submit(request: GraphRequest, given: SendRequest) -> Response:
     properties = given.properties
     check_rights(given.originators, request.account)
     if not (properties.to or properties.cc or properties.bcc):
-        message = (
-            "At least one recipient is not valid., A message can't be sent because it contains no "
-            "recipients: toRecipients, ccRecipients and bccRecipients are empty."
-        )
-        raise ApiError(400, "ErrorInvalidRecipients", message)
+        raise errors.NO_RECIPIENTS("toRecipients, ccRecipients and bccRecipients are empty.")
     check_recipients_count(properties)
     options = await _send_options(request, given)
     submission = await _submitted(request, given, options)
@@ -171,13 +168,8 @@ def check_rights(originators: Sequence[tuple[str, str]], account: Account) -> No
     """
     for path, address in originators:
         if not account.may_send_as(address):
-            raise ApiError(
-                403,
-                "ErrorSendAsDenied",
-                f"{path}: the account {account.address} does not have the right to send mail from "
-                f"{quoted(address)}: it is neither its address nor an alias, and the "
-                "account's send_as does not list it.",
-            )
+            reason = f"it is neither an address of {account.address} nor in the account's send_as"
+            raise errors.SEND_AS_DENIED(f"{path}: found {quoted(address)}: {reason}.")
 
 
 async def _submitted(
@@ -276,17 +268,17 @@ def read_send_preferences(given: Mapping[str, str]) -> SendPreferences:
     """Read the preferences that begin with "relay.". Raises ApiError 400 for an unknown one."""
     for name in given:
         if name.startswith(_OURS) and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
-            raise _bad(
-                f"{quoted(name)} is not a preference of this relay; they are {_SAVE} and {_FOLDER}."
-            )
+            known = f"they are {_SAVE} and {_FOLDER}"
+            raise _invalid(f"Prefer: {quoted(name)} is none of Relay's; {known}.")
     save_text, folder = given.get(_SAVE), given.get(_FOLDER)
     save = None if save_text is None else _BOOLEANS.get(save_text.lower())
     if save_text is not None and save is None:
-        raise _bad(f"{_SAVE}: found {quoted(save_text)}, expected true or false.")
+        found = f"found {quoted(save_text)}, expected true or false"
+        raise _invalid(f"Prefer: {_SAVE}: {found}.")
     if folder == "":
-        raise _bad(f"{_FOLDER}: expected a folder's id or well-known name.")
+        raise _invalid(f"Prefer: {_FOLDER}: expected a folder's id or well-known name.")
     if folder and save is False:
-        raise _bad(f"{_FOLDER} contradicts {_SAVE}=false.")
+        raise _invalid(f"Prefer: {_FOLDER} contradicts {_SAVE}=false.")
     applied = [] if save is None else [f"{_SAVE}={str(save).lower()}"]
     if folder:
         applied.append(f'{_FOLDER}="{folder}"' if not folder.isalnum() else f"{_FOLDER}={folder}")
@@ -301,15 +293,8 @@ async def _sent_folder(request: GraphRequest, identifiers: Sequence[str], *, whe
             folder = await request.store.folders.get(request.mailbox, one)
             break
     if folder is None:
-        raise _bad_folder(where, f"there is no folder {quoted(identifiers[0])} in this mailbox.")
+        missing = f"there is no folder {quoted(identifiers[0])} in this mailbox"
+        raise _invalid(f"{where}: {missing}.")
     if not folder.may_keep_sent or folder.id == ROOT_ID:
-        raise _bad_folder(where, f"{folder.display_name} cannot keep sent messages.")
+        raise _invalid(f"{where}: {folder.display_name} cannot keep sent messages.")
     return "" if folder.well_known is WellKnown.SENT_ITEMS else folder.id
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(400, "ErrorInvalidRequest", f"Prefer: {message}")
-
-
-def _bad_folder(where: str, message: str) -> ApiError:
-    return ApiError(400, "ErrorInvalidRequest", f"{where}: {message}")

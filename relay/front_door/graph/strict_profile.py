@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
     FILE_PROPERTIES,
     PROPERTIES_OF_TYPES,
@@ -26,15 +27,15 @@ from relay.front_door.graph.odata.expression import (
     parse_expression,
 )
 from relay.front_door.graph.query_options import preferences
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
 
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
-OVER_CONCURRENT = "Application is over its MailboxConcurrency limit."
 _REQUEST_BYTES_MAX = 4 * 1024 * 1024
 _UPLOAD_BYTES_MIN = 3_000_000  # "3 MB": no file is refused that is so in one sense only
 _HEADERS_MAX = 5
+_READ_ONLY = frozenset(("parentfolderid", "isdraft", "hasattachments", "receiveddatetime"))
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
 _BETWEEN_NAMES = re.compile(r"[\s,;=$]++")
 
@@ -45,7 +46,7 @@ def in_force(request: HttpRequest, profile: Profile) -> bool:
     """Return whether the request is strict; then, limit its body. Raises ApiError 400, 413."""
     if not (is_preferred(request) or profile == "strict"):
         return False
-    request.limit_body(_REQUEST_BYTES_MAX, _too_large)
+    request.limit_body(_REQUEST_BYTES_MAX, errors.BODY_TOO_LARGE)
     return True
 
 
@@ -55,13 +56,9 @@ def is_preferred(request: HttpRequest) -> bool:
     if not lines or (value := preferences(lines).get(PREFERENCE)) is None:
         return False
     if value:
-        message = f"Prefer: {PREFERENCE} has no value; without it, the profile of [http] applies."
-        raise ApiError(400, "ErrorInvalidRequest", message)
+        text = f"{PREFERENCE} has no value; without it, the profile of [http] applies."
+        raise errors.INVALID_REQUEST(f"Prefer: {text}")
     return True
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, "BadRequest", "The maximum request length supported is 4MB.")
 
 
 def is_in_mailbox(segments: tuple[str, ...]) -> bool:
@@ -85,17 +82,17 @@ def check_query(segments: tuple[str, ...], query: Iterable[tuple[str, str]]) -> 
 
 
 def _check_message_list(options: Mapping[str, str]) -> None:
-    for name, written in (("filter", "$filter"), ("orderby", "$orderBy")):
-        if "search" in options and name in options:
-            message = f"The query parameter '{written}' is not supported with '$search'."
-            raise ApiError(400, f"SearchWith{written[1].upper()}{written[2:]}", message)
+    if "search" in options and "filter" in options:
+        raise errors.SEARCH_WITH_FILTER("Expected $search or $filter.")
+    if "search" in options and "orderby" in options:
+        raise errors.SEARCH_WITH_ORDER("Expected $search or $orderby.")
     if "filter" not in options or "orderby" not in options:
         return
     ordered = [part.split()[0].lower() for part in options["orderby"].split(",") if part.strip()]
     filtered = list(dict.fromkeys(_properties(parse_expression(options["filter"]))))
     if filtered[: len(ordered)] != ordered:
-        message = "The restriction or sort order is too complex for this operation."
-        raise ApiError(400, "InefficientFilter", message)
+        expected = "expected the properties of $orderby first in $filter, in the same order"
+        raise errors.TOO_COMPLEX(f"$filter: {expected}.")
 
 
 def _properties(expression: Expression) -> Iterable[str]:
@@ -118,11 +115,7 @@ def _properties(expression: Expression) -> Iterable[str]:
 def _check_attachment_select(names: Iterable[str]) -> None:
     for name in (one.strip() for one in names):
         if name.lower() in _OF_ONE_KIND:
-            message = (
-                "Parsing OData Select and Expand failed: Could not find a property named "
-                f"{quoted(name)} on type '{_NAMESPACE}attachment'."
-            )
-            raise ApiError(400, "BadRequest", message)
+            raise errors.SELECT_UNKNOWN("Not all kinds have it.", quoted(name), "attachment")
 
 
 # -- bodies
@@ -131,8 +124,7 @@ def _check_attachment_select(names: Iterable[str]) -> None:
 def check_part_type(identifier: str, *, has_body: bool, headers: Collection[str]) -> None:
     """Check the Content-Type of a request of a batch. Raises ApiError 400 for the whole batch."""
     if has_body and "content-type" not in headers:
-        named = f"Write request with id {quoted(identifier)}"
-        raise ApiError(400, "BadRequest", f"{named} does not contain a Content-Type header.")
+        raise errors.BATCH_WITHOUT_TYPE("", quoted(identifier))
 
 
 def check_body(value: object, kind: str) -> None:
@@ -141,9 +133,14 @@ def check_body(value: object, kind: str) -> None:
     "parameters" are those of an action. Raises ApiError 400, 422.
     """
     if kind == "attachment" and isinstance(value, dict) and not value.get("@odata.type"):
-        message = f"Cannot process input of abstract type '{_NAMESPACE}attachment'."
-        raise ApiError(422, "UnprocessableType", message)
+        raise errors.ABSTRACT_TYPE("", kind)
     _check(value, kind)
+
+
+def check_changes(given: Collection[str]) -> None:
+    """Check the properties that a PATCH of a message gives. Raises ApiError 400."""
+    if found := _READ_ONLY.intersection(map(str.lower, given)):
+        raise errors.READ_ONLY(f"Found {', '.join(sorted(found))}.")
 
 
 def _check(value: object, kind: str) -> None:
@@ -160,39 +157,17 @@ def _check_object(value: Mapping[str, Any], kind: str) -> None:
     for name, one in value.items():
         if "@" in name:
             continue
-        if name.lower() not in known:
-            _refuse_unknown(name, kind)
-        elif name.lower() == "internetmessageheaders":
-            _check_headers(one)
-        elif name.lower() == "size" and kind == "attachmentItem":
-            _check_upload_size(one)
-        if inner := known.get(name.lower()):
+        folded = name.lower()
+        if folded not in known and kind != "parameters":  # of which the handler has an error
+            raise errors.TYPE_WITHOUT_PROPERTY("", quoted(name), kind)
+        is_fields = folded == "internetmessageheaders" and isinstance(one, list)
+        if is_fields and not 1 <= len(one) <= _HEADERS_MAX:
+            raise errors.TOO_MANY_HEADERS(f"Found {len(one)}.", str(_HEADERS_MAX))
+        is_size = kind == "attachmentItem" and folded == "size" and isinstance(one, int)
+        if is_size and one < _UPLOAD_BYTES_MIN:
+            raise errors.UPLOAD_TOO_SMALL(f"size: found {one}, expected {_UPLOAD_BYTES_MIN}.")
+        if inner := known.get(folded):
             _check(one, inner)
-
-
-def _refuse_unknown(name: str, kind: str) -> None:
-    if kind == "parameters":
-        return  # the handler's error
-    message = (
-        f"The property {quoted(name)} does not exist on type '{_NAMESPACE}{kind}'. Make sure to "
-        "only use property names that are defined by the type or mark the type as open type."
-    )
-    raise ApiError(400, "RequestBodyRead", message)
-
-
-def _check_headers(value: object) -> None:
-    if isinstance(value, list) and not 1 <= len(value) <= _HEADERS_MAX:
-        message = (
-            f"Maximum number of headers in one message should be less than or equal to "
-            f"{_HEADERS_MAX}."
-        )
-        raise ApiError(400, "InvalidInternetMessageHeaderCollection", message)
-
-
-def _check_upload_size(value: object) -> None:
-    if isinstance(value, int) and value < _UPLOAD_BYTES_MIN:
-        message = "Attachment size must be greater than the minimum size."
-        raise ApiError(400, "ErrorAttachmentSizeShouldNotBeLessThanMinimumSize", message)
 
 
 _NAMESPACE = "microsoft.graph."

@@ -14,10 +14,12 @@ from starlette.responses import Response
 
 from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
+from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import (
     GraphRequest,
     find_mailbox,
     not_implemented,
+    throttled,
     with_keys,
 )
 from relay.front_door.graph.json_values import (
@@ -45,23 +47,26 @@ _PROPERTIES = (
     "encryptionCertificateId", "notificationUrlAppId",
 )  # fmt: skip
 _CHANGE_TYPES = ("created", "updated", "deleted")
+_LIST_OPTIONS = ("select", "top", "skip", "count")
 _TLS_VERSIONS = ("v1_0", "v1_1", "v1_2", "v1_3")
 _CLIENT_STATE_MAX = 128
 _RESOURCE_MAX = 1024
 _VERSION = re.compile(r"/?(?:(?:v1\.0|beta)/)?", re.IGNORECASE)
 _BUSY_S = 10
+_invalid = errors.SUBSCRIPTION_INVALID
+_LIFETIME_STRICT_US = 10_070 * 60_000_000  # Graph refuses more; its documentation has LIFETIME_US
 
 
 async def list_subscriptions(request: GraphRequest) -> Response:
     """GET /subscriptions."""
-    options = request.collection_options(("select", "top", "skip", "count"), _PROPERTIES)
+    options = request.collection_options(_LIST_OPTIONS, _PROPERTIES, "subscription")
     found = request.dependencies.subscriptions.of(request.caller.address)
     return request.page(found, options, _shown, context="subscriptions")
 
 
 async def get_subscription(request: GraphRequest) -> Response:
     """GET /subscriptions/{id}."""
-    options = request.options({"select"}, _PROPERTIES)
+    options = request.options({"select"}, _PROPERTIES, "subscription")
     return _response(request, _found(request), select=options.select)
 
 
@@ -92,7 +97,7 @@ async def change_subscription(request: GraphRequest) -> Response:
     try:
         after = await request.dependencies.subscriptions.renew(found, **changed)
     except NoSubscriptionError:
-        raise _not_found() from None
+        raise errors.SUBSCRIPTION_NOT_FOUND("It has ended meanwhile.") from None
     except (SubscriptionError, UrlError, BusyError) as error:
         raise _refusal(error) from None
     return _response(request, after)
@@ -177,17 +182,16 @@ def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
     expires_us = read_time_us(body[name], name)
     if expires_us <= now_us:
         raise _invalid(f"{name}: found {quoted(body[name])}, which is over.")
-    if expires_us > now_us + LIFETIME_US:
-        minutes = LIFETIME_US // 60_000_000
-        text = f"Subscription expiration can only be {minutes} minutes in the future."
-        raise _invalid(f"{name}: {text}")
+    lifetime_us = _LIFETIME_STRICT_US if request.is_strict else LIFETIME_US
+    if expires_us > now_us + lifetime_us:
+        expected = f"expected at most {lifetime_us // 60_000_000} minutes from now"
+        raise errors.EXPIRES_TOO_LATE(f"{name}: found {quoted(body[name])}, {expected}.")
     return expires_us
 
 
 def _check_rights(request: GraphRequest, found: Subscription) -> None:
     if not request.dependencies.subscriptions.may_read(found):
-        message = "Access is denied. Check credentials and try again."
-        raise ApiError(403, "ErrorAccessDenied", message)
+        raise errors.ACCESS_DENIED(f"This account may not read {found.mailbox} any more.")
 
 
 def _found(request: GraphRequest) -> Subscription:
@@ -195,7 +199,8 @@ def _found(request: GraphRequest) -> Subscription:
     try:
         return request.dependencies.subscriptions.get(subscription_id, request.caller.address)
     except NoSubscriptionError:
-        raise _not_found() from None
+        detail = f"This account has no subscription {quoted(subscription_id)}."
+        raise errors.SUBSCRIPTION_NOT_FOUND(detail) from None
 
 
 def _response(
@@ -220,16 +225,7 @@ def _shown(one: Subscription, select: Collection[str]) -> dict[str, Any]:
     return {name: known.get(name) for name in select or _PROPERTIES}
 
 
-def _invalid(message: str) -> ApiError:
-    return ApiError(400, "ValidationError", message)
-
-
-def _not_found() -> ApiError:
-    return ApiError(404, "ResourceNotFound", "The object was not found.")
-
-
 def _refusal(error: Exception) -> ApiError:
     if isinstance(error, BusyError):
-        headers = {"retry-after": str(_BUSY_S)}
-        return ApiError(429, "ApplicationThrottled", str(error), headers=headers)
+        return throttled(str(error), _BUSY_S)
     return _invalid(str(error))

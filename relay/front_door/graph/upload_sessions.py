@@ -12,6 +12,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.base.accounts.account import AccountDirectory
+from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import GraphDependencies
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
@@ -77,13 +78,13 @@ def read_content_range(text: str, size: int) -> ContentRange:
     """Read a Content-Range of a file of `size` bytes. Raises ApiError."""
     match = _RANGE.fullmatch(text.strip())
     if match is None:
-        raise ApiError(400, "invalidRange", f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
+        raise errors.RANGE_INVALID(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     content_range = ContentRange(*map(int, match.groups()))
     if content_range.total != size:
-        message = f"Content-Range: found a total of {content_range.total}, expected {size}."
-        raise ApiError(400, "invalidRange", message)
+        found = f"found a total of {content_range.total}"
+        raise errors.RANGE_INVALID(f"Content-Range: {found}, expected {size}.")
     if not content_range.start <= content_range.end < content_range.total:
-        raise _not_satisfiable("invalidRange", f"found {quoted(text)}, {_EXPECTED}")
+        raise errors.RANGE_UNSATISFIABLE(f"Content-Range: found {quoted(text)}, {_EXPECTED}.")
     return content_range
 
 
@@ -97,9 +98,9 @@ async def _put(
         )  # a repeat: the response was lost, or attaching failed
     if given.start != upload.received:
         is_overlap = given.start < upload.received
-        code = "fragmentOverlap" if is_overlap else "fragmentOutOfOrder"
-        message = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
-        raise _not_satisfiable(code, message)
+        error = errors.RANGE_OVERLAP if is_overlap else errors.RANGE_OUT_OF_ORDER
+        found = f"found {given.start}-{given.end}, expected {_next_range(upload)}"
+        raise error(f"Content-Range: {found}.")
     length = given.end - given.start + 1
     if request.declared_bytes not in (None, length):
         raise _wrong_length(request.declared_bytes or 0, length)
@@ -148,8 +149,4 @@ def _next_range(upload: Upload) -> str:
 
 def _wrong_length(found: int, expected: int) -> ApiError:
     message = f"The body has {found} bytes, expected {expected}, as Content-Range says."
-    return ApiError(400, "invalidRange", message)
-
-
-def _not_satisfiable(code: str, message: str) -> ApiError:
-    return ApiError(416, code, f"Content-Range: {message}.")
+    return errors.RANGE_INVALID(message)

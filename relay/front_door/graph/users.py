@@ -26,12 +26,9 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
-from relay.front_door.graph.graph_request import (
-    GraphRequest,
-    collection_response,
-    is_graph_id,
-    malformed_id,
-)
+from relay.front_door.graph import errors
+from relay.front_door.graph.graph_request import GraphRequest, collection_response
+from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
     Parameters,
     invalid_value,
@@ -46,7 +43,6 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.message_parser import read_category
 from relay.front_door.graph.odata.resources import select_users
-from relay.front_door.graph.query_options import parse_options
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.gateway import json_response
@@ -79,6 +75,7 @@ _LANGUAGES = {
 CATEGORIES_MAX = 200
 _COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
+_OF_OVERRIDES = ("id", "classifyAs", "senderEmailAddress")
 _LIST_OPTIONS = ("select", "filter", "search", "orderby", "count", "top", "skip")
 IDS_MAX = 1000
 _OWN_TYPES = ("restid", "restimmutableentryid")
@@ -92,7 +89,7 @@ _PARAMETERS: Parameters = {
 
 async def get_settings(request: GraphRequest) -> Response:
     """GET mailboxSettings: return all settings, or those of $select."""
-    options = request.options({"select"}, _SHOWN)
+    options = request.options({"select"}, _SHOWN, "mailboxSettings")
     settings = await request.store.settings.read(request.mailbox)
     shown = settings_json(settings, options.select)
     return json_response({**request.context(_context(request)), **shown})
@@ -104,8 +101,7 @@ async def get_setting(request: GraphRequest) -> Response:
     wanted = request.path_parameters["setting"].lower()
     name = next((name for name in _SHOWN if name.lower() == wanted), None)
     if name is None:
-        message = f"Resource not found for the segment {quoted(wanted)} of mailboxSettings."
-        raise ApiError(404, "ResourceNotFound", message)
+        raise errors.SEGMENT_BELOW_NOT_FOUND("There is no such setting.", quoted(wanted))
     shown = _SHOWN[name](await request.store.settings.read(request.mailbox))
     body = shown if isinstance(shown, Mapping) else {"value": shown}
     return json_response({**request.context(f"{_context(request)}/{name}"), **body})
@@ -125,7 +121,7 @@ async def change_settings(request: GraphRequest) -> Response:
 
 async def list_overrides(request: GraphRequest) -> Response:
     """GET inferenceClassification/overrides: an empty list; nothing classifies messages here."""
-    request.options({"select", "top"}, ("id", "classifyAs", "senderEmailAddress"))
+    request.options({"select", "top"}, _OF_OVERRIDES, "inferenceClassificationOverride")
     context = request.context(f"{request.owner}/inferenceClassification/overrides")
     return collection_response(context, ())
 
@@ -218,8 +214,7 @@ def _zone(value: object, path: str) -> str:
     try:
         time_zone(name)
     except ValueError as error:
-        message = f"Time Zone settings provided are invalid. {path}: {error}."
-        raise ApiError(400, "InvalidTimeZone", message) from None
+        raise errors.TIME_ZONE_UNKNOWN(f"{path}: {error}.", quoted(name)) from None
     return name
 
 
@@ -261,10 +256,7 @@ def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
         fields["time_zone"] = _working_zone(given["timeZone"], f"{path}.timeZone")
     hours = replace(before, **fields)
     if hours.start >= hours.end:
-        message = (
-            f"Start Time should occur before End Time. {path}: found {hours.start} to {hours.end}."
-        )
-        raise ApiError(400, "ErrorInvalidTimeSettings", message)
+        raise errors.TIMES_INVALID(f"{path}: found {hours.start} to {hours.end}.")
     return hours
 
 
@@ -285,8 +277,7 @@ def _time_of_day(value: object, path: str) -> time:
             return time(int(match[1]), int(match[2]), int(match[3] or 0), microsecond)
         except ValueError:
             pass
-    message = f"Cannot convert the literal {quoted(text)} to the expected type 'Edm.TimeOfDay'."
-    raise ApiError(400, "RequestBodyRead", f"{message} {path}: expected a time such as 08:00:00.")
+    raise invalid_value(path, text, "a time such as 08:00:00", kind="TimeOfDay")
 
 
 def _check_automatic_replies(value: object) -> None:
@@ -307,8 +298,8 @@ def _check_automatic_replies(value: object) -> None:
 
 async def list_categories(request: GraphRequest) -> Response:
     """GET outlook/masterCategories: all of them."""
-    options = parse_options(
-        request.http.query, allowed=("select", "top"), known=_PROPERTIES, page_size=CATEGORIES_MAX
+    options = request.options(
+        ("select", "top"), _PROPERTIES, "outlookCategory", page_size=CATEGORIES_MAX
     )
     found = (await request.store.settings.read(request.mailbox)).categories[: options.top]
     shown = [_json(one, options.select) for one in found]
@@ -325,11 +316,10 @@ async def create_category(request: GraphRequest) -> Response:
     async with request.patch_lock:
         settings = await request.store.settings.read(request.mailbox)
         if any(one.name.casefold() == name.casefold() for one in settings.categories):
-            message = f"displayName: there is a category {quoted(name)}."
-            raise ApiError(409, "CategoryNameDuplicate", message)
+            raise errors.CATEGORY_EXISTS("displayName: there is such a category.", quoted(name))
         if len(settings.categories) >= CATEGORIES_MAX:
             message = f"The mailbox has the maximum of {CATEGORIES_MAX} categories; delete one."
-            raise ApiError(400, "ErrorInvalidRequest", message)
+            raise errors.INVALID_REQUEST(message)
         made = MasterCategory(request.dependencies.ids.new(), name, color)
         await _write(request, settings, (*settings.categories, made))
     return _response(request, made, is_new=True)
@@ -337,7 +327,7 @@ async def create_category(request: GraphRequest) -> Response:
 
 async def get_category(request: GraphRequest) -> Response:
     """GET one category."""
-    options = request.options({"select"}, _PROPERTIES)
+    options = request.options({"select"}, _PROPERTIES, "outlookCategory")
     found = _find(request, await request.store.settings.read(request.mailbox))
     context = request.context(f"{_categories(request)}/$entity")
     return json_response({**context, **_json(found, options.select)})
@@ -382,7 +372,7 @@ def _find(request: GraphRequest, settings: UserSettings) -> MasterCategory:
     for one in settings.categories:
         if one.id == wanted:
             return one
-    raise ApiError(404, "ErrorItemNotFound", f"There is no category {quoted(wanted)}.")
+    raise errors.ITEM_NOT_FOUND(f"There is no category {quoted(wanted)}.")
 
 
 def _json(category: MasterCategory, select: Collection[str] = ()) -> dict[str, Any]:
@@ -408,7 +398,7 @@ async def _write(
 
 async def get_user(request: GraphRequest) -> Response:
     """GET /me or /users/{address}."""
-    options = request.options({"select"}, USER_PROPERTIES)
+    options = request.options({"select"}, USER_PROPERTIES, "user")
     user = user_json(request.account, options.select)
     if "mailboxSettings" in options.select:
         request.check_scopes(MAY_READ)
@@ -425,7 +415,7 @@ def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bo
 
 async def list_users(request: GraphRequest) -> Response:
     """GET /users: return the users whose mailboxes the token may open."""
-    options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES)
+    options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES, "user")
     caller, accounts = request.caller, request.dependencies.accounts
     visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
     users = select_users(
@@ -437,8 +427,7 @@ async def list_users(request: GraphRequest) -> Response:
 async def translate_ids(request: GraphRequest) -> Response:
     """POST translateExchangeIds: return each id with its translation, or why it has none."""
     body = await request.json_object()
-    action = "microsoft.graph.translateExchangeIds"
-    given = read_parameters(body, _PARAMETERS, action, needed=_PARAMETERS)
+    given = read_parameters(body, _PARAMETERS, "translateExchangeIds", needed=_PARAMETERS)
     for name in ("sourceidtype", "targetidtype"):
         if given[name] not in _OWN_TYPES:
             what = "only restId and restImmutableEntryId exist in Relay"
@@ -451,8 +440,8 @@ async def translate_ids(request: GraphRequest) -> Response:
 
 def _translated(source: object, path: str) -> dict[str, Any]:
     if not isinstance(source, str):
-        raise invalid_value(path, source, "a string")
-    if is_graph_id(source):
-        return {"sourceId": source, "targetId": source}
-    error = malformed_id(source)
-    return {"sourceId": source, "errorDetails": {"code": error.code, "message": error.message}}
+        raise invalid_value(path, source, "a string", kind="String")
+    try:
+        return {"sourceId": source, "targetId": folder_id_of(source)}
+    except ApiError as error:
+        return {"sourceId": source, "errorDetails": {"code": error.code, "message": error.message}}

@@ -1,7 +1,8 @@
 """Error responses: ApiError, and Graph's error envelope around it.
 
 A handler raises ApiError; the gateway turns it into the response. The message is meant for the
-client: it names the field, what was found and what was expected.
+client: it names the field, what was found and what was expected. Where programs compare it with
+Graph's (relay/front_door/graph/errors.py), the `detail` does that.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,12 +19,14 @@ class ApiError(Exception):
     """An error response with an HTTP status, Graph's error code, and extra header fields."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
-    ) -> None:
+        self, status: int, code: str, message: str, *,
+        headers: Mapping[str, str] | None = None, detail: str = "",
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.detail = detail
         self.headers = dict(headers or {})
 
 
@@ -43,17 +46,12 @@ class RequestIds(Struct, frozen=True):
 
 def error_body(error: ApiError, *, ids: RequestIds, date: str) -> dict[str, Any]:
     """Return Graph's JSON of an error; `date` is UTC to the second, without a zone."""
-    return {
-        "error": {
-            "code": error.code,
-            "message": error.message,
-            "innerError": {
-                "date": date,
-                "request-id": ids.request_id,
-                "client-request-id": ids.client_request_id,
-            },
-        }
-    }
+    inner = {
+        "date": date, "request-id": ids.request_id, "client-request-id": ids.client_request_id,
+    }  # fmt: skip
+    if error.detail:
+        inner["detail"] = error.detail
+    return {"error": {"code": error.code, "message": error.message, "innerError": inner}}
 
 
 def service_unavailable(message: str, *, retry_after_s: int) -> ApiError:

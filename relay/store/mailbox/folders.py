@@ -182,6 +182,7 @@ _UNSUPPORTED = frozenset(
         *("recoverableitemsdeletions", "searchfolders", "serverfailures", "syncissues"),
     )
 )
+WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}
 
 
 class _MailboxPaths(Struct, frozen=True):
@@ -380,7 +381,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
     """Return each directory's folder id; a copied directory gets an id of its own."""
     ids = {known.directory: str(name) for name, known in _WELL_KNOWN.items()}
     ids[_INBOX_AS_PARENT] = str(WellKnown.INBOX)
-    taken = set(ids.values()) | {ROOT_ID} | _UNSUPPORTED
+    taken = set(ids.values()) | WELL_KNOWN_NAMES
     unmarked = []
     for name in others:
         folder_id = read_folder_id(mailbox / name)

@@ -10,6 +10,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from relay.front_door.graph import errors
 from relay.front_door.http.errors import ApiError, bad_request, quoted
 
 CHARACTERS_MAX = 8192
@@ -92,8 +93,8 @@ class Tokenizer:
         """Return the 400 for a token, by default the next one."""
         token = at or self.next
         found = quoted(token.text) if token.text else "the end"
-        message = f"position {token.position}: found {found}, expected {expected}"
-        return clause_error("filter", message)
+        detail = f"position {token.position}: found {found}, expected {expected}."
+        return errors.FILTER_SYNTAX(detail, str(token.position), quoted(self._text))
 
     def _token(self, start: int) -> Token:
         match = _SPACE.match(self._text, start)
@@ -110,7 +111,7 @@ class Tokenizer:
 
 def clause_error(option: str, message: str) -> ApiError:
     """Return the 400 for an invalid clause; the text begins as Graph's."""
-    return ApiError(400, "BadRequest", f"Invalid {option} clause: {message}.")
+    return bad_request(f"Invalid {option} clause: {message}.")
 
 
 def text_of(token: Token) -> str:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
+from relay.front_door.graph import errors
 from relay.front_door.graph.odata.expression import (
     And,
     Comparison,
@@ -40,6 +41,17 @@ _MIRRORED = {
     Operator.LT: Operator.GT,
     Operator.LE: Operator.GE,
 }
+
+_OPERATOR_KINDS = {
+    Operator.EQ: "Equal", Operator.NE: "NotEqual", Operator.GT: "GreaterThan",
+    Operator.GE: "GreaterThanOrEqual", Operator.LT: "LessThan", Operator.LE: "LessThanOrEqual",
+}  # fmt: skip
+# by the names of TokenKind and of FieldType
+_EDM_TYPES = {
+    "TEXT": "Edm.String", "TYPED": "Edm.String", "TIME_TEXT": "Edm.String",
+    "BOOLEAN": "Edm.Boolean", "NAME": "Edm.Boolean",
+    "NUMBER": "Edm.Int32", "TIME": "Edm.DateTimeOffset",
+}  # fmt: skip
 
 
 class FieldType(Enum):
@@ -80,7 +92,7 @@ class CollectionField(Generic[Result]):
 class Resource(Generic[Result]):
     """The properties of a resource that can be filtered by; all names in lower case."""
 
-    type_name: str  # as error messages name it
+    kind: str  # Graph's name of its type
     fields: Mapping[str, QueryField[Result]]  # by name: how a property is compared
     all_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `and`
     one_of: Callable[[tuple[Result, ...]], Result]  # combines conditions by `or`
@@ -161,7 +173,7 @@ class _FilterBinder(Generic[Result]):
             _require_equality(comparison.operator, operator)
         if right.value is None:
             return self._null(field, operator)
-        value = _typed_value(field, right)
+        value = _typed_value(field, right, operator)
         if field.type in (FieldType.TIME, FieldType.TIME_TEXT) and isinstance(value, int):
             return self._time(field, operator, value)
         return field.compare(operator, value)
@@ -254,8 +266,8 @@ class _FilterBinder(Generic[Result]):
         place = f"position {token.position}"
         first = name.partition("/")[0].lower()
         if first not in self._resource.known:
-            message = f"Could not find a property named {quoted(name)} on type"
-            return clause_error("filter", f"{place}: {message} '{self._resource.type_name}'")
+            detail = f"$filter: found {quoted(name)} at {place}."
+            return errors.PROPERTY_UNKNOWN(detail, quoted(name), self._resource.kind)
         reason = f"the property {quoted(name)} cannot be filtered by"
         fields = self._resource.fields.items()
         below = [one.name for path, one in fields if path.startswith(f"{first}/")]
@@ -265,8 +277,7 @@ class _FilterBinder(Generic[Result]):
             reason += f"; expected {' or '.join(below)}"
         elif hint := self._resource.hints.get(first):
             reason += f"; {hint}"
-        message = f"Invalid filter clause: {place}: {reason}."
-        return ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+        return errors.FILTER_UNSUPPORTED(f"{place}: {reason}.")
 
     def _always(self) -> Result:
         return self._resource.all_of(())
@@ -286,8 +297,12 @@ def _without_case_functions(expression: Expression) -> Expression:
     return expression
 
 
-def _typed_value(field: QueryField[Result], literal: Literal) -> Value:
-    """Convert a literal to the type of the property. Raises ApiError 400."""
+def _typed_value(
+    field: QueryField[Result], literal: Literal, operator: Operator | None = None
+) -> Value:
+    """Convert a literal to the type of the property, with which `operator` compares it. Raises
+    ApiError 400.
+    """
     value = literal.value
     match field.type:
         case FieldType.TEXT if isinstance(value, str):
@@ -305,7 +320,11 @@ def _typed_value(field: QueryField[Result], literal: Literal) -> Value:
             for choice in field.choices:
                 if choice.lower() == value.lower():
                     return choice
-    raise _error(literal.token, _expected_value(field))
+    error = _error(literal.token, _expected_value(field))
+    types = [_EDM_TYPES.get(one.name, "") for one in (field.type, literal.token.kind)]
+    if operator is None or "" in types or types[0] == types[1]:
+        raise error
+    raise errors.FILTER_TYPES(error.message, *types, _OPERATOR_KINDS[operator])
 
 
 def _expected_value(field: QueryField[Result]) -> str:

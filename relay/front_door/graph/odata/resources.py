@@ -27,6 +27,7 @@ from relay.base.message.extended_properties import (
     time_us,
 )
 from relay.formats.read_mime import AttachedOctets
+from relay.front_door.graph import errors
 from relay.front_door.graph.extended_properties import COMPUTED, MULTIPLE, SINGLE
 from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.front_door.graph.odata.filter import (
@@ -38,7 +39,7 @@ from relay.front_door.graph.odata.filter import (
     bind_filter,
 )
 from relay.front_door.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES, USER_PROPERTIES
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import quoted
 from relay.store.mailbox.query import (
     AllOf,
     AnyItem,
@@ -101,6 +102,7 @@ _AS_PROPERTY = {
 }
 _INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
 _SECOND_US = 1_000_000
+_unsupported = errors.FILTER_UNSUPPORTED
 _BODY_HINT = 'to find words of the text, use $search="body:word"'
 
 
@@ -114,17 +116,17 @@ def message_order(text: str) -> tuple[SortOrder, ...]:
     return tuple(
         SortOrder(_MESSAGE_BY_NAME[name], descending=descending)
         for name, descending in order_keys(
-            text, _MESSAGE_ORDER, frozenset(_message_property_names())
+            text, _MESSAGE_ORDER, frozenset(_message_property_names()), kind="message"
         )
     )
 
 
 def order_keys(
-    text: str, names: tuple[str, ...], known: frozenset[str] = frozenset()
+    text: str, names: tuple[str, ...], known: frozenset[str] = frozenset(), *, kind: str
 ) -> list[tuple[str, bool]]:
     """Return the keys of an $orderby: a name of `names`, and whether it is descending.
 
-    `known` are all properties that exist. All names are in lower case. Raises ApiError 400.
+    `known` are all properties of the type `kind`. All names are in lower case. Raises ApiError 400.
     """
     if len(text) > CHARACTERS_MAX:
         raise clause_error("orderby", f"found {len(text)} characters")
@@ -136,10 +138,10 @@ def order_keys(
             raise clause_error("orderby", f"found {found}, expected a property, and asc or desc")
         name = match[1].lower()
         if name not in names and name.partition("/")[0] in known:
-            message = f"$orderby: cannot sort by {quoted(match[1])}."
-            raise ApiError(400, "ErrorInvalidUrlQuery", message)
+            raise errors.ORDER_UNSUPPORTED(f"$orderby: cannot sort by {quoted(match[1])}.")
         if name not in names:
-            raise clause_error("orderby", f"Could not find a property named {quoted(match[1])}")
+            detail = f"$orderby: found {quoted(match[1])}."
+            raise errors.PROPERTY_UNKNOWN(detail, quoted(match[1]), kind)
         if name in keys:
             raise clause_error("orderby", f"{quoted(match[1])} is given twice")
         keys[name] = (match[2] or "").lower() == "desc"
@@ -169,9 +171,8 @@ def _words_of_body(operator: Operator, value: Value) -> Condition:
     words = str(value)
     is_text = len(words) <= _BODY_CHARACTERS_MAX and any(map(str.isalnum, words))
     if operator is not Operator.CONTAINS or not is_text:
-        message = f"Invalid filter clause: found another condition of {_BODY}, expected contains("
-        message += f"{_BODY},'word') with at most {_BODY_CHARACTERS_MAX} characters."
-        raise ApiError(400, "ErrorInvalidUrlQueryFilter", message)
+        expected = f"contains({_BODY},'word') with at most {_BODY_CHARACTERS_MAX} characters"
+        raise _unsupported(f"Found another condition of {_BODY}, expected {expected}.")
     return HasWords(SearchIn.BODY, words, prefix=True)
 
 
@@ -210,15 +211,15 @@ def _extended_property(condition: Condition, *, name: str) -> Condition:
     values = [one for one in items if one.property is ItemProperty.VALUE]
     if len(items) < len(parts) or len(ids) != 1 or ids[0].operator is not Operator.EQ or not values:
         expected = f"{name}/any(ep:ep/id eq 'TYPE 0xTAG' and ep/value eq 'text')"
-        raise _extended_error(f"found another condition of {name}, expected {expected}")
+        raise _unsupported(f"found another condition of {name}, expected {expected}.")
     try:
         identity = canonical_id(ids[0].value, multiple=name == MULTIPLE)
     except ExtendedPropertyError as error:
-        raise _extended_error(f"found the id {quoted(ids[0].value)}, {error}") from None
+        raise _unsupported(f"found the id {quoted(ids[0].value)}, {error}.") from None
     if identity in _AS_PROPERTY:
         found = tuple(_as_property(identity, one) for one in values)
     elif identity in COMPUTED and identity not in _INDEXED:
-        raise _extended_error(f"the property {quoted(identity)} cannot be filtered by")
+        raise _unsupported(f"the property {quoted(identity)} cannot be filtered by.")
     else:
         found = tuple(_value_condition(identity, one) for one in values)
         return AnyItem(identity, found[0] if len(found) == 1 else AllOf(found))
@@ -257,15 +258,11 @@ def _canonical(identity: str, item: CompareItem) -> str:
     compared = tuple(_COMPARISONS)[:6] if is_in_order else (Operator.EQ, Operator.NE)
     if item.operator not in compared:
         expected = ", ".join(compared)
-        raise _extended_error(f"{identity}: found {item.operator}, expected one of {expected}")
+        raise _unsupported(f"{identity}: found {item.operator}, expected one of {expected}.")
     try:
         return canonical_value(identity, item.value)
     except ExtendedPropertyError as error:
-        raise _extended_error(f"{identity}: found {quoted(item.value)}, {error}") from None
-
-
-def _extended_error(reason: str) -> ApiError:
-    return ApiError(400, "ErrorInvalidUrlQueryFilter", f"Invalid filter clause: {reason}.")
+        raise _unsupported(f"{identity}: found {quoted(item.value)}, {error}.") from None
 
 
 _MESSAGE_BY_NAME = {
@@ -279,7 +276,7 @@ _MESSAGE_ORDER = tuple(
     if named not in (Property.CLASSIFICATION, *_FLAG_DATES)
 )
 _MESSAGE_RESOURCE: Resource[Condition] = Resource(
-    type_name="microsoft.graph.message",
+    kind="message",
     fields={
         **{name: _message_field(named) for name, named in _MESSAGE_BY_NAME.items()},
         _BODY: QueryField(_BODY, FieldType.TEXT, _words_of_body),
@@ -373,7 +370,8 @@ class _RecordType(Generic[_Record]):
             matches = bind_filter(parse_expression(filter_), self.resource)
             records = [record for record in records if matches(record)]
         if orderby is not None:
-            for name, descending in reversed(order_keys(orderby, tuple(self.readers))):
+            keys = order_keys(orderby, tuple(self.readers), kind=self.resource.kind)
+            for name, descending in reversed(keys):
                 records = sorted(records, key=self.readers[name], reverse=descending)
         return records
 
@@ -457,7 +455,7 @@ def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_M
 
 
 def _record_type(
-    type_name: str,
+    kind: str,
     types: Mapping[str, FieldType],
     properties: Mapping[str, Callable[[_Record], Any]],
     *,
@@ -473,7 +471,7 @@ def _record_type(
 
     readers = {name: reader(name) for name in types}
     resource = Resource(
-        type_name=type_name,
+        kind=kind,
         fields={
             name.lower(): _record_field(name, kind, readers[name]) for name, kind in types.items()
         },
@@ -486,12 +484,10 @@ def _record_type(
     return _RecordType({name.lower(): read for name, read in readers.items()}, resource)
 
 
-_FOLDERS = _record_type("microsoft.graph.mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
+_FOLDERS = _record_type("mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
 _ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
-    "microsoft.graph.attachment",
+    "attachment",
     _ATTACHMENT_TYPES,
     {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
 )
-_USERS = _record_type(
-    "microsoft.graph.user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS
-)
+_USERS = _record_type("user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS)

@@ -20,7 +20,7 @@ from relay.front_door.graph.odata.expression import (
     clause_error,
     time_of,
 )
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.store.mailbox.query import (
     AllOf,
     AnyItem,
@@ -109,8 +109,8 @@ def keyword_condition(query: str, *, now_us: int, within: str = "") -> Condition
     Raises ApiError 400.
     """
     if len(query) > CHARACTERS_MAX:
-        message = f"$search: found {len(query)} characters, expected at most {CHARACTERS_MAX}."
-        raise ApiError(400, "BadRequest", message)
+        found = f"found {len(query)} characters, expected at most {CHARACTERS_MAX}"
+        raise clause_error("search", found)
     return _SearchParser(query, now_us, within).query()
 
 
@@ -384,10 +384,10 @@ class _SearchParser:
     def _error(self, token: _SearchToken, expected: str) -> ApiError:
         at = token.position
         found = quoted(token.text) if token.end > at else "the end"
-        message = f"position {at}: found {found}, expected {expected}"
+        message = f"Syntax error: position {at}: found {found}, expected {expected}"
         if around := self._query[max(0, at - _AROUND_CHARACTERS) : at + _AROUND_CHARACTERS].strip():
             message += f"; it is in {quoted(around)}"
-        return clause_error("search", message)
+        return bad_request(f"{message}.")
 
 
 def _days(first: datetime, days: int = 1) -> tuple[int, int]:

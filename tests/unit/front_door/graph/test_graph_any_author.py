@@ -187,7 +187,7 @@ async def test_a_message_without_the_unsent_bit_is_no_draft(
     refused(
         await on_disk.http.patch(f"/messages/{shown['id']}", json={"subject": "y"}),
         400,
-        "ErrorInvalidRequest",
+        "ErrorInvalidPropertySet",
     )
     refused(await on_disk.http.post(f"/messages/{shown['id']}/send"), 400, "ErrorInvalidRequest")
     query = {"$filter": "receivedDateTime lt 2019-06-01T00:00:00Z"}

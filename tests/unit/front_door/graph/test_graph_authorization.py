@@ -35,7 +35,7 @@ ACCOUNTS = TokenAccounts(
     }
 )
 CREATING = {("POST", "me/messages"), ("POST", "me/sendMail")}
-DENIED = "Access is denied. Check credentials and try again."
+DENIED = "Access is denied. Check credentials and try again. This token opens no mailbox of this address."
 
 
 @pytest.fixture

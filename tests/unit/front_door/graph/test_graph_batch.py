@@ -30,6 +30,9 @@ async def post(http: httpx.AsyncClient, *items: object, **options: Any) -> httpx
     )
 
 
+GONE = 16 * "0"
+
+
 async def responses(http: httpx.AsyncClient, *items: object, **options: Any) -> dict[str, Any]:
     """Return the responses of a batch by id."""
     answer = await post(http, *items, **options)
@@ -40,7 +43,7 @@ async def responses(http: httpx.AsyncClient, *items: object, **options: Any) -> 
 
 
 async def test_a_batch_answers_each_request(graph: GraphInMemory) -> None:
-    found = await responses(graph.http, send(), get("2", "me"), get("3", "/me/messages/unknown"))
+    found = await responses(graph.http, send(), get("2", "me"), get("3", f"/me/messages/{GONE}"))
     assert {one: found[one]["status"] for one in found} == {"1": 202, "2": 200, "3": 404}
     assert "body" not in found["1"]
     assert found["1"]["headers"]["x-relay-message-id"]
@@ -111,8 +114,7 @@ async def test_a_request_waits_for_those_it_depends_on(on_disk: OnDisk, spelling
 @each_row(
     "items, named",
     [
-        ([], "found 0"),
-        ([get(str(number), "/me") for number in range(21)], "found 21, expected 1 to 20"),
+        ([], "found none"),
         ([get("1", "/me"), get("1", "/me")], "requests[1].id"),
         ([{"method": "GET", "url": "/me"}], "`id`"),
         ([get("", "/me")], "requests[0].id"),
@@ -139,8 +141,7 @@ async def test_a_request_waits_for_those_it_depends_on(on_disk: OnDisk, spelling
 async def test_a_malformed_batch_runs_nothing(
     graph: GraphInMemory, items: list[Any], named: str
 ) -> None:
-    others = [send("sent")] if 0 < len(items) < 20 else []
-    answer = await post(graph.http, *items, *others)
+    answer = await post(graph.http, *items, *([send("sent")] if items else []))
     assert named in refused(answer, 400, "BadRequest")
     assert graph.store.submitted == []
 
@@ -167,7 +168,7 @@ async def test_each_request_is_authorized_and_routed_like_a_single_one(
     )
     assert found["1"]["body"]["mail"] == "alice@example.test"
     assert "relay.test:8025" in found["1"]["body"]["@odata.context"]
-    assert [found[one]["status"] for one in "234"] == [403, 404, 405]
+    assert [found[one]["status"] for one in "234"] == [403, 400, 405]
     assert found["4"]["headers"]["Allow"] == "POST"
     answer = await post(graph.http, get("1", "/me"), headers={"authorization": "Bearer mallory"})
     assert refused(answer, 401, "InvalidAuthenticationToken")

@@ -35,12 +35,6 @@ async def test_the_other_settings_stay(on_disk: OnDisk) -> None:
     assert len((await http.get(CATEGORIES)).json()["value"]) == 1
 
 
-async def test_a_name_is_there_once(on_disk: OnDisk) -> None:
-    await on_disk.http.post(CATEGORIES, json={"displayName": "Red"})
-    answer = await on_disk.http.post(CATEGORIES, json={"displayName": "RED"})
-    assert "there is a category 'RED'" in refused(answer, 409, "CategoryNameDuplicate")
-
-
 async def test_there_is_a_maximum(on_disk: OnDisk) -> None:
     for number in range(CATEGORIES_MAX):
         name = f"{number}".ljust(255, "ß")

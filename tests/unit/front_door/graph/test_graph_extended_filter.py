@@ -148,7 +148,7 @@ async def test_they_do_not_change(on_disk: OnDisk) -> None:
             own = [{"id": name, "value": values.get(name[:6], "99")}]
             change = {"singleValueExtendedProperties": own}
             answer = await on_disk.http.patch(f"/messages/{identity}", json=change)
-            assert "draft" in refused(answer, 400, "ErrorInvalidRequest"), name
+            assert "draft" in refused(answer, 400, "ErrorInvalidPropertySet"), name
 
 
 @pytest.fixture

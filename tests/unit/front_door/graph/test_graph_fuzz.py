@@ -36,8 +36,9 @@ def outcome_of(parse: Callable[[], Any]) -> Any:
     ],
 )
 def test_many_small_values_are_refused_before_they_fill_the_memory(body: bytes) -> None:
-    with pytest.raises(ApiError, match="more than 100000 values"):
+    with pytest.raises(ApiError) as refusal:
         read_json_object(body)
+    assert "more than 100000 values" in refusal.value.detail
 
 
 def test_signs_within_strings_are_not_counted_as_values() -> None:
@@ -63,8 +64,9 @@ def test_any_mime(content: bytes) -> None:
 
 
 def test_a_header_without_end_is_refused() -> None:
-    with pytest.raises(ApiError, match="its header has"):
+    with pytest.raises(ApiError) as refusal:
         check_content(b"To: a@b.test\r\n" * 20_000)
+    assert "its header has" in refusal.value.detail
 
 
 async def test_a_long_header_is_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

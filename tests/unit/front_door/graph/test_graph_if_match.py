@@ -86,4 +86,4 @@ async def test_rescheduling_a_message_that_is_not_a_draft_is_a_conflict(on_disk,
     for ids in ("SystemTime 0x3FEF", "SystemTime 0x000F"):
         given = {"singleValueExtendedProperties": [{"id": ids, "value": None}]}
         refused(await on_disk.http.patch(path, json=given), 409, "ErrorIrresolvableConflict")
-    refused(await on_disk.http.patch(path, json={"subject": "x"}), 400, "ErrorInvalidRequest")
+    refused(await on_disk.http.patch(path, json={"subject": "x"}), 400, "ErrorInvalidPropertySet")

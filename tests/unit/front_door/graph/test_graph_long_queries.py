@@ -108,9 +108,8 @@ async def test_a_slow_search_is_rejected_with_advice(
         for path in ("/messages", "/messages/$count"):
             answer = await alice.get(path, params=MINUTES)
             message = refused(answer, 400, "InefficientFilter")
-            assert message.startswith("$search: ")
             assert "0.2 seconds" in message
-            assert "fewer words" in message
+            assert "$search: use fewer words" in message
             assert "retry-after" not in answer.headers
         assert (await alice.get("/messages", params=SHORT)).status_code == 200
     assert time.monotonic() - began_s < WAIT_S

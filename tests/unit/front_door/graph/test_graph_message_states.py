@@ -29,9 +29,8 @@ async def path(on_disk: OnDisk) -> str:
 
 
 def error(answer: httpx.Response, status: int) -> str:
-    """Return the text of an error."""
-    assert answer.status_code == status, answer.text
-    return str(answer.json()["error"]["message"])
+    """Return the texts of an error."""
+    return refused(answer, status, answer.json()["error"]["code"])
 
 
 async def patched(on_disk: OnDisk, path: str, change: object) -> dict[str, Any]:
@@ -158,13 +157,13 @@ async def test_the_content_cannot_change(
     on_disk: OnDisk, path: str, name: str, value: object
 ) -> None:
     answer = await on_disk.http.patch(path, json={name: value, "categories": ["x"]})
-    assert f"found another value of {name}" in refused(answer, 400, "ErrorInvalidRequest")
+    assert f"found another value of {name}" in refused(answer, 400, "ErrorInvalidPropertySet")
     assert (await on_disk.http.get(path)).json()["categories"] == []
 
 
 async def test_extended_properties_of_the_content_cannot_change(on_disk: OnDisk, path: str) -> None:
     private = {"singleValueExtendedProperties": [{"id": "Integer 0x0036", "value": "2"}]}
-    refused(await on_disk.http.patch(path, json=private), 400, "ErrorInvalidRequest")
+    refused(await on_disk.http.patch(path, json=private), 400, "ErrorInvalidPropertySet")
     deferred = {"id": "SystemTime 0x3FEF", "value": "2030-01-01T08:00:00Z"}
     answer = await on_disk.http.patch(path, json={"singleValueExtendedProperties": [deferred]})
     assert "not a draft" in error(answer, 409)

@@ -330,7 +330,7 @@ async def test_all_of_the_base64_is_checked(mailbox: Mailbox, content: str) -> N
         "messages", json={"attachments": [FILE | {"contentBytes": content}]}
     )
     told = refused(answer, 400, "RequestBodyRead")
-    assert told.startswith("attachments[0].contentBytes: found")
+    assert "'Edm.Binary'. attachments[0].contentBytes: found" in told
 
 
 async def test_base64_may_be_in_lines(mailbox: Mailbox) -> None:

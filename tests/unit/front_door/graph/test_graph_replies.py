@@ -418,7 +418,7 @@ async def test_more_replies_at_a_time_than_are_composed_all_end(mail: OnDisk) ->
         {"comment": str(number)} if number % 3 else {"message": {"attachments": [7]}}
         for number in range(4 * ANSWERS_MAX)
     ]
-    paths = [path if number % 5 else "/messages/nothing" for number in range(len(bodies))]
+    paths = [path if number % 5 else f"/messages/{16 * '0'}" for number in range(len(bodies))]
     calls = [
         mail.http.post(f"{one}/reply", json=body) for one, body in zip(paths, bodies, strict=True)
     ]

@@ -59,12 +59,6 @@ async def test_a_search_finds(filled: OnDisk, search: str, subjects: set[str]) -
     assert await found(filled, search) == subjects
 
 
-async def test_an_error_names_the_place(on_disk: OnDisk) -> None:
-    answer = await on_disk.http.get("/messages", params={"$search": '"red AND (wine OR"'})
-    text = refused(answer, 400, "BadRequest")
-    assert "position 16: found the end, expected a word; it is in 'red AND (wine OR'" in text
-
-
 async def hits(on_disk: OnDisk, **search: object) -> tuple[list[str], bool]:
     """Return the subjects that a search request finds, and whether there are more."""
     query = {"queryString": search.pop("words")}

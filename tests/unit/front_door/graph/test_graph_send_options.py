@@ -63,7 +63,7 @@ async def test_a_preference_is_honoured_and_said_to_be(graph, how, prefer, optio
         ("relay.sent-folder=nowhere", "there is no folder 'nowhere'"),
         ("relay.sent-folder=drafts", "Drafts cannot keep"),
         ("relay.save-to-sent-items=false, relay.sent-folder=archive", "contradicts"),
-        ("relay.save-to-sent-item=false", "'relay.save-to-sent-item' is not a preference"),
+        ("relay.save-to-sent-item=false", "'relay.save-to-sent-item' is none of Relay's"),
     ],
 )
 async def test_a_wrong_preference_is_refused_before_anything_is_written(graph, how, prefer, told):

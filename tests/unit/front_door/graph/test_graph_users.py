@@ -59,14 +59,6 @@ async def test_selected_properties_of_the_user(
     assert set(user) == {"@odata.context", "id", *select.split(",")}
 
 
-async def test_a_property_that_graph_does_not_have_is_a_400(graph: GraphInMemory) -> None:
-    for path in ("/v1.0/me", "/v1.0/users"):
-        message = refused(
-            await graph.http.get(path, params={"$select": "id,phone"}), 400, "BadRequest"
-        )
-        assert message == "$select: could not find a property named 'phone'."
-
-
 @each_row(
     "query, found",
     [

@@ -193,14 +193,12 @@ def api_error(text: str) -> ApiError:
         ("toRecipients/all()", 17, "the name of a variable"),
         ("toRecipients/any(r:r/emailAddress/address)", 19, "expected a comparison"),
         ("toRecipients/any(r:categories/any(c:c eq 'a'))", 19, "a property of 'r'"),
-        ("foo eq 'x'", 0, "Could not find a property named 'foo' on type 'microsoft.graph.message'"),
-        ("subject/length eq 3", 0, "cannot be filtered by"),
         ("subject eq 'x' and\x00", 18, "found '\\x00'")
     ])  # fmt: skip
 def test_an_invalid_filter_gives_the_position(text: str, position: int, named: str) -> None:
     error = api_error(text)
-    assert f"position {position}:" in error.message
-    assert named in error.message
+    assert f"position {position}:" in error.message + error.detail
+    assert named in error.message + error.detail
     assert error.message.startswith("Invalid filter clause: ")
 
 
@@ -212,6 +210,7 @@ def test_an_invalid_filter_gives_the_position(text: str, position: int, named: s
         ("from eq 'a@b.test'", "expected from/emailAddress/address or from/emailAddress/name"),
         ("toRecipients eq 'a@b.test'", "toRecipients/any(x:x"),
         ("toRecipients/emailAddress/address eq 'a@b.test'", "cannot be filtered by"),
+        ("subject/length eq 3", "'subject/length' cannot be filtered by"),
         ("changeKey eq 'x'", "'changeKey' cannot be filtered by"),
         ("attachments/any(a:a/name eq 'x')", "attachment:name"),
         (
@@ -227,7 +226,7 @@ def test_an_invalid_filter_gives_the_position(text: str, position: int, named: s
 def test_a_property_that_cannot_be_filtered_by_is_named(text: str, hint: str) -> None:
     error = api_error(text)
     assert error.code == "ErrorInvalidUrlQueryFilter"
-    assert hint in error.message
+    assert hint in error.detail
 
 
 def test_every_property_and_collection_can_be_filtered_by() -> None:

@@ -229,7 +229,7 @@ def api_error(value: str) -> ApiError:
 )
 def test_an_invalid_search_gives_the_position(value: str, position: int, named: str) -> None:
     message = api_error(value).message
-    assert message.startswith(f"Invalid search clause: position {position}: ")
+    assert message.startswith(f"Syntax error: position {position}: ")
     assert named in message
 
 

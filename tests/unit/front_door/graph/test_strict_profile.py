@@ -37,6 +37,9 @@ def unknown(name: str, kind: str) -> tuple[int, str, str]:
     return 400, "RequestBodyRead", text
 
 
+READ_ONLY = 400, "ErrorInvalidPropertySet", "Set action is invalid for property."
+
+
 def unselectable(name: str) -> tuple[int, str, str]:
     text = f"Parsing OData Select and Expand failed: Could not find a property named '{name}' on type 'microsoft.graph.attachment'."
     return 400, "BadRequest", text
@@ -89,6 +92,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, str, str], int]] = {
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
     "property": ("POST /messages", {"json": {"subjects": "s"}}, unknown("subjects", "message"), 201),
     "property of a change": ("PATCH /messages/{draft}", {"json": {"colour": 1}}, unknown("colour", "message"), 200),
+    **{
+        name: ("PATCH /messages/{draft}", {"json": {name: value}}, READ_ONLY, 200)
+        for name, value in (("parentFolderId", "inbox"), ("isDraft", True), ("hasAttachments", True), ("receivedDateTime", "2026-01-01T00:00:00Z"))
+    },
     "body": ("POST /messages", {"json": {"body": {"text": "s"}}}, unknown("text", "itemBody"), 201),
     "recipient": ("POST /sendMail", sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]), unknown("kind", "recipient"), 202),
     "address": ("POST /sendMail", sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]), unknown("mail", "emailAddress"), 202),
@@ -146,12 +153,14 @@ async def test_strict_refuses_what_relaxed_takes(tmp_path: Path) -> None:
     async with a_mailbox(tmp_path / "strict", profile="strict") as (made, ids):
         before = {file: file.read_bytes() for file in made.files()}
         for name, (target, options, (status, code, text), _) in REFUSED.items():
-            assert refused(await ask(made, target, ids, options), status, code) == text, name
+            assert refused(await ask(made, target, ids, options), status, code).startswith(text), (
+                name
+            )
         assert {file: file.read_bytes() for file in made.files()} == before
     async with a_mailbox(tmp_path / "relaxed") as (made, ids):
         for name, (target, options, (status, code, text), relaxed) in REFUSED.items():
             answer = await ask(made, target, ids, preferring(options))
-            assert refused(answer, status, code) == text, name
+            assert refused(answer, status, code).startswith(text), name
             answer = await ask(made, target, ids, options)
             assert (name, answer.status_code) == (name, relaxed), answer.text
 

@@ -20,9 +20,9 @@ async def test_ids_are_returned_unchanged_and_name_the_same_items(graph: GraphIn
 
 
 async def test_a_malformed_id_has_its_own_error(graph: GraphInMemory) -> None:
-    body = {"inputIds": ["good", "bad id", ""], **TYPES}
+    body = {"inputIds": ["INBOX", "bad id", ""], **TYPES}
     good, bad, empty = (await graph.http.post(PATH, json=body)).json()["value"]
-    assert good == {"sourceId": "good", "targetId": "good"}
+    assert good == {"sourceId": "INBOX", "targetId": "INBOX"}
     for one, source in ((bad, "bad id"), (empty, "")):
         assert one["sourceId"] == source
         assert one["errorDetails"]["code"] == "ErrorInvalidIdMalformed"

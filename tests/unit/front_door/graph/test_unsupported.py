@@ -13,10 +13,12 @@ UNKNOWN = (
 
 
 @pytest.mark.parametrize("version", ["v1.0", "beta"])
-async def test_what_neither_has_is_a_404(graph: GraphInMemory, version: str) -> None:
+async def test_what_neither_has_is_not_found(graph: GraphInMemory, version: str) -> None:
     for request in UNKNOWN:
         method, path = request.split(" ")
-        refused(await graph.http.request(method, f"/{version}{path}"), 404, "ResourceNotFound")
+        answer = await graph.http.request(method, f"/{version}{path}")
+        assert answer.json()["error"]["message"].startswith("Resource not found for the segment")
+        assert answer.status_code == 400
 
 
 async def test_octets_of_a_path_that_are_no_text(graph: GraphInMemory) -> None:
