@@ -160,11 +160,8 @@ def test_graph_answers_with_the_id(front_door):
      (429, TryLaterError), (500, TryLaterError), (503, TryLaterError)])  # fmt: skip
 def test_graph_errors_have_their_kind_and_text(front_door, status, kind):
     address, handler = front_door
-    handler.answer = (
-        status,
-        {},
-        b'{"error": {"code": "X", "message": "No.", "innerError": {"detail": "Why."}}}',
-    )
+    answer = b'{"error": {"code": "X", "message": "No.", "innerError": {"detail": "Why."}}}'
+    handler.answer = (status, {}, answer)
     with pytest.raises(RejectedError, match=rf"{status}: No\. Why\.$") as rejected:
         send_by_graph(address, HELLO, token="alice")
     assert type(rejected.value) is kind

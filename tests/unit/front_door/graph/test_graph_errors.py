@@ -32,7 +32,6 @@ ROWS: tuple[tuple[str, Any, int, str, str, str], ...] = (
     ("GET /messages/x", None, 400, "ErrorInvalidIdMalformed", "Id is malformed.", "'x'"),
     ("GET /messages/{draft}/attachments/zzz", None, 400, "ErrorInvalidIdMalformed", "Id is malformed.", "'zzz'"),
     ("GET /mailFolders/nosuch/messages", None, 400, "ErrorInvalidIdMalformed", "Id is malformed.", "'nosuch'"),
-    ("GET /mailFolders/clutter/messages", None, 404, "ErrorItemNotFound", NOT_FOUND, "'clutter'"),
     ("GET /foo", None, 400, "BadRequest", "Resource not found for the segment 'foo'.", "'foo'"),
     ("GET /messages/{draft}/foo", None, 400, "RequestBroker--ParseUri", "Resource not found for the segment 'foo'.", "foo'"),
     ("POST /mailFolders", {"displayName": "Archive"}, 409, "ErrorFolderExists", "A folder with the specified name already exists.", "'Archive'"),
@@ -56,10 +55,8 @@ ROWS: tuple[tuple[str, Any, int, str, str, str], ...] = (
     ("PATCH /messages/{received}", {"subject": "y"}, 400, "ErrorInvalidPropertySet", "Message is not draft.", "subject"),
     ("PATCH /messages/{draft}", {"importance": "urgent"}, 400, "RequestBodyRead", "Requested value 'urgent' was not found.", "importance: "),
     ("PATCH /messages/{draft}", {"isRead": "yes"}, 400, "RequestBodyRead", "Cannot convert the literal 'yes' to the expected type 'Edm.Boolean'.", "isRead: "),
-    ("PATCH /messages/{draft}", {"body": "x"}, 400, "RequestBodyRead", "body: found 'x', expected an object.", ""),
     ("POST /messages/{draft}/attachments", {"@odata.type": "#microsoft.graph.fileAttachment"}, 400, "ErrorRequiredPropertyMissing", "Required property is missing.", "attachment.name"),
     ("POST /../$batch", {"requests": MANY}, 400, "MaximumValueExceeded", "Number of batch request steps exceeds the maximum value of 20.", "found 21"),
-    ("DELETE /messages", None, 405, "Request_BadRequest", "Specified HTTP method is not allowed for the request target.", ""),
     ("POST /outlook/masterCategories", {"displayName": "dup"}, 409, "CategoryNameDuplicate", "The category name 'dup' is already in use", "displayName"),
     ("PATCH /mailboxSettings", {"timeZone": "Foo"}, 400, "TimeZoneNotSupportedException", f"{ZONE} 'Foo'.", "Europe/Berlin"),
 )  # fmt: skip

@@ -92,10 +92,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, str, str], int]] = {
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
     "property": ("POST /messages", {"json": {"subjects": "s"}}, unknown("subjects", "message"), 201),
     "property of a change": ("PATCH /messages/{draft}", {"json": {"colour": 1}}, unknown("colour", "message"), 200),
-    **{
-        name: ("PATCH /messages/{draft}", {"json": {name: value}}, READ_ONLY, 200)
-        for name, value in (("parentFolderId", "inbox"), ("isDraft", True), ("hasAttachments", True), ("receivedDateTime", "2026-01-01T00:00:00Z"))
-    },
+    **{name: ("PATCH /messages/{draft}", {"json": {name: None}}, READ_ONLY, 200) for name in ("parentFolderId", "isDraft", "hasAttachments", "receivedDateTime")},
     "body": ("POST /messages", {"json": {"body": {"text": "s"}}}, unknown("text", "itemBody"), 201),
     "recipient": ("POST /sendMail", sent(ccRecipients=[to("a@b.test")[0] | {"kind": "cc"}]), unknown("kind", "recipient"), 202),
     "address": ("POST /sendMail", sent(ccRecipients=[{"emailAddress": {"address": "a@b.test", "mail": ""}}]), unknown("mail", "emailAddress"), 202),

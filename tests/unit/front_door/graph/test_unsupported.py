@@ -17,8 +17,7 @@ async def test_what_neither_has_is_not_found(graph: GraphInMemory, version: str)
     for request in UNKNOWN:
         method, path = request.split(" ")
         answer = await graph.http.request(method, f"/{version}{path}")
-        assert answer.json()["error"]["message"].startswith("Resource not found for the segment")
-        assert answer.status_code == 400
+        assert (answer.status_code, "found for the segment '" in answer.text) == (400, True)
 
 
 async def test_octets_of_a_path_that_are_no_text(graph: GraphInMemory) -> None:
