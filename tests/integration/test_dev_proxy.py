@@ -1,5 +1,6 @@
 """`relay dev` as a proxy: programs that say graph.microsoft.com reach it with the printed variables alone."""
 
+import json
 import os
 import re
 import shutil
