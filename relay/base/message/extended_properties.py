@@ -34,9 +34,14 @@ MESSAGE_CLASS = "String 0x001A"
 MESSAGE_FLAGS = "Integer 0x0E07"
 DELIVERY_TIME = "SystemTime 0x0E06"
 SUBMIT_TIME = "SystemTime 0x0039"
+FLAG_STATUS = "Integer 0x1090"
+RECORD_KEY = "Binary 0x0FF9"
+ARTICLE_NUMBER = "Integer 0x0E23"
 RECORDED = frozenset((MESSAGE_FLAGS, DELIVERY_TIME, SUBMIT_TIME))  # as MessageRecord
 # MS-OXCMSG 2.2.1.6, PidTagMessageFlags
 READ, UNSENT, HAS_ATTACHMENTS = 0x01, 0x08, 0x10
+# MS-OXOFLAG 2.2.1.1, PidTagFlagStatus; without a flag a message has none
+FLAG_STATUSES = {"1": "complete", "2": "flagged"}
 SUPPORTED = frozenset(
     (
         *(DEFERRED_SEND_TIME, DEFERRED_DELIVERY_TIME, DEFERRED_SEND_NUMBER, DEFERRED_SEND_UNITS),

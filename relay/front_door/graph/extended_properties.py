@@ -5,6 +5,7 @@ $expand only what it names is returned, attachments included.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,17 @@ from msgspec import Struct
 
 from relay.base.message.conversation import is_index, message_ids
 from relay.base.message.extended_properties import (
+    ARTICLE_NUMBER,
     CONVERSATION_INDEX,
     DELIVERY_TIME,
+    FLAG_STATUS,
     HAS_ATTACHMENTS,
     IN_REPLY_TO_ID,
     INTERNET_REFERENCES,
     MESSAGE_CLASS,
     MESSAGE_FLAGS,
     READ,
+    RECORD_KEY,
     SENSITIVITY,
     SUBMIT_TIME,
     UNSENT,
@@ -41,7 +45,7 @@ from relay.front_door.graph.json_values import (
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions, parse_options
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, bad_request, quoted
-from relay.store.mailbox.types import StoredMessage
+from relay.store.mailbox.types import Folder, StoredMessage
 
 SINGLE, MULTIPLE = "singleValueExtendedProperties", "multiValueExtendedProperties"
 EXTENDED_MAX = 100
@@ -181,7 +185,30 @@ COMPUTED: Mapping[str, Callable[[StoredMessage], str]] = {
     DELIVERY_TIME: lambda message: graph_date(message.received_us),
     SUBMIT_TIME: lambda message: graph_date(message.sent_us),
     MESSAGE_FLAGS: _flags,
+    FLAG_STATUS: lambda message: {"complete": "1", "flagged": "2"}.get(message.flag.status, ""),
+    ARTICLE_NUMBER: lambda message: str(message.article or ""),
+    RECORD_KEY: lambda message: b64encode(message.id.encode()).decode(),
+    "String 0x10F3": lambda message: f"{message.properties.subject or 'No Subject'}.EML",
 }
+FOLDER_COMPUTED: Mapping[str, Callable[[Folder], str]] = {
+    "Integer 0x0E08": lambda folder: str(folder.size_bytes),  # PidTagMessageSize
+    "Long 0x0E08": lambda folder: str(folder.size_bytes),  # PidTagMessageSizeExtended
+    "String 0x3001": lambda folder: folder.display_name,
+    "Integer 0x3602": lambda folder: str(folder.total),  # PidTagContentCount
+    "Integer 0x3603": lambda folder: str(folder.unread),  # PidTagContentUnreadCount
+    "String 0x3613": lambda _: "IPF.Note",  # PidTagContainerClass
+    "Boolean 0x10F4": lambda _: "false",  # PidTagAttributeHidden
+}
+
+
+def shown_id(identity: str) -> str:
+    """Return a canonical id as Graph shows it and DavMail compares it: `Integer 0xe08`, GUIDs in
+    lower case.
+    """
+    kind, _, tag = identity.partition(" ")
+    tag, sign, name = tag.partition(" Name ")
+    tag = re.sub("0x0+(?=.)", "0x", tag.lower()).replace("} id ", "} Id ")
+    return f"{kind} {tag}{sign}{name}"
 
 
 def extended_properties_json(
@@ -190,7 +217,7 @@ def extended_properties_json(
     """Return the JSON of the properties with the given canonical ids."""
     ids = {one.lower() for one in wanted}
     return [
-        {"id": one.id, "value": list(one.values) if multiple else one.values[0]}
+        {"id": shown_id(one.id), "value": list(one.values) if multiple else one.values[0]}
         for one in properties
         if one.multiple is multiple and one.values and one.id.lower() in ids
     ]

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.base.message.properties import ExtendedProperty
 from relay.front_door.graph import errors
 from relay.front_door.graph.extended_properties import (
+    FOLDER_COMPUTED,
     MULTIPLE,
     SINGLE,
-    extended_properties_json,
     parse_expand,
+    shown_id,
 )
 from relay.front_door.graph.graph_request import (
     GraphRequest,
@@ -51,17 +51,7 @@ _CHILDREN_MAX = 10  # that $expand returns, as in Graph
 _CHILDREN = re.compile(
     r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
 )
-# Extended properties of folders, by their ids in lower case (MS-OXPROPS).
 _OF_MAIL = {"id": "String 0x3613", "value": "IPF.Note"}
-_EXTENDED: Mapping[str, Callable[[Folder], str]] = {
-    "integer 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSize
-    "long 0x0e08": lambda folder: str(folder.size_bytes),  # PidTagMessageSizeExtended
-    "string 0x3001": lambda folder: folder.display_name,
-    "integer 0x3602": lambda folder: str(folder.total),  # PidTagContentCount
-    "integer 0x3603": lambda folder: str(folder.unread),  # PidTagContentUnreadCount
-    "string 0x3613": lambda _: "IPF.Note",  # PidTagContainerClass
-    "boolean 0x10f4": lambda _: "false",  # PidTagAttributeHidden
-}
 
 
 async def list_folders(request: GraphRequest) -> Response:
@@ -180,15 +170,13 @@ def _shown(
     if unknown := [name for name in select if name not in FOLDER_PROPERTIES]:
         raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
 
+    names = [name for name in given.single if name in FOLDER_COMPUTED]
+
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
         shown = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
-        values = tuple(
-            ExtendedProperty(name, (_EXTENDED[name.lower()](folder),), multiple=False)
-            for name in given.single
-            if name.lower() in _EXTENDED
-        )
-        if values:
-            shown[SINGLE] = extended_properties_json(values, given.single, multiple=False)
+        if names:
+            values = ((shown_id(name), FOLDER_COMPUTED[name](folder)) for name in names)
+            shown[SINGLE] = [{"id": name, "value": value} for name, value in values]
         if found:
             children = _children(every, folder.id)
             shown["childFolders"] = [folder_json(one, select) for one in children[:_CHILDREN_MAX]]

@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
+from relay.base.message.extended_properties import ARTICLE_NUMBER
 from relay.front_door.graph.attachments import (
     expanded,
     json_stream_response,
@@ -55,8 +57,18 @@ class MessagePage(Struct, frozen=True):
         """Return the response."""
         left_bytes = request.page_bytes - len(self._around((), ends_after=1).body)
         body_type = preferred_body_type(request)
+        items = self.items
+        if ARTICLE_NUMBER in self.expand.single:
+            new = [one.id for one in items if isinstance(one, StoredMessage) and not one.article]
+            known = await request.store.lists.number(request.mailbox, new) if new else {}
+            items = [
+                replace(one, article=one.article or known.get((one.folder.id, one.id), 0))
+                if isinstance(one, StoredMessage)
+                else one
+                for one in items
+            ]
         if self.expand.attachments is None:
-            return await self._in_memory(request, left_bytes, body_type)
+            return await self._in_memory(request, items, left_bytes)
         expanded(
             (), self.expand.attachments
         )  # an invalid $filter is an error before the first octet
@@ -67,19 +79,21 @@ class MessagePage(Struct, frozen=True):
                 break
             size_bytes, count = size_bytes + its_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
-        items = [one.id if isinstance(one, StoredMessage) else one for one in self.items[:count]]
+        read = [one.id if isinstance(one, StoredMessage) else one for one in items[:count]]
         around = bytes(self._around((), ends_after=count).body)
         head, opening, tail = around.partition(b'"value":[')
-        pieces = self._pieces(request, items, body_type)
+        pieces = self._pieces(request, read, body_type)
         pieces = chain((head + opening,), pieces, (tail,))
         turns = request.dependencies.conversions if body_type else None
         async with turns or nullcontext():  # a small page is read, with its conversions
             return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turns=turns)
 
-    async def _in_memory(self, request: GraphRequest, left_bytes: int, body_type: str) -> Response:
+    async def _in_memory(
+        self, request: GraphRequest, items: Sequence[MessageItem], left_bytes: int
+    ) -> Response:
         encoded: list[msgspec.Raw] = []
-        url = request.pages_url
-        for one in self.items:
+        url, body_type = request.pages_url, preferred_body_type(request)
+        for one in items:
             shown = self._json(one, url) if isinstance(one, StoredMessage) else dict(one)
             await show_body_as(request, shown, body_type)
             octets = msgspec.json.encode(shown)

@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import Account
-from relay.base.message.extended_properties import merged
+from relay.base.message.extended_properties import FLAG_STATUS, FLAG_STATUSES, merged
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
 from relay.formats.draft import AttachmentFacts, write_message
 from relay.formats.read_header import DATE_US_MIN
@@ -272,6 +272,7 @@ def parse_message(
     """
     prefix = f"{path}." if path else ""
     fields = _fields(given, prefix, patch=patch)
+    given = given if path else _with_flag(given, fields)
     if not patch and "extended" in fields:
         fields["extended"] = merged((), fields["extended"])
     fields |= _sender_on_behalf(fields, account)
@@ -284,6 +285,18 @@ def parse_message(
         if kind is None
         else one_of(kind, prefix + _CLASSIFICATION, ("focused", "other")) == "other",
     )
+
+
+def _with_flag(given: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose flag is that of the extended property, which is taken out."""
+    extended = fields.get("extended", ())
+    for at, one in enumerate(extended):
+        if one.id == FLAG_STATUS:
+            status = FLAG_STATUSES.get("".join(one.values), "notFlagged")
+            fields["extended"] = (*extended[:at], replace(one, values=()), *extended[at + 1 :])
+            flag = read_object(given.get("flag") or {}, "flag")
+            return {**given, "flag": {**flag, "flagStatus": status}}
+    return given
 
 
 def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from starlette.responses import Response
 
 from relay.base.message.content import blocks
 from relay.base.message.extended_properties import (
+    ARTICLE_NUMBER,
+    FLAG_STATUS,
     MESSAGE_FLAGS,
     MessageRecord,
     merged,
@@ -128,6 +130,8 @@ async def get_message(request: GraphRequest) -> Response:
     """GET one message."""
     options = request.options({"select", "expand"}, MESSAGE_PROPERTIES, "message")
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
+    if ARTICLE_NUMBER in expand.single:
+        await request.store.lists.number(request.mailbox, [request.message_id])
     if expand.attachments is not None:
         context = messages_context(request) + "/$entity"
         return await get_with_attachments(request, options, expand, context=context)
@@ -283,7 +287,8 @@ def _changed_fields(before: StoredMessage, given: Mapping[str, Any]) -> dict[str
         for one in changed if before.is_draft else ():
             if one.id == MESSAGE_FLAGS and message_record((one,)) is not None:
                 raise invalid_value(MESSAGE_FLAGS, one.values[0], "a draft's flags, with the bit 8")
-        if not before.is_draft and any(one.id in COMPUTED for one in changed):
+        ids = {one.id for one in changed} - {FLAG_STATUS}  # which is the flag
+        if not (before.is_draft or ids.isdisjoint(COMPUTED)):
             raise NotADraftError(_OTHER_PROPERTY)
         fields["extended"] = merged(before.properties.extended, changed)
     pairs = fields.items()

@@ -190,6 +190,8 @@ class MessageFile(Struct, frozen=True):
     received_us: int = 0  # 0 if it must be read from the file
     state: MessageState = NO_STATE  # as the index has it
     state_ids: tuple[str, ...] = ()  # the ids under which the state is stored
+    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
+    article: int = 0  # see StoredMessage
 
     @property
     def path(self) -> Path:
@@ -289,6 +291,7 @@ def load(
         is_other=located.is_other,
         message_class=message.message_class,
         page_id=_page_id(located, stored, is_own=block is not None),
+        article=located.article,
         header=b"" if located.is_draft else header_section(stored.read(0, _HEADER_BYTES_MAX)),
     )
 

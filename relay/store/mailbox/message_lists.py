@@ -4,7 +4,7 @@ Queries take long: they have threads of their own, and a time limit. The corouti
 StoreError's children. See Graph's message: list, delta.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from relay.store.mailbox.types import (
 )
 
 _Result = TypeVar("_Result")
+_Numbers = Mapping[tuple[str, str], int]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -61,6 +62,20 @@ class MessageLists(StorePart):
             return self.index.look_up(mailbox, message_ids, words, read_s=read_s, limit=limit)
 
         return await self._in_time(account, look_up)
+
+    async def number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
+        """Return the article numbers of messages, by folder and id. If one has none yet, all of its
+        folder get theirs.
+        """
+        return await self.queries.run(account, self._number, account, message_ids)
+
+    def _number(self, account: str, message_ids: Sequence[str]) -> _Numbers:
+        mailbox = self.folders.mailbox(account)
+        found = self.index.find_all(mailbox, message_ids)
+        if folder_ids := {one.folder.id for one in found if not one.article}:
+            self.index.number(mailbox, tuple(folder_ids))
+            found = self.index.find_all(mailbox, message_ids)
+        return {(one.folder.id, one.message_id): one.article for one in found}
 
     async def delta(self, account: str, query: DeltaQuery) -> DeltaPage:
         """Return what became of a folder's messages since a position, each message once.

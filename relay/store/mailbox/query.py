@@ -39,6 +39,7 @@ class Property(StrEnum):
     ID = "id"
     MESSAGE_CLASS = "String 0x001A"  # an extended property
     SIZE = "Integer 0x0E08"  # an extended property
+    ARTICLE = "Integer 0x0E23"  # an extended property
 
 
 class Collection(StrEnum):
@@ -115,6 +116,7 @@ class CompareItem(Struct, frozen=True):
     property: ItemProperty
     operator: Operator
     value: str
+    is_number: bool = False  # compared as a number
 
 
 class HasWords(Struct, frozen=True):

@@ -43,6 +43,18 @@ CREATE TABLE last (version INTEGER NOT NULL) STRICT;
 INSERT INTO last VALUES (0);
 """
 
+# Article numbers, and the last one that was given in each folder: IMAP's UIDs (RFC 9051 2.3.1.1).
+# `stay` is that of the index: a message that comes back gets another number.
+_ARTICLES = """
+CREATE TABLE IF NOT EXISTS article (
+    message_id TEXT PRIMARY KEY, folder_id TEXT NOT NULL, stay INTEGER NOT NULL, number INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS last_article (folder_id TEXT PRIMARY KEY, number INTEGER) STRICT;
+"""
+_KNOWN = "SELECT number FROM article WHERE message_id = ? AND folder_id = ? AND ? IN (stay, 0)"
+_NEXT = """INSERT INTO last_article VALUES (?, 1)
+ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number"""
+
 _PAGE_STATES, _PAGE_BYTES = 1000, 4 * 1024 * 1024  # of since()
 _ABSENT_BYTES_MAX = 16 * 1024 * 1024  # of the states of messages that have vanished
 _SINCE = """
@@ -101,8 +113,10 @@ class StateFile:
         return rows[0][0] if rows else b""
 
     def ids(self) -> list[str]:
-        """Return the ids of all messages that have a state, or had one."""
-        return [message_id for (message_id,) in self._fetch("SELECT message_id FROM state")]
+        """Return the ids of all messages that have a state or an article number, or had one."""
+        sql = "SELECT message_id FROM state UNION SELECT message_id FROM article"
+        with self._writer.use() as connection:
+            return [found for (found,) in connection.execute(sql)] if connection else []
 
     def merge(self, unmerged: Sequence[UnmergedState]) -> bool:
         """Store one state for the ids of each message in `unmerged`, durably. It is what united()
@@ -153,10 +167,29 @@ class StateFile:
         """Replace the states of messages, durably and all together."""
         self.restore({one: encode_state(state) for one, state in states.items()})
 
+    def number(
+        self, messages: Iterable[tuple[str, Sequence[str], int]]
+    ) -> list[tuple[int, str, int]]:
+        """Give messages their article numbers, durably; none is given twice. A message is the id
+        of its folder, its own ids, and its stay; return its number, first id and stay.
+        """
+        numbered: list[tuple[int, str, int]] = []
+        with self._writing() as connection:
+            for folder_id, ids, stay in messages:
+                found = connection.execute(_KNOWN, (ids[0], folder_id, stay)).get
+                number = found or connection.execute(_NEXT, (folder_id,)).get
+                rows = [(one, folder_id, stay, number) for one in ids]
+                connection.executemany("INSERT OR REPLACE INTO article VALUES (?, ?, ?, ?)", rows)
+                numbered.append((number, ids[0], stay))
+        return numbered
+
     def expire(self, vanished: Collection[str], *, now_us: int) -> None:
         """Note since when messages are missing, and remove the states of those that have been
         missing for 30 days, and the oldest above a total size. Others than `vanished` are there.
         """
+        with self._writing() as connection:
+            sql = "DELETE FROM article WHERE message_id = ?"
+            connection.executemany(sql, [(one,) for one in vanished])
         rows = self._fetch("SELECT message_id, absent_since_us, length(value) FROM state")
         missing = {one: (now_us if at is None else at, size) for one, at, size in rows}
         missing = {one: found for one, found in missing.items() if one in vanished}
@@ -297,6 +330,7 @@ def _open(path: Path, *, is_writer: bool, busy_ms: int) -> apsw.Connection | Non
             connection.execute("PRAGMA synchronous = FULL")  # a commit is durable when it returns
             if not is_set_up:
                 _set_up(connection)
+            connection.execute(_ARTICLES)
             sync_directory(path.parent)
         elif not is_set_up:
             connection.close()

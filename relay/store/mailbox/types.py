@@ -178,6 +178,7 @@ class StoredMessage(Struct, frozen=True):
     message_class: str = "IPM.Note"  # Exchange's: that of a report names its kind
     page_id: str = ""  # by which its journey is found; "": it has none
     header: bytes = b""  # of a message that is no draft: as it is stored
+    article: int = 0  # its article number in its folder, the IMAP UID, 0 until it is asked for
 
     @property
     def memory_bytes(self) -> int:

@@ -20,10 +20,11 @@ _MINUTE_MAX = 59
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _TOKEN = re.compile(
-    r"""(?P<time>\d{4}-\d\d-\d\d(?:[Tt]
+    r"""(?P<guid>[\dA-Fa-f]{8}(?:-[\dA-Fa-f]{4}){3}-[\dA-Fa-f]{12})
+    |(?P<time>\d{4}-\d\d-\d\d(?:[Tt]
         \d\d:\d\d(?::\d\d(?:\.\d{1,12})?)?(?:[Zz]|[+\-\ ]\d\d:\d\d)?
     )?)
-    |(?P<number>-?\d{1,18})
+    |(?P<number>-?\d{1,18}(?:\.\d{1,18})?)
     |(?P<text>'(?:[^']++|'')*+')
     |(?P<typed>[^\W\d][\w.]*+'(?:[^']++|'')*+')
     |(?P<name>[^\W\d]\w*+(?:[./]\w++)*+)
@@ -41,6 +42,7 @@ class TokenKind(Enum):
     """The kind of a token; the value is the name of its group in the pattern."""
 
     TIME = "time"
+    GUID = "guid"
     NUMBER = "number"
     TEXT = "text"  # 'text', with '' for a quote
     TYPED = "typed"  # microsoft.graph.importance'high'
@@ -157,7 +159,7 @@ class Literal(Struct, frozen=True):
     """A value; a time is in microseconds, with `is_time`."""
 
     token: Token
-    value: str | int | bool | None
+    value: str | int | float | bool | None
     is_time: bool = False
 
 
@@ -286,8 +288,10 @@ class _ExpressionParser:
         match token.kind:
             case TokenKind.TEXT | TokenKind.TYPED:
                 return Literal(token, text_of(token))
+            case TokenKind.GUID:
+                return Literal(token, token.text)
             case TokenKind.NUMBER:
-                return Literal(token, int(token.text))
+                return Literal(token, (float if "." in token.text else int)(token.text))
             case TokenKind.TIME:
                 if (time_us := time_of(token)) is None:
                     raise self._tokenizer.error("a date and time that exist", token)

@@ -35,6 +35,11 @@ Value = str | int | bool
 _SECOND_US = 1_000_000
 _TEXT_FUNCTIONS = (Operator.STARTS_WITH, Operator.ENDS_WITH, Operator.CONTAINS)
 _CASE_FUNCTIONS = ("tolower", "toupper")  # texts are compared case-insensitively anyway
+# cast() names a type, but a value is compared in that of its property. OData 4.01 5.1.1.6, .10.
+_CASTS = (
+    *("Edm.Int32", "Edm.Int64", "Edm.Double", "Edm.Boolean", "Edm.Guid"),
+    *("Edm.DateTimeOffset", "Edm.Binary", "Edm.String"),
+)
 _MIRRORED = {
     Operator.GT: Operator.LT,
     Operator.GE: Operator.LE,
@@ -77,6 +82,7 @@ class QueryField(Generic[Result]):
     compare: Callable[[Operator, Value], Result]
     choices: tuple[str, ...] = ()
     has_order: bool = True
+    can_cast: bool = False  # a text that may be the value of another type
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +168,7 @@ class _FilterBinder(Generic[Result]):
             raise _error(_first_token(right), "a value")
         if isinstance(left, Literal):
             raise _error(left.token, "a property or a function on one side of the comparison")
+        left, is_cast = self._without_cast(left)
         if not isinstance(left, Path):
             return self._boolean_comparison(self.tree(left), operator, right)
         field = self._field(left.token)
@@ -173,10 +180,23 @@ class _FilterBinder(Generic[Result]):
             _require_equality(comparison.operator, operator)
         if right.value is None:
             return self._null(field, operator)
+        if is_cast and not isinstance(right.value, str):  # a blank is the plus sign of a zone
+            right = Literal(right.token, right.token.text.replace(" ", "+"))
         value = _typed_value(field, right, operator)
         if field.type in (FieldType.TIME, FieldType.TIME_TEXT) and isinstance(value, int):
             return self._time(field, operator, value)
         return field.compare(operator, value)
+
+    def _without_cast(self, expression: Expression) -> tuple[Expression, bool]:
+        """Return the argument of a cast(), and whether it is one. Raises ApiError 400."""
+        if not isinstance(expression, FunctionCall) or expression.name != "cast":
+            return expression, False
+        match expression.arguments:
+            case (Path(token) as path, Path(kind)) if self._field(token).can_cast:
+                if kind.text not in _CASTS:
+                    raise _error(kind, f"one of {', '.join(_CASTS)}")
+                return path, True
+        raise _error(expression.token, "cast(ep/value,TYPE) of an extended property's value")
 
     def _boolean_comparison(self, tree: Result, operator: Operator, literal: Literal) -> Result:
         """Compare a boolean expression with true or false, as in contains(…) eq false."""
@@ -216,6 +236,7 @@ class _FilterBinder(Generic[Result]):
         if len(call.arguments) != 2:
             raise _error(call.token, f"{call.name}(property,'text')")
         subject, literal = map(_without_case_functions, call.arguments)
+        subject, _ = self._without_cast(subject)
         if not isinstance(subject, Path):
             raise _error(_first_token(subject), "a property")
         field = self._field(subject.token)

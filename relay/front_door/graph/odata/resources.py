@@ -8,6 +8,7 @@ by.
 import operator as compared_by
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -16,7 +17,10 @@ from typing import Any, Generic, TypeVar
 from relay.base.accounts.account import Account
 from relay.base.message.address import pattern_forms, with_a_labels
 from relay.base.message.extended_properties import (
+    ARTICLE_NUMBER,
     DELIVERY_TIME,
+    FLAG_STATUS,
+    FLAG_STATUSES,
     IN_REPLY_TO_ID,
     INTERNET_REFERENCES,
     MESSAGE_CLASS,
@@ -28,7 +32,7 @@ from relay.base.message.extended_properties import (
 )
 from relay.formats.read_mime import AttachedOctets
 from relay.front_door.graph import errors
-from relay.front_door.graph.extended_properties import COMPUTED, MULTIPLE, SINGLE
+from relay.front_door.graph.extended_properties import COMPUTED, FOLDER_COMPUTED, MULTIPLE, SINGLE
 from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error, parse_expression
 from relay.front_door.graph.odata.filter import (
     CollectionField,
@@ -61,24 +65,21 @@ from relay.store.mailbox.types import Folder
 ORDER_KEYS_MAX = 5
 _ORDER_KEY = re.compile(r"\s*+([\w/.]++)(?:\s++(asc|desc))?\s*+", re.ASCII | re.IGNORECASE)
 _FLAG_DATES = (Property.FLAG_START, Property.FLAG_DUE, Property.FLAG_COMPLETED)
-_MESSAGE_TYPES = {
-    Property.RECEIVED: FieldType.TIME,
-    Property.SENT: FieldType.TIME,
-    Property.CREATED: FieldType.TIME,
-    Property.MODIFIED: FieldType.TIME,
-    **dict.fromkeys(_FLAG_DATES, FieldType.TIME_TEXT),
-    Property.IS_READ: FieldType.BOOLEAN,
-    Property.IS_DRAFT: FieldType.BOOLEAN,
-    Property.HAS_ATTACHMENTS: FieldType.BOOLEAN,
-    Property.SIZE: FieldType.NUMBER,
-    Property.IMPORTANCE: FieldType.CHOICE,
-    Property.FLAG: FieldType.CHOICE,
-    Property.CLASSIFICATION: FieldType.CHOICE,
-}
 _CHOICES = {
     Property.IMPORTANCE: ("low", "normal", "high"),
     Property.FLAG: ("notFlagged", "flagged", "complete"),
     Property.CLASSIFICATION: ("focused", "other"),
+}
+_MESSAGE_TYPES = {
+    **dict.fromkeys(
+        (Property.RECEIVED, Property.SENT, Property.CREATED, Property.MODIFIED), FieldType.TIME
+    ),
+    **dict.fromkeys(_FLAG_DATES, FieldType.TIME_TEXT),
+    **dict.fromkeys(
+        (Property.IS_READ, Property.IS_DRAFT, Property.HAS_ATTACHMENTS), FieldType.BOOLEAN
+    ),
+    **dict.fromkeys((Property.SIZE, Property.ARTICLE), FieldType.NUMBER),
+    **dict.fromkeys(_CHOICES, FieldType.CHOICE),
 }
 _WITHOUT_ORDER = (Property.FLAG, Property.CLASSIFICATION)
 _ADDRESSES = (Property.FROM_ADDRESS, Property.SENDER_ADDRESS)
@@ -99,8 +100,20 @@ _AS_PROPERTY = {
     DELIVERY_TIME: Property.RECEIVED,
     SUBMIT_TIME: Property.SENT,
     MESSAGE_CLASS: Property.MESSAGE_CLASS,
+    FLAG_STATUS: Property.FLAG,
+    ARTICLE_NUMBER: Property.ARTICLE,
 }
 _INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
+_HEADERS = "String 0x007D"  # PidTagTransportMessageHeaders
+# What contains(ep/value,'From: bob') looks at, by which DavMail searches (HeaderCondition).
+_IN_HEADER: Mapping[str, Collection | tuple[Property, ...]] = {
+    "from": (Property.FROM_ADDRESS, Property.FROM_NAME), "to": Collection.TO, "cc": Collection.CC,
+    "subject": (Property.SUBJECT,), "message-id": (Property.INTERNET_MESSAGE_ID,),
+}  # fmt: skip
+_DECIMAL = ("ApplicationTime", "Currency", "Double", "Float")
+_NUMBERS = (*_DECIMAL, "Integer", "Long", "Short")
+_EQUALITY = (Operator.EQ, Operator.NE)
+_ORDERED = (Operator.GT, Operator.GE, Operator.LT, Operator.LE)
 _SECOND_US = 1_000_000
 _unsupported = errors.FILTER_UNSUPPORTED
 _BODY_HINT = 'to find words of the text, use $search="body:word"'
@@ -183,7 +196,7 @@ def _item_field(named: ItemProperty) -> QueryField[Condition]:
             return _by_address(partial(CompareItem, named, operator), operator, value)
         return CompareItem(named, operator, value)
 
-    return QueryField(named, FieldType.TEXT, compare)
+    return QueryField(named, FieldType.TEXT, compare, can_cast=named is ItemProperty.VALUE)
 
 
 def _by_address(compared: Callable[[str], Condition], operator: Operator, value: str) -> Condition:
@@ -216,19 +229,38 @@ def _extended_property(condition: Condition, *, name: str) -> Condition:
         identity = canonical_id(ids[0].value, multiple=name == MULTIPLE)
     except ExtendedPropertyError as error:
         raise _unsupported(f"found the id {quoted(ids[0].value)}, {error}.") from None
-    if identity in _AS_PROPERTY:
+    if identity == _HEADERS:
+        found = tuple(map(_in_header, values))
+    elif identity in _AS_PROPERTY:
         found = tuple(_as_property(identity, one) for one in values)
     elif identity in COMPUTED and identity not in _INDEXED:
         raise _unsupported(f"the property {quoted(identity)} cannot be filtered by.")
     else:
         found = tuple(_value_condition(identity, one) for one in values)
+        if [(one.operator, one.value) for one in values] == [(Operator.EQ, "")]:  # null as well
+            return AnyOf((AnyItem(identity, found[0]), Negation(AnyItem(identity, AllOf(())))))
         return AnyItem(identity, found[0] if len(found) == 1 else AllOf(found))
     return found[0] if len(found) == 1 else AllOf(found)
+
+
+def _in_header(item: CompareItem) -> Condition:
+    name, _, text = item.value.partition(": ")
+    among = _IN_HEADER.get(name.lower() if item.operator is Operator.CONTAINS else "")
+    if among is None:
+        expected = "contains(ep/value,'NAME: text') of " + ", ".join(_IN_HEADER)
+        raise _unsupported(f"found another condition of {_HEADERS}, expected {expected}.")
+    if isinstance(among, tuple):
+        return AnyOf(tuple(Compare(one, item.operator, text) for one in among))
+    parts = (ItemProperty.ADDRESS, ItemProperty.NAME)
+    return AnyItem(among, AnyOf(tuple(CompareItem(one, item.operator, text) for one in parts)))
 
 
 def _as_property(identity: str, item: CompareItem) -> Condition:
     """Return the condition for an extended property that is another property of the message."""
     field = _message_field(_AS_PROPERTY[identity])
+    if identity == FLAG_STATUS:
+        number = _canonical(identity, item) if item.value else "0"
+        return field.compare(item.operator, FLAG_STATUSES.get(number, "notFlagged"))
     if field.type is FieldType.TEXT:
         return field.compare(item.operator, item.value)
     if not item.value:  # compared with null
@@ -244,23 +276,30 @@ def _as_property(identity: str, item: CompareItem) -> Condition:
 
 
 def _value_condition(identity: str, item: CompareItem) -> Condition:
-    """Return the condition for a stored value; only texts and times are in an order."""
-    value = item.value
-    if item.operator not in (Operator.CONTAINS, Operator.STARTS_WITH, Operator.ENDS_WITH) and value:
+    """Return the condition for a stored value. Numbers, texts and times are in an order."""
+    value, operator, is_number = item.value, item.operator, False
+    if operator in (*_EQUALITY, *_ORDERED) and value:
         value = _canonical(identity, item)
-    return CompareItem(ItemProperty.ITSELF, item.operator, value)
+        is_number = _kind(identity) in (_NUMBERS if operator in _ORDERED else _DECIMAL)
+    return CompareItem(ItemProperty.ITSELF, operator, value, is_number)
+
+
+def _kind(identity: str) -> str:
+    return identity.partition(" ")[0].removesuffix("Array")
 
 
 def _canonical(identity: str, item: CompareItem) -> str:
     """Return the value that a property is compared with, in its type. Raises ApiError 400."""
-    kind = identity.partition(" ")[0].removesuffix("Array")
-    is_in_order = kind in ("String", "SystemTime") or identity in _AS_PROPERTY
-    compared = tuple(_COMPARISONS)[:6] if is_in_order else (Operator.EQ, Operator.NE)
+    kind, value = _kind(identity), item.value
+    is_in_order = kind in ("String", "SystemTime", *_NUMBERS) and identity != FLAG_STATUS
+    compared = (*_EQUALITY, *_ORDERED) if is_in_order else _EQUALITY
+    if kind == "Binary":  # or base64url, as in binary'…' (OData 4.01 ABNF, binaryValue)
+        value = value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4)
     if item.operator not in compared:
         expected = ", ".join(compared)
         raise _unsupported(f"{identity}: found {item.operator}, expected one of {expected}.")
     try:
-        return canonical_value(identity, item.value)
+        return canonical_value(identity, value)
     except ExtendedPropertyError as error:
         raise _unsupported(f"{identity}: found {quoted(item.value)}, {error}.") from None
 
@@ -268,7 +307,7 @@ def _canonical(identity: str, item: CompareItem) -> str:
 _MESSAGE_BY_NAME = {
     named.lower(): named
     for named in Property
-    if named not in (Property.MESSAGE_CLASS, Property.SIZE)
+    if named not in (Property.MESSAGE_CLASS, Property.SIZE, Property.ARTICLE)
 }
 _MESSAGE_ORDER = tuple(
     name
@@ -309,33 +348,20 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
 
 _Record = TypeVar("_Record")
 _Matches = Callable[[Any], bool]
+_FOLDER_NUMBERS = ("totalItemCount", "unreadItemCount", "childFolderCount", "sizeInBytes")
 _FOLDER_TYPES = {
-    "displayName": FieldType.TEXT,
-    "id": FieldType.TEXT,
-    "parentFolderId": FieldType.TEXT,
+    **dict.fromkeys(("displayName", "id", "parentFolderId"), FieldType.TEXT),
     "isHidden": FieldType.BOOLEAN,
-    "totalItemCount": FieldType.NUMBER,
-    "unreadItemCount": FieldType.NUMBER,
-    "childFolderCount": FieldType.NUMBER,
-    "sizeInBytes": FieldType.NUMBER,
-}
-_USER_TYPES = {
-    "id": FieldType.TEXT,
-    "displayName": FieldType.TEXT,
-    "mail": FieldType.TEXT,
-    "mailNickname": FieldType.TEXT,
-    "userPrincipalName": FieldType.TEXT,
-    "userType": FieldType.TEXT,
-    "accountEnabled": FieldType.BOOLEAN,
+    **dict.fromkeys(_FOLDER_NUMBERS, FieldType.NUMBER),
 }
 _ATTACHMENT_TYPES = {
-    "id": FieldType.TEXT,
-    "name": FieldType.TEXT,
-    "contentType": FieldType.TEXT,
+    **dict.fromkeys(("id", "name", "contentType"), FieldType.TEXT),
     "size": FieldType.NUMBER,
     "isInline": FieldType.BOOLEAN,
 }
 _OF_FACTS = {"contentType": "content_type", "isInline": "inline"}
+_USER_TEXTS = ("id", "displayName", "mail", "mailNickname", "userPrincipalName", "userType")
+_USER_TYPES = dict.fromkeys(_USER_TEXTS, FieldType.TEXT) | {"accountEnabled": FieldType.BOOLEAN}
 _USER_COLLECTIONS = ("proxyAddresses", "otherMails")
 _USER_SEARCHED = {
     name.lower(): name for name in ("displayName", "mail", "mailNickname", "userPrincipalName")
@@ -454,15 +480,42 @@ def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_M
     return CollectionField({"": item}, any_of)
 
 
+def _value_of_folder(operator: Operator, value: Value) -> _Matches:
+    holds, is_ordered = _COMPARISONS[operator], operator in _ORDERED
+
+    def key(text: str) -> Value:
+        return text.zfill(20) if is_ordered and text.isdecimal() else _folded(text)
+
+    return lambda item: holds(key(item[1]), key(str(value)))
+
+
+def _id_of_folder(operator: Operator, value: Value) -> _Matches:
+    with suppress(ExtendedPropertyError):
+        identity = canonical_id(str(value))
+        if operator is Operator.EQ and identity in FOLDER_COMPUTED:
+            return lambda item: item[0] == identity
+    raise _unsupported(f"folders cannot be filtered by the property {quoted(str(value))}.")
+
+
+def _any_of_folder(matches: _Matches) -> _Matches:
+    return lambda folder: any(matches((one, of(folder))) for one, of in FOLDER_COMPUTED.items())
+
+
+_EXTENDED_OF_FOLDERS = {
+    "id": QueryField("id", FieldType.TEXT, _id_of_folder),
+    "value": QueryField("value", FieldType.TEXT, _value_of_folder, can_cast=True),
+}
+
+
 def _record_type(
     kind: str,
     types: Mapping[str, FieldType],
     properties: Mapping[str, Callable[[_Record], Any]],
     *,
-    collections: Sequence[str] = (),
+    items: Mapping[str, CollectionField[_Matches]] = {},
 ) -> _RecordType[_Record]:
-    """Return a type whose `types` can be filtered and sorted by, without regard to case, and the
-    items of `collections` filtered by.
+    """Return a type whose `types` can be filtered and sorted by, without regard to case, and
+    `items`, the fields of collections, filtered by.
     """
 
     def reader(name: str) -> Callable[[_Record], Value]:
@@ -478,16 +531,22 @@ def _record_type(
         all_of=lambda parts: lambda record: all(matches(record) for matches in parts),
         one_of=lambda parts: lambda record: any(matches(record) for matches in parts),
         negated=lambda part: lambda record: not part(record),
-        items={name.lower(): _texts_field(properties[name]) for name in collections},
+        items=items,
         known=frozenset(name.lower() for name in properties),
     )
     return _RecordType({name.lower(): read for name, read in readers.items()}, resource)
 
 
-_FOLDERS = _record_type("mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES)
+_FOLDERS = _record_type(
+    "mailFolder", _FOLDER_TYPES, FOLDER_PROPERTIES,
+    items={SINGLE.lower(): CollectionField(_EXTENDED_OF_FOLDERS, _any_of_folder)},
+)  # fmt: skip
 _ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
     "attachment",
     _ATTACHMENT_TYPES,
     {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
 )
-_USERS = _record_type("user", _USER_TYPES, USER_PROPERTIES, collections=_USER_COLLECTIONS)
+_USERS = _record_type(
+    "user", _USER_TYPES, USER_PROPERTIES,
+    items={name.lower(): _texts_field(USER_PROPERTIES[name]) for name in _USER_COLLECTIONS},
+)  # fmt: skip

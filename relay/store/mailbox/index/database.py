@@ -22,7 +22,7 @@ from relay.store.mailbox.threads import QueryTimeLimit
 
 FILE_NAME = "relay-index"
 READY = "ready"  # in the table `meta`: the index is built
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000

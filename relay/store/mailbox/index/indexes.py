@@ -31,6 +31,7 @@ from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.store.mailbox.index.database import fetch, marks
 from relay.store.mailbox.index.mailbox_index import MailboxIndex
 from relay.store.mailbox.index.query_sql import (
+    ARTICLE,
     UID,
     Clause,
     DrivingTable,
@@ -103,6 +104,7 @@ class CompiledQuery:
         self._after = read_page_token(self._keys, query.after) if query.after else ()
         clauses = (self._compiled.lead.where, self._compiled.filter)
         self.level = max(*(one.level for one in clauses), *(one.level for one in self._keys))
+        self.compares_articles = ARTICLE in self._compiled.filter.sql
 
     def answer(self, cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
         """Return the page. Raises NoSuchItemError for the folder."""
@@ -155,6 +157,7 @@ _COLUMNS = ", ".join(f"message.{one.strip()}" for one in COLUMNS.split(","))
 
 _OPEN_MAX = 64  # each has at most eight files open
 _IDS_AT_ONCE = 500
+_NUMBERED_AT_ONCE = "LIMIT 10000"
 _LOOKS_MAX = 10
 
 
@@ -221,6 +224,28 @@ class Indexes:
         where = "WHERE base_name = ? ORDER BY generation DESC LIMIT 1"
         return next(iter(self._files(mailbox, where, (os.fsencode(base_name),))), None)
 
+    def number(self, mailbox: Path, folder_ids: Sequence[str]) -> None:
+        """Give the messages of folders that have no article number one, durably, in the order of
+        their receipt. Raises StoreUnavailableError.
+        """
+        folders = f"SELECT number FROM folder WHERE id IN ({marks(folder_ids)})"
+        where = f"WHERE article IS NULL AND folder IN ({folders}) ORDER BY uid {_NUMBERED_AT_ONCE}"
+        with self._of(mailbox) as index:
+            while found := self._files(mailbox, where, folder_ids):
+                messages = [(one.folder.id, one.state_ids, one.stay) for one in found]
+                self._write_numbers(index, index.states.number(messages))
+
+    def _write_numbers(self, index: MailboxIndex, numbered: Sequence[tuple[int, str, int]]) -> None:
+        sql = "UPDATE message SET article = ? WHERE message_id = ? AND stay = ?"
+
+        def write(cursor: apsw.Cursor, _: FolderRows) -> None:
+            cursor.execute("PRAGMA synchronous = FULL")  # or a loss of power would begin new stays
+            with index.transaction() as writing:
+                writing.executemany(sql, numbered)
+            cursor.execute("PRAGMA synchronous = NORMAL")
+
+        index.run(write)
+
     def query(
         self, mailbox: Path, query: MessageQuery, limit: QueryTimeLimit | None = None
     ) -> QueryResult:
@@ -235,6 +260,9 @@ class Indexes:
             limit.begin()
             return prepared.answer(cursor, folders)
 
+        if prepared.compares_articles:
+            own = [query.folder_id.lower()] if query.folder_id else None
+            self.number(mailbox, own or [one.id for one in self.folders(mailbox)])
         with self._of(mailbox) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.run(prepared.level, operation)
@@ -515,6 +543,8 @@ def message_file_of(cursor: apsw.Cursor, folders: FolderRows, row: IndexedMessag
         received_us=row.received_us,
         state=read_state(row.state),
         state_ids=state_ids(cursor, row.message_id, name),
+        stay=row.stay,
+        article=row.article or 0,
     )
 
 

@@ -43,6 +43,7 @@ KEY_CHARACTERS = 255
 HEADER_LEVEL = 1  # of the content of a message: its header is read
 TEXT_LEVEL = 2  # its text as well
 UID = "message.uid"
+ARTICLE = "message.article"
 _LAST_LETTER = "\U0010ffff"
 _TRIGRAM_LETTERS = 3
 _SLACK_US = 1024  # messages of a full microsecond have uids of later ones
@@ -79,6 +80,7 @@ _COLUMNS = {
     Property.CONVERSATION_ID: _Column("conversation_key", _Kind.TEXT, HEADER_LEVEL),
     Property.MESSAGE_CLASS: _Column("class_key", _Kind.TEXT, HEADER_LEVEL),
     Property.SIZE: _Column("size_bytes", _Kind.NUMBER),
+    Property.ARTICLE: _Column("article", _Kind.NUMBER),
     Property.PARENT_FOLDER: _Column("folder", _Kind.TEXT),  # its number stands for its id
     Property.ID: _Column("message_id", _Kind.TEXT),
     Property.IS_READ: _Column("is_read", _Kind.NUMBER),
@@ -206,7 +208,8 @@ def _choose_driving_table(parts: Sequence[Condition]) -> tuple[DrivingTable, Seq
     for one in parts:
         if isinstance(one, AnyItem) and isinstance(one.condition, CompareItem):
             item = one.condition
-            if item.operator is Operator.EQ and item.property is not ItemProperty.NAME:
+            is_text = item.property is not ItemProperty.NAME and not item.is_number
+            if item.operator is Operator.EQ and is_text:
                 where = Clause(
                     "item.kind = ? AND item.address_key = ?",
                     (_item_kind(one.collection), search_key(item.value)),
@@ -297,6 +300,9 @@ def _clause(condition: Condition) -> Clause:
             return Clause(
                 sql, (_item_kind(collection), *clause.values), max(HEADER_LEVEL, clause.level)
             )
+        case CompareItem(_, operator, value, True):
+            sign, number = _OPERATORS[operator], "CAST(one.address_key AS NUMERIC)"
+            return Clause(f"{number} {sign} CAST(? AS NUMERIC)", (value,))
         case CompareItem(item_property, operator, value):
             column = "name_key" if item_property is ItemProperty.NAME else "address_key"
             return _text_compared(f"one.{column}", operator, value)

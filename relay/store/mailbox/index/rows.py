@@ -6,6 +6,7 @@ Raises apsw's exceptions.
 """
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Self
@@ -35,7 +36,7 @@ INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
 _TIMES_REMEMBERED = 10_000
 COLUMNS = (
     "uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, inode,"
-    " size_bytes, mtime_ns, received_us, first_seen_us, flags, state"
+    " size_bytes, mtime_ns, received_us, first_seen_us, flags, state, stay, article"
 )
 DERIVED_COLUMNS = (
     "is_read, is_draft, is_other, flag_status, flag_start_us, flag_due_us, flag_completed_us"
@@ -103,6 +104,8 @@ class IndexedMessage(Struct, frozen=True):
     first_seen_us: int  # when the index found it
     flags: str  # of Maildir
     state: bytes = b""  # of message_state.encode_state()
+    stay: int = 0  # in its folder, another number each time; 0 if it began before the index
+    article: int | None = None  # its article number in its folder, None if it is not known
 
 
 class MessageTable:
@@ -183,6 +186,8 @@ class MessageTable:
         """Record the current file of a message."""
         changed = self._row(file, row.message_id, claimed_id=row.claimed_id, generation=generation)
         changed = replace(changed, first_seen_us=row.first_seen_us, state=row.state)
+        if row.location.folder == changed.location.folder:
+            changed = replace(changed, stay=row.stay, article=row.article)
         is_same = (row.stat_data, row.generation) == (changed.stat_data, changed.generation)
         if row.base_name != changed.base_name:
             self._note_ids(changed, row.message_id)
@@ -198,13 +203,9 @@ class MessageTable:
         received_us = received_at_us(row.message_id, copy.stat_data.mtime_ns // 1000)
         state = united(row.state, copy.state)
         copied = replace(
-            copy,
-            message_id=row.message_id,
-            claimed_id="",
-            generation=row.generation,
-            received_us=received_us,
-            state=state,
-        )
+            copy, message_id=row.message_id, claimed_id="", generation=row.generation,
+            received_us=received_us, state=state, article=None,
+        )  # fmt: skip
         copied = self._put(copy, copied, is_same_content=copy.state == state)
         self._note_ids(copied, copy.message_id)
         self._append_change(ChangeKind.DELETED, copy)
@@ -261,6 +262,7 @@ class MessageTable:
             stat_data=file.stat_data,
             received_us=received_at_us(message_id, file.stat_data.mtime_ns // 1000),
             first_seen_us=0 if self.is_first else self.now_us,
+            stay=0 if self.is_first else secrets.randbits(62),
             flags=file.name.flags,
         )
 
@@ -290,18 +292,14 @@ class MessageTable:
         self.cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
     def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
-        folder = self._folders[row.location.folder]
+        folder, stat_data = self._folders[row.location.folder], row.stat_data
         return (
             *(row.uid, row.message_id, row.claimed_id),
             *(row.location.folder, row.location.in_new, row.location.file_name),
-            *(
-                row.base_name,
-                row.generation,
-                row.stat_data.inode,
-                row.stat_data.size_bytes,
-                row.stat_data.mtime_ns,
-            ),
-            *(row.received_us, row.first_seen_us, row.flags, row.state, len(row.state)),
+            *(row.base_name, row.generation),
+            *(stat_data.inode, stat_data.size_bytes, stat_data.mtime_ns),
+            *(row.received_us, row.first_seen_us, row.flags, row.state),
+            *(row.stay, row.article, len(row.state)),
             *derived_columns(row.flags, read_state(row.state), folder),
         )
 
@@ -372,17 +370,7 @@ def select_rows(
 def read_row(values: Sequence[Any]) -> IndexedMessage:
     """Convert a result row of COLUMNS."""
     uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, *rest = values
-    inode, size_bytes, mtime_ns, received_us, first_seen_us, flags, state = rest
     return IndexedMessage(
-        uid=uid,
-        message_id=message_id,
-        claimed_id=claimed_id,
-        location=FileLocation(folder, bool(in_new), file_name),
-        base_name=base_name,
-        generation=generation,
-        stat_data=StatData(inode, size_bytes, mtime_ns),
-        received_us=received_us,
-        first_seen_us=first_seen_us,
-        flags=flags,
-        state=state,
-    )
+        uid, message_id, claimed_id, FileLocation(folder, bool(in_new), file_name),
+        base_name, generation, StatData(*rest[:3]), *rest[3:],
+    )  # fmt: skip

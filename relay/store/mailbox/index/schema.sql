@@ -26,7 +26,9 @@ CREATE TABLE folder_state (
 -- that a copy's file claims while another message has it. `first_seen_us`: when the file was first
 -- found, 0 if it existed before the index. `content_level`: 1 with the header's columns, 2 with the full
 -- text as well. A key is the beginning of a text, case-folded. `state` is a copy of what the file
--- relay-properties has, in JSON. `flag_status` is 0 without a flag, 1 flagged, 2 complete.
+-- relay-properties has, in JSON. `flag_status` is 0 without a flag, 1 flagged, 2 complete. `stay`
+-- is another number each time that the message comes to a folder, 0 if it came before the index. `article`
+-- is a copy of its article number in that folder; NULL if it is not known.
 CREATE TABLE message (
     uid INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL,
@@ -45,6 +47,8 @@ CREATE TABLE message (
     is_read INTEGER NOT NULL,
     is_draft INTEGER NOT NULL,
     state BLOB NOT NULL,
+    stay INTEGER NOT NULL,
+    article INTEGER,
     state_bytes INTEGER NOT NULL,
     is_other INTEGER NOT NULL,
     flag_status INTEGER NOT NULL,

@@ -206,7 +206,7 @@ async def test_it_keeps_all_that_its_json_says(on_disk: OnDisk) -> None:
         categories=["Red"], importance="high", bccRecipients=to("d@a.test"), flag={"flagStatus": "flagged"},
         internetMessageId="<one@other.test>", internetMessageHeaders=[{"name": "x-a", "value": "b"}],
     )  # fmt: skip
-    own = {"id": "String {00020329-0000-0000-C000-000000000046} Name Number", "value": "7"}
+    own = {"id": "String {00020329-0000-0000-c000-000000000046} Name Number", "value": "7"}
     body["singleValueExtendedProperties"].append(own)
     shown = await made(await on_disk.http.post("/mailFolders/archive/messages", json=body))
     expand = f"attachments,singleValueExtendedProperties($filter=id eq '{own['id']}')"

@@ -1,5 +1,6 @@
 """Extended properties: found by their values, and computed for received mail."""
 
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from tests.support.tables import each_row
 COLOR = "String {00020329-0000-0000-C000-000000000046} Name Color"
 COUNT = "Integer {00020329-0000-0000-C000-000000000046} Id 0x8001"
 DUE = "SystemTime 0x4001"
+RATE = "Double 0x4002"
+GUID = "00020329-0000-0000-c000-0000000000ff"
+VALUES = {"rate": "9.25", "octets": "+/8="}
 TAGS = "StringArray {00020329-0000-0000-C000-000000000046} Name Tags"
 INDEX = "AQHYZ1w3nJ0nJ0nJ0nJ0nJ0nJ0nJ0g=="
 RECEIVED = (
@@ -22,7 +26,7 @@ RECEIVED = (
 
 
 def single(**values: str | None) -> list[dict[str, Any]]:
-    ids = {"color": COLOR, "count": COUNT, "due": DUE}
+    ids = {"color": COLOR, "count": COUNT, "due": DUE, "rate": RATE, "octets": "Binary 0x4003"}
     return [{"id": ids[name], "value": value} for name, value in values.items()]
 
 
@@ -48,8 +52,8 @@ async def found(on_disk: OnDisk, text: str) -> set[str]:
 async def three(on_disk: OnDisk) -> OnDisk:
     """A mailbox with three drafts, two of them with values."""
     for subject, own, tags in (
-        ("green", single(color="Green", count="7"), ["a", "cc"]),
-        ("tree", single(color="Tree", due="2026-12-01T00:00:00Z"), ["a", "b"]),
+        ("green", single(color="Green", count="7", rate="10.5"), ["a", "cc"]),
+        ("tree", single(color="Tree", due="2026-12-01T00:00:00Z", **VALUES), ["a", "b"]),
         ("plain", [], []),
     ):
         message = {"subject": subject, "singleValueExtendedProperties": own}
@@ -69,7 +73,17 @@ async def three(on_disk: OnDisk) -> OnDisk:
         (condition(COLOR, "ep/value ne null"), {"green", "tree"}),
         (condition(COLOR, "ep/value gt 'green'"), {"tree"}),
         (condition(COLOR, "ep/value eq 'Green' and ep/value ne 'Tree'"), {"green"}),
-        (condition(COUNT, "ep/value eq '07'"), {"green"}),
+        (condition(COUNT, "cast(ep/value, Edm.Int32) ge 7"), {"green"}),
+        (condition(COUNT, "cast(ep/value, Edm.Int32) eq null"), {"tree", "plain"}),
+        (condition(RATE, "cast(ep/value, Edm.Double) eq 10.50"), {"green"}),
+        (condition(RATE, "cast(ep/value, Edm.Double) lt 9.5"), {"tree"}),
+        (condition("Binary 0x4003", "cast(ep/value,Edm.Binary) eq binary'-_8'"), {"tree"}),
+        (condition("CLSID 0x4004", f"cast(ep/value, Edm.Guid) ne {GUID}"), set()),
+        (condition(DUE, "cast(ep/value,Edm.DateTimeOffset) gt 2026-12-01T00:00:00Z"), set()),
+        (
+            condition(DUE, "cast(ep/value,Edm.DateTimeOffset) lt datetimeoffset'2026-12-02'"),
+            {"tree"},
+        ),
         (condition(DUE, "ep/value ge '2026-12-01T01:00:00+01:00'"), {"tree"}),
         (condition(TAGS, "ep/value eq 'b'", kind="multiValue"), {"tree"}),
         (condition(TAGS, "ep/value/any(v:v eq 'a')", kind="multiValue"), {"green", "tree"}),
@@ -108,36 +122,39 @@ async def test_what_a_sent_message_had_is_not_found_after_a_change(on_disk: OnDi
 
 
 COMPUTED = {
-    "String 0x007D": RECEIVED.partition(b"\r\n\r\n")[0].decode(),
-    "String 0x0037": "Größe",
-    "String 0x0E04": "Bob; d@a.test",
+    "String 0x10f3": "Größe.EML",
+    "String 0x7d": RECEIVED.partition(b"\r\n\r\n")[0].decode(),
+    "String 0x37": "Größe",
+    "String 0xe04": "Bob; d@a.test",
     "String 0x1035": "<two@other.test>",
     "String 0x1042": "<one@other.test>",
     "String 0x1039": "<zero@other.test> <one@other.test>",
-    "Binary 0x0071": INDEX,
-    "Integer 0x0E08": str(len(RECEIVED)),
-    "Long 0x0E08": str(len(RECEIVED)),
-    "SystemTime 0x0E06": "",
-    "SystemTime 0x0039": "2019-05-04T03:00:00Z",
-    "Integer 0x0E07": "0",
+    "Binary 0x71": INDEX,
+    "Integer 0xe08": str(len(RECEIVED)),
+    "Long 0xe08": str(len(RECEIVED)),
+    "SystemTime 0xe06": "",
+    "SystemTime 0x39": "2019-05-04T03:00:00Z",
+    "Integer 0xe07": "0",
 }
 
 
-@pytest.mark.parametrize("spell", [str, lambda name: name.replace("0x0", "0x").replace("x0", "x")])
-async def test_received_mail_has_computed_values(on_disk: OnDisk, spell: Any) -> None:
+@pytest.mark.parametrize("digits", [1, 4])
+async def test_received_mail_has_computed_values(on_disk: OnDisk, digits: int) -> None:
     identity = await received(on_disk)
-    ids = " or ".join(f"id eq '{spell(name)}'" for name in COMPUTED)
+    names = (one.split(" 0x") for one in (*COMPUTED, "Binary 0xff9"))
+    ids = " or ".join(f"id eq '{kind} 0x{tag.upper():0>{digits}}'" for kind, tag in names)
     query = {"$expand": f"singleValueExtendedProperties($filter={ids})"}
     shown = (await on_disk.http.get(f"/messages/{identity}", params=query)).json()
     values = {one["id"]: one["value"] for one in shown["singleValueExtendedProperties"]}
-    assert values == COMPUTED | {"SystemTime 0x0E06": shown["receivedDateTime"]}
+    assert b64decode(values.pop("Binary 0xff9")).decode() == identity
+    assert values == COMPUTED | {"SystemTime 0xe06": shown["receivedDateTime"]}
     [listed] = (await on_disk.http.get("/mailFolders/inbox/messages", params=query)).json()["value"]
     assert listed["singleValueExtendedProperties"] == shown["singleValueExtendedProperties"]
     back = {"singleValueExtendedProperties": shown["singleValueExtendedProperties"], "isRead": True}
     assert (await on_disk.http.patch(f"/messages/{identity}", json=back)).status_code == 200
     shown = (await on_disk.http.get(f"/messages/{identity}", params=query)).json()
     values = {one["id"]: one["value"] for one in shown["singleValueExtendedProperties"]}
-    assert values["Integer 0x0E07"] == "1"
+    assert values["Integer 0xe07"] == "1"
 
 
 async def test_they_do_not_change(on_disk: OnDisk) -> None:
@@ -173,6 +190,7 @@ async def mixed(on_disk: OnDisk) -> OnDisk:
         condition("SystemTime 0x0E06", "ep/value gt '2019-05-04T03:00:00Z'"),
         condition("Integer 0x0E08", f"ep/value eq '{len(RECEIVED)}'"),
         condition("Long 0xE08", "ep/value gt '99'"),
+        condition("Integer 0xe08", f"cast(ep/value, Edm.Int32) eq {len(RECEIVED)}"),
     ],
 )
 async def test_computed_values_are_found(mixed: OnDisk, text: str) -> None:
@@ -187,6 +205,6 @@ async def test_a_draft_shows_what_its_author_set(on_disk: OnDisk) -> None:
     made = (await on_disk.http.post("/messages", json=message)).json()
     expand = "singleValueExtendedProperties($filter=id eq 'String 0x37' or id eq 'Integer 0xE07')"
     shown = (await on_disk.http.get(f"/messages/{made['id']}", params={"$expand": expand})).json()
-    flags = {"id": "Integer 0x0E07", "value": "9"}
+    flags = {"id": "Integer 0xe07", "value": "9"}
     found = sorted(shown["singleValueExtendedProperties"], key=lambda one: str(one["id"]))
-    assert found == [flags, *own]
+    assert found == [flags, {"id": "String 0x37", "value": "another"}]

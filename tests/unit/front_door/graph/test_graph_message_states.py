@@ -12,7 +12,7 @@ MIME = (
     b"From: Bob <bob@a.test>\r\nTo: alice@example.test\r\nSubject: order\r\nX-Job: 7\r\n"
     b"Message-ID: <1@a.test>\r\nContent-Type: text/html\r\n\r\n<p>body</p>\r\n"
 )
-ID = "String {00020329-0000-0000-C000-000000000046} Name Job"
+ID = "String {00020329-0000-0000-c000-000000000046} Name Job"
 COLORS = f"$expand=singleValueExtendedProperties($filter=id eq '{ID}')"
 AT_8 = {"dateTime": "2026-12-01T08:00:00", "timeZone": "W. Europe Standard Time"}
 AT_9 = {"dateTime": "2026-12-01T09:00:00.0000000", "timeZone": "UTC"}
@@ -54,7 +54,7 @@ async def test_all_properties_that_any_message_may_change(on_disk: OnDisk, path:
 
 
 async def test_extended_properties_are_merged(on_disk: OnDisk, path: str) -> None:
-    many = "StringArray {00020329-0000-0000-C000-000000000046} Name Tags"
+    many = "StringArray {00020329-0000-0000-c000-000000000046} Name Tags"
     single = {"singleValueExtendedProperties": [{"id": ID, "value": "7"}]}
     await patched(on_disk, path, single)
     tags = {"multiValueExtendedProperties": [{"id": many, "value": ["x", "y"]}]}

@@ -68,9 +68,14 @@ async def test_extended_properties_of_folders(on_disk: OnDisk, reply: str) -> No
     one = await read(on_disk, f"/mailFolders/drafts?$select=sizeInBytes&{SIZE}")
     assert one["sizeInBytes"] > 0
     assert one["singleValueExtendedProperties"] == [
-        {"id": "Long 0x0E08", "value": str(one["sizeInBytes"])},
+        {"id": "Long 0xe08", "value": str(one["sizeInBytes"])},
         {"id": "String 0x3613", "value": "IPF.Note"},
     ]
+    wanted = "singleValueExtendedProperties/Any(ep: ep/id eq 'Integer {}' and cast(ep/value, Edm.Int32) lt 10)"
+    assert (
+        len((await read(on_disk, f"/mailFolders?$filter={wanted.format('0x3602')}"))["value"]) == 7
+    )
+    await read(on_disk, f"/mailFolders?$filter={wanted.format('0x3604')}", 400)
 
 
 async def test_the_unique_body_needs_select(on_disk: OnDisk, reply: str) -> None:

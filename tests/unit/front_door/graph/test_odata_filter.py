@@ -146,6 +146,9 @@ def api_error(text: str) -> ApiError:
     return caught.value
 
 
+OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
+
+
 @each_row("text, position, named", [
         ("", 0, "found the end, expected a property"),
         ("isRead eq", 9, "found the end"),
@@ -176,6 +179,8 @@ def api_error(text: str) -> ApiError:
         ("receivedDateTime ge 2026-02-20T00:00:00+15:00", 20, "a date and time that exist"),
         ("receivedDateTime ge 20261120", 20, "a time without quotes"),
         ("receivedDateTime ge 2026-11-2", 24, "found '-11'"),
+        ("cast(subject,Edm.String) eq 'x'", 0, "expected cast(ep/value,TYPE)"),
+        (OF_CLASS + "cast(ep/value, Edm.Int99) eq 1)", 81, "expected one of Edm.Int32, "),
         ("substringof('x',subject)", 0, "contains(property,'text')"),
         ("length(subject) gt 5", 0, "expected startswith, endswith, contains"),
         ("contains(subject)", 0, "contains(property,'text')"),
@@ -229,7 +234,7 @@ def test_a_property_that_cannot_be_filtered_by_is_named(text: str, hint: str) ->
 def test_every_property_and_collection_can_be_filtered_by() -> None:
     for named in Property:
         text = f"{named} ne null"
-        if named in (Property.MESSAGE_CLASS, Property.SIZE):
+        if named in (Property.MESSAGE_CLASS, Property.SIZE, Property.ARTICLE):
             text = OF_CLASS.replace("String 0x001A", named) + "ep/value ne null)"
         condition = message_condition(text)
         dated = Compare(named, GE, 0)  # only the flag's times can be missing
@@ -289,8 +294,6 @@ def test_eight_kilobytes_of_anything_take_no_time(piece: str) -> None:
 
 
 # -- a tree, written down and read again, is the same tree
-
-OF_CLASS = "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and "
 
 
 PIECES = st.sampled_from(

@@ -23,6 +23,15 @@ def categories_in(path: Path) -> dict[str, str]:
     return {message_id: (decode_state(value).categories or ("",))[0] for message_id, value in rows}
 
 
+def numbered(states: StateFile, message_id: str, stay: int = 0) -> int:
+    return states.number([("inbox", (message_id,), stay)])[0][0]
+
+
+def articles_in(path: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("SELECT message_id, number FROM article"))
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a close
 def test_what_was_answered_survives_failures_kills_and_losses_of_power(
@@ -33,6 +42,8 @@ def test_what_was_answered_survives_failures_kills_and_losses_of_power(
     home.mkdir()
     may_be: dict[str, set[str]] = {}  # the last answered value, and those tried since
     refused = 0
+    given: dict[str, int] = {}  # the last article numbers that were answered
+    order: list[int] = []  # all of them
     with FaultyDisk(rng=rng) as disk:
         for life in range(LIVES):
             states = StateFile(home)
@@ -48,14 +59,17 @@ def test_what_was_answered_survives_failures_kills_and_losses_of_power(
                 may_be.setdefault(name, {""}).add(value)
                 try:
                     states.write({name: MessageState(categories=(value,))})
+                    may_be[name] = {value}
+                    given.pop(name, 0)  # until the next one is answered
+                    given[name] = numbered(states, name, life * WRITES + number + 1)
+                    order.append(given[name])
                 except StoreUnavailableError:
                     refused += 1
-                else:
-                    may_be[name] = {value}
             left = tmp_path / f"left {life}"
             left.mkdir()
             disk.after_loss_of_power(left, rng)
             found = categories_in(left / FILE_NAME) if any(may_be.values()) else {}
+            assert given.items() <= (articles_in(left / FILE_NAME) if given else {}).items()
             assert [one for one in may_be if found.get(one, "") not in may_be[one]] == []
             for one in (states._reader, states._writer):  # killed: nothing is copied out of the log
                 if one._connection is not None:
@@ -64,6 +78,7 @@ def test_what_was_answered_survives_failures_kills_and_losses_of_power(
                 states.close()
             disk.is_well()
     assert refused > LIVES
+    assert order == sorted(set(order))
 
 
 def test_a_file_that_could_not_be_given_its_log_is_not_used(tmp_path: Path) -> None:
@@ -128,7 +143,11 @@ def test_states_of_vanished_messages_have_a_bound(tmp_path: Path) -> None:
     states.write({f"m{number:03}": large for number in range(300)})
     vanished = [one for one in states.ids() if one != "m000"]
     states.expire(vanished, now_us=1)
+    assert [numbered(states, one) for one in ("m000", "gone", "m000")] == [1, 2, 1]
+    states.expire({*vanished, "gone"}, now_us=1)
     left = states.ids()
     assert "m000" in left
+    assert "gone" not in left
+    assert [numbered(states, one) for one in ("gone", "m000")] == [3, 1]
     assert 250 < len(left) < 290
     states.close()
