@@ -31,7 +31,7 @@ from relay.store.spool.queue_commands import (
     QueueCommand,
 )
 from relay.store.spool.types import Selector
-from relay.transport.refusals.refusal import RecentRefusals
+from relay.transport.refusals.day_files import RefusalFiles
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.journeys import made_journey
 from tests.support.operator import all_to
@@ -180,7 +180,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         restored=SimpleNamespace(count=lambda: 0),
         submissions=None,
         events=None,
-        refusals=RecentRefusals(),
+        refusals=RefusalFiles(tmp_path / "refused"),
         impaired=lambda: "",
         pauses=Pauses(tmp_path / "paused.json", SystemClock()),
         webhooks=None,

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 from relay.base.accounts.account import Account, Expansion, Scope
@@ -36,7 +37,7 @@ from relay.transport.ingress.smtp_sessions import SmtpSessions
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.refusals.refusal import RecentRefusals, Refusal
+from relay.transport.refusals.refusal import Refusal
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.signing.keys import KeyRing
 from relay.transport.signing.signer import Signer
@@ -200,16 +201,11 @@ class Relay:
     metrics: Metrics = field(default_factory=Metrics)
     clock: ManualClock = field(default_factory=ManualClock)
     pressure: Pressure = field(default_factory=Pressure)
-    refusals: RecentRefusals = field(default_factory=RecentRefusals)
+    refused: list[Refusal] = field(default_factory=list)  # the oldest first
     keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
     is_null_mx: Callable[[str], Awaitable[bool]] | None = None
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
-
-    @property
-    def refused(self) -> list[Refusal]:
-        """What was refused, the oldest first."""
-        return list(self.refusals._kept)
 
     @property
     def router(self) -> RouteTable:
@@ -259,7 +255,7 @@ class Relay:
             check_token=TokenLogin(self.accounts, Path(), self.clock).check,
             quota=FakeQuota(),
             pressure=self.pressure,
-            refusals=self.refusals,
+            refusals=SimpleNamespace(record=self.refused.append),
             is_null_mx=self.is_null_mx,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))

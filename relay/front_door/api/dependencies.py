@@ -29,7 +29,7 @@ from relay.store.spool.queue_commands import RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.outbox.restored import RestoredSubmissions
-from relay.transport.refusals.refusal import RefusalStore
+from relay.transport.refusals.day_files import RefusalFiles
 
 
 class ClientSettings(Struct, frozen=True):
@@ -189,7 +189,7 @@ class ApiDependencies:
     restored: RestoredSubmissions  # the submissions that a restore holds
     submissions: ReadySubmissions  # sends and cancels scheduled ones
     events: EventStreams  # the streams of GET /events
-    refusals: RefusalStore  # of SMTP sessions
+    refusals: RefusalFiles  # of SMTP sessions
     impaired: Callable[[], str]  # what does not work although the relay is ready; "": nothing
     explain: Explain  # where mail for an address goes
     pauses: Pauses  # what an operator has stopped

@@ -61,7 +61,6 @@ from relay.transport.ingress.smtp_server import ListenerOptions
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.refusals.day_files import RefusalFiles
-from relay.transport.refusals.refusal import RecentRefusals, RefusalStore
 from relay.transport.routing.resolver import is_elsewhere
 from relay.transport.routing.route_table import Confinement, RouteTable
 from relay.transport.signing.keys import KeyRing
@@ -292,7 +291,7 @@ class Foundation:
     spool: SpoolEngine  # the queue, and steps 5 to 7
     journeys: Journeys  # all seven steps
     feed: EventFeed  # the events of all journeys
-    refusals: RefusalStore  # what SMTP sessions refused
+    refusals: RefusalFiles  # what SMTP sessions refused
     milters: MilterSet  # replaced by a reload
 
     @property
@@ -408,11 +407,9 @@ def open_foundation(
     undo.callback(engine.close)
     table.hold_of = engine.queue_admin.hold_rule
     table.is_of_other_store = engine.is_of_other_store
-    refusals = (
-        RefusalFiles(settings.refused_dir)
-        if sources.development is None
-        else RecentRefusals(changes.notify)
-    )
+    refusals = RefusalFiles(settings.refused_dir)
+    if sources.development is not None:
+        refusals.on_record = changes.notify
     metrics.reload_success_time.set(clock.time_us() / 1_000_000)
     active = sources.active
     if active is not None:

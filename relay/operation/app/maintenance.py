@@ -26,7 +26,7 @@ from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Claim, SpoolError
 from relay.submission.outbox.store import FileStore
-from relay.transport.refusals.refusal import RefusalStore
+from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.signing.keys import DAY_US, KeyRing
 
 _log = get_logger("app")
@@ -92,7 +92,7 @@ class PrunedHistory(Struct, frozen=True):
 
     spool: SpoolEngine
     log: SubmissionLog
-    refusals: RefusalStore
+    refusals: RefusalFiles
     dead_letters: Path  # a Maildir
 
 

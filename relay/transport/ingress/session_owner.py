@@ -61,7 +61,7 @@ from relay.transport.ingress.session_client import (
 )
 from relay.transport.ingress.session_refusals import ListenerRefusals
 from relay.transport.policy.rule_book import RuleBook, unavailable
-from relay.transport.refusals.refusal import RefusalStore
+from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.routing.route_table import (
     InvalidRecipient,
     LocalRecipient,
@@ -102,7 +102,7 @@ class IngressDependencies:
     quota: DeliveryStore  # whether a local mailbox has room
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
-    refusals: RefusalStore | None = None  # keeps what is refused; None: nothing does
+    refusals: RefusalFiles | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
     is_null_mx: IsNullMx | None = None  # None: no domain is asked
 

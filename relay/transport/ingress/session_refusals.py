@@ -23,7 +23,8 @@ from relay.base.observe.logs import get_logger
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
 from relay.transport.ingress.session_client import LOGIN_ENDED, RefusedCommand, SessionClaims
-from relay.transport.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason, RefusalStore
+from relay.transport.refusals.day_files import RefusalFiles
+from relay.transport.refusals.refusal import RECIPIENTS_MAX, Refusal, RefusalReason
 
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
     from relay.base.observe.metrics import Metrics
@@ -119,7 +120,7 @@ def handshake_fault(error: OSError) -> str:
 class ListenerRefusals(Struct, frozen=True):
     """Records what the sessions of a listener refuse."""
 
-    recorder: RefusalStore | None  # None: only the log has it
+    recorder: RefusalFiles | None  # None: only the log has it
     metrics: "Metrics"
     clock: Clock
     address: Callable[[], str] = lambda: ""  # of the listener, with its port

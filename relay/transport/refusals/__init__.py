@@ -3,9 +3,8 @@
 Ingress only records, the API and the pages read. A record has no content of a message but its
 Subject, and of a login only the user name. Recording never fails and never waits.
 
-- `refusal`: the record, its reasons, its line for people, the search; the store in memory for a
-  development relay (RecentRefusals)
-- `day_files`: the store of a service: JSON lines in STATE/refused, how many for a client and a day
+- `refusal`: the record, its reasons, its line for people, the search
+- `day_files`: the store: JSON lines in STATE/refused, how many for a client and a day
 
 Elsewhere: which reason a reply has, and which recipients are one record:
 `relay/transport/ingress/session_refusals.py`; when old records are removed:

@@ -1,4 +1,4 @@
-"""Refusals as JSON lines, one file per day (UTC) in STATE/refused, for a service.
+"""Refusals as JSON lines, one file per day (UTC) in STATE/refused.
 
 The event loop only appends to a bounded queue; a thread writes what has waited for a tenth of a
 second. A day has at most FILE_BYTES_MAX, and CLIENT_LINES_MAX lines of one client (of IPv6, one
@@ -11,7 +11,7 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,13 @@ _decoder = msgspec.json.Decoder(Refusal)
 
 
 class RefusalFiles:
-    """A RefusalStore in a directory that has no other writer. Belongs to the event loop."""
+    """Takes records from SMTP sessions into a directory that has no other writer, and keeps them
+    for those who read them. Belongs to the event loop.
+    """
 
     def __init__(self, directory: Path) -> None:
         """`directory` is created for the first record."""
+        self.on_record: Callable[[], None] = lambda: None  # called when a record can be read
         self._directory = directory
         self._waiting: list[Refusal] = []
         self._uncounted: Counter[RefusalReason] = Counter()  # did not fit into the queue
@@ -59,31 +62,36 @@ class RefusalFiles:
         self._fault = RepeatedError()
 
     def record(self, refusal: Refusal) -> None:
-        """See RefusalStore."""
+        """Keep a record, or count it. Does not wait, and raises nothing."""
         if len(self._waiting) >= WAITING_MAX:
             self._uncounted[refusal.reason] += 1
             return
         self._waiting.append(refusal)
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write_until_done())
+        self.on_record()
 
     async def page(self, wanted: RefusalSearch) -> RefusalPage:
-        """See RefusalStore."""
+        """Return the newest records that are wanted; with `after` the oldest ones behind it.
+
+        Raises OSError.
+        """
         await self._flush()
         return await asyncio.to_thread(self._page, wanted)
 
     async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """See RefusalStore."""
+        """Remove, or only count, the records from before that time. Raises OSError."""
         await self._flush()
         return await asyncio.to_thread(self._prune, rfc3339(max(0, before_us)), dry_run)
 
     async def clear(self) -> None:
-        """See RefusalStore."""
-        self._waiting, self._uncounted = [], Counter()
-        await asyncio.to_thread(self._clear)
+        """Remove all records. Raises OSError."""
+        async with self._turn:
+            self._waiting, self._uncounted = [], Counter()
+            await asyncio.to_thread(self._clear)
 
     async def close(self) -> None:
-        """See RefusalStore."""
+        """Keep what was recorded until now; nothing is recorded any more."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The record of a refusal, as a line for people too, the search for records, and what keeps them.
+"""The record of a refusal, as a line for people too, and the search for records.
 
 The fields of a record and their order are those of GET /relay/v1/refused (docs/names.md). The time
 of a record is its place: no two records of a store have the same, and the cursor of a page is one.
@@ -6,9 +6,8 @@ of a record is its place: no two records of a store have the same, and the curso
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +17,6 @@ from relay.base.message.address import own_mailbox
 
 RECIPIENTS_MAX = 10  # named in a record
 PAGE_MAX = 1000  # records
-KEPT_MAX = 1000  # records in memory
 _NAMED_MAX = 3  # recipients in a line
 _DAY_US = 86_400_000_000
 _is_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z").fullmatch
@@ -132,33 +130,6 @@ class RefusalPage(Struct, frozen=True):
     older: str | None = None
 
 
-class RefusalStore(Protocol):
-    """Takes records from SMTP sessions, and keeps them for those who read them."""
-
-    def record(self, refusal: Refusal) -> None:
-        """Keep a record, or count it. Does not wait, and raises nothing."""
-        ...
-
-    async def page(self, wanted: RefusalSearch) -> RefusalPage:
-        """Return the newest records that are wanted; with `after` the oldest ones behind it.
-
-        Raises OSError.
-        """
-        ...
-
-    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """Remove, or only count, the records from before that time. Raises OSError."""
-        ...
-
-    async def clear(self) -> None:
-        """Remove all records. Raises OSError."""
-        ...
-
-    async def close(self) -> None:
-        """Keep what was recorded until now; nothing is recorded any more."""
-        ...
-
-
 def is_cursor(text: str) -> bool:
     """Whether `text` has the form of a cursor."""
     return _is_time(text) is not None
@@ -191,42 +162,3 @@ def select(newest_first: Iterable[Refusal], wanted: RefusalSearch, *, last: str)
         found.append(one)
     cursor = found[0].at if found else max(wanted.after, last)
     return RefusalPage(list(found), cursor, older)
-
-
-class RecentRefusals:
-    """A RefusalStore in memory, for a development relay, which ends with its user's session.
-
-    It forgets the oldest record when there are more than KEPT_MAX.
-    """
-
-    def __init__(self, on_record: Callable[[], None] = lambda: None) -> None:
-        """`on_record` is called when a record can be read."""
-        self._kept: deque[Refusal] = deque(maxlen=KEPT_MAX)
-        self._last = ""
-        self._on_record = on_record
-
-    def record(self, refusal: Refusal) -> None:
-        """See RefusalStore."""
-        self._last = place_after(self._last, refusal.at)
-        self._kept.append(msgspec.structs.replace(refusal, at=self._last))
-        self._on_record()
-
-    async def page(self, wanted: RefusalSearch) -> RefusalPage:
-        """See RefusalStore."""
-        return select(reversed(self._kept), wanted, last=self._last)
-
-    async def prune(self, before_us: int, *, dry_run: bool = False) -> int:
-        """See RefusalStore."""
-        before = rfc3339(max(0, before_us))
-        old = sum(one.at < before for one in self._kept)
-        if old and not dry_run:
-            kept = [one for one in self._kept if one.at >= before]
-            self._kept = deque(kept, maxlen=KEPT_MAX)
-        return old
-
-    async def clear(self) -> None:
-        """See RefusalStore."""
-        self._kept.clear()
-
-    async def close(self) -> None:
-        """See RefusalStore."""

@@ -1,6 +1,7 @@
 """GET /relay/v1/refused: who sees which refusals, and what a bad request gets."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ import pytest
 
 from relay.base.clock import rfc3339
 from relay.front_door.api import create_app, create_control_app
-from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason
+from relay.transport.refusals.refusal import Refusal, RefusalReason
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.api_clients import ACCOUNTS, ApiClients
 from tests.support.tables import each_row
@@ -21,7 +22,7 @@ PATH = "/relay/v1/refused"
 
 
 @pytest.fixture
-def refusing(api: ApiClients) -> ApiClients:
+async def refusing(api: ApiClients) -> ApiClients:
     """250 refusals, each fiftieth of alice's login."""
     for number in range(250):
         account = "alice@example.test" if number % 50 == 0 else ""
@@ -106,10 +107,10 @@ async def test_without_a_token_there_is_nothing(refusing: ApiClients) -> None:
 
 
 async def test_files_that_cannot_be_read_are_a_503(api: ApiClients) -> None:
-    class Broken(RecentRefusals):
-        async def page(self, wanted):
-            raise OSError(5, "Input/output error")
+    async def page(_wanted):
+        raise OSError(5, "Input/output error")
 
-    answer = await asked(create_control_app(replace(api.dependencies, refusals=Broken())))
+    broken = SimpleNamespace(page=page)
+    answer = await asked(create_control_app(replace(api.dependencies, refusals=broken)))
     assert answer.status_code == 503
     assert "Input/output error" in answer.json()["error"]["message"]

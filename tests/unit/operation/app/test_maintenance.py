@@ -11,7 +11,8 @@ from relay.base.observe.metrics import Metrics
 from relay.operation.app import maintenance
 from relay.store.mailbox.types import StoreUnavailableError
 from relay.store.spool.types import QueueCounts, SpoolError
-from relay.transport.refusals.refusal import RecentRefusals, Refusal, RefusalReason, RefusalSearch
+from relay.transport.refusals.day_files import RefusalFiles
+from relay.transport.refusals.refusal import Refusal, RefusalReason, RefusalSearch
 from relay.transport.signing.keys import KeyRing, SigningKey
 from relay.transport.signing.private_keys import new_key
 from tests.support.logs import capture_logs
@@ -74,7 +75,7 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
     spool, log = Spool([200, 3, 0, SpoolError("busy"), ZeroDivisionError()]), Log()
     keep = 86400 * 1.5
     clock = ManualClock()
-    refusals = RecentRefusals()
+    refusals = RefusalFiles(tmp_path / "refused")
     for days in (3, 0):
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))

@@ -1,4 +1,4 @@
-"""Both stores of refusals: pages, cursors, retention; and the limits of the files."""
+"""The records of refusals: pages, cursors, retention; and the limits of the files."""
 
 import asyncio
 import json
@@ -11,15 +11,7 @@ import pytest
 from relay.base.clock import rfc3339, time_us_of
 from relay.transport.refusals import day_files
 from relay.transport.refusals.day_files import CLIENT_LINES_MAX, WAITING_MAX, RefusalFiles
-from relay.transport.refusals.refusal import (
-    KEPT_MAX,
-    RecentRefusals,
-    Refusal,
-    RefusalReason,
-    RefusalSearch,
-    RefusalStore,
-    is_cursor,
-)
+from relay.transport.refusals.refusal import Refusal, RefusalReason, RefusalSearch, is_cursor
 
 START_US = time_us_of("2026-11-22T10:00:00.000000Z")
 HOUR_US = 3_600_000_000
@@ -34,15 +26,6 @@ def refusal(number: int = 0, **changes) -> Refusal:
     return Refusal(**(facts | changes))
 
 
-@pytest.fixture(params=["memory", "files"])
-async def store(request, tmp_path):
-    made: RefusalStore = (
-        RecentRefusals() if request.param == "memory" else RefusalFiles(tmp_path / "refused")
-    )
-    yield made
-    await made.close()
-
-
 @pytest.fixture
 async def files(tmp_path):
     made = RefusalFiles(tmp_path / "refused")
@@ -50,56 +33,56 @@ async def files(tmp_path):
     await made.close()
 
 
-async def names(store: RefusalStore, **wanted) -> list[str]:
-    return [one.recipients[0][:-17] for one in (await store.page(RefusalSearch(**wanted))).refused]
+async def names(files: RefusalFiles, **wanted) -> list[str]:
+    return [one.recipients[0][:-17] for one in (await files.page(RefusalSearch(**wanted))).refused]
 
 
-async def everything(store: RefusalStore) -> list[Refusal]:
-    page = await store.page(RefusalSearch(limit=1000))
+async def everything(files: RefusalFiles) -> list[Refusal]:
+    page = await files.page(RefusalSearch(limit=1000))
     found = page.refused
     while page.older:
-        page = await store.page(RefusalSearch(limit=1000, before=page.older))
+        page = await files.page(RefusalSearch(limit=1000, before=page.older))
         found += page.refused
     return found
 
 
-async def test_the_newest_record_is_first_and_pages_go_back(store):
+async def test_the_newest_record_is_first_and_pages_go_back(files):
     for number in range(7):
-        store.record(refusal(number))
-    page = await store.page(RefusalSearch(limit=3))
+        files.record(refusal(number))
+    page = await files.page(RefusalSearch(limit=3))
     assert [one.recipients[0][:2] for one in page.refused] == ["r6", "r5", "r4"]
-    assert await names(store, limit=3, before=page.older) == ["r3", "r2", "r1"]
-    last = await store.page(RefusalSearch(limit=3, before=rfc3339(START_US + 1)))
+    assert await names(files, limit=3, before=page.older) == ["r3", "r2", "r1"]
+    last = await files.page(RefusalSearch(limit=3, before=rfc3339(START_US + 1)))
     assert ([one.at for one in last.refused], last.older) == ([rfc3339(START_US)], None)
 
 
-async def test_behind_a_cursor_are_later_records_and_none_is_left_out(store):
-    store.record(refusal(0))
-    cursor = (await store.page(RefusalSearch())).cursor
+async def test_behind_a_cursor_are_later_records_and_none_is_left_out(files):
+    files.record(refusal(0))
+    cursor = (await files.page(RefusalSearch())).cursor
     assert is_cursor(cursor)
-    assert await names(store, after=cursor) == []
+    assert await names(files, after=cursor) == []
     for number in range(1, 6):
-        store.record(refusal(number))
+        files.record(refusal(number))
     seen = []
-    while (page := await store.page(RefusalSearch(after=cursor, limit=2))).refused:
+    while (page := await files.page(RefusalSearch(after=cursor, limit=2))).refused:
         seen += [one.recipients[0][:2] for one in reversed(page.refused)]
         cursor = page.cursor
     assert seen == ["r1", "r2", "r3", "r4", "r5"]
     assert page.cursor == cursor
 
 
-async def test_records_of_one_moment_have_different_times(store):
+async def test_records_of_one_moment_have_different_times(files):
     for _ in range(3):
-        store.record(refusal(0))
-    store.record(refusal(-5))  # the clock was set back
-    found = [one.at for one in await everything(store)]
+        files.record(refusal(0))
+    files.record(refusal(-5))  # the clock was set back
+    found = [one.at for one in await everything(files)]
     assert found == [rfc3339(START_US + number) for number in (3, 2, 1, 0)]
 
 
-async def test_a_time_far_in_the_future_does_not_stay(store):
-    store.record(refusal(400 * 24 * HOUR_US))
-    store.record(refusal(0))
-    assert {one.at for one in await everything(store)} >= {rfc3339(START_US)}
+async def test_a_time_far_in_the_future_does_not_stay(files):
+    files.record(refusal(400 * 24 * HOUR_US))
+    files.record(refusal(0))
+    assert {one.at for one in await everything(files)} >= {rfc3339(START_US)}
 
 
 @pytest.mark.parametrize(
@@ -109,50 +92,41 @@ async def test_a_time_far_in_the_future_does_not_stay(store):
         ("shop", 1), ("example.test", 0), ("j\u00f6rg@example.test", 1), ("192.0.2", 0)
     ]
 )  # fmt: skip
-async def test_an_address_is_that_of_client_login_sender_or_recipient(store, address, found):
+async def test_an_address_is_that_of_client_login_sender_or_recipient(files, address, found):
     for number in range(3):
-        store.record(refusal(number))
+        files.record(refusal(number))
     other = {"client": "192.0.2.9", "account": "Shop", "recipients": ("J\u00d6RG@example.test",)}
-    store.record(refusal(3, **other))
-    assert len(await names(store, address=address)) == found
+    files.record(refusal(3, **other))
+    assert len(await names(files, address=address)) == found
 
 
-async def test_an_account_sees_only_its_own_login(store):
+async def test_an_account_sees_only_its_own_login(files):
     for number, account in enumerate(("alice@example.test", "", "bob@example.test")):
-        store.record(refusal(number, account=account))
-    assert await names(store, account="Alice@example.test") == ["r0"]
-    assert await names(store, account="") == ["r1"]
+        files.record(refusal(number, account=account))
+    assert await names(files, account="Alice@example.test") == ["r0"]
+    assert await names(files, account="") == ["r1"]
 
 
-async def test_old_records_are_removed(store):
+async def test_old_records_are_removed(files):
     for number in range(4):
-        store.record(refusal(number * HOUR_US))
+        files.record(refusal(number * HOUR_US))
     before_us = START_US + 2 * HOUR_US
-    assert await store.prune(before_us, dry_run=True) == 2
-    assert len(await everything(store)) == 4
-    assert await store.prune(before_us) == 2
-    assert await store.prune(before_us) == 0
-    store.record(refusal(5 * HOUR_US))
-    assert [time_us_of(one.at) - START_US for one in await everything(store)] == [
+    assert await files.prune(before_us, dry_run=True) == 2
+    assert len(await everything(files)) == 4
+    assert await files.prune(before_us) == 2
+    assert await files.prune(before_us) == 0
+    files.record(refusal(5 * HOUR_US))
+    assert [time_us_of(one.at) - START_US for one in await everything(files)] == [
         hours * HOUR_US for hours in (5, 3, 2)
     ]
 
 
-async def test_all_records_can_be_removed(store):
-    store.record(refusal(0))
-    assert len(await everything(store)) == 1
-    await store.clear()
-    store.record(refusal(1))
-    assert len(await everything(store)) == 1
-
-
-async def test_memory_keeps_the_newest_thousand():
-    store = RecentRefusals()
-    for number in range(10_000):
-        store.record(refusal(number))
-    found = await everything(store)
-    assert len(found) == KEPT_MAX == 1000
-    assert found[0].recipients == ("r9999@customer.example",)
+async def test_all_records_can_be_removed(files):
+    files.record(refusal(0))
+    assert len(await everything(files)) == 1
+    await files.clear()
+    files.record(refusal(1))
+    assert len(await everything(files)) == 1
 
 
 def day(tmp_path: Path) -> Path:
