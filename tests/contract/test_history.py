@@ -50,7 +50,7 @@ async def messages(spool, add):
 
 
 async def search(spool, wanted: MessageSearch, account: str | None, limit: int):
-    return await spool.search(wanted, account=account, since_us=None, limit=limit)
+    return await spool.search(wanted, account=account, since_us=10**12, limit=limit)
 
 
 async def find_page(spool, wanted: MessageSearch, account: str | None, limit: int):

@@ -84,7 +84,7 @@ class RemoteMx:
     DROP closes the connection, STALL is silence. With `lmtp` it speaks LMTP (LHLO instead of EHLO and HELO), and each
     recipient has an envelope and a reply of its own. `gates` holds a stage's reply back until the event is set, "DOT a@b" that to one
     recipient by LMTP; `reached(stage)` waits for a stage.
-    `greylist` refuses each pair of sender and recipient once. `fragment` writes replies that many octets at a time.
+    `greylist` refuses each pair of sender and recipient once.
     """
 
     host: str = "127.0.0.1"
@@ -100,7 +100,6 @@ class RemoteMx:
     implicit_tls: bool = False
     users: Mapping[str, str] = field(default_factory=dict)
     greylist: bool = False
-    fragment: int = 0
     name: str = "mx.remote.test"
 
     def __post_init__(self) -> None:
@@ -120,7 +119,6 @@ class RemoteMx:
             users=self.users,
             size_bytes_max=_ANYTHING,
             sessions_max=500,
-            fragment_bytes=self.fragment,
         )
         self._host = _GatedHost(self, options)
 

@@ -35,7 +35,6 @@ EXTENSIONS = (
 _LINE_BYTES_MAX = 16_384  # AUTH has the longest lines (RFC 4954 4)
 _READ_BYTES = 65_536
 _CLOSE_S = 1.0
-_FRAGMENT_S = 0.001
 GIVEN_MAX = 20  # replies of a host that are remembered
 _GIVEN_CHARACTERS_MAX = 500
 _NOTABLE_S = 1.0  # a shorter delay alone, such as a latency, is not remembered
@@ -58,7 +57,6 @@ class HostOptions:
     recipients_max: int = 1000  # of a message; then 452
     sessions_max: int = 100  # at once; then 421
     idle_s: float | None = 300.0  # how long a client may be silent; None: for ever
-    fragment_bytes: int = 0  # how many octets of a reply are written at a time; 0: all at once
     memory: MemoryBudget | None = None  # for messages that all hosts receive
 
 
@@ -394,12 +392,8 @@ class _Session:
     async def _write(self, reply: str) -> int:
         lines = reply.replace("\r\n", "\n").replace("\n", "\r\n")
         data = f"{lines}\r\n".encode("utf-8", "replace") if reply else b""
-        step = self._options.fragment_bytes or len(data) or 1
-        for start in range(0, len(data), step):
-            self._writer.write(data[start : start + step])
-            await self._writer.drain()
-            if step < len(data):
-                await self._input.pause(_FRAGMENT_S)  # so that it leaves in a segment of its own
+        self._writer.write(data)
+        await self._writer.drain()
         code = int(reply[:3]) if reply[:3].isdecimal() else 0
         if code == 421:
             raise EOFError

@@ -75,11 +75,10 @@ class SpoolHistory(Protocol):
         ...
 
     async def search(
-        self, wanted: MessageSearch, *, account: str | None, since_us: int | None, limit: int
+        self, wanted: MessageSearch, *, account: str | None, since_us: int, limit: int
     ) -> Sequence[FoundMessage]:
-        """Return messages that match, apart from `after`, newest first.
-
-        With `since_us` those that were accepted later, with their times. The scan is bounded: older
+        """Return messages that match, apart from `after`, newest first: those that were accepted
+        after `since_us`, with their times. The scan is bounded: older
         messages may be missed.
         """
         ...

@@ -290,13 +290,13 @@ def search(
     wanted: MessageSearch,
     *,
     account: str | None,
-    since_us: int | None,
+    since_us: int,
     limit: int,
 ) -> Sequence[FoundMessage]:
     """SpoolHistory.search."""
     found: list[FoundMessage] = []
     matching = _Matching(tables, wanted, account)
-    earliest = "" if since_us is None else first_id_after(since_us - CLOCK_MARGIN_US)
+    earliest = first_id_after(since_us - CLOCK_MARGIN_US)
     rows = tables.each(
         f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[wanted.kind]}id > ?"
         " ORDER BY id DESC LIMIT ?",
@@ -304,10 +304,9 @@ def search(
     )
     for some in in_chunks(rows, _SEARCHED_AT_ONCE):
         chunk = matching.among(some)
-        if since_us is not None:
-            times = _accepted_us(tables, [one.queue_id for one in chunk])
-            chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
-        found += [one for one in chunk if since_us is None or one.at_us > since_us]
+        times = _accepted_us(tables, [one.queue_id for one in chunk])
+        chunk = [replace(one, at_us=times[one.queue_id]) for one in chunk]
+        found += [one for one in chunk if one.at_us > since_us]
         if len(found) >= limit or matching.recipients_left <= 0:
             break
     return found[:limit]
