@@ -1,5 +1,5 @@
 #!/bin/sh
-# Relay and Postfix side by side in one run, sendMail, and whether a sync precedes each 250.
+# Relay and Postfix side by side in one run, and sendMail.
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
 #   OLD=commit tests/bench/run.sh                 make bench-versions: this tree and a commit

@@ -17,9 +17,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,30 +31,8 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support.process_tree import tree_cpu_s
+from tests.support.relay_process import RelayProcess
 
-CONFIGURATION = """\
-hostname = "relay.example.test"
-state_dir = "state"
-[http]
-listen = ["unix:http.sock"]
-[[smtp]]
-listen = "127.0.0.1:0"
-[mailboxes]
-domains = ["example.test"]
-root = "mail"
-accounts = "accounts.toml"
-[[route]]
-domain = "elsewhere.test"
-next_hop = "capture"
-[observe]
-log = "json"
-"""
-ACCOUNTS = """\
-[[account]]
-address = "{name}@example.test"
-password = "plain:{name}"
-token = "plain:{name}"
-"""
 RECIPIENTS = {"local": "bob@example.test", "capture": "carol@elsewhere.test"}
 DRAIN_S = 120
 _ANY_KEY = b"0123456789abcdef"
@@ -80,29 +56,23 @@ class Round:
 
 def main() -> int:
     given = arguments()
-    show(measured(given), as_json=given.json)
+    tempfile.tempdir = given.directory
+    show(measured(given))
     return 0
 
 
 def measured(given: argparse.Namespace) -> dict[int, list[Round]]:
     """Start a relay, and measure some rounds for each number of clients."""
-    with tempfile.TemporaryDirectory(dir=given.directory, prefix="sendmail-") as name:
-        folder = Path(name)
-        relay = Relay(folder, given.relay)
-        try:
-            relay.start()
-            to = RECIPIENTS[given.to]
-            request = request_bytes(given.kind, to, given.size, is_keyed=given.keyed)
-            rounds(given.clients[0], relay, request, given, count=min(given.messages, 200))  # warm
-            return {
-                clients: [
-                    rounds(clients, relay, request, given, count=given.messages)
-                    for _ in range(given.rounds)
-                ]
-                for clients in given.clients
-            }
-        finally:
-            relay.stop()
+    with Relay(given.relay) as relay:
+        request = request_bytes(RECIPIENTS[given.to], given.size, is_keyed=given.keyed)
+        rounds(given.clients[0], relay, request, given, count=min(given.messages, 200))  # warm
+        return {
+            clients: [
+                rounds(clients, relay, request, given, count=given.messages)
+                for _ in range(given.rounds)
+            ]
+            for clients in given.clients
+        }
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -115,67 +85,48 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--messages", type=int, default=2000, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=4096, help="octets of the body")
-    parser.add_argument("--kind", choices=("json", "mime"), default="json")
     parser.add_argument("--to", choices=sorted(RECIPIENTS), default="capture")
     parser.add_argument("--directory", default=None, help="on the disk to measure")
     parser.add_argument("--keyed", action="store_true", help="each with an Idempotency-Key")
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args(words)
 
 
-class Relay:
-    """One `relay serve` in a folder, its HTTP on a Unix socket."""
+class Relay(RelayProcess):
+    """A relay of any version, its HTTP on a Unix socket; on the disk of `tempfile.tempdir`."""
 
-    def __init__(self, folder: Path, command: str) -> None:
-        self.folder = folder
-        self.socket = str(folder / "http.sock")
+    def __init__(self, program: str) -> None:
+        routes = [{"domain": "elsewhere.test", "next_hop": "capture"}]
+        super().__init__(config={"http": {"listen": ["unix:http.sock"]}, "route": routes})
         self.accepted = 0
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
+        self._program = program
 
-    def start(self) -> None:
-        (self.folder / "relay.toml").write_text(CONFIGURATION)
-        (self.folder / "policies").mkdir()
-        accounts = self.folder / "accounts.toml"
-        accounts.touch(0o600)
-        accounts.write_text("".join(ACCOUNTS.format(name=name) for name in ("alice", "bob")))
-        ready = self.folder / "ready"
-        command = [self._command, "serve", "--config", str(self.folder / "relay.toml")]
-        with (self.folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, "--ready-file", str(ready)], stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + 20
-        while not ready.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                sys.exit((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
+    def command(self, *words: str) -> list[str]:
+        return [self._program, *super().command(*words)[3:]]
 
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(30)
+    def close(self) -> None:
+        """End it, and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder)
 
     def cpu_s(self) -> float:
         """Return the processor time until now, with that of the processes that it started."""
-        assert self._process is not None
-        return tree_cpu_s(self._process.pid)
+        assert self.process is not None
+        return tree_cpu_s(self.process.pid)
 
-    def send(self, request: bytes, clients: int, count: int) -> tuple[float, list[float]]:
+    def load(self, request: bytes, clients: int, count: int) -> tuple[float, list[float]]:
         """Send in another process; return how long it took, and each one's latency."""
+        socket = str(self.folder / "http.sock")
         with multiprocessing.get_context("spawn").Pool(1) as other:
-            took_s, latencies_s = other.apply(send_all, (self.socket, request, clients, count))
+            took_s, latencies_s = other.apply(send_all, (socket, request, clients, count))
         self.accepted += count
         return took_s, latencies_s
 
     def wait_until_sent(self) -> None:
         """Every message that was accepted must come to Sent Items."""
-        mailbox = self.folder / "mail" / "example.test" / "alice"
-        ready = self.folder / "mail" / ".submissions" / "ready"
         deadline = time.monotonic() + DRAIN_S
-        while any(ready.iterdir()) and time.monotonic() < deadline:
+        while self.pending_submissions() and time.monotonic() < deadline:
             time.sleep(0.02)
-        folders = (mailbox / one / "cur" for one in (".Sent", ".Drafts"))
+        folders = (self.home("alice") / one / "cur" for one in (".Sent", ".Drafts"))
         sent, left = (sum(1 for _ in folder.iterdir()) for folder in folders)
         if sent != self.accepted or left:
             sys.exit(f"{self.accepted} accepted, {sent} in Sent Items, {left} in Drafts")
@@ -188,7 +139,7 @@ def rounds(
     files = files_per_second(relay.folder, clients, given.size, count=count, directories=False)
     both = files_per_second(relay.folder, clients, given.size, count=count, directories=True)
     before_s = relay.cpu_s()
-    took_s, latencies_s = relay.send(request, clients, count)
+    took_s, latencies_s = relay.load(request, clients, count)
     began_s = time.perf_counter()
     relay.wait_until_sent()
     drained_s = time.perf_counter() - began_s
@@ -237,23 +188,17 @@ def files_per_second(
     return count / took_s
 
 
-def request_bytes(kind: str, recipient: str, size: int, *, is_keyed: bool = False) -> bytes:
+def request_bytes(recipient: str, size: int = 4096, *, is_keyed: bool = False) -> bytes:
     text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
-    if kind == "json":
-        message = {
-            "subject": "A measured message",
-            "body": {"contentType": "text", "content": text},
-            "toRecipients": [{"emailAddress": {"address": recipient, "name": "Somebody"}}],
-        }
-        body, content_type = json.dumps({"message": message}).encode(), "application/json"
-    else:
-        import base64
-
-        mime = f"From: alice@example.test\r\nTo: {recipient}\r\nSubject: measured\r\n\r\n{text}\r\n"
-        body, content_type = base64.b64encode(mime.encode()), "text/plain"
+    message = {
+        "subject": "A measured message",
+        "body": {"contentType": "text", "content": text},
+        "toRecipients": [{"emailAddress": {"address": recipient, "name": "Somebody"}}],
+    }
+    body = json.dumps({"message": message}).encode()
     head = (
         "POST /v1.0/me/sendMail HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\n"
-        f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     )
     key = b"Idempotency-Key: %b\r\n" % _ANY_KEY if is_keyed else b""
     return head.encode() + key + b"\r\n" + body
@@ -286,11 +231,8 @@ async def _send_all(
     return time.perf_counter() - began_s, latencies_s
 
 
-def show(found: dict[int, list[Round]], *, as_json: bool) -> None:
+def show(found: dict[int, list[Round]]) -> None:
     """Print the medians, and the lowest and highest of what is to be compared."""
-    if as_json:
-        print(json.dumps({n: [vars(one) for one in some] for n, some in found.items()}))
-        return
     print(
         "| clients | synced files/s | with directory | accepted/s | of files | p50 | p99"
         " | through/s | CPU |"

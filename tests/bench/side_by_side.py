@@ -5,12 +5,12 @@
 
 The parts are the benchmark kit's workloads, in which both systems are warmed up and then loaded in turn
 (A B, B A, ...); `latency`, an open loop with half of the rate that the slower system reaches in `small`,
-where a latency begins at the time at which its message is due; `sendmail`, Relay alone; and `syncs`,
-whether a sync precedes each 250. A ratio is Relay / Postfix of two neighbouring rounds.
+where a latency begins at the time at which its message is due; and `sendmail`, Relay alone. A ratio
+is Relay / Postfix of two neighbouring rounds.
 
 Exit codes: 0; 1 if a workload takes more processor time for each message, as a ratio, than BOUNDS
-allows, if a recipient gets a message twice, or if a sync is missing; 64 for wrong arguments; 69 if
-something could not be measured.
+allows, or if a recipient gets a message twice; 64 for wrong arguments; 69 if something could not be
+measured.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.bench import sendmail, sync_check
+from tests.bench import sendmail
 
 TOP = Path(__file__).resolve().parents[2]
 BOUNDS = {"small": 0.52, "fresh": 0.73, "large": 0.62, "fanout": 0.55, "burst": 0.58}
-PARTS = (*BOUNDS, "latency", "sendmail", "syncs")
+PARTS = (*BOUNDS, "latency", "sendmail")
 FIGURES = ("accept_per_s", "through_per_s", "cpu_ms_per_msg", "pss_mb")
 WARM_SHARE = 0.1
 ROUND_S = 300.0
@@ -58,23 +58,22 @@ def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped on the way out
     try:
-        found, faults = measured(given)
+        found = measured(given)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         print(f"bench: not measured: {error}", file=sys.stderr)
         return os.EX_UNAVAILABLE
     print("\n".join(["", *lines(found)]), flush=True)
     if given.keep:
         given.keep.write_text(json.dumps(found, indent=1) + "\n")
-    faults += over_bounds(found)
+    faults = list(over_bounds(found))
     for fault in faults:
         print(f"bench: {fault}", file=sys.stderr)
     return int(bool(faults))
 
 
-def measured(given: Namespace) -> tuple[Found, list[str]]:
-    """Return the figures of all parts that are wanted, and what was wrong."""
+def measured(given: Namespace) -> Found:
+    """Return the figures of all parts that are wanted."""
     found: Found = {"machine": machine(given)}
-    faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         template = write_template(Path(folder))
         systems = {"postfix": ("postfix", None)} if given.peer == "postfix" else {}
@@ -88,9 +87,7 @@ def measured(given: Namespace) -> tuple[Found, list[str]]:
             found["latency"] = latency(systems, given, rate=half_rate(found["small"]))
         if "sendmail" in given.only:
             found["sendmail"] = sendmail_rates(given)
-        if "syncs" in given.only and sync_check.main(given.relay, str(template)) == 1:
-            faults.append("a 250 without a sync before it")
-    return found, faults
+    return found
 
 
 def arguments() -> Namespace:
@@ -264,7 +261,7 @@ def sendmail_rates(given: Namespace) -> Found:
     words += ["--rounds", str(min(given.rounds, 3))]
     words += ["--messages", str(max(20, int(2000 * given.scale)))]
     found = sendmail.measured(sendmail.arguments(words))
-    sendmail.show(found, as_json=False)
+    sendmail.show(found)
     return {
         str(clients): {
             figure: spread(vars(one)[figure] for one in some) for figure in vars(some[0])

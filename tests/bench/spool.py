@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,6 @@ IN_FLIGHT = 40
 MESSAGES, MESSAGES_MIN = 8000, 1000  # of a round
 ROUNDS = 5
 QUEUED = 1_000_000
-ABSENT = 100_000  # entries of a store that no node holds
 CLAIMS = 200
 CLAIMED = 20  # entries at once
 IDLE_S, SETTLE_S = 60.0, 10.0
@@ -69,21 +67,6 @@ INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due
 INSERT INTO recipient SELECT 'q' || lpad(n::text, 9, '0'), 1, 1, 'x@a.test', '', '', 'deferred', '4.0.0',
     '', '', '' FROM generate_series(1, {0}) n;
 INSERT INTO counter VALUES (0, 0, 'accepted', {0});
-"""
-# Local mail of a store whose mail root no node holds, due before all else.
-FILL_ABSENT = """
-INSERT INTO mail_root (store, id) VALUES ('absent', 'an id');
-INSERT INTO message SELECT 'l' || lpad(n::text, 9, '0'), 'a@bench.test', 'smtp', 1, 0, 1::bigint << 60,
-    100, '', '', '', '', 0, 0, '', '', '', '' FROM generate_series(1, {0}) n;
-INSERT INTO content SELECT 'l' || lpad(n::text, 9, '0'), 0, 5, 'A: b\n', NULL, '', 0, 0
-    FROM generate_series(1, {0}) n;
-INSERT INTO entry (message_id, number, next_hop, content_id, state, claimed, due_us, retry_us, attempts,
-    epoch, sender, store)
-    SELECT 'l' || lpad(n::text, 9, '0'), 1, 'local', 0, 'queued', 0, {1} - n, {1} - n, 0, 1, n % 1000,
-        (SELECT number FROM mail_root WHERE store = 'absent') FROM generate_series(1, {0}) n;
-INSERT INTO recipient SELECT 'l' || lpad(n::text, 9, '0'), 1, 1, 'x@bench.test', '', '', 'queued', '', '',
-    '', '' FROM generate_series(1, {0}) n;
-INSERT INTO counter VALUES (0, 1, 'accepted', {0});
 """
 
 
@@ -189,10 +172,8 @@ class Bench:
         self.server = server
         self.folder = folder
 
-    def filled(self, number: int, *, absent: int = 0) -> str:
-        """Return a new database in which so many entries are due, and `absent` ones of a store that
-        no node holds.
-        """
+    def filled(self, number: int) -> str:
+        """Return a new database in which so many entries are due."""
         url = self.server.create()
 
         async def make() -> None:
@@ -201,8 +182,6 @@ class Bench:
             connection = await connect(parse_postgres_url(url), purpose="bench")
             try:
                 await connection.execute(FILL.format(number, 10**15))
-                if absent:
-                    await connection.execute(FILL_ABSENT.format(absent, 10**15))
                 await connection.execute("VACUUM ANALYZE")
             finally:
                 await connection.close()
@@ -236,21 +215,9 @@ async def cpu(bench: Bench) -> list[Figure]:
 
 
 async def claims(bench: Bench) -> list[Figure]:
-    """A claim in a long queue, beside one in a short queue."""
+    """A claim in a long queue, in turn with one where 1,000 entries wait."""
     number = int(QUEUED * bench.scale)
     url = await asyncio.to_thread(bench.filled, number)
-    return await claims_beside_few(bench, url, f"{number:,} entries / 1,000")
-
-
-async def absent_store(bench: Bench) -> list[Figure]:
-    """A claim beside mail of a store that no node holds, and the same without that mail."""
-    number = int(ABSENT * bench.scale)
-    url = await asyncio.to_thread(partial(bench.filled, 1000, absent=number))
-    return await claims_beside_few(bench, url, f"{number:,} of an absent store / none")
-
-
-async def claims_beside_few(bench: Bench, url: str, what: str) -> list[Figure]:
-    """Claim in a database, in turn with one in which 1,000 entries wait."""
     few_url = await asyncio.to_thread(bench.filled, 1000)
     taken: dict[str, list[float]] = {"few": [], "many": []}
     empty = 0
@@ -266,7 +233,7 @@ async def claims_beside_few(bench: Bench, url: str, what: str) -> list[Figure]:
     lengths = f"{statistics.median(taken['many']) / CLAIMED * 1e6:.0f} us an entry"
     return [
         Figure(
-            f"CPU of a claim, {what}",
+            f"CPU of a claim, {number:,} entries / 1,000",
             statistics.median(taken["many"]) / statistics.median(taken["few"]), "", most=2.0,
             note=lengths,
         ),
@@ -367,10 +334,7 @@ def whole_relays(bench: Bench) -> list[Figure]:
     ]
 
 
-PARTS = {
-    "cpu": cpu, "claims": claims, "absent": absent_store, "nodes": nodes, "idle": idle,
-    "relay": relay,
-}  # fmt: skip
+PARTS = {"cpu": cpu, "claims": claims, "nodes": nodes, "idle": idle, "relay": relay}
 
 
 def main() -> int:

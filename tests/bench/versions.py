@@ -115,8 +115,7 @@ def main() -> int:
             found = []
             for workload in given.workloads:
                 if workload in GRAPH_WORKLOADS:
-                    is_keyed = workload == "keyed"
-                    running = partial(sendmail_relay, folder=folder, is_keyed=is_keyed)
+                    running = partial(sendmail_relay, is_keyed=workload == "keyed")
                 else:
                     running = partial(smtp_relay, compare=kit(given), workload=workload)
                 measured = pairs(workload, running, (old, new), given=given)
@@ -285,16 +284,14 @@ def smtp_relay(version: Version, *, compare: ModuleType, workload: str) -> Itera
 
 
 @contextmanager
-def sendmail_relay(version: Version, *, folder: Path, is_keyed: bool) -> Iterator[Send]:
+def sendmail_relay(version: Version, *, is_keyed: bool) -> Iterator[Send]:
     """Run a relay that gets Graph's sendMail; the recipient is captured."""
-    to = sendmail.RECIPIENTS["capture"]
-    request = sendmail.request_bytes("json", to, 4096, is_keyed=is_keyed)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="sendmail-") as name:
-        relay = sendmail.Relay(Path(name), str(version.command))
+    request = sendmail.request_bytes(sendmail.RECIPIENTS["capture"], is_keyed=is_keyed)
+    with sendmail.Relay(str(version.command)) as relay:
 
         def send(count: int) -> float:
             before_s = relay.cpu_s()
-            relay.send(request, SENDMAIL.clients, count)
+            relay.load(request, SENDMAIL.clients, count)
             relay.wait_until_sent()
             now_s = 0.0
             while (used_s := relay.cpu_s()) - now_s > REST_CPU_S:
@@ -302,11 +299,7 @@ def sendmail_relay(version: Version, *, folder: Path, is_keyed: bool) -> Iterato
                 time.sleep(REST_S)
             return used_s - before_s
 
-        try:
-            relay.start()
-            yield send
-        finally:
-            relay.stop()
+        yield send
 
 
 if __name__ == "__main__":

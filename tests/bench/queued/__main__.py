@@ -4,7 +4,7 @@
     SMALL=1 python -m tests.bench.queued            a twentieth of it
 
 Every figure is a ratio, a growth or a bound on what people notice; it ends with 1 if one does not
-hold. Load and hosts are on loopback, in processes of their own; the DNS is a real one.
+hold. Load and hosts are on loopback, in a process of their own; the DNS is a real one.
 """
 
 import argparse
@@ -15,23 +15,23 @@ from pathlib import Path
 
 from tests.bench.queued import million
 from tests.bench.queued.filling import fill
-from tests.bench.queued.names import names
-from tests.bench.queued.setting import Setting
+from tests.bench.queued.setting import Setting, zone
 from tests.bench.queued.traffic import Sinks
+from tests.support.dns_server import DnsThread
 
 ENTRIES = 200_000
 
 
 def main() -> int:
     given = arguments()
-    with tempfile.TemporaryDirectory(dir=given.directory, prefix="q") as name:
-        folder = Path(name)
-        filled = folder / "filled"
+    tempfile.tempdir = given.directory
+    with tempfile.TemporaryDirectory(prefix="q") as name:
+        filled = Path(name) / "filled"
         made_us = fill(filled, million.queue(int(ENTRIES * given.scale)))
-        with Sinks() as sinks, names() as dns:
+        with Sinks() as sinks, DnsThread(zone()) as dns:
             setting = Setting(
-                folder=folder, command=given.relay, sinks=sinks, dns=dns, scale=given.scale,
-                rounds=given.rounds, filled=filled, made_us=made_us,
+                sinks=sinks, dns=dns.address, scale=given.scale, rounds=given.rounds,
+                filled=filled, made_us=made_us,
             )  # fmt: skip
             found = []
             for figure in million.measure(setting):
@@ -44,8 +44,6 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = str(Path(sys.executable).parent / "relay")
-    parser.add_argument("--relay", default=os.environ.get("RELAY", default), type=str.split)
     parser.add_argument("--rounds", type=int, default=3)
     small = 0.05 if os.environ.get("SMALL") else 1.0
     parser.add_argument("--scale", type=float, default=small, help="of the queue's length")

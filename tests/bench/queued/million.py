@@ -7,7 +7,6 @@ message does not arrive at all.
 """
 
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from dataclasses import dataclass
 from relay.store.spool.types import PriorityLevel
 from tests.bench.queued.figures import Figure
 from tests.bench.queued.filling import DAY_US, HOUR_US, Queued
-from tests.bench.queued.instance import Instance
-from tests.bench.queued.setting import Setting
+from tests.bench.queued.setting import Instance, Setting
 from tests.bench.queued.traffic import Load, Sinks, stamps
 
 RECIPIENTS_PER_ENTRY = 5
@@ -61,22 +59,20 @@ def _first_delivery(setting: Setting) -> Iterator[Figure]:
     """The relay alone is what an empty one takes to be ready: most of it is Python's own start."""
     took_s: list[float] = []
     empty_s: list[float] = []
-    for number in range(_STARTS):
-        relay = setting.full(f"start{number}")
+    for _ in range(_STARTS):
+        relay = setting.full()
         took_s.append(_until_arrival(relay, setting.sinks))
-        relay.stop()
-        relay.remove()
-        with setting.empty("ready") as relay:
+        relay.close()
+        with setting.empty() as relay:
             empty_s.append(time.monotonic() - relay.began_s)
-        relay.remove()
     note = f"an empty one is ready after {statistics.median(empty_s):.2f} s"
     middle = statistics.median(took_s)
     yield Figure("start of the process to the first delivery", middle, "s", most=2.0, note=note)
     took_s.clear()
-    relay = setting.full("killed")
+    relay = setting.full()
     relay.start()
     for _ in range(_STARTS):
-        load = Load("before-the-kill", relay.smtp_port, 1_000_000, _LIVE)
+        load = Load("before-the-kill", relay.smtp_address()[1], 1_000_000, _LIVE)
         setting.sinks.begin(load)  # until it is killed, so that something is left to deliver
         time.sleep(_LOAD_S)
         relay.kill()
@@ -85,8 +81,7 @@ def _first_delivery(setting: Setting) -> Iterator[Figure]:
         note = f"{log.stat().st_size / 1e6:.0f} MB of log"
         took_s.append(_until_arrival(relay, setting.sinks))
     yield Figure("the same after kill -9", statistics.median(took_s), "s", most=2.0, note=note)
-    relay.stop()
-    relay.remove()
+    relay.close()
 
 
 def _until_arrival(relay: Instance, sinks: Sinks) -> float:
@@ -113,9 +108,9 @@ _WORDS = {"accepted": "accept rate", "delivered": "deliver rate", "cpu_ms": "CPU
 def _rates(setting: Setting) -> Iterator[Figure]:
     """Rounds in turns, each with one relay running: what one does beside them costs no other."""
     relays = {
-        "empty": setting.empty("empty"),
-        "full": setting.full("full", later_us=DAY_US),
-        "retrying": setting.full("retrying"),
+        "empty": setting.empty(),
+        "full": setting.full(later_us=DAY_US),
+        "retrying": setting.full(),
     }
     found: dict[str, list[_Round]] = {name: [] for name in relays}
     for number in range(setting.rounds):
@@ -126,7 +121,7 @@ def _rates(setting: Setting) -> Iterator[Figure]:
             found[name].append(_round(setting, relay, f"{name}{number}", setting.messages))
             relay.stop()
     for relay in relays.values():
-        relay.remove()
+        relay.close()
     for name, text, least in (
         ("full", "nothing of it due", 0.8), ("retrying", "an hour's retries", None),
     ):  # fmt: skip
@@ -145,7 +140,7 @@ def _rates(setting: Setting) -> Iterator[Figure]:
 
 
 def _round(setting: Setting, relay: Instance, name: str, count: int) -> _Round:
-    load = Load(name, relay.smtp_port, count, _LIVE)
+    load = Load(name, relay.smtp_address()[1], count, _LIVE)
     cpu_s = relay.cpu_s()
     sent = setting.sinks.send(load)
     arrived = setting.sinks.arrivals(stamps(load), _ARRIVAL_S)
@@ -162,20 +157,24 @@ def _round(setting: Setting, relay: Instance, name: str, count: int) -> _Round:
 def _work(setting: Setting) -> Iterator[Figure]:
     """Memory of the full one beside the empty one: after the start, and after a minute of work."""
     grown_mb = {}
-    for name, relay in (("empty", setting.empty("idle")), ("full", setting.full("work"))):
+    for name, relay in (("empty", setting.empty()), ("full", setting.full())):
         relay.start()
         _round(setting, relay, f"memory-{name}", _WARM_UP)
         grown_mb[name] = relay.resident_mb()
         if name == "empty":
-            relay.stop()
-            relay.remove()
+            relay.close()
     note = f"empty {grown_mb['empty']:.0f} MB"
     more = grown_mb["full"] - grown_mb["empty"]
     yield Figure("resident memory, full - empty, after the start", more, "MB", most=150, note=note)
-    yield from _figures_of_queue(relay)
+    took_s = []
+    for _ in range(3):
+        began_s = time.monotonic()
+        relay.cli_json("queue", "stats")
+        took_s.append(time.monotonic() - began_s)
+    yield Figure("relay queue stats", min(took_s), "s", most=1.0)
     before = relay.metric("relay_attempts_total")
     count = int(_WORK_S * _WORK_RATE * setting.scale)
-    load = Load("work", relay.smtp_port, count, _LIVE, rate=_WORK_RATE)
+    load = Load("work", relay.smtp_address()[1], count, _LIVE, rate=_WORK_RATE)
     setting.sinks.send(load)
     attempts = relay.metric("relay_attempts_total") - before
     more = relay.resident_mb() - grown_mb["empty"]
@@ -185,14 +184,4 @@ def _work(setting: Setting) -> Iterator[Figure]:
     )  # fmt: skip
     unaccounted = relay.metric("relay_queue_unaccounted")
     yield Figure("recipients that are nowhere", unaccounted, "", most=0)
-    relay.stop()
-    relay.remove()
-
-
-def _figures_of_queue(relay: Instance) -> Iterator[Figure]:
-    try:
-        took_s = min(relay.run("queue", "stats") for _ in range(3))
-    except subprocess.CalledProcessError as error:
-        yield Figure("relay queue stats", -1, "s", least=0, note=error.stderr.decode()[-60:])
-        return
-    yield Figure("relay queue stats", took_s, "s", most=1.0)
+    relay.close()
