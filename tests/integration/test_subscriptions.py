@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from relay.base.message.rest_id import rest_id
 from tests.support.dns_server import DnsThread
 from tests.support.receiver import Receiver
 from tests.support.relay_process import RelayProcess, until
@@ -16,6 +17,7 @@ from tests.support.subscribers import (
     subscribe,
     subscribed,
     trusting,
+    wanted,
 )
 from tests.support.tables import each_row
 from tests.support.tls import Authority, new_authority
@@ -110,7 +112,11 @@ def test_changes_of_a_mailbox_and_of_a_folder(
     relay: RelayProcess, receiver: Receiver, authority: Authority
 ) -> None:
     every = "created,updated,deleted"
-    with local_receiver(authority) as of_folder:
+    with local_receiver(authority) as of_folder, local_receiver(authority) as with_rest_ids:
+        body = wanted(with_rest_ids, resource="me/messages", changeType=every)
+        strict = {"prefer": "relay.strict"}
+        made = relay.graph("POST", "/subscriptions", body, token="bob", headers=strict)
+        assert made.status == 201, made.body
         subscribed(relay, receiver, token="bob", resource="me/messages", changeType=every)
         subscribed(
             relay,
@@ -141,6 +147,20 @@ def test_changes_of_a_mailbox_and_of_a_folder(
         assert kinds(found) == [("created", one), *[("updated", one)] * 4, ("deleted", one)]
         assert "@odata.etag" not in found[-1]["resourceData"]
         assert kinds(of_folder.notifications) == [("created", one), ("deleted", one)]
+        draft, filed = rest_id(one, "drafts"), rest_id(one, "archive")
+        assert kinds(with_rest_ids.wait_for(lambda all_: len(all_) == 8)) == [
+            *(("created", draft), ("updated", draft), ("updated", draft), ("deleted", draft)),
+            *(("created", filed), ("deleted", filed), ("created", draft), ("deleted", draft)),
+        ]
+        to = [{"emailAddress": {"address": "carol@example.test"}}]
+        one = change("POST", "/me/messages", {"subject": "to be sent", "toRecipients": to})["id"]
+        draft, sent = rest_id(one, "drafts"), rest_id(one, "sentitems")
+        change("POST", f"/me/messages/{draft}/send")
+        found = with_rest_ids.wait_for(lambda all_: ("created", sent) in kinds(all_))
+        assert kinds(found)[-2:] == [("deleted", draft), ("created", sent)]
+        assert relay.graph("GET", f"/me/messages/{draft}", token="bob").status == 404
+        assert change("GET", f"/me/messages/{sent}")["isDraft"] is False
+        assert relay.journey(draft)["graph_id"] == one
 
 
 @each_row(

@@ -23,6 +23,7 @@ The content:
 - `conversation`: conversationId, thread, conversation index; Subject and References of a reply
 - `properties`: the properties of Graph's message as a draft has them: recipients, body, attachments
 - `extended_properties`: ids and types of extended properties; which act on a send (deferred send)
+- `rest_id`: Graph's default id of a message in a folder, and what one names
 - `time_zones`: which IANA zone a Windows name of a time zone means
 
 What becomes of a message:

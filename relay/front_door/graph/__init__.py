@@ -12,7 +12,7 @@ The way of a request:
 - `admission`: how a repeat is recognised (Idempotency-Key, account, content; SDKs) and answered;
   limits of one account (429); what pressure refuses (503, 507)
 - `graph_request`: If-Match and ETag, the store's errors as Graph's; Prefer:
-  outlook.body-content-type
+  outlook.body-content-type; with which id a message is shown, and which one a request names
 - `errors`: each error with Graph's status, code and sentence, and who shows it
 - `item_ids`: what can be an id of Relay or Graph (404), and what cannot (400)
 - `batch`: $batch: up to 20 requests in one, their order and dependencies

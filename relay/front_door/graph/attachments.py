@@ -190,7 +190,8 @@ async def get_with_attachments(
     opened = await open_message(request)
     if unchanged := request.not_modified(opened.message.change_key):
         return unchanged
-    shown = message_json(opened.message, options.select, pages_url=request.pages_url)
+    url, shown_id = request.pages_url, request.shown_id
+    shown = message_json(opened.message, options.select, pages_url=url, shown_id=shown_id)
     shown |= expand.to_json(opened.message)
     await show_preferred_body(request, shown)
     of_attachments = expand.attachments or QueryOptions()
@@ -214,7 +215,7 @@ async def _response(
 async def open_message(request: GraphRequest) -> OpenedMessage:
     """Return the message that the path names, with its attachments to be read."""
     return await request.store.attachments.opened(
-        request.mailbox, request.message_id, folder_id=request.folder_id
+        request.mailbox, request.message_id, folder_id=request.message_folder_id
     )
 
 
@@ -239,7 +240,8 @@ def shows_content(select: Collection[str]) -> bool:
 
 
 def _path(request: GraphRequest, opened: OpenedMessage) -> str:
-    return f"{request.owner}/messages('{opened.message.id}')/attachments"
+    shown_id = request.shown_id(opened.message.id, opened.message.folder.id)
+    return f"{request.owner}/messages('{shown_id}')/attachments"
 
 
 def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ that begins again (Graph's delta query overview).
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -112,16 +112,25 @@ async def list_message_changes(request: GraphRequest) -> Response:
         has_bodies=shows_body(options.select),
     )  # fmt: skip
     changed = await delta.answered(request.store.lists.delta(request.mailbox, query))
+    shown = [(item, one.position) for one in changed.changed for item in _items(request, one)]
     return await respond(
-        [one.message or _removed(one) for one in changed.changed],
+        [item for item, _ in shown],
         delta.links(changed.position, more=changed.more),
-        lambda count: delta.links(changed.changed[count].position, more=True)[0],
+        lambda count: delta.links(shown[count][1], more=True)[0],
     )
 
 
-def _removed(one: MessageDelta) -> dict[str, Any]:
-    reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
-    return {"id": one.message_id, "@removed": {"reason": reason}}
+def _items(request: GraphRequest, one: MessageDelta) -> Iterator[MessageItem]:
+    """Yield what a page has of a message; where its id is another one, also that the old one is not
+    valid any more.
+    """
+    shown_id, now = request.shown_id(one.message_id, one.folder_id), one.message
+    has_other_id = now is not None and request.shown_id(now.id, now.folder.id) != shown_id
+    if now is None or (has_other_id and one.kind is not ChangeKind.CREATED):
+        reason = "deleted" if one.kind is ChangeKind.DELETED else "changed"
+        yield {"id": shown_id, "@removed": {"reason": reason}}
+    if now is not None:
+        yield now
 
 
 def _kinds(change_type: str) -> frozenset[ChangeKind]:

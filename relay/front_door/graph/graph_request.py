@@ -23,6 +23,7 @@ from relay.base.accounts.account import Account, AccountDirectory, Scope, Unknow
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.content import LARGE_BYTES
+from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import time_zone
 from relay.base.pressure import ConcurrencyCounter, Pressure, PressureReason
 from relay.formats.html_text import html_to_text, text_to_html
@@ -182,7 +183,27 @@ class GraphRequest(Struct, frozen=True):
     @property
     def message_id(self) -> str:
         """The store's id of the message in the path. Raises ApiError 400 if it is malformed."""
-        return item_id_of(self.path_parameters["message"])
+        return read_rest_id(item_id_of(self.path_parameters["message"]))[0]
+
+    @property
+    def message_folder_id(self) -> str:
+        """The folder where the message in the path must be, "" for any: by the path, or by its id.
+
+        Raises NoSuchItemError for two folders.
+        """
+        named = read_rest_id(self.path_parameters.get("message", ""))[1]
+        if named and self.folder_id.lower() not in ("", named):
+            raise NoSuchItemError
+        return named or self.folder_id
+
+    @property
+    def shows_immutable_ids(self) -> bool:
+        """Whether the ids of messages are the store's: always, in the relaxed profile."""
+        return not self.is_strict or self.preferences.get("idtype", "").lower() == "immutableid"
+
+    def shown_id(self, message_id: str, folder_id: str) -> str:
+        """Return the id with which a message in a folder is shown."""
+        return message_id if self.shows_immutable_ids else rest_id(message_id, folder_id)
 
     @property
     def attachment_id(self) -> str:
@@ -192,17 +213,18 @@ class GraphRequest(Struct, frozen=True):
     async def find_message(self) -> StoredMessage:
         """Return the message that the path names, in the folder that the path names."""
         return await self.store.messages.get(
-            self.mailbox, self.message_id, folder_id=self.folder_id
+            self.mailbox, self.message_id, folder_id=self.message_folder_id
         )
 
     @property
     def condition(self) -> Precondition:
-        """The folder in the path and the change keys in If-Match that the message must have.
+        """The folder of the message and the change keys in If-Match that the message must have.
 
         Raises ApiError 400 for a malformed If-Match.
         """
         if_match = self.http.headers.getlist("if-match")
-        return Precondition(self.folder_id, change_keys(",".join(if_match) if if_match else "*"))
+        keys = change_keys(",".join(if_match) if if_match else "*")
+        return Precondition(self.message_folder_id, keys)
 
     @property
     def folder_id(self) -> str:
@@ -289,10 +311,7 @@ class GraphRequest(Struct, frozen=True):
         return Response(status_code=304, headers=etag_field(change_key))
 
     def add_applied(self, response: Response) -> Response:
-        """Name the preferences that were applied in the response, and return it.
-
-        Ids are immutable whether a client asks for it or not.
-        """
+        """Name the preferences that were applied in the response, and return it."""
         preferred = self.preferences
         if strict_profile.PREFERENCE in preferred:
             self.applied.append(strict_profile.PREFERENCE)

@@ -2,7 +2,7 @@
 
 A text that can be none is a 400 `Id is malformed.`, whatever is in the mailbox. An id that nothing
 has is a 404. Relay's own ids are Graph's immutable ids: a message has one, before and after sending
-and in any folder.
+and in any folder. Those that change with the folder are in relay/base/message/rest_id.py.
 """
 
 import re

@@ -74,7 +74,7 @@ class MessagePage(Struct, frozen=True):
         )  # an invalid $filter is an error before the first octet
         size_bytes, count = 0, 0
         for one in self.items:
-            its_bytes = self._expanded_bytes(one)
+            its_bytes = self._expanded_bytes(request, one)
             if count and size_bytes + its_bytes > left_bytes:
                 break
             size_bytes, count = size_bytes + its_bytes, count + 1
@@ -94,7 +94,7 @@ class MessagePage(Struct, frozen=True):
         encoded: list[msgspec.Raw] = []
         url, body_type = request.pages_url, preferred_body_type(request)
         for one in items:
-            shown = self._json(one, url) if isinstance(one, StoredMessage) else dict(one)
+            shown = dict(one) if isinstance(one, Mapping) else self._json(request, one, url)
             await show_body_as(request, shown, body_type)
             octets = msgspec.json.encode(shown)
             left_bytes -= len(octets) + 1
@@ -113,19 +113,21 @@ class MessagePage(Struct, frozen=True):
             delta_link="" if is_cut else self.delta_link,
         )
 
-    def _json(self, message: StoredMessage, pages_url: str = "") -> dict[str, Any]:
-        return message_json(message, self.select, pages_url=pages_url) | self.expand.to_json(
-            message
-        )
+    def _json(
+        self, request: GraphRequest, message: StoredMessage, pages_url: str
+    ) -> dict[str, Any]:
+        shown_id = request.shown_id
+        shown = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
+        return shown | self.expand.to_json(message)
 
-    def _expanded_bytes(self, item: MessageItem) -> int:
+    def _expanded_bytes(self, request: GraphRequest, item: MessageItem) -> int:
         """Estimate the JSON of an item with its attachments."""
         if not isinstance(item, StoredMessage):
             return len(msgspec.json.encode(item))
         has_content = shows_content(
             self.expand.attachments.select if self.expand.attachments else ()
         )
-        size_bytes = len(msgspec.json.encode(self._json(item)))
+        size_bytes = len(msgspec.json.encode(self._json(request, item, "")))
         for one in item.attachments:
             texts = len(one.name) + len(one.content_type) + len(one.content_id)
             size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
@@ -147,7 +149,7 @@ class MessagePage(Struct, frozen=True):
                 folder_id=request.folder_id,
                 has_body=shows_body(self.select),
             ):
-                shown = self._json(opened.message, request.pages_url)
+                shown = self._json(request, opened.message, request.pages_url)
                 convert_body(shown, body_type)
                 yield separator
                 yield from message_pieces(shown, opened, self.expand.attachments or QueryOptions())

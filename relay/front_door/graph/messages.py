@@ -138,7 +138,9 @@ async def get_message(request: GraphRequest) -> Response:
     found = await request.find_message()
     if unchanged := request.not_modified(found.change_key):
         return unchanged
-    shown = message_json(found, options.select, pages_url=request.pages_url) | expand.to_json(found)
+    url, shown_id = request.pages_url, request.shown_id
+    shown = message_json(found, options.select, pages_url=url, shown_id=shown_id)
+    shown |= expand.to_json(found)
     await show_preferred_body(request, shown)
     head = request.context(messages_context(request) + "/$entity")
     return json_response({**head, **shown}, headers=etag_field(found.change_key))
@@ -195,7 +197,7 @@ async def delete_message(request: GraphRequest) -> Response:
 async def get_mime(request: GraphRequest) -> Response:
     """GET $value: return the message as MIME."""
     request.options()
-    if request.folder_id:
+    if request.message_folder_id:
         await request.find_message()
     content = await request.store.messages.mime(request.mailbox, request.message_id)
     headers = {"content-type": "text/plain"}
@@ -299,17 +301,18 @@ def message_response(
     request: GraphRequest, message: StoredMessage, *, is_new: bool = True
 ) -> Response:
     """Return the response to a change of a message, or to its creation."""
+    shown = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
     return request.changed(
-        f"messages/{message.id}",
+        f"messages/{shown['id']}",
         f"{messages_context(request)}/$entity",
-        message_json(message, pages_url=request.pages_url),
+        shown,
         is_new=is_new,
         change_key=message.change_key,
     )
 
 
 async def move_message(request: GraphRequest) -> Response:
-    """POST move: move the message to another folder. It keeps its id."""
+    """POST move: move the message to another folder. It keeps its immutable id."""
     destination = destination_id(await request.json_object(), "move")
     moved = await request.store.messages.move(
         request.mailbox, request.message_id, destination, condition=request.condition

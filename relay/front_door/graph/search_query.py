@@ -5,11 +5,13 @@ matches. `total` counts the hits of the page. Graph: search-query, searchRequest
 Search API to search Outlook messages".
 """
 
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from relay.base.message.rest_id import read_rest_id
 from relay.front_door.graph.graph_request import GraphRequest, not_implemented
 from relay.front_door.graph.json_values import (
     invalid_value,
@@ -83,8 +85,8 @@ async def _found(request: GraphRequest, value: object, path: str) -> dict[str, A
     if read_boolean(given.get("enableTopResults") or False, f"{path}.enableTopResults"):
         both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
         top = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS))
-        ids = tuple(Compare(Property.ID, Operator.EQ, one["id"]) for one in top)
-        matches = AllOf((matches, Negation(AnyOf(ids))))
+        ids = [Compare(Property.ID, Operator.EQ, read_rest_id(one["id"])[0]) for one in top]
+        matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
     # One more than wanted tells whether there are more.
     rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
     found = [*top[skip:], *await _hits(request, rest)]
@@ -111,10 +113,11 @@ async def _hits(request: GraphRequest, query: MessageQuery) -> list[dict[str, An
     A page ends early where the bodies are large, so that there may be several.
     """
     query = replace(query, bytes_max=request.page_bytes)
-    url, found = request.pages_url, list[dict[str, Any]]()
+    found: list[dict[str, Any]] = []
+    to_json = partial(message_json, pages_url=request.pages_url, shown_id=request.shown_id)
     while True:
         page = await find_page(request, query, SLOW_SEARCH)
-        found += [_TYPE | message_json(one, _SHOWN, pages_url=url) for one in page.messages]
+        found += [_TYPE | to_json(one, _SHOWN) for one in page.messages]
         left = query.top - len(page.messages)
         if not page.next_after or left <= 0:
             return found

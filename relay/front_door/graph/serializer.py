@@ -20,16 +20,23 @@ ROOT_FOLDER_ID = "msgfolderroot"
 
 
 def message_json(
-    message: StoredMessage, select: Collection[str] = (), *, pages_url: str = ""
+    message: StoredMessage,
+    select: Collection[str] = (),
+    *,
+    pages_url: str = "",
+    shown_id: Callable[[str, str], str] | None = None,
 ) -> dict[str, Any]:
     """Return a message's JSON; with `select` only these properties, the id and the etag.
 
-    `pages_url` is that of the pages, "" if there are none.
+    `pages_url` is that of the pages, "" if there are none. `shown_id` is that of GraphRequest;
+    without it, the id is the store's.
     """
     wanted = (*_ALWAYS, *select) if select else _BY_DEFAULT
     shown = {name: MESSAGE_PROPERTIES[name](message) for name in wanted}
     if pages_url and message.page_id and "webLink" in shown:
         shown["webLink"] = f"{pages_url}/messages/{message.page_id}"
+    if shown_id is not None:
+        shown["id"] = shown_id(message.id, message.folder.id)
     return {name: value for name, value in shown.items() if value is not None}
 
 

@@ -140,6 +140,7 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         client_state=client_state,
         tls_version=one_of(tls, "latestSupportedTlsVersion", _TLS_VERSIONS),
         expires_us=_read_expiry(request, body),
+        has_immutable_ids=request.shows_immutable_ids,
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ is a 501. The categories of outlook/masterCategories are part of the settings. A
 others, so nothing happens to messages when the list changes. A name is never changed, as in Graph,
 and unique without regard to case.
 
-An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself. The
-other formats of Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
+An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
+profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
+Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
 """
 
 import re
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
+from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import GraphRequest, collection_response
@@ -47,7 +49,7 @@ from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.gateway import json_response
 from relay.store.mailbox.settings_file import MasterCategory, UserSettings, WorkingHours
-from relay.store.mailbox.types import WellKnown
+from relay.store.mailbox.types import NoSuchItemError, WellKnown
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
@@ -433,15 +435,36 @@ async def translate_ids(request: GraphRequest) -> Response:
             what = "only restId and restImmutableEntryId exist in Relay"
             raise unsupported(_PARAMETERS[name][0], what)
     ids = enumerate(given["inputids"])
-    translated = [_translated(one, f"inputIds[{number}]") for number, one in ids]
+    as_rest_id = request.is_strict and given["targetidtype"] == _OWN_TYPES[0]
+    translated = [
+        await _translated(request, one, f"inputIds[{number}]", as_rest_id=as_rest_id)
+        for number, one in ids
+    ]
     context = request.context("Collection(microsoft.graph.convertIdResult)")
     return json_response({**context, "value": translated})
 
 
-def _translated(source: object, path: str) -> dict[str, Any]:
+async def _translated(
+    request: GraphRequest, source: object, path: str, *, as_rest_id: bool
+) -> dict[str, Any]:
     if not isinstance(source, str):
         raise invalid_value(path, source, "a string", kind="String")
     try:
-        return {"sourceId": source, "targetId": folder_id_of(source)}
-    except ApiError as error:
-        return {"sourceId": source, "errorDetails": {"code": error.code, "message": error.message}}
+        text = folder_id_of(source)
+        target = await _rest_id(request, text) if as_rest_id else read_rest_id(text)[0]
+    except (ApiError, NoSuchItemError) as failure:
+        error = failure if isinstance(failure, ApiError) else errors.ITEM_NOT_FOUND(str(failure))
+        details = {"code": error.code, "message": error.message}
+        return {"sourceId": source, "errorDetails": details}
+    return {"sourceId": source, "targetId": target}
+
+
+async def _rest_id(request: GraphRequest, text: str) -> str:
+    """Return the restId of a message, and a folder's id as it is. Raises NoSuchItemError."""
+    if read_rest_id(text)[1]:
+        return text
+    with suppress(NoSuchItemError):
+        found = await request.store.messages.get(request.mailbox, text)
+        return rest_id(found.id, found.folder.id)
+    await request.store.folders.get(request.mailbox, text)
+    return text

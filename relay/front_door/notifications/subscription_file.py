@@ -45,6 +45,7 @@ class Subscription(Struct, frozen=True):
     marks: tuple[tuple[int, str], ...] = ()
     lifecycle_event: str = ""  # missed or subscriptionRemoved, still to be sent
     lifecycle_since_us: int = 0  # when that happened, queue time
+    has_immutable_ids: bool = True  # else each id is of a message and its folder
 
 
 class SubscriptionFile:

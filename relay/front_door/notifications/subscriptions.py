@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.base.clock import Clock, rfc3339
+from relay.base.message.rest_id import rest_id
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
@@ -346,9 +347,9 @@ class _MessageFeed(_SubscriptionFeed):
                 await owner.report(self._held, MISSED, position=position, marks=())
                 return None
             found = [
-                self._notification(one, kind, change.message_id, key=keys.get(change.message_id))
+                self._notification(one, kind, shown_id, key=keys.get(change.message_id))
                 for change in page.changes
-                if (kind := _kind_of(change, one))
+                for kind, shown_id in _kinds_of(change, one)
             ]
             position, more = page.position, page.more
         if not found:
@@ -398,7 +399,7 @@ class _MessageFeed(_SubscriptionFeed):
         waiting, position, more = [], one.position, True
         while more:
             page = await self._owner.lists.changes(one.mailbox, after=position, limit=1000)
-            waiting += [each.sequence for each in page.changes if _kind_of(each, one)]
+            waiting += [each.sequence for each in page.changes if _kinds_of(each, one)]
             position, more = page.position, page.more
         return waiting, position
 
@@ -448,22 +449,22 @@ def _about(one: Subscription, tenant: str) -> dict[str, Any]:
     return shown | ({"clientState": one.client_state} if one.client_state else {})
 
 
-def _kind_of(change: Change, one: Subscription) -> str:
-    """Return the changeType with which a subscription is notified of a change, "" if it is not.
+def _kinds_of(change: Change, one: Subscription) -> list[tuple[str, str]]:
+    """Return the changeTypes with which a subscription is notified of a change, and the id in each.
 
-    Ids are immutable: a message that moves is updated in a whole mailbox, and created or deleted in
-    a folder.
+    A message that moves is deleted in a folder and created in the other one. In a whole mailbox it
+    is updated, if ids are immutable; else both (microsoft-graph-docs-contrib#686, #2760).
     """
-    kind = str(change.kind)
-    if not one.folder_id:
-        kind = "updated" if change.kind is ChangeKind.MOVED else kind
-    elif change.kind is ChangeKind.MOVED and change.previous_folder_id == one.folder_id:
-        kind = "deleted"
-    elif change.folder_id != one.folder_id:
-        return ""
-    elif change.kind is ChangeKind.MOVED:
-        kind = "created"
-    return kind if kind in one.change_types else ""
+    kinds = [(str(change.kind), change.folder_id)]
+    if change.kind is ChangeKind.MOVED:
+        kinds = [("deleted", change.previous_folder_id), ("created", change.folder_id)]
+        if one.has_immutable_ids and not one.folder_id:
+            kinds = [("updated", change.folder_id)]
+    return [
+        (kind, change.message_id if one.has_immutable_ids else rest_id(change.message_id, place))
+        for kind, place in kinds
+        if kind in one.change_types and one.folder_id in ("", place)
+    ]
 
 
 def _sequence(position: str) -> int:

@@ -151,7 +151,9 @@ class MessageLists(StorePart):
                 if message is None:  # the feed has a later change of it
                     continue
                 left_bytes -= message.memory_bytes
-            changed.append(MessageDelta(one.message_id, one.kind, one.position, message))
+            changed.append(
+                MessageDelta(one.message_id, one.kind, one.position, message, one.folder_id)
+            )
         return DeltaPage(tuple(changed), found.position, found.more)
 
     def _listed(

@@ -370,13 +370,14 @@ class MessageDelta(Struct, frozen=True):
 
     CREATED: it came into the folder. UPDATED: it was and is there. MOVED: it is in another folder.
     DELETED: it is in no folder. `message` is None for the last two. A page that begins with this
-    change has the position `position`.
+    change has the position `position`. `folder_id` is where the message was before these changes.
     """
 
     message_id: str
     kind: ChangeKind
     position: str
     message: StoredMessage | None = None
+    folder_id: str = ""
 
 
 class DeltaPage(Struct, frozen=True):

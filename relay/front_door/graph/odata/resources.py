@@ -30,6 +30,7 @@ from relay.base.message.extended_properties import (
     canonical_value,
     time_us,
 )
+from relay.base.message.rest_id import read_rest_id
 from relay.formats.read_mime import AttachedOctets
 from relay.front_door.graph import errors
 from relay.front_door.graph.extended_properties import COMPUTED, FOLDER_COMPUTED, MULTIPLE, SINGLE
@@ -171,10 +172,22 @@ def _message_field(named: Property) -> QueryField[Condition]:
     def compare(operator: Operator, value: Value) -> Condition:
         if named in _ADDRESSES:
             return _by_address(partial(Compare, named, operator), operator, str(value))
+        if named is Property.ID and operator in (Operator.EQ, Operator.NE):
+            return _by_id(operator, str(value))
         return Compare(named, operator, value)
 
     kind, choices = _MESSAGE_TYPES.get(named, FieldType.TEXT), _CHOICES.get(named, ())
     return QueryField(named, kind, compare, choices, has_order=named not in _WITHOUT_ORDER)
+
+
+def _by_id(operator: Operator, text: str) -> Condition:
+    """Return the condition for an id: a restId is of a message in one folder."""
+    message_id, folder_id = read_rest_id(text)
+    if not folder_id:
+        return Compare(Property.ID, operator, text)
+    within = Compare(Property.PARENT_FOLDER, Operator.EQ, folder_id)
+    both = AllOf((Compare(Property.ID, Operator.EQ, message_id), within))
+    return both if operator is Operator.EQ else Negation(both)
 
 
 def _words_of_body(operator: Operator, value: Value) -> Condition:

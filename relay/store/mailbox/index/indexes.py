@@ -475,13 +475,14 @@ class Indexes:
 class ChangedMessage(Struct, frozen=True):
     """A changed message; `located` is its file in the folder, None if it is not there any more.
 
-    A page that begins with it has the position `position`.
+    A page that begins with it has the position `position`. `folder_id` is where it was before.
     """
 
     message_id: str
     kind: ChangeKind
     located: MessageFile | None
     position: str
+    folder_id: str
 
 
 class DeltaResult(Struct, frozen=True):
@@ -509,7 +510,8 @@ def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> Delta
             if row.received_us < query.received_from_us:
                 continue
             located = message_file_of(cursor, folders, row)
-        changed.append(ChangedMessage(change.message_id, kind, located, position))
+        was_in = folder.folder.id if folder else change.previous_folder_id or change.folder_id
+        changed.append(ChangedMessage(change.message_id, kind, located, position, was_in))
     return DeltaResult(tuple(changed), position_at(cursor), more=False)
 
 
