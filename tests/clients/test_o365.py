@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from O365 import Account, MSGraphProtocol
 from O365.utils.token import MemoryTokenBackend
-from requests import HTTPError
 
 from tests.clients.conftest import ServedRelay, User
 from tests.support.relay_process import until
@@ -167,5 +166,10 @@ def test_settings(account: Account) -> None:
     assert settings.workinghours["startTime"].startswith("08:00")
     assert settings.automaticrepliessettings.status.value == "disabled"
     assert box.set_disable_reply()
-    with pytest.raises(HTTPError, match="501"):
-        box.set_automatic_reply("away", "away")
+    assert box.set_automatic_reply("away", "away from here")
+    replies = box.get_settings().automaticrepliessettings
+    assert (replies.status.value, replies.external_reply_message) == (
+        "alwaysEnabled",
+        "away from here",
+    )
+    assert box.set_disable_reply()

@@ -128,6 +128,9 @@ TIME_ZONE_UNKNOWN = _400("TimeZoneNotSupportedException",
     "A valid TimeZone value must be specified. The following TimeZone value is not supported: {}.")
 # docs, mailboxSettings
 TIMES_INVALID = _400("ErrorInvalidTimeSettings", "Start Time should occur before End Time.")
+# exchangelib#617
+REPLIES_DURATION_INVALID = _400("ErrorInvalidScheduledOofDuration",
+    "The scheduled duration for sending automatic replies isn't valid.")
 # microsoft-graph-docs-contrib#682
 BODY_TOO_LARGE = _413("BadRequest", "The maximum request length supported is 4MB.")
 CONTENT_TOO_LARGE = _413("RequestEntityTooLarge")

@@ -21,7 +21,7 @@ from relay.front_door.graph.json_values import (
 from relay.front_door.http.errors import ApiError
 from relay.store.mailbox.message_state import FollowUpFlag
 
-_STATUSES = {one.lower(): one for one in ("notFlagged", "flagged", "complete")}
+_STATUSES = ("notFlagged", "flagged", "complete")
 _DATES = {
     "startDateTime": "start_us",
     "dueDateTime": "due_us",
@@ -36,9 +36,7 @@ def flag_json(flag: FollowUpFlag) -> dict[str, Any]:
     """Return a flag's JSON."""
     dates = {name: getattr(flag, field) for name, field in _DATES.items()}
     shown = {
-        name: {"dateTime": f"{rfc3339(time_us)[:19]}.0000000", "timeZone": "UTC"}
-        for name, time_us in dates.items()
-        if time_us is not None
+        name: date_time_json(time_us) for name, time_us in dates.items() if time_us is not None
     }
     return {"flagStatus": flag.status, **shown}
 
@@ -50,11 +48,10 @@ def read_flag(value: object, path: str, *, is_new: bool) -> Mapping[str, Any]:
     given = read_object(value, path)
     fields: dict[str, Any] = {}
     if given.get("flagStatus") is not None:
-        status = one_of(given["flagStatus"], f"{path}.flagStatus", tuple(_STATUSES))
-        fields["status"] = _STATUSES[status]
+        fields["status"] = one_of(given["flagStatus"], f"{path}.flagStatus", _STATUSES)
     for name, field in _DATES.items():
         if name in given:
-            fields[field] = _time_us(given[name], f"{path}.{name}")
+            fields[field] = read_date_time(given[name], f"{path}.{name}")
     if is_new:
         changed_flag(FollowUpFlag(), fields, now_us=0, path=path)
     return fields
@@ -90,7 +87,15 @@ def _contradiction(path: str, expected: str) -> ApiError:
     return errors.INVALID_ARGUMENT(f"{path}: expected {expected}.")
 
 
-def _time_us(value: object, path: str) -> int | None:
+def date_time_json(time_us: int) -> dict[str, str]:
+    """Return a dateTimeTimeZone."""
+    return {"dateTime": f"{rfc3339(time_us)[:19]}.0000000", "timeZone": "UTC"}
+
+
+def read_date_time(value: object, path: str) -> int | None:
+    """Return a dateTimeTimeZone in microseconds since 1970, in whole seconds; None for null. Raises
+    ApiError 400.
+    """
     if value is None:
         return None
     given = read_object(value, path)

@@ -243,10 +243,11 @@ def read_time_us(value: object, path: str) -> int:
 def one_of(value: object, path: str, choices: tuple[str, ...]) -> str:
     """Return the choice that a string names, in any case."""
     text = read_string(value, path).lower()
-    if text not in choices:
-        expected = f"expected one of {', '.join(choices)}"
-        raise errors.VALUE_UNKNOWN(f"{path}: found {quoted(value)}, {expected}.", quoted(value))
-    return text
+    for choice in choices:
+        if choice.lower() == text:
+            return choice
+    expected = f"expected one of {', '.join(choices)}"
+    raise errors.VALUE_UNKNOWN(f"{path}: found {quoted(value)}, {expected}.", quoted(value))
 
 
 def read_header_text(value: object, path: str, *, longest: int) -> str:

@@ -146,8 +146,7 @@ def _uri(given: Mapping[str, Any], name: str, path: str) -> str:
 def _choice(given: Mapping[str, Any], name: str, path: str, *, choices: tuple[str, ...]) -> str:
     if given.get(name) is None:
         return "other"
-    spelling = {choice.lower(): choice for choice in choices}
-    return spelling[one_of(given[name], f"{path}.{name}", tuple(spelling))]
+    return one_of(given[name], f"{path}.{name}", choices)
 
 
 # -- in MIME

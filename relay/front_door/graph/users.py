@@ -4,11 +4,10 @@ translateExchangeIds.
 A user is an account: the id is its address, and properties of a directory are null. The
 mailboxSettings are part of a user when they are selected, as programs at sign-in do.
 
-Of the mailboxSettings, Relay stores what a user sets and uses the time zone. Automatic replies do
-not exist: they are always disabled, and a request that would enable them or store a text for them
-is a 501. The categories of outlook/masterCategories are part of the settings. A message may have
-others, so nothing happens to messages when the list changes. A name is never changed, as in Graph,
-and unique without regard to case.
+Of the mailboxSettings, Relay stores what a user sets, uses the time zone, and sends the automatic
+replies (relay/delivery/reports/receipts.py). The categories of outlook/masterCategories are part of
+the settings. A message may have others, so nothing happens to messages when the list changes. A
+name is never changed, as in Graph, and unique without regard to case.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
 profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
@@ -29,6 +28,7 @@ from relay.base.accounts.account import Account, AccountDirectory, Scope, Unknow
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
+from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
 from relay.front_door.graph.graph_request import GraphRequest, collection_response
 from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
@@ -37,6 +37,7 @@ from relay.front_door.graph.json_values import (
     missing_property,
     one_of,
     read_array,
+    read_body_text,
     read_header_text,
     read_object,
     read_parameters,
@@ -48,7 +49,12 @@ from relay.front_door.graph.odata.resources import select_users
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.gateway import json_response
-from relay.store.mailbox.settings_file import MasterCategory, UserSettings, WorkingHours
+from relay.store.mailbox.settings_file import (
+    AutomaticReplies,
+    MasterCategory,
+    UserSettings,
+    WorkingHours,
+)
 from relay.store.mailbox.types import NoSuchItemError, WellKnown
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
@@ -59,21 +65,13 @@ _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
 _TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
 _WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 _MEETINGS = "sendToDelegateOnly"
-_NO_TIME = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
-_AUTOMATIC_REPLIES: Mapping[str, Any] = {
-    "status": "disabled",
-    "externalAudience": "none",
-    "internalReplyMessage": "",
-    "externalReplyMessage": "",
-    "scheduledStartDateTime": _NO_TIME,
-    "scheduledEndDateTime": _NO_TIME,
-}
 _LANGUAGES = {
     "da-DK": "Danish", "de-DE": "German (Germany)", "en-GB": "English (United Kingdom)",
     "en-US": "English (United States)", "es-ES": "Spanish (Spain)", "fr-FR": "French (France)",
     "it-IT": "Italian", "ja-JP": "Japanese", "ko-KR": "Korean", "nl-NL": "Dutch",
     "pl-PL": "Polish", "pt-BR": "Portuguese (Brazil)", "sv-SE": "Swedish", "zh-CN": "Chinese (PRC)",
 }  # fmt: skip
+_REPLY_CHARACTERS = 32_768
 CATEGORIES_MAX = 200
 _COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
@@ -169,6 +167,13 @@ def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
     }
 
 
+def _automatic_replies_json(settings: UserSettings) -> dict[str, Any]:
+    shown = {name: getattr(settings.automatic_replies, one) for name, (one, _) in _REPLIES.items()}
+    for name in ("scheduledStartDateTime", "scheduledEndDateTime"):
+        shown[name] = date_time_json(shown[name])
+    return shown
+
+
 _SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
     "archiveFolder": lambda _: WellKnown.ARCHIVE,
     "timeZone": lambda settings: settings.time_zone,
@@ -176,7 +181,7 @@ _SHOWN: Mapping[str, Callable[[UserSettings], Any]] = {
     "dateFormat": lambda settings: settings.date_format,
     "timeFormat": lambda settings: settings.time_format,
     "userPurpose": lambda _: "user",
-    "automaticRepliesSetting": lambda _: dict(_AUTOMATIC_REPLIES),
+    "automaticRepliesSetting": _automatic_replies_json,
     "language": lambda settings: {
         "locale": settings.language,
         "displayName": settings.language_name,
@@ -201,7 +206,7 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
             case "workingHours":
                 fields["working_hours"] = _working_hours(before.working_hours, value)
             case "automaticRepliesSetting":
-                _check_automatic_replies(value)
+                fields["automatic_replies"] = _automatic_replies(before.automatic_replies, value)
             case "delegateMeetingMessageDeliveryOptions":
                 if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
                     raise unsupported(name, "calendars and their delegates are not implemented")
@@ -282,20 +287,39 @@ def _time_of_day(value: object, path: str) -> time:
     raise invalid_value(path, text, "a time such as 08:00:00", kind="TimeOfDay")
 
 
-def _check_automatic_replies(value: object) -> None:
-    """Accept what leaves automatic replies disabled and loses no text. Raises ApiError 400, 501."""
+def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticReplies:
+    """Return the setting after a PATCH. Raises ApiError 400."""
     if value is None:
-        return
+        return AutomaticReplies()
     path = "automaticRepliesSetting"
     given = read_object(value, path)
-    choices = ("disabled", "alwaysenabled", "scheduled")
-    status = one_of(given.get("status") or "disabled", f"{path}.status", choices)
-    messages = (
-        read_string(given.get(name), f"{path}.{name}").strip()
-        for name in ("internalReplyMessage", "externalReplyMessage")
-    )
-    if status != "disabled" or any(messages):
-        raise unsupported(path, "automatic replies are not implemented; the status is disabled")
+    fields: dict[str, Any] = {}
+    for name, (field, read) in _REPLIES.items():
+        if name in given:
+            value, default = given[name], getattr(AutomaticReplies(), field)
+            fields[field] = default if value is None else read(value, f"{path}.{name}")
+    replies = replace(before, **fields)
+    if replies.status == "scheduled" and replies.start_us >= replies.end_us:
+        raise errors.REPLIES_DURATION_INVALID(f"{path}: expected a start before the end.")
+    return replies
+
+
+def _reply_text(value: object, path: str) -> str:
+    text = read_body_text(value, path)
+    if len(text) > _REPLY_CHARACTERS:
+        limit = f"found {len(text)} characters, expected at most {_REPLY_CHARACTERS}"
+        raise errors.INVALID_REQUEST(f"{path}: {limit}.")
+    return text
+
+
+_REPLIES: Mapping[str, tuple[str, Callable[[object, str], Any]]] = {
+    "status": ("status", partial(one_of, choices=("disabled", "alwaysEnabled", "scheduled"))),
+    "externalAudience": ("audience", partial(one_of, choices=("none", "contactsOnly", "all"))),
+    "internalReplyMessage": ("internal", _reply_text),
+    "externalReplyMessage": ("external", _reply_text),
+    "scheduledStartDateTime": ("start_us", read_date_time),
+    "scheduledEndDateTime": ("end_us", read_date_time),
+}
 
 
 async def list_categories(request: GraphRequest) -> Response:

@@ -17,7 +17,7 @@ from relay.store.mailbox.maildir import open_message, remove, sync_directory, wr
 from relay.store.mailbox.store_part import StorePart, in_thread
 
 FILE_NAME = "relay-settings"
-_BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB
+_BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB, two texts as much
 
 _log = get_logger("mailbox")
 
@@ -39,6 +39,19 @@ class MasterCategory(Struct, frozen=True):
     color: str = "none"
 
 
+class AutomaticReplies(Struct, frozen=True):
+    """Graph's automaticRepliesSetting; `status` and `audience` are its words. The texts are as the
+    client wrote them, HTML or plain. The times are in wall clock time.
+    """
+
+    status: str = "disabled"  # alwaysEnabled, scheduled
+    audience: str = "none"  # who outside gets `external`: none, contactsOnly, all
+    internal: str = ""
+    external: str = ""
+    start_us: int = 0
+    end_us: int = 0
+
+
 class UserSettings(Struct, frozen=True):
     """What a user has set. The zones are names that time_zone() knows, `language` is an RFC 5646
     tag with the name that clients show. The formats are .NET's patterns, and the categories are
@@ -52,6 +65,7 @@ class UserSettings(Struct, frozen=True):
     time_format: str = "h:mm tt"
     working_hours: WorkingHours = WorkingHours()
     categories: tuple[MasterCategory, ...] = ()
+    automatic_replies: AutomaticReplies = AutomaticReplies()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

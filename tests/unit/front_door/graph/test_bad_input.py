@@ -171,6 +171,9 @@ _SETTINGS: tuple[Bad, ...] = (
     ({"workingHours": {"startTime": "18:00"}}, "ErrorInvalidTimeSettings"),
     ({"workingHours": {"timeZone": {"name": "x"}}}, "TimeZoneNotSupportedException"),
     ({"automaticRepliesSetting": {"status": "x"}}, _TYPE),
+    ({"automaticRepliesSetting": {"status": "scheduled"}}, "ErrorInvalidScheduledOofDuration"),
+    ({"automaticRepliesSetting": {"externalReplyMessage": "a\0b"}}, "ErrorInvalidRequest"),
+    ({"automaticRepliesSetting": {"scheduledEndDateTime": {"dateTime": "x"}}}, _TYPE),
 )
 _COLOR: tuple[Bad, ...] = (({"color": "red"}, _TYPE), ({"displayName": "another"}, _TYPE))
 _CATEGORY: tuple[Bad, ...] = (

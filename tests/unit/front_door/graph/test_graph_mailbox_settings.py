@@ -16,6 +16,23 @@ FROM_8_TO_5 = {
     "endTime": "17:00:00.0000000",
     "timeZone": {"name": "UTC"},
 }
+EPOCH = {"dateTime": "1970-01-01T00:00:00.0000000", "timeZone": "UTC"}
+DISABLED = {
+    "status": "disabled",
+    "externalAudience": "none",
+    "internalReplyMessage": "",
+    "externalReplyMessage": "",
+    "scheduledStartDateTime": EPOCH,
+    "scheduledEndDateTime": EPOCH,
+}
+SCHEDULED = DISABLED | {
+    "status": "scheduled",
+    "externalAudience": "contactsOnly",
+    "internalReplyMessage": "<p>back on Monday</p>",
+    "scheduledStartDateTime": EPOCH | {"dateTime": "2026-12-01T00:00:00.0000000"},
+    "scheduledEndDateTime": EPOCH | {"dateTime": "2026-12-02T00:00:00.0000000"},
+}
+IN_TOKYO = {"scheduledStartDateTime": {"dateTime": "2026-12-01T09:00", "timeZone": "Asia/Tokyo"}}
 
 
 async def changed(graph: GraphInMemory, change: object) -> dict[str, Any]:
@@ -31,7 +48,6 @@ async def test_the_settings_of_a_new_mailbox(graph: GraphInMemory) -> None:
     settings = (await graph.http.get(SETTINGS)).json()
     context = settings.pop("@odata.context")
     assert context.endswith("/$metadata#users('alice%40example.test')/mailboxSettings")
-    automatic = settings.pop("automaticRepliesSetting")
     assert settings == {
         "archiveFolder": "archive",
         "timeZone": "UTC",
@@ -41,8 +57,8 @@ async def test_the_settings_of_a_new_mailbox(graph: GraphInMemory) -> None:
         "userPurpose": "user",
         "language": {"locale": "en-US", "displayName": "English (United States)"},
         "workingHours": FROM_8_TO_5,
+        "automaticRepliesSetting": DISABLED,
     }
-    assert (automatic["status"], automatic["internalReplyMessage"]) == ("disabled", "")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,10 @@ async def test_the_settings_of_a_new_mailbox(graph: GraphInMemory) -> None:
             {"workingHours": FROM_8_TO_5 | {"timeZone": {"name": "Asia/Tokyo"}}},
         ),
         ({"userPurpose": "room", "archiveFolder": "inbox"}, {"userPurpose": "user"}),
-        ({"automaticRepliesSetting": {"status": "Disabled", "externalAudience": "all"}}, {}),
+        (
+            {"automaticRepliesSetting": SCHEDULED | {"status": "Scheduled"} | IN_TOKYO},
+            {"automaticRepliesSetting": SCHEDULED},
+        ),
     ],
 )
 async def test_a_change(graph: GraphInMemory, change: object, expected: dict[str, object]) -> None:
@@ -94,19 +113,30 @@ async def test_null_sets_the_default(graph: GraphInMemory) -> None:
         "dateFormat": "d",
         "timeFormat": "H",
     }
-    await changed(graph, {**change, "workingHours": {"startTime": "01:00"}})
-    assert await changed(graph, {**dict.fromkeys(change), "workingHours": None}) == before
+    objects = {
+        "workingHours": {"startTime": "01:00"},
+        "automaticRepliesSetting": {"status": "alwaysEnabled", "externalReplyMessage": "away"},
+    }
+    assert (await changed(graph, change | objects))["automaticRepliesSetting"] == DISABLED | {
+        "status": "alwaysEnabled",
+        "externalReplyMessage": "away",
+    }
+    null = {"automaticRepliesSetting": {"status": None, "externalReplyMessage": None}}
+    assert (await changed(graph, null))["automaticRepliesSetting"] == DISABLED
+    await changed(graph, objects)
+    assert await changed(graph, dict.fromkeys(change | objects)) == before
 
 
-async def test_what_relay_does_not_do_is_a_501(graph: GraphInMemory) -> None:
+async def test_what_relay_does_not_do_is_refused(graph: GraphInMemory) -> None:
     for change, says in (
         ({"workingHours": {"timeZone": {"bias": 5}}}, "customTimeZone"),
-        ({"automaticRepliesSetting": {"status": "alwaysEnabled"}}, "automatic replies"),
-        ({"automaticRepliesSetting": {"internalReplyMessage": "away"}}, "automatic replies"),
         ({"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"}, "delegate"),
     ):
         answer = await graph.http.patch(SETTINGS, json=change)
         assert says in refused(answer, 501, "NotImplemented")
+    long = {"automaticRepliesSetting": {"externalReplyMessage": "x" * 32_769}}
+    answer = await graph.http.patch(SETTINGS, json=long)
+    assert "expected at most 32768" in refused(answer, 400, "ErrorInvalidRequest")
     assert graph.store.written == 0
 
 
