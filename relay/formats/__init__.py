@@ -49,7 +49,8 @@ Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and
   a notice, which rules send
-- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself
+- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; the
+  same of automatic replies
 - `read_report`: what a DSN or MDN says, of Relay or from outside; message class
 - `disclaimer`: where a message gets a disclaimer, in a text or in HTML; whether it is there
   already; which cannot have one (signed, encrypted)

@@ -1,10 +1,16 @@
 """Read which messages ask for a read receipt, and write it: a message disposition notification.
+The same of automatic replies.
 
 Only a request with one address, which is that of the sender, counts: no message makes Relay write
-to another address. Automatic mail and mailing lists get none. Lines end in CRLF. The reports room
-writes what people read.
-RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2; RFC 6533 6 (international); RFC 5322 3.4 (groups).
+to another address. An automatic reply gets who wrote to the account itself, under an address that
+no program has, and asks for none. Automatic mail and mailing lists get neither. Lines end in CRLF.
+The reports room writes what people read of a notification.
+RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2, 3; RFC 6533 6 (international); RFC 5322 3.4 (groups);
+MS-OXCMAIL (X-Auto-Response-Suppress).
 """
+
+import re
+from collections.abc import Callable
 
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, LargeContent
@@ -24,7 +30,8 @@ from relay.formats.dsn import (
     short_subject,
     thread_fields,
 )
-from relay.formats.headers import decoded, fold, is_automatic
+from relay.formats.headers import decoded, field, fold, is_automatic
+from relay.formats.html_text import html_to_text, text_to_html
 from relay.formats.read_header import parse_header, read_token
 
 _ASKS = "Disposition-Notification-To"
@@ -32,6 +39,11 @@ _OPTIONS = "Disposition-Notification-Options"
 _ASKS_LINE = b"\ndisposition-notification-to"
 _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
+_SUPPRESS = "X-Auto-Response-Suppress"
+_SUPPRESSED = frozenset((b"all", b"oof", b"autoreply"))
+_ADDRESSEES_OCTETS_MAX = 65_536  # of a field; who is named later gets no automatic reply
+_is_program = re.compile(r"(?:mailer-daemon|owner-.*|.*-request)@", re.IGNORECASE).match
+_is_html = re.compile(r"</[a-z]|<(?:br|p|html|!doctype)[\s/>]", re.IGNORECASE).search
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
 
@@ -52,13 +64,41 @@ def receipt_request(
     """Return the request of a message for the recipient `path`, None if no receipt may be sent."""
     header = ParsedContent.of(content).header
     reverse_path = message.envelope.reverse_path
-    if message.source is Source.REPORT or not reverse_path:
+    if own_mailbox(_asker(header)) != own_mailbox(reverse_path) or not _knows_options(header):
         return None
-    if own_mailbox(_asker(header)) != own_mailbox(reverse_path) or not _may_answer(header):
+    return _request(header, message, path, mailbox=mailbox)
+
+
+def reply_request(
+    content: Content, message: MessageFacts, path: ForwardPath, *,
+    mailbox: str, mailbox_of: Callable[[str], str],
+) -> ReceiptRequest | None:  # fmt: skip
+    """Return what the automatic reply to a message for the recipient `path` says of it, None if
+    none may be sent. `mailbox_of` returns the mailbox of an address.
+    """
+    header, sender = ParsedContent.of(content).header, message.envelope.reverse_path
+    wishes = {one.strip().lower() for one in b",".join(header.values(_SUPPRESS)).split(b",")}
+    if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
+        return None
+    for value in (*header.values("To"), *header.values("Cc")):
+        named = value[:_ADDRESSEES_OCTETS_MAX].decode("utf-8", "replace")
+        if any(mailbox_of(one.address) == mailbox for one in address_entries(named)):
+            return _request(header, message, path, mailbox=mailbox)
+    return None
+
+
+def _request(
+    header: Header, message: MessageFacts, path: ForwardPath, *, mailbox: str
+) -> ReceiptRequest | None:
+    """Return the request; None about what no program answers: lists, automatic mail, reports."""
+    content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
+    if message.source is Source.REPORT or not message.envelope.reverse_path:
+        return None
+    if is_automatic(header) or content_type == b"multipart/report":
         return None
     return ReceiptRequest(
         mailbox=mailbox,
-        to=reverse_path,
+        to=message.envelope.reverse_path,
         recipient=path.address,
         orcpt=path.orcpt,
         message_id=message_id_of(header),
@@ -83,12 +123,9 @@ def _asker(header: Header) -> str:
     return found[0].address
 
 
-def _may_answer(header: Header) -> bool:
-    """Return whether a program may answer: not lists, automatic mail and reports, nor a message
-    that requires an option, since Relay knows none.
-    """
-    content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
-    if is_automatic(header) or content_type == b"multipart/report" or header.count(_OPTIONS) > 1:
+def _knows_options(header: Header) -> bool:
+    """Return whether a message requires no option, since Relay knows none."""
+    if header.count(_OPTIONS) > 1:
         return False
     # "name=required,value; name=optional,value" (RFC 8098 2.2)
     options = (header.first(_OPTIONS) or b"").decode("utf-8", "replace").split(";")
@@ -142,3 +179,21 @@ def _disposition(
         fields.append(("Original-Message-ID", request.message_id))
     fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[kind]}"))
     return b"".join(fold(name, one_line(value)) for name, value in fields)
+
+
+def write_reply(
+    request: ReceiptRequest, text: str, *, language: str, hostname: str, reply_id: str, now_us: int
+) -> bytes:
+    """Return the automatic reply, to `request.to`, with this text, HTML or plain, as both.
+    `reply_id` is unique. It must be sent with the null reverse-path and NOTIFY=NEVER.
+    """
+    head = report_fields(
+        author=f"<{request.mailbox}>", to=request.to,
+        subject=f"Automatic reply: {one_line(request.subject)}".rstrip(),  # as Exchange writes
+        message_id=f"<{reply_id}@{hostname}>", now_us=now_us,
+        thread=[request.thread.encode("ascii"), field(_SUPPRESS, "All")],
+    )  # fmt: skip
+    words = HumanPart(language, text, text_to_html(text))
+    if _is_html(text):
+        words = HumanPart(language, html_to_text(text), text)
+    return head + b"MIME-Version: 1.0\r\n" + human_part(words, reply_id).written()

@@ -1,4 +1,6 @@
-"""The read receipts that are owed: recorded with the delivery, ended with the notification, held by a restore."""
+"""The read receipts that are owed: recorded with the delivery, ended with the notification, held by a restore.
+Beside each is an automatic reply.
+"""
 
 from functools import partial
 
@@ -21,7 +23,8 @@ RESTORED = Selector(restored=True)
 
 
 def delivered(copy_id: str) -> Delivered:
-    return Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id=copy_id, receipt=REQUEST))
+    owed = {"receipt": REQUEST, "owed_reply": REQUEST}
+    return Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id=copy_id, **owed))
 
 
 async def deliver_on(spool, make, copy_id: str = "lcopy", recipients: int = 1) -> str:
@@ -65,8 +68,12 @@ async def test_the_notification_ends_it_and_is_in_the_journey(spool, deliver, ma
     assert (again.queue_id, again.repeated) == (first.queue_id, True)
     assert await spool.receipts.owed() == []
     assert await spool.receipts.request(owed.key) is None
+    (reply,) = await spool.receipts.replies()
+    sent = SentReceipt(reply.key, Event(Step.REPORT, 7, {"kind": "reply"}))
+    await spool.receipts.end([reply.key], sent)
+    assert await spool.receipts.replies() == []
     steps = (await spool.journey(queue_id)).steps
-    assert [one.detail["kind"] for one in steps if one.step == Step.REPORT] == ["read"]
+    assert [one.detail["kind"] for one in steps if one.step == Step.REPORT] == ["read", "reply"]
 
 
 async def test_one_that_is_kept_is_marked_until_it_ends(spool, deliver, make) -> None:
@@ -149,4 +156,5 @@ async def test_a_mailbox_owes_a_bounded_number(spool, make, clock) -> None:
     (claim,) = accepted.claims
     outcomes = {one.id: delivered(f"l{one.id}") for one in claim.recipients}
     await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(None, None)))
-    assert len(await spool.receipts.owed()) == RECEIPTS_PER_MAILBOX_MAX
+    owed = [*await spool.receipts.owed(), *await spool.receipts.replies()]
+    assert len(owed) == RECEIPTS_PER_MAILBOX_MAX

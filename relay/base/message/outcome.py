@@ -61,6 +61,7 @@ class Evidence(Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # what each host gave that was tried, if there was a choice
     graph_id: str = ""  # of the copy in a mailbox of this relay
     receipt: ReceiptRequest | None = None  # that its sender asked for
+    owed_reply: ReceiptRequest | None = None  # that the mailbox owes its sender
     session: SessionEvidence | None = None  # of the connection
     provider: str = ""  # the [[reply]] entry that decided in place of this table
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host

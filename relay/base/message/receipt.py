@@ -1,14 +1,16 @@
-"""A read receipt that the sender of a message asked for (RFC 8098), and what it is about.
+"""What a mailbox owes the sender of a message: a read receipt that it asked for (RFC 8098), or an
+automatic reply (RFC 3834).
 
-Local delivery finds the request in the header of what it delivers; the spool keeps it until the
-receipt is sent, or no longer owed.
+Local delivery finds out what is owed for what it delivers; the spool keeps it until that is sent,
+or no longer owed.
 """
 
 from enum import StrEnum
 
 from msgspec import Struct
 
-ReceiptKey = tuple[str, int]  # the queue id of the message, and the number of the recipient
+# The queue id of the message, and the number of the recipient; that of a reply is negative.
+ReceiptKey = tuple[str, int]
 
 
 class ReceiptKind(StrEnum):
@@ -52,4 +54,5 @@ class OwedReceipt(Struct, frozen=True):
     @property
     def submission_key(self) -> str:
         """The submission key of its notification: the spool accepts a second one not again."""
-        return f"receipt {self.key[0]}-{self.key[1]}"
+        message_id, number = self.key
+        return f"{'receipt' if number > 0 else 'reply'} {message_id}-{abs(number)}"

@@ -1,4 +1,5 @@
-r"""Read receipts of this relay's own mailboxes: which are sent, and when (RFC 8098).
+r"""What this relay's own mailboxes owe senders: read receipts (RFC 8098), automatic replies (RFC
+3834). Which are sent, and when.
 
 ReceiptSender hears that a copy was read or deleted unread, decides by the account's setting, and
 has the notification accepted by the spool. That is one transaction with the end of what is owed,
@@ -9,25 +10,37 @@ mailboxes that owe receipts, some seconds apart. A copy with the flag \Seen was 
 Deleted Items, or in no folder, without that flag was not read; elsewhere it may still be. A copy
 counts as gone only if it is missing twice, a minute apart, while the mail root and its folder are
 there: a disk that is not mounted or a folder that was renamed deletes nothing.
+
+AutomaticReplySender says which reply a copy in an Inbox owes; the spool records that with the
+outcome. Then the reply is accepted as mail of the account, by the rules, under a submission key.
+The mailbox notes the sender before, durably: a crash at any moment leaves at most one.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
 
 from relay.base.accounts.account import AccountDirectory, ReceiptSetting
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind
+from relay.base.message.address import own_mailbox
+from relay.base.message.content import Content
+from relay.base.message.envelope import Envelope, ForwardPath, Notify, domain_of
+from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind, ReceiptRequest
+from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.reports.bounces import Reporter
+from relay.formats.mdn import reply_request, write_reply
+from relay.store.journeys.events import Event, Step
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
-from relay.store.mailbox.types import StoreError
+from relay.store.mailbox.settings_file import AutomaticReplies, SettingsFiles
+from relay.store.mailbox.types import StoreError, WellKnown
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.types import Claim, SentReceipt, SpoolError
+from relay.store.spool.types import Claim, ClaimedRecipient, SentReceipt, SpoolError
+from relay.transport.ingress.acceptance import Acceptance
+from relay.transport.ingress.data import Origin
 
 _log = get_logger("reports")
 
@@ -38,17 +51,9 @@ def is_due(setting: ReceiptSetting, owed: OwedReceipt, *, is_wanted: bool, is_ow
     `is_wanted`: the reader said so. `is_own`: the asker is an account of this relay. Only trusted
     clients prove who asks: others could have Relay write to an account.
     """
-    match setting:
-        case ReceiptSetting.NEVER:
-            return False
-        case ReceiptSetting.ASK:
-            return is_wanted
-        case ReceiptSetting.ALWAYS:
-            return True
-        case ReceiptSetting.AUTO:
-            return is_wanted or (is_own and owed.is_trusted)
-        case _:
-            assert_never(setting)
+    is_answer = setting is ReceiptSetting.AUTO and is_own and owed.is_trusted
+    is_sent = is_wanted or is_answer or setting is ReceiptSetting.ALWAYS
+    return is_sent and setting is not ReceiptSetting.NEVER
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -260,3 +265,106 @@ class ReceiptWatcher:
         self._known.pop(owed.key, None)
         self._missing_us.pop(owed.key, None)
         self.copies.remove(owed)
+
+
+_AGAIN_S = 30.0
+
+
+@dataclass(eq=False, repr=False)
+class AutomaticReplySender:
+    """Decides about automatic replies, and sends them."""
+
+    ledger: ReceiptLedger  # knows what is owed
+    settings: SettingsFiles  # of the mailboxes
+    acceptance: Acceptance  # accepts the replies; knows the addresses, and the time
+    _is_busy: bool = False
+
+    async def owed(
+        self, claim: Claim, recipient: ClaimedRecipient, content: Content, *, mailbox: str
+    ) -> ReceiptRequest | None:
+        """Return the reply that a copy in a mailbox owes, None for most."""
+        try:
+            if not await self.settings.may_reply(mailbox):  # nearly always
+                return None
+            settings, message = await self.settings.read(mailbox), claim.message
+            is_wanted = self._text(settings.automatic_replies, message.envelope.reverse_path)
+            is_inbox = claim.extra.folder in ("", WellKnown.INBOX)
+            if is_wanted and is_inbox and not recipient.added_by:
+                path, mailbox_of = recipient.path, self._mailbox_of
+                return reply_request(content, message, path, mailbox=mailbox, mailbox_of=mailbox_of)
+        except Exception:  # noqa: BLE001 - the copy is in the mailbox
+            _log.exception("internal error in an automatic reply", qid=claim.message.id)
+        return None
+
+    def in_progress(self) -> str:
+        """Return what is in progress, "" for nothing."""
+        return "automatic replies" if self._is_busy or self.ledger.replies_owed.is_set() else ""
+
+    async def run(self) -> None:
+        """Send what is owed, until cancelled."""
+        while True:
+            await self.ledger.replies_owed.wait()
+            self._is_busy = True
+            self.ledger.replies_owed.clear()
+            await self._tried(self._send_all())
+            self._is_busy = False
+
+    async def _tried(self, work: Coroutine[None, None, None]) -> None:
+        """Await it; after an error that passes, what is owed is looked at again."""
+        try:
+            await work
+        except (SpoolError, StoreError) as error:
+            _log.warning("automatic replies wait", error=str(error))
+            loop = asyncio.get_running_loop()
+            loop.call_later(_AGAIN_S, self.ledger.replies_owed.set)  # real time: of a disk
+        except Exception:  # noqa: BLE001 - ours: the task must go on
+            _log.exception("automatic replies wait")
+
+    async def _send_all(self) -> None:
+        for one in await self.ledger.replies():
+            await self._tried(self._send(one))
+
+    async def _send(self, owed: OwedReceipt) -> None:
+        """Send a reply if it is still due."""
+        request, sent = await self.ledger.request(owed.key), None
+        settings, now_us = await self.settings.read(owed.mailbox), self.acceptance.clock.time_us()
+        text = self._text(settings.automatic_replies, owed.to)
+        if request and text and await self.settings.note_reply(owed, time_us=now_us):
+            self.settings.crash.reached(CrashPoint.REPLY_NOTED)
+            written = write_reply(
+                request, text, language=settings.language, hostname=self.acceptance.hostname,
+                reply_id=owed.submission_key.replace(" ", "."), now_us=now_us,
+            )  # fmt: skip
+            if queue_id := await self._accepted(owed, request, written):
+                detail = {"report_id": queue_id, "to": owed.to, "kind": "reply"}
+                event = Event(Step.REPORT, now_us, detail | {"recipients": [request.recipient]})
+                sent = SentReceipt(owed.key, event)
+            self.settings.crash.reached(CrashPoint.REPLY_ACCEPTED)
+        await self.ledger.end([owed.key], sent)
+
+    async def _accepted(self, owed: OwedReceipt, request: ReceiptRequest, written: bytes) -> str:
+        """Have a reply accepted; return its queue id, "" if it is refused for good. Raises
+        SpoolError.
+        """
+        demand, host = REQUIRETLS if request.requiretls else "", self.acceptance.hostname
+        reply = await self.acceptance.accept(
+            Envelope("", smtputf8=not written.isascii(), tls=demand),
+            [ForwardPath(owed.to, frozenset((Notify.NEVER,)))], written,
+            origin=Origin("", host, login=owed.mailbox, trusted=True, key=owed.submission_key),
+        )  # fmt: skip
+        _log.info("automatic reply", about=owed.key[0], to=owed.to, reply=reply.reply)
+        if reply.reply.startswith("4"):
+            raise SpoolError(reply.reply)
+        return reply.queue_id
+
+    def _text(self, replies: AutomaticReplies, sender: str) -> str:
+        """Return what a sender gets now, "" for nothing."""
+        if not replies.are_sent_at(self.acceptance.clock.time_us()):
+            return ""
+        if self.acceptance.router.is_own_anywhere(domain_of(sender)):
+            return replies.internal.strip()
+        return replies.external.strip() if replies.audience == "all" else ""
+
+    def _mailbox_of(self, address: str) -> str:
+        account = self.acceptance.accounts.by_address(self.acceptance.router.target_of(address))
+        return account.address if account else own_mailbox(address)

@@ -312,6 +312,7 @@ _KINDS = {
     "expanded": "A report on delivery to a list",
     "read": "A read receipt",
     "notread": "A notification that the message was deleted unread",
+    "reply": "An automatic reply",
     "dead-letter": "A dead letter",
     "postmaster": "A notice on mail of a stranger",
 }

@@ -139,6 +139,7 @@ class Daemon:
         if base.holds_root:
             self._spawn(expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads")
             self._spawn(self.transport.receipts.run(), "receipts")
+            self._spawn(self.transport.replies.run(), "replies")
             if self.subscriptions is not None:
                 self._spawn(self.subscriptions.run(), "subscriptions")
             self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")

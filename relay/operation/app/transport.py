@@ -25,7 +25,7 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.reports.bounces import Copies, Reporter, SenderRate
-from relay.delivery.reports.receipts import ReceiptSender, ReceiptWatcher
+from relay.delivery.reports.receipts import AutomaticReplySender, ReceiptSender, ReceiptWatcher
 from relay.delivery.reports.texts import TextSource
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
@@ -76,6 +76,7 @@ class Transport:
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
+    replies: AutomaticReplySender  # sends automatic replies
     maildrop: MailDrop | None  # that of [sendmail]
 
 
@@ -113,6 +114,8 @@ def build_transport(base: Foundation) -> Transport:
         is_development=base.is_development,
     )  # fmt: skip
     base.store.messages.on_read = receipts.read
+    replies = AutomaticReplySender(base.spool.receipts, base.store.settings, acceptance)
+    scheduler.local.reply_of = replies.owed
     local_servers, maildrop = _mail_of_machine(base, ingress)
     gate = build_gate(base)
     smtp_servers = _smtp_servers(base, ingress, gate)
@@ -133,6 +136,7 @@ def build_transport(base: Foundation) -> Transport:
             copies=base.store.owed_copies,
             clock=base.clock,
         ),
+        replies=replies,
         maildrop=maildrop,
     )
 

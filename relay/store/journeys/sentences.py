@@ -400,7 +400,7 @@ def with_reports(
             continue
         if is_remote(detail):
             claimed |= dict.fromkeys(detail["recipients"], step)
-        elif "to" in detail and detail["kind"] not in ("dead-letter", "postmaster"):
+        elif "to" in detail and detail["kind"] not in ("dead-letter", "postmaster", "reply"):
             named = detail.get("recipients") or [one.address for one in recipients]
             last |= dict.fromkeys(named, step)
     shown = {one: remote_report(step.detail, step.at) for one, step in claimed.items()}

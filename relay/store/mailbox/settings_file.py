@@ -1,22 +1,33 @@
-"""The settings of a mailbox: the file `relay-settings` next to the Maildir's files.
+"""The settings of a mailbox: the file `relay-settings` next to the Maildir's files; and the file
+`relay-replies`, which notes the senders that got automatic replies.
 
-The file is replaced in one step and is durable when a write returns. A missing file gives the
+A file is replaced in one step and is durable when a write returns. A missing file gives the
 defaults; so does one that cannot be read as settings, with a line in the log. No mail program
-knows the file. Graph's mailboxSettings.
+knows the files. Graph's mailboxSettings.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import time
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from relay.base.message.address import own_mailbox
+from relay.base.message.receipt import OwedReceipt
 from relay.base.message.time_zones import time_zone
 from relay.base.observe.logs import get_logger
 from relay.store.mailbox.maildir import open_message, remove, sync_directory, write_synced
 from relay.store.mailbox.store_part import StorePart, in_thread
 
 FILE_NAME = "relay-settings"
+REPLIES_FILE_NAME = "relay-replies"
+REPLIED_MAX = 1000  # senders that are noted; the oldest go
+PER_HOUR_MAX = 100  # replies
+ONCE_IN_US = 7 * 86_400_000_000  # a sender gets one reply
+_HOUR_US = 3_600_000_000
+_KNOWN_MAX = 100_000  # mailboxes
 _BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB, two texts as much
 
 _log = get_logger("mailbox")
@@ -51,31 +62,47 @@ class AutomaticReplies(Struct, frozen=True):
     start_us: int = 0
     end_us: int = 0
 
+    def are_sent_at(self, time_us: int) -> bool:
+        """Whether they are sent at this time."""
+        is_now = self.start_us <= time_us < self.end_us
+        return self.status == "alwaysEnabled" or (self.status == "scheduled" and is_now)
+
 
 class UserSettings(Struct, frozen=True):
-    """What a user has set. The zones are names that time_zone() knows, `language` is an RFC 5646
-    tag with the name that clients show. The formats are .NET's patterns, and the categories are
-    those of masterCategories; both are for clients only.
+    """What a user has set. The zones are names that time_zone() knows; the formats are .NET's
+    patterns.
     """
 
-    time_zone: str = "UTC"
-    language: str = "en-US"
-    language_name: str = "English (United States)"
-    date_format: str = "M/d/yyyy"
-    time_format: str = "h:mm tt"
-    working_hours: WorkingHours = WorkingHours()
-    categories: tuple[MasterCategory, ...] = ()
-    automatic_replies: AutomaticReplies = AutomaticReplies()
+    time_zone: str = "UTC"  # of the mailbox
+    language: str = "en-US"  # an RFC 5646 tag
+    language_name: str = "English (United States)"  # that clients show
+    date_format: str = "M/d/yyyy"  # for clients only
+    time_format: str = "h:mm tt"  # for clients only
+    working_hours: WorkingHours = WorkingHours()  # for clients only
+    categories: tuple[MasterCategory, ...] = ()  # masterCategories, for clients only
+    automatic_replies: AutomaticReplies = AutomaticReplies()  # that the mailbox sends
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SettingsFiles(StorePart):
     """The settings of all mailboxes. Methods raise StoreUnavailableError."""
 
+    # by mailbox, of some: whether automatic replies are not disabled
+    replying: dict[str, bool] = field(default_factory=dict)
+
+    async def may_reply(self, account: str) -> bool:
+        """Whether automatic replies are not disabled; without a disk access but for the first."""
+        if account not in self.replying:
+            if len(self.replying) >= _KNOWN_MAX:
+                self.replying.clear()
+            found = (await self.read(account)).automatic_replies.status
+            self.replying.setdefault(account, found != "disabled")  # a write meanwhile knows better
+        return self.replying[account]
+
     @in_thread
     def read(self, account: str) -> UserSettings:
         """Return what the user has set, or the defaults."""
-        path = self.folders.mailbox(account) / FILE_NAME
+        path = self.folders.directory(account) / FILE_NAME
         try:
             with open_message(path) as file:
                 octets = file.read(_BYTES_MAX)
@@ -92,14 +119,40 @@ class SettingsFiles(StorePart):
 
     @in_thread
     def write(self, account: str, settings: UserSettings) -> None:
-        """Replace all settings, durably."""
+        """Replace all settings, durably. Without automatic replies no sender is noted any more."""
         mailbox = self.folders.mailbox(account)
-        fresh = mailbox / f"{FILE_NAME}.new"
-        with self.stripes.of(str(fresh)):
-            remove(fresh)  # left by a crash
-            try:
-                write_synced(fresh, msgspec.json.format(msgspec.json.encode(settings)))
-                fresh.rename(mailbox / FILE_NAME)
-            finally:
-                remove(fresh)
-            sync_directory(mailbox)
+        with self.stripes.of(str(mailbox)):
+            self._replace(mailbox / FILE_NAME, msgspec.json.format(msgspec.json.encode(settings)))
+            self.replying[account] = settings.automatic_replies.status != "disabled"
+            if not self.replying[account]:
+                remove(mailbox / REPLIES_FILE_NAME)
+
+    @in_thread
+    def note_reply(self, reply: OwedReceipt, *, time_us: int) -> bool:
+        """Note, durably, that its sender gets an automatic reply. False, and nothing is noted, if
+        it had another one lately, or if there were too many in the last hour.
+        """
+        path = self.folders.mailbox(reply.mailbox) / REPLIES_FILE_NAME
+        sender, key = own_mailbox(reply.to), reply.submission_key
+        noted: dict[str, tuple[int, str]] = {}  # time and key, the oldest first
+        with self.stripes.of(str(path.parent)):
+            with suppress(FileNotFoundError, ValueError), open_message(path) as file:
+                noted = msgspec.json.decode(file.read(_BYTES_MAX), type=dict[str, tuple[int, str]])
+            before_us, before = noted.pop(sender, (0, ""))
+            if time_us - before_us < ONCE_IN_US:  # a crash came between, or it is another one
+                return before == key
+            if sum(time_us - at_us < _HOUR_US for at_us, _ in noted.values()) >= PER_HOUR_MAX:
+                return False
+            noted[sender] = time_us, key
+            self._replace(path, msgspec.json.encode(dict([*noted.items()][-REPLIED_MAX:])))
+        return True
+
+    def _replace(self, path: Path, octets: bytes) -> None:
+        fresh = path.with_name(f"{path.name}.new")
+        remove(fresh)  # left by a crash
+        try:
+            write_synced(fresh, octets)
+            fresh.rename(path)
+        finally:
+            remove(fresh)
+        sync_directory(path.parent)

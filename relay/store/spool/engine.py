@@ -276,6 +276,8 @@ class SpoolEngine(QueueEngine, Spool, SpoolHistory):
             return False, ()
         if recorded.owes:
             self.receipts.added()
+            if any(one.evidence.owed_reply for one in claim_result.outcomes.values()):
+                self.receipts.replies_owed.set()
         self.committed(stored)
         self._count_accepted(claim_result.reports)
         self._tell(News.RECORDED)

@@ -245,6 +245,7 @@ class FileStore:
         self.keys.forget()
         self._log.close()
         self._inbox.forget()
+        self.settings.replying.clear()
         self._directory.forget()
         keeps_order.cache_clear()
         if self._root.reopen():  # requests that were in progress got no 202

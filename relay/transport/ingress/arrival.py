@@ -115,7 +115,7 @@ class Preparation(Struct, frozen=True):
         """Return the message, or the reply that rejects it."""
         origin, filters = arrival.origin, arrival.filters
         session = filters.session if filters is not None else None
-        if filters is None and (origin.pickup or origin.user is not None):
+        if filters is None and (origin.is_promised or origin.user is not None):
             session = self.milters.session("local")
         make = self._made if session is None else self._cleaned
         if _is_quick(arrival.content):

@@ -355,7 +355,7 @@ def runs_statements(claim_result: ClaimResult) -> bool:
         or claim_result.pays
         or claim_result.ends_warning
         or claim_result.remote_report is not None
-        or any(one.evidence.receipt is not None for one in claim_result.outcomes.values())
+        or any(x.evidence.receipt or x.evidence.owed_reply for x in claim_result.outcomes.values())
     )
 
 

@@ -7,7 +7,7 @@ What acceptance and delivery write:
   what becomes of the claims of a process that was killed
 - `results`: what the result of an attempt writes: states, next attempt, owed reports; which message
   a DSN or MDN from outside is about, and what is recorded of it
-- `receipts`: read receipts that are owed
+- `receipts`: read receipts and automatic replies that are owed
 - `holds`: why entries are held, when a hold ends, damaged entries, how many rules hold (held_max);
   the domains for which mail is held as it comes (hold --new)
 

@@ -1,9 +1,10 @@
-"""The read receipts that are owed: found by their copy, held after a restore, ended.
+"""The read receipts and automatic replies that are owed: found, held after a restore, ended.
 
 Results add them, and acceptances of notifications end them (transactions.py). `version` changes
 with each of these, so that who has them in memory reads them again only when needed.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ _CHANGES = {
 
 
 class ReceiptLedger:
-    """The read receipts that results have recorded as owed, until they are sent or end."""
+    """What results have recorded as owed, until it is sent or ends."""
 
     def __init__(self, engine: QueueEngine, *, store: Callable[[], int]) -> None:
         """`store` returns the number of the mail root whose mailboxes owe what is returned: those
@@ -53,6 +54,8 @@ class ReceiptLedger:
         self._store = store
         self.count = 0  # how many are owed, held ones included
         self.version = 0  # changes when owed() may return others
+        self.replies_owed = asyncio.Event()  # replies() may return others than before
+        self.replies_owed.set()
 
     @property
     def has_any(self) -> bool:
@@ -70,9 +73,14 @@ class ReceiptLedger:
         self.version += 1
 
     async def owed(self) -> Sequence[OwedReceipt]:
-        """Return all but those that a restore holds."""
-        rows = await self._engine.read(lambda tables: tables.fetch(_OWED))
+        """Return all receipts but those that a restore holds."""
+        rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number > 0"))
         self.count = await self._engine.read(count_receipts)
+        return self._own(rows)
+
+    async def replies(self) -> Sequence[OwedReceipt]:
+        """Return the automatic replies that are owed, but those that a restore holds."""
+        rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number < 0"))
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
@@ -108,9 +116,15 @@ class ReceiptLedger:
             lambda transaction: transaction.execute_each(sql, [(folder, *key)])
         )
 
-    async def end(self, keys: Sequence[ReceiptKey]) -> None:
-        """Forget some."""
-        await self._engine.change(lambda transaction: transaction.execute_each(_END, keys))
+    async def end(self, keys: Sequence[ReceiptKey], reply: SentReceipt | None = None) -> None:
+        """Forget some; `reply` is an automatic reply among them that was accepted."""
+
+        def change(transaction: OpenTransaction) -> None:
+            transaction.execute_each(_END, keys)
+            if reply is not None:
+                note_receipt(transaction, reply)
+
+        await self._engine.change(change)
         self.version += 1
 
     async def prune(self, before_us: int) -> None:
@@ -131,6 +145,7 @@ class ReceiptLedger:
         if sql is not None:
             await self._engine.change(lambda transaction: transaction.execute_each(sql, [()]))
             self.version += 1
+            self.replies_owed.set()
 
 
 def add_receipts(

@@ -69,7 +69,8 @@ class ResultRows(Struct, frozen=True):
     state: RecipientState  # of an entry that goes on
     attempts: int  # of the entry
     waiting: EntrySchedule | None  # of an entry that goes on
-    # by the copy, which several may share: the number of a recipient, and what it is asked for
+    # by the copy, which several may share: the number of a recipient, and what it is asked for;
+    # what is owed without being asked for has another name, and -number
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
 
@@ -99,6 +100,8 @@ def result_rows(
         changed.append((state, evidence.status, evidence.reply, *claim.key, number))
         if takes_receipts and evidence.receipt is not None:
             receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
+        if takes_receipts and evidence.owed_reply is not None:
+            receipts.setdefault(f"reply {evidence.graph_id}", (-number, evidence.owed_reply))
     for number, outcome in claim_result.expired.items():
         evidence = outcome.evidence
         state = RecipientState.EXPIRED

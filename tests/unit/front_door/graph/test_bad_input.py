@@ -173,7 +173,6 @@ _SETTINGS: tuple[Bad, ...] = (
     ({"automaticRepliesSetting": {"status": "x"}}, _TYPE),
     ({"automaticRepliesSetting": {"status": "scheduled"}}, "ErrorInvalidScheduledOofDuration"),
     ({"automaticRepliesSetting": {"externalReplyMessage": "a\0b"}}, "ErrorInvalidRequest"),
-    ({"automaticRepliesSetting": {"scheduledEndDateTime": {"dateTime": "x"}}}, _TYPE),
 )
 _COLOR: tuple[Bad, ...] = (({"color": "red"}, _TYPE), ({"displayName": "another"}, _TYPE))
 _CATEGORY: tuple[Bad, ...] = (
