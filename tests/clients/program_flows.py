@@ -20,7 +20,9 @@ from collections.abc import Callable
 from email import policy
 from email.message import EmailMessage
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -31,8 +33,11 @@ ALICE, CUSTOMER = "alice@example.test", "customer@shop.example"
 SENT = {
     "graphish": [],
     "graphplug": ["FW: Report", "RE: Report", "many 0", "many 1", "many 2", "one"],
+    "iobox": ["FW: Report", "draft", "sent"],
     "je_mail_thunder": ["large", "small"],
+    "m365ctl": ["FW: Report", "RE: Report", "changed"],
     "m365proxy": ["by SMTP"],
+    "mgraphctl": ["FW: Report", "RE: Report", "draft", "large", "small"],
     "outlook_graph_mcp": ["FW: Report", "RE: Report", "RE: Report", "sent"],
     "benethos_mailbox_service": ["large"],
     "myoffice": ["FW: Report", "RE: Report", "RE: Report", "changed", "x"],
@@ -52,6 +57,13 @@ def mime(subject: str, sender: str, to: str, attach: bytes = b"") -> EmailMessag
 def received(user: str, sender: str) -> tuple[EmailMessage, EmailMessage]:
     """What is in a user's inbox before each flow."""
     return mime("Report", sender, user, b"a"), mime("Lunch", sender, user)
+
+
+def call(command: str) -> str:
+    """What a program prints, which has to end with 0."""
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
+    return done.stdout
 
 
 def graphish() -> None:
@@ -99,6 +111,26 @@ def graphplug() -> None:
     asyncio.run(run())
 
 
+def iobox() -> None:
+    from iobox.providers.base import EmailQuery
+    from iobox.providers.o365.email import OutlookProvider
+    from O365 import Account
+
+    account = Account(("desktop", "any"))
+    account.authenticate(handle_consent=lambda url: urlopen(url).url)
+    account.con.get("https://graph.microsoft.com/v1.0/me")  # opens the session that iobox expects
+    box = OutlookProvider(SimpleNamespace(get_account=lambda: account))
+    [report] = [one["message_id"] for one in box.search_emails(EmailQuery(raw_query="report"))]
+    assert "Numbers." in box.get_email_content(report)["body"]
+    box.send_message(CUSTOMER, "sent", "x", bcc=ALICE, attachments=["a.txt"])
+    box.forward_message(report, CUSTOMER, "See below.")
+    box.create_draft(CUSTOMER, "draft", "<b>x</b>", content_type="html")
+    box.send_draft(box.list_drafts()[0]["message_id"])
+    box.add_tag(report, "Red")
+    for change in (box.mark_read, box.archive, box.untrash, box.trash):
+        change(report)
+
+
 def je_mail_thunder() -> None:
     from je_mail_thunder.auth.oauth2 import OAuth2Auth
     from je_mail_thunder.core.mail import Mail
@@ -133,6 +165,28 @@ def je_mail_thunder() -> None:
     assert deleted.to == (CUSTOMER,)
 
 
+def m365ctl() -> None:
+    config = "tenant_id = 'x'\nclient_id = 'x'\ncert_path = 'x'\ncert_public = 'x'\n"
+    Path("config.toml").write_text(config + "scope.allow_drives = ['x']")
+    call("m365ctl mail auth login")
+    report = json.loads(call("m365ctl mail list --json").splitlines()[1])["id"]
+    assert f'"{report}"' in call("m365ctl mail search --json subject:report")
+    call(f"m365ctl mail export attachments {report} --out-dir saved")
+    draft = call(f"m365ctl mail draft create --subject x --to {CUSTOMER} --confirm").split()[-1]
+    for words in (
+        f"draft update {draft} --subject changed --body x", f"attach add {draft} --file saved/a.txt",
+        f"send {draft}", f"forward {report} --inline --to {CUSTOMER} --body See.",
+        f"reply {report} --inline --all --body Thanks.", "folders create Inbox Projects",
+        f"read --message-id {report} --yes", f"flag --message-id {report} --status flagged",
+        f"categorize --message-id {report} --add Red", f"delete --message-id {report}",
+        "move --since 2020-01-01T00:00:00Z --to-folder Inbox/Projects --plan-out plan",
+        "move --from-plan plan",
+    ):  # fmt: skip
+        call(f"m365ctl mail {words} --confirm")
+    call("m365ctl mail catalog refresh")
+    assert "Messages:     4 live" in call("m365ctl mail catalog status")
+
+
 def m365proxy() -> None:
     from m365proxy.auth import hash_password
 
@@ -146,8 +200,7 @@ def m365proxy() -> None:
     }  # fmt: skip
     Path("config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "m365proxy", "-config", "config.json"]
-    signed_in = subprocess.run([*command, "login"], capture_output=True, text=True, check=False)
-    assert "Login successful" in signed_in.stdout, signed_in
+    assert "Login successful" in call(" ".join([*command, "login"]))
     context = ssl.create_default_context(cafile=os.environ["AUTHORITY"])
     proxy = subprocess.Popen(command)
     try:
@@ -165,6 +218,31 @@ def m365proxy() -> None:
         proxy.wait()
 
 
+def mgraphctl() -> None:
+    def ask(words: str) -> Any:
+        return json.loads(call(f"mgraphctl {words} --json"))
+
+    ask("config set client_id desktop")
+    ask("login --device-code --scopes extended")
+    lunch, report = (one["id"] for one in ask("mail list --unread --after 2020-01-01")["items"])
+    for words in ("search subject:report", "mail list --search subject:report"):
+        assert f"'{report}'" in str(ask(words)["items"])
+    Path("large.bin").write_bytes(bytes(4 << 20))
+    for words in (
+        f"mark {report} {lunch} --read --flag --category Red", f"reply {report} --body Thanks.",
+        f"read {report} --headers --save-attachments saved",
+        f"send --to {CUSTOMER} --subject small --body x --attach saved/a.txt",
+        f"send --to {CUSTOMER} --subject large --body x --attach large.bin",
+        f"forward {report} --to {CUSTOMER} --html --body <b>See</b>",
+        f"drafts create --to {CUSTOMER} --subject draft --body x --importance high",
+    ):  # fmt: skip
+        ask(f"mail {words}")
+    [draft] = ask("mail drafts list")["items"]
+    ask(f"mail drafts send {draft['id']}")
+    moved = ask(f"mail move {report} --folder archive")
+    ask(f"mail delete {moved['id']}")
+
+
 def outlook_graph_mcp() -> None:
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
@@ -175,21 +253,20 @@ def outlook_graph_mcp() -> None:
     Path(settings, "attachments", "b.txt").write_text("b")
     config = {"client_id": "desktop", "tenant_id": "contoso", "allow_unencrypted_token_cache": True}
     Path(settings, "config.json").write_text(json.dumps(config))
-    program = str(Path(sys.executable).with_name("outlook-mcp"))
-    subprocess.run([program, "auth"], check=True, stdout=sys.stderr)
-    server = StdioServerParameters(command=program, args=["serve"], env=dict(os.environ))
+    call("outlook-mcp auth")
+    server = StdioServerParameters(command="outlook-mcp", args=["serve"], env=dict(os.environ))
 
     async def run() -> None:
         async with stdio_client(server) as streams, ClientSession(*streams) as session:
             await session.initialize()
 
-            async def call(tool: str, **given: Any) -> Any:
+            async def use(tool: str, **given: Any) -> Any:
                 done = await session.call_tool(f"outlook_{tool}", given)
                 text = done.content[0].text
                 assert not done.is_error, f"{tool}: {text}"
                 return json.loads(text)
 
-            await _outlook(call)
+            await _outlook(use)
 
     asyncio.run(run())
 
@@ -283,37 +360,30 @@ def benethos_mailbox_service() -> None:
 
 
 def myoffice() -> None:
-    program = os.environ["MYOFFICE"]
+    def mail(words: str) -> Any:
+        return json.loads(call(f"myoffice --json mail {words}"))
 
-    def call(*words: str) -> Any:
-        done = subprocess.run(
-            ["node", program, "--json", *words], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
-        return done.stdout if words[0] == "login" else json.loads(done.stdout)
-
-    call("login", "--client-id", "desktop")
-    lunch, report = (one["id"] for one in call("mail", "list", "--unread"))
-    assert call("mail", "read", "--id", report)["subject"] == "Report"
-    [found] = call("mail", "search", "--query", "subject:report")
+    call("myoffice login --client-id desktop")
+    lunch, report = (one["id"] for one in mail("list --unread"))
+    assert mail(f"read --id {report}")["subject"] == "Report"
+    [found] = mail("search --query subject:report")
     assert found["id"] == report
-    [file] = call("mail", "attachments", "--id", report)
-    saved = ("--attachment-id", file["id"], "--output", "saved.txt")
-    call("mail", "download-attachment", "--id", report, *saved)
+    [file] = mail(f"attachments --id {report}")
+    saved = f"--attachment-id {file['id']} --output saved.txt"
+    mail(f"download-attachment --id {report} {saved}")
     assert Path("saved.txt").read_text() == "a"
-    to = ("--to", CUSTOMER, "--subject", "x", "--body", "<b>x</b>")
-    call("mail", "send", *to, "--attach", "a.txt")
-    draft = call("mail", "draft", *to, "--attach-inline", "a.txt")["draftId"]
-    call("mail", "draft-update", "--id", draft, "--subject", "changed", "--body", "y")
-    call("mail", "draft-send", "--id", draft)
-    call("mail", "reply", "--id", report, "--body", "Thanks.", "--all")
-    call("mail", "reply", "--id", report, "--body", "See.", "--attach-inline", "a.txt")
-    call("mail", "forward", "--id", report, "--to", CUSTOMER, "--body", "See below.")
-    call("mail", "mark", "--id", lunch)
-    call("mail", "move", "--id", lunch, "--folder", "Captured")
-    assert len(call("mail", "list", "--folder", "Captured")) == 1
-    call("mail", "delete", "--id", report)
-    names = {one["name"]: one["totalItems"] for one in call("mail", "folders")}
+    to = f"--to {CUSTOMER} --subject x --body <b>x</b>"
+    draft = mail(f"draft {to} --attach-inline a.txt")["draftId"]
+    for words in (
+        f"send {to} --attach a.txt", f"draft-update --id {draft} --subject changed --body y",
+        f"draft-send --id {draft}", f"reply --id {report} --body Thanks. --all",
+        f"reply --id {report} --body See. --attach-inline a.txt",
+        f"forward --id {report} --to {CUSTOMER} --body See.", f"mark --id {lunch}",
+        f"move --id {lunch} --folder Captured", f"delete --id {report}",
+    ):  # fmt: skip
+        mail(words)
+    assert len(mail("list --folder Captured")) == 1
+    names = {one["name"]: one["totalItems"] for one in mail("folders")}
     assert (names["Captured"], names["Inbox"]) == (1, 0), names
 
 

@@ -66,13 +66,13 @@ def test_a_program(name: str, authority: Authority, tmp_path: Path, dev) -> None
         Path(tmp_path, "hosts").write_text(f"127.0.0.1 localhost\n{address} {' '.join(NAMES)}\n")
         Path(tmp_path, "a.txt").write_text("a")
         environment = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": str(INSTALLED.parent), "HOME": str(tmp_path),
+            "PATH": f"{INSTALLED}/venv/bin:{INSTALLED}/node_modules/.bin:{os.environ['PATH']}",
+            "PYTHONPATH": str(INSTALLED.parent), "HOME": str(tmp_path),
             "SSL_CERT_FILE": ca, "REQUESTS_CA_BUNDLE": ca, "NODE_EXTRA_CA_CERTS": ca,
             "HOOK_URL": f"{front.url}/hook", "HOOK_PORT": str(front.upstream[1]),
             "SMTP_PORT": str(free_port()), "POP3_PORT": str(free_port()),
             "CERTIFICATE": str(pair.certificate), "KEY": str(pair.key),
             "AUTHORITY": str(authority.certificate),
-            "MYOFFICE": str(INSTALLED / "node_modules/@awolve/myoffice/dist/cli.js"),
         }  # fmt: skip
         start = ["unshare", "--mount", "sh", "-ec", START, str(tmp_path / "hosts"), ca, CERTIFI]
         done = subprocess.run(
