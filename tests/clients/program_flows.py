@@ -200,7 +200,8 @@ def m365proxy() -> None:
     }  # fmt: skip
     Path("config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "m365proxy", "-config", "config.json"]
-    assert "Login successful" in call(" ".join([*command, "login"]))
+    signed_in = subprocess.run([*command, "login"], capture_output=True, text=True, check=False)
+    assert "Login successful" in signed_in.stdout, signed_in
     context = ssl.create_default_context(cafile=os.environ["AUTHORITY"])
     proxy = subprocess.Popen(command)
     try:

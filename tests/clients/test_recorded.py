@@ -123,10 +123,9 @@ def test_02_send_mail_in_each_spelling(client: Client, form: str) -> None:
     "query",
     [
         "%24top=2&%24select=subject&%24orderby=subject",
-        "$top=2&$select=subject&$orderby=subject",
-        "$orderby=subject&$select=subject&$top=2",
+        "$top=2&$select=subject&$orderby=subject", "$orderby=subject&$select=subject&$top=2",
     ],
-)
+)  # fmt: skip
 def test_23_query_options_of_each_client(client: Client, query: str) -> None:
     while len(client.user.messages("drafts")) < 3:
         client.draft(subject=f"page {len(client.user.messages('drafts'))}")
