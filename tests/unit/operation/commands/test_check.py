@@ -241,57 +241,42 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
     assert "hidden" not in str(warnings)
 
 
-@each_row(
-    "routes, hidden",
-    [
-        ([route("*"), route("a.test")], True),
-        ([route("*.a.test"), route("x.a.test")], True),
-        ([route("*.a.test"), route("*.x.a.test")], True),
-        ([route("*.a.test"), route("a.test")], False),
-        ([route("a.test"), route("*")], False),
-        ([route("*", sender="*@s.test"), route("a.test")], False),
-        ([route("*"), route("a.test", sender="<>")], True),
-        ([route("*", sender="*@s.test"), route("a.test", sender="me@s.test")], True),
-        ([route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test")], True),
-        ([route("*", sender="*@s.test"), route("a.test", sender="<>")], False),
-        ([route("*", sender="me@s.test"), route("a.test", sender="*@s.test")], False),
-        ([route("*", next_hop="hold"), route("a.test")], False),  # says where a release sends it
-        ([route("*", next_hop="hold"), route("a.test", next_hop="hold")], True),
-        ([route("*"), route("a.test", next_hop="hold")], True),
-        ([route("*"), route("example.test")], False),  # an own domain
-        ([route("*"), route("*.test")], False),  # below which is one
-        ([route("*.test"), route("example.test")], True),
-    ],
-)
-def test_a_route_that_gets_no_mail_causes_a_warning(files, routes, hidden):
-    warnings = of(files(relay=CONFIG + "".join(routes)), CheckResult.WARNING)
+@each_row("first, second, hidden", [
+        (route("*"), route("a.test", sender="<>"), True),
+        (route("*.a.test"), route("*.x.a.test"), True),
+        (route("*.a.test"), route("a.test"), False),
+        (route("*", sender="*@s.test"), route("a.test"), False),
+        (route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test"), True),
+        (route("*", sender="*@s.test"), route("a.test", sender="<>"), False),
+        (route("*", sender="me@s.test"), route("a.test", sender="*@s.test"), False),
+        (route("*", next_hop="hold"), route("a.test"), False),  # says where a release sends it
+        (route("*", next_hop="hold"), route("a.test", next_hop="hold"), True),
+        (route("*"), route("*.test"), False),  # below which is an own domain
+        (route("*.test"), route("example.test"), True),
+    ])  # fmt: skip
+def test_a_route_that_gets_no_mail_causes_a_warning(files, first, second, hidden):
+    warnings = of(files(relay=CONFIG + first + second), CheckResult.WARNING)
     assert places(warnings) == ["route[1].domain"] * hidden
-    assert all(
-        "found a route that gets no mail: route[0] takes all of it" in one for _, one in warnings
+    text = "found a route that gets no mail: route[0] takes all of it"
+    assert all(text in one for _, one in warnings)
+
+
+@each_row("listen, host, is_own", [
+        ("127.0.0.1", "localhost:2525", True),
+        ("0.0.0.0", "127.0.0.1:2525", True),
+        ("0.0.0.0", "relay.example.test:2525", True),
+        ("0.0.0.0", "192.0.2.1:2525", False),
+        ("127.0.0.1", "127.0.0.1:2526", False),
+        ("127.0.0.1", "127.0.0.2:2525", False),
+    ])  # fmt: skip
+def test_a_route_to_an_own_listener_causes_a_warning(files, listen, host, is_own):
+    config = f'{CONFIG}[[smtp]]\nlisten = "{listen}:2525"\n'
+    warnings = of(
+        files(relay=config + route("a.test", next_hop=f"smtp://{host}")), CheckResult.WARNING
     )
-
-
-@each_row(
-    "listen, next_hop, is_own",
-    [
-        ("127.0.0.1:2525", "smtp://127.0.0.1:2525", True),
-        ("127.0.0.1:2525", "smtp://localhost:2525", True),
-        ("0.0.0.0:2525", "smtp://127.0.0.1:2525", True),
-        ("0.0.0.0:2525", "smtp://relay.example.test:2525", True),
-        ("0.0.0.0:2525", "smtp://192.0.2.1:2525", False),
-        ("0.0.0.0:2525", "smtp://other.test:2525", False),
-        ("127.0.0.1:2525", "smtp://127.0.0.1:2526", False),
-        ("127.0.0.1:2525", "smtp://127.0.0.2:2525", False),
-    ],
-)
-def test_a_route_to_an_own_listener_causes_a_warning(files, listen, next_hop, is_own):
-    config = CONFIG + f'[[smtp]]\nlisten = "{listen}"\n' + route("a.test", next_hop=next_hop)
-    warnings = dict(of(files(relay=config), CheckResult.WARNING))
-    assert (
-        f'route[0].next_hop: found "{next_hop}", the address of smtp[0].listen: mail comes back here'
-        in warnings.get("routes", "")
-    ) is is_own
-    assert ("routes" in warnings) is is_own
+    found = [text for what, text in warnings if what == "routes"]
+    text = f'found "smtp://{host}", the address of smtp[0].listen: mail comes back here'
+    assert [f"route[0].next_hop: {text}" in one for one in found] == [True] * is_own
 
 
 def test_a_source_address_that_this_machine_lacks_is_reported(files):
@@ -301,12 +286,6 @@ def test_a_source_address_that_this_machine_lacks_is_reported(files):
     found = dict(of(files(relay=config), CheckResult.FAILED))
     text = found["routes"]
     assert "route[0].source_address: found 192.0.2.1, expected an address of this machine" in text
-
-
-def test_a_folder_that_is_a_file_is_a_fault(files):
-    (files.folder / "state").touch()
-    expected = f"state_dir: {files.folder}/state is not a directory that this user can write"
-    assert of(files(), CheckResult.FAULT) == [("state_dir", expected)]
 
 
 @pytest.fixture
@@ -374,37 +353,23 @@ def with_certificate(certificate):
     return CONFIG.replace("[policy]", SMTP_TLS.format(certificate))
 
 
-@pytest.mark.parametrize(
-    ("names", "days", "expected_text"),
-    [
-        (["DNS:relay.example.test"], -1, "found one that expired on 20"),
-        (
-            ["DNS:other.test"],
-            30,
-            "found one for other.test, expected one for relay.example.test or",
-        ),
-        ([], 30, "found one for no host, expected one for relay.example.test or"),
-    ],
-)
-def test_a_certificate_that_clients_reject_is_a_fault(files, authority, names, days, expected_text):
-    made = authority.issue(*names, days=days)
-    ((what, text),) = files.faults(with_certificate(made))
-    assert what == "certificates"
-    assert f"relay.toml:11: smtp[0].tls.certificate: {expected_text}" in text
+NAME, EXPECTED = "DNS:relay.example.test", "expected one for relay.example.test or"
 
 
-@each_row("name", ["DNS:relay.example.test", "DNS:*.example.test", "DNS:localhost",
-                                  "IP:127.0.0.1"])  # fmt: skip
-def test_a_certificate_for_a_name_of_the_listener_is_in_order(files, authority, name):
-    findings = files(relay=with_certificate(authority.issue(name, days=30)))
-    assert of(findings, CheckResult.FAULT) == []
-    assert of(findings, CheckResult.WARNING) == []
-
-
-def test_a_certificate_that_expires_soon_causes_a_warning(files, authority):
-    made = authority.issue("DNS:relay.example.test", days=5)
-    ((what, text),) = of(files(relay=with_certificate(made)), CheckResult.WARNING)
-    assert (what, "found one that expires on 20" in text) == ("certificates", True)
+@each_row("name, days, verdict, expected", [
+        (NAME, -1, CheckResult.FAULT, "found one that expired on 20"),
+        ("DNS:other.test", 30, CheckResult.FAULT, f"found one for other.test, {EXPECTED}"),
+        ("", 30, CheckResult.FAULT, f"found one for no host, {EXPECTED}"),
+        (NAME, 5, CheckResult.WARNING, "found one that expires on 20"),
+        *[(name, 30, None, "") for name in (NAME, "DNS:*.example.test", "DNS:localhost", "IP:127.0.0.1")],
+    ])  # fmt: skip
+def test_a_certificate_is_one_that_clients_accept(files, authority, name, days, verdict, expected):
+    made = authority.issue(*[name] * bool(name), days=days)
+    findings = files(relay=with_certificate(made))
+    found = [one for one in findings if one.verdict in (CheckResult.FAULT, CheckResult.WARNING)]
+    assert [(one.what, one.verdict) for one in found] == [("certificates", verdict)] * bool(verdict)
+    key = "relay.toml:11: smtp[0].tls.certificate: "
+    assert all(key + expected in one.text for one in found)
 
 
 def with_https(made, listen='"0.0.0.0:0"'):
@@ -461,27 +426,23 @@ def test_secrets_that_others_can_read_cause_a_warning(files, authority):
 
 def test_files_of_references_that_others_can_read_cause_a_warning(files):
     """By ${file:PATH}; a file that holds no secret may be open to all."""
-    (files.folder / "name").write_text("relay.example.test\n")
-    (files.folder / "token").write_text(f"sha256:{'0' * 64}\n")
-    (files.folder / "queue").write_text("sqlite:spool.sqlite\n")
+    texts = {
+        "name": "relay.example.test",
+        "token": f"sha256:{'0' * 64}",
+        "queue": "sqlite:spool.sqlite",
+    }
+    for name, text in texts.items():
+        (files.folder / name).write_text(f"{text}\n")
     config = CONFIG.replace('"relay.example.test"', '"${file:name}"')
     config = config.replace("[policy]", '[spool]\nurl = "${file:queue}"\n[policy]')
-    assert config.count("${file:") == 2
-    accounts = ACCOUNTS + 'token = "${file:token}"\n'
-    for mode, expected in (
-        (0o640, []),
-        (0o644, ["account[0].token", "spool.url"]),
-        (0o602, ["account[0].token", "spool.url"]),
-    ):
+    for mode, expected in ((0o640, []), (0o602, ["account[0].token", "spool.url"])):
         for name in ("token", "queue"):
             (files.folder / name).chmod(mode)
-        warnings = of(files(relay=config, accounts=accounts), CheckResult.WARNING)
+        found = files(relay=config, accounts=ACCOUNTS + 'token = "${file:token}"\n')
+        warnings = of(found, CheckResult.WARNING)
         assert places(warnings) == expected
-        path = f"{files.folder}/token"
-        shown = (
-            f"account[0].token: found mode 0{mode:o} of {path}: others can read it (chmod o-rwx)"
-        )
-        assert not expected or shown in warnings[0][1]
+    text = f"account[0].token: found mode 0602 of {files.folder}/token: others can read it (chmod o-rwx)"
+    assert text in warnings[0][1]
 
 
 def test_folders_that_others_can_write_cause_a_warning(files):
@@ -493,21 +454,8 @@ def test_folders_that_others_can_write_cause_a_warning(files):
     assert "found mode 0777 of" in warnings[0][1]
 
 
-def a_spool(folder, name="spool.sqlite", octets=b""):
-    (folder / "state").mkdir(exist_ok=True)
-    (folder / "state" / name).write_bytes(octets)
-
-
-def header(schema, made_by=b"Rely"):
-    return b"SQLite format 3\0".ljust(60, b"\1") + schema.to_bytes(4, "big") + bytes(4) + made_by
-
-
-def test_a_directory_in_place_of_the_spool_is_a_fault(files):
-    spool = files.folder / "state" / "spool.sqlite"
-    spool.mkdir(parents=True)
-    [found] = [one for one in files() if one.what == "spool"]
-    expected = f"spool.url: {spool}: found a directory, expected the spool's file"
-    assert (found.verdict, found.text) == (CheckResult.FAULT, expected)
+def header(schema):
+    return b"SQLite format 3\0".ljust(60, b"\1") + schema.to_bytes(4, "big") + bytes(4) + b"Rely"
 
 
 def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
@@ -531,20 +479,20 @@ def test_a_damaged_wal_is_a_fault_unless_a_relay_runs(files):
 
 
 @pytest.mark.parametrize(
-    ("name", "octets", "verdict", "expected_text"),
-    [
+    ("name", "octets", "verdict", "expected_text"), [
         ("spool.sqlite", b"", CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", header(1), CheckResult.OK, "spool.sqlite"),
         ("spool.sqlite", header(256), CheckResult.FAULT, "newer Relay (schema 256"),
-        ("spool.sqlite", header(1, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
-        ("spool.sqlite", header(10, bytes(4)), CheckResult.FAULT, "a Relay before 0.2.0"),
+        ("spool.sqlite/x", b"", CheckResult.FAULT, "spool.sqlite: found a directory, expected the spool's file"),
         ("spool.sqlite", b"nothing of ours", CheckResult.FAULT, "see relay restore"),
         ("spool.sqlite.salvage", b"", CheckResult.FAULT, "recovery was interrupted"),
         ("spool.sqlite.damage", b"a page", CheckResult.FAILED, "is damaged and accepts no mail"),
     ],
-)
+)  # fmt: skip
 def test_the_spool_file_is_checked(files, name, octets, verdict, expected_text):
-    a_spool(files.folder, name, octets)
+    place = files.folder / "state" / name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(octets)
     [found] = [one for one in files() if one.what == "spool"]
     assert found.verdict is verdict
     assert expected_text in found.text
@@ -592,30 +540,18 @@ def test_a_short_rsa_key_is_a_warning(files):
     assert expected in text
 
 
-@each_row(
-    "lasts, number, then",
-    [
-        ([None], None, ""),
-        ([15], None, ""),
-        ([-1, None], None, ""),
-        ([-1, 20], None, ""),
-        ([12], 0, "then "),
-        ([2, 9, -5], 1, "then "),
-        ([0], 0, "then "),
-        ([-2, -1], 1, ""),
-    ],
-)
+@each_row("lasts, number, then", [
+        ([-1, None], None, ""), ([-1, 20], None, ""), ([12], 0, "then "), ([2, 9, -5], 1, "then "),
+        ([0], 0, "then "), ([-2, -1], 1, ""),
+    ])  # fmt: skip
 def test_a_domain_whose_last_key_ends_is_a_warning(files, lasts, number, then):
     untils = ["" if one is None else day(one) for one in lasts]
     entries = [key_of(files, f"s{at}", until=until) for at, until in enumerate(untils)]
     warnings = of(files(relay=CONFIG + "".join(entries)), CheckResult.WARNING)
-    if number is None:
-        assert warnings == []
-        return
-    [(what, text)] = warnings
-    found = f"found {untils[number]}, after which no key of example.test signs"
-    assert what == "dkim"
-    assert text.endswith(f": dkim[{number}].until: {found}: its mail {then}goes out unsigned")
+    assert [what for what, _ in warnings] == ["dkim"] * (number is not None)
+    for _, text in warnings:
+        found = f"found {untils[number]}, after which no key of example.test signs"
+        assert text.endswith(f": dkim[{number}].until: {found}: its mail {then}goes out unsigned")
 
 
 @pytest.fixture
@@ -625,10 +561,9 @@ def asked(files):
     folder = files.folder / "dkim"
     privates = {one: read_pem((folder / f"{one}.pem").read_bytes()) for one in ("s1", "s2")}
 
-    def found(zone, *, until=""):
+    def found(zone):
         with DnsThread(zone) as dns:
-            config = with_dns(dns.address) + entries
-            findings = files(relay=f'{config}until = "{until}"\n' if until else config)
+            findings = files(relay=with_dns(dns.address) + entries)
             found.queries = dns.queries
         assert [one.verdict for one in findings if one.what == "dns"] == [CheckResult.OK]
         warnings = of(findings, CheckResult.WARNING)
@@ -654,25 +589,16 @@ def test_records_of_signing_keys_are_compared_with_the_dns(asked):
     assert asked({}) == [
         f"dkim[0].selector: {S1}: {NO_RECORD}", f"dkim[1].selector: {S2}: {NO_RECORD}",
     ]  # fmt: skip
-    assert asked(asked.records | {S1: {"A": ["192.0.2.1"]}, "x": "NXDOMAIN"}) == [
-        f"dkim[0].selector: {S1}: {NO_RECORD}"
-    ]
     assert asked(asked.records | {S2: asked.records[S1]}) == [
         f"dkim[1].selector: {S2}: found k=ed25519, expected k=rsa",
         f"dkim[1].selector: {S2}: found p= of another key, expected p= of this key",
     ]
-
-
-@each_row("word, reason", [("SERVFAIL", "answered SERVFAIL"), ("REFUSED", "answered REFUSED")])
-def test_a_record_that_cannot_be_asked_for_is_a_warning_that_says_why(asked, word, reason):
-    [text] = asked(asked.records | {S1: word})
+    [text] = asked(asked.records | {S1: "SERVFAIL"})
     assert text.startswith(f"dkim[0].selector: {S1}: the record cannot be compared: name server")
-    assert text.endswith(reason)
+    assert text.endswith("answered SERVFAIL")
 
 
-def test_a_silent_name_server_delays_the_check_by_one_time_out_whatever_the_number_of_keys(
-    files,
-):
+def test_a_silent_name_server_delays_the_check_by_one_time_out_for_all_keys(files):
     entry = key_of(files, "s1")
     entries = [entry.replace("example.test", f"d{at}.test") for at in range(600)]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
