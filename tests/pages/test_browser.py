@@ -1,6 +1,5 @@
 """The browser of these tests sees what it is there to see: requests, errors, what axe-core finds."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.support.browser import AXE, Browser
+from tests.support.in_thread import Quiet, in_thread
 
 HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Page</title>'
 GOOD = f"""{HEAD}<link rel="icon" href="data:,"></head><body><main><h1>Page</h1>
@@ -24,7 +24,7 @@ BAD = f"""{HEAD}
 def serving(page: str, policy: str = "") -> Iterator[str]:
     """Serve one page at every path; yield its origin."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = page.encode()
             self.send_response(200)
@@ -37,17 +37,8 @@ def serving(page: str, policy: str = "") -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):

@@ -4,7 +4,6 @@ The three are the sanitiser, the Content-Security-Policy of the document, and th
 frame. What Chromium looked up, requested and logged is read from its own network log and console.
 """
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ from relay.front_door.pages.content_pages import HTML_HEADERS, REMOTE_IMAGES_HEA
 from relay.front_door.pages.sanitize import safe_document
 from tests.support.browser import Browser
 from tests.support.hostile_html import HOSTILE
+from tests.support.in_thread import Quiet, in_thread
 
 NAMES = tuple(HOSTILE)
 POLICY = "content-security-policy"
@@ -35,7 +35,7 @@ def serving(
     frames = "".join(f'{frame} src="/{number}" width=300></iframe>' for number in range(len(NAMES)))
     page = f'<!doctype html><title>Page</title><link rel=icon href="data:,">{frames}'
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body, headers = page, {"content-type": "text/html; charset=utf-8"}
             name = self.path.lstrip("/")
@@ -49,17 +49,8 @@ def serving(
             self.end_headers()
             self.wfile.write(body.encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}/"
 
 
 def provoke(browser: Browser) -> int:

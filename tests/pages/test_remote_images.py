@@ -2,7 +2,6 @@
 
 import base64
 import email.policy
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage, Message
@@ -16,6 +15,7 @@ from selenium.webdriver.common.by import By
 from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
 from tests.support.hostile_html import HOSTILE
+from tests.support.in_thread import Quiet, in_thread
 from tests.support.long_tests import sampled
 from tests.support.relay_process import until
 
@@ -38,7 +38,7 @@ class ImageHost:
 
 @contextmanager
 def image_host() -> Iterator[ImageHost]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host.asked.append((self.path, self.headers))
             place = self.path.removeprefix("/to?")
@@ -50,18 +50,9 @@ def image_host() -> Iterator[ImageHost]:
             self.end_headers()
             self.wfile.write(GIF)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         host = ImageHost(server.server_port)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield host
-        finally:
-            server.shutdown()
-            thread.join()
+        yield host
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The sign-in of users in a browser: what another site can and cannot do, and a person's way through it."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
+from tests.support.in_thread import Quiet, in_thread
 
 AUTHORIZE = "/contoso/oauth2/v2.0/authorize"
 PAGE = "/contoso/oauth2/deviceauth"
@@ -27,7 +27,7 @@ class Program:
         self.start = ""
         program = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path.startswith("/back"):
                     program.got.put(dict(parse_qsl(urlsplit(self.path).query)))
@@ -44,9 +44,6 @@ class Program:
                 self.end_headers()
                 self.wfile.write(f"<h1>Back</h1>{program.start}".encode())
 
-            def log_message(self, *_: object) -> None:
-                pass
-
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
 
@@ -57,14 +54,8 @@ class Program:
 @contextmanager
 def program_on_loopback() -> Iterator[Program]:
     made = Program()
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
-    try:
+    with in_thread(made.server):
         yield made
-    finally:
-        made.server.shutdown()
-        thread.join()
-        made.server.server_close()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+
+from tests.support.in_thread import InThread, Quiet
 
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
@@ -40,7 +41,7 @@ class ProxiedRequest:
     status: int
 
 
-class FaultyProxy:
+class FaultyProxy(InThread):
     """The proxy; it listens on localhost, on a free port, until it is closed."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
@@ -48,20 +49,13 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         self.requests: list[ProxiedRequest] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._server.daemon_threads = True
-        self._server.socket = tls.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
+        server.daemon_threads = True
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
         )
-        self.url = f"https://localhost:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.url = f"https://localhost:{server.server_port}"
+        self.serve(server)
 
     def take_fault(self, method: str, path: str) -> Fault | None:
         """Return the first fault that matches, and remove it."""
@@ -74,7 +68,7 @@ class FaultyProxy:
 
 
 def _handler_of(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
@@ -115,9 +109,6 @@ def _handler_of(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
         @property
         def _has_length(self) -> bool:
             return "content-length" in self.headers
-
-        def log_message(self, *_: Any) -> None:
-            """Write no log."""
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_HEAD = _serve  # noqa: N815
 

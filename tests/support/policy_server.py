@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tests.support.receiver import InThread
+from tests.support.in_thread import InThread, Quiet
 from tests.support.tls import Certificate
 
 _DRIP_S = 0.2
@@ -47,10 +47,7 @@ class PolicyServer(InThread):
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 domain = self.headers["Host"].partition(":")[0].removeprefix("mta-sts.")
                 owner.fetched.append(domain)

@@ -12,35 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.in_thread import InThread, Quiet
 from tests.support.tls import Certificate
 
 _DRIP_S = 0.2
 _HUGE_BYTES = 1 << 30
-
-
-class InThread:
-    """An HTTP server that runs in a thread of this process until the block ends."""
-
-    def serve(self, server: ThreadingHTTPServer) -> None:
-        """Answer requests from now on."""
-        self._served = server
-        self._thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *why: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop listening: the port refuses connections from now on."""
-        self._served.shutdown()
-        self._served.server_close()
-        self._thread.join()
 
 
 class Receiver(InThread):
@@ -110,11 +89,8 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is what some tests are about."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet, BaseHTTPRequestHandler):
     server: _Server
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.do_POST()

@@ -1,10 +1,11 @@
 """A small reverse proxy that serves a relay below a path, with or without that path in the request."""
 
 import http.client
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.in_thread import Quiet, in_thread
 
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length")
 
@@ -23,7 +24,7 @@ class ReverseProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}{self.base}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet, BaseHTTPRequestHandler):
     server: ReverseProxy
 
     def _forward(self) -> None:
@@ -52,17 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _forward  # noqa: N815 -- the names of http.server
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @contextmanager
 def reverse_proxy(base: str, *, strips: bool) -> Iterator[ReverseProxy]:
-    with ReverseProxy(base, strips=strips) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    with in_thread(ReverseProxy(base, strips=strips)) as proxy:
+        yield proxy

@@ -3,7 +3,6 @@
 import asyncio
 import email
 import email.policy
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -18,6 +17,7 @@ from relay.base.running_relay import (
     send_by_smtp,
 )
 from relay.base.socket_address import Address
+from tests.support.in_thread import Quiet, in_thread
 from tests.support.tables import each_row
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
@@ -127,7 +127,7 @@ def test_an_invalid_token_is_rejected(token):
 def front_door():
     """Answers every POST with `answer`: status, headers, body."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         answer = (202, {"x-relay-message-id": "g1"}, b"")
 
         def do_POST(self):
@@ -139,16 +139,8 @@ def front_door():
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
-            """Tests are quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield Address("127.0.0.1", server.server_port), Handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with in_thread(HTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield Address("127.0.0.1", server.server_port), Handler
 
 
 def test_graph_answers_with_the_id(front_door):

@@ -19,6 +19,7 @@ from relay.operation.app.state_dir import OwnerLock
 from relay.operation.commands.operator_client import CommandInterruptedError, OperatorClient
 from relay.store.journeys.document import Journey
 from relay.store.spool.types import Selector
+from tests.support.in_thread import Quiet, in_thread
 from tests.support.journeys import json_of, made_journey
 from tests.support.manual_clock import ManualClock
 
@@ -44,7 +45,7 @@ def reading(settings, clock):
 def daemon(settings, clock):
     """Answers on the control socket with what `answers` has next; keeps what was asked."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         asked: ClassVar[list] = []
         answers: ClassVar[list] = []
 
@@ -72,20 +73,12 @@ def daemon(settings, clock):
         def do_POST(self):
             self.do_GET()
 
-        def log_message(self, *_):
-            """Tests are quiet."""
-
         def address_string(self):
             return "unix"
 
     settings.run_dir.mkdir(parents=True)
-    server = socketserver.UnixStreamServer(str(settings.control_socket), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield Handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with in_thread(socketserver.UnixStreamServer(str(settings.control_socket), Handler)):
+        yield Handler
 
 
 def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
