@@ -2,11 +2,9 @@
 
 import tomllib
 
-import pytest
 import tomlkit
 
 from relay.development.options import overridden
-from tests.support.tables import each_row
 
 TABLE = {
     "hostname": "relay.example.test",
@@ -38,14 +36,3 @@ def test_routes_go_first():
     routes = [{"domain": "a.test", "next_hop": "mx"}]
     assert changed({"route": routes})["route"][0] == routes[0]
     assert changed({"route": routes})["route"][1]["domain"] == "*"
-
-
-@each_row("value", ['"\\ ünï \x7f\n', True, 0, 1.5, [], ["a", "b"], {"a": [{"b": 1}]}])
-def test_values_are_written_as_toml(value):
-    assert changed({"key": {"a b": value}})["key"] == {"a b": value}
-    assert changed({"other": value})["other"] == value
-
-
-def test_what_toml_does_not_have_is_an_error():
-    with pytest.raises(ValueError, match="None"):
-        changed({"key": None})
