@@ -48,22 +48,15 @@ def test_what_is_read(url, expected):
 
 @each_row("url, expected", [
         ("postgresql://", "with the name of a database"),
-        ("postgresql://localhost", "with the name of a database"),
-        ("postgresql://localhost/", "with the name of a database"),
         ("postgresql://localhost/a/b", "with the name of a database"),
         ("postgres://localhost/a", "USER@HOST/DATABASE"),
-        ("mysql://localhost/a", "USER@HOST/DATABASE"),
         ("postgresql://@localhost/a", "USER@HOST/DATABASE"),
         ("postgresql://localhost:0/a", "a port of 1 to 65535"),
-        ("postgresql://localhost:/a", "a port of 1 to 65535"),
         ("postgresql://localhost:65536/a", "a port of 1 to 65535"),
-        ("postgresql://localhost:x/a", "a port of 1 to 65535"),
         ("postgresql://localhost:٣/a", "a port of 1 to 65535"),
         ("postgresql://::1/a", "a host name"),
         ("postgresql://[::1/a", "in brackets"),
-        ("postgresql://[::1]:/a", "a port of 1 to 65535"),
         ("postgresql://localhost,/a", "a host name"),
-        ("postgresql://a b/a", "a host name"),
         ("postgresql://db.test/a", "sslmode=verify-full"),
         ("postgresql://db.test/a?sslmode=verify-ca", "sslmode=verify-full"),
         ("postgresql://localhost,db.test/a?sslmode=require", "sslmode=verify-full"),
@@ -73,12 +66,9 @@ def test_what_is_read(url, expected):
         ("postgresql://localhost/a?sslcert=/c", "both sslcert and sslkey"),
         ("postgresql://localhost/a?password=hidden", "connect_timeout, host, port, sslmode, sslrootcert, sslcert, sslkey, not password"),
         ("postgresql://localhost/a?hidden", "application_name, connect_timeout"),
-        ("postgresql://localhost/a?passfile=/x", "connect_timeout, host, port, sslmode, sslrootcert, sslcert, sslkey, not passfile"),
         ("postgresql://localhost/a?sslmode", "one value for the parameter sslmode"),
-        ("postgresql://localhost/a?sslmode=", "one value for the parameter sslmode"),
         ("postgresql:///a?host=/b&host=/c", "one value for the parameter host"),
         ("postgresql://localhost/a?host=/b", "either before the database"),
-        ("postgresql://localhost/a?port=1", "either before the database"),
         ("postgresql:///a?host=/b,/c&port=1,2,3", "one port for all hosts, or one for each"),
         ("postgresql://localhost/a?connect_timeout=0", "1 to 600 seconds"),
         ("postgresql://localhost/a#b", "USER@HOST/DATABASE"),
@@ -103,6 +93,9 @@ def test_no_text_has_the_password(tmp_path):
     file.write_text(f'{SMALL}url = "postgresql://u:${{env:SECRET}}@localhost/relay"')
     settings = load(file, {"SECRET": "a/b@c:d?e=f#g%20&h i"})
     assert parse_postgres_url(settings.spool.url).password == "a/b@c:d?e=f#g%20&h i"
+    file.write_text(f'{SMALL}url = "${{env:URL}}"')
+    whole = load(file, {"URL": "postgresql://u:a%2Fb@localhost/relay"})
+    assert parse_postgres_url(whole.spool.url).password == "a/b"
     assert "postgresql:" not in repr(settings)
 
 
@@ -117,16 +110,8 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
 
 @each_row("spool, fault", [
         (
-            'url = "postgresql://"',
-            '/relay.toml:4: spool.url: found something else, expected "postgresql://USER@HOST/DATABASE", with the name of a database',
-        ),
-        (
             'url = "mysql://localhost/a"',
             '/relay.toml:4: spool.url: found something else, expected "sqlite:PATH" with a PATH inside state_dir, or "postgresql://USER@HOST/DATABASE"',
-        ),
-        (
-            'url = "postgresql://localhost:99999/relay"',
-            "/relay.toml:4: spool.url: found something else, expected a port of 1 to 65535",
         ),
         (
             'url = "postgresql://u:hidden@localhost/relay"',
@@ -152,13 +137,6 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
 def test_faults_of_the_file(tmp_path, spool, fault):
     bad = "postgresql://u:hidden@localhost:x/relay"
     assert fault_of(tmp_path, spool, HOST="localhost", BAD=bad) == fault
-
-
-def test_a_whole_url_by_reference(tmp_path):
-    file = tmp_path / "relay.toml"
-    file.write_text(f'{SMALL}url = "${{env:URL}}"')
-    settings = load(file, {"URL": "postgresql://u:a%2Fb@localhost/relay"})
-    assert parse_postgres_url(settings.spool.url).password == "a/b"
 
 
 @pytest.mark.parametrize(("text", "name"), [("", "relay.test"), ('node = "n1"', "n1")])
