@@ -6,7 +6,7 @@ From a draft to what is sent (step 3):
 
 - `draft`: the file of a draft: its private block, properties, body and attachments
 - `convert`: the MIME that is sent: alternative, related, mixed; envelope; Bcc and block are removed
-- `convert_mime`: the same for a draft that is MIME: missing fields, long lines, repairs, Sender
+  (of a draft that is MIME too: missing fields, long lines, repairs, Sender)
 - `write_header`: the header of Graph's properties: addresses, parameters, importance, categories
 - `html_text`: the text alternative of an HTML body; bodyPreview; text as HTML
 

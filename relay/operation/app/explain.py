@@ -498,21 +498,21 @@ GOES_ON: Final = ("local", "remote", "captured", "held")
 
 
 class _BodyInMemory:
-    """A NewBodyFile. Questions with a message are few."""
+    """An IncomingBody of a milter. Questions with a message are few."""
 
     def __init__(self) -> None:
         self._octets = bytearray()
 
     async def write(self, blocks: Sequence[bytes]) -> None:
-        """See NewBodyFile."""
+        """See IncomingBody."""
         self._octets += b"".join(blocks)
 
     def octets(self) -> MemoryOctets:
-        """See NewBodyFile."""
+        """See IncomingBody."""
         return MemoryOctets(bytes(self._octets))
 
     def discard(self) -> None:
-        """See NewBodyFile."""
+        """See IncomingBody."""
 
 
 class AskedMilters(Struct, frozen=True):

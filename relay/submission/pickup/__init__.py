@@ -14,7 +14,7 @@ submission is the same message.
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
 Elsewhere: how a draft becomes MIME: `relay/formats/convert.py`, and what of a MIME draft is
-rewritten: `relay/formats/convert_mime.py`; into which folder the original goes:
+rewritten: `relay/formats/convert.py`; into which folder the original goes:
 `relay/submission/outbox/ready_submissions.py`; the order of submissions and scheduled sends:
 `relay/submission/outbox/`; the server on that socket: `relay/transport/ingress/smtp_server.py`.
 """

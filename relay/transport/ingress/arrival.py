@@ -19,13 +19,13 @@ from relay.base.message.header import FIELDS_MAX, ParsedContent
 from relay.base.message.status import own_reply
 from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
-from relay.store.spool.types import NewMessage
+from relay.store.spool.types import IncomingBody, NewMessage
 from relay.transport.ingress import header_cleanup
 from relay.transport.ingress.data import HEADER_BYTES_MAX, ContentRejection, DataReply, Origin
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
 from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
 from relay.transport.ingress.send_as import header_rejection, local_rejection
-from relay.transport.milter.filtered_message import NewBodies, NewBodyFile
+from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterSession, MilterSet
 from relay.transport.policy import engine
 
@@ -109,7 +109,7 @@ class Preparation(Struct, frozen=True):
     clock: Clock
     any_sender: bool  # a login may send from any address
     milters: MilterSet
-    new_body: Callable[[], NewBodyFile]  # for one that a milter writes
+    new_body: Callable[[], IncomingBody]  # for one that a milter writes
 
     async def prepare(self, arrival: ArrivedMail) -> PreparedMail | DataReply:
         """Return the message, or the reply that rejects it."""

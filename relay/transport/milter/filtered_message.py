@@ -5,15 +5,16 @@ it has decided, all or none.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct
 
-from relay.base.message.content import LARGE_BYTES, LargeContent, Octets, octets_in_blocks
+from relay.base.message.content import LARGE_BYTES, LargeContent, octets_in_blocks
 from relay.base.message.header import ParsedContent
+from relay.store.spool.types import IncomingBody
 from relay.transport.milter import codec
 from relay.transport.milter.changes import BodyLines, ShownHeader, written
 from relay.transport.milter.codec import MilterFaultError, PathChange
@@ -26,27 +27,11 @@ _BLOCK_OCTETS: Final = 8 * _CHUNK_OCTETS
 _QUICK_CHANGES: Final = 100  # of fields: more of them take up to seconds
 
 
-class NewBodyFile(Protocol):
-    """A file for a new body: an IncomingBody of the spool."""
-
-    async def write(self, blocks: Sequence[bytes]) -> None:
-        """Append blocks."""
-        ...
-
-    def octets(self) -> Octets:
-        """Return what was written."""
-        ...
-
-    def discard(self) -> None:
-        """Remove the file in the background."""
-        ...
-
-
 class NewBodies(Struct, frozen=True):
     """Where new bodies go, and how large they may be."""
 
     size_max_bytes: int  # of a message
-    new_file: Callable[[], NewBodyFile]  # for one of more than 1 MiB
+    new_file: Callable[[], IncomingBody]  # for one of more than 1 MiB
 
 
 class NewBody:
@@ -57,7 +42,7 @@ class NewBody:
         self._lines = BodyLines()
         self._held = bytearray(_BLANK_LINE)
         self._size = 0
-        self.files: list[NewBodyFile] = []  # at most one
+        self.files: list[IncomingBody] = []  # at most one
 
     async def add(self, piece: bytes) -> None:
         """Add a piece. Raises MilterFaultError, and what `new_file` raises where it is full."""
@@ -118,7 +103,7 @@ class FilterVerdict:
         self.quarantined_by = ""  # a milter
         self._written: set[bytes] = set()  # the fields of the name _RESULTS that milters wrote
         self.store = store
-        self.files: list[NewBodyFile] = []
+        self.files: list[IncomingBody] = []
 
     @property
     def content(self) -> ParsedContent:

@@ -25,7 +25,7 @@ def pytest_asyncio_loop_factories():
 
 
 class MemoryFile:
-    """A NewBodyFile."""
+    """An IncomingBody."""
 
     def __init__(self):
         self.written, self.is_discarded = [], False
