@@ -93,7 +93,7 @@ class ReceiptSender:
         """Send the notification if it is due; return whether it is sent. Raises SpoolError,
         StoreError.
         """
-        if owed.is_sent or not self._is_due(owed, is_wanted=is_wanted):
+        if owed.is_sent or not self.is_due(owed, is_wanted=is_wanted):
             return False
         ledger = self.spool.receipts
         request = await ledger.request(owed.key)
@@ -129,11 +129,8 @@ class ReceiptSender:
         self.crash.reached(CrashPoint.RECEIPT_MARKED)
         await self.spool.receipts.end([owed.key])
 
-    def is_automatic(self, owed: OwedReceipt) -> bool:
-        """Return whether a receipt is sent without being asked for."""
-        return self._is_due(owed, is_wanted=False)
-
-    def _is_due(self, owed: OwedReceipt, *, is_wanted: bool) -> bool:
+    def is_due(self, owed: OwedReceipt, *, is_wanted: bool = False) -> bool:
+        """Return whether a receipt is sent, with `is_wanted` if the reader says so."""
         account = self.accounts.by_address(owed.mailbox)
         setting = account.read_receipts if account else ReceiptSetting.AUTO
         if self.is_development and setting is ReceiptSetting.AUTO:
@@ -223,7 +220,7 @@ class ReceiptWatcher:
         for key, one in owed.items():
             if one.is_sent:  # a crash came before its copy was marked
                 await self.sender.finish(one)
-            elif key not in self._known and self.sender.is_automatic(one):
+            elif key not in self._known and self.sender.is_due(one):
                 self._known[key] = one
                 self.copies.add(one)
         self._version = version
@@ -335,27 +332,21 @@ class AutomaticReplySender:
                 request, text, language=settings.language, hostname=self.acceptance.hostname,
                 reply_id=owed.submission_key.replace(" ", "."), now_us=now_us,
             )  # fmt: skip
-            if queue_id := await self._accepted(owed, request, written):
-                detail = {"report_id": queue_id, "to": owed.to, "kind": "reply"}
+            demand, host = REQUIRETLS if request.requiretls else "", self.acceptance.hostname
+            answer = await self.acceptance.accept(
+                Envelope("", smtputf8=not written.isascii(), tls=demand),
+                [ForwardPath(owed.to, frozenset((Notify.NEVER,)))], written,
+                origin=Origin("", host, login=owed.mailbox, trusted=True, key=owed.submission_key),
+            )  # fmt: skip
+            _log.info("automatic reply", about=owed.key[0], to=owed.to, reply=answer.reply)
+            if answer.reply.startswith("4"):
+                raise SpoolError(answer.reply)
+            if answer.queue_id:
+                detail = {"report_id": answer.queue_id, "to": owed.to, "kind": "reply"}
                 event = Event(Step.REPORT, now_us, detail | {"recipients": [request.recipient]})
                 sent = SentReceipt(owed.key, event)
             self.settings.crash.reached(CrashPoint.REPLY_ACCEPTED)
         await self.ledger.end([owed.key], sent)
-
-    async def _accepted(self, owed: OwedReceipt, request: ReceiptRequest, written: bytes) -> str:
-        """Have a reply accepted; return its queue id, "" if it is refused for good. Raises
-        SpoolError.
-        """
-        demand, host = REQUIRETLS if request.requiretls else "", self.acceptance.hostname
-        reply = await self.acceptance.accept(
-            Envelope("", smtputf8=not written.isascii(), tls=demand),
-            [ForwardPath(owed.to, frozenset((Notify.NEVER,)))], written,
-            origin=Origin("", host, login=owed.mailbox, trusted=True, key=owed.submission_key),
-        )  # fmt: skip
-        _log.info("automatic reply", about=owed.key[0], to=owed.to, reply=reply.reply)
-        if reply.reply.startswith("4"):
-            raise SpoolError(reply.reply)
-        return reply.queue_id
 
     def _text(self, replies: AutomaticReplies, sender: str) -> str:
         """Return what a sender gets now, "" for nothing."""
