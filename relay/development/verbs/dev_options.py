@@ -129,6 +129,15 @@ def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[F], F
     )
 
 
+def _list(*names: str, of: tuple[Callable[[str], str], str], **attributes: Any) -> Callable[[F], F]:
+    """Return the option of a list: repeatable, its values also separated by commas."""
+    return _option(*names, multiple=True, callback=_several(*of), **attributes)
+
+
+def _flag(name: str, text: str) -> Callable[[F], F]:
+    return _option(name, is_flag=True, help=text)
+
+
 def variable_of(name: str) -> str:
     """Return the environment variable of an option, such as RELAY_DEV_NO_DEMO of --no-demo."""
     return PREFIX + name.lstrip("-").replace("-", "_").upper()
@@ -201,31 +210,28 @@ _OPTIONS = (
     _listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one."),
     _listener("submission", "The same with STARTTLS.", default=_DEFAULT_TLS_PORT),
     _listener("submissions", "The same with TLS from the first octet.", default=_DEFAULT_TLS_PORT),
-    _option(
+    _list(
         "--host",
         "hosts",
-        multiple=True,
         metavar="NAME",
-        callback=_several(_host_name, "a host name without a port"),
+        of=(_host_name, "a host name without a port"),
         help="Answer HTTP requests for this host too, besides localhost, and have it in the "
         "certificate; repeatable.",
     ),
-    _option(
+    _list(
         "--proxy-host",
         "proxy_hosts",
-        multiple=True,
         metavar="NAME",
-        callback=_several(_proxy_host, "a host name without a port"),
+        of=(_proxy_host, "a host name without a port"),
         help="Be a proxy for port 443 of this host too, besides the hosts of Microsoft's sign-in, "
         "Graph and Outlook; repeatable. The requests end here.",
     ),
-    _option(
+    _list(
         "--domain",
         "domains",
-        multiple=True,
         metavar="DOMAIN",
         show_default="example.test",
-        callback=_several(parse_domain, "a domain such as example.org"),
+        of=(parse_domain, "a domain such as example.org"),
         help="A local domain, whose mail goes into mailboxes; repeatable. alice and bob are in the "
         "first.",
     ),
@@ -244,23 +250,20 @@ _OPTIONS = (
         help="What remote domains reply: gmail, outlook, tls, yahoo, or FILE.toml; repeatable. "
         "NAME:REPLY gives one of its replies to every recipient.",
     ),
-    _option("--no-rules", is_flag=True, help="Apply no rules."),
-    _option(
+    _flag("--no-rules", "Apply no rules."),
+    _flag(
         "--strict-users",
-        is_flag=True,
-        help="Make no account by mail or a login by SMTP: local mail is rejected, and so is a "
+        "Make no account by mail or a login by SMTP: local mail is rejected, and so is a "
         "login, except for alice, bob and those who used a token.",
     ),
-    _option(
+    _flag(
         "--strict-senders",
-        is_flag=True,
-        help="A login by SMTP needs its password, and sends from the addresses of its account "
+        "A login by SMTP needs its password, and sends from the addresses of its account "
         "only. [default: any login may send from any address]",
     ),
-    _option(
+    _flag(
         "--listen-all",
-        is_flag=True,
-        help="Listen on all addresses of the machine; of --http, --https, --smtp, --submission and "
+        "Listen on all addresses of the machine; of --http, --https, --smtp, --submission and "
         "--submissions only the port counts. Needs --token.",
     ),
     _option(
@@ -270,16 +273,14 @@ _OPTIONS = (
         help="The only token that HTTP requests are accepted with, and the password of all users "
         "under TLS.",
     ),
-    _option(
+    _flag(
         "--private",
-        is_flag=True,
-        help="Relay's own API needs a token, and shows an account its own messages. [default: on "
+        "Relay's own API needs a token, and shows an account its own messages. [default: on "
         "loopback it needs none and shows all, as the pages do]",
     ),
-    _option(
+    _flag(
         "--like-graph",
-        is_flag=True,
-        help="Refuse what Graph refuses and Relay takes otherwise: the profile strict.",
+        "Refuse what Graph refuses and Relay takes otherwise: the profile strict.",
     ),
     _option(
         "--release-to",
@@ -287,29 +288,26 @@ _OPTIONS = (
         help="The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
         "smtps://HOST:PORT when you release it.",
     ),
-    _option(
+    _list(
         "--release-allow",
-        multiple=True,
         metavar="GLOB",
-        callback=_several(_address_glob, "a pattern of addresses such as *@example.org"),
+        of=(_address_glob, "a pattern of addresses such as *@example.org"),
         help="A release sends captured mail to its own recipients only if they match, such as "
         "*@example.org; repeatable. [default: only a copy to addresses that you type]",
     ),
-    _option(
+    _list(
         "--webhook",
         "webhooks",
-        multiple=True,
         metavar="URL",
-        callback=_several(parse_webhook_url, "https://HOST/PATH, or http:// on this machine"),
+        of=(parse_webhook_url, "https://HOST/PATH, or http:// on this machine"),
         help="Post each step of each message to this URL; repeatable. The requests are signed "
         f"with {WEBHOOK_KEY}",
     ),
-    _option(
+    _list(
         "--milter",
         "milters",
-        multiple=True,
         metavar="ADDRESS",
-        callback=_several(_milter_address, "HOST:PORT or unix:PATH"),
+        of=(_milter_address, "HOST:PORT or unix:PATH"),
         help="Ask the milter at HOST:PORT or unix:PATH about all mail; repeatable, in this order. "
         "While it is down, mail is accepted unfiltered.",
     ),
@@ -332,8 +330,8 @@ _OPTIONS = (
         show_default="1 GiB",
         help="The newest messages of this size together stay.",
     ),
-    _option("--no-demo", is_flag=True, help="Show no demonstration."),
-    _option("--once", is_flag=True, help="Show the two messages and exit; 0 on success."),
+    _flag("--no-demo", "Show no demonstration."),
+    _flag("--once", "Show the two messages and exit; 0 on success."),
     _option(
         "--ready-file",
         type=click.Path(path_type=Path, dir_okay=False),
