@@ -143,7 +143,7 @@ class ConnectionSlots:
         for; `is_new`: that message was just accepted.
         """
         slot = Slot(sender, is_new, holder, status)
-        if self._has_place_for(slot):
+        if self.count < self._limit and self._has_share_for(slot):
             self._give(slot)
         else:
             await self._wait(slot)
@@ -292,9 +292,6 @@ class ConnectionSlots:
         if slot.status is not SiteStatus.UNKNOWN or not self._probes_of[slot.sender]:
             return share_left > 0
         return share_left > (self._reserve // 2 if slot.is_new else self._reserve)
-
-    def _has_place_for(self, slot: Slot) -> bool:
-        return self.count < self._limit and self._has_share_for(slot)
 
     def _give(self, slot: Slot) -> None:
         self._holders[slot.holder] += 1

@@ -71,7 +71,8 @@ class ReleaseTarget:
             url = urlsplit(text)
             kind = HopKind(url.scheme)
             port = _PORTS[kind] if url.port is None else url.port
-            hop = NextHop(kind, _host(url.hostname or ""), port)
+            host = url.hostname or ""
+            hop = NextHop(kind, host if is_ip(host) else parse_domain(host), port)
         except (ValueError, KeyError):
             raise ValueError(EXPECTED) from None
         user, password = unquote(url.username or ""), unquote(url.password or "")
@@ -90,10 +91,6 @@ class ReleaseTarget:
             file.write_text(f"{self.password}\n", encoding="utf-8")
             auth = RouteAuth(self.user, file)
         return Route(domain=_NO_DOMAIN, next_hop=str(self.next_hop), auth=auth)
-
-
-def _host(text: str) -> str:
-    return text if is_ip(text) else parse_domain(text)
 
 
 class DevelopmentOptions(Struct, frozen=True):

@@ -269,12 +269,7 @@ def _status_of(fields: ReportFields, reply: str) -> str:
     is_of_host = _value(fields, "diagnostic-code").lower().startswith("smtp")
     found = find_statuses(reply)
     candidates = [*found, *given] if is_of_host else [*given, *found]
-    return max(candidates, key=_precision, default="")
-
-
-def _precision(status: str) -> int:
-    """Return whether a status has a detail, only a subject, or neither (RFC 3463 2)."""
-    return 2 - status.count(".0")
+    return max(candidates, key=lambda status: 2 - status.count(".0"), default="")
 
 
 def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:

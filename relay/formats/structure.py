@@ -360,7 +360,8 @@ class StructureReader:
         else:
             kind, boundary = self._type_as_read(fields, default, self._reading)
         entity.content_type = kind
-        entity.encoding = _encoding(fields)
+        encoding = read_content_field(fields, "content-transfer-encoding")
+        entity.encoding = encoding.value or "7bit"
         if entity.encoding not in _ENCODINGS:
             shown = entity.encoding[:_SHOWN_CHARACTERS]
             self._defect(f"an unknown transfer encoding: {shown!r}")
@@ -553,10 +554,6 @@ def _content_type(fields: "Message[str, str]", default: str) -> str:
     if kind.count("/") != 1:
         return "text/plain"  # RFC 2045 5.2
     return kind if _VISIBLE.fullmatch(kind) else "application/octet-stream"
-
-
-def _encoding(fields: "Message[str, str]") -> str:
-    return read_content_field(fields, "content-transfer-encoding").value or "7bit"
 
 
 def _boundary(value: str) -> bytes:

@@ -44,7 +44,7 @@ def text_field(name: str, value: str) -> str:
     if _FIELD_NAME.fullmatch(name) is None:
         return ""
     value = _CONTROLS.sub(" ", value)
-    if not _is_plain(value):
+    if not (value.isascii() and "=?" not in value and value == value.strip()):
         return f"{name}: {_encoded_words(value, taken=len(name) + 2)}{CRLF}"
     if len(name) + len(value) < LINE_OCTETS_WANTED - 1:
         return f"{name}: {value}{CRLF}"
@@ -92,7 +92,7 @@ def parameter(name: str, value: str) -> str:
     # Many readers take "=?" for an encoded word here too.
     if value.isascii() and len(value) <= _SEGMENT_CHARACTERS and "=?" not in value:
         return f";{CRLF} {name}={_quoted(value)}"
-    segments = list(_percent_segments(value))
+    segments = list(_gathered(quote(one.encode("utf-8", "replace"), safe="") for one in value))
     if len(segments) == 1:
         return f";{CRLF} {name}*=utf-8''{segments[0]}"
     written = [
@@ -105,10 +105,6 @@ def parameter(name: str, value: str) -> str:
 def is_message_id(text: str) -> bool:
     """Return whether `text` is valid in a Message-ID field, with its angle brackets."""
     return len(text) <= MESSAGE_ID_CHARACTERS_MAX and _MESSAGE_ID.fullmatch(text) is not None
-
-
-def _is_plain(value: str) -> bool:
-    return value.isascii() and "=?" not in value and value == value.strip()
 
 
 def _encoded_words(value: str, *, taken: int) -> str:
@@ -152,10 +148,6 @@ def _one_line(text: str) -> str:
 def _quoted(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _percent_segments(value: str) -> Iterator[str]:
-    return _gathered(quote(one.encode("utf-8", "replace"), safe="") for one in value)
 
 
 def _gathered(pieces: Iterable[str]) -> Iterator[str]:

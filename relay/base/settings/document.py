@@ -136,7 +136,7 @@ class _Scanner:
             start = self._at
             if self._text[start] in "\"'":
                 self._string()
-                names.append(_unquoted(self._text[start : self._at]))
+                names.append(next(iter(tomllib.loads(f"{self._text[start : self._at]} = 0"))))
             else:
                 while self._text[self._at] not in _BARE_ENDS:
                     self._at += 1
@@ -215,11 +215,6 @@ class _Scanner:
         self._line += self._text.count("\n", self._counted_to, self._at)
         self._counted_to = self._at
         return self._line
-
-
-def _unquoted(text: str) -> str:
-    """Return the name of a quoted key."""
-    return next(iter(tomllib.loads(f"{text} = 0")))
 
 
 FILE_BYTES_MAX = 1024 * 1024

@@ -166,14 +166,6 @@ def _time_us(prefix: str, value: str) -> int:
     raise SearchTextError(f"{prefix}: found {quoted(value)}, {expected}.")
 
 
-def _client(value: str) -> dict[str, Any]:
-    return {"client": str(ip_address(value)) if is_ip(value) else value}
-
-
-def _login(value: str) -> dict[str, Any]:
-    return {"login": value if "@" in value else _pattern(value)}
-
-
 def _is(value: str) -> dict[str, Any]:
     if value.lower() != "unread":
         raise SearchTextError(f"is: found {quoted(value)}, expected unread.")
@@ -185,8 +177,8 @@ _OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "larger": _larger,
     "after": lambda value: {"from_us": _time_us("after", value)},
     "before": lambda value: {"until_us": _time_us("before", value)},
-    "client": _client,
-    "login": _login,
+    "client": lambda value: {"client": str(ip_address(value)) if is_ip(value) else value},
+    "login": lambda value: {"login": value if "@" in value else _pattern(value)},
     "is": _is,
 }
 _PREFIXES = ("from", "to", "subject", "state", "id", *_OWN_VALUES)

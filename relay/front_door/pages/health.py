@@ -12,7 +12,7 @@ from starlette.responses import Response
 from relay import __version__
 from relay.base.clock import rfc3339
 from relay.base.observe.metric_samples import Minute, Sample, minutes, quantile
-from relay.base.pressure import PressureLevel, PressureState, describe
+from relay.base.pressure import PressureLevel, describe
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method, single_values
 from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
@@ -68,7 +68,7 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
         "impaired": dependencies.impaired(),
         "pressure": _LEVELS[state.level],
         "is_calm": state.level is PressureLevel.NORMAL,
-        "reasons": _reasons(state),
+        "reasons": [f"{level.name.lower()}: {describe(it)}" for it, level in state.levels.items()],
         "queue": {
             name: number_text(hour.levels.get(name, 0.0))
             for name in _QUEUE_STATES
@@ -147,10 +147,6 @@ def _count(minute: Minute, name: str) -> float | None:
 
 def _rate(minute: Minute, name: str) -> float | None:
     return minute.counts[name] / minute.seconds if minute.counts else None
-
-
-def _reasons(state: PressureState) -> list[str]:
-    return [f"{level.name.lower()}: {describe(one)}" for one, level in state.levels.items()]
 
 
 def _oldest(levels: Mapping[str, float]) -> str:

@@ -260,7 +260,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "moment": moment,
-        "left_until": _left_until,
+        "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
     environment.filters |= {"domains": _domains, "one_line": one_line}
@@ -278,11 +278,6 @@ def _domains(text: str) -> str:
         if shown != domain:
             pieces[place] = Markup('<span title="{}">{}</span>').format(domain, shown)
     return Markup("").join(pieces)
-
-
-def _left_until(at: str, now: str) -> str:
-    """Return the time from one time of RFC 3339 until another."""
-    return time_left((time_us_of(at) - time_us_of(now)) / 1e6)
 
 
 @cache

@@ -72,10 +72,6 @@ def _address(text: str) -> str:
         raise ValueError(f"an address: {error}") from None
 
 
-def _reverse_path(text: str) -> str:
-    return "" if text in ("", "<>") else _address(text)
-
-
 _DIRECTORY = click.argument("directory", required=False, type=InputPath(file_okay=False))
 
 
@@ -119,7 +115,7 @@ def test(context: CommandContext, directory: Path | None) -> None:
     "--from",
     "sender",
     required=True,
-    type=Parsed("ADDRESS", _reverse_path),
+    type=Parsed("ADDRESS", lambda text: "" if text in ("", "<>") else _address(text)),
     metavar="ADDRESS",
     help="The reverse-path; <> is the null reverse-path.",
 )

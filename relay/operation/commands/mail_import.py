@@ -190,13 +190,9 @@ def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail
                 continue
             flags = None
             if directory == "cur" or ":2," in name:
-                flags = _kept(name.partition(":2,")[2])
+                flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
             found = file.stat()
             yield FoundMail(file, 0, found.st_size, str(file), _mtime_s(found), flags=flags)
-
-
-def _kept(flags: str) -> str:
-    return "".join(sorted(_KEPT_FLAGS & set(flags)))
 
 
 def _mtime_s(found: os.stat_result) -> int:

@@ -539,7 +539,8 @@ class Evaluation:
                 others = [
                     place
                     for place in places  # a redirect to the recipient itself changes nothing
-                    if not _contains(addresses, self._message.recipients[place])
+                    if self._message.recipients[place].casefold()
+                    not in map(str.casefold, addresses)
                 ]
                 is_redirect = isinstance(rule.actions[-1], RedirectAction)
                 fate = VerdictAction.REDIRECT if is_redirect else VerdictAction.QUARANTINE
@@ -611,7 +612,3 @@ def places_of(recipients: int) -> Iterator[int]:
         lowest = recipients & -recipients
         yield lowest.bit_length() - 1
         recipients ^= lowest
-
-
-def _contains(addresses: tuple[str, ...], address: str) -> bool:
-    return any(each.casefold() == address.casefold() for each in addresses)

@@ -463,7 +463,7 @@ def read_rules(
     if routes is not None:
         faults += faults_of_reach(rules, tenant, own=local_domains)
     faults += _unknown_names(tests, names)
-    faults += _faults_together(rules)
+    faults += [*_duplicate_names(rules), *_too_many_patterns(rules), *too_much_mail(rules)]
     if faults:
         raise PolicyError(first_of(directory, faults))
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
@@ -510,10 +510,6 @@ def _faults_of_home(
     for each in other_directories(home):
         text = f"found a directory, expected none but {GROUPS_DIRECTORY}: nothing reads it"
         yield Fault(each, 0, "", text)
-
-
-def _faults_together(rules: Collection[Rule]) -> list[Fault]:
-    return [*_duplicate_names(rules), *_too_many_patterns(rules), *too_much_mail(rules)]
 
 
 def _outside(home: Path, files: Iterable[Path]) -> Iterator[Fault]:

@@ -251,7 +251,8 @@ class _DayFile:
 
     def _note(self, found: Refusal, line: bytes) -> None:
         """Count a line, which is the last one, and remember the place of a number in it."""
-        key = _key_of(found)
+        # only the line of a reason has no reply
+        key = client_of(found.client) if found.reply else found.reason
         self._lines[key] += 1
         if line[line.rfind(_TIMES) + len(_TIMES) :].startswith(b" "):
             self._numbers[key] = _Number(found.times, self._end - len(b"}\n") - _DIGITS)
@@ -305,11 +306,6 @@ class _DayFile:
     def close(self) -> None:
         """Close the file without writing."""
         os.close(self._file)
-
-
-def _key_of(refusal: Refusal) -> str:
-    """Return whose number a line has. Only the line of a reason has no reply."""
-    return client_of(refusal.client) if refusal.reply else refusal.reason
 
 
 def _is_day(path: Path) -> bool:

@@ -200,11 +200,7 @@ def _none(column: Sequence[Any]) -> Sequence[Any]:
     return () if column.count(None) == len(column) else column
 
 
-def _whole(column: Sequence[Any]) -> Sequence[Any]:
-    return column
-
-
-_KINDS = {"w": _whole, "o": _once, "n": _none}
+_KINDS = {"w": lambda column: column, "o": _once, "n": _none}
 
 
 def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:

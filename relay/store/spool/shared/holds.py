@@ -171,7 +171,7 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
     if not message.held_by_rules or message.held_max is None:  # nearly always
         return None
     for name, number in _by_counter(Counter(message.held_by_rules)).items():
-        known = _counter(transaction, name) + transaction.counts[name]
+        known = int(transaction.fetch_one(_COUNTED, (name,))[0]) + transaction.counts[name]
         if name == HELD_BY_RULES:
             known += int(transaction.fetch_one(_BELOW_0, ())[0])
         if max(0, known) + number > message.held_max:
@@ -192,10 +192,6 @@ def recount(transaction: OpenTransaction) -> None:
     for name, (found, expected) in counted(transaction).items():
         if found != expected:
             transaction.execute(_SET_COUNTER, (name, expected))
-
-
-def _counter(tables: Tables, name: str) -> int:
-    return int(tables.fetch_one(_COUNTED, (name,))[0])
 
 
 def _by_counter(rules: Counter[str]) -> Counter[str]:
