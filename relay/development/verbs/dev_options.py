@@ -55,25 +55,6 @@ def _listen_address(text: str) -> Address:
     return address
 
 
-def _several(parse: Callable[[str], str], expected: str) -> Callable[..., tuple[str, ...]]:
-    """Return the callback of a repeatable option: its values, also separated by commas."""
-
-    def values(
-        context: click.Context, option: click.Parameter, given: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        texts = [one for text in given for one in _SEPARATOR.split(text) if one]
-        found = []
-        for text in texts:
-            try:
-                found.append(parse(text))
-            except ValueError:
-                message = f"expected {expected}, found {shown(text)}"
-                raise click.BadParameter(message, context, option) from None
-        return tuple(dict.fromkeys(found))
-
-    return values
-
-
 def _over_zero(name: str, parse: Callable[[str], float]) -> Parsed[float]:
     """Return the type of an option with a unit."""
 
@@ -130,8 +111,25 @@ def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[F], F
 
 
 def _list(*names: str, of: tuple[Callable[[str], str], str], **attributes: Any) -> Callable[[F], F]:
-    """Return the option of a list: repeatable, its values also separated by commas."""
-    return _option(*names, multiple=True, callback=_several(*of), **attributes)
+    """Return the option of a list: repeatable, its values also separated by commas. `of` are the
+    function that parses one, and what it expects.
+    """
+    parse, expected = of
+
+    def values(
+        context: click.Context, option: click.Parameter, given: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        texts = [one for text in given for one in _SEPARATOR.split(text) if one]
+        found = []
+        for text in texts:
+            try:
+                found.append(parse(text))
+            except ValueError:
+                message = f"expected {expected}, found {shown(text)}"
+                raise click.BadParameter(message, context, option) from None
+        return tuple(dict.fromkeys(found))
+
+    return _option(*names, multiple=True, callback=values, **attributes)
 
 
 def _flag(name: str, text: str) -> Callable[[F], F]:
