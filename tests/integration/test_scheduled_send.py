@@ -48,7 +48,7 @@ def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProc
     )
     shown = relay.graph("GET", f"/me/messages/{identity}?{expand}").json()
     assert shown["isDraft"]
-    assert shown["singleValueExtendedProperties"][0]["id"] == PROPERTY
+    assert shown["singleValueExtendedProperties"][0]["id"] == "SystemTime 0x3fef"
     assert relay.subjects("bob").count("later") == 0
     changed = relay.graph("PATCH", f"/me/messages/{identity}", later(timedelta(seconds=0.2)))
     assert changed.status == 200, changed.body
