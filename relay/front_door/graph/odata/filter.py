@@ -341,11 +341,13 @@ def _typed_value(
             for choice in field.choices:
                 if choice.lower() == value.lower():
                     return choice
-    error = _error(literal.token, _expected_value(field))
+    expected = _expected_value(field)
     types = [_EDM_TYPES.get(one.name, "") for one in (field.type, literal.token.kind)]
     if operator is None or "" in types or types[0] == types[1]:
-        raise error
-    raise errors.FILTER_TYPES(error.message, *types, _OPERATOR_KINDS[operator])
+        raise _error(literal.token, expected)
+    found = quoted(literal.token.text)
+    detail = f"$filter: position {literal.token.position}: found {found}, expected {expected}."
+    raise errors.FILTER_TYPES(detail, *types, _OPERATOR_KINDS[operator])
 
 
 def _expected_value(field: QueryField[Result]) -> str:
