@@ -1,8 +1,9 @@
 """A page of messages as JSON; expanded attachments are written while their files are read.
 
 A page ends early, with an @odata.nextLink, before the item that would make it too large; the first
-item may have any size. Of a page with attachments the ids are in memory, one message, and one block
-of its files. A message that was removed meanwhile is left out.
+message may have any size, after an @removed too: that may be of the same message, with which the
+next page would begin again. Of a page with attachments the ids are in memory, one message, and one
+block of its files. A message that was removed meanwhile is left out.
 """
 
 import asyncio
@@ -75,7 +76,7 @@ class MessagePage(Struct, frozen=True):
         size_bytes, count = 0, 0
         for one in self.items:
             its_bytes = self._expanded_bytes(request, one)
-            if count and size_bytes + its_bytes > left_bytes:
+            if count > isinstance(items[0], Mapping) and size_bytes + its_bytes > left_bytes:
                 break
             size_bytes, count = size_bytes + its_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
@@ -98,7 +99,7 @@ class MessagePage(Struct, frozen=True):
             await show_body_as(request, shown, body_type)
             octets = msgspec.json.encode(shown)
             left_bytes -= len(octets) + 1
-            if encoded and left_bytes < 0:
+            if len(encoded) > isinstance(items[0], Mapping) and left_bytes < 0:
                 break
             encoded.append(msgspec.Raw(octets))
         return self._around(encoded, ends_after=len(encoded))

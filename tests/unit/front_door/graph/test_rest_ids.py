@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from relay.front_door.graph import graph_request
 from tests.support.graph_fakes import OnDisk, refused, to
 
 FORM = re.compile("AAMk[A-Za-z0-9_=-]{148}")
@@ -85,3 +86,17 @@ async def test_a_delta_query_removes_the_old_id(http: httpx.AsyncClient, path: s
     found = (await http.get(page["@odata.deltaLink"])).json()["value"]
     elsewhere = {} if "drafts" in path else {archived: False}
     assert {one["id"]: "@removed" in one for one in found} == {first: True, second: True, **elsewhere}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", ["", "?$expand=attachments"])
+async def test_a_large_message_is_on_the_page_of_its_old_id(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """A page that ended between them would have itself as the next one."""
+    old = (await http.post("/messages", json=DRAFT)).json()["id"]
+    link = (await http.get(f"/messages/delta{query}")).json()["@odata.deltaLink"]
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 500)
+    both = [old, await moved(http, old, "archive")]
+    page = (await http.get(link)).json()
+    assert [one["id"] for one in page["value"]] == both, page
+    assert "@odata.deltaLink" in page
