@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from relay.base.message.rest_id import rest_id
 from tests.integration.conftest import SharedRelay
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
@@ -112,9 +113,14 @@ def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> No
     until("filed", lambda: not relay.pending_submissions())
     running = relay.cli_json("trace", identity)
     assert relay.stop() == OK
-    assert relay.cli_json("trace", identity) == running
+    strict_id = rest_id(identity, "sentitems")
+    assert [relay.cli_json("trace", key) for key in (identity, strict_id)] == [running, running]
+    assert [one["id"] for one in relay.cli_json("log", "--message-id", strict_id)] == [
+        running["id"]
+    ]
     assert [one["id"] for one in relay.cli_json("queue", "list")] == [running["id"]]
-    assert len(relay.cli_json("queue", "retry", running["id"])) == 1
+    for key in (running["id"], strict_id):
+        assert len(relay.cli_json("queue", "retry", key)) == 1
     assert relay.cli("wait", identity, "--timeout", "0.1").returncode == UNAVAILABLE
     assert relay.cli("send", "--token", "alice", "--to", "x@a.test").returncode != OK
 

@@ -22,7 +22,6 @@ from relay.base.accounts.account import Role, UnknownUserError
 from relay.base.message.content import Content, blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination
-from relay.base.message.rest_id import read_rest_id
 from relay.base.observe.logs import get_logger
 from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
@@ -353,7 +352,6 @@ class Handlers:
                         await asyncio.sleep(pause_s)  # real time: reads a burst of events once
 
     async def _find(self, key: str, principal: Principal) -> Journey | None:
-        key, _ = read_rest_id(key)
         if not key or len(key) > _KEY_CHARACTERS:
             return None
         journeys, account = self._dependencies.journeys, principal.account

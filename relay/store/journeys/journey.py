@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock, id_time_us, rfc3339, time_us_of, wall_offset_us
 from relay.base.message.envelope import Client
 from relay.base.message.lifecycle import BEFORE_QUEUE, SubmissionState
+from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
 from relay.store.journeys.events import Step
 from relay.store.journeys.list_places import ListPlaces, is_between
@@ -395,6 +396,7 @@ class Journeys:
     async def _recent(
         self, key: str, *, account: str | None, limit: int, added: bool = False
     ) -> list[Journey]:
+        key, _ = read_rest_id(key)
         queue_ids = await self._spool.find_queue_ids(key, account=account, limit=limit)
         if queue_ids and (key in queue_ids or _is_submission(key)):  # the name is unique
             journey = await self._by_queue_id(queue_ids[0], added=added)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
 from relay.base.message.address import own_mailbox, shown_address
 from relay.base.message.lifecycle import RecipientState, message_state
+from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import (
     CLOCK_MARGIN_US,
@@ -446,6 +447,7 @@ def naming(name: str) -> tuple[str, tuple[str, ...]]:
     """Return a query for the ids of messages with this name: a queue id, Message-ID, submission id,
     or draft id (the part of a submission id before the point).
     """
+    name, _ = read_rest_id(name)
     if "@" in name or name.startswith("<"):
         bare = name.removeprefix("<").removesuffix(">")
         return _BY_MESSAGE_ID, (bare, f"<{bare}>")
