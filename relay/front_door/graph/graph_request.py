@@ -193,7 +193,7 @@ class GraphRequest(Struct, frozen=True):
         """
         named = read_rest_id(self.path_parameters.get("message", ""))[1]
         if named and self.folder_id.lower() not in ("", named):
-            raise NoSuchItemError
+            raise NoSuchItemError("The message of this id is not in this folder.")
         return named or self.folder_id
 
     @property

@@ -52,7 +52,9 @@ async def test_an_id_is_of_a_message_in_one_folder(http: httpx.AsyncClient) -> N
         ("DELETE", draft), ("POST", f"{draft}/createForward"), ("POST", f"{draft}/send"),
         ("GET", f"../mailFolders/inbox/messages/{archived}"),
     ):  # fmt: skip
-        refused(await http.request(method, f"/messages/{path}", json={}), 404, "ErrorItemNotFound")
+        answer = await http.request(method, f"/messages/{path}", json={})
+        refused(answer, 404, "ErrorItemNotFound")
+        assert answer.json()["error"]["innerError"]["detail"]
     assert await shown(http, f"/messages?$filter=id eq '{draft}'") == []
     assert await shown(http, "/messages", **IMMUTABLE) == [own]
     ids = [archived, own, "inbox", own[::-1]]
