@@ -231,7 +231,7 @@ _ITEM = re.compile(
 _ATTACHMENTS = re.compile(
     r"\s*attachments\s*(?:\(((?:[^()']|'(?:[^']|'')*+')*+)\)\s*)?(,|$)", re.IGNORECASE
 )
-_OPTION = re.compile(r"\s*([^=;]++)=((?:[^;']|'(?:[^']|'')*+')*+);?")
+_OPTION = re.compile(r"([^=;]*+)=?((?:[^;']|'(?:[^']|'')*+')*+);?")
 _OF_ATTACHMENTS = ("select", "filter", "orderby", "top", "skip")
 _TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
 _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
