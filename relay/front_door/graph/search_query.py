@@ -8,7 +8,7 @@ Search API to search Outlook messages".
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
+import msgspec
 from starlette.responses import Response
 
 from relay.base.message.rest_id import read_rest_id
@@ -22,6 +22,7 @@ from relay.front_door.graph.json_values import (
     read_string,
 )
 from relay.front_door.graph.messages import SLOW_SEARCH, find_page
+from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
 from relay.front_door.graph.serializer import message_json
 from relay.front_door.http.errors import bad_request, quoted
@@ -59,12 +60,13 @@ async def search_query(request: GraphRequest) -> Response:
     searches = read_array(given, "requests", most=SEARCHES_MAX)
     if not searches:
         raise missing_property("requests")
-    found = [await _found(request, one, f"requests[{at}]") for at, one in enumerate(searches)]
+    room = request.page_bytes // len(searches)
+    found = [await _found(request, x, f"requests[{n}]", room=room) for n, x in enumerate(searches)]
     return json_response({**request.context("Collection(searchResponse)"), "value": found})
 
 
-async def _found(request: GraphRequest, value: object, path: str) -> dict[str, Any]:
-    """Return the searchResponse for one request of the body."""
+async def _found(request: GraphRequest, value: object, path: str, *, room: int) -> dict[str, Any]:
+    """Return the searchResponse for one request of the body, of about `room` octets at most."""
     given = read_object(value, path)
     types = read_array(given.get("entityTypes"), f"{path}.entityTypes")
     if others := [one for one in types if one != "message"]:
@@ -76,6 +78,8 @@ async def _found(request: GraphRequest, value: object, path: str) -> dict[str, A
     query = read_object(given.get("query"), f"{path}.query")
     terms = read_string(query.get("queryString"), f"{path}.query.queryString")
     template = read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
+    if max(len(terms), len(template)) > CHARACTERS_MAX:  # before one is repeated in the other
+        raise clause_error("search", f"found more than {CHARACTERS_MAX} characters")
     keywords = template.replace("{searchTerms}", terms) if template else terms
     skip = _number(given.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
     size = _number(given.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
@@ -84,17 +88,18 @@ async def _found(request: GraphRequest, value: object, path: str) -> dict[str, A
     top: list[dict[str, Any]] = []
     if read_boolean(given.get("enableTopResults") or False, f"{path}.enableTopResults"):
         both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
-        top = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS))
+        top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
         ids = [Compare(Property.ID, Operator.EQ, read_rest_id(one["id"])[0]) for one in top]
         matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
     # One more than wanted tells whether there are more.
     rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
-    found = [*top[skip:], *await _hits(request, rest)]
+    others, is_cut = await _hits(request, rest, room)
+    found = [*top[skip:], *others]
     hits = [
         {"hitId": one["id"], "rank": rank, "summary": one["bodyPreview"], "resource": one}
         for rank, one in enumerate(found[:size], skip + 1)
     ]
-    more = len(found) > size
+    more = is_cut or len(found) > size
     container = {"hits": hits, "total": len(hits), "moreResultsAvailable": more}
     return {"searchTerms": terms.split(), "hitsContainers": [container]}
 
@@ -107,18 +112,19 @@ def _number(value: object, path: str, limits: tuple[int, int], *, default: int) 
     return value
 
 
-async def _hits(request: GraphRequest, query: MessageQuery) -> list[dict[str, Any]]:
-    """Return the JSON of the first query.top messages.
+async def _hits(request: GraphRequest, query: MessageQuery, room: int) -> tuple[list[Any], bool]:
+    """Return the JSON of the first query.top messages, and whether `room` ended it before.
 
     A page ends early where the bodies are large, so that there may be several.
     """
-    query = replace(query, bytes_max=request.page_bytes)
+    query = msgspec.structs.replace(query, bytes_max=room)
     found: list[dict[str, Any]] = []
     to_json = partial(message_json, pages_url=request.pages_url, shown_id=request.shown_id)
     while True:
         page = await find_page(request, query, SLOW_SEARCH)
         found += [_TYPE | to_json(one, _SHOWN) for one in page.messages]
-        left = query.top - len(page.messages)
-        if not page.next_after or left <= 0:
-            return found
-        query = replace(query, skip=0, after=page.next_after, top=left)
+        room -= len(msgspec.json.encode(found[len(found) - len(page.messages) :]))
+        left, after = query.top - len(page.messages), page.next_after
+        if not after or left <= 0 or room <= 0:
+            return found, left > 0 and bool(after)
+        query = msgspec.structs.replace(query, skip=0, after=after, top=left)

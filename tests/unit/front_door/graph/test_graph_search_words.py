@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.front_door.graph import graph_request
 from tests.support.graph_fakes import OnDisk, refused
 from tests.support.tables import each_row
 
@@ -80,7 +81,9 @@ async def hits(on_disk: OnDisk, **search: object) -> tuple[list[str], bool]:
     ]
 
 
-async def test_a_search_request_has_pages_and_puts_relevant_hits_first(filled: OnDisk) -> None:
+async def test_a_search_request_has_pages_and_puts_relevant_hits_first(
+    filled: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     newest_first = ["html", "one", "far", "near"]
     assert await hits(filled, words="red") == (newest_first, False)
     assert await hits(filled, words='"one two"') == (["near"], False)
@@ -94,6 +97,8 @@ async def test_a_search_request_has_pages_and_puts_relevant_hits_first(filled: O
         (relevant_first[1:], False),
         (relevant_first[3:], False),
     ]
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 1)
+    assert await hits(filled, words="red") == (newest_first[:1], True), "memory is bounded"
 
 
 async def test_search_requests_are_independent_and_of_messages_only(filled: OnDisk) -> None:
@@ -109,6 +114,7 @@ async def test_search_requests_are_independent_and_of_messages_only(filled: OnDi
         ({"size": 501}, 400, "RequestBodyRead"),
         ({"sortProperties": [{"name": "subject"}]}, 400, "BadRequest"),
         ({"query": {"queryString": "foo:bar"}}, 400, "BadRequest"),
+        ({"query": {"queryTemplate": "only" + "{searchTerms}" * 700}}, 400, "BadRequest"),
     ):
         body = {"requests": [asked[0] | change]}
         refused(await filled.http.post(QUERY, json=body), status, code)
