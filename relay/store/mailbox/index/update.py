@@ -254,6 +254,8 @@ class IndexUpdater:
             if is_all:
                 self._record_states(dict.fromkeys(self._without_state(cursor), b""))
             with self._transaction() as writing:
+                if is_all:  # numbers of another file: it may give them to others
+                    writing.execute("UPDATE message SET article = NULL WHERE article IS NOT NULL")
                 record_position(writing, position)
 
     def _record_states(self, states: Mapping[str, bytes]) -> None:

@@ -53,3 +53,7 @@ async def test_numbers_ascend_and_are_never_given_again(on_disk: OnDisk) -> None
         file.unlink()
     deliver(home, 6)
     assert await uids(on_disk, "inbox/messages/delta") == left | {"6": 8}
+    for file in home.glob("relay-properties*"):  # what it has is lost
+        file.unlink()
+    deliver(home, 7)
+    assert await uids(on_disk) == {"1": 1, "2": 2, "3": 3, "5": 4, "6": 5, "7": 6}
