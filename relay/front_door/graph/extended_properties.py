@@ -229,7 +229,7 @@ _ITEM = re.compile(
     re.IGNORECASE,
 )
 _ATTACHMENTS = re.compile(
-    r"\s*attachments\s*(?:\(((?:[^()']|'(?:[^']|'')*+')*+)\)\s*)?(,|$)", re.IGNORECASE
+    r"(?i)\s*attachments\s*(?:\(((?:[^()']|'[^']*+'|\((?:[^()']|'[^']*+')*+\))*+)\)\s*)?(,|$)"
 )
 _OPTION = re.compile(r"([^=;]*+)=?((?:[^;']|'(?:[^']|'')*+')*+);?")
 _OF_ATTACHMENTS = ("select", "filter", "orderby", "top", "skip")

@@ -85,6 +85,7 @@ async def test_expanded_attachments_have_options(on_disk: OnDisk) -> None:
         (" " * 8_000, whole),  # in no time
         ("$filter=isInline eq true", []),
         (f"$filter=name eq '{whole[1]}';$select=name,size", whole[1:2]),
+        (f"$top=9;$filter=startswith(name,'{whole[1]}')", whole[1:2]),
         ("$orderby=name desc;$skip=1", sorted(whole, key=str.casefold, reverse=True)[1:]),
     ):
         for url in (one, "/messages"):
