@@ -90,12 +90,12 @@ def test_a_link_to_a_page_leads_here_and_not_to_microsoft(
 ) -> None:
     relay.send_captured("ann@customer.example", b"Subject: linked\r\n\r\nx\r\n")
     curl = ("curl", "-sSf", "-H", "Authorization: Bearer app")
-    url = f"{ME}/messages?$select=webLink"
-    shown = json.loads(
-        run((*curl, url.replace("/me/", "/users/ann@customer.example/")), printed(relay), tmp_path)
-    )
-    [link] = [one["webLink"] for one in shown["value"]]
-    assert link.startswith(f"{relay.url}/messages/")
+    url = f"{ME}/messages?$select=webLink".replace("/me/", "/users/ann@customer.example/")
+    for host in ("graph.microsoft.com", "Graph.Microsoft.COM."):
+        asked = (*curl, "-H", f"Host: {host}", url)
+        shown = json.loads(run(asked, printed(relay), tmp_path))
+        [link] = [one["webLink"] for one in shown["value"]]
+        assert link.startswith(f"{relay.url}/messages/")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -81,7 +81,7 @@ _KEY = r"\((?:userPrincipalName=)?'"
 _WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 _Item = TypeVar("_Item")
 _OF_MICROSOFT = re.compile(
-    r"\.(?:microsoft|office|office365|chinacloudapi)\.\w+(?::\d+)?$", re.ASCII
+    r"(?i)\.(?:microsoft|office|office365|chinacloudapi)\.\w+\.?(?::\d+)?$", re.ASCII
 )
 _TYPE = "outlook.body-content-type"
 _UNSAFE = "outlook.allow-unsafe-html"
