@@ -207,7 +207,7 @@ def shown_id(identity: str) -> str:
     """
     kind, _, tag = identity.partition(" ")
     tag, sign, name = tag.partition(" Name ")
-    tag = re.sub("0x0+(?=.)", "0x", tag.lower()).replace("} id ", "} Id ")
+    tag = _ZEROS.sub("0x", tag.lower()).replace("} id ", "} Id ")
     return f"{kind} {tag}{sign}{name}"
 
 
@@ -233,6 +233,7 @@ _ATTACHMENTS = re.compile(
 )
 _OPTION = re.compile(r"([^=;]*+)=?((?:[^;']|'(?:[^']|'')*+')*+);?")
 _OF_ATTACHMENTS = ("select", "filter", "orderby", "top", "skip")
+_ZEROS = re.compile("0x0+(?=.)")
 _TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
 _NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
 
