@@ -41,7 +41,7 @@ _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
 _SUPPRESS = "X-Auto-Response-Suppress"
 _SUPPRESSED = frozenset((b"all", b"oof", b"autoreply"))
-_ADDRESSEES_OCTETS_MAX = 65_536  # of a field; who is named later gets no automatic reply
+_ADDRESSEES_OCTETS_MAX = 65_536  # in all; who is named later gets no automatic reply
 _is_program = re.compile(r"(?:mailer-daemon|owner-.*|.*-request)@", re.IGNORECASE).match
 _is_html = re.compile(r"</[a-z]|<(?:br|p|html|!doctype)[\s/>]", re.IGNORECASE).search
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
@@ -80,11 +80,10 @@ def reply_request(
     wishes = {one.strip().lower() for one in b",".join(header.values(_SUPPRESS)).split(b",")}
     if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
         return None
-    for value in (*header.values("To"), *header.values("Cc")):
-        named = value[:_ADDRESSEES_OCTETS_MAX].decode("utf-8", "replace")
-        if any(mailbox_of(one.address) == mailbox for one in address_entries(named)):
-            return _request(header, message, path, mailbox=mailbox)
-    return None
+    named = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
+    entries = address_entries(named.decode("utf-8", "replace"))
+    is_named = any(mailbox_of(one.address) == mailbox for one in entries)
+    return _request(header, message, path, mailbox=mailbox) if is_named else None
 
 
 def _request(

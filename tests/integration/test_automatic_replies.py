@@ -6,7 +6,9 @@ from datetime import timedelta
 
 import pytest
 
+from tests.integration.conftest import SharedRelay
 from tests.support.dev_process import DevProcess
+from tests.support.relay_process import until
 
 BOB, ANN, OUT = "bob@example.test", "ann@example.test", "out@elsewhere.test"
 INSIDE, OUTSIDE = "back on Monday & <here>", "<p>Ich bin <b>nächste</b> Woche zurück.</p>"
@@ -91,3 +93,16 @@ def test_the_schedule_and_the_week_follow_the_clock(relay: DevProcess) -> None:
     assert replied() == 3
     relay.advance(30 * day)
     assert replied() == 3
+
+
+def test_a_stranger_has_none_sent_in_the_name_of_others(shared: SharedRelay) -> None:
+    """A reverse-path that nothing verifies is easily forged."""
+    relay, settings = shared.relay, {"status": "alwaysEnabled", "externalAudience": "all"}
+    settings["externalReplyMessage"] = OUTSIDE
+    body = {"automaticRepliesSetting": settings}
+    assert relay.graph("PATCH", "/me/mailboxSettings", body).status == 200
+    content = b"To: alice@example.test\r\nSubject: ping\r\n\r\nHello.\r\n"
+    for sender, source in (("forged@a.test", "127.0.0.2"), ("asker@a.test", "127.0.0.1")):
+        relay.until_final(relay.submit(sender, ["alice@example.test"], content, source=source))
+    until("a reply is there", lambda: shared.a.received("asker@a.test"))
+    assert shared.a.received("forged@a.test") == []

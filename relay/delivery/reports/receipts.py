@@ -27,10 +27,12 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content
 from relay.base.message.envelope import Envelope, ForwardPath, Notify, domain_of
+from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind, ReceiptRequest
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.reports.bounces import Reporter
+from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.mdn import reply_request, write_reply
 from relay.store.journeys.events import Event, Step
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
@@ -275,6 +277,7 @@ class AutomaticReplySender:
     settings: SettingsFiles  # of the mailboxes
     acceptance: Acceptance  # accepts the replies; knows the addresses, and the time
     _is_busy: bool = False
+    _again: asyncio.TimerHandle | None = None
 
     async def owed(
         self, claim: Claim, recipient: ClaimedRecipient, content: Content, *, mailbox: str
@@ -286,9 +289,14 @@ class AutomaticReplySender:
             settings, message = await self.settings.read(mailbox), claim.message
             is_wanted = self._text(settings.automatic_replies, message.envelope.reverse_path)
             is_inbox = claim.extra.folder in ("", WellKnown.INBOX)
-            if is_wanted and is_inbox and not recipient.added_by:
-                path, mailbox_of = recipient.path, self._mailbox_of
-                return reply_request(content, message, path, mailbox=mailbox, mailbox_of=mailbox_of)
+            # no backscatter: a stranger gets one where it would get a report
+            asker = ReportedRecipient(ForwardPath(mailbox), Evidence("", ""))
+            may_hear = self.acceptance.reporter.wants(ReportKind.FAILED, message, [asker])
+            if is_wanted and is_inbox and may_hear and not recipient.added_by:
+                return await asyncio.to_thread(  # the header may have 1 MB
+                    reply_request, content, message, recipient.path,
+                    mailbox=mailbox, mailbox_of=self._mailbox_of,
+                )  # fmt: skip
         except Exception:  # noqa: BLE001 - the copy is in the mailbox
             _log.exception("internal error in an automatic reply", qid=claim.message.id)
         return None
@@ -312,8 +320,10 @@ class AutomaticReplySender:
             await work
         except (SpoolError, StoreError) as error:
             _log.warning("automatic replies wait", error=str(error))
-            loop = asyncio.get_running_loop()
-            loop.call_later(_AGAIN_S, self.ledger.replies_owed.set)  # real time: of a disk
+            if self._again is not None:  # one timer, however many wait
+                self._again.cancel()
+            loop = asyncio.get_running_loop()  # real time: of a disk
+            self._again = loop.call_later(_AGAIN_S, self.ledger.replies_owed.set)
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception("automatic replies wait")
 

@@ -139,9 +139,10 @@ class SettingsFiles(StorePart):
             with suppress(FileNotFoundError, ValueError), open_message(path) as file:
                 noted = msgspec.json.decode(file.read(_BYTES_MAX), type=dict[str, tuple[int, str]])
             before_us, before = noted.pop(sender, (0, ""))
-            if time_us - before_us < ONCE_IN_US:  # a crash came between, or it is another one
+            # a crash came between, or it is another one; a clock that went back does not count
+            if abs(time_us - before_us) < ONCE_IN_US:
                 return before == key
-            if sum(time_us - at_us < _HOUR_US for at_us, _ in noted.values()) >= PER_HOUR_MAX:
+            if sum(abs(time_us - at_us) < _HOUR_US for at_us, _ in noted.values()) >= PER_HOUR_MAX:
                 return False
             noted[sender] = time_us, key
             self._replace(path, msgspec.json.encode(dict([*noted.items()][-REPLIED_MAX:])))
