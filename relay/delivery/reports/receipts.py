@@ -322,8 +322,8 @@ class AutomaticReplySender:
             _log.warning("automatic replies wait", error=str(error))
             if self._again is not None:  # one timer, however many wait
                 self._again.cancel()
-            loop = asyncio.get_running_loop()  # real time: of a disk
-            self._again = loop.call_later(_AGAIN_S, self.ledger.replies_owed.set)
+            loop, wake = asyncio.get_running_loop(), self.ledger.replies_owed.set
+            self._again = loop.call_later(_AGAIN_S, wake)  # real time: of a disk
         except Exception:  # noqa: BLE001 - ours: the task must go on
             _log.exception("automatic replies wait")
 
