@@ -209,10 +209,8 @@ async def test_mime_and_html_are_parsed_only_in_child_processes(fakes):
     assert len(fakes.ready.filed) == 3
 
 
-async def test_conversions_that_hang_do_not_delay_other_accounts(fakes, monkeypatch):
+async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     """Twenty of one account do not occupy all workers, processes or threads."""
-    monkeypatch.setattr(conversion, "_LIMIT_S", 1.0)
-    monkeypatch.setattr(conversion, "_ALONE_LIMIT_S", 3.0)
     threads = set(threading.enumerate())
     for number in range(20):
         fakes.submit(number, content=b"Subject: hang\r\nTo: b@y.test\r\n\r\n")
