@@ -2,7 +2,7 @@
 
 Programs compare these three. Each is Graph's, in both profiles, as far as a page of its
 documentation or a public report shows it; what was found and what was expected is the `detail` of
-the ApiError. An error for which nobody shows a sentence has Graph's status and code and our own
+the ApiError. An error without a published sentence has Graph's status and code and our own
 words. In the sources, "docs" is Graph's documentation (learn.microsoft.com/graph), EWS the
 ResponseCode of Exchange Web Services, whose texts Graph repeats, OData Microsoft's library, which
 reads a request before Exchange does (odata.net, Microsoft.OData.Core.txt), and NAME#NUMBER a

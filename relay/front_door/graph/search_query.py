@@ -91,7 +91,7 @@ async def _found(request: GraphRequest, value: object, path: str, *, room: int) 
         top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
         ids = [Compare(Property.ID, Operator.EQ, read_rest_id(one["id"])[0]) for one in top]
         matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
-    # One more than wanted tells whether there are more.
+    # One hit beyond the page shows that further hits follow.
     rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
     others, is_cut = await _hits(request, rest, room)
     found = [*top[skip:], *others]
