@@ -236,8 +236,8 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
     )  # fmt: skip
 
 
-def _submission_ids(copy: "BackupCopy") -> Iterator[str]:
-    for path in copy.path(Path(SUBMISSIONS)).rglob("*"):
+def _submission_ids(copy: "BackupCopy", place: Path = Path(SUBMISSIONS)) -> Iterator[str]:
+    for path in copy.path(place).rglob("*"):
         if path.parent.name in _IN_ORDER and path.is_file():
             yield path.name.partition("@")[0]
 
@@ -247,8 +247,10 @@ def _make_ready(copy: "BackupCopy", accepted: Collection[str]) -> None:
     been filed or removed since, and the timer sends nothing without its draft.
     """
     scheduled, ready = (Path(SUBMISSIONS) / name for name in ("deferred", "ready"))
+    # Its time may have come between the two copies: it is in both, under another time.
+    left = set(accepted).difference(_submission_ids(copy, ready))
     for path in copy.path(scheduled).glob("*"):
-        if path.name.partition("@")[0] in accepted and not copy.path(ready / path.name).exists():
+        if path.name.partition("@")[0] in left:
             copy.file(path, ready / path.name)
 
 
