@@ -64,8 +64,14 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"found an unknown key, expected one of {', '.join(names)}{hint}"
 
 
-_BARE_ENDS = frozenset(" \t\r\n=.]}#,")
-_VALUE_ENDS = frozenset(",]}#\r\n")
+# Blanks and comments; strings of four kinds, of which those on several lines may end in quotes of
+# their own; and what stands for itself, where values without quotes may come in several pieces.
+_LEXEME = re.compile(
+    r"""[ \t\r]++|#[^\n]*+|"{3}(?:[^"\\]|\\.|"{1,2}(?!"))*+"{3,5}+"""
+    r"""|'{3}(?:[^']|'{1,2}(?!'))*+'{3,5}+|"(?:[^"\\]|\\.)*+"|'[^']*+'"""
+    r"""|[\[\]{},.=\n]|[^][{},.=\s#"']++""",
+    re.DOTALL,
+)
 
 
 def locate(text: str) -> dict[KeyPath, int]:
@@ -74,147 +80,83 @@ def locate(text: str) -> dict[KeyPath, int]:
 
 
 class _Scanner:
-    """Scans the text once; `self._at` is the next character."""
+    """Reads the text once; `_next` is the next lexeme, "" at the end, and `_line` its line."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-        self._line = 1
-        self._counted_to = 0
+        self._lexemes = (one[0] for one in _LEXEME.finditer(text))
+        self._line, self._next = 1, ""
         self._lines: dict[KeyPath, int] = {}
         self._last_index: dict[KeyPath, int] = {}
+        self._take()
 
     def document(self) -> dict[KeyPath, int]:
         table: KeyPath = ()
-        self._skip_blank()
-        while self._at < len(self._text):
-            if self._text[self._at] == "[":
+        while self._next:
+            if self._next == "\n":
+                self._take()
+            elif self._next == "[":
                 table = self._header()
             else:
                 self._pair(table)
-            self._skip_blank()
         return self._lines
+
+    def _take(self) -> str:
+        """Return the next lexeme, and go on to the one after it."""
+        taken = self._next
+        self._line += taken.count("\n")
+        self._next = next((one for one in self._lexemes if one[0] not in " \t\r#"), "")
+        return taken
 
     def _header(self) -> KeyPath:
         """Read [table] or [[table]]; return its path with the indexes of the arrays on it."""
-        is_array = self._text.startswith("[[", self._at)
-        line = self._line_here()
-        self._at += 2 if is_array else 1
-        names = self._key()
-        self._at += 2 if is_array else 1
+        line = self._line
+        self._take()
+        is_array = self._next == "[" and bool(self._take())
         path: KeyPath = ()
-        for name in names[:-1]:
-            path = self._with_index((*path, name))
-        path = (*path, names[-1])
+        for name in self._key():
+            index = self._last_index.get(path)
+            path = (*path, name) if index is None else (*path, index, name)
         self._lines.setdefault(path, line)
         if is_array:
-            index = self._last_index.get(path, -1) + 1
-            self._last_index[path] = index
+            self._take()
+            index = self._last_index[path] = self._last_index.get(path, -1) + 1
             path = (*path, index)
             self._lines[path] = line
         return path
 
-    def _with_index(self, path: KeyPath) -> KeyPath:
-        index = self._last_index.get(path)
-        return path if index is None else (*path, index)
-
     def _pair(self, table: KeyPath) -> None:
-        line = self._line_here()
-        path = table
+        line, path = self._line, table
         for name in self._key():
             path = (*path, name)
             self._lines.setdefault(path, line)
-        self._at += 1  # the equals sign
-        self._skip_spaces()
         self._value(path)
 
     def _key(self) -> list[str]:
-        """Read a dotted key up to "=" or "]"."""
-        names = []
-        while True:
-            self._skip_spaces()
-            start = self._at
-            if self._text[start] in "\"'":
-                self._string()
-                names.append(next(iter(tomllib.loads(f"{self._text[start : self._at]} = 0"))))
-            else:
-                while self._text[self._at] not in _BARE_ENDS:
-                    self._at += 1
-                names.append(self._text[start : self._at])
-            self._skip_spaces()
-            if self._text[self._at] != ".":
-                return names
-            self._at += 1
+        """Read a dotted key, and the "=" or "]" behind it."""
+        names, end = [], "."
+        while end == ".":
+            word, end = self._take(), self._take()
+            is_quoted = word[0] in "\"'"
+            names.append(next(iter(tomllib.loads(f"{word} = 0"))) if is_quoted else word)
+        return names
 
     def _value(self, path: KeyPath) -> None:
-        first = self._text[self._at]
-        if first in "\"'":
-            self._string()
-        elif first == "[":
-            self._array(path)
-        elif first == "{":
-            self._inline_table(path)
-        else:
-            while self._at < len(self._text) and self._text[self._at] not in _VALUE_ENDS:
-                self._at += 1
-
-    def _array(self, path: KeyPath) -> None:
-        self._at += 1
-        index = 0
-        while self._next_item("]"):
-            self._lines[(*path, index)] = self._line_here()
+        first, index = self._take(), 0
+        while first in "[{" and self._next_item():
+            if first == "{":
+                self._pair(path)
+                continue
+            self._lines[(*path, index)] = self._line
             self._value((*path, index))
             index += 1
+        while first not in "[{" and self._next not in ("", ",", "]", "}", "\n"):
+            self._take()
 
-    def _inline_table(self, path: KeyPath) -> None:
-        self._at += 1
-        while self._next_item("}"):
-            self._pair(path)
-
-    def _next_item(self, end: str) -> bool:
-        """Go to the next item of an array or inline table; return False at its end."""
-        self._skip_blank()
-        if self._text[self._at] == ",":
-            self._at += 1
-            self._skip_blank()
-        if self._text[self._at] != end:
-            return True
-        self._at += 1
-        return False
-
-    def _string(self) -> None:
-        """Skip a string of any of the four kinds."""
-        quote = self._text[self._at]
-        fence = quote * 3 if self._text.startswith(quote * 3, self._at) else quote
-        self._at += len(fence)
-        while not self._text.startswith(fence, self._at):
-            self._at += 2 if quote == '"' and self._text[self._at] == "\\" else 1
-        self._at += len(fence)
-        if len(fence) == 3:
-            # one or two quotes may precede the closing three
-            while self._at < len(self._text) and self._text[self._at] == quote:
-                self._at += 1
-
-    def _skip_spaces(self) -> None:
-        while self._text[self._at] in " \t":
-            self._at += 1
-
-    def _skip_blank(self) -> None:
-        """Skip white space, ends of lines and comments."""
-        while self._at < len(self._text):
-            character = self._text[self._at]
-            if character == "#":
-                end = self._text.find("\n", self._at)
-                self._at = len(self._text) if end < 0 else end
-            elif character in " \t\r\n":
-                self._at += 1
-            else:
-                return
-
-    def _line_here(self) -> int:
-        self._line += self._text.count("\n", self._counted_to, self._at)
-        self._counted_to = self._at
-        return self._line
+    def _next_item(self) -> bool:
+        """Go to the next item of an array or inline table, or behind its end: False."""
+        while self._next in ("\n", ","):
+            self._take()
+        return self._next not in ("]", "}") or not self._take()
 
 
 FILE_BYTES_MAX = 1024 * 1024
