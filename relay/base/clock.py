@@ -145,10 +145,6 @@ class Clock(Protocol):
         """By how many seconds the clock was advanced; 0 where it is not a development relay's."""
         return 0.0
 
-    def busy_s(self) -> float:
-        """Processor time of the calling thread, in seconds."""
-        ...
-
     def call_later(
         self,
         seconds: float,
@@ -306,10 +302,6 @@ class SystemClock(Clock):
     def file_time_us(self) -> int:
         """See Clock."""
         return self._machine.wall_us()
-
-    def busy_s(self) -> float:
-        """See Clock."""
-        return time.thread_time()
 
 
 class ReferenceWall:

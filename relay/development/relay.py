@@ -488,7 +488,7 @@ def _rules_of(settings: Settings, clock: Clock) -> RuleBook:
         routes=next_hops_by_name(route for route in settings.route if route.domain),
         loaded=rfc3339(clock.time_us()),
     )
-    warn_of_rules(rules, clock)
+    warn_of_rules(rules)
     if unread := unread_directories(settings.policy.directory):
         get_logger("development").warning("rules of tenants", detail=unread)
     return RuleBook(rules)

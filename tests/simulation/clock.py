@@ -65,6 +65,3 @@ class WorldClock(SystemClock):
         return 1000.0 + float(self.world.time())
 
     real_s = monotonic
-
-    def busy_s(self) -> float:
-        return 0.0

@@ -59,10 +59,6 @@ class ManualClock(Clock):
         """See Clock."""
         return self.advanced_us / 1_000_000
 
-    def busy_s(self) -> float:
-        """See Clock: always 0."""
-        return 0.0
-
     def advance(self, seconds: float) -> None:
         """Advance both clocks."""
         self.now_s += seconds

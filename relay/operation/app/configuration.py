@@ -17,7 +17,6 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -63,7 +62,6 @@ from relay.store.spool.engine import LOCAL_DOMAINS
 from relay.store.spool.queue_commands import RouteLookup
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.policy.rule_files import slow_patterns
 from relay.transport.routing.route_table import Confinement, RouteTable, parse_action
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
@@ -221,8 +219,8 @@ class ActiveConfiguration:
     def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
         """Load the files that `settings` name; `before` are the sets of tenants in force."""
         boxes = settings.mailboxes
-        now, examine = rfc3339(self._clock.time_us()), partial(warn_of_rules, clock=self._clock)
-        rules = load_set(settings, None, config=self._file, loaded=now, examine=examine)
+        now = rfc3339(self._clock.time_us())
+        rules = load_set(settings, None, config=self._file, loaded=now, examine=warn_of_rules)
         check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
@@ -236,7 +234,7 @@ class ActiveConfiguration:
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
         sets = load_tenants(
-            settings, self._last_good, before=before, clock=self._clock, examine=examine
+            settings, self._last_good, before=before, clock=self._clock, examine=warn_of_rules
         )
         found = ((one.tenant, one.rules) for one in sets.values())
         book = book_of([(None, rules), *found], settings)
@@ -249,12 +247,10 @@ class ActiveConfiguration:
         self.accounts.close()
 
 
-def warn_of_rules(rules: RuleSet, clock: Clock) -> None:
-    """Log a warning for each rule without its group, and each field whose patterns take long."""
+def warn_of_rules(rules: RuleSet) -> None:
+    """Log a warning for each rule without its group."""
     for warning in rules.warnings:
         _log.warning("group is missing", detail=warning)
-    for warning in slow_patterns(rules, clock.busy_s):
-        _log.warning("patterns are slow", detail=warning)
 
 
 def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:

@@ -49,12 +49,7 @@ from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.explanation import explain, verdict_document
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.rule_book import RuleBook
-from relay.transport.policy.rule_files import (
-    load_rules,
-    read_rules,
-    slow_patterns,
-    unread_directories,
-)
+from relay.transport.policy.rule_files import load_rules, read_rules, unread_directories
 from relay.transport.policy.rule_test_reader import crlf
 from relay.transport.policy.rule_tests import (
     PolicyReport,
@@ -89,13 +84,11 @@ def check(context: CommandContext, directory: Path | None) -> None:
 
     Those of all tenants too, or those of DIRECTORY alone. Exits 78 with file:line of each fault.
     """
-    sets, clock = _sets(context, directory, runs_tests=True), SystemClock()
+    sets = _sets(context, directory, runs_tests=True)
     unread = unread_directories(directory) if directory else ""
     warnings = [unread] if unread else []
-    warnings += [
-        text for rules, _ in sets for text in (*rules.warnings, *slow_patterns(rules, clock.busy_s))
-    ]
-    found = format_check([rules for rules, _ in sets], warnings, time_us=clock.time_us())
+    warnings += [text for rules, _ in sets for text in rules.warnings]
+    found = format_check([rules for rules, _ in sets], warnings, time_us=SystemClock().time_us())
     _print(context, found)
 
 

@@ -57,7 +57,6 @@ from relay.operation.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_wa
 from relay.store import spool
 from relay.store.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 from relay.transport.ingress.dropped_mail import DROP_MODE
-from relay.transport.policy.rule_files import slow_patterns
 from relay.transport.routing.dns_client import name_servers_answer
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
@@ -204,7 +203,7 @@ def _check_file(
     yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
-    yield from _policies(settings, file, clock)
+    yield from _policies(settings, file)
     yield from _providers(settings, file)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
@@ -438,12 +437,12 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
         yield CheckFinding("dovecot_auth", verdict, text)
 
 
-def _policies(settings: Settings, file: Path, clock: Clock) -> Iterator[CheckFinding]:
+def _policies(settings: Settings, file: Path) -> Iterator[CheckFinding]:
     sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
     if sets is None:
         return
     for _, rules in sets:
-        for warning in (*rules.warnings, *slow_patterns(rules, clock.busy_s)):
+        for warning in rules.warnings:
             yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = sum(len(rules.files) for _, rules in sets)
     text = f"{files} files in {settings.policy.directory}, tests pass"

@@ -9,10 +9,7 @@ those that match are in no order.
 re2 gives the interpreter lock away while it matches, so that other threads go on.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from random import Random
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from msgspec import Struct
@@ -21,16 +18,8 @@ from relay.base.phrases import shown
 
 PATTERN_STEPS_MAX = 1_000  # of its program
 SET_STEPS_MAX = 50_000  # of all patterns for one field
-SLOW_S = 0.002  # of CPU time for SAMPLE_CHARACTERS
-SAMPLE_CHARACTERS = 4096
 _MEMORY_BYTES_MAX = 16 * 1024 * 1024  # of one set: enough to compile SET_STEPS_MAX
 _ALWAYS = ""  # the pattern that each set has besides its own
-_SAMPLED_PATTERNS_MAX = 50  # the largest ones
-_SAMPLES_PER_PATTERN_MAX = 8
-_SAMPLES = 3  # texts of the same letters
-
-_counts = re.compile(r"\{[0-9,]*\}")
-_escapes = re.compile(r"\\[a-zA-Z]")
 
 
 class PatternError(Exception):
@@ -94,27 +83,6 @@ class PatternSet:
             raise PatternError("the patterns ran out of memory")
         return tuple([self.patterns[each] for each in numbers[:-1]])
 
-    def slow_pattern(self, cpu_s: Callable[[], float]) -> Pattern | None:
-        """Return the pattern that takes the most CPU time, if the set takes over SLOW_S for a text.
-
-        The texts have SAMPLE_CHARACTERS of letters that the patterns themselves have, which is what
-        a sender would use to slow them down. `cpu_s` returns the CPU time of this thread in
-        seconds. Raises PatternError.
-        """
-        others = PatternSet(self.patterns)  # its memory is not kept
-        largest = sorted(self.patterns, key=lambda each: each.steps, reverse=True)
-        for letters in dict.fromkeys(
-            letters
-            for pattern in largest[:_SAMPLED_PATTERNS_MAX]
-            for letters in _letters_of(pattern)[:_SAMPLES_PER_PATTERN_MAX]
-        ):
-            # all of some texts, so that it is not a coincidence
-            texts = [each.translate((letters * 256)[:256]) for each in _noise]
-            if all(_measured_s(others, text, cpu_s) > SLOW_S for text in texts):
-                costs = [_measured_s(PatternSet([one]), texts[0], cpu_s) for one in self.patterns]
-                return self.patterns[costs.index(max(costs))]
-        return None
-
 
 # By the field that they are for: "header x-spam".
 PatternSets = Mapping[str, PatternSet]
@@ -133,22 +101,3 @@ def _options() -> Any:
     options.case_sensitive = False
     options.log_errors = False  # to stderr
     return options
-
-
-def _measured_s(patterns: PatternSet, text: str, cpu_s: Callable[[], float]) -> float:
-    """Return the CPU time for a text."""
-    before = cpu_s()
-    patterns.matching(text)
-    return cpu_s() - before
-
-
-def _letters_of(pattern: Pattern) -> Sequence[str]:
-    """Return strings of letters that may keep a pattern busy: pairs of neighbours, and all."""
-    plain = _escapes.sub("a0 ", _counts.sub("", pattern.text))
-    letters = list(dict.fromkeys(each for each in plain if each.isalnum() or each in " @"))
-    pairs = [first + second for first, second in pairwise(letters)]
-    return ["".join(letters) or "a0", *pairs]
-
-
-_random = Random(0)  # noqa: S311 - the same texts in each process
-_noise = [_random.randbytes(SAMPLE_CHARACTERS).decode("latin-1") for _ in range(_SAMPLES)]

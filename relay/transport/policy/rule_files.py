@@ -58,13 +58,7 @@ from relay.transport.policy.groups import (
     read_groups,
     visible_files,
 )
-from relay.transport.policy.patterns import (
-    SAMPLE_CHARACTERS,
-    SET_STEPS_MAX,
-    SLOW_S,
-    Pattern,
-    PatternError,
-)
+from relay.transport.policy.patterns import SET_STEPS_MAX, Pattern, PatternError
 from relay.transport.policy.rule_test_reader import read_test
 from relay.transport.policy.rule_tests import run_tests
 from relay.transport.policy.rules import (
@@ -524,26 +518,6 @@ def _missing_group(rule: Rule, name: str) -> str:
         f'{rule.file}:{rule.line}: rule "{rule.name}": found no group {shown(name)}, expected '
         "a file in groups; the rule is off, and tests that enforce it are not run"
     )
-
-
-def slow_patterns(rules: RuleSet, cpu_s: Callable[[], float]) -> Iterator[str]:
-    """Yield a warning for each field whose patterns take long for a short text of their letters.
-
-    `cpu_s` returns the CPU time of this thread in seconds. Raises PatternError.
-    """
-    places = {
-        (field, pattern): rule
-        for rule in reversed(rules.rules)
-        for field, pattern in rule.patterns()
-    }
-    for field, patterns in rules.index.pattern_sets.items():
-        if slow := patterns.slow_pattern(cpu_s):
-            rule = places[field, slow]
-            yield (
-                f'{rule.file}:{rule.line}: rule "{rule.name}": the patterns for {field} take more '
-                f"than {SLOW_S * 1000:g} ms for {SAMPLE_CHARACTERS} characters, "
-                f"{shown(slow.text)} the most"
-            )
 
 
 def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:

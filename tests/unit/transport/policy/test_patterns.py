@@ -1,7 +1,5 @@
 """Patterns: what is found, what is refused, and that no pattern ends the process."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,18 +112,3 @@ def test_an_answer_without_the_pattern_that_always_matches_is_an_error():
 def test_plain_words_are_found_as_python_finds_them(words, text):
     expected = [word for word in dict.fromkeys(words) if word in text]
     assert [each.text for each in set_of(*words).matching(text)] == expected
-
-
-@pytest.mark.parametrize(
-    ("texts", "slow"),
-    [
-        ([f"{one}[ab {one}]{{40}}{two}" for one in "abcd" for two in "wxyz"], "[ab "),
-        (["invoice", "a.{60}b", "spam"], "a.{60}b"),
-        ([f"word{number}" for number in range(1000)], None),
-        (["viagra|cialis|v[i1]agra", r"(?:https?://)?[\w.-]+\.(?:ru|cn)/"], None),
-    ],
-    ids=["together", "alone", "words", "usual"],
-)
-def test_a_set_that_is_slow_on_its_own_letters_names_its_dearest_pattern(texts, slow):
-    found = set_of(*texts).slow_pattern(time.thread_time)
-    assert found is None if slow is None else slow in found.text

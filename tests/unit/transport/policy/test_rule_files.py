@@ -1,12 +1,10 @@
 """Loading rule files: atomic, with all faults at once."""
 
-import time
-
 import pytest
 
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, SET_STEPS_MAX
-from relay.transport.policy.rule_files import PolicyError, load_rules, read_rules, slow_patterns
+from relay.transport.policy.rule_files import PolicyError, load_rules, read_rules
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 
@@ -152,19 +150,6 @@ def test_the_patterns_of_one_field_have_a_bound_together(rules_of):
     [_, number, _] = fault.key.split('"')
     before = [len(each) + 5 for each in texts[: [text[:3] for text in texts].index(number)]]
     assert abs(sum(before) - SET_STEPS_MAX) < 2 * PATTERN_STEPS_MAX
-
-
-def test_slow_patterns_are_a_warning_that_names_the_dearest_and_its_rule(rules_of, tmp_path):
-    rules_of(header_rule("quick", "invoice") + header_rule("slow", "a.{60}b", mode="'audit'"))
-    [warning] = slow_patterns(load_rules(tmp_path), time.thread_time)
-    assert warning.removeprefix(str(tmp_path)) == (
-        '/00-rules.toml:5: rule "slow": the patterns for header x-spam take more than 2 ms for '
-        '4096 characters, "a.{60}b" the most'
-    )
-
-
-def test_usual_patterns_are_no_warning(rules_of):
-    assert not [*slow_patterns(rules_of(header_rule("r", "viagra|c[i1]alis")), time.thread_time)]
 
 
 @pytest.fixture
