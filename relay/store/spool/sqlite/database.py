@@ -28,11 +28,10 @@ from relay.store.spool.sqlite.spool_files import (
 from relay.store.spool.sqlite.write_ahead_log import (
     RecordedCommit,
     check_commits,
-    check_log,
     has_log,
     read_recorded,
 )
-from relay.store.spool.types import SpoolDamagedError, SpoolError, translate_os_errors
+from relay.store.spool.types import SpoolDamagedError, SpoolError
 
 SQLITE_VERSION_MIN = 3_051_003
 _CHECKPOINT_PAGES = 4000  # for a process without the writer's checkpoints
@@ -79,8 +78,6 @@ def open_database(
             else:
                 # A close leaves the log as it is: WriteAheadLog.empty() notes that it goes.
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                with translate_os_errors(path):
-                    check_log(connection, path)
                 check_commits(connection, path, noted, with_log=with_log)
                 # to its end: the sync that may fail comes after the row
                 connection.execute("PRAGMA journal_mode = WAL").fetchall()

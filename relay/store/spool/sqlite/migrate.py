@@ -11,7 +11,7 @@ See docs/operation-backup.md (Going back).
 """
 
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -28,11 +28,14 @@ from relay.store.spool.sqlite.spool_files import (
     check_presence,
     contents_of,
     copy_database,
-    log_bytes,
-    open_copy,
     translate_sqlite_errors,
 )
-from relay.store.spool.sqlite.write_ahead_log import check_commits_unopened, preview_log
+from relay.store.spool.sqlite.write_ahead_log import (
+    check_commits,
+    has_log,
+    open_at_rest,
+    read_recorded,
+)
 from relay.store.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 
 _log = get_logger("spool")
@@ -98,18 +101,14 @@ def schema() -> Text:
 
 
 def check_files(path: Path, *, has_owner: bool) -> None:
-    """Check a spool without opening it in SQLite, which would create files next to it. The log is
-    skipped while an owner writes it.
+    """Check a spool without opening it as an owner does, which would create files next to it. The
+    log is skipped while an owner writes it.
 
     Raises SpoolFormatError, SpoolDamagedError, OSError.
     """
     check_presence(path)
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    first_page, fault = preview_log(path)
-    if fault and not has_owner:
-        raise SpoolDamagedError(fault)
-    header = first_page[:_HEADER_BYTES] or header
     if header and not header.startswith(_MAGIC):
         raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file")
     _check_made_by(
@@ -117,12 +116,14 @@ def check_files(path: Path, *, has_owner: bool) -> None:
         made_by=int.from_bytes(header[_APPLICATION_ID], "big"),
         found=int.from_bytes(header[_USER_VERSION], "big"),
     )
-    if not has_owner:
-        check_commits_unopened(path)
-    if header[_USER_VERSION] == SCHEMA_VERSION.to_bytes(4, "big") and not log_bytes(path):
-        with translate_sqlite_errors(path), closing(open_copy(path)) as connection:
-            if _OWED not in connection.execute(_COLUMNS).fetchall():  # which a start renames
-                check_version(connection, path)
+    if has_owner or not header:
+        return
+    noted, with_log = read_recorded(path), has_log(path)
+    with translate_sqlite_errors(path), open_at_rest(path) as connection:
+        found = _version_found(connection, path)
+        check_commits(connection, path, noted, with_log=with_log)
+        if found == SCHEMA_VERSION and _OWED not in connection.execute(_COLUMNS).fetchall():
+            check_version(connection, path)  # a start renames that column
 
 
 def check_version(connection: apsw.Connection, path: Path) -> None:

@@ -41,7 +41,6 @@ from relay.store.spool.sqlite.write_ahead_log import (
     LastCommit,
     WriteAheadLog,
     commits_of,
-    preview_log,
 )
 from relay.store.spool.sqlite.writer import Batch
 from relay.store.spool.types import SpoolDamagedError, translate_os_errors
@@ -162,10 +161,6 @@ class SpoolVerifier:
         return last_commit
 
     def _opened(self) -> apsw.Connection:
-        if self._is_owner:
-            with translate_os_errors(self._database.parent):
-                if fault := preview_log(self._database)[1]:
-                    raise SpoolDamagedError(fault)
         connection = open_database(self._database, read_only=True)
         if not self._may_write:
             return connection

@@ -2,54 +2,40 @@
 
 WriteAheadLog.commit() makes the fsync before the 250: COMMIT with synchronous=FULL syncs the log.
 WriteAheadLog keeps the log small between commits and overwrites the frames of a failed commit.
-rewrite_log() runs before an owner opens the spool. check_log() finds committed frames that SQLite
-does not read: SQLite ends the log at the first frame with a wrong checksum, silently, and
-overwrites what follows. What a power loss or a failed sync leaves does not count as damage.
+rewrite_log() runs before an owner opens the spool.
 
 LastCommit records the number of the last durable commit in a file outside the log; a process that
 opens the spool compares it. So a log that was removed or cut short while it held commits is noticed
-(SpoolDamagedError). The recorded number never exceeds that of a commit on the disk: neither a kill
-nor a power loss makes a good file look damaged. After each checkpoint the first commit is recorded
-and synced before it is answered. When the record cannot be written, the check is lost and not the
-commit: recording never fails.
+(SpoolDamagedError), and one with a damaged frame, at which SQLite ends it silently. The recorded
+number never exceeds that of a commit on the disk: neither a kill nor a power loss makes a good file
+look damaged. After each checkpoint the first commit is recorded and synced before it is answered.
+When the record cannot be written, the check is lost and not the commit: recording never fails.
 
-See the SQLite file format 4 (the WAL), docs/design.md 4, and docs/operation-repair.md (The spool is
-damaged).
+See docs/design.md 4, and docs/operation-repair.md (The spool is damaged).
 """
 
 import os
-import struct
-import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import apsw
-from msgspec import Struct
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import fsync_path, rewrite_file
 from relay.base.observe.logs import get_logger
 from relay.store.spool.sqlite.spool_files import (
-    is_openable,
     last_commit_of,
     log_bytes,
     log_of,
+    open_copy,
     translate_sqlite_errors,
 )
 from relay.store.spool.types import SpoolDamagedError, translate_os_errors
 
 _log = get_logger("spool")
 
-_HEADER = struct.Struct(">IIII8s8s")  # magic, version, page size, checkpoints, salts, sums
-_FRAME = struct.Struct(">II8s8s")  # page, pages of the database after a commit, salts, sums
-_SUMMED = 8  # octets of a frame's header; then its page
-_ORDERS = {0x377F0682: "<", 0x377F0683: ">"}  # of the octets in what is summed, by the magic
-_MAGIC = 0x377F0682 if sys.byteorder == "little" else 0x377F0683
-_MASK = 0xFFFFFFFF
 _PAGE_BYTES = 4096
-_PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
 _BYTES_KEPT = 64 * 1024 * 1024  # kept of a longer log
 _RETRY_S = 1.0  # between checks whether a failed disk can be written
 _IDLE_S = 0.05  # without a commit: a client may send its next message sooner
@@ -68,7 +54,7 @@ _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame 
 _CHECKPOINT = "checkpoint"
 _DIGITS = 20
 _LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in place
-_CAUSE = "its write-ahead log is missing or was cut short"
+_CAUSE = "its write-ahead log is missing or was cut short, or it is damaged"
 
 
 def has_log(database: Path) -> bool:
@@ -215,156 +201,21 @@ def check_commits(
         )
 
 
-def check_commits_unopened(database: Path) -> None:
-    """Raise what an owner who opens `database` would find; no file is created or changed.
-
-    For a spool that no process has open: nothing is locked.
+@contextmanager
+def open_at_rest(database: Path) -> Iterator[apsw.Connection]:
+    """Open a spool that no process has open, with its log: nothing is locked, and no file is
+    created or changed.
     """
-    noted = read_recorded(database)
-    if noted is None:
-        return
-    if not is_openable(database):
-        raise SpoolDamagedError(f"{database} is damaged: it is empty and was not closed")
-    if with_log := has_log(database):  # "unix-none" and this mode keep the log's index in memory
-        name, flags, vfs = str(database), apsw.SQLITE_OPEN_READONLY, "unix-none"
+    if has_log(database):  # "unix-none" and this mode keep the log's index in memory
+        connection = apsw.Connection(
+            str(database), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix-none"
+        )
     else:
-        name = f"{database.absolute().as_uri()}?immutable=1"
-        flags, vfs = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, None
-    with (
-        translate_sqlite_errors(database),
-        closing(apsw.Connection(name, flags=flags, vfs=vfs)) as connection,
-    ):
+        connection = open_copy(database)
+    with closing(connection):
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        check_commits(connection, database, noted, with_log=with_log)
-
-
-class _Head(Struct, frozen=True):
-    salts: bytes
-    sums: bytes
-    order: str
-    is_good: bool
-
-
-class _Frame(Struct, frozen=True):
-    ends_commit: bool
-    salts: bytes
-    sums: bytes
-    octets: bytes  # covered by the checksum
-
-    @property
-    def page(self) -> int:
-        """The number of its page."""
-        return int.from_bytes(self.octets[:4], "big")
-
-    def follows(self, sums: bytes, order: str) -> bool:
-        """Whether its checksum continues from `sums`."""
-        return _sums(self.octets, sums, order) == self.sums
-
-
-def check_log(connection: apsw.Connection, database: Path) -> None:
-    """Raise SpoolDamagedError where a synced commit follows the end that SQLite sees.
-
-    For the owner only: another process may see an old end.
-    """
-    path = log_of(database)
-    if not path.exists() or not path.stat().st_size:
-        return
-    connection.pragma("user_version")  # SQLite reads the log with the first page
-    seen = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
-    if last := _last_certain(path, seen, size=int(connection.pragma("page_size"))):
-        raise SpoolDamagedError(_fault(path, seen=seen, last=last))
-
-
-def preview_log(database: Path) -> tuple[bytes, str]:
-    """Return what an owner who opens `database` would find in its log: the first page, b"" where it
-    has none, and its damage. Neither file is opened by
-    SQLite, which would create files next to them. Raises OSError.
-    """
-    path = log_of(database)
-    if not path.exists() or not path.stat().st_size:
-        return b"", ""
-    size = _page_size(database, path)
-    seen, pending, first = 0, b"", b""
-    with path.open("rb") as file:
-        head = _head(file)
-        sums = head.sums
-        for number, frame in _frames(file, 0, size=size) if head.is_good else ():
-            if frame.salts != head.salts or not frame.follows(sums, head.order):
-                break
-            sums = frame.sums
-            if frame.page == 1:
-                pending = frame.octets[_SUMMED:]
-            if frame.ends_commit:
-                seen, first = number, pending
-    last = _last_certain(path, seen, size=size)
-    return first, _fault(path, seen=seen, last=last) if last else ""
-
-
-def _fault(path: Path, *, seen: int, last: int) -> str:
-    return f"{path} is damaged: SQLite reads {seen} of its {last} pages, without those after them"
-
-
-def _page_size(database: Path, log: Path) -> int:
-    """Return the page size from the log, else from the database, else the usual one."""
-    with log.open("rb") as file:
-        size = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))[2]
-    if size not in _PAGE_SIZES and database.exists():
-        with database.open("rb") as file:
-            size = int.from_bytes(file.read(18)[16:], "big")
-    return size if size in _PAGE_SIZES else _PAGE_BYTES
-
-
-def _last_certain(path: Path, seen: int, *, size: int) -> int:
-    """Return the number of the last frame after the first `seen` that continues a commit; 0 for
-    none.
-
-    SQLite syncs a commit before it writes the frames of the next, and overwrites a commit that
-    could not be synced. So that commit, and everything before it, was on the disk.
-    """
-    last, before = 0, None
-    with path.open("rb") as file:
-        head = _head(file)
-        if seen and not head.is_good:
-            return 0
-        for number, frame in _frames(file, seen, size=size):
-            if head.is_good and frame.salts != head.salts:
-                before = None  # of an earlier log, whose pages are in the database
-                continue
-            if before is not None and before.ends_commit and before.salts == frame.salts:
-                last = number if frame.follows(before.sums, head.order) else last
-            before = frame
-    return last
-
-
-def _head(file: BinaryIO) -> _Head:
-    """Read the header; an empty log, or zeros, has no valid frames."""
-    octets = file.read(_HEADER.size).ljust(_HEADER.size, b"\0")
-    magic, _, _, _, salts, sums = _HEADER.unpack(octets)
-    order = _ORDERS.get(magic, _ORDERS[_MAGIC])
-    is_good = not any(octets) or (magic in _ORDERS and _sums(octets[:24], bytes(8), order) == sums)
-    return _Head(salts if is_good else b"", sums, order, is_good)
-
-
-def _frames(file: BinaryIO, seen: int, *, size: int) -> Iterator[tuple[int, _Frame]]:
-    length = _FRAME.size + size
-    file.seek(_HEADER.size + seen * length)
-    number = seen
-    while len(octets := file.read(length)) == length:
-        number += 1
-        _, pages_after, salts, sums = _FRAME.unpack_from(octets)
-        summed = octets[:_SUMMED] + octets[_FRAME.size :]
-        yield number, _Frame(pages_after > 0, salts, sums, summed)
-
-
-def _sums(octets: bytes, before: bytes, order: str) -> bytes:
-    """Continue the checksum `before`."""
-    first, second = struct.unpack(">II", before)
-    words = struct.unpack(f"{order}{len(octets) // 4}I", octets)
-    for even, odd in zip(words[::2], words[1::2], strict=True):
-        first = (first + even + second) & _MASK
-        second = (second + odd + first) & _MASK
-    return struct.pack(">II", first, second)
+        yield connection
 
 
 class WriteAheadLog:

@@ -131,7 +131,16 @@ def overwrite(log: Path) -> None:
     log.write_bytes(bytes(log.stat().st_size))
 
 
-@pytest.mark.parametrize("lose", [os.unlink, make_empty, lose_half, lose_the_end, overwrite])
+def damage_the_middle(log: Path) -> None:
+    with log.open("r+b") as file:
+        file.seek(log.stat().st_size // 2)
+        file.write(b"\xff" * 5000)
+
+
+LOSSES = [os.unlink, make_empty, lose_half, lose_the_end, overwrite, damage_the_middle]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
 async def test_a_lost_log_is_damage_until_an_operator_decides(
     killed: Path, open_spool, running, lose: Callable[[Path], None], tmp_path: Path
 ) -> None:
