@@ -5,20 +5,15 @@ tests/spools/README.md says what is in the archives and how they are made.
 
 import json
 import tarfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from tests.spools.make_spools import (
     CONFIG,
-    KEY,
     LAST,
-    ORDER,
     OWED,
     SEND_AT,
     TABLES,
@@ -60,22 +55,11 @@ def opened(
         with tarfile.open(Path(__file__).parents[1] / f"spools/{release}.{engine}.tar.gz") as tar:
             tar.extractall(relay.folder, filter="data")
         load_tables(relay.config["spool"].get("url", ""), relay.folder / TABLES)
-        use_key_now(relay.folder / "mail/.submissions")
         expected = json.loads((relay.folder / "expected.json").read_text())
         with relay:
             for one in ("ready", "owed"):
                 relay.until_final(expected[one])
             yield relay, expected, remotes
-
-
-def use_key_now(submissions: Path) -> None:
-    """Set the time at which the key was used to a minute ago."""
-    now_s = time.time()
-    if (keys := submissions / "keys.sqlite").exists():  # of 0.2.0
-        with closing(apsw.Connection(str(keys))) as connection:
-            connection.execute("UPDATE submission SET at_us = ?", (int((now_s - 60) * 1e6),))
-    for back, hour in enumerate(sorted(submissions.glob("keys/*"), reverse=True)):
-        hour.rename(hour.with_name(f"{int(now_s // 3600) - back}"))
 
 
 def test_nothing_is_found_to_be_wrong(opened, engine) -> None:
@@ -95,14 +79,6 @@ def test_a_report_that_is_owed_names_all_recipients(opened) -> None:
     report = report_about(relay, OWED[0])
     assert list(report.recipients) == [*OWED, LAST]
     assert {one["action"] for one in report.recipients.values()} == {"relayed"}
-
-
-def test_a_key_that_was_used_gets_the_answer_of_then(opened) -> None:
-    relay, expected, _ = opened
-    answer = relay.graph("POST", "/me/sendMail", ORDER, headers=KEY)
-    assert (answer.status, answer.headers["x-relay-message-id"]) == (202, expected["order"])
-    assert relay.subjects("bob").count("order") == 1
-    assert not list((relay.folder / "mail/.submissions").glob("keys.sqlite*"))
 
 
 def test_final_messages_have_their_journeys(opened) -> None:

@@ -11,8 +11,7 @@ beginning. A submission is a hard link to the draft that was submitted.
   or its removal; a send now or its cancel
 - `pending`: the order in which pickup gets submissions (round robin of accounts); a rush
 - `scheduled`: scheduled sends (deferred send): change, cancel, ready at their time, too late (409)
-- `unfinished`: what a start removes or finishes in preparing/ after a crash; and records of keys
-  that Relay 0.2.0 left
+- `unfinished`: what a start removes or finishes in preparing/ after a crash
 - `restored`: what `relay restore` holds: list, release, cancel
 - `idempotency`: records of Idempotency-Keys: for how long, which submission a repeat gets
 - `on_disk`: preparing/, ready/, deferred/, restored/ and corrupt/: names, links and fsyncs

@@ -264,13 +264,6 @@ class KeyedSubmissions:
         with self._lock:
             counts[_owner_of(key.slot)] += 1
 
-    def write_old(self, slot: str, record: KeyedSubmission, *, at_us: int) -> None:
-        """Write a record of an earlier Relay, not durably; forget() follows. Raises OSError."""
-        hour = at_us // _HOUR_US
-        if self._made_hour != hour:
-            self._make_hour(hour)
-        (self._keys / str(hour) / slot).write_bytes(msgspec.json.encode(record))
-
     def _make_hour(self, hour: int) -> None:
         for directory in (self._keys, self._keys / str(hour)):
             directory.mkdir(0o700, exist_ok=True)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import astuple
 
 from relay.base.clock import Anchor
 from relay.base.files import FileOctets
@@ -55,19 +54,8 @@ _COPIED = "copied"  # if this file exists, submissions may be copies and not har
 _ANCHOR = "clock"
 
 
-class _StoredAnchor(msgspec.Struct, frozen=True):
-    """The format of the anchor file, where the queue time is called `steady_us`."""
-
-    steady_us: int
-    wall_us: int
-    elapsed_us: int
-    boot_id: str
-    doubtful_us: int = 0
-    doubt_ends_us: int = 0
-
-
 _NO_ORIGIN = DraftOrigin("", "", "", 0, 0)  # of a damaged record
-_anchor_decoder = msgspec.json.Decoder(_StoredAnchor)
+_anchor_decoder = msgspec.json.Decoder(Anchor)
 _log = get_logger("outbox")
 
 
@@ -96,10 +84,9 @@ class ClockAnchorFile:
     def read(self) -> Anchor | None:
         """Return the anchor written last, or None if it cannot be read."""
         try:
-            stored = _anchor_decoder.decode(self._path.read_bytes())
+            return _anchor_decoder.decode(self._path.read_bytes())
         except (OSError, msgspec.MsgspecError):
             return None
-        return Anchor(*msgspec.structs.astuple(stored))
 
     def write(self, anchor: Anchor) -> None:
         """Replace the anchor. It is not synced: after a power loss the previous one is sufficient.
@@ -107,7 +94,7 @@ class ClockAnchorFile:
         Raises OSError.
         """
         part = self._path.with_name(f"{_ANCHOR}.new")
-        part.write_bytes(msgspec.json.encode(_StoredAnchor(*astuple(anchor))))
+        part.write_bytes(msgspec.json.encode(anchor))
         part.replace(self._path)
 
 

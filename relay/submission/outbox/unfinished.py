@@ -4,23 +4,14 @@ The API role does so before it accepts requests. Only one process has that role 
 no other process can be using these files. A draft whose submission was ready, or that existed
 before its submission, is never removed.
 
-Here too: the records of keys that Relay 0.2.0 left, rows of `.submissions/keys.sqlite`. They are
-read over once. Those that may still be used become files (idempotency.py).
-
 Methods raise OSError. At a start, errors are logged and the next start tries again.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import apsw
-
-from relay.base.clock import Clock, rfc3339
-from relay.base.files import fsync_path, sync_disk
+from relay.base.clock import rfc3339
 from relay.base.message.content import LARGE_BYTES
 from relay.base.observe.logs import get_logger
 from relay.formats.draft import DraftOrigin
@@ -33,12 +24,11 @@ from relay.store.mailbox.types import (
     StoreUnavailableError,
     WellKnown,
 )
-from relay.submission.outbox.idempotency import KeyedSubmission, KeyedSubmissions
+from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import (
     FIRST_SUBMISSION,
     OutboxPart,
     PreparedFile,
-    SubmissionDirectory,
     draft_of,
     read_block_of,
 )
@@ -66,7 +56,6 @@ class UnfinishedSubmissions(OutboxPart):
         """
         self.is_due = True
         submissions = self.directory
-        read_old_keys(submissions, self.keyed, self.clock)
         found = submissions.prepared()
         removed, unfinished = 0, ""
         for prepared in found:
@@ -178,54 +167,3 @@ class UnfinishedSubmissions(OutboxPart):
         if submission is None and (before is None or before.is_draft):
             detail = {"cancelled": rfc3339(self.clock.time_us())}
             self.log.remark(prepared.submission_id, detail, account=origin.account)
-
-
-_FILE = "keys.sqlite"
-_BELONGING = ("-shm", "-wal", ".last-commit", "")  # the file last: without it nothing is read
-_KEPT_US = 86_400_000_000
-# `is_removed`: the request failed, and its submission was being removed.
-_ROWS = (
-    "SELECT account, slot, at_us, is_removed, fingerprint, submission_id, place,"
-    " internet_message_id, preference_applied FROM submission WHERE at_us > ? ORDER BY at_us"
-)
-
-
-def read_old_keys(directory: SubmissionDirectory, keyed: KeyedSubmissions, clock: Clock) -> None:
-    """Read over what 0.2.0 left, if there is any. Raises OSError, StoreUnavailableError.
-
-    When the records are durable, the old file goes. A crash before that leaves it to the next
-    start, which writes the same files. With it a submission becomes ready whose key was recorded
-    when the process died, before it had its place.
-    """
-    folder = directory.ready.parent
-    if not (file := folder / _FILE).exists():
-        return
-    for account, slot, at_us, is_removed, *values in _rows(file, clock):
-        record = KeyedSubmission(*values)
-        name = f"{hashlib.sha256(account.encode()).hexdigest()[:16]}-{slot.hex()}"
-        if is_removed and directory.find_submission(record.submission_id) is None:
-            continue
-        keyed.write_old(name, record, at_us=at_us)
-        with suppress(FileNotFoundError):
-            prepared = directory.preparing / record.submission_id
-            prepared.rename(f"{prepared}@{name}")
-    sync_disk(folder)
-    for ending in _BELONGING:
-        (folder / f"{_FILE}{ending}").unlink(missing_ok=True)
-    fsync_path(folder)
-    keyed.forget()
-
-
-def _rows(file: Path, clock: Clock) -> Iterator[Any]:
-    try:
-        with closing(apsw.Connection(str(file))) as connection:
-            found = connection.execute("PRAGMA quick_check(1)").get
-            if found != "ok":  # before the first row is written
-                raise apsw.CorruptError(found)
-            if connection.pragma("user_version"):  # else it has no tables yet
-                yield from connection.execute(_ROWS, (clock.confirmed_us() - _KEPT_US,))
-    except apsw.Error as error:
-        raise StoreUnavailableError(
-            f"the keys in {file} of Relay 0.2.0 cannot be read: {error}; without this file they are"
-            " unknown, and a repeat of their requests is carried out again"
-        ) from error

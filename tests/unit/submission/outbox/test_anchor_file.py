@@ -21,7 +21,7 @@ def test_what_was_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["clock"]
 
 
-@each_row("octets", [b"", b"{", b"[1]", b'{"steady_us": "x"}', b"\xff"])
+@each_row("octets", [b"", b"{", b"[1]", b'{"queue_us": "x"}', b"\xff"])
 def test_what_cannot_be_read_is_as_none(tmp_path, octets):
     (tmp_path / "clock").write_bytes(octets)
     assert ClockAnchorFile(tmp_path).read() is None
