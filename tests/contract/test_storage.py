@@ -11,12 +11,10 @@ def postgres_url(empty_database: str) -> str:
     return empty_database
 
 
-def verified(tools, clock, *, is_owner: bool):
+def verified(tools, *, is_owner: bool):
     """Return what was checked, and the findings."""
     findings = []
-    checked = tools.verify(
-        is_owner=is_owner, full=True, recount=False, clock=clock, report=findings.append
-    )
+    checked = tools.verify(is_owner=is_owner, full=True, recount=False, report=findings.append)
     return checked, findings
 
 
@@ -29,9 +27,9 @@ async def test_nothing_is_there_before_the_first_start(storage, open_spool) -> N
     assert not any(path.is_dir() for path in storage.files())
 
 
-async def test_a_spool_in_use_is_verified(tools, spool, make, clock) -> None:
+async def test_a_spool_in_use_is_verified(tools, spool, make) -> None:
     await spool.accept(make(content=LARGE))
-    checked, findings = verified(tools, clock, is_owner=False)
+    checked, findings = verified(tools, is_owner=False)
     assert (sum(checked.values()) > 0, findings) == (True, [])
     size = tools.backup_size()
     assert max(size["contents"]["bytes"], size["database"]["bytes"]) >= len(LARGE)
@@ -61,14 +59,14 @@ async def test_a_spool_can_be_checked_while_it_is_used(storage, spool, make) -> 
     assert all("is off" in one for one in storage.faults())  # a server of tests syncs nothing
 
 
-async def test_a_spool_that_was_stopped_is_whole(storage, tools, open_spool, make, clock) -> None:
+async def test_a_spool_that_was_stopped_is_whole(storage, tools, open_spool, make) -> None:
     spool = open_spool()
     await spool.start()
     claim = (await spool.accept(make(content=LARGE))).claims[0]
     await spool.stop()
     storage.check(has_owner=False)
     assert not storage.is_marked_damaged()
-    assert verified(tools, clock, is_owner=True)[1] == []
+    assert verified(tools, is_owner=True)[1] == []
     again = open_spool()
     await again.start()
     assert await again.read_content(claim.content_id) == LARGE

@@ -39,14 +39,14 @@ def storage(_given: CommandContext) -> None:
 
 @storage.command()
 @click.option("--full", is_flag=True, help="Read every octet.")
-@click.option("--recount", is_flag=True, help="Cancel recipients without an entry; count again.")
+@click.option("--recount", is_flag=True, help="Count again.")
 @common_options
 def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
     """Check the spool: its pages, references, contents and counters.
 
     Nothing is repaired. Prints a line for each fault, and exits 65 if there is one. The relay may
     run meanwhile. --recount is for relay_queue_unaccounted, once you know why it was not 0, and
-    while no relay runs: it ends recipients whose entry was lost as cancelled, and counts again.
+    while no relay runs.
     """
     result = verified(
         context.settings(),
@@ -110,9 +110,6 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     keys = counted(result["submissions"], "submission key")
     refused = counted(result["refused"], "refusal")
     click.echo(f"{verb} {counted(result['messages'], 'message')}, {keys}, {refused}")
-    if kept := result["kept"]:
-        why = "recipients in no final state, and no entry: see relay storage verify"
-        click.echo(f"relay storage prune: kept {counted(kept, 'message')} with {why}", err=True)
 
 
 @storage.command()

@@ -44,7 +44,7 @@ _WAIT_MARGIN_S = 10.0
 _CHANGE_S_MAX = 3600.0  # for a change of a million entries
 _STEP_S_MAX = 120.0
 _EXPLAIN_S_MAX = 120.0  # the rules may take 10 s, the name servers longer
-_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "kept": 0, "refused": 0}
+_NOTHING_PRUNED = {"messages": 0, "submissions": 0, "refused": 0}
 _NOTHING_CHANGED: dict[str, Any] = {
     "matched": 0, "done": 0, "unchanged": 0, "in_flight": 0, "dry_run": False, "entries": [],
 }  # fmt: skip

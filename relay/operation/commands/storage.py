@@ -72,7 +72,7 @@ def verify(
                     found(lost)
             with suppress(SpoolUnsupportedError):  # those of the database check it
                 in_spool = stored.verify(
-                    is_owner=is_owner, full=full, recount=recount, clock=clock, report=found
+                    is_owner=is_owner, full=full, recount=recount, report=found
                 )
         submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
         waiting = {

@@ -515,7 +515,6 @@ class SpoolStorage(Protocol):
         is_owner: bool,
         full: bool,
         recount: bool,
-        clock: Clock,
         report: Callable[[SpoolFinding], None],
     ) -> dict[str, int]:
         """Check references, contents (with `full` every octet) and counters; call `report` with

@@ -3,8 +3,7 @@
 The start releases claims before anything else. `relay/operation/app/maintenance.py` calls the rest.
 Each step is one small transaction, so that mail does not wait for it.
 
-A message with a live entry is not pruned. Neither is one with a live recipient whose entry was
-lost: its sender would get no report. Counters stay, so that relay_queue_unaccounted remains
+A message with a live entry is not pruned. Counters stay, so that relay_queue_unaccounted remains
 correct.
 
 See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
@@ -16,7 +15,6 @@ from typing import Any, TypeVar
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.store.spool.shared import stats
-from relay.store.spool.shared.columns import LIVE_STATES
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.store.spool.types import Claim, QueueCounts, SpoolUnavailableError
 
@@ -28,10 +26,6 @@ _COUNT_S_MAX = 30.0
 IS_IN_QUEUE = (
     "EXISTS (SELECT 1 FROM entry e WHERE e.message_id = m.id AND e.state <> 'final'"
     " LIMIT 1 OFFSET 0)"
-)
-_HAS_LIVE = (
-    "EXISTS (SELECT 1 FROM recipient r"
-    f" WHERE r.message_id = m.id AND r.state IN {LIVE_STATES} LIMIT 1 OFFSET 0)"
 )
 
 
@@ -69,9 +63,7 @@ class SpoolMaintenance(ABC):
 
     @abstractmethod
     async def sweep(self) -> int:
-        """Remove contents without a message, such as a crash leaves; return their number. What may
-        be all that is left of a message is moved aside.
-        """
+        """Remove contents without a message, such as a crash leaves; return their number."""
         ...
 
     async def claim_without_node(self) -> Sequence[Claim]:
@@ -118,7 +110,7 @@ class SpoolMaintenance(ABC):
         the last id that was read, "" when none was left.
         """
         rows = transaction.fetch(
-            f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE} AND NOT {_HAS_LIVE}"
+            f"SELECT id, received_us < ? AND NOT {IS_IN_QUEUE}"
             " FROM message m WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
             (before_us, after, self._ids_end(before_us), AT_ONCE),
         )
@@ -143,14 +135,13 @@ class SpoolMaintenance(ABC):
         return {"ended": False}
 
     def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> dict[str, int]:
-        finished, kept = tables.fetch_one(
-            f"SELECT count(*), count(*) FILTER (WHERE {_HAS_LIVE})"
-            f" FROM message m WHERE id < ? AND received_us < ? AND NOT {IS_IN_QUEUE}",
+        finished = tables.fetch_one(
+            "SELECT count(*) FROM message m WHERE id < ? AND received_us < ?"
+            f" AND NOT {IS_IN_QUEUE}",
             (self._ids_end(before_us), before_us),
         )
         keys = tables.fetch_one("SELECT count(*) FROM submission WHERE expires_us < ?", (now_us,))
-        # old messages are kept where an entry was lost
-        return {"messages": finished - kept, "submissions": keys[0], "kept": kept}
+        return {"messages": finished[0], "submissions": keys[0]}
 
     def _ids_end(self, before_us: int) -> str:
         """Return the id at which a scan of messages received before `before_us` can stop: ids are

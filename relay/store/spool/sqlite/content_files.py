@@ -4,8 +4,7 @@ A content over INLINE_BYTES_MAX is a file. The file is durable (write, fsync, re
 of the directory) before the transaction that names it, and is removed after the transaction that
 drops it. A body that came in as a file of this directory gets a second name; nothing is copied.
 A file with a row is never changed; its checksum is compared when it is read. A file without a row
-that no one is writing is stale; maintenance removes it, or moves it aside if it may be all that is
-left of a message.
+that no one is writing is stale; maintenance removes it.
 
 See docs/design.md 4.
 """
@@ -30,7 +29,7 @@ from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, has
 from relay.base.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.store.spool.shared.columns import verify_checksum
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
-from relay.store.spool.sqlite.spool_files import ARRIVING, contents_of, put_aside_of
+from relay.store.spool.sqlite.spool_files import ARRIVING, contents_of
 from relay.store.spool.types import SpoolError, SpoolUnavailableError, translate_os_errors
 
 INLINE_BYTES_MAX = 128 * 1024
@@ -152,7 +151,6 @@ class ContentFiles:
     ) -> None:
         """`started_us` distinguishes incoming files from those before a crash."""
         self._directory = contents_of(database)
-        self._put_aside = put_aside_of(database)
         self._crash = crash
         self._disk = disk
         self._numbers = count(1)
@@ -250,15 +248,6 @@ class ContentFiles:
             self._in_use.discard(name)
         return removed
 
-    def put_aside(self, names: Iterable[str]) -> None:
-        """Move files that no row names to a directory of their own. Raises SpoolError."""
-        with translate_os_errors(self._directory):
-            self._put_aside.mkdir(mode=0o700, exist_ok=True)
-            for name in names:
-                (self._directory / name).rename(self._put_aside / name)
-            fsync_path(self._put_aside)
-            fsync_path(self._directory)
-
     def is_in_use(self, name: str) -> bool:
         """Whether this process may be writing the file, or its row."""
         return name.startswith(self._arriving) or name.removesuffix(_PART) in self._in_use
@@ -324,12 +313,6 @@ def checksum_of(blocks: Iterable[bytes], header: bytes | None = None) -> int:
     for block in blocks:
         found = crc32(block, found)
     return crc32(header or b"", found)
-
-
-def message_of(name: str) -> str:
-    """Return the id of the message that a complete file belongs to; "" for another file."""
-    message_id, _, number = name.rpartition("-")
-    return message_id if number.isdecimal() and not name.startswith(ARRIVING) else ""
 
 
 def _names(message_id: str, contents: Sequence[Content], only: Collection[int]) -> dict[int, str]:

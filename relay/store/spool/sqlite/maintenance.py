@@ -1,7 +1,6 @@
 """Maintain the spool on SQLite: sweep content files, and what a development relay removes.
 
-A file that is being written is never removed. One that may be all that is left of a message is
-moved aside: its row was lost, or an older spool was put back, which does not know the message.
+A file that is being written is never removed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ import apsw
 
 from relay.base.clock import Clock, first_id_after, id_time_us
 from relay.base.message.lifecycle import RecipientState
-from relay.base.observe.logs import get_logger
 from relay.store.journeys.message_list import ListedRecipient
 from relay.store.spool.shared.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.store.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
@@ -20,10 +18,8 @@ from relay.store.spool.shared.event_log import last_sequence
 from relay.store.spool.shared.holds import count_removed
 from relay.store.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine
-from relay.store.spool.sqlite.content_files import ContentFiles, message_of
-from relay.store.spool.sqlite.database import SqliteTables
+from relay.store.spool.sqlite.content_files import ContentFiles
 from relay.store.spool.sqlite.transactions import (
-    is_content_lost,
     is_file_needed,
     note_removed_events,
 )
@@ -36,7 +32,6 @@ _ABANDONED = (
     " FROM entry INDEXED BY entry_claimed WHERE claimed = 1 LIMIT ?"
 )
 T = TypeVar("T")
-_log = get_logger("spool")
 
 
 def _data_version(tables: Any) -> tuple[apsw.Connection, int]:
@@ -125,13 +120,10 @@ class Maintenance(SpoolMaintenance):
         files: ContentFiles,
         *,
         clock: Clock,
-        was_closed: bool,
     ) -> None:
-        """`was_closed`: the owner before has ended in order, and has left nothing unfinished."""
         super().__init__(engine, clock)
         self._writer = writer
         self._files = files
-        self._is_unknown_foreign = was_closed  # files of messages that the spool does not know
         self._accepted: tuple[object, frozenset[str]] = None, frozenset()  # see accepted_ids()
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
@@ -154,7 +146,6 @@ class Maintenance(SpoolMaintenance):
         sweep = partial(self._sweep_some, self._files.listed())
         while (number := await self._engine.read(sweep)) is not None:
             removed += number
-        self._is_unknown_foreign = False
         return removed
 
     async def sizes(self, limit: int) -> list[tuple[int, int]]:
@@ -216,20 +207,4 @@ class Maintenance(SpoolMaintenance):
         # In this order: a name that is not in use now has its row already, or never gets one.
         idle = [name for name in names if not self._files.is_in_use(name)]
         left = [name for name in idle if not is_file_needed(tables, name)]
-        aside = [name for name in left if self._may_be_needed(tables, name)]
-        if aside:
-            self._files.put_aside(aside)
-            _log.warning("contents moved aside", files=len(aside), first=aside[0])
-        stale = [name for name in left if name not in aside]
-        return self._files.remove(stale)  # a file that was just completed has another name
-
-    def _may_be_needed(self, tables: SqliteTables, name: str) -> bool:
-        """Whether a file without a row may be all that is left of a message.
-
-        A crash leaves files of messages that were not accepted, so these are not known either.
-        """
-        message_id = message_of(name)
-        if not message_id:
-            return False
-        is_lost = is_content_lost(tables, message_id)
-        return self._is_unknown_foreign if is_lost is None else is_lost
+        return self._files.remove(left)  # a file that was just completed has another name

@@ -66,11 +66,6 @@ def contents_of(database: Path) -> Path:
     return database.with_name(database.name + "-content")
 
 
-def put_aside_of(database: Path) -> Path:
-    """Return the directory of contents that may be all that is left of a message."""
-    return database.with_name(database.name + "-put-aside")
-
-
 def log_of(database: Path) -> Path:
     """Return the write-ahead log of a database."""
     return database.with_name(database.name + "-wal")

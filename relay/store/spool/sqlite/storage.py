@@ -14,7 +14,6 @@ from typing import Any
 
 import apsw
 
-from relay.base.clock import Clock
 from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.store.spool.engine import BackupResult, SpoolFinding, SpoolStorage
 from relay.store.spool.shared import stats
@@ -31,7 +30,6 @@ from relay.store.spool.sqlite.spool_files import (
     is_openable,
     log_of,
     open_copy,
-    put_aside_of,
     spool_has_traces,
     translate_sqlite_errors,
 )
@@ -75,14 +73,12 @@ class SqliteStorage(SpoolStorage):
         is_owner: bool,
         full: bool,
         recount: bool,
-        clock: Clock,
         report: Callable[[SpoolFinding], None],
     ) -> dict[str, int]:
         """SpoolStorage.verify."""
         return SpoolVerifier(
-            self._database, is_owner=is_owner, full=full, recount=recount, clock=clock,
-            report=report,
-        ).run()  # fmt: skip
+            self._database, is_owner=is_owner, full=full, recount=recount, report=report
+        ).run()
 
     def backup_size(self) -> dict[str, dict[str, int]]:
         """SpoolStorage.backup_size."""
@@ -148,8 +144,6 @@ class SqliteStorage(SpoolStorage):
 
     def has_part(self, path: Path) -> bool:
         """SpoolStorage.has_part."""
-        if path == put_aside_of(self._database):
-            return False  # it may be all that is left of some mail
         names = (self._database.name, RESERVE_FILE)
         return path.parent == self._database.parent and path.name.startswith(names)
 

@@ -265,17 +265,6 @@ def is_file_needed(tables: SqliteTables, name: str) -> bool:
     return tables.fetch_one(sql, (name,)) is not None
 
 
-def is_content_lost(tables: SqliteTables, message_id: str) -> bool | None:
-    """Whether an entry in the queue lacks its content; None for a message that is not known."""
-    is_lost, is_known = tables.fetch_one(
-        "SELECT EXISTS (SELECT 1 FROM entry e WHERE message_id = ?1 AND state <> 'final'"
-        " AND NOT EXISTS (SELECT 1 FROM content WHERE id = e.content_id)),"
-        " EXISTS (SELECT 1 FROM message WHERE id = ?1)",
-        (message_id,),
-    )
-    return bool(is_lost) if is_lost or is_known else None
-
-
 def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
     """A content in a file has its name in place of its octets; a large one also its header."""
     if isinstance(content, bytes):

@@ -1,8 +1,7 @@
 """Check a spool for consistency: pages, references between rows, content files, counters.
 
 `relay storage verify` calls it. It repairs nothing. While no relay runs, a check without a fault
-ends the mark of a spool that was found damaged. With `recount` counters are corrected then, and
-contents that no entry needs are moved to a directory.
+ends the mark of a spool that was found damaged. With `recount` counters are corrected then.
 
 See docs/names.md (Commands) and docs/operation-repair.md (Verify the spool).
 """
@@ -11,29 +10,24 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Any
 
 import apsw
 
-from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
-from relay.base.files import FileOctets, fsync_path
+from relay.base.files import FileOctets
 from relay.base.message.content import octets_in_blocks
-from relay.base.message.lifecycle import RecipientState
-from relay.store.journeys.events import Event, Step
 from relay.store.spool.engine import SpoolFinding
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.store.spool.shared.holds import counted
 from relay.store.spool.shared.holds import recount as recount_holds
 from relay.store.spool.sqlite.content_files import checksum_of
-from relay.store.spool.sqlite.database import open_database, read_anchor
+from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.spool_files import (
     contents_of,
     damage_mark_of,
     integrity_errors,
-    put_aside_of,
     translate_sqlite_errors,
 )
 from relay.store.spool.sqlite.transactions import is_file_needed
@@ -47,7 +41,6 @@ from relay.store.spool.types import SpoolDamagedError, translate_os_errors
 
 _RECOUNT = "once the cause is known, --recount corrects it while no relay runs"
 _STOP_FIRST = "a relay may run: stop it first"
-_WHO_ENDS = {"who": "relay storage verify", "why": "its entry was lost"}
 _SHOWN_MAX = 1000  # of one kind
 _LIVE = "state <> 'final'"
 _LIVE_RECIPIENTS = f"r.state IN {LIVE_STATES}"
@@ -76,14 +69,7 @@ _LOST_ROWS = {
         WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
             OR m.extra <> '' AND NOT json_valid(m.extra))""",
 }
-_ENTRYLESS = f"""FROM recipient r WHERE {_LIVE_RECIPIENTS}
-    AND EXISTS (SELECT 1 FROM message m WHERE m.id = r.message_id)
-    AND NOT EXISTS (SELECT 1 FROM entry e
-        WHERE e.message_id = r.message_id AND e.number = r.entry AND e.{_LIVE})"""
 _NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
-_UNNEEDED = (
-    f"SELECT id FROM content EXCEPT SELECT content_id FROM entry WHERE {_LIVE} LIMIT {_SHOWN_MAX}"
-)
 _FILES = (
     "SELECT file, size - coalesce(length(header), 0), header, crc32"
     " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
@@ -111,21 +97,18 @@ class SpoolVerifier:
         *,
         is_owner: bool,
         full: bool,
-        clock: Clock,
         report: Callable[[SpoolFinding], None],
         recount: bool = False,
     ) -> None:
         """With `is_owner` the caller holds the owner's lock. Only with `recount` counters are
-        corrected and recipients without an entry are ended: until then both are evidence of a loss.
+        corrected: until then they are evidence of a loss.
         """
         self._database = database
         self._contents = contents_of(database)
-        self._put_aside = put_aside_of(database)
         self._is_owner = is_owner
         self._full = full
         self._recount = recount
         self._may_write = is_owner and recount
-        self._clock = clock
         self._report = report
 
     def run(self) -> dict[str, int]:
@@ -180,19 +163,15 @@ class SpoolVerifier:
 
     def _look_into(self, connection: apsw.Connection) -> dict[str, int]:
         rows = self._rows = Batch(connection.cursor())
-        self._clock.resume(read_anchor(connection))
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
                 self._found("lost-row", where, "none", expected=expected)
         self._check_due()
-        self._check_unneeded()
         for row in connection.execute(_FILES):
             self._check_file(*row)
         if self._full:
             for row in connection.execute(_INLINE):
                 self._check_inline(*row)
-        if self._recount:
-            self._check_entryless()
         unaccounted = self._check_counters()
         counts = {name: rows.fetch_one(query)[0] for name, query in _COUNTS.items()}
         return counts | {"unaccounted": unaccounted}
@@ -203,16 +182,6 @@ class SpoolVerifier:
             self._found(
                 "never-due", f"{message_id}-{number}", "no time to look at it",
                 expected=f"one, as it is {state}",
-            )  # fmt: skip
-
-    def _check_unneeded(self) -> None:
-        """Contents without an entry: each may be all that is left of a message."""
-        for (content_id,) in self._rows.fetch(_UNNEEDED):
-            target = self._put_aside / f"content-{content_id}.eml"
-            self._correct(
-                "unneeded-content", "no entry that needs it", "one",
-                cure=f"moved to {target}", act=partial(self._export, content_id, target),
-                where=f"content {content_id}",
             )  # fmt: skip
 
     def _check_file(self, *row: Any) -> None:
@@ -240,32 +209,6 @@ class SpoolVerifier:
             expected = _checksum_text(checksum)
             self._found("lost-content", where, _checksum_text(found), expected=expected)
 
-    def _check_entryless(self) -> None:
-        """End recipients without an entry, once an operator knows the cause."""
-        (number,) = self._rows.fetch_one(f"SELECT count(*) {_ENTRYLESS}")
-        if number:
-            found = f"{number} recipients without an entry"
-            self._correct("lost-row", found, 0, cure="ended as cancelled", act=self._end_entryless)
-
-    def _end_entryless(self) -> None:
-        rows = self._rows
-        with rows.cursor.connection:
-            lost: dict[str, list[tuple[int, int]]] = {}
-            for message_id, *key in rows.fetch(f"SELECT message_id, entry, number {_ENTRYLESS}"):
-                lost.setdefault(message_id, []).append((key[0], key[1]))
-            for message_id, recipients in lost.items():
-                rows.execute_each(
-                    "UPDATE recipient SET state = ? WHERE message_id = ? AND entry = ?"
-                    " AND number = ?",
-                    [(RecipientState.CANCELLED, message_id, *one) for one in recipients],
-                )
-                entries = sorted({entry for entry, _ in recipients})
-                detail = {"operation": "cancel", "entries": entries, **_WHO_ENDS}
-                event = Event(Step.DELIVERY, self._clock.time_us(), detail)
-                rows.append_events(message_id, [event])
-            rows.counts[RecipientState.CANCELLED] += sum(map(len, lost.values()))
-            rows.write_counts()
-
     def _check_counters(self) -> int:
         count = stats.QueueCounter()
         try:
@@ -278,51 +221,26 @@ class SpoolVerifier:
         correct = partial(self._rows.execute, sql, (unaccounted, ACCEPTED_COUNTER))
         if unaccounted:
             found = f"{unaccounted} recipients unaccounted for"
-            self._correct("counters", found, 0, cure="corrected", act=correct)
+            self._correct(found, 0, correct)
         for name, (held, expected) in counted(self._rows).items():
             if held != expected:
                 _, _, tenant = name.partition("/")
                 by = f"rules of {tenant}" if tenant else "rules"
                 recount = partial(recount_holds, self._rows)
                 found = f"{held} entries held by {by}"
-                self._correct("counters", found, expected, cure="corrected", act=recount)
+                self._correct(found, expected, recount)
         return unaccounted
 
-    def _export(self, content_id: int, target: Path) -> None:
-        sql = "SELECT data, file, header FROM content WHERE id = ?"
-        data, file, header = self._rows.fetch_one(sql, (content_id,))
-        self._put_aside.mkdir(mode=0o700, exist_ok=True)
-        with target.open("wb") as copy:
-            target.chmod(0o600)
-            copy.write((header or b"") + (data or b""))
-            if file and (self._contents / file).exists():
-                with (self._contents / file).open("rb") as body:
-                    copyfileobj(body, copy)
-        fsync_path(target)
-        fsync_path(self._put_aside)
-        self._rows.execute("DELETE FROM content WHERE id = ?", (content_id,))
-        if file and not is_file_needed(self._rows, file):
-            (self._contents / file).unlink(missing_ok=True)
-
-    def _correct(
-        self,
-        kind: str,
-        found: str,
-        expected: object,
-        *,
-        cure: str,
-        act: Callable[[], object],
-        where: str = "",
-    ) -> None:
+    def _correct(self, found: str, expected: object, act: Callable[[], object]) -> None:
         """Report what --recount corrects, and do it if it may be done."""
         action = _STOP_FIRST if self._recount else _RECOUNT
         if self._may_write:
-            action = cure
+            action = "corrected"
             with translate_os_errors(self._database.parent):
                 act()
         self._report(
             SpoolFinding(
-                kind, where or str(self._database), found, str(expected),
+                "counters", str(self._database), found, str(expected),
                 repaired=self._may_write, action=action,
             )
         )  # fmt: skip
@@ -331,10 +249,8 @@ class SpoolVerifier:
         expected = "pages that can be read"
         self._found("damaged-spool", self._database, found, expected=expected)
 
-    def _found(
-        self, kind: str, where: Path | str, found: str, *, expected: str, action: str = ""
-    ) -> None:
-        self._report(SpoolFinding(kind, str(where), found, expected, action=action))
+    def _found(self, kind: str, where: Path | str, found: str, *, expected: str) -> None:
+        self._report(SpoolFinding(kind, str(where), found, expected))
 
 
 def _checksum_text(checksum: int) -> str:

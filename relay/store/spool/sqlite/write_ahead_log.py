@@ -75,7 +75,6 @@ class LastCommit:
         self._is_sync_due = True
         self._is_failing = False
         noted = read_recorded(database)
-        self.was_closed = noted is None  # the owner before has ended in order
         self._is_checkpoint = noted is not None and noted[1]
         self._may_say_checkpoint = self._is_checkpoint
 

@@ -87,7 +87,7 @@ def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) ->
     state = place.state_dir
     for name in (
         "refused/2026-11-22", "token-key.json", "srs.key", "new-kind/of/state",
-        "spool.sqlite-put-aside/1", "policies/tmp/0a/10.toml",
+        "policies/tmp/0a/10.toml",
         "run/lock", "ballast", "tmp/part", "new-kind/tmp/part",
     ):  # fmt: skip
         (state / name).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def test_all_of_state_dir_is_copied_but_what_is_of_a_process(place, tmp_path) ->
     found = {str(one.relative_to(copy / "state")) for one in (copy / "state").rglob("*")}
     assert found == {
         "refused", "refused/2026-11-22", "token-key.json", "srs.key", "new-kind",
-        "new-kind/of", "new-kind/of/state", "spool.sqlite-put-aside", "spool.sqlite-put-aside/1",
+        "new-kind/of", "new-kind/of/state",
         "policies", "policies/tmp", "policies/tmp/0a", "policies/tmp/0a/10.toml", "tmp",
         "new-kind/tmp",
     }  # fmt: skip

@@ -1,8 +1,6 @@
 """What a new owner finds and leaves: claims of a dead one, files that no entry needs."""
 
 import asyncio
-import contextlib
-import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -52,43 +50,6 @@ async def test_stale_content_files_are_removed(path: Path, files: Path, make, ru
     async with running(path) as spool:
         assert await spool.maintenance.sweep() == 4
     assert names(files) == [needed]
-
-
-async def test_what_an_older_spool_does_not_know_is_moved_aside(
-    path: Path, files: Path, make, running
-) -> None:
-    """An operator has put a copy back, and the contents are newer."""
-    async with running(path) as spool:
-        older = (await spool.accept(make(content=LARGE))).queue_id
-    copy = shutil.copyfile(path, path.with_name("copy"))
-    async with running(path) as spool:
-        newer = (await spool.accept(make(content=LARGE[::-1] + b"y"))).queue_id
-    shutil.copyfile(copy, path)
-    async with running(path) as spool:
-        (files / "arriving-1-1").write_bytes(b"x")
-        assert await spool.maintenance.sweep() == 1
-        aside = path.with_name(path.name + "-put-aside")
-        assert (names(files), names(aside)) == ([f"{older}-0"], [f"{newer}-0"])
-        assert (aside / f"{newer}-0").read_bytes() == LARGE[::-1] + b"y"
-        (files / f"{newer}-0").write_bytes(b"x")
-        assert await spool.maintenance.sweep() == 1, "later files are those of this process"
-
-
-@pytest.mark.parametrize("is_cut_off", [True, False])
-async def test_a_content_whose_row_was_lost_is_moved_aside(
-    path: Path, files: Path, make, running, is_cut_off
-) -> None:
-    async with running(path) as spool:
-        await spool.accept(make(content=LARGE))
-    with contextlib.closing(apsw.Connection(str(path))) as connection:
-        connection.execute("DELETE FROM content")
-    if is_cut_off:
-        last_commit_of(path).touch()
-    async with running(path) as spool:
-        assert await spool.maintenance.sweep() == 0
-    assert names(files) == []
-    aside = path.with_name(path.name + "-put-aside")
-    assert [one.read_bytes() for one in aside.iterdir()] == [LARGE]
 
 
 async def test_files_of_a_message_being_accepted_are_kept(spool, make, files: Path) -> None:
