@@ -1,6 +1,6 @@
-"""The journey of a message as a page shows it: seven steps, the recipients, and what happens next.
+"""The journey of a message as a page shows it: seven steps, and the recipients.
 
-Pure functions of a journey (docs/names.md), its entries in the queue, and the time. Every step is
+Pure functions of a journey (docs/names.md) and its entries in the queue. Every step is
 there, in its order, with its evidence as sentences and facts; a step without evidence says so.
 The texts contain what hosts and senders wrote: a template escapes them.
 """
@@ -8,19 +8,18 @@ The texts contain what hosts and senders wrote: a template escapes them.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from itertools import groupby
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import time_us_of
-from relay.base.message.lifecycle import AT_REST, FINAL, hold_text
+from relay.base.message.lifecycle import AT_REST, FINAL
 from relay.base.phrases import counted
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.content import one_line
-from relay.front_door.pages.step_evidence import StepEvidence, evidence_of, hop_words, tls_words
-from relay.store.journeys.document import Attempt, Journey, JourneyStep, Recipient
+from relay.front_door.pages.step_evidence import StepEvidence, evidence_of, hop_words
+from relay.store.journeys.document import Journey, JourneyStep, Recipient
 from relay.store.journeys.events import Step
 from relay.store.journeys.sentences import is_remote
 from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
@@ -79,62 +78,11 @@ class ShownStep(Struct, frozen=True):
         return self.events[0].since if self.events else ""
 
 
-class SkippedSteps(Struct, frozen=True):
-    """Steps that follow each other and were all skipped: a page shows them as one line."""
-
-    steps: tuple[ShownStep, ...]
-
-    @property
-    def numbers(self) -> str:
-        """The numbers: "7", or "1-4" with a dash."""
-        first, last = self.steps[0].number, self.steps[-1].number
-        return str(first) if first == last else f"{first}{_TO}{last}"
-
-    @property
-    def names(self) -> str:
-        """The names of the steps."""
-        return ", ".join(one.name for one in self.steps)
-
-
-class NextEvent(Struct, frozen=True):
-    """What happens next, and when ("" if no time is known); `until` is when the relay gives up, or
-    removes captured mail.
-
-    `entry` is the entry's name in the queue.
-    """
-
-    text: str
-    at: str = ""
-    until: str = ""
-    entry: str = ""
-    state: str = ""
-    recipients: tuple[str, ...] = ()
-
-    @property
-    def until_text(self) -> str:
-        """What happens at `until`."""
-        return "removed" if self.state == "captured" else "gives up"
-
-
-class ShownAttempts(Struct, frozen=True):
-    """An attempt for a recipient, or the last of several with the same reply."""
-
-    numbers: str  # "2", or those of several: 2 to 54
-    last: Attempt
-    is_same: bool  # as the attempt before them
-
-    @property
-    def tls(self) -> str:
-        """The TLS of the last one, and the policy it was under."""
-        return tls_words(self.last)
-
-
 class ShownRecipient(Struct, frozen=True):
-    """A recipient: its state as a part of a sentence, and its attempts."""
+    """A recipient, and its state as a part of a sentence."""
 
     facts: Recipient
     text: str
-    attempts: tuple[ShownAttempts, ...]  # in their order
 
 
 class JourneyView(Struct, frozen=True):
@@ -146,29 +94,14 @@ class JourneyView(Struct, frozen=True):
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
     others: str  # the states of recipients that are not listed, with numbers
-    next: tuple[NextEvent, ...]  # what is planned, earliest first
-
-    @property
-    def lines(self) -> list[ShownStep | SkippedSteps]:
-        """The steps, with those that were skipped one after the other as one."""
-        found: list[ShownStep | SkippedSteps] = []
-        for is_skipped, some in groupby(self.steps, lambda one: one.state is StepState.SKIPPED):
-            steps = tuple(some)
-            found += [SkippedSteps(steps)] if is_skipped else steps
-        return found
 
 
 def journey_view(
     journey: Journey,
     entries: Sequence[Mapping[str, Any]] = (),
-    *,
-    now_us: int,
-    reports: Mapping[str, Journey] | None = None,
 ) -> JourneyView:
-    """Return the view of a journey.
-
-    `entries` are those of the message in the queue, as in `queue list`; `reports` are the journeys
-    of its reports, by their ids.
+    """Return the view of a journey; `entries` are those of the message in the queue, as in `queue
+    list`.
     """
     recipients = journey.shown_recipients
     ordered = sorted(recipients, key=lambda one: _importance(one.state))
@@ -178,21 +111,16 @@ def journey_view(
         journey=journey,
         subject=one_line(journey.subject),
         client=client_line(journey.client),
-        steps=tuple(_steps(journey, entries, reports or {})),
+        steps=tuple(_steps(journey, entries)),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
-        next=tuple(next_events(journey, entries, now_us=now_us)),
     )
 
 
 # -- steps
 
 
-def _steps(
-    journey: Journey,
-    entries: Sequence[Mapping[str, Any]],
-    reports: Mapping[str, Journey],
-) -> Iterator[ShownStep]:
+def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[ShownStep]:
     events: dict[int, list[JourneyStep]] = {number: [] for number in _NAMES}
     for one in journey.steps:
         events[one.step].append(one)
@@ -200,22 +128,16 @@ def _steps(
     is_claimed = any(entry.get("claimed") for entry in entries)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
-        found = [_event(some, since, journey, reports=reports) for some in _runs(events[number])]
+        found = [_event(some, since, journey) for some in _runs(events[number])]
         shown = tuple(found[-_EVENTS_MAX:])
         left_out = sum(one.count for one in found[:-_EVENTS_MAX])
         yield ShownStep(number, name, state, text, shown, left_out)
 
 
-def _event(
-    some: Sequence[JourneyStep],
-    since: Mapping[int, str],
-    journey: Journey,
-    *,
-    reports: Mapping[str, Journey],
-) -> StepEvent:
+def _event(some: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
     """Return what is shown of an event, or of attempts that are like the one before them."""
     last = some[-1]
-    evidence = evidence_of(last, journey, reports=reports)
+    evidence = evidence_of(last, journey)
     if len(some) > 1:
         numbers = f"{some[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
         evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
@@ -410,66 +332,4 @@ def _recipient(one: Recipient) -> ShownRecipient:
         text = f"was accepted by {one.attempts[-1].host}"
     if (hop := one.next_hop) and state in ("queued", "deferred"):
         text += f", by {hop_words(hop)}"
-    return ShownRecipient(one, text, tuple(_attempts(one.attempts)))
-
-
-def _attempts(attempts: Sequence[Attempt]) -> Iterator[ShownAttempts]:
-    number = 0
-    for _, run in groupby(attempts, lambda one: (one.host, one.outcome, one.reply, one.tls)):
-        first, *same = run
-        number += 1
-        yield ShownAttempts(str(number), first, is_same=False)
-        if same:
-            numbers = (
-                str(number + 1) if len(same) == 1 else f"{number + 1}{_TO}{number + len(same)}"
-            )
-            number += len(same)
-            yield ShownAttempts(numbers, same[-1], is_same=len(same) > 1)
-
-
-# -- what happens next
-
-
-def next_events(
-    journey: Journey, entries: Sequence[Mapping[str, Any]], *, now_us: int
-) -> Iterator[NextEvent]:
-    """Yield what happens next: for each entry in the queue, or for the submission."""
-    if not journey.id:
-        yield from _next_before_transport(journey)
-    for entry in entries:
-        addresses = tuple(
-            one["address"] for one in entry["recipients"] if one["state"] not in FINAL
-        )
-        text, at = _next_of(entry, now_us)
-        yield NextEvent(
-            text, at, until=entry.get("expires") or "", entry=f"{entry['id']}-{entry['entry']}",
-            state=str(entry["state"]), recipients=addresses,
-        )  # fmt: skip
-
-
-def _next_before_transport(journey: Journey) -> Iterator[NextEvent]:
-    details = {one.step: one.detail for one in journey.steps}
-    if Step.REPORT in details or "cancelled" in details.get(2, {}):
-        return
-    if Step.CONVERTED not in details and (until := details.get(2, {}).get("deferred_until")):
-        yield NextEvent("It is sent", at=until)
-    elif details:
-        yield NextEvent(f"Pickup goes on by itself: {WAITS_FOR[max(details)]}")
-
-
-def _next_of(entry: Mapping[str, Any], now_us: int) -> tuple[str, str]:
-    """Return what happens next with an entry, and when ("" if no time is known)."""
-    due, number = entry["due"], entry["attempts"] + 1
-    if entry.get("claimed"):
-        return f"Attempt {number} is in progress, or next in turn", ""
-    if entry["state"] == "held":
-        by = hold_text(entry.get("reason", ""), entry.get("rule", ""))
-        text = f"Held by {by}" if by else "Held"
-        if held_until := entry.get("held_until"):
-            return f"{text}; it is released", held_until
-        return f"{text}; it stays until an operator releases it", ""
-    if entry["state"] == "captured":
-        return "Captured: it is kept here", ""
-    if due is None or time_us_of(due) <= now_us:
-        return f"Attempt {number} is due now", ""
-    return f"Attempt {number}", due
+    return ShownRecipient(one, text)

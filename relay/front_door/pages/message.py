@@ -140,9 +140,12 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
     entries = await _entries_of(request, journey)
     now_us = site.dependencies.clock.time_us()
     reports = await _reports_of(request, journey)
-    view = journey_view(journey, entries, now_us=now_us, reports=reports)
+    view = journey_view(journey, entries)
     may_operate = request.principal.role is Role.OPERATE
-    due = min((one.at for one in view.next if one.at), default="")
+    due = min(
+        (at for one in journey.recipients if (at := one.next_attempt) and time_us_of(at) > now_us),
+        default="",
+    )
     controls = site.dependencies.development
     return {
         "actions": await _actions(request, journey.key),

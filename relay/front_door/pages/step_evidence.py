@@ -13,7 +13,7 @@ from relay.base.phrases import counted
 from relay.store.journeys.document import Attempt, Durations, Journey, JourneyStep, attempts_in
 from relay.store.journeys.events import Step
 from relay.store.journeys.sentences import claim_words, is_remote, remote_report
-from relay.store.journeys.wording import client_line, describe, findings, signature_words
+from relay.store.journeys.wording import client_line, describe
 
 _RECIPIENTS_MAX = 20  # of one event
 
@@ -35,16 +35,12 @@ class StepEvidence(Struct, frozen=True):
 
     text: str
     facts: tuple[StepFact, ...] = ()
+    lines: tuple[str, ...] = ()  # those of `relay trace`
     time: str = ""
     time_text: str = ""
 
 
-def evidence_of(
-    step: JourneyStep,
-    journey: Journey,
-    *,
-    reports: Mapping[str, Journey],
-) -> StepEvidence:
+def evidence_of(step: JourneyStep, journey: Journey) -> StepEvidence:
     """Return the evidence of an event of a journey's `steps`."""
     detail = step.detail
     match Step(step.step):
@@ -61,7 +57,7 @@ def evidence_of(
         case Step.DELIVERY:
             return _delivery(detail)
         case Step.REPORT:
-            return _reported(detail, journey, reports)
+            return _reported(detail)
 
 
 def _who(journey: Journey) -> str:
@@ -102,11 +98,9 @@ def _notified(detail: Mapping[str, Any]) -> StepEvidence:
 def _converted(detail: Mapping[str, Any]) -> StepEvidence:
     if reply := detail.get("failed") or detail.get("unknown"):
         return StepEvidence("The conversion or its submission failed.", (StepFact("Reply", reply),))
-    if "size" not in detail:
+    if "draft" not in detail:
         return StepEvidence("Converted to MIME.")
     recipients = counted(detail["recipients"], "recipient")
-    if "draft" not in detail:
-        return StepEvidence(f"Converted to MIME of {detail['size']} bytes, for {recipients}.")
     kind = "MIME" if detail["draft"] == "MIME" else "properties (Graph JSON)"
     text = (
         f"The draft was {kind} in a file of {detail['draft_size']} bytes; the message is MIME of "
@@ -158,62 +152,16 @@ def _routed(detail: Mapping[str, Any], journey: Journey) -> StepEvidence:
         facts.append(StepFact("Report about", about, message=about))
     elif not journey.submission_id and (client := client_line(journey.client)):
         facts.append(StepFact("Client", client.removeprefix("from ")))
-    facts += [StepFact("Milter", _milter(one)) for one in detail.get("milters", ())]
-    rules = detail.get("rules", ())
-    facts += [StepFact("Rule", _rule(one)) for one in rules]
-    if demand := detail.get("tls"):
-        facts.append(StepFact("TLS demanded", demand))
-    if signed := signature_words(detail):
-        facts.append(StepFact("DKIM", signed))
-    counts = detail.get("counts", {})
-    if aliases := detail.get("aliases"):
-        facts.append(StepFact("Aliases", _some(aliases, counts.get("aliases"))))
-    for hop, addresses in detail.get("next_hops", {}).items():
-        names = _some(addresses, counts.get(hop))
-        routes = detail.get("routes", {}).get(hop)
-        by = f" by route {', '.join(routes)}" if routes else ""
-        facts.append(StepFact("Next hop", f"{hop_words(hop)}{by}, for {names}"))
-    senders = detail.get("senders", {})
-    facts += [StepFact("Sender", f"{sender}, of {alias}") for alias, sender in senders.items()]
-    for reason, addresses in detail.get("held", {}).items():
-        facts.append(StepFact("Held", f"by {reason}, for {_some(addresses)}", state="held"))
-    for text, addresses in detail.get("quarantined", {}).items():
-        facts.append(StepFact("Quarantined", f"by {text}, for {_some(addresses)}"))
-    refused = detail.get("refused", ())
-    facts += [
-        StepFact("Refused", f"{one['address']}: {one['reply']}", state="failed")
-        for one in refused[:_RECIPIENTS_MAX]
-    ]
-    facts += [
-        StepFact(
-            "Journal report" if one["kind"] == "journal" else "Notice",
-            f"{one['queue_id']}, to {one['to']}, of {_some(one['rules'])}", message=one["queue_id"],
-        )
-        for one in detail.get("mails", ())
-    ]  # fmt: skip
-    if about:
-        return StepEvidence("The report was routed; rules do not apply to reports.", tuple(facts))
+    mails = (one["queue_id"] for one in detail.get("mails", ()))
+    facts += [StepFact("Sent too", one, message=one) for one in mails]
     if (used := detail.get("set")) is not None:
         facts.append(StepFact("Set of rules", f"{used['hash']}, loaded {used['loaded']}"))
-    matched = [one for one in rules if "error" not in one]
+    matched = [one for one in detail.get("rules", ()) if "error" not in one]
     hits = f"{counted(len(matched), 'rule')} matched" if matched else "No rule matched"
-    return StepEvidence(f"{hits}; the message is stored in the queue.", tuple(facts))
-
-
-def _milter(said: Mapping[str, Any]) -> str:
-    place = "" if said["stage"] in ("", "end of message") else f" at {said['stage']}"
-    reason = f": {said['reason']}" if said["reason"] else ""
-    changes = f"; {', '.join(said['changes'])}" if said["changes"] else ""
-    return f"{said['name']}: {said['answer']}{place}{reason}{changes}"
-
-
-def _rule(hit: Mapping[str, Any]) -> str:
-    if "error" in hit:
-        return f"“{hit['rule']}” was skipped: {hit['error']}"
-    because = f", because of {', '.join(found)}" if (found := findings(hit)) else ""
-    names = _some(hit.get("recipients", ()), hit.get("count"))
-    audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
-    return f"“{hit['rule']}” matched{because}: {hit['outcome']}{audit}, for {names}"
+    text = f"{hits}; the message is stored in the queue."
+    if about:
+        text = "The report was routed; rules do not apply to reports."
+    return StepEvidence(text, tuple(facts), tuple(describe(5, detail)))
 
 
 def _some(addresses: Sequence[str], count: int | None = None) -> str:
@@ -306,6 +254,7 @@ _POLICIES = {
 _KINDS = {
     "failure": "A report on failed delivery",
     "unknown": "A report that the outcome is not known",
+    "delayed": "A report that the delivery is late",
     "held": "A notice that the message is held",
     "delivered": "A report on delivery",
     "relayed": "A report on delivery to the next host",
@@ -318,36 +267,21 @@ _KINDS = {
 }
 
 
-def _reported(
-    detail: Mapping[str, Any],
-    journey: Journey,
-    reports: Mapping[str, Journey],
-) -> StepEvidence:
+def _reported(detail: Mapping[str, Any]) -> StepEvidence:
     kind, names = str(detail.get("kind", "")), _some(detail.get("recipients", ()))
     if is_remote(detail):
         return _claimed(detail, names)
     if left_out := detail.get("left_out"):
         return StepEvidence(f"No report ({kind}) about {names}: {left_out}.")
-    if kind == "delayed":
-        return StepEvidence(
-            f"Late: {names} not delivered yet.", tuple(_where(detail, reports)),
-            time=str(detail.get("until", "")), time_text="gives up",
-        )  # fmt: skip
     if kind == "dropped":
         return StepEvidence(f"The report to {names} was dropped: it could not be delivered.")
     facts = [StepFact("About", names)] if names else []
     if reply := detail.get("reply"):
         facts.append(StepFact("It says", reply))
-    said = [one for one in journey.recipients if one.address in detail.get("recipients", ())]
-    facts += [
-        StepFact("It says", f"{one.address}: {one.reply}")
-        for one in said[:_RECIPIENTS_MAX]
-        if one.reply
-    ]
-    facts += _where(detail, reports)
-    return StepEvidence(
-        f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}.", tuple(facts)
-    )
+    if report_id := detail.get("report_id"):
+        facts.append(StepFact("Report", report_id, message=report_id))
+    text = f"{_KINDS.get(kind, 'A report')} went to {detail.get('to', '?')}."
+    return StepEvidence(text, tuple(facts), time=str(detail.get("until", "")), time_text="gives up")
 
 
 def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
@@ -358,18 +292,3 @@ def _claimed(detail: Mapping[str, Any], names: str) -> StepEvidence:
     if more := detail.get("more"):
         facts.append(StepFact("More", f"{counted(more, 'further report')} on this recipient"))
     return StepEvidence(f"{claim_words(remote_report(detail))}.", tuple(facts))
-
-
-def _where(detail: Mapping[str, Any], reports: Mapping[str, Journey]) -> Iterator[StepFact]:
-    if report_id := detail.get("report_id"):
-        yield StepFact("Report", report_id, message=report_id)
-        if (report := reports.get(report_id)) is not None:
-            yield from _whereabouts(report)
-    elif to := detail.get("to"):
-        yield StepFact("Where", f"in the Inbox of {to}")
-
-
-def _whereabouts(report: Journey) -> Iterator[StepFact]:
-    for one in report.recipients[:1]:
-        where = "in the Inbox" if one.state == "delivered" else one.reply or one.state
-        yield StepFact("Where", f"{where}, {one.address}", state=one.state)

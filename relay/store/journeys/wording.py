@@ -102,7 +102,8 @@ def describe(step: int, detail: Mapping[str, Any]) -> Iterator[str]:
         for hit in detail.get("rules", []):
             because = f" ({', '.join(found)})" if (found := findings(hit)) else ""
             outcome = f"skipped: {hit['error']}" if "error" in hit else hit["outcome"]
-            yield f'rule "{hit["rule"]}": {outcome}{because}'
+            audit = " (audit mode: recorded only)" if hit.get("mode") == "audit" else ""
+            yield f'rule "{hit["rule"]}": {outcome}{audit}{because}'
         if sender := detail.get("sender"):
             yield f"sender {sender['from']} replaced by {sender['to']}"
         if demand := detail.get("tls"):

@@ -66,10 +66,7 @@ def journey_of(relay: Relay, key: str) -> Journey:
 def view_of(relay: Relay, key: str) -> JourneyView:
     journey = journey_of(relay, key)
     entries = call(relay, "GET", f"/relay/v1/queue?id={journey.id}") if journey.id else []
-    ids = [one.detail["report_id"] for one in journey.steps if "report_id" in one.detail]
-    reports = {one: journey_of(relay, one) for one in ids}
-    now_us = int(relay.clock.now.timestamp() * 1e6)
-    return journey_view(journey, entries, now_us=now_us, reports=reports)
+    return journey_view(journey, entries)
 
 
 def sent(relay: Relay, to: str | list[str], subject: str = "Hello", **more: Any) -> JourneyView:
@@ -103,6 +100,10 @@ def facts(view: JourneyView, number: int) -> list[tuple[str, str]]:
     ]
 
 
+def lines(view: JourneyView, number: int) -> list[str]:
+    return [line for event in view.steps[number - 1].events for line in event.evidence.lines]
+
+
 def texts(view: JourneyView, number: int) -> list[str]:
     return [event.evidence.text for event in view.steps[number - 1].events]
 
@@ -116,26 +117,21 @@ def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay
     assert ("Change", "text/html (utf-8, quoted-printable) made") in facts(view, 3)
     assert facts(view, 4) == [("Reply", f"250 2.0.0 Ok: queued as {view.journey.key}")]
     assert texts(view, 5) == ["No rule matched; the message is stored in the queue."]
-    routed, (name, _) = facts(view, 5)
-    assert (routed, name) == (("Next hop", f"a mailbox here, for {BOB}"), "Set of rules")
+    assert lines(view, 5) == [f"local: {BOB}"]
+    assert [name for name, _ in facts(view, 5)] == ["Set of rules"]
     [(address, evidence)] = facts(view, 6)
     assert address == BOB
     assert evidence.startswith(f"250 2.1.5 delivered to {BOB}; its Graph id is l")
     assert view.steps[6].text == "No report was due: no recipient failed."
     assert view.journey.is_final
-    assert view.next == ()
 
 
 def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
     view = sent(relay, ["joe@slow.test", BOB])
     assert states(view) == ["done"] * 5 + ["waiting", "waiting"]
-    (after,) = view.next
-    assert (after.text, after.state) == ("Attempt 2", "deferred")
-    assert time_us_of(after.until) > time_us_of(after.at) > relay.clock.now.timestamp() * 1e6
-    assert after.recipients == ("joe@slow.test",)
     (attempt,) = [event for event in view.steps[5].events if event.evidence.time]
-    assert abs(time_us_of(attempt.evidence.time) - time_us_of(after.at)) < 10_000
+    assert time_us_of(attempt.evidence.time) > relay.clock.now.timestamp() * 1e6
     found = {fact.name: fact.value for fact in attempt.evidence.facts}
     assert found["joe@slow.test"] == "451 4.3.0 later"
     assert found["Host"].startswith("mx1.slow.test [127.")
@@ -176,8 +172,6 @@ def test_attempts_with_the_same_reply_are_one(relay):
     assert other.evidence.text.startswith("Attempt 5, to ")
     assert [one.evidence.text[:9] for one in more] == ["Attempt 6", "Attempt 7", "Attempt 8"]
     (recipient,) = view.recipients
-    tried = [(one.numbers, one.is_same, one.last.reply[:3]) for one in recipient.attempts]
-    assert tried[:3] == [("1", False, "451"), ("2\u20134", True, "451"), ("5", False, "452")]
     assert len(recipient.facts.attempts) == 8
 
 
@@ -195,11 +189,10 @@ def test_an_attempt_names_each_host_that_was_tried(relay):
 def test_a_rule_is_shown_with_the_condition_that_matched(relay):
     view = sent(relay, BOB, attachments=[("setup.exe", b"x")])
     assert states(view) == ["done"] * 4 + ["failed", "skipped", "done"]
-    (rule,) = [value for name, value in facts(view, 5) if name == "Rule"]
-    assert rule == (
-        f'“no executables” matched, because of attachment_name "setup.exe": reject, for {BOB}'
-    )
-    assert ("Refused", f"{BOB}: 550 5.7.1 no programs") in facts(view, 5)
+    assert lines(view, 5) == [
+        'rule "no executables": reject (attachment_name "setup.exe")',
+        f"refused: {BOB} 550 5.7.1 no programs",
+    ]
     (used,) = [value for name, value in facts(view, 5) if name == "Set of rules"]
     assert re.fullmatch(r"[0-9a-f]{12}, loaded 20\d\d-.*Z", used)
     assert view.steps[5].text == "No recipient was left to deliver to after step 5."
@@ -207,13 +200,16 @@ def test_a_rule_is_shown_with_the_condition_that_matched(relay):
 
 def test_a_rule_that_was_skipped_did_not_match():
     hits = [
-        {"rule": "a", "mode": "audit", "outcome": "error", "recipients": [], "error": "broken"},
-        {"rule": "b", "mode": "enforce", "outcome": "bcc", "recipients": [BOB]},
+        {"rule": "a", "mode": "enforce", "outcome": "error", "recipients": [], "error": "broken"},
+        {"rule": "b", "mode": "audit", "outcome": "bcc", "recipients": [BOB]},
     ]
     journey = SimpleNamespace(submission_id="s1", client={})
     step = SimpleNamespace(step=5, detail={"rules": hits, "next_hops": {}})
-    shown = evidence_of(step, journey, reports={})
-    assert shown.facts[0].value == "“a” was skipped: broken"
+    shown = evidence_of(step, journey)
+    assert shown.lines == (
+        'rule "a": skipped: broken',
+        'rule "b": bcc (audit mode: recorded only)',
+    )
     assert shown.text.startswith("1 rule matched")
 
 
@@ -244,17 +240,11 @@ def test_a_rule_that_was_skipped_did_not_match():
 )
 def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
     assert list(describe(5, detail)) == lines
-    journey = SimpleNamespace(submission_id="s1", client={})
-    shown = evidence_of(SimpleNamespace(step=5, detail=detail), journey, reports={})
-    assert [one.value for one in shown.facts if one.name == "DKIM"] == lines
 
 
 def test_captured_mail_stays_and_says_so(relay):
     view = sent(relay, "joe@elsewhere.example")
     assert states(view) == ["done"] * 6 + ["skipped"]
-    (after,) = view.next
-    assert after.text == "Captured: it is kept here"
-    assert after.until_text == "removed"
 
 
 def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
@@ -277,7 +267,7 @@ def test_steps_whose_history_is_gone_say_so(relay):
     relay.settle()
     journey = convert(message.journey, Journey)
     late = tuple(one for one in journey.steps if one.step >= 5)
-    view = journey_view(replace(journey, steps=late), now_us=0)
+    view = journey_view(replace(journey, steps=late))
     assert states(view) == ["no evidence"] * 4 + ["done", "done", "skipped"]
     assert "No evidence: later steps are recorded" in view.steps[0].text
 
@@ -305,5 +295,5 @@ def before_transport(*steps: tuple[int, dict[str, Any]]) -> Journey:
          "done done done failed skipped skipped done")
     ])  # fmt: skip
 def test_a_submission_before_transport(steps, expected):
-    view = journey_view(before_transport(*steps), now_us=0)
+    view = journey_view(before_transport(*steps))
     assert " ".join(states(view)) == expected.replace("no evidence", "no-evidence")

@@ -137,7 +137,7 @@ def test_a_hold_may_have_an_end_and_a_release_ends_it(relay, deferred):
     confirmation = get(relay, get(relay, f"messages/{deferred}").follow("Hold…"))
     post(confirmation, until="2h")
     page = get(relay, f"messages/{deferred}")
-    assert re.search(r"it is released at (\S+ )?\d\d:\d\d UTC , in (2 h|1 h 59 min) ", page.text)
+    assert re.search(r"It is released (\S+ )?\d\d:\d\d UTC , in (2 h|1 h 59 min) ", page.text)
     assert "Retry now…" not in page.links
     post(get(relay, page.follow("Release…")))
     relay.settle()
