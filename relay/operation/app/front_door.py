@@ -65,17 +65,13 @@ class FrontDoor:
     further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
 
 
-async def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Pages:
     """What people reach by HTTP."""
 
     app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
     prefixes: Sequence[str] = ()  # the first segments of their paths
-    end: Callable[[], Awaitable[None]] = _nothing  # of live views, and of the time to undo
+    end: Callable[[], None] = lambda: None  # of live views
 
 
 def build_front_door(
@@ -227,14 +223,8 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
         )  # fmt: skip
         access = pages.Access(logins=logins)
     live_views = pages.LiveViews(base.changes, base.clock)
-    deletions = pages.PendingDeletions(base.clock)
-    app = pages.create_app(front_door.means, access, live_views=live_views, deletions=deletions)
-
-    async def end() -> None:
-        live_views.close()
-        await deletions.close()
-
-    return Pages(app, pages.PREFIXES, end)
+    app = pages.create_app(front_door.means, access, live_views=live_views)
+    return Pages(app, pages.PREFIXES, live_views.close)
 
 
 def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:
