@@ -78,10 +78,13 @@ def test_messages_are_read_marked_and_deleted(browser: Browser, relay: DevProces
     browser.wait_without(".unread", "doomed")
     browser.press("jx")
     browser.click("button", "Delete…")
-    browser.wait_for("[role=status]", "1 message deleted.")
+    browser.wait_for("[role=status]", "The message is deleted in 10 seconds.")
     browser.wait_without("a", "doomed")
+    browser.click("button", "Undo")
+    browser.wait_for("[role=status]", "1 message kept.")
+    browser.wait_for("a", "doomed")
     browser.click("[data-mark-all]")
-    assert len(browser.evaluate(MARKED)) == 2
+    assert len(browser.evaluate(MARKED)) == 3
     assert browser.console_errors() == []
 
 
@@ -162,7 +165,7 @@ def test_from_the_list_to_messages_beside_it_and_back_by_keyboard_alone(
     browser.press("\n")
     browser.wait_for("h1", "third")
     browser.press("#")
-    browser.wait_for("[role=status]", "1 message deleted.")
+    browser.wait_for("[role=status]", "The message is deleted in 10 seconds.")
     browser.wait_without("a", "third")
     assert browser.console_errors() == []
     assert browser.requests_elsewhere(relay.ready["pages"]) == []

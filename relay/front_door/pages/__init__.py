@@ -18,6 +18,7 @@ Messages:
 
 - `message_list`: the first page: the list, its search, filters, tabs and pages; mark messages as
   read or unread, or delete them; /refused: what SMTP sessions refused
+- `undo`: the ten seconds in which the deletion of one message can be undone
 - `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
   docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
@@ -51,5 +52,6 @@ and elements of HTML: `relay/formats/safe_markup.py`; foreign pages that make re
 from relay.front_door.pages.app import PREFIXES, create_app
 from relay.front_door.pages.live import LiveViews
 from relay.front_door.pages.logins import Access, Logins
+from relay.front_door.pages.undo import PendingDeletions
 
-__all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "create_app"]
+__all__ = ["PREFIXES", "Access", "LiveViews", "Logins", "PendingDeletions", "create_app"]

@@ -28,6 +28,7 @@ from relay.front_door.pages.message_list import marked_messages, message_list, r
 from relay.front_door.pages.queue_change import queue_change, release
 from relay.front_door.pages.queue_page import queue_page
 from relay.front_door.pages.site import PageRequest, PageSite
+from relay.front_door.pages.undo import PendingDeletions
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import SpoolError
@@ -48,13 +49,15 @@ def create_app(
     access: Access,
     *,
     live_views: LiveViews | None = None,
+    deletions: PendingDeletions | None = None,
 ) -> Gateway:
     """Return the application of the pages; `access` decides who the visitor is.
 
-    The caller closes `live_views` at the end.
+    The caller closes `live_views` and `deletions` at the end.
     """
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
-    site = PageSite(dependencies, access, live_views)
+    deletions = deletions or PendingDeletions(dependencies.clock)
+    site = PageSite(dependencies, access, live_views, deletions=deletions)
     running = ConcurrencyCounter()  # by the name of the visitor
 
     async def handle(request: HttpRequest) -> Response:

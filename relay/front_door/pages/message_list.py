@@ -1,9 +1,9 @@
 """The first page: the list of messages, newest first, with its search and filters; and what a
 visitor does with messages of the list: mark as read or unread, or delete.
 
-With marked messages, or with all that match. Only a development relay deletes. The deletion of more
-than one, and what is done with all, is confirmed on a page that says how many. The form on it names
-them: mail that arrives meanwhile is not among them.
+With marked messages, or with all that match. Only a development relay deletes. The deletion of one
+can be undone for a while. That of more, and what is done with all, is confirmed on a page that says
+how many. The form on it names them: mail that arrives meanwhile is not among them.
 
 /refused has what SMTP sessions refused, newest first; the list has a tab that leads there.
 """
@@ -31,6 +31,7 @@ from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.pages.content import one_line
 from relay.front_door.pages.help import first_minute
 from relay.front_door.pages.site import PageRequest, PageSite
+from relay.front_door.pages.undo import UNDO_S
 from relay.store.journeys.message_list import (
     REPORT,
     ListPosition,
@@ -42,6 +43,7 @@ from relay.transport.refusals.refusal import PAGE_MAX, is_cursor
 
 ROWS = 50
 READ, UNREAD, DELETE = "read", "unread", "delete"  # what can be done with marked messages
+UNDO = "undo"  # of the deletion of one
 _COUNTED_MAX = 1000
 _MAILBOXES_MAX = 50
 _MAILBOX_CHARACTERS_MAX = 320
@@ -188,6 +190,7 @@ async def message_list(request: PageRequest) -> Response:
     if (stream := request.live_stream(render)) is not None:
         return stream
     fields = dict(request.http.query)
+    undo = fields.get("undo", "")
     journeys = request.site.dependencies.journeys
     mailboxes = await journeys.addresses(account=request.principal.account, limit=_COUNTED_MAX)
     live = await request.live_part(render)
@@ -201,6 +204,8 @@ async def message_list(request: PageRequest) -> Response:
         states=MESSAGE_STATES,
         hidden=view.here(),
         result=result_sentence(fields),
+        undo=undo if undo in request.site.deletions.names else "",
+        undo_s=UNDO_S,
         unread=live.html.count(_UNREAD_ROW),
     )
 
@@ -222,7 +227,8 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
     older = None
     if not view.fault:
         page = await site.handlers.page(view.wanted, principal, limit=ROWS, before=view.before)
-        rows, older = page.rows, page.older
+        rows = [one for one in page.rows if one.name not in site.deletions.names]
+        older = page.older
     facts = await site.handlers.row_facts(rows, principal)
     total, counts = await site.dependencies.journeys.counts(
         account=principal.account, limit=_COUNTED_MAX
@@ -330,11 +336,12 @@ def _mailboxes(addresses: Sequence[str], chosen: str) -> list[str]:
 
 
 _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
-_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted"}
+_DONE = {READ: "marked as read", UNREAD: "marked as unread", DELETE: "deleted", UNDO: "kept"}
 _WHY_NOT = {
     READ: "The others have no copy in your mailbox.",
     UNREAD: "The others have no copy in your mailbox.",
     DELETE: "The others are being delivered, or were gone already.",
+    UNDO: "It was deleted already.",
 }
 
 
@@ -396,14 +403,42 @@ async def marked_messages(request: PageRequest) -> Response:
     names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
     names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
     view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS])
+    if form.text("action") == UNDO:
+        return await _undo(request, names, view=view)
     action = _checked(form.text("action"), request)
-    if action == DELETE and len(names) > 1 and not form.text("confirmed"):
+    if action == DELETE and names and not form.text("confirmed"):
+        if len(names) == 1 and (name := await _delete_later(request, names[0])):
+            return request.redirect("", **view.here(), undo=name)
         return await _question(request, action, names, view=view)
     done = await _apply(action, names, request)
     request.site.dependencies.changes.notify()
     if request.http.headers.get("hx-request") == "true":
         return Response(status_code=204)
     return request.redirect("", **view.here(), done=action, count=done, of=len(names))
+
+
+async def _delete_later(request: PageRequest, name: str) -> str:
+    """Have one message deleted unless that is undone; return its name, "" if it is to be asked
+    about. Raises ApiError 404.
+    """
+    journey = await request.site.handlers.message(name, request.principal)
+    site, principal = request.site, request.principal
+
+    async def remove() -> None:
+        await _remove(journey.key, request.site.handlers, principal)
+        site.dependencies.changes.notify()
+
+    if not site.deletions.add(journey.key, remove):
+        return ""
+    site.dependencies.changes.notify()
+    return journey.key
+
+
+async def _undo(request: PageRequest, names: Sequence[str], *, view: ListView) -> Response:
+    """Keep messages whose deletion can be undone."""
+    count = sum(map(request.site.deletions.take_back, names))
+    request.site.dependencies.changes.notify()
+    return request.redirect("", **view.here(), done=UNDO, count=count, of=len(names))
 
 
 def _checked(action: str, request: PageRequest) -> str:

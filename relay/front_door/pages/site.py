@@ -31,6 +31,7 @@ from relay.front_door.pages.content import one_line
 from relay.front_door.pages.content_pages import ContentPages
 from relay.front_door.pages.live import LIVE_PARAMETER, LiveReader, LiveViews, Render, digest_of
 from relay.front_door.pages.logins import Access, PageForm, Visitor
+from relay.front_door.pages.undo import PendingDeletions
 
 # CSP Level 3: nothing is loaded from other hosts, and nothing inline is executed.
 CONTENT_SECURITY_POLICY = (
@@ -70,7 +71,12 @@ class PageSite:
     """What all pages share: the API with its handlers, contents of messages, and the templates."""
 
     def __init__(
-        self, dependencies: ApiDependencies, access: Access, live_views: LiveViews
+        self,
+        dependencies: ApiDependencies,
+        access: Access,
+        live_views: LiveViews,
+        *,
+        deletions: PendingDeletions,
     ) -> None:
         """Load all templates and static files of the package: files of another version may replace
         them while Relay runs. Raises OSError.
@@ -78,6 +84,7 @@ class PageSite:
         self.dependencies = dependencies
         self.access = access
         self.live_views = live_views
+        self.deletions = deletions
         self.handlers = Handlers(dependencies)
         self.contents = ContentPages(self.handlers, development=dependencies.development)
         self._static = _load_static()

@@ -71,7 +71,7 @@ class Daemon:
     lock: OwnerLock  # of state_dir/run
     transport: Transport  # SMTP in, pickup and delivery
     http_servers: Sequence[HttpServer]  # of http.listen if not empty, and the control socket
-    end_pages: Callable[[], None]  # of their streams
+    end_pages: Callable[[], Awaitable[None]]  # of their streams, and of the time to undo
     events: EventStreams  # the streams of GET /events
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
@@ -179,8 +179,8 @@ class Daemon:
             last.push_async_callback(self._end_tasks)
             for server in self.transport.smtp_servers:
                 server.stop_listening()
-            self.end_pages()
             await _all_of(
+                self.end_pages(),
                 self._finish_submissions(grace_s),
                 *(server.drain(grace_s) for server in self.transport.smtp_servers),
                 *([self.transport.gate.drain(grace_s)] if self.transport.gate is not None else []),

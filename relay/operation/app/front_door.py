@@ -65,13 +65,17 @@ class FrontDoor:
     further_api: ASGIApp | None = None  # see RelayDependencies; it checks who asks
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Pages:
     """What people reach by HTTP."""
 
     app: ASGIApp | None = None  # None: [http] pages is off, or http.listen is empty
     prefixes: Sequence[str] = ()  # the first segments of their paths
-    end: Callable[[], None] = lambda: None  # of live views
+    end: Callable[[], Awaitable[None]] = _nothing  # of live views, and of the time to undo
 
 
 def build_front_door(
@@ -223,8 +227,14 @@ def build_pages(base: Foundation, front_door: FrontDoor) -> Pages:
         )  # fmt: skip
         access = pages.Access(logins=logins)
     live_views = pages.LiveViews(base.changes, base.clock)
-    app = pages.create_app(front_door.means, access, live_views=live_views)
-    return Pages(app, pages.PREFIXES, live_views.close)
+    deletions = pages.PendingDeletions(base.clock)
+    app = pages.create_app(front_door.means, access, live_views=live_views, deletions=deletions)
+
+    async def end() -> None:
+        live_views.close()
+        await deletions.close()
+
+    return Pages(app, pages.PREFIXES, end)
 
 
 def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> list[HttpServer]:

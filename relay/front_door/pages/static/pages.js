@@ -53,6 +53,7 @@
   const prepare = (root) => {
     for (const element of root.querySelectorAll("time[datetime]:not([data-countdown], [data-clock])")) showLocalTime(element);
     for (const element of root.querySelectorAll("[data-copy][hidden], [data-copy-from][hidden], [data-needs-script][hidden]")) element.hidden = false;
+    for (const element of root.querySelectorAll("[data-expires-s]")) setTimeout(() => element.remove(), 1000 * element.dataset.expiresS);
     countDown();
   };
 

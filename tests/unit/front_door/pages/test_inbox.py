@@ -1,13 +1,16 @@
 """The list as an inbox: what rows show, what is done with all that match, from message to message."""
 
+import asyncio
 import re
 from email.message import EmailMessage
 from email.policy import SMTP
 from html import unescape
 
+from relay.base.clock import SystemClock
 from relay.base.message.content import MemoryOctets
 from relay.front_door.api.message_source import READ_OCTETS_MAX, read_preview
 from relay.front_door.pages import message_list
+from relay.front_door.pages.undo import PENDING_MAX, UNDO_S, PendingDeletions
 from tests.support.tables import each_row
 from tests.unit.front_door.pages.conftest import PageReader, plain, submit
 
@@ -168,12 +171,44 @@ async def test_from_message_to_message_of_the_search_and_back(pages, monkeypatch
     assert link(await pages.text("/messages/" + unescape(content).rpartition("/")[2]), "next")
 
 
-async def test_one_is_deleted_at_once(pages):
+async def test_the_deletion_of_one_is_undone_within_ten_seconds_and_not_later(pages):
     await send(pages, mail("one"), mail("two"))
     key = keys_by_subject(await pages.text("/"))["one"]
     doomed = {"id": key, "action": "delete"}
-    left = await pages.post("/messages", doomed, follow_redirects=True)
-    assert "1 message deleted." in left.text
-    assert list(keys_by_subject(left.text)) == ["two"]
-    again = await pages.post("/messages", doomed, follow_redirects=True)
-    assert "0 messages deleted. The others are being delivered, or were gone already." in again.text
+    asked = await pages.post("/messages", doomed, follow_redirects=True)
+    assert list(keys_by_subject(asked.text)) == ["two"]
+    assert hidden(asked.text, "id") == key
+    assert (await pages.get(f"/messages/{key}")).status_code == 200, "it is there until then"
+    undo = {"id": key, "action": "undo"}
+    kept = await pages.post("/messages", undo, follow_redirects=True)
+    assert "1 message kept." in kept.text
+    assert set(keys_by_subject(kept.text)) == {"one", "two"}
+    await pages.relay.advance_clock(UNDO_S + 1)
+    assert (await pages.get(f"/messages/{key}")).status_code == 200
+    shown = (await pages.post("/messages", doomed)).headers["location"]
+    await pages.relay.advance_clock(UNDO_S + 1)
+    async with asyncio.timeout(60):
+        while (await pages.get(f"/messages/{key}")).status_code != 404:
+            await asyncio.sleep(0)
+    assert "is deleted in" not in await pages.text("/" + shown)
+    late = await pages.post("/messages", undo, follow_redirects=True)
+    assert "0 messages kept. It was deleted already." in late.text
+
+
+async def test_a_deletion_waits_no_longer_than_the_relay_runs():
+    done = []
+
+    async def remove() -> None:
+        done.append(1)
+
+    async def fail() -> None:
+        raise OSError("a disk")
+
+    deletions = PendingDeletions(SystemClock())
+    for number in range(PENDING_MAX):
+        assert deletions.add(f"m{number}", remove if number else fail)
+    assert not deletions.add("one more", remove)
+    assert deletions.take_back("m1")
+    assert not deletions.take_back("m1")
+    await deletions.close()
+    assert (len(done), list(deletions.names)) == (PENDING_MAX - 2, [])

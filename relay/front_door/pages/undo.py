@@ -1,0 +1,67 @@
+"""Deletions that can be undone: a message is removed after ten seconds, or when the relay ends.
+
+Until then it is in no list of the pages; programs still see it. Nothing of this is on the disk:
+after a crash, the message is there.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+from relay.base.clock import Clock, Timer
+from relay.base.observe.logs import get_logger
+
+UNDO_S = 10.0
+PENDING_MAX = 100
+_log = get_logger("pages")
+
+Remove = Callable[[], Awaitable[object]]
+
+
+class PendingDeletions:
+    """The messages that are about to be removed, by name. Belongs to the event loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pending: dict[str, tuple[Timer, Remove]] = {}
+        self._removals: set[asyncio.Task[None]] = set()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The messages that no list shows."""
+        return self._pending.keys()
+
+    def add(self, name: str, remove: Remove) -> bool:
+        """Have a message removed in ten seconds; return False if too many wait already."""
+        if name not in self._pending:
+            if len(self._pending) >= PENDING_MAX:
+                return False
+            timer = self._clock.call_later(UNDO_S, self._begin, name)
+            self._pending[name] = timer, remove
+        return True
+
+    def take_back(self, name: str) -> bool:
+        """Keep a message; return False if it is too late."""
+        timer, _ = self._pending.pop(name, (None, None))
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
+
+    async def close(self) -> None:
+        """Remove what waits."""
+        for name, (timer, _) in list(self._pending.items()):
+            timer.cancel()
+            self._begin(name)
+        await asyncio.gather(*self._removals)
+
+    def _begin(self, name: str) -> None:
+        _, remove = self._pending.pop(name)
+        task = asyncio.create_task(_removed(name, remove), name="deletion")
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+
+async def _removed(name: str, remove: Remove) -> None:
+    try:
+        await remove()
+    except Exception:  # noqa: BLE001 - nobody waits for it: the message stays
+        _log.exception("message not deleted", message=name)
