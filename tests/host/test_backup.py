@@ -433,12 +433,36 @@ def test_a_full_disk_leaves_nothing_half_done(
     assert relay.cli("restore", str(tmp_path / "copy")).returncode == OK
 
 
-def test_with_a_faulty_relay_toml_nothing_is_backed_up(tmp_path: Path, serve) -> None:
+def test_of_a_faulty_relay_toml_the_backup_has_what_the_running_relay_has_read(
+    tmp_path: Path, serve
+) -> None:
     relay = serve()
-    relay.config_file.write_text(f"{relay.config_file.read_text()}\n[[")
-    done = relay.cli("backup", str(tmp_path / "copy"))
-    assert (done.returncode, f"{relay.config_file}:" in done.stderr) == (CONFIGURATION, True)
-    assert not (tmp_path / "copy").exists()
+    before = relay.config_file.read_text()
+    for fault in ("[[", "[smtpp]\n", "[http]\n"):
+        relay.config_file.write_text(f"{before}\n{fault}")
+        copy = tmp_path / f"copy{len(fault)}"
+        done = relay.cli("backup", str(copy))
+        assert done.returncode == OK, done.stderr
+        assert f"{relay.config_file}:" in done.stderr
+        assert "as the running relay has read it before\n" in done.stderr
+        kept = copy / f"config{relay.config_file}"
+        assert kept.read_text() == before
+    relay.write_config(relay.config | {"policy": {"held_max": 7}})
+    assert relay.cli("reload").returncode == OK
+    reloaded = relay.config_file.read_text()
+    relay.config_file.write_text(f"{before}\n[[")
+    done = relay.cli("backup", str(tmp_path / "after"))
+    assert (tmp_path / f"after/config{relay.config_file}").read_text() == reloaded
+    answer = relay.graph("GET", "/relay/v1/configuration", token="operator")
+    assert answer.status == 404
+    relay.stop()
+    assert relay.cli("backup", str(tmp_path / "none")).returncode == CONFIGURATION
+    shutil.rmtree(relay.folder / "state")
+    shutil.rmtree(relay.folder / "mail")
+    relay.config_file.unlink()
+    command = [*relay_starts.RELAY, "restore", str(tmp_path / "after"), "--yes"]
+    done = relay_starts.run(command, cwd=tmp_path, env=relay.environment)
+    assert (done.returncode, relay.config_file.read_text()) == (OK, reloaded), done.stderr
 
 
 def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:

@@ -20,6 +20,7 @@ from relay.base.settings.document import (
     KeyPath,
     SettingsError,
     dotted,
+    parse_document,
     read_document,
     unknown_key,
 )
@@ -314,12 +315,15 @@ def _number_or_word(text: str) -> str | float | bool:
     return text
 
 
-def load(path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL) -> Settings:
-    """Return the settings in the file `path`; `environ` is what ${env:NAME} may name.
+def load(
+    path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL, text: str = ""
+) -> Settings:
+    """Return the settings in the file `path`, or in its `text`; `environ` is what ${env:NAME} may
+    name.
 
     Sections that have no meaning for this `role` are not read. Raises SettingsError.
     """
-    document = read_document(path)
+    document = parse_document(path, text) if text else read_document(path)
     base = path.absolute().parent
     try:
         str(base).encode()  # SQLite opens no other

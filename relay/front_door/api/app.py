@@ -215,6 +215,9 @@ def _application(
                     return response
             if request.segments[2:3] == ("webhooks",):
                 return json_response(await _webhooks(request, principal, dependencies))
+            if request.segments[2:] == ("configuration",) and principal is OPERATOR:
+                _query(request, "GET")  # it may have secrets: for those who can read relay.toml
+                return json_response({"text": dependencies.configuration()})
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error

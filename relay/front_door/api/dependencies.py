@@ -197,6 +197,7 @@ class ApiDependencies:
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again and returns what came of it; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None
+    configuration: Callable[[], str] = str  # returns relay.toml as it was read; "": of no service
 
 
 class Principal(Struct, frozen=True):

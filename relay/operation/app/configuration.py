@@ -41,6 +41,7 @@ from relay.base.settings.document import (
     SettingsError,
     dotted,
     read_document,
+    read_text,
 )
 from relay.base.settings.reader import load
 from relay.base.settings.reloadable_keys import ChangedKey, apply_reloadable
@@ -87,6 +88,7 @@ class Configuration(Struct, frozen=True):
     places: Mapping[str, "RoutePlace"]  # of the routes, by name
     # certificates of listeners that replace others
     new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
+    text: str = ""  # of relay.toml
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -110,9 +112,10 @@ class ActiveConfiguration:
     ) -> None:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
-        settings = load(file, environ, role=role)
+        text = read_text(file)
+        settings = load(file, environ, role=role, text=text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
-        self._now = self._with_files(settings, {})
+        self._now = replace(self._with_files(settings, {}), text=text)
         self.accounts = FileAccounts(
             self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
         )
@@ -123,6 +126,10 @@ class ActiveConfiguration:
     def settings(self) -> Settings:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
+
+    def text(self) -> str:
+        """The text of relay.toml as it was read."""
+        return self._now.text
 
     def rules(self) -> RuleBook:
         """The active rules."""
@@ -174,14 +181,15 @@ class ActiveConfiguration:
         `on_restart_key` is called with each changed key that needs a restart, even if a later file
         has a fault. Raises SettingsError.
         """
-        read = load(self._file, self._environ, role=self._role)
+        text = read_text(self._file)
+        read = load(self._file, self._environ, role=self._role, text=text)
         settings, changes = apply_reloadable(self._now.settings, read)
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
         loaded = self._with_files(settings, self._now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
-        return replace(loaded, new_pairs=pairs)
+        return replace(loaded, new_pairs=pairs, text=text)
 
     def use(self, read: Configuration) -> None:
         """Have this configuration from now on."""

@@ -194,6 +194,7 @@ def _means(
         pressure=base.pressure, development=development, events=events,
         unlock=base.sources.accounts.unlock,
         refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
+        configuration=base.sources.active.text if base.sources.active else str,
         sources=sources, explain=explain, pauses=base.pauses, webhooks=webhooks,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ if a needed service does not answer. What is checked is in relay/operation/comma
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import msgspec
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
+from relay.base.running_relay import ControlClient, ControlUnavailableError
+from relay.base.settings.document import SettingsError
 from relay.base.settings.environment import read_environment
-from relay.base.settings.tree import NodeRole
+from relay.base.settings.reader import load
+from relay.base.settings.tree import NodeRole, Settings
+from relay.operation.cli.control import control_socket
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, role_option, user_name
 from relay.operation.cli.output import print_json, print_progress, printable
@@ -30,6 +35,7 @@ from relay.operation.commands.restore import restore as restored_from
 from relay.store.journeys.wording import RELEASE_RESTORED
 
 _PROGRESS_FILES = 10_000
+_FAULTY = "relay backup: the backup has relay.toml as the running relay has read it before"
 
 
 @click.command()
@@ -85,7 +91,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     read it. manifest.json is written last: without it a backup was cut short. A damaged
     relay-properties of a mailbox is copied as it is, and the command then exits with 65.
     """
-    settings = context.settings()
+    settings, text = _in_force(context)
     if no_database and settings.spool.is_file:
         raise click.UsageError("--no-database: the spool is a file of this service")
     try:
@@ -97,6 +103,7 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
             environ=read_environment().variables,
             on_file=lambda number: _tell("backup", "copied", number),
             with_database=not no_database,
+            text=text,
         )
     except NotEmptyError as error:
         raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
@@ -105,6 +112,19 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
     context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
         raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {one}" for one in damaged))
+
+
+def _in_force(context: CommandContext) -> tuple[Settings, str]:
+    """Return the settings; of a faulty relay.toml those of the running service, with its text."""
+    try:
+        return context.settings(), ""
+    except SettingsError as error:
+        with suppress(ControlUnavailableError):
+            text = str(ControlClient(control_socket(context)).get("/configuration")["text"])
+            settings = load(context.config_file(), read_environment().variables, text=text)
+            click.echo(f"{printable(str(error))}\n{_FAULTY}", err=True)
+            return settings, text
+        raise
 
 
 @click.command()

@@ -24,6 +24,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -34,7 +35,7 @@ import msgspec
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, replace_file, sync_disk, write_all
 from relay.base.phrases import named
-from relay.base.settings.document import Document, read_document
+from relay.base.settings.document import Document, parse_document, read_document
 from relay.base.settings.reader import secret_files
 from relay.base.settings.tree import Settings
 from relay.base.settings.values import referenced_files
@@ -113,8 +114,10 @@ def back_up(
     environ: Mapping[str, str],
     on_file: OnFile = lambda _: None,
     with_database: bool = True,
+    text: str = "",
 ) -> Manifest:
-    """Copy into `folder`, which is new or empty; after an error it is as before.
+    """Copy into `folder`, which is new or empty; after an error it is as before. If the file
+    `config` is faulty, `text` is what the running service has read of it.
 
     Without `with_database` a spool on a server is left out: another node has saved it. Raises
     NotEmptyError, SpoolError, OSError.
@@ -132,7 +135,7 @@ def back_up(
         with closing(BackupCopy(folder, on_file)) as copy:
             return _back_up(
                 settings, config, copy, clock=clock, environ=environ,
-                with_database=with_database,
+                with_database=with_database, text=text,
             )  # fmt: skip
     except BaseException:
         empty(folder)
@@ -150,6 +153,7 @@ def _back_up(
     clock: Clock,
     environ: Mapping[str, str],
     with_database: bool,
+    text: str,
 ) -> Manifest:
     stored = spool.storage(settings, as_owner=partial(as_owner, settings))
     is_there = stored.exists()
@@ -158,8 +162,13 @@ def _back_up(
     clock.resume(ClockAnchorFile(submissions).read())
     queue_us = clock.queue_us()
     config = Path(os.path.normpath(config.absolute()))
-    named_paths = sorted(_named_paths(settings, read_document(config), environ))
-    config_files = [_place(path) for path in named_paths if copy.file(path.resolve(), _kept(path))]
+    document = parse_document(config, text) if text else read_document(config)
+    named_paths = sorted(_named_paths(settings, document, environ))
+    config_files = [
+        _place(path)
+        for path in named_paths
+        if copy.file(path.resolve(), _kept(path), instead=text.encode() * (path == config))
+    ]
     config_files += (dropped := list(_dropped(settings, copy)))
     named_paths += [Path(one.path) for one in dropped]
     _submissions(submissions, copy)
@@ -284,8 +293,10 @@ class BackupCopy:
             self._damaged.append(DamagedFile(str(path), "a symbolic link; not in the backup"))
         return is_link
 
-    def file(self, source: Path, target: Path) -> bool:
-        """Copy a file. Return whether it was there and is no symbolic link."""
+    def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
+        """Copy a file. Its copy has the content `instead`, if that is given. Return whether the
+        file was there and is no symbolic link.
+        """
         try:
             opened = open_message(source)
         except (FileNotFoundError, NotADirectoryError):
@@ -296,7 +307,8 @@ class BackupCopy:
             _make_parents(path.parent, self.folder)
             digest = hashlib.sha256()
             with self._new(path) as copy:
-                while block := file.read(_BLOCK_BYTES):
+                octets = BytesIO(instead) if instead else file
+                while block := octets.read(_BLOCK_BYTES):
                     digest.update(block)
                     _write(copy, block, path)
             os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
