@@ -22,5 +22,6 @@ sockets. No step of mail is here.
 - `pauses`: whether an operator lets this node neither deliver nor accept mail, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys
+- `sliding_window`: how much is counted in a time; what a message counts until it is accepted
 - `phrases`: how values and numbers are written in messages to people
 """

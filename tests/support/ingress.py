@@ -17,13 +17,14 @@ from typing import ClassVar
 
 from relay.base.accounts.account import Account, Expansion, Scope
 from relay.base.accounts.aliases import AliasTable, Forwarding
+from relay.base.accounts.usage import UsageCounter
 from relay.base.certificates import ServerCertificate
 from relay.base.clock import Ids
 from relay.base.message.content import MemoryOctets
 from relay.base.message.srs import Srs
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
-from relay.base.settings.tree import Route, SmtpListener, TlsSettings
+from relay.base.settings.tree import NO_LIMITS, Limits, Route, SmtpListener, TlsSettings
 from relay.base.socket_address import Address
 from relay.delivery.reports.bounces import Reporter
 from relay.front_door.sign_in.token_login import TokenLogin
@@ -206,6 +207,7 @@ class Relay:
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
     is_null_mx: Callable[[str], Awaitable[bool]] | None = None
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
+    limits: dict[str, Limits] = field(default_factory=dict)  # by account
 
     @property
     def router(self) -> RouteTable:
@@ -237,6 +239,11 @@ class Relay:
             "expire_after_s": 3600,
             "srs": self.srs,
             "milters": self.milters,
+            "usage": UsageCounter(
+                self.clock,
+                limits_of=lambda one: (self.limits.get(one, NO_LIMITS), NO_LIMITS),
+                is_own=router.is_local_domain,
+            ),
         }
         return Acceptance(**(parts | changes))
 

@@ -21,6 +21,7 @@ from relay.store.spool.types import DueBatch, NewEntry, NewMessage, NewRecipient
 AS_0_2_0 = """
 ALTER TABLE recipient RENAME COLUMN owed_report TO owed;
 DROP TABLE standing_hold;
+DROP TABLE usage;
 UPDATE migration SET version = 1;
 PRAGMA user_version = 1;
 """

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.base.message.address import own_mailbox
+from relay.base.settings.tree import NO_LIMITS, Limits
 
 DEAD_LETTER = "dead-letter"  # the Maildir in state_dir if no postmaster is configured
 LOGIN_OCTETS_MAX = 320  # of a user name: 64 of a local part, @, and 255 of a domain
@@ -95,6 +96,7 @@ class Account:
     acts_for: tuple[str, ...] = ()  # whose mailboxes its tokens may open there; form of `send_as`
     read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # which it sends
     language: str = ""  # of the reports that it gets; "": not known
+    limits: Limits = NO_LIMITS  # of what it sends to the outside
     # by a token of its client alone: no user has signed in
     is_application: bool = field(default=False, compare=False)
     # a digest that changes with the stored password and token

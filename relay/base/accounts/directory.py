@@ -58,7 +58,16 @@ from relay.base.settings.document import (
     unknown_key,
 )
 from relay.base.settings.reader import DocumentReader
-from relay.base.settings.tree import Between, Bytes, Language, Mailbox, OwnDomain, Secret
+from relay.base.settings.tree import (
+    NO_LIMITS,
+    Between,
+    Bytes,
+    Language,
+    Limits,
+    Mailbox,
+    OwnDomain,
+    Secret,
+)
 
 _NOBODY = Password(
     # makes a check for an unknown user as slow as for a known one
@@ -96,6 +105,7 @@ class _Entry:
     language: Language | None = None  # of the reports that it gets; None: not known
     forward_to: tuple[str, ...] = ()  # addresses that get its mail
     keep_copy: bool = True  # of forwarded mail
+    limits: Limits = NO_LIMITS  # of what it sends to the outside
     disabled: bool = False  # it only gets mail
 
 
@@ -432,6 +442,7 @@ class _Loading:
             acts_for=entry.acts_for,
             read_receipts=entry.read_receipts,
             language=entry.language or "",
+            limits=entry.limits,
             credentials=digest_of(f"{entry.password}\0{entry.token}\0{entry.disabled}"),
         )
         yield from self._take_forwarding(place, entry, account)

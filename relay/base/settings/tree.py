@@ -88,6 +88,7 @@ Domain = Annotated[str, Form.DOMAIN]
 Mailbox = Annotated[str, Form.MAILBOX]
 Network = Annotated[str, Form.NETWORK]
 Rate = Annotated[str, Form.RATE]
+Rates = tuple[Rate, ...]  # one text, "" for none, or a list of them
 Language = Literal["de", "en"]  # of reports: relay/delivery/reports/texts has a file for each
 
 
@@ -403,6 +404,19 @@ Strangers = Literal["verified", "postmaster", "sender"]
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What each login, token's account and user of this machine may send to the outside: () is no
+    limit; None of an account is what [limits] says.
+    """
+
+    messages: Rates | None = field(default=None, metadata=RELOADED)
+    recipients: Rates | None = field(default=None, metadata=RELOADED)
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportsSettings:
     """Reports to senders."""
 
@@ -493,6 +507,7 @@ class Settings:
     tenant: tuple[Tenant, ...] = field(default=(), metadata=RELOADED)  # each [[tenant]]
     # the table [reports]
     reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
+    limits: Limits = NO_LIMITS  # [limits]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
     sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
     webhook: tuple[Webhook, ...] = field(default=(), metadata=RELOADED)  # each [[webhook]]

@@ -20,6 +20,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account, AccountDirectory, Scope, UnknownUserError
+from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.content import LARGE_BYTES
@@ -121,6 +122,7 @@ class GraphDependencies:
     profile: strict_profile.Profile  # of requests that prefer none
     pressure: Pressure  # whether new mail is taken now
     subscriptions: Subscriptions  # who is notified of changes
+    usage: UsageCounter  # counts what accounts send to the outside
     has_pages: bool = False  # there is a page for each message
     # by mailbox: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)

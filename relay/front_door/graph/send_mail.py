@@ -6,8 +6,9 @@ response means that nothing was submitted. RFC 5322 3.6.2, 3.6.6.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,13 +16,14 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
+from relay.base.accounts.usage import BeyondLimit
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.envelope import Client
 from relay.base.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.base.message.properties import MessageProperties
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.graph_request import GraphRequest, throttled
 from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.graph.message_parser import parse_send_mail
 from relay.front_door.graph.mime_body import (
@@ -37,6 +39,7 @@ from relay.store.mailbox.types import (
     Folder,
     NoSuchItemError,
     NotADraftError,
+    OutcomeUnknownError,
     PendingSubmission,
     SendOptions,
     StoredMessage,
@@ -184,25 +187,45 @@ async def _submitted(
             await content.write_to(arrival)
             if request.before_submission is not None:
                 await request.before_submission()
-            return await _uninterrupted(arrival.finish())
+            return await _within_limits(request, given.properties, arrival.finish)
     submissions = store.submissions
-    return await _uninterrupted(
-        submissions.submit_draft(mailbox, content.id, options, condition=request.condition)
+    return await _within_limits(
+        request,
+        given.properties,
+        partial(submissions.submit_draft, mailbox, content.id, options, condition=request.condition)
         if isinstance(content, StoredMessage)
-        else submissions.submit_new(mailbox, content, options, kept=given.kept)
+        else partial(submissions.submit_new, mailbox, content, options, kept=given.kept),
     )
 
 
-async def _uninterrupted(submission: Awaitable[PendingSubmission]) -> PendingSubmission:
-    """Await a submission. It continues if this is cancelled, so that no response would be correct.
+async def _within_limits(
+    request: GraphRequest,
+    sent: MessageProperties,
+    submit: Callable[[], Awaitable[PendingSubmission]],
+) -> PendingSubmission:
+    """Submit a message, unless it is beyond a limit of the caller.
 
-    Raises UnansweredError then.
+    Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
-    try:
-        return await submission
-    except asyncio.CancelledError:
-        message = "The server stopped during a submission. Whether it will be sent is unknown."
-        raise UnansweredError(message) from None
+    named = [one.address for one in (*sent.to, *sent.cc, *sent.bcc)]
+    counted = request.dependencies.usage.reserve(request.caller.address, named)
+    if isinstance(counted, BeyondLimit):
+        if counted.is_for_good:
+            raise errors.INVALID_RECIPIENTS(f"{counted.text}.")
+        raise throttled(f"{counted.text}.", counted.retry_after_s)
+    with counted:
+        try:
+            submission = await submit()
+        except asyncio.CancelledError:  # it continues, so that no response would be correct
+            counted.keep()
+            message = "The server stopped during a submission. Whether it will be sent is unknown."
+            raise UnansweredError(message) from None
+        except OutcomeUnknownError:
+            counted.keep()
+            raise
+        if not submission.was_scheduled:
+            counted.keep()
+        return submission
 
 
 def accepted_response(

@@ -31,6 +31,7 @@ from relay.operation.app.transport import (
     queue_stats,
     use_settings,
 )
+from relay.store.spool.usage import UsageLedger
 
 _SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW
 
@@ -77,8 +78,12 @@ def compose(
                 + ([subscriptions.in_progress] if subscriptions is not None else []),
             ),
             webhooks=webhooks,
+            usage=UsageLedger(
+                base.spool, base.usage, base.clock, node=settings.node,
+                is_shared=not settings.spool.is_file,
+            ),
             subscriptions=subscriptions,
-        )
+        )  # fmt: skip
         undo.pop_all()
         return daemon
 

@@ -36,6 +36,7 @@ from relay.operation.app.maintenance import (
     check_policies,
     end_mail_without_node,
     expire_uploads,
+    keep_usage,
     log_continued,
     prune_history,
     settle_keys,
@@ -52,6 +53,7 @@ from relay.store.mailbox.mail_root import ForeignRootError
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import News
 from relay.store.spool.types import SpoolError
+from relay.store.spool.usage import UsageLedger
 
 if TYPE_CHECKING:
     from relay.front_door.notifications.subscriptions import Subscriptions
@@ -76,6 +78,7 @@ class Daemon:
     pressure: PressureMonitor  # measures each second
     settling: Settling  # whether anything is in progress
     webhooks: Webhooks  # where events are posted
+    usage: UsageLedger  # stores what accounts send
     subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
     on_fault: Callable[[], None] = lambda: (
         None
@@ -102,6 +105,9 @@ class Daemon:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         if base.holds_root:
             await self._attend_root()
+        with suppress(SpoolError):  # it is repeated each second
+            await self.usage.exchange()
+        self._spawn(keep_usage(self.usage), "usage")
         await self.webhooks.open(base.settings.webhook)
         self._spawn(self.webhooks.run(), "webhooks")
         await self.pressure.measure()  # a full relay rejects from the first connection on
@@ -122,7 +128,7 @@ class Daemon:
         self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
-        pruned = PrunedHistory(base.spool, base.store_log, base.refusals, dead_letters)
+        pruned = PrunedHistory(base.spool, base.store_log, base.refusals, self.usage, dead_letters)
         self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
         self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
         if not base.settings.spool.is_file:

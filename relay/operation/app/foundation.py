@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from starlette.types import ASGIApp
 
-from relay.base.accounts.account import DEAD_LETTER, AccountDirectory
+from relay.base.accounts.account import DEAD_LETTER, Account, AccountDirectory
+from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.nexthop import NextHop
@@ -30,7 +31,7 @@ from relay.base.phrases import counted
 from relay.base.pressure import Pressure
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.reloadable_keys import ChangedKey
-from relay.base.settings.tree import Settings, SmtpListener
+from relay.base.settings.tree import Limits, Settings, SmtpListener
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.reports.texts import ReportTexts
 from relay.delivery.smtp.connect import Target
@@ -293,6 +294,7 @@ class Foundation:
     feed: EventFeed  # the events of all journeys
     refusals: RefusalFiles  # what SMTP sessions refused
     milters: MilterSet  # replaced by a reload
+    usage: UsageCounter  # what accounts send to the outside
 
     @property
     def settings(self) -> Settings:
@@ -346,6 +348,16 @@ def read_pauses(settings: Settings, clock: Clock) -> Pauses:
 def _milters(settings: Settings, metrics: Metrics) -> MilterSet:
     observe = metrics.milter_answered
     return MilterSet(settings.milter, hostname=settings.hostname, observe=observe)
+
+
+def _usage(
+    settings: Settings, sources: RelayDependencies, table: RouteTable, *, clock: Clock
+) -> UsageCounter:
+    def limits_of(account: str) -> tuple[Limits, Limits]:
+        own, active = sources.accounts.by_address(account) or Account(account), sources.active
+        return own.limits, (active.settings if active else settings).limits
+
+    return UsageCounter(clock, limits_of=limits_of, is_own=table.is_own_anywhere)
 
 
 def show_parts(base: Foundation) -> None:
@@ -425,4 +437,5 @@ def open_foundation(
         journeys=Journeys(engine, store_log, clock=clock),
         feed=EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store)),
         refusals=refusals, milters=_milters(settings, metrics),
+        usage=_usage(settings, sources, table, clock=clock),
     )  # fmt: skip

@@ -113,7 +113,7 @@ def build_front_door(
         store=base.store, accounts=accounts, clock=base.clock, ids=base.ids,
         hostname=settings.hostname, public_url=http.public_url, crash=base.crash,
         max_upload=http.max_upload, profile=http.profile, pressure=base.pressure,
-        subscriptions=subscriptions, has_pages=base.is_development or http.pages,
+        subscriptions=subscriptions, has_pages=base.is_development or http.pages, usage=base.usage,
     )  # fmt: skip
     gateway = create_graph_app(
         dependencies, authentication, max_body=http.max_body, ready=base.readiness

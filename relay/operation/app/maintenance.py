@@ -25,6 +25,7 @@ from relay.store.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.store.mailbox.types import StoreError
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Claim, SpoolError
+from relay.store.spool.usage import UsageLedger
 from relay.submission.outbox.store import FileStore
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.signing.keys import DAY_US, KeyRing
@@ -40,6 +41,7 @@ _DAY_S = 86400.0
 _ANCHOR_S = 10.0
 _ROOT_S = 1.0
 _SETTLE_S = 1.0
+_USAGE_S = 1.0
 _WITHOUT_NODE_S = 5.0
 _WITHOUT_NODE_PAUSE_S = 0.1
 _CLOCK_DIFFERS_US = 60_000_000
@@ -93,6 +95,7 @@ class PrunedHistory(Struct, frozen=True):
     spool: SpoolEngine
     log: SubmissionLog
     refusals: RefusalFiles
+    usage: UsageLedger
     dead_letters: Path  # a Maildir
 
 
@@ -107,6 +110,7 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         keep_days = math.ceil(kept_s / _DAY_S)
         await asyncio.to_thread(history.log.prune, keep_days)
+        await history.usage.prune()
         before_us = now_at_least_us(clock) - keep_days * DAY_US
         await history.refusals.prune(before_us - before_us % DAY_US)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
@@ -247,6 +251,21 @@ async def write_clock_anchor(store: FileStore) -> None:
     finally:
         with suppress(StoreError):
             await store.keep_anchor()
+
+
+async def keep_usage(ledger: UsageLedger) -> None:
+    """Each second, store what accounts have sent and read what they sent by other nodes, until
+    cancelled, and once more at the end.
+    """
+
+    def report(error: str) -> None:
+        _log.warning("what accounts send is not stored: limits are of this node", error=error)
+
+    try:
+        await _attend(ledger.exchange, report, interval_s=_USAGE_S)
+    finally:
+        with suppress(SpoolError):
+            await ledger.exchange()
 
 
 async def settle_keys(store: FileStore) -> None:

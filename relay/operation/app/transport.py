@@ -412,7 +412,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         delay_warning_after_s=base.settings.delivery.delay_warning_after,
         any_sender=base.sources.any_sender, srs=base.srs, signer=base.signer,
         forward_own_from=base.settings.mailboxes.forward_own_from,
-        held_max=base.settings.policy.held_max, milters=base.milters,
+        held_max=base.settings.policy.held_max, milters=base.milters, usage=base.usage,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ What callers see:
 - `types`: messages, entries, claims, results, errors (also of the disk); the Protocol Spool
 - `queue_commands`: retry, hold, release, cancel, reroute: in which state each is possible, and the
   state after it
+- `usage`: how the counts of what accounts send are stored, and come from other nodes
 - `engine`: what every engine does, and what each adds (SpoolEngine); its stored form for commands
   (SpoolStorage); kinds of faults of verify
 

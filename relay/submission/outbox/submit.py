@@ -204,6 +204,7 @@ class Submissions(OutboxPart):
                 "The message is scheduled to be sent. Remove its send time before you send it with "
                 "other options."
             )
+        submission = dataclasses.replace(submission, was_scheduled=True)
         if options.key is None:
             return submission
         facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)

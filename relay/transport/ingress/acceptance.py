@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, Expansion
+from relay.base.accounts.usage import BeyondLimit, UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.message.content import Content, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
@@ -33,6 +34,7 @@ from relay.base.message.verdict import (
 )
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
+from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event
@@ -59,6 +61,7 @@ from relay.transport.ingress.arrival import (
     Preparation,
     accepted_reply,
     deferral_reply,
+    limit_reply,
     log_accepted,
 )
 from relay.transport.ingress.data import DataReply, Origin, subject_of
@@ -84,7 +87,7 @@ from relay.transport.ingress.forwarding import (
     expand_recipients,
     with_added,
 )
-from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits, Reservation
+from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
 from relay.transport.ingress.policy_threads import PolicyThreads
 from relay.transport.ingress.rule_mail import MailSubject, RuleMails
 from relay.transport.milter.filters import MilterSet
@@ -116,6 +119,7 @@ class Acceptance:
     metrics: Metrics  # counts accepted messages and rules
     srs: Srs  # the senders of copies that leave by an alias
     milters: MilterSet  # that see mail before the rules
+    usage: UsageCounter  # counts what accounts send to the outside
     on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
@@ -171,11 +175,9 @@ class Acceptance:
         `filters` are those that heard the session.
         """
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        reply = await self._reply(
-            ArrivedMail(
-                envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
-            )
-        )
+        reply = await self._reply(ArrivedMail(
+            envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
+        ))  # fmt: skip
         if reply.queue_id or not origin.is_promised:
             return reply
         # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
@@ -205,6 +207,17 @@ class Acceptance:
             return LOCAL_ERROR
 
     async def _accept(self, arrival: ArrivedMail) -> DataReply:
+        to = [path.address for path in arrival.paths]
+        counted = self.usage.reserve(arrival.origin.counted_for, to)
+        if isinstance(counted, BeyondLimit):
+            return limit_reply(counted)
+        with counted:
+            reply = await self._filter(arrival)
+            if reply.queue_id == arrival.queue_id:  # not of a repetition
+                counted.keep()
+            return reply
+
+    async def _filter(self, arrival: ArrivedMail) -> DataReply:
         prepared = await self.preparation.prepare(arrival)
         if isinstance(prepared, DataReply):
             return prepared
@@ -272,10 +285,8 @@ class Acceptance:
         origin = arrival.origin
         if fan.rejects_all and not origin.is_promised:  # the client gets the rejection itself
             self._count_rules(verdict)
-            first = fan.rejected[0]
-            milter = (
-                arrival.filtered.refused_by if first.position in arrival.filtered.recipients else ""
-            )
+            first, filtered = fan.rejected[0], arrival.filtered
+            milter = filtered.refused_by if first.position in filtered.recipients else ""
             rule = verdict.rule_of(first.path.address)
             return DataReply(first.reply, rule=rule, milter=milter)
         signed = await self.signer.sign(fan.contents, trusted=origin.trusted)
@@ -416,8 +427,7 @@ class Acceptance:
         if not message.recipients:
             return Verdict((), (), (message.content,), ())
         try:
-            evaluation = rules.begin(message)
-            time_s = self.policy_timeout_s
+            evaluation, time_s = rules.begin(message), self.policy_timeout_s
             is_quick = message.content.header.size <= _QUICK_HEADER_BYTES
             if not is_quick or not evaluation.run(in_thread=False):
                 await self.threads.run(

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory
+from relay.base.accounts.usage import BeyondLimit
 from relay.base.clock import Clock
 from relay.base.message.content import Content, memory_part
 from relay.base.message.envelope import Client, Envelope, ForwardPath
@@ -54,6 +55,12 @@ def deferral_reply(deferral: Deferral) -> DataReply:
     if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
         reply = f"451{reply[3:]}"
     return DataReply(reply, rule=deferral.rule)
+
+
+def limit_reply(beyond: BeyondLimit) -> DataReply:
+    """Return the reply to a message beyond a limit of its sender (RFC 3463 3.8)."""
+    code = "550 5.7.1" if beyond.is_for_good else "450 4.7.1"  # RFC 5321 4.2.3
+    return DataReply(f"{code} {beyond.text}")
 
 
 def log_accepted(message: NewMessage, client: Client) -> None:

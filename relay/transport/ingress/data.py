@@ -81,6 +81,15 @@ class Origin(Struct, frozen=True):
         return self.pickup or bool(self.key)
 
     @property
+    def counted_for(self) -> str:
+        """The account for which a message counts, "" for none: step 1 has counted what pickup
+        sends, and a login with a key is that of an automatic reply.
+        """
+        if self.user is not None:
+            return self.user.address
+        return "" if self.is_promised else self.login
+
+    @property
     def client(self) -> Client:
         """The client, for the log and the journey."""
         return Client(self.ip, self.helo, self.login, self.tls)

@@ -18,12 +18,13 @@ the sessions of an address, smtp_session.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from relay.base.clock import Clock
 from relay.base.message.envelope import Envelope
 from relay.base.message.verdict import RateCharge, tenant_of_rule
 from relay.base.observe.logs import get_logger
+from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 from relay.base.socket_address import client_of
 from relay.transport.ingress.data import DataReply
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:  # a library that only the owner of the mail needs
 # Limits in use: some 1 KiB each if all send all the time; the least recently used one goes.
 KEYS_MAX = 10_000  # of the operator's rules
 TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
-# A sliding window: in no period of that length, whenever it begins, more recipients than allowed. A
-# bucket that fills again (GCRA) takes one float, but lets nearly twice as many through in a period.
-_SLOTS = 60  # of a period; a recipient counts for one of them longer at most
 _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
 ANSWER_BYTES_MAX = 1_000_000
 ANSWERS_PER_HOUR = 100
@@ -44,47 +42,6 @@ LINES_APART_S = 60.0
 # RFC 3463 3.4
 _HOLDS_FULL = "452 4.3.1 Rules hold as many messages as they may, try again later"
 _log = get_logger("ingress")
-
-
-class Reservation:
-    """What one message counts: for good after keep(), otherwise only within the context."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[dict[int, int], int, int]] = []  # slots, number, recipients
-
-    @classmethod
-    def of(cls, reservations: "Sequence[Reservation]") -> Self:
-        """Return one that counts what all of these did. They count nothing afterwards."""
-        whole = cls()
-        for one in reservations:
-            whole.taken += one.taken
-            one.keep()
-        return whole
-
-    def add(self, slots: dict[int, int], number: int, recipients: int) -> None:
-        """Count recipients in a slot."""
-        slots[number] = slots.get(number, 0) + recipients
-        self.taken.append((slots, number, recipients))
-
-    def keep(self) -> None:
-        """Count the message: it is accepted."""
-        self.taken.clear()
-
-    def give_back(self) -> None:
-        """Count nothing for the message."""
-        for slots, number, recipients in self.taken:
-            if number in slots:
-                slots[number] -= recipients
-        self.taken.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back()
-
-
-_NOTHING = Reservation()
 
 
 class RateLimits:
@@ -98,11 +55,11 @@ class RateLimits:
     def reserve(self, charges: Sequence[RateCharge]) -> Reservation | RateCharge:
         """Count all of these charges; or none, and return the first one beyond its limit."""
         if not charges:  # nearly always
-            return _NOTHING
+            return NOTHING
         reservation, now_s = Reservation(), self._clock.monotonic()
         for charge in charges:
-            number = int(now_s * _SLOTS / charge.period_s)
-            slots = self._slots_of(charge, since=number - _SLOTS)
+            number = int(now_s * SLOTS / charge.period_s)
+            slots = self._slots_of(charge, since=number - SLOTS)
             if sum(slots.values()) + charge.recipients > charge.allowed:
                 reservation.give_back()
                 return charge

@@ -21,11 +21,12 @@ from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.verdict import RateCharge, RuleMail, Verdict, VerdictAction
+from relay.base.sliding_window import Reservation
 from relay.formats.address_list import address_entries
 from relay.formats.dsn import report_fields, short_subject, write_journal, write_notice
 from relay.store.spool.types import NewMessage, ReportWriter
 from relay.transport.ingress.forwarding import ExpandedRecipients
-from relay.transport.ingress.message_limits import RateLimits, Reservation
+from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.policy.rule_book import RuleBook
 
 _NAMED_MAX = 100  # recipients in a notice; mails in an event

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from relay.base.accounts.usage import LIMIT_OF_ACCOUNT
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.verdict import RULES_UNAVAILABLE
 from relay.base.observe.logs import get_logger
@@ -91,7 +92,8 @@ def reason_of(command: str, reply: str, *, rule: str = "") -> RefusalReason:
         return RefusalReason.TLS if "STARTTLS" in reply else RefusalReason.LOGIN
     if code in _SYNTAX:
         return RefusalReason.SYNTAX
-    if command == "MAIL" and code == "450":  # max_rate_per_client
+    is_of_client = command == "MAIL" and code == "450"  # max_rate_per_client
+    if is_of_client or text.startswith(LIMIT_OF_ACCOUNT, len(status) + 1):
         return RefusalReason.LIMIT
     if status in _BY_STATUS:
         return _BY_STATUS[status]

@@ -17,6 +17,7 @@ from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import memory_part
 from relay.base.message.envelope import ForwardPath
 from relay.base.observe.logs import get_logger
+from relay.base.sliding_window import Reservation
 from relay.transport.ingress.authentication import AUTH_OFFER, Authentication
 from relay.transport.ingress.data import (
     ChunkFraming,
@@ -37,7 +38,6 @@ from relay.transport.ingress.esmtp_parameters import (
     parse_rcpt,
 )
 from relay.transport.ingress.local_users import LocalUser
-from relay.transport.ingress.message_limits import Reservation
 from relay.transport.ingress.session_client import (
     CONNECT,
     ListenerDependencies,

@@ -4,11 +4,15 @@ from relay.store.spool.postgres.tables import ConnectionTables, statement
 from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.types import SpoolFormatError, SpoolInUseError
 
-SCHEMA = 2
+SCHEMA = 3
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
 _TO_SCHEMA = {  # what leads to a schema from the one before it
     2: 'CREATE TABLE standing_hold (domain text COLLATE "C" PRIMARY KEY, reason text COLLATE "C"'
-    " NOT NULL, since_us bigint NOT NULL, until_us bigint);"
+    " NOT NULL, since_us bigint NOT NULL, until_us bigint);",
+    3: 'CREATE TABLE usage (account text COLLATE "C" NOT NULL, node text COLLATE "C" NOT NULL,'
+    ' changed_us bigint NOT NULL, counts text COLLATE "C" NOT NULL, PRIMARY KEY (account, node))'
+    " WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);"
+    " CREATE INDEX usage_changed ON usage (changed_us);",
 }
 # In the tables of Relay 0.2.0, and of no schema: a row with the name of a node that works on them.
 _OF_0_2_0 = (

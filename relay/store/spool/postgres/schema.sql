@@ -1,4 +1,4 @@
--- The spool in PostgreSQL, schema 2. Its tables and columns are those of relay/store/spool/sqlite/schema.sql,
+-- The spool in PostgreSQL, schema 3. Its tables and columns are those of relay/store/spool/sqlite/schema.sql,
 -- which explains them; what is different here is said here. Text is compared octet by octet.
 --
 -- Entries and contents are only those that live: an entry that has ended is deleted, and its next hop
@@ -217,3 +217,12 @@ CREATE TABLE standing_hold (
     since_us bigint NOT NULL,
     until_us bigint
 );
+
+CREATE TABLE usage (
+    account    text COLLATE "C" NOT NULL,
+    node       text COLLATE "C" NOT NULL,
+    changed_us bigint NOT NULL,
+    counts     text COLLATE "C" NOT NULL,
+    PRIMARY KEY (account, node)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+CREATE INDEX usage_changed ON usage (changed_us);

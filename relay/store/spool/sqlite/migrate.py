@@ -40,7 +40,7 @@ from relay.store.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFu
 
 _log = get_logger("spool")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much for what the migration writes
 _PROGRESS_PARTS = 10

@@ -1,4 +1,4 @@
--- The spool, schema 2. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 3. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration, NNNN_NAME.sql.
@@ -157,3 +157,12 @@ CREATE TABLE standing_hold (
     since_us INTEGER NOT NULL,        -- wall time
     until_us INTEGER                  -- queue time; null: until a release
 ) WITHOUT ROWID;
+-- What accounts have sent to the outside, see relay/base/accounts/usage.py.
+CREATE TABLE usage (
+    account    TEXT NOT NULL,
+    node       TEXT NOT NULL,         -- that has counted it
+    changed_us INTEGER NOT NULL,      -- wall time
+    counts     TEXT NOT NULL,         -- JSON
+    PRIMARY KEY (account, node)
+) WITHOUT ROWID;
+CREATE INDEX usage_changed ON usage (changed_us);

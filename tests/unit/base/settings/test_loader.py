@@ -125,7 +125,7 @@ max_connections = 0
         ": hostname: found nothing, expected a value: this key is required",
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
-            " mailboxes, milter, observe, pickup, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
+            " limits, mailboxes, milter, observe, pickup, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
             ' state_dir, tenant, webhook (did you mean "hostname"?)'
         ),
         (

@@ -219,7 +219,12 @@ def test_the_checksum_ignores_comments() -> None:
     assert text.checksum == same.checksum != other.checksum
 
 
-@pytest.mark.parametrize("change", [AS_0_2_0, AS_0_2_0.splitlines()[1]], ids=["schema 1", "2"])
+AS_SCHEMA_2 = "DROP TABLE usage; UPDATE migration SET version = 2; PRAGMA user_version = 2"
+
+
+@pytest.mark.parametrize(
+    "change", [AS_0_2_0, AS_0_2_0.splitlines()[1], AS_SCHEMA_2], ids=["schema 1", "column", "2"]
+)
 def test_a_spool_of_the_first_release_becomes_one_of_today(path: Path, change: str) -> None:
     """Relays of no release have brought such a one to schema 2, and left the column's name."""
     open_database(path).close()

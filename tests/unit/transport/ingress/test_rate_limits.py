@@ -7,13 +7,13 @@ from msgspec import structs
 
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.verdict import RateCharge
+from relay.base.sliding_window import Reservation
 from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress.data import DataReply, Origin
 from relay.transport.ingress.message_limits import (
     KEYS_MAX,
     TENANT_KEYS_MAX,
     RateLimits,
-    Reservation,
 )
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules

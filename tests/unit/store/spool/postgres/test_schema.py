@@ -37,11 +37,17 @@ async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monke
 
 TO_0_2_0 = (
     "ALTER TABLE recipient RENAME COLUMN owed_report TO owed; DROP TABLE standing_hold;"
+    " DROP TABLE usage;"
     " DELETE FROM schema_version; INSERT INTO schema_version VALUES (1, 0)"
 )
 
 
-@pytest.mark.parametrize("change", [TO_0_2_0, TO_0_2_0.partition(";")[0]], ids=["schema 1", "2"])
+TO_SCHEMA_2 = "DROP TABLE usage; UPDATE schema_version SET version = 2"
+
+
+@pytest.mark.parametrize(
+    "change", [TO_0_2_0, TO_0_2_0.partition(";")[0], TO_SCHEMA_2], ids=["schema 1", "column", "2"]
+)
 async def test_tables_of_the_first_release_become_those_of_today(at, sql, storage, change) -> None:
     """Relays of no release have brought such ones to schema 2, and left the column's name."""
     await (await at("first.test")).stop()

@@ -1,0 +1,259 @@
+"""How much each account sends to the outside, counted in memory, and the limits of it.
+
+An account is that of a login or a token, or a user of this machine by USER@hostname. A message with
+a recipient outside counts, and so do its recipients outside, as the sender named them. reserve() is
+called once for each message, before it is accepted: at the final dot, or in step 1 of Graph. What
+is counted is in a sliding window for each limit, and in one count for each day (UTC), by the wall
+clock, so that it outlives a restart: relay/store/spool/usage.py stores it, and brings what
+other nodes have counted.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+
+import msgspec
+from msgspec import Struct
+
+from relay.base.clock import Clock, rfc3339
+from relay.base.message.address import own_mailbox
+from relay.base.settings.tree import Limits
+from relay.base.sliding_window import NOTHING, SLOTS, Reservation
+
+ACCOUNTS_MAX = 100_000  # counted in memory; the one that was used longest ago goes
+DAY_US = 86_400_000_000
+NEAR = 0.8  # of a limit
+LIMIT_OF_ACCOUNT = "The limit of this account is"  # begins the reply beyond it
+KINDS = ("messages", "recipients")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_Slots = dict[int, int]  # counts by the number of the slot
+_Windows = dict[str, _Slots]  # by kind and width of the slots, "recipients/60000000"
+
+
+class Limit(Struct, frozen=True):
+    """A limit of an account."""
+
+    what: str  # messages or recipients
+    rate: str  # as it is written: "100/1h"
+    allowed: int
+    period_us: int
+
+    @property
+    def width_us(self) -> int:
+        """The length of a slot."""
+        return max(1, self.period_us // SLOTS)
+
+
+class UsedLimit(Struct, frozen=True):
+    """A limit, and how much of it is used now."""
+
+    account: str
+    limit: Limit
+    used: int
+    # the wall time in µs from when another message or recipient is allowed, or as many as were
+    # refused; None: now
+    until_us: int | None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether 80 % of it are used, or all."""
+        return self.used >= NEAR * self.limit.allowed
+
+
+class AccountUsage(Struct, frozen=True):
+    """What an account has sent to the outside today (UTC), and its limits."""
+
+    account: str
+    messages: int
+    recipients: int
+    limits: Sequence[UsedLimit]
+
+
+class BeyondLimit(Struct, frozen=True):
+    """Why a message is not accepted: a limit of its sender."""
+
+    over: UsedLimit
+    recipients: int  # of the message, outside
+    now_us: int
+
+    @property
+    def is_for_good(self) -> bool:
+        """Whether its recipients alone are more than the limit."""
+        return self.over.limit.what == "recipients" and self.recipients > self.over.limit.allowed
+
+    @property
+    def retry_after_s(self) -> int:
+        """The seconds until it may pass."""
+        return max(1, ((self.over.until_us or 0) - self.now_us) // 1_000_000 + 1)
+
+    @property
+    def text(self) -> str:
+        """What the sender reads."""
+        limit = self.over.limit
+        count, _, period = limit.rate.partition("/")
+        begin = f"{LIMIT_OF_ACCOUNT} {count} {limit.what} to other domains in {period}"
+        if self.is_for_good:
+            return f"{begin}, and this message has {self.recipients}"
+        return f"{begin}; try again after {rfc3339(self.over.until_us or 0)[:19]}Z"
+
+
+class _Counts:
+    """What one account has sent: counted here, and by other nodes."""
+
+    __slots__ = ("account", "others", "own")
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.own: _Windows = {}
+        self.others: dict[str, _Windows] = {}  # by node
+
+    def slots(self, what: str, width_us: int, now_us: int) -> Counter[int]:
+        """Return the slots that count now, of all nodes."""
+        name, found = f"{what}/{width_us}", Counter[int]()
+        number, most = now_us // width_us, 0 if width_us == DAY_US else SLOTS
+        for windows in (self.own, *self.others.values()):
+            for each, count in windows.get(name, {}).items():
+                if abs(number - each) <= most:  # a clock may have been wrong
+                    found[each] += count
+        return found
+
+    def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
+        """Return how much of a limit is used, and from when `amount` more is allowed."""
+        slots, until_us = self.slots(limit.what, limit.width_us, now_us), None
+        left = slots.total() + amount - limit.allowed
+        for number in sorted(slots):
+            if left > 0:
+                left -= slots[number]
+                ends_us = (number + SLOTS + 1) * limit.width_us
+                until_us = -(-ends_us // 1_000_000) * 1_000_000  # a whole second
+        return UsedLimit(self.account, limit, slots.total(), until_us)
+
+    def stored(self, now_us: int) -> str:
+        """Return the JSON of what was counted here, and forget what counts no longer."""
+        for name, slots in tuple(self.own.items()):
+            width_us = int(name.partition("/")[2])
+            first = now_us // width_us - (1 if width_us == DAY_US else SLOTS)
+            for number in [one for one in slots if one < first]:
+                del slots[number]
+            if not slots:
+                del self.own[name]
+        return msgspec.json.encode(self.own).decode()
+
+
+class UsageCounter:
+    """Counts in memory. All methods belong to the event loop, and none awaits."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        limits_of: Callable[[str], tuple[Limits, Limits]],
+        is_own: Callable[[str], bool],
+    ) -> None:
+        """`limits_of` returns an account's own limits and those of all, `is_own` whether a domain
+        is an own one.
+        """
+        self._clock = clock
+        self._limits_of = limits_of
+        self._is_own = is_own
+        self._counts: OrderedDict[str, _Counts] = OrderedDict()
+        self._changed: set[str] = set()
+        # Called with a limit that a message has brought near to its end (is_near), each time, or
+        # for which it was refused (until_us).
+        self.on_near: Callable[[UsedLimit], None] = lambda _used: None
+
+    def reserve(self, account: str, addresses: Iterable[str]) -> Reservation | BeyondLimit:
+        """Count a message to these recipients, until the reservation undoes that; or nothing, if
+        it is beyond a limit.
+        """
+        outside = {own_mailbox(each) for each in addresses}
+        recipients = sum(not self._is_own(each.rpartition("@")[2]) for each in outside)
+        if not (account and recipients):
+            return NOTHING
+        now_us, counts, limits = self._clock.time_us(), self._of(account), self._limits(account)
+        amounts = dict(zip(KINDS, (1, recipients), strict=True))
+        beyond = [
+            BeyondLimit(used, recipients, now_us)
+            for used in (counts.used(one, now_us, amounts[one.what]) for one in limits)
+            if used.used + amounts[used.limit.what] > used.limit.allowed
+        ]
+        if beyond:
+            longest = max(beyond, key=lambda one: (one.is_for_good, one.over.until_us or 0))
+            if not longest.is_for_good:
+                self.on_near(longest.over)
+            return longest
+        reservation = Reservation()
+        for what, amount in amounts.items():
+            for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
+                slots = counts.own.setdefault(f"{what}/{width_us}", {})
+                reservation.add(slots, now_us // width_us, amount)
+        self._changed.add(account)
+        reservation.on_given_back = partial(self._changed.add, account)
+        for used in (counts.used(one, now_us) for one in limits):
+            if used.is_near:
+                self.on_near(used)
+        return reservation
+
+    def today(self, account: str) -> AccountUsage:
+        """Return what an account has sent today, and how much of its limits is used."""
+        counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
+        messages, recipients = (counts.slots(one, DAY_US, now_us).total() for one in KINDS)
+        limits = [counts.used(one, now_us) for one in self._limits(account)]
+        return AccountUsage(account, messages, recipients, limits)
+
+    def busiest(self, count: int) -> Sequence[AccountUsage]:
+        """Return the accounts with the most recipients outside today, the busiest first."""
+        now_us = self._clock.time_us()
+        sent = {
+            name: one.slots("recipients", DAY_US, now_us).total()
+            for name, one in self._counts.items()
+        }
+        names = sorted(filter(sent.get, sent), key=lambda name: (-sent[name], name))
+        return [self.today(name) for name in names[:count]]
+
+    def changed(self) -> Mapping[str, str]:
+        """Return the JSON of each account whose counts have changed since the last call."""
+        changed, now_us = self._changed & self._counts.keys(), self._clock.time_us()
+        self._changed.clear()
+        return {account: self._counts[account].stored(now_us) for account in changed}
+
+    def not_stored(self, accounts: Iterable[str]) -> None:
+        """Let changed() return these again."""
+        self._changed.update(accounts)
+
+    def take(self, account: str, stored: str, *, node: str = "") -> None:
+        """Take the JSON that another node has stored; "": this one, before its start."""
+        counts, windows = self._of(account), msgspec.json.decode(stored, type=_Windows)
+        if node:
+            counts.others[node] = windows
+            return
+        for name, slots in windows.items():
+            own = counts.own.setdefault(name, {})
+            for number, count in slots.items():
+                own[number] = own.get(number, 0) + count
+
+    def _limits(self, account: str) -> Sequence[Limit]:
+        own, of_all = self._limits_of(account)
+        messages = of_all.messages if own.messages is None else own.messages
+        recipients = of_all.recipients if own.recipients is None else own.recipients
+        given = zip(KINDS, (messages, recipients), strict=True)
+        return [_limit(what, rate) for what, rates in given for rate in rates or ()]
+
+    def _of(self, account: str) -> _Counts:
+        counts = self._counts.get(account)
+        if counts is None:
+            if len(self._counts) >= ACCOUNTS_MAX:
+                self._counts.popitem(last=False)
+            counts = self._counts[account] = _Counts(account)
+        self._counts.move_to_end(account)
+        return counts
+
+
+@lru_cache(maxsize=1000)
+def _limit(what: str, rate: str) -> Limit:
+    """Return a limit of COUNT/SECONDS."""
+    count, _, seconds = rate.partition("/")
+    period_s = float(seconds)
+    unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
+    shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
+    return Limit(what, shown, int(count), int(period_s * 1_000_000))
