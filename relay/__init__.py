@@ -17,4 +17,12 @@ A wing's `__init__.py` says what comes in, what goes out, and what its rooms or 
 docs/flow.md follows one message through the wings, docs/design.md gives the reasons.
 """
 
+from pathlib import Path
+
 __version__ = "0.3.0.dev0"
+
+
+def commit() -> str:
+    """Return the commit that this was built from, as hatch_build.py wrote it, or ""."""
+    file = Path(__file__).parent / "_shipped/commit"
+    return file.read_text().strip() if file.exists() else ""

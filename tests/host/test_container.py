@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from relay import __version__
 from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import PORTS, PREFIX, check_together
 from relay.operation.cli.root import cli
@@ -22,6 +23,7 @@ FILE = ROOT / "Containerfile"
 PAGE = ROOT / "docs/development.md"
 IMAGE = "relay-dev-test"
 BASE = "python:3.13-slim"
+COMMIT = "0123456789ab"
 TOKEN = "a-token-of-a-good-length"
 VARIABLES = {one.envvar for one in command.params if one.envvar}
 
@@ -79,7 +81,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = re.sub("^python ", f"{sys.executable} ", command)
             done = subprocess.run(
                 ["sh", "-c", command], cwd=source, capture_output=True, text=True, timeout=600,
-                check=False,
+                check=False, env=os.environ | {"RELAY_COMMIT": COMMIT},
             )  # fmt: skip
             if done.returncode and "(from versions: none)" in done.stderr:
                 pytest.skip("no package index answers")
@@ -131,7 +133,7 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
         "import relay; from relay.base.settings.environment import shipped as s;"
         "print(relay.__file__, s('policies'), s('scenarios'), s('conf'), s('docs/snippets.md'))"
     )
-    for words in (["-c", where], ["-m", "relay", "dev", "--once"]):
+    for words in (["-c", where], ["-m", "relay", "--version"], ["-m", "relay", "dev", "--once"]):
         done = subprocess.run(
             [installed / "bin/python", *words], cwd=short_path, env=variables, capture_output=True,
             text=True, timeout=60, check=False,
@@ -139,6 +141,8 @@ def test_what_the_image_installs_runs_without_the_source(installed: Path, short_
         assert (done.returncode, done.stderr) == (0, "")
         if words[0] == "-c":
             assert all(one.startswith(str(installed)) for one in done.stdout.split())
+        if words[-1] == "--version":
+            assert done.stdout == f"relay {__version__} ({COMMIT})\n"
     assert "Undeliverable: " in done.stdout
 
 

@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable
 from functools import cache, partial
 from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from relay import __version__, commit
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PICKUP_DEFERRED = "Scheduled sends that wait for their time; not deferred mail."
@@ -149,6 +151,8 @@ class Metrics:
             ["milter", "answer"],
         )
 
+        built = Info("relay_build", "What this was built from.", registry=self.registry)
+        built.info({"version": __version__, "commit": commit()})
         # For Prometheus an increase from nothing is none.
         self.reports.labels("dead-letter")
         for outcome in ("failed", "expired"):

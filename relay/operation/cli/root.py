@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from relay import __version__
+from relay import __version__, commit
 from relay.operation.cli.options import CommandContext, common_options
 
 _GROUPS = {
@@ -91,13 +91,16 @@ class _Verbs(click.Group):
                 formatter.write_dl([(f"{name:8}", text) for name, text in verbs.items()])
 
 
+_VERSION = f"{__version__} ({commit()})".removesuffix(" ()")
+
+
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes are those of sysexits: 64 usage, 65 data, 66 no such input file, "
     "69 unavailable, 75 try later, 77 permission, 78 configuration.",
 )
-@click.version_option(__version__, prog_name="relay", message="%(prog)s %(version)s")
+@click.version_option(_VERSION, prog_name="relay", message="%(prog)s %(version)s")
 @common_options
 def cli(_given: CommandContext) -> None:
     """Relay: a self-hosted mail relay with the shape of Microsoft Graph's send-mail process."""
