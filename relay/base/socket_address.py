@@ -36,6 +36,14 @@ class Address:
         """Whether only the service manager knows where it is."""
         return bool(self.systemd) and not (self.host or self.path)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is reachable only from this machine. Sockets of the service manager count as
+        such where it is not known: the start knows, and judges then.
+        """
+        is_here = bool(self.path) or self.host == "localhost" or self.is_elsewhere
+        return is_here or is_loopback(self.host)
+
     def __str__(self) -> str:
         if self.is_elsewhere:
             return f"systemd:{self.systemd}"

@@ -24,7 +24,6 @@ from msgspec.structs import replace
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.environment import shipped
 from relay.base.settings.tree import MilterRole, Route, RouteAuth
-from relay.base.settings.validation import is_loopback
 from relay.base.settings.values import is_ip, parse_domain
 from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
@@ -131,7 +130,7 @@ class DevelopmentOptions(Struct, frozen=True):
     @property
     def is_exposed(self) -> bool:
         """Whether other machines can reach it."""
-        return self.listen_all or not all(map(is_loopback, self.listeners.values()))
+        return self.listen_all or not all(one.is_loopback for one in self.listeners.values())
 
     @property
     def asks_for_token(self) -> bool:
@@ -266,7 +265,9 @@ def _listeners(options: DevelopmentOptions) -> Iterator[dict[str, Any]]:
         tls = {} if name == "smtp" else {"tls": _TLS}
         for one in options.everywhere(given[name]) if name in given else ():
             trusted = ["127.0.0.0/8", "::1/128"]
-            yield {"listen": str(one), "role": role, "trusted_networks": trusted, **tls}
+            yield {
+                "listen": str(one), "role": role, "trusted_networks": trusted, "auth": True, **tls,
+            }  # fmt: skip
 
 
 def overridden(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@ r"""Read SMTP dialogues from text files.
 
 Empty lines and lines that begin with # are ignored. The other lines are:
 
-    listener: max_recipients=3 trusted=no   settings of the listener, at the start; also proxy=yes,
+    listener: max_recipients=3 trusted=no   settings of the listener, at the start; also proxy=yes, listen=0.0.0.0,
                                             limits.junk_commands=3, tls=yes, spool=broken
     CONNECT: \r\n                          open a further connection, with octets that are there
                                             before the greeting; the others stay open

@@ -90,8 +90,10 @@ def parts_of(script: Script, tls) -> tuple[Relay, dict, dict]:
     limits = {"auth_failure_delay_s": 0.01, "last_reply_s": 0.2}
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
-    changes = {key: value if key in WORDS else int(value) for key, value in options.items()}
     listener = {"trusted_networks": networks, "proxy_networks": proxies, "tls": tls}
+    if place := options.pop("listen", ""):
+        listener["listen"] = Address(place, 0)
+    changes = {key: value if key in WORDS else int(value) for key, value in options.items()}
     return relay, limits, listener | changes
 
 
@@ -110,7 +112,7 @@ async def test_dialogues_through_the_gate(certificate):
         relay, _, changes = parts_of(script, tls)
         server = relay.server(elsewhere=partial(keeper.hand_on, number), **changes)
         shown = ServerCertificate(tls.certificate, tls.key) if tls else None
-        listeners.append((SmtpListener(Address("127.0.0.1", 0), **changes), shown))
+        listeners.append((SmtpListener(**{"listen": Address("127.0.0.1", 0)} | changes), shown))
         played.append((server, script, relay))
     await keeper.start()
     try:

@@ -72,7 +72,10 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
         )
     ]
     text = re.sub(
-        r"^(tls = \{|metrics = |bare_newline = ).*$", "", "\n\n".join(kept), flags=re.MULTILINE
+        r"^(tls = \{|metrics = |bare_newline = |auth = true).*$",
+        "",
+        "\n\n".join(kept),
+        flags=re.MULTILINE,
     )
     (tmp_path / "all.toml").write_text(text)
     shutil.copy(CONF, tmp_path / "shipped.toml")

@@ -164,6 +164,8 @@ class SmtpListener:
     # may relay without a login
     trusted_networks: tuple[Network, ...] = field(default=_BY_ROLE, metadata=RELOADED)
     proxy_networks: tuple[Network, ...] = ()  # proxies, which begin with a PROXY header
+    # whether clients may log in; None: see takes_auth
+    auth: bool | None = field(default=None, metadata=RELOADED)
     max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
     # of a message; then 452
     max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
@@ -190,6 +192,20 @@ class SmtpListener:
         if self.trusted_networks == _BY_ROLE:
             networks = _LOOPBACK if self.role == "relay" else ()
             object.__setattr__(self, "trusted_networks", networks)
+
+    @property
+    def serves_this_machine(self) -> bool:
+        """Whether its clients are on this machine: a proxy there may have others."""
+        return self.listen.is_loopback and not self.proxy_networks
+
+    @property
+    def takes_auth(self) -> bool:
+        """Whether clients may log in: by default not at the port for other servers (RFC 6409 3), as
+        in Postfix (smtpd_sasl_auth_enable), unless only this machine reaches it.
+        """
+        if self.auth is not None:
+            return self.auth
+        return self.role != "relay" or self.serves_this_machine
 
     @property
     def takes_programs(self) -> bool:

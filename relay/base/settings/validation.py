@@ -98,15 +98,6 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
     yield from _milters([(path, made) for path, made in read if isinstance(made, Milter)])
 
 
-def is_loopback(address: Address) -> bool:
-    """Return whether the address is reachable only from this machine. Sockets of the service
-    manager count as such here. Their address is known when the relay starts, and is judged then.
-    """
-    if address.path or address.host == "localhost" or address.is_elsewhere:
-        return True
-    return is_ip(address.host) and ipaddress.ip_address(address.host).is_loopback
-
-
 def is_trusted(listeners: Sequence[SmtpListener], ip: str) -> bool:
     """Return whether one of these SMTP listeners trusts an IP address."""
     address = ipaddress.ip_address(ip)
@@ -160,9 +151,7 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
         return
     if listener.role == "submissions":
         yield (*path, "role"), "tls with a certificate and a key"
-    elif listener.role == "submission" and (
-        listener.proxy_networks or not is_loopback(listener.listen)
-    ):
+    elif listener.role == "submission" and not listener.serves_this_machine:
         expected = "tls, or a loopback address"
         expected += " without proxy_networks: passwords are not accepted in the clear"
         yield (*path, "role"), expected
@@ -172,7 +161,7 @@ def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
     """A proxy on this machine would make strangers anonymous."""
     if not http.anonymous:
         return
-    if not all(is_loopback(one) and not one.path for one in http.listen):
+    if not all(one.is_loopback and not one.path for one in http.listen):
         yield (*path, "anonymous"), "only loopback addresses in http.listen with anonymous"
     elif http.proxy_networks or http.public_url:
         yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
@@ -261,7 +250,7 @@ def verifies(route: Route) -> bool:
     host = host_of(route)
     if route.tls is not None or route.auth is None or host is None:
         return route.tls == "verify"
-    return not is_loopback(host)
+    return not host.is_loopback
 
 
 def _route_tls(path: KeyPath, route: Route, *, validating: bool) -> Found:
@@ -274,7 +263,7 @@ def _route_tls(path: KeyPath, route: Route, *, validating: bool) -> Found:
         yield (*path, "tls"), "another level: dane needs a host that the DNS has"
     elif route.tls == "none" and route.next_hop.startswith("smtps://"):
         yield (*path, "tls"), "required or verify: smtps:// is TLS from the first byte"
-    elif route.tls == "none" and route.auth and host and not is_loopback(host):
+    elif route.tls == "none" and route.auth and host and not host.is_loopback:
         expected = "verify or required: a password is sent in the clear only to a loopback address"
         yield (*path, "tls"), f"{expected} or localhost"
     if route.requiretls and not (host and verifies(route)):

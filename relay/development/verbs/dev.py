@@ -19,7 +19,6 @@ from relay import __version__
 from relay.base.clock import SystemClock
 from relay.base.observe import logs
 from relay.base.settings.environment import Environment, read_environment
-from relay.base.settings.validation import is_loopback
 from relay.base.socket_address import Address
 from relay.base.sockets import open_listener
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
@@ -253,8 +252,8 @@ class _TextView(_WarningView):
         if not self._plan.is_exposed:
             return ()
         places = {name.upper(): getattr(addresses, name) for name in PORTS}
-        open_to = [f"{name} {one}" for name, one in places.items() if one and not is_loopback(one)]
-        smtp = "" if is_loopback(addresses.smtp) else "; SMTP takes mail from everyone"
+        open_to = [f"{name} {one}" for name, one in places.items() if one and not one.is_loopback]
+        smtp = "" if addresses.smtp.is_loopback else "; SMTP takes mail from everyone"
         return (
             f"  Reachable  from other machines: {', '.join(open_to)}",
             f"             HTTP needs the token{smtp}",

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import click
 
 from relay.base.phrases import shown
-from relay.base.settings.validation import is_loopback
 from relay.base.settings.values import (
     is_ip,
     parse_address,
@@ -156,7 +155,7 @@ def check_together(options: Mapping[str, Any]) -> None:
     if options["release_allow"] and not options["release_to"]:
         raise click.UsageError("--release-allow needs --release-to: without it nothing is released")
     given = {name: options[name] for name in PORTS if options[name] is not None}
-    exposed = [f"--{name} {at}" for name, at in given.items() if not is_loopback(at)]
+    exposed = [f"--{name} {at}" for name, at in given.items() if not at.is_loopback]
     if options["listen_all"]:
         exposed.insert(0, "--listen-all")
     if exposed and not options["token"]:

@@ -236,6 +236,8 @@ class ActiveConfiguration:
         accounts = load_accounts(
             boxes.accounts, settings.domains, clock=self._clock, environ=self._environ
         )
+        for number, text in auth_missing(settings, accounts.tables).items():
+            _log.warning("AUTH is off", key=dotted(("smtp", number, "auth")), detail=text)
         anonymous = settings.http.anonymous
         if fault := anonymous_fault(anonymous, accounts):
             raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
@@ -259,6 +261,21 @@ def warn_of_rules(rules: RuleSet) -> None:
     """Log a warning for each rule without its group."""
     for warning in rules.warnings:
         _log.warning("group is missing", detail=warning)
+
+
+def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:
+    """Return the number of each listener where only the default of `auth` may keep accounts from
+    logging in, and a text about it. `relay check` does not know where sockets of systemd listen.
+    """
+    if not (tables.passwords or settings.mailboxes.dovecot_auth):
+        return {}
+    return {
+        number: f'found none, expected true or false: "{one.listen}" has no AUTH by default if '
+        "other machines reach it, and accounts have passwords"
+        for number, one in enumerate(settings.smtp)
+        if one.auth is None and one.tls is not None and one.role == "relay"
+        if one.listen.is_elsewhere or not one.takes_auth
+    }
 
 
 def anonymous_fault(anonymous: str, accounts: AccountDirectory) -> str:

@@ -483,7 +483,9 @@ def setup_of(
         hostname,
         [
             ListenerSetup(
-                dataclasses.replace(one, tls=None, trusted_networks=(), proxy_networks=()),
+                dataclasses.replace(
+                    one, tls=None, trusted_networks=(), proxy_networks=(), auth=one.takes_auth
+                ),
                 [pair.pem for pair in shown.pairs] if shown is not None else [],
                 requires_tls=one.tls is not None and one.tls.require,
                 offers_auth_in_clear=offers_auth_in_clear(one),

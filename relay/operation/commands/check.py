@@ -25,14 +25,14 @@ from relay.base.phrases import counted, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
-from relay.base.settings.validation import hidden_routes, host_of, is_loopback, name_of
+from relay.base.settings.validation import hidden_routes, host_of, name_of
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
 from relay.delivery.smtp.tls import certificate_matches, certificate_names
-from relay.operation.app.configuration import anonymous_fault, read_table, srs_in
+from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
 from relay.operation.app.state_dir import (
     as_owner,
     foreign_state,
@@ -78,7 +78,7 @@ class CheckedListener(Struct, frozen=True):
     @property
     def is_open(self) -> bool:
         """Whether other machines can reach it."""
-        return not is_loopback(self.address)
+        return not self.address.is_loopback
 
 
 def http_listeners(settings: Settings) -> list[CheckedListener]:
@@ -270,7 +270,7 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             )
             yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
         is_unverified = route.tls in ("required", "opportunistic")
-        if route.auth and is_unverified and host and not is_loopback(host):
+        if route.auth and is_unverified and host and not host.is_loopback:
             text = (
                 f'found "{route.tls}" with auth, expected verify: any host that answers '
                 "gets the password, whatever its certificate"
@@ -354,7 +354,7 @@ def _listeners(settings: Settings, place: Document, clock: Clock) -> Iterator[Ch
 def _proxies(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     """Warn if there is a proxy on this machine that the configuration does not name."""
     http = settings.http
-    local = next((one for one in http.listen if is_loopback(one) and not one.is_elsewhere), None)
+    local = next((one for one in http.listen if one.is_loopback and not one.is_elsewhere), None)
     if http.public_url and local is not None and not http.proxy_networks:
         text = (
             f'found it with "{local}" in http.listen and without http.proxy_networks, expected the '
@@ -416,6 +416,8 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
     for warning in accounts.tables.warnings:
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
+    for number, text in auth_missing(settings, accounts.tables).items():
+        yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
     used = accounts.tables.schemes().most_common()
     schemes = ", ".join(f"{number} {name}" for name, number in used)
     text = f"{len(accounts.every())} in {boxes.accounts}"

@@ -20,7 +20,7 @@ from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import Settings
-from relay.base.settings.validation import domain_matches, is_loopback, name_of
+from relay.base.settings.validation import domain_matches, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS
 from relay.operation.app.state_dir import owner_of
@@ -212,7 +212,7 @@ async def doubts_of_validation(
     if not settings.dns.validating:
         return []
     nameservers, found = settings.dns.nameservers, []
-    if not nameservers or not all(map(is_loopback, nameservers)):
+    if not nameservers or not all(one.is_loopback for one in nameservers):
         text = "found true, expected nameservers on this machine: on the way answers can be changed"
         found.append(warning_of("dns", place.fault(_KEY, text)))
     is_validated = await validated(nameservers, timeout_s=timeout_s)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.message.mta_sts import StsPolicyError, read_policy
 from relay.base.settings.tree import Settings
-from relay.base.settings.validation import host_of, is_loopback, name_of
+from relay.base.settings.validation import host_of, name_of
 from relay.operation.app.configuration import server_certificates
 from relay.operation.app.mta_sts import fetch_policy
 from relay.operation.commands.dns_records import (
@@ -194,7 +194,7 @@ def _foreign_hosts(settings: Settings) -> str:
     named = []
     for route in settings.route:
         host = host_of(route)
-        if host and not route.next_hop.startswith("lmtp") and not is_loopback(host):
+        if host and not route.next_hop.startswith("lmtp") and not host.is_loopback:
             named.append(f"{name_of(route)} sends by {host.host}: its include: is yours to add")
     return "; ".join(named)
 

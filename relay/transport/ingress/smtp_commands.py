@@ -341,7 +341,7 @@ class SmtpCommands:
     @property
     def _offers_auth(self) -> bool:
         one = self._listener
-        if one.pickup or self.user is not None:
+        if one.pickup or self.user is not None or not one.settings.takes_auth:
             return False
         return bool(self._tls) or one.offers_auth_in_clear
 
@@ -356,7 +356,8 @@ class SmtpCommands:
         if self._mail is not None:
             return "503 5.5.1 Authenticate before MAIL"  # RFC 4954 4
         if not self._offers_auth:
-            if self._listener.offers_tls and not self._tls:
+            one = self._listener
+            if one.settings.takes_auth and one.offers_tls and not self._tls:
                 return "538 5.7.11 Use STARTTLS before AUTH"  # RFC 4954 6
             return "502 5.5.1 AUTH is not offered here"  # RFC 5321 4.2.4
         try:

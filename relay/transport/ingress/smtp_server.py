@@ -19,7 +19,6 @@ from relay.base.certificates import ServerCertificate
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget, Pressure
 from relay.base.settings.tree import SmtpListener
-from relay.base.settings.validation import is_loopback
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.local_users import LocalUsers, peer_uid
@@ -284,9 +283,7 @@ class SmtpServer:
 
 def offers_auth_in_clear(listener: SmtpListener) -> bool:
     """Return whether AUTH is offered without TLS: on this machine, if TLS is not required."""
-    # A proxy on this machine may have clients elsewhere.
-    on_this_machine = is_loopback(listener.listen) and not listener.proxy_networks
-    return on_this_machine and not (listener.tls is not None and listener.tls.require)
+    return listener.serves_this_machine and not (listener.tls is not None and listener.tls.require)
 
 
 def ip_of(transport: asyncio.BaseTransport) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from relay.base.clock import SystemClock
+from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.state_dir import OwnerLock
 from relay.operation.commands import check, check_network
 from relay.operation.commands.check import check_file
@@ -20,6 +21,7 @@ from relay.store.spool.sqlite.database import open_database
 from relay.transport.signing.private_keys import new_key, read_pem, write_pem
 from relay.transport.signing.record import key_record, txt_strings
 from tests.support.dns_server import DnsThread
+from tests.support.logs import capture_logs
 from tests.support.milter import CLOSE, ScriptedMilter
 from tests.support.tables import each_row
 from tests.support.tls import authority
@@ -370,6 +372,29 @@ def test_a_certificate_is_one_that_clients_accept(files, authority, name, days, 
     assert [(one.what, one.verdict) for one in found] == [("certificates", verdict)] * bool(verdict)
     key = "relay.toml:11: smtp[0].tls.certificate: "
     assert all(key + expected in one.text for one in found)
+
+
+@each_row("listen, keys, password, is_named", [
+        ("0.0.0.0:0", "", "x", True),
+        ("systemd:25", "", "x", True),  # a start knows where that is
+        ("0.0.0.0:0", "auth = false", "x", False),
+        ("0.0.0.0:0", "", "", False),
+        ("127.0.0.1:0", "", "x", False),
+        ("127.0.0.1:0", 'proxy_networks = ["127.0.0.1/32"]', "x", True),
+    ])  # fmt: skip
+def test_a_port_without_auth_by_default_is_named(
+    files, authority, listen, keys, password, is_named
+):
+    made = authority.issue("DNS:relay.example.test", days=30)
+    smtp = SMTP_TLS.format(made).replace('"127.0.0.1:0"', f'"{listen}"\n{keys}')
+    accounts = ACCOUNTS + f'password = "plain:{password}"\n' * bool(password)
+    config = CONFIG.replace("[policy]", smtp)
+    warnings = of(files(relay=config, accounts=accounts), CheckResult.WARNING)
+    named = ["smtp[0].auth"] * is_named
+    assert places(warnings) == ["account[0].password"] * bool(password) + named
+    with capture_logs() as logs:
+        ActiveConfiguration(files.folder / "relay.toml", {}, clock=SystemClock()).close()
+    assert [one["key"] for one in logs if one["event"] == "AUTH is off"] == named
 
 
 def with_https(made, listen='"0.0.0.0:0"'):

@@ -242,7 +242,7 @@ def test_tls_follows_the_header(run: Any, certificate: TlsSettings, role: str) -
             return await check(user, password, client=client)
 
         relay.accounts.by_smtp_login = checked
-        changes = {"tls": certificate, "role": role, "proxy_networks": PROXIES}
+        changes = {"tls": certificate, "role": role, "proxy_networks": PROXIES, "auth": True}
         async with listening(relay, **changes) as server:
             said = await asyncio.to_thread(log_in, server.address, certificate, role)
             assert (said[:4], clients) == (b"235 ", [STRANGER])
