@@ -281,7 +281,7 @@ def _message_block(message: MessageFacts, hostname: str) -> list[tuple[str, str]
     block = [("Original-Envelope-Id", envid)] if envid else []
     block.append(("Reporting-MTA", f"dns; {hostname}"))
     client = message.client.partition(" ")[0]
-    if client:
+    if client and not message.extra.hides_client:
         block.append(("Received-From-MTA", f"dns; {client}"))
     block.append(("Arrival-Date", date_field(message.received_us)))
     return block

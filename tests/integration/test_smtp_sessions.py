@@ -4,6 +4,7 @@ import json
 import smtplib
 import ssl
 
+from tests.support.relay_process import until
 from tests.support.tls import Certificate, certificate
 
 GATE = True
@@ -15,9 +16,12 @@ def test_the_journey_and_the_log_name_the_client(certificate: Certificate, serve
     """By STARTTLS, which the first listener requires; the second one speaks TLS at once."""
     tls = {"certificate": str(certificate.certificate), "key": str(certificate.key)}
     listeners = [
-        {"listen": "127.0.0.1:0", "role": "submission", "tls": tls | {"require": True}},
+        {
+            "listen": "127.0.0.1:0", "role": "submission", "tls": tls | {"require": True},
+            "hide_client": True,
+        },
         {"listen": "127.0.0.1:0", "role": "submissions", "tls": tls},
-    ]
+    ]  # fmt: skip
     trust = ssl._create_unverified_context()
     relay = serve(config={"smtp": listeners})
     with relay.smtp() as session:
@@ -29,7 +33,7 @@ def test_the_journey_and_the_log_name_the_client(certificate: Certificate, serve
         assert session.docmd("MAIL FROM:<alice@example.test>")[0] == 530
         session.login("alice@example.test", "alice")
         session.mail("alice@example.test")
-        session.rcpt("bob@example.test")
+        session.rcpt("bob@example.test", ["NOTIFY=SUCCESS"])
         queue_id = session.data(b"Subject: by SMTP\r\n\r\nx\r\n")[1].split()[-1].decode()
     client = {
         "address": "127.0.0.1",
@@ -45,6 +49,12 @@ def test_the_journey_and_the_log_name_the_client(certificate: Certificate, serve
     reported = relay.cli("trace", queue_id).stdout
     shown = "from 127.0.0.1, EHLO laptop.example.test, login alice@example.test, TLSv1.3"
     assert shown in reported
+    until("reported", lambda: relay.maildir("alice"))
+    [mail], [report] = relay.maildir("bob"), relay.maildir("alice")
+    [received] = mail.get_all("Received")
+    by = f"by relay.example.test with ESMTPSA id {queue_id} for <bob@example.test>"
+    assert received.partition(";")[0].split() == f"from relay.example.test {by}".split()
+    assert not any(one in str(mail) + str(report) for one in ("laptop", "127.0.0.1"))
     host, port = relay.smtp_address(1)
     with smtplib.SMTP_SSL(host, port, timeout=20, context=trust) as session:
         session.login("alice@example.test", "alice")

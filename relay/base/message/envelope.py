@@ -78,6 +78,7 @@ class MessageExtra(Struct, frozen=True, omit_defaults=True):
 
     tls: TlsDemand = ""  # that of the envelope
     by_sender: bool = False  # nobody logged in: the account is that of the reverse-path
+    hides_client: bool = False  # no report names it
     verified: bool = False  # a check passed for the domain of a stranger's reverse-path
 
 

@@ -166,6 +166,8 @@ class SmtpListener:
     proxy_networks: tuple[Network, ...] = ()  # proxies, which begin with a PROXY header
     # whether clients may log in; None: see takes_auth
     auth: bool | None = field(default=None, metadata=RELOADED)
+    # whether mail does not tell from where who logged in sent it
+    hide_client: bool = field(default=False, metadata=RELOADED)
     max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
     # of a message; then 452
     max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)

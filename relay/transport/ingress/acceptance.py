@@ -481,6 +481,7 @@ class Acceptance:
             subject=subject_of(header),
             extra=MessageExtra(
                 by_sender=by_sender,
+                hides_client=origin.is_hidden,
                 verified=not origin.trusted
                 and is_verified(arrival.filtered.results, envelope.reverse_path, header),
             ),

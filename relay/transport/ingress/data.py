@@ -73,6 +73,7 @@ class Origin(Struct, frozen=True):
     trusted: bool = False  # AUTH, a trusted network, a user of this machine, or pickup
     pickup: bool = False  # it came through pickup's own socket
     user: LocalUser | None = None  # whose program of this machine sent it
+    is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
     key: str = ""  # of a file in the drop directory; a repetition has the same
 
     @property

@@ -66,11 +66,12 @@ def completed(
     """Return a header with this hop's Received, after the fields in `top`.
 
     Mail from a trusted client also gets a missing Date and Message-ID. Mail from an account that
-    logged in, or from a user of this machine, also gets a missing From.
+    logged in, or from a user of this machine, also gets a missing From. A hidden client is this
+    host: Postfix's smtpd_hide_client_session has no `from`, which RFC 5321 4.4 demands.
     """
     new = top + headers.received(
-        helo=origin.helo,
-        ip=origin.ip,
+        helo=hostname if origin.is_hidden else origin.helo,
+        ip="" if origin.is_hidden else origin.ip,
         hostname=hostname,
         protocol=headers.protocol(
             extended=origin.extended,

@@ -350,5 +350,5 @@ class SessionOwner:
         return Origin(
             self.ip, helo if user is None else user.name, claims.extended, claims.tls, self.login,
             trusted=self.is_trusted or self._account is not None, pickup=self._shared.pickup,
-            user=user,
+            user=user, is_hidden=self._account is not None and self._shared.settings.hide_client,
         )  # fmt: skip
