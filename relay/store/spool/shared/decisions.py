@@ -1,6 +1,6 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
-A dry run and the change itself decide by the same functions, on values that were read before
+A dry run decides as the change itself does, on values that were read before
 (relay/store/spool/shared/entries.py). An entry that is being delivered is left alone. Every change
 raises the epoch, so that a claim made before cannot be recorded; and it has an event that says who
 changed the entry and why.
@@ -56,33 +56,6 @@ class ChangeResult:
     cancelled: int = 0  # recipients
     reports: list[NewMessage] = field(default_factory=list)  # to senders
     left: Leftovers = None  # to be removed once it is durable
-
-
-def dry_run_entry(
-    loaded: LoadedEntries,
-    command: QueueCommand,
-    key: Key,
-    *,
-    waiting: Collection[Key],
-    now_us: int,
-) -> tuple[CommandResult, str] | None:
-    """Return what `command` would do; of the claimed entries, `waiting` would be withdrawn. None:
-    the entry has ended.
-    """
-    facts = loaded.facts.get(key)
-    if facts is None:
-        return None
-    if facts.is_claimed and key not in waiting:
-        return CommandResult.IN_FLIGHT, in_flight_note()
-    note = (
-        command.inapplicable_reason(facts.state)
-        or _unchanged_reason(command, facts, now_us=now_us)
-        or _held_before(loaded, command, key)
-    )
-    is_rerouting = command.is_rerouting(facts.state) and not command.copy_to
-    if command.to is not None and is_rerouting and not note:
-        _, note = _reroute_targets(loaded, key, command)
-    return (CommandResult.UNCHANGED if note else CommandResult.DONE), note
 
 
 def in_flight_note(node: str = "") -> str:

@@ -46,7 +46,6 @@ from relay.store.spool.shared.columns import PAY_REPORTS
 from relay.store.spool.shared.decisions import (
     ChangeResult,
     decide,
-    dry_run_entry,
     held_by_restore,
     in_flight_note,
 )
@@ -469,7 +468,7 @@ def _write(
     result = make(transaction)
     listed = listing()
     shown = {
-        one: {"result": str(outcome), "note": note}
+        one: _shown(outcome, note)
         for key, (outcome, note) in result.results.items()
         if outcome is not CommandResult.IN_FLIGHT
         for one in (key, *result.made.get(key, ()))
@@ -532,19 +531,21 @@ def _dry_run(
     """Return what would be done, and at which other nodes entries are in flight; of the claimed
     entries, `waiting` would be withdrawn.
     """
-    results = {}
     loaded = load_entries(tables, command, keys)
     claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
     elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
-    waiting = [key for key in waiting if key not in elsewhere]
-    for key in keys:
-        foreseen = dry_run_entry(loaded, command, key, waiting=waiting, now_us=now_us)
-        if foreseen is not None:
-            results[key] = foreseen
-    shown = {key: {"result": str(one), "note": note} for key, (one, note) in results.items()}
-    shown |= {key: _in_flight(node) for key, node in elsewhere.items()}
+    taken = [key for key in waiting if key not in elsewhere]
+    busy = set(claimed).difference(taken)
+    planned = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
+    result, _ = decide(
+        loaded, command, keys, taken=taken, now_us=now_us, at_us=now_us, planned=planned
+    )
+    shown = {
+        key: _in_flight(elsewhere.get(key, "")) if key in busy else _shown(one, note)
+        for key, (one, note) in result.results.items()
+    }
     listed.add(tables, list(shown), shown)
-    return [one for one, _ in results.values()], elsewhere.values()
+    return [one for one, _ in result.results.values()], elsewhere.values()
 
 
 def _show_in_flight(
@@ -556,9 +557,13 @@ def _show_in_flight(
     return elsewhere.values()
 
 
+def _shown(result: CommandResult, note: str) -> dict[str, str]:
+    return {"result": str(result), "note": note}
+
+
 def _in_flight(node: str) -> dict[str, str]:
-    result = {"result": str(CommandResult.IN_FLIGHT), "note": in_flight_note(node)}
-    return result | ({"node": node} if node else {})
+    shown = _shown(CommandResult.IN_FLIGHT, in_flight_note(node))
+    return shown | ({"node": node} if node else {})
 
 
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
