@@ -211,7 +211,8 @@ class LocalDelivery:
                 content=edit_header(content, head.__add__),
                 over_quota=(claim.message.source is Source.REPORT and not claim.extra.keep)
                 or any(one.added_by for one in recipients),
-                is_repeat=claim.attempts > 0,
+                # restored mail may have reached the mailbox while both were backed up
+                is_repeat=claim.attempts > 0 or claim.extra.released,
             )
         except MailboxTooSmallError as error:
             return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))  # RFC 3463 3.3

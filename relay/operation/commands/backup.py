@@ -2,7 +2,7 @@
 
 The order is that in which a message moves: records of keys, pending submissions, spool, mailboxes.
 So a message that moves meanwhile is in two places rather than in none; `relay restore` recognises
-it by its submission id, and local delivery by the name of its file. In between, a message may have
+it by its submission id, and local delivery by its id in the mailbox. In between, a message may have
 left the submissions after they were copied, not have been in the spool when that was, and be in a
 mailbox: it is left out there, because its submission brings it.
 

@@ -460,7 +460,7 @@ class DeliveryStore(Protocol):
         Repeating a delivery changes nothing. `unique` begins with a clock id (a queue id), whose
         time is part of the file name. `over_quota` allows reports to exceed the quota, within a
         bound. `is_repeat`: the message may have been delivered and then renamed by a mail client,
-        so it is also searched by its content, which takes longer.
+        so it is looked for in all folders, which takes longer.
         Raises MailboxFullError, ContentUnreadableError, StoreUnavailableError.
         """
         ...

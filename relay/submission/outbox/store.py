@@ -244,7 +244,6 @@ class FileStore:
         self._index.forget()
         self.keys.forget()
         self._log.close()
-        self._inbox.forget()
         self.settings.replying.clear()
         self._directory.forget()
         keeps_order.cache_clear()

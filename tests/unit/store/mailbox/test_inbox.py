@@ -9,7 +9,6 @@ import pytest
 from relay.base.clock import id_time_us
 from relay.base.files import FileOctets
 from relay.base.message.content import BLOCK_BYTES, LargeContent
-from relay.store.mailbox.inbox import DeliveredIds
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.types import (
@@ -137,21 +136,3 @@ async def test_what_a_crash_left_in_tmp_is_no_hindrance(place, store):
     result = await place.store().deliver(BOB, unique=UNIQUE, content=CONTENT)
     assert result is DeliveryResult.DELIVERED
     assert place.left_over() == []
-
-
-def test_the_memory_of_delivered_ids_is_bounded(tmp_path):
-    ids = DeliveredIds(limit=22)
-    for number in range(5):
-        box = tmp_path / str(number)
-        (box / "cur").mkdir(parents=True)
-        (box / "cur" / f"1.Rl{number:015}_1.h:2,").touch()
-        assert ids.has(box, f"l{number:015}")
-        assert not ids.has(box, "l" + "x" * 15)
-    assert sum(map(len, ids._mailboxes.values())) <= 2
-
-
-def test_the_mailboxes_of_delivered_ids_count_too(tmp_path):
-    ids = DeliveredIds(limit=100)
-    for number in range(50):
-        ids.has(tmp_path / str(number), "l" + "x" * 15)
-    assert len(ids._mailboxes) <= 10
