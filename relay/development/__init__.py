@@ -12,6 +12,7 @@ mail leaves the machine only where the user allows it.
 - `demonstration`: the two messages of the demonstration, and the example of the pages
 - `accounts`: which account a token, login or client names: any, without set-up
 - `authority`: its certificate authority, and the certificates of HTTPS
+- `issuer`: how certificates are issued, also those of the simulated hosts
 - `clock_advances`: advances of the clock, one at a time
 - `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;

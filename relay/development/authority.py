@@ -10,21 +10,17 @@ each relay. Raises OSError.
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 from relay.base.certificates import ServerCertificate, load_pair
@@ -32,6 +28,7 @@ from relay.base.clock import Clock
 from relay.base.files import locked_directory, replace_file
 from relay.base.settings.tree import CertificateFiles
 from relay.base.settings.values import is_ip
+from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
 
 _RENEWAL_CHECK_S = 60.0  # a machine that was asleep has a new certificate soon
@@ -41,7 +38,6 @@ _CA_DAYS = 5 * 365
 _CA_RENEW_DAYS = 90
 PROXY_HOURS = 24
 PROXY_RENEW_HOURS = 12  # as long as that, a client may keep the bundle that it read
-_BACKDATED = timedelta(days=1)  # clocks of containers and virtual machines differ
 _DOMAINS = ("localhost", "example.test")  # and everything below them
 _NETWORKS = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
@@ -51,37 +47,13 @@ _NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
 _CONSTRAINTS_MAX = 100  # then names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
 _PROXY_CA_NAME = "Relay development proxy CA"
-_ANY_ADDRESS = (x509.IPAddress(ip_network("0.0.0.0/0")), x509.IPAddress(ip_network("::/0")))
-
-
-class _Issuer(Struct, frozen=True):
-    """The certificate of an authority, and its key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    def sign(
-        self, key: ec.EllipticCurvePublicKey, names: Iterable[str], *, now: datetime, end: datetime
-    ) -> bytes:
-        """Return a certificate for a server with these names (PEM)."""
-        own = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        certificate = (
-            _builder(key, "Relay development", now=now, end=end)
-            .issuer_name(self.certificate.subject)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(own, critical=False)
-            .add_extension(x509.SubjectAlternativeName(map(_general_name, names)), critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        return certificate.public_bytes(Encoding.PEM)
 
 
 class DevelopmentAuthority(Struct, frozen=True):
     """An authority; `certificate` is the PEM file that clients trust."""
 
     certificate: Path
-    _issuer: _Issuer
+    _issuer: Issuer
 
     def issue(self, folder: Path, hosts: Sequence[str], *, now: datetime) -> CertificateFiles:
         """Write a certificate for the names of loopback and for `hosts` into `folder`."""
@@ -91,7 +63,7 @@ class DevelopmentAuthority(Struct, frozen=True):
         certificate = self._issuer.sign(key.public_key(), names, now=now, end=end)
         folder.mkdir(mode=0o700, exist_ok=True)
         files = CertificateFiles(folder / "relay.pem", folder / "relay.key")
-        replace_file(files.key, _pem_of(key), mode=0o600)
+        replace_file(files.key, pem_of(key), mode=0o600)
         replace_file(files.certificate, certificate, mode=0o644)
         return files
 
@@ -110,11 +82,11 @@ def open_authority(
         key = _read_key(key_file)
         if key is None:
             key = ec.generate_private_key(ec.SECP256R1())
-            replace_file(key_file, _pem_of(key), mode=0o600)
+            replace_file(key_file, pem_of(key), mode=0o600)
         found = _read_certificate(file, key, now=now)
         allowed = _allowed_by(found) if found is not None else set()
         wanted = _DEFAULT_CONSTRAINTS | {
-            _general_name(one, is_constraint=True)
+            general_name(one, is_constraint=True)
             for one in hosts
             if not _is_allowed_by_default(one)
         }
@@ -122,12 +94,12 @@ def open_authority(
             if len(allowed | wanted) <= _CONSTRAINTS_MAX:
                 wanted |= allowed
             permitted = sorted(wanted, key=lambda one: str(one.value))
-            found = _self_signed(
+            found = self_signed(
                 key, _CA_NAME, x509.NameConstraints(permitted, None),
                 now=now, end=now + timedelta(days=_CA_DAYS),
             )  # fmt: skip
             replace_file(file, found.public_bytes(Encoding.PEM), mode=0o644)
-    return DevelopmentAuthority(file, _Issuer(found, key))
+    return DevelopmentAuthority(file, Issuer(found, key))
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
@@ -156,57 +128,6 @@ def _read_certificate(
     return found if is_valid and found.public_key() == key.public_key() else None
 
 
-def _self_signed(
-    key: ec.EllipticCurvePrivateKey,
-    name: str,
-    constraints: x509.NameConstraints,
-    *,
-    now: datetime,
-    end: datetime,
-) -> x509.Certificate:
-    return (
-        _builder(key.public_key(), name, now=now, end=end)
-        .issuer_name(_name(name))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(constraints, critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _builder(
-    key: ec.EllipticCurvePublicKey, name: str, *, now: datetime, end: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(end)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _allowed_by(certificate: x509.Certificate) -> set[x509.GeneralName]:
     try:
         found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
@@ -220,20 +141,6 @@ def _is_allowed_by_default(host: str) -> bool:
     if is_ip(bare):
         return any(ip_address(bare) in network for network in _NETWORKS)
     return any(f".{host}".endswith(f".{domain}") for domain in _DOMAINS)
-
-
-def _general_name(host: str, *, is_constraint: bool = False) -> x509.GeneralName:
-    """Return a host name or an address, with or without brackets; or the constraint that allows
-    it.
-    """
-    bare = host.strip("[]")
-    if not is_ip(bare):
-        return x509.DNSName(host)
-    return x509.IPAddress(ip_network(bare) if is_constraint else ip_address(bare))
-
-
-def _pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 class ProxyAuthority:
@@ -262,16 +169,16 @@ class ProxyAuthority:
         """
         end = now + timedelta(hours=PROXY_HOURS)
         permitted = [x509.DNSName(one) for one in self._names]
-        constraints = x509.NameConstraints(permitted, _ANY_ADDRESS)
-        found = _self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
+        constraints = x509.NameConstraints(permitted, ANY_ADDRESS)
+        found = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
         key = ec.generate_private_key(ec.SECP256R1())
         file = self._folder / "proxy.pem"
-        content = _Issuer(found, self._key).sign(key.public_key(), self._names, now=now, end=end)
+        content = Issuer(found, self._key).sign(key.public_key(), self._names, now=now, end=end)
         replace_file(file, content, mode=0o644)
         reader, writer = os.pipe()  # OpenSSL reads a key from a path only
         try:
             with os.fdopen(writer, "wb") as pipe:
-                pipe.write(_pem_of(key))
+                pipe.write(pem_of(key))
             context = load_pair(file, Path(f"/dev/fd/{reader}"))
         finally:
             os.close(reader)

@@ -1,7 +1,7 @@
 """Certificates of the simulated hosts, by a certificate authority that only one internet has.
 
 A route with `tls = "verify"` and its `ca` trusts them, and so does mail under an MTA-STS policy.
-The bad certificate is for another name and has expired. Keys are P-256. See RFC 5280.
+The bad certificate is for another name and has expired.
 """
 
 import hashlib
@@ -13,44 +13,29 @@ from tempfile import NamedTemporaryFile
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from relay.base.certificates import load_pair
 from relay.development.internet.scenario import HostCertificate
+from relay.development.issuer import ANY_ADDRESS, Issuer, pem_of, self_signed
 
 _KEPT = 256
-_COMMON_NAME_MAX = 64  # RFC 5280 A.1
 _CA_NAME = "Simulated internet of relay dev"
 _OTHER_NAME = "wrong-name.invalid"
 # whatever time the clock has been advanced to
 _FIRST, _LAST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2099, 12, 31, tzinfo=UTC)
 _EXPIRED = datetime(2001, 1, 1, tzinfo=UTC)
-_SIGNS_CERTIFICATES = x509.KeyUsage(
-    digital_signature=False, content_commitment=False, key_encipherment=False,
-    data_encipherment=False, key_agreement=False, key_cert_sign=True, crl_sign=False,
-    encipher_only=False, decipher_only=False,
-)  # fmt: skip
 
 
 class HostCertificates:
     """The authority and what it has issued. `authority` is its certificate, in PEM."""
 
     def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        key = ec.generate_private_key(ec.SECP256R1())
+        no_address = x509.NameConstraints(None, ANY_ADDRESS)
+        issued = self_signed(key, _CA_NAME, no_address, now=_FIRST, end=_LAST)
+        self._issuer = Issuer(issued, key)
         self._host_key = ec.generate_private_key(ec.SECP256R1())
-        issued = (
-            self._builder(_CA_NAME, self._key, end=_LAST)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_SIGNS_CERTIFICATES, critical=True)
-            .sign(self._key, SHA256())
-        )
         self.authority = issued.public_bytes(Encoding.PEM).decode()
         public = self._host_key.public_key()
         octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -80,36 +65,8 @@ class HostCertificates:
         return context
 
     def _issue(self, name: str, *, end: datetime) -> ssl.SSLContext:
-        issued = (
-            self._builder(name, self._host_key, end=end)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-            .sign(self._key, SHA256())
-        )
-        key = self._host_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        certificate = self._issuer.sign(self._host_key.public_key(), [name], now=_FIRST, end=end)
         with NamedTemporaryFile() as file:  # OpenSSL reads a pair from files only
-            file.write(issued.public_bytes(Encoding.PEM) + key)
+            file.write(certificate + pem_of(self._host_key))
             file.flush()
             return load_pair(Path(file.name), Path(file.name))
-
-    def _builder(
-        self, name: str, key: ec.EllipticCurvePrivateKey, *, end: datetime
-    ) -> x509.CertificateBuilder:
-        """Begin a certificate with what Python demands of one from 3.13 on (VERIFY_X509_STRICT)."""
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        return (
-            x509.CertificateBuilder()
-            .subject_name(_name(name))
-            .issuer_name(_name(_CA_NAME))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(_FIRST)
-            .not_valid_after(end)
-            .add_extension(issuer, critical=False)
-            .add_extension(own, critical=False)
-        )
-
-
-def _name(text: str) -> x509.Name:
-    shown = text[:_COMMON_NAME_MAX]
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, shown)])

@@ -20,10 +20,9 @@ from relay.base.settings.tree import CertificateFiles
 from relay.development.authority import (
     LEAF_DAYS,
     DevelopmentCertificate,
-    _Issuer,
-    _pem_of,
     open_authority,
 )
+from relay.development.issuer import Issuer, pem_of
 from tests.support.tables import each_row
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -175,10 +174,10 @@ def test_clients_of_the_proxy_trust_the_bundle_alone(certificate, name):
 @each_row("host", ["evil.test", "localhost", "com", "10.0.0.1", "127.0.0.1", "::1"])
 def test_the_authority_of_the_proxy_is_for_its_names_alone(certificate, tmp_path, host):
     bundle = x509.load_pem_x509_certificates(certificate.bundle.read_bytes())
-    issuer = _Issuer(bundle[1], certificate.proxy._key)
+    issuer = Issuer(bundle[1], certificate.proxy._key)
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     files = CertificateFiles(tmp_path / "forged.pem", tmp_path / "forged.key")
-    files.key.write_bytes(_pem_of(key))
+    files.key.write_bytes(pem_of(key))
     files.certificate.write_bytes(
         issuer.sign(key.public_key(), [host], now=now, end=now + timedelta(hours=1))
     )
