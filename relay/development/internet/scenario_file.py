@@ -2,22 +2,19 @@
 a scenario and remove one, in its values and in its TOML text.
 
 All faults of a scenario are reported together, each with its line, as those of relay.toml. Nothing
-in a scenario names a file or a variable of the environment. Comments and layout of an edited text
-stay where that is possible; otherwise it is written again from the values. The format is in
-docs/internet.md.
+in a scenario names a file or a variable of the environment. An edited text is written again from
+the values, without comments. The format is in docs/internet.md.
 """
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from relay.base.message.envelope import domain_of
 from relay.base.phrases import counted, shown
@@ -305,18 +302,13 @@ def with_reply(text: ScenarioText, domain: str, reply: Mapping[str, Any]) -> Edi
     domains = text.scenario.domain
     number = next((i for i, one in enumerate(domains) if name in one.names), len(domains))
 
-    def add(content: Any) -> None:
-        if number == len(domains):
-            if "domain" not in content:
-                content["domain"] = _tables(content)
-            content["domain"].append(_table(content, {"name": name}))
-        table = content["domain"][number]
-        if "reply" not in table:
-            table["reply"] = _tables(content)
-        table["reply"].insert(0, _table(content, reply))
-
-    before = len(domains[number].reply) if number < len(domains) else 0
-    return EditedScenario(_edited(text, add), number, (-1, *range(before)))
+    table = tomllib.loads(text.toml)
+    tables = table.setdefault("domain", [])
+    if number == len(domains):
+        tables.append({"name": name})
+    before = tables[number].get("reply", ())
+    tables[number]["reply"] = [dict(reply), *before]
+    return EditedScenario(scenario_of(table), number, (-1, *range(len(before))))
 
 
 def without_reply(text: ScenarioText, domain: int, reply: int) -> EditedScenario:
@@ -325,38 +317,7 @@ def without_reply(text: ScenarioText, domain: int, reply: int) -> EditedScenario
     if domain < 0 or reply not in numbers:
         raise IndexError(reply)
 
-    def remove(content: Any) -> None:
-        table = content["domain"][domain]
-        del table["reply"][reply]
-        if not table["reply"]:
-            del table["reply"]
-
-    kept = tuple(one for one in numbers if one != reply)
-    return EditedScenario(_edited(text, remove), domain, kept)
-
-
-def _edited(text: ScenarioText, change: Callable[[Any], None]) -> ScenarioText:
-    """Return the scenario with a change, which is given a table, or a document of tomlkit's."""
     table = tomllib.loads(text.toml)
-    change(table)
-    by_values = scenario_of(table)
-    with suppress(TOMLKitError, AttributeError, LookupError, TypeError, ValueError):
-        document = tomlkit.parse(text.toml)
-        change(document)
-        kept = document.as_string()
-        if tomllib.loads(kept) == table:
-            return parse_scenario(kept)
-    return by_values
-
-
-def _tables(content: Any) -> Any:
-    return tomlkit.aot() if isinstance(content, tomlkit.TOMLDocument) else []
-
-
-def _table(content: Any, values: Mapping[str, Any]) -> Any:
-    if not isinstance(content, tomlkit.TOMLDocument):
-        return dict(values)
-    table = tomlkit.table()
-    table.update(values)
-    table.add(tomlkit.nl())
-    return table
+    del table["domain"][domain]["reply"][reply]
+    kept = tuple(one for one in numbers if one != reply)
+    return EditedScenario(scenario_of(table), domain, kept)
