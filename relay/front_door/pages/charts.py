@@ -1,10 +1,9 @@
-"""Small charts: where the lines of a series of values run, and the same values as text and table.
+"""Small charts: where the lines of a series of values run, and the same values as a table.
 
 Pure. The template `charts.html` makes SVG of them. Lines end at a gap; a single value between two
 gaps is a dot.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -13,7 +12,6 @@ from msgspec import Struct
 WIDTH, HEIGHT = 600, 100  # of the drawing, in its own units
 _NARROW_SPACE = "\u202f"  # between groups of digits, and between a number and its unit
 _NO_DATA = "no data"
-_ROUND_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
 
 
 class Series(Struct, frozen=True):
@@ -35,8 +33,8 @@ class DrawnLine(Struct, frozen=True):
 class Chart(Struct, frozen=True):
     """A chart as the template needs it; `times` and `maximum` are texts.
 
-    `rows` are the times with their values as text, from the first value on. `description` says in
-    words what the lines show. `key` is the same for all charts of this title up to a comma.
+    `rows` are the times with their values as text, from the first value on. `key` is the same for
+    all charts of this title up to a comma.
     """
 
     key: str
@@ -45,7 +43,6 @@ class Chart(Struct, frozen=True):
     maximum: str
     lines: Sequence[DrawnLine]
     rows: Sequence[tuple[str, Sequence[str]]]
-    description: str
 
 
 def draw(
@@ -58,15 +55,10 @@ def draw(
 ) -> Chart:
     """Return the chart of some series with a value for each of `times`.
 
-    `text_of` writes a value with its unit. The upper edge is `top`, or a round number that is no
-    less than the highest value.
+    `text_of` writes a value with its unit. The upper edge is `top`, or the highest value.
     """
     known = [value for one in series for value in one.values if value is not None]
-    highest = max(known, default=0.0)
-    if top is not None:
-        edge = top
-    else:
-        edge = round_up_duration(highest) if text_of is duration_text else round_up(highest)
+    edge = top or max(known, default=0.0) or 1.0
     lines = [
         DrawnLine(
             one.name,
@@ -91,7 +83,6 @@ def draw(
         maximum=text_of(edge),
         lines=lines,
         rows=rows,
-        description=_described(times, lines, sum(gaps)),
     )
 
 
@@ -108,22 +99,6 @@ def path_of(values: Sequence[float | None], edge: float) -> str:
             places = [f"{x:.4g} {y:.4g}" for x, y in run]
             parts.append(f"M{'L'.join(places)}" if places[1:] else f"M{places[0]}h.01")
     return "".join(parts)
-
-
-def round_up(value: float) -> float:
-    """Return the next of 1, 2, 5 and their powers of ten that is not below a value; 1 for 0."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
-
-
-def round_up_duration(seconds: float) -> float:
-    """Return the next round duration that is not below one: as 10 s, 30 min, 2 d."""
-    if seconds <= 1:
-        return round_up(seconds)
-    days = 86400 * round_up(seconds / 86400)
-    return next((float(one) for one in _ROUND_S if one >= seconds), days)
 
 
 def number_text(value: float) -> str:
@@ -156,13 +131,3 @@ def _with_unit(number: str, unit: str) -> str:
 
 def _text(value: float | None, text_of: Callable[[float], str]) -> str:
     return _NO_DATA if value is None else text_of(value)
-
-
-def _described(times: Sequence[str], lines: Sequence[DrawnLine], gaps: int) -> str:
-    if not times:
-        return _NO_DATA
-    parts = [f"From {times[0]} to {times[-1]} UTC."]
-    parts += [f"{one.name}: latest {one.latest}, highest {one.highest}." for one in lines]
-    if gaps:
-        parts.append(f"No data for {gaps} of {len(times)} minutes.")
-    return " ".join(parts)
