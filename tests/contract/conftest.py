@@ -113,7 +113,7 @@ def copied(storage: SpoolStorage, tmp_path: Path) -> Callable[[], Path]:
     def copied() -> Path:
         folder = tmp_path / "copy"
         folder.mkdir()
-        storage.back_up(folder, on_part=lambda *_: None)
+        storage.back_up(folder)
         return folder
 
     return copied

@@ -1,7 +1,7 @@
 """The commands `relay storage verify | backup | prune | adopt`.
 
-Results are printed on stdout, progress on stderr if that is a terminal. The exit status is 65 if
-there is a fault, and if a directory cannot be used for a backup. See docs/names.md (Commands).
+The exit status is 65 if there is a fault, and if a directory cannot be used for a backup. See
+docs/names.md (Commands).
 """
 
 import sys
@@ -15,20 +15,17 @@ from relay.base.clock import SystemClock
 from relay.base.phrases import counted
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, older_than_s
-from relay.operation.cli.output import print_json, print_lines, print_progress
+from relay.operation.cli.output import print_json, print_lines
 from relay.operation.commands.operator_client import OperatorClient
 from relay.operation.commands.storage import (
     BackupRefusedError,
     FoundRoot,
     NotAdoptedError,
     back_up,
-    extent,
 )
 from relay.operation.commands.storage import adopt as adopted
 from relay.operation.commands.storage import verify as verified
 from relay.store.spool.engine import SpoolFinding
-
-_PROGRESS_PAGES = 10_000
 
 
 @click.group()
@@ -64,9 +61,8 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
 
 @storage.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--dry-run", is_flag=True, help="Only show how much would be copied.")
 @common_options
-def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
+def backup(context: CommandContext, directory: Path) -> None:
     """Copy the spool and the dead letters into DIRECTORY.
 
     The relay may run meanwhile. The copy is a consistent snapshot of the spool, and can replace it.
@@ -74,20 +70,11 @@ def backup(context: CommandContext, directory: Path, *, dry_run: bool) -> None:
     manifest.json is written last, when the copy is complete. Copy the pending submissions
     (.submissions) before it, and the mailboxes after it.
     """
-    settings = context.settings()
-
-    def progress(done: int, pages: int) -> None:
-        if done != pages and done % _PROGRESS_PAGES == 0:
-            print_progress(f"relay storage backup: {100 * done // pages} %")
-
     try:
-        if dry_run:
-            result = extent(settings)
-        else:
-            result = back_up(settings, directory, clock=SystemClock(), on_part=progress)
+        result = back_up(context.settings(), directory, clock=SystemClock())
     except BackupRefusedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
-    context.show(result, lambda: _backup_lines(result, str(directory), dry_run=dry_run))
+    context.show(result, lambda: _backup_lines(result, str(directory)))
 
 
 @storage.command()
@@ -161,16 +148,16 @@ def _verified_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _backup_lines(result: Mapping[str, Any], directory: str, *, dry_run: bool) -> list[str]:
-    """Return what `relay storage backup` has copied, or would copy."""
+def _backup_lines(result: Mapping[str, Any], directory: str) -> list[str]:
+    """Return what `relay storage backup` has copied."""
     database, contents = result["database"], result["contents"]
     size_mib = (database["bytes"] + contents["bytes"]) / 2**20
     files = counted(contents["files"], "content file")
     letters = counted(result["dead_letters"], "dead letter")
-    lines = [f"{size_mib:.1f} MiB: the spool, {files}, {letters}"]
-    if not dry_run:
-        entries = counted(sum(result["entries"].values()), "entry")
-        lines.append(f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}")
-        lines += [f"missing: {name}" for name in contents["missing"]]
-        lines.append(f"copied to {directory}")
-    return lines
+    entries = counted(sum(result["entries"].values()), "entry")
+    return [
+        f"{size_mib:.1f} MiB: the spool, {files}, {letters}",
+        f"in the queue: {entries}, {counted(result['recipients'], 'recipient')}",
+        *(f"missing: {name}" for name in contents["missing"]),
+        f"copied to {directory}",
+    ]

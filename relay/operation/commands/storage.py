@@ -142,29 +142,21 @@ class BackupRefusedError(Exception):
     """There is nothing to copy, or the target cannot be used."""
 
 
-def extent(settings: Settings) -> dict[str, Any]:
-    """Return what a backup would copy. Raises BackupRefusedError, SpoolError."""
-    found = _stored(settings).backup_size()
-    return found | {"dead_letters": sum(1 for _ in _letters(settings.state_dir / DEAD_LETTER))}
-
-
-def back_up(
-    settings: Settings,
-    folder: Path,
-    *,
-    clock: Clock,
-    on_part: Callable[[int, int], None] = lambda *_: None,
-) -> dict[str, Any]:
+def back_up(settings: Settings, folder: Path, *, clock: Clock) -> dict[str, Any]:
     """Copy into `folder`, which is new or empty; return the manifest.
 
     Raises BackupRefusedError, SpoolError, OSError.
     """
-    stored = _stored(settings)
+    stored = spool.storage(settings)
+    stored.require_tools()
+    _check_readable(stored)
+    if not stored.exists():
+        raise BackupRefusedError(f"there is no {stored}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if any(folder.iterdir()):
         raise BackupRefusedError(f"{folder} is not empty")
     made = rfc3339(clock.time_us())
-    copied = stored.back_up(folder, on_part=on_part)
+    copied = stored.back_up(folder)
     dead_letters = settings.state_dir / DEAD_LETTER
     with closing(BackupCopy(folder)) as copy:
         copy.all_written(folder)
@@ -187,16 +179,6 @@ def back_up(
         }
         copy.write_manifest(manifest)
     return manifest
-
-
-def _stored(settings: Settings) -> SpoolStorage:
-    """Return a spool that exists and can be read, and has tools of Relay's."""
-    stored = spool.storage(settings)
-    stored.require_tools()
-    _check_readable(stored)
-    if not stored.exists():
-        raise BackupRefusedError(f"there is no {stored}")
-    return stored
 
 
 def _check_readable(stored: SpoolStorage) -> None:

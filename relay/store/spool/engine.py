@@ -505,7 +505,7 @@ class SpoolStorage(Protocol):
 
     def require_tools(self) -> None:
         """Raise SpoolUnsupportedError, which names the tools of the database, where verify() and
-        backup_size() are left to them.
+        `relay storage backup` are left to them.
         """
         return
 
@@ -523,15 +523,9 @@ class SpoolStorage(Protocol):
         """
         ...
 
-    def backup_size(self) -> dict[str, dict[str, int]]:
-        """Return what back_up() would copy, as JSON: bytes of `database`, bytes and files of
-        `contents`.
-        """
-        ...
-
-    def back_up(self, folder: Path, *, on_part: Callable[[int, int], None] = ...) -> BackupResult:
+    def back_up(self, folder: Path) -> BackupResult:
         """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner
-        writes. `on_part` is called with the parts that are done, and their number.
+        writes.
 
         The copy can replace the spool.
         """

@@ -118,12 +118,8 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.verify."""
         self.require_tools()
 
-    def backup_size(self) -> NoReturn:
-        """SpoolStorage.backup_size."""
-        self.require_tools()
-
-    def back_up(self, folder: Path, **_progress: object) -> BackupResult:
-        """SpoolStorage.back_up, by one run of pg_dump, which does not say how far it is."""
+    def back_up(self, folder: Path) -> BackupResult:
+        """SpoolStorage.back_up, by one run of pg_dump."""
         from relay.store.spool.postgres.backup import dump  # noqa: PLC0415 - see above
 
         with (folder / _DUMP).open("xb") as file:

@@ -8,7 +8,7 @@ See relay.store.spool.engine.SpoolStorage, and docs/operation-backup.md (Back up
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,23 +80,7 @@ class SqliteStorage(SpoolStorage):
             self._database, is_owner=is_owner, full=full, recount=recount, report=report
         ).run()
 
-    def backup_size(self) -> dict[str, dict[str, int]]:
-        """SpoolStorage.backup_size."""
-        folder = contents_of(self._database)
-        with (
-            closing(open_database(self._database, read_only=True)) as connection,
-            translate_sqlite_errors(self._database),
-        ):
-            pages = connection.pragma("page_count") * connection.pragma("page_size")
-            sizes = [_size_of(folder / name) for (name,) in connection.execute(_FILES)]
-        return {
-            "database": {"bytes": pages},
-            "contents": {"files": len(sizes), "bytes": sum(sizes)},
-        }
-
-    def back_up(
-        self, folder: Path, *, on_part: Callable[[int, int], None] = lambda *_: None
-    ) -> BackupResult:
+    def back_up(self, folder: Path) -> BackupResult:
         """SpoolStorage.back_up."""
         database, target = self._database, folder / self._database.name
         with closing(open_database(database, read_only=True)) as connection:
@@ -107,7 +91,7 @@ class SqliteStorage(SpoolStorage):
                     raise SpoolFullError(f"{folder}: {needed >> 20} MiB are needed, less is free")
                 contents_of(target).mkdir(mode=0o700)
             missing = _with_contents(connection, contents_of(database), contents_of(target))
-            copy_database(connection, target, on_part=on_part)
+            copy_database(connection, target)
             with translate_sqlite_errors(database):
                 _remove_others(connection, contents_of(target))
         with translate_os_errors(folder):
@@ -213,9 +197,3 @@ def _counts(database: Path) -> dict[str, Any]:
             raise SpoolDamagedError(text)
         tables = SqliteTables(connection.cursor())
         return {"schema": connection.pragma("user_version")} | stats.copied(tables)
-
-
-def _size_of(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0
