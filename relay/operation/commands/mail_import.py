@@ -2,9 +2,8 @@
 
 A message's file is named by the digest of its content, so that a repeated import adds nothing.
 Nothing but the line ends (CRLF) and Relay's own fields (X-Relay-*) is changed. Messages of any size
-are read in blocks. No symbolic link is followed; those in a directory are noted, and so are the
-separators in an mbox file that follow no empty line. Raises BadMailError with file and position,
-and OSError; what was imported before stays.
+are read in blocks. No symbolic link is followed; those in a directory are noted. Raises
+BadMailError with file and position, and OSError; what was imported before stays.
 """
 
 import contextlib
@@ -14,8 +13,8 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from msgspec import Struct
 
@@ -30,7 +29,6 @@ _SEPARATOR = re.compile(
     rb"From (?:-\s|.*?\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) +"
     rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d)"
 )
-_LINES_SHOWN = 20
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
@@ -85,7 +83,7 @@ def find_mail(
     if path.is_symlink():
         raise BadMailError(f"{path}: found a symbolic link, expected mail: name what it leads to")
     if not path.is_dir():
-        yield from _in_file(path, note)
+        yield from _in_file(path)
     elif (path / "cur").is_dir() or (path / "new").is_dir():
         yield from _in_maildir(path, note)
     else:
@@ -97,7 +95,7 @@ def find_mail(
                 note(_left_out(one))
             else:
                 try:
-                    yield from _in_file(one, note)
+                    yield from _in_file(one)
                 except BadMailError as error:
                     if pass_over is None:
                         raise
@@ -108,63 +106,49 @@ def _left_out(link: Path) -> str:
     return f"left out {link}: a symbolic link"
 
 
-def _in_file(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
+def _in_file(path: Path) -> Iterator[FoundMail]:
     if not path.is_file():
         raise BadMailError(f"{path}: found no regular file, expected mail")
     with open_message(path) as file:
         begin = file.read(len(_FROM))
     if begin == _FROM:
-        yield from _in_mbox(path, note)
+        yield from _in_mbox(path)
     else:
         found = path.stat()
         yield FoundMail(path, 0, found.st_size, str(path), _mtime_s(found))
 
 
-def _in_mbox(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
+def _in_mbox(path: Path) -> Iterator[FoundMail]:
     """A message begins behind a line "From " that is the first, or follows an empty one, which is
     not part of the message before it; some programs write no empty line. Without one the separator
     must have a date, or "-" for the sender, and a header after it.
     """
-    number = position = 0
     begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
-    doubtful: tuple[int, int, bytes] | None = None  # the same, of the line before
-    taken, left = list[int](), list[int]()
-    last_start = 0
+    number = position = last_start = 0
     was_empty = at_begin = True
     with open_message(path) as file:
-        for line in chain(iter(lambda: file.readline(_LINE_BYTES), b""), (b"",)):
-            if doubtful is not None:
-                is_before, is_one = _FIELD.match(line), _SEPARATOR.match(doubtful[2])
-                if is_before or is_one:
-                    (taken if is_before and is_one else left).append(doubtful[0])
-                if is_before and is_one and begun is not None:
-                    yield _of_mbox(path, begun, last_start)
-                    begun = doubtful
-            here = (number + 1, position + len(line), line)
-            doubtful = here if at_begin and not was_empty and line.startswith(_FROM) else None
-            if was_empty and line.startswith(_FROM):
+        while line := file.readline(_LINE_BYTES):
+            after = position + len(line)
+            if (was_empty and line.startswith(_FROM)) or (
+                at_begin and _SEPARATOR.match(line) and _begins_with_field(file)
+            ):
                 if begun is not None:
-                    yield _of_mbox(path, begun, last_start)
-                begun = here
-            if line:
-                last_start = position
-                position += len(line)
-                was_empty = at_begin and line in (b"\n", b"\r\n")
-                at_begin = line.endswith(b"\n")
-                number += at_begin
+                    yield _of_mbox(path, begun, last_start if was_empty else position)
+                begun = (number + 1, after, line)
+            last_start, position = position, after
+            was_empty = at_begin and line in (b"\n", b"\r\n")
+            at_begin = line.endswith(b"\n")
+            number += at_begin
     if begun is not None:
         yield _of_mbox(path, begun, last_start if was_empty else position)
-    for numbers, what in (
-        (taken, "a message begins without an empty line before it"),
-        (
-            left,
-            "part of a message: after no empty line, without a date or a header after it",
-        ),
-    ):
-        if numbers:
-            shown = ", ".join(map(str, numbers[:_LINES_SHOWN]))
-            more = len(numbers) - _LINES_SHOWN
-            note(f"{path}: line {shown}{f' and {more} more' if more > 0 else ''}: {what}")
+
+
+def _begins_with_field(file: BinaryIO) -> bool:
+    """Return whether the next line is a field; nothing is read."""
+    place = file.tell()
+    found = _FIELD.match(file.readline(_LINE_BYTES))
+    file.seek(place)
+    return found is not None
 
 
 def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
