@@ -2,7 +2,7 @@
 
 Values from outside are clipped to one line. Only the first recipients are given; the second part
 of a report has all.
-RFC 3463 and its registry (the classes), RFC 4647 3.4 (lookup), RFC 3282 (Accept-Language).
+RFC 3463 and its registry (the classes), RFC 3282 (Accept-Language).
 """
 
 import re
@@ -20,7 +20,6 @@ from relay.formats.headers import date_field
 
 SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
 _ACCEPTED_CHARACTERS_MAX = 500  # of an Accept-Language
-_RANGES_MAX = 20  # of an Accept-Language
 _CANCELLED = "5.0.0"  # of this relay: no other status says that an operator ended it
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
 _spam = re.compile(
@@ -191,37 +190,7 @@ def is_success(kind: ReportKind) -> bool:
 
 
 def accepted_language(value: str, known: Collection[str]) -> str:
-    """Return the language that the value of Accept-Language prefers, "" if none is known."""
-    ranges = []
-    for part in value[:_ACCEPTED_CHARACTERS_MAX].split(",")[:_RANGES_MAX]:
-        tag, _, parameter = (one.strip() for one in part.partition(";"))
-        quality = _quality(parameter)
-        if quality > 0:
-            ranges.append((-quality, tag))
-    # sorted() keeps the order of ranges of one quality
-    for _, tag in sorted(ranges, key=lambda one: one[0]):
-        if found := lookup(tag, known):
-            return found
-    return ""
-
-
-def lookup(tag: str, known: Collection[str]) -> str:
-    """Return the known language of a tag or range, "" if there is none (RFC 4647 3.4)."""
-    parts = tag.lower().split("-")
-    while parts:
-        if "-".join(parts) in known:
-            return "-".join(parts)
-        parts.pop()
-        if parts and len(parts[-1]) == 1:  # a singleton begins an extension
-            parts.pop()
-    return ""
-
-
-def _quality(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    if name.strip().lower() != "q":
-        return 1.0
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
+    """Return the first known language in the value of Accept-Language, "" if none is."""
+    tags = (one.strip().partition(";")[0] for one in value[:_ACCEPTED_CHARACTERS_MAX].split(","))
+    languages = (tag.partition("-")[0].strip().lower() for tag in tags)
+    return next((one for one in languages if one in known), "")
