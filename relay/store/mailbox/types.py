@@ -274,7 +274,8 @@ class PendingSubmission:
     ready_us: int
     options: SendOptions = field(default_factory=SendOptions)  # those of the request
     internet_message_id: str = ""  # known when a submission with a key is submitted, else ""
-    was_scheduled: bool = False  # a repeated /send has found it
+    # a repeated /send has found it
+    was_scheduled: bool = field(default=False, compare=False)
 
     @property
     def draft_id(self) -> str:

@@ -79,11 +79,13 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
     for days in (3, 0):
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
-    history = maintenance.PrunedHistory(spool, log, refusals, tmp_path / "dead-letter")
+    usage = Spool([None] * 9)
+    history = maintenance.PrunedHistory(spool, log, refusals, usage, tmp_path / "dead-letter")
     await run_until_over(spool, maintenance.prune_history(history, clock, keep_s=keep))
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
     assert log.kept == [2]
+    assert usage.asked == [()]
 
 
 ERRORS = [SpoolError("busy"), ZeroDivisionError()]
