@@ -22,7 +22,7 @@ def node(clock) -> Callable[..., tuple[UsageCounter, UsageLedger]]:
         usage = UsageCounter(
             clock, limits_of=lambda _: (NO_LIMITS, limits), is_own=lambda one: one == "example.test"
         )
-        return usage, UsageLedger(spool, usage, clock, node=name, is_shared=True)
+        return usage, UsageLedger(spool, usage, clock, node=name)
 
     return node
 

@@ -58,16 +58,7 @@ from relay.base.settings.document import (
     unknown_key,
 )
 from relay.base.settings.reader import DocumentReader
-from relay.base.settings.tree import (
-    NO_LIMITS,
-    Between,
-    Bytes,
-    Language,
-    Limits,
-    Mailbox,
-    OwnDomain,
-    Secret,
-)
+from relay.base.settings.tree import Between, Bytes, Language, Limits, Mailbox, OwnDomain, Secret
 
 _NOBODY = Password(
     # makes a check for an unknown user as slow as for a known one
@@ -105,7 +96,7 @@ class _Entry:
     language: Language | None = None  # of the reports that it gets; None: not known
     forward_to: tuple[str, ...] = ()  # addresses that get its mail
     keep_copy: bool = True  # of forwarded mail
-    limits: Limits = NO_LIMITS  # of what it sends to the outside
+    limits: Limits = field(default_factory=Limits)  # of what it sends to the outside
     disabled: bool = False  # it only gets mail
 
 

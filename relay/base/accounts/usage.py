@@ -11,6 +11,7 @@ other nodes have counted.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from heapq import nlargest
 
 import msgspec
 from msgspec import Struct
@@ -22,9 +23,9 @@ from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 
 ACCOUNTS_MAX = 100_000  # counted in memory; the one that was used longest ago goes
 DAY_US = 86_400_000_000
+NEVER_US = 1 << 62
 NEAR = 0.8  # of a limit
 LIMIT_OF_ACCOUNT = "The limit of this account is"  # begins the reply beyond it
-KINDS = ("messages", "recipients")
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _Slots = dict[int, int]  # counts by the number of the slot
 _Windows = dict[str, _Slots]  # by kind and width of the slots, "recipients/60000000"
@@ -36,12 +37,7 @@ class Limit(Struct, frozen=True):
     what: str  # messages or recipients
     rate: str  # as it is written: "100/1h"
     allowed: int
-    period_us: int
-
-    @property
-    def width_us(self) -> int:
-        """The length of a slot."""
-        return max(1, self.period_us // SLOTS)
+    width_us: int  # of a slot
 
 
 class UsedLimit(Struct, frozen=True):
@@ -51,7 +47,7 @@ class UsedLimit(Struct, frozen=True):
     limit: Limit
     used: int
     # the wall time in µs from when another message or recipient is allowed, or as many as were
-    # refused; None: now
+    # refused, NEVER_US if they are more than the limit; None: now
     until_us: int | None
 
     @property
@@ -74,27 +70,17 @@ class BeyondLimit(Struct, frozen=True):
 
     over: UsedLimit
     recipients: int  # of the message, outside
-    now_us: int
-
-    @property
-    def is_for_good(self) -> bool:
-        """Whether its recipients alone are more than the limit."""
-        return self.over.limit.what == "recipients" and self.recipients > self.over.limit.allowed
-
-    @property
-    def retry_after_s(self) -> int:
-        """The seconds until it may pass."""
-        return max(1, ((self.over.until_us or 0) - self.now_us) // 1_000_000 + 1)
+    retry_after_s: int  # until it may pass
+    is_for_good: bool  # its recipients alone are more than the limit
 
     @property
     def text(self) -> str:
         """What the sender reads."""
-        limit = self.over.limit
+        limit, end = self.over.limit, f", and this message has {self.recipients}"
+        if not self.is_for_good:
+            end = f"; try again after {rfc3339(self.over.until_us or 0)[:19]}Z"
         count, _, period = limit.rate.partition("/")
-        begin = f"{LIMIT_OF_ACCOUNT} {count} {limit.what} to other domains in {period}"
-        if self.is_for_good:
-            return f"{begin}, and this message has {self.recipients}"
-        return f"{begin}; try again after {rfc3339(self.over.until_us or 0)[:19]}Z"
+        return f"{LIMIT_OF_ACCOUNT} {count} {limit.what} to other domains in {period}{end}"
 
 
 class _Counts:
@@ -119,9 +105,10 @@ class _Counts:
 
     def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
         """Return how much of a limit is used, and from when `amount` more is allowed."""
-        slots, until_us = self.slots(limit.what, limit.width_us, now_us), None
+        slots = self.slots(limit.what, limit.width_us, now_us)
+        until_us = NEVER_US if amount > limit.allowed else None
         left = slots.total() + amount - limit.allowed
-        for number in sorted(slots):
+        for number in sorted(slots) if until_us is None else ():
             if left > 0:
                 left -= slots[number]
                 ends_us = (number + SLOTS + 1) * limit.width_us
@@ -171,17 +158,14 @@ class UsageCounter:
         if not (account and recipients):
             return NOTHING
         now_us, counts, limits = self._clock.time_us(), self._of(account), self._limits(account)
-        amounts = dict(zip(KINDS, (1, recipients), strict=True))
-        beyond = [
-            BeyondLimit(used, recipients, now_us)
-            for used in (counts.used(one, now_us, amounts[one.what]) for one in limits)
-            if used.used + amounts[used.limit.what] > used.limit.allowed
-        ]
-        if beyond:
-            longest = max(beyond, key=lambda one: (one.is_for_good, one.over.until_us or 0))
-            if not longest.is_for_good:
-                self.on_near(longest.over)
-            return longest
+        amounts = {"messages": 1, "recipients": recipients}
+        wanted = [counts.used(one, now_us, amounts[one.what]) for one in limits]
+        if beyond := [one for one in wanted if one.until_us is not None]:
+            longest = max(beyond, key=lambda one: one.until_us or 0)
+            left_s = ((longest.until_us or 0) - now_us) // 1_000_000 + 1
+            if is_possible := longest.until_us != NEVER_US:
+                self.on_near(longest)
+            return BeyondLimit(longest, recipients, left_s, not is_possible)
         reservation = Reservation()
         for what, amount in amounts.items():
             for width_us in {DAY_US} | {one.width_us for one in limits if one.what == what}:
@@ -197,19 +181,19 @@ class UsageCounter:
     def today(self, account: str) -> AccountUsage:
         """Return what an account has sent today, and how much of its limits is used."""
         counts, now_us = self._counts.get(account) or _Counts(account), self._clock.time_us()
-        messages, recipients = (counts.slots(one, DAY_US, now_us).total() for one in KINDS)
+        messages = counts.slots("messages", DAY_US, now_us).total()
+        recipients = counts.slots("recipients", DAY_US, now_us).total()
         limits = [counts.used(one, now_us) for one in self._limits(account)]
         return AccountUsage(account, messages, recipients, limits)
 
     def busiest(self, count: int) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
         now_us = self._clock.time_us()
-        sent = {
-            name: one.slots("recipients", DAY_US, now_us).total()
+        sent = [
+            (one.slots("recipients", DAY_US, now_us).total(), name)
             for name, one in self._counts.items()
-        }
-        names = sorted(filter(sent.get, sent), key=lambda name: (-sent[name], name))
-        return [self.today(name) for name in names[:count]]
+        ]
+        return [self.today(name) for total, name in nlargest(count, sent) if total]
 
     def changed(self) -> Mapping[str, str]:
         """Return the JSON of each account whose counts have changed since the last call."""
@@ -234,10 +218,14 @@ class UsageCounter:
 
     def _limits(self, account: str) -> Sequence[Limit]:
         own, of_all = self._limits_of(account)
-        messages = of_all.messages if own.messages is None else own.messages
-        recipients = of_all.recipients if own.recipients is None else own.recipients
-        given = zip(KINDS, (messages, recipients), strict=True)
-        return [_limit(what, rate) for what, rates in given for rate in rates or ()]
+        return [
+            _limit(what, rate)
+            for what, rates, common in (
+                ("messages", own.messages, of_all.messages),
+                ("recipients", own.recipients, of_all.recipients),
+            )
+            for rate in (common if rates is None else rates) or ()
+        ]
 
     def _of(self, account: str) -> _Counts:
         counts = self._counts.get(account)
@@ -256,4 +244,4 @@ def _limit(what: str, rate: str) -> Limit:
     period_s = float(seconds)
     unit = next((one for one, size in _UNITS.items() if period_s % size == 0), "s")
     shown = f"{count}/{period_s / _UNITS[unit]:g}{unit}"
-    return Limit(what, shown, int(count), int(period_s * 1_000_000))
+    return Limit(what, shown, int(count), max(1, int(period_s * 1_000_000) // SLOTS))

@@ -183,8 +183,8 @@ class DocumentReader:
         is_table = dataclasses.is_dataclass(hint) and hint is not Address
         if is_table:
             return tuple(made for _, made in self.tables(hint, raw, path))
-        if hint == Rate and isinstance(raw, str):
-            return (self._leaf(hint, raw, path),) if raw else ()
+        if hint == Rate and not isinstance(raw, list):
+            return () if raw == "" else (self._leaf(hint, raw, path),)
         if not isinstance(raw, list):
             self._add_fault(path, f"found {shown(raw)}, expected a list in [ ]")
             raise _InvalidValueError

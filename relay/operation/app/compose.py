@@ -78,12 +78,9 @@ def compose(
                 + ([subscriptions.in_progress] if subscriptions is not None else []),
             ),
             webhooks=webhooks,
-            usage=UsageLedger(
-                base.spool, base.usage, base.clock, node=settings.node,
-                is_shared=not settings.spool.is_file,
-            ),
+            usage=UsageLedger(base.spool, base.usage, base.clock, node=settings.node_of_many),
             subscriptions=subscriptions,
-        )  # fmt: skip
+        )
         undo.pop_all()
         return daemon
 

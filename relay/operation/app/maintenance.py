@@ -259,7 +259,7 @@ async def keep_usage(ledger: UsageLedger) -> None:
     """
 
     def report(error: str) -> None:
-        _log.warning("what accounts send is not stored: limits are of this node", error=error)
+        _log.warning("the counts of what accounts send are in memory only", error=error)
 
     try:
         await _attend(ledger.exchange, report, interval_s=_USAGE_S)

@@ -4,13 +4,9 @@ A node writes its own rows only, whole each time, so that nodes wait for no lock
 a write that is repeated changes nothing. Times are of the wall clock, which nodes share.
 """
 
-from collections.abc import Mapping, Sequence
-
 from relay.base.accounts.usage import DAY_US, UsageCounter
 from relay.base.clock import Clock
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import SpoolError
 
 _KEPT_US = 2 * DAY_US  # longer than the longest period
 _OVERLAP_US = 10_000_000  # what was written then may be committed later
@@ -18,56 +14,46 @@ _WRITE = (
     "INSERT INTO usage (account, node, changed_us, counts) VALUES (?, ?, ?, ?) ON CONFLICT"
     " (account, node) DO UPDATE SET changed_us = excluded.changed_us, counts = excluded.counts"
 )
+_READ = "SELECT account, node, counts FROM usage WHERE changed_us >= ? ORDER BY changed_us"
+_PRUNE = "DELETE FROM usage WHERE changed_us < ?"
 
 
 class UsageLedger:
     """Brings the counts of this node to the spool, and those of others from there."""
 
     def __init__(
-        self, engine: SpoolEngine, usage: UsageCounter, clock: Clock, *, node: str, is_shared: bool
+        self, engine: SpoolEngine, usage: UsageCounter, clock: Clock, *, node: str
     ) -> None:
-        """`node` is the name of this one; `is_shared`: others may have the spool too."""
-        self._engine = engine
-        self._usage = usage
-        self._clock = clock
-        self._node = node
-        self._is_shared = is_shared
+        """`node` is the name of this one, "" if no others may have the spool."""
+        self._engine, self._usage, self._clock, self._node = engine, usage, clock, node
         self._read_us: int | None = None  # when it was read last
 
     async def exchange(self) -> None:
         """Read what others have counted, and the first time what this node had; then write what has
         changed here. Raises SpoolError: it is to be repeated.
         """
-        if self._read_us is None or self._is_shared:
+        if self._read_us is None or self._node:
             await self._read()
         if changed := self._usage.changed():
+            now_us = self._clock.time_us()
+            rows = [(account, self._node, now_us, counts) for account, counts in changed.items()]
             try:
-                await self._engine.change(lambda one: self._write(one, changed))
-            except SpoolError:
+                await self._engine.change(lambda one: one.execute_each(_WRITE, rows))
+            except BaseException:
                 self._usage.not_stored(changed)
                 raise
 
     async def prune(self) -> None:
-        """Remove the rows that count no longer."""
+        """Remove the rows that count no longer. Raises SpoolError."""
         before_us = self._clock.time_us() - _KEPT_US
-        sql = "DELETE FROM usage WHERE changed_us < ?"
-        await self._engine.change(lambda one: one.execute(sql, (before_us,)))
+        await self._engine.change(lambda one: one.execute_each(_PRUNE, [(before_us,)]))
 
     async def _read(self) -> None:
-        first, now_us = self._read_us is None, self._clock.time_us()
-        since_us = now_us - _KEPT_US if self._read_us is None else self._read_us - _OVERLAP_US
-        sql = "SELECT account, node, counts FROM usage WHERE changed_us >= ? ORDER BY changed_us"
-
-        def read(tables: Tables) -> Sequence[tuple[str, str, str]]:
-            return tables.fetch(sql, (since_us,))
-
-        for account, node, counts in await self._engine.ask(read):
-            is_own = node == self._node
-            if first or not is_own:
-                self._usage.take(account, counts, node="" if is_own else node)
+        is_first, now_us = self._read_us is None, self._clock.time_us()
+        values = (0 if self._read_us is None else self._read_us - _OVERLAP_US,)
+        for account, node, counts in await self._engine.ask(lambda one: one.fetch(_READ, values)):
+            if node != self._node:
+                self._usage.take(account, counts, node=node)
+            elif is_first:
+                self._usage.take(account, counts)
         self._read_us = now_us
-
-    def _write(self, transaction: OpenTransaction, changed: Mapping[str, str]) -> None:
-        now_us = self._clock.time_us()
-        rows = [(account, self._node, now_us, counts) for account, counts in changed.items()]
-        transaction.execute_each(_WRITE, rows)
