@@ -118,7 +118,7 @@ class Account:
 
     def may_send_as(self, address: str) -> bool:
         """Whether it may send mail from `address`, its own or one that `send_as` lists."""
-        may = self.owns(address) or _is_listed(address, self.send_as)
+        may = self.owns(address) or is_listed(address, self.send_as)
         return may and not self._is_among(address, self.barred)
 
     def _is_among(self, address: str, own: Collection[str]) -> bool:
@@ -132,7 +132,7 @@ class Account:
         """
         if owner.is_disabled:
             return False
-        return owner.address == self.address or _is_listed(owner.address, self.acts_for)
+        return owner.address == self.address or is_listed(owner.address, self.acts_for)
 
 
 class DovecotUser(Account):
@@ -161,10 +161,21 @@ class AliasTarget(Struct, frozen=True):
         return self.through[-1] if self.through else ""
 
 
+class Writers(Struct, frozen=True):
+    """Who may write to an alias that not everybody may write to."""
+
+    matches: Callable[[str], bool]  # whether its globs and groups have an address (A-labels)
+    own: frozenset[str] = frozenset()  # domains of which it takes all who may relay
+    named: tuple[str, ...] = ()  # `from` in accounts.toml
+    members: bool = False  # who gets its mail may write to it
+    reports: bool = False  # an account sends in its name, so that reports come back
+
+
 class Expansion(Struct, frozen=True):
     """The addresses that get the mail of another one, each once."""
 
     targets: tuple[AliasTarget, ...]
+    writers: Writers | None = None  # of the alias that was asked for; None: everybody
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -211,7 +222,7 @@ class RegisteredClient(Struct, frozen=True):
         return any(key.digest == self.secret_digest for key in self.keys)
 
 
-def _is_listed(address: str, listed: Collection[str]) -> bool:
+def is_listed(address: str, listed: Collection[str]) -> bool:
     """Whether a list of addresses and `*@domain` contains `address`."""
     address = own_mailbox(address)
     _, at, domain = address.rpartition("@")

@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from msgspec import Struct
 
-from relay.base.accounts.account import AliasTarget, Expansion, untagged
+from relay.base.accounts.account import AliasTarget, Expansion, Writers, untagged
 from relay.base.message.address import own_mailbox
 from relay.base.settings.document import Document, Fault, KeyPath
 
@@ -30,6 +30,7 @@ class Forwarding(Struct, frozen=True):
     targets: tuple[str, ...]
     keeps_copy: bool  # its mailbox is one more target
     place: KeyPath
+    writers: Writers | None = None  # None: everybody may write to it
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class AliasTable:
             return None
         found: dict[str, AliasTarget] = {}
         self._collect(address, first, (), found=found, seen=set())
-        return Expansion(tuple(found.values()))
+        return Expansion(tuple(found.values()), first.writers)
 
     def leaves(self) -> Iterator[tuple[KeyPath, str]]:
         """Yield each address that a forwarding names and that does not forward, with its place."""

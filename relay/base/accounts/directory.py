@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from relay.base.accounts.account import (
     ALL_SCOPES,
@@ -30,6 +31,8 @@ from relay.base.accounts.account import (
     Role,
     Scope,
     UnknownUserError,
+    Writers,
+    is_listed,
     untagged,
 )
 from relay.base.accounts.aliases import AliasTable, Forwarding
@@ -66,11 +69,15 @@ _NOBODY = Password(
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 FILE_BYTES_MAX = 16 * 1024 * 1024  # 75,000 accounts, which take 14 s of CPU
+_FROM_EXPECTED = '"own", "members", or a list such as ["*@partner.test", "group:staff"]'
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 _OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
 _CLIENT_ID = re.compile(r"[!-~]{1,128}")
 _Parsed = TypeVar("_Parsed")
+# Returns whom the globs and groups in `from` of an alias mean, of which the second argument is the
+# address. Raises ValueError with what was expected.
+ReadWriters = Callable[[Sequence[str], str], Writers]
 _log = get_logger("accounts")
 
 
@@ -106,6 +113,7 @@ class _AliasEntry:
 
     address: Mailbox
     to: tuple[str, ...]  # addresses that get its mail
+    from_: tuple[str, ...] | str | None = None  # who may write to it; None: everybody
 
 
 @dataclass(slots=True)
@@ -304,11 +312,20 @@ class FileAccounts:
         self._checker.close()
 
 
+def _no_writers() -> ReadWriters:
+    raise ValueError("none: there are no groups")
+
+
 def load_accounts(
-    path: Path, domains: Iterable[str | OwnDomain], *, clock: Clock, environ: Mapping[str, str]
+    path: Path,
+    domains: Iterable[str | OwnDomain],
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    writers: Callable[[], ReadWriters] = _no_writers,
 ) -> FileAccounts:
     """Read accounts.toml. `domains` are the own domains; one that is given as a name has accounts.
-    `environ` is for ${env:NAME}.
+    `environ` is for ${env:NAME}, `writers` is called for `from` of an alias.
 
     Raises SettingsError.
     """
@@ -330,7 +347,7 @@ def load_accounts(
                 for _, one in _addresses(place, entry)]  # fmt: skip
     loading = _Loading(
         document, known, reserved=frozenset(known.doubled(tagged)),
-        barred=frozenset(known.doubled(disabled)), now_s=now_s,
+        barred=frozenset(known.doubled(disabled)), now_s=now_s, read_writers=writers,
     )  # fmt: skip
     for place, entry in entries:
         faults += loading.take(place, entry)
@@ -391,9 +408,11 @@ class _Loading:
         reserved: frozenset[str],
         barred: frozenset[str],
         now_s: float,
+        read_writers: Callable[[], ReadWriters],
     ) -> None:
         self.tables = AccountTables()
-        self._now_s = now_s
+        self._now_s, self._read_writers = now_s, read_writers
+        self._lent: set[str] = set()  # send_as of all accounts, without tags
         self._reserved, self._barred = reserved, barred
         self._document = document
         self._domains = domains
@@ -436,6 +455,7 @@ class _Loading:
             limits=entry.limits,
             credentials=digest_of(f"{entry.password}\0{entry.token}\0{entry.disabled}"),
         )
+        self._lent.update(map(untagged, account.send_as))
         yield from self._take_forwarding(place, entry, account)
         if password:
             self.tables.scheme_of[entry.address] = password.scheme
@@ -459,8 +479,28 @@ class _Loading:
         if not self._document.value(path):
             yield self._document.fault(path, "found [], expected an address or several")
         targets = yield from self._targets(path, entry.to)
-        forwarding = Forwarding(entry.address, targets, keeps_copy=False, place=path)
+        writers = yield from self._writers((*place, "from"), entry)
+        forwarding = Forwarding(entry.address, targets, False, path, writers)
         self._forwardings.append((forwarding, self._domains.doubled([entry.address])))
+
+    def _writers(self, path: KeyPath, entry: _AliasEntry) -> Generator[Fault, None, Writers | None]:
+        """Yield the fault of `from`; return who may write to the alias."""
+        given, reports = entry.from_, is_listed(entry.address, self._lent)
+        match given:
+            case None:
+                return None
+            case "members":
+                return Writers(lambda _: False, named=("members",), members=True, reports=reports)
+        globs = ["group:own"] if given == "own" else given
+        try:
+            if not globs or isinstance(globs, str):
+                raise ValueError(_FROM_EXPECTED)  # noqa: TRY301 -- as those of globs
+            found = self._read_writers()(globs, entry.address)
+        except ValueError as error:
+            yield self._document.fault(path, f"found {shown(given)}, expected {error}")
+            return None
+        named = (given,) if isinstance(given, str) else given
+        return replace(found, named=named, reports=reports)
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
         """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""

@@ -100,7 +100,8 @@ class DocumentReader:
 
         Valid fields are returned, and those whose default depends on `base`.
         """
-        hints = get_type_hints(kind, include_extras=True)
+        types = get_type_hints(kind, include_extras=True)
+        hints = {name.rstrip("_"): hint for name, hint in types.items()}  # from_ is the key from
         hints.pop("further", None)  # no key
         for key in table.keys() - hints.keys():
             place = (*path, key)
@@ -108,15 +109,15 @@ class DocumentReader:
             self._add_fault(place, _WENT_TEXT if went else unknown_key(key, hints))
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
-            if field.name not in hints:
+            name = field.name.rstrip("_")
+            if name not in hints:
                 continue
-            place = (*path, field.name)
-            hint = hints[field.name]
+            place, hint = (*path, name), hints[name]
             try:
-                if field.name in table:
+                if name in table:
                     empty_allowed = field.default == ""
                     values[field.name] = self._value(
-                        hint, table[field.name], place, empty_allowed=empty_allowed
+                        hint, table[name], place, empty_allowed=empty_allowed
                     )
                 elif _is_required(field):
                     self._add_fault(place, "found nothing, expected a value: this key is required")
@@ -147,7 +148,9 @@ class DocumentReader:
     def _value(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
         origin = get_origin(hint)
         if origin in (UnionType, Union):  # X | None: a value that is present is an X
-            inner = get_args(hint)[0]
+            inner, other, *_ = get_args(hint)
+            if other is str and isinstance(raw, str):
+                return self._leaf(str, raw, path)
             return None if inner is Path and raw == "" else self._value(inner, raw, path)
         if origin is tuple:
             return self._items(get_args(hint)[0], raw, path)

@@ -25,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, Role
-from relay.base.accounts.directory import AccountTables, FileAccounts, load_accounts
+from relay.base.accounts.directory import AccountTables, FileAccounts
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoints
@@ -50,6 +50,7 @@ from relay.base.settings.validation import name_of
 from relay.base.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs_key
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.delivery.reports.texts import ReportTexts, load_texts
+from relay.operation.app.account_file import accounts_of
 from relay.operation.app.tenant_sets import (
     LastGoodSets,
     TenantSet,
@@ -226,16 +227,13 @@ class ActiveConfiguration:
 
     def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
         """Load the files that `settings` name; `before` are the sets of tenants in force."""
-        boxes = settings.mailboxes
         now = rfc3339(self._clock.time_us())
         rules = load_set(settings, None, config=self._file, loaded=now, examine=warn_of_rules)
         check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
         providers = load_provider_replies(settings.delivery.providers, self._file)
-        accounts = load_accounts(
-            boxes.accounts, settings.domains, clock=self._clock, environ=self._environ
-        )
+        accounts = accounts_of(settings, clock=self._clock, environ=self._environ)
         for number, text in auth_missing(settings, accounts.tables).items():
             _log.warning("AUTH is off", key=dotted(("smtp", number, "auth")), detail=text)
         anonymous = settings.http.anonymous

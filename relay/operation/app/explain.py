@@ -21,7 +21,6 @@ from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from relay.base.accounts.account import Expansion
-from relay.base.accounts.directory import load_accounts
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.authentication_results import read_results
 from relay.base.message.content import MemoryOctets, read_all
@@ -48,6 +47,7 @@ from relay.delivery.site import SiteProbe, SiteState
 from relay.delivery.site_limits import SiteOptions, parse_rate
 from relay.front_door.api.dependencies import Question
 from relay.front_door.api.explain import MESSAGE_BYTES_MAX
+from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import RoutePlace, read_table, route_places, srs_in
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.tenant_sets import book_of, load_strictly
@@ -55,6 +55,7 @@ from relay.operation.app.transport import Transport, resolver_of, retry_schedule
 from relay.store.mailbox.types import Room
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
+from relay.transport.ingress.data import Author
 from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_owner import RecipientChecks
@@ -154,10 +155,9 @@ class Explainer:
         sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
         expand = self._expander(question)
         expansion = expand(question.address)
-        answer = await self.checks.answer(
-            question.address, question.sender, size_bytes=len(question.content or b""),
-            may_relay=sender.is_trusted,
-        )  # fmt: skip
+        author = Author(sender.reverse_path, sender.is_trusted)
+        size_bytes = len(question.content or b"")
+        answer = await self.checks.answer(question.address, author, size_bytes=size_bytes)
         rejection = answer.reply
         if expansion is None:
             return await self._recipient(question.address, sender, question, rejection=rejection)
@@ -165,6 +165,13 @@ class Explainer:
             [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
             found = self._replaced(question.address, sender, [])
             return found | {"state": "rejected", "reply": alias.reply}
+        writers, asked = expansion.writers, {}
+        if writers is not None:
+            by = expansion.targets[0].through[0]
+            asked = {"writers": {"alias": by, "from": list(writers.named)}}
+            if self.forwarding.author_rejection(question.address, expansion, author):
+                found = self._replaced(question.address, sender, [])
+                return found | asked | {"state": "rejected", "reply": rejection}
         targets: list[dict[str, Any]] = []
         for target in expansion.targets:
             document = await self._recipient(target.address, sender, question, is_copy=True)
@@ -177,7 +184,7 @@ class Explainer:
             found["reply"] = rejection
             if found["state"] in GOES_ON:  # its mailbox is full
                 found["state"] = "rejected"
-        return found
+        return found | asked
 
     def _examine(
         self, address: str, sender: _Sender, question: Question, *, is_copy: bool
@@ -470,7 +477,7 @@ def explainer_of_files(
     Raises SettingsError.
     """
     boxes = settings.mailboxes
-    accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
+    accounts = accounts_of(settings, clock=clock, environ=environ)
     try:
         table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)

@@ -80,6 +80,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
         lines.append(_line("relay", f"{why_files}; this is from the configuration"))
     lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
     lines += [_line("said", milter_words(each)) for each in document.get("milters", ())]
+    if writers := document.get("writers"):
+        lines.append(_line("writers", f"{writers['alias']}: {', '.join(writers['from'])}"))
     lines += [_line("alias", each) for each in document["aliases"]]
     lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
     route = document["route"]

@@ -34,7 +34,7 @@ import tomlkit
 from msgspec import Struct
 
 from relay.base.accounts.account import AccountError
-from relay.base.accounts.directory import FILE_BYTES_MAX, load_accounts
+from relay.base.accounts.directory import FILE_BYTES_MAX
 from relay.base.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all
@@ -42,6 +42,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.phrases import shown
 from relay.base.settings.document import Fault, SettingsError, locate
 from relay.base.settings.tree import Settings
+from relay.operation.app.account_file import accounts_of
 from relay.operation.app.development_folder import MARK
 
 PASSWORD_BYTES_MAX = 1024
@@ -87,7 +88,7 @@ class AccountFile:
     def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
         self._given = settings.mailboxes.accounts
         self._path = self._given.resolve()  # a link stays a link
-        self._domains = settings.domains
+        self._settings = settings
         self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
@@ -263,7 +264,9 @@ class AccountFile:
         schemes of passwords.
         """
         try:
-            accounts = load_accounts(file, self._domains, clock=self._clock, environ=self._environ)
+            accounts = accounts_of(
+                self._settings, clock=self._clock, environ=self._environ, file=file
+            )
         except SettingsError as error:
             raise SettingsError(
                 dataclasses.replace(one, file=self._given) for one in error.faults

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from relay.base.accounts.directory import load_accounts
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
@@ -32,6 +31,7 @@ from relay.base.sockets import has_address
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
 from relay.delivery.smtp.tls import certificate_matches, certificate_names
+from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
 from relay.operation.app.state_dir import (
     as_owner,
@@ -404,10 +404,8 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 def _accounts(
     settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
 ) -> Iterator[CheckFinding]:
-    boxes = settings.mailboxes
     accounts = yield from _loaded(
-        "accounts",
-        lambda: load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ),
+        "accounts", lambda: accounts_of(settings, clock=clock, environ=environ)
     )
     if accounts is None:
         return
@@ -420,7 +418,7 @@ def _accounts(
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
     used = accounts.tables.schemes().most_common()
     schemes = ", ".join(f"{number} {name}" for name, number in used)
-    text = f"{len(accounts.every())} in {boxes.accounts}"
+    text = f"{len(accounts.every())} in {settings.mailboxes.accounts}"
     text += f"; passwords: {schemes}" if schemes else ""
     yield CheckFinding("accounts", CheckResult.OK, text)
     accounts.close()

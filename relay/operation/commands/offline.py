@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from relay.base.accounts.directory import load_accounts
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
@@ -29,6 +28,7 @@ from relay.front_door.api.dependencies import OPERATOR
 from relay.front_door.api.request_parameters import CommandIssuer, read_queue_command, seconds_until
 from relay.front_door.api.search_text import log_rows
 from relay.front_door.http.errors import ApiError
+from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import parse_next_hop, route_table
 from relay.operation.app.foundation import read_pauses
 from relay.operation.app.state_dir import OwnerLock, as_owner
@@ -138,9 +138,9 @@ async def execute(
     with ExitStack() as until_done:
 
         def table() -> RouteTable:
-            boxes = settings.mailboxes
             environ = read_environment().variables
-            accounts = load_accounts(boxes.accounts, settings.domains, clock=clock, environ=environ)
+            boxes = settings.mailboxes
+            accounts = accounts_of(settings, clock=clock, environ=environ)
             until_done.callback(accounts.close)
             try:
                 return route_table(settings, accounts)

@@ -14,6 +14,7 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -234,7 +235,9 @@ class Acceptance:
         if charges and size > REPORT_BYTES_MAX:
             return DataReply(LARGE_REPORT)
         expand = forwarding.expander(sender, parsed.header)
-        recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients)
+        author = origin.author(arrival.given_sender)
+        refuse = partial(forwarding.author_rejection, author=author)
+        recipients = expand_recipients(arrival.paths, expand, arrival.filtered.recipients, refuse)
         if added := arrival.filtered.added:
             recipients = with_added(recipients, expand, added)
         examine = forwarding.examiner(sender, parsed.header, trusted=origin.trusted)

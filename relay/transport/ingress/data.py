@@ -62,6 +62,14 @@ class ContentRejection(StrEnum):
     LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 
 
+class Author(Struct, frozen=True):
+    """Who sends a message, for aliases that do not take the mail of everybody."""
+
+    reverse_path: str
+    is_trusted: bool  # an own address as reverse-path is its own
+    account: str = ""  # of the login, or the address of the user of this machine
+
+
 class Origin(Struct, frozen=True):
     """Where a message came from, as its session knows it."""
 
@@ -80,6 +88,11 @@ class Origin(Struct, frozen=True):
     def is_promised(self) -> bool:
         """Whether nobody hears a rejection of its recipients, which is reported to the sender."""
         return self.pickup or bool(self.key)
+
+    def author(self, reverse_path: str) -> Author:
+        """Return who sends."""
+        account = self.login if self.user is None else self.user.address
+        return Author(reverse_path, self.trusted, account)
 
     @property
     def counted_for(self) -> str:

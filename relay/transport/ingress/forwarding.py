@@ -17,6 +17,12 @@ DMARC if From has one of them. A stranger's mail in their name is therefore not 
 sends outside has such a sender too; a rule of the operator may lend each domain, that of a tenant
 its own.
 
+An alias may take the mail of some only (`from`), as aliases do that Postfix protects by the sender
+(its RESTRICTION_CLASS_README), and groups of Exchange (AcceptMessagesOnlyFrom). As in Postfix, the
+alias that the client names decides: those that it leads to, and what rules add, are the operator's
+choice. A sender of an own domain counts if its client may relay, else it may be forged; a report,
+which has none, comes back to who sends in the name of the alias.
+
 RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (SPF and From);
 RFC 9228 (Delivered-To).
 """
@@ -32,18 +38,19 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.base.clock import Clock
-from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.base.message.envelope import ForwardPath, Notify, domain_of
 from relay.base.message.header import Header
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.outcome import Evidence
 from relay.base.message.srs import Srs, SrsError, is_srs
-from relay.base.message.status import own_reply
+from relay.base.message.status import own_reply, split_reply
 from relay.base.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of_rule
 from relay.base.phrases import counted
 from relay.formats.dsn import ReportedRecipient
 from relay.formats.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.store.spool.types import NewRecipient
+from relay.transport.ingress.data import Author
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.policy.rule_book import TenantRules
@@ -109,6 +116,28 @@ class Forwarder(Struct, frozen=True):
         if not passed:  # nearly always
             return partial(self.expand, reverse_path=reverse_path)
         return partial(self._expand_once, reverse_path=reverse_path, passed=passed)
+
+    def author_rejection(self, address: str, expansion: Expansion, author: Author) -> str:
+        """Return the reply if `author` may not write to the alias `address`, else ""."""
+        writers, path = expansion.writers, author.reverse_path
+        if writers is None:  # nearly always
+            return ""
+        is_forged = not author.is_trusted and self._is_local(path)
+        names = {own_mailbox(one) for one in (author.account, "" if is_forged else path) if one}
+        names |= {self._mailbox_of(one) for one in names}
+        members: set[str] = set()
+        for one in expansion.targets if writers.members else ():
+            members.update(map(self._mailbox_of, (one.address, *one.through)))
+        own = writers.own if author.is_trusted else ()
+        may = any(one in members or domain_of(one) in own or writers.matches(one) for one in names)
+        if may if path else writers.reports:
+            return ""
+        how = " without a login" if is_forged else ""
+        return own_reply("5.7.1", f"<{address}>: <{path}> may not write to this alias{how}")
+
+    def _mailbox_of(self, address: str) -> str:
+        account = self.accounts.by_address(address)
+        return account.address if account else own_mailbox(address)
 
     def examine(self, address: str, reverse_path: str, *, forwarded_by: str = "") -> RoutingResult:
         """Return where mail for an address goes that expand() does not replace; `forwarded_by` led
@@ -272,7 +301,7 @@ class Forwarder(Struct, frozen=True):
         own = self.accounts.by_address(address)
         if own is not None and list(found) == [own.address]:
             return None
-        return Expansion(tuple(found.values()))
+        return replace(expansion, targets=tuple(found.values()))
 
 
 def _report_to(sender: str) -> RateCharge:
@@ -361,11 +390,13 @@ def expand_recipients(
     paths: Sequence[ForwardPath],
     expand: Callable[[str], Expansion | None],
     ended: Mapping[int, NewRecipient] = _NOBODY,
+    rejection: Callable[[str, Expansion], str] = lambda _address, _expansion: "",
 ) -> ExpandedRecipients:
     """Replace each recipient that is an alias, or forwards, by those that get its mail.
 
-    An alias that goes beyond EXPANDED_MAX fails, and so does one without a target: a loop. Those
-    who have `ended` already, by their positions, are among `aliases`.
+    An alias that goes beyond EXPANDED_MAX fails, and so does one that `rejection` has a reply for,
+    or without a target: a loop. Those who have `ended` already, by their positions, are among
+    `aliases`.
     """
     expansions = [None if at in ended else expand(path.address) for at, path in enumerate(paths, 1)]
     if not ended and not any(expansions):  # nearly always
@@ -380,11 +411,12 @@ def expand_recipients(
         if expansion is None:
             continue
         start = NewRecipient(path, position=position)
+        reply = rejection(path.address, expansion)
         if not expansion.targets:
             reply = own_reply(_LOOP_STATUS, f"<{path.address}>: {_LOOP_TEXT}")
-            aliases.append(
-                replace(start, state=RecipientState.FAILED, status=_LOOP_STATUS, reply=reply)
-            )
+        if reply:
+            status = split_reply(reply).status
+            aliases.append(replace(start, state=RecipientState.FAILED, status=status, reply=reply))
             continue
         if count + len(expansion.targets) > EXPANDED_MAX:
             aliases.append(_failed(start, expansion))

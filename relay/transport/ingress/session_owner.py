@@ -41,7 +41,7 @@ from relay.base.settings.tree import SmtpListener
 from relay.store.mailbox.types import DeliveryStore, Room
 from relay.store.spool.types import LendableBody
 from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.data import DataReply, Origin, ReceivedContent
+from relay.transport.ingress.data import Author, DataReply, Origin, ReceivedContent
 from relay.transport.ingress.filtering import SessionFilters
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.local_users import LocalUser, LocalUsers
@@ -73,6 +73,7 @@ _log = get_logger("ingress")
 # RFC 5321 7.9
 _DENIED = "550 5.7.1 Relaying denied: authenticate, or use your own mail server"
 _TAKEN = RecipientAnswer()
+_NO_CLAIMS = SessionClaims()
 _KEPT = RecipientAnswer(may_keep=True)
 # DeliveryStore.room(), of the mailbox of an account and a size in octets.
 AskRoom = Callable[[str, int], Awaitable[Room]]
@@ -130,10 +131,9 @@ class RecipientChecks(Struct, frozen=True):
     # Pickup's recipients are checked after DATA, so that a rejection becomes a report.
     is_pickup: bool = False
 
-    async def answer(
-        self, address: str, reverse_path: str, *, size_bytes: int, may_relay: bool
-    ) -> RecipientAnswer:
+    async def answer(self, address: str, author: Author, *, size_bytes: int) -> RecipientAnswer:
         """Return whether a recipient is taken."""
+        reverse_path, may_relay = author.reverse_path, author.is_trusted
         if self.is_pickup:
             return _TAKEN
         if not reverse_path:
@@ -152,6 +152,8 @@ class RecipientChecks(Struct, frozen=True):
                 return RecipientAnswer(reply)
             is_kept = may_relay and reverse_path and isinstance(found, RemoteRecipient)
             return _KEPT if is_kept else _TAKEN
+        if reply := self.forwarding.author_rejection(address, found, author):
+            return RecipientAnswer(reply)
         rejection, expanded = "", len(found.targets)
         for target in found.addresses:
             reply = await self._rejection(
@@ -164,14 +166,12 @@ class RecipientChecks(Struct, frozen=True):
         return RecipientAnswer(rejection, expanded)
 
     async def rejection_of_all(
-        self, paths: Sequence[ForwardPath], reverse_path: str, *, size_bytes: int, may_relay: bool
+        self, paths: Sequence[ForwardPath], author: Author, *, size_bytes: int
     ) -> str:
         """Return the reply if no recipient accepts a message of this size, else ""."""
         rejection = ""
         for path in paths:
-            answer = await self.answer(
-                path.address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
-            )
+            answer = await self.answer(path.address, author, size_bytes=size_bytes)
             if not (rejection := answer.reply):
                 break
         return rejection
@@ -282,10 +282,8 @@ class SessionOwner:
         """See SessionClient."""
         if self._has_ended:
             return RecipientAnswer(LOGIN_ENDED)
-        may_relay = self.is_trusted or self._account is not None
-        return await self._checks.answer(
-            address, reverse_path, size_bytes=size_bytes, may_relay=may_relay
-        )
+        author = self._origin(_NO_CLAIMS).author(reverse_path)
+        return await self._checks.answer(address, author, size_bytes=size_bytes)
 
     def new_body(self) -> LendableBody:
         """See SessionClient."""
@@ -311,10 +309,9 @@ class SessionOwner:
         size_bytes = size_of(content)
         if size_bytes > offered.mail.size_bytes and (
             rejection := await self._checks.rejection_of_all(
-                offered.paths, envelope.reverse_path,
-                size_bytes=size_bytes, may_relay=origin.trusted,
+                offered.paths, origin.author(envelope.reverse_path), size_bytes=size_bytes
             )
-        ):  # fmt: skip
+        ):
             return DataReply(rejection)
         return await self._shared.listeners.acceptance.accept(
             envelope, offered.paths, content, origin=origin, filters=self._filters

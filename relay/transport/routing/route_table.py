@@ -490,7 +490,9 @@ class RouteTable:
         moved: dict[str, AliasTarget] = {}
         for one in [self._moved(target, reverse_path) for target in targets]:
             moved.setdefault(one.address.lower(), one)
-        return found if tuple(moved.values()) == targets else Expansion(tuple(moved.values()))
+        if tuple(moved.values()) == targets:
+            return found
+        return Expansion(tuple(moved.values()), found.writers if found else None)
 
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
         found = self.examine(target.address, reverse_path)
