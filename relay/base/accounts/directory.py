@@ -497,7 +497,8 @@ class _Loading:
                 raise ValueError(_FROM_EXPECTED)  # noqa: TRY301 -- as those of globs
             found = self._read_writers()(globs, entry.address)
         except ValueError as error:
-            yield self._document.fault(path, f"found {shown(given)}, expected {error}")
+            found_text = shown(self._document.value(path))
+            yield self._document.fault(path, f"found {found_text}, expected {error}")
             return None
         named = (given,) if isinstance(given, str) else given
         return replace(found, named=named, reports=reports)

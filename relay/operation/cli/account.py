@@ -111,23 +111,28 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 
 @account.command("import")
 @click.argument("file", type=InputPath())
+@click.option("--aliases", is_flag=True, help="FILE has aliases: Postfix's, /etc/aliases.")
 @click.option("--dry-run", is_flag=True, help="Only check the file.")
 @common_options
-def import_accounts(context: CommandContext, file: Path, *, dry_run: bool) -> None:
-    """Add the users of a CSV or passwd-file, all or none.
+def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_run: bool) -> None:
+    """Add the users of a CSV or passwd-file, or aliases, all or none.
 
     A CSV has the columns address, hash, quota and aliases, and a header with these names; a
-    passwd-file is one of Dovecot. Passwords stay the hashes that they are.
+    passwd-file is one of Dovecot. Passwords stay the hashes that they are. Names of aliases without
+    a domain are of the first own domain.
     """
-    users, faults = read_users(file, read_input("account import", file))
+    domain = next(iter(context.settings().own_domains), "localhost") if aliases else ""
+    users, faults = read_users(file, read_input("account import", file), alias_domain=domain)
     added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
     faults = sorted((*faults, *added), key=lambda one: one.line)
     if faults:
         more = len(faults) - _FAULTS_SHOWN
         lines = [*_told_once(faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
         raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
-    text = f"{counted(len(users), 'account')} {'can be imported' if dry_run else 'imported'}"
-    context.show({"accounts": len(users), "dry_run": dry_run}, lambda: [text])
+    noun, where = ("alias", f"; names without a domain: @{domain}") if aliases else ("account", "")
+    text = f"{counted(len(users), noun)} {'can be imported' if dry_run else 'imported'}{where}"
+    names = "aliases" if aliases else "accounts"
+    context.show({names: len(users), "dry_run": dry_run}, lambda: [text])
     if not dry_run:
         _hint(context)
 
@@ -249,7 +254,9 @@ def _line(facts: Mapping[str, Any]) -> str:
     if "scheme" in facts:
         has = has.replace("password", f"password ({facts['scheme']})")
     if "to" in facts:
-        return f"{facts['address']}  alias of {', '.join(facts['to'])}"
+        writers = facts.get("from", [])
+        by = f"; from {writers if isinstance(writers, str) else ', '.join(writers)}"
+        return f"{facts['address']}  alias of {', '.join(facts['to'])}{by if writers else ''}"
     more = [str(facts["role"])] if "role" in facts else []
     more += ["disabled"] if facts.get("disabled") else []
     more += [f"client {facts['client_id']}"] if "client_id" in facts else []

@@ -10,6 +10,9 @@ the keys of an [[account]]. A CSV has a header with the names of its columns. A 
 user:password:uid:gid:gecos:home:shell:fields (passwd(5)), of which the quota in the extra fields is
 taken, in the words of Dovecot 2.3 and 2.4. Both begin with a byte order mark or not. A hash that
 begins with ! or * is that of a locked user (passwd(1)), who gets no password.
+
+A line of an alias file (Postfix's aliases(5) and virtual(5)) has a name or address, and the
+addresses that get its mail: an [[alias]]. It begins another one unless it begins with white space.
 """
 
 import csv
@@ -62,7 +65,13 @@ _SHOWN = (
     "disabled",
 )
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
-_OTHER = re.compile(r"(account\S*) in line (\d+)")  # in faults about an address twice
+_OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
+_OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
+_ALIAS = re.compile(
+    r'("(?:\\.|[^"\\])*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(?::|(?<=\s))(.*)\Z', re.DOTALL
+)
+_TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
+_NO_ADDRESS = re.compile(r'"?(?:[|/]|:include:)', re.IGNORECASE)
 _Entry = dict[str, Any]
 COLUMNS = ("address", "hash", "quota", "aliases")
 _HEADER = ",".join(COLUMNS)
@@ -76,7 +85,7 @@ _UNITS = "BKMGT"  # each is 1024 of the one before
 
 
 class ImportedUser(Struct, frozen=True):
-    """A row: its line in the file, and keys of an [[account]]."""
+    """A row: its line in the file, and keys of an [[account]], or of an [[alias]]."""
 
     line: int
     values: Mapping[str, Any]
@@ -107,7 +116,7 @@ class AccountFile:
             found.append({"address": address, **facts, "has": has})
         for one in _aliases(text):
             has = dict.fromkeys(_CREDENTIALS, False)
-            found.append({"address": own_mailbox(str(one["address"])), "to": one["to"], "has": has})
+            found.append(one | {"address": own_mailbox(str(one["address"])), "has": has})
         return found
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
@@ -151,13 +160,18 @@ class AccountFile:
                 message = message.replace(found[0], place_of(other))
             elif line < begins[0]:
                 return fault
+            message = _OF_RING.sub(lambda one: place_of(int(one[1])), message)
             user = users[bisect_right(begins, line) - 1]
             key = key.partition(".")[2].replace("password", "hash")
             return Fault(file, user.line, key, message)
 
         try:
             added = [dict(user.values) for user in users]
-            self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
+            aliases = [one for one in added if "to" in one]
+            accounts = [one for one in added if "to" not in one]
+            self._change(
+                appended, lambda entries: [*entries, *accounts], aliases=aliases, is_trial=is_trial
+            )
         except SettingsError as error:
             if not begins:  # of the file as it is
                 raise
@@ -207,10 +221,11 @@ class AccountFile:
         edit: Callable[[str], str],
         expected: Callable[[list[_Entry]], list[_Entry]],
         *,
+        aliases: Sequence[_Entry] = (),
         is_trial: bool = False,
     ) -> None:
-        """Replace the text by what `edit` returns, whose accounts must be `expected`; with
-        `is_trial`, only check it.
+        """Replace the text by what `edit` returns, whose accounts must be `expected`, and which has
+        new `aliases`; with `is_trial`, only check it.
         """
         with _locked(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
@@ -221,7 +236,7 @@ class AccountFile:
             after = edit(before)
             try:
                 found = _parse(after), _aliases(after)
-                is_right = found == (expected(_parse(before)), _aliases(before))
+                is_right = found == (expected(_parse(before)), [*_aliases(before), *aliases])
             except tomllib.TOMLDecodeError:
                 is_right = False
             if not is_right:
@@ -336,7 +351,8 @@ def _index(entries: Sequence[_Entry], address: str) -> int:
 
 
 def _table(entry: Mapping[str, Any]) -> str:
-    return "[[account]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
+    kind = "alias" if "to" in entry else "account"
+    return f"[[{kind}]]\n" + "".join(f"{key} = {_toml(one)}\n" for key, one in entry.items())
 
 
 def _gap(text: str) -> str:
@@ -385,8 +401,12 @@ def _without_table(text: str, index: int) -> str:
     return "".join(lines[:begin] + lines[end:])
 
 
-def read_users(file: Path, octets: bytes) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
-    """Return the users of a file, and the faults of other lines."""
+def read_users(
+    file: Path, octets: bytes, *, alias_domain: str = ""
+) -> tuple[Sequence[ImportedUser], Sequence[Fault]]:
+    """Return the users of a file, and the faults of other lines. With `alias_domain`, it is a file
+    of aliases, and names without a domain are of this one.
+    """
     if len(octets) > FILE_BYTES_MAX:
         return (), [Fault(file, 0, "", f"found more than {FILE_BYTES_MAX} bytes, expected fewer")]
     try:
@@ -395,11 +415,16 @@ def read_users(file: Path, octets: bytes) -> tuple[Sequence[ImportedUser], Seque
         line = octets.count(b"\n", 0, error.start) + 1
         found = f"found the byte 0x{octets[error.start]:02x}, expected UTF-8"
         return (), [Fault(file, line, "", found)]
-    is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
-    rows = list(_csv(text, file) if is_csv else _passwd(text, file))
+    if alias_domain:
+        rows = list(_alias_file(text, file, alias_domain))
+    elif _IS_CSV.match(text.partition("\n")[0].strip()):
+        rows = list(_csv(text, file))
+    else:
+        rows = list(_passwd(text, file))
     faults = [one for one in rows if isinstance(one, Fault)]
     if not rows:
-        faults = [Fault(file, 0, "", "found no account, expected one or several")]
+        kind = "alias" if alias_domain else "account"
+        faults = [Fault(file, 0, "", f"found no {kind}, expected one or several")]
     return [one for one in rows if isinstance(one, ImportedUser)], faults
 
 
@@ -452,6 +477,41 @@ def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
             unit = found[3].upper() or ("K" if found[1] == "storage" else "B")
             quota = str(int(found[2]) * 1024 ** _UNITS.index(unit) or "")
         yield _user(number, {"address": address, "hash": fields[0], "quota": quota})
+
+
+def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | Fault]:
+    """A line that begins with white space continues the one before."""
+    lines: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line[0].isspace() and lines:
+            lines[-1][1].append(line)
+        else:
+            lines.append((number, [line.strip()]))
+
+    def whole(name: str) -> str:
+        return name if "@" in name.rpartition('"')[2] else f"{name}@{domain}"
+
+    for number, parts in lines:
+        found = _ALIAS.match(" ".join(parts))
+        targets = _TARGET.findall(found[2]) if found else []
+        foreign = next(filter(_NO_ADDRESS.match, targets), "")
+        if found is None or found[1].startswith("@"):
+            expected = "NAME: ADDRESS, ... (all of a domain: alias_of or catch_all of a [[domain]])"
+            yield Fault(file, number, "", f"found {shown(parts[0])}, expected {expected}")
+        elif foreign:
+            expected = "addresses: no program, file or list of a file gets mail"
+            text = shown(foreign.strip('"'))
+            yield Fault(file, number, "", f"found {text}, expected {expected}")
+        else:
+            yield ImportedUser(
+                number,
+                {
+                    "address": whole(found[1].replace('"', "")),
+                    "to": [whole(one) for one in targets],
+                },
+            )
 
 
 def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:
