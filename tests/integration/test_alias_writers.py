@@ -125,7 +125,9 @@ def answer(relay: RelayProcess, recipient: str, sender: str, *, client: str) -> 
 def test_who_may_write(relay: RelayProcess, recipient: str, sender: str, client: str, may: bool):
     reply = answer(relay, recipient, sender, client=client)
     assert (reply == "") is may, reply
-    assert may or (reply.lower().startswith(f"550 5.7.1 <{recipient.lower()}>: ") and DENIED in reply)
+    assert may or (
+        reply.lower().startswith(f"550 5.7.1 <{recipient.lower()}>: ") and DENIED in reply
+    )
 
 
 def test_graph_reports_and_the_others_get_the_message(relay: RelayProcess) -> None:
@@ -137,7 +139,9 @@ def test_graph_reports_and_the_others_get_the_message(relay: RelayProcess) -> No
         one for one in relay.maildir("alice") if "delivery-status" in str(one["Content-Type"])
     ])  # fmt: skip
     text = report.as_string()
-    assert f"550 5.7.1 <team@example.test>: <alice@example.test> {DENIED}" in text.replace("\n ", " ")
+    assert f"550 5.7.1 <team@example.test>: <alice@example.test> {DENIED}" in text.replace(
+        "\n ", " "
+    )
 
 
 def test_explain_says_who_may(relay: RelayProcess) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from relay.base.certificates import certificate_of_handshake, load_pair
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
-from relay.base.phrases import counted, shown
+from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
@@ -57,7 +57,11 @@ from relay.operation.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_wa
 from relay.store import spool
 from relay.store.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 from relay.transport.ingress.dropped_mail import DROP_MODE
+from relay.transport.policy.conditions import RecipientAddressCondition
+from relay.transport.policy.engine import RuleSet
+from relay.transport.policy.globs import Globs
 from relay.transport.routing.dns_client import name_servers_answer
+from relay.transport.routing.route_table import InvalidRecipient, RouteTable
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
@@ -200,10 +204,10 @@ def _check_file(
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
     yield from _reach(settings, place)
-    yield from _accounts(settings, file, environ, clock=clock)
+    table = yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
-    yield from _policies(settings, file)
+    yield from _policies(settings, file, table)
     yield from _providers(settings, file)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
@@ -403,13 +407,14 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
 
 def _accounts(
     settings: Settings, file: Path, environ: Mapping[str, str], *, clock: Clock
-) -> Iterator[CheckFinding]:
+) -> Generator[CheckFinding, None, RouteTable | None]:
+    """Check accounts and routes; return the table of them."""
     accounts = yield from _loaded(
         "accounts", lambda: accounts_of(settings, clock=clock, environ=environ)
     )
     if accounts is None:
-        return
-    yield from _loaded("routes", lambda: read_table(settings, accounts, file))
+        return None
+    table = yield from _loaded("routes", lambda: read_table(settings, accounts, file))
     if fault := anonymous_fault(settings.http.anonymous, accounts):
         yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
     for warning in accounts.tables.warnings:
@@ -422,6 +427,7 @@ def _accounts(
     text += f"; passwords: {schemes}" if schemes else ""
     yield CheckFinding("accounts", CheckResult.OK, text)
     accounts.close()
+    return table
 
 
 def _dovecot(path: str) -> Iterator[CheckFinding]:
@@ -437,17 +443,41 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
         yield CheckFinding("dovecot_auth", verdict, text)
 
 
-def _policies(settings: Settings, file: Path) -> Iterator[CheckFinding]:
+def _policies(
+    settings: Settings, file: Path, table: RouteTable | None
+) -> Iterator[CheckFinding]:
     sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
     if sets is None:
         return
     for _, rules in sets:
-        for warning in rules.warnings:
+        unmatched = _without_recipients(rules, table) if table else ()
+        for warning in (*rules.warnings, *unmatched):
             yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = sum(len(rules.files) for _, rules in sets)
     text = f"{files} files in {settings.policy.directory}, tests pass"
     text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
     yield CheckFinding("policy", CheckResult.OK, text)
+
+
+def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
+    """Yield a warning for each rule whose `recipient` names only addresses that no mail can have:
+    rules see valid recipients, and the aliases that led to them.
+    """
+
+    def is_valid(address: str) -> bool:
+        found = table.expand(address) or table.examine(address)
+        return not isinstance(found, InvalidRecipient)
+
+    for rule in rules.rules:
+        for one in rule.when.on_recipient:
+            if not isinstance(one, RecipientAddressCondition) or one.or_own:
+                continue
+            whole = one.globs.whole
+            if whole and one.globs == Globs(whole) and not any(map(is_valid, whole)):
+                yield (
+                    f'{rule.file}:{rule.line}: rule "{rule.name}": recipient can never match, found'
+                    f" {named(sorted(whole))}, expected an address that takes mail, or a glob"
+                )
 
 
 def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:

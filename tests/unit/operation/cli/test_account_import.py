@@ -208,7 +208,10 @@ def test_aliases(files: Files) -> None:
         assert accounts.expand(f"{name}@example.test").addresses == targets
     accounts.close()
     code, told = files.fails("import", "--aliases", written(files, "root: bob\n"))
-    assert (code, told.partition("one of its own: ")[2].startswith(f"{files.accounts}:")) == (65, True)
+    assert (code, told.partition("one of its own: ")[2].startswith(f"{files.accounts}:")) == (
+        65,
+        True,
+    )
 
 
 FAULTY_ALIASES = """\

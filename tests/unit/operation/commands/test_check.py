@@ -194,6 +194,12 @@ OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nst
 SLOW = (
     '[[rule]]\nname = "s"\nwhen = { header = { name = "X", pattern = "a.{60}b" } }\nstop = true\n'
 )
+TO = """
+[[rule]]
+name = "to"
+when = {{ recipient = ["{}"] }}
+then = [{{ hold = "seen" }}]
+"""
 WARNINGS = [
     ({"relay": CONFIG.replace("relay.example.test", "relay.example.org")}, ["hostname"]),
     ({"relay": CONFIG.replace('domains = ["example.test"]\n', ""), "accounts": ""}, ["mailboxes.domains"]),
@@ -205,6 +211,10 @@ WARNINGS = [
     ({"accounts": ACCOUNTS + 'token = "plain:hidden"\n'}, ["account[0].token"]),
     ({"policies/10": RULE + OFF}, ['found no group "staff"']),
     ({"policies/10": RULE + SLOW}, ["take more than 2 ms"]),
+    *[({"policies/10": RULE + TO.format(to)}, [f"never match, found {to}, expected"])
+      for to in ("nobody@example.test", "al.ice@example.test")],
+    *[({"policies/10": RULE + TO.format(to)}, [])
+      for to in ("ALICE+x@example.test", "?@example.test", "anybody@elsewhere.test", "group:own", "postmaster@example.test")],
     ({"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0", "[::1]:0", "unix:http.sock"')}, ["http.listen[0]"]),
     ({"relay": CONFIG.replace("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]')}, ["observe.metrics"]),
     ({"relay": CONFIG.replace('"127.0.0.1:0"', '"0.0.0.0:0"').replace("[http]", "[http]\npages = true")}, ["http.listen[0]", "http.pages"]),
