@@ -164,11 +164,11 @@ class AliasTarget(Struct, frozen=True):
 class Writers(Struct, frozen=True):
     """Who may write to an alias that not everybody may write to."""
 
-    matches: Callable[[str], bool]  # whether its globs and groups have an address (A-labels)
+    named: tuple[str, ...]  # `from` in accounts.toml
+    reports: bool  # an account sends in its name, so that reports come back
     own: frozenset[str] = frozenset()  # domains of which it takes all who may relay
-    named: tuple[str, ...] = ()  # `from` in accounts.toml
+    matches: Callable[[str], bool] = lambda _: False  # its globs and groups, with A-labels
     members: bool = False  # who gets its mail may write to it
-    reports: bool = False  # an account sends in its name, so that reports come back
 
 
 class Expansion(Struct, frozen=True):

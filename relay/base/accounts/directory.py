@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
 from relay.base.accounts.account import (
     ALL_SCOPES,
@@ -69,15 +68,14 @@ _NOBODY = Password(
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 )
 FILE_BYTES_MAX = 16 * 1024 * 1024  # 75,000 accounts, which take 14 s of CPU
-_FROM_EXPECTED = '"own", "members", or a list such as ["*@partner.test", "group:staff"]'
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 _OF_CLIENT = "client "  # begins the name by which failures of a client id are counted
 _CLIENT_ID = re.compile(r"[!-~]{1,128}")
 _Parsed = TypeVar("_Parsed")
-# Returns whom the globs and groups in `from` of an alias mean, of which the second argument is the
-# address. Raises ValueError with what was expected.
-ReadWriters = Callable[[Sequence[str], str], Writers]
+# Reads `from` of an alias; then come its address, and whether an account sends in its name. Raises
+# ValueError with what was expected.
+ReadWriters = Callable[[tuple[str, ...] | str, str, bool], Writers]
 _log = get_logger("accounts")
 
 
@@ -317,13 +315,9 @@ def _no_writers() -> ReadWriters:
 
 
 def load_accounts(
-    path: Path,
-    domains: Iterable[str | OwnDomain],
-    *,
-    clock: Clock,
-    environ: Mapping[str, str],
+    path: Path, domains: Iterable[str | OwnDomain], *, clock: Clock, environ: Mapping[str, str],
     writers: Callable[[], ReadWriters] = _no_writers,
-) -> FileAccounts:
+) -> FileAccounts:  # fmt: skip
     """Read accounts.toml. `domains` are the own domains; one that is given as a name has accounts.
     `environ` is for ${env:NAME}, `writers` is called for `from` of an alias.
 
@@ -485,23 +479,15 @@ class _Loading:
 
     def _writers(self, path: KeyPath, entry: _AliasEntry) -> Generator[Fault, None, Writers | None]:
         """Yield the fault of `from`; return who may write to the alias."""
-        given, reports = entry.from_, is_listed(entry.address, self._lent)
-        match given:
-            case None:
-                return None
-            case "members":
-                return Writers(lambda _: False, named=("members",), members=True, reports=reports)
-        globs = ["group:own"] if given == "own" else given
-        try:
-            if not globs or isinstance(globs, str):
-                raise ValueError(_FROM_EXPECTED)  # noqa: TRY301 -- as those of globs
-            found = self._read_writers()(globs, entry.address)
-        except ValueError as error:
-            found_text = shown(self._document.value(path))
-            yield self._document.fault(path, f"found {found_text}, expected {error}")
+        if entry.from_ is None:
             return None
-        named = (given,) if isinstance(given, str) else given
-        return replace(found, named=named, reports=reports)
+        reports = is_listed(entry.address, self._lent)
+        try:
+            return self._read_writers()(entry.from_, entry.address, reports)
+        except ValueError as error:
+            found = shown(self._document.value(path))
+            yield self._document.fault(path, f"found {found}, expected {error}")
+            return None
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
         """Add the account if it forwards. Its own address in `forward_to` keeps a copy."""

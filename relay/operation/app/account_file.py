@@ -1,6 +1,7 @@
 """Load the accounts of a configuration: `from` of an [[alias]] names groups of its rules."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -8,22 +9,22 @@ from relay.base.accounts.account import Writers
 from relay.base.accounts.directory import FileAccounts, ReadWriters, load_accounts
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
-from relay.base.phrases import shown
 from relay.base.settings.tree import Settings
+
+_EXPECTED = '"own", "members", or a list of addresses, globs and groups: "*@x.test", "group:staff"'
+_LISTED = re.compile(r"group:|.*[@*?]")
 
 
 def accounts_of(
     settings: Settings, *, clock: Clock, environ: Mapping[str, str], file: Path | None = None
 ) -> FileAccounts:
     """Load the accounts, those of `file` if it is to take the place. Raises SettingsError."""
-    return load_accounts(
-        file or settings.mailboxes.accounts, settings.domains, clock=clock, environ=environ,
-        writers=cache(partial(_reader, settings)),
-    )  # fmt: skip
+    path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
+    return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
 
 
 def _reader(settings: Settings) -> ReadWriters:
-    """Return what reads `from`. The rules of the operator tell the faults of groups."""
+    """Return what reads `from`. Faults of groups are told with the rules."""
     from relay.operation.app.tenant_sets import book_of  # noqa: PLC0415 -- slow
     from relay.transport.policy.conditions import SenderCondition  # noqa: PLC0415 -- slow
     from relay.transport.policy.groups import group_files, read_groups  # noqa: PLC0415 -- slow
@@ -31,16 +32,18 @@ def _reader(settings: Settings) -> ReadWriters:
     groups, _ = read_groups(group_files(settings.policy.directory, []), [])
     tenants = book_of(((one, None) for one in settings.tenant), settings)
 
-    def read(texts: Sequence[str], alias: str) -> Writers:
-        for text in texts:
-            if not any(mark in text for mark in ("@", "*", "?", "group:")):
-                expected = 'addresses, globs such as "*@partner.test", and "group:NAME"'
-                raise ValueError(f"{expected}, not {shown(text)}")
-        found = SenderCondition.parse(list(texts), groups)
+    def read(given: tuple[str, ...] | str, alias: str, reports: bool) -> Writers:
+        if given == "members":
+            return Writers((given,), reports, members=True)
+        named = ("group:own",) if given == "own" else given
+        if not named or isinstance(named, str) or not all(map(_LISTED.match, named)):
+            raise ValueError(_EXPECTED)
+        found = SenderCondition.parse([*named], groups)
         tenant = tenants.tenant_of(domain_of(alias))
-        own = tenant.domains if tenant else frozenset(settings.own_domains)
+        domains = tenant.domains if tenant else settings.own_domains
+        own = frozenset((*domains, settings.hostname) if found.or_own else ())
         return Writers(
-            found.globs.match, own | {settings.hostname} if found.or_own else frozenset()
+            (given,) if isinstance(given, str) else given, reports, own, found.globs.match
         )
 
     return read

@@ -91,13 +91,6 @@ async def _room_for_all(_account: str, _size: int) -> Room:
     return Room.FITS
 
 
-class _Sender(Struct, frozen=True):
-    """What is known of who sends: the reverse-path, and whether its session is trusted."""
-
-    reverse_path: str
-    is_trusted: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
     """Answers questions with the parts that it is given."""
@@ -136,7 +129,7 @@ class Explainer:
         """Explain what the milters make of the message."""
         asked = await ask_milters(session, question)
         if asked.end:
-            sender = _Sender(question.sender, is_trusted=False)
+            sender = Author(question.sender, is_trusted=False)
             return asked.added_to(self._replaced(question.address, sender, []))
         return asked.added_to(await self._explain(asked.question))
 
@@ -152,12 +145,11 @@ class Explainer:
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
 
     async def _explain(self, question: Question) -> dict[str, Any]:
-        sender = _Sender(question.sender, not question.ip or self.trusts(question.ip))
+        sender = Author(question.sender, not question.ip or self.trusts(question.ip))
         expand = self._expander(question)
         expansion = expand(question.address)
-        author = Author(sender.reverse_path, sender.is_trusted)
         size_bytes = len(question.content or b"")
-        answer = await self.checks.answer(question.address, author, size_bytes=size_bytes)
+        answer = await self.checks.answer(question.address, sender, size_bytes=size_bytes)
         rejection = answer.reply
         if expansion is None:
             return await self._recipient(question.address, sender, question, rejection=rejection)
@@ -165,11 +157,11 @@ class Explainer:
             [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
             found = self._replaced(question.address, sender, [])
             return found | {"state": "rejected", "reply": alias.reply}
-        writers, asked = expansion.writers, {}
-        if writers is not None:
+        asked = {}
+        if (writers := expansion.writers) is not None:
             by = expansion.targets[0].through[0]
-            asked = {"writers": {"alias": by, "from": list(writers.named)}}
-            if self.forwarding.author_rejection(question.address, expansion, author):
+            asked = {"writers": {"alias": by, "from": writers.named}}
+            if self.forwarding.author_rejection(question.address, expansion, sender):
                 found = self._replaced(question.address, sender, [])
                 return found | asked | {"state": "rejected", "reply": rejection}
         targets: list[dict[str, Any]] = []
@@ -187,7 +179,7 @@ class Explainer:
         return found | asked
 
     def _examine(
-        self, address: str, sender: _Sender, question: Question, *, is_copy: bool
+        self, address: str, sender: Author, question: Question, *, is_copy: bool
     ) -> RoutingResult:
         """Return where mail for an address goes, as acceptance does."""
         header = Header.of(question.content or b"")
@@ -202,7 +194,7 @@ class Explainer:
     async def _recipient(
         self,
         address: str,
-        sender: _Sender,
+        sender: Author,
         question: Question,
         *,
         rejection: str = "",
@@ -234,7 +226,7 @@ class Explainer:
     async def _apply_rules(
         self,
         address: str,
-        sender: _Sender,
+        sender: Author,
         question: Question,
         *,
         found: LocalRecipient | RemoteRecipient,
@@ -265,7 +257,7 @@ class Explainer:
     async def _by_verdict(
         self,
         verdict: RecipientVerdict,
-        sender: _Sender,
+        sender: Author,
         found: LocalRecipient | RemoteRecipient,
         *,
         question: Question,
@@ -301,7 +293,7 @@ class Explainer:
                 return await self._destination(found) | _held(hold)
 
     async def _chosen(
-        self, verdict: RecipientVerdict, sender: _Sender, found: LocalRecipient | RemoteRecipient
+        self, verdict: RecipientVerdict, sender: Author, found: LocalRecipient | RemoteRecipient
     ) -> dict[str, Any]:
         """Return where mail goes whose next hop a rule chose."""
         chosen = self.table.examine_chosen(verdict.address, verdict.next_hop, found)
@@ -310,7 +302,7 @@ class Explainer:
         return route | await self._destination(chosen) | _held(hold)
 
     async def _target(
-        self, added: AddedRecipient, sender: _Sender, question: Question, *, is_copy: bool
+        self, added: AddedRecipient, sender: Author, question: Question, *, is_copy: bool
     ) -> dict[str, Any]:
         """Explain an address that takes another one's place: rules do not apply to it again."""
         asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
@@ -370,13 +362,13 @@ class Explainer:
         }
 
     def _replaced(
-        self, address: str, sender: _Sender, targets: Sequence[Mapping[str, Any]]
+        self, address: str, sender: Author, targets: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Return the document of an alias with several targets."""
         found = self._document(address, sender, InvalidRecipient("", ""))
         return found | {"state": _state_of_all(targets), "targets": list(targets)}
 
-    def _document(self, address: str, sender: _Sender, found: RoutingResult) -> dict[str, Any]:
+    def _document(self, address: str, sender: Author, found: RoutingResult) -> dict[str, Any]:
         """Return the document of an address of which only the route is known, or its rejection."""
         next_hop = state = reply = ""
         match found:

@@ -129,10 +129,11 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
         more = len(faults) - _FAULTS_SHOWN
         lines = [*_told_once(faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
         raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
-    noun, where = ("alias", f"; names without a domain: @{domain}") if aliases else ("account", "")
-    text = f"{counted(len(users), noun)} {'can be imported' if dry_run else 'imported'}{where}"
-    names = "aliases" if aliases else "accounts"
-    context.show({names: len(users), "dry_run": dry_run}, lambda: [text])
+    text = f"{counted(len(users), 'alias' if aliases else 'account')} "
+    text += "can be imported" if dry_run else "imported"
+    text += f"; names without a domain: @{domain}" if aliases else ""
+    number = {"aliases" if aliases else "accounts": len(users)}
+    context.show(number | {"dry_run": dry_run}, lambda: [text])
     if not dry_run:
         _hint(context)
 

@@ -52,26 +52,15 @@ PASSWORD_BYTES_MAX = 1024
 _MODE = 0o640
 _SECRET_BYTES = 32
 _SHOWN = (
-    "aliases",
-    "send_as",
-    "role",
-    "quota",
-    "quota_messages",
-    "client_id",
-    "scopes",
-    "acts_for",
-    "forward_to",
-    "keep_copy",
-    "disabled",
-)
+    "aliases", "send_as", "role", "quota", "quota_messages", "client_id", "scopes", "acts_for",
+    "forward_to", "keep_copy", "disabled", "to", "from",
+)  # fmt: skip
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
-_ALIAS = re.compile(
-    r'("(?:\\.|[^"\\])*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(?::|(?<=\s))(.*)\Z', re.DOTALL
-)
+_ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(?::|(?<=\s))(.*)', re.DOTALL)
 _TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
-_NO_ADDRESS = re.compile(r'"?(?:[|/]|:include:)', re.IGNORECASE)
+_UNFIT = re.compile(r'"?(?:[|/@]|:include:)', re.IGNORECASE)
 _Entry = dict[str, Any]
 COLUMNS = ("address", "hash", "quota", "aliases")
 _HEADER = ",".join(COLUMNS)
@@ -107,16 +96,13 @@ class AccountFile:
         schemes = self._check(self._path)
         found = []
         text = self._path.read_text()
-        for one in _parse(text):
+        for one in (*_parse(text), *_aliases(text)):
             address = own_mailbox(str(one["address"]))
             facts = {name: one[name] for name in _SHOWN if name in one}
             if address in schemes:
                 facts["scheme"] = schemes[address]
             has = {name: bool(one.get(name)) for name in _CREDENTIALS}
             found.append({"address": address, **facts, "has": has})
-        for one in _aliases(text):
-            has = dict.fromkeys(_CREDENTIALS, False)
-            found.append(one | {"address": own_mailbox(str(one["address"])), "has": has})
         return found
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
@@ -166,12 +152,8 @@ class AccountFile:
             return Fault(file, user.line, key, message)
 
         try:
-            added = [dict(user.values) for user in users]
-            aliases = [one for one in added if "to" in one]
-            accounts = [one for one in added if "to" not in one]
-            self._change(
-                appended, lambda entries: [*entries, *accounts], aliases=aliases, is_trial=is_trial
-            )
+            added = [dict(user.values) for user in users if "to" not in user.values]
+            self._change(appended, lambda entries: [*entries, *added], is_trial=is_trial)
         except SettingsError as error:
             if not begins:  # of the file as it is
                 raise
@@ -221,11 +203,10 @@ class AccountFile:
         edit: Callable[[str], str],
         expected: Callable[[list[_Entry]], list[_Entry]],
         *,
-        aliases: Sequence[_Entry] = (),
         is_trial: bool = False,
     ) -> None:
-        """Replace the text by what `edit` returns, whose accounts must be `expected`, and which has
-        new `aliases`; with `is_trial`, only check it.
+        """Replace the text by what `edit` returns, whose accounts must be `expected` and whose
+        aliases those that there are, before new ones; with `is_trial`, only check it.
         """
         with _locked(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
@@ -235,8 +216,9 @@ class AccountFile:
                 self._check(self._path)
             after = edit(before)
             try:
-                found = _parse(after), _aliases(after)
-                is_right = found == (expected(_parse(before)), [*_aliases(before), *aliases])
+                kept = _aliases(before)
+                found = _parse(after), _aliases(after)[: len(kept)]
+                is_right = found == (expected(_parse(before)), kept)
             except tomllib.TOMLDecodeError:
                 is_right = False
             if not is_right:
@@ -417,10 +399,9 @@ def read_users(
         return (), [Fault(file, line, "", found)]
     if alias_domain:
         rows = list(_alias_file(text, file, alias_domain))
-    elif _IS_CSV.match(text.partition("\n")[0].strip()):
-        rows = list(_csv(text, file))
     else:
-        rows = list(_passwd(text, file))
+        is_csv = _IS_CSV.match(text.partition("\n")[0].strip())
+        rows = list(_csv(text, file) if is_csv else _passwd(text, file))
     faults = [one for one in rows if isinstance(one, Fault)]
     if not rows:
         kind = "alias" if alias_domain else "account"
@@ -480,38 +461,22 @@ def _passwd(text: str, file: Path) -> Iterator[ImportedUser | Fault]:
 
 
 def _alias_file(text: str, file: Path, domain: str) -> Iterator[ImportedUser | Fault]:
-    """A line that begins with white space continues the one before."""
     lines: list[tuple[int, list[str]]] = []
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if line[0].isspace() and lines:
-            lines[-1][1].append(line)
-        else:
-            lines.append((number, [line.strip()]))
-
-    def whole(name: str) -> str:
-        return name if "@" in name.rpartition('"')[2] else f"{name}@{domain}"
-
+        if line.strip() and not line.lstrip().startswith("#"):
+            if not line[0].isspace() or not lines:
+                lines.append((number, []))
+            lines[-1][1].append(line.strip())
     for number, parts in lines:
         found = _ALIAS.match(" ".join(parts))
-        targets = _TARGET.findall(found[2]) if found else []
-        foreign = next(filter(_NO_ADDRESS.match, targets), "")
-        if found is None or found[1].startswith("@"):
-            expected = "NAME: ADDRESS, ... (all of a domain: alias_of or catch_all of a [[domain]])"
-            yield Fault(file, number, "", f"found {shown(parts[0])}, expected {expected}")
-        elif foreign:
-            expected = "addresses: no program, file or list of a file gets mail"
-            text = shown(foreign.strip('"'))
-            yield Fault(file, number, "", f"found {text}, expected {expected}")
-        else:
-            yield ImportedUser(
-                number,
-                {
-                    "address": whole(found[1].replace('"', "")),
-                    "to": [whole(one) for one in targets],
-                },
-            )
+        names = [found[1].replace('"', ""), *_TARGET.findall(found[2])] if found else ()
+        if unfit := next(filter(_UNFIT.match, names), "" if found else parts[0]):
+            expected = "NAME: ADDRESS, ... (no program, file, :include:, or whole domain)"
+            unfit = shown(unfit.strip('"'))
+            yield Fault(file, number, "", f"found {unfit}, expected {expected}")
+            continue
+        address, *to = [x if "@" in x.rpartition('"')[2] else f"{x}@{domain}" for x in names]
+        yield ImportedUser(number, {"address": address, "to": to})
 
 
 def _user(line: int, cells: Mapping[str, str]) -> ImportedUser:

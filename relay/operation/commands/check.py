@@ -463,21 +463,15 @@ def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
     """Yield a warning for each rule whose `recipient` names only addresses that no mail can have:
     rules see valid recipients, and the aliases that led to them.
     """
-
-    def is_valid(address: str) -> bool:
-        found = table.expand(address) or table.examine(address)
-        return not isinstance(found, InvalidRecipient)
-
-    for rule in rules.rules:
-        for one in rule.when.on_recipient:
-            if not isinstance(one, RecipientAddressCondition) or one.or_own:
-                continue
-            whole = one.globs.whole
-            if whole and one.globs == Globs(whole) and not any(map(is_valid, whole)):
-                yield (
-                    f'{rule.file}:{rule.line}: rule "{rule.name}": recipient can never match, found'
-                    f" {named(sorted(whole))}, expected an address that takes mail, or a glob"
-                )
+    conditions = ((rule, one) for rule in rules.rules for one in rule.when.on_recipient)
+    for rule, one in conditions:
+        names = one.globs.whole if isinstance(one, RecipientAddressCondition) else frozenset()
+        found = {type(table.expand(each) or table.examine(each)) for each in names}
+        if found == {InvalidRecipient} and one == RecipientAddressCondition(Globs(names)):
+            yield (
+                f'{rule.file}:{rule.line}: rule "{rule.name}": recipient can never match, found'
+                f" {named(sorted(names))}, expected an address that takes mail, or a glob"
+            )
 
 
 def _providers(settings: Settings, file: Path) -> Iterator[CheckFinding]:

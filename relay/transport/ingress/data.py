@@ -91,8 +91,8 @@ class Origin(Struct, frozen=True):
 
     def author(self, reverse_path: str) -> Author:
         """Return who sends."""
-        account = self.login if self.user is None else self.user.address
-        return Author(reverse_path, self.trusted, account)
+        user = self.user
+        return Author(reverse_path, self.trusted, user.address if user else self.login)
 
     @property
     def counted_for(self) -> str:

@@ -125,15 +125,14 @@ class Forwarder(Struct, frozen=True):
         is_forged = not author.is_trusted and self._is_local(path)
         names = {own_mailbox(one) for one in (author.account, "" if is_forged else path) if one}
         names |= {self._mailbox_of(one) for one in names}
-        members: set[str] = set()
-        for one in expansion.targets if writers.members else ():
-            members.update(map(self._mailbox_of, (one.address, *one.through)))
+        to = expansion.targets if writers.members else ()
+        members = {self._mailbox_of(x) for one in to for x in (one.address, *one.through)}
         own = writers.own if author.is_trusted else ()
         may = any(one in members or domain_of(one) in own or writers.matches(one) for one in names)
         if may if path else writers.reports:
             return ""
-        how = " without a login" if is_forged else ""
-        return own_reply("5.7.1", f"<{address}>: <{path}> may not write to this alias{how}")
+        why = "log in to write" if is_forged else f"<{path}> may not write"
+        return own_reply("5.7.1", f"<{address}>: {why} to this alias")
 
     def _mailbox_of(self, address: str) -> str:
         account = self.accounts.by_address(address)

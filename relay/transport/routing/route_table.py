@@ -490,9 +490,8 @@ class RouteTable:
         moved: dict[str, AliasTarget] = {}
         for one in [self._moved(target, reverse_path) for target in targets]:
             moved.setdefault(one.address.lower(), one)
-        if tuple(moved.values()) == targets:
-            return found
-        return Expansion(tuple(moved.values()), found.writers if found else None)
+        made = Expansion(tuple(moved.values()), found.writers if found else None)
+        return found if made.targets == targets else made
 
     def _moved(self, target: AliasTarget, reverse_path: str) -> AliasTarget:
         found = self.examine(target.address, reverse_path)
