@@ -443,9 +443,7 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
         yield CheckFinding("dovecot_auth", verdict, text)
 
 
-def _policies(
-    settings: Settings, file: Path, table: RouteTable | None
-) -> Iterator[CheckFinding]:
+def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Iterator[CheckFinding]:
     sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
     if sets is None:
         return
