@@ -62,9 +62,6 @@ class CrashPoint(StrEnum):
     # The start and the stop of the spool, and its checkpoints:
     SPOOL_OPENED = "spool-opened"  # its tables are there
     SPOOL_COMMIT_NOTED = "spool-commit-noted"  # fsync of the number of its last commit
-    SPOOL_CHECKPOINT_BEGUN = "spool-checkpoint-begun"  # noted and synced
-    SPOOL_CHECKPOINT_ENDED = "spool-checkpoint-ended"  # not noted
-    SPOOL_LOG_EMPTIED = "spool-log-emptied"  # noted and synced; the log is still there
     SPOOL_CLOSED = "spool-closed"  # the log is removed
     SPOOL_COMMIT_FORGOTTEN = "spool-commit-forgotten"  # the number is removed
 

@@ -16,9 +16,6 @@ pytestmark = pytest.mark.crash
 
 AT_START = (CrashPoint.SPOOL_OPENED, CrashPoint.SPOOL_COMMIT_NOTED)
 AT_STOP = (
-    CrashPoint.SPOOL_CHECKPOINT_BEGUN,
-    CrashPoint.SPOOL_CHECKPOINT_ENDED,
-    CrashPoint.SPOOL_LOG_EMPTIED,
     CrashPoint.SPOOL_CLOSED,
     CrashPoint.SPOOL_COMMIT_FORGOTTEN,
 )
@@ -43,7 +40,7 @@ def die(relay: RelayProcess, point: CrashPoint, *, to: str = "bob@example.test")
         *sampled((point, point, False) for point in AT_START),
         *sampled(
             [
-                (CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_OPENED, False),
+                (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_OPENED, False),
                 (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_NOTED, False),
             ]
         ),
@@ -71,7 +68,7 @@ def test_no_kill_makes_an_intact_spool_look_damaged(
     assert not list((relay.folder / "state").glob("spool.sqlite.*"))
 
 
-@pytest.mark.parametrize("point", [CrashPoint.SPOOL_CHECKPOINT_BEGUN, CrashPoint.SPOOL_CLOSED])
+@pytest.mark.parametrize("point", [CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_FORGOTTEN])
 def test_verify_after_a_kill_keeps_the_spool_intact(relay: RelayProcess, point: CrashPoint) -> None:
     relay.start()
     relay.submit("alice@example.test", ["x@remote.test"])

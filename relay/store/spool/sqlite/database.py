@@ -26,9 +26,7 @@ from relay.store.spool.sqlite.spool_files import (
     translate_sqlite_errors,
 )
 from relay.store.spool.sqlite.write_ahead_log import (
-    RecordedCommit,
     check_commits,
-    has_log,
     read_recorded,
 )
 from relay.store.spool.types import SpoolDamagedError, SpoolError
@@ -44,7 +42,7 @@ def open_database(
     path: Path,
     *,
     read_only: bool = False,
-    needed: RecordedCommit | None = None,
+    needed: int | None = None,
 ) -> apsw.Connection:
     """Open the spool at `path`; with write access create it, or migrate it to the current schema.
 
@@ -61,8 +59,7 @@ def open_database(
     check_presence(path)
     if needed is not None and not is_openable(path):
         raise SpoolDamagedError(f"{path} is damaged: it is missing or empty")
-    with_log = read_only or has_log(path)  # only the owner knows that no checkpoint runs
-    noted = needed or read_recorded(path)
+    noted = read_recorded(path) if needed is None else needed
     if not read_only and needed is None:
         flags |= apsw.SQLITE_OPEN_CREATE
         with suppress(OSError):  # SQLite's error is clearer
@@ -73,12 +70,12 @@ def open_database(
             connection.set_busy_timeout(5000)
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if read_only:
-                check_commits(connection, path, noted, with_log=with_log)
+                check_commits(connection, path, noted)
                 check_version(connection, path)
             else:
-                # A close leaves the log as it is: WriteAheadLog.empty() notes that it goes.
+                # A close leaves the log as it is, except that of an owner who stops.
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                check_commits(connection, path, noted, with_log=with_log)
+                check_commits(connection, path, noted)
                 # to its end: the sync that may fail comes after the row
                 connection.execute("PRAGMA journal_mode = WAL").fetchall()
                 connection.execute("PRAGMA synchronous = FULL")

@@ -32,7 +32,6 @@ from relay.store.spool.sqlite.spool_files import (
 )
 from relay.store.spool.sqlite.write_ahead_log import (
     check_commits,
-    has_log,
     open_at_rest,
     read_recorded,
 )
@@ -118,10 +117,10 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     )
     if has_owner or not header:
         return
-    noted, with_log = read_recorded(path), has_log(path)
+    noted = read_recorded(path)
     with translate_sqlite_errors(path), open_at_rest(path) as connection:
         found = _version_found(connection, path)
-        check_commits(connection, path, noted, with_log=with_log)
+        check_commits(connection, path, noted)
         if found == SCHEMA_VERSION and _OWED not in connection.execute(_COLUMNS).fetchall():
             check_version(connection, path)  # a start renames that column
 

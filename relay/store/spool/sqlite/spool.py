@@ -217,9 +217,8 @@ class SqliteSpool(SpoolEngine):
         self._checking.shutdown(cancel_futures=True)
         if not self._writer.log.is_open:  # the next start needs the record to know what is missing
             return
-        self._writer.log.empty()
-        self._crash.reached(CrashPoint.SPOOL_LOG_EMPTIED)
-        try:
+        try:  # the last connection brings the log in, and removes it
+            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             self._connection.close()
         except apsw.Error as error:  # the log still has everything
             _log.warning("spool closed with its log", error=str(error))

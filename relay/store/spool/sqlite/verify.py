@@ -14,7 +14,6 @@ from typing import Any
 
 import apsw
 
-from relay.base.crashpoints import CrashPoints
 from relay.base.files import FileOctets
 from relay.base.message.content import octets_in_blocks
 from relay.store.spool.engine import SpoolFinding
@@ -31,11 +30,6 @@ from relay.store.spool.sqlite.spool_files import (
     translate_sqlite_errors,
 )
 from relay.store.spool.sqlite.transactions import is_file_needed
-from relay.store.spool.sqlite.write_ahead_log import (
-    LastCommit,
-    WriteAheadLog,
-    commits_of,
-)
 from relay.store.spool.sqlite.writer import Batch
 from relay.store.spool.types import SpoolDamagedError, translate_os_errors
 
@@ -121,34 +115,19 @@ class SpoolVerifier:
                 if not self._pages_are_whole(connection):
                     return dict.fromkeys(_ALL_COUNTS, 0)
                 counts = self._look_into(connection)
-                self._rows.cursor.close()  # a statement that has not ended keeps the log
-                last_commit = self._log_emptied(connection)
-            if last_commit is not None:
-                last_commit.forget()
         except SpoolDamagedError as error:
             self._report_damage(str(error))
             return dict.fromkeys(_ALL_COUNTS, 0)
         return counts
-
-    def _log_emptied(self, connection: apsw.Connection) -> LastCommit | None:
-        """Checkpoint the log like a stop does, where this process owns the spool.
-
-        If the previous owner was killed during a checkpoint, its record says that the log is
-        needed, and a log that SQLite removed by itself would count as lost.
-        """
-        if not self._may_write:
-            return None
-        number = commits_of(connection) or 0
-        last_commit = LastCommit(self._database, number, crash=CrashPoints())
-        WriteAheadLog(connection, last_commit).empty()
-        return last_commit
 
     def _opened(self) -> apsw.Connection:
         connection = open_database(self._database, read_only=True)
         if not self._may_write:
             return connection
         connection.close()  # the schema is current: nothing is migrated here
-        return open_database(self._database)
+        connection = open_database(self._database)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        return connection
 
     def _pages_are_whole(self, connection: apsw.Connection) -> bool:
         mark = damage_mark_of(self._database)

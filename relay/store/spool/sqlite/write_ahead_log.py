@@ -46,20 +46,10 @@ _READERS_WAIT_MS = 250
 _BUSY_MS = 5000
 _BLOCK_BYTES = 1 << 20
 COMMITS_COUNTER = "commits"
-# The number of the last commit that was recorded, and whether a checkpoint was copying pages then:
-# the database has some of the newest and some older pages, and only the log has them all.
-RecordedCommit = tuple[int, bool]
 _COMMITS = "SELECT value FROM counter WHERE name = ?"
 _FRAME_BYTES_MIN = 32 + 24 + 512  # a log shorter than its header and one frame has no commit
-_CHECKPOINT = "checkpoint"
-_DIGITS = 20
-_LINE = "{number:020d} {state:<10}\n"  # always as long: it is written over in place
+_DIGITS = 20  # always as many: the line is written over in place
 _CAUSE = "its write-ahead log is missing or was cut short, or it is damaged"
-
-
-def has_log(database: Path) -> bool:
-    """Whether there is a log that may contain a commit."""
-    return log_bytes(database) >= _FRAME_BYTES_MIN
 
 
 class LastCommit:
@@ -74,9 +64,6 @@ class LastCommit:
         self._is_named = False  # durably
         self._is_sync_due = True
         self._is_failing = False
-        noted = read_recorded(database)
-        self._is_checkpoint = noted is not None and noted[1]
-        self._may_say_checkpoint = self._is_checkpoint
 
     def begin(self) -> None:
         """Create the file; from now on the database counts as not closed."""
@@ -90,29 +77,14 @@ class LastCommit:
         self._note(sync_it=self._is_sync_due)
 
     def checkpoint_begins(self) -> None:
-        """Record that the database cannot be read without its log, where there is one."""
-        if not has_log(self._database):
-            return
-        self._is_checkpoint = True
-        self._note(sync_it=True)
-        self._crash.reached(CrashPoint.SPOOL_CHECKPOINT_BEGUN)
+        """Have the next commit synced: the database may have the one that was synced last."""
+        self._is_sync_due = True
 
-    def checkpoint_ends(self, *, is_complete: bool, log_goes: bool) -> bool:
-        """Record that the database has every commit; return whether the log may be removed.
-
-        With `log_goes` the log is removed or emptied next: then the record is synced before.
+    def answered(self) -> int:
+        """Return the commit that the file must have, by the record and by what this process
+        remembers.
         """
-        self._crash.reached(CrashPoint.SPOOL_CHECKPOINT_ENDED)
-        if is_complete:
-            self._is_checkpoint = False
-            self._note(sync_it=log_goes)
-        self._is_sync_due = True  # the database may have what was synced last
-        return is_complete and not self._may_say_checkpoint
-
-    def answered(self) -> RecordedCommit:
-        """Return what the file must have, by the record and by what this process remembers."""
-        number, is_checkpoint = read_recorded(self._database) or (0, False)
-        return max(number, self._number), is_checkpoint or self._is_checkpoint
+        return max(read_recorded(self._database) or 0, self._number)
 
     def forget(self) -> None:
         """Remove the record of a file that was closed with everything in its database."""
@@ -121,11 +93,8 @@ class LastCommit:
                 self._path.unlink(missing_ok=True)
 
     def _note(self, *, sync_it: bool) -> None:
-        state = _CHECKPOINT if self._is_checkpoint else ""
-        line = _LINE.format(number=self._number, state=state).encode()
-        self._may_say_checkpoint |= self._is_checkpoint
         try:
-            self._write(line, sync_it=sync_it)
+            self._write(f"{self._number:0{_DIGITS}d}\n".encode(), sync_it=sync_it)
         except OSError as error:
             if not self._is_failing:
                 _log.warning("last commit not noted", file=self._path.name, error=str(error))
@@ -134,7 +103,6 @@ class LastCommit:
         self._is_failing = False
         if sync_it:
             self._is_sync_due = False
-            self._may_say_checkpoint = self._is_checkpoint
 
     def _write(self, line: bytes, *, sync_it: bool) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -149,8 +117,8 @@ class LastCommit:
             self._is_named = True
 
 
-def read_recorded(database: Path) -> RecordedCommit | None:
-    """Return the last commit that was recorded, None without a record.
+def read_recorded(database: Path) -> int | None:
+    """Return the number of the last commit that was recorded, None without a record.
 
     A record without its line, left by a power loss, belongs to a database that has its tables.
     """
@@ -158,10 +126,8 @@ def read_recorded(database: Path) -> RecordedCommit | None:
         line = last_commit_of(database).read_text("ascii", "replace")
     except OSError:
         return None
-    number, _, state = line.strip().partition(" ")
-    if len(number) != _DIGITS or not number.isdecimal():
-        return 0, False
-    return int(number), state == _CHECKPOINT
+    number = line[:_DIGITS]  # 0.2.0 wrote more behind it
+    return int(number) if len(number) == _DIGITS and number.isdecimal() else 0
 
 
 def commits_of(connection: apsw.Connection) -> int | None:
@@ -172,17 +138,13 @@ def commits_of(connection: apsw.Connection) -> int | None:
     return int(row[0]) if row else 0
 
 
-def check_commits(
-    connection: apsw.Connection, database: Path, noted: RecordedCommit | None, *, with_log: bool
-) -> None:
+def check_commits(connection: apsw.Connection, database: Path, number: int | None) -> None:
     """Raise SpoolDamagedError where recorded commits are not in the database and its log.
 
-    `noted` is read before the database is opened, because a running owner continues. `with_log` is
-    has_log() before SQLite created a new log.
+    `number` is read before the database is opened, because a running owner continues.
     """
-    if noted is None:
+    if number is None:
         return
-    number, is_checkpoint = noted
     found = commits_of(connection)
     if found is None:
         raise SpoolDamagedError(
@@ -194,10 +156,6 @@ def check_commits(
             f" and number {number} was synced; {_CAUSE}"
             f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
         )
-    if is_checkpoint and not with_log:
-        raise SpoolDamagedError(
-            f"{database} is damaged: a checkpoint was cut off halfway; {_CAUSE}"
-        )
 
 
 @contextmanager
@@ -205,7 +163,8 @@ def open_at_rest(database: Path) -> Iterator[apsw.Connection]:
     """Open a spool that no process has open, with its log: nothing is locked, and no file is
     created or changed.
     """
-    if has_log(database):  # "unix-none" and this mode keep the log's index in memory
+    if log_bytes(database) >= _FRAME_BYTES_MIN:
+        # "unix-none" and this mode keep the log's index in memory
         connection = apsw.Connection(
             str(database), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix-none"
         )
@@ -331,26 +290,11 @@ class WriteAheadLog:
     def shrink(self) -> None:
         """Checkpoint the log into free pages of the database, and truncate it."""
         with suppress(apsw.Error):  # a reader blocks it; the next call tries again
-            if self._checkpoint(apsw.SQLITE_CHECKPOINT_FULL, log_goes=True):
-                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
-    def empty(self) -> None:
-        """Checkpoint the log before SQLite removes it with the last connection.
-
-        If that fails, the log stays for the next start.
-        """
-        is_needed = True
-        try:
-            is_needed = not self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE, log_goes=True)
-        except apsw.Error as error:
-            _log.warning("spool closed with its log", error=str(error))
-        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(is_needed))
-
-    def _checkpoint(self, mode: int, *, log_goes: bool = False) -> bool:
-        """Return whether the log is not needed any more. Raises apsw's exceptions."""
+    def _checkpoint(self, mode: int) -> None:
         self._last_commit.checkpoint_begins()
-        pages, done = self.connection.wal_checkpoint(mode=mode)
-        return self._last_commit.checkpoint_ends(is_complete=pages == done, log_goes=log_goes)
+        self.connection.wal_checkpoint(mode=mode)
 
     def _grown(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
         if pages < self._pages:  # the log was restarted
