@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from relay.store.mailbox.folders import list_folders
 from relay.store.mailbox.maildir import list_names, open_message, place, remove, sync_directory
-from relay.store.mailbox.message_file import FLAGGED, OTHER, SEEN
+from relay.store.mailbox.message_file import FLAGGED, SEEN
 
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
@@ -33,7 +33,7 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
 _SHOWN = 60
-_KEPT_FLAGS = frozenset((SEEN, FLAGGED, OTHER, "R", "P"))
+_KEPT_FLAGS = frozenset((SEEN, FLAGGED, "R", "P"))
 
 
 class BadMailError(Exception):

@@ -60,11 +60,8 @@ def client_line(client: Mapping[str, str]) -> str:
 
 
 def findings(hit: Mapping[str, Any]) -> list[str]:
-    """Return what each condition of a rule found. In older journeys these are texts."""
-    return [
-        each if isinstance(each, str) else f'{each["condition"]} "{each["value"]}"'
-        for each in hit.get("because", ())
-    ]
+    """Return what each condition of a rule found."""
+    return [f'{each["condition"]} "{each["value"]}"' for each in hit.get("because", ())]
 
 
 def signature_words(detail: Mapping[str, Any]) -> str:

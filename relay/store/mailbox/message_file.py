@@ -39,7 +39,6 @@ from relay.store.mailbox.types import Folder, NoSuchItemError, StoredMessage, We
 DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
-OTHER = "O"  # inferenceClassification before it was in the state; not in the specification
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
 _RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
@@ -211,18 +210,6 @@ class MessageFile(Struct, frozen=True):
         facts = os.fsencode(place) + encode_state(self.state)
         return hashlib.sha256(facts).hexdigest()[:16]
 
-    @property
-    def is_other(self) -> bool:
-        """Whether its inferenceClassification is other."""
-        return is_other(self.name.flags, self.state)
-
-
-def is_other(flags: str, state: MessageState) -> bool:
-    """Return whether a message's inferenceClassification is other: by its state, else by its file's
-    name.
-    """
-    return OTHER in flags if state.is_other is None else state.is_other
-
 
 def is_draft_file(flags: str, folder: Folder) -> bool:
     """Return whether a file is a draft: by its flag, or because it is in Drafts."""
@@ -288,7 +275,7 @@ def load(
         change_key=located.change_key,
         flag=flag_of(state, is_flagged=FLAGGED in flags),
         is_mime=block is None or block.is_mime,
-        is_other=located.is_other,
+        is_other=bool(state.is_other),
         message_class=message.message_class,
         page_id=_page_id(located, stored, is_own=block is not None),
         article=located.article,

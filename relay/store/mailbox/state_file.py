@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
@@ -61,6 +62,18 @@ _SINCE = """
 SELECT version, message_id, value FROM state WHERE (version, message_id) > (?, ?) ORDER BY 1, 2
 """
 _FIND = "SELECT value FROM state WHERE message_id = ?"
+_NOTE_ABSENT = """
+WITH gone AS (SELECT value FROM json_each(?))
+UPDATE state SET absent_since_us = iif(message_id IN gone, coalesce(absent_since_us, ?), NULL)
+WHERE absent_since_us IS NOT NULL OR message_id IN gone
+"""
+_EXPIRE = """
+DELETE FROM state WHERE message_id IN (SELECT message_id FROM (
+    SELECT message_id, absent_since_us, sum(length(value)) OVER (
+        ORDER BY absent_since_us DESC, length(value) DESC ROWS UNBOUNDED PRECEDING
+    ) AS size_bytes FROM state WHERE absent_since_us IS NOT NULL
+) WHERE absent_since_us <= ? OR size_bytes > ?)
+"""
 
 _log = get_logger("mailbox")
 
@@ -187,31 +200,12 @@ class StateFile:
         """Note since when messages are missing, and remove the states of those that have been
         missing for 30 days, and the oldest above a total size. Others than `vanished` are there.
         """
+        gone = msgspec.json.encode(list(vanished)).decode()
         with self._writing() as connection:
-            sql = "DELETE FROM article WHERE message_id = ?"
-            connection.executemany(sql, [(one,) for one in vanished])
-        rows = self._fetch("SELECT message_id, absent_since_us, length(value) FROM state")
-        missing = {one: (now_us if at is None else at, size) for one, at, size in rows}
-        missing = {one: found for one, found in missing.items() if one in vanished}
-        size_bytes, old = 0, []
-        for one, (at, size) in sorted(missing.items(), key=lambda it: it[1], reverse=True):
-            size_bytes += size
-            if at <= now_us - ABSENT_US_MAX or size_bytes > _ABSENT_BYTES_MAX:
-                old.append(one)
-        new = [one for one, at, _ in rows if at is None and one in missing]
-        back = [one for one, at, _ in rows if at is not None and one not in missing]
-        if not (old or new or back):
-            return
-        noted = [*((now_us, one) for one in new), *((None, one) for one in back)]
-        with self._writing() as connection:
-            connection.executemany(
-                "UPDATE state SET absent_since_us = ? WHERE message_id = ?", noted
-            )
-            # One that was written since then is there again.
-            connection.executemany(
-                "DELETE FROM state WHERE message_id = ? AND absent_since_us IS NOT NULL",
-                [(one,) for one in old],
-            )
+            sql = "DELETE FROM article WHERE message_id IN (SELECT value FROM json_each(?))"
+            connection.execute(sql, (gone,))
+            connection.execute(_NOTE_ABSENT, (gone, now_us))
+            connection.execute(_EXPIRE, (now_us - ABSENT_US_MAX, _ABSENT_BYTES_MAX))
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove the states of messages that were removed."""

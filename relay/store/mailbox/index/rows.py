@@ -23,7 +23,6 @@ from relay.store.mailbox.message_file import (
     MessageName,
     id_of_name,
     is_draft_file,
-    is_other,
     parse_name,
     received_at_us,
 )
@@ -343,7 +342,7 @@ def derived_columns(
     """Return the values of DERIVED_COLUMNS."""
     flag = flag_of(state, is_flagged=FLAGGED in flags)
     return (
-        *(SEEN in flags, is_draft_file(flags, folder), is_other(flags, state)),
+        *(SEEN in flags, is_draft_file(flags, folder), bool(state.is_other)),
         *(FLAG_STATUSES[flag.status.lower()], flag.start_us, flag.due_us, flag.completed_us),
     )
 

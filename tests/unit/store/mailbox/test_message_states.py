@@ -138,15 +138,6 @@ async def test_a_copied_folder_has_the_states(store, mail):
     assert (one.properties.categories, one.id != mail.id) == (("Red", "Größe"), True)
 
 
-async def test_the_letter_of_older_mailboxes_counts_until_a_client_changes_it(home, store):
-    (home / "cur/1600000000.M2.h:2,OS").write_bytes(MIME)
-    [old] = (await store.lists.query(ALICE, MessageQuery())).messages
-    assert old.is_other
-    changed = await store.messages.update(ALICE, old.id, MessageChange(state={"is_other": False}))
-    focused = Compare(Property.CLASSIFICATION, Operator.EQ, "focused")
-    assert (changed.is_other, await found(store, focused)) == (False, [old.id])
-
-
 async def test_a_flag_is_complete_until_a_mail_program_sets_it_again(home, store, mail):
     done = MessageChange(flagged=False, state={"is_complete": True, "completed_us": 5_000_000})
     complete = await store.messages.update(ALICE, mail.id, done)
