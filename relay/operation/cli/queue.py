@@ -44,7 +44,7 @@ from relay.operation.commands.operator_client import (
     OperatorClient,
 )
 from relay.store.journeys.document import Recipient
-from relay.store.journeys.wording import RELEASE_RESTORED, changed_line, named
+from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
 from relay.store.spool.queue_commands import EntryList
 from relay.store.spool.types import Selector
 
@@ -257,10 +257,8 @@ def _change(
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     if answer["in_flight"] and not answer["done"] and not may_wait:
-        text = f"relay queue {operation}: all selected entries are in flight{{}}; try again later"
-        nodes = answer.get("in_flight_at", {})
-        at = f" at {named(list(nodes))}" if sum(nodes.values()) == answer["in_flight"] else ""
-        raise CommandError(ExitCode.TRY_LATER, text.format(at))
+        text = f"relay queue {operation}: all selected entries are in flight; try again later"
+        raise CommandError(ExitCode.TRY_LATER, text)
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:

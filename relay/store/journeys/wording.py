@@ -191,15 +191,11 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
         parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
     if domains := answer.get("new"):
         parts.append(f"and what comes for {named(domains)}")
-    elsewhere = answer.get("in_flight_at", {})
-    if here := answer["in_flight"] - sum(elsewhere.values()):
-        parts.append(f"{here} in flight")
-    parts += [f"{number} in flight at {node}" for node, number in elsewhere.items()]
+    if in_flight := answer["in_flight"]:
+        parts.append(f"{in_flight} in flight")
     if (reports := answer.get("reports")) is not None:
         parts.append(f"{counted(reports, 'report')} to senders")
     line = ", ".join(parts)
     if left := answer.get("still_held"):
         line += f"; a restore still holds {counted(left, 'submission')}: {RELEASE_RESTORED}"
-    if others := answer.get("other_nodes"):
-        line += f"; failures of hosts are forgotten on this node only, not on {named(others)}"
     return line

@@ -128,8 +128,6 @@ class CommandReport:
     dry_run: bool = False  # nothing has changed
     reports: int | None = None  # to senders; None: the command makes none
     new: Sequence[str] = ()  # domains for which what comes is held from now on, or no more
-    in_flight_at: Mapping[str, int] = field(default_factory=dict)  # entries, by other nodes
-    other_nodes: tuple[str, ...] = ()  # they still know the host failures that this one forgot
 
     def as_json(self) -> dict[str, Any]:
         """The response of /relay/v1/queue/{operation}."""
@@ -143,8 +141,6 @@ class CommandReport:
             "entries": self.entries,
             **({"new": list(self.new)} if self.new else {}),
             **({} if self.reports is None else {"reports": self.reports}),
-            **({"in_flight_at": dict(self.in_flight_at)} if self.in_flight_at else {}),
-            **({"other_nodes": list(self.other_nodes)} if self.other_nodes else {}),
         }
 
 

@@ -69,9 +69,6 @@ _ELSEWHERE = (
     " LEFT JOIN node n ON n.incarnation = e.owner"
     " WHERE e.message_id = ? AND e.number = ? AND e.claimed = 1 AND e.owner <> ?"
 )
-_OTHER_NODES = (
-    "SELECT name FROM node WHERE state = 'alive' AND incarnation <> ? ORDER BY name LIMIT 100"
-)
 # A command may have given live entries another next hop.
 _NEXT_HOPS = (
     "UPDATE recipient r SET next_hop = e.next_hop FROM entry e WHERE e.message_id = r.message_id"
@@ -428,12 +425,6 @@ class PostgresSpool(SpoolEngine):
         own = self._writer.incarnation
         rows = tables.fetch_each(_ELSEWHERE, [(*key, own) for key in keys])
         return {(row[0], row[1]): row[2] for row in rows}
-
-    async def other_nodes(self) -> Sequence[str]:
-        """QueueEngine.other_nodes."""
-        own = (self._writer.incarnation,)
-        rows = await self.read(lambda tables: tables.fetch(_OTHER_NODES, own))
-        return [name for (name,) in rows]
 
     async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
         self._check_usable()

@@ -15,7 +15,6 @@ See docs/design.md 4; docs/names.md (Commands).
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -291,9 +290,6 @@ class QueueAdmin:
         if not command.dry_run:  # before what is there: what is looked up in between is held
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))
         left: list[Key] = []
-        others: Sequence[str] = ()
-        if command.operation is Operation.RETRY:  # which forgets the failures that this node knows
-            others = await self._engine.other_nodes()
         while not selection.has_ended:
             keys = left + await self._engine.read(selection.step)
             left = []
@@ -307,7 +303,7 @@ class QueueAdmin:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(some, answer))
         await self._follow(command)
-        answer.report.unknown, answer.report.other_nodes = tuple(selection.unknown), tuple(others)
+        answer.report.unknown = tuple(selection.unknown)
         return answer.report
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
@@ -317,9 +313,9 @@ class QueueAdmin:
             _dry_run, command=answer.command, keys=keys, waiting=waiting,
             now_us=self._clock.queue_us(), listed=listed, engine=self._engine,
         )  # fmt: skip
-        results, elsewhere = await self._engine.read(rehearse)
+        results = await self._engine.read(rehearse)
         reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
-        answer.add(results, listed, elsewhere=elsewhere, reports=reports)
+        answer.add(results, listed, reports=reports)
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         """Change one slice; entries claimed meanwhile are withdrawn in another round."""
@@ -353,8 +349,8 @@ class QueueAdmin:
                 return
         listed = answer.listing()
         show = partial(_show_in_flight, keys=left, listed=listed, engine=self._engine)
-        elsewhere = await self._engine.read(show)
-        answer.add([CommandResult.IN_FLIGHT] * len(left), listed, elsewhere=elsewhere)
+        await self._engine.read(show)
+        answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were made, and remove those of others."""
@@ -427,7 +423,6 @@ class _ReportBuilder:
         self.report = CommandReport(dry_run=command.dry_run, reports=0 if command.bounce else None)
         self._record = on_progress
         self._listing = listing
-        self._elsewhere: Counter[str] = Counter()
         self._recipients_left = RECIPIENTS_MAX
 
     def listing(self) -> EntryListBuilder:
@@ -440,14 +435,9 @@ class _ReportBuilder:
         results: Iterable[CommandResult],
         listing: EntryListBuilder,
         *,
-        elsewhere: Iterable[str] = (),
         reports: int = 0,
     ) -> None:
-        """Add certain results; `elsewhere` are the nodes at which entries are in flight, `reports`
-        is the number of reports to senders.
-        """
-        self._elsewhere.update(elsewhere)
-        self.report.in_flight_at = dict(sorted(self._elsewhere.items()))
+        """Add certain results; `reports` is the number of reports to senders."""
         for result in results:
             self.report.counts[result] += 1
         self.report.entries += listing.entries
@@ -527,10 +517,8 @@ def _dry_run(
     now_us: int,
     listed: EntryListBuilder,
     engine: QueueEngine,
-) -> tuple[list[CommandResult], Collection[str]]:
-    """Return what would be done, and at which other nodes entries are in flight; of the claimed
-    entries, `waiting` would be withdrawn.
-    """
+) -> list[CommandResult]:
+    """Return what would be done; of the claimed entries, `waiting` would be withdrawn."""
     loaded = load_entries(tables, command, keys)
     claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
     elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
@@ -545,16 +533,15 @@ def _dry_run(
         for key, (one, note) in result.results.items()
     }
     listed.add(tables, list(shown), shown)
-    return [one for one, _ in result.results.values()], elsewhere.values()
+    return [one for one, _ in result.results.values()]
 
 
 def _show_in_flight(
     tables: Tables, *, keys: Sequence[Key], listed: EntryListBuilder, engine: QueueEngine
-) -> Collection[str]:
-    """List entries in flight; return the other nodes at which they are."""
+) -> None:
+    """List entries in flight."""
     elsewhere = engine.elsewhere(tables, keys)
     listed.add(tables, keys, {key: _in_flight(elsewhere.get(key, "")) for key in keys})
-    return elsewhere.values()
 
 
 def _shown(result: CommandResult, note: str) -> dict[str, str]:

@@ -152,10 +152,6 @@ class QueueEngine(Protocol):
         """
         return {}
 
-    async def other_nodes(self) -> Sequence[str]:
-        """Return the names of the other nodes that live."""
-        return ()
-
     async def read_content(self, content_id: ContentKey, *, check: bool = True) -> Content:
         """See Spool."""
         ...

@@ -144,15 +144,10 @@ async def test_what_another_node_delivers_is_left_alone_and_the_answer_names_it(
     for dry_run in (True, False):
         answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
         assert answer.counts[CommandResult.IN_FLIGHT] == 1
-        assert answer.as_json()["in_flight_at"] == {"two.test": 1}
         (entry,) = answer.entries
         assert (entry["result"], entry["node"]) == ("in flight", "two.test")
         assert entry["note"] == "it is being delivered at two.test"
-    told = ("two.test",) if order.operation is Operation.RETRY else ()
-    assert answer.other_nodes == told
     assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
-    answer = await two.queue_admin.execute(order)
-    assert "in_flight_at" not in answer.as_json()
 
 
 @pytest.mark.parametrize("order", COMMANDS[:-1], ids=lambda one: f"{one.operation} {one.bounce}")
@@ -168,7 +163,7 @@ async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, orde
     for dry_run in (True, False):
         waiting.waiting.add(before.key)
         answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
-        assert answer.in_flight_at == {"two.test": 1}
+        assert [entry["node"] for entry in answer.entries] == ["two.test"]
     await one.change(partial(_put_back, keys=[claim.key], engine=one))
     assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
 
