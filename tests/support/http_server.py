@@ -66,6 +66,27 @@ async def talk(server: HttpServer, *pieces: bytes, source: str = "") -> bytes:
         writer.close()
 
 
+async def in_turn(server: HttpServer, *requests: bytes, cut: int | None = None) -> bytes:
+    """Send each request on one connection when the one before was answered, in two pieces if there
+    is a `cut`; return the answers.
+    """
+    address = server.bound[0]
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    answers = b""
+    try:
+        for one in requests:
+            for piece in [one] if cut is None else [one[:cut], one[cut:]]:
+                writer.write(piece)
+                await asyncio.sleep(0)
+            async with asyncio.timeout(30):
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.partition(b"content-length: ")[2].split()[0])
+                answers += head + await reader.readexactly(size)
+    finally:
+        writer.close()
+    return answers
+
+
 def request(body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
     """Return a POST with these header fields, which ends the connection."""
     size = len(body) if length is None else length

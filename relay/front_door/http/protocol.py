@@ -1,10 +1,10 @@
 """uvicorn's HTTP/1.1 connection with the limits that it lacks, and the check of the Host field.
 
 The size of a header and the time for it are limited, and so is the time in which a client reads
-nothing of its response. Requests are parsed one at a time: what follows a request is kept until its
-response is written, at most what one read brought, and reading pauses (RFC 9112 9.3.2). An error is
-answered with Graph's envelope and the connection closed. An offer to upgrade is ignored (RFC 9110
-7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
+nothing of its response. What follows a request before its response is complete is discarded, and
+the connection closed after it: a client repeats the request (RFC 9112 9.3.2). An error is answered
+with Graph's envelope and the connection closed. An offer to upgrade is ignored (RFC 9110 7.8).
+RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from ipaddress import ip_address
 import httptools
 import msgspec
 from msgspec import Struct
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from relay.base.clock import Clock, Ids, rfc3339
@@ -108,8 +107,6 @@ HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take
 HEADER_TIMEOUT_S = 30.0
 UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
-# After a request, while reading continues to detect a disconnected client.
-KEPT_BYTES_MAX = 64 * 1024
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # answered even at the limit of requests
 
 _RETRY_S = 2
@@ -118,26 +115,10 @@ _TRANSPORT_SECURITY = "max-age=31536000"
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
-_PIECES_PER_TURN = 1000
-_LAST_CHUNK = re.compile(rb"\n0")  # its beginning; find() takes twice as long for this
-_SECTION_END = b"\r\n\r\n"  # ends a header, and a body in chunks: the parser takes no other
 
 
 class _RejectedError(Exception):
     """Raised in a callback of the parser to stop it; `_error` has the response."""
-
-
-class _BoundedFlow(FlowControl):
-    """Reads more only while `may_read` allows it, even if the application asks for more."""
-
-    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
-        super().__init__(transport)
-        self._may_read = may_read
-
-    def resume_reading(self) -> None:
-        """Resume reading, if it is allowed."""
-        if self._may_read():
-            super().resume_reading()
 
 
 # Continues a connection that was counted: what it receives from now on is in a tunnel.
@@ -156,12 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
     open_tunnel: OpenTunnel | None = None
     _connection: HttpConnection | None = None
     _error: ApiError | None = None
-    _unparsed = b""  # what one read brought; it is parsed up to `_parsed_bytes`
-    _parsed_bytes = 0
-    _parsed_end = b""  # the last octets of what was parsed before
-    _body_left_bytes = 0  # of a body whose length is known
-    _is_chunked = False  # the body that is being received
-    _is_before_last_chunk = False
+    _is_over = False  # more came before the response: nothing is parsed any more
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
     _header_timer: asyncio.TimerHandle | None = None
@@ -176,8 +152,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection, or answer 503 at the limit."""
         super().connection_made(transport)
-        self.flow = _BoundedFlow(transport, self._may_read)
-        self._body_parts: list[bytes] = []
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._check_client_reads()
         if self._connection is None:
@@ -194,14 +168,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._cancel_timers()
         if self._connection is not None:
             self.connection_table.remove(self._connection)
-        self._unparsed = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data, or keep it until the response to the running request is written."""
-        self._unparsed = self._unparsed[self._parsed_bytes :] + data if self._unparsed else data
-        self._parsed_bytes = 0
-        self._parse()
+        """Parse data; start the header time-out."""
+        if self._is_over or self.transport.is_closing():
+            return
+        if not self._is_running:
+            self._unset_keepalive_if_required()
+            if self._header_timer is None:
+                self._start_header_timeout()
+        self._feed(data)
+        self._update_state()
         if self._connection is not None:
             self.connection_table.body_received(self._connection)
 
@@ -210,87 +188,20 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether a request has no response yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _parse(self) -> None:
-        """Parse what has arrived, up to the end of one request; start the header time-out."""
-        if self.transport.is_closing():
-            self._unparsed = b""
-            return
-        if not self._is_running:
-            self._unset_keepalive_if_required()
-            if self._header_timer is None:
-                self._start_header_timeout()
+    def _feed(self, data: bytes) -> None:
         try:
-            for _ in range(_PIECES_PER_TURN):
-                if not self._unparsed or (self._is_running and not self.cycle.more_body):
-                    break
-                self.parser.feed_data(self._next_piece())
-            else:
-                self.loop.call_soon(self._parse)  # a body in chunks that is full of empty lines
-        except httptools.HttpParserUpgrade:
-            self._ignore_upgrade()
-            return
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._unparsed = b""
-            self.send_400_response("Invalid HTTP request received.")
-        self._pass_body()
-        if not self._may_read():
-            self.flow.pause_reading()
-        elif not self._is_running:  # else the application resumes it
-            self.flow.resume_reading()
-        self._update_state()
-
-    def _may_read(self) -> bool:
-        """Return whether to read more now.
-
-        What follows a request is kept, so more is read only if the application waits until the
-        client disconnects.
-        """
-        kept_bytes = len(self._unparsed) - self._parsed_bytes
-        if not kept_bytes:
-            return True
-        is_waiting = self._is_running and not self.cycle.message_event.is_set()
-        return is_waiting and kept_bytes <= KEPT_BYTES_MAX
-
-    def _next_piece(self) -> bytes:
-        """Return what is parsed next: at most the rest of a request, because a parser cannot stop
-        between two.
-        """
-        data, start = self._unparsed, self._parsed_bytes
-        if self._body_left_bytes:
-            end = min(start + self._body_left_bytes, len(data))
-            self._body_left_bytes -= end - start
-        else:
-            end = self._section_end(data, start)
-            last = data[max(start, end - len(_SECTION_END) + 1) : end]
-            self._parsed_end = (self._parsed_end + last)[-len(_SECTION_END) + 1 :]
-        if end == len(data):
-            self._unparsed, self._parsed_bytes = b"", 0
-        else:
-            self._parsed_bytes = end
-        return data[start:end]
-
-    def _section_end(self, data: bytes, start: int) -> int:
-        """Return where the header or the body in chunks ends at the latest, or the end of `data`.
-
-        The line of the last chunk begins with 0. Before it no empty line ends the body.
-        """
-        before = self._parsed_end
-        if self._is_before_last_chunk:
-            is_here = before.endswith(b"\n") and data.startswith(b"0", start)
-            line = None if is_here else _LAST_CHUNK.search(data, start)
-            if not is_here and line is None:
-                return len(data)
-            found = data.find(_SECTION_END, line.start() if line else start)
-            self._is_before_last_chunk = found >= 0
-            return found + len(_SECTION_END) if found >= 0 else len(data)
-        across = (before + data[start : start + len(_SECTION_END) - 1]).find(_SECTION_END)
-        found = start + across - len(before) if across >= 0 else data.find(_SECTION_END, start)
-        is_found = found >= 0 or across >= 0
-        self._is_before_last_chunk = is_found and self._is_chunked
-        return found + len(_SECTION_END) if is_found else len(data)
+            if not self._is_over:
+                self.send_400_response("Invalid HTTP request received.")
 
     def on_message_begin(self) -> None:
-        """Start to count the header of a request."""
+        """Start to count the header of a request, or end the connection behind the running one."""
+        if self._is_running:
+            self._is_over, self.cycle.keep_alive = True, False
+            raise _RejectedError
         self._header_bytes = 0
         self._is_in_header = True
         super().on_message_begin()
@@ -320,35 +231,18 @@ class BoundedProtocol(HttpToolsProtocol):
             if security := self._transport_security():
                 field = (b"strict-transport-security", security.encode())
                 self.cycle.default_headers = [*self.cycle.default_headers, field]
-            fields = dict(self.headers)
-            self._is_chunked = self._is_before_last_chunk = b"transfer-encoding" in fields
-            if not self._is_chunked:
-                self._body_left_bytes = int(fields.get(b"content-length", 0))
-
-    def on_body(self, body: bytes) -> None:
-        """Collect the body's parts: uvicorn copies all that it has for each."""
-        self._body_parts.append(body)
-
-    def _pass_body(self) -> None:
-        if self._body_parts:
-            super().on_body(b"".join(self._body_parts))
-            self._body_parts.clear()
 
     def on_message_complete(self) -> None:
         """End the request's body."""
-        self._is_chunked = self._is_before_last_chunk = False
         if not self.parser.should_upgrade():
-            self._pass_body()
             self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """From now on count the unread part of the response; continue with what was kept."""
+        """From now on count the unread part of the response."""
         if self._connection is not None:
             self.connection_table.response_sent(self._connection)
         super().on_response_complete()
-        if self._unparsed:
-            self.loop.call_soon(self._parse)  # others have their turn first
         self._update_state()
 
     def pause_writing(self) -> None:
@@ -372,14 +266,15 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer invalid HTTP, or a limit that was exceeded, with Graph's envelope."""
         self._send_error(self._error or ApiError(400, "BadRequest", msg))
 
-    def _ignore_upgrade(self) -> None:
+    def _ignore_upgrade(self, rest: bytes) -> None:
         """Parse the request again without its Upgrade field: the parser reads no body after one.
+        `rest` is what came after its header.
 
         `curl --http2` and Java's client send the field with every first request.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._connect()
+            self._connect(rest)
             return
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
         if not self.parser.should_keep_alive():
@@ -387,15 +282,13 @@ class BoundedProtocol(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, lines)
         self.parser = httptools.HttpRequestParser(self)
-        self._unparsed, self._parsed_bytes = head + self._unparsed[self._parsed_bytes :], 0
-        self._parse()
+        self._feed(head + rest)
 
-    def _connect(self) -> None:
+    def _connect(self, early: bytes) -> None:
         """Open a tunnel, in which octets that came before the answer are the first; or refuse it.
 
         The connection stays the one that was counted.
         """
-        early, self._unparsed, self._parsed_bytes = self._unparsed[self._parsed_bytes :], b"", 0
         connection = self._connection
         if self.tunnel_hosts is None or self.open_tunnel is None or connection is None:
             self.send_400_response("CONNECT is not supported: this is not a proxy.")

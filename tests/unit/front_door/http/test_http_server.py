@@ -18,6 +18,7 @@ from tests.support.http_server import (
     LIMIT,
     code_of,
     echo,
+    in_turn,
     request,
     serving,
     status_of,
@@ -72,7 +73,8 @@ async def test_a_compressed_body_is_refused_by_name(coding: str, status: int) ->
 async def test_an_offer_to_upgrade_is_passed_over(offer: str, body: bytes) -> None:
     fields = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {offer}", "HTTP2-Settings: AAMA")
     offering = request(body, *fields).replace(b"Connection: close\r\n", b"")
-    answer = await ask(offering + offering, request(b"last"))
+    async with serving() as server:
+        answer = await in_turn(server, offering, offering, request(b"last"))
     sizes = [int(size) for size in re.findall(rb'"size":(\d+)', answer)]
     assert sizes == [len(body), len(body), len(b"last")]
 

@@ -16,7 +16,7 @@ from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.protocol import AllowedHosts
 from relay.front_door.http.tunnels import TunnelHosts
-from tests.support.http_server import code_of, serving, status_of, talk
+from tests.support.http_server import code_of, in_turn, serving, status_of, talk
 from tests.support.tables import each_row
 from tests.support.tls import Authority, authority
 from tests.unit.front_door.http.test_https import all_closed, end, fields_of, talk_tls
@@ -169,7 +169,7 @@ async def test_a_tunnel_leads_nowhere_else(hosts, trusting, sent: bytes, status:
 async def test_connect_after_another_request(hosts) -> None:
     get = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with serving(hosts=DEVELOPMENT, tunnel_hosts=hosts) as server:
-        answer = await talk(server, get + CONNECT)
+        answer = await in_turn(server, get, CONNECT)
     assert answer.count(b"HTTP/1.1 ") == 2
     assert b"HTTP/1.1 400 " in answer
     assert b"first request" in answer
