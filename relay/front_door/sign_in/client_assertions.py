@@ -11,12 +11,10 @@ A client without keys and an unknown one get the same text as a wrong key does.
 import base64
 import binascii
 import hashlib
-import heapq
 import re
-from collections import Counter
 from collections.abc import Collection
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 from joserfc.jws import JWSRegistry
@@ -31,8 +29,7 @@ ASSERTION_LENGTH_MAX = 12 * 1024  # with the chain of its certificate
 ALGORITHMS = ("RS256", "PS256", "ES256")
 LIFETIME_MAX_S = 600
 SKEW_S = 30  # by which the clock of a client may be ahead
-USED_MAX = 50_000  # ids that are remembered: 13 MB
-USED_OF_CLIENT_MAX = 10_000
+USED_MAX = 50_000  # ids of one kind that are remembered: 10 MB
 _TYPES = ("jwt", "http://openid.net/specs/jwt/1.0")
 # RFC 7515 7.1, but with the padding that azure-identity for asyncio sends
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]+={0,2})\.([A-Za-z0-9_-]*={0,2})")
@@ -48,12 +45,30 @@ class AssertionRefusedError(LoginFailedError):
         self.number = number
 
 
-class AssertionsFullError(Exception):
-    """No further id of an assertion can be remembered, for `retry_after_s`."""
+class UsedFullError(Exception):
+    """Nothing further that is good once can be remembered, for `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__("Too many client assertions in the last ten minutes")
+        super().__init__("Too many sign-ins of this kind in a short time")
         self.retry_after_s = retry_after_s
+
+
+class UsedIds:
+    """The ids of what was used and is good once, with their ends. None is forgotten before."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, float] = {}
+
+    def add(self, identifier: str, *, ends_s: float, now_s: float) -> bool:
+        """Remember an id; return False if it was used. Raises UsedFullError."""
+        if identifier in self._ends:
+            return False
+        if len(self._ends) >= USED_MAX:
+            self._ends = {one: end_s for one, end_s in self._ends.items() if end_s > now_s}
+        if len(self._ends) >= USED_MAX:
+            raise UsedFullError(min(self._ends.values()) - now_s)
+        self._ends[identifier] = ends_s
+        return True
 
 
 class _Header(Struct, frozen=True):
@@ -98,7 +113,7 @@ class AssertionChecker:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._used = _UsedIds()
+        self._used = UsedIds()
         self._registry = JWSRegistry(algorithms=ALGORITHMS)
 
     def check(
@@ -112,7 +127,7 @@ class AssertionChecker:
         """Return the client with the digest of the key that signed the assertion `text`.
 
         `client` is the one with this id, None for an unknown one; `audiences` are the URLs of the
-        token endpoint. Raises AssertionRefusedError, AssertionsFullError.
+        token endpoint. Raises AssertionRefusedError, UsedFullError.
         """
         now_s = self._clock.time_us() / 1_000_000
         assertion = _parse(text)
@@ -140,11 +155,17 @@ class AssertionChecker:
             message = "The certificate used is expired, or not valid yet"
             text = f"Client assertion failed signature validation. [Reason - {message}.]"
             raise AssertionRefusedError(700027, text)
-        self._used.add(client.client_id.lower(), claims, now_s)
+        digest = hashlib.sha256(f"{client.client_id.lower()} {claims.jti}".encode()).hexdigest()
+        if not self._used.add(digest, ends_s=claims.exp, now_s=now_s):
+            raise AssertionRefusedError(
+                50027,
+                f"JWT token is invalid: an assertion with the jti {claims.jti[:_SHOWN]!a} was used "
+                "before. Each request needs a new one.",
+            )
         return replace(client, secret_digest=key.digest)
 
     def _check_times(self, claims: _Claims, now_s: float) -> None:
-        if claims.exp <= max(now_s, self._used.forgotten_s):
+        if claims.exp <= now_s:
             found = f"exp is {now_s - claims.exp:.0f} s ago"
         elif claims.exp > now_s + LIFETIME_MAX_S + SKEW_S:
             found = f"exp is {claims.exp - now_s:.0f} s ahead, expected at most {LIFETIME_MAX_S} s"
@@ -168,38 +189,6 @@ class AssertionChecker:
             if verify(assertion.signed, assertion.signature, key.public):
                 return key
         return None
-
-
-class _UsedIds:
-    """The ids of assertions that were used and have not ended. None is forgotten before."""
-
-    def __init__(self) -> None:
-        self._used: set[bytes] = set()
-        self._ends: list[tuple[float, bytes, str]] = []  # a heap
-        self._of_client: Counter[str] = Counter()
-        # the latest end of a forgotten one: it stays refused if the wall clock is set back
-        self.forgotten_s = 0.0
-
-    def add(self, client_id: str, claims: _Claims, now_s: float) -> None:
-        """Remember an id. Raises AssertionRefusedError if it was used, AssertionsFullError."""
-        while self._ends and self._ends[0][0] <= now_s:
-            self.forgotten_s, digest, owner = heapq.heappop(self._ends)
-            self._used.remove(digest)
-            self._of_client[owner] -= 1
-            if not self._of_client[owner]:
-                del self._of_client[owner]
-        digest = hashlib.sha256(f"{client_id} {claims.jti}".encode()).digest()
-        if digest in self._used:
-            raise AssertionRefusedError(
-                50027,
-                f"JWT token is invalid: an assertion with the jti {claims.jti[:_SHOWN]!a} was used "
-                "before. Each request needs a new one.",
-            )
-        if len(self._used) >= USED_MAX or self._of_client[client_id] >= USED_OF_CLIENT_MAX:
-            raise AssertionsFullError(self._ends[0][0] - now_s)
-        self._used.add(digest)
-        self._of_client[client_id] += 1
-        heapq.heappush(self._ends, (claims.exp, digest, client_id))
 
 
 def _parse(text: str) -> _Assertion:
@@ -249,18 +238,6 @@ def _malformed(text: str) -> AssertionRefusedError:
     return AssertionRefusedError(50027, f"JWT token is invalid or malformed: {text}.")
 
 
-def _comparable(url: str) -> tuple[str, str, int | None, str] | str:
-    """Return a form in which URLs are compared: without regard to case, a port that is the
-    default, and percent-encoding.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return url
-    if parts.query or parts.fragment or parts.username is not None:
-        return url
-    if port == {"https": 443, "http": 80}.get(parts.scheme):
-        port = None
-    path = unquote(parts.path).rstrip("/").lower()
-    return parts.scheme, (parts.hostname or "").lower(), port, path
+def _comparable(url: str) -> str:
+    """Return a URL as it is compared: without regard to case and percent-encoding."""
+    return unquote(url).rstrip("/").lower()

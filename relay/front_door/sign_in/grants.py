@@ -49,6 +49,7 @@ from relay.front_door.sign_in.authorization import (
     redirect_response,
     require_own_redirect,
 )
+from relay.front_door.sign_in.client_assertions import UsedIds
 from relay.front_door.sign_in.token_endpoint import (
     AUTHORIZE,
     DEVICE_CODE,
@@ -70,7 +71,7 @@ from relay.front_door.sign_in.token_endpoint import (
 CODE_LIFETIME_S = 60
 DEVICE_LIFETIME_S = 900
 REFRESH_LIFETIME_S = 90 * 24 * 3600
-CODES_MAX = 10_000  # codes that were used and have not ended, and device codes that were approved
+CODES_MAX = 10_000  # device codes that were approved
 DEVICE_PAGE = "oauth2/deviceauth"
 USER_REALM = "userrealm"
 _DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
@@ -132,7 +133,7 @@ class UserGrants:
         self._default_user = default_user
         self._needs_token = needs_token
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start might have been used
-        self._used: OrderedDict[str, float] = OrderedDict()  # codes -> their end
+        self._used = UsedIds()
         self._approved: OrderedDict[str, None] = OrderedDict()  # user codes of devices
         self._by_grant = {
             "authorization_code": self._by_code,
@@ -434,21 +435,11 @@ class UserGrants:
         return claims
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
-        """Note that a code is used. Raises SignInError the second time, and at the bound."""
-        now_s, used = self._clock.queue_us() / 1_000_000, self._used
-        if identifier in used:
+        """Note that a code is used. Raises SignInError the second time, UsedFullError."""
+        now_s = self._clock.queue_us() / 1_000_000
+        if not self._used.add(identifier, ends_s=now_s + lifetime_s, now_s=now_s):
             text = "The code was already redeemed; expected a new one."
             raise SignInError("invalid_grant", text, number=54005)
-        if len(used) >= CODES_MAX:
-            for one in [one for one, ends_s in used.items() if ends_s <= now_s]:
-                del used[one]
-        if len(used) >= CODES_MAX:
-            text = f"{CODES_MAX} codes were used, and have not ended. Try again later."
-            headers = {"retry-after": str(CODE_LIFETIME_S)}
-            raise SignInError(
-                "temporarily_unavailable", text, number=90055, status=429, headers=headers
-            )
-        used[identifier] = now_s + lifetime_s
 
     def _now_s(self) -> int:
         return self._clock.time_us() // 1_000_000

@@ -29,7 +29,7 @@ from relay.front_door.sign_in.client_assertions import (
     ALGORITHMS,
     AssertionChecker,
     AssertionRefusedError,
-    AssertionsFullError,
+    UsedFullError,
 )
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
@@ -159,7 +159,7 @@ def create_sign_in_app(
     async def handle(request: HttpRequest) -> Response:
         try:
             return await endpoints.respond(request)
-        except (SignInError, LoginDelayedError, AssertionsFullError, ApiError) as error:
+        except (SignInError, LoginDelayedError, UsedFullError, ApiError) as error:
             return _error_response(_shown(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
@@ -284,7 +284,7 @@ class _Endpoints:
     async def _signed_in(self, asked: SignInRequest, given: _Credentials) -> RegisteredClient:
         """Return the client. An unknown one and a wrong secret have the same response.
 
-        Raises SignInError, LoginDelayedError, AssertionsFullError.
+        Raises SignInError, LoginDelayedError, UsedFullError.
         """
         request = asked.http
         address = request.counted_address
@@ -335,7 +335,7 @@ class _Endpoints:
 
 
 def _shown(
-    error: SignInError | LoginDelayedError | AssertionsFullError | ApiError,
+    error: SignInError | LoginDelayedError | UsedFullError | ApiError,
 ) -> SignInError:
     """Return the error of OAuth that a client gets for an error."""
     later = "temporarily_unavailable"

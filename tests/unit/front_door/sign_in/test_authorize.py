@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.front_door.sign_in import grants
+from relay.front_door.sign_in import client_assertions
 from relay.front_door.sign_in.authorization import require_own_redirect
 from relay.front_door.sign_in.grants import CODE_LIFETIME_S
 from relay.front_door.sign_in.token_endpoint import SignInError
@@ -80,12 +80,12 @@ async def test_proof_keys(dev):
 
 
 async def test_the_table_of_used_codes_is_bounded(dev, monkeypatch):
-    monkeypatch.setattr(grants, "CODES_MAX", 3)
+    monkeypatch.setattr(client_assertions, "USED_MAX", 3)
     for _ in range(3):
         assert (await dev.redeem(await dev.code())).status_code == 200
     code = await dev.code()
     answer = await dev.redeem(code)
-    failed(answer, "temporarily_unavailable", 90055, status=429)
+    failed(answer, "temporarily_unavailable", 90033, status=503)
     assert answer.headers["retry-after"] == str(CODE_LIFETIME_S)
     dev.clock.advance(CODE_LIFETIME_S)
     assert (await dev.redeem(await dev.code())).status_code == 200
