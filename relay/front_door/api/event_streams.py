@@ -1,9 +1,9 @@
 """GET /relay/v1/events: the recorded events as server-sent events, after one cursor.
 
-While streams are open, one task reads what was recorded since its last look, and gives the same
-block of events to all of them. A stream with an older cursor first reads on its own up to the place
-of that task. Nothing else is kept: after a break the client continues with its last cursor. With no
-stream open there is no task, and mail costs no more than without this module.
+A stream reads what is recorded behind its place, and takes its turn for that. The last blocks of
+events are kept for the others, which are at the same place soon: each event is read once for all
+that follow the mail. Nothing else is kept: after a break the client continues with its last cursor.
+With no stream open, mail costs no more than without this module.
 
 A busy relay records thousands of events in a second. Reading and sending them takes at most a
 twentieth of the time; then the streams follow later than the mail.
@@ -43,7 +43,6 @@ STREAMS_MAX = 200
 STREAMS_OF_ACCOUNT_MAX = 20  # of the role user
 _EVENTS_MAX = 500  # in a block
 _RECENT_BLOCKS = 8
-_READS_AT_ONCE = 2
 _CHECK_S = 10.0  # whether the client may still read
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
@@ -90,28 +89,34 @@ class EventView(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Events that were read once, for all streams at the place `batch.after`."""
+    """Events that were read once, for all streams at a place in them."""
 
     batch: EventBatch
     texts: tuple[_EventText, ...]
     _joined: dict[str | None, bytes] = field(default_factory=dict)
 
-    def text_for(self, view: EventView, begins: EventCursor | None) -> bytes:
-        """Return the events that a view shows, only those behind `begins` if it is given."""
-        if view.message is None and begins is None:
+    def is_behind(self, place: EventCursor) -> bool:
+        """Return whether it has what is next behind a place."""
+        end = self.batch.cursor
+        is_within = place.covers_all(self.batch.after) and end.covers_all(place)
+        return is_within and not place.covers_all(end)
+
+    def text_for(self, view: EventView, place: EventCursor) -> bytes:
+        """Return the events that a view shows behind a place."""
+        if view.message is None and place == self.batch.after:
             text = self._joined.get(view.account)
             if text is None:
                 text = self._joined[view.account] = self._join(view, None)
             return text
-        return self._join(view, begins)
+        return self._join(view, place)
 
-    def _join(self, view: EventView, begins: EventCursor | None) -> bytes:
+    def _join(self, view: EventView, place: EventCursor | None) -> bytes:
         wanted = view.message
         return b"".join(
             one.octets if view.account is None else one.sender_octets
             for one in self.texts
             if view.account in (None, one.account)
-            and (begins is None or not begins.covers(one.source, one.cursor))
+            and (place is None or not place.covers(one.source, one.cursor))
             and (
                 wanted is None
                 or (one.queue_id is not None and one.queue_id == wanted.queue_id)
@@ -121,7 +126,7 @@ class _Block:
 
 
 class EventStreams:
-    """The open streams of a process, and the task that reads for them."""
+    """The open streams of a process."""
 
     def __init__(self, feed: EventFeed, *, changes: ChangeNotifier, clock: Clock) -> None:
         self._feed = feed
@@ -129,19 +134,18 @@ class EventStreams:
         self._clock = clock
         self._is_closed = False
         self._open = ConcurrencyCounter()  # streams by account
-        self._reader: asyncio.Task[None] | None = None
-        self._place = EventCursor()  # of the reader
         self._recent: deque[_Block] = deque(maxlen=_RECENT_BLOCKS)
-        self._news = asyncio.Event()  # replaced by each block
-        self._caught_up: dict[str, asyncio.Task[_Block]] = {}  # that run
-        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._reads_from_s = 0.0
+        # a place behind which nothing was, the number of changes then, and the time
+        self._looked: tuple[EventCursor, int, float] = (EventCursor(), -1, 0.0)
+        self._fault = RepeatedError()
         self._sent_s = 0.0  # what sending has cost since the last block
 
     def close(self) -> None:
         """End all streams; their clients continue with another process."""
         self._is_closed = True
-        self._news.set()
-        self._stop_reading()
+        self._changes.notify()
 
     def view_of(
         self, query: Mapping[str, str], last_event_id: str | None, account: str | None
@@ -162,9 +166,9 @@ class EventStreams:
     async def response(self, view: EventView) -> EventStreamResponse:
         """Return a stream. Raises ApiError 503 or 429 if too many are open."""
         self._check_number(view)
-        begins = await self._feed.now() if view.after is None else None
-        cursor = str(view.after or begins)
-        return EventStreamResponse(self._stream(view, begins), headers={"x-relay-cursor": cursor})
+        begins = view.after or await self._feed.now()
+        stream = self._stream(view, begins)
+        return EventStreamResponse(stream, headers={"x-relay-cursor": str(begins)})
 
     def _check_number(self, view: EventView) -> None:
         if self._is_closed or self._open.total >= STREAMS_MAX:
@@ -173,10 +177,8 @@ class EventStreams:
             message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."
             raise ApiError(429, "TooManyRequests", message, headers={"retry-after": "5"})
 
-    async def _stream(
-        self, view: EventView, begins: EventCursor | None
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield blocks of text. `begins` is the place of a stream from now on."""
+    async def _stream(self, view: EventView, place: EventCursor) -> AsyncGenerator[bytes, None]:
+        """Yield blocks of text, from a place on."""
         try:
             self._check_number(view)
         except ApiError:  # others have begun since response()
@@ -184,10 +186,8 @@ class EventStreams:
         self._open.begin(view.account)
         checked_s = self._clock.real_s()
         try:
-            if self._reader is None:
-                await self._start_reading(begins)
             yield _RETRY
-            place, reported_to = self._place, 0
+            reported_to = 0
             if view.after is not None:
                 place = await self._first_place(view.after)
                 if place.logs != view.after.logs:
@@ -197,21 +197,19 @@ class EventStreams:
                     checked_s = now_s
                     if not view.is_current():
                         return
-                news = self._news
+                seen = self._changes.count
                 block = await self._block_behind(place)
                 if block is None:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_CHECK_S):  # real time: a client
-                            await news.wait()
+                        async with asyncio.timeout(_POLL_S):  # real time: a client
+                            await self._changes.wait_beyond(seen)
                     continue
                 batch = block.batch
                 is_removed = 0 < max(reported_to, place.sequence) < batch.removed_to
                 if batch.is_log_missing or is_removed:
                     reported_to = max(batch.removed_to, 1)
                     yield _gap_at(place)
-                if begins is not None and (batch.is_log_missing or place.covers_all(begins)):
-                    begins = None
-                text = block.text_for(view, begins)
+                text = block.text_for(view, place)
                 place = batch.cursor
                 del block, batch  # a stream that waits for its client keeps the text alone
                 if text:
@@ -224,103 +222,64 @@ class EventStreams:
         finally:
             self._open.end(view.account)
             if not self._open.total:
-                self._stop_reading()
+                self._recent.clear()
 
     async def _first_place(self, after: EventCursor) -> EventCursor:
         """Return where a stream after a cursor begins.
 
-        In the spool, a cursor of another node may be ahead of the reader here; one behind
-        everything that is recorded is of another spool. Of the log, which that node does not have,
-        the stream tells what comes from now on.
+        One behind everything that is recorded is of another spool: the stream tells what comes from
+        now on. So it does of the log of another node.
         """
-        sequence, logs = after.sequence, after.logs
-        if sequence > self._place.sequence and sequence > (await self._feed.now()).sequence:
-            sequence = self._place.sequence
-        if logs and not logs.keys() & self._place.logs.keys():
-            logs = self._place.logs
-        return EventCursor(sequence, logs)
+        now = await self._feed.now()
+        is_of_here = not after.logs or after.logs.keys() & now.logs.keys()
+        logs = after.logs if is_of_here else now.logs
+        return EventCursor(min(after.sequence, now.sequence), logs)
 
     async def _block_behind(self, place: EventCursor) -> _Block | None:
-        """Return the events behind a place; None if the reader has no more yet."""
-        for block in self._recent:
-            if block.batch.after == place:
-                return block
-        is_ahead = place.logs == self._place.logs and place.sequence > self._place.sequence
-        if place == self._place or is_ahead:
-            return None
-        key = str(place)
-        if (task := self._caught_up.get(key)) is None:
-            task = self._caught_up[key] = asyncio.create_task(self._catch_up(place))
-            # The streams that wait for it may have ended by then.
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return await asyncio.shield(task)
+        """Return the events behind a place; None if there are none yet.
 
-    async def _catch_up(self, place: EventCursor) -> _Block:
-        """Read for one stream; the others that come to the same place at once share the block.
-
-        The next one reads after a pause: a client that begins at the beginning of a long history,
-        again and again, takes a bounded part of the time.
+        A read comes after a pause: neither many events nor a client that begins at the beginning
+        of a long history, again and again, take more than a bounded part of the time.
         """
-        try:
-            await self._reads.acquire()
-            began_s = self._clock.real_s()
-            try:
-                last = max(place.sequence, self._place.sequence)
-                until = EventCursor(last, self._place.logs)
-                batch = await self._feed.read(place, limit=_EVENTS_MAX, until=until)
-                return _block_of(batch)
-            finally:
-                pause_s = pause_after(self._clock.real_s() - began_s, least_s=0)
-                loop = asyncio.get_running_loop()
-                loop.call_later(pause_s, self._reads.release)  # real time: clients wait
-        finally:
-            del self._caught_up[str(place)]
-
-    async def _start_reading(self, begins: EventCursor | None) -> None:
-        place = begins or await self._feed.now()
-        if self._reader is None and not self._is_closed:
-            self._place = place
-            self._reader = asyncio.create_task(self._read(), name="event streams")
-
-    def _stop_reading(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            self._reader = None
-        self._recent.clear()
-
-    async def _read(self) -> None:
-        """Read what is recorded, until the last stream ends."""
-        fault = RepeatedError()
-        while True:
-            seen = self._changes.count
-            began_s = self._clock.real_s()
-            try:
-                block = _block_of(await self._feed.read(self._place, limit=_EVENTS_MAX))
-            except SpoolError as error:  # the database of the spool may be away
-                if fault.is_new(error):
-                    _log.warning("events not read", error=str(error))
-                await asyncio.sleep(_POLL_S)  # real time: clients wait
-                continue
-            except Exception:  # noqa: BLE001 - such as a log on a failing disk: try again
-                _log.exception("events not read")
-                await asyncio.sleep(_POLL_S)  # real time: clients wait
-                continue
-            fault.clear()
-            cost_s = self._clock.real_s() - began_s
-            if block.batch.cursor != self._place:
-                self._recent.append(block)
-                self._place = block.batch.cursor
-                news, self._news = self._news, asyncio.Event()
-                news.set()
-                await asyncio.sleep(0)  # real time: the streams take the block
-            cost_s += self._sent_s
-            self._sent_s = 0.0
-            if block.batch.is_complete:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_S):  # real time: clients wait
-                        await self._changes.wait_beyond(seen)
-            pause_s = pause_after(cost_s)
+        if block := self._kept_behind(place):
+            return block
+        async with self._turn:
+            if block := self._kept_behind(place):
+                return block
+            looked, count, at_s = self._looked
+            is_known = looked == place and count == self._changes.count
+            if is_known and self._clock.real_s() < at_s + _POLL_S:
+                return None
+            pause_s = self._reads_from_s - self._clock.real_s()
             await asyncio.sleep(pause_s)  # real time: clients wait
+            began_s, count = self._clock.real_s(), self._changes.count
+            block = await self._read(place)
+            now_s = self._clock.real_s()
+            cost_s, self._sent_s = now_s - began_s + self._sent_s, 0.0
+            self._reads_from_s = now_s + pause_after(cost_s)
+            if block is None or block.batch.is_complete:
+                self._looked = block.batch.cursor if block else place, count, now_s
+            if block is None or block.batch.cursor == place:
+                return None
+            self._recent.append(block)
+            return block
+
+    def _kept_behind(self, place: EventCursor) -> _Block | None:
+        return next((one for one in self._recent if one.is_behind(place)), None)
+
+    async def _read(self, place: EventCursor) -> _Block | None:
+        """Read what is behind a place; None if that is not possible now."""
+        try:
+            block = _block_of(await self._feed.read(place, limit=_EVENTS_MAX))
+        except SpoolError as error:  # the database of the spool may be away
+            if self._fault.is_new(error):
+                _log.warning("events not read", error=str(error))
+            return None
+        except Exception:  # noqa: BLE001 - such as a log on a failing disk: try again
+            _log.exception("events not read")
+            return None
+        self._fault.clear()
+        return block
 
 
 def _block_of(batch: EventBatch) -> _Block:

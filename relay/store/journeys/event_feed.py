@@ -141,27 +141,17 @@ class EventFeed:
         sequence = await self._spool.last_event()
         return EventCursor(sequence, await asyncio.to_thread(self._log.ends))
 
-    async def read(
-        self, after: EventCursor, *, limit: int, until: EventCursor | None = None
-    ) -> EventBatch:
-        """Return the first events after a cursor, up to the cursor `until` if it is given.
+    async def read(self, after: EventCursor, *, limit: int) -> EventBatch:
+        """Return the first events after a cursor.
 
         The spool is read first: of what it has, the log has the earlier steps by then.
         """
-        last = until.sequence if until else _ENDLESS
-        spool = await self._spool.events_after(after.sequence, last, limit=limit)
-        ends = until.logs if until else None
-        logs = await asyncio.to_thread(self._log.read, after.logs, ends, limit=limit)
-        return _merged(after, spool, logs, until=until)
+        spool = await self._spool.events_after(after.sequence, _ENDLESS, limit=limit)
+        logs = await asyncio.to_thread(self._log.read, after.logs, None, limit=limit)
+        return _merged(after, spool, logs)
 
 
-def _merged(
-    after: EventCursor,
-    spool: SpoolEvents,
-    logs: Mapping[str, LogEvents],
-    *,
-    until: EventCursor | None,
-) -> EventBatch:
+def _merged(after: EventCursor, spool: SpoolEvents, logs: Mapping[str, LogEvents]) -> EventBatch:
     """Merge the sources by time, as far as all of them were read; "" is the spool."""
     # At the same time the log goes first, with the earlier steps.
     sources: dict[str, deque[_Entry]] = {role: deque(one.events) for role, one in logs.items()}
@@ -186,7 +176,6 @@ def _merged(
     if not cut_off:  # a place may have moved without an event, such as to the file of the next day
         for role, one in logs.items():
             cursor = cursor.moved(role, one.end)
-        cursor = until or cursor
     is_log_missing = any(one.is_missing for one in logs.values())
     return EventBatch(after, found, cursor, spool.removed_to, is_log_missing, not cut_off)
 
