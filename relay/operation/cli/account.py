@@ -7,8 +7,7 @@ relay.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from relay.base.accounts.account import AccountError
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
 from relay.base.running_relay import ControlClient
-from relay.base.settings.document import Fault
 from relay.base.settings.environment import read_environment
 from relay.base.settings.values import parse_mailbox
 from relay.operation.app.state_dir import owner_of
@@ -41,7 +39,6 @@ from relay.operation.commands.account import (
 )
 
 _FAULTS_SHOWN = 20
-_EXPECTED_LONG = 150  # characters
 _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
@@ -127,7 +124,7 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     faults = sorted((*faults, *added), key=lambda one: one.line)
     if faults:
         more = len(faults) - _FAULTS_SHOWN
-        lines = [*_told_once(faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
+        lines = [*map(str, faults[:_FAULTS_SHOWN]), f"{file}: {counted(more, 'fault')} more"]
         raise CommandError(ExitCode.DATA, "\n".join(lines[: None if more > 0 else -1]))
     text = f"{counted(len(users), 'alias' if aliases else 'account')} "
     text += "can be imported" if dry_run else "imported"
@@ -136,18 +133,6 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     context.show(number | {"dry_run": dry_run}, lambda: [text])
     if not dry_run:
         _hint(context)
-
-
-def _told_once(faults: Sequence[Fault]) -> Iterator[str]:
-    """Yield the line of each fault; a long text of what is expected is in the first that has it."""
-    first: dict[str, int] = {}
-    for one in faults:
-        found, _, expected = one.message.partition(", expected ")
-        line = first.setdefault(expected, one.line)
-        if len(expected) > _EXPECTED_LONG and line != one.line:
-            yield str(replace(one, message=f"{found}, expected as in line {line}"))
-        else:
-            yield str(one)
 
 
 @account.command("list")
