@@ -21,7 +21,8 @@ NOBODY, DAEMON = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
 @pytest.fixture(scope="module")
 def relay():
     sendmail = {"socket": "submit.sock", "users": ["daemon"], "drop": ""}
-    with RelayProcess(config={"sendmail": sendmail}) as relay:
+    config = {"sendmail": sendmail, "limits": {"recipients": "2/1d"}}
+    with RelayProcess(config=config) as relay:
         relay.folder.chmod(0o755)
         yield relay
 
@@ -131,3 +132,18 @@ def test_mailq_lists_the_queue(relay, sendmail):
     assert f"  nobody@{HOST}\n" in listed
     assert " " * 40 + "a@b.test\n" in listed
     assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
+
+
+def test_a_user_has_the_limits_of_all_whatever_the_sender(relay, sendmail):
+    """What is beyond them is kept by the program: it may try again."""
+
+    def send(*to, sender=f"daemon@{HOST}"):
+        return sendmail("Subject: x\n\nx\n", "-i", "-f", sender, *to, user=DAEMON)
+
+    assert send("x@other.test", "bob", sender="carol@example.test").returncode == 0
+    done = send("x@other.test", "y@other.test")
+    assert (done.returncode, "2 recipients to other domains in 1d; try again after 20" in done.stderr) == (75, True)  # fmt: skip
+    done = send("x@other.test", "y@other.test", "z@other.test")
+    assert (done.returncode, "and this message has 3" in done.stderr) == (65, True)
+    assert send("y@other.test").returncode == 0
+    assert send("bob").returncode == 0

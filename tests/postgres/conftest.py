@@ -52,8 +52,11 @@ def node(
     usual_url = server.create()
     with ExitStack() as stack:
 
-        def node(name: str, *, wait: bool = True, url: str = "", **mailboxes: Any) -> RelayProcess:
+        def node(
+            name: str, *, wait: bool = True, url: str = "", limits: Any = (), **mailboxes: Any
+        ) -> RelayProcess:
             config = PATIENT | {"spool": {"node": name}, "mailboxes": {"store": name} | mailboxes}
+            config["limits"] = dict(limits)
             relay = remotes.relay(config=config)
             stack.callback(relay.close)
             relay.config["spool"]["url"] = url or usual_url

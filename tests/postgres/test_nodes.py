@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.postgres.conftest import StartNode
+from tests.support.graph_client import message
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
@@ -108,6 +109,21 @@ def test_of_two_mail_roots_that_start_at_once_one_has_the_name(node: StartNode) 
     assert '[mailboxes] store = "second", not "main"' in lost.log
     (other,) = (one for one in nodes if one is not lost)
     until("the other one is ready", lambda: '"event":"ready"' in other.log)
+
+
+def test_nodes_share_the_count_of_an_account(remotes: Remotes, node: StartNode) -> None:
+    remotes.start("a.test")
+    one, two = (node(name, limits={"recipients": "1000/1h"}) for name in ("one", "two"))
+
+    def send(relay: RelayProcess, count: int) -> int:
+        body = {"message": message(to=[f"{number}@a.test" for number in range(count)])}
+        return relay.graph("POST", "/me/sendMail", body).status
+
+    assert [send(one, 500), send(one, 499), send(two, 1)] == [202, 202, 202]
+    until("the other has counted it", lambda: send(two, 1) == 429)  # long before its own 1000
+    two.stop()
+    two.start()
+    assert [send(two, 1), send(one, 499)] == [429, 429]
 
 
 def test_a_name_is_that_of_one_node(node: StartNode) -> None:
