@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support.graph_client import message
+from tests.support.graph_client import message, people
 from tests.support.relay_config import OPERATOR, account
 from tests.support.relay_process import RelayProcess
 
@@ -49,6 +49,8 @@ def test_smtp_and_graph_count_as_one_over_a_restart(relay: RelayProcess) -> None
     later = {"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": time}]}
     draft = relay.graph("POST", "/me/messages", message(to=outside(1), **later)).json()["id"]
     sent = [relay.graph("POST", f"/me/messages/{draft}/send") for _ in range(2)]
+    wider = {"ccRecipients": people(*outside(6, "y"))}
+    assert relay.graph("PATCH", f"/me/messages/{draft}", wider).status == 429  # what waits is sent
     first, again = (by_graph(relay, [*outside(2), "bob@example.test"], key="k") for _ in range(2))
     assert [one.status for one in (*sent, first, again)] == [202] * 4
     relay.stop()

@@ -22,6 +22,7 @@ from relay.base.message.extended_properties import (
     sets_send_time,
 )
 from relay.base.message.properties import MessageProperties
+from relay.base.sliding_window import NOTHING, Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
@@ -45,7 +46,7 @@ from relay.front_door.graph.mime_body import Amend, receive_in_blocks, receive_m
 from relay.front_door.graph.odata.resources import message_condition, message_order
 from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.query_options import QueryOptions
-from relay.front_door.graph.send_mail import check_rights, originators_of
+from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, message_json, shows_body
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.gateway import BLOCK_BYTES, StreamedResponse, json_response
@@ -160,17 +161,32 @@ async def change_message(request: GraphRequest) -> Response:
         change = _change(request, before, parsed)
         changed = before
         if before.is_draft or change != MessageChange():  # a draft that is being sent is a 409
-            try:
-                changed = await request.store.messages.update(
-                    request.mailbox, before.id, change, condition=condition
-                )
-            except NotADraftError as error:
-                if (await request.find_message()).is_draft:
-                    raise
-                raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # it was sent meanwhile
+            with await _added_recipients(request, before, change) as counted:
+                try:
+                    changed = await request.store.messages.update(
+                        request.mailbox, before.id, change, condition=condition
+                    )
+                except NotADraftError as error:
+                    if (await request.find_message()).is_draft:
+                        raise
+                    raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error  # sent meanwhile
+                counted.keep()
     if parsed.is_read and not changed.is_draft:
         await _send_receipt(request, changed)
     return message_response(request, changed, is_new=False)
+
+
+async def _added_recipients(
+    request: GraphRequest, before: StoredMessage, change: MessageChange
+) -> Reservation:
+    """Count what a change adds to a scheduled send, as a message. Raises ApiError 429, 400."""
+    properties = change.properties
+    if properties is None or not sets_send_time(properties.extended):
+        return NOTHING
+    added = named_in(properties) - named_in(before.properties)
+    if added and await request.store.messages.is_scheduled(request.mailbox, before.id):
+        return reserve(request, added)
+    return NOTHING
 
 
 async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:

@@ -6,7 +6,7 @@ response means that nothing was submitted. RFC 5322 3.6.2, 3.6.6.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -16,11 +16,11 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
-from relay.base.accounts.usage import BeyondLimit
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.envelope import Client
 from relay.base.message.extended_properties import SENT_MAIL_ENTRY_ID, requested_send_options
 from relay.base.message.properties import MessageProperties
+from relay.base.sliding_window import Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.graph_request import GraphRequest, throttled
@@ -207,12 +207,7 @@ async def _within_limits(
 
     Raises ApiError 429, 400; UnansweredError if this is cancelled.
     """
-    named = [one.address for one in (*sent.to, *sent.cc, *sent.bcc)]
-    counted = request.dependencies.usage.reserve(request.caller.address, named)
-    if isinstance(counted, BeyondLimit):
-        if counted.is_for_good:
-            raise errors.INVALID_RECIPIENTS(f"{counted.text}.")
-        raise throttled(f"{counted.text}.", counted.retry_after_s)
+    counted = reserve(request, named_in(sent))
     with counted:
         try:
             submission = await submit()
@@ -226,6 +221,21 @@ async def _within_limits(
         if not submission.was_scheduled:
             counted.keep()
         return submission
+
+
+def named_in(properties: MessageProperties) -> set[str]:
+    """Return the addresses of all recipients."""
+    return {one.address for one in (*properties.to, *properties.cc, *properties.bcc)}
+
+
+def reserve(request: GraphRequest, recipients: Iterable[str]) -> Reservation:
+    """Count a message of the caller. Raises ApiError 429 beyond a limit, 400 if it never passes."""
+    counted = request.dependencies.usage.reserve(request.caller.address, recipients)
+    if isinstance(counted, Reservation):
+        return counted
+    if counted.is_for_good:
+        raise errors.INVALID_RECIPIENTS(f"{counted.text}.")
+    raise throttled(f"{counted.text}.", counted.retry_after_s)
 
 
 def accepted_response(

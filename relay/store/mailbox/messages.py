@@ -291,6 +291,11 @@ class Messages(StorePart):
                 before, draft, flags=flags, make=lambda state: without_content(make(state))
             )
 
+    @in_thread
+    def is_scheduled(self, account: str, message_id: str) -> bool:
+        """Whether a change of this message changes what will be sent. Raises as update()."""
+        return self._found(account, message_id, NO_PRECONDITION).submission is not None
+
     def _state_maker(self, values: Mapping[str, Any]) -> _MakeState:
         """Return a function that gives a state other values. It raises StateTooLargeError."""
         now_us = self.clock.time_us()
