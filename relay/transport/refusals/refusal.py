@@ -32,7 +32,7 @@ class RefusalReason(StrEnum):
     TLS = "tls"  # missing, or its handshake failed
     SIZE = "size"  # of the message
     SYNTAX = "syntax"  # of a command or of the content, or the order of commands
-    LIMIT = "limit"  # of recipients, sessions, errors or hops
+    LIMIT = "limit"  # of recipients, sessions, errors, hops, or what an account sends
     PRESSURE = "pressure"  # Relay takes no mail now, or stops
     MILTER = "milter"  # a milter, or one that is down
 
