@@ -4,8 +4,8 @@ decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 
 Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
 4.5.5) and NOTIFY=NEVER. It has one recipient, or those of an alias, with their next hops. Ingress
 (step 5) and delivery (step 6) commit it together with the failure; pickup puts the report on a
-failed step 3 into the Inbox. SenderRate limits reports of successes and delays: senders are
-remembered by a number, at most SENDERS_MAX of them, and a start forgets what they had.
+failed step 3 into the Inbox. Reports of successes and delays to one sender are limited; a start
+forgets how many there were.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -41,43 +41,11 @@ from relay.store.spool.types import (
     NewMessage,
     NewRecipient,
     ReportPlan,
-    sender_key,
 )
+from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.signing.signer import SignedContents, Signer, SigningError
 
-SENDERS_MAX = 10_000
 NOTICES_MAX = 100  # recipients of strangers' mail of which the postmaster hears in an hour
-
-
-@dataclass(slots=True)
-class _Span:
-    began_s: float
-    taken: int = 0
-
-
-class SenderRate:
-    """At most `count` reports for each sender in `per_s` seconds, from the first one on."""
-
-    def __init__(self, count: int, per_s: float, clock: Clock) -> None:
-        self.count = count
-        self._per_s = per_s
-        self._clock = clock
-        self._spans: dict[int, _Span] = {}  # in the order of their beginning
-
-    def take(self, message: MessageFacts) -> bool:
-        """Count a report to the sender of `message`; False if there were too many already."""
-        now_s = self._clock.monotonic()
-        sender = sender_key(message.account or message.envelope.reverse_path)
-        span = self._spans.get(sender)
-        if span is None or now_s - span.began_s >= self._per_s:
-            self._spans.pop(sender, None)
-            if len(self._spans) >= SENDERS_MAX:
-                del self._spans[next(iter(self._spans))]
-            span = self._spans[sender] = _Span(now_s)
-        if span.taken >= self.count:
-            return False
-        span.taken += 1
-        return True
 
 
 _log = get_logger("reports")
@@ -194,7 +162,7 @@ class Reporter:
     destination_of: Callable[[str], Destination | None]  # None for an address without a next hop
     expire_after_s: float  # as other mail does
     metrics: Metrics  # count them by kind
-    rate: SenderRate | None = None  # of successes and delays; None: no limit
+    rate: str = ""  # of successes and delays to one sender, COUNT/SECONDS; "": no limit
     texts: TextSource = field(default_factory=TextSource)  # what people read
     expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
     signer: Signer | None = None  # None: they are not signed
@@ -202,6 +170,9 @@ class Reporter:
     strangers: Strangers = "verified"  # who hears of failures of their mail
     _noticed: dict[str, str] = field(default_factory=dict)  # in this hour: recipient, message
     _hour: int = 0
+
+    def __post_init__(self) -> None:
+        self._rates = RateLimits(self.clock)
 
     def wants(
         self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
@@ -390,7 +361,8 @@ class Reporter:
             return LeftOut.UNROUTED
         if is_automatic(ParsedContent.of(subject.content).header):
             return LeftOut.AUTOMATIC
-        if self.rate is not None and not self.rate.take(subject.message):
+        sender = subject.message.account or subject.message.envelope.reverse_path
+        if self.rate and self._rates.message_of(sender.lower(), self.rate) is None:
             return LeftOut.RATE
         return None
 

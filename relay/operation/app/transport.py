@@ -24,7 +24,7 @@ from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
-from relay.delivery.reports.bounces import Copies, Reporter, SenderRate
+from relay.delivery.reports.bounces import Copies, Reporter
 from relay.delivery.reports.receipts import AutomaticReplySender, ReceiptSender, ReceiptWatcher
 from relay.delivery.reports.texts import TextSource
 from relay.delivery.retry import DeferralCause, RetrySchedule
@@ -87,7 +87,7 @@ def build_transport(base: Foundation) -> Transport:
         hostname=settings.hostname, clock=base.clock, ids=base.ids,
         destination_of=base.table.destination_of,
         expire_after_s=settings.delivery.expire_after, metrics=base.metrics,
-        rate=_sender_rate(base),
+        rate=settings.reports.per_sender,
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
         expand=base.table.expand, signer=base.signer, strangers=settings.reports.strangers,
     )  # fmt: skip
@@ -180,7 +180,7 @@ def use_settings(
         forward_own_from=settings.mailboxes.forward_own_from,
     )
     if settings.reports != before.reports:
-        reporter.rate = _sender_rate(base)
+        reporter.rate = settings.reports.per_sender
         reporter.copies = _copies(base, scheduler)
         reporter.strangers = settings.reports.strangers
     # those of [[smtp]] come first; that of [sendmail] has nothing to change
@@ -276,11 +276,6 @@ def _copies(base: Foundation, scheduler: DeliveryScheduler) -> Copies:
 
     reports = base.settings.reports
     return Copies(reports.copy_to, frozenset(reports.copy_kinds), accept)
-
-
-def _sender_rate(base: Foundation) -> SenderRate | None:
-    rate = parse_rate(base.settings.reports.per_sender)
-    return SenderRate(rate.count, rate.per_s, base.clock) if rate else None
 
 
 def _language_of(accounts: AccountDirectory, address: str) -> str:

@@ -25,7 +25,6 @@ from relay.base.message.envelope import Envelope
 from relay.base.message.verdict import RateCharge, tenant_of_rule
 from relay.base.observe.logs import get_logger
 from relay.base.sliding_window import NOTHING, SLOTS, Reservation
-from relay.base.socket_address import client_of
 from relay.transport.ingress.data import DataReply
 
 if TYPE_CHECKING:  # a library that only the owner of the mail needs
@@ -66,12 +65,12 @@ class RateLimits:
             reservation.add(slots, number, charge.recipients)
         return reservation
 
-    def message_of(self, ip: str, rate: str) -> Reservation | None:
-        """Count a message of a client, by its max_rate_per_client; None beyond it."""
+    def message_of(self, key: str, rate: str) -> Reservation | None:
+        """Count a message of a client, or a report to a sender; None beyond COUNT/SECONDS."""
         allowed, _, period_s = rate.partition("/")
         found = self.reserve([
             RateCharge(
-                rule="", per="client", key=client_of(ip), recipients=1, allowed=int(allowed),
+                rule="", per="", key=key, recipients=1, allowed=int(allowed),
                 period_s=float(period_s), status="", text="",
             )
         ])  # fmt: skip

@@ -18,6 +18,7 @@ from relay.base.message.content import memory_part
 from relay.base.message.envelope import ForwardPath
 from relay.base.observe.logs import get_logger
 from relay.base.sliding_window import Reservation
+from relay.base.socket_address import client_of
 from relay.transport.ingress.authentication import AUTH_OFFER, Authentication
 from relay.transport.ingress.data import (
     ChunkFraming,
@@ -401,11 +402,11 @@ class SmtpCommands:
 
     def _beyond_limits(self) -> str:
         """Return the reply to MAIL of a stranger beyond a limit, else count its message."""
-        settings = self._listener.settings
+        settings, client = self._listener.settings, client_of(self._client.ip)
         if 0 < settings.max_messages <= self._messages:
             return "421 4.7.0 Too many messages in one session, closing it"  # RFC 5321 7.8
         if settings.max_rate_per_client:
-            found = self._listener.rates.message_of(self._client.ip, settings.max_rate_per_client)
+            found = self._listener.rates.message_of(client, settings.max_rate_per_client)
             if found is None:
                 # RFC 5321 7.8
                 return "450 4.7.1 Too many messages from your address, try again later"
