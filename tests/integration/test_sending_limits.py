@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.graph_client import message, people
 from tests.support.relay_config import OPERATOR, account
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
+from tests.support.webhooks import WebhookReceiver, hook
 
 LIMITS = {"messages": "4/1h", "recipients": ["6/1h", "50/1d"]}
 FREE = account("free", limits={"messages": "", "recipients": "9/1d"})
@@ -87,3 +88,46 @@ def test_more_recipients_than_a_limit_never_pass(relay: RelayProcess) -> None:
     assert relay.submit(
         "alice@example.test", [f"{one}@other.test" for one in range(7)]
     )  # of a trusted network, with no login
+
+
+def test_an_operator_sees_and_hears_who_nears_a_limit(serve) -> None:
+    """Once a day for each step, also over a restart."""
+    with WebhookReceiver() as receiver:
+        hooks = [hook(receiver, events=["limit"]), hook(receiver, "/bob", accounts=["bob@*"])]
+        limits = {"recipients": "10/1h", "alert": "bob@example.test"}
+        routes = [{"domain": "*", "next_hop": "capture"}]
+        relay = serve(config={"limits": limits, "route": routes, "webhook": hooks})
+        for count, reply in ((7, "250"), (1, "250"), (3, "450"), (2, "250"), (1, "450")):
+            assert by_smtp(relay, outside(count))[:3] == reply
+        until("both steps", lambda: len(relay.maildir("bob")) == 2)
+        relay.stop()
+        relay.start()
+        assert by_smtp(relay, outside(1))[:3] == "450"
+        assert by_smtp(relay, outside(1), "bob") == "250"
+        found = receiver.until(lambda found: sum(one["name"] == "limit" for one in found) == 3)
+    near, over, again = [one for one in found if one["name"] == "limit"]
+    limit = {"account": "alice@example.test", "limit": "recipients 10/1h"}
+    assert (near["step"], near["detail"]) == (0, {**limit, "used": 8, "until": None})
+    assert near["id"] != over["id"] == again["id"]
+    until_text = again["detail"]["until"]
+    assert again["detail"] == {**limit, "used": 10, "until": until_text}
+    first, second = sorted(relay.maildir("bob"), key=lambda one: "refused" in one.get_payload())
+    assert "has sent 8 of 10 recipients in 1h to other domains" in first.get_payload()
+    assert f"refused until: {until_text}" in second.get_payload()
+    assert (first["Auto-Submitted"], first["Return-Path"]) == ("auto-generated", "<>")
+
+    used = {"what": "recipients", "rate": "10/1h", "used": 10, "until": until_text}
+    alice = {"account": "alice@example.test", "messages": 3, "recipients": 10, "limits": [used]}
+    own = relay.graph("GET", "/relay/v1/usage")
+    assert (
+        own.json()
+        == relay.cli_json("account", "usage", "Alice@example.test")
+        == {"accounts": [alice]}
+    )
+    both = relay.graph("GET", "/relay/v1/usage", token=OPERATOR).json()["accounts"]
+    assert [one["account"] for one in both] == ["alice@example.test", "bob@example.test"]
+    assert relay.graph("GET", "/relay/v1/usage?account=bob@example.test").status == 403
+    assert relay.cli("account", "usage", "nobody@example.test").returncode == 65
+    shown = f"alice@example.test  3 messages, 10 recipients\n  recipients 10/1h: 10 used, refused until {until_text}\n"
+    assert relay.cli("account", "usage").stdout.startswith(shown)
+    assert relay.metric("relay_account_messages", account="alice@example.test") == 3

@@ -176,6 +176,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         prune=records.prune,
         sources=records,
         unlock=records.unlock,
+        usage=None,
         explain=records.explain,
         restored=SimpleNamespace(count=lambda: 0),
         submissions=None,

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import nlargest
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -55,6 +56,11 @@ class UsedLimit(Struct, frozen=True):
         """Whether 80 % of it are used, or all."""
         return self.used >= NEAR * self.limit.allowed
 
+    def as_json(self) -> dict[str, Any]:
+        """Return one of the `limits` of GET /relay/v1/usage."""
+        until = None if self.until_us is None else rfc3339(self.until_us)
+        return {"what": self.limit.what, "rate": self.limit.rate, "used": self.used, "until": until}
+
 
 class AccountUsage(Struct, frozen=True):
     """What an account has sent to the outside today (UTC), and its limits."""
@@ -63,6 +69,13 @@ class AccountUsage(Struct, frozen=True):
     messages: int
     recipients: int
     limits: Sequence[UsedLimit]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return one of the `accounts` of GET /relay/v1/usage."""
+        return {
+            "account": self.account, "messages": self.messages, "recipients": self.recipients,
+            "limits": [one.as_json() for one in self.limits],
+        }  # fmt: skip
 
 
 class BeyondLimit(Struct, frozen=True):
@@ -186,7 +199,7 @@ class UsageCounter:
         limits = [counts.used(one, now_us) for one in self._limits(account)]
         return AccountUsage(account, messages, recipients, limits)
 
-    def busiest(self, count: int) -> Sequence[AccountUsage]:
+    def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
         now_us = self._clock.time_us()
         sent = [

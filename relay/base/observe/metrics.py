@@ -1,11 +1,11 @@
 """The metrics of docs/names.md, in one registry that is passed in.
 
-Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded and never
-contain addresses. relay_attempts_total, of deferred mail too, is counted in
+Rooms count into it; the API writes it in Prometheus text format 0.0.4. Labels are bounded; only
+the ten busiest accounts are addresses. relay_attempts_total, of deferred mail too, is counted in
 relay/delivery/attempt_recorder.py.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 from itertools import product
 
@@ -106,6 +106,15 @@ class Metrics:
         for labels in found.difference(known):
             self.policy_rules.remove(*labels)
 
+    def _describe_itself(self) -> None:
+        built = Info("relay_build", "What this was built from.", registry=self.registry)
+        built.info({"version": __version__, "commit": commit()})
+        self.account_messages = Gauge(
+            "relay_account_messages", "To other domains today, of the ten busiest.", ["account"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.busiest: Callable[[], Iterable[tuple[str, int]]] = tuple  # accounts; is replaced
+
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
         self.tls_policy = counter(
@@ -151,8 +160,7 @@ class Metrics:
             ["milter", "answer"],
         )
 
-        built = Info("relay_build", "What this was built from.", registry=self.registry)
-        built.info({"version": __version__, "commit": commit()})
+        self._describe_itself()
         # For Prometheus an increase from nothing is none.
         self.reports.labels("dead-letter")
         for outcome in ("failed", "expired"):
@@ -164,6 +172,9 @@ class Metrics:
         self.attempts_by = cache(self.attempts.labels)
         self.dkim_signatures_by = cache(self.dkim_signatures.labels)
 
-    def exposition(self) -> bytes:
-        """Return the text of /metrics."""
+    def exposition(self, *, names_accounts: bool) -> bytes:
+        """Return the text of /metrics, with accounts for those who may know their names."""
+        self.account_messages.clear()
+        for account, messages in self.busiest() if names_accounts else ():
+            self.account_messages.labels(account).set(messages)
         return generate_latest(self.registry)

@@ -435,6 +435,16 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsOfAll(Limits):
+    """The table [limits]."""
+
+    messages: Rates = field(default=(), metadata=RELOADED)
+    recipients: Rates = field(default=(), metadata=RELOADED)
+    # gets a message when an account has used 80 % of a limit, and when it has used all
+    alert: Mailbox = field(default="", metadata=RELOADED)
+
+
+@dataclass(frozen=True, slots=True)
 class ReportsSettings:
     """Reports to senders."""
 
@@ -458,9 +468,11 @@ class ObserveSettings:
 
 
 # The names of events: of steps 4 to 7, and of the states of recipients; "*": all, also steps 1 to 3
+# and "limit", which is of an account
 WebhookEvent = Literal[
     "*", "accepted", "policy", "delivery", "reported", "queued", "deferred", "held", "captured",
     "delivered", "relayed", "failed", "expired", "cancelled", "discarded", "redirected", "expanded",
+    "limit",
 ]  # fmt: skip
 
 
@@ -525,7 +537,7 @@ class Settings:
     tenant: tuple[Tenant, ...] = field(default=(), metadata=RELOADED)  # each [[tenant]]
     # the table [reports]
     reports: ReportsSettings = field(default_factory=ReportsSettings, metadata=RELOADED)
-    limits: Limits = NO_LIMITS  # [limits]
+    limits: LimitsOfAll = LimitsOfAll()  # [limits]
     observe: ObserveSettings = field(default_factory=ObserveSettings)  # [observe]
     sendmail: SendmailSettings | None = None  # [sendmail]; None: no socket
     webhook: tuple[Webhook, ...] = field(default=(), metadata=RELOADED)  # each [[webhook]]

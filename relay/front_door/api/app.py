@@ -1,10 +1,10 @@
 """/relay/v1 as an ASGI application, which answers /healthz, /readyz and /metrics itself.
 
-Health and metrics need no token and contain nothing about single messages or accounts. Everything
-else needs one, except on the control socket, where the file mode controls the access, and in an
-open development relay, to which pages of other sites have no access
-(relay/operation/app/front_door.py). `handlers` has what needs a principal. Why /readyz is a 503 is
-decided in relay/operation/app/front_door.py.
+Health and metrics need no token and contain nothing about single messages; accounts have names in
+metrics on this machine and at observe.metrics only. Everything else needs a token, except on the
+control socket, where the file mode controls the access, and in an open development relay, to which
+pages of other sites have no access (relay/operation/app/front_door.py). `handlers` has what needs a
+principal. Why /readyz is a 503 is decided in relay/operation/app/front_door.py.
 
 Only a development relay has /relay/v1/dev/… and DELETE /relay/v1/messages; in a service they are
 404, as any unknown path. Every account may use them, DELETE of one message for its own ones: a
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import Response
 
+from relay.base.accounts.account import UnknownUserError
 from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import rfc3339
 from relay.base.observe.logs import get_logger
@@ -176,9 +177,11 @@ def create_app(
     authentication: "HttpAuthentication",
     *,
     everyone: Principal | None = None,
+    names_accounts: bool = False,
 ) -> Gateway:
     """Return the application for public listeners: requests need a bearer token, but those of
-    clients on this machine none if there is `everyone`, who then makes them.
+    clients on this machine none if there is `everyone`, who then makes them. Metrics name accounts
+    to clients on this machine, with `names_accounts` to all.
     """
 
     def principal_for(request: HttpRequest) -> Principal:
@@ -186,22 +189,26 @@ def create_app(
             return everyone
         return principal_of(authentication.account(request))
 
-    return _application(dependencies, principal_for)
+    return _application(dependencies, principal_for, names_accounts=names_accounts)
 
 
 def create_control_app(dependencies: ApiDependencies) -> Gateway:
     """Return the application for run/control.sock: every client is an operator."""
-    return _application(dependencies, lambda _: OPERATOR)
+    return _application(dependencies, lambda _: OPERATOR, names_accounts=True)
 
 
 def _application(
-    dependencies: ApiDependencies, principal_for: Callable[[HttpRequest], Principal]
+    dependencies: ApiDependencies,
+    principal_for: Callable[[HttpRequest], Principal],
+    *,
+    names_accounts: bool,
 ) -> Gateway:
     handlers = Handlers(dependencies)
 
     async def handle(request: HttpRequest) -> Response:
         try:
-            public_response = _public_response(request, dependencies)
+            names = names_accounts or request.is_local
+            public_response = _public_response(request, dependencies, names_accounts=names)
             if public_response is not None:
                 return public_response
             if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
@@ -215,6 +222,8 @@ def _application(
                     return response
             if request.segments[2:3] == ("webhooks",):
                 return json_response(await _webhooks(request, principal, dependencies))
+            if request.segments[2:] == ("usage",):
+                return json_response(_usage(request, principal, dependencies))
             if request.segments[2:] == ("configuration",) and principal is OPERATOR:
                 _query(request, "GET")  # it may have secrets: for those who can read relay.toml
                 return json_response({"text": dependencies.configuration()})
@@ -226,7 +235,9 @@ def _application(
     return Gateway(handle, clock=dependencies.clock, limits=limits)
 
 
-def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Response | None:
+def _public_response(
+    request: HttpRequest, dependencies: ApiDependencies, *, names_accounts: bool
+) -> Response | None:
     """Return the response for health and metrics, None for other paths.
 
     Only exactly these paths are public: what a proxy in front closes cannot be had by /metrics/.
@@ -243,9 +254,8 @@ def _public_response(request: HttpRequest, dependencies: ApiDependencies) -> Res
             return Response(f"{text}\n", status_code=status, media_type="text/plain")
         case b"/metrics":
             require_method(request, "GET")
-            return Response(
-                dependencies.metrics.exposition(), headers={"content-type": CONTENT_TYPE}
-            )
+            exposition = dependencies.metrics.exposition(names_accounts=names_accounts)
+            return Response(exposition, headers={"content-type": CONTENT_TYPE})
         case _:
             return None
 
@@ -289,6 +299,18 @@ async def _webhooks(
         await webhooks.replay(cursor, urls)
         _log.info("webhooks replay", who=principal.name, cursor=body.from_, count=len(urls))
     return {"webhooks": webhooks.shown()}
+
+
+def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) -> dict[str, Any]:
+    """GET /usage?account=: what accounts have sent to other domains today, and their limits."""
+    account = _query(request, "GET", "account").get("account") or principal.account or ""
+    if account != principal.name:
+        principal.check_may_read()
+    try:
+        return {"accounts": [one.as_json() for one in needed.usage(account)]}
+    except UnknownUserError:
+        message = f"There is no account {quoted(account)}."
+        raise ApiError(404, "ErrorItemNotFound", message) from None
 
 
 async def _relay_v1(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from relay.base.accounts.account import ALL_SCOPES, Account, Role, Scope
+from relay.base.accounts.usage import AccountUsage
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
@@ -186,6 +187,8 @@ class ApiDependencies:
     prune: Callable[[float | None, bool], Awaitable[Mapping[str, Any]]]
     sources: MessageSources  # the content of messages
     unlock: Callable[[str], int]  # that of AccountDirectory
+    # what an account has sent today, "": the busiest ones; raises UnknownUserError
+    usage: Callable[[str], Sequence[AccountUsage]]
     restored: RestoredSubmissions  # the submissions that a restore holds
     submissions: ReadySubmissions  # sends and cancels scheduled ones
     events: EventStreams  # the streams of GET /events

@@ -13,7 +13,8 @@ The signature is that of Standard Webhooks 1.0.0 (webhook-id, webhook-timestamp,
 import asyncio
 import hmac
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -136,6 +137,31 @@ class _Lane(Feed):
         return len(old)
 
 
+class _News(Feed):
+    """Events of no journey, in memory: what a stop leaves is lost."""
+
+    def __init__(self, owner: "_RunningWebhook") -> None:
+        super().__init__(f"webhook {owner.url.authority}")
+        self._owner = owner
+        self.waiting: dict[str, tuple[bytes, int]] = {}  # by id: body and time
+
+    async def next_post(self) -> Post | None:
+        """See Feed."""
+        found = next(iter(self.waiting.items()), None)
+        return self._owner.post_of(found[0], found[1][0]) if found else None
+
+    async def sent(self, post: Post) -> None:
+        """See Feed."""
+        self.waiting.pop(post.position, None)
+
+    async def failed(self, post: Post, why: str) -> int:  # noqa: ARG002 - a Feed
+        """See Feed."""
+        old = [key for key, (_, at_us) in self.waiting.items() if self._owner.is_too_old(at_us)]
+        for key in old:
+            del self.waiting[key]
+        return len(old)
+
+
 class _RunningWebhook:
     """One webhook: where it stands, and the block of events that its lanes send."""
 
@@ -154,6 +180,7 @@ class _RunningWebhook:
         self.hook, self.url = hook, read_url(hook.url, schemes=("https", "http"))
         self._accounts = Globs.of(hook.accounts)
         self.lanes = [_Lane(self, number) for number in range(LANES)]
+        self.news = _News(self)
 
     @property
     def is_busy(self) -> bool:
@@ -222,7 +249,7 @@ class _RunningWebhook:
         before, dropped = batch.after, 0
         for source, cursor, recorded in batch.events:
             at_us = recorded.event.at_us
-            if not self._wants(recorded):
+            if not self.wants(event_names(recorded), recorded.account):
                 pass
             elif self.failure and self.is_too_old(at_us):
                 dropped += 1
@@ -238,11 +265,12 @@ class _RunningWebhook:
         if self.waiting or not batch.is_complete:
             self._owner.sender.wake(*self.lanes)
 
-    def _wants(self, recorded: RecordedEvent) -> bool:
+    def wants(self, names: AbstractSet[str], account: str) -> bool:
+        """Whether an event with these names, of an account, is to be sent."""
         events = self.hook.events
-        if "*" not in events and event_names(recorded).isdisjoint(events):
+        if "*" not in events and names.isdisjoint(events):
             return False
-        return self._accounts.match(recorded.account)
+        return self._accounts.match(account)
 
     def _report_gap(self, batch: EventBatch) -> None:
         """Report once that events were removed before they were read."""
@@ -289,7 +317,7 @@ class Webhooks:
                 if one is None or one.hook != hook:
                     await self._begin(hook, one.cursor if one else self._kept.get(hook.url))
             for url in self._running.keys() - {hook.url for hook in hooks}:
-                self.sender.end(*self._running.pop(url).lanes)
+                self._end(self._running.pop(url))
             await self._save()
         self.changes.notify()  # run() does not look while there is none
 
@@ -299,7 +327,21 @@ class Webhooks:
         with suppress(SpoolError, OSError):  # then it begins as soon as it can be read
             await made.begin()
         before, self._running[hook.url] = self._running.get(hook.url), made
-        self.sender.end(*(before.lanes if before else ()))
+        if before is not None:
+            self._end(before)
+
+    def _end(self, one: _RunningWebhook) -> None:
+        self.sender.end(*one.lanes, one.news)
+
+    def tell(self, name: str, detail: Mapping[str, Any], *, account: str, event_id: str) -> None:
+        """Post an event of no journey to the webhooks that want it. Step 0, as a test."""
+        at_us = self.clock.time_us()
+        for one in self._running.values():
+            if one.wants({name}, account) and len(one.news.waiting) < _EVENTS_MAX:
+                at = rfc3339(at_us)
+                event = EventData(str(one.cursor or 0), None, None, 0, name, at, detail, None)
+                one.news.waiting[event_id] = msgspec.json.encode(event), at_us
+                self.sender.wake(one.news)
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the webhooks for an operator."""

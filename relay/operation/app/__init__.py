@@ -26,6 +26,7 @@ Running:
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
   expired uploads, ending DKIM keys, whether the mail root belongs to the spool; which answers to
   reports stay in the dead-letter mailbox
+- `limit_alerts`: when an operator hears that an account nears its limits
 - `settling`: when a relay has nothing to do
 - `explain`: `relay explain`: where mail for an address would go; asks the parts that decide it, and
   the milters

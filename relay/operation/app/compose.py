@@ -20,6 +20,7 @@ from relay.operation.app.foundation import (
     show_parts,
 )
 from relay.operation.app.front_door import build_front_door, build_http_servers, build_pages
+from relay.operation.app.limit_alerts import LimitAlerts
 from relay.operation.app.notifications import build_webhooks
 from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
 from relay.operation.app.settling import Settling
@@ -55,6 +56,9 @@ def compose(
             stats=partial(queue_stats, base, transport),
             webhooks=webhooks,
         )
+        alerts = LimitAlerts(base, transport, webhooks)
+        base.usage.on_near = alerts.note
+        base.metrics.busiest = lambda: [(one.account, one.messages) for one in base.usage.busiest()]
         if base.reloader is not None:
             base.reloader.apply = partial(use_settings, base, transport)
             base.reloader.applied = lambda: webhooks.use(base.settings.webhook)
@@ -78,6 +82,7 @@ def compose(
                 + ([subscriptions.in_progress] if subscriptions is not None else []),
             ),
             webhooks=webhooks,
+            alerts=alerts,
             usage=UsageLedger(base.spool, base.usage, base.clock, node=settings.node_of_many),
             subscriptions=subscriptions,
         )

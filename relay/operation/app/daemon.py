@@ -29,6 +29,7 @@ from relay.front_door.api import EventStreams
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.operation.app.foundation import Foundation
+from relay.operation.app.limit_alerts import LimitAlerts
 from relay.operation.app.maintenance import (
     MailRootAttendant,
     MaintenanceGauges,
@@ -79,6 +80,7 @@ class Daemon:
     settling: Settling  # whether anything is in progress
     webhooks: Webhooks  # where events are posted
     usage: UsageLedger  # stores what accounts send
+    alerts: LimitAlerts  # tells who nears a limit
     subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
     on_fault: Callable[[], None] = lambda: (
         None
@@ -107,7 +109,7 @@ class Daemon:
             await self._attend_root()
         with suppress(SpoolError):  # it is repeated each second
             await self.usage.exchange()
-        self._spawn(keep_usage(self.usage), "usage")
+        self._spawn(keep_usage(self.usage, self.alerts.send), "usage")
         await self.webhooks.open(base.settings.webhook)
         self._spawn(self.webhooks.run(), "webhooks")
         await self.pressure.measure()  # a full relay rejects from the first connection on

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 from starlette.types import ASGIApp
 
-from relay.base.accounts.account import Role
+from relay.base.accounts.account import Role, UnknownUserError
+from relay.base.accounts.usage import AccountUsage
 from relay.base.clock import SystemClock, advanced_us, now_at_least_us
 from relay.base.pauses import Paused
 from relay.base.socket_address import Address
@@ -46,6 +47,7 @@ FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths o
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
 _Resolver = Resolver | LoopbackResolver
 _Stats = Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
+_BUSIEST = 20
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
 
@@ -56,7 +58,7 @@ class FrontDoor:
     control: ASGIApp  # /relay/v1 for run/control.sock: every client is an operator
     means: api.ApiDependencies  # what /relay/v1 and the pages show and change
     subscriptions: "Subscriptions | None" = None  # of the Graph API
-    relay_v1: ASGIApp | None = None  # /relay/v1, health and metrics; None: no TCP listeners
+    relay_v1: ASGIApp | None = None  # that for observe.metrics; None: no TCP listeners
     graph: Gateway | None = None  # the Graph API; None: http.listen is empty
     programs: ASGIApp | None = None  # both, and sign-in, by path; None: as above
     sign_in_paths: Sequence[str] = ()  # after the first segment, in `programs`
@@ -93,15 +95,15 @@ def build_front_door(
     from relay.front_door.sign_in import access_tokens  # noqa: PLC0415 - see above
     from relay.front_door.sign_in.authentication import HttpAuthentication  # noqa: PLC0415
 
-    key = access_tokens.token_key(settings.state_dir)
-    tokens = access_tokens.AccessTokens(key, base.clock)
+    tokens = access_tokens.AccessTokens(access_tokens.token_key(settings.state_dir), base.clock)
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )
     everyone = _EVERYONE if base.sources.is_api_open else None
-    relay_v1 = api.create_app(means, authentication, everyone=everyone)
+    create_app = partial(api.create_app, means, authentication, everyone=everyone)
+    door = dataclasses.replace(door, relay_v1=create_app(names_accounts=True))
     if not settings.http.listen:
-        return dataclasses.replace(door, relay_v1=relay_v1)
+        return door
     from relay.front_door.graph.app import create_app as create_graph_app  # noqa: PLC0415
     from relay.front_door.graph.graph_request import GraphDependencies  # noqa: PLC0415
     from relay.front_door.sign_in import token_endpoint  # noqa: PLC0415
@@ -131,9 +133,9 @@ def build_front_door(
     if users is not None:
         paths = (*paths, *users.paths)
         versions |= dict.fromkeys(users.prefixes, sign_in)
-    programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=relay_v1)
+    programs = PathRouter(versions, by_rest=dict.fromkeys(paths, sign_in), otherwise=create_app())
     return dataclasses.replace(
-        door, relay_v1=relay_v1, graph=gateway, subscriptions=subscriptions, programs=programs,
+        door, graph=gateway, subscriptions=subscriptions, programs=programs,
         sign_in_paths=paths, sign_in_pages=users.pages if users else (),
         prefixes=(*versions, *api.PREFIXES),
         further_api=base.sources.further_api and base.sources.further_api(means, base.spool),
@@ -192,11 +194,22 @@ def _means(
         metrics=base.metrics, samples=base.samples,
         clock=base.clock, ready=unready, impaired=partial(_impairment, base), prune=prune,
         pressure=base.pressure, development=development, events=events,
-        unlock=base.sources.accounts.unlock,
+        unlock=base.sources.accounts.unlock, usage=partial(_usage, base),
         refusals=base.refusals, reload=base.reloader.request if base.reloader else None,
         configuration=base.sources.active.text if base.sources.active else str,
         sources=sources, explain=explain, pauses=base.pauses, webhooks=webhooks,
     )  # fmt: skip
+
+
+def _usage(base: Foundation, account: str) -> Sequence[AccountUsage]:
+    """Return what an account has sent today; of "" the busiest. Raises UnknownUserError."""
+    if not account:
+        return base.usage.busiest(_BUSIEST)
+    known = base.sources.accounts.by_address(account)
+    found = base.usage.today(known.address if known else account)
+    if known is None and not found.messages:  # nor a user of this machine, or of Dovecot
+        raise UnknownUserError(account)
+    return [found]
 
 
 def _impairment(base: Foundation) -> str:

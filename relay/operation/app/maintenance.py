@@ -253,16 +253,20 @@ async def write_clock_anchor(store: FileStore) -> None:
             await store.keep_anchor()
 
 
-async def keep_usage(ledger: UsageLedger) -> None:
-    """Each second, store what accounts have sent and read what they sent by other nodes, until
-    cancelled, and once more at the end.
+async def keep_usage(ledger: UsageLedger, tell: Callable[[], Awaitable[None]]) -> None:
+    """Each second, store what accounts have sent, read what they sent by other nodes, and tell who
+    nears a limit, until cancelled; store it once more at the end.
     """
+
+    async def keep() -> None:
+        await ledger.exchange()
+        await tell()
 
     def report(error: str) -> None:
         _log.warning("the counts of what accounts send are in memory only", error=error)
 
     try:
-        await _attend(ledger.exchange, report, interval_s=_USAGE_S)
+        await _attend(keep, report, interval_s=_USAGE_S)
     finally:
         with suppress(SpoolError):
             await ledger.exchange()

@@ -212,6 +212,29 @@ def unlock(context: CommandContext, address: str) -> None:
     context.show(done, lambda: [f"{address}: {text}"])
 
 
+@account.command()
+@click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
+@common_options
+def usage(context: CommandContext, address: str | None) -> None:
+    """Show what accounts have sent to other domains today (UTC), and their limits.
+
+    The 20 who sent to most recipients, or one. A user of this machine is USER@hostname. The running
+    relay counts.
+    """
+    query = {"account": address} if address else {}
+    found = ControlClient(context.settings().control_socket).get("/usage", query)
+    lines = [line for one in found["accounts"] for line in _usage_lines(one)]
+    context.show(found, lambda: lines or ["no account has sent mail to other domains today"])
+
+
+def _usage_lines(one: Mapping[str, Any]) -> Iterator[str]:
+    sent = [counted(one[what], what.removesuffix("s")) for what in ("messages", "recipients")]
+    yield f"{one['account']}  {', '.join(sent)}"
+    for limit in one["limits"]:
+        until = f", refused until {limit['until']}" if limit["until"] else ""
+        yield f"  {limit['what']} {limit['rate']}: {limit['used']} used{until}"
+
+
 def _read_password() -> str:
     """Read a password; an argument would be visible to other users."""
     if sys.stdin is not None and sys.stdin.isatty():

@@ -85,7 +85,7 @@ class Relay:
             queue_admin=self.spool.queue_admin, stats=self.spool.stats,
             way_to=lambda text: all_to(NextHop.parse(text)), target_of=str, changes=self.changes,
             metrics=Metrics(), ready=lambda: "", clock=self.clock, pressure=Pressure(),
-            prune=None, sources=None, unlock=None, samples=None, events=self.streams,
+            prune=None, sources=None, unlock=None, usage=None, samples=None, events=self.streams,
             restored=None, submissions=None, refusals=None, impaired=str, pauses=None, explain=None, webhooks=None,
         )  # fmt: skip
         self.accounts = dict(ACCOUNTS)
