@@ -29,6 +29,8 @@ NEAR = 0.8  # of a limit
 LIMIT_OF_ACCOUNT = "The limit of this account is"  # begins the reply beyond it
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _Slots = dict[int, int]  # counts by the number of the slot
+_NO_SLOTS: _Slots = {}
+_OF_DAY = f"recipients/{DAY_US}"
 _Windows = dict[str, _Slots]  # by kind and width of the slots, "recipients/60000000"
 
 
@@ -116,6 +118,13 @@ class _Counts:
                     found[each] += count
         return found
 
+    def recipients_on(self, day: int) -> int:
+        """Return the recipients outside on a day, by its number."""
+        total = self.own.get(_OF_DAY, _NO_SLOTS).get(day, 0)
+        for windows in self.others.values():
+            total += windows.get(_OF_DAY, _NO_SLOTS).get(day, 0)
+        return total
+
     def used(self, limit: Limit, now_us: int, amount: int = 1) -> UsedLimit:
         """Return how much of a limit is used, and from when `amount` more is allowed."""
         slots = self.slots(limit.what, limit.width_us, now_us)
@@ -201,11 +210,8 @@ class UsageCounter:
 
     def busiest(self, count: int = 10) -> Sequence[AccountUsage]:
         """Return the accounts with the most recipients outside today, the busiest first."""
-        now_us = self._clock.time_us()
-        sent = [
-            (one.slots("recipients", DAY_US, now_us).total(), name)
-            for name, one in self._counts.items()
-        ]
+        day = self._clock.time_us() // DAY_US
+        sent = [(one.recipients_on(day), name) for name, one in self._counts.items()]
         return [self.today(name) for total, name in nlargest(count, sent) if total]
 
     def changed(self) -> Mapping[str, str]:
