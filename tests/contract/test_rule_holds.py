@@ -10,7 +10,6 @@ from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
 from relay.base.message.outcome import Evidence, Failed
-from relay.store.spool.shared import holds
 from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
@@ -238,22 +237,6 @@ async def test_each_tenant_and_the_operator_may_hold_as_much(spool, make) -> Non
         assert error.value.tenant == tenant
     await spool.queue_admin.execute(command("release", HELD))
     assert not any([await full(spool, make, rule) for rule in names])
-
-
-async def test_what_was_counted_before_there_were_tenants_does_not_count_for_ever(
-    spool, make, monkeypatch
-) -> None:
-    with monkeypatch.context() as older:
-        older.setattr(holds, "counter_of", lambda _rule: holds.HELD_BY_RULES)
-        for _ in range(2):
-            await spool.accept(by_rule(make(), rule="acme/old"))
-    assert await full(spool, make)
-    await spool.queue_admin.execute(command("release", HELD))
-    for rule in ("many", "acme/many"):
-        assert not await full(spool, make, rule)
-        for _ in range(2):
-            await spool.accept(by_rule(make(), held_max=2, rule=rule))
-    assert await full(spool, make)
 
 
 async def test_a_repeated_submission_is_known_where_nothing_more_is_held(spool, make) -> None:

@@ -8,13 +8,12 @@ from relay.store.spool.sqlite import migrate
 VERSION = migrate.SCHEMA_VERSION
 NEXT = VERSION + 2
 STEPS = (
-    migrate.Text(
+    (
         VERSION + 1,
-        f"{VERSION + 1:04}_noted.sql",
-        "ALTER TABLE content ADD COLUMN noted INTEGER NOT NULL DEFAULT 0;"
-        "UPDATE content SET noted = size;",
+        """ALTER TABLE content ADD COLUMN noted INTEGER NOT NULL DEFAULT 0;
+        UPDATE content SET noted = size;""",
     ),
-    migrate.Text(NEXT, f"{NEXT:04}_index.sql", "CREATE INDEX content_noted ON content (noted);"),
+    (NEXT, "CREATE INDEX content_noted ON content (noted);"),
 )
 _LAST_COLUMN = (
     "    crc32 INTEGER NOT NULL            -- of data, or of the file followed by the header\n"
@@ -23,10 +22,10 @@ _LAST_COLUMN = (
 
 def use(patch: Callable[[object, str, Any], object] = setattr) -> None:
     """Have this process work with the next schema; `patch` is monkeypatch.setattr in a test."""
-    made = migrate.schema().sql
+    made = migrate.schema()
     noted = "    crc32 INTEGER NOT NULL,\n    noted INTEGER NOT NULL DEFAULT 0\n"
     assert made.count(_LAST_COLUMN) == 1
-    text = migrate.Text(NEXT, "schema.sql", made.replace(_LAST_COLUMN, noted) + STEPS[1].sql)
+    text = made.replace(_LAST_COLUMN, noted) + STEPS[1][1]
     patch(migrate, "SCHEMA_VERSION", NEXT)
     patch(migrate, "migrations", lambda: STEPS)
     patch(migrate, "schema", lambda: text)

@@ -22,7 +22,6 @@ AS_0_2_0 = """
 ALTER TABLE recipient RENAME COLUMN owed_report TO owed;
 DROP TABLE standing_hold;
 DROP TABLE usage;
-UPDATE migration SET version = 1;
 PRAGMA user_version = 1;
 """
 _CLOCK = SystemClock()

@@ -2,9 +2,7 @@
 
 The counter HELD_BY_RULES has the entries that the operator's rules hold, HELD_BY_RULES/TENANT those
 of a tenant's. So a tenant never uses up what another may hold. The transaction that changes an
-entry also writes the counters: they are right after a crash, and no message needs a scan. A version
-without tenants has counted rules of the operator that have a "/" in their name as other rules of
-the operator. What is below 0 for a tenant is therefore too much for the operator.
+entry also writes the counters: they are right after a crash, and no message needs a scan.
 
 A hold rule holds all new mail for a domain, until a time or until a release of the domain; reports
 too. The table is the truth, on PostgreSQL that of all nodes. What is in memory is read at the
@@ -55,10 +53,6 @@ _COUNTED = "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM counter WHERE na
 _COUNTERS = (
     "SELECT name, CAST(sum(value) AS BIGINT) FROM counter"
     f" WHERE name = '{HELD_BY_RULES}' OR name LIKE '{HELD_BY_RULES}/%' GROUP BY name"
-)
-_BELOW_0 = (
-    "SELECT CAST(coalesce(sum(value), 0) AS BIGINT) FROM (SELECT sum(value) AS value FROM counter"
-    f" WHERE name LIKE '{HELD_BY_RULES}/%' GROUP BY name HAVING sum(value) < 0) AS tenant"
 )
 _SET_COUNTER = (
     "INSERT INTO counter (name, value) VALUES (?, ?)"
@@ -172,8 +166,6 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
         return None
     for name, number in _by_counter(Counter(message.held_by_rules)).items():
         known = int(transaction.fetch_one(_COUNTED, (name,))[0]) + transaction.counts[name]
-        if name == HELD_BY_RULES:
-            known += int(transaction.fetch_one(_BELOW_0, ())[0])
         if max(0, known) + number > message.held_max:
             return HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
     return None

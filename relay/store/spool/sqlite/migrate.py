@@ -1,25 +1,20 @@
 """Migrate a spool to the current schema with numbered SQL texts, in one transaction.
 
 Schema 1 is that of Relay 0.2.0. A file has its old schema or the current one, whenever the process
-is killed.
-Before the first change the database is copied next to the original. The table `migration` records
-which texts made the file. A file of a newer Relay, of one before 0.2.0, or with other tables and
-columns than its schema has, raises SpoolFormatError; a disk without room for the copy
-SpoolFullError.
+is killed. Before the first change the database is copied next to the original. A file of a newer
+Relay, of one before 0.2.0, or with other tables and columns than its schema has, raises
+SpoolFormatError; a disk without room for the copy SpoolFullError.
 
 See docs/operation-backup.md (Going back).
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from re import fullmatch
 
 import apsw
-from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
 from relay.store.spool.shared.columns import schema_difference
@@ -42,7 +37,6 @@ _log = get_logger("spool")
 SCHEMA_VERSION = 3
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much for what the migration writes
-_PROGRESS_PARTS = 10
 _MIGRATION = r"\d{4}_\w+\.sql"
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
@@ -57,10 +51,6 @@ _EARLIER = (
     "{path}: made by a Relay before 0.2.0, whose spools no released version opens: empty the queue"
     " with the version that made it, then put the spool aside: docs/operation-backup.md, Upgrade"
 )
-_RECORDS = (
-    "CREATE TABLE IF NOT EXISTS migration"
-    " (version INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL)"
-)
 _COLUMNS = (
     "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c WHERE t.type = 'table'"
 )
@@ -68,35 +58,20 @@ _OWED = ("recipient", "owed")  # of 0.2.0: the column is owed_report in each sch
 _RENAME = "ALTER TABLE recipient RENAME COLUMN owed TO owed_report"
 
 
-class Text(Struct, frozen=True):
-    """An SQL text that leaves a file with schema `version`."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """The checksum of the statements: comments and white space may change."""
-        lines = [line.partition("--")[0] for line in self.sql.splitlines()]
-        return sha256(" ".join(" ".join(lines).split()).encode()).hexdigest()
-
-
 @cache
-def migrations() -> tuple[Text, ...]:
-    """Return the texts that migrate a file from each schema to the next, in order."""
+def migrations() -> tuple[tuple[int, str], ...]:
+    """Return the SQL texts that migrate a file from each schema to the next, in order, each with
+    the schema that it leads to.
+    """
     folder = files("relay.store.spool.sqlite")
     names = sorted(one.name for one in folder.iterdir() if fullmatch(_MIGRATION, one.name))
-    return tuple(
-        Text(int(name.partition("_")[0]), name, folder.joinpath(name).read_text()) for name in names
-    )
+    return tuple((int(name[:4]), folder.joinpath(name).read_text()) for name in names)
 
 
 @cache
-def schema() -> Text:
-    """Return the text that creates a new file."""
-    text = files("relay.store.spool.sqlite").joinpath("schema.sql").read_text()
-    return Text(SCHEMA_VERSION, "schema.sql", text)
+def schema() -> str:
+    """Return the SQL text that creates a new file."""
+    return files("relay.store.spool.sqlite").joinpath("schema.sql").read_text()
 
 
 def check_files(path: Path, *, has_owner: bool) -> None:
@@ -135,7 +110,7 @@ def check_version(connection: apsw.Connection, path: Path) -> None:
             f"{path}: made by an older Relay (schema {found}, expected {SCHEMA_VERSION});"
             " a start brings it forward"
         )
-    if text := schema_difference(schema().sql, connection.execute(_COLUMNS)):
+    if text := schema_difference(schema(), connection.execute(_COLUMNS)):
         raise SpoolFormatError(
             f"{path}: it says schema {found}, and has other tables. {text}."
             " See docs/operation-backup.md, Upgrade"
@@ -150,15 +125,14 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
         if contents_of(path).exists():
             _log.warning("a spool existed here: the queue starts empty", file=path.name)
-        _apply(connection, schema())
+        _apply(connection, (SCHEMA_VERSION, schema()))
     elif found < SCHEMA_VERSION:
         _copy_before(connection, path, found=found)
-        _apply(connection, *(text for text in migrations() if text.version > found))
+        _apply(connection, *(one for one in migrations() if one[0] > found))
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
     if _OWED in connection.execute(_COLUMNS).fetchall():
         connection.execute(_RENAME)
     check_version(connection, path)
-    _check_records(connection, path)
 
 
 def _version_found(connection: apsw.Connection, path: Path) -> int:
@@ -177,35 +151,17 @@ def _check_made_by(path: Path, *, made_by: int, found: int) -> None:
         raise SpoolFormatError(_NEWER.format(path=path, found=found, expected=SCHEMA_VERSION))
 
 
-def _apply(connection: apsw.Connection, *texts: Text) -> None:
+def _apply(connection: apsw.Connection, *texts: tuple[int, str]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for text in texts:
-            connection.execute(text.sql)
-            connection.execute(_RECORDS)
-            record = (text.version, text.name, text.checksum)
-            connection.execute("INSERT INTO migration VALUES (?,?,?)", record)
-            connection.execute(f"PRAGMA user_version = {text.version}")
+        for version, text in texts:
+            connection.execute(text)
+            connection.execute(f"PRAGMA user_version = {version}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _check_records(connection: apsw.Connection, path: Path) -> None:
-    """Reject a file that another text than this Relay's has made."""
-    known = {text.name: text.checksum for text in (*migrations(), schema())}
-    for name, version, checksum in connection.execute(
-        "SELECT name, version, checksum FROM migration"
-    ):
-        if name == "schema.sql" and version != SCHEMA_VERSION:
-            continue  # another one by now
-        if known.get(name) != checksum:
-            raise SpoolFormatError(
-                f"{path}: schema {version} by another {name} than this Relay's:"
-                " made by one that was never released"
-            )
 
 
 def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None:
@@ -220,7 +176,7 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
             f" {_COPIES_ROOM * size >> 20} MiB are needed next to it; less is free"
         ) from None
     _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=found)
-    copy_database(connection, copy, on_part=_progress(copy.name))
+    copy_database(connection, copy)
     others = (one for one in path.parent.glob(f"{path.name}.before-*") if one != copy)
     for old in sorted(others, key=_version_of)[: 1 - COPIES_MAX]:
         with suppress(OSError):  # it stays and only uses room
@@ -230,15 +186,3 @@ def _copy_before(connection: apsw.Connection, path: Path, *, found: int) -> None
 def _version_of(copy: Path) -> int:
     number = copy.name.rpartition(".before-")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _progress(file: str) -> Callable[[int, int], None]:
-    reported = 0
-
-    def on_part(done: int, of: int) -> None:
-        nonlocal reported
-        if of and done * _PROGRESS_PARTS // of > reported:
-            reported = done * _PROGRESS_PARTS // of
-            _log.info("copying spool", file=file, percent=100 * done // of)
-
-    return on_part

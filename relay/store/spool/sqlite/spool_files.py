@@ -83,11 +83,6 @@ def last_commit_of(database: Path) -> Path:
     return database.with_name(database.name + ".last-commit")
 
 
-def recovery_mark_of(database: Path) -> Path:
-    """Return the file that exists while a spool is recovered."""
-    return database.with_name(database.name + ".salvage")
-
-
 def is_openable(database: Path) -> bool:
     """Whether SQLite can open the file; it removes the log of a missing or empty one."""
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -99,7 +94,6 @@ def spool_has_traces(database: Path) -> bool:
     """Whether any file of a spool exists."""
     return (
         database.exists()
-        or recovery_mark_of(database).exists()
         or last_commit_of(database).exists()
         or _has_contents(database)
         or log_bytes(database) > 0
@@ -108,8 +102,6 @@ def spool_has_traces(database: Path) -> bool:
 
 def check_presence(database: Path) -> None:
     """Raise SpoolDamagedError for a file that was lost, SpoolFormatError for no file."""
-    if recovery_mark_of(database).exists():
-        raise SpoolDamagedError(f"{database}: its recovery was interrupted")
     if not database.exists():
         if _has_contents(database):
             raise SpoolDamagedError(

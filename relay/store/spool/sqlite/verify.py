@@ -63,7 +63,6 @@ _LOST_ROWS = {
         WHERE {_LIVE} AND (e.extra <> '' AND NOT json_valid(e.extra)
             OR m.extra <> '' AND NOT json_valid(m.extra))""",
 }
-_NEVER_DUE = f"{_LIVE} AND claimed = 0 AND due_us IS NULL"
 _FILES = (
     "SELECT file, size - coalesce(length(header), 0), header, crc32"
     " FROM content INDEXED BY content_file WHERE file IS NOT NULL"
@@ -145,7 +144,6 @@ class SpoolVerifier:
         for expected, query in _LOST_ROWS.items():
             for (where,) in rows.fetch(f"{query} LIMIT {_SHOWN_MAX}"):
                 self._found("lost-row", where, "none", expected=expected)
-        self._check_due()
         for row in connection.execute(_FILES):
             self._check_file(*row)
         if self._full:
@@ -154,14 +152,6 @@ class SpoolVerifier:
         unaccounted = self._check_counters()
         counts = {name: rows.fetch_one(query)[0] for name, query in _COUNTS.items()}
         return counts | {"unaccounted": unaccounted}
-
-    def _check_due(self) -> None:
-        sql = f"SELECT message_id, number, state FROM entry WHERE {_NEVER_DUE} LIMIT {_SHOWN_MAX}"
-        for message_id, number, state in self._rows.fetch(sql):
-            self._found(
-                "never-due", f"{message_id}-{number}", "no time to look at it",
-                expected=f"one, as it is {state}",
-            )  # fmt: skip
 
     def _check_file(self, *row: Any) -> None:
         name, expected_bytes, header, checksum = row

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import apsw
 import pytest
 
-from relay.store.spool.sqlite import disk_space, migrate
+from relay.store.spool.sqlite import disk_space
 from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.migrate import SCHEMA_VERSION, check_files
 from relay.store.spool.types import (
@@ -192,15 +192,6 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
             open_database(path, read_only=read_only)
 
 
-def test_a_file_of_an_unreleased_schema_is_refused(path: Path) -> None:
-    open_database(path).close()
-    connection = apsw.Connection(str(path))
-    connection.execute("UPDATE migration SET checksum = 'another'")
-    connection.close()
-    with pytest.raises(SpoolFormatError, match=rf"schema {SCHEMA_VERSION} by another schema\.sql"):
-        open_database(path)
-
-
 def test_a_file_that_is_not_a_spool_is_not_changed(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("CREATE TABLE mine (it INTEGER)")
@@ -212,14 +203,7 @@ def test_a_file_that_is_not_a_spool_is_not_changed(path: Path) -> None:
         open_database(path)
 
 
-def test_the_checksum_ignores_comments() -> None:
-    text = migrate.Text(9, "x.sql", "CREATE TABLE a (b);  -- so\n")
-    same = migrate.Text(9, "x.sql", "-- or so\nCREATE TABLE\n  a (b);")
-    other = migrate.Text(9, "x.sql", "CREATE TABLE a (c);")
-    assert text.checksum == same.checksum != other.checksum
-
-
-AS_SCHEMA_2 = "DROP TABLE usage; UPDATE migration SET version = 2; PRAGMA user_version = 2"
+AS_SCHEMA_2 = "DROP TABLE usage; PRAGMA user_version = 2"
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,6 @@ def test_counters_are_corrected_only_with_recount(path: Path, filled) -> None:
     assert counters(recount=True) == []
 
 
-def test_an_entry_without_a_due_time_is_found(path: Path, filled) -> None:
-    by_hand(path, "UPDATE entry SET due_us = NULL, retry_us = NULL WHERE message_id = ?", filled)
-    (found,) = [one.where for one in verify(path) if one.kind == "never-due"]
-    assert found == f"{filled}-1"
-
-
 def lost(content: Path) -> None:
     content.unlink()
 

@@ -17,7 +17,6 @@ ONLY_SQLITE = {
     "clock.id": "one row",
     "content.id": "the key of a content is its message and its number there",
     "content.file": "a large body is rows of the table body, and no file",
-    "migration": "a file has the checksum of each text, since none may be half migrated",
 }
 ONLY_POSTGRES = {
     "clock.node": "an anchor for each node: machines count their time from other boots",
