@@ -31,7 +31,6 @@ from relay.store.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.store.mailbox.maildir import DirectorySync, list_names
 from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolFinding, SpoolStorage
 from relay.store.spool.types import SpoolDamagedError, SpoolUnsupportedError
-from relay.submission.outbox.idempotency import damaged_records
 from relay.submission.outbox.on_disk import SubmissionDirectory
 
 _FINDINGS_MAX = 10_000  # of one document
@@ -92,8 +91,6 @@ def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
         srs_in(settings)
     except UnusableKeyError as error:
         yield SpoolFinding("srs-key", str(error.path), error.found, error.expected)
-    for path, why in damaged_records(settings.mailboxes.root / ".submissions"):
-        yield SpoolFinding("damaged-key", str(path), why, "the record of an Idempotency-Key")
 
 
 def _lost_messages(

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -289,20 +289,6 @@ def _read(path: Path) -> KeyedSubmission:
     except msgspec.MsgspecError as error:
         _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
         raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error
-
-
-def damaged_records(submissions: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file that is not the record of a key, and why. Raises OSError."""
-    for hour in list_names(submissions / KEYS):
-        for slot in list_names(submissions / KEYS / hour):
-            path = submissions / KEYS / hour / slot
-            try:
-                if path.suffix != _PART:
-                    _decoder.decode(path.read_bytes())
-            except FileNotFoundError:
-                pass  # a running relay removes them
-            except msgspec.MsgspecError as error:
-                yield path, str(error)
 
 
 def _key_of(submission: PendingSubmission) -> SubmissionKey:
