@@ -64,17 +64,18 @@ def moment(at: str, now: str) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Return the time until something, to the minute: "in 40 s", "in 11 min", "in 1 h 5 min",
-    "in 2 d 3 h"; "now" if it is over.
-    """
+    """Return the time until something: "in 1 h 5 min"; "now" if it is over."""
+    return f"in {time_span(seconds)}" if round(seconds) > 0 else "now"
+
+
+def time_span(seconds: float) -> str:
+    """Return a time, to the minute: "40 s", "11 min", "1 h 5 min", "2 d 3 h"."""
     left = round(seconds)
-    if left <= 0:
-        return "now"
     if left < 60:
-        return f"in {left} s"
+        return f"{left} s"
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         number, left = divmod(left, size)
         if number or parts:
             parts.append(f"{number} {unit}" if number else "")
-    return f"in {' '.join(filter(None, parts[:2]))}"
+    return " ".join(filter(None, parts[:2]))

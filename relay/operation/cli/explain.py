@@ -12,7 +12,7 @@ import click
 from relay.base.clock import SystemClock
 from relay.base.message.nexthop import BY_RULE
 from relay.base.message.tls_policy import DANE, MTA_STS
-from relay.base.phrases import counted, time_left
+from relay.base.phrases import counted, time_span
 from relay.base.settings.environment import read_environment
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
@@ -194,5 +194,5 @@ def _site(site: Mapping[str, Any]) -> str:
 
 def _retry(steps: Sequence[float]) -> str:
     """Return the waits between attempts: the last one repeats."""
-    spans = [time_left(each).removeprefix("in ") for each in steps]
+    spans = [time_span(each) for each in steps]
     return f"after {', '.join(spans)}" + (", and so on" if spans else "")

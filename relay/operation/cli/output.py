@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from relay.base.message.lifecycle import rule_or_milter
-from relay.base.phrases import counted, time_left
+from relay.base.phrases import counted, time_span
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
 from relay.store.journeys.wording import client_line, describe, named
 
@@ -147,7 +147,7 @@ def verdict_lines(document: Mapping[str, Any]) -> list[str]:
             for each in rule["conditions"]
         ]
     for one in document["charges"]:
-        limit = f"{one['allowed']} in {time_left(one['period_s']).removeprefix('in ')}"
+        limit = f"{one['allowed']} in {time_span(one['period_s'])}"
         number = counted(one["recipients"], "recipient")
         lines.append(f"counts {number} against the {limit} of {one['key']} ({one['rule']})")
     if (deferred := document["deferred"]) is not None:

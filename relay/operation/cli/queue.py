@@ -18,7 +18,7 @@ import msgspec
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import hold_text
 from relay.base.pauses import Pause, Paused
-from relay.base.phrases import counted, shown
+from relay.base.phrases import counted, shown, time_span
 from relay.base.running_relay import (
     ControlClient,
     ControlError,
@@ -358,7 +358,7 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
         for one in hops
     ]  # fmt: skip
     width = max(len(row[0]) for row in rows)
-    table = [f"{hop:<{width}}  {'  '.join(f'{x:>8}' for x in rest)}" for hop, *rest in rows]
+    table = [f"{hop:<{width}}  {'  '.join(f'{x:>11}' for x in rest)}" for hop, *rest in rows]
     table[0] += "  LAST REPLY"
     for number, one in enumerate(hops, 1):
         if last := one["last"]:
@@ -384,7 +384,7 @@ def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [("NODE", "STATE", "VERSION", "LAST BEAT", "CLAIMS")] + [
         (
             one["name"] + (" (this)" if one["is_this"] else ""), one["state"], one["version"],
-            f"{_duration(one['beat_age_s'])} ago", str(one["claims"]),
+            f"{time_span(one['beat_age_s'])} ago", str(one["claims"]),
         )
         for one in nodes
     ]  # fmt: skip
@@ -424,19 +424,10 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _age(at: str | None, now_us: int) -> str:
-    """Return the age of an RFC 3339 time in its two largest units."""
+    """Return the age of an RFC 3339 time."""
     if at is None:
         return "-"
-    return _duration(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
-
-
-def _duration(left_s: int) -> str:
-    parts: list[str] = []
-    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        number, left_s = divmod(left_s, unit_s)
-        if number or parts or unit == "s":
-            parts.append(f"{number}{unit}")
-    return "".join(parts[:2])
+    return time_span(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
 
 
 def _count(entries: Sequence[Mapping[str, Any]]) -> str:
