@@ -7,9 +7,8 @@ import asyncio
 import errno
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from relay.base.settings.tree import Settings
 from relay.base.settings.validation import domain_matches, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS
-from relay.operation.app.state_dir import owner_of
+from relay.operation.app.state_dir import is_running
 from relay.operation.app.tenant_sets import load_set
 from relay.operation.app.transport import resolver_of, why_in_process
 from relay.store import spool
@@ -60,14 +59,12 @@ def warning_of(what: str, fault: Fault) -> CheckFinding:
 
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
-_LISTENING_UNIX = "00010000"  # SO_ACCEPTCON in /proc/net/unix
 
 
 def port_fault(address: Address, run_dir: Path) -> str:
     """Return what is expected if a relay cannot listen at `address`, or "".
 
-    An address used by the running relay of this `run_dir` is not a fault.
+    While the relay of this `run_dir` runs, an address in use is taken for its own.
     """
     if address.path:
         return _unix_fault(Path(address.path), run_dir)
@@ -83,7 +80,7 @@ def port_fault(address: Address, run_dir: Path) -> str:
     for family, _, _, _, place in places:
         error = _bind_error(family, place)
         if error == errno.EADDRINUSE:
-            if _is_own(run_dir, _holders(str(place[0]), address.port)):
+            if is_running(run_dir):
                 continue
             hint = f"`ss -Hltnp 'sport = :{address.port}'` as root shows which"
             return f"a free address: another program listens there ({hint})"
@@ -108,25 +105,16 @@ def _bind_error(family: int, place: Any) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            with _own_rights():
+            user = os.geteuid()
+            if os.getuid() == 0:  # it checks as the service, which its unit lets bind any port
+                os.seteuid(0)
+            try:
                 probe.bind(place)
+            finally:
+                os.seteuid(user)
     except OSError as error:
         return 0 if error.errno == errno.EAFNOSUPPORT else error.errno or errno.EINVAL
     return 0
-
-
-@contextmanager
-def _own_rights() -> Iterator[None]:
-    """Let root that checks as the service bind any port, as the unit lets the service, and see what
-    the service has open.
-    """
-    user = os.geteuid()
-    if os.getuid() == 0:
-        os.seteuid(0)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 def _unix_fault(path: Path, run_dir: Path) -> str:
@@ -138,69 +126,18 @@ def _unix_fault(path: Path, run_dir: Path) -> str:
         return ""
     if not path.is_socket():
         return "the path of a socket, or a path that does not exist"
-    holders = _unix_holders(path)
-    if not holders or _is_own(run_dir, holders):  # a start replaces an unused socket
+    if is_running(run_dir) or not _is_listened_at(path):  # a start replaces an unused socket
         return ""
     return "a free socket: another program listens there"
 
 
-def _is_own(run_dir: Path, inodes: set[str]) -> bool:
-    """Whether the relay of this `run_dir` holds these sockets.
-
-    True if it runs and this user cannot read its open files.
-    """
-    pid = owner_of(run_dir)
-    if pid is None:
-        return False
-    held = set()
-    try:
-        with _own_rights():
-            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                with suppress(OSError):
-                    held.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
-    except OSError:
-        return True
-    return inodes <= held
+def _is_listened_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)  # a full backlog
+        return client.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
-def _holders(host: str, port: int) -> set[str]:
-    """Return the inodes of sockets that listen at `host` and `port`, else at an overlapping one."""
-    exact, overlapping = set(), set()
-    for line in (*_lines("/proc/net/tcp"), *_lines("/proc/net/tcp6")):
-        if len(line) < 10 or line[3] != _LISTENING:
-            continue
-        place, _, number = line[1].partition(":")
-        if int(number, 16) != port:
-            continue
-        there = _address(place)
-        if there == host:
-            exact.add(line[9])
-        elif there in WILDCARDS or host in WILDCARDS:
-            overlapping.add(line[9])
-    return exact or overlapping
-
-
-def _unix_holders(path: Path) -> set[str]:
-    return {
-        line[6]
-        for line in _lines("/proc/net/unix", columns=8)
-        if line[-1] == str(path) and line[3] == _LISTENING_UNIX
-    }
-
-
-def _lines(file: str, *, columns: int = 0) -> Iterator[Sequence[str]]:
-    with suppress(OSError):
-        for line in Path(file).read_text().splitlines()[1:]:
-            yield line.split(maxsplit=columns - 1)
-
-
-def _address(written: str) -> str:
-    """Parse an address of /proc/net/tcp: words of four bytes in the byte order of the machine."""
-    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
-    packed = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
+_NAMED_MAX = 10
 _KEY = ("dns", "validating")
 _OTHERS_MAX = 100  # domains of other stores that are asked for
 
@@ -282,9 +219,6 @@ def check_gate(settings: Settings) -> CheckFinding:
     elif missing := available():
         text = f"{text}, without what this kernel lacks of its sandbox: {' and '.join(missing)}"
     return CheckFinding("smtp_gate", CheckResult.OK, text)
-
-
-_NAMED_MAX = 10
 
 
 def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
